@@ -1,0 +1,206 @@
+"""From a config to objects: the one file that knows both."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ovd.clip.load import Clip, load_clip
+from ovd.config import FileData, GatedShortcuts, TrainConfig, WorldData, parse_config
+from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.loader import train_loader
+from ovd.data.report import DataReport
+from ovd.data.transforms import train_transform
+from ovd.data.vocabulary import split_lvis_base
+from ovd.data.world.build import build_world
+from ovd.data.world.settings import Settings
+from ovd.engine import checkpoint
+from ovd.engine.train import Saving, Schedule
+from ovd.inference import DetectionOptions
+from ovd.model.detector import Detector
+from ovd.model.tower import TimmTower
+from ovd.precision import use_low_precision
+from ovd.structures import Batch
+from ovd.text.bank import TextBank, build_bank
+from ovd.text.encoder import encode_classes
+from ovd.text.prompts import TEMPLATES
+
+BANK_SYNONYMS = 2
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with what it needs to be used: its config and the CLIP model whose text tower it speaks."""
+
+    detector: Detector
+    config: TrainConfig
+    clip: Clip
+    step: int
+
+
+def data_root() -> Path:
+    """Where relative paths of data sets start: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
+    return Path(os.environ.get("OVD_DATA") or os.environ.get("DETECTRON2_DATASETS") or "data")
+
+
+def resolve_device(config: TrainConfig) -> torch.device:
+    name = config.train.device
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def low_precision(config: TrainConfig) -> bool:
+    return use_low_precision(config.train.precision, resolve_device(config))
+
+
+def build_detector(config: TrainConfig, clip: Clip) -> Detector:
+    """A fresh detector around CLIP's image tower. Uses torch's global random state for the learned path."""
+    shortcuts = config.detector.shortcuts
+    tower = TimmTower(clip.model.visual)
+    if config.detector.freeze_tower:
+        tower.requires_grad_(False)
+    return Detector(
+        tower,
+        text_dim=encode_classes(clip, ["anything"], ("{}",)).shape[1],
+        mean=clip.mean,
+        std=clip.std,
+        logit_scale=clip.model.logit_scale.exp().item(),
+        channels=config.detector.channels,
+        num_convs=config.detector.num_convs,
+        gated=isinstance(shortcuts, GatedShortcuts),
+        per_channel_gates=isinstance(shortcuts, GatedShortcuts) and shortcuts.per_channel,
+    )
+
+
+def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIndex:
+    """The training set, without the rare classes' annotations where `data.classes` is `base`.
+
+    Raises:
+        VocabularyLeak: a rare class's name would be trained on.
+    """
+    match config.data.source:
+        case WorldData() as source:
+            world = build_world(source.root, ("train",), Settings(seed=source.seed))
+            annotations, images, style = world / "annotations" / "lvis_train.json", world / "images", "lvis"
+        case FileData() as source:
+            annotations, images = data_root() / source.train_annotations, data_root() / source.train_images
+            style = source.format
+    index = load_annotations(annotations, images, format=style, report=report)
+    if config.data.classes == "base":
+        if style != "lvis":
+            raise ValueError(
+                f"{annotations}: data.classes is `base`, but only LVIS files say which classes are rare; "
+                "set data.classes=all"
+            )
+        index = split_lvis_base(index)
+    return index
+
+
+def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:
+    """The validation set with its whole vocabulary; None where the config names none."""
+    match config.data.source:
+        case WorldData() as source:
+            world = build_world(source.root, ("val",), Settings(seed=source.seed))
+            annotations, images, style = world / "annotations" / "lvis_val.json", world / "images", "lvis"
+        case FileData() as source:
+            if source.val_annotations is None:
+                return None
+            annotations = data_root() / source.val_annotations
+            images = data_root() / (source.val_images or source.train_images)
+            style = source.format
+    return load_annotations(annotations, images, format=style, report=report)
+
+
+def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
+    """Variants of every class of the training vocabulary."""
+    return build_bank(
+        clip,
+        [category.name for category in index.categories],
+        [category.synonyms for category in index.categories],
+        TEMPLATES[config.bank.templates],
+        num_synonyms=BANK_SYNONYMS if config.bank.synonyms else 0,
+        folder=config.bank.cache,
+    )
+
+
+def evaluation_text(config: TrainConfig, clip: Clip, names: list[str]) -> Float[Tensor, "C D"]:
+    """One unit row per class name: the mean over the config's templates."""
+    return encode_classes(clip, names, TEMPLATES[config.bank.templates])
+
+
+def training_batches(config: TrainConfig, index: AnnotationIndex) -> Callable[[int], Iterator[Batch]]:
+    """The batches from a step on."""
+    transform = train_transform(
+        size=config.data.size, scale=config.data.scale, flip=config.data.flip, color=config.data.colour
+    )
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        return train_loader(
+            index,
+            transform=transform,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            start_step=step,
+            num_steps=config.train.steps - step,
+            num_workers=config.data.workers,
+            repeat_threshold=config.data.repeat_threshold,
+        )
+
+    return batches_from
+
+
+def build_schedule(config: TrainConfig) -> Schedule:
+    names = set(Schedule.__dataclass_fields__) - {"text_noise"}
+    return Schedule(**{name: getattr(config.train, name) for name in names}, text_noise=config.bank.noise)
+
+
+def build_saving(config: TrainConfig) -> Saving:
+    return Saving(
+        run_dir=config.output,
+        save_every=config.train.save_every,
+        keep_checkpoints=config.train.keep_checkpoints,
+        eval_every=config.train.eval_every,
+        resolved_config=config.model_dump(mode="json"),
+    )
+
+
+def detection_options(config: TrainConfig) -> DetectionOptions:
+    names = DetectionOptions.__dataclass_fields__
+    return DetectionOptions(**{name: getattr(config.eval, name) for name in names})
+
+
+def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
+    """The checkpoint of a run folder (its newest) or a checkpoint folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (path / "manifest.json").is_file():
+        return checkpoint.read(path)
+    found = checkpoint.latest(path)
+    if found is None:
+        raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")
+    return found
+
+
+def load_detector(path: Path) -> TrainedDetector:
+    """A trained detector from its run folder or a checkpoint folder: the averaged weights, in eval mode.
+
+    Raises:
+        ValueError: no intact checkpoint there, or its weights do not fit its config.
+    """
+    found = find_checkpoint(path)
+    config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    clip = load_clip(config.clip.name, config.clip.weights)
+    detector = build_detector(config, clip)
+    checkpoint.load_into(detector, found.weights)
+    return TrainedDetector(detector.eval(), config, clip, found.step)
+
+
+def initialise(detector: Detector, init_from: Path) -> None:
+    """Start a new run from a trained detector: a run folder, a checkpoint folder or a weights file."""
+    weights = init_from if init_from.is_file() else find_checkpoint(init_from).weights
+    checkpoint.load_into(detector, weights)

@@ -1,0 +1,73 @@
+"""Load a CLIP model, its tokenizer and its normalisation, all through open_clip."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+from torch import nn
+
+import ovd.clip.tiny_net  # noqa: F401  makes the tiny tower known to timm
+
+TINY_CLIP = Path(__file__).parents[1] / "assets" / "tiny_clip"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with what belongs to its weights."""
+
+    model: nn.Module
+    """open_clip's CLIP, in eval mode, float32, on the CPU."""
+    tokenizer: open_clip.tokenizer.SimpleTokenizer
+    """A list of N strings -> int64 N x context length."""
+    mean: tuple[float, ...]
+    """Of the images the weights were trained on, RGB in 0..1."""
+    std: tuple[float, ...]
+
+
+def load_clip(name: str, weights: str | None = None) -> Clip:
+    """Load a model by name.
+
+    Args:
+        name: `tiny` for the toolkit's own, a folder with an `open_clip_config.json`, or any name that
+            `open_clip.list_models()` knows.
+        weights: for a named model, one of open_clip's tags for it (downloaded once) or a local file; None leaves the
+            weights random. A folder brings its own.
+
+    Raises:
+        ValueError: the name is unknown, or a folder has no model in it.
+    """
+    folder = TINY_CLIP if name == "tiny" else Path(name)
+    if (folder / "open_clip_config.json").is_file():
+        if weights is not None:
+            raise ValueError(f"clip.weights is {weights!r}, but {folder} brings its own weights; leave it out")
+        return _load_folder(folder)
+    if folder.is_dir():
+        raise ValueError(f"{folder} has no open_clip_config.json, so it is no CLIP model's folder")
+    if name not in open_clip.list_models():
+        raise ValueError(f"clip.name {name!r} is neither a folder nor one of open_clip.list_models()")
+    model = open_clip.create_model(name, pretrained=weights)
+    return _with_preprocessing(model, open_clip.get_tokenizer(name))
+
+
+def _load_folder(folder: Path) -> Clip:
+    model = open_clip.create_model(f"local-dir:{folder}")
+    merges = folder / "merges.txt.gz"
+    if merges.exists():
+        tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=model.context_length)
+    else:
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return _with_preprocessing(model, tokenizer)
+
+
+def _with_preprocessing(model: nn.Module, tokenizer) -> Clip:
+    preprocessing = open_clip.get_model_preprocess_cfg(model)
+    return Clip(model.eval(), tokenizer, tuple(preprocessing["mean"]), tuple(preprocessing["std"]))
+
+
+def build_untrained_tiny_clip() -> Clip:
+    """The tiny CLIP with random weights, for pretraining it. Uses torch's global random state."""
+    model = open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False)
+    tokenizer = open_clip.SimpleTokenizer(
+        bpe_path=str(TINY_CLIP / "merges.txt.gz"), context_length=model.context_length
+    )
+    return _with_preprocessing(model, tokenizer)

@@ -1,0 +1,287 @@
+"""Typed, strict configs: YAML files with `base:` inheritance and dotted overrides on the command line.
+
+    config = load_config(Path("configs/quickstart.yaml"), ["train.steps=50"], TrainConfig)
+
+Every key has a type and a meaning here; an unknown key is an error that names the nearest one. Values are plain data:
+no import path, no code and no environment variable is ever read from a config.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+MAX_CONFIG_BYTES = 1_000_000
+MAX_BASE_DEPTH = 10
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the file, the key and the nearest valid one."""
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClipConfig(Section):
+    name: str = "tiny"
+    """`tiny`, a folder with an open_clip_config.json, or a name of open_clip.list_models()."""
+    weights: str | None = None
+    """For a name: one of its tags, or a local file. None means random weights; a folder brings its own."""
+
+
+class BankConfig(Section):
+    """The text bank: V prompt variants of every class (design: text augmentation)."""
+
+    templates: Literal["none", "short", "full"] = "short"
+    """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
+    synonyms: bool = False
+    """Training variants may use a class's synonyms, where the annotation file has them."""
+    noise: NonNegativeFloat = 0.0
+    """Gaussian noise added to a sampled variant, as a fraction of its length; renormalised after."""
+    cache: Path = Path("data/text_banks")
+
+
+class GatedShortcuts(Section):
+    kind: Literal["gated"] = "gated"
+    per_channel: bool = True
+    """One gate for every text-space channel, or one for all."""
+    where: Literal["both", "pyramid", "head"] = "both"
+
+
+class NoShortcuts(Section):
+    kind: Literal["none"] = "none"
+
+
+class DetectorConfig(Section):
+    shortcuts: Annotated[GatedShortcuts | NoShortcuts, Field(discriminator="kind")] = GatedShortcuts()
+    channels: PositiveInt = 256
+    """Width of the learned path: pyramid and head."""
+    num_convs: PositiveInt = 4
+    """3 x 3 convolutions in each of the head's two towers."""
+    freeze_tower: bool = False
+
+
+class WorldData(Section):
+    """The embedded world, drawn on first use."""
+
+    kind: Literal["world"] = "world"
+    root: Path = Path("data/world")
+    seed: NonNegativeInt = 0
+
+
+class FileData(Section):
+    """Annotation files in LVIS or COCO format. Relative paths start at the data root (OVD_DATA, else ./data)."""
+
+    kind: Literal["files"] = "files"
+    format: Literal["lvis", "coco"]
+    train_annotations: Path
+    train_images: Path
+    val_annotations: Path | None = None
+    val_images: Path | None = None
+
+
+class DataConfig(Section):
+    source: Annotated[WorldData | FileData, Field(discriminator="kind")] = WorldData()
+    classes: Literal["base", "all"] = "base"
+    """`base` removes the annotations of LVIS's rare classes and checks that none of their names is trained on."""
+    size: PositiveInt = 192
+    """Longest side of an image in pixels, in training (before scale jitter) and evaluation."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    colour: NonNegativeFloat = 0.2
+    """Strength of brightness, contrast, saturation and hue jitter."""
+    repeat_threshold: NonNegativeFloat = 0.001
+    """LVIS's repeat-factor sampling; 0 switches it off."""
+    workers: NonNegativeInt = 1
+
+
+class TrainSection(Section):
+    steps: PositiveInt
+    batch_size: PositiveInt = 16
+    seed: NonNegativeInt = 0
+    learning_rate: PositiveFloat = 1e-3
+    tower_rate: NonNegativeFloat = 0.1
+    """Learning rate of the image tower, as a factor."""
+    gate_rate: NonNegativeFloat = 1.0
+    """Learning rate of the shortcuts' gates, as a factor."""
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_steps: NonNegativeInt = 50
+    decay: Literal["cosine", "step", "constant"] = "cosine"
+    clip_norm: PositiveFloat = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    negatives: Literal["sampled", "strict", "all"] = "sampled"
+    """Which class rows count as negatives of an image: all rows of the step, or only verified ones (federated
+    `strict`); `all` takes the whole vocabulary as rows, for exhaustively annotated data."""
+    sampled_classes: NonNegativeInt = 100
+    """Classes drawn besides those in the batch, by image count to the power 0.5."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    device: str = "auto"
+    """`auto` is the GPU where there is one, else the CPU."""
+    threads: PositiveInt = 2
+    """CPU threads; a result's bits depend on it."""
+    save_every: PositiveInt = 250
+    keep_checkpoints: PositiveInt = 2
+    eval_every: NonNegativeInt = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+
+
+class EvalSection(Section):
+    batch_size: PositiveInt = 16
+    score_threshold: NonNegativeFloat = 0.0
+    nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.6
+    max_detections: PositiveInt = 1000
+    candidates: PositiveInt = 2000
+    """Highest-scoring (point, class) pairs of an image that enter non-maximum suppression."""
+    engine: Literal["hotcoco", "official"] = "hotcoco"
+
+
+class TrainConfig(Section):
+    """Training a detector: `tools/train.py`."""
+
+    output: Path
+    """Run folder: checkpoints, logs, metrics, pictures."""
+    clip: ClipConfig = ClipConfig()
+    init_from: Path | None = None
+    """Start from a trained detector (a run folder, a checkpoint folder or a weights file) instead of CLIP alone."""
+    bank: BankConfig = BankConfig()
+    detector: DetectorConfig = DetectorConfig()
+    data: DataConfig = DataConfig()
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+
+
+class PretrainConfig(Section):
+    """Pretraining the tiny CLIP on the world's image-text pairs: `tools/pretrain_clip.py`."""
+
+    output: Path
+    data: WorldData = WorldData()
+    steps: PositiveInt
+    batch_size: PositiveInt = 256
+    crop: PositiveInt = 96
+    """Side of the random crop of a pair's image."""
+    seed: NonNegativeInt = 0
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_steps: NonNegativeInt = 100
+    clip_norm: PositiveFloat = 1.0
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    threads: PositiveInt = 2
+    save_every: PositiveInt = 200
+
+
+ConfigType = TypeVar("ConfigType", bound=Section)
+
+
+def load_config(path: Path, overrides: list[str], kind: type[ConfigType]) -> ConfigType:
+    """Read a YAML config, the ones it is based on, and overrides of the form `train.steps=100`.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key, a value of the wrong type, a circle of bases.
+    """
+    values = _read_with_bases(path, ())
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, kind, str(path))
+
+
+def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) -> ConfigType:
+    """Check plain data against a config type; `source` names it in errors."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {_explain(problem, kind)}" for problem in error.errors())) from None
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in seen or len(seen) >= MAX_BASE_DEPTH:
+        raise ConfigError(f"{path}: `base:` runs in a circle or deeper than {MAX_BASE_DEPTH} files")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: `base:` is {base!r}; it must be the path of a config, relative to this one")
+    return _merge(_read_with_bases(path.parent / base, (*seen, resolved)), values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: {len(text)} characters; a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        # Aliases can make a few lines grow without bound, and configs have no use for them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in configs; use `base:`")
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not plain YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values, not {type(values).__name__}")
+    return values
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins; mappings are merged key by key, unless they choose another `kind`."""
+    merged = dict(base)
+    for key, value in over.items():
+        before = merged.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        merged[key] = (
+            _merge(before, value) if both and before.get("kind") == value.get("kind", before.get("kind")) else value
+        )
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write it as key=value, for example train.steps=100")
+    *parents, last = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    try:
+        section[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: not a plain YAML value: {error}") from None
+
+
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{location}: {problem['msg']} (got {problem['input']!r})"
+    known = _known_keys(kind)
+    nearest = difflib.get_close_matches(str(problem["loc"][-1]), [key.rsplit(".", 1)[-1] for key in known], n=1)
+    hint = next((key for key in known if nearest and key.rsplit(".", 1)[-1] == nearest[0]), None)
+    return f"unknown key {location}" + (f"; did you mean {hint}?" if hint else "")
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in kind.model_fields.items():
+        keys.append(prefix + name)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for option in options:
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                keys += _known_keys(option, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,127 @@
+"""Reading an image file into RGB pixels, or saying why not."""
+
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from ovd.data.report import DataError
+
+# Pillow reads dozens of formats, some through code that is seldom attacked or fixed.
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS = 64 * 1024 * 1024
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(DataError):
+    """An image that cannot be used; `code` says which fault it is, the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    pixels: UInt8[np.ndarray, "H W 3"]
+    """RGB."""
+    unrotated: bool
+    """True where the sides agree with the annotation only when the EXIF rotation is not applied (F12, a repair)."""
+
+
+def read_image(
+    source: Path | bytes, *, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`decode_image` without its note on rotation."""
+    return decode_image(source, expected_size=expected_size, max_pixels=max_pixels).pixels
+
+
+def decode_image(
+    source: Path | bytes, *, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> DecodedImage:
+    """Decodes a JPEG, PNG, WebP or BMP file to RGB as a viewer shows it.
+
+    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit values keep their high byte, and
+    of an animation the first frame is read.
+
+    Args:
+        source: a file or its bytes.
+        expected_size: height and width that the annotation gives. Where only the stored, unrotated sides agree with
+            it, the stored pixels are returned.
+        max_pixels: larger images are refused by their header, before memory is taken for them.
+
+    Raises:
+        ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many pixels; F12 another size than
+            expected.
+    """
+    name = str(source) if isinstance(source, Path) else "image"
+    try:
+        content = source.read_bytes() if isinstance(source, Path) else source
+    except FileNotFoundError:
+        raise ImageError("F8", f"{name}: file is missing") from None
+    except OSError as error:
+        raise ImageError("F9", f"{name}: cannot be read: {error}") from error
+    if not content:
+        raise ImageError("F9", f"{name}: file is empty")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd metadata; what matters for pixels raises
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(BytesIO(content), formats=ALLOWED_FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError("F10", f"{name}: {height} x {width} pixels are more than {max_pixels}")
+                image.load()
+                orientation = _orientation(image)
+                rgb = _to_rgb(image)
+        except ImageError:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ImageError("F10", f"{name}: {error}") from error
+        except UnidentifiedImageError as error:
+            raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
+        except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included
+            raise ImageError("F9", f"{name}: cannot be decoded: {error!r}") from error
+
+    stored_size = (height, width)
+    shown_size = (width, height) if orientation >= 5 else (height, width)
+    unrotated = expected_size is not None and shown_size != expected_size and stored_size == expected_size
+    if expected_size is not None and not unrotated and shown_size != expected_size:
+        raise ImageError(
+            "F12", f"{name}: height x width is {shown_size[0]} x {shown_size[1]}, the annotation says "
+            f"{expected_size[0]} x {expected_size[1]}"
+        )  # fmt: skip
+    if orientation != 1 and not unrotated:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return DecodedImage(pixels=np.array(rgb), unrotated=unrotated)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 (upright) to 8; damaged EXIF data says nothing, and the pixels are sound."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # the EXIF parser raises as freely as the decoders
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey: convert() would clip at 255 instead of scaling.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        white = Image.new("RGBA", shown.size, "white")
+        return Image.alpha_composite(white, shown).convert("RGB")
+    return image.convert("RGB")

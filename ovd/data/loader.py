@@ -1,0 +1,343 @@
+"""From an annotation index to batches, in an order that is a pure function of (seed, epoch, step).
+
+No loader state is ever stored: a run resumed at step s draws the very batches that an uninterrupted one would have,
+with any number of worker processes.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ovd.data.annotations import AnnotationIndex, ImageRecord
+from ovd.data.images import ImageError, decode_image
+from ovd.data.report import DataError
+from ovd.data.transforms import Sample, eval_transform
+from ovd.structures import Batch, Targets
+
+# Keep the chance of epochs and of samples apart: position 7 must not repeat the numbers of epoch 7.
+_EPOCH_STREAM = 0
+_SAMPLE_STREAM = 1
+
+DrawnSample = tuple[int, int]
+"""Position of an image in the index, and the seed of its augmentation."""
+
+
+@dataclass(frozen=True)
+class LoadedBatch(Batch):
+    """A batch with a line for every sample in it that needed a repair ("CODE where")."""
+
+    repaired: tuple[str, ...] = ()
+
+
+def repeat_factors(index: AnnotationIndex, threshold: float) -> Float64[np.ndarray, " N"]:
+    """How often each image appears in an epoch on average, so that rare classes are seen more often.
+
+    max over the image's classes of max(1, sqrt(threshold / f)), f being the share of this index's images with the
+    class; 1 for images without objects (Gupta et al. 2019, LVIS, appendix B.2).
+    """
+    image_of_object = index.boxes.images_of_values()
+    image_and_class = np.unique(np.stack([image_of_object, index.classes.values], axis=1), axis=0)
+    num_images_with = np.bincount(image_and_class[:, 1], minlength=len(index.categories))
+    share = num_images_with / max(len(index), 1)
+    class_factors = np.sqrt(np.maximum(threshold, share) / np.where(share > 0, share, 1))
+    factors = np.ones(len(index))
+    np.maximum.at(factors, image_of_object, class_factors[index.classes.values])
+    return factors
+
+
+def epoch_length(repeat: Float64[np.ndarray, " N"]) -> int:
+    """Samples in an epoch: the same in each, so that a step's epoch is found by division."""
+    # The tolerance keeps a sum of ones that rounding left at N + 1e-12 from becoming N + 1.
+    return int(np.ceil(repeat.sum() - 1e-6))
+
+
+def epoch_order(
+    *, num_images: int, repeat: Float64[np.ndarray, " N"], seed: int, epoch: int
+) -> Int64[np.ndarray, " L"]:
+    """The images of one epoch, shuffled: image i floor(r_i) or ceil(r_i) times and r_i times on average.
+
+    Factors are rounded by systematic sampling (one offset, then every whole step of the running sum): unlike rounding
+    each by itself it gives all epochs the same length L, the sum of the factors rounded up; the factors are stretched
+    by less than one part in N to reach it.
+    """
+    if len(repeat) != num_images or (repeat < 1).any():
+        raise ValueError(f"{len(repeat)} repeat factors from {repeat.min(initial=1)}; expected {num_images} from 1")
+    generator = np.random.default_rng((seed, _EPOCH_STREAM, epoch))
+    length = epoch_length(repeat)
+    running_sum = np.cumsum(repeat) * (length / max(repeat.sum(), 1))
+    whole_steps = np.floor(running_sum + generator.random()).astype(np.int64)
+    whole_steps[-1:] = length  # whatever the rounding of the sum
+    return generator.permutation(np.repeat(np.arange(num_images), np.diff(whole_steps, prepend=0)))
+
+
+class TrainOrder:
+    """Which images, with which augmentation seeds, make up each training step.
+
+    The epochs follow one another without a gap: a step's batch may cross from one into the next, and no sample is left
+    out at an epoch's end.
+    """
+
+    def __init__(self, *, num_images: int, repeat: Float64[np.ndarray, " N"], seed: int, batch_size: int):
+        if num_images < 1 or batch_size < 1:
+            raise ValueError(f"{num_images} images in batches of {batch_size}: expected at least one of each")
+        self._num_images = num_images
+        self._repeat = repeat
+        self._seed = seed
+        self._batch_size = batch_size
+        self._length = epoch_length(repeat)
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> list[DrawnSample]:
+        """The samples of a step; the first call and each new epoch cost one shuffle, whatever the step."""
+        first = step * self._batch_size
+        return [self._sample(position) for position in range(first, first + self._batch_size)]
+
+    def _sample(self, position: int) -> DrawnSample:
+        epoch, place = divmod(position, self._length)
+        if epoch != self._epoch:
+            self._order = epoch_order(num_images=self._num_images, repeat=self._repeat, seed=self._seed, epoch=epoch)
+            self._epoch = epoch
+        sample_seed = np.random.SeedSequence((self._seed, _SAMPLE_STREAM, position)).generate_state(1, np.uint64)
+        return int(self._order[place]), int(sample_seed[0])
+
+
+@dataclass(frozen=True)
+class _LoadedSample:
+    """Pixels, and the record rewritten to them: size and boxes are those after the transform."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    record: ImageRecord
+    repaired: str | None
+
+
+class DetectionDataset(Dataset):
+    """Reads and transforms single samples; a sample that cannot be read becomes a line "CODE where and why"."""
+
+    def __init__(self, index: AnnotationIndex, transform: Callable[[Sample, int], Sample]):
+        if index.images_root is None:
+            raise ValueError(f"{index.path} was loaded without a folder of images")
+        self._index = index
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, drawn: DrawnSample) -> _LoadedSample | str:
+        image, seed = drawn
+        record = self._index.record(image)
+        try:
+            decoded = decode_image(record.path, expected_size=(record.height, record.width))
+        except ImageError as error:
+            return f"{error.code} {error}"
+        sample = Sample(
+            image=decoded.pixels, boxes=record.boxes, classes=record.classes, ignore_boxes=record.crowd_boxes
+        )
+        repaired = f"F12 {record.path}: EXIF rotation not applied, as in the annotation" if decoded.unrotated else None
+        moved = self._transform(sample, seed)
+        height, width = moved.image.shape[:2]
+        moved_record = replace(
+            record,
+            height=height,
+            width=width,
+            boxes=moved.boxes,
+            classes=moved.classes,
+            crowd_boxes=moved.ignore_boxes,
+        )
+        return _LoadedSample(moved.image, moved_record, repaired)
+
+
+def train_loader(
+    index: AnnotationIndex,
+    *,
+    transform: Callable[[Sample, int], Sample],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    num_workers: int,
+    repeat_threshold: float,
+    size_divisor: int = 32,
+    timeout_s: float = 300,
+) -> Iterator[LoadedBatch]:
+    """Yields the batches of steps start_step to start_step + num_steps - 1.
+
+    A sample that cannot be read makes its batch smaller, down to none, and is named in `Batch.skipped`; the caller
+    counts (`DataReport.add_batch`). Neither `num_workers` nor `start_step` changes what a step's batch holds.
+
+    Args:
+        transform: a pure function of (sample, seed).
+        num_workers: processes (forked) that load ahead; 0 loads in the calling process.
+        repeat_threshold: see `repeat_factors`; 0 shows every image once an epoch.
+        size_divisor: images are padded at the right and bottom to a multiple of it.
+        timeout_s: how long a batch may take in a worker.
+
+    Raises:
+        ValueError: no images, or an index without a folder of images.
+        RuntimeError: a worker died or hung; the message has the signal or the time, the step and its image ids. (A
+            death between two batches is raised by torch's signal handler, in whatever the main thread does then.)
+    """
+    order = TrainOrder(
+        num_images=len(index), repeat=repeat_factors(index, repeat_threshold), seed=seed, batch_size=batch_size
+    )
+    dataset = DetectionDataset(index, transform)
+    steps = range(start_step, start_step + num_steps)
+    return _load(dataset, index, steps, order.batch, num_workers, size_divisor, timeout_s)
+
+
+def eval_loader(
+    index: AnnotationIndex,
+    *,
+    size: int,
+    batch_size: int,
+    num_workers: int,
+    size_divisor: int = 32,
+    timeout_s: float = 300,
+) -> Iterator[tuple[LoadedBatch, Int[Tensor, "B 2"]]]:
+    """Yields every image once, in the index's order, and the images' original heights and widths.
+
+    Images are resized to a longest side of `size`, their boxes with them.
+
+    Raises:
+        DataError: an image is missing or cannot be used: a metric over the rest would not be the metric.
+        ValueError, RuntimeError: as `train_loader`.
+    """
+    dataset = DetectionDataset(index, partial(_resize_sample, eval_transform(size=size)))
+    steps = range(-(-len(index) // batch_size))
+
+    def batch(step: int) -> list[DrawnSample]:
+        first = step * batch_size
+        return [(image, 0) for image in range(first, min(first + batch_size, len(index)))]
+
+    def checked() -> Iterator[tuple[LoadedBatch, Tensor]]:
+        row = 0
+        for loaded in _load(dataset, index, steps, batch, num_workers, size_divisor, timeout_s):
+            for line in loaded.skipped:
+                code, message = line.split(" ", 1)
+                raise DataError(code, f"{message}; evaluation needs every image of {index.path}")
+            num_images = len(loaded.image_ids)
+            yield loaded, torch.from_numpy(index.image_sizes[row : row + num_images].copy())
+            row += num_images
+
+    return checked()
+
+
+@dataclass(frozen=True)
+class _PackedBatch:
+    """A batch on its way from a worker: one tensor, since each tensor takes a file descriptor of the receiver."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    records: tuple[ImageRecord, ...]
+    skipped: tuple[str, ...]
+    repaired: tuple[str, ...]
+
+
+class _StepBatches:
+    """The drawn samples of each step, as torch's batch sampler."""
+
+    def __init__(self, steps: range, batch: Callable[[int], list[DrawnSample]]):
+        self._steps = steps
+        self._batch = batch
+
+    def __iter__(self) -> Iterator[list[DrawnSample]]:
+        return map(self._batch, self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def _load(
+    dataset: DetectionDataset,
+    index: AnnotationIndex,
+    steps: range,
+    batch: Callable[[int], list[DrawnSample]],
+    num_workers: int,
+    size_divisor: int,
+    timeout_s: float,
+) -> Iterator[LoadedBatch]:
+    with warnings.catch_warnings():
+        # More workers than cores, and forking beside threads: the user's choice, and how torch works on Linux.
+        warnings.simplefilter("ignore")
+        packed_batches = iter(
+            DataLoader(
+                dataset,
+                batch_sampler=_StepBatches(steps, batch),  # type: ignore[arg-type]  # indices are pairs here
+                collate_fn=partial(_pack, size_divisor=size_divisor),
+                num_workers=num_workers,
+                timeout=timeout_s if num_workers else 0,
+                multiprocessing_context="fork" if num_workers else None,
+                worker_init_fn=_use_one_thread,
+            )
+        )
+    for step in steps:
+        try:
+            packed = next(packed_batches)
+        except RuntimeError as error:
+            image_ids = [int(index.image_ids[image]) for image, _ in batch(step)]
+            # torch says that a worker "exited unexpectedly", and in the cause which signal killed it.
+            reason = f"{error} ({error.__cause__})" if isinstance(error.__cause__, RuntimeError) else f"{error}"
+            raise RuntimeError(f"loading step {step} (image ids {image_ids}) failed: {reason}") from error
+        yield _unpack(packed)
+
+
+def _use_one_thread(_worker: int) -> None:
+    import cv2  # takes long to import, and albumentations has already done it where a transform needs it
+
+    # Workers times threads would fight over the cores, and OpenCV's thread pool does not survive a fork.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int) -> _PackedBatch:
+    loaded = [sample for sample in samples if isinstance(sample, _LoadedSample)]
+    height = _round_up(max((sample.record.height for sample in loaded), default=1), size_divisor)
+    width = _round_up(max((sample.record.width for sample in loaded), default=1), size_divisor)
+    images = torch.zeros(len(loaded), 3, height, width, dtype=torch.uint8)
+    for padded, sample in zip(images, loaded, strict=True):
+        padded[:, : sample.record.height, : sample.record.width] = torch.from_numpy(sample.image).permute(2, 0, 1)
+    return _PackedBatch(
+        images=images,
+        records=tuple(sample.record for sample in loaded),
+        skipped=tuple(sample for sample in samples if isinstance(sample, str)),
+        repaired=tuple(sample.repaired for sample in loaded if sample.repaired is not None),
+    )
+
+
+def _unpack(packed: _PackedBatch) -> LoadedBatch:
+    sizes = [[record.height, record.width] for record in packed.records]
+    return LoadedBatch(
+        images=packed.images,
+        sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+        targets=tuple(
+            # Copies: without workers some of these arrays are views of the index.
+            Targets(
+                boxes=torch.tensor(record.boxes),
+                classes=torch.tensor(record.classes),
+                negative_classes=torch.tensor(record.negative_classes),
+                not_exhaustive_classes=torch.tensor(record.not_exhaustive_classes),
+                ignore_boxes=torch.tensor(record.crowd_boxes),
+            )
+            for record in packed.records
+        ),
+        image_ids=tuple(record.id for record in packed.records),
+        skipped=packed.skipped,
+        repaired=packed.repaired,
+    )
+
+
+def _resize_sample(resize: Callable[[np.ndarray], np.ndarray], sample: Sample, _seed: int) -> Sample:
+    image = resize(sample.image)
+    (height, width), (new_height, new_width) = sample.image.shape[:2], image.shape[:2]
+    factors = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
+    return Sample(image, sample.boxes * factors, sample.classes, sample.ignore_boxes * factors)
+
+
+def _round_up(length: int, divisor: int) -> int:
+    return -(-length // divisor) * divisor

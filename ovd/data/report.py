@@ -1,0 +1,121 @@
+"""What happened to the data: counts of everything repaired or skipped, by fault code.
+
+Codes are those of docs/faults: F4 and F5 concern single boxes, the others whole samples. Always: seen = used + skipped.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from ovd.structures import Batch
+
+Unit = Literal["sample", "box"]
+
+_BOX_CODES = frozenset({"F4", "F5"})
+_NUM_RECORDS_KEPT = 20
+_MAX_SKIPPED_IN_A_ROW = 100
+_MAX_SKIPPED_SHARE = 0.01
+_MIN_SKIPPED_TO_STOP = 5
+
+
+class DataError(ValueError):
+    """Input data that a run must stop at.
+
+    Attributes:
+        code: the fault's code, such as "F3".
+    """
+
+    def __init__(self, code: str, message: str):
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class DataReport:
+    """Counts what was used, repaired and skipped, and keeps the first 20 records of each kind."""
+
+    def __init__(self) -> None:
+        self._used: Counter[Unit] = Counter()
+        self._skipped_in_a_row: Counter[Unit] = Counter()
+        self._repaired: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
+
+    def used(self, count: int = 1, *, unit: Unit = "sample") -> None:
+        """Counts samples or boxes that go on to be used, repaired ones included."""
+        if count:
+            self._used[unit] += count
+            self._skipped_in_a_row[unit] = 0
+
+    def repaired(self, code: str, where: str) -> None:
+        """Counts a deterministic fix; `where` names the file and record and says what was done."""
+        self._repaired[code] += 1
+        self._keep(f"{code} repaired", where)
+
+    def skipped(self, code: str, where: str) -> None:
+        """Counts a sample or box that is left out; `where` names the file and record and says why."""
+        self._skipped[code] += 1
+        self._skipped_in_a_row[_unit(code)] += 1
+        self._keep(f"{code} skipped", where)
+
+    def add_batch(self, batch: Batch) -> None:
+        """Counts a batch's samples: those in it as used, each line of `Batch.skipped` ("CODE where") as skipped."""
+        for line in batch.skipped:
+            self.skipped(*line.split(" ", 1))
+        self.used(len(batch.image_ids))
+
+    def num_used(self, unit: Unit = "sample") -> int:
+        return self._used[unit]
+
+    def num_skipped(self, code: str) -> int:
+        return self._skipped[code]
+
+    def num_repaired(self, code: str) -> int:
+        return self._repaired[code]
+
+    def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
+        """Stops when 100 in a row, or 1 % of `total` (samples or boxes seen) and at least 5, were skipped.
+
+        Raises:
+            DataError: with the code that was counted most and its first records.
+        """
+        counts = Counter({code: count for code, count in self._skipped.items() if _unit(code) == unit})
+        num_skipped = counts.total()
+        in_a_row = self._skipped_in_a_row[unit]
+        if in_a_row < _MAX_SKIPPED_IN_A_ROW and num_skipped < max(_MIN_SKIPPED_TO_STOP, _MAX_SKIPPED_SHARE * total):
+            return
+        code = counts.most_common(1)[0][0]
+        raise DataError(
+            code,
+            f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
+            f"first: {'; '.join(self._first[f'{code} skipped'][:3])}",
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes `data_report.json`."""
+        units: tuple[Unit, Unit] = ("sample", "box")
+        skipped = {unit: sum(n for code, n in self._skipped.items() if _unit(code) == unit) for unit in units}
+        content = {
+            "seen": {unit: self._used[unit] + skipped[unit] for unit in units},
+            "used": {unit: self._used[unit] for unit in units},
+            "skipped": skipped,
+            "skipped_by_code": dict(sorted(self._skipped.items())),
+            "repaired_by_code": dict(sorted(self._repaired.items())),
+            "first_records": dict(sorted(self._first.items())),
+        }
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def _keep(self, kind: str, where: str) -> None:
+        records = self._first.setdefault(kind, [])
+        if len(records) < _NUM_RECORDS_KEPT:
+            records.append(where)
+
+
+def _unit(code: str) -> Unit:
+    return "box" if code in _BOX_CODES else "sample"

@@ -1,0 +1,107 @@
+"""Which classes are trained on: LVIS-base without its rare classes, and the check that no novel name leaks in."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from ovd.data.annotations import AnnotationIndex, Category, Ragged
+
+_NUM_NAMED = 20
+
+
+class VocabularyLeak(ValueError):
+    """A name that must stay unseen is in the training vocabulary."""
+
+
+def base_classes(index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
+    """Rows of the common and frequent classes.
+
+    Raises:
+        ValueError: the file gives no frequencies.
+    """
+    without = [category.name for category in index.categories if category.frequency is None]
+    if without:
+        raise ValueError(f"{index.path}: {len(without)} classes without a frequency ({without[0]!r}): no base classes")
+    return np.array([row for row, category in enumerate(index.categories) if category.frequency != "r"], dtype=np.int64)
+
+
+def keep_classes(index: AnnotationIndex, rows: Int64[np.ndarray, " K"]) -> AnnotationIndex:
+    """The same images with only the classes at `rows`; class rows[k] becomes row k.
+
+    Objects, federated labels and categories of the other classes go; every image stays, also one that is left
+    without objects. Crowd regions stay whatever their class: they are ignored, not learned.
+
+    Raises:
+        ValueError: a row outside the vocabulary or twice.
+    """
+    num_classes = len(index.categories)
+    if len(np.unique(rows)) != len(rows) or ((rows < 0) | (rows >= num_classes)).any():
+        raise ValueError(f"{index.path}: rows must be distinct and in 0..{num_classes - 1}")
+    new_row = np.full(num_classes, -1, dtype=np.int64)
+    new_row[rows] = np.arange(len(rows))
+
+    def kept(labels: Ragged) -> Ragged:
+        return _select(Ragged(new_row[labels.values], labels.offsets), new_row[labels.values] >= 0)
+
+    return replace(
+        index,
+        categories=tuple(index.categories[row] for row in rows.tolist()),
+        boxes=_select(index.boxes, new_row[index.classes.values] >= 0),
+        classes=kept(index.classes),
+        negative_classes=kept(index.negative_classes),
+        not_exhaustive_classes=kept(index.not_exhaustive_classes),
+    )
+
+
+def check_no_leak(training: Sequence[Category], novel: Sequence[Category]) -> None:
+    """Stops if a novel class's name or synonym is also a name or synonym of a training class.
+
+    Names are compared with case folded and underscores, brackets and spaces alike, but with the words in brackets:
+    "bow_(weapon)" and "bow_(decorative_ribbons)" are two names. So compared, LVIS v1's 337 rare classes share neither
+    a name nor a synonym with its 866 base classes, which is why a shared synonym is not let pass.
+
+    Raises:
+        VocabularyLeak: with the shared names and the classes that have them.
+    """
+    owner = {_normalized(name): category.name for category in training for name in _names(category)}
+    leaks = {
+        f"{name!r} of novel class {category.name!r} is a name of training class {owner[_normalized(name)]!r}"
+        for category in novel
+        for name in _names(category)
+        if _normalized(name) in owner
+    }
+    if leaks:
+        raise VocabularyLeak(
+            f"{len(leaks)} names of novel classes are trained on; remove those training classes or synonyms: "
+            f"{'; '.join(sorted(leaks)[:_NUM_NAMED])}"
+        )
+
+
+def split_lvis_base(index: AnnotationIndex) -> AnnotationIndex:
+    """LVIS-base: all images, annotations of common and frequent classes only.
+
+    Raises:
+        ValueError: the file gives no frequencies.
+        VocabularyLeak: a rare class shares a name with a base class.
+    """
+    rows = base_classes(index)
+    base = keep_classes(index, rows)
+    check_no_leak(base.categories, [category for category in index.categories if category.frequency == "r"])
+    return base
+
+
+def _names(category: Category) -> tuple[str, ...]:
+    return (category.name, *category.synonyms)
+
+
+def _normalized(name: str) -> str:
+    return " ".join(re.sub(r"[_()]", " ", name).split()).casefold()
+
+
+def _select(ragged: Ragged, selected: np.ndarray) -> Ragged:
+    """Only the selected rows of `values`."""
+    num_before = np.concatenate([[0], np.cumsum(selected)]).astype(np.int64)
+    return Ragged(ragged.values[selected], num_before[ragged.offsets])

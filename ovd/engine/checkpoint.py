@@ -1,0 +1,343 @@
+"""Atomic checkpoints: a run killed at any instant leaves one that loads.
+
+A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps done:
+
+    model.safetensors      the module's state_dict
+    ema.safetensors        the averaged weights under the same names; absent where the run keeps no average
+    optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header
+    state.json             step, resolved config, and what else the caller handed in
+    manifest.json          sha256 of each file above
+
+It is written as `step-000123.tmp/`, flushed to the disk file by file, and renamed; a folder with that ending is
+never read, and removed by the next save. Nothing is ever pickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ovd.engine.optim import Ema
+
+_MODEL = "model.safetensors"
+_EMA = "ema.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+_MANIFEST = "manifest.json"
+_NUM_LISTED = 20
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written, for example on a full disk; the older ones are untouched."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An intact checkpoint on disk; `restore` loads its tensors."""
+
+    folder: Path
+    step: int
+    """Optimizer steps done."""
+    config: dict[str, Any]
+    extra: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """The file to evaluate: the averaged weights where the run keeps them, else the module's own."""
+        ema = self.folder / _EMA
+        return ema if ema.is_file() else self.folder / _MODEL
+
+
+def save(
+    run_dir: Path,
+    *,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Mapping[str, Any],
+    ema: Ema | None = None,
+    extra: Mapping[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of `step` under `run_dir` and remove all but the newest `keep` up to that step.
+
+    A step already there intact is not written again; a damaged one is replaced.
+
+    Args:
+        step: optimizer steps done.
+        config: the resolved config, JSON-able.
+        extra: anything else JSON-able that a resumed run needs.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: tied parameters, or something that is not JSON-able.
+        SaveError: the disk refused; the temporary folder is removed and the older checkpoints are kept.
+    """
+    if step < 0 or keep < 1:
+        raise ValueError(f"step {step} must be at least 0 and keep {keep} at least 1")
+    optimizer_tensors, optimizer_rest = _flatten(optimizer)
+    tensor_files = {
+        _MODEL: (_storable(module.state_dict()), None),
+        _OPTIMIZER: (_storable(optimizer_tensors), {"rest": _to_json(optimizer_rest, "optimizer options")}),
+    }
+    if ema is not None:
+        tensor_files[_EMA] = (_storable(ema.state_dict()), {"num_updates": str(ema.num_updates)})
+    state = _to_json({"step": step, "config": config, "extra": extra or {}}, "config or extra state")
+
+    folder = run_dir / f"step-{step:06d}"
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for stale in run_dir.glob("step-*.tmp"):
+            shutil.rmtree(stale)
+        if folder.exists() and _damage(folder) is None:
+            return folder
+        temporary.mkdir()
+        for name, (tensors, metadata) in tensor_files.items():
+            save_file(tensors, temporary / name, metadata=metadata)
+        (temporary / _STATE).write_text(state)
+        manifest = {name: _sha256(temporary / name) for name in (*tensor_files, _STATE)}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for name in (*manifest, _MANIFEST):
+            _flush_to_disk(temporary / name)
+        _flush_to_disk(temporary)
+        if folder.exists():
+            _remove(folder)
+        temporary.rename(folder)
+        _flush_to_disk(run_dir)
+        for old in [other for other in _folders(run_dir) if _step_of(other) <= step][:-keep]:
+            _remove(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise SaveError(f"saving step {step} in {run_dir} failed ({error}); the older checkpoints are kept") from error
+    return folder
+
+
+def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
+    """The newest intact checkpoint of a run, or None where there is none at all.
+
+    Damaged ones are passed over; a line on stderr names them and the one used.
+
+    Raises:
+        ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
+    """
+    damaged: list[str] = []
+    for folder in reversed(_folders(run_dir)):
+        damage = _damage(folder)
+        if damage is None:
+            if damaged:
+                print(f"warning: damaged checkpoint {'; '.join(damaged)}; falling back to {folder}", file=sys.stderr)
+            return _read_state(folder)
+        damaged.append(f"{folder}: {damage}")
+        if strict:
+            break
+    if damaged:
+        raise ValueError(f"damaged checkpoint {'; '.join(damaged)}; move it away to go on without it")
+    return None
+
+
+def read(folder: Path) -> Checkpoint:
+    """Check one checkpoint folder against its manifest and read its state; ValueError says what is damaged."""
+    damage = _damage(folder)
+    if damage is not None:
+        raise ValueError(f"damaged checkpoint {folder}: {damage}")
+    return _read_state(folder)
+
+
+def restore(
+    checkpoint: Checkpoint, *, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
+) -> None:
+    """Load a checkpoint into a run's objects, bit for bit.
+
+    The module must already be on its device and in its memory format, the optimizer built over its parameters by
+    the same calls as when saved (fused AdamW: each state tensor is a scalar or shaped as its parameter).
+
+    Raises:
+        ValueError: something does not fit, named by file and key.
+    """
+    if ema is not None:
+        path = checkpoint.folder / _EMA
+        if not path.is_file():
+            raise ValueError(f"{checkpoint.folder} was saved without a weight average; switch the average off")
+        tensors = load_weights(path)
+        check_fit(module, tensors, source=path)
+        ema.load_state_dict(tensors, int(_metadata(path)["num_updates"]))
+    load_into(module, checkpoint.folder / _MODEL)
+    _unflatten(optimizer, checkpoint.folder / _OPTIMIZER)
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Load a weights file into a module that it fits exactly; ValueError lists the keys that do not."""
+    tensors = load_weights(path)
+    check_fit(module, tensors, source=path)
+    module.load_state_dict(tensors, strict=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from .safetensors, or from .pt, .pth or .bin without running any code they may hold.
+
+    Returns:
+        Tensors on the CPU by name.
+
+    Raises:
+        ValueError: no such file, an unknown ending, a damaged file, or one that holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise ValueError(f"{path}: weights are read from .safetensors, .pt, .pth or .bin")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever damaged or hostile bytes provoke inside torch's unpickler
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} refused, it is damaged or holds more than tensors: {reason}") from error
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds a {type(weights).__name__} instead of tensors by name; save a state_dict")
+    others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    if others:
+        listed = ", ".join(others[:_NUM_LISTED])
+        raise ValueError(f"{path} holds more than tensors by name ({listed}); save the module's state_dict alone")
+    return weights
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "weights") -> None:
+    """Raise a ValueError that lists up to 20 missing, unexpected or misshaped keys, unless there are none."""
+    expected = module.state_dict()
+    problems = [f"missing {name} {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            problems.append(f"unexpected {name} {tuple(tensor.shape)}")
+        elif tensor.shape != expected[name].shape:
+            problems.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
+    if problems:
+        listed = "; ".join(problems[:_NUM_LISTED])
+        more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {listed}{more}")
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    first_name: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() and first_name.setdefault(tensor.data_ptr(), name) != name:
+            raise ValueError(
+                f"{first_name[tensor.data_ptr()]} and {name} are one tensor under two names; checkpoints store each "
+                "tensor once: register it in one module and pass it to the other as an argument"
+            )
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Any] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            (tensors if isinstance(value, Tensor) else others)[f"{index}.{name}"] = value
+    return tensors, {"state": others, "param_groups": state["param_groups"]}
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    rest = json.loads(_metadata(path)["rest"])
+    here = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
+    there = [(group.get("name"), len(group["params"])) for group in rest["param_groups"]]
+    if here != there:
+        raise ValueError(f"{path}: parameter groups (name, number of parameters) are {there}, the run's are {here}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (rest["state"] | load_weights(path)).items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if isinstance(value, Tensor) and value.ndim == 0:
+            value = value.clone()  # loaded tensors may be views of the file
+        elif isinstance(value, Tensor):
+            if value.shape != parameter.shape:
+                raise ValueError(
+                    f"{path}: {key} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}; "
+                    "build the module and its parameter groups as when this was saved"
+                )
+            # Fused AdamW walks raw memory on the CPU: a state laid out in another order than its parameter
+            # (channels last against contiguous) gives wrong steps without an error.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    groups = [
+        {name: tuple(value) if isinstance(value, list) and name != "params" else value for name, value in group.items()}
+        for group in rest["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _read_state(folder: Path) -> Checkpoint:
+    state = json.loads((folder / _STATE).read_text())
+    return Checkpoint(folder=folder, step=state["step"], config=state["config"], extra=state["extra"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def _to_json(value: object, what: str) -> str:
+    try:
+        return json.dumps(value, indent=1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be stored in a checkpoint: {error}") from error
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        needed = {_MODEL, _OPTIMIZER, _STATE}
+        if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_EMA}:
+            return f"{_MANIFEST} does not name the files of a checkpoint"
+        for name, expected in manifest.items():
+            if _sha256(folder / name) != expected:
+                return f"{name} differs from its sha256 in {_MANIFEST}"
+    except OSError as error:
+        return str(error)
+    except ValueError as error:
+        return f"{_MANIFEST} is not JSON: {error}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    return sorted((path for path in run_dir.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first: a kill halfway leaves a stale temporary, not a damaged checkpoint.
+    shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old.tmp")))

@@ -1,0 +1,270 @@
+"""What a run tells: console lines, `metrics.jsonl`, TensorBoard and `curves.png` of its run folder."""
+
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ovd.progress import progress as progress
+
+
+class RunLog:
+    """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.
+
+    In a terminal one line is redrawn in place; in a log file there is one line every `console_interval` steps.
+    The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step or evaluation:
+
+        {"kind": "train", "step": 12, "time_s": ..., "lr": ..., "images_per_s": ..., "losses": {name: value}}
+        {"kind": "evaluation", "step": 500, "time_s": ..., "metrics": {name: value}}
+
+    with `time_s` in seconds since the epoch and null for values that are not finite. `step` counts optimizer steps
+    done, as in checkpoints. On resume everything after `resumed_step` is cut off, and an evaluation made again
+    replaces its earlier line, so that no step occurs twice.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        total_steps: int,
+        resumed_step: int = 0,
+        console_interval: int = 20,
+        curves_interval: int = 1000,
+    ) -> None:
+        """Open the log of a run that has done `resumed_step` of `total_steps` steps.
+
+        Raises:
+            ValueError: an older `metrics.jsonl` is damaged before its last line.
+        """
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._metrics_file = run_dir / "metrics.jsonl"
+        self._curves_file = run_dir / "curves.png"
+        self._total_steps = total_steps
+        self._console_interval = console_interval
+        self._curves_interval = curves_interval
+        self._start_step = resumed_step
+        self._start_s = self._last_step_s = self._last_line_s = time.monotonic()
+        self._unshown: list[tuple[Mapping[str, float], int]] = []
+
+        # A run from the start evaluates again at step 0, so nothing is kept then.
+        earlier = _read_records(self._metrics_file) if resumed_step else []
+        kept = [record for record in earlier if record["step"] <= resumed_step]
+        self._evaluated = {record["step"] for record in kept if record["kind"] == "evaluation"}
+        _write_records(self._metrics_file, kept)
+        self._metrics = self._metrics_file.open("a")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside TensorBoard and what it imports
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            purge_step = resumed_step + 1 if resumed_step else None
+            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+
+    def train(self, step: int, losses: Mapping[str, float], *, lr: float, num_images: int) -> None:
+        """Log one optimizer step.
+
+        Args:
+            step: optimizer steps done, this one included (1..total).
+            losses: each term by name, without their sum.
+            lr: base learning rate of this step.
+            num_images: images of this step, over all ranks.
+        """
+        now = time.monotonic()
+        images_per_s = num_images / max(now - self._last_step_s, 1e-9)
+        self._last_step_s = now
+        self._append({"kind": "train", "step": step, "lr": lr, "images_per_s": images_per_s, "losses": dict(losses)})
+        for name, value in losses.items():
+            self._tensorboard.add_scalar(f"loss/{name}", value, step)
+        self._tensorboard.add_scalar("lr", lr, step)
+        self._tensorboard.add_scalar("images_per_s", images_per_s, step)
+
+        self._unshown.append((losses, num_images))
+        whole_line = step % self._console_interval == 0 or step == self._total_steps
+        if whole_line or sys.stdout.isatty():
+            self._show(self._line(step, lr, now), stays=whole_line)
+        if whole_line:
+            self._unshown = []
+            self._last_line_s = now
+        if step % self._curves_interval == 0:
+            self._draw_curves()
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log an evaluation made after `step` optimizer steps."""
+        if step in self._evaluated:
+            self._metrics.close()
+            records = _read_records(self._metrics_file)
+            _write_records(self._metrics_file, [r for r in records if (r["kind"], r["step"]) != ("evaluation", step)])
+            self._metrics = self._metrics_file.open("a")
+        self._evaluated.add(step)
+        self._append({"kind": "evaluation", "step": step, "metrics": dict(metrics)})
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"evaluation/{name}", value, step)
+        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.message(f"step {step}/{self._total_steps}  evaluation  {values}")
+
+    def message(self, text: str) -> None:
+        """Print a line of its own without tearing the progress line."""
+        self._show(text, stays=True)
+
+    def close(self) -> None:
+        """Draw the curves and finish the files."""
+        self._metrics.close()
+        self._tensorboard.close()
+        self._draw_curves()
+        if self._unshown and sys.stdout.isatty():
+            print()  # leave the progress line of an interrupted run on the screen
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._metrics.write(_to_line(record | {"time_s": time.time()}))
+        self._metrics.flush()
+
+    def _line(self, step: int, lr: float, now: float) -> str:
+        terms_of_steps = [losses for losses, _ in self._unshown]
+        means = {
+            name: float(np.mean([losses[name] for losses in terms_of_steps if name in losses]))
+            for name in dict.fromkeys(name for losses in terms_of_steps for name in losses)
+        }
+        terms = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        images_per_s = sum(count for _, count in self._unshown) / max(now - self._last_line_s, 1e-9)
+        seconds_per_step = (now - self._start_s) / max(step - self._start_step, 1)
+        eta = format_duration(seconds_per_step * (self._total_steps - step))
+        return (
+            f"step {step}/{self._total_steps}  loss {sum(means.values()):.3f} ({terms})  lr {lr:.2e}  "
+            f"{images_per_s:.1f} images/s  ETA {eta}  {peak_memory_gib():.1f} GiB"
+        )
+
+    def _show(self, line: str, *, stays: bool) -> None:
+        if sys.stdout.isatty():
+            columns = shutil.get_terminal_size().columns
+            # A redrawn line that wraps would leave its first half behind.
+            print(f"\r\x1b[K{line if stays else line[: columns - 1]}", end="\n" if stays else "", flush=True)
+        else:
+            print(line, flush=True)
+
+    def _draw_curves(self) -> None:
+        records = _read_records(self._metrics_file)
+        if records:
+            draw_curves(records, self._curves_file)
+
+
+class Stages:
+    """Wall time of a program's named stages, for the table at its end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time spent inside the `with` block to stage `name`, also if it raises."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add time that was measured elsewhere."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def table(self) -> str:
+        """One line per stage in order of first use, then the total, as h:mm:ss."""
+        rows = {**self.seconds, "total": sum(self.seconds.values())}
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {format_duration(seconds):>8}" for name, seconds in rows.items())
+
+
+def format_duration(seconds: float) -> str:
+    """h:mm:ss, rounded to whole seconds."""
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{whole_seconds:02d}"
+
+
+def peak_memory_gib() -> float:
+    """Peak of the GPU's allocated memory where CUDA is in use, else of the process's resident memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def draw_curves(records: list[dict[str, Any]], image: Path) -> None:
+    """Draw losses (running means over 2 % of the steps), learning rate and evaluation metrics of log records."""
+    training = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, lr_axes, evaluation_axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 3])
+    _plot_by_name(loss_axes, training, "losses", window=max(1, len(training) // 50))
+    loss_axes.set_ylabel("loss")
+    lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training])
+    lr_axes.set_ylabel("learning rate")
+    _plot_by_name(evaluation_axes, evaluations, "metrics", window=1, marker="o")
+    evaluation_axes.set_ylabel("evaluation")
+    evaluation_axes.set_xlabel("step")
+    temporary = image.with_suffix(".tmp")
+    figure.savefig(temporary, format="png", dpi=100)
+    temporary.replace(image)
+
+
+def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, window: int, marker: str = "") -> None:
+    names = dict.fromkeys(name for record in records for name in record[field])
+    for name in names:
+        points = [(record["step"], record[field][name]) for record in records if record[field].get(name) is not None]
+        if len(points) < window or not points:
+            continue
+        steps, values = np.array(points, dtype=float).T
+        smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name)
+    if axes.lines:
+        axes.legend(loc="best", fontsize="small")
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # torn by a kill in the middle of the write
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or move the file away") from error
+    return records
+
+
+def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(map(_to_line, records)))
+    temporary.replace(path)
+
+
+def _to_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_finite_or_null(record), allow_nan=False) + "\n"
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,221 @@
+"""Parameter groups, AdamW, the learning-rate schedule, the weight average and the guard against NaN.
+
+Everything here is a function of its arguments or of state that a checkpoint stores, so a resumed run
+takes the same steps as one that was never stopped.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+LearningRateDecay = Literal["cosine", "step", "constant"]
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or the gradient is NaN or infinite; raised before the optimizer step, so the weights are still good."""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """Which modules (or single parameters) learn at which speed."""
+
+    members: Sequence[nn.Module | nn.Parameter]
+    lr_factor: float = 1.0
+    """Multiplies the base learning rate."""
+    weight_decay: float = 0.0
+    """For weight matrices and kernels alone: biases, norms and per-channel scales never decay."""
+
+
+def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[dict[str, Any]]:
+    """Split every trainable parameter of `module` into torch optimizer groups, each parameter into exactly one.
+
+    A spec gives up to two groups, `<name>` and `<name>/no_decay`. The second holds biases, the parameters of
+    norms, and per-channel scales: 0-d and 1-d parameters and kernels of one element per output channel, such as
+    NFNet's weight-standardisation gains. Parameters that do not require a gradient are left out.
+
+    Returns:
+        Groups for `build_optimizer`: `name`, `params`, `lr_factor`, `weight_decay`.
+
+    Raises:
+        ValueError: a trainable parameter is in no group or in two, or a group holds a foreign one.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    exempt = {
+        id(parameter)
+        for owner in module.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if isinstance(owner, _NORMS) or name.endswith("bias") or _is_per_channel(parameter)
+    }
+    owner_of: dict[int, str] = {}
+    groups: list[dict[str, Any]] = []
+    for group_name, spec in specs.items():
+        decayed: list[nn.Parameter] = []
+        not_decayed: list[nn.Parameter] = []
+        for parameter in _parameters_of(spec.members):
+            key = id(parameter)
+            if key not in names:
+                shape = tuple(parameter.shape)
+                raise ValueError(f"parameter group {group_name!r}: a parameter of shape {shape} is not in the module")
+            if key in owner_of:
+                raise ValueError(f"{names[key]} is in two parameter groups: {owner_of[key]!r} and {group_name!r}")
+            owner_of[key] = group_name
+            (not_decayed if key in exempt else decayed).append(parameter)
+        for suffix, parameters, weight_decay in (
+            ("", decayed, spec.weight_decay),
+            ("/no_decay", not_decayed, 0.0),
+        ):
+            if parameters:
+                groups.append(
+                    {
+                        "name": group_name + suffix,
+                        "params": parameters,
+                        "lr_factor": spec.lr_factor,
+                        "weight_decay": weight_decay,
+                    }
+                )
+    forgotten = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in owner_of]
+    if forgotten:
+        listed = ", ".join(forgotten[:20])
+        raise ValueError(f"{len(forgotten)} trainable parameters are in no group: {listed}; add their module to one")
+    return groups
+
+
+def _parameters_of(members: Iterable[nn.Module | nn.Parameter]) -> Iterable[nn.Parameter]:
+    for member in members:
+        parameters = [member] if isinstance(member, nn.Parameter) else member.parameters()
+        yield from (parameter for parameter in parameters if parameter.requires_grad)
+
+
+def _is_per_channel(parameter: Tensor) -> bool:
+    return parameter.ndim == 0 or parameter.numel() == parameter.shape[0]
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """Fused AdamW (arXiv:1711.05101) over `parameter_groups`; each group's peak rate is `lr * lr_factor`."""
+    groups = [{**group, "lr": lr * group["lr_factor"], "initial_lr": lr * group["lr_factor"]} for group in groups]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def learning_rate_factor(
+    step: int, *, warmup_steps: int, total_steps: int, decay: LearningRateDecay, final: float = 0.01
+) -> float:
+    """What the peak learning rate is multiplied by in step `step` (0-based).
+
+    A linear warm-up whose last step reaches 1, then down to `final`: along half a cosine; or in two equal
+    factors after 2/3 and 8/9 of all steps (the fractions of detectron2's 1x schedule); or `constant` at 1,
+    which ignores `final`.
+
+    Raises:
+        ValueError: the step is outside the schedule, the warm-up is longer than the run, or `final` is not in
+            [0, 1] (for `step`: in (0, 1], or a third of the run would learn nothing).
+    """
+    if not 0 <= step < total_steps:
+        raise ValueError(f"step {step} is outside the schedule of {total_steps} steps")
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps")
+    if not 0 <= final <= 1 or (decay == "step" and final == 0):
+        raise ValueError(
+            f"final learning-rate factor {final} of a {decay} decay must be in (0, 1]; cosine may end at 0"
+        )
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if decay == "constant":
+        return 1.0
+    if decay == "step":
+        drops = (step >= total_steps * 2 / 3) + (step >= total_steps * 8 / 9)
+        return final ** (drops / 2)
+    progress = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
+    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before that."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+
+
+def check_finite(
+    losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""], batch_ids: Sequence[int | str]
+) -> None:
+    """Call between the backward pass and the optimizer step.
+
+    Raises:
+        NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
+    """
+    values = {**losses, "gradient norm": grad_norm}
+    # One transfer from the device, whatever the number of losses.
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    bad = [f"{name} = {number}" for name, number in zip(values, numbers, strict=True) if not math.isfinite(number)]
+    if bad:
+        images = ", ".join(map(str, batch_ids))
+        raise NonFiniteError(f"not finite before the optimizer step: {', '.join(bad)}; images of the batch: {images}")
+
+
+class Ema:
+    """Exponential moving average of a module's parameters and floating-point buffers, kept in float32.
+
+    The decay warms up as min(decay, (1 + t) / (10 + t)), t counting updates, so that the average leaves the
+    initial weights quickly. Integer buffers (batch counters) are copied. Its whole state is `state_dict()` and
+    `num_updates`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay of the weight average {decay} is not in [0, 1)")
+        self.decay = decay
+        self.num_updates = 0
+        self._average = {
+            name: tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            for name, tensor in module.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's present weights; once after every optimizer step."""
+        current = module.state_dict()
+        floating = [name for name, tensor in self._average.items() if tensor.is_floating_point()]
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        if floating:
+            torch._foreach_lerp_(
+                [self._average[name] for name in floating],
+                [current[name].float() for name in floating],
+                1 - decay,
+            )
+        for name, tensor in self._average.items():
+            if not tensor.is_floating_point():
+                tensor.copy_(current[name])
+        self.num_updates += 1
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Overwrite the weights of `module` (built like the one averaged) with the average."""
+        module.load_state_dict(self._average, strict=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged tensors under the module's own names: a weights file of the module."""
+        return dict(self._average)
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
+        """Restore what `state_dict()` and `num_updates` gave; raises ValueError where the names differ."""
+        if tensors.keys() != self._average.keys():
+            different = sorted(tensors.keys() ^ self._average.keys())[:20]
+            raise ValueError(f"weight average: names on one side only: {', '.join(different)}")
+        for name, tensor in self._average.items():
+            tensor.copy_(tensors[name])
+        self.num_updates = num_updates

@@ -1,0 +1,26 @@
+"""Stop cleanly when asked to: a signal sets a flag, and the loop looks at it between steps."""
+
+import signal
+from types import FrameType, TracebackType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """A context manager; `received` turns true at the first SIGTERM or SIGUSR1 inside it."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True

@@ -1,0 +1,230 @@
+"""Train a detector on base classes. One loop, all of it visible: draw, predict, assign, lose, step, save, evaluate."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ovd.data.report import DataReport
+from ovd.engine import checkpoint
+from ovd.engine.log import RunLog
+from ovd.engine.optim import (
+    Ema,
+    GroupSpec,
+    LearningRateDecay,
+    build_optimizer,
+    check_finite,
+    clip_gradients,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+)
+from ovd.engine.signals import StopRequest
+from ovd.model.assign import assign_fcos
+from ovd.model.detector import Detector
+from ovd.model.federated import Rule, class_mask, sample_class_rows
+from ovd.model.losses import detection_losses
+from ovd.model.similarity import initial_bias
+from ovd.precision import autocast, memory_format
+from ovd.structures import Batch, Targets
+from ovd.text.bank import TextBank
+
+EXIT_ON_SIGNAL = 143
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The optimizer's and the loss's settings; each is explained in config.py."""
+
+    steps: int
+    seed: int
+    learning_rate: float
+    tower_rate: float
+    gate_rate: float
+    weight_decay: float
+    warmup_steps: int
+    decay: LearningRateDecay
+    clip_norm: float
+    ema_decay: float
+    negatives: Rule
+    sampled_classes: int
+    text_noise: float
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When to write what, and where."""
+
+    run_dir: Path
+    save_every: int
+    keep_checkpoints: int
+    eval_every: int
+    """0: at the end only."""
+    resolved_config: dict[str, Any]
+
+
+def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]:
+    """Learning rates by part: the tower slowly, so that it stays CLIP's; the gates as fast as configured."""
+    decay = schedule.weight_decay
+    learned = [detector.pyramid, detector.head]
+    gates = []
+    if detector.gated:
+        gates = [detector.pyramid_shortcut.gates, detector.head_shortcut.gates]
+        learned += [detector.pyramid_shortcut.projections, detector.head_shortcut.projection]
+    else:
+        learned.append(detector.projection)
+    return parameter_groups(
+        detector,
+        {
+            "tower": GroupSpec([detector.tower], lr_factor=schedule.tower_rate, weight_decay=decay),
+            "learned": GroupSpec(learned, weight_decay=decay),
+            "gates": GroupSpec(gates, lr_factor=schedule.gate_rate),
+            "logit": GroupSpec([detector.log_scale, detector.bias]),
+        },
+    )
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """All randomness of a step outside the loader comes from here, so that a resumed run repeats it."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def train(
+    detector: Detector,
+    batches_from: Callable[[int], Iterator[Batch]],
+    bank: TextBank,
+    image_counts: Int[Tensor, " C"],
+    *,
+    schedule: Schedule,
+    saving: Saving,
+    report: DataReport,
+    device: torch.device,
+    low_precision: bool,
+    evaluate: Callable[[Detector], dict[str, float]] | None,
+    solve_bias: bool,
+    resume: bool,
+    strict_resume: bool = False,
+) -> tuple[Detector, dict[str, float]]:
+    """Train in place; returns the averaged (EMA) detector and its last evaluation.
+
+    Args:
+        batches_from: the batches from a step on, as a pure function of the step.
+        bank: text variants of the training vocabulary, row by row.
+        image_counts: training images per class of that vocabulary.
+        evaluate: called with the averaged detector in eval mode.
+        solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
+        resume: continue from the run folder's newest checkpoint where there is one.
+        strict_resume: stop if that checkpoint is damaged, instead of falling back to the one before.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; nothing was stepped or saved after it.
+        SystemExit: 143, after a checkpoint, when SIGTERM or SIGUSR1 came.
+    """
+    detector.to(device=device, memory_format=memory_format(low_precision)).train()
+    optimizer = build_optimizer(build_groups(detector, schedule), lr=schedule.learning_rate)
+
+    def text_of_step(targets: tuple[Targets, ...], step: int) -> tuple[Int[Tensor, " K"], Float[Tensor, "K D"]]:
+        generator = step_generator(schedule.seed, step)
+        rows = sample_class_rows(
+            targets,
+            image_counts,
+            rule=schedule.negatives,
+            num_sampled=schedule.sampled_classes,
+            generator=generator,
+        )
+        return rows, bank.sample(rows, generator=generator, noise=schedule.text_noise)
+
+    found = checkpoint.latest(saving.run_dir, strict=strict_resume) if resume else None
+    if found is None and solve_bias:
+        first = next(batches_from(0))
+        set_initial_bias(detector, first.to(device), text_of_step(first.targets, 0)[1].to(device), low_precision)
+    ema = Ema(detector, schedule.ema_decay)
+    start = 0
+    if found is not None:
+        checkpoint.restore(found, module=detector, optimizer=optimizer, ema=ema)
+        start = found.step
+
+    def save(step: int) -> None:
+        checkpoint.save(
+            saving.run_dir,
+            step=step,
+            module=detector,
+            optimizer=optimizer,
+            config=saving.resolved_config,
+            ema=ema,
+            keep=saving.keep_checkpoints,
+        )
+        report.write(saving.run_dir / "data_report.json")
+
+    averaged = copy.deepcopy(detector)
+    metrics: dict[str, float] = {}
+    with RunLog(saving.run_dir, total_steps=schedule.steps, resumed_step=start) as log, StopRequest() as stop:
+        for step, batch in zip(range(start, schedule.steps), batches_from(start), strict=False):
+            report.add_batch(batch)
+            report.raise_if_too_many(report.num_used())
+            if not batch.image_ids:
+                log.message(f"step {step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
+                continue
+            class_rows, text = text_of_step(batch.targets, step)
+            batch, class_rows, text = batch.to(device), class_rows.to(device), text.to(device)
+
+            factor = learning_rate_factor(
+                step, warmup_steps=schedule.warmup_steps, total_steps=schedule.steps, decay=schedule.decay
+            )
+            set_learning_rate(optimizer, factor)
+            with autocast(device, low_precision):
+                predictions = detector(batch.images)
+            points = detector.points(batch.images)
+            assignment = assign_fcos(points, batch.targets, sizes=batch.sizes)
+            losses = detection_losses(
+                predictions,
+                assignment,
+                batch.targets,
+                text=text,
+                class_rows=class_rows,
+                class_mask=class_mask(batch.targets, class_rows, rule=schedule.negatives),
+                points=points,
+                scale=detector.scale,
+                bias=detector.bias,
+            )
+            torch.stack(list(losses.values())).sum().backward()
+            gradient_norm = clip_gradients(detector.parameters(), schedule.clip_norm)
+            check_finite(losses, gradient_norm, batch.image_ids)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(detector)
+
+            done = step + 1
+            log.train(
+                done,
+                {name: loss.item() for name, loss in losses.items()},
+                lr=schedule.learning_rate * factor,
+                num_images=len(batch.image_ids),
+            )
+            last = done == schedule.steps
+            if last or stop.received or done % saving.save_every == 0:
+                save(done)
+            if stop.received and not last:
+                log.message(f"stopped by a signal after step {done}; --resume goes on from there")
+                raise SystemExit(EXIT_ON_SIGNAL)
+            if evaluate and (last or (saving.eval_every and done % saving.eval_every == 0)):
+                ema.copy_to(averaged)
+                metrics = evaluate(averaged.eval())
+                log.evaluation(done, metrics)
+    ema.copy_to(averaged)
+    return averaged.eval(), metrics
+
+
+@torch.no_grad()
+def set_initial_bias(detector: Detector, batch: Batch, text: Float[Tensor, "K D"], low_precision: bool) -> None:
+    """Solve for the bias at which the mean class probability over the first batch is 0.01 (RetinaNet's prior)."""
+    with autocast(batch.images.device, low_precision):
+        predictions = detector(batch.images)
+    centers = detector.points(batch.images).centers
+    inside = (centers[None] < batch.sizes.flip(1)[:, None]).all(dim=2)
+    detector.bias.fill_(initial_bias(predictions.embeddings[inside], text, scale=detector.scale.item()))

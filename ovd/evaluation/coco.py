@@ -1,0 +1,104 @@
+"""COCO box metrics, for COCO itself and for any data set in COCO JSON: every class is judged in every image."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import hotcoco
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ovd.evaluation.evaluator import BoxEvaluator
+from ovd.evaluation.precision_recall import Engine, PrecisionRecall
+from ovd.evaluation.report import Curve, Evaluation, Section, class_rows
+from ovd.evaluation.results import Results
+from ovd.evaluation.truth import Truth, read_truth
+
+MAX_PER_IMAGE_AND_CLASS = (1, 10, 100)
+
+
+class COCOEvaluator(BoxEvaluator):
+    """COCO box AP. Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100`.
+
+    Detections inside a crowd region that match no object are forgiven.
+
+    Args:
+        annotations: COCO JSON file; category ids may have gaps, `iscrowd` may be missing (no crowd).
+        category_ids: category id of each vocabulary row, see `BoxEvaluator`.
+        engine: "hotcoco", or "official": pycocotools.
+
+    Raises:
+        ValueError: the file is faulty; unknown `category_ids`.
+    """
+
+    def __init__(self, annotations: Path, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco") -> None:
+        super().__init__(read_truth(annotations, federated=False), category_ids)
+        self._engine = engine
+        self._run_engine = _ENGINES[engine]
+
+    def evaluate(self) -> Evaluation:
+        """Runs the engine."""
+        results = self.results()
+        figures = self._run_engine(self.truth, results)
+        return Evaluation(
+            engine=self._engine,
+            sections=(
+                Section(
+                    f"COCO box AP, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
+                    {
+                        "AP": figures.average_precision(),
+                        "AP50": figures.average_precision(iou_percent=50),
+                        "AP75": figures.average_precision(iou_percent=75),
+                        "APs": figures.average_precision(area="small"),
+                        "APm": figures.average_precision(area="medium"),
+                        "APl": figures.average_precision(area="large"),
+                        **{
+                            f"AR{limit}": figures.average_recall(limit=position)
+                            for position, limit in enumerate(MAX_PER_IMAGE_AND_CLASS)
+                        },
+                    },
+                ),
+            ),
+            notes=(
+                f"{len(results)} detections in {len(np.unique(results.image_ids))} of {len(self.truth.images)} images",
+            ),
+            classes=class_rows(self.truth, figures, results),
+            curves=(
+                Curve("IoU 0.50", figures.curve(iou_percent=50)),
+                Curve("IoU 0.75", figures.curve(iou_percent=75)),
+            ),
+        )
+
+
+def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:
+    dataset = hotcoco.COCO(truth.as_dataset())
+    evaluation = hotcoco.COCOeval(dataset, dataset.load_res(_rows(results)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    return PrecisionRecall(evaluation.eval["precision"][..., -1], evaluation.eval["recall"])
+
+
+def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = COCO()
+        dataset.dataset = truth.as_dataset()
+        dataset.createIndex()
+        if len(results):
+            detections = dataset.loadRes(_rows(results))
+        else:  # loadRes fails on an empty list; nothing but the index is asked of it
+            detections = COCO()
+            detections.createIndex()
+        evaluation = COCOeval(dataset, detections, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return PrecisionRecall(evaluation.eval["precision"][..., -1], evaluation.eval["recall"])
+
+
+def _rows(results: Results) -> np.ndarray:
+    """Both engines' array form of results: image id, x, y, width, height, score, category id."""
+    return np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
+
+
+_ENGINES = {"hotcoco": _run_hotcoco, "official": _run_official}

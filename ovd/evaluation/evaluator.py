@@ -1,0 +1,105 @@
+"""What the evaluators of both protocols share: collecting detections and refusing what makes figures meaningless."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from jaxtyping import Bool
+
+from ovd.evaluation.report import Evaluation
+from ovd.evaluation.results import Results, concatenate
+from ovd.evaluation.truth import Truth
+from ovd.structures import Detections
+
+
+class BoxEvaluator(ABC):
+    """Collects detections of an annotation file's images; an image never added counts as one without detections.
+
+    Args:
+        truth: the annotation file.
+        category_ids: the file's category id of each row of the vocabulary that the detector was asked for. Categories
+            of the file that no row maps to are evaluated all the same: their boxes count as missed.
+
+    Raises:
+        ValueError: `category_ids` holds an id that the annotation file does not have.
+    """
+
+    def __init__(self, truth: Truth, category_ids: tuple[int, ...]) -> None:
+        self.truth = truth
+        self._known_image_ids = np.array([image.id for image in truth.images], np.int64)
+        self._known_category_ids = np.array([category.id for category in truth.categories], np.int64)
+        self._category_ids = np.array(category_ids, np.int64)
+        self._images_to_come = {image.id for image in truth.images}
+        self._parts: list[Results] = []
+        unknown = np.setdiff1d(self._category_ids, self._known_category_ids)
+        if len(unknown):
+            raise ValueError(f"category_ids: {truth.path} has no categories {unknown[:20].tolist()}")
+
+    def update(self, image_id: int, detections: Detections) -> None:
+        """Adds one image's detections, in any order, in pixels of the original image.
+
+        Raises:
+            ValueError: the image was added before or is not in the annotation file, a class is outside the
+                vocabulary, a score or box is not finite; names the image and the record.
+        """
+        source = f"detections of image {image_id}"
+        if image_id not in self._images_to_come:
+            raise ValueError(f"{source}: added twice, or an image that {self.truth.path} does not have")
+        classes = detections.classes.detach().cpu().numpy().astype(np.int64)
+        outside = np.flatnonzero((classes < 0) | (classes >= len(self._category_ids)))
+        if len(outside):
+            raise ValueError(
+                f"{source}: record {outside[0]}: class {classes[outside[0]]} is outside the vocabulary's "
+                f"{len(self._category_ids)} rows"
+            )
+        boxes = detections.boxes.detach().cpu().numpy().astype(np.float64)
+        results = Results(
+            image_ids=np.full(len(classes), image_id, np.int64),
+            category_ids=self._category_ids[classes],
+            boxes_xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+            scores=detections.scores.detach().cpu().numpy().astype(np.float64),
+        )
+        self.add_results(results, source=source)
+        self._images_to_come.remove(image_id)
+
+    def add_results(self, results: Results, *, source: str) -> None:
+        """Adds detections of any images: from a results file, or from another process's evaluator.
+
+        Args:
+            source: what an error calls these detections, such as the file's path.
+
+        Raises:
+            ValueError: naming `source` and the first bad record.
+        """
+        self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
+        self._refuse(~np.isfinite(results.boxes_xywh).all(axis=1), "the box is not finite", results, source)
+        self._refuse(
+            results.boxes_xywh[:, 2:].min(axis=1, initial=0) < 0, "the box has a negative side", results, source
+        )
+        unknown_image = ~np.isin(results.image_ids, self._known_image_ids)
+        self._refuse(unknown_image, "no such image", results, source)
+        unknown_category = ~np.isin(results.category_ids, self._known_category_ids)
+        self._refuse(unknown_category, "no such category", results, source)
+        self._parts.append(results)
+
+    def results(self) -> Results:
+        """Everything added so far, uncapped, in the order added."""
+        self._parts = [concatenate(self._parts)]
+        return self._parts[0]
+
+    @abstractmethod
+    def evaluate(self) -> Evaluation:
+        """All figures, with the protocol each belongs to, per-class rows and curves."""
+
+    def compute(self) -> dict[str, float]:
+        """The metrics alone, 0 to 1; -1 where the annotation file has no box that a metric could speak of."""
+        return self.evaluate().metrics
+
+    def _refuse(self, bad: Bool[np.ndarray, " N"], reason: str, results: Results, source: str) -> None:
+        if bad.any():
+            record = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{source}: record {record} (image_id {results.image_ids[record]}, "
+                f"category_id {results.category_ids[record]}, score {results.scores[record]}, "
+                f"bbox {results.boxes_xywh[record].tolist()}): {reason}; {int(bad.sum())} such records; "
+                f"judged by {self.truth.path}"
+            )

@@ -1,0 +1,210 @@
+"""LVIS box metrics under two protocols that must not be compared with each other.
+
+Ordinary AP judges at most 300 detections per image, the official rule. Fixed AP (Dave et al., arXiv:2102.01066)
+judges the best 10,000 detections of each class over the whole data set, however many of them share an image. Both are
+federated: a detection counts only in images where its class is known to be present or absent, and an unmatched one is
+forgiven where the class was not annotated exhaustively.
+"""
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+from ovd.evaluation.evaluator import BoxEvaluator
+from ovd.evaluation.precision_recall import Engine, PrecisionRecall
+from ovd.evaluation.report import Curve, Evaluation, Section, class_rows
+from ovd.evaluation.results import Results, limit_per_class, limit_per_image
+from ovd.evaluation.truth import Truth, read_truth
+
+MAX_PER_IMAGE = 300
+_FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+class LVISEvaluator(BoxEvaluator):
+    """LVIS box AP, ordinary and fixed.
+
+    Metrics: `AP AP50 AP75 APs APm APl APr APc APf AR@300` (ordinary) and `AP_fixed AP50_fixed ... APf_fixed`.
+
+    Args:
+        annotations: LVIS JSON file, v0.5 or v1.
+        category_ids: category id of each vocabulary row, see `BoxEvaluator`.
+        engine: "hotcoco", or "official": the `lvis` package.
+        max_per_class: fixed AP's limit of detections per class.
+
+    Raises:
+        ValueError: the file is not LVIS (images without `neg_category_ids` would silently change AP) or is faulty;
+            unknown `category_ids`.
+    """
+
+    def __init__(
+        self,
+        annotations: Path,
+        category_ids: tuple[int, ...],
+        *,
+        engine: Engine = "hotcoco",
+        max_per_class: int = 10_000,
+    ) -> None:
+        super().__init__(read_truth(annotations, federated=True), category_ids)
+        self._engine = engine
+        self._run_engine = _ENGINES[engine]
+        self._max_per_class = max_per_class
+        self._groups = {
+            letter: np.flatnonzero([category.frequency == letter for category in self.truth.categories])
+            for letter in _FREQUENCIES
+        }
+
+    def evaluate(self) -> Evaluation:
+        """Runs the engine once for each protocol. Per-class rows and curves are ordinary AP's."""
+        results = self.results()
+        capped_by_image = limit_per_image(results, MAX_PER_IMAGE)
+        capped_by_class = limit_per_class(results, self._max_per_class)
+        # lvis-api drops detections without area, after its cap; hotcoco would judge them
+        ordinary = self._run_engine(self.truth, _with_area(capped_by_image))
+        fixed = self._run_engine(self.truth, _with_area(capped_by_class))
+        return Evaluation(
+            engine=self._engine,
+            sections=(
+                Section(
+                    f"LVIS box AP, ordinary, {MAX_PER_IMAGE} per image, federated",
+                    {**self._average_precisions(ordinary), f"AR@{MAX_PER_IMAGE}": ordinary.average_recall()},
+                ),
+                Section(
+                    f"LVIS box AP, fixed, {self._max_per_class} per class over the data set, federated",
+                    {f"{name}_fixed": value for name, value in self._average_precisions(fixed).items()},
+                ),
+            ),
+            notes=(
+                f"{len(results)} detections in {len(np.unique(results.image_ids))} of {len(self.truth.images)} images",
+                f"ordinary AP leaves out {len(results) - len(capped_by_image)} detections beyond an image's best "
+                f"{MAX_PER_IMAGE}",
+                f"fixed AP leaves out {len(results) - len(capped_by_class)} detections beyond a class's best "
+                f"{self._max_per_class}",
+                *self._unusual(results),
+            ),
+            classes=class_rows(self.truth, ordinary, capped_by_image),
+            curves=(
+                Curve("all", ordinary.curve(iou_percent=50)),
+                *(
+                    Curve(name, ordinary.curve(iou_percent=50, categories=self._groups[letter]))
+                    for letter, name in _FREQUENCIES.items()
+                ),
+            ),
+        )
+
+    def _average_precisions(self, figures: PrecisionRecall) -> dict[str, float]:
+        return {
+            "AP": figures.average_precision(),
+            "AP50": figures.average_precision(iou_percent=50),
+            "AP75": figures.average_precision(iou_percent=75),
+            "APs": figures.average_precision(area="small"),
+            "APm": figures.average_precision(area="medium"),
+            "APl": figures.average_precision(area="large"),
+            **{f"AP{letter}": figures.average_precision(categories=rows) for letter, rows in self._groups.items()},
+        }
+
+    def _unusual(self, results: Results) -> list[str]:
+        """What a reader of the figures has to know about these annotations and detections."""
+        notes = []
+        silent = sum(category.frequency is None for category in self.truth.categories)
+        if silent:
+            notes.append(f"{silent} of {len(self.truth.categories)} categories have no frequency: in none of r, c, f")
+        num_boxes = self.truth.num_boxes_of_categories()
+        notes += [
+            f"no true box of a {name} class: AP{letter} is -1"
+            for letter, name in _FREQUENCIES.items()
+            if not num_boxes[self._groups[letter]].any()
+        ]
+        if self.truth.num_without_area:
+            notes.append(f"{self.truth.num_without_area} true boxes without area left out")
+        without_area = len(results) - len(_with_area(results))
+        if without_area:
+            notes.append(f"{without_area} detections without area not judged")
+        return notes
+
+
+def _with_area(results: Results) -> Results:
+    return results.take(results.boxes_xywh[:, 2] * results.boxes_xywh[:, 3] > 0)
+
+
+def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:
+    dataset = hotcoco.COCO(truth.as_dataset())
+    rows = np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
+    # max_dets on the results, not on the evaluator: COCOeval(lvis_style=True) keeps 300 whatever its params say
+    detections = hotcoco.LVISResults(dataset, rows, max_dets=-1)
+    evaluation = hotcoco.LVISEval(dataset, detections, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    return PrecisionRecall(precision=evaluation.eval["precision"][..., 0], recall=evaluation.eval["recall"])
+
+
+def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
+    lvis = _import_lvis()
+    dataset = _index(lvis.LVIS, truth.as_dataset())
+    columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    # LVISResults' own constructor fails on an empty list and would cap; its index is all that LVISEval asks for
+    detections = _index(
+        lvis.LVISResults,
+        {
+            **dataset.dataset,
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "score": score,
+                }
+                for number, (image_id, category_id, box, score) in enumerate(rows, start=1)
+            ],
+        },
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = lvis.LVISEval(dataset, detections, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"][..., np.newaxis])
+
+
+def _index(dataset_class: Any, dataset: dict[str, Any]) -> Any:
+    """An lvis-api data set from memory; its constructors read files only."""
+    indexed = dataset_class.__new__(dataset_class)
+    indexed.logger = logging.getLogger("lvis")
+    indexed.dataset = dataset
+    indexed._create_index()
+    return indexed
+
+
+class _NumpyWithFloat(ModuleType):
+    """numpy as lvis 0.5.3 knows it: `np.float` went with numpy 1.24. Seen by `lvis.eval` alone."""
+
+    float = float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def _import_lvis() -> ModuleType:
+    """The `lvis` package, imported when asked for: it brings OpenCV and pyplot, and configures the root logger."""
+    root = logging.getLogger()
+    bystander = logging.NullHandler()  # logging.basicConfig does nothing where the root logger has a handler
+    root.addHandler(bystander)
+    try:
+        import lvis
+        import lvis.eval
+    finally:
+        root.removeHandler(bystander)
+    lvis.eval.np = _NumpyWithFloat("numpy")
+    logging.getLogger("lvis").setLevel(logging.ERROR)
+    return lvis
+
+
+_ENGINES = {"hotcoco": _run_hotcoco, "official": _run_official}

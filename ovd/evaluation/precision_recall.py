@@ -1,0 +1,66 @@
+"""From precision-recall curves to figures: the averaging that COCO's and LVIS's protocols share.
+
+-1 stands for "no true box": such classes take no part in a mean, and a mean over none is -1, as in the reference
+evaluators.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+Engine = Literal["hotcoco", "official"]
+"""What computes the curves: hotcoco, or the protocol's own package (lvis, pycocotools): same figures, slower."""
+RECALL_POINTS = np.linspace(0.0, 1.0, 101)
+"""Where curves are sampled."""
+AREA_RANGES = ("all", "small", "medium", "large")
+"""By the area of the true object in pixels: small below 32 x 32, large above 96 x 96."""
+_FIRST_IOU, _IOU_STEP = 50, 5
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """T IoU thresholds (0.50 to 0.95), R recall points, K categories by ascending id, A area ranges, M limits."""
+
+    precision: Float64[np.ndarray, "T R K A"]
+    """At the largest limit of detections."""
+    recall: Float64[np.ndarray, "T K A M"]
+    """The highest recall reached, for each limit of detections, ascending."""
+
+    def average_precision(
+        self,
+        *,
+        iou_percent: int | None = None,
+        area: str = "all",
+        categories: Int64[np.ndarray, " G"] | slice = slice(None),
+    ) -> float:
+        """Mean over recall points and categories, at one IoU threshold or over all; 0 to 1, or -1.
+
+        Args:
+            iou_percent: 50, 55 .. 95; None averages over them.
+            categories: positions on the K axis.
+        """
+        thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
+        return mean_of_known(self.precision[thresholds][:, :, categories, AREA_RANGES.index(area)])
+
+    def average_recall(self, *, limit: int = -1) -> float:
+        """Mean over IoU thresholds and categories, at the limit of detections in that position of the M axis."""
+        return mean_of_known(self.recall[:, :, 0, limit])
+
+    def curve(
+        self, *, iou_percent: int, categories: Int64[np.ndarray, " G"] | slice = slice(None)
+    ) -> Float64[np.ndarray, " R"]:
+        """Precision at each recall point, averaged over the categories that have true boxes; -1 where none has."""
+        precision = self.precision[_threshold(iou_percent), :, :, 0][:, categories]
+        return np.array([mean_of_known(at_point) for at_point in precision])
+
+
+def mean_of_known(values: Float[np.ndarray, "..."]) -> float:
+    """Mean without the entries that are -1, or -1 where all are."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _threshold(iou_percent: int) -> int:
+    return (iou_percent - _FIRST_IOU) // _IOU_STEP

@@ -1,0 +1,137 @@
+"""What an evaluation says, and its files: metrics, per-class table and precision-recall curves.
+
+A figure never stands without its protocol: LVIS ordinary AP, LVIS fixed AP and COCO AP are three different things.
+"""
+
+import csv
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.figure import Figure
+
+from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall, mean_of_known
+from ovd.evaluation.results import Results, replacing
+from ovd.evaluation.truth import Truth
+
+
+@dataclass(frozen=True)
+class Section:
+    """Metrics of one protocol, 0 to 1; -1 where there is no true box to speak of."""
+
+    protocol: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class's line of the table; AP and AR are -1 where the class has no true box."""
+
+    category_id: int
+    name: str
+    frequency: str
+    """LVIS's r, c, f; empty where the annotation file is silent."""
+    num_true_boxes: int
+    num_detections: int
+    """Within the protocol's limit per image, where it has one over all classes."""
+    AP: float
+    AP50: float
+    AR: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision, averaged over classes, at each of `RECALL_POINTS`; -1 where no class has a true box."""
+
+    label: str
+    precision: Float64[np.ndarray, " R"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one evaluation found. `classes` and `curves` belong to the first section's protocol."""
+
+    engine: str
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+    """What was counted or left out, and what the annotation file cannot tell."""
+    classes: tuple[ClassRow, ...]
+    curves: tuple[Curve, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All sections' metrics; their names tell the protocols apart."""
+        return {name: value for section in self.sections for name, value in section.metrics.items()}
+
+
+def class_rows(truth: Truth, figures: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
+    """A row for each category of the annotation file, ascending by id."""
+    rows = np.searchsorted([category.id for category in truth.categories], detections.category_ids)
+    num_detections = np.bincount(rows, minlength=len(truth.categories)).tolist()
+    num_true_boxes = truth.num_boxes_of_categories().tolist()
+    return tuple(
+        ClassRow(
+            category_id=category.id,
+            name=category.name,
+            frequency=category.frequency or "",
+            num_true_boxes=num_true_boxes[row],
+            num_detections=num_detections[row],
+            AP=mean_of_known(figures.precision[:, :, row, 0]),
+            AP50=mean_of_known(figures.precision[0, :, row, 0]),
+            AR=mean_of_known(figures.recall[:, row, 0, -1]),
+        )
+        for row, category in enumerate(truth.categories)
+    )
+
+
+def format_table(evaluation: Evaluation) -> str:
+    """The metrics in per cent under their protocols, for a console."""
+    lines = []
+    for section in evaluation.sections:
+        cells = [f"{100 * value:.2f}" if value > -1 else "-1" for value in section.metrics.values()]
+        widths = [max(len(name), len(cell)) for name, cell in zip(section.metrics, cells, strict=True)]
+        lines += [
+            f"{section.protocol} (per cent; engine {evaluation.engine})",
+            "  ".join(name.rjust(width) for name, width in zip(section.metrics, widths, strict=True)),
+            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)),
+            "",
+        ]
+    return "\n".join([*lines, *(f"- {note}" for note in evaluation.notes)]) + "\n"
+
+
+def write_report(evaluation: Evaluation, output_dir: Path) -> None:
+    """Writes metrics.json, metrics.txt, per_class.csv and precision_recall.png, replacing those of an earlier run."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with replacing(output_dir / "metrics.txt") as file:
+        file.write(format_table(evaluation))
+    with replacing(output_dir / "metrics.json") as file:
+        summary = {
+            "engine": evaluation.engine,
+            "metrics": evaluation.metrics,
+            "protocols": {section.protocol: list(section.metrics) for section in evaluation.sections},
+            "notes": evaluation.notes,
+        }
+        json.dump(summary, file, indent=2, allow_nan=False)
+        file.write("\n")
+    with replacing(output_dir / "per_class.csv") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(ClassRow)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(row) for row in evaluation.classes)
+    draw_curves(evaluation).savefig(output_dir / "precision_recall.png")
+
+
+def draw_curves(evaluation: Evaluation) -> Figure:
+    """Precision over recall. A curve without any true box is named in the legend, not drawn."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    for curve in evaluation.curves:
+        if (curve.precision > -1).any():
+            axes.plot(RECALL_POINTS, curve.precision, label=curve.label)
+        else:
+            axes.plot([], [], label=f"{curve.label} (no true box)")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title(evaluation.sections[0].protocol, fontsize="medium")
+    axes.legend()
+    return figure

@@ -1,0 +1,146 @@
+"""Detections of a whole data set as columns: capped, read and written.
+
+The file format is COCO's results format: a list of `{"image_id", "category_id", "bbox": [x, y, width, height],
+"score"}`. Boxes stay xywh float64 here, as the format and the metric engines have them, so that a results file and the
+detections it was written from give the same figures to the last bit.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+
+@dataclass(frozen=True)
+class Results:
+    """N detections of any number of images. Rows keep the order they came in: equal scores are ranked by it."""
+
+    image_ids: Int64[np.ndarray, " N"]
+    category_ids: Int64[np.ndarray, " N"]
+    """Category ids of the annotation file, not rows of a vocabulary."""
+    boxes_xywh: Float64[np.ndarray, "N 4"]
+    scores: Float64[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: Int64[np.ndarray, " M"] | Bool[np.ndarray, " N"]) -> "Results":
+        """The rows that an index or a mask picks."""
+        return Results(self.image_ids[rows], self.category_ids[rows], self.boxes_xywh[rows], self.scores[rows])
+
+
+def concatenate(parts: Collection[Results]) -> Results:
+    """One `Results` of many, in their order; of none, an empty one."""
+    if not parts:
+        return Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
+    return Results(
+        np.concatenate([part.image_ids for part in parts]),
+        np.concatenate([part.category_ids for part in parts]),
+        np.concatenate([part.boxes_xywh for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )
+
+
+def limit_per_image(results: Results, limit: int) -> Results:
+    """Each image's `limit` best detections over all classes; ties go to the earlier row, as in lvis-api."""
+    return results.take(_best_of_each(results.image_ids, results.scores, limit))
+
+
+def limit_per_class(results: Results, limit: int) -> Results:
+    """Each class's `limit` best detections over the whole data set (fixed AP, arXiv:2102.01066, section 4.2)."""
+    return results.take(_best_of_each(results.category_ids, results.scores, limit))
+
+
+def _best_of_each(groups: Int64[np.ndarray, " N"], scores: Float64[np.ndarray, " N"], limit: int) -> np.ndarray:
+    """Row numbers of every group's `limit` highest scores, ascending, so that rows keep their order."""
+    order = np.lexsort((-scores, groups))  # stable: equal scores stay in row order
+    ordered = groups[order]
+    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
+    return np.sort(order[rank < limit])
+
+
+def load_results(path: Path) -> Results:
+    """Reads a file in COCO results format; keys other than the four are not looked at.
+
+    Values are judged by whoever evaluates them; here only their types are.
+
+    Raises:
+        ValueError: not JSON, not a list, or a record lacks a key or has a wrong type; names file and record.
+    """
+    with path.open(encoding="utf-8") as file:
+        try:
+            records = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: a results file is a list of records, this one is a {type(records).__name__}")
+
+    image_ids = np.empty(len(records), np.int64)
+    category_ids = np.empty(len(records), np.int64)
+    boxes = np.empty((len(records), 4))
+    scores = np.empty(len(records))
+    for index, record in enumerate(records):
+        problem = _record_problem(record)
+        if problem:
+            raise ValueError(f"{path}: record {index}: {problem}")
+        try:
+            image_ids[index] = record["image_id"]
+            category_ids[index] = record["category_id"]
+            boxes[index] = record["bbox"]
+            scores[index] = record["score"]
+        except OverflowError as error:
+            raise ValueError(f"{path}: record {index}: {error}") from error
+    return Results(image_ids, category_ids, boxes, scores)
+
+
+def _record_problem(record: Any) -> str | None:
+    """What is wrong with one record's keys and types. Exact types: numpy would read "0.9" and true as numbers."""
+    if type(record) is not dict:
+        return f"is a {type(record).__name__}, not an object"
+    missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in record]
+    if missing:
+        return f"has no {', '.join(missing)}"
+    for key in ("image_id", "category_id"):
+        if type(record[key]) is not int:
+            return f"{key} {record[key]!r} is not an integer"
+    box = record["bbox"]
+    if type(box) is not list or len(box) != 4 or any(type(value) not in (int, float) for value in box):
+        return f"bbox {box!r} is not [x, y, width, height]"
+    if type(record["score"]) not in (int, float):
+        return f"score {record['score']!r} is not a number"
+    return None
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes COCO results format, one record a line. The file appears whole or not at all."""
+    with replacing(path) as file:
+        file.write("[")
+        separator = "\n"
+        columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)
+        for start in range(0, len(results), 10_000):  # Python numbers of a slice only, not of the whole data set
+            part = (column[start : start + 10_000].tolist() for column in columns)
+            for image_id, category_id, box, score in zip(*part, strict=True):
+                record = {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+                file.write(separator + json.dumps(record, allow_nan=False))
+                separator = ",\n"
+        file.write("\n]\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file to write that takes `path`'s place once complete; an error leaves `path` as it was."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""The detector: tower, pyramid, head, and the shortcuts that keep every point's embedding in the text space."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ovd.model.fcos_head import FcosHead, make_points
+from ovd.model.fpn import FeaturePyramid
+from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense, unit_projection
+from ovd.model.tower import TimmTower
+from ovd.structures import Points, Predictions
+
+
+class Detector(nn.Module):
+    """Images to an embedding, a box and a quality at every point of P3..P7.
+
+    What the embeddings are compared with is not part of the detector: class logits are
+    `scale * cosine(embedding, text) + bias` (similarity.py) for whatever text rows one brings. `scale` starts at
+    CLIP's logit scale; `bias` is solved for on the first training batch.
+
+    With `gated` shortcuts a fresh detector's embedding is the dense CLIP feature, exactly. Without shortcuts it is a
+    projection of the class tower, as in an ordinary detector.
+    """
+
+    def __init__(
+        self,
+        tower: TimmTower,
+        *,
+        text_dim: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        logit_scale: float,
+        channels: int,
+        num_convs: int,
+        gated: bool,
+        per_channel_gates: bool,
+    ):
+        """
+        Args:
+            tower: gives the maps and the dense feature.
+            text_dim: D, of the text rows and of the tower's dense feature.
+            mean, std: normalisation of the tower's input, RGB in 0..1.
+            logit_scale: CLIP's factor from cosine to logit.
+            channels: width of pyramid and head, a multiple of 32.
+            num_convs: convolutions in each tower of the head.
+            gated: whether there are shortcuts.
+            per_channel_gates: one gate per channel of the text space, or one per level.
+        """
+        super().__init__()
+        self.tower = tower
+        self.pyramid = FeaturePyramid(tower.channels, tower.strides, channels)
+        self.strides = self.pyramid.strides
+        self.head = FcosHead(channels, num_convs, self.strides)
+        self.gated = gated
+        if gated:
+            options = {"channels": channels, "text_dim": text_dim, "per_channel": per_channel_gates}
+            self.pyramid_shortcut = PyramidShortcut(len(self.strides), **options)
+            self.head_shortcut = HeadShortcut(len(self.strides), **options)
+        else:
+            self.projection = unit_projection(channels, text_dim)
+        self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
+        self.bias = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """Factor from cosine to logit."""
+        return self.log_scale.exp()
+
+    def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
+        """RGB images, 0..255; sides in multiples of 32 (of the tower's last stride, if that is more)."""
+        largest = max(self.tower.strides)
+        if images.shape[-2] % largest or images.shape[-1] % largest:
+            raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {largest}; pad them")
+        pixels = (images.float() - self.mean) / self.std
+        if self.head.distances.weight.is_contiguous(memory_format=torch.channels_last):
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        tower = self.tower(pixels)
+        pyramid = self.pyramid(tower.maps)
+        class_features, boxes, quality = self.head(pyramid)
+        if self.gated:
+            stride = self.tower.strides[-1]
+            shortcuts = [
+                resample_dense(tower.dense, stride, level.shape[-2:], level_stride)
+                for level, level_stride in zip(pyramid, self.strides, strict=True)
+            ]
+            levels = self.head_shortcut(self.pyramid_shortcut(shortcuts, pyramid), class_features)
+        else:
+            levels = [self.projection(features) for features in class_features]
+        embeddings = torch.cat([level.float().flatten(2).transpose(1, 2) for level in levels], dim=1)
+        return Predictions(embeddings, boxes, quality)
+
+    def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
+        """Where the predictions for these images stand."""
+        return make_points((images.shape[-2], images.shape[-1]), self.strides, images.device)

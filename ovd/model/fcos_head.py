@@ -1,0 +1,66 @@
+"""FCOS head (Tian et al. 2019): two convolutional towers shared by all levels; boxes and centre-ness at every point."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.model.fpn import group_norm
+from ovd.structures import Points
+
+
+def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class FcosHead(nn.Module):
+    """Box and class towers. The class tower ends in features, which meet the text space elsewhere (gates.py)."""
+
+    def __init__(self, channels: int, num_convs: int, strides: list[int]):
+        super().__init__()
+        self.strides = strides
+        self.class_tower = conv_tower(channels, num_convs)
+        self.box_tower = conv_tower(channels, num_convs)
+        self.distances = nn.Conv2d(channels, 4, 3, padding=1)
+        self.quality = nn.Conv2d(channels, 1, 3, padding=1)
+        self.level_scales = nn.Parameter(torch.ones(len(strides)))
+        for layer in (self.distances, self.quality):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.distances.bias, 2.0)  # boxes about four strides wide to begin with
+
+    def forward(
+        self, pyramid: list[Float[Tensor, "B C ..."]]
+    ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
+        """Class features per level; boxes (xyxy, pixels) and quality logits of all points."""
+        class_features, boxes, quality = [], [], []
+        for level, (features, stride) in enumerate(zip(pyramid, self.strides, strict=True)):
+            class_features.append(self.class_tower(features))
+            box_features = self.box_tower(features)
+            distances = F.softplus(self.distances(box_features).float() * self.level_scales[level]) * stride
+            centers = level_centers(features.shape[-2:], stride, features.device)
+            left, top, right, bottom = distances.flatten(2).unbind(1)
+            x, y = centers.unbind(-1)
+            boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], dim=-1))
+            quality.append(self.quality(box_features).float().flatten(1))
+        return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
+
+
+def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch.device) -> Float[Tensor, "P 2"]:
+    """x, y of the centres of a level's cells, row by row, in pixels of the input."""
+    height, width = size
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+
+
+def make_points(image_size: tuple[int, int], strides: list[int], device: torch.device) -> Points:
+    """The points of all levels for images of this height and width."""
+    centers, point_strides = [], []
+    for stride in strides:
+        size = (-(-image_size[0] // stride), -(-image_size[1] // stride))
+        centers.append(level_centers(size, stride, device))
+        point_strides.append(torch.full((len(centers[-1]),), float(stride), device=device))
+    return Points(torch.cat(centers), torch.cat(point_strides))

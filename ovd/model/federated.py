@@ -1,0 +1,75 @@
+"""Which classes a training step scores, and which of them count for which image.
+
+A federated data set (LVIS, arXiv:1908.03195) annotates each image for a few classes only, so a class without boxes in
+an image may be absent or merely unannotated. Three rules:
+
+- `strict`: a class counts for an image iff it has boxes there or was verified to be absent.
+- `sampled`: every sampled class counts (federated loss, arXiv:2103.07461).
+- `all`: the data set is fully annotated (COCO), every class counts.
+
+Under the first two, unmatched points of a class that is not exhaustively annotated in an image do not count.
+"""
+
+from typing import Literal, assert_never
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ovd.structures import Targets
+
+Rule = Literal["sampled", "strict", "all"]
+
+
+def sample_class_rows(
+    targets: tuple[Targets, ...],
+    image_counts: Int[Tensor, " C"],
+    *,
+    rule: Rule,
+    num_sampled: int,
+    power: float = 0.5,
+    generator: torch.Generator,
+) -> Int[Tensor, " K"]:
+    """The vocabulary rows that one step scores, shared by its images: sorted, each once.
+
+    These are the classes with a box in the batch and `num_sampled` more, drawn without replacement with probability
+    proportional to (number of training images) ** `power`; classes without training images are never drawn. Under
+    `strict` a drawn class would count nowhere, so the batch's verified negatives take the place of the draw.
+
+    Args:
+        targets: of the batch.
+        image_counts: number of training images of each class of the vocabulary.
+        generator: on the device of `image_counts` and of the targets.
+    """
+    wanted = torch.zeros_like(image_counts, dtype=torch.bool)
+    for image in targets:
+        wanted[image.classes] = True
+    if rule == "strict":
+        for image in targets:
+            wanted[image.negative_classes] = True
+    else:
+        drawable = ~wanted & (image_counts > 0)
+        num_drawn = min(num_sampled, int(drawable.sum()))
+        if num_drawn > 0:
+            weights = torch.where(drawable, image_counts.double() ** power, 0)
+            wanted[torch.multinomial(weights, num_drawn, replacement=False, generator=generator)] = True
+    return wanted.nonzero().squeeze(1)
+
+
+def class_mask(targets: tuple[Targets, ...], class_rows: Int[Tensor, " K"], *, rule: Rule) -> Bool[Tensor, "B K"]:
+    """Whether a class counts at an image's points that are not matched to it; matched points always count."""
+    return torch.stack([_image_mask(image, class_rows, rule) for image in targets])
+
+
+def _image_mask(image: Targets, class_rows: Int[Tensor, " K"], rule: Rule) -> Bool[Tensor, " K"]:
+    not_exhaustive = torch.isin(class_rows, image.not_exhaustive_classes)
+    match rule:
+        case "strict":
+            verified = torch.cat([image.classes, image.negative_classes])
+            return torch.isin(class_rows, verified) & ~not_exhaustive
+        case "sampled":
+            return ~not_exhaustive
+        case "all":
+            return torch.ones_like(class_rows, dtype=torch.bool)
+        case _:
+            assert_never(rule)

@@ -1,0 +1,84 @@
+"""From class embeddings and text rows to class logits: logit = scale * cosine + bias."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+EPSILON = 1e-6
+"""Embeddings shorter than this keep their direction but not unit length, so that a zero has a finite gradient."""
+
+CHUNK_ELEMENTS = 2**22
+"""Logits alive at a time where points are taken chunk by chunk: 16 MiB."""
+
+
+def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+    """Normalised in float32, whatever came in: the squares of half-precision embeddings may overflow."""
+    return F.normalize(embeddings.float(), dim=-1, eps=EPSILON)
+
+
+def cosine_logits(
+    embeddings: Float[Tensor, "*N D"],
+    text: Float[Tensor, "C D"],
+    *,
+    scale: Float[Tensor, ""] | float,
+    bias: Float[Tensor, ""] | float,
+) -> Float[Tensor, "*N C"]:
+    """Class logits, all at once: whoever has many points and classes calls this chunk by chunk.
+
+    Args:
+        embeddings: of any length; normalised here.
+        text: unit rows.
+    """
+    cosines = unit_embeddings(embeddings) @ text.T
+    return scale * cosines.float() + bias
+
+
+@torch.no_grad()
+def initial_bias(
+    embeddings: Float[Tensor, "N D"],
+    text: Float[Tensor, "C D"],
+    *,
+    scale: float,
+    target: float = 0.01,
+) -> float:
+    """The bias at which a fresh detector's mean class probability is `target` (the prior of arXiv:1708.02002, 3.3).
+
+    Setting the mean logit instead would leave a far larger mean probability, since the dense CLIP feature is confident
+    on background too. The cosines are counted chunk by chunk into bins 1.2e-4 wide; the bisection runs on the counts.
+
+    Args:
+        embeddings: of the points of the first batch, of any length. Leave out points in the padding.
+        text: unit rows.
+        scale: the logit scale training starts from.
+
+    Raises:
+        ValueError: no embeddings, no text, or NaN among them.
+    """
+    if len(embeddings) == 0 or len(text) == 0:
+        raise ValueError(f"the initial bias needs points and classes, got {len(embeddings)} and {len(text)}")
+    num_bins = 2**14
+    counts = torch.zeros(num_bins, dtype=torch.float64)
+    for chunk in embeddings.split(max(1, CHUNK_ELEMENTS // len(text))):
+        cosines = cosine_logits(chunk, text, scale=1.0, bias=0.0).clamp(-1, 1)
+        if cosines.isnan().any():
+            raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")
+        counts += torch.histc(cosines.cpu(), bins=num_bins, min=-1, max=1)
+    bin_width = 2 / num_bins
+    cosines = -1 + bin_width * (torch.arange(num_bins, dtype=torch.float64) + 0.5)
+
+    def mean_probability(bias: float) -> float:
+        return float((counts * torch.sigmoid(scale * cosines + bias)).sum() / counts.sum())
+
+    # Were every cosine 1, or every cosine -1, these would be the answers.
+    target_logit = math.log(target / (1 - target))
+    low, high = target_logit - abs(scale), target_logit + abs(scale)
+    for _ in range(50):
+        middle = (low + high) / 2
+        if mean_probability(middle) < target:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

@@ -1,0 +1,69 @@
+"""bf16 where the machine is fast at it, float32 elsewhere, and the facts that the bits of a run depend on."""
+
+import os
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "bf16", "float32"]
+
+
+def fast_low_precision(device: torch.device) -> bool:
+    """Whether bfloat16 is computed in hardware there: CUDA from Ampere on; CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(_cpu_bf16_instructions())
+
+
+def use_low_precision(precision: Precision, device: torch.device) -> bool:
+    """What a configured precision means on this device; `auto` is bf16 exactly where it is fast."""
+    return fast_low_precision(device) if precision == "auto" else precision == "bf16"
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """bf16 autocast if `enabled`, else float32. bf16 has the exponent range of float32: no loss scaling needed."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def memory_format(enabled: bool) -> torch.memory_format:
+    """The layout for modules and images: channels last goes with bf16, whose kernels are slower without it.
+
+    Convert the module before a checkpoint is restored into its optimizer.
+    """
+    return torch.channels_last if enabled else torch.contiguous_format
+
+
+def describe_machine(device: torch.device | None = None) -> str:
+    """One line for logs and results: device, instruction set, threads, versions. Other values, other bits.
+
+    Args:
+        device: where the run computes; a CUDA device if there is one when not given.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    instructions = " + ".join([torch.backends.cpu.get_cpu_capability(), *_cpu_bf16_instructions()])
+    parts = [f"CPU {_cpu_name()}", instructions, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    if device.type == "cuda":
+        parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")
+    lowered = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # kernels are picked for no more than these
+    parts += [f"{name}={os.environ[name]}" for name in lowered if name in os.environ]
+    return ", ".join(parts)
+
+
+def _cpu_bf16_instructions() -> list[str]:
+    # torch names these probes privately up to 2.14, and not on every platform.
+    probes = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+    return [name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()]
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,93 @@
+"""What crosses the borders between data, model and evaluation.
+
+Boxes are xyxy, absolute pixels, float32 everywhere. Letters used in shapes:
+B images, P points of all pyramid levels concatenated, D text-image dimensions, C classes, R true boxes.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the detector predicts: the centre of every cell of every pyramid level, level by level."""
+
+    centers: Float[Tensor, "P 2"]
+    """x, y in pixels of the input image."""
+    strides: Float[Tensor, " P"]
+    """Pixels between neighbouring points of the same level."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the detector says of every point, the same in training and in evaluation."""
+
+    embeddings: Float[Tensor, "B P D"]
+    """Class embeddings in the text space, not normalised."""
+    boxes: Float[Tensor, "B P 4"]
+    """xyxy in pixels of the input image, not clipped to it."""
+    quality: Float[Tensor, "B P"]
+    """Logit of the box's centre-ness."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What one image's annotations say.
+
+    Classes are rows of the data set's vocabulary (0..C-1), never category ids of a file.
+    """
+
+    boxes: Float[Tensor, "R 4"]
+    classes: Int[Tensor, " R"]
+    negative_classes: Int[Tensor, " N"]
+    """Verified to be absent (LVIS `neg_category_ids`)."""
+    not_exhaustive_classes: Int[Tensor, " E"]
+    """Present, but not every instance has a box (LVIS `not_exhaustive_category_ids`)."""
+    ignore_boxes: Float[Tensor, "I 4"]
+    """Crowd regions: points inside them that match no box are left out of the loss."""
+
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images, padded at the right and bottom with zeros to a common size.
+
+    `sizes` are each image's height and width before padding.
+    """
+
+    images: Float[Tensor, "B 3 H W"] | Int[Tensor, "B 3 H W"]
+    """RGB, uint8 as loaded; the detector normalises."""
+    sizes: Int[Tensor, "B 2"]
+    targets: tuple[Targets, ...]
+    image_ids: tuple[int, ...]
+    skipped: tuple[str, ...] = ()
+    """One line for every sample left out of this batch, saying which and why."""
+
+    def to(self, device: torch.device) -> "Batch":
+        targets = tuple(item.to(device) for item in self.targets)
+        return replace(self, images=self.images.to(device), sizes=self.sizes.to(device), targets=targets)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which true box, if any, each point answers for."""
+
+    matched: Int[Tensor, "B P"]
+    """Row into the image's `Targets.boxes`, or -1 for background."""
+    ignored: Bool[Tensor, "B P"]
+    """Background points that no loss may touch (crowd regions, padding)."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's boxes in pixels of the original image, best first."""
+
+    boxes: Float[Tensor, "K 4"]
+    scores: Float[Tensor, " K"]
+    classes: Int[Tensor, " K"]
+    """Rows of the vocabulary that was asked for."""

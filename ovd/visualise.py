@@ -1,0 +1,64 @@
+"""Pictures: boxes with names on an image, and grids of such images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib import colormaps, get_data_path
+from PIL import Image, ImageDraw, ImageFont
+
+from ovd.structures import Detections
+
+DEFAULT_THRESHOLD = 0.3
+"""Least score that is shown to a person."""
+SMALLEST_SHOWN_PX = 384
+
+
+def above_threshold(detections: Detections, threshold: float, most: int | None = None) -> Detections:
+    """The detections of at least this score, at most `most` of them."""
+    shown = (detections.scores >= threshold).nonzero().flatten()[:most]
+    return Detections(detections.boxes[shown], detections.scores[shown], detections.classes[shown])
+
+
+def class_colour(row: int) -> tuple[int, int, int]:
+    """The same colour for the same class row, neighbours far apart."""
+    red, green, blue, _ = colormaps["hsv"]((row * 0.618034) % 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def draw_detections(
+    image: UInt8[np.ndarray, "H W 3"], detections: Detections, names: Sequence[str], *, with_scores: bool = True
+) -> Image.Image:
+    """The image, enlarged to a legible size if it is small, with a box, name and score for every detection."""
+    zoom = max(1, -(-SMALLEST_SHOWN_PX // max(image.shape[:2])))
+    canvas = Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
+    side = max(canvas.size)
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), max(11, side // 45))
+    width = max(2, side // 250)
+    for box, score, row in zip(
+        detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True
+    ):
+        x0, y0, x1, y1 = (zoom * value for value in box)
+        colour = class_colour(row)
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+        label = f"{names[row]} {score:.2f}" if with_scores else names[row]
+        left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+        label_x = min(max(0, x0), max(0, canvas.width - (right - left) - 4))
+        label_y = y0 - (bottom - top) - 5 if y0 > (bottom - top) + 5 else y0
+        draw.rectangle((label_x, label_y, label_x + right - left + 4, label_y + bottom - top + 5), fill=colour)
+        light = sum(colour) > 380
+        draw.text((label_x + 2 - left, label_y + 2 - top), label, fill="black" if light else "white", font=font)
+    return canvas
+
+
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Images of any size side by side, row by row, on white."""
+    width = max(image.width for image in images) + 6
+    height = max(image.height for image in images) + 6
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, image in enumerate(images):
+        canvas.paste(image, ((index % columns) * width + 3, (index // columns) * height + 3))
+    return canvas

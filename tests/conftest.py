@@ -1,0 +1,51 @@
+"""Fixtures of all tests, and the run-time check of the shapes and types that ovd's signatures declare."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+# Before anything of ovd is imported. PEP 484's numeric tower: an int passes where a float is declared.
+jaxtyping.install_import_hook("ovd", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+# Before albumentations and matplotlib are imported.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+torch.set_num_threads(2)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Samples of the real data sets (LVIS and COCO annotations), kept beside the checkout."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no samples of real data sets at {folder}")
+    return folder
+
+
+@pytest.fixture
+def untrained_clip():
+    """The tiny CLIP's architecture with random weights and batch-norm statistics."""
+    from ovd.clip.load import build_untrained_tiny_clip
+
+    torch.manual_seed(0)
+    clip = build_untrained_tiny_clip()
+    for module in clip.model.visual.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+    return clip
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """The committed tiny CLIP; tests must not change it."""
+    from ovd.clip.load import load_clip
+
+    return load_clip("tiny")

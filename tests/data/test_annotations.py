@@ -1,0 +1,336 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.report import DataError, DataReport
+
+
+def lvis_content() -> dict:
+    """Three images (the second non-square without objects), categories with gaps and out of order."""
+    labels: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    url = "http://images.cocodataset.org"
+    return {
+        "images": [
+            {"id": 30, "height": 100, "width": 100, "coco_url": f"{url}/val2017/000030.jpg", **labels},
+            {"id": 10, "height": 50, "width": 200, "coco_url": f"{url}/train2017/000010.jpg", **labels},
+            {
+                "id": 20,
+                "height": 100,
+                "width": 100,
+                "coco_url": f"{url}/val2017/000020.jpg",
+                "neg_category_ids": [9],
+                "not_exhaustive_category_ids": [2, 5],
+            },
+        ],
+        "categories": [
+            {"id": 9, "name": "yak", "synonyms": ["yak", "grunting_ox"], "frequency": "r", "image_count": 7},
+            {"id": 2, "name": "cat", "synonyms": ["cat"], "frequency": "f"},
+            {"id": 5, "name": "dog", "synonyms": ["dog"], "frequency": "c"},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 20, "category_id": 2, "bbox": [10, 20, 30, 40]},
+            {"id": 2, "image_id": 30, "category_id": 9, "bbox": [0.5, 0.25, 1, 99.75]},
+            {"id": 3, "image_id": 20, "category_id": 2, "bbox": [1, 2, 3, 4]},
+            {"id": 4, "image_id": 20, "category_id": 5, "bbox": [0, 0, 100, 100]},
+        ],
+    }
+
+
+def load(
+    tmp_path: Path, content: dict, format: Literal["lvis", "coco"] = "lvis", images: Path | None = Path("root")
+) -> tuple[AnnotationIndex, DataReport]:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    report = DataReport()
+    return load_annotations(path, images, format=format, report=report), report
+
+
+def test_lvis_records(tmp_path):
+    index, report = load(tmp_path, lvis_content())
+    assert len(index) == 3
+    assert [(c.id, c.name, c.synonyms, c.frequency, c.image_count) for c in index.categories] == [
+        (2, "cat", ("cat",), "f", 1),
+        (5, "dog", ("dog",), "c", 1),
+        (9, "yak", ("yak", "grunting_ox"), "r", 7),
+    ]
+    first, empty, last = (index.record(row) for row in range(3))
+    assert (first.id, first.path, first.height, first.width) == (30, Path("root/val2017/000030.jpg"), 100, 100)
+    assert first.boxes.tolist() == [[0.5, 0.25, 1.5, 100]]
+    assert first.classes.tolist() == [2]
+    assert (empty.path, empty.height, empty.width) == (Path("root/train2017/000010.jpg"), 50, 200)
+    assert empty.boxes.shape == empty.crowd_boxes.shape == (0, 4)
+    assert last.boxes.tolist() == [[10, 20, 40, 60], [1, 2, 4, 6], [0, 0, 100, 100]]
+    assert last.classes.tolist() == [0, 0, 1]
+    assert last.negative_classes.tolist() == [2]
+    assert last.not_exhaustive_classes.tolist() == [0, 1]
+    assert report.num_used("box") == 4
+
+
+def test_coco_records_crowds_and_file_names(tmp_path):
+    content = lvis_content()
+    for row in content["images"]:
+        row["file_name"] = f"{row['id']}.jpg"
+        del row["neg_category_ids"], row["not_exhaustive_category_ids"]
+    content["annotations"][2]["iscrowd"] = 1
+    index, _ = load(tmp_path, content, format="coco", images=None)
+    record = index.record(2)
+    assert record.path == Path("20.jpg")
+    assert record.boxes.tolist() == [[10, 20, 40, 60], [0, 0, 100, 100]]
+    assert record.crowd_boxes.tolist() == [[1, 2, 4, 6]]
+    assert record.negative_classes.tolist() == record.not_exhaustive_classes.tolist() == []
+    assert [(c.frequency, c.synonyms, c.image_count) for c in index.categories] == [(None, (), 1)] * 3
+
+
+def test_lvis_with_file_names_only(tmp_path):
+    content = lvis_content()
+    for row in content["images"]:
+        del row["coco_url"]
+        row["file_name"] = f"folder/{row['id']}.jpg"
+    assert load(tmp_path, content)[0].record(0).path == Path("root/folder/30.jpg")
+
+
+def test_a_file_without_images_or_objects(tmp_path):
+    index, report = load(tmp_path, {"images": [], "categories": [], "annotations": []})
+    assert (len(index), index.categories, report.num_used("box")) == (0, (), 0)
+    content = {**lvis_content(), "annotations": []}
+    index, _ = load(tmp_path, content)
+    assert [len(index.record(row).boxes) for row in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("lvis_val_100.json", "lvis"), ("coco_instances_val2014_100.json", "coco")]
+)
+def test_real_samples_are_read_whole(shared_data, name, format):
+    path = shared_data / name
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    report = DataReport()
+    index = load_annotations(path, shared_data, format=format, report=report)
+    content = json.loads(path.read_text())
+    category_ids = sorted(row["id"] for row in content["categories"])
+    assert [category.id for category in index.categories] == category_ids
+    assert [index.record(row).id for row in range(len(index))] == [row["id"] for row in content["images"]]
+    objects = Counter((row["image_id"], row["category_id"]) for row in content["annotations"] if not row.get("iscrowd"))
+    found = Counter(
+        (record.id, category_ids[class_row])
+        for record in map(index.record, range(len(index)))
+        for class_row in record.classes.tolist()
+    )
+    assert found == objects
+    assert len(index.crowd_boxes.values) == sum(row.get("iscrowd", 0) for row in content["annotations"])
+    for row, image in enumerate(content["images"]):
+        record = index.record(row)
+        objects_here = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
+        expected = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in objects_here)]
+        np.testing.assert_allclose(record.boxes, np.array(expected).reshape(-1, 4), atol=2e-3)
+        assert [category_ids[c] for c in record.negative_classes] == image.get("neg_category_ids", [])
+        assert (record.boxes >= 0).all()
+        assert (record.boxes[:, [2, 3]] <= [image["width"], image["height"]]).all()
+        assert record.path.name == (image["coco_url"] if format == "lvis" else image["file_name"]).split("/")[-1]
+    assert report.num_used("box") == len(content["annotations"])
+
+
+def test_truncated_json_stops_with_file_and_byte(tmp_path):
+    content = lvis_content()
+    content["categories"][1]["name"] = "chât"  # bytes and characters differ
+    whole = json.dumps(content, ensure_ascii=False).encode()
+    path = tmp_path / "cut.json"
+    for end in np.linspace(0, len(whole) - 1, 20).astype(int):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=rf"cut\.json: not .* at byte \d+ of {end}") as caught:
+            load_annotations(path, None, format="lvis", report=DataReport())
+        assert caught.value.code == "F1"
+    path.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(DataError, match=f"at byte {len(whole) - 1} of {len(whole)}"):
+        load_annotations(path, None, format="lvis", report=DataReport())
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"images": [1], "categories": [], "annotations": []}', "[" * 99_999])
+def test_other_json_is_no_annotation_file(tmp_path, content):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"other\.json"):
+        load_annotations(path, None, format="coco", report=DataReport())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.json: annotation file cannot be read"):
+        load_annotations(tmp_path / "none.json", None, format="coco", report=DataReport())
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_duplicate_ids_name_both_records(tmp_path, name):
+    content = lvis_content()
+    content[name][2]["id"] = content[name][0]["id"]
+    expected = r"categories records \d and \d" if name == "categories" else f"{name} records 0 and 2"
+    with pytest.raises(DataError, match=f"{expected} share the id {content[name][0]['id']}") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F2"
+
+
+def test_unknown_references_are_counted_and_the_first_20_named(tmp_path):
+    content = lvis_content()
+    for row in range(30):
+        content["annotations"].append({"id": 100 + row, "image_id": 999, "category_id": 2, "bbox": [0, 0, 5, 5]})
+    content["annotations"].append({"id": 200, "image_id": 20, "category_id": [2], "bbox": [0, 0, 5, 5]})
+    content["images"][0]["neg_category_ids"] = [True]
+    with pytest.raises(DataError, match="32 references") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F3"
+    assert "annotation 119 of image 999" in str(caught.value)
+    assert "annotation 120 " not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, float("nan"), 5],
+        [0, float("inf"), 5, 5],
+        [0, -float("inf"), 5, 5],
+        ["0", 0, 5, 5],
+        [0, 0, 5],
+        [0, 0, 5, None],
+        [True, 0, 5, 5],
+        [10**400, 0, 5, 5],
+        None,
+        "0055",
+    ],
+)
+def test_boxes_that_are_not_four_numbers_stop_with_the_annotation_id(tmp_path, box):
+    content = lvis_content()
+    content["annotations"][2]["bbox"] = box
+    with pytest.raises(DataError, match=r"annotation 3: bbox") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F6"
+
+
+@pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_lvis_without_federated_labels_stops(tmp_path, field):
+    content = lvis_content()
+    del content["images"][1][field]
+    with pytest.raises(DataError, match=f"image 10 has no {field}") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F7"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("images", "height", 0),
+        ("images", "width", "640"),
+        ("images", "id", None),
+        ("annotations", "id", 1.0),
+        ("categories", "frequency", "x"),
+        ("categories", "name", 3),
+        ("annotations", "id", 2**70),
+    ],
+)
+def test_a_missing_or_senseless_field_is_named(tmp_path, name, field, value):
+    content = lvis_content()
+    content[name][0][field] = value
+    with pytest.raises(DataError, match=field):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("box_xywh", "expected", "event"),
+    [
+        ([10, 10, 20, 20], [10, 10, 30, 30], None),
+        ([10, 10, 0, 20], None, ("skipped", "F4")),
+        ([10, 10, 20, -5], None, ("skipped", "F4")),
+        ([10, 10, 0.9, 20], None, ("skipped", "F4")),
+        ([99.5, 10, 20, 20], None, ("skipped", "F4")),  # half a pixel is inside
+        ([-10, 40, 30, 40], [0, 40, 20, 50], ("repaired", "F5")),
+        ([100, 10, 20, 20], None, ("skipped", "F5")),
+        ([-30, 10, 20, 20], None, ("skipped", "F5")),
+        ([10, 10, 90.0001, 20], [10, 10, 100, 30], None),  # rounding of decimals
+    ],
+)
+def test_what_becomes_of_a_box(tmp_path, box_xywh, expected, event):
+    content = lvis_content()
+    content["images"][0].update(height=50, width=100)
+    content["annotations"] = [{"id": 7, "image_id": 30, "category_id": 2, "bbox": box_xywh}]
+    index, report = load(tmp_path, content)
+    assert index.record(0).boxes.tolist() == ([expected] if expected else [])
+    assert len(index.record(0).classes) == len(index.record(0).boxes)
+    events = {
+        (kind, code): count(code)
+        for kind, count in (("skipped", report.num_skipped), ("repaired", report.num_repaired))
+        for code in ("F4", "F5")
+        if count(code)
+    }
+    assert events == ({event: 1} if event else {})
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["seen"]["box"] == 1
+    if event:
+        assert "annotation 7: " in written["first_records"][f"{event[1]} {event[0]}"][0]
+
+
+coordinates = st.floats(-300, 300) | st.integers(-300, 300)
+
+
+@settings(max_examples=50, deadline=None)
+@given(boxes=st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), max_size=4))
+def test_kept_boxes_are_inside_and_large_enough_and_all_are_counted(tmp_path_factory, boxes):
+    content = lvis_content()
+    content["annotations"] = [
+        {"id": row, "image_id": 10, "category_id": 2, "bbox": list(box)} for row, box in enumerate(boxes)
+    ]
+    index, report = load(tmp_path_factory.mktemp("boxes"), content)
+    kept = index.record(1).boxes
+    assert (kept >= 0).all()
+    assert (kept <= [200, 50, 200, 50]).all()
+    assert (kept[:, 2:] - kept[:, :2] >= 0.99).all()
+    assert report.num_used("box") == len(kept)
+    assert len(kept) + report.num_skipped("F4") + report.num_skipped("F5") == len(boxes)
+
+
+def test_too_many_bad_boxes_stop(tmp_path):
+    content = lvis_content()
+    for row in range(5):
+        content["annotations"].append({"id": 100 + row, "image_id": 20, "category_id": 2, "bbox": [0, 0, 0, 5]})
+    with pytest.raises(DataError, match=r"5 of 9 skipped \(5 of them in a row\).*F4.*annotation 100") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F4"
+
+
+def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
+    report = DataReport()
+    for row in range(30):
+        report.skipped("F4", f"box {row}")
+    report.used(1000)
+    for row in range(4):
+        report.skipped("F8", f"image {row}")
+    report.raise_if_too_many(10)  # four are never too many
+    report.skipped("F9", "image 4")
+    report.raise_if_too_many(501)  # five are, from 1 % on
+    with pytest.raises(DataError, match="5 of 500 skipped"):
+        report.raise_if_too_many(500)
+    report.repaired("F12", "image 9")
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["seen"] == {"sample": 1005, "box": 30}
+    assert written["skipped_by_code"] == {"F4": 30, "F8": 4, "F9": 1}
+    assert written["repaired_by_code"] == {"F12": 1}
+    assert written["first_records"]["F4 skipped"] == [f"box {row}" for row in range(20)]
+
+
+def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
+    report = DataReport()
+    for _ in range(2):
+        for row in range(99):
+            report.skipped("F8", f"image {row}")
+        report.raise_if_too_many(10**6)
+        report.used()
+    for row in range(100):
+        report.skipped("F8", f"image {row}")
+    with pytest.raises(DataError, match="100 of them in a row"):
+        report.raise_if_too_many(10**6)

@@ -1,0 +1,202 @@
+import struct
+import subprocess
+import sys
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovd.data.images import ImageError, decode_image, read_image
+
+HEIGHT, WIDTH = 40, 60
+
+
+def scene() -> np.ndarray:
+    """A smooth picture without symmetry, so that JPEG keeps it and each rotation shows."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return np.stack([x * 4, y * 6, (x + y) * 2], axis=-1).astype(np.uint8)
+
+
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    file = BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP"])
+def test_lossless_files_give_the_very_pixels(tmp_path, format):
+    content = encode(Image.fromarray(scene()), format)
+    (tmp_path / "image").write_bytes(content)
+    for source in (content, tmp_path / "image"):
+        pixels = read_image(source, expected_size=(HEIGHT, WIDTH))
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.writeable
+        np.testing.assert_array_equal(pixels, scene())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_lossy_files_give_nearly_the_pixels(format):
+    pixels = read_image(encode(Image.fromarray(scene()), format, quality=95), expected_size=None)
+    assert np.abs(pixels.astype(int) - scene()).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    shown = scene()
+    # What a camera held in that way stores, by the EXIF standard: the inverse of what undoes it.
+    stored = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](shown)
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(image, "PNG", exif=exif)
+    np.testing.assert_array_equal(read_image(content, expected_size=(HEIGHT, WIDTH)), shown)
+    decoded = decode_image(content, expected_size=(HEIGHT, WIDTH))
+    assert not decoded.unrotated
+    if orientation >= 5:
+        decoded = decode_image(content, expected_size=(WIDTH, HEIGHT))
+        assert decoded.unrotated
+        np.testing.assert_array_equal(decoded.pixels, stored)
+
+
+def test_another_size_than_the_annotations_is_an_error():
+    content = encode(Image.fromarray(scene()), "PNG")
+    for size in [(HEIGHT, WIDTH + 1), (WIDTH, HEIGHT)]:
+        with pytest.raises(ImageError, match=rf"is 40 x 60, the annotation says {size[0]} x {size[1]}") as caught:
+            read_image(content, expected_size=size)
+        assert caught.value.code == "F12"
+
+
+def test_every_mode_becomes_rgb():
+    rgb = Image.fromarray(scene())
+    grey = scene()[..., 0]
+    black = Image.new("RGB", rgb.size)
+    grey_rgb = np.repeat(grey[..., None], 3, axis=2)
+    cases = {
+        "grey": (encode(Image.fromarray(grey), "PNG"), grey_rgb, 0),
+        "16-bit grey": (encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), grey_rgb, 0),
+        "1 bit": (encode(Image.fromarray(grey > 99), "PNG"), np.where(grey_rgb > 99, 255, 0), 0),
+        "palette": (encode(rgb.quantize(255), "PNG"), np.asarray(rgb.quantize(255).convert("RGB")), 0),
+        "CMYK": (encode(rgb.convert("CMYK"), "JPEG", quality=95), scene(), 6),
+        "opaque alpha": (encode(rgb.convert("RGBA"), "PNG"), scene(), 0),
+        "animated": (encode(rgb, "WEBP", save_all=True, append_images=[black], lossless=True), scene(), 0),
+    }  # fmt: skip
+    for name, (content, expected, tolerance) in cases.items():
+        pixels = read_image(content, expected_size=(HEIGHT, WIDTH))
+        assert pixels.shape == (HEIGHT, WIDTH, 3), name
+        assert np.abs(pixels.astype(int) - expected).mean() <= tolerance, name
+
+
+def test_transparent_pixels_are_laid_over_white():
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[:, 10:] = 255
+    rgba = Image.fromarray(np.concatenate([scene(), alpha[..., None]], axis=-1))
+    expected = scene()
+    expected[:, :10] = 255
+    np.testing.assert_array_equal(read_image(encode(rgba, "PNG"), expected_size=None), expected)
+    palette = Image.fromarray(np.tile(np.arange(WIDTH, dtype=np.uint8) // 30, (HEIGHT, 1)))
+    palette = palette.convert("P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    pixels = read_image(encode(palette, "PNG", transparency=0), expected_size=None)
+    assert (pixels[:, :30] == 255).all()
+    assert (pixels[:, 30:] == [0, 0, 255]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_no_cut_of_a_jpeg_is_read_as_half_an_image(tmp_path, options):
+    whole = encode(Image.fromarray(scene()), "JPEG", quality=90, **options)
+    expected = read_image(whole, expected_size=None)
+    path = tmp_path / "cut.jpg"
+    num_refused = 0
+    for end in range(0, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:end])
+        try:
+            pixels = read_image(path, expected_size=(HEIGHT, WIDTH))
+        except ImageError as error:
+            assert error.code == "F9"  # noqa: PT017
+            assert str(path) in str(error)  # noqa: PT017
+            num_refused += 1
+        else:
+            np.testing.assert_array_equal(pixels, expected)
+        assert path.read_bytes() == whole[:end]
+    assert num_refused > 140
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + b"x" * 99])
+def test_what_is_no_image_is_refused(content):
+    with pytest.raises(ImageError) as caught:
+        read_image(content, expected_size=None)
+    assert caught.value.code == "F9"
+
+
+def test_other_formats_are_refused_whatever_their_name(tmp_path):
+    for format in ("GIF", "TIFF", "PPM", "EPS"):
+        path = tmp_path / f"{format}.jpg"
+        path.write_bytes(encode(Image.fromarray(scene()), format))
+        with pytest.raises(ImageError, match="not a JPEG, PNG, WEBP, BMP image"):
+            read_image(path, expected_size=None)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ImageError, match=r"none\.jpg: file is missing") as caught:
+        read_image(tmp_path / "none.jpg", expected_size=None)
+    assert caught.value.code == "F8"
+    with pytest.raises(ImageError) as caught:
+        read_image(tmp_path, expected_size=None)
+    assert caught.value.code == "F9"
+
+
+def png_header(height: int, width: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, data)
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(60_000, 60_000), (10_000, 10_000), (9000, 9000)])
+def test_decompression_bombs_are_refused_by_their_header(height, width):
+    with pytest.raises(ImageError) as caught:
+        read_image(png_header(height, width), expected_size=None)
+    assert caught.value.code == "F10"
+
+
+def test_the_pixel_cap_is_a_parameter():
+    content = encode(Image.fromarray(scene()), "PNG")
+    assert read_image(content, expected_size=None, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(ImageError, match="40 x 60 pixels are more than 2399"):
+        read_image(content, expected_size=None, max_pixels=HEIGHT * WIDTH - 1)
+
+
+def test_a_bomb_takes_no_memory(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    script = f"""
+import resource
+from pathlib import Path
+from ovd.data.images import ImageError, read_image
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 100_000_000,) * 2)
+try:
+    read_image(Path({str(tmp_path / "bomb.png")!r}), expected_size=None)
+except ImageError as error:
+    print(error.code)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=300)
+    assert done.stdout.strip() == "F10", done.stderr
+
+
+def test_damaged_exif_does_not_lose_the_image_and_no_warning_escapes():
+    content = encode(Image.fromarray(scene()), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff", quality=95)
+    assert read_image(content, expected_size=(HEIGHT, WIDTH)).shape == (HEIGHT, WIDTH, 3)

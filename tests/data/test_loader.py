@@ -1,0 +1,298 @@
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.loader import (
+    LoadedBatch,
+    TrainOrder,
+    epoch_length,
+    epoch_order,
+    eval_loader,
+    repeat_factors,
+    train_loader,
+)
+from ovd.data.report import DataError, DataReport
+from ovd.data.transforms import Sample, train_transform
+
+NUM_IMAGES = 10
+
+
+@pytest.fixture
+def index(tmp_path) -> AnnotationIndex:
+    """Ten images of various sizes; image 3 has no object, image 4 a crowd; class row 2 is in one image only."""
+    generator = np.random.default_rng(0)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for row in range(NUM_IMAGES):
+        height, width = 40 + 3 * row, 70 - 2 * row
+        labels = {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+        images.append({"id": 100 + row, "height": height, "width": width, "file_name": f"{row}.png", **labels})
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{row}.png")
+        for number in range(0 if row == 3 else 2):
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": 100 + row,
+                    "category_id": 3 if row == 7 else 1 + number,
+                    "bbox": [number, 2, 20, 30],
+                    "iscrowd": int(row == 4 and number == 1),
+                }
+            )
+    categories: list[dict] = [
+        {"id": row, "name": f"class {row}", "synonyms": [], "frequency": "f"} for row in (1, 2, 3)
+    ]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return load_annotations(path, tmp_path, format="lvis", report=DataReport())
+
+
+def untouched(sample: Sample, _seed: int) -> Sample:
+    return sample
+
+
+def load_train(index: AnnotationIndex, **changes) -> list[LoadedBatch]:
+    settings = {
+        "transform": untouched,
+        "batch_size": 4,
+        "seed": 1,
+        "start_step": 0,
+        "num_steps": 6,
+        "num_workers": 0,
+        "repeat_threshold": 0.0,
+        "timeout_s": 60,
+    }
+    return list(train_loader(index, **{**settings, **changes}))
+
+
+def as_bytes(batch: LoadedBatch) -> list:
+    tensors = [batch.images, batch.sizes]
+    for targets in batch.targets:
+        tensors += vars(targets).values()
+    return [(tuple(t.shape), t.dtype, t.numpy().tobytes()) for t in tensors] + [batch.image_ids, batch.skipped]
+
+
+def test_repeat_factors_are_those_of_the_lvis_paper(index):
+    # Class rows 0 and 1 are in 8 and 7 images (one box of row 1 is a crowd), row 2 in one of 10.
+    assert repeat_factors(index, 0.0).tolist() == [1] * NUM_IMAGES
+    expected = np.ones(NUM_IMAGES)
+    expected[7] = np.sqrt(0.4 / 0.1)
+    np.testing.assert_allclose(repeat_factors(index, 0.4), expected)
+    expected = np.full(NUM_IMAGES, np.sqrt(0.9 / 0.7))
+    expected[[3, 4, 7]] = 1, np.sqrt(0.9 / 0.8), 3
+    np.testing.assert_allclose(repeat_factors(index, 0.9), expected)
+    assert repeat_factors(replace_images(index, 0), 0.5).shape == (0,)
+
+
+def replace_images(index: AnnotationIndex, count: int) -> AnnotationIndex:
+    """The first `count` images only."""
+    ragged = ("boxes", "classes", "crowd_boxes", "negative_classes", "not_exhaustive_classes")
+    cut = {
+        name: replace(labels, values=labels.values[: labels.offsets[count]], offsets=labels.offsets[: count + 1])
+        for name, labels in ((name, getattr(index, name)) for name in ragged)
+    }
+    return replace(index, image_ids=index.image_ids[:count], image_sizes=index.image_sizes[:count], **cut)
+
+
+def test_epochs_have_one_length_and_hold_every_image_floor_or_ceil_times():
+    repeat = np.array([1, 1.3, 2.75, 1, 1.01, 3.5, 1])
+    assert epoch_length(repeat) == 12
+    counts = np.array(
+        [
+            np.bincount(epoch_order(num_images=7, repeat=repeat, seed=5, epoch=epoch), minlength=7)
+            for epoch in range(3000)
+        ]
+    )
+    assert (counts.sum(axis=1) == 12).all()
+    stretched = repeat * 12 / repeat.sum()
+    assert (counts >= np.floor(stretched)).all()
+    assert (counts <= np.ceil(stretched)).all()
+    np.testing.assert_allclose(counts.mean(axis=0), stretched, atol=0.03)
+
+
+def test_epochs_without_repeats_are_permutations_that_differ_by_epoch_and_seed():
+    orders = [
+        tuple(epoch_order(num_images=500, repeat=np.ones(500), seed=seed, epoch=epoch).tolist())
+        for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]
+    ]
+    assert all(sorted(order) == list(range(500)) for order in orders)
+    assert len(set(orders)) == 4
+    assert epoch_order(num_images=500, repeat=np.ones(500), seed=0, epoch=1).tolist() == list(orders[1])
+    assert epoch_order(num_images=0, repeat=np.ones(0), seed=0, epoch=0).tolist() == []
+    for repeat in (np.array([0.5, 2]), np.ones(3)):
+        with pytest.raises(ValueError, match="repeat factors"):
+            epoch_order(num_images=2, repeat=repeat, seed=0, epoch=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 30])
+def test_steps_run_through_epochs_without_a_gap_from_any_start(batch_size):
+    repeat = np.array([1, 1.5, 1, 2.2, 1.3])
+    length = epoch_length(repeat)
+
+    def order() -> TrainOrder:
+        return TrainOrder(num_images=5, repeat=repeat, seed=3, batch_size=batch_size)
+
+    one_order = order()
+    stream = [drawn for step in range(40) for drawn in one_order.batch(step)]
+    expected = [
+        image
+        for epoch in range(len(stream) // length + 1)
+        for image in epoch_order(num_images=5, repeat=repeat, seed=3, epoch=epoch).tolist()
+    ]
+    assert [image for image, _ in stream] == expected[: len(stream)]
+    assert len({seed for _, seed in stream}) == len(stream)
+    for step in (0, 17, 39, 5):
+        assert order().batch(step) == stream[step * batch_size : (step + 1) * batch_size]
+
+
+def test_a_late_step_costs_no_more_than_an_early_one():
+    order = TrainOrder(num_images=100_000, repeat=np.full(100_000, 1.25), seed=0, batch_size=16)
+    start = time.process_time()
+    order.batch(10**9)
+    assert time.process_time() - start < 1
+
+
+def test_a_batch_holds_padded_pixels_and_the_annotations(index):
+    (batch,) = load_train(index, batch_size=NUM_IMAGES, num_steps=1)
+    assert sorted(batch.image_ids) == list(range(100, 110))
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (10, 3, 96, 96)
+    rows = {image_id: row for row, image_id in enumerate(batch.image_ids)}
+    for image in range(NUM_IMAGES):
+        record, row = index.record(image), rows[100 + image]
+        height, width = batch.sizes[row].tolist()
+        assert (height, width) == (record.height, record.width)
+        expected = np.asarray(Image.open(record.path).convert("RGB"))
+        np.testing.assert_array_equal(batch.images[row, :, :height, :width].permute(1, 2, 0), expected)
+        assert batch.images[row].sum() == expected.sum(dtype=np.int64)
+        targets = batch.targets[row]
+        assert targets.boxes.tolist() == record.boxes.tolist()
+        assert targets.classes.tolist() == record.classes.tolist()
+        assert targets.ignore_boxes.tolist() == record.crowd_boxes.tolist()
+        assert targets.negative_classes.tolist() == [1]
+        assert targets.not_exhaustive_classes.tolist() == [0]
+    assert batch.targets[rows[103]].boxes.shape == (0, 4)
+    assert batch.targets[rows[104]].ignore_boxes.shape == (1, 4)
+
+
+def test_workers_and_start_step_change_nothing(index):
+    (Path(index.images_root) / "5.png").unlink()
+    transform = train_transform(size=48, scale=(0.8, 1.25), flip=0.5, color=0.2)
+    common = {"transform": transform, "repeat_threshold": 0.9, "batch_size": 3}
+    expected = [as_bytes(batch) for batch in load_train(index, num_steps=9, **common)]
+    assert any(batch[-1] for batch in expected)
+    for num_workers in (1, 2):
+        assert [as_bytes(b) for b in load_train(index, num_steps=9, num_workers=num_workers, **common)] == expected
+    assert [as_bytes(b) for b in load_train(index, start_step=5, num_steps=4, **common)] == expected[5:]
+    assert load_train(index, num_steps=0) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_broken_samples_are_left_out_and_named(index, num_workers):
+    root = Path(index.images_root)
+    (root / "0.png").unlink()
+    (root / "1.png").write_bytes((root / "1.png").read_bytes()[:500])
+    Image.new("RGB", (9, 9)).save(root / "2.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(root / "8.png").save(root / "8.png", exif=exif)
+    (batch,) = load_train(index, batch_size=NUM_IMAGES, num_steps=1, num_workers=num_workers)
+    assert sorted(batch.image_ids) == list(range(103, 110))
+    assert len(batch.images) == len(batch.sizes) == len(batch.targets) == 7
+    assert sorted(line.split(": ")[0] for line in batch.skipped) == [
+        f"F12 {root / '2.png'}",
+        f"F8 {root / '0.png'}",
+        f"F9 {root / '1.png'}",
+    ]
+    assert [line.split(": ")[0] for line in batch.repaired] == [f"F12 {root / '8.png'}"]
+    report = DataReport()
+    report.add_batch(batch)
+    assert report.num_used() == 7
+    assert [report.num_skipped(code) for code in ("F8", "F9", "F12")] == [1, 1, 1]
+
+
+def test_a_batch_may_lose_all_its_samples(index):
+    for path in Path(index.images_root).glob("*.png"):
+        path.unlink()
+    for batch in load_train(index, num_steps=2):
+        assert batch.images.shape == (0, 3, 32, 32)
+        assert batch.sizes.shape == (0, 2)
+        assert batch.targets == batch.image_ids == ()
+        assert len(batch.skipped) == 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_sees_every_image_once_in_order(index, num_workers):
+    batches = list(eval_loader(index, size=35, batch_size=4, num_workers=num_workers, timeout_s=60))
+    assert [len(batch.image_ids) for batch, _ in batches] == [4, 4, 2]
+    assert [image_id for batch, _ in batches for image_id in batch.image_ids] == index.image_ids.tolist()
+    original_sizes = torch.cat([sizes for _, sizes in batches])
+    assert original_sizes.tolist() == index.image_sizes.tolist()
+    sizes = torch.cat([batch.sizes for batch, _ in batches])
+    assert (sizes.amax(dim=1) == 35).all()
+    targets = [targets for batch, _ in batches for targets in batch.targets]
+    for image in range(NUM_IMAGES):
+        factors = (original_sizes[image] / sizes[image])[[1, 0, 1, 0]]
+        np.testing.assert_allclose(targets[image].boxes * factors, index.record(image).boxes, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_stops_at_a_missing_image(index, num_workers):
+    (Path(index.images_root) / "5.png").unlink()
+    loader = eval_loader(index, size=32, batch_size=4, num_workers=num_workers, timeout_s=60)
+    assert next(loader)[0].image_ids == (100, 101, 102, 103)
+    with pytest.raises(DataError, match=r"5\.png: file is missing; evaluation needs every image") as caught:
+        next(loader)
+    assert caught.value.code == "F8"
+
+
+def test_no_images_and_no_folder_of_images(index):
+    assert list(eval_loader(replace_images(index, 0), size=32, batch_size=4, num_workers=0)) == []
+    with pytest.raises(ValueError, match="0 images"):
+        load_train(replace_images(index, 0))
+    with pytest.raises(ValueError, match="without a folder of images"):
+        load_train(replace(index, images_root=None))
+
+
+def killed_by_image_of_height_49(sample: Sample, _seed: int) -> Sample:
+    if sample.image.shape[0] == 49:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sample
+
+
+def hanging_at_image_of_height_49(sample: Sample, _seed: int) -> Sample:
+    if sample.image.shape[0] == 49:
+        time.sleep(100)
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("transform", "timeout_s", "reason"),
+    [(killed_by_image_of_height_49, 50, "Killed"), (hanging_at_image_of_height_49, 2, "timed out")],
+)
+def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, timeout_s, reason):
+    loader = train_loader(
+        index,
+        transform=transform,
+        batch_size=NUM_IMAGES,
+        seed=1,
+        start_step=7,
+        num_steps=2,
+        num_workers=1,
+        repeat_threshold=0.0,
+        timeout_s=timeout_s,
+    )
+    start = time.perf_counter()
+    with pytest.raises(RuntimeError, match=rf"step 7 \(image ids \[.*103.*\]\) failed: .*{reason}"):
+        next(loader)
+    del loader
+    assert time.perf_counter() - start < 60

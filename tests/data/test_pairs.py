@@ -1,0 +1,248 @@
+import hashlib
+import json
+import os
+import pickle
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+
+
+def some_pairs(count: int) -> list[Pair]:
+    return [
+        Pair(key=f"{row:06d}", image=bytes([row % 251]) * (row * 37), caption=f"caption {row} é", info={"row": row})
+        for row in range(count)
+    ]
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], *, pack_format: int = tarfile.USTAR_FORMAT) -> None:
+    with tarfile.open(path, "w", format=pack_format) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+
+
+def folder_bytes(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7])
+def test_what_is_written_is_read_by_position(tmp_path, count):
+    pairs = some_pairs(count)
+    write_pair_shards(tmp_path, pairs, pairs_per_shard=3)
+    shards = PairShards(tmp_path)
+    assert [shards[row] for row in range(len(shards))] == pairs
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == [f"{row:05d}.tar" for row in range(-(-count // 3))]
+    assert not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(IndexError):
+        shards[count]
+    with pytest.raises(IndexError):
+        shards[-1]
+
+
+def test_bytes_depend_on_the_pairs_alone_and_the_manifest_is_true(tmp_path):
+    for name in "ab":
+        write_pair_shards(tmp_path / name, iter(some_pairs(7)), pairs_per_shard=4)
+    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+    for entry in json.loads((tmp_path / "a" / MANIFEST_NAME).read_text())["shards"]:
+        content = (tmp_path / "a" / entry["file"]).read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        with tarfile.open(tmp_path / "a" / entry["file"]) as archive:
+            members = archive.getmembers()
+        assert len(members) == 3 * entry["samples"]
+        assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members} == {
+            (0, 0, 0, "", 0o644)
+        }
+
+
+def test_a_failed_write_leaves_no_manifest_and_may_be_repeated(tmp_path):
+    def failing():
+        yield from some_pairs(5)
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        write_pair_shards(tmp_path, failing(), pairs_per_shard=2)
+    assert not (tmp_path / MANIFEST_NAME).exists()
+    assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == ["00000.tar", "00001.tar"]
+    write_pair_shards(tmp_path, some_pairs(5), pairs_per_shard=2)
+    write_pair_shards(tmp_path / "clean", some_pairs(5), pairs_per_shard=2)
+    assert PairShards(tmp_path)[4] == some_pairs(5)[4]
+    before = folder_bytes(tmp_path / "clean")
+    with pytest.raises(ValueError, match="exists"):
+        write_pair_shards(tmp_path / "clean", [], pairs_per_shard=2)
+    assert folder_bytes(tmp_path / "clean") == before
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "..", "x" * 95, "a\n"])
+def test_keys_that_are_no_member_names_are_refused(tmp_path, key):
+    with pytest.raises(ValueError, match="key"):
+        write_pair_shards(tmp_path, [Pair(key, b"", "", {})], pairs_per_shard=1)
+
+
+def test_a_key_that_comes_twice_is_refused_across_shards(tmp_path):
+    with pytest.raises(ValueError, match="'000000' comes twice"):
+        write_pair_shards(tmp_path, [*some_pairs(2), some_pairs(1)[0]], pairs_per_shard=1)
+
+
+@pytest.mark.parametrize(
+    ("pack_format", "key"),
+    [
+        (tarfile.USTAR_FORMAT, "folder/name"),
+        (tarfile.GNU_FORMAT, "folder/" + "long name é " * 20),
+        (tarfile.PAX_FORMAT, "folder/" + "long name é " * 20),
+    ],
+)
+def test_other_writers_long_names_folders_and_missing_info(tmp_path, pack_format, key):
+    write_tar(tmp_path / "part.tar", [(f"./{key}.TXT", b"a cat"), (f"./{key}.png", b"image")], pack_format=pack_format)
+    shards = PairShards(tmp_path)
+    assert [shards[row] for row in range(len(shards))] == [Pair(key, b"image", "a cat", {})]
+    assert shards.location(0) == f"part.tar:{key}"
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_no_cut_of_a_shard_loses_samples_in_silence(tmp_path, with_manifest):
+    write_pair_shards(tmp_path, some_pairs(4), pairs_per_shard=4)
+    shard = tmp_path / "00000.tar"
+    whole = shard.read_bytes()
+    if not with_manifest:
+        (tmp_path / MANIFEST_NAME).unlink()
+    last_content = max(row for row, byte in enumerate(whole) if byte) + 1
+    end = -(-last_content // 512) * 512  # the zeros behind are the end marker and padding
+    for length in [0, 1, 100, *range(511, end, 131), *range(512, end, 512), end, end + 511, end + 1023]:
+        shard.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"00000\.tar.*found \d samples") as caught:
+            PairShards(tmp_path)
+        if with_manifest:
+            assert "expected 4 samples" in str(caught.value)
+            assert hashlib.sha256(whole[:length]).hexdigest() in str(caught.value)
+            assert hashlib.sha256(whole).hexdigest() in str(caught.value)
+
+
+def test_with_a_manifest_every_flipped_bit_stops(tmp_path):
+    write_pair_shards(tmp_path, some_pairs(2), pairs_per_shard=2)
+    shard = tmp_path / "00000.tar"
+    whole = shard.read_bytes()
+    for bit in range(0, len(whole) * 8, 401):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match="sha256"):
+            PairShards(tmp_path)
+
+
+def test_without_a_manifest_a_flipped_header_bit_stops_or_changes_nothing(tmp_path):
+    pairs = some_pairs(3)
+    write_pair_shards(tmp_path, pairs, pairs_per_shard=3)
+    (tmp_path / MANIFEST_NAME).unlink()
+    shard = tmp_path / "00000.tar"
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        headers = [member.offset for member in archive.getmembers()]
+    num_stopped = 0
+    for header in headers[1:3]:
+        for bit in range(header * 8, (header + 512) * 8, 23):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            shard.write_bytes(damaged)
+            try:
+                shards = PairShards(tmp_path)
+            except ValueError as error:
+                assert "found" in str(error)  # noqa: PT017
+                num_stopped += 1
+            else:  # a zero of the checksum field that became a blank
+                assert [shards[row] for row in range(len(shards))] == pairs
+    assert num_stopped > 0.95 * 2 * 512 * 8 / 23
+
+
+def test_interleaved_keys_are_joined_and_a_second_member_stops(tmp_path):
+    members = [("b.txt", b"B"), ("a.jpg", b"1"), ("b.jpg", b"2"), ("a.json", b'{"n": 1}'), ("a.txt", b"A")]
+    write_tar(tmp_path / "x.tar", members)
+    shards = PairShards(tmp_path)
+    assert [shards[0], shards[1]] == [Pair("b", b"2", "B", {}), Pair("a", b"1", "A", {"n": 1})]
+    write_tar(tmp_path / "x.tar", [*members, ("a.jpg", b"1")])
+    with pytest.raises(ValueError, match=r"x\.tar: sample 'a' has its image member twice"):
+        PairShards(tmp_path)
+
+
+def test_half_a_sample_stops(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.txt", b"A"), ("b.txt", b"B")])
+    with pytest.raises(ValueError, match="sample 'b' has no image member"):
+        PairShards(tmp_path)
+
+
+class CreatesFileWhenUnpickled:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_unsafe_members_are_counted_and_nothing_is_written_or_unpickled(tmp_path):
+    directory = tmp_path / "shards"
+    directory.mkdir()
+    payload = pickle.dumps(CreatesFileWhenUnpickled(tmp_path / "payload"))
+    with tarfile.open(directory / "x.tar", "w") as archive:
+        for name, content in [
+            ("good.jpg", b"image"),
+            ("good.txt", b"text"),
+            ("good.pkl", payload),
+            ("good.pyd", payload),
+            ("../../outside.jpg", b"x"),
+            ("../../outside.txt", b"x"),
+            (str(tmp_path / "absolute.txt"), b"x"),
+            ("half.txt", b"its image is a link"),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+        for name, kind in [("half.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("dev.txt", tarfile.CHRTYPE)]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    before = sorted(tmp_path.rglob("*"))
+    shards = PairShards(directory)
+    assert [shards[row] for row in range(len(shards))] == [Pair("good", b"image", "text", {})]
+    assert shards.rejected == 9
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_captions_that_are_not_utf8_are_read_and_counted_once(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a.jpg", b""), ("a.txt", b"caf\xe9"), ("b.jpg", b""), ("b.txt", b"")])
+    shards = PairShards(tmp_path)
+    assert [shards[0].caption, shards[0].caption, shards[1].caption] == ["caf�", "caf�", ""]
+    assert shards.num_undecodable_captions == 1
+
+
+@pytest.mark.parametrize("info", [b"{", b"[1]", b"[" * 100_000])
+def test_a_bad_info_member_names_the_sample(tmp_path, info):
+    write_tar(tmp_path / "x.tar", [("a.jpg", b""), ("a.txt", b""), ("a.json", info)])
+    with pytest.raises(ValueError, match=r"x\.tar:a\.json"):
+        PairShards(tmp_path)[0]
+
+
+def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
+    with pytest.raises(ValueError, match=r"no \.tar shards"):
+        PairShards(tmp_path)
+    write_pair_shards(tmp_path, some_pairs(2), pairs_per_shard=1)
+    (tmp_path / "00001.tar").rename(tmp_path / "other.tar")
+    with pytest.raises(ValueError, match=r"missing from the folder: \['00001\.tar'\].*\['other\.tar'\]"):
+        PairShards(tmp_path)
+    (tmp_path / MANIFEST_NAME).write_text("{}")
+    with pytest.raises(ValueError, match="not a shard manifest"):
+        PairShards(tmp_path)
+
+
+def test_a_shard_that_shrinks_after_indexing_stops(tmp_path):
+    write_pair_shards(tmp_path, some_pairs(3), pairs_per_shard=3)
+    shards = PairShards(tmp_path)
+    os.truncate(tmp_path / "00000.tar", 600)
+    with pytest.raises(ValueError, match="changed since indexed"):
+        shards[2]

@@ -1,0 +1,189 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovd.data.transforms import Sample, eval_transform, train_transform
+
+
+def sample(
+    height: int, width: int, boxes: list | None = None, classes: list | None = None, ignore: list | None = None
+) -> Sample:
+    boxes = boxes or []
+    return Sample(
+        image=np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8),
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        classes=np.array(classes if classes is not None else range(len(boxes)), dtype=np.int64),
+        ignore_boxes=np.array(ignore or [], dtype=np.float32).reshape(-1, 4),
+    )
+
+
+def painted(height: int, width: int, boxes: list[list[int]]) -> Sample:
+    """Each box filled with a colour channel of its own on black."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    for row, (left, top, right, bottom) in enumerate(boxes):
+        image[top:bottom, left:right, row] = 200
+    return Sample(image, np.array(boxes, np.float32), np.arange(len(boxes)), np.zeros((0, 4), np.float32))
+
+
+def equal(one: Sample, other: Sample) -> bool:
+    return all(
+        getattr(one, field).dtype == getattr(other, field).dtype
+        and getattr(one, field).tobytes() == getattr(other, field).tobytes()
+        for field in ("image", "boxes", "classes", "ignore_boxes")
+    )
+
+
+def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
+    # Few and large enough that a crop of size 96 seldom loses them; pixels are compared with each box left.
+    original = painted(120, 80, [[5, 10, 35, 60], [45, 70, 75, 110]])
+    transform = train_transform(size=96, scale=(0.8, 1.4), flip=0.5, color=0)
+    num_boxes = num_flipped = num_cropped = 0
+    for seed in range(60):
+        moved = transform(original, seed)
+        height, width = moved.image.shape[:2]
+        assert max(height, width) <= 96
+        num_cropped += height == 96
+        for box, row in zip(moved.boxes, moved.classes, strict=True):
+            inside = moved.image[..., row] > 100
+            rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+            found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            np.testing.assert_allclose(box, found, atol=1)
+            num_boxes += 1
+        if len(moved.boxes) == 2:
+            num_flipped += moved.boxes[0, 0] > moved.boxes[1, 0]
+    assert num_boxes > 90
+    assert 15 < num_flipped < 45
+    assert 20 < num_cropped < 55
+
+
+def test_nothing_happens_where_nothing_is_asked_for():
+    original = sample(96, 64, [[0, 0, 64, 96], [1.25, 2.5, 30.75, 40]], ignore=[[3, 4, 50, 60]])
+    moved = train_transform(size=96, scale=(1, 1), flip=0, color=0)(original, 3)
+    np.testing.assert_array_equal(moved.image, original.image)
+    np.testing.assert_allclose(moved.boxes, original.boxes, atol=1e-4)
+    np.testing.assert_allclose(moved.ignore_boxes, original.ignore_boxes, atol=1e-4)
+    assert moved.classes.tolist() == [0, 1]
+
+
+def test_a_certain_flip_mirrors_image_and_boxes():
+    original = sample(40, 60, [[10, 0, 25, 40]], ignore=[[0, 5, 20, 10]])
+    moved = train_transform(size=60, scale=(1, 1), flip=1, color=0)(original, 0)
+    np.testing.assert_array_equal(moved.image, original.image[:, ::-1])
+    np.testing.assert_allclose(moved.boxes, [[35, 0, 50, 40]], atol=1e-4)
+    np.testing.assert_allclose(moved.ignore_boxes, [[40, 5, 60, 10]], atol=1e-4)
+
+
+def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_clipped():
+    boxes = [[row * 20, 0, row * 20 + 20, 100] for row in range(10)]
+    # The image becomes 400 x 200 and a window of 100 x 100 is cut: boxes are 40 px wide after that.
+    transform = train_transform(size=100, scale=(4, 4), flip=0, color=0)
+    seen_shares = set()
+    for seed in range(40):
+        moved = transform(sample(100, 200, boxes, ignore=[[0, 0, 200, 100], *boxes]), seed)
+        assert moved.image.shape == (100, 100, 3)
+        assert moved.ignore_boxes[0].tolist() == [0, 0, 100, 100]
+        widths = moved.boxes[:, 2] - moved.boxes[:, 0]
+        assert (np.diff(moved.classes) == 1).all()
+        # 30 % of 40 x 200 px, of which 100 rows are in the window: 24 columns.
+        assert (widths >= 23.99).all()
+        region_widths = moved.ignore_boxes[1:, 2] - moved.ignore_boxes[1:, 0]
+        assert region_widths.sum() == pytest.approx(100, abs=1e-3)
+        assert (region_widths >= 23.99).sum() == len(moved.boxes)
+        seen_shares.update(np.round(region_widths))
+    assert min(seen_shares) < 24
+
+
+def test_objects_under_two_pixels_are_dropped():
+    transform = train_transform(size=50, scale=(1, 1), flip=0, color=0)
+    moved = transform(sample(100, 100, [[0, 0, 3.9, 50], [0, 0, 4.1, 50]], classes=[7, 8]), 0)
+    assert moved.classes.tolist() == [8]
+    np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25]], atol=1e-4)
+
+
+def test_no_objects_and_boxes_over_the_border():
+    transform = train_transform(size=64, scale=(0.5, 2), flip=0.5, color=0.4)
+    for seed in range(10):
+        moved = transform(sample(33, 57), seed)
+        assert moved.boxes.shape == moved.ignore_boxes.shape == (0, 4)
+        assert moved.classes.shape == (0,)
+    moved = train_transform(size=57, scale=(1, 1), flip=0, color=0)(
+        sample(33, 57, [[-0.01, 0, 57.01, 33.5], [60, 0, 70, 20]], ignore=[[-5, -5, 0, 0]]), 0
+    )
+    np.testing.assert_allclose(moved.boxes, [[0, 0, 57, 33]], atol=1e-4)
+    assert len(moved.ignore_boxes) == 0
+
+
+def test_the_result_is_a_function_of_sample_and_seed_alone():
+    transform = train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
+    again = train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
+    original = sample(50, 70, [[5, 5, 40, 40]], ignore=[[0, 0, 9, 9]])
+    untouched = sample(50, 70, [[5, 5, 40, 40]], ignore=[[0, 0, 9, 9]])
+    first = {seed: transform(original, seed) for seed in range(8)}
+    np.random.seed(1)
+    for seed in reversed(range(8)):
+        assert equal(again(original, seed), first[seed])
+    assert equal(original, untouched)
+    assert len({moved.image.tobytes() for moved in first.values()}) == 8
+    # In another process too, albumentations' own seeding of workers notwithstanding.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert equal(pool.submit(_transform_elsewhere, original, 5).result(timeout=300), first[5])
+
+
+def _transform_elsewhere(original: Sample, seed: int) -> Sample:
+    return train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)(original, seed)
+
+
+def test_scale_flip_and_color_are_drawn_independently():
+    transform = train_transform(size=100, scale=(0.5, 1), flip=0.5, color=0.4)
+    grey = np.full((50, 100, 3), 100, dtype=np.uint8)
+    grey[:, :50] = 90
+    empty = sample(50, 100)
+    results = [
+        transform(Sample(grey, empty.boxes, empty.classes, empty.ignore_boxes), seed).image for seed in range(300)
+    ]
+    widths = np.array([image.shape[1] for image in results], dtype=float)
+    brightness = np.array([image.mean() for image in results])
+    flipped = np.array([image[:, 0].mean() > image[:, -1].mean() for image in results], dtype=float)
+    assert (widths.min(), widths.max()) == (50, 100)
+    assert 0.4 < flipped.mean() < 0.6
+    # 300 independent draws correlate by more than 0.2 once in 2,000.
+    assert np.abs(np.corrcoef([widths, brightness, flipped]) - np.eye(3)).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(480, 640, (144, 192)), (640, 427, (192, 128)), (192, 192, (192, 192)), (30, 20, (192, 128)), (1, 400, (1, 192))],
+)
+def test_eval_resizes_the_longest_side_exactly(height, width, expected):
+    image = sample(height, width).image
+    resized = eval_transform(size=192)(image)
+    assert resized.shape == (*expected, 3)
+    assert resized.dtype == np.uint8
+    if (height, width) == expected[:2]:
+        np.testing.assert_array_equal(resized, image)
+
+
+@pytest.mark.parametrize(("size", "scale"), [(0, (1.0, 1.0)), (8, (0.0, 1.0)), (8, (2.0, 1.0))])
+def test_senseless_settings_are_refused(size, scale):
+    with pytest.raises(ValueError, match="size"):
+        train_transform(size=size, scale=scale, flip=0.5, color=0)
+
+
+def test_albumentations_is_imported_late_and_never_asks_the_network():
+    script = (
+        "import sys, ovd.data.loader; assert 'albumentations' not in sys.modules;"
+        "from ovd.data.transforms import eval_transform; eval_transform(size=8);"
+        "import os; assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", script], env=environment, cwd=root, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,188 @@
+"""The log of a run: no step twice after a resume, strict JSON, readable lines, curves and TensorBoard on disk."""
+
+import io
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovd.engine import log
+from ovd.engine.log import RunLog, Stages, format_duration
+from ovd.progress import progress
+
+
+def read(run_dir: Path) -> list[dict]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(run_log: RunLog, steps: range) -> None:
+    for step in steps:
+        run_log.train(step, {"class": 1 / step, "box": 0.5}, lr=0.01, num_images=4)
+
+
+def test_resume_cuts_later_steps_and_a_torn_line(tmp_path):
+    with RunLog(tmp_path, total_steps=8) as first:
+        first.evaluation(0, {"AP": 0.1})
+        train(first, range(1, 6))
+        first.evaluation(5, {"AP": 0.2})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    with RunLog(tmp_path, total_steps=8, resumed_step=3) as second:
+        train(second, range(4, 9))
+    records = read(tmp_path)
+    assert [(record["kind"], record["step"]) for record in records] == [("evaluation", 0)] + [
+        ("train", step) for step in range(1, 9)
+    ]
+    assert records[3]["losses"] == {"class": 1 / 3, "box": 0.5}
+    assert records[3]["lr"] == 0.01
+    assert records[3]["images_per_s"] > 0
+
+
+def test_a_run_from_the_start_and_a_repeated_evaluation_leave_one_record_each(tmp_path):
+    for value in (0.1, 0.2):
+        with RunLog(tmp_path, total_steps=2) as run_log:
+            run_log.evaluation(0, {"AP": value})
+            train(run_log, range(1, 3))
+            run_log.evaluation(2, {"AP": value})
+            run_log.evaluation(2, {"AP": value + 1})
+    records = read(tmp_path)
+    assert [(record["kind"], record["step"]) for record in records] == [
+        ("evaluation", 0),
+        ("train", 1),
+        ("train", 2),
+        ("evaluation", 2),
+    ]
+    assert records[0]["metrics"]["AP"] == 0.2
+    assert records[3]["metrics"]["AP"] == 1.2
+
+
+def test_damage_before_the_last_line_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "tr\n{"kind": "train", "step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
+        RunLog(tmp_path, total_steps=4, resumed_step=2)
+
+
+def test_not_finite_values_are_null_and_drawn_as_gaps(tmp_path):
+    with RunLog(tmp_path, total_steps=2) as run_log:
+        run_log.evaluation(0, {"APr": math.nan, "AP": 0.5})
+        run_log.train(1, {"class": math.inf}, lr=0.1, num_images=0)
+    first, second = read(tmp_path)
+    assert first["metrics"] == {"APr": None, "AP": 0.5}
+    assert second["losses"] == {"class": None}
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_console_in_a_log_file_has_one_line_every_n_steps(tmp_path, capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    with RunLog(tmp_path, total_steps=25, resumed_step=4, console_interval=10) as run_log:
+        for step in range(5, 26):
+            now[0] += 300.0
+            run_log.train(step, {"class": float(step), "box": 1.0}, lr=1e-4, num_images=6)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 10/25", "step 20/25", "step 25/25"]
+    # Mean of the steps 11..20, six images in 300 s, five steps of 300 s to go.
+    assert "loss 16.500 (class 15.500 box 1.000)  lr 1.00e-04  0.0 images/s  ETA 0:25:00" in lines[1]
+    assert re.search(r"\d\.\d GiB$", lines[1])
+    assert read(tmp_path)[0]["images_per_s"] == pytest.approx(6 / 300)
+
+
+def test_console_in_a_terminal_redraws_one_line(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(log.sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    with RunLog(tmp_path, total_steps=4, console_interval=2) as run_log:
+        train(run_log, range(1, 4))
+        run_log.message("saved")
+    # What a terminal shows: a carriage return with erase starts the row anew.
+    rows = [row.rpartition("\r\x1b[K")[2] for row in terminal.getvalue().split("\n")]
+    assert rows[0].startswith("step 2/4")
+    assert rows[1:] == ["saved", "", ""]
+    redrawn = [part for part in terminal.getvalue().split("\r\x1b[K") if part and "\n" not in part]
+    assert [part[:8] for part in redrawn] == ["step 1/4", "step 3/4"]
+    assert all(len(part) < 40 for part in redrawn)
+
+
+def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
+    with RunLog(tmp_path, total_steps=60, curves_interval=10**6) as run_log:
+        train(run_log, range(1, 61))
+        run_log.evaluation(60, {"AP": 0.25})
+        assert not (tmp_path / "curves.png").exists()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("evaluation/AP")] == [(60, 0.25)]
+    losses = [event.value for event in events.Scalars("loss/class")]
+    np.testing.assert_allclose(losses, 1 / np.arange(1, 61), rtol=1e-6)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_curves_of_an_empty_log_are_not_drawn(tmp_path):
+    RunLog(tmp_path, total_steps=1).close()
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_curves_are_running_means(tmp_path, monkeypatch):
+    drawn: dict[str, log.Figure] = {}
+
+    def savefig(figure: log.Figure, path: Path, **_: object) -> None:
+        drawn["figure"] = figure
+        path.touch()
+
+    monkeypatch.setattr(log.Figure, "savefig", savefig)
+    records = [{"kind": "train", "step": s, "lr": 0.1, "losses": {"class": float(s % 2)}} for s in range(1, 101)]
+    log.draw_curves(records, tmp_path / "curves.png")
+    (line,) = drawn["figure"].axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), 0.5)  # windows of two alternate steps
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 101))
+
+
+def test_stages_add_up_also_when_one_fails(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    stages = Stages()
+    stages.add("installation", 61.0)
+    for _ in range(2):
+        with stages.measure("training"):
+            now[0] += 3600.0
+
+    def fail() -> None:
+        with stages.measure("evaluation"):
+            now[0] += 2.0
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [line.split() for line in stages.table().splitlines()] == [
+        ["installation", "0:01:01"],
+        ["training", "2:00:00"],
+        ["evaluation", "0:00:02"],
+        ["total", "2:01:03"],
+    ]
+    assert Stages().table().split() == ["total", "0:00:00"]
+
+
+def test_durations_carry_when_rounded():
+    assert [format_duration(s) for s in (0, 59.6, 3599.5, 360000)] == ["0:00:00", "0:01:00", "1:00:00", "100:00:00"]
+
+
+def test_progress_passes_everything_on_and_is_silent_for_short_work(capsys):
+    start = time.monotonic()
+    assert list(progress(range(5), 5, "reading")) == [0, 1, 2, 3, 4]
+    assert list(progress([], 0, "reading")) == []
+    assert time.monotonic() - start < 3
+    assert capsys.readouterr().err == ""

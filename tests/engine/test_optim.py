@@ -1,0 +1,219 @@
+"""Groups, schedule, average and clipping against torch's own schedulers, plain formulas and by-hand loops."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ovd.engine.optim import (
+    Ema,
+    GroupSpec,
+    NonFiniteError,
+    build_optimizer,
+    check_finite,
+    clip_gradients,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.LayerNorm([4, 5, 6]))
+        self.head = nn.Linear(4, 2)
+        self.one_output = nn.Linear(4, 1)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def specs(self) -> dict[str, GroupSpec]:
+        return {
+            "tower": GroupSpec([self.tower], lr_factor=0.1, weight_decay=0.05),
+            "rest": GroupSpec([self.head, self.one_output, self.gain, self.gate], weight_decay=0.02),
+        }
+
+
+def test_groups_split_by_decay_and_hold_each_parameter_once():
+    net = Net()
+    groups = parameter_groups(net, net.specs())
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found = {group["name"]: {names[id(parameter)] for parameter in group["params"]} for group in groups}
+    assert found == {
+        "tower": {"tower.0.weight"},
+        "tower/no_decay": {"tower.1.weight", "tower.1.bias", "tower.2.weight", "tower.2.bias"},
+        "rest": {"head.weight", "one_output.weight"},
+        "rest/no_decay": {"head.bias", "one_output.bias", "gain", "gate"},
+    }
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0, 0.02, 0.0]
+    assert [group["lr_factor"] for group in groups] == [0.1, 0.1, 1.0, 1.0]
+
+
+def test_frozen_parameters_are_left_out():
+    net = Net()
+    net.tower.requires_grad_(False)
+    groups = parameter_groups(net, net.specs())
+    assert [group["name"] for group in groups] == ["rest", "rest/no_decay"]
+
+
+def test_a_parameter_in_no_group_two_groups_or_another_module_is_an_error():
+    net = Net()
+    specs = net.specs()
+    with pytest.raises(ValueError, match=r"2 trainable parameters are in no group: .*one_output\.weight"):
+        parameter_groups(net, {**specs, "rest": GroupSpec([net.head, net.gain, net.gate])})
+    with pytest.raises(ValueError, match=r"head\.weight is in two parameter groups: 'rest' and 'again'"):
+        parameter_groups(net, {**specs, "again": GroupSpec([net.head])})
+    with pytest.raises(ValueError, match="not in the module"):
+        parameter_groups(net, {**specs, "foreign": GroupSpec([nn.Linear(2, 2)])})
+
+
+def test_learning_rates_follow_group_factors():
+    net = Net()
+    optimizer = build_optimizer(parameter_groups(net, net.specs()), lr=0.01)
+    for factor in (0.5, 0.25):  # set, not multiplied onto the rate before
+        set_learning_rate(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.001 * factor, 0.001 * factor, 0.01 * factor, 0.01 * factor]
+        )
+
+
+def test_optimizer_equals_plain_adamw_with_decay_set_by_hand():
+    torch.manual_seed(0)
+    ours, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    reference.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(
+        parameter_groups(ours, {"all": GroupSpec([ours], weight_decay=0.1)}), lr=0.01, betas=(0.8, 0.95)
+    )
+    plain = torch.optim.AdamW(
+        [{"params": [reference.weight], "weight_decay": 0.1}, {"params": [reference.bias], "weight_decay": 0.0}],
+        lr=0.01,
+        betas=(0.8, 0.95),
+    )
+    for _ in range(5):
+        inputs = torch.randn(4, 3)
+        for module, stepper in ((ours, optimizer), (reference, plain)):
+            stepper.zero_grad()
+            module(inputs).square().sum().backward()
+            stepper.step()
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 4])
+def test_cosine_equals_torch_scheduler(warmup_steps: int):
+    total_steps, final = 20, 0.1
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps - 1 - warmup_steps, eta_min=final)
+    for step in range(total_steps):
+        factor = learning_rate_factor(
+            step, warmup_steps=warmup_steps, total_steps=total_steps, decay="cosine", final=final
+        )
+        if step < warmup_steps:
+            assert factor == pytest.approx((step + 1) / warmup_steps)
+        else:
+            assert factor == pytest.approx(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            reference.step()
+    assert factor == pytest.approx(final)
+
+
+def test_step_decay_equals_torch_multistep_and_constant_stays():
+    total_steps = 90
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[60, 80], gamma=0.1)
+    for step in range(total_steps):
+        factor = learning_rate_factor(step, warmup_steps=0, total_steps=total_steps, decay="step", final=0.01)
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert learning_rate_factor(step, warmup_steps=0, total_steps=total_steps, decay="constant") == 1.0
+        optimizer.step()
+        reference.step()
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup_steps", "decay", "final"),
+    [(10, 0, "cosine", 0.1), (-1, 0, "cosine", 0.1), (0, 11, "cosine", 0.1), (0, 0, "cosine", 1.1), (0, 0, "step", 0)],
+)
+def test_impossible_schedules_are_errors(step, warmup_steps, decay, final):
+    with pytest.raises(ValueError, match=r"outside|fit|final"):
+        learning_rate_factor(step, warmup_steps=warmup_steps, total_steps=10, decay=decay, final=final)
+
+
+def test_average_equals_a_loop_over_scalars():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, (1, 2)), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
+    ema = Ema(net, decay=0.3)
+    expected = {name: tensor.double().clone() for name, tensor in net.state_dict().items()}
+    for t in range(6):
+        net(torch.randn(2, 2, 3, 5))  # moves the running statistics
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ema.update(net)
+        decay = min(0.3, (1 + t) / (10 + t))
+        for name, tensor in net.state_dict().items():
+            blended = decay * expected[name] + (1 - decay) * tensor.double()
+            expected[name] = blended if tensor.is_floating_point() else tensor.double()
+    state = ema.state_dict()
+    assert state["1.num_batches_tracked"] == 6
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
+    ema.copy_to(net)
+    torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
+
+
+def test_average_of_bfloat16_is_float32_and_frozen_weights_keep_their_bits():
+    net = nn.Linear(3, 2)
+    frozen = net.weight.detach().clone()
+    ema = Ema(net, decay=0.999)
+    for _ in range(20):
+        ema.update(net)
+    assert torch.equal(ema.state_dict()["weight"], frozen)
+    low = Ema(nn.Linear(3, 2).bfloat16(), decay=0.9)
+    assert all(tensor.dtype == torch.float32 for tensor in low.state_dict().values())
+
+
+def test_average_resumes_bit_identically():
+    torch.manual_seed(0)
+    steps = [nn.Linear(3, 2) for _ in range(8)]
+    whole = Ema(steps[0], decay=0.5)
+    for net in steps:
+        whole.update(net)
+    first = Ema(steps[0], decay=0.5)
+    for net in steps[:3]:
+        first.update(net)
+    second = Ema(nn.Linear(3, 2), decay=0.5)
+    second.load_state_dict(first.state_dict(), first.num_updates)
+    for net in steps[3:]:
+        second.update(net)
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    with pytest.raises(ValueError, match="one side only: bias"):
+        second.load_state_dict({"weight": torch.zeros(2, 3)}, 1)
+    with pytest.raises(ValueError, match="decay"):
+        Ema(nn.Linear(3, 2), decay=1.0)
+
+
+def joint_gradient(parameters: list[nn.Parameter]) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+
+
+def test_clipping_scales_to_the_joint_norm():
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(4))]
+    torch.manual_seed(0)
+    for parameter in parameters[:2]:  # the third has no gradient
+        parameter.grad = torch.randn_like(parameter)
+    before = joint_gradient(parameters)
+    norm = clip_gradients(parameters, 0.5)
+    after = joint_gradient(parameters)
+    assert norm == pytest.approx(before.norm().item())
+    torch.testing.assert_close(after, before * 0.5 / before.norm(), rtol=1e-5, atol=1e-6)
+    assert clip_gradients(parameters[2:], 0.5) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_named(bad: float):
+    fine, broken = torch.tensor(1.0, requires_grad=True), torch.tensor(bad)
+    check_finite({"class": fine}, torch.tensor(2.0), [7])
+    with pytest.raises(NonFiniteError, match=rf"step: box = {bad}; images of the batch: 7, shard:9$"):
+        check_finite({"class": fine, "box": broken}, torch.tensor(2.0), [7, "shard:9"])
+    with pytest.raises(NonFiniteError, match="gradient norm"):
+        check_finite({"class": fine}, broken, [])

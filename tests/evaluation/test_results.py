@@ -1,0 +1,155 @@
+"""Results files, caps, and the evaluation of a file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovd.evaluation.results import Results, limit_per_class, limit_per_image, load_results, write_results
+from ovd.evaluation.run import evaluate_results_file
+
+GOOD = {"image_id": 1, "category_id": 2, "bbox": [1, 2.5, 3, 4], "score": 0.5}
+
+
+def random_results(num: int, seed: int = 0) -> Results:
+    rng = np.random.default_rng(seed)
+    return Results(
+        image_ids=rng.integers(1, 4, num),
+        category_ids=rng.integers(1, 6, num),
+        boxes_xywh=rng.uniform(0, 100, (num, 4)),
+        scores=rng.random(num),
+    )
+
+
+def assert_same(one: Results, other: Results) -> None:
+    for name in ("image_ids", "category_ids", "boxes_xywh", "scores"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("num", [0, 1, 10_001])
+def test_written_results_read_back_bit_for_bit(num, tmp_path):
+    results = random_results(num)
+    write_results(tmp_path / "results.json", results)
+    assert_same(load_results(tmp_path / "results.json"), results)
+    assert len(json.loads((tmp_path / "results.json").read_text())) == num
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, random_results(3))
+    before = path.read_bytes()
+    broken = random_results(20_000, seed=1)
+    broken.scores[15_000] = np.nan
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_results(path, broken)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "not valid JSON"),
+        ("{}", "a results file is a list"),
+        ("[3]", "record 0: is a int"),
+        (json.dumps([GOOD, {"image_id": 1, "bbox": [1, 2, 3, 4]}]), "record 1: has no category_id, score"),
+        (json.dumps([GOOD, GOOD | {"image_id": "1"}]), "record 1: image_id '1' is not an integer"),
+        (json.dumps([GOOD, GOOD | {"category_id": 2.0}]), r"record 1: category_id 2\.0 is not an integer"),
+        (json.dumps([GOOD | {"bbox": [1, 2, 3]}]), "record 0: bbox"),
+        (json.dumps([GOOD | {"bbox": [1, 2, 3, None]}]), "record 0: bbox"),
+        (json.dumps([GOOD | {"score": "0.9"}]), r"record 0: score '0\.9' is not a number"),
+        (json.dumps([GOOD | {"score": True}]), "record 0: score True is not a number"),
+        (json.dumps([GOOD | {"image_id": 10**30}]), "record 0: .*too large"),
+    ],
+)
+def test_malformed_files_are_named(content, message, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"results\.json: {message}"):
+        load_results(tmp_path / "results.json")
+
+
+def test_unread_keys_do_no_harm(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps([GOOD | {"segmentation": "x", "id": 7}]))
+    results = load_results(tmp_path / "results.json")
+    assert (results.image_ids[0], results.category_ids[0], results.scores[0]) == (1, 2, 0.5)
+    assert results.boxes_xywh.tolist() == [[1, 2.5, 3, 4]]
+
+
+@given(
+    groups_and_scores=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([0.1, 0.2, 0.3])), max_size=40),
+    limit=st.integers(0, 12),
+)
+def test_caps_keep_the_best_of_each_group_and_earlier_rows_of_a_tie(groups_and_scores, limit):
+    groups = np.array([group for group, _ in groups_and_scores], np.int64)
+    scores = np.array([score for _, score in groups_and_scores], np.float64)
+    num = len(groups)
+    row_numbers = np.repeat(np.arange(num, dtype=np.float64)[:, None], 4, axis=1)
+    others = np.arange(num, dtype=np.int64)
+    expected = sorted(
+        row
+        for group in set(groups.tolist())
+        for row in sorted(np.flatnonzero(groups == group).tolist(), key=lambda row: -scores[row])[:limit]
+    )
+    by_image = limit_per_image(Results(groups, others, row_numbers, scores), limit)
+    by_class = limit_per_class(Results(others, groups, row_numbers, scores), limit)
+    assert by_image.boxes_xywh[:, 0].tolist() == expected
+    assert by_class.boxes_xywh[:, 0].tolist() == expected
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    path = tmp_path / "annotations.json"
+    image = {"id": 1, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    box = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2.5, 3, 4], "area": 12}
+    category = {"id": 2, "name": "cup", "frequency": "r"}
+    path.write_text(json.dumps({"images": [image], "annotations": [box], "categories": [category]}))
+    return path
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "official"])
+@pytest.mark.parametrize(
+    ("file_format", "records", "expected"),
+    [
+        ("lvis", [GOOD], {"AP": 1, "APr": 1, "APf": -1, "APr_fixed": 1, "AR@300": 1}),
+        ("lvis", [], {"AP": 0, "APr": 0, "AP_fixed": 0, "APr_fixed": 0, "AR@300": 0}),
+        ("coco", [GOOD], {"AP": 1, "APs": 1, "AR1": 1}),
+        ("coco", [], {"AP": 0, "APs": 0, "AR1": 0}),
+    ],
+)
+def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected, annotations, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(records))
+
+    metrics = evaluate_results_file(annotations, tmp_path / "results.json", file_format, engine, tmp_path / "report")
+
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "metrics.json",
+        "metrics.txt",
+        "per_class.csv",
+        "precision_recall.png",
+    }
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{file_format.upper()} box AP, ")
+    assert f"{len(records)} detections in {len(records)} of 1 images" in printed
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "official"])
+@pytest.mark.parametrize("file_format", ["lvis", "coco"])
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (GOOD | {"score": float("nan")}, "the score is not finite"),
+        (GOOD | {"score": float("inf")}, "the score is not finite"),
+        (GOOD | {"image_id": 5}, "no such image"),
+        (GOOD | {"category_id": 5}, "no such category"),
+    ],
+)
+def test_a_bad_record_stops_the_evaluation(engine, file_format, record, message, annotations, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps([GOOD, record]))
+    with pytest.raises(ValueError, match=rf"results\.json: record 1 .*{message}"):
+        evaluate_results_file(annotations, tmp_path / "results.json", file_format, engine, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

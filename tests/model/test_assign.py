@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models.detection.fcos import FCOS
+
+from ovd.model.assign import assign_fcos
+from ovd.structures import Points, Targets
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def make_points(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> Points:
+    centers, stride_of = [], []
+    for stride in strides:
+        for row in range(math.ceil(height / stride)):
+            for column in range(math.ceil(width / stride)):
+                centers.append([(column + 0.5) * stride, (row + 0.5) * stride])
+                stride_of.append(float(stride))
+    return Points(torch.tensor(centers), torch.tensor(stride_of))
+
+
+def make_targets(boxes: list[list[float]], ignore_boxes: list[list[float]] | None = None) -> Targets:
+    none = torch.zeros(0, dtype=torch.int64)
+    return Targets(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        classes=torch.zeros(len(boxes), dtype=torch.int64),
+        negative_classes=none,
+        not_exhaustive_classes=none,
+        ignore_boxes=torch.tensor(ignore_boxes or [], dtype=torch.float32).reshape(-1, 4),
+    )
+
+
+# FCOS's own limits on max(l, t, r, b), per stride.
+LIMITS = {8: (0, 64), 16: (64, 128), 32: (128, 256), 64: (256, 512), 128: (512, math.inf)}
+
+
+def reference(points: Points, targets: Targets, size: tuple[int, int], radius: float) -> tuple[list[int], list[bool]]:
+    matched, ignored = [], []
+    for (x, y), stride in zip(points.centers.tolist(), points.strides.tolist(), strict=True):
+        best, best_area = -1, math.inf
+        outside = y >= size[0] or x >= size[1]
+        for row, (x0, y0, x1, y1) in enumerate(targets.boxes.tolist()):
+            low, high = LIMITS[int(stride)]
+            inside = x0 < x < x1 and y0 < y < y1
+            central = abs(x - (x0 + x1) / 2) < radius * stride and abs(y - (y0 + y1) / 2) < radius * stride
+            in_range = low < max(x - x0, y - y0, x1 - x, y1 - y) <= high
+            area = (x1 - x0) * (y1 - y0)
+            if inside and central and in_range and not outside and area < best_area:
+                best, best_area = row, area
+        crowd = any(x0 < x < x1 and y0 < y < y1 for x0, y0, x1, y1 in targets.ignore_boxes.tolist())
+        matched.append(best)
+        ignored.append(outside or (crowd and best < 0))
+    return matched, ignored
+
+
+@st.composite
+def box_lists(draw, max_size: int = 5) -> list[list[float]]:
+    # Quarter pixels, so that float32 and Python's float64 agree on every comparison.
+    quarters = st.integers(0, 4 * 1200)
+    boxes = []
+    for _ in range(draw(st.integers(0, max_size))):
+        x, y = draw(quarters) / 4, draw(quarters) / 4
+        boxes.append([x, y, x + draw(st.integers(1, 4 * 900)) / 4, y + draw(st.integers(1, 4 * 900)) / 4])
+    return boxes
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    boxes=box_lists(),
+    crowds=box_lists(2),
+    size=st.tuples(st.integers(1, 384), st.integers(1, 640)),
+    radius=st.just(1.5),
+)
+def test_equals_plain_loops(
+    boxes: list[list[float]], crowds: list[list[float]], size: tuple[int, int], radius: float
+) -> None:
+    points, targets = make_points(384, 640), make_targets(boxes, crowds)
+    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([size]), center_radius=radius)
+    matched, ignored = reference(points, targets, size, radius)
+    assert assignment.matched[0].tolist() == matched
+    assert assignment.ignored[0].tolist() == ignored
+    assert not (assignment.ignored & (assignment.matched >= 0)).any()
+
+
+def test_equals_torchvision() -> None:
+    class Head(nn.Module):
+        """Stands in for FCOS's head, to see what its matching passes on."""
+
+        def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
+            return matched_idxs
+
+    height, width = 512, 768
+    points = make_points(height, width)
+    half = points.strides[:, None] / 2
+    anchors = torch.cat([points.centers - half, points.centers + half], dim=1)
+    per_level = [int((points.strides == s).sum()) for s in STRIDES]
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 40, 2, generator=generator) * torch.tensor([width, height])
+    # Off the grid, so that no distance is a limit: there torchvision's ranges are open at both ends.
+    boxes = torch.cat([corners.amin(0), corners.amax(0)], dim=1) + 0.123
+    torchvision_fcos = FCOS.__new__(FCOS)
+    nn.Module.__init__(torchvision_fcos)
+    torchvision_fcos.center_sampling_radius = 1.5
+    torchvision_fcos.head = Head()
+    (expected,) = torchvision_fcos.compute_loss([{"boxes": boxes}], {}, [anchors], per_level)
+
+    assignment = assign_fcos(points, (make_targets(boxes.tolist()),), sizes=torch.tensor([[height, width]]))
+    assert torch.equal(assignment.matched[0], expected)
+    assert len(expected.unique()) > 10
+
+
+def test_no_boxes_and_a_batch_of_different_images() -> None:
+    points = make_points(128, 256)
+    with_box, without = make_targets([[20, 20, 60, 70]]), make_targets([])
+    assignment = assign_fcos(points, (with_box, without), sizes=torch.tensor([[128, 256], [100, 150]]))
+    assert (assignment.matched[1] == -1).all()
+    padding = (points.centers[:, 0] >= 150) | (points.centers[:, 1] >= 100)
+    assert torch.equal(assignment.ignored[1], padding)
+    assert (assignment.matched[0] == 0).any()
+    assert not assignment.ignored[0].any()
+
+
+@pytest.mark.parametrize(("box", "expected"), [([3.0, 3.0, 5.0, 5.0], 1), ([9.0, 9.0, 11.0, 11.0], 0)])
+def test_box_smaller_than_a_stride(box: list[float], expected: int) -> None:
+    """It is found if a point happens to lie inside; the finest level's points are at 4, 12, 20 ..."""
+    assignment = assign_fcos(make_points(64, 96), (make_targets([box]),), sizes=torch.tensor([[64, 96]]))
+    assert (assignment.matched == 0).sum() == expected
+
+
+@pytest.mark.parametrize(("right", "level"), [(64.0, 0), (64.25, 1), (128.0, 1), (128.25, 2), (512.0, 2)])
+def test_the_limits_belong_to_the_finer_level(right: float, level: int) -> None:
+    points = Points(torch.full((3, 2), 600.0), torch.tensor([8.0, 16.0, 32.0]))
+    targets = make_targets([[600 - right + 8, 590, 600 + right, 610]])
+    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([[800, 1200]]))
+    assert (assignment.matched[0] == 0).nonzero().tolist() == [[level]]
+
+
+@pytest.mark.parametrize(("offset", "central"), [(11.75, True), (12.0, False), (-12.0, False)])
+def test_central_is_less_than_the_radius(offset: float, central: bool) -> None:
+    points = Points(torch.full((1, 2), 100.0), torch.tensor([8.0]))
+    targets = make_targets([[90, 80 + offset, 110, 120 + offset]])
+    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([[200, 300]]), center_radius=1.5)
+    assert (assignment.matched == 0).item() == central
+
+
+def test_smallest_box_wins_then_the_first() -> None:
+    boxes = [[0.0, 0.0, 60.0, 60.0], [20.0, 20.0, 44.0, 44.0], [20.0, 20.0, 44.0, 44.0]]
+    points = make_points(64, 64, (8,))
+    assignment = assign_fcos(points, (make_targets(boxes),), sizes=torch.tensor([[64, 64]]))
+    (at_center,) = (points.centers == torch.tensor([28.0, 28.0])).all(1).nonzero()
+    assert assignment.matched[0, at_center] == 1
+    assert 2 not in assignment.matched
+
+
+def test_crowd_spares_matched_points() -> None:
+    points = make_points(64, 64, (8,))
+    targets = make_targets([[20.0, 20.0, 44.0, 44.0]], [[0.0, 0.0, 64.0, 40.0]])
+    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([[64, 64]]))
+    in_crowd = points.centers[:, 1] < 40
+    assert torch.equal(assignment.ignored[0], in_crowd & (assignment.matched[0] < 0))
+    assert (in_crowd & (assignment.matched[0] == 0)).any()

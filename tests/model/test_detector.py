@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from ovd.model.detector import Detector
+from ovd.model.fcos_head import make_points
+from ovd.model.fpn import FeaturePyramid
+from ovd.model.gates import Gate, resample_dense
+from ovd.model.tower import TimmTower
+
+
+@pytest.fixture(params=[True, False], ids=["gated", "without shortcuts"])
+def detector(request, untrained_clip):
+    torch.manual_seed(1)
+    return Detector(
+        TimmTower(untrained_clip.model.visual),
+        text_dim=256,
+        mean=untrained_clip.mean,
+        std=untrained_clip.std,
+        logit_scale=10.0,
+        channels=32,
+        num_convs=1,
+        gated=request.param,
+        per_channel_gates=False,
+    )
+
+
+def images(batch, height, width):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def test_one_image_equals_the_same_image_in_a_batch(detector):
+    batch = images(3, 96, 64)
+    together = detector(batch)
+    for row in range(3):
+        alone = detector(batch[row : row + 1])
+        for name in ("embeddings", "boxes", "quality"):
+            torch.testing.assert_close(getattr(together, name)[row], getattr(alone, name)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (224, 32)])
+def test_predictions_belong_to_the_points(detector, size):
+    batch = images(1, *size)
+    predictions = detector(batch)
+    points = detector.points(batch)
+    num_points = len(points.centers)
+    assert num_points == sum(-(-size[0] // s) * -(-size[1] // s) for s in (8, 16, 32, 64, 128))
+    assert predictions.embeddings.shape == (1, num_points, 256)
+    # distances are positive, so every box contains its own point
+    x, y = points.centers.unbind(1)
+    x0, y0, x1, y1 = predictions.boxes[0].unbind(1)
+    assert ((x0 < x) & (x < x1) & (y0 < y) & (y < y1)).all()
+
+
+def test_points_are_cell_centres_row_by_row():
+    points = make_points((16, 24), [8], torch.device("cpu"))
+    assert points.centers.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    assert points.strides.tolist() == [8] * 6
+
+
+def test_training_mode_leaves_the_tower_frozen_in_its_statistics(detector):
+    detector.train()
+    before = {name: buffer.clone() for name, buffer in detector.tower.named_buffers()}
+    detector(images(2, 64, 64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in detector.tower.named_buffers())
+    assert detector.head.training
+
+
+def test_every_parameter_of_a_trained_detector_gets_a_gradient(detector):
+    for module in detector.modules():
+        if isinstance(module, Gate):
+            torch.nn.init.constant_(module.factor, 0.1)  # at zero, a gate hides what is behind it
+    predictions = detector(images(1, 64, 64))
+    loss = predictions.embeddings.square().mean() + predictions.boxes.mean() + predictions.quality.mean()
+    loss = loss + detector.scale + detector.bias
+    loss.backward()
+    assert [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_closed_gates_learn_first():
+    gate = Gate(4, per_channel=True)
+    x = torch.randn(1, 4, 2, 2, requires_grad=True)
+    gate(x).square().sum().add(gate(x).sum()).backward()
+    assert gate.factor.grad.abs().min() > 0
+    assert x.grad.abs().max() == 0
+
+
+def test_sides_that_the_tower_cannot_take_are_refused(detector):
+    with pytest.raises(ValueError, match=r"\(60, 64\) are not multiples of 16"):
+        detector(images(1, 60, 64))
+
+
+def test_resampled_features_have_unit_length():
+    dense = torch.randn(2, 8, 3, 5)
+    for size, stride in (((6, 10), 8), ((3, 5), 16), ((2, 3), 32)):
+        resampled = resample_dense(dense, 16, size, stride)
+        assert resampled.shape == (2, 8, *size)
+        torch.testing.assert_close(resampled.norm(dim=1), torch.ones(2, *size))
+
+
+def test_pyramid_refuses_strides_with_gaps():
+    with pytest.raises(ValueError, match="twice the one before"):
+        FeaturePyramid((8, 8), (8, 32), 32)

@@ -1,0 +1,391 @@
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
+
+from ovd.model.assign import assign_fcos
+from ovd.model.losses import box_and_quality_losses, chunked_focal_loss, detection_losses
+from ovd.model.similarity import cosine_logits, unit_embeddings
+from ovd.structures import Points, Predictions, Targets
+
+# --- the class loss
+
+
+@dataclass(frozen=True)
+class Inputs:
+    embeddings: Tensor
+    text: Tensor
+    labels: Tensor
+    class_mask: Tensor | None
+    group: Tensor | None
+    scale: Tensor
+    bias: Tensor
+
+    @property
+    def differentiable(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.embeddings, self.text, self.scale, self.bias
+
+    def in_float64(self) -> "Inputs":
+        embeddings, text, scale, bias = (x.detach().double().requires_grad_() for x in self.differentiable)
+        return replace(self, embeddings=embeddings, text=text, scale=scale, bias=bias)
+
+
+def make_inputs(num_points: int, num_classes: int, dim: int = 16, *, masked: bool = True) -> Inputs:
+    generator = torch.Generator().manual_seed(num_points + num_classes)
+    return Inputs(
+        embeddings=unit_embeddings(torch.randn(num_points, dim, generator=generator)).requires_grad_(),
+        text=unit_embeddings(torch.randn(num_classes, dim, generator=generator)).requires_grad_(),
+        labels=torch.randint(-3, num_classes, (num_points,), generator=generator).clamp(min=-1),
+        class_mask=torch.rand(3, num_classes, generator=generator) < 0.6 if masked else None,
+        group=torch.randint(0, 3, (num_points,), generator=generator) if masked else None,
+        scale=torch.tensor(20.0, requires_grad=True),
+        bias=torch.tensor(-3.0, requires_grad=True),
+    )
+
+
+def chunked_loss(x: Inputs, *, alpha: float = 0.25, gamma: float = 2.0, chunk_size: int | None = None) -> Tensor:
+    return chunked_focal_loss(
+        x.embeddings,
+        x.text,
+        x.labels,
+        x.class_mask,
+        x.group,
+        x.scale,
+        x.bias,
+        alpha=alpha,
+        gamma=gamma,
+        chunk_size=chunk_size,
+    )
+
+
+def dense_loss(x: Inputs, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    logits = x.scale * (x.embeddings @ x.text.T) + x.bias
+    own = x.labels[:, None] == torch.arange(len(x.text))
+    counts = torch.ones_like(own) if x.class_mask is None else x.class_mask[x.group] | own
+    return (sigmoid_focal_loss(logits, own.to(logits), alpha=alpha, gamma=gamma) * counts).sum()
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, inputs))
+
+
+def assert_relatively_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """To `tolerance` of the largest number: a gradient's small elements are differences of larger ones."""
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected.double()).abs()
+    assert error.numel() == 0 or error.max() <= tolerance * expected.double().abs().max()
+
+
+@pytest.mark.parametrize("gamma", [2.0, 0.0, 1.5])
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradcheck(gamma: float, masked: bool) -> None:
+    inputs = make_inputs(5, 4, 3, masked=masked).in_float64()
+
+    def loss(embeddings: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        moved = replace(inputs, embeddings=embeddings, text=text, scale=scale, bias=bias)
+        return chunked_loss(moved, gamma=gamma, chunk_size=2)
+
+    assert torch.autograd.gradcheck(loss, inputs.differentiable)
+
+
+@pytest.mark.parametrize("num_points", [0, 1, 37, 64])
+@pytest.mark.parametrize("chunk_size", [1, 16, 1000, None])
+@pytest.mark.parametrize("masked", [True, False])
+def test_equals_torchvision_on_dense_logits(num_points: int, chunk_size: int | None, masked: bool) -> None:
+    inputs = make_inputs(num_points, 29, masked=masked)
+    loss = chunked_loss(inputs, chunk_size=chunk_size)
+    exact = inputs.in_float64()  # so that the reference's own rounding does not count
+    expected = dense_loss(exact)
+    assert_relatively_close(loss, expected, 1e-6)
+    found, wanted = gradients(loss, *inputs.differentiable), gradients(expected, *exact.differentiable)
+    for a, b in zip(found, wanted, strict=True):
+        assert_relatively_close(a, b, 1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_alpha(alpha: float) -> None:
+    inputs = make_inputs(20, 7)
+    loss, expected = chunked_loss(inputs, alpha=alpha), dense_loss(inputs, alpha=alpha)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(loss, inputs.embeddings), gradients(expected, inputs.embeddings))
+
+
+def test_no_positives() -> None:
+    inputs = make_inputs(20, 7)
+    inputs = replace(inputs, labels=torch.full_like(inputs.labels, -1))
+    torch.testing.assert_close(chunked_loss(inputs), dense_loss(inputs))
+
+
+def test_masked_classes_have_no_say_but_in_their_own_points() -> None:
+    inputs = make_inputs(40, 7)
+    inputs = replace(inputs, class_mask=torch.zeros(3, 7, dtype=torch.bool))
+    (gradient,) = gradients(chunked_loss(inputs), inputs.embeddings)
+    assert torch.equal((gradient != 0).any(dim=1), inputs.labels >= 0)
+    assert (inputs.labels >= 0).any()
+
+
+@pytest.mark.parametrize("logit", [-200.0, -100.0, -20.0, 0.0, 20.0, 100.0])
+@pytest.mark.parametrize("label", [-1, 0])
+def test_extreme_logits(logit: float, label: int) -> None:
+    one = torch.ones(1, 1)
+    inputs = Inputs(
+        one.clone().requires_grad_(), one, torch.tensor([label]), None, None, torch.tensor(logit), torch.tensor(0.0)
+    )
+    exact = inputs.in_float64()
+    loss, expected = chunked_loss(inputs), dense_loss(exact)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-30)
+    (found,), (wanted,) = gradients(loss, inputs.embeddings), gradients(expected, exact.embeddings)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_only_the_gradients_asked_for(which: int) -> None:
+    inputs = make_inputs(20, 7)
+    asked = inputs.differentiable[which]
+    (expected,) = gradients(3 * dense_loss(inputs), asked)
+    for i, x in enumerate(inputs.differentiable):
+        x.requires_grad_(i == which)
+    (3 * chunked_loss(inputs, chunk_size=8)).backward()
+    assert [x.grad is not None for x in inputs.differentiable] == [i == which for i in range(4)]
+    assert asked.grad is not None
+    torch.testing.assert_close(asked.grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_gradients() -> None:
+    inputs = make_inputs(20, 7)
+    with torch.no_grad():
+        loss = chunked_loss(inputs)
+    assert not loss.requires_grad
+    assert torch.equal(loss, chunked_loss(inputs))
+
+
+def test_no_second_derivative() -> None:
+    inputs = make_inputs(20, 7)
+    (gradient,) = torch.autograd.grad(chunked_loss(inputs) ** 2, inputs.embeddings, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_same_bits_every_time_and_inputs_untouched() -> None:
+    inputs = make_inputs(300, 50)
+    before = [x.detach().clone() for x in inputs.differentiable]
+    runs = []
+    for _ in range(3):
+        loss = chunked_loss(inputs, chunk_size=64)
+        runs.append([loss, *gradients(loss, *inputs.differentiable)])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inputs.differentiable, before, strict=True))
+
+
+def test_autocast_rounds_the_products_alone() -> None:
+    inputs = make_inputs(200, 50)
+    exact = chunked_loss(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = chunked_loss(inputs)
+    assert rounded.dtype == torch.float32
+    assert rounded != exact
+    torch.testing.assert_close(rounded, exact, rtol=5e-3, atol=0)
+    found, wanted = gradients(rounded, *inputs.differentiable), gradients(exact, *inputs.differentiable)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert_relatively_close(a, b, 2e-2)
+
+    # With scale 0 the products are 0 and what is left, the bias and the focal loss, is not rounded to bfloat16.
+    inputs = replace(inputs, scale=torch.tensor(0.0), bias=torch.tensor(-1.2345678))
+    exact = chunked_loss(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(chunked_loss(inputs), exact)
+
+
+class LargestStorage(TorchDispatchMode):
+    """Watches every operation's results, those inside autograd functions included."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.num_bytes = max(self.num_bytes, leaf.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_never_holds_points_times_classes(autocast: bool) -> None:
+    num_points, num_classes, dim, chunk_size = 1000, 300, 8, 50
+    inputs = make_inputs(num_points, num_classes, dim)
+    with LargestStorage() as chunked, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        chunked_loss(inputs, chunk_size=chunk_size).backward()
+    with LargestStorage() as dense:
+        dense_loss(inputs).backward()
+    assert dense.num_bytes >= 4 * num_points * num_classes
+    assert chunked.num_bytes <= 4 * max(4 * chunk_size * num_classes, num_points * dim)
+
+
+# --- the box and quality losses
+
+
+def test_box_and_quality_equal_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(9, 2, generator=generator) * 100
+    true_boxes = torch.cat(
+        [
+            centers - 1 - 20 * torch.rand(9, 2, generator=generator),
+            centers + 1 + 30 * torch.rand(9, 2, generator=generator),
+        ],
+        1,
+    )
+    boxes = true_boxes + torch.randn(9, 4, generator=generator)
+    quality = torch.randn(9, generator=generator)
+    loss_box, loss_quality = box_and_quality_losses(boxes, quality, true_boxes=true_boxes, centers=centers)
+
+    points = torch.cat([centers, centers], dim=1)  # boxes without area, from which torchvision encodes distances
+    left, top, right, bottom = BoxLinearCoder(normalize_by_size=False).encode(points, true_boxes).unbind(1)
+    centerness = torch.tensor(
+        [
+            (min(a, c) / max(a, c) * min(b, d) / max(b, d)) ** 0.5
+            for a, b, c, d in zip(left.tolist(), top.tolist(), right.tolist(), bottom.tolist(), strict=True)
+        ]
+    )
+    giou = generalized_box_iou(boxes, true_boxes).diagonal()
+    torch.testing.assert_close(loss_box, ((1 - giou) * centerness).sum() / centerness.sum())
+    p = torch.sigmoid(quality)
+    torch.testing.assert_close(loss_quality, -(centerness * p.log() + (1 - centerness) * (1 - p).log()).mean())
+
+
+def test_perfect_boxes_cost_nothing() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+    loss_box, loss_quality = box_and_quality_losses(
+        boxes, torch.tensor([40.0]), true_boxes=boxes, centers=torch.tensor([[5.0, 10.0]])
+    )
+    assert loss_box.item() == pytest.approx(0, abs=1e-6)
+    assert loss_quality.item() == pytest.approx(0, abs=1e-6)
+
+
+# --- all losses of a batch
+
+CLASS_ROWS = torch.tensor([3, 5, 8, 20])
+
+
+def make_points() -> Points:
+    rows, columns = torch.meshgrid(torch.arange(6), torch.arange(10), indexing="ij")
+    centers = (torch.stack([columns, rows], dim=2).reshape(-1, 2) + 0.5) * 8
+    return Points(centers, torch.full((60,), 8.0))
+
+
+def make_targets(boxes: list[list[float]], classes: list[int]) -> Targets:
+    none = torch.zeros(0, dtype=torch.int64)
+    return Targets(
+        torch.tensor(boxes).reshape(-1, 4), torch.tensor(classes, dtype=torch.int64), none, none, torch.zeros(0, 4)
+    )
+
+
+def make_predictions(batch: int) -> Predictions:
+    generator = torch.Generator().manual_seed(1)
+    half = 5 + 5 * torch.rand(batch, 60, 2, generator=generator)
+    centers = make_points().centers
+    return Predictions(
+        embeddings=(5 * torch.randn(batch, 60, 16, generator=generator)).requires_grad_(),
+        boxes=torch.cat([centers - half, centers + half], dim=2).requires_grad_(),
+        quality=torch.randn(batch, 60, generator=generator).requires_grad_(),
+    )
+
+
+def losses_of(predictions: Predictions, targets: tuple[Targets, ...], class_mask: Tensor | None = None) -> dict:
+    text = unit_embeddings(torch.randn(len(CLASS_ROWS), 16, generator=torch.Generator().manual_seed(2)))
+    sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[: len(targets)]
+    assignment = assign_fcos(make_points(), targets, sizes=sizes)
+    if class_mask is None:
+        class_mask = torch.ones(len(targets), len(CLASS_ROWS), dtype=torch.bool)
+    scale, bias = torch.tensor(10.0), torch.tensor(-2.0)
+    losses = detection_losses(
+        predictions,
+        assignment,
+        targets,
+        text=text,
+        class_rows=CLASS_ROWS,
+        class_mask=class_mask,
+        points=make_points(),
+        scale=scale,
+        bias=bias,
+    )
+    return {"losses": losses, "assignment": assignment, "text": text}
+
+
+def test_losses_of_a_batch_equal_loops_over_points() -> None:
+    targets = (
+        make_targets([[4.0, 4.0, 30.0, 24.0], [40.0, 10.0, 75.0, 45.0]], [8, 3]),
+        make_targets([], []),
+        make_targets([[10.0, 10.0, 50.0, 40.0]], [20]),
+    )
+    class_mask = torch.tensor([[True, False, True, True], [True, True, False, True], [False, False, False, False]])
+    predictions = make_predictions(3)
+    result = losses_of(predictions, targets, class_mask)
+    assignment = result["assignment"]
+    assert assignment.ignored.any()
+
+    total, boxes, true_boxes, centers, quality = torch.zeros(()), [], [], [], []
+    for b, image in enumerate(targets):
+        logits = cosine_logits(predictions.embeddings[b], result["text"], scale=10.0, bias=-2.0)
+        for p in range(60):
+            row = int(assignment.matched[b, p])
+            if assignment.ignored[b, p]:
+                continue
+            own = image.classes[row] == CLASS_ROWS if row >= 0 else torch.zeros(4, dtype=torch.bool)
+            total = total + (sigmoid_focal_loss(logits[p], own.float()) * (class_mask[b] | own)).sum()
+            if row >= 0:
+                boxes.append(predictions.boxes[b, p])
+                true_boxes.append(image.boxes[row])
+                centers.append(make_points().centers[p])
+                quality.append(predictions.quality[b, p])
+    assert len(boxes) > 10
+    loss_box, loss_quality = box_and_quality_losses(
+        torch.stack(boxes),
+        torch.stack(quality),
+        true_boxes=torch.stack(true_boxes),
+        centers=torch.stack(centers),
+    )
+    expected = {"class": total / len(boxes), "box": loss_box, "quality": loss_quality}
+    assert list(result["losses"]) == list(expected)
+    for name, loss in result["losses"].items():
+        torch.testing.assert_close(loss, expected[name])
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_no_boxes_keep_the_graph(crowd: bool) -> None:
+    """With a crowd over the whole of both images not even a background point is left."""
+    image = make_targets([], [])
+    if crowd:
+        image = replace(image, ignore_boxes=torch.tensor([[0.0, 0.0, 80.0, 48.0]]))
+    targets = (image, image)
+    predictions = make_predictions(2)
+    losses = losses_of(predictions, targets)["losses"]
+    assert losses["box"] == losses["quality"] == 0
+    assert (losses["class"] == 0) == crowd
+    for loss in losses.values():
+        loss.backward()
+    for prediction in (predictions.embeddings, predictions.boxes, predictions.quality):
+        assert prediction.grad is not None
+        assert prediction.grad.isfinite().all()
+
+
+def test_ignored_points_get_no_gradient() -> None:
+    targets = (make_targets([[4.0, 4.0, 30.0, 24.0]], [5]), make_targets([], []))
+    predictions = make_predictions(2)
+    result = losses_of(predictions, targets)
+    sum(result["losses"].values()).backward()
+    assert predictions.embeddings.grad is not None
+    touched = (predictions.embeddings.grad != 0).any(dim=2)
+    assert torch.equal(touched, ~result["assignment"].ignored)
+
+
+def test_a_class_that_is_not_scored_is_an_error() -> None:
+    for missing in (4, 21):
+        with pytest.raises(AssertionError, match="class_rows"):
+            losses_of(make_predictions(1), (make_targets([[4.0, 4.0, 30.0, 24.0]], [missing]),))

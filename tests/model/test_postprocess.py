@@ -1,0 +1,187 @@
+import pytest
+import torch
+from torchvision.ops import nms
+
+from ovd.model import similarity
+from ovd.model.postprocess import postprocess
+from ovd.structures import Detections, Predictions
+
+SCALE, BIAS = 12.0, -2.0
+
+
+def make_predictions(batch: int, num_points: int, dim: int = 8, seed: int = 0) -> Predictions:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(batch, num_points, 2, generator=generator) * 220 - 40
+    sides = torch.rand(batch, num_points, 2, generator=generator) * 90
+    return Predictions(
+        embeddings=torch.randn(batch, num_points, dim, generator=generator),
+        boxes=torch.cat([corners, corners + sides], dim=2),
+        quality=torch.randn(batch, num_points, generator=generator),
+    )
+
+
+def make_text(num_classes: int, dim: int = 8) -> torch.Tensor:
+    return similarity.unit_embeddings(torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(7)))
+
+
+def naive(
+    predictions: Predictions,
+    image: int,
+    text: torch.Tensor,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    *,
+    score_threshold: float = 0.0,
+    nms_iou: float = 0.6,
+    max_detections: int = 1000,
+    candidates: int = 3000,
+) -> list[tuple[list[float], float, int]]:
+    """One full sort over points x classes, NMS one class at a time, boxes in plain numbers."""
+    cosines = torch.cosine_similarity(predictions.embeddings[image, :, None], text, dim=-1)
+    scores = torch.sqrt(torch.sigmoid(SCALE * cosines + BIAS) * torch.sigmoid(predictions.quality[image, :, None]))
+    height, width = input_size
+    pairs = []
+    for point, (x0, y0, x1, y1) in enumerate(predictions.boxes[image].tolist()):
+        box = [min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height)]
+        if box[2] > box[0] and box[3] > box[1]:
+            pairs += [(score, point, c, box) for c, score in enumerate(scores[point].tolist())]
+    pairs = sorted((p for p in pairs if p[0] > score_threshold), key=lambda p: (-p[0], p[1], p[2]))[:candidates]
+    kept = []
+    for c in range(len(text)):
+        of_class = [p for p in pairs if p[2] == c]
+        if of_class:
+            boxes, class_scores = torch.tensor([p[3] for p in of_class]), torch.tensor([p[0] for p in of_class])
+            kept += [of_class[i] for i in nms(boxes, class_scores, nms_iou).tolist()]
+    kept = sorted(kept, key=lambda p: (-p[0], p[1], p[2]))[:max_detections]
+    x, y = original_size[1] / width, original_size[0] / height
+    return [([box[0] * x, box[1] * y, box[2] * x, box[3] * y], score, c) for score, _, c, box in kept]
+
+
+def assert_equal(detections: Detections, expected: list[tuple[list[float], float, int]]) -> None:
+    assert detections.classes.tolist() == [c for _, _, c in expected]
+    torch.testing.assert_close(detections.scores, torch.tensor([score for _, score, _ in expected]))
+    boxes = torch.tensor([box for box, _, _ in expected]).reshape(-1, 4)
+    torch.testing.assert_close(detections.boxes, boxes, atol=1e-3, rtol=1e-5)
+
+
+INPUT_SIZES, ORIGINAL_SIZES = [(96, 160), (128, 100)], [(300, 480), (64, 51)]
+
+
+@pytest.mark.parametrize("num_classes", [1, 40])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"candidates": 50},
+        {"candidates": 500, "max_detections": 20},
+        {"score_threshold": 0.5},
+        {"candidates": 90, "nms_iou": 0.1, "score_threshold": 0.3},
+        {"candidates": 1},
+    ],
+    ids=str,
+)
+def test_equals_a_full_sort(num_classes: int, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovd.model.postprocess.CHUNK_ELEMENTS", 1000)
+    predictions, text = make_predictions(2, 150), make_text(num_classes)
+    detections = postprocess(
+        predictions,
+        text,
+        scale=SCALE,
+        bias=BIAS,
+        input_sizes=torch.tensor(INPUT_SIZES),
+        original_sizes=torch.tensor(ORIGINAL_SIZES),
+        **options,
+    )
+    for image in range(2):
+        expected = naive(predictions, image, text, INPUT_SIZES[image], ORIGINAL_SIZES[image], **options)
+        assert_equal(detections[image], expected)
+        assert len(expected) > 0
+
+
+def test_ties_are_in_order_of_point_and_class() -> None:
+    predictions, text = make_predictions(1, 40), make_text(6)
+    flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # every score is the same
+    sizes = torch.tensor(INPUT_SIZES[:1])
+    (detections,) = postprocess(
+        flat, text, scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes, candidates=17
+    )
+    assert_equal(detections, naive(flat, 0, text, INPUT_SIZES[0], INPUT_SIZES[0], candidates=17))
+
+
+def test_tied_pairs_are_not_in_order_of_their_points_scores() -> None:
+    embeddings = torch.tensor([[[0.6, 0.0, 0.8], [1.0, 0.0, 0.0]]])
+    predictions = Predictions(embeddings, torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 10]]]), torch.zeros(1, 2))
+    sizes = torch.tensor([[20, 40]])
+    (detections,) = postprocess(
+        predictions, torch.eye(3)[:2], scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes
+    )
+    assert detections.classes.tolist() == [0, 0, 1, 1]
+    assert detections.boxes[:, 0].tolist() == [20, 0, 0, 20]
+
+
+def test_an_image_alone_equals_itself_in_a_batch() -> None:
+    predictions, text = make_predictions(2, 100), make_text(5)
+    sizes, original = torch.tensor(INPUT_SIZES), torch.tensor(ORIGINAL_SIZES)
+    together = postprocess(predictions, text, scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=original)
+    for i in range(2):
+        one = Predictions(
+            predictions.embeddings[i : i + 1], predictions.boxes[i : i + 1], predictions.quality[i : i + 1]
+        )
+        (alone,) = postprocess(
+            one, text, scale=SCALE, bias=BIAS, input_sizes=sizes[i : i + 1], original_sizes=original[i : i + 1]
+        )
+        assert torch.equal(alone.boxes, together[i].boxes)
+        assert torch.equal(alone.scores, together[i].scores)
+        assert torch.equal(alone.classes, together[i].classes)
+
+
+@pytest.mark.parametrize("why", ["no points", "all outside", "all below the threshold"])
+def test_no_survivors(why: str) -> None:
+    predictions = make_predictions(1, 0 if why == "no points" else 30)
+    if why == "all outside":
+        predictions = Predictions(predictions.embeddings, predictions.boxes + 1000, predictions.quality)
+    sizes = torch.tensor(INPUT_SIZES[:1])
+    threshold = 0.999999 if why == "all below the threshold" else 0.0
+    (detections,) = postprocess(
+        predictions,
+        make_text(3),
+        scale=SCALE,
+        bias=BIAS,
+        input_sizes=sizes,
+        original_sizes=sizes,
+        score_threshold=threshold,
+    )
+    assert detections.boxes.shape == (0, 4)
+    assert detections.scores.shape == detections.classes.shape == (0,)
+
+
+def test_many_classes_do_not_blur_the_boxes() -> None:
+    """A shift of 300 classes x 4,000 px leaves float32 an eighth of a pixel, which would make this IoU 0.6."""
+    boxes = [
+        [0.07, 0.0, 100.07, 10.0],
+        [25.12, 0.0, 125.12, 10.0],
+        [3000.0, 0.0, 4000.0, 10.0],
+    ]  # the first two: 0.5994
+    predictions = Predictions(torch.zeros(1, 3, 8), torch.tensor([boxes]), torch.zeros(1, 3))
+    sizes = torch.tensor([[10, 4000]])
+    (detections,) = postprocess(
+        predictions,
+        make_text(300),
+        scale=SCALE,
+        bias=BIAS,
+        input_sizes=sizes,
+        original_sizes=sizes,
+        nms_iou=0.5998,
+    )
+    assert len(detections.scores) == 900
+
+
+@pytest.mark.parametrize("field", ["embeddings", "boxes", "quality"])
+def test_nan_is_an_error(field: str) -> None:
+    predictions = make_predictions(1, 20)
+    # The last point's box is set to lie inside the image, so that its embedding and quality are looked at.
+    predictions.boxes[0, -1] = torch.tensor([10.0, 10.0, 20.0, 30.0])
+    getattr(predictions, field)[0, -1] = torch.nan
+    sizes = torch.tensor(INPUT_SIZES[:1])
+    with pytest.raises(ValueError, match="NaN"):
+        postprocess(predictions, make_text(3), scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from ovd.model import similarity
+from ovd.model.similarity import cosine_logits, initial_bias, unit_embeddings
+
+
+def test_logits_are_scaled_cosines() -> None:
+    embeddings, text = torch.randn(2, 5, 8) * 7, torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
+    logits = cosine_logits(embeddings, text, scale=torch.tensor(20.0), bias=torch.tensor(-3.0))
+    expected = 20 * torch.cosine_similarity(embeddings[:, :, None], text, dim=-1) - 3
+    torch.testing.assert_close(logits, expected)
+    assert cosine_logits(embeddings[:, :0], text, scale=1.0, bias=0.0).shape == (2, 0, 3)
+
+
+def test_half_precision_is_normalised_in_float32() -> None:
+    long = torch.full((1, 4), 300.0, dtype=torch.float16)  # its squared length, 360,000, is not a float16
+    torch.testing.assert_close(unit_embeddings(long), torch.full((1, 4), 0.5))
+
+
+def test_zero_embedding_has_a_finite_gradient() -> None:
+    embeddings = torch.zeros(1, 4, requires_grad=True)
+    logits = cosine_logits(embeddings, torch.eye(4), scale=1.0, bias=-2.0)
+    logits.sum().backward()
+    assert (logits == -2).all()
+    assert embeddings.grad is not None
+    assert embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])
+@pytest.mark.parametrize("target", [0.01, 0.3])
+def test_initial_bias_reaches_the_mean_probability(
+    scale: float, target: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", 2000)
+    generator = torch.Generator().manual_seed(0)
+    text = unit_embeddings(torch.randn(30, 16, generator=generator))
+    embeddings = torch.randn(301, 16, generator=generator) + 3 * text[:1]  # confident of one class
+    bias = initial_bias(embeddings, text, scale=scale, target=target)
+    mean = torch.sigmoid(cosine_logits(embeddings, text, scale=scale, bias=bias).double()).mean()
+    assert mean.item() == pytest.approx(target, rel=1e-4)
+
+
+def test_initial_bias_at_the_ends_of_the_cosine() -> None:
+    text = torch.eye(2)[:1]
+    for sign in (1, -1):
+        bias = initial_bias(sign * text, text, scale=100.0, target=0.01)
+        assert torch.sigmoid(torch.tensor(sign * 100.0 + bias)).item() == pytest.approx(0.01, rel=1e-2)
+
+
+def test_initial_bias_refuses_what_has_no_answer() -> None:
+    text = torch.eye(2)
+    with pytest.raises(ValueError, match="got 0 and 2"):
+        initial_bias(torch.zeros(0, 2), text, scale=1.0)
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        initial_bias(torch.ones(1, 2), text[:0], scale=1.0)
+    with pytest.raises(ValueError, match="NaN"):
+        initial_bias(torch.full((1, 2), torch.nan), text, scale=1.0)

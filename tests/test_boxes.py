@@ -1,0 +1,54 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import clip_boxes_to_image
+
+from ovd.boxes import clip_boxes, rescale_boxes, side_distances, xywh_to_xyxy, xyxy_to_xywh
+
+coordinate = st.floats(-500, 1500, width=32)
+boxes_of_any_kind = st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), max_size=5).map(
+    lambda rows: torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+)
+sides = st.integers(1, 2000)
+
+
+def test_xywh_is_left_top_width_height() -> None:
+    xywh = torch.tensor([[10.0, 20.0, 30.0, 50.0]])
+    xyxy = torch.tensor([[10.0, 20.0, 40.0, 70.0]])
+    assert torch.equal(xywh_to_xyxy(xywh), xyxy)
+    assert torch.equal(xyxy_to_xywh(xyxy), xywh)
+    assert xywh_to_xyxy(torch.zeros(0, 4)).shape == (0, 4)
+
+
+@settings(deadline=None)
+@given(boxes=boxes_of_any_kind, height=sides, width=sides)
+def test_clip_equals_torchvision(boxes: torch.Tensor, height: int, width: int) -> None:
+    expected = clip_boxes_to_image(boxes, (height, width))
+    assert torch.equal(clip_boxes(boxes, torch.tensor([height, width])), expected)
+
+
+def test_clip_on_a_wide_image() -> None:
+    boxes = torch.tensor([[-5.0, -6.0, 300.0, 300.0]])
+    assert clip_boxes(boxes, torch.tensor([100, 200])).tolist() == [[0, 0, 200, 100]]
+
+
+def test_rescale_has_a_factor_per_axis() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 20.0, 30.0]])
+    rescaled = rescale_boxes(boxes, torch.tensor([100, 200]), torch.tensor([50, 600]))
+    assert rescaled.tolist() == [[30, 5, 60, 15]]
+
+
+@settings(deadline=None)
+@given(height=sides, width=sides, to_height=sides, to_width=sides)
+def test_rescale_maps_image_onto_image(height: int, width: int, to_height: int, to_width: int) -> None:
+    whole = torch.tensor([[0.0, 0.0, width, height]])
+    rescaled = rescale_boxes(whole, torch.tensor([height, width]), torch.tensor([to_height, to_width]))
+    torch.testing.assert_close(rescaled, torch.tensor([[0.0, 0.0, to_width, to_height]]))
+
+
+def test_side_distances() -> None:
+    points = torch.tensor([[5.0, 6.0], [50.0, 6.0]])
+    boxes = torch.tensor([[1.0, 2.0, 11.0, 32.0]])
+    assert side_distances(points, boxes).tolist() == [[4, 4, 6, 26], [49, 4, -39, 26]]
+    assert side_distances(points[:, None], boxes).shape == (2, 1, 4)
+    assert side_distances(points[:, None], boxes[:0]).shape == (2, 0, 4)

@@ -1,0 +1,63 @@
+"""bf16 where it is fast: checked against the flags that the kernel reports and the dtypes that come out."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovd.precision import autocast, describe_machine, fast_low_precision, memory_format, use_low_precision
+
+CPU = torch.device("cpu")
+
+
+def test_fast_where_the_kernel_lists_the_instructions():
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        pytest.skip("no /proc/cpuinfo to compare with")
+    words = set(cpuinfo.read_text().split())
+    assert fast_low_precision(CPU) == bool(words & {"amx_tile", "avx512_bf16"})
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_auto_follows_the_machine_and_a_choice_overrides_it(monkeypatch, amx: bool):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert use_low_precision("auto", CPU) == amx
+    assert use_low_precision("bf16", CPU)
+    assert not use_low_precision("float32", CPU)
+    assert ("AMX" in describe_machine(CPU)) == amx
+
+
+def test_auto_asks_each_cuda_device(monkeypatch):
+    asked = []
+
+    def select(device: torch.device) -> AbstractContextManager[None]:
+        asked.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", select)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert not fast_low_precision(torch.device("cuda:1"))
+    assert asked == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(("enabled", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_and_layout(enabled: bool, dtype: torch.dtype):
+    convolution = torch.nn.Conv2d(3, 8, 3).to(memory_format=memory_format(enabled))
+    images = torch.randn(1, 3, 6, 9).to(memory_format=memory_format(enabled))
+    with autocast(CPU, enabled):
+        out = convolution(images)
+    assert out.dtype == dtype
+    assert convolution.weight.is_contiguous(memory_format=memory_format(enabled))
+    (gradient,) = torch.autograd.grad(out.sum(), [convolution.weight])
+    assert gradient.dtype == torch.float32
+
+
+def test_machine_line_names_what_bits_depend_on(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    line = describe_machine()
+    assert "\n" not in line
+    for fact in (torch.__version__, f"{torch.get_num_threads()} threads", "ONEDNN_MAX_CPU_ISA=AVX2"):
+        assert fact in line
+    assert torch.backends.cpu.get_cpu_capability() in line

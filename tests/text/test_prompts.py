@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from ovd.text.prompts import FULL_TEMPLATES, clean_name, fill
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("aerosol_can", "aerosol can"),
+        ("bow_(weapon)", "bow"),
+        ("Cabinet/shelf", "Cabinet or shelf"),
+        ("  two   spaces ", "two spaces"),
+    ],
+)
+def test_names_are_cleaned(raw, clean):
+    assert clean_name(raw) == clean
+
+
+def test_every_lvis_name_cleans_to_plain_words(shared_data):
+    names = [row["name"] for row in json.loads((shared_data / "lvis_v1_train_cat_info.json").read_text())]
+    assert len(names) == 1203
+    for name in names:
+        cleaned = clean_name(name)
+        assert cleaned, name
+        assert not set(cleaned) & set("_()/"), name
+
+
+def test_articles_follow_the_name():
+    assert fill("a photo of {article} {}", "umbrella") == "a photo of an umbrella"
+    assert fill("a photo of {article} {}", "bow") == "a photo of a bow"
+
+
+def test_full_templates_are_openais_eighty():
+    assert len(FULL_TEMPLATES) == 80
+    assert all("{}" in template for template in FULL_TEMPLATES)

@@ -1,0 +1,65 @@
+"""Detect anything you can name in an image.
+
+    python tools/demo.py photo.jpg --classes "umbrella, anchor, coffee cup" --run runs/quickstart
+
+Writes photo.detections.png and photo.detections.json beside the image (or into --output).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ovd.build import detection_options, evaluation_text, load_detector, low_precision, resolve_device
+from ovd.cli import run_tool
+from ovd.data.images import read_image
+from ovd.inference import detect_image, prepare
+from ovd.visualise import DEFAULT_THRESHOLD, above_threshold, draw_detections
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--classes", required=True, help="comma-separated words, any words")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
+    parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score shown (%(default)s)")
+    parser.add_argument("--top", type=int, default=100, help="most boxes shown (%(default)s)")
+    parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: beside the image)")
+    arguments = parser.parse_args()
+    names = [name.strip() for name in arguments.classes.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--classes {arguments.classes!r} names nothing; write it as --classes 'umbrella, anchor'")
+
+    trained = load_detector(arguments.run)
+    config = trained.config
+    detector = prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
+    image = read_image(arguments.image)
+    with torch.inference_mode():
+        found = detect_image(
+            detector,
+            evaluation_text(config, trained.clip, names),
+            image,
+            size=arguments.size or config.data.size,
+            options=detection_options(config),
+            low_precision=low_precision(config),
+        )
+    found = above_threshold(found, arguments.threshold, arguments.top)
+
+    folder = arguments.output or arguments.image.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / f"{arguments.image.stem}.detections.png"
+    draw_detections(image, found, names).save(picture)
+    rows = [
+        {"class": names[row], "score": round(score, 4), "box_xyxy": [round(value, 1) for value in box]}
+        for box, score, row in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+    ]
+    picture.with_suffix(".json").write_text(json.dumps({"image": str(arguments.image), "detections": rows}, indent=1))
+    for row in rows:
+        print(f"{row['score']:.2f}  {row['class']:<24} {row['box_xyxy']}")
+    print(f"{len(rows)} objects with a score of at least {arguments.threshold}; see {picture}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,30 @@
+"""Draw the embedded world: a small LVIS, its image-text pairs, and two transfer sets.
+
+python tools/make_world.py                       everything but the pairs that the tiny CLIP is pretrained on
+python tools/make_world.py --parts train val     only these
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.data.world.build import PARTS, build_world
+from ovd.data.world.settings import Settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("data/world"), help="where worlds are cached (%(default)s)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=[part for part in PARTS if part != "pretraining_pairs"],
+        help="what to draw (default: all but pretraining_pairs)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws scenes and the rare split (%(default)s)")
+    arguments = parser.parse_args()
+    print(build_world(arguments.root, tuple(arguments.parts), Settings(seed=arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()

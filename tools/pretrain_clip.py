@@ -1,0 +1,73 @@
+"""Pretrain the tiny CLIP on the embedded world's image-text pairs, and say how well it names what it never saw.
+
+python tools/pretrain_clip.py configs/pretrain_tiny_clip.yaml              # resumes where it stopped
+python tools/pretrain_clip.py configs/pretrain_tiny_clip.yaml --install    # and replaces the committed weights
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
+from ovd.config import PretrainConfig, load_config
+from ovd.data.world.build import build_world
+from ovd.data.world.settings import Settings
+from ovd.engine.pretrain import load_pairs, pretrain, zero_shot_accuracy
+from ovd.precision import describe_machine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", help="for example steps=100")
+    parser.add_argument("--install", action="store_true", help=f"write the weights to {TINY_CLIP}")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides, PretrainConfig)
+
+    torch.set_num_threads(config.threads)
+    settings = Settings(seed=config.data.seed)
+    world = build_world(config.data.root, ("pretraining_pairs",), settings)
+    images, captions = load_pairs(world / "pretraining_pairs")
+    torch.manual_seed(config.seed)
+    clip = build_untrained_tiny_clip()
+    start = time.time()
+    pretrain(
+        clip,
+        images,
+        captions,
+        run_dir=config.output,
+        resolved_config=config.model_dump(mode="json"),
+        **{
+            name: getattr(config, name)
+            for name in (
+                "steps", "batch_size", "crop", "seed", "learning_rate", "weight_decay",
+                "warmup_steps", "clip_norm", "precision", "save_every",
+            )
+        },
+    )  # fmt: skip
+    hours = (time.time() - start) / 3600
+    folder = TINY_CLIP if arguments.install else config.output
+    weights = {name: tensor.half().contiguous() for name, tensor in clip.model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    if arguments.install:
+        clip = load_clip("tiny")  # the accuracy that is written down is that of the float16 weights
+    accuracy = zero_shot_accuracy(clip, settings)
+    report = {
+        "command": f"python tools/pretrain_clip.py {arguments.config}",
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "machine": describe_machine(torch.device("cpu")),
+        "hours_of_this_run": round(hours, 2),
+        "zero_shot_top1": round(float(accuracy.mean()), 4),
+        "zero_shot_top1_of_the_worst_tenth_of_classes": round(float(sorted(accuracy)[: len(accuracy) // 10][-1]), 4),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

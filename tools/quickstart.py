@@ -1,0 +1,112 @@
+"""The main job from nothing, on the embedded world: draw it, train on its base classes, evaluate, look.
+
+    python tools/quickstart.py
+
+Writes runs/quickstart/: metrics.json, example.jpg and example.detections.png (the first validation image that holds
+rare objects, searched for all classes of the world), predictions.png, curves.png.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torchvision.ops import box_iou
+
+from ovd.build import (
+    TrainedDetector,
+    detection_options,
+    evaluation_text,
+    load_detector,
+    load_training_index,
+    load_validation_index,
+    low_precision,
+)
+from ovd.cli import run_tool
+from ovd.config import TrainConfig, load_config
+from ovd.data.annotations import AnnotationIndex, ImageRecord
+from ovd.data.images import read_image
+from ovd.data.report import DataReport
+from ovd.engine.log import Stages
+from ovd.inference import detect_image
+from ovd.run import evaluate_run, train_from_config
+from ovd.structures import Detections
+from ovd.visualise import DEFAULT_THRESHOLD, above_threshold, draw_detections, grid
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+GRID_IMAGES = 8
+
+
+def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
+    """Images with boxes of rare classes, by image id."""
+    records = [index.record(row) for row in range(len(index))]
+    with_rare = [r for r in records if any(index.categories[c].frequency == "r" for c in r.classes)]
+    return sorted(with_rare, key=lambda record: record.id)
+
+
+def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detections) -> tuple[int, int]:
+    """Rare true boxes with a detection of their class at IoU >= 0.5, and all rare true boxes."""
+    rare = [row for row, c in enumerate(record.classes) if index.categories[c].frequency == "r"]
+    overlap = box_iou(torch.from_numpy(record.boxes[rare]), found.boxes)
+    same_class = torch.from_numpy(record.classes[rare])[:, None] == found.classes[None]
+    return int(((overlap >= 0.5) & same_class).any(1).sum()), len(rare)
+
+
+def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
+    """example.detections.png of the first image with rare objects, and a grid of more of them."""
+    names = [category.name.replace("_", " ") for category in index.categories]
+    text = evaluation_text(trained.config, trained.clip, names)
+    pictures = []
+    records = rare_records(index)[:GRID_IMAGES]
+    for record in records:
+        image = read_image(record.path)
+        found = detect_image(
+            trained.detector,
+            text,
+            image,
+            size=trained.config.data.size,
+            options=detection_options(trained.config),
+            low_precision=low_precision(trained.config),
+        )
+        found = above_threshold(found, DEFAULT_THRESHOLD)
+        pictures.append(draw_detections(image, found, names))
+        if record is records[0]:
+            shutil.copyfile(record.path, output / "example.jpg")
+            pictures[0].save(output / "example.detections.png")
+            hits, total = count_rare_found(index, record, found)
+            wanted = sorted({names[c] for c in record.classes if index.categories[c].frequency == "r"})
+            print(
+                f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
+                f"({', '.join(wanted)}), searched for {len(names)} classes at threshold {DEFAULT_THRESHOLD}"
+            )
+    grid(pictures, columns=4).save(output / "predictions.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    arguments = parser.parse_args()
+    stages = Stages()
+    if "OVD_START" in os.environ:  # set by make, before it installed anything
+        stages.add("installing", time.time() - int(os.environ["OVD_START"]))
+    config = load_config(CONFIG, arguments.overrides, TrainConfig)
+    with stages.measure("drawing the world"):
+        load_training_index(config, DataReport())
+        index = load_validation_index(config, DataReport())
+    with stages.measure("training"):
+        train_from_config(config, resume=arguments.resume, evaluate=False)
+    with stages.measure("evaluating"):
+        trained = load_detector(config.output)
+        evaluate_run(trained, output=config.output)
+    with stages.measure("drawing pictures"):
+        draw_pictures(trained, index, config.output)
+    print(stages.table())
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    run_tool(main)
