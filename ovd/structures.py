@@ -7,7 +7,7 @@ B images, P points of all pyramid levels concatenated, D text-image dimensions, 
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -60,7 +60,7 @@ class Batch:
     `sizes` are each image's height and width before padding.
     """
 
-    images: Float[Tensor, "B 3 H W"] | Int[Tensor, "B 3 H W"]
+    images: UInt8[Tensor, "B 3 H W"]
     """RGB, uint8 as loaded; the detector normalises."""
     sizes: Int[Tensor, "B 2"]
     targets: tuple[Targets, ...]

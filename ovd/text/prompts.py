@@ -1,7 +1,5 @@
 """Class names cleaned once, and the prompts they are put into."""
 
-import re
-
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 SHORT_TEMPLATES = (
@@ -20,11 +18,11 @@ TEMPLATES = {"none": ("{}",), "short": SHORT_TEMPLATES, "full": FULL_TEMPLATES}
 def clean_name(name: str) -> str:
     """A category name as a person would write it.
 
-    Underscores become spaces, a bracketed sense is moved in front ("bass_(fish)" -> "fish bass" would read wrong, so
-    it is dropped: "bass"), slashes become "or", and white space is folded. Case is kept; tokenizers lower it.
+    Underscores become spaces, slashes "or", and white space is folded. A bracketed sense stays, as "bow (weapon)":
+    without it, LVIS's base class "bow_(decorative_ribbons)" and its rare "bow_(weapon)" would be one text. Case is
+    kept; tokenizers lower it.
     """
-    name = re.sub(r"_?\([^)]*\)", "", name.replace("/", " or "))
-    return " ".join(name.replace("_", " ").split())
+    return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
 
 
 def fill(template: str, name: str) -> str:

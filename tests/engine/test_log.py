@@ -147,7 +147,7 @@ def test_curves_are_running_means(tmp_path, monkeypatch):
     records = [{"kind": "train", "step": s, "lr": 0.1, "losses": {"class": float(s % 2)}} for s in range(1, 101)]
     log.draw_curves(records, tmp_path / "curves.png")
     (line,) = drawn["figure"].axes[0].lines
-    np.testing.assert_allclose(line.get_ydata(), 0.5)  # windows of two alternate steps
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), 0.5)  # windows of two alternate steps
     np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 101))
 
 

@@ -52,7 +52,7 @@ def test_image_tower_does_not_change_the_bank(bank, untrained_clip, tmp_path):
 def test_synonyms_become_variants_and_every_class_has_as_many(untrained_clip, tmp_path):
     bank = build_bank(untrained_clip, NAMES, [("parasol",), (), ()], ("{}",), num_synonyms=1, folder=tmp_path)
     assert bank.num_variants == 2
-    expected = encode_texts(untrained_clip, ["umbrella", "parasol", "chess king", "chess king"])
+    expected = encode_texts(untrained_clip, ["umbrella", "parasol", "chess king (outlined)", "chess king (outlined)"])
     rows = bank.rows(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
     torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)
 

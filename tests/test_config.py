@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from ovd.config import ConfigError, NoShortcuts, PretrainConfig, TrainConfig, load_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str, name: str = "config.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+MINIMAL = "output: runs/x\ntrain: {steps: 5}\n"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_parses(path):
+    load_config(path, [], PretrainConfig if path.name.startswith("pretrain") else TrainConfig)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
+    write(tmp_path, MINIMAL + "eval: {batch_size: 3, nms_iou: 0.5}\n", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\noutput: runs/y\neval: {batch_size: 4}\n")
+    config = load_config(path, ["train.steps=7", "data.scale=[0.5, 2.0]"], TrainConfig)
+    assert (config.output, config.train.steps, config.data.scale) == (Path("runs/y"), 7, (0.5, 2.0))
+    assert (config.eval.batch_size, config.eval.nms_iou) == (4, 0.5)
+
+
+def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
+    write(tmp_path, MINIMAL + "detector: {shortcuts: {kind: gated, per_channel: false}}\n", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\ndetector: {shortcuts: {kind: none}}\n")
+    assert isinstance(load_config(path, [], TrainConfig).detector.shortcuts, NoShortcuts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "output: x\ntrain: {steps: 5, larning_rate: 1}\n",
+            "unknown key train.larning_rate; did you mean train.learning",
+        ),
+        ("output: x\ntrain: {steps: five}\n", "train.steps: Input should be a valid integer"),
+        ("output: x\ntrain: {steps: 0}\n", "train.steps: Input should be greater than 0"),
+        ("output: x\n", "train: Field required"),
+        ("output: x\ntrain: {steps: 5}\ndetector: {shortcuts: {kind: magic}}\n", "magic"),
+        ("- 1\n- 2\n", "a config is a mapping"),
+        ("output: [x\n", "not plain YAML"),
+        ("output: !!python/object/apply:os.system ['touch pwned']\n", "not plain YAML"),
+        ("a: &a [1]\nb: [*a, *a]\n", "aliases"),
+        ("base: 3\n", "must be the path of a config"),
+        ("base: config.yaml\n", "circle"),
+        ("base: missing.yaml\n", "cannot be read"),
+    ],
+)
+def test_faulty_configs_are_refused_with_the_reason(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path, text), [], TrainConfig)
+    assert message in str(error.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "output.name=3", "train.steps=[1"])
+def test_faulty_overrides_are_refused(tmp_path, override):
+    with pytest.raises(ConfigError, match="override"):
+        load_config(write(tmp_path, MINIMAL), [override], TrainConfig)
+
+
+def test_configs_are_immutable_and_survive_a_round_trip(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL), [], TrainConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 9
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
