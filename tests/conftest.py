@@ -49,3 +49,22 @@ def tiny_clip():
     from ovd.clip.load import load_clip
 
     return load_clip("tiny")
+
+
+@pytest.fixture(scope="session")
+def miniature_world(tmp_path_factory) -> Path:
+    """A few dozen scenes of the world in LVIS format, with a frequency for every class."""
+    import json
+
+    from ovd.data.world.build import build_world
+    from ovd.data.world.settings import Settings
+
+    settings = Settings(max_images_per_class=1, val_boxes_per_class=1)
+    world = build_world(tmp_path_factory.mktemp("miniature"), ("train", "val"), settings)
+    for part in ("train", "val"):
+        path = world / "annotations" / f"lvis_{part}.json"
+        content = json.loads(path.read_text())
+        for category in content["categories"]:  # with an image per class, all would be rare
+            category["frequency"] = "rcf"[category["id"] % 3]
+        path.write_text(json.dumps(content))
+    return world

@@ -40,7 +40,7 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
     [
         (
             "output: x\ntrain: {steps: 5, larning_rate: 1}\n",
-            "unknown key train.larning_rate; did you mean train.learning",
+            "unknown key train.larning_rate; did you mean train.lear",
         ),
         ("output: x\ntrain: {steps: five}\n", "train.steps: Input should be a valid integer"),
         ("output: x\ntrain: {steps: 0}\n", "train.steps: Input should be greater than 0"),

@@ -71,6 +71,10 @@ class DataReport:
     def num_used(self, unit: Unit = "sample") -> int:
         return self._used[unit]
 
+    def num_seen(self, unit: Unit = "sample") -> int:
+        """Used and skipped."""
+        return self._used[unit] + sum(count for code, count in self._skipped.items() if _unit(code) == unit)
+
     def num_skipped(self, code: str) -> int:
         return self._skipped[code]
 
@@ -98,11 +102,10 @@ class DataReport:
     def write(self, path: Path) -> None:
         """Writes `data_report.json`."""
         units: tuple[Unit, Unit] = ("sample", "box")
-        skipped = {unit: sum(n for code, n in self._skipped.items() if _unit(code) == unit) for unit in units}
         content = {
-            "seen": {unit: self._used[unit] + skipped[unit] for unit in units},
+            "seen": {unit: self.num_seen(unit) for unit in units},
             "used": {unit: self._used[unit] for unit in units},
-            "skipped": skipped,
+            "skipped": {unit: self.num_seen(unit) - self._used[unit] for unit in units},
             "skipped_by_code": dict(sorted(self._skipped.items())),
             "repaired_by_code": dict(sorted(self._repaired.items())),
             "first_records": dict(sorted(self._first.items())),

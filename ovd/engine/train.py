@@ -166,7 +166,7 @@ def train(
     with RunLog(saving.run_dir, total_steps=schedule.steps, resumed_step=start) as log, StopRequest() as stop:
         for step, batch in zip(range(start, schedule.steps), batches_from(start), strict=False):
             report.add_batch(batch)
-            report.raise_if_too_many(report.num_used() + len(batch.skipped))
+            report.raise_if_too_many(report.num_seen())
             if not batch.image_ids:
                 log.message(f"step {step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 continue

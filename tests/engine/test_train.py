@@ -1,0 +1,196 @@
+"""Training as a user runs it, a few steps on a miniature world: same seed, same bits, killed or not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ovd.build import build_detector, build_schedule, load_detector, load_training_index
+from ovd.clip.load import load_clip
+from ovd.config import TrainConfig, parse_config
+from ovd.data.report import DataReport
+from ovd.engine import checkpoint
+from ovd.engine.train import build_groups
+from ovd.run import evaluate_run, train_from_config
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+
+def make_config(output: Path, data: Path, **train) -> TrainConfig:
+    values = {
+        "output": str(output),
+        "bank": {"cache": str(data / "banks")},
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {
+            "source": {
+                "kind": "files",
+                "format": "lvis",
+                "train_annotations": str(data / "annotations" / "lvis_train.json"),
+                "train_images": str(data / "images"),
+                "val_annotations": str(data / "annotations" / "lvis_val.json"),
+                "val_images": str(data / "images"),
+            },
+            "size": 96,
+            "workers": 0,
+        },
+        "train": {
+            "steps": STEPS, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 2, "save_every": 2, **train,
+        },
+    }  # fmt: skip
+    return parse_config(values, TrainConfig, "test")
+
+
+def final_files(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    folder = run / f"step-{STEPS:06d}"
+    return {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = final_files(a), final_files(b)
+    assert first.keys() == second.keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    for name, tensors in first.items():
+        assert tensors.keys() == second[name].keys()
+        different = [key for key, tensor in tensors.items() if not torch.equal(tensor, second[name][key])]
+        assert different == [], name
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, miniature_world):
+    run = tmp_path_factory.mktemp("run") / "reference"
+    train_from_config(make_config(run, miniature_world), evaluate=False)
+    return run
+
+
+def test_same_seed_gives_the_same_bits_and_another_does_not(reference, tmp_path, miniature_world):
+    train_from_config(make_config(tmp_path / "again", miniature_world), evaluate=False)
+    assert_same_bits(reference, tmp_path / "again")
+    train_from_config(make_config(tmp_path / "other", miniature_world, seed=1), evaluate=False)
+    one, other = (final_files(run)["model.safetensors"] for run in (reference, tmp_path / "other"))
+    assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
+
+
+def start_training(config: TrainConfig, tmp_path: Path, *flags: str) -> subprocess.Popen:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "tools/train.py", str(path), "data.source.val_annotations=null", *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None:
+    deadline = time.time() + 240
+    while not (run / f"step-{step:06d}").exists():
+        assert time.time() < deadline
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def test_killed_and_resumed_ends_bit_identical(reference, tmp_path, miniature_world):
+    run = tmp_path / "killed"
+    process = start_training(make_config(run, miniature_world), tmp_path)
+    wait_for_checkpoint(run, process, 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / f"step-{STEPS:06d}").exists()
+    train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
+    assert_same_bits(reference, run)
+    steps = [record["step"] for record in map(yaml.safe_load, (run / "metrics.jsonl").read_text().splitlines())]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_sigterm_saves_and_exits_with_143(tmp_path, miniature_world):
+    run = tmp_path / "stopped"
+    process = start_training(make_config(run, miniature_world, steps=500), tmp_path)
+    wait_for_checkpoint(run, process, 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    found = checkpoint.latest(run)
+    assert found is not None
+    assert f"stopped by a signal after step {found.step}" in output
+
+
+def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_from_config(make_config(reference, miniature_world))
+
+
+def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
+    evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval")
+    assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed"} <= evaluation.metrics.keys()
+    for name in ("results.json", "metrics.json", "per_class.csv", "precision_recall.png"):
+        assert (tmp_path / "eval" / name).stat().st_size > 0
+
+
+def test_run_folder_explains_itself(reference):
+    names = {path.name for path in reference.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "curves.png", "data_report.json", "tensorboard"} <= names
+    assert sorted(path.name for path in reference.glob("step-*")) == ["step-000004", "step-000006"]
+
+
+def test_starting_from_a_trained_detector_keeps_its_weights_and_bias(reference, tmp_path, miniature_world):
+    config = make_config(tmp_path / "tuned", miniature_world, steps=1, learning_rate=1e-12, warmup_steps=0)
+    config = config.model_copy(update={"init_from": reference})
+    train_from_config(config, evaluate=False)
+    start = final_files(reference)["ema.safetensors"]
+    tuned = load_file(tmp_path / "tuned" / "step-000001" / "model.safetensors")
+    for name, tensor in start.items():
+        torch.testing.assert_close(tuned[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_rare_classes_are_neither_in_the_vocabulary_nor_in_the_boxes(miniature_world, tmp_path):
+    config = make_config(tmp_path, miniature_world)
+    base = load_training_index(config, DataReport())
+    assert all(category.frequency != "r" for category in base.categories)
+    everything = load_training_index(
+        config.model_copy(update={"data": config.data.model_copy(update={"classes": "all"})}), DataReport()
+    )
+    assert len(everything) == len(base)
+    assert len(everything.categories) > len(base.categories)
+
+
+@pytest.mark.parametrize("kind", ["gated", "none"])
+def test_every_parameter_learns_in_exactly_one_group(kind, miniature_world, tmp_path):
+    config = make_config(tmp_path, miniature_world)
+    values = config.model_dump(mode="json")
+    values["detector"]["shortcuts"] = {"kind": kind}
+    config = parse_config(values, TrainConfig, "test")
+    detector = build_detector(config, load_clip("tiny"))
+    groups = build_groups(detector, build_schedule(config))
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in detector.parameters())
+    rates = {group["name"].split("/")[0]: group["lr_factor"] for group in groups}
+    assert rates["tower"] == 0.1
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_end_bit_identical(reference, tmp_path, miniature_world):
+    run = tmp_path / "killed"
+    config = make_config(run, miniature_world)
+    delays = torch.rand(20, generator=torch.Generator().manual_seed(0)) * 12
+    for delay in delays.tolist():
+        process = start_training(config, tmp_path, "--resume")
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    train_from_config(config, resume=True, evaluate=False)
+    assert_same_bits(reference, run)
+
+
+def test_faulty_input_ends_in_one_line_and_exit_code_2(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "tools/train.py", "configs/quickstart.yaml", "train.stepz=3"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "unknown key train.stepz; did you mean train.steps?" in result.stderr
+    assert "Traceback" not in result.stderr
