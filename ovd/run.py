@@ -1,7 +1,7 @@
 """Whole jobs, as the tools and the quick start run them: train from a config, evaluate what was trained."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -36,6 +36,11 @@ from ovd.inference import prepare
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine
 
+FREE_ON_RESUME = (
+    "output", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
+    "train.eval_every",
+)  # fmt: skip
+
 
 def train_from_config(
     config: TrainConfig, *, resume: bool = False, strict_resume: bool = False, evaluate: bool = True
@@ -48,8 +53,11 @@ def train_from_config(
     Raises:
         ValueError: the run folder already holds a run and `resume` is not set.
     """
-    if not resume and latest(config.output) is not None:
-        raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
+    found = latest(config.output)
+    if found is not None:
+        if not resume:
+            raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
+        check_same_run(found.config, config)
     torch.set_num_threads(config.train.threads)
     device = resolve_device(config)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -89,6 +97,29 @@ def train_from_config(
         strict_resume=strict_resume,
     )
     return metrics
+
+
+def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
+    """Stop a resume that would not continue the same run.
+
+    Raises:
+        ValueError: naming every setting that differs, but for those that do not change what is learned.
+    """
+    before, now = _flatten(stored), _flatten(config.model_dump(mode="json"))
+    different = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
+    ]
+    if different:
+        raise ValueError(f"{config.output} was started with other settings: {'; '.join(different)}")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def detect_all(

@@ -66,7 +66,9 @@ class Batch:
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
     skipped: tuple[str, ...] = ()
-    """One line for every sample left out of this batch, saying which and why."""
+    """A line "CODE where and why" for every sample left out of this batch."""
+    repaired: tuple[str, ...] = ()
+    """A line "CODE where and what" for every sample in it that needed a repair."""
 
     def to(self, device: torch.device) -> "Batch":
         targets = tuple(item.to(device) for item in self.targets)

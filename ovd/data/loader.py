@@ -29,13 +29,6 @@ DrawnSample = tuple[int, int]
 """Position of an image in the index, and the seed of its augmentation."""
 
 
-@dataclass(frozen=True)
-class LoadedBatch(Batch):
-    """A batch with a line for every sample in it that needed a repair ("CODE where")."""
-
-    repaired: tuple[str, ...] = ()
-
-
 def repeat_factors(index: AnnotationIndex, threshold: float) -> Float64[np.ndarray, " N"]:
     """How often each image appears in an epoch on average, so that rare classes are seen more often.
 
@@ -166,7 +159,7 @@ def train_loader(
     repeat_threshold: float,
     size_divisor: int = 32,
     timeout_s: float = 300,
-) -> Iterator[LoadedBatch]:
+) -> Iterator[Batch]:
     """Yields the batches of steps start_step to start_step + num_steps - 1.
 
     A sample that cannot be read makes its batch smaller, down to none, and is named in `Batch.skipped`; the caller
@@ -200,7 +193,7 @@ def eval_loader(
     num_workers: int,
     size_divisor: int = 32,
     timeout_s: float = 300,
-) -> Iterator[tuple[LoadedBatch, Int[Tensor, "B 2"]]]:
+) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
     """Yields every image once, in the index's order, and the images' original heights and widths.
 
     Images are resized to a longest side of `size`, their boxes with them.
@@ -216,7 +209,7 @@ def eval_loader(
         first = step * batch_size
         return [(image, 0) for image in range(first, min(first + batch_size, len(index)))]
 
-    def checked() -> Iterator[tuple[LoadedBatch, Tensor]]:
+    def checked() -> Iterator[tuple[Batch, Tensor]]:
         row = 0
         for loaded in _load(dataset, index, steps, batch, num_workers, size_divisor, timeout_s):
             for line in loaded.skipped:
@@ -261,7 +254,7 @@ def _load(
     num_workers: int,
     size_divisor: int,
     timeout_s: float,
-) -> Iterator[LoadedBatch]:
+) -> Iterator[Batch]:
     with warnings.catch_warnings():
         # More workers than cores, and forking beside threads: the user's choice, and how torch works on Linux.
         warnings.simplefilter("ignore")
@@ -310,9 +303,9 @@ def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int) -> _Pack
     )
 
 
-def _unpack(packed: _PackedBatch) -> LoadedBatch:
+def _unpack(packed: _PackedBatch) -> Batch:
     sizes = [[record.height, record.width] for record in packed.records]
-    return LoadedBatch(
+    return Batch(
         images=packed.images,
         sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
         targets=tuple(

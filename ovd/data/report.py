@@ -63,7 +63,9 @@ class DataReport:
         self._keep(f"{code} skipped", where)
 
     def add_batch(self, batch: Batch) -> None:
-        """Counts a batch's samples: those in it as used, each line of `Batch.skipped` ("CODE where") as skipped."""
+        """Counts a batch's samples as used, and each line of its `skipped` and `repaired`."""
+        for line in batch.repaired:
+            self.repaired(*line.split(" ", 1))
         for line in batch.skipped:
             self.skipped(*line.split(" ", 1))
         self.used(len(batch.image_ids))

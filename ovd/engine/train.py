@@ -35,6 +35,7 @@ from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 
 EXIT_ON_SIGNAL = 143
+FAILED_SAVES_SURVIVED = 2
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,27 @@ def train(
         checkpoint.restore(found, module=detector, optimizer=optimizer, ema=ema)
         start = found.step
 
+    failed_saves = 0
+
     def save(step: int) -> None:
-        checkpoint.save(
-            saving.run_dir,
-            step=step,
-            module=detector,
-            optimizer=optimizer,
-            config=saving.resolved_config,
-            ema=ema,
-            keep=saving.keep_checkpoints,
-        )
-        report.write(saving.run_dir / "data_report.json")
+        """Write a checkpoint; a full disk is survived twice, unless it is the last step's that cannot be written."""
+        nonlocal failed_saves
+        try:
+            checkpoint.save(
+                saving.run_dir,
+                step=step,
+                module=detector,
+                optimizer=optimizer,
+                config=saving.resolved_config,
+                ema=ema,
+                keep=saving.keep_checkpoints,
+            )
+            report.write(saving.run_dir / "data_report.json")
+        except (checkpoint.SaveError, OSError) as error:
+            failed_saves += 1
+            if failed_saves > FAILED_SAVES_SURVIVED or step == schedule.steps:
+                raise
+            log.message(f"warning: {error}")
 
     averaged = copy.deepcopy(detector)
     metrics: dict[str, float] = {}

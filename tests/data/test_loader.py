@@ -12,7 +12,7 @@ from PIL import Image
 
 from ovd.data.annotations import AnnotationIndex, load_annotations
 from ovd.data.loader import (
-    LoadedBatch,
+    Batch,
     TrainOrder,
     epoch_length,
     epoch_order,
@@ -60,7 +60,7 @@ def untouched(sample: Sample, _seed: int) -> Sample:
     return sample
 
 
-def load_train(index: AnnotationIndex, **changes) -> list[LoadedBatch]:
+def load_train(index: AnnotationIndex, **changes) -> list[Batch]:
     settings = {
         "transform": untouched,
         "batch_size": 4,
@@ -74,7 +74,7 @@ def load_train(index: AnnotationIndex, **changes) -> list[LoadedBatch]:
     return list(train_loader(index, **{**settings, **changes}))
 
 
-def as_bytes(batch: LoadedBatch) -> list:
+def as_bytes(batch: Batch) -> list:
     tensors = [batch.images, batch.sizes]
     for targets in batch.targets:
         tensors += vars(targets).values()

@@ -117,6 +117,13 @@ def test_sigterm_saves_and_exits_with_143(tmp_path, miniature_world):
     assert f"stopped by a signal after step {found.step}" in output
 
 
+def test_resuming_with_other_settings_stops_and_names_them(reference, miniature_world):
+    changed = make_config(reference, miniature_world, learning_rate=5e-4, save_every=3)
+    with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.001, is 0\.0005") as error:
+        train_from_config(changed, resume=True)
+    assert "save_every" not in str(error.value)
+
+
 def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
     with pytest.raises(ValueError, match="already holds a run"):
         train_from_config(make_config(reference, miniature_world))

@@ -1,0 +1,120 @@
+"""The tools as a user calls them, on a small data set in plain COCO JSON made by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_tool(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == expect, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def custom_data(tmp_path_factory) -> Path:
+    """Non-square photographs of coloured squares; ids with gaps, a crowd, an image without objects."""
+    folder = tmp_path_factory.mktemp("custom")
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for image_id in (3, 7, 8, 20, 21, 40):
+        height, width = (90, 140) if image_id % 2 else (120, 80)
+        pixels = rng.integers(90, 110, (height, width, 3)).astype(np.uint8)
+        if image_id != 20:
+            x, y, side = int(rng.integers(0, 40)), int(rng.integers(0, 50)), int(rng.integers(24, 38))
+            category = int(rng.choice([5, 11]))
+            pixels[y : y + side, x : x + side] = (220, 30, 30) if category == 5 else (30, 30, 220)
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0,
+                 "bbox": [x, y, side, side], "area": side * side}
+            )  # fmt: skip
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width})
+        Image.fromarray(pixels).save(folder / "photos" / f"{image_id}.png")
+    annotations.append(
+        {"id": 99, "image_id": 7, "category_id": 11, "iscrowd": 1, "bbox": [90, 5, 40, 40], "area": 1600,
+         "segmentation": {"counts": [0, 1], "size": [90, 140]}}
+    )  # fmt: skip
+    categories = [{"id": 11, "name": "blue tile"}, {"id": 5, "name": "red tile"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(custom_data) -> Path:
+    run = custom_data / "run"
+    run_tool(
+        "tools/train.py", "configs/custom_coco.yaml",
+        f"data.source.train_annotations={custom_data}/boxes.json", f"data.source.train_images={custom_data}/photos",
+        f"data.source.val_annotations={custom_data}/boxes.json", f"data.source.val_images={custom_data}/photos",
+        f"output={run}", f"bank.cache={custom_data}/banks", "init_from=null", "train.steps=3", "train.warmup_steps=1",
+        "train.batch_size=2", "data.workers=0", "data.size=96", "detector.channels=32", "detector.num_convs=1",
+    )  # fmt: skip
+    return run
+
+
+def test_custom_coco_data_trains_and_evaluates(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
+    assert {"AP", "AP50", "AR100"} <= metrics.keys()
+    report = json.loads((trained / "data_report.json").read_text())
+    assert report["used"]["sample"] == 6
+
+
+def test_eval_of_a_run_on_a_file_equals_its_own_results_file(trained, custom_data, tmp_path):
+    run_tool(
+        "tools/eval.py", trained, "--format", "coco", "--annotations", custom_data / "boxes.json",
+        "--images", custom_data / "photos", "--output", tmp_path / "a",
+    )  # fmt: skip
+    run_tool(
+        "tools/eval.py", "--results", tmp_path / "a" / "results.json", "--format", "coco",
+        "--annotations", custom_data / "boxes.json", "--engine", "official", "--output", tmp_path / "b",
+    )  # fmt: skip
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in "ab")
+    assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, tmp_path):
+    image = custom_data / "photos" / "3.png"
+    result = run_tool(
+        "tools/demo.py", image, "--classes", "umbrella, red tile, naïve café", "--run", trained,
+        "--threshold", "0", "--top", "5", "--output", tmp_path,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "3.detections.json").read_text())["detections"]
+    assert len(found) == 5
+    scores = [row["score"] for row in found]
+    assert scores == sorted(scores, reverse=True)
+    for row in found:
+        x0, y0, x1, y1 = row["box_xyxy"]
+        assert 0 <= x0 < x1 <= 140
+        assert 0 <= y0 < y1 <= 90
+        assert row["class"] in {"umbrella", "red tile", "naïve café"}
+    assert Image.open(tmp_path / "3.detections.png").width >= 384
+    assert "5 objects" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tools/demo.py", "no.png", "--classes", " , "), "names nothing"),
+        (("tools/eval.py", "runs/none-such"), "neither a run folder nor a checkpoint"),
+        (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message):
+    result = run_tool(*arguments, expect=2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_help_says_what_a_tool_does(tool):
+    assert "usage:" in run_tool(f"tools/{tool}", "--help").stdout
