@@ -13,7 +13,7 @@ export OVD_START := $(shell date +%s)
 install: $(INSTALLED)
 
 quickstart: $(INSTALLED)
-	$(PY) tools/quickstart.py
+	$(PY) tools/quickstart.py $(ARGS)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -m "not slow"

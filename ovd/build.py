@@ -26,7 +26,7 @@ from ovd.model.tower import TimmTower
 from ovd.precision import use_low_precision
 from ovd.structures import Batch
 from ovd.text.bank import TextBank, build_bank
-from ovd.text.encoder import encode_classes
+from ovd.text.encoder import encode_classes, text_tower_fingerprint
 from ovd.text.prompts import TEMPLATES
 
 BANK_SYNONYMS = 2
@@ -39,7 +39,6 @@ class TrainedDetector:
     detector: Detector
     config: TrainConfig
     clip: Clip
-    step: int
 
 
 def data_root() -> Path:
@@ -186,18 +185,28 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def load_detector(path: Path) -> TrainedDetector:
+def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
     """A trained detector from its run folder or a checkpoint folder: the averaged weights, in eval mode.
 
+    Args:
+        path: either folder.
+        device: replaces the device of the run's config.
+
     Raises:
-        ValueError: no intact checkpoint there, or its weights do not fit its config.
+        ValueError: no intact checkpoint there, its weights do not fit its config, or the CLIP model that the config
+            names no longer has the text tower that the detector was trained against.
     """
     found = find_checkpoint(path)
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    if device is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
+    torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
     clip = load_clip(config.clip.name, config.clip.weights)
+    if found.extra.get("text_tower") != text_tower_fingerprint(clip):
+        raise ValueError(f"{found.folder} was trained against another text tower than {config.clip.name!r} has now")
     detector = build_detector(config, clip)
     checkpoint.load_into(detector, found.weights)
-    return TrainedDetector(detector.eval(), config, clip, found.step)
+    return TrainedDetector(detector.eval(), config, clip)
 
 
 def initialise(detector: Detector, init_from: Path) -> None:

@@ -1,5 +1,6 @@
 """What all tools share: faults end in one line and an exit code, not in a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,15 +9,17 @@ EXIT_RUN_TIME = 3
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a bad input exits with 2, a fault at run time with 3, each with one line on stderr."""
+    """Run a tool; a bad input exits with 2, a fault at run time with 3, each with one line on stderr.
+
+    With OVD_TRACEBACK set in the environment the traceback comes too.
+    """
     try:
         main()
-    except ValueError as error:
-        print(f"error[{_code(error)}]: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from error
-    except (RuntimeError, OSError) as error:
-        print(f"error[{_code(error)}]: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_RUN_TIME) from error
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("OVD_TRACEBACK"):
+            raise
+        print(f"error[{_code(error)}]: {error} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
 
 
 def _code(error: Exception) -> str:

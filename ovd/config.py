@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -36,11 +37,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def default_kind(kind: str) -> BeforeValidator:
+    """Lets a section that comes in several kinds be written without `kind`, as the default one."""
+    return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
+
+
 class ClipConfig(Section):
     name: str = "tiny"
     """`tiny`, a folder with an open_clip_config.json, or a name of open_clip.list_models()."""
     weights: str | None = None
-    """For a name: one of its tags, or a local file. None means random weights; a folder brings its own."""
+    """For a name: one of its tags, a local file, or `random`. `tiny` and a folder bring their own."""
 
 
 class BankConfig(Section):
@@ -59,7 +65,6 @@ class GatedShortcuts(Section):
     kind: Literal["gated"] = "gated"
     per_channel: bool = True
     """One gate for every text-space channel, or one for all."""
-    where: Literal["both", "pyramid", "head"] = "both"
 
 
 class NoShortcuts(Section):
@@ -67,8 +72,10 @@ class NoShortcuts(Section):
 
 
 class DetectorConfig(Section):
-    shortcuts: Annotated[GatedShortcuts | NoShortcuts, Field(discriminator="kind")] = GatedShortcuts()
-    channels: PositiveInt = 256
+    shortcuts: Annotated[GatedShortcuts | NoShortcuts, Field(discriminator="kind"), default_kind("gated")] = (
+        GatedShortcuts()
+    )
+    channels: Annotated[int, Field(gt=0, multiple_of=32)] = 256
     """Width of the learned path: pyramid and head."""
     num_convs: PositiveInt = 4
     """3 x 3 convolutions in each of the head's two towers."""
@@ -95,7 +102,7 @@ class FileData(Section):
 
 
 class DataConfig(Section):
-    source: Annotated[WorldData | FileData, Field(discriminator="kind")] = WorldData()
+    source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("world")] = WorldData()
     classes: Literal["base", "all"] = "base"
     """`base` removes the annotations of LVIS's rare classes and checks that none of their names is trained on."""
     size: PositiveInt = 192
@@ -261,9 +268,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
-        section[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: not a plain YAML value: {error}") from None
+    if last == "kind" and section.get("kind") != value:
+        section.clear()  # the settings of another kind do not apply
+    section[last] = value
 
 
 def _explain(problem: Any, kind: type[BaseModel]) -> str:

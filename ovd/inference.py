@@ -24,10 +24,10 @@ SIZE_DIVISOR = 32
 class DetectionOptions:
     """How scores become boxes; see postprocess.py."""
 
-    score_threshold: float = 0.0
-    nms_iou: float = 0.6
-    max_detections: int = 1000
-    candidates: int = 2000
+    score_threshold: float
+    nms_iou: float
+    max_detections: int
+    candidates: int
 
 
 @torch.no_grad()

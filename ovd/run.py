@@ -32,12 +32,13 @@ from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.report import Evaluation, format_table, write_report
 from ovd.evaluation.results import write_results
+from ovd.evaluation.truth import read_truth
 from ovd.inference import prepare
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine
 
 FREE_ON_RESUME = (
-    "output", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
+    "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
     "train.eval_every",
 )  # fmt: skip
 
@@ -53,7 +54,7 @@ def train_from_config(
     Raises:
         ValueError: the run folder already holds a run and `resume` is not set.
     """
-    found = latest(config.output)
+    found = latest(config.output, strict=strict_resume)
     if found is not None:
         if not resume:
             raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
@@ -67,16 +68,17 @@ def train_from_config(
     report = DataReport()
     index = load_training_index(config, report)
     validation = load_validation_index(config, DataReport()) if evaluate else None
+    if validation is not None:  # a file that the evaluator refuses is refused now, not after the training
+        read_truth(validation.path, federated=validation.format == "lvis")
     torch.manual_seed(config.train.seed)
     clip = load_clip(config.clip.name, config.clip.weights)
     detector = build_detector(config, clip)
-    if config.init_from is not None:
+    if config.init_from is not None and found is None:
         initialise(detector, config.init_from)
 
     def evaluate_average(averaged: Detector) -> dict[str, float]:
         assert validation is not None
-        trained = TrainedDetector(averaged, config, clip, step=config.train.steps)
-        evaluation = detect_all(trained, validation, config.eval.engine).evaluate()
+        evaluation = detect_all(TrainedDetector(averaged, config, clip), validation).evaluate()
         print(format_table(evaluation))
         write_report(evaluation, config.output)
         return evaluation.metrics
@@ -93,8 +95,7 @@ def train_from_config(
         low_precision=low_precision(config),
         evaluate=evaluate_average if validation is not None else None,
         solve_bias=config.init_from is None,
-        resume=resume,
-        strict_resume=strict_resume,
+        resume_from=found,
     )
     return metrics
 
@@ -123,7 +124,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def detect_all(
-    trained: TrainedDetector, index: AnnotationIndex, engine: Engine, size: int | None = None
+    trained: TrainedDetector, index: AnnotationIndex, engine: Engine | None = None, size: int | None = None
 ) -> BoxEvaluator:
     """Ask a detector, already on its device, for every class of a data set in every image of it."""
     config = trained.config
@@ -131,7 +132,7 @@ def detect_all(
         trained.detector,
         evaluation_text(config, trained.clip, [category.name for category in index.categories]),
         index,
-        engine=engine,
+        engine=engine or config.eval.engine,
         size=size or config.data.size,
         batch_size=config.eval.batch_size,
         num_workers=config.data.workers,
@@ -147,7 +148,7 @@ def evaluate_run(
     annotations: Path | None = None,
     images: Path | None = None,
     format: Literal["lvis", "coco"] | None = None,
-    engine: Engine = "hotcoco",
+    engine: Engine | None = None,
     size: int | None = None,
 ) -> Evaluation:
     """Evaluate on a data set with a vocabulary of its own, by default the run's validation set; write all files.
@@ -158,6 +159,8 @@ def evaluate_run(
     config = trained.config
     prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
     if annotations is None:
+        if images is not None or format is not None:
+            raise ValueError("--images and --format belong to --annotations, which is missing")
         index = load_validation_index(config, DataReport())
         if index is None:
             raise ValueError("the run's config names no validation set; give --annotations, --images and --format")

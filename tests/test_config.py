@@ -74,3 +74,12 @@ def test_configs_are_immutable_and_survive_a_round_trip(tmp_path):
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 9
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_sections_of_several_kinds_can_be_set_key_by_key(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    config = load_config(path, ["detector.shortcuts.per_channel=false", "data.source.seed=3"], TrainConfig)
+    assert (config.detector.shortcuts.per_channel, config.data.source.seed) == (False, 3)
+    gated = write(tmp_path, MINIMAL + "detector: {shortcuts: {kind: gated, per_channel: false}}\n")
+    config = load_config(gated, ["detector.shortcuts.kind=none"], TrainConfig)
+    assert isinstance(config.detector.shortcuts, NoShortcuts)

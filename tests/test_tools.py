@@ -35,7 +35,7 @@ def custom_data(tmp_path_factory) -> Path:
             pixels[y : y + side, x : x + side] = (220, 30, 30) if category == 5 else (30, 30, 220)
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0,
-                 "bbox": [x, y, side, side], "area": side * side}
+                 "bbox": [x, y, side, side]}
             )  # fmt: skip
         images.append({"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width})
         Image.fromarray(pixels).save(folder / "photos" / f"{image_id}.png")

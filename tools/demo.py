@@ -26,13 +26,14 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score shown (%(default)s)")
     parser.add_argument("--top", type=int, default=100, help="most boxes shown (%(default)s)")
     parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--output", type=Path, help="folder for the results (default: beside the image)")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.classes.split(",") if name.strip()]
     if not names:
         raise ValueError(f"--classes {arguments.classes!r} names nothing; write it as --classes 'umbrella, anchor'")
 
-    trained = load_detector(arguments.run)
+    trained = load_detector(arguments.run, arguments.device)
     config = trained.config
     detector = prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
     image = read_image(arguments.image)

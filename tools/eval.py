@@ -25,9 +25,10 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, help="annotation file (default: the run's validation set)")
     parser.add_argument("--images", type=Path, help="folder of its images")
     parser.add_argument("--format", choices=["lvis", "coco"])
-    parser.add_argument("--engine", choices=["hotcoco", "official"], default="hotcoco", help="default: %(default)s")
+    parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: as the run's config says, hotcoco")
     parser.add_argument("--output", type=Path, help="where results go (default: RUN/eval-NAME)")
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.results is None):
@@ -36,14 +37,14 @@ def main() -> None:
         if arguments.annotations is None or arguments.format is None:
             parser.error("--results needs --annotations and --format")
         evaluate_results_file(
-            arguments.annotations, arguments.results, arguments.format, arguments.engine, arguments.output
+            arguments.annotations, arguments.results, arguments.format, arguments.engine or "hotcoco", arguments.output
         )
         return
     torch.set_num_threads(arguments.threads)
-    name = arguments.annotations.stem if arguments.annotations else "val"
-    output = arguments.output or arguments.run / f"eval-{name}"
+    file = arguments.annotations
+    output = arguments.output or arguments.run / (f"eval-{file.parent.name}-{file.stem}" if file else "eval")
     evaluate_run(
-        load_detector(arguments.run),
+        load_detector(arguments.run, arguments.device),
         output=output,
         annotations=arguments.annotations,
         images=arguments.images,

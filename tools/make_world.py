@@ -7,6 +7,7 @@ python tools/make_world.py --parts train val     only these
 import argparse
 from pathlib import Path
 
+from ovd.cli import run_tool
 from ovd.data.world.build import PARTS, build_world
 from ovd.data.world.settings import Settings
 
@@ -27,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

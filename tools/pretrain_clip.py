@@ -6,12 +6,16 @@ python tools/pretrain_clip.py configs/pretrain_tiny_clip.yaml --install    # and
 
 import argparse
 import json
-import time
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ovd.cli import run_tool
 from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
 from ovd.config import PretrainConfig, load_config
 from ovd.data.world.build import build_world
@@ -20,12 +24,18 @@ from ovd.engine.pretrain import load_pairs, pretrain, zero_shot_accuracy
 from ovd.precision import describe_machine
 
 
+def training_hours(config: PretrainConfig) -> float:
+    """Time spent in training steps, over all resumes of the run."""
+    with (config.output / "metrics.jsonl").open() as file:
+        return sum(config.batch_size / json.loads(line)["images_per_s"] for line in file) / 3600
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", help="for example steps=100")
     parser.add_argument("--install", action="store_true", help=f"write the weights to {TINY_CLIP}")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides, PretrainConfig)
 
     torch.set_num_threads(config.threads)
@@ -34,7 +44,6 @@ def main() -> None:
     images, captions = load_pairs(world / "pretraining_pairs")
     torch.manual_seed(config.seed)
     clip = build_untrained_tiny_clip()
-    start = time.time()
     pretrain(
         clip,
         images,
@@ -49,25 +58,27 @@ def main() -> None:
             )
         },
     )  # fmt: skip
-    hours = (time.time() - start) / 3600
     folder = TINY_CLIP if arguments.install else config.output
+    if not arguments.install:  # so that the folder can be given as `clip.name`
+        for name in ("open_clip_config.json", "merges.txt.gz"):
+            shutil.copyfile(TINY_CLIP / name, folder / name)
     weights = {name: tensor.half().contiguous() for name, tensor in clip.model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    if arguments.install:
-        clip = load_clip("tiny")  # the accuracy that is written down is that of the float16 weights
+    clip = load_clip(str(folder))  # the accuracy that is written down is that of the float16 weights
     accuracy = zero_shot_accuracy(clip, settings)
+    worst = np.sort(accuracy)[: len(accuracy) // 10]
     report = {
-        "command": f"python tools/pretrain_clip.py {arguments.config}",
+        "command": shlex.join(["python", *sys.argv]),
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "machine": describe_machine(torch.device("cpu")),
-        "hours_of_this_run": round(hours, 2),
+        "hours": round(training_hours(config), 2),
         "zero_shot_top1": round(float(accuracy.mean()), 4),
-        "zero_shot_top1_of_the_worst_tenth_of_classes": round(float(sorted(accuracy)[: len(accuracy) // 10][-1]), 4),
+        "zero_shot_top1_of_the_worst_tenth_of_classes": round(float(worst.mean()), 4),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     stages = Stages()
     if "OVD_START" in os.environ:  # set by make, before it installed anything
         stages.add("installing", time.time() - int(os.environ["OVD_START"]))

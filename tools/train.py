@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
     parser.add_argument("--strict-resume", action="store_true", help="and stop if that checkpoint is damaged")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     train_from_config(
         load_config(arguments.config, arguments.overrides, TrainConfig),
         resume=arguments.resume or arguments.strict_resume,

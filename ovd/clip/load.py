@@ -1,10 +1,12 @@
 """Load a CLIP model, its tokenizer and its normalisation, all through open_clip."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  makes the tiny tower known to timm
 
@@ -17,8 +19,8 @@ class Clip:
 
     model: nn.Module
     """open_clip's CLIP, in eval mode, float32, on the CPU."""
-    tokenizer: open_clip.tokenizer.SimpleTokenizer
-    """A list of N strings -> int64 N x context length."""
+    tokenizer: Callable[[list[str]], Int[Tensor, "N L"]]
+    """A list of N strings -> token ids, padded to the context length."""
     mean: tuple[float, ...]
     """Of the images the weights were trained on, RGB in 0..1."""
     std: tuple[float, ...]
@@ -30,11 +32,11 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
     Args:
         name: `tiny` for the toolkit's own, a folder with an `open_clip_config.json`, or any name that
             `open_clip.list_models()` knows.
-        weights: for a named model, one of open_clip's tags for it (downloaded once) or a local file; None leaves the
-            weights random. A folder brings its own.
+        weights: for a named model, one of open_clip's tags for it (downloaded once), a local file, or `random`.
+            A folder brings its own.
 
     Raises:
-        ValueError: the name is unknown, or a folder has no model in it.
+        ValueError: the name is unknown, a folder has no model in it, or a named model comes without weights.
     """
     folder = TINY_CLIP if name == "tiny" else Path(name)
     if (folder / "open_clip_config.json").is_file():
@@ -45,7 +47,10 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
         raise ValueError(f"{folder} has no open_clip_config.json, so it is no CLIP model's folder")
     if name not in open_clip.list_models():
         raise ValueError(f"clip.name {name!r} is neither a folder nor one of open_clip.list_models()")
-    model = open_clip.create_model(name, pretrained=weights)
+    if weights is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
+    model = open_clip.create_model(name, pretrained=None if weights == "random" else weights)
     return _with_preprocessing(model, open_clip.get_tokenizer(name))
 
 

@@ -4,6 +4,7 @@ No loader state is ever stored: a run resumed at step s draws the very batches t
 with any number of worker processes.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -266,7 +267,7 @@ def _load(
                 num_workers=num_workers,
                 timeout=timeout_s if num_workers else 0,
                 multiprocessing_context="fork" if num_workers else None,
-                worker_init_fn=_use_one_thread,
+                worker_init_fn=_start_worker,
             )
         )
     for step in steps:
@@ -280,7 +281,10 @@ def _load(
         yield _unpack(packed)
 
 
-def _use_one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    # A signal for the whole process group (timeout, a batch system) is for the trainer, which needs its workers to
+    # finish the step.
+    os.setpgid(0, 0)
     import cv2  # takes long to import, and albumentations has already done it where a transform needs it
 
     # Workers times threads would fight over the cores, and OpenCV's thread pool does not survive a fork.

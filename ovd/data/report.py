@@ -43,6 +43,7 @@ class DataReport:
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._repaired: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
+        self._skipped_records: dict[str, set[str]] = {}
         self._first: dict[str, list[str]] = {}
 
     def used(self, count: int = 1, *, unit: Unit = "sample") -> None:
@@ -59,6 +60,7 @@ class DataReport:
     def skipped(self, code: str, where: str) -> None:
         """Counts a sample or box that is left out; `where` names the file and record and says why."""
         self._skipped[code] += 1
+        self._skipped_records.setdefault(code, set()).add(where)
         self._skipped_in_a_row[_unit(code)] += 1
         self._keep(f"{code} skipped", where)
 
@@ -86,10 +88,12 @@ class DataReport:
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
         """Stops when 100 in a row, or 1 % of `total` (samples or boxes seen) and at least 5, were skipped.
 
+        A record that comes again in every epoch counts once.
+
         Raises:
             DataError: with the code that was counted most and its first records.
         """
-        counts = Counter({code: count for code, count in self._skipped.items() if _unit(code) == unit})
+        counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
         in_a_row = self._skipped_in_a_row[unit]
         if in_a_row < _MAX_SKIPPED_IN_A_ROW and num_skipped < max(_MIN_SKIPPED_TO_STOP, _MAX_SKIPPED_SHARE * total):

@@ -26,6 +26,8 @@ from ovd.engine.optim import (
     set_learning_rate,
 )
 from ovd.precision import Precision, autocast, memory_format, use_low_precision
+from ovd.text.encoder import encode_classes
+from ovd.text.prompts import SHORT_TEMPLATES
 
 MAX_LOGIT_SCALE = 100.0
 ZERO_SHOT_STREAM = 1_000_003
@@ -46,7 +48,15 @@ def load_pairs(folder: Path) -> tuple[UInt8[np.ndarray, "N S S 3"], list[str]]:
 def batch_of_step(
     images: UInt8[np.ndarray, "N S S 3"], *, step: int, batch_size: int, crop: int, seed: int
 ) -> tuple[Int[np.ndarray, " B"], UInt8[Tensor, "B 3 crop crop"]]:
-    """The step's pair indices and their images, cropped and mirrored at random: a pure function of (seed, step)."""
+    """The step's pair indices and their images, cropped and mirrored at random: a pure function of (seed, step).
+
+    Raises:
+        ValueError: fewer pairs than a batch, or a crop larger than the images.
+    """
+    if len(images) < batch_size or crop > images.shape[1]:
+        raise ValueError(
+            f"{len(images)} pairs of {images.shape[1]} px do not give batches of {batch_size} crops of {crop} px"
+        )
     steps_per_epoch = len(images) // batch_size
     epoch, position = divmod(step, steps_per_epoch)
     order = np.random.default_rng([seed, 0, epoch]).permutation(len(images))
@@ -98,6 +108,8 @@ def pretrain(
     start = 0
     found = checkpoint.latest(run_dir)
     if found is not None:
+        if found.config != resolved_config:
+            raise ValueError(f"{run_dir} was started with other settings: {found.config}; now {resolved_config}")
         checkpoint.restore(found, module=model, optimizer=optimizer)
         start = found.step
     with RunLog(run_dir, total_steps=steps, resumed_step=start) as log:
@@ -136,16 +148,8 @@ def zero_shot_accuracy(
 
     The class text is the renormalised mean over seven short prompts.
     """
-    from ovd.text.prompts import SHORT_TEMPLATES, fill
-
     glyphs = load_glyphs()
-    texts = []
-    for glyph in glyphs:
-        embeddings = clip.model.encode_text(
-            clip.tokenizer([fill(t, glyph.name) for t in SHORT_TEMPLATES]), normalize=True
-        )
-        texts.append(torch.nn.functional.normalize(embeddings.mean(0), dim=0))
-    text = torch.stack(texts)
+    text = encode_classes(clip, [glyph.name for glyph in glyphs], SHORT_TEMPLATES)
     accuracy = np.zeros(len(glyphs))
     for index in progress(range(len(glyphs)), len(glyphs), "zero-shot"):
         rng = np.random.default_rng([settings.seed, ZERO_SHOT_STREAM, index])

@@ -108,8 +108,7 @@ def train(
     low_precision: bool,
     evaluate: Callable[[Detector], dict[str, float]] | None,
     solve_bias: bool,
-    resume: bool,
-    strict_resume: bool = False,
+    resume_from: checkpoint.Checkpoint | None,
 ) -> tuple[Detector, dict[str, float]]:
     """Train in place; returns the averaged (EMA) detector and its last evaluation.
 
@@ -119,8 +118,7 @@ def train(
         image_counts: training images per class of that vocabulary.
         evaluate: called with the averaged detector in eval mode.
         solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
-        resume: continue from the run folder's newest checkpoint where there is one.
-        strict_resume: stop if that checkpoint is damaged, instead of falling back to the one before.
+        resume_from: continue from this checkpoint of the same run.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; nothing was stepped or saved after it.
@@ -140,20 +138,19 @@ def train(
         )
         return rows, bank.sample(rows, generator=generator, noise=schedule.text_noise)
 
-    found = checkpoint.latest(saving.run_dir, strict=strict_resume) if resume else None
-    if found is None and solve_bias:
+    if resume_from is None and solve_bias:
         first = next(batches_from(0))
         set_initial_bias(detector, first.to(device), text_of_step(first.targets, 0)[1].to(device), low_precision)
     ema = Ema(detector, schedule.ema_decay)
     start = 0
-    if found is not None:
-        checkpoint.restore(found, module=detector, optimizer=optimizer, ema=ema)
-        start = found.step
+    if resume_from is not None:
+        checkpoint.restore(resume_from, module=detector, optimizer=optimizer, ema=ema)
+        start = resume_from.step
 
     failed_saves = 0
 
-    def save(step: int) -> None:
-        """Write a checkpoint; a full disk is survived twice, unless it is the last step's that cannot be written."""
+    def save(step: int, *, must_succeed: bool) -> None:
+        """Write a checkpoint; a full disk is survived twice, unless this one `must_succeed`."""
         nonlocal failed_saves
         try:
             checkpoint.save(
@@ -163,21 +160,24 @@ def train(
                 optimizer=optimizer,
                 config=saving.resolved_config,
                 ema=ema,
+                extra={"text_tower": bank.tower},
                 keep=saving.keep_checkpoints,
             )
             report.write(saving.run_dir / "data_report.json")
         except (checkpoint.SaveError, OSError) as error:
             failed_saves += 1
-            if failed_saves > FAILED_SAVES_SURVIVED or step == schedule.steps:
+            if must_succeed or failed_saves > FAILED_SAVES_SURVIVED:
                 raise
             log.message(f"warning: {error}")
 
-    averaged = copy.deepcopy(detector)
-    metrics: dict[str, float] = {}
+    averaged = copy.deepcopy(detector).eval()
+    batch: Batch | None = None
     with RunLog(saving.run_dir, total_steps=schedule.steps, resumed_step=start) as log, StopRequest() as stop:
         for step, batch in zip(range(start, schedule.steps), batches_from(start), strict=False):
             report.add_batch(batch)
-            report.raise_if_too_many(report.num_seen())
+            if batch.skipped:
+                report.write(saving.run_dir / "data_report.json")
+                report.raise_if_too_many(report.num_seen())
             if not batch.image_ids:
                 log.message(f"step {step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 continue
@@ -217,18 +217,22 @@ def train(
                 lr=schedule.learning_rate * factor,
                 num_images=len(batch.image_ids),
             )
-            last = done == schedule.steps
-            if last or stop.received or done % saving.save_every == 0:
-                save(done)
-            if stop.received and not last:
+            last, stopping = done == schedule.steps, stop.received
+            if last or stopping or done % saving.save_every == 0:
+                save(done, must_succeed=last or stopping)
+            if stopping and not last:
                 log.message(f"stopped by a signal after step {done}; --resume goes on from there")
                 raise SystemExit(EXIT_ON_SIGNAL)
-            if evaluate and (last or (saving.eval_every and done % saving.eval_every == 0)):
+            if evaluate and not last and saving.eval_every and done % saving.eval_every == 0:
                 ema.copy_to(averaged)
-                metrics = evaluate(averaged.eval())
-                log.evaluation(done, metrics)
-    ema.copy_to(averaged)
-    return averaged.eval(), metrics
+                log.evaluation(done, evaluate(averaged))
+        if batch is not None and not batch.image_ids:  # the last step was skipped whole
+            save(schedule.steps, must_succeed=True)
+        ema.copy_to(averaged)
+        metrics = evaluate(averaged) if evaluate else {}
+        if metrics:
+            log.evaluation(schedule.steps, metrics)
+    return averaged, metrics
 
 
 @torch.no_grad()

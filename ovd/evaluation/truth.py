@@ -155,13 +155,13 @@ def _annotation(
     image_id = _integer(record, "image_id", where)
     category_id = _integer(record, "category_id", where)
     box = _required(record, "bbox", where)
-    area = _required(record, "area", where)
     if image_id not in known_images:
         raise ValueError(f"{where}: there is no image {image_id}")
     if category_id not in known_categories:
         raise ValueError(f"{where}: there is no category {category_id}")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite_number(value) for value in box):
         raise ValueError(f"{where}: bbox {box!r} is not [x, y, width, height] in finite numbers")
+    area = _required(record, "area", where) if federated else record.get("area", box[2] * box[3])
     if not _is_finite_number(area):
         raise ValueError(f"{where}: area {area!r} is not a finite number")
     if federated and record.get("ignore"):

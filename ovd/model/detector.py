@@ -69,7 +69,7 @@ class Detector(nn.Module):
         return self.log_scale.exp()
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
-        """RGB images, 0..255; sides in multiples of 32 (of the tower's last stride, if that is more)."""
+        """RGB images, 0..255; sides in multiples of the tower's last stride."""
         largest = max(self.tower.strides)
         if images.shape[-2] % largest or images.shape[-1] % largest:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {largest}; pad them")

@@ -34,13 +34,16 @@ def sample_class_rows(
 
     These are the classes with a box in the batch and `num_sampled` more, drawn without replacement with probability
     proportional to (number of training images) ** `power`; classes without training images are never drawn. Under
-    `strict` a drawn class would count nowhere, so the batch's verified negatives take the place of the draw.
+    `strict` a drawn class would count nowhere, so the batch's verified negatives take the place of the draw. Under
+    `all` nothing is drawn: the whole vocabulary is scored. There is always at least one row.
 
     Args:
         targets: of the batch.
         image_counts: number of training images of each class of the vocabulary.
         generator: on the device of `image_counts` and of the targets.
     """
+    if rule == "all":
+        return torch.arange(len(image_counts), device=image_counts.device)
     wanted = torch.zeros_like(image_counts, dtype=torch.bool)
     for image in targets:
         wanted[image.classes] = True
@@ -53,6 +56,8 @@ def sample_class_rows(
         if num_drawn > 0:
             weights = torch.where(drawable, image_counts.double() ** power, 0)
             wanted[torch.multinomial(weights, num_drawn, replacement=False, generator=generator)] = True
+    if not wanted.any():  # a batch without objects, and nothing to draw: one row, which `strict` masks out
+        wanted[image_counts.argmax()] = True
     return wanted.nonzero().squeeze(1)
 
 

@@ -44,8 +44,8 @@ class TextBank:
             start, end = tensor["data_offsets"]
         except (ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
-        self.names: tuple[str, ...] = tuple(json.loads(metadata["names"]))
         self.tower: str = metadata["tower"]
+        """Fingerprint of the text tower that the rows come from."""
         self._data_start = 8 + header_bytes + start
         if tensor["dtype"] != "F16" or os.fstat(self._file).st_size < 8 + header_bytes + end:
             raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
@@ -89,19 +89,19 @@ def build_bank(
     fewer synonyms repeats its name, so that every class has the same number of variants.
     """
     tower = text_tower_fingerprint(clip)
-    recipe = [FORMAT_VERSION, tower, names, [list(s) for s in synonyms], list(templates), num_synonyms]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    texts = []
+    for name, others in zip(names, synonyms, strict=True):
+        # LVIS's synonyms begin with the name itself.
+        forms = list(dict.fromkeys(clean_name(form) for form in (name, *others)))[: 1 + num_synonyms]
+        forms = [forms[index % len(forms)] for index in range(1 + num_synonyms)]
+        texts += [fill(template, form) for form in forms for template in templates]
+    key = hashlib.sha256(json.dumps([FORMAT_VERSION, tower, names, texts]).encode()).hexdigest()[:16]
     path = folder / f"{key}.safetensors"
     if not path.exists():
-        texts = []
-        for name, others in zip(names, synonyms, strict=True):
-            forms = [clean_name(name), *(clean_name(other) for other in others[:num_synonyms])]
-            forms = [forms[index % len(forms)] for index in range(1 + num_synonyms)]
-            texts += [fill(template, form) for form in forms for template in templates]
         embeddings = encode_texts(clip, texts)
         variants = embeddings.view(len(names), len(templates) * (1 + num_synonyms), embeddings.shape[-1])
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"variants": variants.half()}, temporary, metadata={"names": json.dumps(names), "tower": tower})
+        save_file({"variants": variants.half()}, temporary, metadata={"tower": tower})
         temporary.replace(path)
     return TextBank(path)

@@ -1,10 +1,13 @@
 """Training as a user runs it, a few steps on a miniature world: same seed, same bits, killed or not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -77,11 +80,19 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(reference, tmp_path,
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
 
 
-def start_training(config: TrainConfig, tmp_path: Path, *flags: str) -> subprocess.Popen:
+@contextmanager
+def start_training(config: TrainConfig, tmp_path: Path, *flags: str) -> Iterator[subprocess.Popen]:
+    """A training process with a process group of its own, which does not outlive the block."""
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "tools/train.py", str(path), "data.source.val_annotations=null", *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None:
@@ -94,27 +105,70 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None
 
 def test_killed_and_resumed_ends_bit_identical(reference, tmp_path, miniature_world):
     run = tmp_path / "killed"
-    process = start_training(make_config(run, miniature_world), tmp_path)
-    wait_for_checkpoint(run, process, 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / f"step-{STEPS:06d}").exists()
+    with start_training(make_config(run, miniature_world), tmp_path) as process:
+        wait_for_checkpoint(run, process, 2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
     assert_same_bits(reference, run)
     steps = [record["step"] for record in map(yaml.safe_load, (run / "metrics.jsonl").read_text().splitlines())]
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_sigterm_saves_and_exits_with_143(tmp_path, miniature_world):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_to_the_process_group_saves_and_exits_with_143(tmp_path, miniature_world, workers):
     run = tmp_path / "stopped"
-    process = start_training(make_config(run, miniature_world, steps=500), tmp_path)
-    wait_for_checkpoint(run, process, 2)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    config = make_config(run, miniature_world, steps=500)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    with start_training(config, tmp_path) as process:
+        wait_for_checkpoint(run, process, 2)
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
     found = checkpoint.latest(run)
     assert found is not None
     assert f"stopped by a signal after step {found.step}" in output
+
+
+def test_a_run_killed_after_its_last_checkpoint_still_gets_its_evaluation(reference, tmp_path, miniature_world):
+    run = tmp_path / "copy"
+    shutil.copytree(reference, run)
+    metrics = train_from_config(make_config(run, miniature_world), resume=True)
+    assert "APr" in metrics
+    assert (run / "metrics.json").is_file()
+    assert_same_bits(reference, run)
+
+
+def test_evaluations_on_the_way_change_nothing_in_the_training(reference, tmp_path, miniature_world):
+    run = tmp_path / "watched"
+    train_from_config(make_config(run, miniature_world, eval_every=3))
+    assert_same_bits(reference, run)
+    records = [yaml.safe_load(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [3, 6]
+
+
+def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_world, monkeypatch, capsys):
+    real_save = checkpoint.save
+    failing = {1, 2}
+
+    def save(run_dir, *, step, **others):
+        if step in failing:
+            raise checkpoint.SaveError(f"no space left for step {step}")
+        return real_save(run_dir, step=step, **others)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    config = make_config(tmp_path / "run", miniature_world, steps=3, save_every=1)
+    train_from_config(config, evaluate=False)
+    assert capsys.readouterr().out.count("warning: no space left") == 2
+    failing.add(3)
+    with pytest.raises(checkpoint.SaveError):
+        train_from_config(config.model_copy(update={"output": tmp_path / "other"}), evaluate=False)
+
+
+def test_a_detector_is_refused_with_another_text_tower(reference, monkeypatch):
+    monkeypatch.setattr("ovd.build.text_tower_fingerprint", lambda clip: "another")
+    with pytest.raises(ValueError, match="another text tower"):
+        load_detector(reference)
 
 
 def test_resuming_with_other_settings_stops_and_names_them(reference, miniature_world):
@@ -161,6 +215,9 @@ def test_rare_classes_are_neither_in_the_vocabulary_nor_in_the_boxes(miniature_w
     )
     assert len(everything) == len(base)
     assert len(everything.categories) > len(base.categories)
+    of_rare = [everything.categories[row].frequency == "r" for row in everything.classes.values]
+    assert sum(of_rare) > 0
+    assert len(base.boxes.values) == len(everything.boxes.values) - sum(of_rare)
 
 
 @pytest.mark.parametrize("kind", ["gated", "none"])
@@ -183,12 +240,8 @@ def test_twenty_random_kills_end_bit_identical(reference, tmp_path, miniature_wo
     config = make_config(run, miniature_world)
     delays = torch.rand(20, generator=torch.Generator().manual_seed(0)) * 12
     for delay in delays.tolist():
-        process = start_training(config, tmp_path, "--resume")
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
+        with start_training(config, tmp_path, "--resume") as process, suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=delay)
     train_from_config(config, resume=True, evaluate=False)
     assert_same_bits(reference, run)
 
@@ -196,7 +249,7 @@ def test_twenty_random_kills_end_bit_identical(reference, tmp_path, miniature_wo
 def test_faulty_input_ends_in_one_line_and_exit_code_2(tmp_path):
     result = subprocess.run(
         [sys.executable, "tools/train.py", "configs/quickstart.yaml", "train.stepz=3"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""},
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 2
     assert "unknown key train.stepz; did you mean train.steps?" in result.stderr

@@ -163,7 +163,7 @@ def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(untra
 @pytest.fixture(scope="module")
 def convnext() -> Clip:
     torch.manual_seed(0)
-    return load_clip("convnext_base")
+    return load_clip("convnext_base", "random")
 
 
 def test_convnext_base_is_aligned_and_trains(convnext):

@@ -57,6 +57,13 @@ def test_synonyms_become_variants_and_every_class_has_as_many(untrained_clip, tm
     torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)
 
 
+def test_a_name_among_its_own_synonyms_counts_once(untrained_clip, tmp_path):
+    names, synonyms = ["umbrella"], [("umbrella", "parasol", "brolly")]
+    bank = build_bank(untrained_clip, names, synonyms, ("{}",), num_synonyms=2, folder=tmp_path)
+    expected = encode_texts(untrained_clip, ["umbrella", "parasol", "brolly"])
+    torch.testing.assert_close(bank.rows(np.zeros(3, np.int64), np.arange(3)), expected, atol=2e-3, rtol=0)
+
+
 def test_sampling_is_a_function_of_the_generator_and_noise_keeps_unit_length(bank):
     classes = torch.tensor([0, 1, 2] * 20)
     draw = [bank.sample(classes, generator=torch.Generator().manual_seed(3), noise=0.5) for _ in range(2)]
