@@ -58,6 +58,7 @@ class Detector(nn.Module):
             self.head_shortcut = HeadShortcut(len(self.strides), **options)
         else:
             self.projection = unit_projection(channels, text_dim)
+            tower.projection.requires_grad_(False)  # nothing is learned through a feature that is not used
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)

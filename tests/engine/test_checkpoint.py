@@ -310,8 +310,9 @@ start = time.monotonic()
 save_next(run_dir / "warm-up", 1, *build())
 one_save_s = time.monotonic() - start
 
-last = inside = 0
-for _ in range(repetitions):
+last = inside = kills = 0
+while kills < repetitions or not (last and inside):  # a busy machine may be slow to begin the first save
+    kills += 1
     child = os.fork()
     if child == 0:
         save_for_ever(last)
@@ -339,13 +340,13 @@ def test_killed_at_any_instant_something_intact_remains(tmp_path, repetitions):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    last_step, killed_inside = map(int, result.stdout.split())
+    last_step, num_killed_inside = map(int, result.stdout.split())
     assert last_step > 0
-    assert killed_inside > 0, "no kill hit a save: the test tests nothing"
+    assert num_killed_inside > 0
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".safetensors"])

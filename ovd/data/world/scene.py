@@ -78,10 +78,10 @@ def contrasting_colour(rng: np.random.Generator, background: float) -> tuple[str
 
 def warp_mask(
     rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], size_px: float, style: Style
-) -> Float[np.ndarray, "s s"]:
+) -> Float[np.ndarray, "H W"]:
     """Rotate, stretch and (by style) foreshorten a mask so that its ink's longest side is about `size_px`.
 
-    Returns the coverage 0..1 on a square canvas, cropped to the ink.
+    Returns the coverage 0..1, cropped to the ink.
     """
     height, width = mask.shape
     stretch = np.exp(rng.uniform(-0.2, 0.2))
