@@ -83,15 +83,16 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("train",), Settings(seed=source.seed))
-            annotations, images, style = world / "annotations" / "lvis_train.json", world / "images", "lvis"
+            index = load_annotations(
+                world / "annotations" / "lvis_train.json", world / "images", format="lvis", report=report
+            )
         case FileData() as source:
             annotations, images = data_root() / source.train_annotations, data_root() / source.train_images
-            style = source.format
-    index = load_annotations(annotations, images, format=style, report=report)
+            index = load_annotations(annotations, images, format=source.format, report=report)
     if config.data.classes == "base":
-        if style != "lvis":
+        if index.format != "lvis":
             raise ValueError(
-                f"{annotations}: data.classes is `base`, but only LVIS files say which classes are rare; "
+                f"{index.path}: data.classes is `base`, but only LVIS files say which classes are rare; "
                 "set data.classes=all"
             )
         index = split_lvis_base(index)
@@ -103,14 +104,14 @@ def load_validation_index(config: TrainConfig, report: DataReport) -> Annotation
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("val",), Settings(seed=source.seed))
-            annotations, images, style = world / "annotations" / "lvis_val.json", world / "images", "lvis"
+            annotations, images = world / "annotations" / "lvis_val.json", world / "images"
+            return load_annotations(annotations, images, format="lvis", report=report)
         case FileData() as source:
             if source.val_annotations is None:
                 return None
             annotations = data_root() / source.val_annotations
             images = data_root() / (source.val_images or source.train_images)
-            style = source.format
-    return load_annotations(annotations, images, format=style, report=report)
+            return load_annotations(annotations, images, format=source.format, report=report)
 
 
 def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:

@@ -250,10 +250,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         before = merged.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        merged[key] = (
-            _merge(before, value) if both and before.get("kind") == value.get("kind", before.get("kind")) else value
-        )
+        if isinstance(before, dict) and isinstance(value, dict):
+            same_kind = value.get("kind", before.get("kind")) == before.get("kind")
+            value = _merge(before, value) if same_kind else value
+        merged[key] = value
     return merged
 
 

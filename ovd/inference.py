@@ -67,7 +67,7 @@ def detect(
 
 def prepare(detector: Detector, device: torch.device, *, low_precision: bool) -> Detector:
     """Move a detector to a device, in the layout that goes with the precision, for inference."""
-    return detector.to(device=device, memory_format=memory_format(low_precision)).eval()
+    return detector.to(device).to(memory_format=memory_format(low_precision)).eval()
 
 
 def detect_image(

@@ -7,17 +7,28 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib import colormaps, get_data_path
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.ops import nms
 
 from ovd.structures import Detections
 
-DEFAULT_THRESHOLD = 0.3
+DEFAULT_THRESHOLD = 0.45
 """Least score that is shown to a person."""
+SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
 
 
-def above_threshold(detections: Detections, threshold: float, most: int | None = None) -> Detections:
-    """The detections of at least this score, at most `most` of them."""
-    shown = (detections.scores >= threshold).nonzero().flatten()[:most]
+def choose_shown(
+    detections: Detections, threshold: float, *, most: int | None = None, overlapping: bool = False
+) -> Detections:
+    """What to show a person: detections of at least this score, best first, at most `most` of them.
+
+    Unless `overlapping`, only the best one at every place, whatever its class (IoU 0.5): metrics want every class's
+    guess about a box, a reader wants one.
+    """
+    shown = (detections.scores >= threshold).nonzero().flatten()
+    if not overlapping:
+        shown = shown[nms(detections.boxes[shown], detections.scores[shown], SAME_PLACE_IOU)]
+    shown = shown[:most]
     return Detections(detections.boxes[shown], detections.scores[shown], detections.classes[shown])
 
 
@@ -37,9 +48,8 @@ def draw_detections(
     side = max(canvas.size)
     font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), max(11, side // 45))
     width = max(2, side // 250)
-    for box, score, row in zip(
-        detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True
-    ):
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
+    for box, score, row in reversed(list(rows)):  # the best on top
         x0, y0, x1, y1 = (zoom * value for value in box)
         colour = class_colour(row)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)

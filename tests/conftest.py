@@ -37,8 +37,10 @@ def untrained_clip():
     clip = build_untrained_tiny_clip()
     for module in clip.model.visual.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            for tensor in (module.weight, module.running_var):
+                assert tensor is not None
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+            assert module.running_mean is not None
             torch.nn.init.normal_(module.running_mean, std=0.2)
     return clip
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def custom_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("custom")
     (folder / "photos").mkdir()
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in (3, 7, 8, 20, 21, 40):
         height, width = (90, 140) if image_id % 2 else (120, 80)
         pixels = rng.integers(90, 110, (height, width, 3)).astype(np.uint8)
@@ -86,7 +88,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
     image = custom_data / "photos" / "3.png"
     result = run_tool(
         "tools/demo.py", image, "--classes", "umbrella, red tile, naïve café", "--run", trained,
-        "--threshold", "0", "--top", "5", "--output", tmp_path,
+        "--threshold", "0", "--top", "5", "--overlapping", "--output", tmp_path,
     )  # fmt: skip
     found = json.loads((tmp_path / "3.detections.json").read_text())["detections"]
     assert len(found) == 5

@@ -15,7 +15,7 @@ from ovd.build import detection_options, evaluation_text, load_detector, low_pre
 from ovd.cli import run_tool
 from ovd.data.images import read_image
 from ovd.inference import detect_image, prepare
-from ovd.visualise import DEFAULT_THRESHOLD, above_threshold, draw_detections
+from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score shown (%(default)s)")
     parser.add_argument("--top", type=int, default=100, help="most boxes shown (%(default)s)")
+    parser.add_argument("--overlapping", action="store_true", help="show several classes at the same place")
     parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--output", type=Path, help="folder for the results (default: beside the image)")
@@ -46,7 +47,7 @@ def main() -> None:
             options=detection_options(config),
             low_precision=low_precision(config),
         )
-    found = above_threshold(found, arguments.threshold, arguments.top)
+    found = choose_shown(found, arguments.threshold, most=arguments.top, overlapping=arguments.overlapping)
 
     folder = arguments.output or arguments.image.parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ rare objects, searched for all classes of the world), predictions.png, curves.pn
 import argparse
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from ovd.engine.log import Stages
 from ovd.inference import detect_image
 from ovd.run import evaluate_run, train_from_config
 from ovd.structures import Detections
-from ovd.visualise import DEFAULT_THRESHOLD, above_threshold, draw_detections, grid
+from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 GRID_IMAGES = 8
@@ -71,7 +70,7 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
             options=detection_options(trained.config),
             low_precision=low_precision(trained.config),
         )
-        found = above_threshold(found, DEFAULT_THRESHOLD)
+        found = choose_shown(found, DEFAULT_THRESHOLD)
         pictures.append(draw_detections(image, found, names))
         if record is records[0]:
             shutil.copyfile(record.path, output / "example.jpg")
@@ -97,6 +96,8 @@ def main() -> None:
     with stages.measure("drawing the world"):
         load_training_index(config, DataReport())
         index = load_validation_index(config, DataReport())
+        if index is None:
+            raise ValueError("the quick start needs a validation set")
     with stages.measure("training"):
         train_from_config(config, resume=arguments.resume, evaluate=False)
     with stages.measure("evaluating"):
@@ -108,5 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
     run_tool(main)

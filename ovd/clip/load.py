@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 from jaxtyping import Int
@@ -17,8 +18,8 @@ TINY_CLIP = Path(__file__).parents[1] / "assets" / "tiny_clip"
 class Clip:
     """A CLIP model with what belongs to its weights."""
 
-    model: nn.Module
-    """open_clip's CLIP, in eval mode, float32, on the CPU."""
+    model: Any
+    """open_clip's CLIP or one of its kin (they share no typed base), in eval mode, float32, on the CPU."""
     tokenizer: Callable[[list[str]], Int[Tensor, "N L"]]
     """A list of N strings -> token ids, padded to the context length."""
     mean: tuple[float, ...]

@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = conv_norm(channels, channels)
         self.second = conv_norm(channels, channels)
-        nn.init.zeros_(self.second[1].weight)
+        nn.init.zeros_(self.second.get_parameter("1.weight"))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return torch.relu(x + self.second(torch.relu(self.first(x))))

@@ -18,8 +18,6 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ovd.progress import progress as progress
-
 
 class RunLog:
     """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.

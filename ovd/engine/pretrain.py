@@ -15,7 +15,7 @@ from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.scene import draw_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
-from ovd.engine.log import RunLog, progress
+from ovd.engine.log import RunLog
 from ovd.engine.optim import (
     GroupSpec,
     build_optimizer,
@@ -26,6 +26,7 @@ from ovd.engine.optim import (
     set_learning_rate,
 )
 from ovd.precision import Precision, autocast, memory_format, use_low_precision
+from ovd.progress import progress
 from ovd.text.encoder import encode_classes
 from ovd.text.prompts import SHORT_TEMPLATES
 

@@ -124,7 +124,7 @@ def train(
         NonFiniteError: a loss or gradient is not finite; nothing was stepped or saved after it.
         SystemExit: 143, after a checkpoint, when SIGTERM or SIGUSR1 came.
     """
-    detector.to(device=device, memory_format=memory_format(low_precision)).train()
+    detector.to(device).to(memory_format=memory_format(low_precision)).train()
     optimizer = build_optimizer(build_groups(detector, schedule), lr=schedule.learning_rate)
 
     def text_of_step(targets: tuple[Targets, ...], step: int) -> tuple[Int[Tensor, " K"], Float[Tensor, "K D"]]:

@@ -22,6 +22,9 @@ class Detector(nn.Module):
     projection of the class tower, as in an ordinary detector.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         tower: TimmTower,
@@ -53,9 +56,9 @@ class Detector(nn.Module):
         self.head = FcosHead(channels, num_convs, self.strides)
         self.gated = gated
         if gated:
-            options = {"channels": channels, "text_dim": text_dim, "per_channel": per_channel_gates}
-            self.pyramid_shortcut = PyramidShortcut(len(self.strides), **options)
-            self.head_shortcut = HeadShortcut(len(self.strides), **options)
+            levels = len(self.strides)
+            self.pyramid_shortcut = PyramidShortcut(levels, channels, text_dim, per_channel=per_channel_gates)
+            self.head_shortcut = HeadShortcut(levels, channels, text_dim, per_channel=per_channel_gates)
         else:
             self.projection = unit_projection(channels, text_dim)
             tower.projection.requires_grad_(False)  # nothing is learned through a feature that is not used

@@ -27,10 +27,11 @@ class FcosHead(nn.Module):
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.quality = nn.Conv2d(channels, 1, 3, padding=1)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
-        for layer in (self.distances, self.quality):
+        # A bias of 2 makes boxes about four strides wide to begin with.
+        for layer, bias in ((self.distances, 2.0), (self.quality, 0.0)):
+            assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.distances.bias, 2.0)  # boxes about four strides wide to begin with
+            nn.init.constant_(layer.bias, bias)  # boxes about four strides wide to begin with
 
     def forward(
         self, pyramid: list[Float[Tensor, "B C ..."]]

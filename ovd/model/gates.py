@@ -25,6 +25,7 @@ def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A 1 x 1 convolution that gives about unit length from group-normalised input, the length of a shortcut."""
     projection = nn.Conv2d(in_channels, out_channels, 1)
     nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
+    assert projection.bias is not None
     nn.init.zeros_(projection.bias)
     return projection
 

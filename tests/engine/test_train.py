@@ -99,7 +99,7 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None
     deadline = time.time() + 240
     while not (run / f"step-{step:06d}").exists():
         assert time.time() < deadline
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
 
 

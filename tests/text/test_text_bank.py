@@ -58,8 +58,8 @@ def test_synonyms_become_variants_and_every_class_has_as_many(untrained_clip, tm
 
 
 def test_a_name_among_its_own_synonyms_counts_once(untrained_clip, tmp_path):
-    names, synonyms = ["umbrella"], [("umbrella", "parasol", "brolly")]
-    bank = build_bank(untrained_clip, names, synonyms, ("{}",), num_synonyms=2, folder=tmp_path)
+    synonyms: list[tuple[str, ...]] = [("umbrella", "parasol", "brolly")]
+    bank = build_bank(untrained_clip, ["umbrella"], synonyms, ("{}",), num_synonyms=2, folder=tmp_path)
     expected = encode_texts(untrained_clip, ["umbrella", "parasol", "brolly"])
     torch.testing.assert_close(bank.rows(np.zeros(3, np.int64), np.arange(3)), expected, atol=2e-3, rtol=0)
 

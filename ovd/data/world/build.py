@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -144,8 +145,11 @@ def write_lvis_part(folder: Path, part: str, settings: Settings) -> None:
 
     remaining = np.bincount([item.glyph for objects in drawn for item in objects], minlength=len(glyphs))
     at_least = 15 if part == "val" else 1
-    images, annotations, hidden = [], [], []
-    images_of_class, boxes_of_class = Counter(), Counter()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    hidden: list[dict[str, Any]] = []
+    images_of_class: Counter[int] = Counter()
+    boxes_of_class: Counter[int] = Counter()
     for index, objects in enumerate(drawn):
         rng = generator(settings, part, len(drawn) + 1 + index)
         seen = annotate(rng, tuple(item.glyph for item in objects), remaining, at_least, settings)
@@ -208,7 +212,7 @@ def write_transfer_part(folder: Path, part: str, settings: Settings) -> None:
 
     gaps = np.cumsum(rng.integers(1, 4, len(chosen)))
     category_id = {int(glyph): int(identifier) for glyph, identifier in zip(chosen, gaps, strict=True)}
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for index, objects in enumerate(drawn):
         for item in objects:
             row = annotation(len(annotations) + 1, index + 1, category_id[item.glyph], item.box)

@@ -1,0 +1,41 @@
+import numpy as np
+import torch
+
+from ovd.structures import Detections
+from ovd.visualise import choose_shown, draw_detections, grid
+
+FOUND = Detections(
+    boxes=torch.tensor([[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 20, 90, 60], [0.0, 0, 5, 5]]),
+    scores=torch.tensor([0.9, 0.8, 0.7, 0.1]),
+    classes=torch.tensor([0, 1, 1, 0]),
+)
+NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def test_only_the_best_at_a_place_is_shown_unless_overlaps_are_wanted():
+    assert choose_shown(FOUND, 0.5).scores.tolist() == torch.tensor([0.9, 0.7]).tolist()
+    assert len(choose_shown(FOUND, 0.5, overlapping=True).scores) == 3
+    assert len(choose_shown(FOUND, 0.0, most=1).scores) == 1
+    assert len(choose_shown(NOTHING, 0.0).scores) == 0
+
+
+def test_small_non_square_images_are_enlarged_and_boxes_drawn_where_they_are():
+    image = np.zeros((64, 96, 3), np.uint8)
+    picture = draw_detections(image, choose_shown(FOUND, 0.5), ["first", "second"], with_scores=False)
+    assert picture.size == (96 * 4, 64 * 4)
+    pixels = np.asarray(picture)
+    assert pixels[4 * 50, 4 * 30].any()  # on the lower side of the first box
+    assert not pixels[4 * 62, 4 * 30].any()
+
+
+def test_an_image_without_detections_stays_as_it_is():
+    image = np.full((400, 500, 3), 7, np.uint8)
+    assert np.array_equal(np.asarray(draw_detections(image, NOTHING, [])), image)
+
+
+def test_grids_hold_every_picture():
+    pictures = [draw_detections(np.full((400, 500, 3), value, np.uint8), NOTHING, []) for value in (10, 20, 30)]
+    pixels = np.asarray(grid(pictures, columns=2))
+    assert pixels.shape == (2 * 406, 2 * 506, 3)
+    centres = [(203 + 406 * row, 253 + 506 * column) for row, column in ((0, 0), (0, 1), (1, 0))]
+    assert [int(pixels[centre][0]) for centre in centres] == [10, 20, 30]
