@@ -1,7 +1,7 @@
 """Run a detector over one image or over a data set."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +53,10 @@ def detect(
     device = detector.bias.device
     with autocast(device, low_precision):
         predictions = detector(images.to(device))
+    # A point in the padding (of a coarse level, also beyond the image's own border) was never trained to say anything.
+    centers = detector.points(images.to(device)).centers
+    outside = (centers[None] >= sizes.to(device).flip(1)[:, None]).any(dim=2)
+    predictions = replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
     found = postprocess(
         predictions,
         text.to(device),

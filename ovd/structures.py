@@ -83,6 +83,8 @@ class Assignment:
     """Row into the image's `Targets.boxes`, or -1 for background."""
     ignored: Bool[Tensor, "B P"]
     """Background points that no loss may touch (crowd regions, padding)."""
+    wrong_scale: Bool[Tensor, "B P"]
+    """Unmatched points near the centre of a true box whose size belongs to another level."""
 
 
 @dataclass(frozen=True)

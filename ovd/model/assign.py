@@ -33,35 +33,37 @@ def assign_fcos(
         _assign_image(points, image_targets, size, center_radius)
         for image_targets, size in zip(targets, sizes, strict=True)
     ]
-    matched, ignored = zip(*images, strict=True)
-    return Assignment(matched=torch.stack(matched), ignored=torch.stack(ignored))
+    matched, ignored, wrong_scale = zip(*images, strict=True)
+    return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
 
 
 def _assign_image(
     points: Points, targets: Targets, size: Int[Tensor, "2"], center_radius: float
-) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"]]:
+) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
     padding = (points.centers >= size.flip(0)).any(dim=1)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
+    central = _central(points, targets.boxes, center_radius) & ~padding[:, None]
     if len(targets.boxes) > 0:
-        candidate = _candidates(points, targets.boxes, center_radius) & ~padding[:, None]
+        candidate = central & _of_level(points, targets.boxes)
         widths, heights = (targets.boxes[:, 2:] - targets.boxes[:, :2]).unbind(dim=1)
         area, smallest = torch.where(candidate, widths * heights, torch.inf).min(dim=1)
         matched = torch.where(area < torch.inf, smallest, matched)
     crowd = (side_distances(points.centers[:, None], targets.ignore_boxes) > 0).all(dim=2).any(dim=1)
-    return matched, padding | (crowd & (matched < 0))
+    return matched, padding | (crowd & (matched < 0)), central.any(dim=1) & (matched < 0)
 
 
-def _candidates(points: Points, boxes: Float[Tensor, "R 4"], center_radius: float) -> Bool[Tensor, "P R"]:
-    distances = side_distances(points.centers[:, None], boxes)
-    inside = distances.amin(dim=2) > 0
-
+def _central(points: Points, boxes: Float[Tensor, "R 4"], center_radius: float) -> Bool[Tensor, "P R"]:
+    """Inside the box and less than `center_radius` strides from its centre."""
+    inside = (side_distances(points.centers[:, None], boxes) > 0).all(dim=2)
     box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     offset = (points.centers[:, None] - box_centers).abs().amax(dim=2)
-    central = offset < center_radius * points.strides[:, None]
+    return inside & (offset < center_radius * points.strides[:, None])
 
+
+def _of_level(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:
+    """Whether the box's size, seen from the point, belongs to the point's level."""
     strides = points.strides
     lower = torch.where(strides == strides.min(), 0, 4 * strides)
     upper = torch.where(strides == strides.max(), torch.inf, 8 * strides)
-    largest = distances.amax(dim=2)
-    of_this_level = (largest > lower[:, None]) & (largest <= upper[:, None])
-    return inside & central & of_this_level
+    largest = side_distances(points.centers[:, None], boxes).amax(dim=2)
+    return (largest > lower[:, None]) & (largest <= upper[:, None])

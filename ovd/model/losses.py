@@ -49,6 +49,7 @@ def detection_losses(
         predictions.quality[image, point],
         true_boxes=torch.cat([t.boxes for t in targets])[box],
         centers=points.centers[point],
+        wrong_scale_quality=predictions.quality[assignment.wrong_scale & ~assignment.ignored],
     )
 
     labels = torch.full_like(assignment.matched, -1)
@@ -81,19 +82,27 @@ def box_and_quality_losses(
     *,
     true_boxes: Float[Tensor, "M 4"],
     centers: Float[Tensor, "M 2"],
+    wrong_scale_quality: Float[Tensor, " W"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """GIoU loss averaged with the true centre-ness as weights, and mean cross-entropy of the predicted centre-ness.
+
+    Unlike in FCOS, the quality of a point on a true box that belongs to another level is pushed to 0. A shortcut makes
+    such a point sure of the class (at P7 of everything in the image), so that something must say "not at this scale".
+    Empty background teaches the quality nothing, since it may hold objects that nobody annotated.
 
     Args:
         boxes, quality: predictions of the M positive points; quality is a logit.
         true_boxes: the box each of them is matched to.
         centers: x, y of the points, inside their boxes.
+        wrong_scale_quality: logits of the W points of the wrong level.
     """
     centerness = _centerness(side_distances(centers, true_boxes))
     giou = generalized_box_iou_loss(boxes.float(), true_boxes)
     loss_box = (giou * centerness).sum() / centerness.sum().clamp(min=1e-6)  # the limit matters for M = 0 alone
-    loss_quality = F.binary_cross_entropy_with_logits(quality.float(), centerness, reduction="sum")
-    return loss_box, loss_quality / max(1, len(boxes))
+    logits = torch.cat([quality, wrong_scale_quality]).float()
+    wanted = torch.cat([centerness, torch.zeros_like(wrong_scale_quality, dtype=centerness.dtype)])
+    loss_quality = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+    return loss_box, loss_quality / max(1, len(logits))
 
 
 def _centerness(distances: Float[Tensor, "M 4"]) -> Float[Tensor, " M"]:

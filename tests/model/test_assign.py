@@ -163,3 +163,23 @@ def test_crowd_spares_matched_points() -> None:
     in_crowd = points.centers[:, 1] < 40
     assert torch.equal(assignment.ignored[0], in_crowd & (assignment.matched[0] < 0))
     assert (in_crowd & (assignment.matched[0] == 0)).any()
+
+
+def test_points_on_a_box_of_another_level_are_told_so() -> None:
+    """A 40 px box belongs to P3: its centre's P4 and P5 points are of the wrong scale, empty background is not."""
+    points = make_points(192, 192)
+    assignment = assign_fcos(points, (make_targets([[76.0, 76.0, 116.0, 116.0]]),), sizes=torch.tensor([[192, 192]]))
+    inside = ((points.centers > 76) & (points.centers < 116)).all(dim=1)
+    wrong = assignment.wrong_scale[0]
+    assert not (wrong & (assignment.matched[0] >= 0)).any()
+    assert not (wrong & ~inside).any()
+    for stride in (16, 32, 64):
+        of_level = points.strides == stride
+        assert torch.equal(wrong[of_level], inside[of_level])
+    assert not wrong[points.strides == 8].any()
+
+
+def test_padding_is_never_of_the_wrong_scale() -> None:
+    points = make_points(64, 64)
+    assignment = assign_fcos(points, (make_targets([[0.0, 0.0, 64.0, 64.0]]),), sizes=torch.tensor([[20, 20]]))
+    assert not (assignment.wrong_scale[0] & (points.centers >= 20).any(dim=1)).any()

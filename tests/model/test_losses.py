@@ -243,7 +243,9 @@ def test_box_and_quality_equal_their_definitions() -> None:
     )
     boxes = true_boxes + torch.randn(9, 4, generator=generator)
     quality = torch.randn(9, generator=generator)
-    loss_box, loss_quality = box_and_quality_losses(boxes, quality, true_boxes=true_boxes, centers=centers)
+    loss_box, loss_quality = box_and_quality_losses(
+        boxes, quality, true_boxes=true_boxes, centers=centers, wrong_scale_quality=torch.tensor([0.3, -2.0])
+    )
 
     points = torch.cat([centers, centers], dim=1)  # boxes without area, from which torchvision encodes distances
     left, top, right, bottom = BoxLinearCoder(normalize_by_size=False).encode(points, true_boxes).unbind(1)
@@ -256,13 +258,19 @@ def test_box_and_quality_equal_their_definitions() -> None:
     giou = generalized_box_iou(boxes, true_boxes).diagonal()
     torch.testing.assert_close(loss_box, ((1 - giou) * centerness).sum() / centerness.sum())
     p = torch.sigmoid(quality)
-    torch.testing.assert_close(loss_quality, -(centerness * p.log() + (1 - centerness) * (1 - p).log()).mean())
+    of_matched = -(centerness * p.log() + (1 - centerness) * (1 - p).log()).sum()
+    of_wrong_scale = -torch.log(1 - torch.sigmoid(torch.tensor([0.3, -2.0]))).sum()
+    torch.testing.assert_close(loss_quality, (of_matched + of_wrong_scale) / 11)
 
 
 def test_perfect_boxes_cost_nothing() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
     loss_box, loss_quality = box_and_quality_losses(
-        boxes, torch.tensor([40.0]), true_boxes=boxes, centers=torch.tensor([[5.0, 10.0]])
+        boxes,
+        torch.tensor([40.0]),
+        true_boxes=boxes,
+        centers=torch.tensor([[5.0, 10.0]]),
+        wrong_scale_quality=torch.tensor([-40.0]),
     )
     assert loss_box.item() == pytest.approx(0, abs=1e-6)
     assert loss_quality.item() == pytest.approx(0, abs=1e-6)
@@ -350,6 +358,7 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
         torch.stack(quality),
         true_boxes=torch.stack(true_boxes),
         centers=torch.stack(centers),
+        wrong_scale_quality=torch.zeros(0),  # there is one level
     )
     expected = {"class": total / len(boxes), "box": loss_box, "quality": loss_quality}
     assert list(result["losses"]) == list(expected)
@@ -389,3 +398,28 @@ def test_a_class_that_is_not_scored_is_an_error() -> None:
     for missing in (4, 21):
         with pytest.raises(AssertionError, match="class_rows"):
             losses_of(make_predictions(1), (make_targets([[4.0, 4.0, 30.0, 24.0]], [missing]),))
+
+
+def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone() -> None:
+    predictions = make_predictions(1)
+    fine = make_points()
+    points = Points(fine.centers, torch.where(torch.arange(60) % 2 == 0, 8.0, 32.0))  # every other point is coarse
+    targets = (make_targets([[10.0, 10.0, 50.0, 40.0]], [20]),)
+    assignment = assign_fcos(points, targets, sizes=torch.tensor([[48, 80]]))
+    losses = detection_losses(
+        predictions,
+        assignment,
+        targets,
+        text=torch.nn.functional.normalize(torch.randn(4, 16), dim=1),
+        class_rows=CLASS_ROWS,
+        class_mask=torch.ones(1, 4, dtype=torch.bool),
+        points=points,
+        scale=torch.tensor(10.0),
+        bias=torch.tensor(-2.0),
+    )
+    losses["quality"].backward()
+    assert predictions.quality.grad is not None
+    taught = predictions.quality.grad[0] != 0
+    assert torch.equal(taught, (assignment.matched[0] >= 0) | assignment.wrong_scale[0])
+    assert (predictions.quality.grad[0][assignment.wrong_scale[0]] > 0).all()  # pushed down
+    assert assignment.wrong_scale.any()
