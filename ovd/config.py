@@ -125,6 +125,8 @@ class TrainSection(Section):
     """Learning rate of the image tower, as a factor."""
     gate_rate: NonNegativeFloat = 1.0
     """Learning rate of the shortcuts' gates, as a factor."""
+    logit_rate: NonNegativeFloat = 10.0
+    """Learning rate of the logit's scale and threshold, as a factor."""
     weight_decay: NonNegativeFloat = 0.05
     warmup_steps: NonNegativeInt = 50
     decay: Literal["cosine", "step", "constant"] = "cosine"

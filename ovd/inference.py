@@ -50,7 +50,7 @@ def detect(
         sizes, original_sizes: height and width before padding, and before resizing.
         low_precision: bf16 autocast.
     """
-    device = detector.bias.device
+    device = detector.threshold.device
     with autocast(device, low_precision):
         predictions = detector(images.to(device))
     # A point in the padding (of a coarse level, also beyond the image's own border) was never trained to say anything.

@@ -47,6 +47,7 @@ class Schedule:
     learning_rate: float
     tower_rate: float
     gate_rate: float
+    logit_rate: float
     weight_decay: float
     warmup_steps: int
     decay: LearningRateDecay
@@ -85,7 +86,7 @@ def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]
             "tower": GroupSpec([detector.tower], lr_factor=schedule.tower_rate, weight_decay=decay),
             "learned": GroupSpec(learned, weight_decay=decay),
             "gates": GroupSpec(gates, lr_factor=schedule.gate_rate),
-            "logit": GroupSpec([detector.log_scale, detector.bias]),
+            "logit": GroupSpec([detector.log_scale, detector.threshold], lr_factor=schedule.logit_rate),
         },
     )
 
@@ -242,4 +243,4 @@ def set_initial_bias(detector: Detector, batch: Batch, text: Float[Tensor, "K D"
         predictions = detector(batch.images)
     centers = detector.points(batch.images).centers
     inside = (centers[None] < batch.sizes.flip(1)[:, None]).all(dim=2)
-    detector.bias.fill_(initial_bias(predictions.embeddings[inside], text, scale=detector.scale.item()))
+    detector.set_bias(initial_bias(predictions.embeddings[inside], text, scale=detector.scale.item()))

@@ -63,7 +63,7 @@ class Detector(nn.Module):
             self.projection = unit_projection(channels, text_dim)
             tower.projection.requires_grad_(False)  # nothing is learned through a feature that is not used
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
-        self.bias = nn.Parameter(torch.tensor(0.0))
+        self.threshold = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -71,6 +71,18 @@ class Detector(nn.Module):
     def scale(self) -> Float[Tensor, ""]:
         """Factor from cosine to logit."""
         return self.log_scale.exp()
+
+    @property
+    def bias(self) -> Float[Tensor, ""]:
+        """Added to the scaled cosine. Learned as a threshold on the cosine, logit = scale * (cosine - threshold), so
+        that the scale can grow without moving every logit: where embeddings share a direction, as CLIP's do, all
+        cosines are high and only their differences tell classes apart."""
+        return -self.scale * self.threshold
+
+    def set_bias(self, bias: float) -> None:
+        """Choose the threshold that gives this bias at the present scale."""
+        with torch.no_grad():
+            self.threshold.copy_(-bias / self.scale)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """RGB images, 0..255; sides in multiples of the tower's last stride."""
