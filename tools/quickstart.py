@@ -70,16 +70,17 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
             options=detection_options(trained.config),
             low_precision=low_precision(trained.config),
         )
-        found = choose_shown(found, DEFAULT_THRESHOLD)
-        pictures.append(draw_detections(image, found, names))
+        pictures.append(draw_detections(image, choose_shown(found, DEFAULT_THRESHOLD), names))
         if record is records[0]:
             shutil.copyfile(record.path, output / "example.jpg")
             pictures[0].save(output / "example.detections.png")
-            hits, total = count_rare_found(index, record, found)
+            scored = choose_shown(found, DEFAULT_THRESHOLD, overlapping=True)
+            hits, total = count_rare_found(index, record, scored)
             wanted = sorted({names[c] for c in record.classes if index.categories[c].frequency == "r"})
             print(
                 f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
-                f"({', '.join(wanted)}), searched for {len(names)} classes at threshold {DEFAULT_THRESHOLD}"
+                f"({', '.join(wanted)}), searched for {len(names)} classes at threshold {DEFAULT_THRESHOLD}; "
+                "the picture shows the best class of every place"
             )
     grid(pictures, columns=4).save(output / "predictions.png")
 

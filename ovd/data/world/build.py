@@ -21,7 +21,6 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ovd.data.pairs import Pair, write_pair_shards
 from ovd.data.world.captions import caption
@@ -29,6 +28,7 @@ from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts
 from ovd.data.world.scene import Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
+from ovd.progress import progress
 
 PARTS = ("train", "val", "pairs", "pretraining_pairs", "coco", "objects365")
 _STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}, "objects": 7}
@@ -95,7 +95,7 @@ def in_parallel(function, count: int, description: str) -> Iterator:
     """`function(0), function(1), ...` in order, drawn by all cores, with a progress bar."""
     workers = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from tqdm(pool.imap(function, range(count), chunksize=32), description, total=count, unit="scene")
+        yield from progress(pool.imap(function, range(count), chunksize=32), count, description)
 
 
 @dataclass(frozen=True)
