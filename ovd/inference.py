@@ -51,18 +51,19 @@ def detect(
         low_precision: bf16 autocast.
     """
     device = detector.threshold.device
+    images, sizes = images.to(device), sizes.to(device)
     with autocast(device, low_precision):
-        predictions = detector(images.to(device))
+        predictions = detector(images)
     # A point in the padding (of a coarse level, also beyond the image's own border) was never trained to say anything.
-    centers = detector.points(images.to(device)).centers
-    outside = (centers[None] >= sizes.to(device).flip(1)[:, None]).any(dim=2)
+    centers = detector.points(images).centers
+    outside = (centers[None] >= sizes.flip(1)[:, None]).any(dim=2)
     predictions = replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
     found = postprocess(
         predictions,
         text.to(device),
         scale=detector.scale,
         bias=detector.bias,
-        input_sizes=sizes.to(device),
+        input_sizes=sizes,
         original_sizes=original_sizes.to(device),
         **asdict(options),
     )
