@@ -71,6 +71,7 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
         num_convs=config.detector.num_convs,
         gated=isinstance(shortcuts, GatedShortcuts),
         per_channel_gates=isinstance(shortcuts, GatedShortcuts) and shortcuts.per_channel,
+        filter_size=shortcuts.filter_size if isinstance(shortcuts, GatedShortcuts) else 1,
     )
 
 

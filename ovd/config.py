@@ -65,6 +65,8 @@ class GatedShortcuts(Section):
     kind: Literal["gated"] = "gated"
     per_channel: bool = True
     """One gate for every text-space channel, or one for all."""
+    filter_size: Literal[1, 3, 5, 7] = 3
+    """Side of the square of points that the filter over the head's shortcut looks at."""
 
 
 class NoShortcuts(Section):

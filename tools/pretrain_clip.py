@@ -16,18 +16,27 @@ import torch
 from safetensors.torch import save_file
 
 from ovd.cli import run_tool
+from ovd.clip.canonical import participation_ratio
 from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
 from ovd.config import PretrainConfig, load_config
 from ovd.data.world.build import build_world
+from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
 from ovd.engine.pretrain import load_pairs, pretrain, zero_shot_accuracy
-from ovd.precision import describe_machine
+from ovd.engine.respread import pair_features, respread
+from ovd.precision import describe_machine, use_low_precision
+from ovd.text.encoder import encode_classes
+from ovd.text.prompts import SHORT_TEMPLATES
 
 
 def training_hours(config: PretrainConfig) -> float:
     """Time spent in training steps, over all resumes of the run."""
     with (config.output / "metrics.jsonl").open() as file:
         return sum(config.batch_size / json.loads(line)["images_per_s"] for line in file) / 3600
+
+
+RESPREAD_PAIRS = 20_000
+HELD_OUT_PAIRS = 2_560
 
 
 def main() -> None:
@@ -58,6 +67,17 @@ def main() -> None:
             )
         },
     )  # fmt: skip
+    features, held_out = (
+        pair_features(
+            clip,
+            images[chosen],
+            captions[chosen],
+            crop=config.crop,
+            low_precision=use_low_precision(config.precision, torch.device("cpu")),
+        )
+        for chosen in (slice(RESPREAD_PAIRS), slice(-HELD_OUT_PAIRS, None))
+    )
+    respread(clip, features, held_out)
     folder = TINY_CLIP if arguments.install else config.output
     if not arguments.install:  # so that the folder can be given as `clip.name`
         for name in ("open_clip_config.json", "merges.txt.gz"):
@@ -66,6 +86,7 @@ def main() -> None:
     save_file(weights, folder / "open_clip_model.safetensors")
     clip = load_clip(str(folder))  # the accuracy that is written down is that of the float16 weights
     accuracy = zero_shot_accuracy(clip, settings)
+    names = encode_classes(clip, [glyph.name for glyph in load_glyphs()], SHORT_TEMPLATES)
     worst = np.sort(accuracy)[: len(accuracy) // 10]
     report = {
         "command": shlex.join(["python", *sys.argv]),
@@ -74,6 +95,7 @@ def main() -> None:
         "machine": describe_machine(torch.device("cpu")),
         "hours": round(training_hours(config), 2),
         "zero_shot_top1": round(float(accuracy.mean()), 4),
+        "dimensions_of_the_class_names": round(participation_ratio(names), 1),
         "zero_shot_top1_of_the_worst_tenth_of_classes": round(float(worst.mean()), 4),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")

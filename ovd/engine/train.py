@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovd.data.report import DataReport
 from ovd.engine import checkpoint
@@ -71,13 +71,14 @@ class Saving:
 
 
 def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]:
-    """Learning rates by part: the tower slowly, so that it stays CLIP's; the gates as fast as configured."""
+    """Learning rates by part, as configured."""
     decay = schedule.weight_decay
-    learned = [detector.pyramid, detector.head]
-    gates = []
+    learned: list[nn.Module] = [detector.pyramid, detector.head]
+    gates: list[nn.Parameter] = []
     if detector.gated:
-        gates = [detector.pyramid_shortcut.gates, detector.head_shortcut.gates]
-        learned += [detector.pyramid_shortcut.projections, detector.head_shortcut.projection]
+        gated = [*detector.pyramid_shortcut.learned, detector.head_shortcut.learned]
+        gates = [module.gate for module in gated]
+        learned += [detector.head_shortcut.filter, *(module.projection for module in gated)]
     else:
         learned.append(detector.projection)
     return parameter_groups(

@@ -6,9 +6,18 @@ from torch import Tensor, nn
 
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid
-from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense, unit_projection
+from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense
 from ovd.model.tower import TimmTower
 from ovd.structures import Points, Predictions
+
+
+def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that gives about unit length from group-normalised input."""
+    projection = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
+    assert projection.bias is not None
+    nn.init.zeros_(projection.bias)
+    return projection
 
 
 class Detector(nn.Module):
@@ -37,6 +46,7 @@ class Detector(nn.Module):
         num_convs: int,
         gated: bool,
         per_channel_gates: bool,
+        filter_size: int,
     ):
         """
         Args:
@@ -47,7 +57,8 @@ class Detector(nn.Module):
             channels: width of pyramid and head, a multiple of 32.
             num_convs: convolutions in each tower of the head.
             gated: whether there are shortcuts.
-            per_channel_gates: one gate per channel of the text space, or one per level.
+            per_channel_gates: one gate per channel of the text space, or one for all.
+            filter_size: side of the square of points that the head's shortcut filter looks at; odd.
         """
         super().__init__()
         self.tower = tower
@@ -56,9 +67,12 @@ class Detector(nn.Module):
         self.head = FcosHead(channels, num_convs, self.strides)
         self.gated = gated
         if gated:
-            levels = len(self.strides)
-            self.pyramid_shortcut = PyramidShortcut(levels, channels, text_dim, per_channel=per_channel_gates)
-            self.head_shortcut = HeadShortcut(levels, channels, text_dim, per_channel=per_channel_gates)
+            self.pyramid_shortcut = PyramidShortcut(
+                len(self.strides), channels, text_dim, per_channel=per_channel_gates
+            )
+            self.head_shortcut = HeadShortcut(
+                channels, text_dim, per_channel=per_channel_gates, filter_size=filter_size
+            )
         else:
             self.projection = unit_projection(channels, text_dim)
             tower.projection.requires_grad_(False)  # nothing is learned through a feature that is not used

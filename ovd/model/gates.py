@@ -1,7 +1,7 @@
-"""Gated shortcuts: the text-aligned feature passes unchanged, and the learned path is let in through a gate.
+"""Gated shortcuts: the text-aligned feature passes unchanged, and the learned path is let in beside it.
 
-The idea is the second of the "three ways" (arXiv:2303.13518). The form of the gate, its start at zero and the unit
-norm of the shortcut are choices of this toolkit.
+The idea is the second of the "three ways" (arXiv:2303.13518). The form of the gate, the starting values, the unit norm
+of the shortcut and the filter over it are choices of this toolkit.
 """
 
 import torch
@@ -10,24 +10,58 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Gate(nn.Module):
-    """Multiplies by a trainable factor that starts at zero, one for all channels or one for each."""
+class GatedProjection(nn.Module):
+    """gate * projection(x) into the text space, 1 x 1; nothing at the start, since the projection starts at zero.
 
-    def __init__(self, num_channels: int, *, per_channel: bool):
+    The gate, one trainable factor for all channels or one for each, starts at 1. With it at zero instead, and a random
+    projection behind it, the learned path starts late, as the projection learns nothing before the gate has opened.
+    """
+
+    def __init__(self, in_channels: int, text_dim: int, *, per_channel: bool):
         super().__init__()
-        self.factor = nn.Parameter(torch.zeros(num_channels if per_channel else 1))
+        self.projection = nn.Conv2d(in_channels, text_dim, 1)
+        assert self.projection.bias is not None
+        nn.init.zeros_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.gate = nn.Parameter(torch.ones(text_dim if per_channel else 1))
 
-    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
-        return x * self.factor[:, None, None]
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        return self.projection(x) * self.gate[:, None, None]
 
 
-def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 1 x 1 convolution that gives about unit length from group-normalised input, the length of a shortcut."""
-    projection = nn.Conv2d(in_channels, out_channels, 1)
-    nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
-    assert projection.bias is not None
-    nn.init.zeros_(projection.bias)
-    return projection
+class ShortcutFilter(nn.Module):
+    """Adds to the shortcut at each point a weighted sum of the shortcuts around it; zero weights at the start.
+
+    The weights come from what the learned path sees there, and are the same for all channels, so whatever they are, the
+    result is a combination of text-aligned features: where to look is learned on the base classes, what is seen
+    there stays CLIP's, for all classes alike. Average pooling in CLIP leaves each location with traces of the
+    objects around it, and this is what takes them out.
+    """
+
+    def __init__(self, in_channels: int, size: int):
+        """
+        Args:
+            in_channels: of the learned path's features.
+            size: side of the square of points looked at; odd.
+        """
+        super().__init__()
+        self.size = size
+        self.weights = nn.Conv2d(in_channels, size * size, 1)
+        assert self.weights.bias is not None
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+
+    def forward(
+        self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B D h w"]:
+        weights = self.weights(features).float()
+        height, width = shortcut.shape[-2:]
+        around = F.pad(shortcut, [self.size // 2] * 4)
+        filtered = shortcut
+        for index in range(self.size**2):
+            y, x = divmod(index, self.size)
+            filtered = filtered + weights[:, index, None] * around[..., y : y + height, x : x + width]
+        return filtered
 
 
 def resample_dense(
@@ -49,26 +83,27 @@ class PyramidShortcut(nn.Module):
 
     def __init__(self, num_levels: int, channels: int, text_dim: int, *, per_channel: bool):
         super().__init__()
-        self.projections = nn.ModuleList(unit_projection(channels, text_dim) for _ in range(num_levels))
-        self.gates = nn.ModuleList(Gate(text_dim, per_channel=per_channel) for _ in range(num_levels))
+        self.learned = nn.ModuleList(
+            GatedProjection(channels, text_dim, per_channel=per_channel) for _ in range(num_levels)
+        )
 
     def forward(
         self, shortcuts: list[Float[Tensor, "B D ..."]], pyramid: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
-        levels = zip(shortcuts, pyramid, self.projections, self.gates, strict=True)
-        return [shortcut + gate(project(learned)) for shortcut, learned, project, gate in levels]
+        levels = zip(shortcuts, pyramid, self.learned, strict=True)
+        return [shortcut + learned(level) for shortcut, level, learned in levels]
 
 
 class HeadShortcut(nn.Module):
-    """e_l = A_l + h_l * W(class tower(P_l)) for every level l; W is shared, the gates are not."""
+    """e_l = filter(A_l) + h * W(class tower(P_l)), with filter, h and W shared by all levels, as the head is."""
 
-    def __init__(self, num_levels: int, channels: int, text_dim: int, *, per_channel: bool):
+    def __init__(self, channels: int, text_dim: int, *, per_channel: bool, filter_size: int):
         super().__init__()
-        self.projection = unit_projection(channels, text_dim)
-        self.gates = nn.ModuleList(Gate(text_dim, per_channel=per_channel) for _ in range(num_levels))
+        self.filter = ShortcutFilter(channels, filter_size)
+        self.learned = GatedProjection(channels, text_dim, per_channel=per_channel)
 
     def forward(
         self, aligned: list[Float[Tensor, "B D ..."]], class_features: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
-        levels = zip(aligned, class_features, self.gates, strict=True)
-        return [start + gate(self.projection(learned)) for start, learned, gate in levels]
+        levels = zip(aligned, class_features, strict=True)
+        return [self.filter(level, features) + self.learned(features) for level, features in levels]

@@ -31,6 +31,7 @@ def build(clip: Clip, *, gated: bool) -> Detector:
         num_convs=1,
         gated=gated,
         per_channel_gates=True,
+        filter_size=3,
     )
 
 

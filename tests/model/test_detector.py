@@ -4,7 +4,7 @@ import torch
 from ovd.model.detector import Detector
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
-from ovd.model.gates import Gate, resample_dense
+from ovd.model.gates import GatedProjection, ShortcutFilter, resample_dense
 from ovd.model.tower import TimmTower
 
 
@@ -21,6 +21,7 @@ def detector(request, untrained_clip):
         num_convs=1,
         gated=request.param,
         per_channel_gates=False,
+        filter_size=3,
     )
 
 
@@ -69,8 +70,10 @@ def test_training_mode_leaves_the_tower_frozen_in_its_statistics(detector):
 
 def test_every_parameter_of_a_trained_detector_gets_a_gradient(detector):
     for module in detector.modules():
-        if isinstance(module, Gate):
-            torch.nn.init.constant_(module.factor, 0.1)  # at zero, a gate hides what is behind it
+        if isinstance(module, GatedProjection):  # at zero, a projection hides what is before it
+            torch.nn.init.normal_(module.projection.weight, std=0.1)
+        if isinstance(module, ShortcutFilter):
+            torch.nn.init.normal_(module.weights.weight, std=0.1)
     predictions = detector(images(1, 64, 64))
     loss = predictions.embeddings.square().mean() + predictions.boxes.mean() + predictions.quality.mean()
     loss = loss + detector.scale + detector.bias
@@ -80,14 +83,41 @@ def test_every_parameter_of_a_trained_detector_gets_a_gradient(detector):
     assert {name for name, p in detector.named_parameters() if not p.requires_grad} <= {"tower.projection.proj.weight"}
 
 
-def test_closed_gates_learn_first():
-    gate = Gate(4, per_channel=True)
-    x = torch.randn(1, 4, 2, 2, requires_grad=True)
-    gate(x).square().sum().add(gate(x).sum()).backward()
-    assert gate.factor.grad is not None
-    assert gate.factor.grad.abs().min() > 0
-    assert x.grad is not None
-    assert x.grad.abs().max() == 0
+def test_the_learned_path_is_silent_at_first_and_learns_from_the_first_step():
+    learned = GatedProjection(3, 4, per_channel=True)
+    x = torch.randn(1, 3, 2, 2)
+    assert learned(x).abs().max() == 0
+    learned(x).sum().backward()
+    assert learned.projection.weight.grad is not None
+    assert learned.projection.weight.grad.abs().min() > 0
+
+
+def test_filter_is_the_sum_of_its_weights_times_the_points_around():
+    torch.manual_seed(0)
+    shortcut, features = torch.randn(2, 5, 4, 6), torch.randn(2, 3, 4, 6)
+    layer = ShortcutFilter(3, 3)
+    assert torch.equal(layer(shortcut, features), shortcut)
+    torch.nn.init.normal_(layer.weights.weight)
+    torch.nn.init.normal_(layer.weights.bias)
+    weights = layer.weights(features)
+    expected = shortcut.clone()
+    for y in range(4):
+        for x in range(6):
+            for dy in (-1, 0, 1):
+                for dx in (-1, 0, 1):
+                    if 0 <= y + dy < 4 and 0 <= x + dx < 6:
+                        weight = weights[:, 3 * (dy + 1) + dx + 1, y, x, None]
+                        expected[:, :, y, x] += weight * shortcut[:, :, y + dy, x + dx]
+    torch.testing.assert_close(layer(shortcut, features), expected)
+
+
+def test_filter_keeps_to_the_span_of_the_shortcut():
+    """What the shortcut does not hold anywhere, no weights can bring in."""
+    shortcut = torch.randn(1, 4, 5, 5)
+    shortcut[:, 2] = 0
+    layer = ShortcutFilter(3, 5)
+    torch.nn.init.normal_(layer.weights.weight)
+    assert layer(shortcut, torch.randn(1, 3, 5, 5))[:, 2].abs().max() == 0
 
 
 def test_sides_that_the_tower_cannot_take_are_refused(detector):

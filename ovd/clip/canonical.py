@@ -1,0 +1,54 @@
+"""Canonical correlation: the last, linear layers of a CLIP model, solved for in closed form.
+
+Contrastive training from random weights can end in a text space that uses few of its dimensions: the first directions
+that tell captions apart grow, and an embedding is only ever pushed within the span of those it is compared with. The
+layers before the projections hold more than that. Canonical correlation analysis (Hotelling 1936) finds all directions
+in which images and captions agree, and gives each its due length.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def canonical_projections(
+    images: Float[Tensor, "N I"], texts: Float[Tensor, "N T"], *, ridge: float
+) -> tuple[Float[Tensor, "I K"], Float[Tensor, "T K"], Float[Tensor, " K"]]:
+    """Linear maps of paired features into a common space, and the correlation of each of its dimensions, descending.
+
+    Features are not centred, as CLIP's projections have no bias, so the first dimension is what all pairs share, with a
+    correlation near 1. Over the N pairs, projected features have second moments I (up to the ridge), and those of
+    images against texts are diag(correlations).
+
+    Args:
+        images, texts: features of the same N pairs; K = min(I, T).
+        ridge: added to the second moments, as a fraction of their mean over the dimensions, so that directions that
+            hardly vary are not blown up.
+
+    Raises:
+        ValueError: fewer pairs than dimensions.
+    """
+    if len(images) < max(images.shape[1], texts.shape[1]):
+        raise ValueError(f"{len(images)} pairs do not determine {images.shape[1]} x {texts.shape[1]} correlations")
+    whiten_images, whiten_texts = _whitening(images, ridge), _whitening(texts, ridge)
+    between = images.double().T @ texts.double() / len(images)
+    left, correlations, right = torch.linalg.svd(whiten_images @ between @ whiten_texts, full_matrices=False)
+    return (whiten_images @ left).float(), (whiten_texts @ right.T).float(), correlations.float()
+
+
+def _whitening(features: Float[Tensor, "N F"], ridge: float) -> Float[Tensor, "F F"]:
+    """The symmetric inverse square root of the second moments."""
+    features = features.double()
+    moments = features.T @ features / len(features)
+    spread = (features - features.mean(dim=0)).square().mean()
+    values, vectors = torch.linalg.eigh(moments + ridge * spread * torch.eye(len(moments), dtype=torch.float64))
+    return vectors * values.rsqrt() @ vectors.T
+
+
+def participation_ratio(rows: Float[Tensor, "N D"]) -> float:
+    """How many dimensions rows vary in: (sum of variances)^2 / sum of squared variances, along principal axes.
+
+    The names of LVIS have 85 in CLIP ViT-B/32 (287 of them, 512 dimensions).
+    """
+    variances = torch.linalg.svdvals((rows - rows.mean(dim=0)).double()).square()
+    return (variances.sum().square() / variances.square().sum()).item()
