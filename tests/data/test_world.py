@@ -26,6 +26,11 @@ def world(tmp_path_factory):
     return build_world(tmp_path_factory.mktemp("world"), ("val", "pairs", "coco", "objects365"), SMALL)
 
 
+def test_settings_are_frozen():
+    """No result may tune them: other settings are another world, and its figures compare with none made before."""
+    assert Settings().key() == "870a2eba049c"
+
+
 def test_classes_are_250_to_320_with_distinct_names_and_synonyms():
     glyphs = load_glyphs()
     assert 250 <= len(glyphs) <= 320
