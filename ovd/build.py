@@ -1,7 +1,8 @@
 """From a config to objects: the one file that knows both."""
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.clip.load import Clip, load_clip
-from ovd.config import FileData, GatedShortcuts, TrainConfig, WorldData, parse_config
+from ovd.config import BankConfig, FileData, GatedShortcuts, TrainConfig, WorldData, parse_config
 from ovd.data.annotations import AnnotationIndex, load_annotations
 from ovd.data.loader import train_loader
 from ovd.data.report import DataReport
@@ -25,11 +26,9 @@ from ovd.model.detector import Detector
 from ovd.model.tower import TimmTower
 from ovd.precision import use_low_precision
 from ovd.structures import Batch
-from ovd.text.bank import TextBank, build_bank
+from ovd.text.bank import Sources, TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint
 from ovd.text.prompts import TEMPLATES
-
-BANK_SYNONYMS = 2
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,41 @@ def load_validation_index(config: TrainConfig, report: DataReport) -> Annotation
 
 def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
     """Variants of every class of the training vocabulary."""
-    return build_bank(
-        clip,
-        [category.name for category in index.categories],
-        [category.synonyms for category in index.categories],
-        TEMPLATES[config.bank.templates],
-        num_synonyms=BANK_SYNONYMS if config.bank.synonyms else 0,
-        folder=config.bank.cache,
+    names = [category.name for category in index.categories]
+    synonyms = [category.synonyms for category in index.categories]
+    return build_class_bank(config.bank, clip, names, synonyms)
+
+
+def build_class_bank(config: BankConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
+    """The text bank of any classes, as the config says."""
+    paraphrases = read_paraphrases(config.paraphrases, names) if config.paraphrases else [()] * len(names)
+    sources = Sources(
+        templates=TEMPLATES[config.templates],
+        num_synonyms=config.synonyms,
+        num_paraphrases=max(map(len, paraphrases), default=0),
+        draws=config.draws,
+        token_drop=config.token_drop,
+        tower_dropout=config.tower_dropout,
+        seed=config.seed,
     )
+    return build_bank(clip, names, synonyms, sources, folder=config.cache, paraphrases=paraphrases)
+
+
+def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
+    """The texts about each class from a JSON file {"class name": ["a text", ...]}; none for a class it does not name.
+
+    Raises:
+        ValueError: the file is not of that form, or names no class of these.
+    """
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(texts, dict) or any(not isinstance(t, str) for of_class in texts.values() for t in of_class):
+            raise TypeError
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f'{path}: needs JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
+    if not set(texts) & set(names):
+        raise ValueError(f"{path} has texts about {len(texts)} classes, none of which is in the vocabulary")
+    return [tuple(texts.get(name, ())) for name in names]
 
 
 def evaluation_text(config: TrainConfig, clip: Clip, names: list[str]) -> Float[Tensor, "C D"]:

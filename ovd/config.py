@@ -54,8 +54,18 @@ class BankConfig(Section):
 
     templates: Literal["none", "short", "full"] = "short"
     """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
-    synonyms: bool = False
-    """Training variants may use a class's synonyms, where the annotation file has them."""
+    synonyms: NonNegativeInt = 0
+    """Training variants use up to so many other names of a class, where the annotation file has them."""
+    paraphrases: Path | None = None
+    """A JSON file of texts about classes, {"class name": ["a text", ...]}; each becomes a training variant as it is."""
+    draws: PositiveInt = 1
+    """Training variants made of each text: the text as it is, and draws - 1 changed at random as the next two say."""
+    token_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance that a token is left out."""
+    tower_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout inside the text tower, after attention and MLP."""
+    seed: NonNegativeInt = 0
+    """Of the random changes."""
     noise: NonNegativeFloat = 0.0
     """Gaussian noise added to a sampled variant, as a fraction of its length; renormalised after."""
     cache: Path = Path("data/text_banks")

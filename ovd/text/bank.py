@@ -10,20 +10,23 @@ the process by hundreds of MB in one step.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.text.encoder import encode_texts, text_tower_fingerprint
+from ovd.progress import progress
+from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
+from ovd.text.perturb import drop_tokens, tower_dropout
 from ovd.text.prompts import clean_name, fill
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class TextBank:
@@ -74,34 +77,103 @@ class TextBank:
         return rows
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What the variants of a class are made of. Every source can be used alone or with any other."""
+
+    templates: tuple[str, ...]
+    num_synonyms: int = 0
+    """Names of a class used besides its own, at most."""
+    num_paraphrases: int = 0
+    """Whole texts about a class, at most; each counts as one variant and is put into no template."""
+    draws: int = 1
+    """How many variants are made of each text. The first is the text as it is; the others are changed at random."""
+    token_drop: float = 0.0
+    """Chance that a token is left out of a changed text."""
+    tower_dropout: float = 0.0
+    """Dropout inside the text tower for a changed text."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: several draws without anything random, or something random that is never drawn.
+        """
+        random = self.token_drop > 0 or self.tower_dropout > 0
+        if random != (self.draws > 1):
+            raise ValueError(
+                f"a text bank with draws={self.draws}, token_drop={self.token_drop}, "
+                f"tower_dropout={self.tower_dropout}: several draws need a chance above 0, and the other way round"
+            )
+
+
+def class_texts(name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: Sources) -> list[str]:
+    """The texts of a class, as many for every class: one with fewer synonyms or paraphrases repeats what it has."""
+    # LVIS's synonyms begin with the name itself.
+    forms = list(dict.fromkeys(clean_name(form) for form in (name, *synonyms)))[: 1 + sources.num_synonyms]
+    forms = [forms[index % len(forms)] for index in range(1 + sources.num_synonyms)]
+    texts = [fill(template, form) for form in forms for template in sources.templates]
+    own = list(paraphrases)[: sources.num_paraphrases] or texts
+    return texts + [own[index % len(own)] for index in range(sources.num_paraphrases)]
+
+
 def build_bank(
     clip: Clip,
     names: list[str],
-    synonyms: list[tuple[str, ...]],
-    templates: tuple[str, ...],
+    synonyms: Sequence[Sequence[str]],
+    sources: Sources,
     *,
-    num_synonyms: int,
     folder: Path,
+    paraphrases: Sequence[Sequence[str]] | None = None,
 ) -> TextBank:
     """Encode every class's variants, or open the bank that an earlier call with the same inputs wrote.
 
-    Variants are the templates, filled with the class's name and with up to `num_synonyms` of its synonyms. A class with
-    fewer synonyms repeats its name, so that every class has the same number of variants.
+    Written class by class, so that a bank may be larger than memory, to a file that gets its name when it is complete.
+
+    Args:
+        names, synonyms, paraphrases: of the same classes, in the same order; no paraphrases when not given.
     """
     tower = text_tower_fingerprint(clip)
-    texts = []
-    for name, others in zip(names, synonyms, strict=True):
-        # LVIS's synonyms begin with the name itself.
-        forms = list(dict.fromkeys(clean_name(form) for form in (name, *others)))[: 1 + num_synonyms]
-        forms = [forms[index % len(forms)] for index in range(1 + num_synonyms)]
-        texts += [fill(template, form) for form in forms for template in templates]
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, tower, names, texts]).encode()).hexdigest()[:16]
-    path = folder / f"{key}.safetensors"
+    paraphrases = paraphrases or [()] * len(names)
+    texts = [class_texts(*of_class, sources) for of_class in zip(names, synonyms, paraphrases, strict=True)]
+    description = [FORMAT_VERSION, tower, names, texts, {**asdict(sources), "templates": None}]
+    path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
-        embeddings = encode_texts(clip, texts)
-        variants = embeddings.view(len(names), len(templates) * (1 + num_synonyms), embeddings.shape[-1])
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"variants": variants.half()}, temporary, metadata={"tower": tower})
-        temporary.replace(path)
+        try:
+            _write(temporary, clip, tower, texts, sources)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return TextBank(path)
+
+
+def _write(path: Path, clip: Clip, tower: str, texts: list[list[str]], sources: Sources) -> None:
+    """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
+    per_class = len(texts[0]) * sources.draws if texts else 0
+    dim = encode_tokens(clip, clip.tokenizer([""])).shape[1]
+    shape = [len(texts), per_class, dim]
+    header = {
+        "__metadata__": {"tower": tower},
+        "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * int(np.prod(shape))]},
+    }
+    encoded_header = json.dumps(header).encode()
+    encoded_header += b" " * (-len(encoded_header) % 8)
+    classes_at_a_time = max(1, BATCH // max(1, per_class))
+    starts = range(0, len(texts), classes_at_a_time)
+    generator = torch.Generator().manual_seed(sources.seed)
+    with path.open("wb") as file:
+        file.write(len(encoded_header).to_bytes(8, "little") + encoded_header)
+        for start in progress(starts, len(starts), "text bank"):
+            group = texts[start : start + classes_at_a_time]
+            tokens = clip.tokenizer([text for of_class in group for text in of_class])
+            draws = [encode_tokens(clip, tokens)]
+            for _ in range(1, sources.draws):
+                kept = drop_tokens(tokens, clip, sources.token_drop, generator) if sources.token_drop else tokens
+                with tower_dropout(clip, sources.tower_dropout, generator):
+                    draws.append(encode_tokens(clip, kept))
+            variants = torch.stack(draws, dim=1).reshape(len(group), per_class, dim)
+            file.write(variants.half().numpy().tobytes())
+        file.flush()
+        os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 import hashlib
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,15 +14,17 @@ BATCH = 256
 
 
 @torch.no_grad()
+def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
+    """Unit embeddings, float32, on the CPU."""
+    rows = [clip.model.encode_text(batch, normalize=True).float() for batch in tokens.split(BATCH)]
+    return torch.cat(rows)
+
+
 def encode_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "N D"]:
     """Unit embeddings, float32, on the CPU."""
     if not texts:
         return encode_texts(clip, [""])[:0]
-    rows = [
-        clip.model.encode_text(clip.tokenizer(texts[start : start + BATCH]), normalize=True).float()
-        for start in range(0, len(texts), BATCH)
-    ]
-    return torch.cat(rows)
+    return encode_tokens(clip, clip.tokenizer(texts))
 
 
 def encode_classes(clip: Clip, names: list[str], templates: tuple[str, ...]) -> Float[Tensor, "C D"]:

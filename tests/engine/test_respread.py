@@ -21,7 +21,8 @@ NUM_PAIRS = 640
 def pairs() -> tuple[np.ndarray, list[str]]:
     settings = Settings()
     rng = np.random.default_rng(0)
-    images, captions = [], []
+    images: list[np.ndarray] = []
+    captions: list[str] = []
     while len(images) < NUM_PAIRS:
         scene = draw_scene(
             rng,

@@ -98,6 +98,7 @@ def test_filter_is_the_sum_of_its_weights_times_the_points_around():
     layer = ShortcutFilter(3, 3)
     assert torch.equal(layer(shortcut, features), shortcut)
     torch.nn.init.normal_(layer.weights.weight)
+    assert layer.weights.bias is not None
     torch.nn.init.normal_(layer.weights.bias)
     weights = layer.weights(features)
     expected = shortcut.clone()

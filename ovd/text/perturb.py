@@ -1,0 +1,66 @@
+"""Random changes to a text's embedding that stay on the text tower's own manifold: dropped tokens, dropout inside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ovd.clip.load import Clip
+
+
+def drop_tokens(
+    tokens: Int[Tensor, "N L"], clip: Clip, probability: float, generator: torch.Generator
+) -> Int[Tensor, "N L"]:
+    """Leave out each token of a text with this probability, but never the start, the end, or all of the rest.
+
+    Raises:
+        ValueError: the tokenizer does not say which tokens start and end a text (those of CLIP do).
+    """
+    try:
+        start, end = clip.tokenizer.sot_token_id, clip.tokenizer.eot_token_id  # type: ignore[attr-defined]
+    except AttributeError:
+        raise ValueError("token dropping needs CLIP's own tokenizer; set bank.token_drop=0 for this model") from None
+    content = (tokens != start) & (tokens != end) & ((tokens == end).cumsum(dim=1) == 0)
+    luck = torch.rand(tokens.shape, generator=generator)
+    luckiest = luck.masked_fill(~content, -1.0).argmax(dim=1, keepdim=True)
+    dropped = content & (luck < probability)
+    dropped.scatter_(1, luckiest, False)
+    order = dropped.to(torch.uint8).argsort(dim=1, stable=True)  # what is kept moves to the left
+    return tokens.gather(1, order).masked_fill(dropped.gather(1, order), 0)
+
+
+@contextmanager
+def tower_dropout(clip: Clip, probability: float, generator: torch.Generator) -> Iterator[None]:
+    """Within, the text tower drops outputs of attention and MLP, before they join the residual stream.
+
+    open_clip's text towers have no dropout of their own; it is added by hooks, which are gone afterwards.
+
+    Raises:
+        ValueError: the text tower is not built of open_clip's residual blocks (one from Hugging Face is not).
+    """
+    if probability == 0:
+        yield
+        return
+    blocks = _residual_blocks(clip.model)
+    keep = 1 - probability
+
+    def drop(_module: nn.Module, _inputs: Any, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return output * torch.empty_like(output).bernoulli_(keep, generator=generator) / keep
+
+    hooks = [branch.register_forward_hook(drop) for block in blocks for branch in (block.ls_1, block.ls_2)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _residual_blocks(model: Any) -> list[Any]:
+    text_tower = getattr(model, "text", model)
+    blocks = list(getattr(getattr(text_tower, "transformer", None), "resblocks", []))
+    if not blocks or not all(hasattr(block, "ls_1") and hasattr(block, "ls_2") for block in blocks):
+        raise ValueError("dropout needs a text tower of open_clip's own; set bank.tower_dropout=0 for this model")
+    return blocks
