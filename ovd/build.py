@@ -122,7 +122,13 @@ def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> 
 
 
 def build_class_bank(config: BankConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
-    """The text bank of any classes, as the config says."""
+    """The text bank of any classes, as the config says.
+
+    Raises:
+        ValueError: `bank.file` comes from another text tower, or lacks a class.
+    """
+    if config.file is not None:
+        return TextBank(config.file, tower=text_tower_fingerprint(clip), names=names)
     paraphrases = read_paraphrases(config.paraphrases, names) if config.paraphrases else [()] * len(names)
     sources = Sources(
         templates=TEMPLATES[config.templates],

@@ -50,8 +50,11 @@ class ClipConfig(Section):
 
 
 class BankConfig(Section):
-    """The text bank: V prompt variants of every class (design: text augmentation)."""
+    """The text bank: V variants of every class, of which a training step draws one (text augmentation)."""
 
+    file: Path | None = None
+    """A bank that tools/build_text_bank.py made, with at least the training classes; built on first use if not given.
+    The settings below but for `noise` are then those it was made with, not these."""
     templates: Literal["none", "short", "full"] = "short"
     """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
     synonyms: NonNegativeInt = 0

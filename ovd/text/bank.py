@@ -10,6 +10,7 @@ the process by hundreds of MB in one step.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,10 +33,16 @@ FORMAT_VERSION = 2
 class TextBank:
     """Rows of a bank file by (class, variant)."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, tower: str | None = None, names: Sequence[str] | None = None):
         """
+        Args:
+            path: a file that `build_bank` wrote.
+            tower: fingerprint of the text tower that the rows must come from.
+            names: the classes wanted, in this order; those of the file by default.
+
         Raises:
-            ValueError: the file is not a bank, or shorter than its header says.
+            ValueError: the file is not a bank or shorter than its header says, comes from another text tower, or lacks
+                a class.
         """
         self.path = path
         self._file = os.open(path, os.O_RDONLY)
@@ -43,12 +50,23 @@ class TextBank:
             header_bytes = int.from_bytes(os.pread(self._file, 8, 0), "little")
             header = json.loads(os.pread(self._file, header_bytes, 8))
             tensor, metadata = header["variants"], header["__metadata__"]
-            self.num_classes, self.num_variants, self.dim = tensor["shape"]
+            _, self.num_variants, self.dim = tensor["shape"]
+            position = {name: row for row, name in enumerate(json.loads(metadata["names"]))}
             start, end = tensor["data_offsets"]
         except (ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
         self.tower: str = metadata["tower"]
         """Fingerprint of the text tower that the rows come from."""
+        if tower not in (None, self.tower):
+            raise ValueError(f"{path} was made with another text tower; build it again with tools/build_text_bank.py")
+        missing = [name for name in names or () if name not in position]
+        if missing:
+            raise ValueError(
+                f"{path} has no variants of {len(missing)} classes ({', '.join(missing[:5])}); "
+                "build a bank that has with tools/build_text_bank.py"
+            )
+        self.names = tuple(position if names is None else names)
+        self._positions = np.array([position[name] for name in self.names], np.int64)
         self._data_start = 8 + header_bytes + start
         if tensor["dtype"] != "F16" or os.fstat(self._file).st_size < 8 + header_bytes + end:
             raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
@@ -61,7 +79,8 @@ class TextBank:
         """Unit rows, float32."""
         row_bytes = 2 * self.dim
         gathered = np.empty((len(classes), self.dim), np.float16)
-        for index, (row, variant) in enumerate(zip(classes.tolist(), variants.tolist(), strict=True)):
+        positions = self._positions[classes].tolist()
+        for index, (row, variant) in enumerate(zip(positions, variants.tolist(), strict=True)):
             position = self._data_start + (row * self.num_variants + variant) * row_bytes
             gathered[index] = np.frombuffer(os.pread(self._file, row_bytes, position), np.float16)
         return F.normalize(torch.from_numpy(gathered).float(), dim=-1)
@@ -132,30 +151,36 @@ def build_bank(
 
     Args:
         names, synonyms, paraphrases: of the same classes, in the same order; no paraphrases when not given.
+
+    Raises:
+        ValueError: a class is given twice.
     """
     tower = text_tower_fingerprint(clip)
     paraphrases = paraphrases or [()] * len(names)
     texts = [class_texts(*of_class, sources) for of_class in zip(names, synonyms, paraphrases, strict=True)]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"a text bank needs every class once, {twice!r} is given more often")
     description = [FORMAT_VERSION, tower, names, texts, {**asdict(sources), "templates": None}]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            _write(temporary, clip, tower, texts, sources)
+            _write(temporary, clip, {"tower": tower, "names": json.dumps(names)}, texts, sources)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     return TextBank(path)
 
 
-def _write(path: Path, clip: Clip, tower: str, texts: list[list[str]], sources: Sources) -> None:
+def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: Sources) -> None:
     """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
     per_class = len(texts[0]) * sources.draws if texts else 0
     dim = encode_tokens(clip, clip.tokenizer([""])).shape[1]
     shape = [len(texts), per_class, dim]
     header = {
-        "__metadata__": {"tower": tower},
+        "__metadata__": metadata,
         "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * int(np.prod(shape))]},
     }
     encoded_header = json.dumps(header).encode()

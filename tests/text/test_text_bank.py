@@ -187,3 +187,22 @@ def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny
     with pytest.raises(OSError, match="no space"):
         build_bank(tiny_clip, names[:299], [()] * 299, Sources(TEMPLATES), folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [bank.path.name]
+
+
+def test_a_bank_serves_any_vocabulary_it_holds(bank, untrained_clip):
+    chosen = TextBank(bank.path, tower=bank.tower, names=["anchor", "umbrella"])
+    assert chosen.names == ("anchor", "umbrella")
+    both = np.array([0, 1])
+    assert torch.equal(chosen.rows(both, both), bank.rows(np.array([2, 0]), both))
+
+
+def test_a_bank_of_other_classes_or_of_another_tower_is_refused(bank):
+    with pytest.raises(ValueError, match=r"no variants of 2 classes \(gear, bow\)"):
+        TextBank(bank.path, names=["gear", "anchor", "bow"])
+    with pytest.raises(ValueError, match="another text tower"):
+        TextBank(bank.path, tower="0" * 64)
+
+
+def test_a_class_given_twice_is_refused(untrained_clip, tmp_path):
+    with pytest.raises(ValueError, match="'gear' is given more often"):
+        build_bank(untrained_clip, ["gear", "anchor", "gear"], [()] * 3, Sources(TEMPLATES), folder=tmp_path)

@@ -1,0 +1,97 @@
+"""Reading a step's text rows from a bank against running the text tower on their prompts.
+
+    python bench/text_bank.py
+
+One bank of 13,000 classes x 64 variants x 512 (852 MB, random rows) shows time and memory of a step: 256 classes, one
+variant each. A small bank, built from ViT-B-32's text tower with random weights, is what the tower itself is compared
+with: same rows, or no ratio.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ovd.clip.load import load_clip
+from ovd.precision import describe_machine
+from ovd.text.bank import Sources, TextBank, build_bank
+from ovd.text.encoder import encode_texts
+
+NUM_CLASSES, NUM_VARIANTS, DIM, ROWS = 13_000, 64, 512, 256
+STEPS = 300
+ROUNDS = 5
+
+
+def write_random_bank(path: Path) -> None:
+    """As build_bank writes it, with random rows in place of a text tower's."""
+    shape = [NUM_CLASSES, NUM_VARIANTS, DIM]
+    names = [f"class {number}" for number in range(NUM_CLASSES)]
+    header = json.dumps(
+        {
+            "__metadata__": {"tower": "random", "names": json.dumps(names)},
+            "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * int(np.prod(shape))]},
+        }
+    ).encode()
+    rows = np.random.default_rng(0).standard_normal((100, NUM_VARIANTS, DIM)).astype(np.float16).tobytes()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(NUM_CLASSES // 100):
+            file.write(rows)
+
+
+def resident_mib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    torch.set_num_threads(2)
+    generator = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        clip = load_clip("ViT-B-32", "random")
+        prompts = [f"thing {number}" for number in range(ROWS)]
+        small = build_bank(clip, prompts, [()] * ROWS, Sources(("{}",)), folder=Path(folder))
+        every_class, first = torch.arange(ROWS), np.zeros(ROWS, np.int64)
+        difference = (small.rows(every_class.numpy(), first) - encode_texts(clip, prompts)).abs().max().item()
+        if difference > 2e-3:
+            raise SystemExit(f"no ratio: rows of the bank and of the tower differ by {difference:.1e}")
+
+        path = Path(folder) / "large.safetensors"
+        write_random_bank(path)
+        before = resident_mib()
+        large = TextBank(path)
+        opened = resident_mib()
+        classes = [torch.randint(NUM_CLASSES, (ROWS,), generator=generator) for _ in range(STEPS)]
+        raw: dict[str, list[float]] = {"bank_ms": [], "tower_ms": []}
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            for rows in classes:
+                large.sample(rows, generator=generator)
+            raw["bank_ms"].append(1000 * (time.perf_counter() - start) / STEPS)
+            start = time.perf_counter()
+            encode_texts(clip, prompts)
+            raw["tower_ms"].append(1000 * (time.perf_counter() - start))
+        result = {
+            "machine": describe_machine(torch.device("cpu")),
+            "raw": raw,
+            "ratio": statistics.median(raw["tower_ms"]) / statistics.median(raw["bank_ms"]),
+            "resident_mib_when_opened": opened - before,
+            "resident_mib_after_all_steps": resident_mib() - before,
+            "largest_difference": difference,
+        }
+    print(json.dumps(result, indent=2))
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "text_bank.json").write_text(json.dumps(result, indent=2) + os.linesep)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Encode the text variants of many classes once, into a bank that any training on some of these classes can read.
+
+    python tools/build_text_bank.py configs/quickstart.yaml bank.draws=4 bank.tower_dropout=0.02
+    python tools/build_text_bank.py configs/quickstart.yaml --classes names.txt     one name a line
+    python tools/train.py configs/quickstart.yaml bank.file=data/text_banks/KEY.safetensors
+
+The first form takes the config's training classes. The file is named by a hash of all that it depends on; asked for
+again, it is not built again.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.build import build_class_bank, load_training_index
+from ovd.cli import run_tool
+from ovd.clip.load import load_clip
+from ovd.config import TrainConfig, load_config
+from ovd.data.report import DataReport
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="its `clip` and `bank` sections are used")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example bank.templates=full")
+    parser.add_argument("--classes", type=Path, help="text file of class names, one a line (default: the config's)")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)
+    if config.bank.file is not None:
+        raise ValueError("bank.file names a bank that is there already; leave it out to build one")
+    if arguments.classes is None:
+        categories = load_training_index(config, DataReport()).categories
+        names = [category.name for category in categories]
+        synonyms = [category.synonyms for category in categories]
+    else:
+        lines = arguments.classes.read_text(encoding="utf-8").splitlines()
+        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        synonyms = [()] * len(names)
+    bank = build_class_bank(config.bank, load_clip(config.clip.name, config.clip.weights), names, synonyms)
+    print(f"{bank.path}: {len(bank.names)} classes x {bank.num_variants} variants x {bank.dim}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
