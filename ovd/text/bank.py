@@ -78,12 +78,10 @@ class TextBank:
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
         """Unit rows, float32."""
         row_bytes = 2 * self.dim
-        gathered = np.empty((len(classes), self.dim), np.float16)
-        positions = self._positions[classes].tolist()
-        for index, (row, variant) in enumerate(zip(positions, variants.tolist(), strict=True)):
-            position = self._data_start + (row * self.num_variants + variant) * row_bytes
-            gathered[index] = np.frombuffer(os.pread(self._file, row_bytes, position), np.float16)
-        return F.normalize(torch.from_numpy(gathered).float(), dim=-1)
+        offsets = self._data_start + (self._positions[classes] * self.num_variants + variants) * row_bytes
+        content = b"".join(os.pread(self._file, row_bytes, offset) for offset in offsets.tolist())
+        gathered = np.frombuffer(content, np.float16).reshape(-1, self.dim).astype(np.float32)
+        return F.normalize(torch.from_numpy(gathered), dim=-1)
 
     def sample(
         self, classes: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0
