@@ -20,7 +20,7 @@ import torch
 
 from ovd.clip.load import load_clip
 from ovd.precision import describe_machine
-from ovd.text.bank import Sources, TextBank, build_bank
+from ovd.text.bank import Sources, TextBank, build_bank, file_header
 from ovd.text.encoder import encode_texts
 
 NUM_CLASSES, NUM_VARIANTS, DIM, ROWS = 13_000, 64, 512, 256
@@ -31,17 +31,11 @@ COMPARED = 32
 
 def write_random_bank(path: Path) -> None:
     """As build_bank writes it, with random rows in place of a text tower's."""
-    shape = [NUM_CLASSES, NUM_VARIANTS, DIM]
     names = [f"class {number}" for number in range(NUM_CLASSES)]
-    header = json.dumps(
-        {
-            "__metadata__": {"tower": "random", "names": json.dumps(names)},
-            "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * int(np.prod(shape))]},
-        }
-    ).encode()
+    metadata = {"tower": "random", "names": json.dumps(names)}
     rows = np.random.default_rng(0).standard_normal((100, NUM_VARIANTS, DIM)).astype(np.float16).tobytes()
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(file_header((NUM_CLASSES, NUM_VARIANTS, DIM), metadata))
         for _ in range(NUM_CLASSES // 100):
             file.write(rows)
 

@@ -54,7 +54,8 @@ class BankConfig(Section):
 
     file: Path | None = None
     """A bank that tools/build_text_bank.py made, with at least the training classes; built on first use if not given.
-    The settings below but for `noise` are then those it was made with, not these."""
+    Its variants are then what it was made with; of the settings below only `noise` still counts in training, and
+    `templates` in evaluation."""
     templates: Literal["none", "short", "full"] = "short"
     """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
     synonyms: NonNegativeInt = 0

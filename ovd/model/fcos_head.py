@@ -31,7 +31,7 @@ class FcosHead(nn.Module):
         for layer, bias in ((self.distances, 2.0), (self.quality, 0.0)):
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, bias)  # boxes about four strides wide to begin with
+            nn.init.constant_(layer.bias, bias)
 
     def forward(
         self, pyramid: list[Float[Tensor, "B C ..."]]

@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that gives zeros until it has learned something."""
+    projection = nn.Conv2d(in_channels, out_channels, 1)
+    assert projection.bias is not None
+    nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
 class GatedProjection(nn.Module):
     """gate * projection(x) into the text space, 1 x 1; nothing at the start, since the projection starts at zero.
 
@@ -19,10 +28,7 @@ class GatedProjection(nn.Module):
 
     def __init__(self, in_channels: int, text_dim: int, *, per_channel: bool):
         super().__init__()
-        self.projection = nn.Conv2d(in_channels, text_dim, 1)
-        assert self.projection.bias is not None
-        nn.init.zeros_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        self.projection = silent_projection(in_channels, text_dim)
         self.gate = nn.Parameter(torch.ones(text_dim if per_channel else 1))
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
@@ -46,10 +52,7 @@ class ShortcutFilter(nn.Module):
         """
         super().__init__()
         self.size = size
-        self.weights = nn.Conv2d(in_channels, size * size, 1)
-        assert self.weights.bias is not None
-        nn.init.zeros_(self.weights.weight)
-        nn.init.zeros_(self.weights.bias)
+        self.weights = silent_projection(in_channels, size * size)
 
     def forward(
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]

@@ -9,6 +9,7 @@ the process by hundreds of MB in one step.
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -172,22 +173,26 @@ def build_bank(
     return TextBank(path)
 
 
+def file_header(shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
+    """The start of a bank's file, up to its C x V x D float16 rows: that of any safetensors file with one tensor."""
+    header = {
+        "__metadata__": metadata,
+        "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * math.prod(shape)]},
+    }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
 def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: Sources) -> None:
     """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
     per_class = len(texts[0]) * sources.draws if texts else 0
     dim = encode_tokens(clip, clip.tokenizer([""])).shape[1]
-    shape = [len(texts), per_class, dim]
-    header = {
-        "__metadata__": metadata,
-        "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * int(np.prod(shape))]},
-    }
-    encoded_header = json.dumps(header).encode()
-    encoded_header += b" " * (-len(encoded_header) % 8)
     classes_at_a_time = max(1, BATCH // max(1, per_class))
     starts = range(0, len(texts), classes_at_a_time)
     generator = torch.Generator().manual_seed(sources.seed)
     with path.open("wb") as file:
-        file.write(len(encoded_header).to_bytes(8, "little") + encoded_header)
+        file.write(file_header((len(texts), per_class, dim), metadata))
         for start in progress(starts, len(starts), "text bank"):
             group = texts[start : start + classes_at_a_time]
             tokens = clip.tokenizer([text for of_class in group for text in of_class])
