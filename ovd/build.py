@@ -150,8 +150,11 @@ def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
     """
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(texts, dict) or any(not isinstance(t, str) for of_class in texts.values() for t in of_class):
-            raise TypeError
+        lists = list(texts.values()) if isinstance(texts, dict) else [None]
+        if not all(
+            isinstance(of_class, list) and all(isinstance(text, str) for text in of_class) for of_class in lists
+        ):
+            raise TypeError("not lists of texts by class name")
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f'{path}: needs JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
     if not set(texts) & set(names):
