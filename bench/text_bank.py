@@ -20,8 +20,9 @@ import torch
 
 from ovd.clip.load import load_clip
 from ovd.precision import describe_machine
-from ovd.text.bank import Sources, TextBank, build_bank, file_header
+from ovd.text.bank import Sources, TextBank, build_bank
 from ovd.text.encoder import encode_texts
+from ovd.text.tensor_file import file_header
 
 NUM_CLASSES, NUM_VARIANTS, DIM, ROWS = 13_000, 64, 512, 256
 STEPS = 300
@@ -35,7 +36,7 @@ def write_random_bank(path: Path) -> None:
     metadata = {"tower": "random", "names": json.dumps(names)}
     rows = np.random.default_rng(0).standard_normal((100, NUM_VARIANTS, DIM)).astype(np.float16).tobytes()
     with path.open("wb") as file:
-        file.write(file_header((NUM_CLASSES, NUM_VARIANTS, DIM), metadata))
+        file.write(file_header({"variants": (np.dtype(np.float16), (NUM_CLASSES, NUM_VARIANTS, DIM))}, metadata))
         for _ in range(NUM_CLASSES // 100):
             file.write(rows)
 

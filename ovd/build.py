@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ovd.clip.load import Clip, load_clip
-from ovd.config import BankConfig, FileData, GatedShortcuts, TrainConfig, WorldData, parse_config
+from ovd.config import BankConfig, FileData, GatedShortcuts, PairsConfig, TrainConfig, WorldData, parse_config
 from ovd.data.annotations import AnnotationIndex, load_annotations
-from ovd.data.loader import train_loader
+from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
+from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
 from ovd.data.transforms import train_transform
 from ovd.data.vocabulary import split_lvis_base
@@ -23,12 +25,20 @@ from ovd.engine import checkpoint
 from ovd.engine.train import Saving, Schedule
 from ovd.inference import DetectionOptions
 from ovd.model.detector import Detector
+from ovd.model.postprocess import ScoreEnsemble
 from ovd.model.tower import TimmTower
 from ovd.precision import use_low_precision
+from ovd.selftrain.filter import Filters, filter_labels
+from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labels import read_labels
 from ovd.structures import Batch
 from ovd.text.bank import Sources, TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint
-from ovd.text.prompts import TEMPLATES
+from ovd.text.pair_texts import PairTexts
+from ovd.text.prompts import TEMPLATES, clean_name
+
+PAIRS_SEED_OFFSET = 2**32
+"""Keeps the order and augmentation of pairs apart from those of the detection data."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class TrainedDetector:
     detector: Detector
     config: TrainConfig
     clip: Clip
+    classes: tuple[str, ...]
+    """Names it was trained on."""
 
 
 def data_root() -> Path:
@@ -68,9 +80,10 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
         logit_scale=clip.model.logit_scale.exp().item(),
         channels=config.detector.channels,
         num_convs=config.detector.num_convs,
-        gated=isinstance(shortcuts, GatedShortcuts),
+        shortcuts=frozenset(shortcuts.places) if isinstance(shortcuts, GatedShortcuts) else frozenset(),
         per_channel_gates=isinstance(shortcuts, GatedShortcuts) and shortcuts.per_channel,
         filter_size=shortcuts.filter_size if isinstance(shortcuts, GatedShortcuts) else 1,
+        keeps_clip=config.eval.ensemble is not None,
     )
 
 
@@ -167,30 +180,99 @@ def evaluation_text(config: TrainConfig, clip: Clip, names: list[str]) -> Float[
     return encode_classes(clip, names, TEMPLATES[config.bank.templates])
 
 
-def training_batches(config: TrainConfig, index: AnnotationIndex) -> Callable[[int], Iterator[Batch]]:
-    """The batches from a step on."""
+def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
+    """Where the pairs' shards are; the embedded world's are drawn on first use.
+
+    Raises:
+        ValueError: the config names none, and its data is not the world.
+    """
+    if config.shards is not None:
+        return data_root() / config.shards
+    if isinstance(source, FileData):
+        raise ValueError("data.pairs.shards is missing: only the embedded world has pairs of its own")
+    return build_world(source.root, ("pairs",), Settings(seed=source.seed)) / "pairs"
+
+
+def load_labelled_pairs(
+    config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int
+) -> tuple[LabelledPairs, PairTexts, dict[str, int]]:
+    """The pairs to train on, their texts, and how many boxes each filter removed.
+
+    Raises:
+        ValueError: the labels were made with another text tower, are of other shards, or nothing passes the filters.
+    """
+    files = sorted(config.labels.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
+    shards = PairShards(pair_shards_folder(config, source), only=[f"{file.stem}.tar" for file in files])
+    labels = [read_labels(file) for file in files]
+    texts = PairTexts([TextBank(file, tower=text_tower_fingerprint(clip)) for file in files], first_id=first_id)
+    filters = Filters(
+        keep=config.keep,
+        min_score=config.min_score,
+        min_size_px=config.min_size_px,
+        max_relative_area=config.max_relative_area,
+        caption_match=config.caption_match,
+        max_per_text=config.max_per_text,
+    )
+    captions = None
+    if config.caption_match:
+        ends = np.cumsum([len(of_shard.keys) for of_shard in labels]).tolist()
+        captions = [
+            [shards[position].caption for position in range(end - len(of_shard.keys), end)]
+            for of_shard, end in zip(labels, ends, strict=True)
+        ]
+    kept, counts = filter_labels(labels, filters, captions=captions)
+    return LabelledPairs(shards, labels, kept, texts, with_boxes=config.use == "boxes"), texts, counts
+
+
+def training_batches(
+    config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None = None
+) -> Callable[[int], Iterator[Batch]]:
+    """The batches from a step on; with pairs, each holds both at the configured share."""
     transform = train_transform(
         size=config.data.size, scale=config.data.scale, flip=config.data.flip, color=config.data.colour
     )
 
-    def batches_from(step: int) -> Iterator[Batch]:
+    batch_size, seed = config.train.batch_size, config.train.seed
+    num_paired = 0
+    if pairs is not None:
+        assert config.data.pairs is not None
+        num_paired = min(batch_size - 1, max(1, round(batch_size * config.data.pairs.share)))
+    repeat = repeat_factors(index, config.data.repeat_threshold)
+
+    def load(source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None) -> Iterator[Batch]:
         return train_loader(
-            index,
+            source,
             transform=transform,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            start_step=step,
-            num_steps=config.train.steps - step,
+            batch_size=size,
+            seed=seed,
+            start_step=start,
+            num_steps=config.train.steps - start,
             num_workers=config.data.workers,
-            repeat_threshold=config.data.repeat_threshold,
+            repeat=repeat,
         )
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        annotated = load(index, step, batch_size - num_paired, seed, repeat)
+        if pairs is None:
+            return annotated
+        return mix_batches(annotated, load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None))
 
     return batches_from
 
 
 def build_schedule(config: TrainConfig) -> Schedule:
-    names = set(Schedule.__dataclass_fields__) - {"text_noise"}
-    return Schedule(**{name: getattr(config.train, name) for name in names}, text_noise=config.bank.noise)
+    pairs = config.data.pairs
+    weight = pairs.image_label_weight if pairs is not None and pairs.use == "image_labels" else 0.0
+    names = Schedule.__dataclass_fields__.keys() - {"text_noise", "sampled_texts", "image_label_weight"}
+    settings = {name: getattr(config.train, name) for name in names}
+    return Schedule(
+        **settings,
+        text_noise=config.bank.noise,
+        sampled_texts=pairs.sampled_texts if pairs is not None else 0,
+        image_label_weight=weight,
+    )
 
 
 def build_saving(config: TrainConfig) -> Saving:
@@ -206,6 +288,16 @@ def build_saving(config: TrainConfig) -> Saving:
 def detection_options(config: TrainConfig) -> DetectionOptions:
     names = DetectionOptions.__dataclass_fields__
     return DetectionOptions(**{name: getattr(config.eval, name) for name in names})
+
+
+def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:
+    """How the detector's scores and CLIP's are joined for classes of these names; None where they are not."""
+    config = trained.config.eval.ensemble
+    if config is None:
+        return None
+    base = set(map(clean_name, trained.classes))
+    weights = torch.tensor([config.base if clean_name(name) in base else config.novel for name in names])
+    return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
@@ -243,7 +335,7 @@ def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
         raise ValueError(f"{found.folder} was trained against another text tower than {config.clip.name!r} has now")
     detector = build_detector(config, clip)
     checkpoint.load_into(detector, found.weights)
-    return TrainedDetector(detector.eval(), config, clip)
+    return TrainedDetector(detector.eval(), config, clip, tuple(found.extra.get("classes", ())))
 
 
 def initialise(detector: Detector, init_from: Path) -> None:

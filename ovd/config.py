@@ -21,6 +21,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -77,6 +78,8 @@ class BankConfig(Section):
 
 class GatedShortcuts(Section):
     kind: Literal["gated"] = "gated"
+    places: Annotated[tuple[Literal["pyramid", "head"], ...], Field(min_length=1)] = ("pyramid", "head")
+    """Where the learned path joins the dense feature."""
     per_channel: bool = True
     """One gate for every text-space channel, or one for all."""
     filter_size: Literal[1, 3, 5, 7] = 3
@@ -117,6 +120,35 @@ class FileData(Section):
     val_images: Path | None = None
 
 
+class PairsConfig(Section):
+    """Image-text pairs beside the detection data: self-training, or image-level labels."""
+
+    labels: Path
+    """Folder of labels that tools/pseudo_label.py made."""
+    shards: Path | None = None
+    """Folder of the pairs' tar shards; the embedded world's own if not given."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of a batch's images."""
+    use: Literal["boxes", "image_labels"] = "boxes"
+    """`boxes` trains on the teacher's boxes that pass the filters below; `image_labels` on the texts alone, as true of
+    the whole image."""
+    keep: Literal["top1", "top1_per_text", "all"] = "top1"
+    """Of an image's boxes: the best, the best of each text, or all."""
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_size_px: NonNegativeFloat = 0.0
+    """Least shorter side, in pixels of the pair's image."""
+    max_relative_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest area, as a fraction of the image's."""
+    caption_match: bool = False
+    """The text must occur in the pair's caption: for texts that are the same in every image."""
+    max_per_text: PositiveInt | None = None
+    """Over all pairs, at most this many boxes of a text, the best scores first."""
+    sampled_texts: NonNegativeInt = 100
+    """Texts drawn besides those of the batch, as negatives of its pairs."""
+    image_label_weight: PositiveFloat = 0.1
+    """Weight of the loss of `image_labels`."""
+
+
 class DataConfig(Section):
     source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("world")] = WorldData()
     classes: Literal["base", "all"] = "base"
@@ -129,7 +161,10 @@ class DataConfig(Section):
     """Strength of brightness, contrast, saturation and hue jitter."""
     repeat_threshold: NonNegativeFloat = 0.001
     """LVIS's repeat-factor sampling; 0 switches it off."""
+    pairs: PairsConfig | None = None
+    """Trained on besides `source`; none by default."""
     workers: NonNegativeInt = 1
+    """Processes that load ahead, for `source` and as many for `pairs`."""
 
 
 class TrainSection(Section):
@@ -164,6 +199,14 @@ class TrainSection(Section):
     """Steps between evaluations; 0 evaluates at the end only."""
 
 
+class EnsembleConfig(Section):
+    """Class probability = detector's ** (1 - weight) x CLIP's ** weight (F-VLM, arXiv:2209.15639)."""
+
+    base: Annotated[float, Field(ge=0, le=1)] = 0.35
+    """Weight of CLIP for classes that were trained on."""
+    novel: Annotated[float, Field(ge=0, le=1)] = 0.65
+
+
 class EvalSection(Section):
     batch_size: PositiveInt = 16
     score_threshold: NonNegativeFloat = 0.0
@@ -172,6 +215,8 @@ class EvalSection(Section):
     candidates: PositiveInt = 2000
     """Highest-scoring (point, class) pairs of an image that enter non-maximum suppression."""
     engine: Literal["hotcoco", "official"] = "hotcoco"
+    ensemble: EnsembleConfig | None = None
+    """Rank by the detector's scores and CLIP's; needs detector.freeze_tower, so that the tower still is CLIP's."""
 
 
 class TrainConfig(Section):
@@ -187,6 +232,12 @@ class TrainConfig(Section):
     data: DataConfig = DataConfig()
     train: TrainSection
     eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _frozen_where_ensembled(self) -> "TrainConfig":
+        if self.eval.ensemble is not None and not self.detector.freeze_tower:
+            raise ValueError("eval.ensemble needs detector.freeze_tower: a trained tower's scores are not CLIP's")
+        return self
 
 
 class PretrainConfig(Section):
@@ -206,6 +257,48 @@ class PretrainConfig(Section):
     precision: Literal["auto", "bf16", "float32"] = "auto"
     threads: PositiveInt = 2
     save_every: PositiveInt = 200
+
+
+class LabelsConfig(Section):
+    """What a teacher is asked for in image-text pairs, see tools/pseudo_label.py."""
+
+    queries: Literal["caption", "ngrams", "nouns"]
+    shards: PositiveInt | None = None
+    """Only the first so many; all if not given."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_boxes: PositiveInt = 100
+
+
+class AblationRow(Section):
+    """One row of the table: a training run, or a teacher's and then its student's."""
+
+    config: Path
+    """Of the run, or of the student: `init_from` and `data.pairs.labels` are filled in."""
+    teacher: Path | None = None
+    """Config of a first stage, shared by all rows that name it."""
+    labels: LabelsConfig | None = None
+    """What the teacher does between the two."""
+
+    @model_validator(mode="after")
+    def _labels_have_a_teacher(self) -> "AblationRow":
+        if (self.teacher is None) != (self.labels is None):
+            raise ValueError("a row has both `teacher` and `labels`, or neither")
+        return self
+
+
+class AblationConfig(Section):
+    """A table of configs x seeds: `tools/ablate.py`."""
+
+    records: Path
+    """JSON lines, one a finished run; the table and the pictures are made of them."""
+    runs: Path
+    """Folder of the run folders."""
+    picture: Path
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    """Each draws the world's scenes and rare split, and seeds the training."""
+    lengths: tuple[PositiveInt, ...] = ()
+    """Train every row for each of these numbers of steps instead of its config's; the picture shows AP against them."""
+    rows: dict[str, AblationRow]
 
 
 ConfigType = TypeVar("ConfigType", bound=Section)

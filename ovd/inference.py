@@ -13,7 +13,7 @@ from ovd.data.annotations import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.data.transforms import eval_transform
 from ovd.model.detector import Detector
-from ovd.model.postprocess import postprocess
+from ovd.model.postprocess import ScoreEnsemble, postprocess
 from ovd.precision import autocast, memory_format
 from ovd.structures import Detections
 
@@ -40,6 +40,7 @@ def detect(
     *,
     options: DetectionOptions,
     low_precision: bool,
+    ensemble: ScoreEnsemble | None = None,
 ) -> tuple[Detections, ...]:
     """Detections of a padded batch, in pixels of the original images, on the CPU.
 
@@ -49,6 +50,7 @@ def detect(
         images: padded at the right and bottom.
         sizes, original_sizes: height and width before padding, and before resizing.
         low_precision: bf16 autocast.
+        ensemble: joins the scores with CLIP's.
     """
     device = detector.threshold.device
     images, sizes = images.to(device), sizes.to(device)
@@ -65,6 +67,7 @@ def detect(
         bias=detector.bias,
         input_sizes=sizes,
         original_sizes=original_sizes.to(device),
+        ensemble=ensemble,
         **asdict(options),
     )
     return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
@@ -83,6 +86,7 @@ def detect_image(
     size: int,
     options: DetectionOptions,
     low_precision: bool,
+    ensemble: ScoreEnsemble | None = None,
 ) -> Detections:
     """Detections in one RGB image of any size, which is resized to a longest side of `size`."""
     resized = torch.from_numpy(np.ascontiguousarray(eval_transform(size=size)(image))).permute(2, 0, 1)
@@ -96,6 +100,7 @@ def detect_image(
         torch.tensor([image.shape[:2]]),
         options=options,
         low_precision=low_precision,
+        ensemble=ensemble,
     )
     return found[0]
 
@@ -110,6 +115,7 @@ def detect_dataset(
     num_workers: int,
     options: DetectionOptions,
     low_precision: bool,
+    ensemble: ScoreEnsemble | None = None,
 ) -> Iterator[tuple[int, Detections]]:
     """Image id and detections of every image of a data set, in its order.
 
@@ -126,5 +132,6 @@ def detect_dataset(
             original_sizes,
             options=options,
             low_precision=low_precision,
+            ensemble=ensemble,
         )
         yield from zip(batch.image_ids, found, strict=True)

@@ -45,13 +45,17 @@ def describe_machine(device: torch.device | None = None) -> str:
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    instructions = " + ".join([torch.backends.cpu.get_cpu_capability(), *_cpu_bf16_instructions()])
-    parts = [f"CPU {_cpu_name()}", instructions, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts = [f"CPU {cpu_name()}", instruction_set(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")
     lowered = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # kernels are picked for no more than these
     parts += [f"{name}={os.environ[name]}" for name in lowered if name in os.environ]
     return ", ".join(parts)
+
+
+def instruction_set() -> str:
+    """What torch's CPU kernels are picked for."""
+    return " + ".join([torch.backends.cpu.get_cpu_capability(), *_cpu_bf16_instructions()])
 
 
 def _cpu_bf16_instructions() -> list[str]:
@@ -60,7 +64,8 @@ def _cpu_bf16_instructions() -> list[str]:
     return [name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()]
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

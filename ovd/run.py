@@ -1,4 +1,4 @@
-"""Whole jobs, as the tools and the quick start run them: train from a config, evaluate what was trained."""
+"""Whole jobs, as the tools and the quick start run them: train from a config, evaluate, label image-text pairs."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,28 @@ from ovd.build import (
     detection_options,
     evaluation_text,
     initialise,
+    load_labelled_pairs,
     load_training_index,
     load_validation_index,
     low_precision,
     resolve_device,
+    score_ensemble,
     training_batches,
 )
 from ovd.clip.load import load_clip
-from ovd.config import TrainConfig
+from ovd.config import TrainConfig, WorldData
 from ovd.data.annotations import AnnotationIndex, load_annotations
 from ovd.data.report import DataReport
+from ovd.data.world.build import TRANSFER_PARTS, build_world
+from ovd.data.world.settings import Settings
 from ovd.engine.checkpoint import latest
+from ovd.engine.retention import (
+    Retention,
+    format_retention,
+    group_average_precision,
+    measure_retention,
+    write_retention,
+)
 from ovd.engine.train import train
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -33,9 +44,17 @@ from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.report import Evaluation, format_table, write_report
 from ovd.evaluation.results import write_results
 from ovd.evaluation.truth import read_truth
-from ovd.inference import prepare
+from ovd.inference import DetectionOptions, prepare
 from ovd.model.detector import Detector
+from ovd.model.tower import TimmTower
 from ovd.precision import describe_machine
+from ovd.selftrain.hf_teacher import HuggingFaceTeacher
+from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards
+from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
+from ovd.text.prompts import TEMPLATES
+
+RETENTION_IMAGES = 500
+"""Enough to tell points of a per cent apart, and done in seconds."""
 
 FREE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
@@ -75,19 +94,28 @@ def train_from_config(
     detector = build_detector(config, clip)
     if config.init_from is not None and found is None:
         initialise(detector, config.init_from)
+    pairs, pair_texts = None, None
+    if config.data.pairs is not None:
+        pairs, pair_texts, counts = load_labelled_pairs(
+            config.data.pairs, config.data.source, clip, first_id=len(index.categories)
+        )
+        removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        print(f"{len(pairs)} image-text pairs with {len(pair_texts)} texts; boxes: {removed}")
 
     def evaluate_average(averaged: Detector) -> dict[str, float]:
         assert validation is not None
-        evaluation = detect_all(TrainedDetector(averaged, config, clip), validation).evaluate()
+        names = tuple(category.name for category in index.categories)
+        evaluation = detect_all(TrainedDetector(averaged, config, clip, names), validation).evaluate()
         print(format_table(evaluation))
         write_report(evaluation, config.output)
         return evaluation.metrics
 
     _, metrics = train(
         detector,
-        training_batches(config, index),
+        training_batches(config, index, pairs),
         build_text_bank(config, clip, index),
         torch.tensor([category.image_count for category in index.categories]),
+        pair_texts,
         schedule=build_schedule(config),
         saving=build_saving(config),
         report=report,
@@ -98,6 +126,18 @@ def train_from_config(
         resume_from=found,
     )
     return metrics
+
+
+def draw_world(config: TrainConfig) -> Path:
+    """The config's embedded world with all its parts but the pretraining pairs, drawn where it is not there yet.
+
+    Raises:
+        ValueError: the config's data is not the world.
+    """
+    source = config.data.source
+    if not isinstance(source, WorldData):
+        raise ValueError("this works on the embedded world only: data.source.kind=world")
+    return build_world(source.root, ("train", "val", "pairs", *TRANSFER_PARTS), Settings(seed=source.seed))
 
 
 def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
@@ -128,9 +168,10 @@ def detect_all(
 ) -> BoxEvaluator:
     """Ask a detector, already on its device, for every class of a data set in every image of it."""
     config = trained.config
+    names = [category.name for category in index.categories]
     return evaluate_detector(
         trained.detector,
-        evaluation_text(config, trained.clip, [category.name for category in index.categories]),
+        evaluation_text(config, trained.clip, names),
         index,
         engine=engine or config.eval.engine,
         size=size or config.data.size,
@@ -138,6 +179,7 @@ def detect_all(
         num_workers=config.data.workers,
         options=detection_options(config),
         low_precision=low_precision(config),
+        ensemble=score_ensemble(trained, names),
     )
 
 
@@ -174,4 +216,79 @@ def evaluate_run(
     evaluation = evaluator.evaluate()
     print(format_table(evaluation))
     write_report(evaluation, output)
+    retention = retention_of(trained, index, size)
+    print(format_retention(retention, group_average_precision(evaluation.classes)))
+    write_retention(retention, output)
     return evaluation
+
+
+def retention_of(trained: TrainedDetector, index: AnnotationIndex, size: int | None = None) -> Retention:
+    """What a detector, already on its device, kept of CLIP's zero-shot ability at the true boxes of a data set."""
+    config = trained.config
+    torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
+    untouched = load_clip(config.clip.name, config.clip.weights)
+    return measure_retention(
+        trained.detector,
+        TimmTower(untouched.model.visual),
+        evaluation_text(config, trained.clip, [category.name for category in index.categories]),
+        index,
+        size=size or config.data.size,
+        batch_size=config.eval.batch_size,
+        num_workers=config.data.workers,
+        low_precision=low_precision(config),
+        max_images=RETENTION_IMAGES,
+    )
+
+
+def pseudo_label_run(
+    trained: TrainedDetector,
+    *,
+    pairs: Path,
+    output: Path,
+    options: LabelOptions,
+    templates: str | None = None,
+    teacher_hf: str | None = None,
+    size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    num_shards: int | None = None,
+) -> LabelCounts:
+    """Find boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
+
+    Args:
+        trained: the teacher; its text tower is the one that a student of the labels will speak.
+        templates: one of TEMPLATES that names and phrases are asked for in; the run's by default. Captions are asked
+            for as they stand.
+        teacher_hf: a zero-shot detector of transformers that finds the boxes instead.
+        size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
+    """
+    config = trained.config
+    device = resolve_device(config)
+    prompts = None if options.source == "caption" else TEMPLATES[templates or config.bank.templates]
+    texts = TextVariants(trained.clip, prompts)
+    max_boxes = options.max_boxes + 1  # one more than is kept, so that the job sees where it leaves some out
+    teacher: Teacher
+    if teacher_hf is not None:
+        teacher = HuggingFaceTeacher(
+            teacher_hf,
+            device=device,
+            score_threshold=options.score_threshold,
+            max_boxes=max_boxes,
+            nms_iou=config.eval.nms_iou,
+        )
+    else:
+        teacher = OvdTeacher(
+            prepare(trained.detector, device, low_precision=low_precision(config)),
+            texts,
+            run=str(config.output),
+            size=size or config.data.size,
+            options=DetectionOptions(
+                score_threshold=options.score_threshold,
+                nms_iou=config.eval.nms_iou,
+                max_detections=max_boxes,
+                candidates=config.eval.candidates,
+            ),
+            low_precision=low_precision(config),
+        )
+    print(f"{output}: {teacher.name}, {describe_machine(device)}")
+    return label_shards(pairs, output, teacher, texts, options, rank=rank, world=world, num_shards=num_shards)

@@ -31,13 +31,16 @@ class Predictions:
     """xyxy in pixels of the input image, not clipped to it."""
     quality: Float[Tensor, "B P"]
     """Logit of the box's centre-ness."""
+    clip: Float[Tensor, "B P D"] | None = None
+    """The dense CLIP feature, unit length, of detectors that rank by both."""
 
 
 @dataclass(frozen=True)
 class Targets:
     """What one image's annotations say.
 
-    Classes are rows of the data set's vocabulary (0..C-1), never category ids of a file.
+    Classes are rows of the data set's vocabulary (0..C-1), never category ids of a file. For an image-text pair they
+    are ids of texts, from C on (text/pair_texts.py).
     """
 
     boxes: Float[Tensor, "R 4"]
@@ -65,6 +68,8 @@ class Batch:
     sizes: Int[Tensor, "B 2"]
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
+    num_pairs: int = 0
+    """So many images, the last ones, are image-text pairs: their classes are texts, not rows of the vocabulary."""
     skipped: tuple[str, ...] = ()
     """A line "CODE where and why" for every sample left out of this batch."""
     repaired: tuple[str, ...] = ()

@@ -1,9 +1,11 @@
-"""The main job from nothing, on the embedded world: draw it, train on its base classes, evaluate, look.
+"""The main job from nothing, on the embedded world: draw it, train on its base classes, label image-text pairs with the
+result, go on training on both, evaluate on its validation set and on two others of other style, look.
 
     python tools/quickstart.py
 
-Writes runs/quickstart/: metrics.json, example.jpg and example.detections.png (the first validation image that holds
-rare objects, searched for all classes of the world), predictions.png, curves.png.
+Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/, example.jpg
+and example.detections.png (the first validation image that holds rare objects, searched for all classes of the world),
+predictions.png, curves.png.
 """
 
 import argparse
@@ -20,7 +22,6 @@ from ovd.build import (
     detection_options,
     evaluation_text,
     load_detector,
-    load_training_index,
     load_validation_index,
     low_precision,
 )
@@ -29,13 +30,16 @@ from ovd.config import TrainConfig, load_config
 from ovd.data.annotations import AnnotationIndex, ImageRecord
 from ovd.data.images import read_image
 from ovd.data.report import DataReport
+from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import Stages
 from ovd.inference import detect_image
-from ovd.run import evaluate_run, train_from_config
+from ovd.run import draw_world, evaluate_run, pseudo_label_run, train_from_config
+from ovd.selftrain.pseudo_label import LabelOptions
 from ovd.structures import Detections
 from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
 
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+NUM_LABELLED_SHARDS = 3
 GRID_IMAGES = 8
 
 
@@ -87,23 +91,42 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of both stages, for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     arguments = parser.parse_intermixed_args()
     stages = Stages()
     if "OVD_START" in os.environ:  # set by make, before it installed anything
         stages.add("installing", time.time() - int(os.environ["OVD_START"]))
-    config = load_config(CONFIG, arguments.overrides, TrainConfig)
+    base = load_config(CONFIGS / "quickstart_base.yaml", arguments.overrides, TrainConfig)
+    config = load_config(CONFIGS / "quickstart.yaml", arguments.overrides, TrainConfig)
     with stages.measure("drawing the world"):
-        load_training_index(config, DataReport())
+        world = draw_world(config)
         index = load_validation_index(config, DataReport())
         if index is None:
             raise ValueError("the quick start needs a validation set")
-    with stages.measure("training"):
+    with stages.measure("training on base classes"):
+        train_from_config(base, resume=arguments.resume, evaluate=False)
+    with stages.measure("labelling pairs"):
+        pseudo_label_run(
+            load_detector(base.output),
+            pairs=world / "pairs",
+            output=base.output / "labels",
+            options=LabelOptions(source="nouns"),
+            num_shards=NUM_LABELLED_SHARDS,
+        )
+    with stages.measure("self-training"):
         train_from_config(config, resume=arguments.resume, evaluate=False)
     with stages.measure("evaluating"):
         trained = load_detector(config.output)
         evaluate_run(trained, output=config.output)
+        for part in TRANSFER_PARTS:
+            evaluate_run(
+                trained,
+                output=config.output / f"eval-{part}",
+                annotations=world / "annotations" / f"{part}.json",
+                images=world / "images" / part,
+                format="coco",
+            )
     with stages.measure("drawing pictures"):
         draw_pictures(trained, index, config.output)
     print(stages.table())

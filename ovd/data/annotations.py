@@ -44,6 +44,7 @@ class ImageRecord:
 
     id: int
     path: Path
+    """Its file; for an image in a tar shard, the shard and the key."""
     height: int
     width: int
     boxes: Float32[np.ndarray, "R 4"]
@@ -106,6 +107,12 @@ class AnnotationIndex:
             negative_classes=self.negative_classes[image],
             not_exhaustive_classes=self.not_exhaustive_classes[image],
         )
+
+    def encoded(self, image: int) -> Path:
+        """Where the image's pixels are."""
+        if self.images_root is None:
+            raise ValueError(f"{self.path} was loaded without a folder of images")
+        return self.record(image).path
 
 
 def load_annotations(

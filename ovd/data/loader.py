@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ovd.data.annotations import AnnotationIndex, ImageRecord
@@ -27,7 +30,22 @@ _EPOCH_STREAM = 0
 _SAMPLE_STREAM = 1
 
 DrawnSample = tuple[int, int]
-"""Position of an image in the index, and the seed of its augmentation."""
+"""Position of an image in its source, and the seed of its augmentation."""
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images with what is known of them: an annotation index, or labelled image-text pairs."""
+
+    @property
+    def image_ids(self) -> Int64[np.ndarray, " N"]: ...
+
+    def __len__(self) -> int: ...
+
+    def record(self, image: int) -> ImageRecord: ...
+
+    def encoded(self, image: int) -> Path | bytes:
+        """The image's file, or its content."""
 
 
 def repeat_factors(index: AnnotationIndex, threshold: float) -> Float64[np.ndarray, " N"]:
@@ -115,22 +133,21 @@ class _LoadedSample:
 class DetectionDataset(Dataset):
     """Reads and transforms single samples; a sample that cannot be read becomes a line "CODE where and why"."""
 
-    def __init__(self, index: AnnotationIndex, transform: Callable[[Sample, int], Sample]):
-        if index.images_root is None:
-            raise ValueError(f"{index.path} was loaded without a folder of images")
-        self._index = index
+    def __init__(self, source: ImageSource, transform: Callable[[Sample, int], Sample]):
+        self._source = source
         self._transform = transform
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._source)
 
     def __getitem__(self, drawn: DrawnSample) -> _LoadedSample | str:
         image, seed = drawn
-        record = self._index.record(image)
+        record = self._source.record(image)
+        encoded = self._source.encoded(image)
         try:
-            decoded = decode_image(record.path, expected_size=(record.height, record.width))
+            decoded = decode_image(encoded, expected_size=(record.height, record.width))
         except ImageError as error:
-            return f"{error.code} {error}"
+            return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
         sample = Sample(
             image=decoded.pixels, boxes=record.boxes, classes=record.classes, ignore_boxes=record.crowd_boxes
         )
@@ -149,7 +166,7 @@ class DetectionDataset(Dataset):
 
 
 def train_loader(
-    index: AnnotationIndex,
+    source: ImageSource,
     *,
     transform: Callable[[Sample, int], Sample],
     batch_size: int,
@@ -157,7 +174,7 @@ def train_loader(
     start_step: int,
     num_steps: int,
     num_workers: int,
-    repeat_threshold: float,
+    repeat: Float64[np.ndarray, " N"] | None = None,
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[Batch]:
@@ -169,7 +186,7 @@ def train_loader(
     Args:
         transform: a pure function of (sample, seed).
         num_workers: processes (forked) that load ahead; 0 loads in the calling process.
-        repeat_threshold: see `repeat_factors`; 0 shows every image once an epoch.
+        repeat: see `repeat_factors`; None shows every image once an epoch.
         size_divisor: images are padded at the right and bottom to a multiple of it.
         timeout_s: how long a batch may take in a worker.
 
@@ -178,12 +195,31 @@ def train_loader(
         RuntimeError: a worker died or hung; the message has the signal or the time, the step and its image ids. (A
             death between two batches is raised by torch's signal handler, in whatever the main thread does then.)
     """
-    order = TrainOrder(
-        num_images=len(index), repeat=repeat_factors(index, repeat_threshold), seed=seed, batch_size=batch_size
-    )
-    dataset = DetectionDataset(index, transform)
+    if repeat is None:
+        repeat = np.ones(len(source))
+    order = TrainOrder(num_images=len(source), repeat=repeat, seed=seed, batch_size=batch_size)
+    source.encoded(0)  # an index without a folder of images stops here, not in a worker
+    dataset = DetectionDataset(source, transform)
     steps = range(start_step, start_step + num_steps)
-    return _load(dataset, index, steps, order.batch, num_workers, size_divisor, timeout_s)
+    return _load(dataset, source, steps, order.batch, num_workers, size_divisor, timeout_s)
+
+
+def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:
+    """Joins the batches of both, step by step: detection data first, then image-text pairs, padded to one size."""
+    for first, second in zip(detection, pairs, strict=True):
+        batches = [batch for batch in (first, second) if batch.image_ids]
+        height = max((batch.images.shape[2] for batch in batches), default=1)
+        width = max((batch.images.shape[3] for batch in batches), default=1)
+        images = [F.pad(b.images, (0, width - b.images.shape[3], 0, height - b.images.shape[2])) for b in batches]
+        yield Batch(
+            images=torch.cat(images) if images else first.images,
+            sizes=torch.cat([first.sizes, second.sizes]),
+            targets=first.targets + second.targets,
+            image_ids=first.image_ids + second.image_ids,
+            num_pairs=len(second.image_ids),
+            skipped=first.skipped + second.skipped,
+            repaired=first.repaired + second.repaired,
+        )
 
 
 def eval_loader(
@@ -203,6 +239,8 @@ def eval_loader(
         DataError: an image is missing or cannot be used: a metric over the rest would not be the metric.
         ValueError, RuntimeError: as `train_loader`.
     """
+    if len(index):
+        index.encoded(0)
     dataset = DetectionDataset(index, partial(_resize_sample, eval_transform(size=size)))
     steps = range(-(-len(index) // batch_size))
 
@@ -249,7 +287,7 @@ class _StepBatches:
 
 def _load(
     dataset: DetectionDataset,
-    index: AnnotationIndex,
+    source: ImageSource,
     steps: range,
     batch: Callable[[int], list[DrawnSample]],
     num_workers: int,
@@ -274,7 +312,7 @@ def _load(
         try:
             packed = next(packed_batches)
         except RuntimeError as error:
-            image_ids = [int(index.image_ids[image]) for image, _ in batch(step)]
+            image_ids = [int(source.image_ids[image]) for image, _ in batch(step)]
             # torch says that a worker "exited unexpectedly", and in the cause which signal killed it.
             reason = f"{error} ({error.__cause__})" if isinstance(error.__cause__, RuntimeError) else f"{error}"
             raise RuntimeError(f"loading step {step} (image ids {image_ids}) failed: {reason}") from error

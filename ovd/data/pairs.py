@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, islice
@@ -42,7 +42,9 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class _ManifestEntry:
+class ManifestEntry:
+    """What a folder's manifest says of one shard."""
+
     num_samples: int
     sha256: str
     num_bytes: int
@@ -113,6 +115,28 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     temporary.replace(manifest_path)
 
 
+def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
+    """The shards of a folder by file name, in order, none of them opened; None where there is no manifest.
+
+    Raises:
+        DataError: F13 no shards, or other shards than the manifest names.
+    """
+    manifest = _read_manifest(directory)
+    names = sorted(path.name for path in directory.glob("*.tar"))
+    if manifest is None:
+        if not names:
+            raise DataError("F13", f"{directory}: no .tar shards here")
+        return dict.fromkeys(names)
+    missing, unknown = sorted(manifest.keys() - set(names)), sorted(set(names) - manifest.keys())
+    if missing or unknown:
+        raise DataError(
+            "F13",
+            f"{directory / MANIFEST_NAME}: shards missing from the folder: {missing[:20]}; "
+            f"shards not in the manifest: {unknown[:20]}",
+        )
+    return {name: manifest[name] for name in names}
+
+
 class PairShards:
     """A folder of shards, read by position: `len(shards)`, `shards[i] -> Pair`, in the order of file name and first
     appearance of a key.
@@ -121,7 +145,11 @@ class PairShards:
     once from end to end. Without a manifest only the headers are read; a damaged header or a missing end still stops.
     A member's name is nothing but a key: no file is ever written, and no pickle opened.
 
+    Args:
+        only: file names of the shards to open; all by default. The others are neither indexed nor read.
+
     Attributes:
+        file_names: of the shards that are open, in order.
         rejected: members that are not used: unsafe names (absolute, `..`), links, devices, sparse files, pickles and
             any other suffix, and the rest of a sample whose image or caption was one of those.
         num_undecodable_captions: captions read so far that were not UTF-8 (their bad bytes read as U+FFFD).
@@ -129,23 +157,19 @@ class PairShards:
     Raises:
         DataError: F13 no shards, or a shard that is damaged, has half a sample or differs from the manifest: the
             message names the shard, the samples expected and found, and the SHA-256. F14 a member twice.
+        ValueError: a shard of `only` is not in the folder.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, only: Collection[str] | None = None):
         self.directory = directory
-        manifest = _read_manifest(directory)
-        paths = sorted(directory.glob("*.tar"))
-        names = {path.name for path in paths}
-        if manifest is None and not paths:
-            raise DataError("F13", f"{directory}: no .tar shards here")
-        if manifest is not None and names != manifest.keys():
-            missing, unknown = sorted(manifest.keys() - names), sorted(names - manifest.keys())
-            raise DataError(
-                "F13",
-                f"{directory / MANIFEST_NAME}: shards missing from the folder: {missing[:20]}; "
-                f"shards not in the manifest: {unknown[:20]}",
-            )
-        self._shards = [_index_checked(path, manifest[path.name] if manifest is not None else None) for path in paths]
+        listed = list_shards(directory)
+        unknown = [] if only is None else sorted(set(only) - listed.keys())
+        if unknown:
+            raise ValueError(f"{directory} has no shards {unknown[:20]}")
+        self._shards = [
+            _index_checked(directory / name, entry) for name, entry in listed.items() if only is None or name in only
+        ]
+        self.file_names = tuple(shard.path.name for shard in self._shards)
         self._ends = np.cumsum([len(shard.keys) for shard in self._shards], dtype=np.int64)
         self.rejected = sum(shard.rejected for shard in self._shards)
         self._undecodable: set[int] = set()
@@ -166,12 +190,8 @@ class PairShards:
         """
         shard, row = self._find(position)
         key = shard.keys[row].decode(errors="replace")
-        image, caption_bytes, info_bytes = _read_members(shard, row)
-        try:
-            caption = caption_bytes.decode()
-        except UnicodeDecodeError:
-            caption = caption_bytes.decode(errors="replace")
-            self._undecodable.add(position)
+        image, caption_bytes, info_bytes = (_read_member(shard, row, member) for member in _MEMBER_NAMES)
+        caption = self._decode_caption(caption_bytes, position)
         try:
             info = json.loads(info_bytes) if info_bytes else {}
         except (ValueError, RecursionError) as error:
@@ -180,10 +200,32 @@ class PairShards:
             raise ValueError(f"{shard.path}:{key}.json holds {type(info).__name__}, expected an object")
         return Pair(key=key, image=image, caption=caption, info=info)
 
+    def caption(self, position: int) -> str:
+        """A sample's caption alone: its image is not read.
+
+        Raises:
+            IndexError: position outside 0..len-1.
+            ValueError: the shard has shrunk since it was indexed.
+        """
+        return self._decode_caption(_read_member(*self._find(position), "caption"), position)
+
+    def positions(self, file_name: str) -> range:
+        """Where the samples of one of `file_names` stand among all."""
+        row = self.file_names.index(file_name)
+        end = int(self._ends[row])
+        return range(end - len(self._shards[row].keys), end)
+
     def location(self, position: int) -> str:
         """`shard:key` of a sample, for messages and reports."""
         shard, row = self._find(position)
         return f"{shard.path.name}:{shard.keys[row].decode(errors='replace')}"
+
+    def _decode_caption(self, content: bytes, position: int) -> str:
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            self._undecodable.add(position)
+            return content.decode(errors="replace")
 
     def _find(self, position: int) -> tuple[_ShardIndex, int]:
         if not 0 <= position < len(self):
@@ -209,18 +251,18 @@ def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, BytesIO(content))
 
 
-def _read_manifest(directory: Path) -> dict[str, _ManifestEntry] | None:
+def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
     path = directory / MANIFEST_NAME
     if not path.exists():
         return None
     try:
         rows = json.loads(path.read_bytes())["shards"]
-        return {row["file"]: _ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
+        return {row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
 
 
-def _index_checked(path: Path, expected: _ManifestEntry | None) -> _ShardIndex:
+def _index_checked(path: Path, expected: ManifestEntry | None) -> _ShardIndex:
     """Indexes a shard and compares it with its manifest entry."""
     with path.open("rb") as file:
         fault, code = "", "F13"
@@ -234,7 +276,7 @@ def _index_checked(path: Path, expected: _ManifestEntry | None) -> _ShardIndex:
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             num_bytes = path.stat().st_size
-            found = _ManifestEntry(num_found, sha256, num_bytes)
+            found = ManifestEntry(num_found, sha256, num_bytes)
             if not fault and found != expected:
                 fault = "differs from the manifest"
     if fault:
@@ -327,16 +369,18 @@ def _is_safe(name: str) -> bool:
     return not (path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name)
 
 
-def _read_members(shard: _ShardIndex, row: int) -> list[bytes]:
-    # Opened for each sample: thousands of shards would pass the limit on open files, and an open costs microseconds.
+def _read_member(shard: _ShardIndex, row: int, name: str) -> bytes:
+    """Nothing where the sample has no such member."""
+    member = _MEMBER_NAMES.index(name)
+    offset, size = int(shard.offsets[row, member]), int(shard.sizes[row, member])
+    if offset == _ABSENT:
+        return b""
+    # Opened for each member: thousands of shards would pass the limit on open files, and an open costs microseconds.
     descriptor = os.open(shard.path, os.O_RDONLY)
     try:
-        contents = []
-        for offset, size in zip(shard.offsets[row].tolist(), shard.sizes[row].tolist(), strict=True):
-            content = os.pread(descriptor, size, offset) if offset != _ABSENT else b""
-            if len(content) != size:
-                raise ValueError(f"{shard.path}: {len(content)} of {size} bytes at {offset}; changed since indexed")
-            contents.append(content)
-        return contents
+        content = os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
+    if len(content) != size:
+        raise ValueError(f"{shard.path}: {len(content)} of {size} bytes at {offset}; changed since indexed")
+    return content

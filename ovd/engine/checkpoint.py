@@ -4,7 +4,8 @@ A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps
 
     model.safetensors      the module's state_dict
     ema.safetensors        the averaged weights under the same names; absent where the run keeps no average
-    optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header
+    optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header;
+                           absent from a checkpoint of weights alone, which cannot be resumed
     state.json             step, resolved config, and what else the caller handed in
     manifest.json          sha256 of each file above
 
@@ -95,8 +96,36 @@ def save(
     }
     if ema is not None:
         tensor_files[_EMA] = (_storable(ema.state_dict()), {"num_updates": str(ema.num_updates)})
-    state = _to_json({"step": step, "config": config, "extra": extra or {}}, "config or extra state")
+    return _write(run_dir, step, tensor_files, config, extra or {}, keep)
 
+
+def save_weights(
+    run_dir: Path, *, tensors: Mapping[str, Tensor], config: Mapping[str, Any], extra: Mapping[str, Any]
+) -> Path:
+    """Write weights alone as the checkpoint of step 0 under `run_dir`: it evaluates, and other runs can start from it.
+
+    Args:
+        tensors: a detector's state_dict.
+        config, extra: as in `save`.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError, SaveError: as in `save`.
+    """
+    return _write(run_dir, 0, {_MODEL: (_storable(tensors), None)}, config, extra, keep=1)
+
+
+def _write(
+    run_dir: Path,
+    step: int,
+    tensor_files: Mapping[str, tuple[dict[str, Tensor], dict[str, str] | None]],
+    config: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    state = _to_json({"step": step, "config": config, "extra": extra}, "config or extra state")
     folder = run_dir / f"step-{step:06d}"
     temporary = folder.with_name(folder.name + ".tmp")
     try:
@@ -166,8 +195,12 @@ def restore(
     the same calls as when saved (fused AdamW: each state tensor is a scalar or shaped as its parameter).
 
     Raises:
-        ValueError: something does not fit, named by file and key.
+        ValueError: something does not fit, named by file and key, or the checkpoint has weights alone.
     """
+    if not (checkpoint.folder / _OPTIMIZER).is_file():
+        raise ValueError(
+            f"{checkpoint.folder} holds weights alone and cannot be resumed; start a new run from it with init_from"
+        )
     if ema is not None:
         path = checkpoint.folder / _EMA
         if not path.is_file():
@@ -304,8 +337,8 @@ def _to_json(value: object, what: str) -> str:
 def _damage(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        needed = {_MODEL, _OPTIMIZER, _STATE}
-        if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_EMA}:
+        needed = {_MODEL, _STATE}
+        if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA}:
             return f"{_MANIFEST} does not name the files of a checkpoint"
         for name, expected in manifest.items():
             if _sha256(folder / name) != expected:

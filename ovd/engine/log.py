@@ -23,10 +23,12 @@ class RunLog:
     """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.
 
     In a terminal one line is redrawn in place; in a log file there is one line every `console_interval` steps.
-    The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step or evaluation:
+    The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step, evaluation or look
+    at the gates:
 
         {"kind": "train", "step": 12, "time_s": ..., "lr": ..., "images_per_s": ..., "losses": {name: value}}
         {"kind": "evaluation", "step": 500, "time_s": ..., "metrics": {name: value}}
+        {"kind": "gates", "step": 50, "time_s": ..., "gates": {name: value}}
 
     with `time_s` in seconds since the epoch and null for values that are not finite. `step` counts optimizer steps
     done, as in checkpoints. On resume everything after `resumed_step` is cut off, and an evaluation made again
@@ -111,6 +113,12 @@ class RunLog:
             self._tensorboard.add_scalar(f"evaluation/{name}", value, step)
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.message(f"step {step}/{self._total_steps}  evaluation  {values}")
+
+    def gates(self, step: int, values: Mapping[str, float]) -> None:
+        """Log `gate_statistics` after `step` optimizer steps; not on the console."""
+        self._append({"kind": "gates", "step": step, "gates": dict(values)})
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"gates/{name}", value, step)
 
     def message(self, text: str) -> None:
         """Print a line of its own without tearing the progress line."""
@@ -206,19 +214,28 @@ def peak_memory_gib() -> float:
 
 
 def draw_curves(records: list[dict[str, Any]], image: Path) -> None:
-    """Draw losses (running means over 2 % of the steps), learning rate and evaluation metrics of log records."""
+    """Draw what log records hold: losses (running means over 2 % of the steps), learning rate, evaluation metrics and,
+    if any were logged, the gates."""
     training = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
-    figure = Figure(figsize=(8, 9), layout="constrained")
+    gates = [record for record in records if record["kind"] == "gates"]
+    heights = [3, 1, 3, 3] if gates else [3, 1, 3]
+    figure = Figure(figsize=(8, 2 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    loss_axes, lr_axes, evaluation_axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 3])
+    loss_axes, lr_axes, evaluation_axes, *gate_axes = figure.subplots(
+        len(heights), 1, sharex=True, height_ratios=heights
+    )
     _plot_by_name(loss_axes, training, "losses", window=max(1, len(training) // 50))
     loss_axes.set_ylabel("loss")
     lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training])
     lr_axes.set_ylabel("learning rate")
     _plot_by_name(evaluation_axes, evaluations, "metrics", window=1, marker="o")
     evaluation_axes.set_ylabel("evaluation")
-    evaluation_axes.set_xlabel("step")
+    for axes in gate_axes:
+        _plot_by_name(axes, gates, "gates", window=1)
+        _style_gates(axes)
+        axes.set_ylabel("gates")
+    figure.axes[-1].set_xlabel("step")
     temporary = image.with_suffix(".tmp")
     figure.savefig(temporary, format="png", dpi=100)
     temporary.replace(image)
@@ -235,6 +252,17 @@ def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, windo
         axes.plot(steps[window - 1 :], smooth, marker=marker, label=name)
     if axes.lines:
         axes.legend(loc="best", fontsize="small")
+
+
+def _style_gates(axes: Any) -> None:
+    """A colour for each part of the detector and a line style for each quantity; lines are named quantity/part."""
+    names = [line.get_label().partition("/")[::2] for line in axes.lines]
+    quantities = list(dict.fromkeys(quantity for quantity, _ in names))
+    parts = list(dict.fromkeys(part for _, part in names))
+    for line, (quantity, part) in zip(axes.lines, names, strict=True):
+        line.set(color=f"C{parts.index(part)}", linestyle=("-", "--", ":")[quantities.index(quantity)])
+    if axes.lines:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:

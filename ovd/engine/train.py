@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ovd.data.report import DataReport
 from ovd.engine import checkpoint
+from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.log import RunLog
 from ovd.engine.optim import (
     Ema,
@@ -25,17 +26,23 @@ from ovd.engine.optim import (
     set_learning_rate,
 )
 from ovd.engine.signals import StopRequest
+from ovd.engine.step_texts import TextSampler
 from ovd.model.assign import assign_fcos
 from ovd.model.detector import Detector
-from ovd.model.federated import Rule, class_mask, sample_class_rows
+from ovd.model.federated import Rule
+from ovd.model.gates import GatedProjection
+from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import detection_losses
 from ovd.model.similarity import initial_bias
 from ovd.precision import autocast, memory_format
-from ovd.structures import Batch, Targets
+from ovd.structures import Batch
 from ovd.text.bank import TextBank
+from ovd.text.pair_texts import PairTexts
 
 EXIT_ON_SIGNAL = 143
 FAILED_SAVES_SURVIVED = 2
+GATE_INTERVAL = 50
+"""Steps between looks at the gates, each of which costs another forward pass."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,9 @@ class Schedule:
     negatives: Rule
     sampled_classes: int
     text_noise: float
+    sampled_texts: int
+    image_label_weight: float
+    """Of the loss of image-text pairs' texts as image-level labels; 0 leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,12 @@ def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]
     """Learning rates by part, as configured."""
     decay = schedule.weight_decay
     learned: list[nn.Module] = [detector.pyramid, detector.head]
-    gates: list[nn.Parameter] = []
-    if detector.gated:
-        gated = [*detector.pyramid_shortcut.learned, detector.head_shortcut.learned]
-        gates = [module.gate for module in gated]
-        learned += [detector.head_shortcut.filter, *(module.projection for module in gated)]
-    else:
+    gated = [module for module in detector.modules() if isinstance(module, GatedProjection)]
+    gates = [module.gate for module in gated]
+    learned += [module.projection for module in gated]
+    if detector.head_shortcut is not None:
+        learned.append(detector.head_shortcut.filter)
+    if not detector.gated:
         learned.append(detector.projection)
     return parameter_groups(
         detector,
@@ -102,6 +112,7 @@ def train(
     batches_from: Callable[[int], Iterator[Batch]],
     bank: TextBank,
     image_counts: Int[Tensor, " C"],
+    pair_texts: PairTexts | None = None,
     *,
     schedule: Schedule,
     saving: Saving,
@@ -118,6 +129,7 @@ def train(
         batches_from: the batches from a step on, as a pure function of the step.
         bank: text variants of the training vocabulary, row by row.
         image_counts: training images per class of that vocabulary.
+        pair_texts: the texts of image-text pairs, where the batches hold such.
         evaluate: called with the averaged detector in eval mode.
         solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
         resume_from: continue from this checkpoint of the same run.
@@ -129,20 +141,20 @@ def train(
     detector.to(device).to(memory_format=memory_format(low_precision)).train()
     optimizer = build_optimizer(build_groups(detector, schedule), lr=schedule.learning_rate)
 
-    def text_of_step(targets: tuple[Targets, ...], step: int) -> tuple[Int[Tensor, " K"], Float[Tensor, "K D"]]:
-        generator = step_generator(schedule.seed, step)
-        rows = sample_class_rows(
-            targets,
-            image_counts,
-            rule=schedule.negatives,
-            num_sampled=schedule.sampled_classes,
-            generator=generator,
-        )
-        return rows, bank.sample(rows, generator=generator, noise=schedule.text_noise)
+    texts_of = TextSampler(
+        bank=bank,
+        image_counts=image_counts,
+        rule=schedule.negatives,
+        num_sampled=schedule.sampled_classes,
+        noise=schedule.text_noise,
+        pair_texts=pair_texts,
+        num_sampled_texts=schedule.sampled_texts,
+    )
 
     if resume_from is None and solve_bias:
         first = next(batches_from(0))
-        set_initial_bias(detector, first.to(device), text_of_step(first.targets, 0)[1].to(device), low_precision)
+        texts = texts_of.sample(first, step_generator(schedule.seed, 0)).to(device)
+        set_initial_bias(detector, first.to(device), texts.embeddings, low_precision)
     ema = Ema(detector, schedule.ema_decay)
     start = 0
     if resume_from is not None:
@@ -162,7 +174,7 @@ def train(
                 optimizer=optimizer,
                 config=saving.resolved_config,
                 ema=ema,
-                extra={"text_tower": bank.tower},
+                extra={"text_tower": bank.tower, "classes": list(bank.names)},
                 keep=saving.keep_checkpoints,
             )
             report.write(saving.run_dir / "data_report.json")
@@ -183,8 +195,8 @@ def train(
             if not batch.image_ids:
                 log.message(f"step {step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 continue
-            class_rows, text = text_of_step(batch.targets, step)
-            batch, class_rows, text = batch.to(device), class_rows.to(device), text.to(device)
+            texts = texts_of.sample(batch, step_generator(schedule.seed, step)).to(device)
+            batch = batch.to(device)
 
             factor = learning_rate_factor(
                 step, warmup_steps=schedule.warmup_steps, total_steps=schedule.steps, decay=schedule.decay
@@ -198,13 +210,17 @@ def train(
                 predictions,
                 assignment,
                 batch.targets,
-                text=text,
-                class_rows=class_rows,
-                class_mask=class_mask(batch.targets, class_rows, rule=schedule.negatives),
+                text=texts.embeddings,
+                class_rows=texts.classes,
+                class_mask=texts.mask,
                 points=points,
                 scale=detector.scale,
                 bias=detector.bias,
             )
+            if schedule.image_label_weight > 0:
+                losses["image"] = schedule.image_label_weight * image_label_loss(
+                    predictions, batch, texts.classes, texts.embeddings, points, detector.scale, detector.bias
+                )
             torch.stack(list(losses.values())).sum().backward()
             gradient_norm = clip_gradients(detector.parameters(), schedule.clip_norm)
             check_finite(losses, gradient_norm, batch.image_ids)
@@ -220,6 +236,8 @@ def train(
                 num_images=len(batch.image_ids),
             )
             last, stopping = done == schedule.steps, stop.received
+            if detector.gated and (last or done % GATE_INTERVAL == 0):
+                log.gates(done, gate_statistics(detector, batch.images, low_precision=low_precision))
             if last or stopping or done % saving.save_every == 0:
                 save(done, must_succeed=last or stopping)
             if stopping and not last:

@@ -10,6 +10,7 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.precision_recall import Engine
 from ovd.inference import DetectionOptions, detect_dataset
 from ovd.model.detector import Detector
+from ovd.model.postprocess import ScoreEnsemble
 from ovd.progress import progress
 
 
@@ -24,6 +25,7 @@ def evaluate_detector(
     num_workers: int,
     options: DetectionOptions,
     low_precision: bool,
+    ensemble: ScoreEnsemble | None = None,
 ) -> BoxEvaluator:
     """Detect in every image of the data set; the evaluator returned has all results and computes on demand.
 
@@ -43,6 +45,7 @@ def evaluate_detector(
         num_workers=num_workers,
         options=options,
         low_precision=low_precision,
+        ensemble=ensemble,
     )
     for image_id, detections in progress(found, len(index), "detecting"):
         evaluator.update(image_id, detections)

@@ -1,5 +1,7 @@
 """The detector: tower, pyramid, head, and the shortcuts that keep every point's embedding in the text space."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from ovd.model.fpn import FeaturePyramid
 from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense
 from ovd.model.tower import TimmTower
 from ovd.structures import Points, Predictions
+
+Place = Literal["pyramid", "head"]
 
 
 def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -44,9 +48,10 @@ class Detector(nn.Module):
         logit_scale: float,
         channels: int,
         num_convs: int,
-        gated: bool,
+        shortcuts: frozenset[Place],
         per_channel_gates: bool,
         filter_size: int,
+        keeps_clip: bool = False,
     ):
         """
         Args:
@@ -56,24 +61,30 @@ class Detector(nn.Module):
             logit_scale: CLIP's factor from cosine to logit.
             channels: width of pyramid and head, a multiple of 32.
             num_convs: convolutions in each tower of the head.
-            gated: whether there are shortcuts.
+            shortcuts: where the learned path joins the dense feature; nowhere: an ordinary detector.
             per_channel_gates: one gate per channel of the text space, or one for all.
             filter_size: side of the square of points that the head's shortcut filter looks at; odd.
+            keeps_clip: in eval mode, predict the dense feature beside the embeddings, for score ensembling.
         """
         super().__init__()
         self.tower = tower
         self.pyramid = FeaturePyramid(tower.channels, tower.strides, channels)
         self.strides = self.pyramid.strides
         self.head = FcosHead(channels, num_convs, self.strides)
-        self.gated = gated
-        if gated:
+        self.gated = bool(shortcuts)
+        self.keeps_clip = keeps_clip
+        self.pyramid_shortcut, self.head_shortcut = None, None
+        if "pyramid" in shortcuts:
             self.pyramid_shortcut = PyramidShortcut(
                 len(self.strides), channels, text_dim, per_channel=per_channel_gates
             )
+        if "head" in shortcuts:
             self.head_shortcut = HeadShortcut(
                 channels, text_dim, per_channel=per_channel_gates, filter_size=filter_size
             )
-        else:
+        elif self.gated:
+            self.head.class_tower.requires_grad_(False)  # nothing is made of it
+        if not self.gated:
             self.projection = unit_projection(channels, text_dim)
             tower.projection.requires_grad_(False)  # nothing is learned through a feature that is not used
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
@@ -110,17 +121,31 @@ class Detector(nn.Module):
         pyramid = self.pyramid(tower.maps)
         class_features, boxes, quality = self.head(pyramid)
         if self.gated:
-            stride = self.tower.strides[-1]
-            shortcuts = [
-                resample_dense(tower.dense, stride, level.shape[-2:], level_stride)
-                for level, level_stride in zip(pyramid, self.strides, strict=True)
-            ]
-            levels = self.head_shortcut(self.pyramid_shortcut(shortcuts, pyramid), class_features)
+            levels = self._shortcuts(tower.dense, pyramid)
+            if self.pyramid_shortcut is not None:
+                levels = self.pyramid_shortcut(levels, pyramid)
+            if self.head_shortcut is not None:
+                levels = self.head_shortcut(levels, class_features)
         else:
             levels = [self.projection(features) for features in class_features]
-        embeddings = torch.cat([level.float().flatten(2).transpose(1, 2) for level in levels], dim=1)
-        return Predictions(embeddings, boxes, quality)
+        clip = None
+        if self.keeps_clip and not self.training:
+            clip = _concatenate(self._shortcuts(tower.dense, pyramid))
+        return Predictions(_concatenate(levels), boxes, quality, clip)
+
+    def _shortcuts(
+        self, dense: Float[Tensor, "B D h w"], pyramid: list[Float[Tensor, "B C ..."]]
+    ) -> list[Float[Tensor, "B D ..."]]:
+        """The dense feature at every level."""
+        return [
+            resample_dense(dense, self.tower.strides[-1], (level.shape[2], level.shape[3]), stride)
+            for level, stride in zip(pyramid, self.strides, strict=True)
+        ]
 
     def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
         """Where the predictions for these images stand."""
         return make_points((images.shape[-2], images.shape[-1]), self.strides, images.device)
+
+
+def _concatenate(levels: list[Float[Tensor, "B D ..."]]) -> Float[Tensor, "B P D"]:
+    return torch.cat([level.float().flatten(2).transpose(1, 2) for level in levels], dim=1)

@@ -63,7 +63,10 @@ def sample_class_rows(
 
 def class_mask(targets: tuple[Targets, ...], class_rows: Int[Tensor, " K"], *, rule: Rule) -> Bool[Tensor, "B K"]:
     """Whether a class counts at an image's points that are not matched to it; matched points always count."""
-    return torch.stack([_image_mask(image, class_rows, rule) for image in targets])
+    mask = torch.zeros(len(targets), len(class_rows), dtype=torch.bool, device=class_rows.device)
+    for row, image in enumerate(targets):
+        mask[row] = _image_mask(image, class_rows, rule)
+    return mask
 
 
 def _image_mask(image: Targets, class_rows: Int[Tensor, " K"], rule: Rule) -> Bool[Tensor, " K"]:

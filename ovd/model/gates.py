@@ -4,10 +4,16 @@ The idea is the second of the "three ways" (arXiv:2303.13518). The form of the g
 of the shortcut and the filter over it are choices of this toolkit.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+_Slices = tuple[slice, slice, slice]
 
 
 def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -58,13 +64,52 @@ class ShortcutFilter(nn.Module):
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B D h w"]:
         weights = self.weights(features).float()
-        height, width = shortcut.shape[-2:]
-        around = F.pad(shortcut, [self.size // 2] * 4)
-        filtered = shortcut
-        for index in range(self.size**2):
-            y, x = divmod(index, self.size)
-            filtered = filtered + weights[:, index, None] * around[..., y : y + height, x : x + width]
-        return filtered
+        return _WeightedNeighbours.apply(shortcut, weights, self.size)
+
+
+class _WeightedNeighbours(torch.autograd.Function):
+    """shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
+
+    Written out with its gradient, since autograd would keep a copy of the shortcut for every offset: a fifth of a
+    training step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
+    ) -> Float[Tensor, "B D h w"]:
+        ctx.save_for_backward(shortcut, weights)
+        ctx.size = size
+        last = shortcut.permute(0, 2, 3, 1)  # channels last, as a detector on a CPU or GPU in bf16 has it already
+        filtered = last.clone(memory_format=torch.contiguous_format)
+        for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], size)):
+            filtered[here].addcmul_(weights[:, index, :, :, None][here], last[there])
+        return filtered.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, None]:
+        shortcut, weights = ctx.saved_tensors
+        last, slope = shortcut.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+        of_shortcut = slope.clone(memory_format=torch.contiguous_format)
+        of_weights = torch.zeros_like(weights)
+        for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], ctx.size)):
+            of_shortcut[there].addcmul_(weights[:, index, :, :, None][here], slope[here])
+            of_weights[:, index][here] = (slope[here] * last[there]).sum(dim=-1)
+        return of_shortcut.permute(0, 3, 1, 2), of_weights, None
+
+
+def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slices]]:
+    """For every offset of a square of side `size`: the points whose neighbour at it exists, and those neighbours."""
+
+    def along(length: int, offset: int) -> tuple[slice, slice]:
+        low, high = max(0, -offset), max(0, length - max(0, offset))
+        return slice(low, max(low, high)), slice(low + offset, max(low, high) + offset)
+
+    for dy in range(-(size // 2), size // 2 + 1):
+        for dx in range(-(size // 2), size // 2 + 1):
+            (y, y_there), (x, x_there) = along(height, dy), along(width, dx)
+            yield (slice(None), y, x), (slice(None), y_there, x_there)
 
 
 def resample_dense(

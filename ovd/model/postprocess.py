@@ -1,5 +1,8 @@
 """From predictions to detections, in pixels of the original images."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,6 +11,16 @@ from torchvision.ops import nms
 from ovd.boxes import clip_boxes, rescale_boxes
 from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits
 from ovd.structures import Detections, Predictions
+
+
+@dataclass(frozen=True)
+class ScoreEnsemble:
+    """Ranking by the detector and by CLIP, whose dense feature is then part of the predictions."""
+
+    weights: Float[Tensor, " C"]
+    """CLIP's share in each class's probability, 0 to 1."""
+    clip_scale: float
+    """CLIP's factor from cosine to logit; its probability is the softmax over the classes asked for."""
 
 
 @torch.no_grad()
@@ -23,13 +36,15 @@ def postprocess(
     nms_iou: float = 0.6,
     max_detections: int = 1000,
     candidates: int = 3000,
+    ensemble: ScoreEnsemble | None = None,
 ) -> tuple[Detections, ...]:
     """Score, select, suppress duplicates and rescale.
 
     The score of a point for a class is sqrt(class probability * sigmoid(quality)). Per image: boxes are clipped to the
     image and those left without area dropped; the `candidates` best (point, class) pairs above `score_threshold` go
     through class-aware NMS, and the `max_detections` best survivors are returned, best first. Pairs of equal score
-    are in the order of point, then class.
+    are in the order of point, then class. With an `ensemble` the class probability is the geometric mean of the
+    detector's and CLIP's, weighted by class.
 
     Args:
         text: unit rows of the vocabulary that is asked for, at least one.
@@ -40,33 +55,50 @@ def postprocess(
         ValueError: the predictions or text rows hold NaN.
     """
     assert len(text) > 0, "postprocess needs at least one class"
+    assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
+
+    def probabilities(embeddings: Float[Tensor, "P D"], clip: Float[Tensor, "P D"] | None) -> Float[Tensor, "P C"]:
+        detected = cosine_logits(embeddings, text, scale=scale, bias=bias).sigmoid()
+        if ensemble is None:
+            return detected
+        assert clip is not None
+        named = (ensemble.clip_scale * clip @ text.T).softmax(dim=1)
+        weights = ensemble.weights.to(named.device)
+        return detected ** (1 - weights) * named**weights
+
+    clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
     return tuple(
         _postprocess_image(
             *image,
-            text=text,
-            scale=scale,
-            bias=bias,
+            probabilities=probabilities,
+            num_classes=len(text),
             score_threshold=score_threshold,
             nms_iou=nms_iou,
             max_detections=max_detections,
             candidates=candidates,
         )
         for image in zip(
-            predictions.embeddings, predictions.boxes, predictions.quality, input_sizes, original_sizes, strict=True
+            predictions.embeddings,
+            clips,
+            predictions.boxes,
+            predictions.quality,
+            input_sizes,
+            original_sizes,
+            strict=True,
         )
     )
 
 
 def _postprocess_image(
     embeddings: Float[Tensor, "P D"],
+    clip: Float[Tensor, "P D"] | None,
     boxes: Float[Tensor, "P 4"],
     quality: Float[Tensor, " P"],
     input_size: Int[Tensor, "2"],
     original_size: Int[Tensor, "2"],
     *,
-    text: Float[Tensor, "C D"],
-    scale: Float[Tensor, ""] | float,
-    bias: Float[Tensor, ""] | float,
+    probabilities: Callable[..., Float[Tensor, "P C"]],
+    num_classes: int,
     score_threshold: float,
     nms_iou: float,
     max_detections: int,
@@ -77,26 +109,27 @@ def _postprocess_image(
     boxes = clip_boxes(boxes.float(), input_size)
     visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero().squeeze(1)
     boxes, embeddings, quality = boxes[visible], embeddings[visible], quality[visible]
+    if clip is not None:
+        clip = clip[visible]
 
-    best_logits = torch.cat(
-        [
-            cosine_logits(chunk, text, scale=scale, bias=bias).amax(dim=1)
-            for chunk in embeddings.split(max(1, CHUNK_ELEMENTS // len(text)))
-        ]
-    )
-    best_scores = _scores(best_logits, quality)
-    if best_scores.isnan().any():
-        raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
+    def scores_of(points: Int[Tensor, " p"]) -> Float[Tensor, "p C"]:
+        named = probabilities(embeddings[points], None if clip is None else clip[points])
+        scores = torch.sqrt(named * torch.sigmoid(quality[points, None].float()))
+        if scores.isnan().any():
+            raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
+        return scores
 
     # The best pairs lie in the points with the best best-class: at least `candidates` pairs, one of each chosen point,
     # score no less than any pair of the others. Ties fall as in one sort of all pairs, since both sorts are stable.
-    chosen = best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
-    logits = cosine_logits(embeddings[chosen], text, scale=scale, bias=bias)
-    scores = _scores(logits, quality[chosen, None])
+    chosen = torch.arange(len(embeddings), device=embeddings.device)
+    if len(embeddings) > candidates:
+        chunks = chosen.split(max(1, CHUNK_ELEMENTS // num_classes))
+        best_scores = torch.cat([scores_of(chunk).amax(dim=1) for chunk in chunks])
+        chosen = best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
+    scores = scores_of(chosen)
     wanted = scores > score_threshold
-    if len(chosen) == candidates:
-        # Likewise nothing below the weakest of the chosen points' best can be among the best pairs.
-        wanted &= scores >= scores.amax(dim=1).amin()
+    if scores.numel() > candidates:  # only what can be among the best pairs is worth sorting
+        wanted &= scores >= scores.flatten().topk(candidates, sorted=False).values.amin()
     rows, classes = wanted.nonzero().unbind(dim=1)
     scores = scores[rows, classes]
     scores, order = scores.sort(descending=True, stable=True)
@@ -111,7 +144,3 @@ def _postprocess_image(
     return Detections(
         boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=scores[kept], classes=classes[kept]
     )
-
-
-def _scores(logits: Float[Tensor, "*#N"], quality: Float[Tensor, "*#N"]) -> Float[Tensor, "*N"]:
-    return torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(quality.float()))

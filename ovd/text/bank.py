@@ -9,7 +9,6 @@ the process by hundreds of MB in one step.
 
 import hashlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.perturb import drop_tokens, tower_dropout
 from ovd.text.prompts import clean_name, fill
+from ovd.text.tensor_file import file_header
 
 FORMAT_VERSION = 2
 
@@ -37,7 +37,7 @@ class TextBank:
     def __init__(self, path: Path, *, tower: str | None = None, names: Sequence[str] | None = None):
         """
         Args:
-            path: a file that `build_bank` wrote.
+            path: a file that `build_bank` wrote, or any safetensors file with such a tensor and metadata.
             tower: fingerprint of the text tower that the rows must come from.
             names: the classes wanted, in this order; those of the file by default.
 
@@ -89,10 +89,14 @@ class TextBank:
     ) -> Float[Tensor, "K D"]:
         """One variant of every class asked for, drawn uniformly; with `noise`, a Gaussian of that length on top."""
         variants = torch.randint(self.num_variants, (len(classes),), generator=generator)
-        rows = self.rows(classes.cpu().numpy(), variants.numpy())
-        if noise:
-            rows = F.normalize(rows + noise * self.dim**-0.5 * torch.randn(rows.shape, generator=generator), dim=-1)
+        return add_noise(self.rows(classes.cpu().numpy(), variants.numpy()), noise, generator)
+
+
+def add_noise(rows: Float[Tensor, "K D"], noise: float, generator: torch.Generator) -> Float[Tensor, "K D"]:
+    """Unit rows with a Gaussian of about length `noise` added, renormalised."""
+    if noise == 0:
         return rows
+    return F.normalize(rows + noise * rows.shape[1] ** -0.5 * torch.randn(rows.shape, generator=generator), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -173,17 +177,6 @@ def build_bank(
     return TextBank(path)
 
 
-def file_header(shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
-    """The start of a bank's file, up to its C x V x D float16 rows: that of any safetensors file with one tensor."""
-    header = {
-        "__metadata__": metadata,
-        "variants": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * math.prod(shape)]},
-    }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return len(encoded).to_bytes(8, "little") + encoded
-
-
 def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: Sources) -> None:
     """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
     per_class = len(texts[0]) * sources.draws if texts else 0
@@ -192,7 +185,7 @@ def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[st
     starts = range(0, len(texts), classes_at_a_time)
     generator = torch.Generator().manual_seed(sources.seed)
     with path.open("wb") as file:
-        file.write(file_header((len(texts), per_class, dim), metadata))
+        file.write(file_header({"variants": (np.dtype(np.float16), (len(texts), per_class, dim))}, metadata))
         for start in progress(starts, len(starts), "text bank"):
             group = texts[start : start + classes_at_a_time]
             tokens = clip.tokenizer([text for of_class in group for text in of_class])

@@ -17,6 +17,7 @@ from ovd.data.loader import (
     epoch_length,
     epoch_order,
     eval_loader,
+    mix_batches,
     repeat_factors,
     train_loader,
 )
@@ -68,7 +69,7 @@ def load_train(index: AnnotationIndex, **changes) -> list[Batch]:
         "start_step": 0,
         "num_steps": 6,
         "num_workers": 0,
-        "repeat_threshold": 0.0,
+        "repeat": None,
         "timeout_s": 60,
     }
     return list(train_loader(index, **{**settings, **changes}))
@@ -187,7 +188,7 @@ def test_a_batch_holds_padded_pixels_and_the_annotations(index):
 def test_workers_and_start_step_change_nothing(index):
     (Path(index.images_root) / "5.png").unlink()
     transform = train_transform(size=48, scale=(0.8, 1.25), flip=0.5, color=0.2)
-    common = {"transform": transform, "repeat_threshold": 0.9, "batch_size": 3}
+    common = {"transform": transform, "repeat": repeat_factors(index, 0.9), "batch_size": 3}
     expected = [as_bytes(batch) for batch in load_train(index, num_steps=9, **common)]
     assert any(batch[-1] for batch in expected)
     for num_workers in (1, 2):
@@ -288,7 +289,7 @@ def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, ti
         start_step=7,
         num_steps=2,
         num_workers=1,
-        repeat_threshold=0.0,
+        repeat=None,
         timeout_s=timeout_s,
     )
     start = time.perf_counter()
@@ -296,3 +297,34 @@ def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, ti
         next(loader)
     del loader
     assert time.perf_counter() - start < 60
+
+
+def test_mixed_batches_keep_both_and_pad_to_one_size(index):
+    annotated = load_train(index, batch_size=3, num_steps=2)
+    paired = load_train(index, batch_size=2, num_steps=2, seed=5)
+    for first, second, mixed in zip(annotated, paired, mix_batches(iter(annotated), iter(paired)), strict=True):
+        assert mixed.num_pairs == 2
+        assert mixed.image_ids == first.image_ids + second.image_ids
+        assert mixed.targets == first.targets + second.targets
+        assert torch.equal(mixed.sizes, torch.cat([first.sizes, second.sizes]))
+        assert mixed.images.shape[2:] == tuple(np.maximum(first.images.shape[2:], second.images.shape[2:]))
+        for row, (height, width) in enumerate(mixed.sizes.tolist()):
+            source = first.images[row] if row < 3 else second.images[row - 3]
+            assert torch.equal(mixed.images[row, :, :height, :width], source[:, :height, :width])
+            assert mixed.images[row, :, height:].sum() == mixed.images[row, :, :, width:].sum() == 0
+
+
+def test_a_mixed_batch_of_which_one_half_was_skipped(index):
+    (whole,) = load_train(index, batch_size=3, num_steps=1)
+    for row in range(NUM_IMAGES):
+        (Path(index.images_root) / f"{row}.png").unlink()
+    (empty,) = load_train(index, batch_size=2, num_steps=1)
+    (mixed,) = mix_batches(iter([whole]), iter([empty]))
+    assert torch.equal(mixed.images, whole.images)
+    assert mixed.num_pairs == 0
+    assert len(mixed.skipped) == 2
+    (mixed,) = mix_batches(iter([empty]), iter([whole]))
+    assert torch.equal(mixed.images, whole.images)
+    assert mixed.num_pairs == 3
+    (mixed,) = mix_batches(iter([empty]), iter([empty]))
+    assert mixed.image_ids == ()

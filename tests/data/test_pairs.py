@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 
 
 def some_pairs(count: int) -> list[Pair]:
@@ -217,7 +217,7 @@ def test_unsafe_members_are_counted_and_nothing_is_written_or_unpickled(tmp_path
 def test_captions_that_are_not_utf8_are_read_and_counted_once(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.jpg", b""), ("a.txt", b"caf\xe9"), ("b.jpg", b""), ("b.txt", b"")])
     shards = PairShards(tmp_path)
-    assert [shards[0].caption, shards[0].caption, shards[1].caption] == ["caf�", "caf�", ""]
+    assert [shards.caption(0), shards[0].caption, shards[1].caption] == ["caf�", "caf�", ""]
     assert shards.num_undecodable_captions == 1
 
 
@@ -240,9 +240,33 @@ def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
         PairShards(tmp_path)
 
 
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_only_some_shards_are_opened_and_the_others_may_be_damaged(tmp_path, with_manifest):
+    pairs = some_pairs(7)
+    write_pair_shards(tmp_path, pairs, pairs_per_shard=2)
+    listed = list_shards(tmp_path)
+    assert list(listed) == [f"0000{row}.tar" for row in range(4)]
+    assert [entry.num_samples for entry in listed.values() if entry is not None] == [2, 2, 2, 1]
+    if not with_manifest:
+        (tmp_path / MANIFEST_NAME).unlink()
+        assert list_shards(tmp_path) == dict.fromkeys(listed)
+    (tmp_path / "00000.tar").write_bytes(b"damaged")
+    shards = PairShards(tmp_path, only=["00003.tar", "00001.tar"])
+    assert shards.file_names == ("00001.tar", "00003.tar")
+    assert [shards[row] for row in range(len(shards))] == [pairs[2], pairs[3], pairs[6]]
+    assert [shards.caption(row) for row in range(len(shards))] == [pairs[row].caption for row in (2, 3, 6)]
+    assert [shards.positions(name) for name in shards.file_names] == [range(2), range(2, 3)]
+    assert len(PairShards(tmp_path, only=())) == 0
+    with pytest.raises(ValueError, match=r"no shards \['other\.tar'\]"):
+        PairShards(tmp_path, only=["00001.tar", "other.tar"])
+    with pytest.raises(ValueError, match=r"00000\.tar"):
+        PairShards(tmp_path)
+
+
 def test_a_shard_that_shrinks_after_indexing_stops(tmp_path):
     write_pair_shards(tmp_path, some_pairs(3), pairs_per_shard=3)
     shards = PairShards(tmp_path)
     os.truncate(tmp_path / "00000.tar", 600)
-    with pytest.raises(ValueError, match="changed since indexed"):
-        shards[2]
+    for read in (shards.__getitem__, shards.caption):
+        with pytest.raises(ValueError, match="changed since indexed"):
+            read(2)

@@ -151,6 +151,56 @@ def test_curves_are_running_means(tmp_path, monkeypatch):
     np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 101))
 
 
+def gates_of(step: int) -> dict[str, float]:
+    return {"added/P3": step / 10, "added/head": step / 5, "gate/P3": 1.0, "gate/head": 0.9, "filter/head": 0.1}
+
+
+def test_gates_are_logged_and_cut_on_resume(tmp_path):
+    with RunLog(tmp_path, total_steps=6) as first:
+        for step in range(1, 6):
+            train(first, range(step, step + 1))
+            first.gates(step, gates_of(step))
+    with RunLog(tmp_path, total_steps=6, resumed_step=3) as second:
+        second.gates(4, {"added/P3": math.nan})
+    records = [record for record in read(tmp_path) if record["kind"] == "gates"]
+    assert [(record["step"], record["gates"]) for record in records] == [
+        (1, gates_of(1)),
+        (2, gates_of(2)),
+        (3, gates_of(3)),
+        (4, {"added/P3": None}),
+    ]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("gates/added/P3")]
+    assert logged[:3] == [(step, pytest.approx(step / 10)) for step in (1, 2, 3)]
+    assert math.isnan(logged[3][1])
+    assert len(logged) == 4
+
+
+def test_gates_have_a_panel_only_where_there_are_records(tmp_path, monkeypatch):
+    drawn: list[log.Figure] = []
+
+    def savefig(figure: log.Figure, path: Path, **_: object) -> None:
+        drawn.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(log.Figure, "savefig", savefig)
+    training: dict = {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}}
+    gates: list[dict] = [{"kind": "gates", "step": step, "gates": gates_of(step)} for step in (50, 100)]
+    nothing: dict = {"kind": "gates", "step": 50, "gates": {"added/P3": None}}
+    for records in ([training], [training, *gates], [training, nothing]):
+        log.draw_curves(records, tmp_path / "curves.png")
+    assert [len(figure.axes) for figure in drawn] == [3, 4, 4]
+    lines = {line.get_label(): line for line in drawn[1].axes[3].lines}
+    assert list(lines) == list(gates_of(1))
+    np.testing.assert_allclose(np.asarray(lines["added/head"].get_ydata()), [10, 20])
+    assert lines["added/head"].get_color() == lines["gate/head"].get_color() == lines["filter/head"].get_color()
+    assert lines["added/head"].get_color() != lines["added/P3"].get_color()
+    assert len({lines[name].get_linestyle() for name in ("added/head", "gate/head", "filter/head")}) == 3
+    assert lines["added/head"].get_linestyle() == lines["added/P3"].get_linestyle()
+
+
 def test_stages_add_up_also_when_one_fails(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(log.time, "monotonic", lambda: now[0])

@@ -29,7 +29,7 @@ def build(clip: Clip, *, gated: bool) -> Detector:
         logit_scale=10.0,
         channels=32,
         num_convs=1,
-        gated=gated,
+        shortcuts=frozenset(("pyramid", "head") if gated else ()),
         per_channel_gates=True,
         filter_size=3,
     )

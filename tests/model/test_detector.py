@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ovd.model.detector import Detector
+from ovd.model.detector import Detector, Place
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
 from ovd.model.gates import GatedProjection, ShortcutFilter, resample_dense
@@ -19,7 +19,7 @@ def detector(request, untrained_clip):
         logit_scale=10.0,
         channels=32,
         num_convs=1,
-        gated=request.param,
+        shortcuts=frozenset(("pyramid", "head") if request.param else ()),
         per_channel_gates=False,
         filter_size=3,
     )
@@ -137,3 +137,81 @@ def test_resampled_features_have_unit_length():
 def test_pyramid_refuses_strides_with_gaps():
     with pytest.raises(ValueError, match="twice the one before"):
         FeaturePyramid((8, 8), (8, 32), 32)
+
+
+@pytest.mark.parametrize("places", [("pyramid",), ("head",), ("pyramid", "head"), ()])
+def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
+    """Only the gates of these places exist, each reaches the embeddings, and every trainable parameter learns."""
+    torch.manual_seed(1)
+    detector = Detector(
+        TimmTower(untrained_clip.model.visual),
+        text_dim=256,
+        mean=untrained_clip.mean,
+        std=untrained_clip.std,
+        logit_scale=10.0,
+        channels=32,
+        num_convs=1,
+        shortcuts=frozenset(places),
+        per_channel_gates=True,
+        filter_size=3,
+    )
+    gates = [module for module in detector.modules() if isinstance(module, GatedProjection)]
+    assert len(gates) == ("pyramid" in places) * len(detector.strides) + ("head" in places)
+    for gate in gates:
+        torch.nn.init.normal_(gate.projection.weight)
+    predictions = detector(images(1, 64, 64))
+    (predictions.embeddings.square().sum() + predictions.boxes.sum() + predictions.quality.sum()).backward()
+    silent = {"log_scale", "threshold"}  # parts of the logit, not of the predictions
+    without = {name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == silent
+
+
+def test_the_dense_feature_is_predicted_in_evaluation_where_it_is_asked_for(untrained_clip):
+    torch.manual_seed(1)
+
+    def make(places: frozenset[Place], *, keeps_clip: bool) -> Detector:
+        return Detector(
+            TimmTower(untrained_clip.model.visual),
+            text_dim=256,
+            mean=untrained_clip.mean,
+            std=untrained_clip.std,
+            logit_scale=10.0,
+            channels=32,
+            num_convs=1,
+            shortcuts=places,
+            per_channel_gates=False,
+            filter_size=3,
+            keeps_clip=keeps_clip,
+        )
+
+    detector, gated = make(frozenset(), keeps_clip=True), make(frozenset({"head"}), keeps_clip=False)
+    batch = images(1, 64, 96)
+    assert detector.train()(batch).clip is None
+    found = detector.eval()(batch)
+    torch.testing.assert_close(found.clip, gated.eval()(batch).embeddings)  # a fresh gated detector is dense CLIP
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(5, 7, 3), (1, 1, 3), (2, 1, 5), (4, 4, 5)])
+def test_the_filter_equals_padding_and_shifting_with_its_gradients(height, width, size):
+    generator = torch.Generator().manual_seed(0)
+    layer = ShortcutFilter(4, size).double()
+    torch.nn.init.normal_(layer.weights.weight, generator=generator)
+    shortcut = torch.randn(2, 6, height, width, dtype=torch.float64, generator=generator, requires_grad=True)
+    features = torch.randn(2, 4, height, width, dtype=torch.float64, generator=generator, requires_grad=True)
+    direction = torch.randn(2, 6, height, width, dtype=torch.float64, generator=generator)
+
+    weights = layer.weights(features).float()
+    around = torch.nn.functional.pad(shortcut, [size // 2] * 4)
+    expected = shortcut
+    for index in range(size**2):
+        y, x = divmod(index, size)
+        expected = expected + weights[:, index, None] * around[..., y : y + height, x : x + width]
+    found = layer(shortcut, features)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    inputs = (shortcut, features, layer.weights.weight)
+    for ours, reference in zip(
+        torch.autograd.grad((found * direction).sum(), inputs),
+        torch.autograd.grad((expected * direction).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,7 @@ import torch
 from torchvision.ops import nms
 
 from ovd.model import similarity
-from ovd.model.postprocess import postprocess
+from ovd.model.postprocess import ScoreEnsemble, postprocess
 from ovd.structures import Detections, Predictions
 
 SCALE, BIAS = 12.0, -2.0
@@ -185,3 +185,43 @@ def test_nan_is_an_error(field: str) -> None:
     sizes = torch.tensor(INPUT_SIZES[:1])
     with pytest.raises(ValueError, match="NaN"):
         postprocess(predictions, make_text(3), scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes)
+
+
+@pytest.mark.parametrize("candidates", [15, 3000])
+def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
+    """One box a point, far apart, so that every (point, class) pair survives: scores against the formula."""
+    num_points, text = 20, make_text(6)
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.stack([torch.arange(num_points) * 10.0, torch.zeros(num_points)], dim=1)
+    predictions = Predictions(
+        embeddings=torch.randn(1, num_points, 8, generator=generator),
+        boxes=torch.cat([corners, corners + 9], dim=1)[None],
+        quality=torch.randn(1, num_points, generator=generator),
+        clip=similarity.unit_embeddings(torch.randn(1, num_points, 8, generator=generator)),
+    )
+    assert predictions.clip is not None
+    weights = torch.tensor([0.0, 1.0, 0.35, 0.35, 0.65, 0.65])
+    (found,) = postprocess(
+        predictions,
+        text,
+        scale=SCALE,
+        bias=BIAS,
+        input_sizes=torch.tensor([[10, 200]]),
+        original_sizes=torch.tensor([[10, 200]]),
+        candidates=candidates,
+        ensemble=ScoreEnsemble(weights, clip_scale=4.0),
+    )
+    expected = []
+    for point in range(num_points):
+        cosines = torch.cosine_similarity(predictions.embeddings[0, point], text, dim=1)
+        named = torch.softmax(4.0 * (text @ predictions.clip[0, point]), dim=0)
+        for row in range(6):
+            detected = torch.sigmoid(SCALE * cosines[row] + BIAS)
+            probability = detected ** (1 - weights[row]) * named[row] ** weights[row]
+            quality = torch.sigmoid(predictions.quality[0, point])
+            expected.append(((probability * quality).sqrt().item(), point, row))
+    expected = sorted(expected, reverse=True)[:candidates]
+    assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
+    assert [
+        (round(box[0] / 10), row) for box, row in zip(found.boxes.tolist(), found.classes.tolist(), strict=True)
+    ] == [(point, row) for _, point, row in expected]

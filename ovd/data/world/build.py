@@ -30,7 +30,8 @@ from ovd.data.world.scene import Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
 from ovd.progress import progress
 
-PARTS = ("train", "val", "pairs", "pretraining_pairs", "coco", "objects365")
+TRANSFER_PARTS = ("coco", "objects365")
+PARTS = ("train", "val", "pairs", "pretraining_pairs", *TRANSFER_PARTS)
 _STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}, "objects": 7}
 JPEG_QUALITY = 90
 
@@ -279,7 +280,7 @@ def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
         if part in ("pairs", "pretraining_pairs"):
             shutil.rmtree(folder / part, ignore_errors=True)
             write_pairs_part(folder, part, settings)
-        elif part in ("coco", "objects365"):
+        elif part in TRANSFER_PARTS:
             write_transfer_part(folder, part, settings)
         else:
             write_lvis_part(folder, part, settings)

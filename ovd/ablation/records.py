@@ -1,0 +1,174 @@
+"""Finished runs of the ablation: one JSON object a line, what is still to run, and which records make one table."""
+
+import fcntl
+import os
+import sys
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
+
+Metric = Annotated[float, Field(ge=-1, le=1)]
+"""0 to 1; -1 where there is no true box to speak of."""
+
+
+# pydantic's dataclass: values are checked when a record is made, not when a table is drawn hours later.
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+)
+class Record:
+    """One finished run."""
+
+    row: str
+    seed: int
+    AP: Metric
+    """LVIS ordinary box AP over all classes, then over rare, common and frequent ones."""
+    APr: Metric
+    APc: Metric
+    APf: Metric
+    coco_AP: Metric
+    o365_AP: Metric
+    hours: NonNegativeFloat
+    config_hash: str
+    """Of the row's config, the same for every seed."""
+    steps: PositiveInt
+    """Optimizer steps, all stages together."""
+    device: str
+    instruction_set: str
+    versions: dict[str, str]
+    """Version by package. Other device, instruction set or versions: other bits."""
+    date: str
+    extra: dict[str, float] = Field(default_factory=dict)
+    """Further figures by name."""
+
+    @property
+    def machine(self) -> str:
+        """All that the bits of a run depend on besides its config and seed, in one line."""
+        versions = (f"{name} {version}" for name, version in sorted(self.versions.items()))
+        return ", ".join([self.device, self.instruction_set, *versions])
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add a line; on return it is on the disk. Any number of processes may append to one file.
+
+    A last line that was torn by a kill is cut off first: another line after it would make it damage.
+
+    Raises:
+        OSError: the line could not be written whole; the file is as it was.
+    """
+    line = _RECORD.dump_json(record) + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)  # between the look at the end and the write nobody else may add a line
+        content = os.pread(file, os.fstat(file).st_size, 0)
+        end = content.rfind(b"\n") + 1
+        if _is_torn(content[end:]):
+            print(f"warning: {path}: cut off a torn last line of {len(content) - end} bytes", file=sys.stderr)
+            os.ftruncate(file, end)
+        elif content[end:]:  # whole, but an editor took its line end
+            end = len(content)
+            line = b"\n" + line
+        written = os.write(file, line)
+        if written < len(line):
+            os.ftruncate(file, end)
+            raise OSError(f"{path}: only {written} of {len(line)} bytes could be written; is the disk full?")
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records in the file's order; none if there is no file. A torn last line is dropped with a warning.
+
+    Raises:
+        ValueError: a line is not a record, or has missing, unknown or wrong fields; names file, line and field.
+    """
+    if not path.is_file():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    if _is_torn(last):
+        print(f"warning: {path}, line {len(lines) + 1}: torn, dropped ({len(last)} bytes)", file=sys.stderr)
+    elif last:
+        lines.append(last)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_RECORD.validate_json(line))
+        except ValidationError as error:
+            problems = "; ".join(" ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors())
+            raise ValueError(f"{path}, line {number}: {problems}; repair the line or move the file away") from error
+    return records
+
+
+def _is_torn(last: bytes) -> bool:
+    """Whether the bytes after the last line end are the beginning of a line whose writer was killed."""
+    if not last:
+        return False
+    try:
+        _RECORD.validate_json(last)
+    except ValidationError as error:
+        return any(fault["type"] == "json_invalid" for fault in error.errors())
+    return False
+
+
+def missing_runs(
+    rows: Sequence[str], seeds: Sequence[int], records: Sequence[Record], hashes: Mapping[str, str]
+) -> list[tuple[str, int]]:
+    """Rows and seeds that are still to run, seed by seed, so that a stop leaves as many whole seeds as possible.
+
+    Args:
+        hashes: each row's present config hash; a record of another config does not count.
+    """
+    done = {(record.row, record.seed) for record in records if record.config_hash == hashes.get(record.row)}
+    return [(row, seed) for seed in seeds for row in rows if (row, seed) not in done]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Records that may stand in one table: one machine, present configs, one record a run."""
+
+    records: tuple[Record, ...]
+    notes: tuple[str, ...]
+    """What was left out."""
+
+
+def select(records: Sequence[Record], configs: Collection[tuple[str, str]]) -> Selection:
+    """Pick the records of one table: of present configs, and of the machine that has most of them.
+
+    Of a run that was done twice on one machine the later record counts; between machines with equally many records
+    the one that came first in the file.
+
+    Args:
+        configs: present configs as (row, config hash), such as `hashes.items()` of `missing_runs`.
+    """
+    notes = []
+    present = [record for record in records if (record.row, record.config_hash) in configs]
+    outdated = [record for record in records if (record.row, record.config_hash) not in configs]
+    if outdated:
+        notes.append(f"records of other configs: {_count_by_row(outdated)}")
+    by_machine: dict[str, dict[tuple[str, str, int], Record]] = {}
+    for record in present:
+        runs = by_machine.setdefault(record.machine, {})
+        runs[record.row, record.config_hash, record.seed] = record
+    num_repeated = len(present) - sum(map(len, by_machine.values()))
+    if num_repeated:
+        notes.append(f"records of runs that were done again later: {num_repeated}")
+    taken = max(by_machine.values(), key=len, default={})
+    notes += [
+        f"records of another machine ({machine}): {_count_by_row(runs.values())}"
+        for machine, runs in by_machine.items()
+        if runs is not taken
+    ]
+    return Selection(tuple(taken.values()), tuple(notes))
+
+
+def _count_by_row(records: Collection[Record]) -> str:
+    return ", ".join(f"{count} {row}" for row, count in Counter(record.row for record in records).items())

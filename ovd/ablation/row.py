@@ -1,0 +1,170 @@
+"""One run of the ablation: a row's config at one seed, all its stages, evaluated on the world's three sets."""
+
+import datetime
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ovd.ablation.records import Record
+from ovd.build import load_detector, low_precision, resolve_device
+from ovd.config import AblationRow, ConfigError, LabelsConfig, TrainConfig, WorldData, load_config
+from ovd.data.annotations import load_annotations
+from ovd.data.report import DataReport
+from ovd.data.world.build import TRANSFER_PARTS
+from ovd.inference import prepare
+from ovd.precision import cpu_name, instruction_set
+from ovd.run import detect_all, draw_world, evaluate_run, pseudo_label_run, train_from_config
+from ovd.selftrain.pseudo_label import LabelOptions
+
+VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A row's configs, with everything but the seed and the folders."""
+
+    final: TrainConfig
+    teacher: TrainConfig | None
+    labels: LabelsConfig | None
+
+    @property
+    def steps(self) -> int:
+        return self.final.train.steps + (self.teacher.train.steps if self.teacher is not None else 0)
+
+    def hash(self) -> str:
+        """Of all that a run's figures depend on, for every seed the same."""
+        content = [
+            None if stage is None else stage.model_dump(mode="json")
+            for stage in (
+                at_seed(self.final, 0, Path()),
+                self.teacher and at_seed(self.teacher, 0, Path()),
+                self.labels,
+            )
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> Stages:
+    """A row's stages.
+
+    Args:
+        folder: that the row's paths start from.
+
+    Raises:
+        ConfigError: a config that cannot be used, or not on the embedded world.
+    """
+    configs = [load_config(folder / path, overrides, TrainConfig) for path in (row.config, row.teacher) if path]
+    for config in configs:
+        if not isinstance(config.data.source, WorldData):
+            raise ConfigError(f"{folder / row.config}: the ablation's seeds draw worlds; use data.source.kind=world")
+    return Stages(configs[0], configs[1] if row.teacher else None, row.labels)
+
+
+def at_seed(config: TrainConfig, seed: int, output: Path) -> TrainConfig:
+    """The config for one world and training seed."""
+    values = config.model_dump(mode="json")
+    values["output"] = str(output)
+    values["train"]["seed"] = values["data"]["source"]["seed"] = seed
+    return TrainConfig.model_validate(values)
+
+
+def run_row(name: str, stages: Stages, seed: int, runs: Path, say: Callable[[str], None] = print) -> Record:
+    """Train, label and train again as the row says, or go on where an earlier call was stopped; then evaluate.
+
+    `hours` are those of training and labelling; a teacher that another row has trained counts with the hours it took.
+    """
+    config_hash = stages.hash()
+    folder = runs / f"seed-{seed}" / f"{name}-{config_hash}"
+    config, hours = at_seed(stages.final, seed, folder), 0.0
+    world = draw_world(config)
+    if stages.teacher is not None:
+        assert stages.labels is not None
+        hash_of_teacher = Stages(stages.teacher, None, None).hash()
+        teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
+        say(f"{name}, seed {seed}: teacher {teacher.output}")
+        hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
+        hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
+        config = with_labels(config, teacher.output, folder / "labels")
+    say(f"{name}, seed {seed}: {config.output}")
+    hours += timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+
+    trained = load_detector(folder)
+    metrics = evaluate_run(trained, output=folder).metrics
+    retention = json.loads((folder / "retention.json").read_text())
+    naming = {f"naming_{group['group']}": group["boxes"]["naming_after"] for group in retention["groups"]}
+    prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
+    transfer: dict[str, float] = {}
+    for part in TRANSFER_PARTS:
+        index = load_annotations(
+            world / "annotations" / f"{part}.json", world / "images" / part, format="coco", report=DataReport()
+        )
+        transfer[part] = detect_all(trained, index).compute()["AP"]
+    device = resolve_device(config)
+    return Record(
+        row=name,
+        seed=seed,
+        AP=metrics["AP"],
+        APr=metrics["APr"],
+        APc=metrics["APc"],
+        APf=metrics["APf"],
+        coco_AP=transfer["coco"],
+        o365_AP=transfer["objects365"],
+        hours=round(hours, 4),
+        config_hash=config_hash,
+        steps=stages.steps,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        instruction_set=f"{instruction_set()}, {torch.get_num_threads()} threads",
+        versions={"python": platform.python_version(), **{package: version(package) for package in VERSIONED}},
+        date=datetime.date.today().isoformat(),
+        extra=naming,
+    )
+
+
+def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
+    assert labels is not None
+    options = LabelOptions(source=labels.queries, score_threshold=labels.threshold, max_boxes=labels.max_boxes)
+    pseudo_label_run(
+        load_detector(run), pairs=world / "pairs", output=output, options=options, num_shards=labels.shards
+    )
+
+
+def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig:
+    """A student's config: it starts from the teacher and learns from its labels."""
+    values = config.model_dump(mode="json")
+    values["init_from"] = str(teacher)
+    values["data"]["pairs"]["labels"] = str(labels)
+    return TrainConfig.model_validate(values)
+
+
+def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
+    """Hours that a stage takes, or took when it was done before: kept in the folder, over several calls if stopped."""
+    file = folder / f"{stage}.hours.json"
+    if file.exists():
+        return float(json.loads(file.read_text())["hours"])
+    start = time.monotonic()
+    work()
+    hours = (time.monotonic() - start) / 3600
+    file.write_text(json.dumps({"hours": hours}) + "\n")
+    return hours
+
+
+def at_length(stages: Stages, steps: int) -> Stages:
+    """The same row trained for another number of steps.
+
+    Raises:
+        ConfigError: the row has a teacher, whose share of the steps nobody has said.
+    """
+    if stages.teacher is not None:
+        raise ConfigError("a table with `lengths` takes rows of one stage only")
+    return replace(stages, final=TrainConfig.model_validate(_with_steps(stages.final.model_dump(mode="json"), steps)))
+
+
+def _with_steps(values: dict, steps: int) -> dict:
+    return {**values, "train": {**values["train"], "steps": steps}}

@@ -1,0 +1,73 @@
+"""What the seeds say about a row, and about the difference of two rows: mean, standard deviation, 95 % interval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.special import stdtrit
+
+from ovd.ablation.records import Record
+
+CONFIDENCE = 0.95
+UNKNOWN = -1.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of N >= 1 values; of one value there is no deviation and no interval."""
+
+    mean: float
+    deviation: float | None
+    """Standard deviation of the values (divided by N - 1)."""
+    interval: tuple[float, float] | None
+    """Two-sided 95 % interval of the mean after Student's t with N - 1 degrees of freedom."""
+    num_values: int
+
+
+def estimate(values: Float64[np.ndarray, " N"]) -> Estimate:
+    """Mean, deviation and interval of at least one value."""
+    mean, num_values = float(values.mean()), len(values)
+    if num_values == 1:
+        return Estimate(mean, None, None, 1)
+    deviation = float(values.std(ddof=1))
+    half = float(stdtrit(num_values - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(num_values)
+    return Estimate(mean, deviation, (mean - half, mean + half), num_values)
+
+
+def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate | None:
+    """A row's metric over its seeds; None without a record, or if one of them does not know the metric.
+
+    Args:
+        metric: a field of `Record`.
+    """
+    return _estimate_of_known(known_values(list(records_by_seed(records, row).values()), metric))
+
+
+def paired_difference(records: Sequence[Record], row: str, other: str, metric: str) -> Estimate | None:
+    """`row` minus `other`, seed by seed over the seeds that both have; None where `row_estimate` would be None."""
+    of_row, of_other = records_by_seed(records, row), records_by_seed(records, other)
+    seeds = sorted(of_row.keys() & of_other.keys())
+    return _estimate_of_known(
+        known_values([of_row[seed] for seed in seeds], metric)
+        - known_values([of_other[seed] for seed in seeds], metric)
+    )
+
+
+def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
+    return estimate(values) if len(values) and not np.isnan(values).any() else None
+
+
+def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
+    """Each record's metric; NaN where there is no record or it does not know the metric."""
+    values = [UNKNOWN if record is None else getattr(record, metric) for record in records]
+    return np.array([math.nan if value == UNKNOWN else value for value in values], float)
+
+
+def records_by_seed(records: Sequence[Record], row: str) -> dict[int, Record]:
+    """A row's records by seed, ascending."""
+    of_row = sorted((record for record in records if record.row == row), key=lambda record: record.seed)
+    by_seed = {record.seed: record for record in of_row}
+    assert len(by_seed) == len(of_row), f"{row}: two records of one seed; select records first"
+    return by_seed

@@ -1,0 +1,107 @@
+"""The ablation in Markdown: rows, steps between them, self-training against its alternatives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ovd.ablation.records import Record, Selection
+from ovd.ablation.statistics import Estimate, paired_difference, records_by_seed, row_estimate
+from ovd.evaluation.results import replacing
+
+TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
+COMPARED = ("APr", "AP", "coco_AP", "o365_AP")
+"""The metrics of differences and plots: what the method is for, what it costs, and transfer."""
+STEPS = (
+    ("text_augmentation", "scratch"),
+    ("gated", "text_augmentation"),
+    ("self_training", "gated"),
+    ("gated", "scratch"),
+    ("gated_no_text", "scratch"),
+    ("gated", "gated_no_text"),
+)
+"""The method's three ways, each added to the one before; beside them shortcuts without text augmentation."""
+BASELINES = ("oracle", "frozen_tower", "image_labels", "ngrams", "caption_top1")
+"""Rows that self-training is held against."""
+BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
+
+
+def format_report(selection: Selection, rows: Sequence[str]) -> str:
+    """All tables, the machine and what was left out.
+
+    Args:
+        rows: names in the table's order; one without a record keeps its place.
+    """
+    records = selection.records
+    seeds = ", ".join(map(str, sorted({record.seed for record in records})))
+    parts = [
+        f"{len(records)} runs, seeds {seeds}, on {records[0].machine}." if records else "No finished run yet.",
+        "LVIS ordinary box AP, COCO AP and Objects365 AP in per cent, mean ± standard deviation over the seeds; "
+        "hours of one run, mean:",
+        _row_table(records, rows),
+    ]
+    steps = [pair for pair in STEPS if set(pair) <= set(rows)]
+    baselines = [("self_training", row) for row in BASELINES if {"self_training", row} <= set(rows)]
+    for title, pairs in (("Steps", steps), ("Self-training against the other rows", baselines)):
+        if pairs:
+            parts += [
+                f"{title}: mean difference over the seeds that both rows have (95 % interval, paired, t):",
+                _difference_table(records, pairs),
+            ]
+    parts += [f"Left out: {note}." for note in selection.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
+    lines = [["row", "seeds", *TITLES.values(), "hours"]]
+    for row in rows:
+        of_row = records_by_seed(records, row).values()
+        metrics = [_mean_cell(row_estimate(records, row, metric)) for metric in TITLES]
+        hours = f"{np.mean([record.hours for record in of_row]):.2f}" if of_row else "-"
+        lines.append([row, str(len(of_row)), *metrics, hours])
+    return _table(lines)
+
+
+def _difference_table(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> str:
+    lines = [["difference", "seeds", *(TITLES[metric] for metric in COMPARED)]]
+    for row, other in pairs:
+        num_seeds = len(records_by_seed(records, row).keys() & records_by_seed(records, other).keys())
+        differences = [_difference_cell(paired_difference(records, row, other, metric)) for metric in COMPARED]
+        lines.append([f"{row} - {other}", str(num_seeds), *differences])
+    return _table(lines)
+
+
+def _mean_cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    deviation = "" if estimate.deviation is None else f" ± {100 * estimate.deviation:.2f}"
+    return f"{100 * estimate.mean:.2f}{deviation}"
+
+
+def _difference_cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    interval = "-" if estimate.interval is None else " to ".join(f"{100 * end:.2f}" for end in estimate.interval)
+    return f"{100 * estimate.mean:+.2f} ({interval})"
+
+
+def _table(lines: list[list[str]]) -> str:
+    """A Markdown table; the first line is its head."""
+    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Put `text` between the two marker lines of a Markdown file; everything else stays as it is.
+
+    Raises:
+        ValueError: the file has not exactly one of each marker, in order.
+    """
+    with path.open(encoding="utf-8", newline="") as file:  # line ends stay what they are
+        content = file.read()
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or content.count(BEGIN) + content.count(END) != 2:
+        raise ValueError(f"{path}: needs one line {BEGIN} and, below it, one line {END}; the tables go between them")
+    with replacing(path) as file:
+        file.write(f"{before}{BEGIN}\n{text}{END}{after}")

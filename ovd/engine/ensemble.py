@@ -1,0 +1,94 @@
+"""Average the weights of two stages of training, such as a detector and what self-training made of it.
+
+Further training gains on what it sees and loses elsewhere; the straight line between the weights before and after often
+holds models that keep most of both (arXiv:2109.01903 for CLIP, arXiv:2306.09683 for detectors).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovd.engine import checkpoint
+from ovd.engine.checkpoint import Checkpoint
+
+_NUM_LISTED = 20
+
+
+def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, output: Path) -> Path:
+    """Write weight * second + (1 - weight) * first as a run that evaluates like any other, but cannot be resumed.
+
+    The weights are those that the checkpoints are evaluated with: averaged over steps where the run did so. Config and
+    evaluation settings are the second's. 0 and 1 give the two runs bit for bit.
+
+    Args:
+        weight: of the second, 0 to 1.
+        output: run folder; gets one checkpoint, step 0.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: the weight is outside 0 to 1, the runs have another detector, CLIP or text tower, or `output` holds
+            a run already.
+        SaveError: the disk refused.
+    """
+    if checkpoint.latest(output) is not None:
+        raise ValueError(f"{output} already holds a run; give another folder")
+    different = _differences(first, second)
+    if different:
+        raise ValueError(
+            f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"
+        )
+    try:
+        tensors = interpolate(checkpoint.load_weights(first.weights), checkpoint.load_weights(second.weights), weight)
+    except ValueError as error:
+        raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
+    sources = {"first": str(first.folder), "second": str(second.folder), "weight": weight}
+    return checkpoint.save_weights(
+        output,
+        tensors=tensors,
+        config=second.config | {"output": str(output)},
+        extra=second.extra | {"ensemble": sources},
+    )
+
+
+def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """Tensor by tensor, weight * second + (1 - weight) * first; what is not floating-point must be equal.
+
+    A detector's logit scale is stored as its logarithm, so two scales s and t give s^(1 - weight) * t^weight. The bias
+    is stored as a threshold on the cosine (bias = -scale * threshold), and the thresholds are averaged.
+
+    Raises:
+        ValueError: the weight is outside 0 to 1, or the tensors do not correspond, listed by name.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"the second run's weight is {weight}; it must be from 0 to 1")
+    problems = [f"{name} is in one of them only" for name in sorted(first.keys() ^ second.keys())]
+    for name in sorted(first.keys() & second.keys()):
+        one, other = first[name], second[name]
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            problems.append(f"{name} is {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)}")
+        elif not one.is_floating_point() and not torch.equal(one, other):
+            problems.append(f"{name} is {one.dtype}, which has no average, and differs")
+    if problems:
+        more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
+        raise ValueError(f"their tensors do not correspond: {'; '.join(problems[:_NUM_LISTED])}{more}")
+    if weight in (0, 1):  # bit for bit: sums would lose the sign of -0.0
+        return dict(second if weight else first)
+    return {name: _mean(one, second[name], weight) if one.is_floating_point() else one for name, one in first.items()}
+
+
+def _mean(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    return torch.lerp(first.double(), second.double(), weight).to(first.dtype)
+
+
+def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """Settings of what is averaged that are not the same."""
+    settings: list[tuple[str, Any, Any]] = []
+    for section in ("clip", "detector"):
+        there, here = first.config.get(section, {}), second.config.get(section, {})
+        settings += [(f"{section}.{key}", there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())]
+    settings.append(("text tower", first.extra.get("text_tower"), second.extra.get("text_tower")))
+    return [f"{name} ({one!r} and {other!r})" for name, one, other in settings if one != other]

@@ -1,0 +1,66 @@
+"""The texts that a training step scores, and the images they count for."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ovd.model.federated import Rule, class_mask, sample_class_rows
+from ovd.structures import Batch
+from ovd.text.bank import TextBank
+from ovd.text.pair_texts import PairTexts
+
+
+@dataclass(frozen=True)
+class StepTexts:
+    """K texts of a step: classes of the vocabulary, then texts of image-text pairs."""
+
+    classes: Int[Tensor, " K"]
+    """Rows of the vocabulary and ids of texts, ascending."""
+    embeddings: Float[Tensor, "K D"]
+    mask: Bool[Tensor, "B K"]
+    """Whether a text counts at an image's points that are not matched to it."""
+
+    def to(self, device: torch.device) -> "StepTexts":
+        return StepTexts(self.classes.to(device), self.embeddings.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class TextSampler:
+    """Draws a step's texts and one variant of each."""
+
+    bank: TextBank
+    image_counts: Int[Tensor, " C"]
+    """Training images per class of the vocabulary."""
+    rule: Rule
+    num_sampled: int
+    noise: float
+    pair_texts: PairTexts | None
+    num_sampled_texts: int
+    """Texts of pairs drawn besides those of the batch."""
+
+    def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
+        """The classes of `sample_class_rows` for detection data; for pairs the texts of all pairs of the batch and more.
+
+        Neither is held against the other: what a caption names may be in an image of the detection data unsaid, and
+        the other way round. So the negatives of a pair are texts of other pairs, as in contrastive training: those of
+        the batch, and more drawn from all pairs.
+        """
+        num_detection = len(batch.targets) - batch.num_pairs
+        annotated, paired = batch.targets[:num_detection], batch.targets[num_detection:]
+        rows = sample_class_rows(
+            annotated, self.image_counts, rule=self.rule, num_sampled=self.num_sampled, generator=generator
+        )
+        embeddings = self.bank.sample(rows, generator=generator, noise=self.noise)
+        mask = class_mask(annotated, rows, rule=self.rule)
+        if self.pair_texts is None or not paired:
+            return StepTexts(rows, embeddings, mask)
+        ids = torch.cat([torch.cat([of.classes, of.negative_classes, of.not_exhaustive_classes]) for of in paired])
+        others = torch.randperm(len(self.pair_texts), generator=generator)[: self.num_sampled_texts]
+        ids = torch.cat([ids, self.pair_texts.first_id + others]).unique()
+        return StepTexts(
+            torch.cat([rows, ids]),
+            torch.cat([embeddings, self.pair_texts.sample(ids, generator=generator, noise=self.noise)]),
+            torch.block_diag(mask, class_mask(paired, ids, rule="sampled")).bool(),
+        )

@@ -1,0 +1,245 @@
+"""A teacher from the transformers package: OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO.
+
+    teacher = HuggingFaceTeacher("google/owlv2-base-patch16-ensemble", device=torch.device("cuda"), ...)
+
+transformers is an extra of this toolkit (`teachers`), imported when a teacher is made.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+
+from ovd.boxes import clip_boxes
+from ovd.selftrain.labels import TeacherBoxes
+from ovd.text.prompts import clean_name, fill
+
+_OWL = ("owlvit", "owlv2")
+_GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
+
+_QUERIES_PER_PASS = 512
+"""Of OWL models, which set no limit; memory grows with it, and every further pass runs the image tower again."""
+
+_CANDIDATES = 5000
+"""Highest-scoring (box, query) pairs of an image that enter non-maximum suppression."""
+
+_LARGEST_ASPECT = 32
+"""Thinner images are padded to this: processors that keep the aspect ratio would shrink their short side to nothing."""
+
+_NUM_LISTED = 20
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The text of one forward pass."""
+
+    inputs: dict[str, Tensor]
+    spans: dict[int, slice]
+    """Where on the logits' last axis each query stands, by its position in the image's queries."""
+
+
+class HuggingFaceTeacher:
+    """A zero-shot detector of transformers as a Teacher.
+
+    Images are taken one at a time, in float32: padding a batch changes some models' boxes, OWL models score the queries
+    that fill up a batch as if they had been asked for, and bf16 would leave box corners in doubt by 4 pixels in 1,000.
+    So an image's labels do not depend on what it was batched with.
+
+    Every pair of a box and a query scores, not each box's best query alone. Grounding DINO scores tokens; a query's
+    score is the mean over its tokens, as in its authors' COCO evaluation. OWL models read 16 tokens of a query,
+    Grounding DINO 256 of all queries of a pass; a longer query is cut, and more queries take several passes.
+    """
+
+    def __init__(
+        self,
+        name_or_folder: str | Path,
+        *,
+        device: torch.device,
+        score_threshold: float,
+        max_boxes: int,
+        nms_iou: float,
+        template: str | None = None,
+    ):
+        """
+        Args:
+            name_or_folder: a name on the hub (downloaded once; HF_HUB_OFFLINE=1 keeps to what is cached) or a folder
+                that `save_pretrained` wrote, with its processor.
+            score_threshold: boxes must score more.
+            max_boxes: most boxes of an image, the best ones.
+            nms_iou: overlap above which the weaker of two boxes of the same query is dropped.
+            template: what names and phrases are put into, cleaned (text/prompts.py), for example "a photo of
+                {article} {}"; without one, the model reads a query as it stands, as captions are.
+
+        Raises:
+            ValueError: transformers is not installed, the model is neither cached nor downloadable, it is of another
+                kind, or its weights are incomplete.
+        """
+        if template is not None and "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} for the query to stand in")
+        self._family, self._processor, model = _load(str(name_or_folder))
+        self._model = model.to(device).eval()
+        self._device = device
+        self._score_threshold = score_threshold
+        self._max_boxes = max_boxes
+        self._nms_iou = nms_iou
+        self._template = template
+        self.name = (
+            f"{name_or_folder} sha256 {_fingerprint(model)} in transformers {version('transformers')}, template "
+            f"{template!r}, score_threshold {score_threshold}, max_boxes {max_boxes}, nms_iou {nms_iou}"
+        )
+
+    def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
+        """Boxes of every image for its own queries; `texts` are positions in its tuple. RGB images of any size.
+
+        Raises:
+            ValueError: the model gives NaN.
+        """
+        return [self._detect_image(image, texts) for image, texts in zip(images, queries, strict=True)]
+
+    @torch.no_grad()
+    def _detect_image(self, image: UInt8[np.ndarray, "H W 3"], queries: tuple[str, ...]) -> TeacherBoxes:
+        height, width = image.shape[:2]
+        least = -(-max(height, width) // _LARGEST_ASPECT)
+        seen = np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
+        pixels = self._processor.image_processor(images=Image.fromarray(seen), return_tensors="pt")
+        found_boxes, found_scores, found_texts = [torch.zeros(0, 4)], [torch.zeros(0)], [torch.zeros(0).long()]
+        for prompt in self._prompts(queries):
+            inputs = {name: tensor.to(self._device) for name, tensor in (prompt.inputs | dict(pixels)).items()}
+            outputs = self._model(**inputs)
+            boxes = self._to_pixels(outputs.pred_boxes[0].cpu(), seen.shape[:2])
+            boxes = clip_boxes(boxes, torch.tensor([height, width]))
+            probabilities = outputs.logits[0].sigmoid().cpu()
+            scores = torch.stack([probabilities[:, span].mean(dim=1) for span in prompt.spans.values()], dim=1)
+            if boxes.isnan().any() or scores.isnan().any():
+                raise ValueError(f"{self.name} gave NaN for an image: its weights or its input are broken")
+            visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            rows, columns = (visible[:, None] & (scores > self._score_threshold)).nonzero().unbind(dim=1)
+            found_boxes.append(boxes[rows])
+            found_scores.append(scores[rows, columns])
+            found_texts.append(torch.tensor(list(prompt.spans))[columns])
+        boxes, scores, texts = torch.cat(found_boxes), torch.cat(found_scores), torch.cat(found_texts)
+        best = scores.argsort(descending=True, stable=True)[:_CANDIDATES]
+        boxes, scores, texts = boxes[best], scores[best], texts[best]
+        kept = batched_nms(boxes.double(), scores.double(), texts, self._nms_iou).sort().values[: self._max_boxes]
+        return TeacherBoxes(boxes=boxes[kept].numpy(), scores=scores[kept].numpy(), texts=texts[kept].numpy())
+
+    def _prompts(self, queries: tuple[str, ...]) -> Iterator[_Prompt]:
+        texts = list(queries)
+        if self._template is not None:
+            texts = [fill(self._template, clean_name(query)) for query in queries]
+        if self._family in _OWL:
+            return _owl_prompts(self._processor.tokenizer, texts, self._model.config.text_config)
+        return _grounding_dino_prompts(self._processor.tokenizer, texts, self._model.config.max_text_len)
+
+    def _to_pixels(self, boxes: Float[Tensor, "P 4"], size: tuple[int, int]) -> Float[Tensor, "P 4"]:
+        """From fractions (centre, size) of what the model saw to corners in the image of this height and width.
+
+        Models see the whole image, OWLv2 after its processor has padded it to a square at the right and bottom.
+        """
+        if self._family == "owlv2" and self._processor.image_processor.do_pad:
+            size = (max(size), max(size))
+        height, width = size
+        return box_convert(boxes, "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
+
+
+def _load(name: str) -> tuple[str, Any, Any]:
+    """Family, processor and model (they share no typed base), float32 on the CPU."""
+    try:
+        from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
+    except ImportError as error:
+        raise ValueError(
+            f"the teacher {name} needs the package transformers, which cannot be imported ({error}); install it: "
+            "pip install transformers, or ovd with its extra `teachers`"
+        ) from error
+    family = _read(AutoConfig, name).model_type
+    if family not in _OWL + _GROUNDING_DINO:
+        known = ", ".join(_OWL + _GROUNDING_DINO)
+        raise ValueError(f"the teacher {name} is a {family!r}; zero-shot detectors that can be used are: {known}")
+    processor = _read(AutoProcessor, name)
+    # transformers would load in the precision of the file, and fill weights that are missing with random ones.
+    model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"the teacher {name} lacks {len(missing)} of its weights: {', '.join(missing[:_NUM_LISTED])}")
+    return family, processor, model
+
+
+def _read(kind: Any, name: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the teacher {name} cannot be loaded ({reason}); it must be a folder that save_pretrained wrote, with "
+            "model and processor, or be cached under HF_HOME, or be reachable, with HF_HUB_OFFLINE unset"
+        ) from error
+
+
+def _owl_prompts(tokenizer: Any, texts: list[str], text_config: Any) -> Iterator[_Prompt]:
+    """Every query is a sequence of its own, and a column of the logits."""
+    for start in range(0, len(texts), _QUERIES_PER_PASS):
+        chunk = texts[start : start + _QUERIES_PER_PASS]
+        tokens = tokenizer(
+            chunk,
+            padding="max_length",
+            truncation=True,
+            max_length=text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        yield _Prompt(
+            {name: tokens[name] for name in ("input_ids", "attention_mask")},
+            {start + column: slice(column, column + 1) for column in range(len(chunk))},
+        )
+
+
+def _grounding_dino_prompts(tokenizer: Any, texts: list[str], max_tokens: int) -> Iterator[_Prompt]:
+    """Queries are joined to one sequence, each ended by a full stop; a column of the logits is a token of it.
+
+    The model reads between full stops and question marks; those inside a query would cut it in two and are left out. A
+    query without any other token is not asked for.
+    """
+    begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    stop, question = tokenizer.convert_tokens_to_ids([".", "?"])
+    ids: list[int] = [begin]
+    spans: dict[int, slice] = {}
+    for position, text in enumerate(texts):
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        query = [token for token in tokens if token not in (begin, end, stop, question)][: max_tokens - 3]
+        if not query:
+            continue
+        if len(ids) + len(query) + 2 > max_tokens:
+            yield _one_sequence([*ids, end], spans)
+            ids, spans = [begin], {}
+        spans[position] = slice(len(ids), len(ids) + len(query))
+        ids += [*query, stop]
+    if spans:
+        yield _one_sequence([*ids, end], spans)
+
+
+def _one_sequence(ids: list[int], spans: dict[int, slice]) -> _Prompt:
+    input_ids = torch.tensor([ids])
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "token_type_ids": torch.zeros_like(input_ids),
+    }
+    return _Prompt(inputs, spans)
+
+
+def _fingerprint(model: Any) -> str:
+    """Hash of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,180 @@
+"""What a teacher found in one shard of image-text pairs, and the file that holds it.
+
+Nothing is decided here: every box above a low score is kept, with the text it answers to, so that filters
+(filter.py) can be changed without asking the teacher again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Float16, Float32, Int64
+from safetensors import SafetensorError, safe_open
+
+from ovd.data.annotations import Ragged
+from ovd.text.tensor_file import file_header
+
+FORMAT = "labels of a shard of image-text pairs, 1"
+
+# The safetensors package refuses to read a longer one.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TeacherBoxes:
+    """What a teacher finds in one image: K boxes, best first."""
+
+    boxes: Float32[np.ndarray, "K 4"]
+    """xyxy in pixels of the image."""
+    scores: Float32[np.ndarray, " K"]
+    texts: Int64[np.ndarray, " K"]
+    """Position in the list of texts that was asked for in this image."""
+
+
+@dataclass(frozen=True)
+class ShardLabels:
+    """The labels of a shard's N pairs, in its order, and its Q distinct texts, in the order of first use."""
+
+    keys: tuple[str, ...]
+    reasons: tuple[str, ...]
+    """Empty for a pair that the teacher looked at; else "CODE why" it was not."""
+    image_sizes: Int64[np.ndarray, "N 2"]
+    """Height and width in pixels; 0 where the image could not be read."""
+    texts: tuple[str, ...]
+    queries: Ragged
+    """Rows of `texts` that were asked for in each pair's image."""
+    boxes: Ragged
+    """xyxy in pixels of the pair's image, float32, best first."""
+    scores: Ragged
+    """float32."""
+    box_texts: Ragged
+    """Row of `texts` that each box answers to."""
+
+
+def write_labels(
+    path: Path,
+    labels: ShardLabels,
+    *,
+    variants: Float16[np.ndarray, "Q V D"],
+    tower: str,
+    settings: dict[str, Any],
+) -> str:
+    """Writes a shard's labels and its texts' embeddings as one safetensors file; its bytes depend on these alone.
+
+    `TextBank` opens the same file: its classes are the texts.
+
+    Args:
+        variants: V unit rows for each of the Q texts.
+        tower: fingerprint of the text tower that they come from.
+        settings: whatever else the labels depend on, JSON-able.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        ValueError: the shard has more text than such a file can hold.
+    """
+    arrays = {
+        "image_sizes": labels.image_sizes,
+        "query_offsets": labels.queries.offsets,
+        "box_offsets": labels.boxes.offsets,
+        "queries": labels.queries.values.astype(np.int32),
+        "box_texts": labels.box_texts.values.astype(np.int32),
+        "boxes": labels.boxes.values,
+        "scores": labels.scores.values,
+        "variants": variants,
+    }
+    metadata = {
+        "format": FORMAT,
+        "tower": tower,
+        "names": json.dumps(labels.texts),
+        "keys": json.dumps(labels.keys),
+        "reasons": json.dumps(labels.reasons),
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+    header = file_header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
+    if len(header) > _MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: {len(labels.texts)} texts take {len(header)} bytes; make shards of fewer pairs")
+    digest = hashlib.sha256()
+    with writing_whole(path) as file:
+        for part in (header, *(array.tobytes() for array in arrays.values())):
+            digest.update(part)
+            file.write(part)
+    return digest.hexdigest()
+
+
+def read_labels(path: Path) -> ShardLabels:
+    """
+    Raises:
+        ValueError: not a whole file of `write_labels`.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}")
+            strings = {name: tuple(json.loads(metadata[name])) for name in ("keys", "reasons", "names")}
+            box_offsets = file.get_tensor("box_offsets")
+            labels = ShardLabels(
+                keys=strings["keys"],
+                reasons=strings["reasons"],
+                image_sizes=file.get_tensor("image_sizes"),
+                texts=strings["names"],
+                queries=Ragged(file.get_tensor("queries").astype(np.int64), file.get_tensor("query_offsets")),
+                boxes=Ragged(file.get_tensor("boxes"), box_offsets),
+                scores=Ragged(file.get_tensor("scores"), box_offsets),
+                box_texts=Ragged(file.get_tensor("box_texts").astype(np.int64), box_offsets),
+            )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a whole file of pseudo-labels ({error}); remove it and run tools/pseudo_label.py again"
+        ) from None
+    return labels
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes `path`'s place once complete; an error leaves `path` as it was.
+
+    Several processes may do so at once, on one machine or on several that share a disk: the last one wins.
+    """
+    temporary = path.with_name(f"{path.name}{_temporary_ending(os.getpid())}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what processes of this machine that are no more have left of files they were writing."""
+    of_this_machine = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
+    for path in folder.glob("*.tmp"):
+        found = of_this_machine.fullmatch(path.name)
+        if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
+            path.unlink(missing_ok=True)
+
+
+def _temporary_ending(process: int | str) -> str:
+    return f".{platform.node()}.{process}.tmp"
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        pass
+    return True

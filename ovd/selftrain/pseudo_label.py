@@ -1,0 +1,401 @@
+"""The pseudo-labelling job: a teacher over shards of image-text pairs, to a labels file and a ledger for each shard.
+
+A shard is labelled whole or not at all, and its files depend on the shard and the settings alone: not on how the
+shards are divided among workers, nor on where an earlier worker was killed. The ledger, written last, says that a
+shard is done.
+"""
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ovd.data.annotations import Ragged
+from ovd.data.images import ImageError, read_image
+from ovd.data.pairs import PairShards, list_shards
+from ovd.data.report import DataReport
+from ovd.progress import progress
+from ovd.selftrain.labels import (
+    FORMAT,
+    ShardLabels,
+    TeacherBoxes,
+    read_labels,
+    remove_abandoned,
+    write_labels,
+    writing_whole,
+)
+from ovd.selftrain.queries import QuerySource, caption_queries, ngram_queries, noun_queries
+from ovd.selftrain.teacher import Teacher, TextVariants
+
+MAX_CAPTION_CHARACTERS = 1_000
+"""A longer one is the text of a page rather than a caption."""
+
+_QUERIES_OF_CAPTION = {"caption": caption_queries, "ngrams": ngram_queries, "nouns": noun_queries}
+_NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is asked for, and how much of what a teacher finds is kept."""
+
+    source: QuerySource
+    classes: tuple[str, ...] = ()
+    """What every image is asked for where the source is `classes`."""
+    score_threshold: float = 0.05
+    """Boxes that score no more are left out. Low: filters come later."""
+    max_boxes: int = 100
+    """Most boxes kept of an image, the best ones."""
+    batch_size: int = 16
+    """Pairs of a shard that go to the teacher together."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: `classes` without names or with one twice, another source with names, or a number below 1.
+        """
+        if (self.source == "classes") != bool(self.classes) or len(set(self.classes)) < len(self.classes):
+            raise ValueError(
+                f"query source {self.source!r} with {len(self.classes)} class names: "
+                "`classes` needs some, each once, and the other sources none"
+            )
+        if min(self.max_boxes, self.batch_size) < 1:
+            raise ValueError(f"max_boxes {self.max_boxes} and batch_size {self.batch_size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What became of the pairs of one shard or several."""
+
+    pairs: int
+    pairs_with_boxes: int
+    capped_pairs: int
+    """With more boxes than are kept."""
+    boxes: int
+    texts: int
+    """Distinct within a shard."""
+    long_texts: int
+    """Of these, how many fill the text tower's context, which may have cut them."""
+    reasons: dict[str, int]
+    """Pairs that the teacher did not look at, by the code of the reason."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A pair's image, or the reason why there is none."""
+
+    key: str
+    pixels: UInt8[np.ndarray, "H W 3"] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """One pair of ShardLabels."""
+
+    key: str
+    reason: str
+    image_size: tuple[int, int]
+    queries: tuple[str, ...]
+    found: TeacherBoxes
+    is_capped: bool
+
+
+def label_shards(
+    folder: Path,
+    output: Path,
+    teacher: Teacher,
+    texts: TextVariants,
+    options: LabelOptions,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    num_shards: int | None = None,
+) -> LabelCounts:
+    """Writes `<shard>.safetensors` (labels.py) and, when that is whole, the ledger `<shard>.json` for every shard.
+
+    A shard that has both is passed over; a labels file that its ledger does not describe is made again.
+
+    Args:
+        texts: encodes what is asked for, for the labels file: of the text tower that a student will speak.
+        rank, world: this worker takes the shards number rank, rank + world, ...
+        num_shards: of the folder's shards, only the first so many.
+
+    Returns:
+        The counts of this worker's shards, those done before included.
+
+    Raises:
+        ValueError: a shard was labelled with other settings before, or the teacher gives what is not a number.
+        DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of this
+            worker's and at least 5, cannot be read.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} workers: ranks are 0 to world - 1")
+    settings = _settings(teacher, texts, options)
+    listed = dict(islice(list_shards(folder).items(), num_shards))
+    names = list(listed)[rank::world]
+    output.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(output)
+
+    entries = ((name, listed[name]) for name in names)
+    sha256 = {name: entry.sha256 if entry is not None else _sha256(folder / name) for name, entry in entries}
+    counts: list[LabelCounts] = []
+    todo: list[str] = []
+    report = DataReport()
+    for name in names:
+        done = _read_done(output, name, sha256[name], settings)
+        if done is None:
+            todo.append(name)
+            continue
+        counts.append(done)
+        labels = read_labels(_labels_path(output, name))
+        for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
+            _count_image(report, f"{name}:{key}", reason if height == 0 else "")
+    if counts:
+        print(f"{output}: {len(counts)} of {len(names)} shards are labelled already")
+
+    shards = PairShards(folder, only=todo)
+    num_pairs = len(shards) + sum(done.pairs for done in counts)
+    decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
+    for name in todo:
+        positions = shards.positions(name)
+        asked, reasons = _ask([shards.caption(position) for position in positions], options)
+        distinct = tuple(dict.fromkeys(chain.from_iterable(asked)))
+        variants = texts.load(distinct)
+        pairs: list[_Labelled] = []
+        for start in range(0, len(positions), options.batch_size):
+            rows = slice(start, min(start + options.batch_size, len(positions)))
+            batch = list(islice(decoded, rows.stop - start))
+            for item in batch:
+                _count_image(report, f"{name}:{item.key}", item.reason)
+            report.raise_if_too_many(num_pairs)
+            pairs += _label_batch(batch, asked[rows], reasons[rows], teacher, options)
+        labels_sha256 = write_labels(
+            _labels_path(output, name),
+            _to_labels(pairs, distinct),
+            variants=variants,
+            tower=texts.tower,
+            settings=settings,
+        )
+        counts.append(_count(pairs, len(distinct), texts.num_long))
+        ledger = {
+            "shard": {"file": name, "samples": len(positions), "sha256": sha256[name]},
+            "settings": settings,
+            "labels": {"file": _labels_path(output, name).name, "sha256": labels_sha256},
+            "counts": asdict(counts[-1]),
+        }
+        with writing_whole(_ledger_path(output, name)) as file:
+            file.write((json.dumps(ledger, indent=1) + "\n").encode())
+    assert next(decoded, None) is None
+    total = _total(counts)
+    assert total.pairs == num_pairs == report.num_seen()
+    return total
+
+
+def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """A worker's number and how many there are: as given, else RANK and WORLD_SIZE (torchrun), else 0 of 1.
+
+    Raises:
+        ValueError: one of them without the other, or not a number.
+    """
+    if (rank is None) != (world is None):
+        raise ValueError(f"rank {rank} of {world} workers: give both or neither")
+    if rank is not None and world is not None:
+        return rank, world
+    if ("RANK" in environment) != ("WORLD_SIZE" in environment):
+        raise ValueError("of RANK and WORLD_SIZE the environment has only one; set both, or give --rank and --world")
+    return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+
+
+def _settings(teacher: Teacher, texts: TextVariants, options: LabelOptions) -> dict[str, Any]:
+    """All that the labels of a shard depend on besides the shard."""
+    classes = json.dumps(options.classes).encode()
+    return {
+        "format": FORMAT,
+        "teacher": teacher.name,
+        "text_tower": texts.tower,
+        "templates": None if texts.templates is None else list(texts.templates),
+        **asdict(options),
+        "classes": f"{len(options.classes)} names, sha256 {hashlib.sha256(classes).hexdigest()}",
+        "max_caption_characters": MAX_CAPTION_CHARACTERS,
+    }
+
+
+def _labels_path(output: Path, shard: str) -> Path:
+    return output / f"{Path(shard).stem}.safetensors"
+
+
+def _ledger_path(output: Path, shard: str) -> Path:
+    return output / f"{Path(shard).stem}.json"
+
+
+def _read_done(output: Path, shard: str, shard_sha256: str, settings: dict[str, Any]) -> LabelCounts | None:
+    """The counts of a shard that is labelled; None for one that is to be labelled, perhaps again."""
+    path, labels_path = _ledger_path(output, shard), _labels_path(output, shard)
+    if not path.exists():
+        return None
+    try:
+        ledger = json.loads(path.read_bytes())
+        before = {**ledger["settings"], "shard_sha256": ledger["shard"]["sha256"]}
+        labels_sha256 = ledger["labels"]["sha256"]
+        counts = LabelCounts(**ledger["counts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a ledger of pseudo-labels ({error!r}); give another --output") from None
+    now = {**settings, "shard_sha256": shard_sha256}
+    different = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if different:
+        raise ValueError(f"{path} was made otherwise: {'; '.join(different)}; give another --output")
+    if not labels_path.exists() or _sha256(labels_path) != labels_sha256:
+        print(f"{labels_path} is missing or not the file that its ledger describes; {shard} is labelled again")
+        return None
+    return counts
+
+
+def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
+    """All pairs in order, decoded by a thread while the teacher looks at those before."""
+
+    def decode(position: int) -> _Decoded:
+        pair = shards[position]
+        try:
+            return _Decoded(pair.key, read_image(pair.image), "")
+        except ImageError as error:
+            return _Decoded(pair.key, None, f"{error.code} {error}")
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        positions = iter(range(len(shards)))
+        ahead = deque(executor.submit(decode, position) for position in islice(positions, num_ahead))
+        while ahead:
+            decoded = ahead.popleft().result()
+            ahead.extend(executor.submit(decode, position) for position in islice(positions, 1))
+            yield decoded
+
+
+def _count_image(report: DataReport, where: str, reason: str) -> None:
+    if reason:
+        code, message = reason.split(" ", 1)
+        report.skipped(code, f"{where}: {message}")
+    else:
+        report.used()
+
+
+def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[str]]:
+    """What each pair's image is asked for, and the reason where that is nothing."""
+    if options.source == "classes":
+        return [options.classes] * len(captions), [""] * len(captions)
+    reasons = [_fault(caption) for caption in captions]
+    queries_of = _QUERIES_OF_CAPTION[options.source]
+    asked = [
+        () if reason else tuple(dict.fromkeys(queries_of(caption)))
+        for caption, reason in zip(captions, reasons, strict=True)
+    ]
+    return asked, [
+        reason or ("" if queries else "F30 the caption has nothing to ask for")
+        for reason, queries in zip(reasons, asked, strict=True)
+    ]
+
+
+def _fault(caption: str) -> str:
+    if not caption.strip():
+        return "F30 the caption is empty"
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        return f"F30 the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}"
+    if "\ufffd" in caption:  # what pairs.py reads bad bytes as; the embedding would be that of another text
+        return "F30 the caption is not UTF-8"
+    return ""
+
+
+def _label_batch(
+    batch: list[_Decoded],
+    asked: list[tuple[str, ...]],
+    caption_reasons: list[str],
+    teacher: Teacher,
+    options: LabelOptions,
+) -> Iterator[_Labelled]:
+    looked_at = [
+        (item.pixels, queries)
+        for item, queries in zip(batch, asked, strict=True)
+        if item.pixels is not None and queries
+    ]
+    answers = iter(teacher.detect([pixels for pixels, _ in looked_at], [queries for _, queries in looked_at]))
+    for item, queries, caption_reason in zip(batch, asked, caption_reasons, strict=True):
+        reason = item.reason or caption_reason
+        found = _NO_BOXES if reason else _checked(next(answers), len(queries), f"{teacher.name}, image of {item.key}")
+        order = np.argsort(-found.scores, kind="stable")
+        order = order[found.scores[order] > options.score_threshold]
+        kept = order[: options.max_boxes]
+        yield _Labelled(
+            key=item.key,
+            reason=reason,
+            image_size=(0, 0) if item.pixels is None else item.pixels.shape[:2],
+            queries=() if reason else queries,
+            found=TeacherBoxes(found.boxes[kept], found.scores[kept], found.texts[kept]),
+            is_capped=len(order) > len(kept),
+        )
+
+
+def _checked(found: TeacherBoxes, num_queries: int, where: str) -> TeacherBoxes:
+    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+        raise ValueError(f"{where}: a box or score that is not a number; the teacher's weights are broken")
+    assert ((found.texts >= 0) & (found.texts < num_queries)).all(), where
+    return found
+
+
+def _to_labels(pairs: list[_Labelled], texts: tuple[str, ...]) -> ShardLabels:
+    row = {text: row for row, text in enumerate(texts)}
+    queries = [np.array([row[text] for text in pair.queries], np.int64) for pair in pairs]
+    return ShardLabels(
+        keys=tuple(pair.key for pair in pairs),
+        reasons=tuple(pair.reason for pair in pairs),
+        image_sizes=np.array([pair.image_size for pair in pairs], np.int64).reshape(-1, 2),
+        texts=texts,
+        queries=_ragged(queries, np.empty(0, np.int64)),
+        boxes=_ragged([pair.found.boxes for pair in pairs], _NO_BOXES.boxes),
+        scores=_ragged([pair.found.scores for pair in pairs], _NO_BOXES.scores),
+        box_texts=_ragged(
+            [of_pair[pair.found.texts] for of_pair, pair in zip(queries, pairs, strict=True)], _NO_BOXES.texts
+        ),
+    )
+
+
+def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
+    """Args: empty: gives shape and dtype where there are no arrays."""
+    lengths = np.array([len(array) for array in arrays], np.int64)
+    return Ragged(np.concatenate([empty, *arrays]), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+
+
+def _count(pairs: list[_Labelled], num_texts: int, num_long_texts: int) -> LabelCounts:
+    num_boxes = [len(pair.found.scores) for pair in pairs]
+    return LabelCounts(
+        pairs=len(pairs),
+        pairs_with_boxes=sum(count > 0 for count in num_boxes),
+        capped_pairs=sum(pair.is_capped for pair in pairs),
+        boxes=sum(num_boxes),
+        texts=num_texts,
+        long_texts=num_long_texts,
+        reasons=dict(sorted(Counter(pair.reason.split(" ", 1)[0] for pair in pairs if pair.reason).items())),
+    )
+
+
+def _total(counts: list[LabelCounts]) -> LabelCounts:
+    numbers = [field.name for field in fields(LabelCounts) if field.name != "reasons"]
+    reasons = sum((Counter(of_shard.reasons) for of_shard in counts), Counter())
+    return LabelCounts(
+        **{name: sum(getattr(of_shard, name) for of_shard in counts) for name in numbers},
+        reasons=dict(sorted(reasons.items())),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

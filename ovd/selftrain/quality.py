@@ -1,0 +1,233 @@
+"""How good a teacher's labels are, where the true objects of the pairs are known.
+
+A label is right in place if it overlaps a true object with an IoU of at least 0.5, and right in name if its text also
+names that object. This is no average precision: several labels may be right about one object, since a training image
+is not made worse by them.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from ovd.data.annotations import Ragged
+from ovd.data.pairs import PairShards
+from ovd.selftrain.filter import Filters, Keep, filter_labels
+from ovd.selftrain.labels import ShardLabels
+from ovd.selftrain.queries import caption_queries, normalised
+
+MIN_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class TrueObjects:
+    """What the N pairs of a shard really show, and say."""
+
+    is_known: Bool[np.ndarray, " N"]
+    """False for a pair that brings no true objects: neither its labels nor it itself counts."""
+    boxes: Ragged
+    """xyxy in pixels of the pair's image, float32; K in all."""
+    names: tuple[str, ...]
+    """Of all K objects, end to end."""
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """The labels kept by one rule at one score. A share is None where there is nothing to take it of.
+
+    `in_name` shares are None, too, if the texts are whole captions: these name nothing in particular.
+    """
+
+    keep: Keep
+    min_score: float
+    num_labels: int
+    precision_in_place: float | None
+    precision_in_name: float | None
+    num_objects: int
+    recall_in_place: float | None
+    recall_in_name: float | None
+    num_rare_objects: int
+    rare_recall_in_place: float | None
+    rare_recall_in_name: float | None
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Every label and true object of a shard that overlap enough."""
+
+    labels: Int64[np.ndarray, " H"]
+    objects: Int64[np.ndarray, " H"]
+    is_named: Bool[np.ndarray, " H"]
+    """Whether the label's text names the object."""
+
+
+def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObjects:
+    """From the pairs' info members: `boxes` (xyxy in pixels) and `names`.
+
+    Raises:
+        ValueError: an info member whose boxes and names do not fit together.
+    """
+    is_known, counts, captions = [], [], []
+    boxes: list[list[float]] = []
+    names: list[str] = []
+    for position in positions:
+        pair = pairs[position]
+        captions.append(pair.caption)
+        is_known.append("boxes" in pair.info and "names" in pair.info)
+        its_boxes, its_names = (pair.info["boxes"], pair.info["names"]) if is_known[-1] else ([], [])
+        if len(its_boxes) != len(its_names) or any(len(box) != 4 for box in its_boxes):
+            raise ValueError(
+                f"{pairs.directory}/{pairs.location(position)}: its JSON has boxes {its_boxes} and names {its_names}; "
+                f"give as many names as boxes, and four numbers for a box"
+            )
+        counts.append(len(its_boxes))
+        boxes += its_boxes
+        names += its_names
+    return TrueObjects(
+        is_known=np.array(is_known, dtype=bool),
+        boxes=Ragged(np.array(boxes, dtype=np.float32).reshape(-1, 4), np.cumsum([0, *counts], dtype=np.int64)),
+        names=tuple(names),
+        captions=tuple(captions),
+    )
+
+
+def measure_quality(
+    shards: Sequence[ShardLabels],
+    truth: Sequence[TrueObjects],
+    *,
+    thresholds: Sequence[float],
+    keeps: Sequence[Keep] = ("top1", "top1_per_text", "all"),
+    synonyms: Mapping[str, Collection[str]] | None = None,
+    rare: Collection[str] = (),
+) -> tuple[QualityRow, ...]:
+    """Precision and recall of what each `keep` rule keeps at each score.
+
+    Args:
+        shards, truth: in the same order, of the same pairs.
+        synonyms: other names of a true object, by its name.
+        rare: names of the true objects that are also reported by themselves.
+    """
+    names_of = {normalised(name): {normalised(other) for other in others} for name, others in (synonyms or {}).items()}
+    rare_names = {normalised(name) for name in rare}
+    rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
+    counts = np.zeros((len(rules), 7), dtype=np.int64)  # columns as `_counts` has them
+    num_objects = num_rare_objects = 0
+    for labels, objects in zip(shards, truth, strict=True):
+        names = [normalised(name) for name in objects.names]
+        is_rare = np.array([name in rare_names for name in names], dtype=bool)
+        num_objects += len(names)
+        num_rare_objects += int(is_rare.sum())
+        hits = _hits(labels, objects, names, names_of)
+        counts_at_all = objects.is_known[labels.boxes.images_of_values()]
+        for rule, (keep, threshold) in enumerate(rules):
+            (is_kept,), _ = filter_labels([labels], Filters(keep=keep, min_score=threshold))
+            counts[rule] += _counts(hits, is_kept & counts_at_all, is_rare)
+    can_name = not all(map(_asks_for_whole_captions, shards, truth))
+
+    def share(count: int, total: int, is_meaningful: bool = True) -> float | None:
+        return count / total if total and is_meaningful else None
+
+    return tuple(
+        QualityRow(
+            keep=keep,
+            min_score=threshold,
+            num_labels=num_labels,
+            precision_in_place=share(right_in_place, num_labels),
+            precision_in_name=share(right_in_name, num_labels, can_name),
+            num_objects=num_objects,
+            recall_in_place=share(found_in_place, num_objects),
+            recall_in_name=share(found_in_name, num_objects, can_name),
+            num_rare_objects=num_rare_objects,
+            rare_recall_in_place=share(rare_in_place, num_rare_objects),
+            rare_recall_in_name=share(rare_in_name, num_rare_objects, can_name),
+        )
+        for (keep, threshold), (
+            num_labels, right_in_place, right_in_name, found_in_place, found_in_name, rare_in_place, rare_in_name
+        ) in zip(rules, counts.tolist(), strict=True)
+    )  # fmt: skip
+
+
+def format_quality(rows: Sequence[QualityRow]) -> str:
+    """A Markdown table, shares in percent; "-" where there is none."""
+    columns = {
+        "keep": [row.keep for row in rows],
+        "score from": [f"{row.min_score:g}" for row in rows],
+        "labels": [str(row.num_labels) for row in rows],
+        "right in place": [_percent(row.precision_in_place) for row in rows],
+        "and in name": [_percent(row.precision_in_name) for row in rows],
+        "objects": [str(row.num_objects) for row in rows],
+        "found in place": [_percent(row.recall_in_place) for row in rows],
+        "found with name": [_percent(row.recall_in_name) for row in rows],
+        "rare objects": [str(row.num_rare_objects) for row in rows],
+        "rare found in place": [_percent(row.rare_recall_in_place) for row in rows],
+        "rare found with name": [_percent(row.rare_recall_in_name) for row in rows],
+    }
+    lines = [columns.keys(), ["---", *["---:"] * (len(columns) - 1)], *zip(*columns.values(), strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _asks_for_whole_captions(labels: ShardLabels, objects: TrueObjects) -> bool:
+    return all(
+        tuple(labels.texts[row] for row in labels.queries[pair].tolist()) in ((), caption_queries(caption))
+        for pair, caption in enumerate(objects.captions)
+    )
+
+
+def _hits(
+    labels: ShardLabels, objects: TrueObjects, names: Sequence[str], names_of: Mapping[str, Collection[str]]
+) -> _Hits:
+    """Compares each label with every true object of its pair.
+
+    Args:
+        names: of all objects, normalised.
+        names_of: further normalised names by these.
+    """
+    pairs = labels.boxes.images_of_values()
+    num_objects = np.diff(objects.boxes.offsets)[pairs]
+    label_rows = np.repeat(np.arange(len(pairs)), num_objects)
+    # 0, 1, ... up to the number of objects, again for each label.
+    within = np.arange(len(label_rows)) - np.repeat(np.cumsum(num_objects) - num_objects, num_objects)
+    object_rows = objects.boxes.offsets[pairs][label_rows] + within
+    overlaps = _iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
+    label_rows, object_rows = label_rows[overlaps], object_rows[overlaps]
+
+    texts = {row: normalised(labels.texts[row]) for row in np.unique(labels.box_texts.values[label_rows]).tolist()}
+    is_named = [
+        texts[text] == names[row] or texts[text] in names_of.get(names[row], ())
+        for text, row in zip(labels.box_texts.values[label_rows].tolist(), object_rows.tolist(), strict=True)
+    ]
+    return _Hits(label_rows, object_rows, np.array(is_named, dtype=bool))
+
+
+def _iou(boxes: Float32[np.ndarray, "H 4"], others: Float32[np.ndarray, "H 4"]) -> Float32[np.ndarray, " H"]:
+    """Of each row with the same row."""
+    corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    intersection = corners.clip(min=0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
+    union = areas - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def _counts(hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> Int64[np.ndarray, "7"]:
+    """Labels, those right in place and in name; objects found in place and with name; the same of the rare ones."""
+    in_place = is_kept[hits.labels]
+    in_name = in_place & hits.is_named
+    found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])
+    return np.array(
+        [
+            is_kept.sum(),
+            len(np.unique(hits.labels[in_place])),
+            len(np.unique(hits.labels[in_name])),
+            len(found),
+            len(found_with_name),
+            is_rare[found].sum(),
+            is_rare[found_with_name].sum(),
+        ],
+        dtype=np.int64,
+    )

@@ -1,0 +1,276 @@
+"""From a caption to the texts that a teacher is asked for in its image.
+
+Rules for English web captions; they need no data, no tagger and no training. Other languages pass through: their words
+are kept, but none of them is known as a function word.
+"""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+QuerySource = Literal["caption", "ngrams", "nouns", "classes"]
+
+
+def _set_of(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_SINGULAR_ARTICLES = _set_of("a an another each every")
+_DETERMINERS = _SINGULAR_ARTICLES | _set_of(
+    "the this that these those some any all both no many much more most few several other such same "
+    "my your his her its our their whose which what"
+)
+_FORMS_OF_BE = _set_of("is are was were be been being")
+_FUNCTION_WORDS = (
+    _DETERMINERS
+    | _FORMS_OF_BE
+    | _set_of(
+        # Prepositions and conjunctions.
+        "of with without in on at by for from to into onto over under above below between among across against along "
+        "around behind beside besides beneath near inside outside through during before after until since upon within "
+        "towards toward off out up down about as like per via and or nor but if because while when where how than so "
+        # Pronouns and adverbs.
+        "i you he she it we they me him us them who whom there here now then too also very just only not next "
+        # Auxiliaries and the verbs of captions.
+        "am do does did done has have had having can could will would shall should may might must see sees seen "
+        "get gets got make makes made take takes taken show shows shown look looks sit sits sat stand stands stood "
+        "hold holds wear wears"
+    )
+)
+_OBJECT_VERBS = _set_of(
+    # After a noun these take an object ("man riding horse"); before one they describe it ("playing card").
+    "riding holding wearing eating drinking using carrying showing featuring including containing making taking having "
+    "playing driving watching looking sitting standing walking reading pulling pushing selling buying"
+)
+_ING_NOUNS = _set_of(
+    "awning bedding building ceiling clothing dressing dumpling duckling earring evening frosting icing lightning "
+    "morning painting pudding railing seedling wedding"
+)
+_PICTURE_WORDS = _set_of(
+    # About the picture rather than what is in it.
+    "photo photos photograph photographs photography picture pictures pic image images drawing drawings illustration "
+    "illustrations clipart sketch closeup close-up view shot vector stock background wallpaper"
+)
+_AMOUNTS_AND_PARTS = _set_of(
+    # Before "of", how much or which part rather than what.
+    "pair pairs couple group groups set lot lots number variety kind type bunch row rows piece pieces slice slices "
+    "top front side middle end"
+)
+_ONE = _set_of("one 1")
+_NUMBERS = _set_of("one two three four five six seven eight nine ten eleven twelve dozen hundred thousand")
+_COLOURS = _set_of(
+    "black white red green blue yellow orange purple pink brown gray grey beige teal turquoise maroon cyan"
+)
+_ADJECTIVES = _set_of(
+    "small big large little tiny huge old new young beautiful cute pretty nice lovely amazing great good best bright "
+    "colorful colourful colored coloured different various modern vintage royalty-free free"
+)
+_DESCRIBING = _COLOURS | _ADJECTIVES
+_IN_FRONT = _NUMBERS | _DESCRIBING
+
+_SPELLING = str.maketrans({"\u2018": "'", "\u2019": "'", "\u2010": "-", "_": " ", "&": " and "})
+
+_IRREGULAR_PLURALS = dict(
+    pair.split("/")
+    for pair in _set_of(
+        "men/man women/woman people/person children/child feet/foot teeth/tooth geese/goose mice/mouse knives/knife "
+        "wives/wife leaves/leaf loaves/loaf shelves/shelf scarves/scarf wolves/wolf calves/calf halves/half "
+        "hooves/hoof elves/elf lenses/lens gases/gas axes/axe shoes/shoe toes/toe canoes/canoe cookies/cookie "
+        "movies/movie brownies/brownie hoodies/hoodie smoothies/smoothie moustaches/moustache mustaches/mustache"
+    )
+)
+_NO_SINGULAR = _set_of(
+    "aircraft binoculars canvas christmas clothes deer fish glasses goggles headphones jeans leggings lens news "
+    "pajamas pants pliers pyjamas scissors series shears sheep shorts species stairs sunglasses tights tongs "
+    "trousers tweezers"
+)
+
+
+def caption_queries(caption: str) -> tuple[str, ...]:
+    """The whole caption, white space folded; nothing if it has no word."""
+    return (" ".join(caption.split()),) if words_of(caption) else ()
+
+
+def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = 300) -> tuple[str, ...]:
+    """Every run of up to `max_words` words that neither begins nor ends with a function word (OWLv2's rule).
+
+    Lower-cased, over punctuation, without duplicates; short ones first, then in the order of the caption, so that the
+    limit cuts off the longest.
+    """
+    words = words_of(caption)
+    queries: dict[str, None] = {}
+    for length in range(1, min(max_words, len(words)) + 1):
+        for start in range(len(words) - length + 1):
+            if _is_function_word(words[start]) or _is_function_word(words[start + length - 1]):
+                continue
+            queries[" ".join(words[start : start + length])] = None
+            if len(queries) >= max_queries:
+                return tuple(queries)
+    return tuple(queries)
+
+
+def noun_queries(caption: str, *, max_queries: int = 300) -> tuple[str, ...]:
+    """Noun phrases, in the order of the caption, without duplicates.
+
+    A phrase is what stands between punctuation, function words and verbs, less the count, colours and other common
+    adjectives in front of it ("two red umbrellas" -> "umbrella") and words about the picture itself ("a photo of").
+    What "of" joins is one phrase ("cup of coffee"); what "with" joins is asked for together and one by one. "and" joins
+    nothing: there are far more captions like "a dog and a cat" than like "a bow and arrow".
+    """
+    phrases = (phrase for clause in _clauses(caption) for phrase in _phrases_of_clause(clause))
+    return tuple(islice(dict.fromkeys(phrases), max_queries))
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-cased words without punctuation; hyphens and apostrophes inside a word stay."""
+    return [word for clause in _clauses(text) for word in clause]
+
+
+def normalised(text: str) -> str:
+    """What two texts share that differ in case, punctuation and singular or plural only.
+
+    Two names are equal, and a query occurs in its caption, after this.
+    """
+    return " ".join(map(_singular, words_of(text)))
+
+
+def _clauses(text: str) -> list[list[str]]:
+    """The words between punctuation marks; "&" reads "and"."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+    text = re.sub(r"https?://\S+|www\.\S+", ",", text).translate(_SPELLING)
+    text = "".join(_kept_character(char) for char in text)
+    # Hyphens and apostrophes at the edge of a word are dashes and quotation marks.
+    text = re.sub(r"(?<![^\s,])['-]+|['-]+(?![^\s,])", ",", text)
+    return [words for piece in text.split(",") if (words := piece.split())]
+
+
+@functools.cache
+def _kept_character(char: str) -> str:
+    """Parts of words and white space stay, invisible marks vanish, anything else ends a clause."""
+    category = unicodedata.category(char)
+    # M: the vowel signs and accents that \w of a regular expression leaves out.
+    if category[0] in "LMN" or char in "'-" or char.isspace():
+        return char
+    return "" if category == "Cf" else ","
+
+
+def _is_function_word(word: str) -> bool:
+    """Contractions such as "it's" and "isn't" included."""
+    return word.partition("'")[0] in _FUNCTION_WORDS or word.endswith("n't")
+
+
+def _singular(word: str) -> str:
+    """The singular of a plain English plural; any other word as it is."""
+    if word in _IRREGULAR_PLURALS:
+        return _IRREGULAR_PLURALS[word]
+    if len(word) < 4 or not word.endswith("s") or word in _NO_SINGULAR or word.endswith(("ss", "us", "is", "'s")):
+        return word
+    if word.endswith("ies"):
+        return f"{word[:-3]}y" if len(word) > 4 else word[:-1]
+    # "dishes", "boxes", "classes", "buses", "potatoes"; but "horseshoes", "houses", "clauses".
+    if word.endswith(("ches", "shes", "xes", "sses", "uses", "oes")) and not word.endswith(("shoes", "ouses", "auses")):
+        return word[:-2]
+    return word[:-1]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Words between two boundaries that hold a noun phrase."""
+
+    link: tuple[str, ...]
+    """What stands between the chunk before and this one."""
+    words: tuple[str, ...]
+    """As in the caption."""
+    phrase: str
+    """Without what stands in front of the noun phrase, and in the singular."""
+
+
+def _phrases_of_clause(clause: list[str]) -> Iterator[str]:
+    # What stands after "of" says which thing is meant, what stands after "with" is often a thing of its own.
+    things = [_joined(chain) for chain in _chains(_chunks(clause), "of")]
+    for chain in _chains(things, "with"):
+        if len(chain) > 1:
+            yield _joined(chain).phrase
+        yield from (thing.phrase for thing in chain)
+
+
+def _chains(chunks: Iterable[_Chunk], preposition: str) -> Iterator[list[_Chunk]]:
+    """Chunks that the preposition ties to the one before, perhaps with a determiner, come together."""
+    chain: list[_Chunk] = []
+    for chunk in chunks:
+        if chain and not (chunk.link[0] == preposition and _DETERMINERS.issuperset(chunk.link[1:])):
+            yield chain
+            chain = []
+        chain.append(chunk)
+    if chain:
+        yield chain
+
+
+def _joined(chain: list[_Chunk]) -> _Chunk:
+    first, *others = chain
+    followers = tuple(word for chunk in others for word in (*chunk.link, *chunk.words))
+    return _Chunk(first.link, first.words + followers, " ".join([first.phrase, *followers]))
+
+
+def _chunks(clause: list[str]) -> Iterator[_Chunk]:
+    """Cuts at function words and verbs; words at a chunk's end that belong to no noun go into the next one's link."""
+    link: list[str] = []
+    words: list[str] = []
+    for word in [*clause, None]:
+        if word is not None and not _is_function_word(word) and not _is_verb(word, words, link):
+            words.append(word)
+            continue
+        end = len(words)
+        while end and (_is_tail(words[end - 1]) or (word == "of" and words[end - 1] in _AMOUNTS_AND_PARTS)):
+            end -= 1
+        if phrase := _phrase(words[:end], follows_singular_article=bool(_SINGULAR_ARTICLES.intersection(link[-1:]))):
+            yield _Chunk(tuple(link), tuple(words[:end]), phrase)
+            link, words = [], words[end:]
+        link += words
+        words = []
+        if word is not None:
+            link.append(word)
+
+
+def _is_verb(word: str, words: list[str], link: list[str]) -> bool:
+    """Whether a word such as "playing" takes an object here: after a noun, or after "is" and its like."""
+    if words:
+        return word in _OBJECT_VERBS and not _IN_FRONT.issuperset(words)
+    return word in _OBJECT_VERBS and bool(_FORMS_OF_BE.intersection(link[-1:]))
+
+
+def _is_tail(word: str) -> bool:
+    """Whether a word at the end of a chunk is no noun: "umbrella illustration", "dog running", "apple isolated"."""
+    if word.endswith("ing"):
+        # "ring", "string": no vowel, no verb.
+        return word not in _ING_NOUNS and re.search("[aeiouy]", word[:-3]) is not None
+    is_participle = len(word) > 5 and word.endswith("ed") and not word.endswith(("eed", "bed", "sled"))
+    return is_participle or word in _PICTURE_WORDS
+
+
+def _phrase(words: list[str], *, follows_singular_article: bool) -> str:
+    """The noun phrase: nothing if there are but numbers, adjectives or a letter."""
+    if not words:
+        return ""
+    head = words[-1] if follows_singular_article else _singular(words[-1])
+    # A number that no plural follows is no count: "six pointed star", "three piece suit".
+    is_plural = head != words[-1] or head in _NO_SINGULAR
+    start = int(words[0] in _ONE or (_is_number(words[0]) and is_plural and not follows_singular_article))
+    while start < len(words) - 1 and _is_adjective(words[start], words[start + 1]):
+        start += 1
+    phrase = " ".join([*words[start:-1], head]) if start < len(words) else ""
+    is_no_noun = _IN_FRONT.issuperset(phrase.split()) and phrase != "orange"
+    return "" if is_no_noun or re.fullmatch(r"[a-z]|[\d ]+", phrase) else phrase
+
+
+def _is_number(word: str) -> bool:
+    return word in _NUMBERS or word.isdecimal()
+
+
+def _is_adjective(word: str, following: str) -> bool:
+    """Whether it describes without naming; "light" and "dark" do in front of a colour ("light bulb")."""
+    return word in _DESCRIBING or (word in ("light", "dark") and following in _COLOURS)

@@ -1,0 +1,174 @@
+"""Who finds boxes for the texts that are asked for: any `Teacher`, and our own detectors as one."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd.clip.load import Clip
+from ovd.data.transforms import eval_transform
+from ovd.inference import SIZE_DIVISOR, DetectionOptions
+from ovd.model.detector import Detector
+from ovd.model.postprocess import postprocess
+from ovd.precision import autocast
+from ovd.selftrain.labels import TeacherBoxes
+from ovd.structures import Predictions
+from ovd.text.encoder import BATCH, encode_texts, encode_tokens, text_tower_fingerprint
+from ovd.text.prompts import clean_name, fill
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A detector that is asked for other texts in every image."""
+
+    name: str
+    """Everything that its boxes depend on."""
+
+    def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
+        """The boxes of every image, RGB of any size, for its own queries, best first.
+
+        `texts` are positions in the image's queries; without any there are no boxes.
+        """
+        ...
+
+
+class TextVariants:
+    """Texts in V prompts each, through the frozen text tower: every distinct text once, until others are loaded."""
+
+    def __init__(self, clip: Clip, templates: tuple[str, ...] | None):
+        """
+        Args:
+            templates: what names and phrases are put into, cleaned (text/prompts.py); without any, a text is encoded
+                as it stands, as captions are.
+        """
+        self.templates = templates
+        self.tower = text_tower_fingerprint(clip)
+        self._clip = clip
+        self._num_variants = 1 if templates is None else len(templates)
+        self._dim = encode_texts(clip, [""]).shape[1]
+        self._padding = clip.tokenizer([""])[0, -1]
+        self._row: dict[str, int] = {}
+        self._means = torch.empty(0, self._dim)
+        self.num_long = 0
+        """Of the texts loaded, those with a prompt that fills the text tower's context: it read no further."""
+
+    def load(self, texts: Sequence[str]) -> Float16[np.ndarray, "Q V D"]:
+        """Encodes distinct texts, and forgets those before. Unit rows, by text and template."""
+        variants = np.empty((len(texts), self._num_variants, self._dim), np.float16)
+        self._means = torch.empty(len(texts), self._dim)
+        self.num_long = 0
+        texts_at_a_time = max(1, BATCH // self._num_variants)
+        for start in range(0, len(texts), texts_at_a_time):
+            chunk = slice(start, start + texts_at_a_time)
+            tokens = self._clip.tokenizer([prompt for text in texts[chunk] for prompt in self._prompts(text)])
+            rows = encode_tokens(self._clip, tokens).view(-1, *variants.shape[1:])
+            variants[chunk] = rows.half().numpy()
+            self._means[chunk] = F.normalize(rows.mean(dim=1), dim=-1)
+            is_full = (tokens[:, -1] != self._padding).view(-1, self._num_variants)
+            self.num_long += int(is_full.any(dim=1).sum())
+        self._row = {text: row for row, text in enumerate(texts)}
+        return variants
+
+    def means(self, texts: Iterable[str]) -> Float[Tensor, "C D"]:
+        """One unit row per text, the mean over the templates; only of texts that are loaded."""
+        return self._means[[self._row[text] for text in texts]]
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._row
+
+    def _prompts(self, text: str) -> list[str]:
+        if self.templates is None:
+            return [text]
+        return [fill(template, clean_name(text)) for template in self.templates]
+
+
+class OvdTeacher:
+    """One of our detectors as a Teacher: images in batches, each asked for its own queries alone."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        texts: TextVariants,
+        *,
+        run: str,
+        size: int,
+        options: DetectionOptions,
+        low_precision: bool,
+    ):
+        """
+        Args:
+            detector: in eval mode, on the device to run on (`ovd.inference.prepare`).
+            texts: of the text tower that the detector speaks; texts asked for that are not loaded are loaded.
+            run: where the detector comes from.
+            size: longest side in pixels that images are resized to.
+            low_precision: bf16 autocast.
+        """
+        self.name = (
+            f"{run} sha256 {_fingerprint(detector)} at {size} px in {'bf16' if low_precision else 'float32'}, {options}"
+        )
+        self._detector = detector
+        self._texts = texts
+        self._resize = eval_transform(size=size)
+        self._options = options
+        self._low_precision = low_precision
+
+    @torch.no_grad()
+    def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
+        """As `Teacher.detect`. Images are padded to a common size, which moves boxes of unlike images a little."""
+        if not images:
+            return []
+        distinct = dict.fromkeys(text for asked in queries for text in asked)
+        if not all(text in self._texts for text in distinct):
+            self._texts.load(list(distinct))
+        device = self._detector.threshold.device
+        original_sizes = torch.tensor([image.shape[:2] for image in images], device=device)
+        padded, sizes = self._pad([self._resize(image) for image in images])
+        padded, sizes = padded.to(device), sizes.to(device)
+        with autocast(device, self._low_precision):
+            predictions = self._detector(padded)
+        # As in ovd.inference.detect: what stands in the padding was never trained to say anything.
+        centers = self._detector.points(padded).centers
+        outside = (centers[None] >= sizes.flip(1)[:, None]).any(dim=2)
+        quality = predictions.quality.masked_fill(outside, -torch.inf)
+        found = []
+        for row, asked in enumerate(queries):
+            only = slice(row, row + 1)
+            if not asked:
+                found.append(TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)))
+                continue
+            (detections,) = postprocess(
+                Predictions(predictions.embeddings[only], predictions.boxes[only], quality[only]),
+                self._texts.means(asked).to(device),
+                scale=self._detector.scale,
+                bias=self._detector.bias,
+                input_sizes=sizes[only],
+                original_sizes=original_sizes[only],
+                **asdict(self._options),
+            )
+            boxes, scores, texts = detections.boxes.cpu(), detections.scores.cpu(), detections.classes.cpu()
+            found.append(TeacherBoxes(boxes.numpy(), scores.numpy(), texts.numpy()))
+        return found
+
+    def _pad(self, images: list[np.ndarray]) -> tuple[UInt8[Tensor, "B 3 H W"], Tensor]:
+        """The images in one tensor, and their heights and widths in it."""
+        sizes = torch.tensor([image.shape[:2] for image in images])
+        height, width = (-(-sizes.amax(dim=0) // SIZE_DIVISOR) * SIZE_DIVISOR).tolist()
+        padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+        for place, image in zip(padded, images, strict=True):
+            place[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
+        return padded, sizes
+
+
+def _fingerprint(detector: Detector) -> str:
+    """Hash of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(detector.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]

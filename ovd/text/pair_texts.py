@@ -1,0 +1,65 @@
+"""The texts of image-text pairs as class rows: every distinct text has an id, and its variants lie in a label file."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from ovd.text.bank import TextBank, add_noise
+
+
+class PairTexts:
+    """Texts of many banks, each text once: a caption or phrase that comes in several shards is one class.
+
+    Texts are told apart by 64 bits of a hash, so that twelve million captions need 200 MB and not gigabytes.
+    """
+
+    def __init__(self, banks: Sequence[TextBank], *, first_id: int):
+        """
+        Args:
+            banks: those of the shards' label files, all of the same text tower.
+            first_id: id of the first text; the training vocabulary has the ids below.
+
+        Raises:
+            ValueError: the banks come from several text towers.
+        """
+        for bank in banks:
+            if bank.tower != banks[0].tower:
+                raise ValueError(f"{bank.path} and {banks[0].path} speak of different text towers")
+        self._banks = list(banks)
+        self.first_id = first_id
+        hashes = np.array([_hash(name) for bank in banks for name in bank.names], np.int64)
+        _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        self._places = np.stack(
+            [
+                np.repeat(np.arange(len(banks)), [len(bank.names) for bank in banks]),
+                np.concatenate([np.arange(0), *(np.arange(len(bank.names)) for bank in banks)]),
+            ]
+        )[:, first]
+        self._ids = np.split(first_id + inverse, np.cumsum([len(bank.names) for bank in banks])[:-1])
+
+    def __len__(self) -> int:
+        return self._places.shape[1]
+
+    def ids(self, bank: int) -> Int64[np.ndarray, " Q"]:
+        """Ids of a bank's texts, in its order."""
+        return self._ids[bank]
+
+    def sample(self, ids: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0) -> Float[Tensor, "K D"]:
+        """One variant of every text asked for, as `TextBank.sample`."""
+        luck = torch.rand(len(ids), generator=generator).numpy()
+        of_bank, rows = self._places[:, ids.cpu().numpy() - self.first_id]
+        sampled = torch.empty(len(ids), self._banks[0].dim)
+        for number in np.unique(of_bank).tolist():
+            bank, here = self._banks[number], of_bank == number
+            sampled[torch.from_numpy(here)] = bank.rows(
+                rows[here], (luck[here] * bank.num_variants).astype(np.int64).clip(max=bank.num_variants - 1)
+            )
+        return add_noise(sampled, noise, generator)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,37 @@
+"""Safetensors files whose bytes depend on their content alone, with parts that can be written and read piece by piece.
+
+The safetensors package orders a file's metadata by chance, so that equal contents give unequal bytes; and it wants all
+of a tensor in memory.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+_DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def file_header(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """Everything before the first tensor's bytes; the tensors follow it in this order, without gaps.
+
+    Args:
+        shapes: dtype and shape by tensor name.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def to_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A whole file."""
+    stored = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
+    header = file_header({name: (array.dtype, array.shape) for name, array in stored.items()}, metadata)
+    return header + b"".join(array.tobytes() for array in stored.values())

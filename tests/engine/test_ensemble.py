@@ -1,0 +1,205 @@
+"""The average of two runs: exact at its ends, a mean between them, and a run like any other."""
+
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ovd.build import build_detector, load_detector
+from ovd.clip.load import load_clip
+from ovd.config import TrainConfig
+from ovd.engine import checkpoint
+from ovd.engine.ensemble import interpolate, save_ensemble
+from ovd.engine.optim import Ema
+from ovd.text.encoder import text_tower_fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {"output": "first", "clip": {"name": "tiny"}, "detector": {"channels": 32, "num_convs": 1}}
+EXTRA = {"text_tower": "abc"}
+
+
+def save_run(run_dir: Path, seed: int, *, config=CONFIG, extra=EXTRA, width: int = 4) -> checkpoint.Checkpoint:
+    """Two checkpoints of a run whose averaged weights are not the module's."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.PReLU())
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    ema = Ema(module, decay=0.9)
+    for step in (1, 2):
+        module(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+        ema.update(module)
+        checkpoint.save(run_dir, step=step, module=module, optimizer=optimizer, ema=ema, config=config, extra=extra)
+    found = checkpoint.latest(run_dir)
+    assert found is not None
+    return found
+
+
+def weights_of(run_dir: Path) -> dict[str, Tensor]:
+    found = checkpoint.latest(run_dir)
+    assert found is not None
+    return checkpoint.load_weights(found.weights)
+
+
+def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
+    folder = save_ensemble(first, second, weight=0.25, output=tmp_path / "c")
+    assert folder == tmp_path / "c" / "step-000000"
+    found = weights_of(tmp_path / "c")
+    one, other = (checkpoint.load_weights(item.folder / "ema.safetensors") for item in (first, second))
+    assert found.keys() == one.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == one[name].dtype
+        torch.testing.assert_close(tensor.double(), 0.75 * one[name].double() + 0.25 * other[name].double())
+    assert not torch.equal(found["0.weight"], one["0.weight"])
+
+    saved = checkpoint.read(folder)
+    assert saved.config == CONFIG | {"output": str(tmp_path / "c")}
+    assert saved.extra["text_tower"] == "abc"
+    assert saved.extra["ensemble"] == {"first": str(first.folder), "second": str(second.folder), "weight": 0.25}
+
+
+def test_its_ends_are_the_two_runs_bit_for_bit(tmp_path):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
+    for weight, end in ((0, first), (1, second)):
+        save_ensemble(first, second, weight=weight, output=tmp_path / str(weight))
+        assert bits(weights_of(tmp_path / str(weight))) == bits(checkpoint.load_weights(end.weights))
+    signed = {"a": torch.tensor([-0.0, math.inf, 1e-45])}
+    negated = {"a": -signed["a"]}
+    assert bits(interpolate(signed, negated, 0)) == bits(signed)
+    assert bits(interpolate(signed, negated, 1)) == bits(negated)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_mean_of_a_run_with_itself_is_that_run(dtype):
+    tensors = {"weight": torch.randn(100).to(dtype), "steps": torch.tensor(3), "empty": torch.zeros(0, 2)}
+    for weight in (0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0):
+        found = interpolate(tensors, {name: tensor.clone() for name, tensor in tensors.items()}, weight)
+        assert found.keys() == tensors.keys()
+        for name, tensor in found.items():
+            assert tensor.dtype == tensors[name].dtype
+            assert torch.equal(tensor, tensors[name]), name
+
+
+@pytest.mark.parametrize("weight", [-0.01, 1.01, math.nan])
+def test_a_weight_outside_its_range_is_refused(tmp_path, weight):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
+    with pytest.raises(ValueError, match=r"weight is (nan|-0\.01|1\.01); it must be from 0 to 1"):
+        save_ensemble(first, second, weight=weight, output=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "message"),
+    [
+        (
+            CONFIG | {"detector": {"channels": 64, "num_convs": 1}},
+            EXTRA,
+            r"in: detector\.channels \(32 and 64\)$",
+        ),
+        (CONFIG | {"detector": {"channels": 32}}, EXTRA, r"differ in: detector\.num_convs \(1 and None\)$"),
+        (CONFIG | {"clip": {"name": "RN50"}}, EXTRA, r"differ in: clip\.name \('tiny' and 'RN50'\)$"),
+        (CONFIG, {"text_tower": "xyz"}, r"differ in: text tower \('abc' and 'xyz'\)$"),
+        ({}, {}, r"clip\.name .*detector\.channels .*detector\.num_convs .*text tower \('abc' and None\)$"),
+    ],
+)
+def test_runs_of_another_model_are_refused(tmp_path, config, extra, message):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1, config=config, extra=extra)
+    with pytest.raises(ValueError, match=message):
+        save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_tensors_that_do_not_correspond_are_named(tmp_path):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1, width=5)
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.float32 \(4, 3\) and torch\.float32 \(5, 3\)") as caught:
+        save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
+    assert str(first.weights) in str(caught.value)
+    one = {"a": torch.zeros(2), "steps": torch.tensor(3), "only": torch.zeros(1)}
+    other = {"a": torch.zeros(2).half(), "steps": torch.tensor(4)}
+    for weight in (0, 0.5):
+        with pytest.raises(ValueError, match=r"only is in one.*a is torch\.float32.*steps is torch\.int64, which"):
+            interpolate(one, other, weight)
+    with pytest.raises(ValueError, match=r"; and 10 more$"):
+        interpolate({str(number): torch.zeros(1) for number in range(30)}, {}, 0.5)
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
+    for output in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(ValueError, match="already holds a run"):
+            save_ensemble(first, second, weight=0.5, output=output)
+        assert sorted(path.name for path in output.iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
+    folder = save_ensemble(save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1), weight=0.5, output=tmp_path / "c")
+    saved = checkpoint.read(folder)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.PReLU())
+    before = bits(module.state_dict())
+    for ema in (None, Ema(module, 0.9)):
+        with pytest.raises(ValueError, match=r"step-000000 holds weights alone and cannot be resumed.*init_from"):
+            checkpoint.restore(saved, module=module, optimizer=torch.optim.AdamW(module.parameters()), ema=ema)
+    assert bits(module.state_dict()) == before
+
+    content = bytearray(saved.weights.read_bytes())
+    content[-1] ^= 1
+    saved.weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged checkpoint.*model\.safetensors differs"):
+        checkpoint.latest(tmp_path / "c")
+
+
+def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, capsys):
+    config = TrainConfig.model_validate(CONFIG | {"output": tmp_path, "train": {"steps": 1}})
+    states = []
+    for seed, name in enumerate(("base", "selftrained")):
+        torch.manual_seed(seed)
+        clip = load_clip("tiny")
+        detector = build_detector(config, clip)
+        with torch.no_grad():
+            detector.log_scale.fill_(math.log(50 * (1 + seed)))
+            detector.threshold.fill_(0.2 * (1 + seed))
+        states.append({name: tensor.clone() for name, tensor in detector.state_dict().items()})
+        checkpoint.save(
+            tmp_path / name,
+            step=1,
+            module=detector,
+            optimizer=torch.optim.SGD(detector.parameters()),
+            ema=Ema(detector, 0.9),
+            config=config.model_dump(mode="json"),
+            extra={"text_tower": text_tower_fingerprint(clip)},
+        )
+
+    def run_ensemble(*options: str) -> None:
+        command = ["tools/ensemble.py", str(tmp_path / "base"), str(tmp_path / "selftrained"), *options]
+        monkeypatch.setattr(sys, "argv", command)
+        runpy.run_path(str(ROOT / "tools" / "ensemble.py"), run_name="__main__")
+
+    run_ensemble("--weight", "0.25", "--output", str(tmp_path / "mean"))
+    assert "0.75 x" in capsys.readouterr().out
+    mean = load_detector(tmp_path / "mean")
+    assert mean.config == config.model_copy(update={"output": tmp_path / "mean"})
+    for name, tensor in mean.detector.state_dict().items():
+        expected = 0.75 * states[0][name].double() + 0.25 * states[1][name].double()
+        torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6, msg=name)
+    assert mean.detector.scale.item() == pytest.approx(50 * 2**0.25)  # the geometric mean
+    assert mean.detector.bias.item() == pytest.approx(-50 * 2**0.25 * 0.25)
+
+    run_ensemble("--weight", "1", "--output", str(tmp_path / "end"))
+    assert bits(load_detector(tmp_path / "end").detector.state_dict()) == bits(states[1])
+
+    for options, message in (
+        (("--weight", "2", "--output", str(tmp_path / "other")), "it must be from 0 to 1"),
+        (("--output", str(tmp_path / "mean")), "already holds a run"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_ensemble(*options)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err

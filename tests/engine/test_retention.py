@@ -1,0 +1,314 @@
+"""Retention against a reference written out box by box, and what must hold of detectors whose answer is known."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.images import decode_image
+from ovd.data.report import DataReport
+from ovd.engine.retention import (
+    GroupRetention,
+    Retention,
+    answering_points,
+    format_retention,
+    group_average_precision,
+    measure_retention,
+    write_retention,
+)
+from ovd.evaluation.lvis import LVISEvaluator
+from ovd.evaluation.report import ClassRow
+from ovd.model.detector import Detector
+from ovd.model.gates import GatedProjection, ShortcutFilter
+from ovd.model.tower import TimmTower
+from ovd.structures import Detections, Points
+from ovd.text.encoder import encode_classes
+
+SIZE = 96
+NUM_IMAGES = 6
+
+
+def build(clip, *, gated: bool) -> Detector:
+    torch.manual_seed(1)
+    return Detector(
+        TimmTower(copy.deepcopy(clip.model.visual)),
+        text_dim=256,
+        mean=clip.mean,
+        std=clip.std,
+        logit_scale=10.0,
+        channels=32,
+        num_convs=1,
+        shortcuts=frozenset(("pyramid", "head") if gated else ()),
+        per_channel_gates=True,
+        filter_size=3,
+    ).eval()
+
+
+def trained(clip) -> Detector:
+    """As if trained: the tower has drifted and the learned path is heard."""
+    detector = build(clip, gated=True)
+    for parameter in detector.tower.parameters():
+        parameter.data *= 1 + 0.05 * torch.randn_like(parameter)
+    for module in detector.modules():
+        if isinstance(module, GatedProjection):
+            torch.nn.init.normal_(module.projection.weight, std=0.005)
+        if isinstance(module, ShortcutFilter):
+            torch.nn.init.normal_(module.weights.weight, std=0.01)
+    return detector
+
+
+def measure(detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, **options) -> Retention:
+    defaults = {"size": SIZE, "batch_size": 4, "num_workers": 0, "low_precision": False, "max_images": NUM_IMAGES}
+    return measure_retention(detector, TimmTower(clip.model.visual), text, index, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def index(miniature_world) -> AnnotationIndex:
+    annotations = miniature_world / "annotations" / "lvis_val.json"
+    return load_annotations(annotations, miniature_world / "images", format="lvis", report=DataReport())
+
+
+@pytest.fixture(scope="module")
+def text(tiny_clip, index) -> torch.Tensor:
+    return encode_classes(tiny_clip, [category.name for category in index.categories], ("{}",))
+
+
+NAMES = ["anchor", "gear", "umbrella"]
+
+
+@pytest.fixture
+def odd_images(tmp_path) -> AnnotationIndex:
+    """In COCO's form, no side a multiple of 32: an image with a box too small for any point, and one without boxes."""
+    boxes = [[10, 4, 40, 50], [0, 0, 3, 3], [5, 60, 30, 30]]
+    content = {
+        "images": [
+            {"id": 7, "height": 100, "width": 70, "file_name": "tall.png"},
+            {"id": 9, "height": 41, "width": 90, "file_name": "wide.png"},
+        ],
+        "categories": [{"id": 10 * row, "name": name} for row, name in enumerate(NAMES)],
+        "annotations": [
+            {"id": number, "image_id": 7, "category_id": 10 * number, "bbox": box, "iscrowd": 0}
+            for number, box in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    generator = np.random.default_rng(0)
+    for name, shape in (("tall.png", (100, 70, 3)), ("wide.png", (41, 90, 3))):
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
+    return load_annotations(tmp_path / "coco.json", tmp_path, format="coco", report=DataReport())
+
+
+def by_group(retention: Retention) -> dict[str, GroupRetention]:
+    return {item.group: item for item in retention.groups}
+
+
+def answering_reference(points: Points, boxes: np.ndarray) -> list[int]:
+    """FCOS's rules, box by box and point by point."""
+    strides = points.strides.tolist()
+    best = [(np.inf, -1)] * len(boxes)
+    for point, ((x, y), stride) in enumerate(zip(points.centers.tolist(), strides, strict=True)):
+        candidates = []
+        for row, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+            sides = (x - x0, y - y0, x1 - x, y1 - y)
+            offset = (x - (x0 + x1) / 2, y - (y0 + y1) / 2)
+            lower = 0 if stride == min(strides) else 4 * stride
+            upper = np.inf if stride == max(strides) else 8 * stride
+            central = max(map(abs, offset)) < 1.5 * stride
+            if min(sides) > 0 and central and lower < max(sides) <= upper:
+                candidates.append(((x1 - x0) * (y1 - y0), row, np.hypot(*offset)))
+        if candidates:
+            _, row, distance = min(candidates)
+            best[row] = min(best[row], (distance, point))
+    return [point for _, point in best]
+
+
+def test_figures_are_those_of_a_reference(tiny_clip, index, text):
+    """CLIP's dense feature is what a fresh gated detector predicts; that it is, test_alignment.py shows."""
+    detector, clip = trained(tiny_clip), build(tiny_clip, gated=True)
+    drifted = build(tiny_clip, gated=True)
+    drifted.tower.load_state_dict(detector.tower.state_dict())
+    rows: list[list[float]] = []
+    point_rows: list[list[float]] = []
+    frequencies, num_without = [], 0
+    for image in np.linspace(0, len(index) - 1, NUM_IMAGES).round().astype(int).tolist():
+        record = index.record(image)
+        pixels = decode_image(record.path, expected_size=(record.height, record.width)).pixels
+        assert pixels.shape == (192, 192, 3)
+        images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            before, tower, after = (F.normalize(d(images).embeddings[0], dim=1) for d in (clip, drifted, detector))
+        points = detector.points(images)
+        for box, cls, answer in zip(
+            record.boxes, record.classes, answering_reference(points, record.boxes), strict=True
+        ):
+            if answer < 0:
+                num_without += 1
+                continue
+            for point, (x, y) in enumerate(points.centers.tolist()):
+                inside = box[0] < x < box[2] and box[1] < y < box[3]
+                if inside and points.strides[point] == points.strides[answer]:
+                    named = [float((text @ feature[point]).argmax() == cls) for feature in (before, after)]
+                    cosines = [float(feature[point] @ before[point]) for feature in (after, tower)]
+                    point_rows.append([*named, *cosines])
+                    if point == answer:
+                        rows.append([*named, *cosines])
+                        frequencies.append(index.categories[cls].frequency)
+    assert len(rows) > 15
+
+    retention = measure(detector, tiny_clip, text, index, size=192)
+    found = by_group(retention)
+    assert retention.num_boxes_without_point == num_without
+    assert (retention.num_images, retention.num_classes) == (NUM_IMAGES, len(index.categories))
+    for group, letters in {"all": "rcf", "base": "cf", "rare": "r", "common": "c", "frequent": "f"}.items():
+        chosen = np.array([row for row, letter in zip(rows, frequencies, strict=True) if letter in letters])
+        figures = found[group].boxes
+        assert figures.count == len(chosen)
+        values = (figures.naming_before, figures.naming_after, figures.cosine, figures.tower_cosine)
+        np.testing.assert_allclose(values, chosen.mean(axis=0), atol=1e-4)
+    figures = found["all"].points
+    assert figures.count == len(point_rows)
+    values = (figures.naming_before, figures.naming_after, figures.cosine, figures.tower_cosine)
+    np.testing.assert_allclose(values, np.mean(point_rows, axis=0), atol=1e-4)
+    all_boxes = found["all"].boxes
+    assert all_boxes.naming_before != all_boxes.naming_after
+    assert 0.2 < all_boxes.cosine < all_boxes.tower_cosine < 0.99
+
+
+def test_a_fresh_gated_detector_has_kept_everything(tiny_clip, index, text):
+    retention = measure(build(tiny_clip, gated=True), tiny_clip, text, index)
+    assert [item.group for item in retention.groups] == ["all", "base", "rare", "common", "frequent"]
+    for item in retention.groups:
+        for figures in (item.boxes, item.points):
+            assert figures.naming_after == figures.naming_before
+            assert figures.cosine == pytest.approx(1, abs=1e-5)
+            assert figures.tower_cosine == pytest.approx(1, abs=1e-5)
+    assert by_group(retention)["all"].boxes.naming_before > 0.15
+
+
+def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, text):
+    figures = by_group(measure(build(tiny_clip, gated=False), tiny_clip, text, index))["all"].points
+    assert figures.count > 100
+    assert figures.naming_before > 0.15
+    assert figures.naming_after < 0.03  # chance is 1 in 287
+    assert abs(figures.cosine) < 0.2
+    assert figures.tower_cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_the_batch_size_and_workers_do_not_matter(tiny_clip, index, text):
+    detector = trained(tiny_clip)
+    one = measure(detector, tiny_clip, text, index, batch_size=1, max_images=5).as_metrics()
+    other = measure(detector, tiny_clip, text, index, batch_size=3, max_images=5, num_workers=1).as_metrics()
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_images):
+    retention = measure(
+        build(tiny_clip, gated=True), tiny_clip, encode_classes(tiny_clip, NAMES, ("{}",)), odd_images, size=100
+    )
+    (item,) = retention.groups
+    assert item.group == "all"
+    assert item.boxes.count == 2
+    assert retention.num_boxes_without_point == 1
+    assert item.boxes.cosine == pytest.approx(1, abs=1e-5)
+    assert item.boxes.naming_after == item.boxes.naming_before
+    # Of the points of P3, at 4, 12, 20 .. in x and y: those between (10, 4) and (50, 54), (5, 60) and (35, 90).
+    assert item.points.count == 5 * 6 + 3 * 3
+
+
+def test_without_boxes_there_is_nothing_to_tell(tiny_clip, odd_images, tmp_path):
+    text = encode_classes(tiny_clip, NAMES, ("{}",))
+    retention = measure(build(tiny_clip, gated=True), tiny_clip, text, odd_images, max_images=0)
+    assert retention == Retention((), num_classes=3, num_images=0, num_boxes_without_point=0)
+    assert retention.as_metrics() == {"boxes_without_point": 0}
+    assert "0 images" in format_retention(retention, {})
+    write_retention(retention, tmp_path / "run")
+    assert (tmp_path / "run" / "retention.png").is_file()
+
+
+def test_faulty_calls_are_refused(tiny_clip, odd_images):
+    detector = build(tiny_clip, gated=True)
+    with pytest.raises(ValueError, match=r"coco\.json has 3 classes, but there are 2 rows of text"):
+        measure(detector, tiny_clip, torch.ones(2, 256), odd_images)
+    with pytest.raises(AssertionError, match="own tower"):
+        measure_retention(
+            detector,
+            detector.tower,
+            torch.ones(3, 256),
+            odd_images,
+            size=64,
+            batch_size=1,
+            num_workers=0,
+            low_precision=False,
+        )
+
+
+def test_the_answering_point_is_the_nearest_of_those_matched():
+    centers = torch.tensor([[4.0, 4], [12, 4], [20, 4], [8, 4], [30, 4]])
+    points = Points(centers, torch.full((5,), 8.0))
+    boxes = torch.tensor([[0.0, 0, 16, 8], [10, 0, 30, 8], [50, 0, 60, 8]])
+    # The point in the middle of the first box answers for none; of the two equally near ones the first is taken.
+    matched = torch.tensor([0, 0, 1, -1, 1])
+    assert answering_points(points, boxes, matched).tolist() == [0, 2, -1]
+    assert answering_points(points, boxes[:0], torch.full((5,), -1)).tolist() == []
+
+
+def class_row(frequency: str, average_precision: float) -> ClassRow:
+    return ClassRow(1, "name", frequency, 1, 1, average_precision, 0.0, 0.0)
+
+
+def test_precision_of_groups_leaves_out_classes_without_boxes():
+    rows = [class_row("c", 0.2), class_row("f", 0.6), class_row("f", -1.0), class_row("f", 0.4), class_row("r", -1.0)]
+    found = group_average_precision(rows)
+    assert found == pytest.approx({"all": 0.4, "base": 0.4, "common": 0.2, "frequent": 0.5})
+    assert group_average_precision([class_row("", 0.3)]) == {"all": 0.3}
+    assert group_average_precision([]) == {}
+
+
+def test_precision_of_groups_is_that_of_the_evaluator(index):
+    evaluator = LVISEvaluator(index.path, tuple(category.id for category in index.categories))
+    generator = torch.Generator().manual_seed(0)
+    for image in range(len(index)):
+        record = index.record(image)
+        boxes = torch.tensor(record.boxes) + 8 * torch.randn(len(record.boxes), 1, generator=generator)
+        scores = torch.linspace(0.9, 0.1, len(boxes))
+        evaluator.update(record.id, Detections(boxes, scores, torch.tensor(record.classes)))
+    evaluation = evaluator.evaluate()
+    found = group_average_precision(evaluation.classes)
+    for group, name in {"all": "AP", "rare": "APr", "common": "APc", "frequent": "APf"}.items():
+        assert found[group] == pytest.approx(evaluation.metrics[name])  # type: ignore[index]
+        assert 0.05 < evaluation.metrics[name] < 0.95
+
+
+def test_report(tiny_clip, index, text, tmp_path):
+    retention = measure(trained(tiny_clip), tiny_clip, text, index)
+    metrics = retention.as_metrics()
+    assert len(metrics) == 5 * 5 + 1
+    rare = by_group(retention)["rare"].boxes
+    assert metrics["naming_after_rare"] == rare.naming_after
+    assert metrics["count_rare"] == rare.count
+
+    lines = {
+        line.split()[0]: line.split() for line in format_retention(retention, {"rare": 0.1234}).splitlines() if line
+    }
+    before, after = 100 * rare.naming_before, 100 * rare.naming_after
+    assert lines["rare"] == [
+        "rare", f"{rare.count}", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}",
+        f"{rare.cosine:.3f}", f"{rare.tower_cosine:.3f}", "12.34",
+    ]  # fmt: skip
+    assert lines["base"][-1] == "-"
+    assert len(lines["classes"]) == len(lines["rare"])
+
+    write_retention(retention, tmp_path)
+    stored = json.loads((tmp_path / "retention.json").read_text())
+    assert [item["group"] for item in stored["groups"]] == ["all", "base", "rare", "common", "frequent"]
+    assert stored["groups"][2]["boxes"]["naming_after"] == rare.naming_after
+    assert stored["num_images"] == NUM_IMAGES
+    with Image.open(tmp_path / "retention.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert {path.name for path in Path(tmp_path).iterdir()} == {"retention.json", "retention.png"}

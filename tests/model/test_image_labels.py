@@ -1,0 +1,74 @@
+"""Image-level labels on the largest proposal."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ovd.model.image_labels import image_label_loss
+from ovd.structures import Batch, Points, Predictions, Targets
+
+SCALE, BIAS = torch.tensor(5.0), torch.tensor(-1.0)
+
+
+def targets(own: list[int]) -> Targets:
+    empty = torch.empty(0, dtype=torch.int64)
+    return Targets(torch.empty(0, 4), empty, empty, torch.tensor(own, dtype=torch.int64), torch.empty(0, 4))
+
+
+def make(num_points: int = 30) -> tuple[Predictions, Points, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.rand(3, num_points, 2, generator=generator) * 20 + 1
+    corners = torch.rand(3, num_points, 2, generator=generator) * 10
+    predictions = Predictions(
+        embeddings=torch.randn(3, num_points, 6, generator=generator, requires_grad=True),
+        boxes=torch.cat([corners, corners + sides], dim=2),
+        quality=torch.randn(3, num_points, generator=generator),
+    )
+    points = Points(torch.rand(num_points, 2, generator=generator) * 40, torch.full((num_points,), 8.0))
+    return predictions, points, F.normalize(torch.randn(4, 6, generator=generator), dim=1)
+
+
+def batch(own: list[list[int]]) -> Batch:
+    sizes = torch.tensor([[32, 32], [32, 24], [24, 32]])
+    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    return Batch(images, sizes, (targets([]), *map(targets, own)), (1, 2, 3), num_pairs=2)
+
+
+def test_equals_a_loop_over_points_and_texts():
+    predictions, points, text = make()
+    classes, own = torch.tensor([1, 10, 11, 12]), [[10, 12], [11]]
+    loss = image_label_loss(predictions, batch(own), classes, text, points, SCALE, BIAS)
+    expected = 0.0
+    for image, mine in zip((1, 2), own, strict=True):
+        height, width = batch(own).sizes[image].tolist()
+        scored = []
+        for point in range(30):
+            x, y = points.centers[point].tolist()
+            if x >= width or y >= height:
+                continue
+            cosine = F.normalize(predictions.embeddings[image, point], dim=0) @ text[1:].T
+            logits = SCALE * cosine + BIAS
+            x0, y0, x1, y1 = predictions.boxes[image, point].tolist()
+            area = (min(x1, width) - min(x0, width)) * (min(y1, height) - min(y0, height))
+            score = logits.max().sigmoid() * predictions.quality[image, point].sigmoid()
+            scored.append((score.item(), area, logits))
+        best = sorted(scored, key=lambda item: -item[0])[:20]
+        logits = max(best, key=lambda item: item[1])[2]
+        for logit, name in zip(logits, (10, 11, 12), strict=True):
+            expected += -F.logsigmoid(logit if name in mine else -logit).item()
+    assert loss.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_learning_reaches_one_point_of_each_pair():
+    predictions, points, text = make()
+    image_label_loss(
+        predictions, batch([[10], [11]]), torch.tensor([1, 10, 11, 12]), text, points, SCALE, BIAS
+    ).backward()
+    assert predictions.embeddings.grad is not None
+    assert (predictions.embeddings.grad.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [0, 1, 1]
+
+
+def test_without_pairs_there_is_no_loss():
+    predictions, points, text = make()
+    empty = Batch(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.full((3, 2), 32), (targets([]),) * 3, (1, 2, 3))
+    assert image_label_loss(predictions, empty, torch.arange(4), text, points, SCALE, BIAS).item() == 0

@@ -1,0 +1,199 @@
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.data.annotations import Ragged
+from ovd.selftrain.filter import (
+    Filters,
+    best_of_image,
+    best_of_text,
+    filter_labels,
+    relative_area_at_most,
+    relative_side_at_least,
+    score_at_least,
+    side_at_least_px,
+    text_in_caption,
+)
+from ovd.selftrain.labels import ShardLabels
+
+TEXTS = ("umbrella", "cup of coffee", "cat", "snow man")
+CAPTION = "Two red Umbrellas, and a cup of coffee."
+
+
+Row = tuple[int, float, tuple[float, float, float, float]]
+
+
+def shard_of(pairs: Sequence[Sequence[Row]]) -> ShardLabels:
+    """A shard of (text, score, box) by pair; its images are 100 px high and 200 px wide."""
+    rows = [row for pair in pairs for row in pair]
+    offsets = np.cumsum([0, *map(len, pairs)], dtype=np.int64)
+    return ShardLabels(
+        keys=tuple(f"{row:06d}" for row in range(len(pairs))),
+        reasons=("",) * len(pairs),
+        image_sizes=np.tile(np.array([[100, 200]], dtype=np.int64), (len(pairs), 1)),
+        texts=TEXTS,
+        queries=Ragged(
+            np.tile(np.arange(len(TEXTS)), len(pairs)), np.arange(len(pairs) + 1, dtype=np.int64) * len(TEXTS)
+        ),
+        boxes=Ragged(np.array([box for _, _, box in rows], dtype=np.float32).reshape(-1, 4), offsets),
+        scores=Ragged(np.array([score for _, score, _ in rows], dtype=np.float32), offsets),
+        box_texts=Ragged(np.array([text for text, _, _ in rows], dtype=np.int64), offsets),
+    )
+
+
+BOX = (10.0, 10.0, 60.0, 50.0)
+a_box = st.tuples(
+    st.integers(0, len(TEXTS) - 1),
+    st.sampled_from([0.1, 0.25, 0.5, 0.75]),  # few values: many ties
+    st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(51, 200), st.integers(51, 100)),
+)
+# Of every shard, of every pair, its rows: the type checks inside `shard_of` draw random numbers, no strategy may.
+some_rows = st.lists(st.lists(st.lists(a_box, max_size=6), max_size=4), max_size=3)
+some_filters = st.builds(
+    Filters,
+    keep=st.sampled_from(["top1", "top1_per_text", "all"]),
+    min_score=st.sampled_from([0.0, 0.25, 0.3, 1.0]),
+    min_size_px=st.sampled_from([0.0, 20.0, 60.0]),
+    min_relative_size=st.sampled_from([0.0, 0.3]),
+    max_relative_area=st.sampled_from([0.2, 0.5, 1.0]),
+    caption_match=st.booleans(),
+    max_per_text=st.sampled_from([None, 0, 1, 2]),
+)
+
+
+def captions_of(shards: list[ShardLabels]) -> list[list[str]]:
+    """Of every pair in turn: one that names the cat, one that names the two texts before it."""
+    return [[CAPTION if row % 2 else "a cat" for row in range(len(shard.keys))] for shard in shards]
+
+
+def kept_one_by_one(shards: list[ShardLabels], filters: Filters) -> list[list[bool]]:
+    """The same rules as loops over single boxes."""
+    left = []
+    for shard_row, (shard, captions) in enumerate(zip(shards, captions_of(shards), strict=True)):
+        for pair, caption in enumerate(captions):
+            for row in range(shard.boxes.offsets[pair], shard.boxes.offsets[pair + 1]):
+                x0, y0, x1, y1 = map(float, shard.boxes.values[row])
+                shorter = min(x1 - x0, y1 - y0)
+                text = TEXTS[shard.box_texts.values[row]]
+                in_caption = text in (("umbrella", "cup of coffee") if caption == CAPTION else ("cat",))
+                if (
+                    shard.scores.values[row] >= filters.min_score
+                    and shorter >= filters.min_size_px
+                    and shorter / 100 >= filters.min_relative_size
+                    and (x1 - x0) * (y1 - y0) / 20_000 <= filters.max_relative_area
+                    and (in_caption or not filters.caption_match)
+                ):
+                    left.append((-float(shard.scores.values[row]), shard_row, row, pair, text))
+    kept = [[False] * len(shard.scores.values) for shard in shards]
+    taken: set[tuple] = set()
+    per_text: Counter[str] = Counter()
+    for _, shard_row, row, pair, text in sorted(left):
+        place = {"top1": (shard_row, pair), "top1_per_text": (shard_row, pair, text), "all": (shard_row, pair, row, 0)}
+        if place[filters.keep] in taken:
+            continue
+        taken.add(place[filters.keep])
+        per_text[text] += 1
+        kept[shard_row][row] = filters.max_per_text is None or per_text[text] <= filters.max_per_text
+    return kept
+
+
+@given(some_rows, some_filters)
+@settings(deadline=None)
+def test_the_same_is_kept_as_by_looking_at_one_box_after_another(rows, filters):
+    shards = list(map(shard_of, rows))
+    masks, counts = filter_labels(shards, filters, captions=captions_of(shards))
+    assert [mask.tolist() for mask in masks] == kept_one_by_one(shards, filters)
+    assert sum(counts.values()) == sum(len(shard.scores.values) for shard in shards)
+    assert counts["kept"] == sum(int(mask.sum()) for mask in masks)
+    assert min(counts.values()) >= 0
+
+
+@given(some_rows, some_filters)
+@settings(deadline=None)
+def test_predicates_of_single_boxes_may_be_applied_in_any_order(rows, filters):
+    shards = list(map(shard_of, rows))
+    single = dataclasses.replace(filters, keep="all", max_per_text=None, caption_match=False)
+    masks, _ = filter_labels(shards, single)
+    for shard, mask in zip(shards, masks, strict=True):
+        backwards = (
+            relative_area_at_most(shard, filters.max_relative_area)
+            & relative_side_at_least(shard, filters.min_relative_size)
+            & side_at_least_px(shard, filters.min_size_px)
+            & score_at_least(shard, filters.min_score)
+        )
+        assert (mask == backwards).all()
+
+
+@given(some_rows)
+@settings(deadline=None)
+def test_top1_leaves_one_box_of_every_image_that_has_any(rows):
+    shards = list(map(shard_of, rows))
+    for shard, mask in zip(shards, filter_labels(shards, Filters())[0], strict=True):
+        num_boxes = np.diff(shard.boxes.offsets)
+        num_kept = np.bincount(shard.boxes.images_of_values()[mask], minlength=len(num_boxes))
+        assert (num_kept == np.minimum(num_boxes, 1)).all()
+
+
+def test_the_first_predicate_that_removes_a_box_counts_it():
+    small, large = (0, 0, 5, 90), (0, 0, 200, 100)
+    shard = shard_of([[(0, 0.9, large), (0, 0.8, BOX), (1, 0.7, BOX), (0, 0.1, small)], [], [(0, 0.9, small)]])
+    masks, counts = filter_labels([shard], Filters(min_score=0.5, min_size_px=8, max_relative_area=0.9))
+    assert masks[0].tolist() == [False, True, False, False, False]
+    assert counts == {
+        "min_score": 1, "min_size_px": 1, "min_relative_size": 0, "max_relative_area": 1, "top1": 1, "kept": 1
+    }  # fmt: skip
+
+
+def test_the_defaults_keep_a_box_that_fills_its_image_and_scores_nothing():
+    assert filter_labels([shard_of([[(0, 0.0, (0, 0, 200, 100))]])], Filters())[1]["kept"] == 1
+
+
+def test_the_best_is_found_wherever_it_stands_and_the_first_of_equals_wins():
+    shard = shard_of([[(0, 0.2, BOX), (1, 0.6, BOX), (2, 0.6, BOX)], [(0, 0.5, BOX)]])
+    assert best_of_image(shard, np.ones(4, dtype=bool)).tolist() == [False, True, False, True]
+    assert best_of_image(shard, np.array([True, False, False, False])).tolist() == [True, False, False, False]
+
+
+def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there():
+    first = shard_of([[(0, 0.9, BOX), (0, 0.3, BOX)], [(1, 0.1, BOX)]])
+    second = dataclasses.replace(shard_of([[(1, 0.5, BOX), (0, 0.2, BOX)]]), texts=("cat", "umbrella"))
+    masks = best_of_text([first, second], [np.ones(3, dtype=bool), np.ones(2, dtype=bool)], count=2)
+    assert [mask.tolist() for mask in masks] == [[True, False, True], [True, True]]
+
+
+def test_texts_are_looked_for_as_whole_words_of_the_caption_in_any_number_and_case():
+    shard = shard_of([[(text, 0.5, BOX) for text in (0, 1, 2, 3)]])
+    assert text_in_caption(shard, [CAPTION]).tolist() == [True, True, False, False]
+    assert text_in_caption(shard, ["snow, man; caterpillar, coffee cup, UMBRELLA"]).tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert text_in_caption(dataclasses.replace(shard, texts=("", "!", "a", "b")), [CAPTION]).tolist() == [
+        False, False, True, False
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="2 captions for a shard of 1"):
+        text_in_caption(shard, ["a", "b"])
+
+
+@pytest.mark.parametrize("shards", [[], [shard_of([])], [shard_of([[], []]), shard_of([])]])
+@pytest.mark.parametrize("keep", ["top1", "top1_per_text", "all"])
+def test_without_boxes_nothing_is_kept(shards, keep):
+    filters = Filters(keep=keep, max_per_text=3, caption_match=True)
+    masks, counts = filter_labels(shards, filters, captions=captions_of(shards))
+    assert [len(mask) for mask in masks] == [0] * len(shards)
+    assert set(counts.values()) == {0}
+
+
+def test_matching_captions_needs_captions():
+    for shards in ([], [shard_of([[]])]):
+        with pytest.raises(ValueError, match="give those of every shard"):
+            filter_labels(shards, Filters(caption_match=True))
+    with pytest.raises(ValueError, match="give those of every shard"):
+        filter_labels([shard_of([[]])], Filters(caption_match=True), captions=[])

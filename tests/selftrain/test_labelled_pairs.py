@@ -1,0 +1,94 @@
+"""Labelled pairs as training data: which pairs, which boxes, which texts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ovd.data.annotations import Ragged
+from ovd.data.pairs import Pair, PairShards, write_pair_shards
+from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labels import ShardLabels
+from ovd.text.bank import TextBank
+from ovd.text.pair_texts import PairTexts
+from ovd.text.tensor_file import to_bytes
+
+
+def ragged(rows: list[list], dtype: type, width: int | None = None) -> Ragged:
+    values: np.ndarray = np.array([value for row in rows for value in row], dtype=dtype)
+    return Ragged(values.reshape(-1, width) if width else values, np.cumsum([0, *map(len, rows)]).astype(np.int64))
+
+
+def shard_labels(keys: list[str], texts: list[str], queries: list[list[int]], found: list[list[int]]) -> ShardLabels:
+    """`found`: for every pair the texts of its boxes; box k of a pair is k pixels wide and high."""
+    boxes = [[[0, 0, k + 1, k + 1] for k in range(len(row))] for row in found]
+    return ShardLabels(
+        keys=tuple(keys),
+        reasons=("",) * len(keys),
+        image_sizes=np.array([[40, 30]] * len(keys), np.int64),
+        texts=tuple(texts),
+        queries=ragged(queries, np.int64),
+        boxes=ragged(boxes, np.float32, 4),
+        scores=ragged([[0.5] * len(row) for row in found], np.float32),
+        box_texts=ragged(found, np.int64),
+    )
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Two shards of three pairs; pair 1 has no text, pair 2 texts without boxes."""
+    folder = tmp_path / "pairs"
+    write_pair_shards(folder, [Pair(f"{k}", b"image %d" % k, "caption", {}) for k in range(6)], pairs_per_shard=3)
+    labels = [
+        shard_labels(["0", "1", "2"], ["cat", "dog"], [[0, 1], [], [1]], [[1, 0, 1], [], []]),
+        shard_labels(["3", "4", "5"], ["bird", "cat"], [[0], [1], [0, 1]], [[0], [1, 1], [0, 1]]),
+    ]
+    banks = []
+    for number, of_shard in enumerate(labels):
+        path = tmp_path / f"{number}.safetensors"
+        variants = np.ones((len(of_shard.texts), 1, 4), np.float16)
+        path.write_bytes(to_bytes({"variants": variants}, {"tower": "t", "names": json.dumps(of_shard.texts)}))
+        banks.append(TextBank(path))
+    return PairShards(folder), labels, PairTexts(banks, first_id=100)
+
+
+def everything(labels: list[ShardLabels]) -> list[np.ndarray]:
+    return [np.ones(len(of_shard.scores.values), bool) for of_shard in labels]
+
+
+def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
+    shards, labels, texts = parts
+    kept = everything(labels)
+    kept[0][1] = False  # the second box of pair 0
+    kept[1][1:3] = False  # both boxes of pair 4
+    pairs = LabelledPairs(shards, labels, kept, texts, with_boxes=True)
+    assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 3, 5]
+    assert [pairs.encoded(row) for row in range(3)] == [b"image 0", b"image 3", b"image 5"]
+    cat, dog = texts.ids(0).tolist()
+    bird, same_cat = texts.ids(1).tolist()
+    assert cat == same_cat
+    record = pairs.record(0)
+    assert record.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 3, 3]]
+    assert record.classes.tolist() == [dog, dog]
+    assert (record.height, record.width) == (40, 30)
+    assert record.not_exhaustive_classes.tolist() == sorted([cat, dog])  # also the text that has no kept box
+    assert record.negative_classes.tolist() == []
+    assert pairs.record(2).classes.tolist() == [bird, cat]
+    assert str(record.path).endswith("00000.tar:0")
+
+
+def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
+    shards, labels, texts = parts
+    pairs = LabelledPairs(shards, labels, everything(labels), texts, with_boxes=False)
+    assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 2, 3, 4, 5]
+    for row in range(len(pairs)):
+        assert len(pairs.record(row).boxes) == len(pairs.record(row).classes) == 0
+    assert pairs.record(1).not_exhaustive_classes.tolist() == [texts.ids(0)[1]]
+
+
+def test_nothing_left_and_other_shards_are_errors(parts):
+    shards, labels, texts = parts
+    with pytest.raises(ValueError, match="passes the filters"):
+        LabelledPairs(shards, labels, [~mask for mask in everything(labels)], texts, with_boxes=True)
+    with pytest.raises(ValueError, match="6 pairs, its labels speak of 3"):
+        LabelledPairs(shards, labels[:1], everything(labels)[:1], texts, with_boxes=True)

@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch.nn import functional as F
+
+from ovd.data.annotations import Ragged
+from ovd.selftrain.labels import ShardLabels, read_labels, remove_abandoned, write_labels, writing_whole
+from ovd.text.bank import TextBank
+
+SETTINGS = {"teacher": "none", "score_threshold": 0.05}
+
+
+def ragged(rows: list[list], dtype: type, *shape: int) -> Ragged:
+    values: np.ndarray = np.array([value for row in rows for value in row], dtype).reshape(-1, *shape)
+    return Ragged(values, np.cumsum([0, *map(len, rows)]).astype(np.int64))
+
+
+def some_labels(num_pairs: int) -> ShardLabels:
+    """Pair i has i % 3 boxes and was asked for i % 4 of five texts; every fifth was not looked at."""
+    rng = np.random.default_rng(0)
+    num_boxes = [row % 3 for row in range(num_pairs)]
+    return ShardLabels(
+        keys=tuple(f"{row:04d} é" for row in range(num_pairs)),
+        reasons=tuple("F9 cannot be decoded" if row % 5 == 4 else "" for row in range(num_pairs)),
+        image_sizes=rng.integers(1, 5000, (num_pairs, 2)),
+        texts=("an anchor", 'quotes "and" \\', "naïve café", "名前", "two\tspaces"),
+        queries=ragged([list(range(row % 4)) for row in range(num_pairs)], np.int64),
+        boxes=ragged([rng.random((count, 4)).tolist() for count in num_boxes], np.float32, 4),
+        scores=ragged([rng.random(count).tolist() for count in num_boxes], np.float32),
+        box_texts=ragged([rng.integers(0, 5, count).tolist() for count in num_boxes], np.int64),
+    )
+
+
+def some_variants(num_texts: int = 5) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((num_texts, 3, 7)).astype(np.float16)
+
+
+def write(path: Path, labels: ShardLabels, variants: np.ndarray | None = None, tower: str = "tower") -> str:
+    variants = some_variants() if variants is None else variants
+    return write_labels(path, labels, variants=variants, tower=tower, settings=SETTINGS)
+
+
+def assert_equal(one: ShardLabels, other: ShardLabels) -> None:
+    assert (one.keys, one.reasons, one.texts) == (other.keys, other.reasons, other.texts)
+    np.testing.assert_array_equal(one.image_sizes, other.image_sizes, strict=True)
+    for name in ("queries", "boxes", "scores", "box_texts"):
+        for part in ("values", "offsets"):
+            here, there = getattr(getattr(one, name), part), getattr(getattr(other, name), part)
+            np.testing.assert_array_equal(here, there, strict=True)
+
+
+@pytest.mark.parametrize("num_pairs", [0, 1, 13])
+def test_what_is_written_is_read(tmp_path, num_pairs):
+    path, labels = tmp_path / "00000.safetensors", some_labels(num_pairs)
+    sha256 = write(path, labels)
+    assert_equal(read_labels(path), labels)
+    line = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert sha256 == line.split()[0]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_texts_at_all(tmp_path):
+    path = tmp_path / "x.safetensors"
+    labels = replace(some_labels(1), texts=())
+    write(path, labels, some_variants(0))
+    assert_equal(read_labels(path), labels)
+    assert TextBank(path).names == ()
+
+
+def test_other_readers_of_the_format_agree(tmp_path):
+    path, labels = tmp_path / "x.safetensors", some_labels(9)
+    write(path, labels)
+    arrays = load_file(path)
+    np.testing.assert_array_equal(arrays["boxes"], labels.boxes.values, strict=True)
+    np.testing.assert_array_equal(arrays["box_texts"], labels.box_texts.values)
+    np.testing.assert_array_equal(arrays["variants"], some_variants(), strict=True)
+
+
+def test_a_text_bank_opens_the_same_file(tmp_path):
+    path, labels = tmp_path / "x.safetensors", some_labels(9)
+    write(path, labels, tower="tower of the student")
+    bank = TextBank(path, tower="tower of the student")
+    assert bank.names == labels.texts
+    rows = bank.rows(np.repeat(np.arange(5), 3), np.tile(np.arange(3), 5))
+    torch.testing.assert_close(rows, F.normalize(torch.from_numpy(some_variants()).float().view(15, 7), dim=-1))
+    with pytest.raises(ValueError, match="another text tower"):
+        TextBank(path, tower="another")
+
+
+def test_bytes_depend_on_the_content_alone(tmp_path):
+    path, other = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    write(path, some_labels(13))
+    write(other, some_labels(13))
+    assert other.read_bytes() == path.read_bytes()
+    write(other, replace(some_labels(13), reasons=("F30 the caption is empty", *some_labels(13).reasons[1:])))
+    assert other.read_bytes() != path.read_bytes()
+
+
+def test_files_that_are_not_whole_are_refused(tmp_path):
+    path = tmp_path / "00007.safetensors"
+    write(path, some_labels(13))
+    whole = path.read_bytes()
+    for length in [0, 1, 8, 9, *range(100, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"00007\.safetensors is not a whole file of pseudo-labels"):
+            read_labels(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match=r"00007\.safetensors is not a whole file"):
+        read_labels(path)
+
+
+def test_other_files_are_refused(tmp_path, untrained_clip):
+    from ovd.text.bank import Sources, build_bank
+
+    bank = build_bank(untrained_clip, ["anchor"], [()], Sources(("{}",)), folder=tmp_path)
+    for path in (tmp_path, tmp_path / "absent.safetensors", bank.path):
+        with pytest.raises(ValueError, match=f"{path.name} is not a whole file of pseudo-labels"):
+            read_labels(path)
+
+
+def test_more_text_than_a_file_can_hold_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovd.selftrain.labels._MAX_HEADER_BYTES", 2000)
+    write(tmp_path / "x.safetensors", some_labels(1))
+    with pytest.raises(ValueError, match="make shards of fewer pairs"):
+        write(tmp_path / "y.safetensors", some_labels(60))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "00000.json"
+    path.write_text("before")
+
+    def fail_halfway() -> None:
+        with writing_whole(path) as file:
+            file.write(b"half")
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        fail_halfway()
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"00000.json": "before"}
+
+
+def test_files_of_processes_that_are_no_more_are_removed_and_others_kept(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    node = os.uname().nodename
+    kept = [f"b.json.{node}.1.tmp", f"c.json.{node}-other.{process.pid}.tmp", "d.tmp", f"{node}.{process.pid}.json"]
+    for name in (f"a.json.{node}.{process.pid}.tmp", f"a.json.{node}.{os.getpid()}.tmp", *kept):
+        (tmp_path / name).write_text("")
+    remove_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_metadata_is_plain_json(tmp_path):
+    path, labels = tmp_path / "x.safetensors", some_labels(2)
+    write(path, labels)
+    content = path.read_bytes()
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    assert json.loads(metadata["settings"]) == SETTINGS
+    assert tuple(json.loads(metadata["keys"])) == labels.keys

@@ -1,0 +1,224 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from ovd.data.annotations import Ragged
+from ovd.data.pairs import Pair, PairShards, write_pair_shards
+from ovd.selftrain.labels import ShardLabels, write_labels
+from ovd.selftrain.quality import QualityRow, TrueObjects, format_quality, measure_quality, read_true_objects
+
+TOOL = Path(__file__).parents[2] / "tools" / "label_quality.py"
+NAMES = ("umbrella", "coffee cup", "cat", "filled star")
+SYNONYMS = {"coffee_cup": ("coffee_cup", "cup_of_coffee"), "umbrella": ("parasol",)}
+BOX, ELSEWHERE = [10, 10, 50, 50], [100, 100, 140, 140]
+
+
+def ragged(rows: list[list], dtype: type, *shape: int) -> Ragged:
+    values: np.ndarray = np.array([value for row in rows for value in row], dtype=dtype).reshape(-1, *shape)
+    return Ragged(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+
+def shard_of(
+    texts: tuple[str, ...], pairs: list[list[tuple[int, float, list]]], queries: list[list[int]] | None = None
+):
+    return ShardLabels(
+        keys=tuple(f"{row:06d}" for row in range(len(pairs))),
+        reasons=("",) * len(pairs),
+        image_sizes=np.full((len(pairs), 2), 192, dtype=np.int64),
+        texts=texts,
+        queries=ragged(queries or [[*range(len(texts))]] * len(pairs), np.int64),
+        boxes=ragged([[box for _, _, box in pair] for pair in pairs], np.float32, 4),
+        scores=ragged([[score for _, score, _ in pair] for pair in pairs], np.float32),
+        box_texts=ragged([[text for text, _, _ in pair] for pair in pairs], np.int64),
+    )
+
+
+def truth_of(pairs: list[list[tuple[str, list]] | None], captions: list[str] | None = None) -> TrueObjects:
+    return TrueObjects(
+        is_known=np.array([pair is not None for pair in pairs], dtype=bool),
+        boxes=ragged([[box for _, box in pair or ()] for pair in pairs], np.float32, 4),
+        names=tuple(name for pair in pairs for name, _ in pair or ()),
+        captions=tuple(captions or ["some caption"] * len(pairs)),
+    )
+
+
+def test_a_case_worked_out_by_hand():
+    labels = shard_of(
+        ("Cups of coffee", "cat", "umbrella"),
+        [
+            [(0, 0.9, BOX), (1, 0.8, BOX), (0, 0.7, [10, 10, 50, 30]), (2, 0.2, [10, 10, 50, 29])],
+            [(2, 0.6, ELSEWHERE)],
+            [(2, 0.9, BOX)],  # of a pair without known objects
+            [],
+        ],
+    )
+    truth = truth_of([[("coffee cup", BOX), ("umbrella", ELSEWHERE)], [("umbrella", BOX)], None, [("cat", BOX)]])
+    rows = measure_quality(
+        [labels], [truth], thresholds=[0.0, 0.65], keeps=["all", "top1"], synonyms=SYNONYMS, rare=["coffee_cup"]
+    )
+    assert rows == (
+        QualityRow("all", 0.0, 5, 3 / 5, 2 / 5, 4, 1 / 4, 1 / 4, 1, 1.0, 1.0),
+        QualityRow("all", 0.65, 3, 1.0, 2 / 3, 4, 1 / 4, 1 / 4, 1, 1.0, 1.0),
+        QualityRow("top1", 0.0, 2, 1 / 2, 1 / 2, 4, 1 / 4, 1 / 4, 1, 1.0, 1.0),
+        QualityRow("top1", 0.65, 1, 1.0, 1.0, 4, 1 / 4, 1 / 4, 1, 1.0, 1.0),
+    )
+    assert "| all | 0.65 | 3 | 100.0% | 66.7% | 4 | 25.0% | 25.0% | 1 | 100.0% | 100.0% |\n" in format_quality(rows)
+
+
+def test_a_synonym_is_right_only_where_it_is_known_as_one():
+    labels, truth = shard_of(("parasol",), [[(0, 0.5, BOX)]]), truth_of([[("umbrella", BOX)]])
+    (without,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["all"])
+    (with_synonyms,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["all"], synonyms=SYNONYMS)
+    assert (without.precision_in_place, without.precision_in_name) == (1.0, 0.0)
+    assert (with_synonyms.precision_in_name, with_synonyms.recall_in_name) == (1.0, 1.0)
+    assert with_synonyms.rare_recall_in_place is None
+
+
+def test_whole_captions_are_judged_by_place_alone():
+    captions = ["A photo of an umbrella ", "", "umbrella"]
+    labels = shard_of(
+        ("A photo of an umbrella", "umbrella"),
+        [[(0, 0.5, BOX)], [], [(1, 0.5, BOX)]],
+        queries=[[0], [], [1]],
+    )
+    truth = truth_of([[("umbrella", BOX)], [], [("umbrella", BOX)]], captions)
+    (row,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["top1"])
+    assert (row.precision_in_place, row.recall_in_place) == (1.0, 1.0)
+    assert row.precision_in_name is row.recall_in_name is row.rare_recall_in_name is None
+    assert "| top1 | 0 | 2 | 100.0% | - | 2 | 100.0% | - | 0 | - | - |\n" in format_quality([row])
+
+
+@pytest.mark.parametrize("shards", [0, 1])
+def test_without_labels_there_are_no_shares(shards):
+    labels, truth = [shard_of((), [[]] * 2)] * shards, [truth_of([[], None])] * shards
+    for row in measure_quality(labels, truth, thresholds=[0.1]):
+        assert (row.num_labels, row.num_objects) == (0, 0)
+        assert row.precision_in_place is row.recall_in_place is None
+    assert len(format_quality([]).splitlines()) == 2
+
+
+def random_pairs(rng: np.random.Generator, num_pairs: int, num_labels: int):
+    """Labels around the true objects, some near, some far, under right and wrong names."""
+
+    def near(box: np.ndarray) -> np.ndarray:
+        return (box + rng.normal(0, 6, 4)).astype(np.float32)
+
+    truth: list[list[tuple[str, list]] | None] = []
+    labels: list[list[tuple[int, float, list]]] = []
+    for _ in range(num_pairs):
+        corners = rng.uniform(0, 120, (int(rng.integers(0, 6)), 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(20, 60, corners.shape)], axis=1).astype(np.float32)
+        truth.append([(NAMES[rng.integers(len(NAMES))], box.tolist()) for box in boxes] if rng.random() < 0.9 else None)
+        count = int(rng.integers(0, num_labels)) if len(boxes) else 0
+        labels.append(
+            [
+                (int(rng.integers(len(NAMES))), float(rng.random()), near(boxes[rng.integers(len(boxes))]).tolist())
+                for _ in range(count)
+            ]
+        )
+    return shard_of(NAMES, labels), truth_of(truth)
+
+
+def test_the_same_as_counting_pair_by_pair():
+    rng = np.random.default_rng(0)
+    shards, truth = zip(*(random_pairs(rng, 60, 12) for _ in range(3)), strict=True)
+    threshold = 0.4
+    num_labels = num_objects = 0
+    right, named, found, found_named, rare_named = 0, 0, 0, 0, []
+    for labels, objects in zip(shards, truth, strict=True):
+        for pair in range(len(labels.keys)):
+            if not objects.is_known[pair]:
+                continue
+            is_kept = labels.scores[pair] >= threshold
+            names = np.array(objects.names[slice(*objects.boxes.offsets[pair : pair + 2])], dtype="U20")
+            texts = np.array(NAMES)[labels.box_texts[pair][is_kept]]
+            overlaps = (
+                box_iou(torch.from_numpy(labels.boxes[pair][is_kept]), torch.from_numpy(objects.boxes[pair])).numpy()
+                >= 0.5
+            )
+            says = overlaps & (texts[:, None] == names[None])
+            num_labels += len(texts)
+            num_objects += len(names)
+            right += int(overlaps.any(axis=1).sum())
+            named += int(says.any(axis=1).sum())
+            found += int(overlaps.any(axis=0).sum())
+            found_named += int(says.any(axis=0).sum())
+            rare_named += says.any(axis=0)[names == "cat"].tolist()
+    (row,) = measure_quality(shards, truth, thresholds=[threshold], keeps=["all"], rare=["cat"])
+    assert 0 < named < right < num_labels
+    assert (row.num_labels, row.num_objects, row.num_rare_objects) == (num_labels, num_objects, len(rare_named))
+    assert row.precision_in_place == right / num_labels
+    assert row.precision_in_name == named / num_labels
+    assert row.recall_in_place == found / num_objects
+    assert row.recall_in_name == found_named / num_objects
+    assert row.rare_recall_in_name == sum(rare_named) / len(rare_named)
+
+
+def some_pairs() -> list[Pair]:
+    infos: list[dict] = [
+        {"boxes": [BOX, ELSEWHERE], "names": ["umbrella", "cat"]},
+        {"source": "elsewhere"},
+        {"boxes": [], "names": []},
+        {"boxes": [BOX], "names": ["cat"]},
+    ]
+    return [Pair(f"{row:06d}", b"", f"caption {row}", info) for row, info in enumerate(infos)]
+
+
+def test_true_objects_come_from_the_pairs(tmp_path):
+    write_pair_shards(tmp_path, some_pairs(), pairs_per_shard=3)
+    objects = read_true_objects(PairShards(tmp_path), [3, 1, 0])
+    assert objects.is_known.tolist() == [True, False, True]
+    assert objects.names == ("cat", "umbrella", "cat")
+    assert objects.boxes.values.tolist() == [BOX, BOX, ELSEWHERE]
+    assert objects.boxes.offsets.tolist() == [0, 1, 1, 3]
+    assert objects.captions == ("caption 3", "caption 1", "caption 0")
+    assert read_true_objects(PairShards(tmp_path), []).boxes.values.shape == (0, 4)
+
+
+@pytest.mark.parametrize("info", [{"boxes": [BOX], "names": []}, {"boxes": [[1, 2, 3]], "names": ["cat"]}])
+def test_true_objects_that_do_not_fit_together_are_named(tmp_path, info):
+    write_pair_shards(tmp_path, [Pair("a", b"", "", info)], pairs_per_shard=1)
+    with pytest.raises(ValueError, match=r"00000\.tar:a: its JSON has boxes"):
+        read_true_objects(PairShards(tmp_path), [0])
+
+
+def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, capsys):
+    write_pair_shards(tmp_path / "pairs", some_pairs(), pairs_per_shard=3)
+    (tmp_path / "labels").mkdir()
+    categories = [
+        {"id": 1, "name": "umbrella", "synonyms": ["parasol"], "frequency": "r"},
+        {"id": 2, "name": "cat", "synonyms": ["cat"], "frequency": "f"},
+    ]
+    content = {"images": [], "annotations": [], "categories": categories}
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    arguments = [
+        "label_quality.py", tmp_path / "labels", "--pairs", tmp_path / "pairs", "--annotations",
+        tmp_path / "lvis.json", "--thresholds", "0.1", "0.6", "--output", tmp_path / "quality.json",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert "no label files" in capsys.readouterr().err
+
+    labels = shard_of(("parasols", "cat"), [[(0, 0.5, BOX)], [(1, 0.7, BOX)], [(1, 0.3, BOX)]])
+    write_labels(
+        tmp_path / "labels" / "00000.safetensors",
+        labels,
+        variants=np.zeros((2, 1, 4), dtype=np.float16),
+        tower="none",
+        settings={},
+    )
+    runpy.run_path(str(TOOL), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
+    assert "2 pairs; 1 more left out" in printed
+    written = json.loads((tmp_path / "quality.json").read_text())
+    assert (written["num_pairs"], written["num_pairs_left_out"], len(written["rows"])) == (2, 1, 6)
+    assert written["rows"][0]["precision_in_name"] == 0.5

@@ -1,0 +1,163 @@
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.data.world.build import pair_scene
+from ovd.data.world.glyphs import load_glyphs
+from ovd.data.world.settings import Settings
+from ovd.selftrain.queries import caption_queries, ngram_queries, normalised, noun_queries, words_of
+
+# Words that the rules know, beside any others.
+KNOWN_WORDS = (
+    "a an the of with and in two six 3 one red dark light old photo pair man women boxes glasses bus lens playing is "
+    "running dressed building it's isn't dogs' orange , . - & top x"
+)
+words = st.sampled_from(KNOWN_WORDS.split()) | st.text(max_size=6)
+captions = st.text(max_size=60) | st.lists(words, max_size=14).map(" ".join)
+
+
+@pytest.mark.parametrize("caption", ["", " \n\t ", "...", "—", "🎉 !", "' - '"])
+def test_a_caption_without_words_asks_for_nothing(caption):
+    assert caption_queries(caption) == ngram_queries(caption) == noun_queries(caption) == ()
+    assert normalised(caption) == ""
+
+
+def test_the_whole_caption_keeps_its_spelling():
+    assert caption_queries("  A Photo,\n of   Zürich! ") == ("A Photo, of Zürich!",)
+
+
+def test_ngrams_are_all_runs_of_words_but_for_function_words_at_their_ends():
+    assert ngram_queries("A photo of an umbrella, with rain.") == (
+        "photo",
+        "umbrella",
+        "rain",
+        "umbrella with rain",
+        "photo of an umbrella",
+        "photo of an umbrella with rain",
+    )
+    assert ngram_queries("of the and with a") == ()
+    assert ngram_queries("dog dog dog", max_words=2) == ("dog", "dog dog")
+
+
+def test_the_number_and_the_length_of_ngrams_are_limited():
+    words = [f"word{number}" for number in range(1000)]
+    everything = ngram_queries(" ".join(words[:30]), max_queries=10**6)
+    assert len(everything) == sum(30 - length + 1 for length in range(1, 11))
+    assert max(len(query.split()) for query in everything) == 10
+    assert ngram_queries(" ".join(words[:30]), max_queries=50) == everything[:50]
+    assert len(ngram_queries(" ".join(words))) == 300
+    assert len(noun_queries(", ".join(words))) == 300
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        # Openings.
+        ("a photo of an umbrella", ["umbrella"]),
+        ("An image with a kite.", ["kite"]),
+        ("this is a clock", ["clock"]),
+        ("there is a horse and we see a cart", ["horse", "cart"]),
+        ("Stock photo: close-up view of a tall building", ["tall building"]),
+        ("black and white photograph of an old woman", ["woman"]),
+        # Counts and adjectives go, but not where they are part of a name.
+        ("two big red umbrellas", ["umbrella"]),
+        ("3 wolves, 12 mice & one goose", ["wolf", "mouse", "goose"]),
+        ("a light blue shirt and a light bulb", ["shirt", "light bulb"]),
+        ("a six pointed star", ["six pointed star"]),
+        ("two six pointed stars", ["six pointed star"]),
+        ("two glasses", ["glasses"]),
+        ("three sheep", ["sheep"]),
+        ("filled stars and an outlined sun", ["filled star", "outlined sun"]),
+        ("an orange on an orange chair", ["orange", "chair"]),
+        ("two of them in black", []),
+        # What "of" and "with" join.
+        ("two cups of coffee", ["cup of coffee"]),
+        ("umbrella with rain", ["umbrella with rain", "umbrella", "rain"]),
+        ("a face with tears of joy", ["face with tears of joy", "face", "tear of joy"]),
+        ("a man with a red hat", ["man with a red hat", "man", "hat"]),
+        ("a pair of scissors on top of a box", ["scissors", "box"]),
+        ("a couple on a bench", ["couple", "bench"]),
+        ("a bow and arrow", ["bow", "arrow"]),
+        # Verbs.
+        ("a man riding a horse", ["man", "horse"]),
+        ("man riding horse", ["man", "horse"]),
+        ("a dog running", ["dog"]),
+        ("she is playing guitar", ["guitar"]),
+        ("two playing cards", ["playing card"]),
+        ("a wedding ring, a brick building", ["wedding ring", "brick building"]),
+        ("apples isolated on white background", ["apple"]),
+        ("It's a boy's bicycle, isn't it?", ["boy's bicycle"]),
+        # Spelling.
+        ("A T-Shirt, salt-and-pepper hair - a ‘new’ “kite”", ["t-shirt", "salt-and-pepper hair", "kite"]),
+        ("fleur-de-lis", ["fleur-de-lis"]),
+        ("ＦＵＬＬ　ｗｉｄｔｈ cafe\u0301", ["full width café"]),
+        ("um\u00adbrella http://example.com/a,b kite", ["umbrella", "kite"]),
+        ("हिन्दी शब्द", ["हिन्दी शब्द"]),
+        ("my_holiday_pictures", ["holiday"]),
+    ],
+)
+def test_noun_phrases(caption, expected):
+    assert list(noun_queries(caption)) == expected
+
+
+@pytest.mark.parametrize(
+    ("plurals", "singulars"),
+    [
+        ("dogs boxes dishes churches crosses houses roses", "dog box dish church cross house rose"),
+        ("buses horseshoes potatoes knives leaves women", "bus horseshoe potato knife leaf woman"),
+        ("berries ties cookies toys gloves pizzas children", "berry tie cookie toy glove pizza child"),
+    ],
+)
+def test_plain_plurals(plurals, singulars):
+    assert normalised(plurals) == singulars
+    assert noun_queries(plurals.replace(" ", ", ")) == tuple(singulars.split())
+
+
+@pytest.mark.parametrize("word", ["glasses", "scissors", "cactus", "lens", "dress", "iris", "gas", "jeans", "boy's"])
+def test_words_that_only_look_like_plurals(word):
+    assert normalised(word) == word
+
+
+def test_after_a_singular_article_nothing_is_made_singular():
+    assert noun_queries("a crossed swords") == ("crossed swords",)
+    assert noun_queries("crossed swords") == ("crossed sword",)
+
+
+@given(captions)
+@settings(deadline=None)
+def test_queries_are_distinct_nonempty_words_of_the_caption(caption):
+    found_in = f" {normalised(caption)} "
+    for queries in (ngram_queries(caption), noun_queries(caption)):
+        assert len(set(queries)) == len(queries)
+        for query in queries:
+            assert query
+            assert query == " ".join(words_of(query))
+            assert f" {normalised(query)} " in found_in
+
+
+@given(captions)
+@settings(deadline=None)
+def test_normalising_twice_changes_nothing(caption):
+    assert normalised(normalised(caption)) == normalised(caption)
+    assert normalised(f" {caption.upper()}!") == normalised(caption.upper())
+
+
+def test_the_world_s_captions_ask_for_what_they_name():
+    """A floor under what the rules were measured at: 94.5% exact and 12% that name nothing in the world."""
+    names_of = {glyph.name: (glyph.name, *glyph.synonyms) for glyph in load_glyphs()}
+    all_names = {name for names in names_of.values() for name in names}
+    num_named = num_exact = num_queries = num_unknown = 0
+    for index in range(150):
+        pair = pair_scene(index, "pairs", Settings())
+        queries = noun_queries(pair.caption)
+        num_queries += len(queries)
+        num_unknown += sum(query not in all_names for query in queries)
+        for object_name in set(pair.info["names"]):
+            named = [name for name in names_of[object_name] if re.search(rf"\b{re.escape(name)}s?\b", pair.caption)]
+            num_named += bool(named)
+            num_exact += any(name in queries for name in named)
+    assert num_named > 300
+    assert num_exact >= 0.9 * num_named
+    assert num_unknown <= 0.2 * num_queries

@@ -1,0 +1,190 @@
+"""All stages as a user runs them, a few steps on a miniature world: train, label, train on both, ensemble, table."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ovd.run
+from ovd.ablation.row import Stages, at_length, read_row, run_row
+from ovd.build import load_detector, load_labelled_pairs
+from ovd.config import AblationConfig, AblationRow, ConfigError, LabelsConfig, TrainConfig, load_config, parse_config
+from ovd.data.pairs import write_pair_shards
+from ovd.data.world.build import pair_scene
+from ovd.data.world.settings import Settings
+from ovd.run import evaluate_run, pseudo_label_run, train_from_config
+from ovd.selftrain.pseudo_label import LabelOptions
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def make_config(output: Path, world: Path, **changes) -> TrainConfig:
+    values = {
+        "output": str(output),
+        "bank": {"cache": str(world / "banks"), "templates": "none"},
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {
+            "source": {
+                "kind": "files",
+                "format": "lvis",
+                "train_annotations": str(world / "annotations" / "lvis_train.json"),
+                "train_images": str(world / "images"),
+                "val_annotations": str(world / "annotations" / "lvis_val.json"),
+                "val_images": str(world / "images"),
+            },
+            "size": 96,
+            "workers": 0,
+            **changes.pop("data", {}),
+        },
+        "train": {"steps": 4, "batch_size": 4, "sampled_classes": 10, "warmup_steps": 2, "save_every": 2},
+        **changes,
+    }
+    return parse_config(values, TrainConfig, "test")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pair_shards(folder, (pair_scene(k, "pairs", Settings()) for k in range(16)), pairs_per_shard=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, miniature_world, pairs) -> Path:
+    """A teacher's run folder, its labels of the pairs' nouns in it."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train_from_config(make_config(run, miniature_world), evaluate=False)
+    options = LabelOptions(source="nouns", score_threshold=0.0, max_boxes=20)
+    pseudo_label_run(load_detector(run), pairs=pairs, output=run / "labels", options=options)
+    return run
+
+
+def student_config(output: Path, world: Path, teacher: Path, pairs: Path, **changes) -> TrainConfig:
+    labelled = {"labels": str(teacher / "labels"), "shards": str(pairs), "keep": "top1_per_text", **changes}
+    return make_config(output, world, init_from=str(teacher), data={"pairs": labelled})
+
+
+def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniature_world, teacher, pairs):
+    whole = tmp_path / "whole"
+    train_from_config(student_config(whole, miniature_world, teacher, pairs), evaluate=False)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "step-000004")
+    train_from_config(student_config(resumed, miniature_world, teacher, pairs), resume=True, evaluate=False)
+    first, second = (load_file(run / "step-000004" / "model.safetensors") for run in (whole, resumed))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    started = load_file(teacher / "step-000004" / "ema.safetensors")
+    assert any(not torch.equal(first[name], started[name]) for name in started)
+
+
+@pytest.mark.parametrize("use", ["boxes", "image_labels"])
+def test_pairs_change_what_is_learned(tmp_path, miniature_world, teacher, pairs, use):
+    run = tmp_path / use
+    train_from_config(student_config(run, miniature_world, teacher, pairs, use=use), evaluate=False)
+    lines = (run / "metrics.jsonl").read_text()
+    assert ('"image"' in lines) == (use == "image_labels")
+    alone = tmp_path / "alone"
+    train_from_config(make_config(alone, miniature_world, init_from=str(teacher)), evaluate=False)
+    one, other = (load_file(folder / "step-000004" / "model.safetensors") for folder in (run, alone))
+    assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
+
+
+def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, tiny_clip, tmp_path):
+    config = student_config(tmp_path, miniature_world, teacher, pairs)
+    assert config.data.pairs is not None
+    loaded, texts, counts = load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
+    boxes = sum(len(loaded.record(row).boxes) for row in range(len(loaded)))
+    assert boxes == counts["kept"] > 0
+    for row in range(len(loaded)):
+        record = loaded.record(row)
+        assert len(np.unique(record.classes)) == len(record.classes)  # one box a text
+        assert set(record.classes) <= set(record.not_exhaustive_classes)
+    assert len(texts) > 0
+    strict = config.data.pairs.model_copy(update={"min_score": 1.0})
+    with pytest.raises(ValueError, match="passes the filters"):
+        load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
+
+
+def test_labels_of_another_tower_are_refused(tmp_path, miniature_world, teacher, pairs, untrained_clip):
+    config = student_config(tmp_path, miniature_world, teacher, pairs)
+    assert config.data.pairs is not None
+    with pytest.raises(ValueError, match="another text tower"):
+        load_labelled_pairs(config.data.pairs, config.data.source, untrained_clip, first_id=50)
+
+
+def test_a_frozen_tower_with_score_ensembling_evaluates_with_the_base_classes_it_was_trained_on(
+    tmp_path, miniature_world
+):
+    changes = {"detector": {"channels": 32, "num_convs": 1, "freeze_tower": True, "shortcuts": {"kind": "none"}}}
+    run = tmp_path / "frozen"
+    config = make_config(run, miniature_world, **changes, eval={"ensemble": {"base": 0.2, "novel": 0.9}})
+    train_from_config(config, evaluate=False)
+    trained = load_detector(run)
+    ensemble = ovd.run.score_ensemble(trained, [*trained.classes, "a name that is new"])
+    assert ensemble is not None
+    assert ensemble.weights.tolist() == pytest.approx([0.2] * len(trained.classes) + [0.9])
+    metrics = evaluate_run(trained, output=tmp_path / "evaluation").metrics
+    assert 0 <= metrics["AP"] <= 1
+    with pytest.raises(ConfigError, match="freeze_tower"):
+        make_config(run, miniature_world, eval={"ensemble": {}})
+
+
+@pytest.fixture
+def small_world(monkeypatch, tmp_path):
+    """The ablation's world, drawn with a few scenes."""
+    small = Settings(
+        max_images_per_class=1, val_boxes_per_class=1, num_pairs=8, pairs_per_shard=4, num_transfer_images=6
+    )
+    monkeypatch.setattr(ovd.run, "Settings", lambda seed: replace(small, seed=seed))
+    monkeypatch.setattr(ovd.build, "Settings", lambda seed: replace(small, seed=seed))
+    return [
+        f"data.source.root={tmp_path / 'world'}",
+        f"bank.cache={tmp_path / 'banks'}",
+        "data.size=96",
+        "data.workers=0",
+        "data.classes=all",  # with an image a class, all are rare
+        "train.steps=2",
+        "train.warmup_steps=1",
+        "train.batch_size=4",
+        "detector.channels=32",
+        "detector.num_convs=1",
+    ]
+
+
+def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, capsys):
+    table = load_config(CONFIGS / "ablation.yaml", [], AblationConfig)
+    row = table.rows["self_training"]
+    assert row.teacher is not None
+    student = read_row(AblationRow(config=row.config), CONFIGS, [*small_world, "data.pairs.min_score=0"]).final
+    teacher = read_row(AblationRow(config=row.teacher), CONFIGS, small_world).final
+    stages = Stages(student, teacher, LabelsConfig(queries="nouns", shards=1, threshold=0.0))
+    record = run_row("self_training", stages, 3, tmp_path / "runs")
+    assert record.steps == 4
+    assert record.seed == 3
+    assert record.config_hash == stages.hash()
+    assert record.hours > 0
+    assert 0 <= record.AP <= 1
+    assert 0 <= record.coco_AP <= 1
+    assert 0 <= record.o365_AP <= 1
+    assert "naming_all" in record.extra
+    capsys.readouterr()
+    again = run_row("self_training", stages, 3, tmp_path / "runs")
+    assert "step 1/2" not in capsys.readouterr().out  # nothing is trained twice
+    assert replace(again, date=record.date) == record
+    other = run_row("gated", at_length(Stages(teacher, None, None), 1), 3, tmp_path)
+    assert other.steps == 1
+
+
+def test_every_row_of_the_table_has_as_many_steps_and_images_a_step():
+    table = load_config(CONFIGS / "ablation.yaml", [], AblationConfig)
+    stages = {name: read_row(row, CONFIGS, []) for name, row in table.rows.items()}
+    assert len({row.steps for row in stages.values()}) == 1
+    assert len({row.final.train.batch_size for row in stages.values()}) == 1
+    assert len({row.hash() for row in stages.values()}) == len(stages)
+    for row in stages.values():
+        if row.teacher is not None:
+            assert row.teacher.train.batch_size == row.final.train.batch_size

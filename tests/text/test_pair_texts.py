@@ -1,0 +1,69 @@
+"""Texts of several banks as one vocabulary."""
+
+import numpy as np
+import pytest
+import torch
+
+from ovd.text.bank import TextBank
+from ovd.text.pair_texts import PairTexts
+from ovd.text.tensor_file import to_bytes
+
+FIRST = 1000
+
+
+def bank(path, names: list[str], tower: str = "a tower", num_variants: int = 3) -> TextBank:
+    import json
+
+    generator = np.random.default_rng(len(names))
+    variants = generator.normal(size=(len(names), num_variants, 8)).astype(np.float16)
+    path.write_bytes(to_bytes({"variants": variants}, {"tower": tower, "names": json.dumps(names)}))
+    return TextBank(path)
+
+
+@pytest.fixture
+def banks(tmp_path):
+    return [
+        bank(tmp_path / "0", ["a cat", "a dog"]),
+        bank(tmp_path / "1", []),
+        bank(tmp_path / "2", ["a bird", "a cat", "x"]),
+    ]
+
+
+def test_a_text_has_one_id_wherever_it_occurs(banks):
+    texts = PairTexts(banks, first_id=FIRST)
+    assert len(texts) == 4
+    of_first, of_second, of_third = (texts.ids(number).tolist() for number in range(3))
+    assert of_second == []
+    assert of_first[0] == of_third[1]
+    assert len({*of_first, *of_third}) == 4
+    assert min(of_first + of_third) == FIRST
+    assert max(of_first + of_third) == FIRST + 3
+
+
+def test_samples_are_variants_of_the_text_and_all_of_them_come(banks):
+    texts = PairTexts(banks, first_id=FIRST)
+    bird = int(texts.ids(2)[0])
+    variants = banks[2].rows(np.zeros(3, np.int64), np.arange(3))
+    generator = torch.Generator().manual_seed(0)
+    drawn = texts.sample(torch.full((60,), bird), generator=generator)
+    matches = (drawn[:, None] == variants[None]).all(dim=2)
+    assert matches.sum(dim=1).tolist() == [1] * 60
+    assert matches.any(dim=0).all()
+    mixed = texts.sample(torch.tensor([bird, int(texts.ids(0)[1])]), generator=generator)
+    of_dog = banks[0].rows(np.ones(3, np.int64), np.arange(3))
+    assert (mixed[1] == of_dog).all(dim=1).any()
+    assert texts.sample(torch.empty(0, dtype=torch.int64), generator=generator).shape == (0, 8)
+
+
+def test_noise_keeps_unit_length(banks):
+    texts = PairTexts(banks, first_id=FIRST)
+    ids = torch.from_numpy(texts.ids(0))
+    clean = texts.sample(ids, generator=torch.Generator().manual_seed(0))
+    noisy = texts.sample(ids, generator=torch.Generator().manual_seed(0), noise=0.5)
+    torch.testing.assert_close(noisy.norm(dim=1), torch.ones(2))
+    assert (noisy * clean).sum(dim=1).max() < 0.999
+
+
+def test_banks_of_two_towers_are_refused(tmp_path, banks):
+    with pytest.raises(ValueError, match="different text towers"):
+        PairTexts([banks[0], bank(tmp_path / "3", ["x"], tower="another")], first_id=0)

@@ -1,0 +1,72 @@
+"""Run a table of configs x seeds on the embedded world, one run at a time, and write its figures and pictures.
+
+    python tools/ablate.py configs/ablation.yaml
+    python tools/ablate.py configs/ablation.yaml --seeds 5 6 --rows scratch gated     only these
+    python tools/ablate.py configs/ablation.yaml --report                             no run, only tables and pictures
+
+Stop it at any time: a run in progress goes on from its last checkpoint, a finished one is a line of the records file
+and is not done again. The table stands in docs/results.md between two marker lines. Overrides of the form key=value
+apply to every config of the table, for trials: train.steps=20.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from ovd.ablation.plots import draw_lengths, draw_rows
+from ovd.ablation.records import append_record, missing_runs, read_records, select
+from ovd.ablation.row import Stages, at_length, read_row, run_row
+from ovd.ablation.tables import format_report, write_between_markers
+from ovd.cli import run_tool
+from ovd.config import AblationConfig, load_config
+
+
+def report(config: AblationConfig, variants: list[dict[str, Stages]], results: Path | None) -> None:
+    """Draw the picture, and put the tables into `results`."""
+    configs = {(row, stages.hash()) for variant in variants for row, stages in variant.items()}
+    selection = select(read_records(config.records), configs)
+    rows = list(config.rows)
+    config.picture.parent.mkdir(parents=True, exist_ok=True)
+    if config.lengths:
+        draw_lengths(selection.records, rows, config.picture)
+        print("\n".join(selection.notes))
+        return
+    draw_rows(selection.records, rows, config.picture)
+    text = format_report(selection, rows)
+    print(text)
+    if results is not None:
+        write_between_markers(results, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="the table, see configs/ablation.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every row's configs")
+    parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the table's")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--results", type=Path, help="Markdown file that gets the tables (default: only printed)")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, [], AblationConfig)
+    unknown = sorted(set(arguments.rows or ()) - config.rows.keys())
+    if unknown:
+        raise ValueError(f"{arguments.config} has no rows {unknown}; it has {', '.join(config.rows)}")
+    folder = arguments.config.parent
+    stages = {name: read_row(row, folder, arguments.overrides) for name, row in config.rows.items()}
+    variants = [{name: at_length(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]
+    if not arguments.report:
+        rows, seeds = arguments.rows or list(config.rows), arguments.seeds or config.seeds
+        for variant in variants:
+            hashes = {name: of.hash() for name, of in variant.items()}
+            missing = missing_runs(rows, seeds, read_records(config.records), hashes)
+            for number, (row, seed) in enumerate(missing, start=1):
+                start = time.monotonic()
+                print(f"run {number} of {len(missing)}: {row}, seed {seed}, {variant[row].steps} steps", flush=True)
+                append_record(config.records, run_row(row, variant[row], seed, config.runs))
+                left = (len(missing) - number) * (time.monotonic() - start) / 60
+                print(f"{row}, seed {seed} done; about {left:.0f} minutes left", flush=True)
+    report(config, variants, arguments.results)
+
+
+if __name__ == "__main__":
+    run_tool(main)

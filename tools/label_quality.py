@@ -1,0 +1,73 @@
+"""How many of a teacher's pseudo-labels are right, and how many true objects they find, where these are known.
+
+    python tools/label_quality.py LABELS_FOLDER --pairs data/world/KEY/pairs
+    python tools/label_quality.py LABELS_FOLDER --pairs data/world/KEY/pairs \
+        --annotations data/world/KEY/annotations/lvis_train.json --thresholds 0.1 0.3 0.5
+
+The true objects come from the pairs' JSON members (`boxes`, `names`); the embedded world's pairs have them. An LVIS
+file adds synonyms and says which names are rare.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ovd.cli import run_tool
+from ovd.data.annotations import Category, load_annotations
+from ovd.data.pairs import PairShards
+from ovd.data.report import DataReport
+from ovd.selftrain.labels import read_labels
+from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labels", type=Path, help="folder of label files, as tools/pseudo_label.py writes it")
+    parser.add_argument("--pairs", type=Path, required=True, help="folder of the image-text shards they belong to")
+    parser.add_argument("--annotations", type=Path, help="LVIS file that has the names' synonyms and frequencies")
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5], help="default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the same figures")
+    arguments = parser.parse_args()
+
+    files = sorted(arguments.labels.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{arguments.labels}: no label files (*.safetensors) here; run tools/pseudo_label.py first")
+    shards = [read_labels(file) for file in files]
+    pairs = PairShards(arguments.pairs)
+    position_of = {pairs.location(position): position for position in range(len(pairs))}
+    truth = []
+    for file, labels in zip(files, shards, strict=True):
+        locations = [f"{file.stem}.tar:{key}" for key in labels.keys]
+        unknown = [location for location in locations if location not in position_of]
+        if unknown:
+            raise ValueError(f"{file}: {len(unknown)} of its pairs, {unknown[0]} first, are not in {arguments.pairs}")
+        truth.append(read_true_objects(pairs, [position_of[location] for location in locations]))
+
+    categories: tuple[Category, ...] = ()
+    if arguments.annotations is not None:
+        categories = load_annotations(arguments.annotations, None, format="lvis", report=DataReport()).categories
+    rows = measure_quality(
+        shards,
+        truth,
+        thresholds=arguments.thresholds,
+        synonyms={category.name: category.synonyms for category in categories},
+        rare=[category.name for category in categories if category.frequency == "r"],
+    )
+    num_pairs = sum(len(objects.captions) for objects in truth)
+    num_unknown = num_pairs - sum(int(objects.is_known.sum()) for objects in truth)
+    print(format_quality(rows))
+    print(f"{num_pairs - num_unknown} pairs; {num_unknown} more left out, whose true objects are not known")
+    if arguments.output is not None:
+        content = {
+            "num_pairs": num_pairs - num_unknown,
+            "num_pairs_left_out": num_unknown,
+            "rows": list(map(asdict, rows)),
+        }
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,90 @@
+"""Find boxes in image-text pairs for what their captions say, with a trained detector: labels for self-training.
+
+    python tools/pseudo_label.py runs/quickstart --pairs data/cc12m --output data/cc12m_labels
+    python tools/pseudo_label.py runs/quickstart --pairs FOLDER --output OTHER --queries classes --classes names.txt
+    torchrun --nproc-per-node 8 tools/pseudo_label.py runs/quickstart --pairs FOLDER --output OTHER
+
+FOLDER holds tar shards of .jpg and .txt files (img2dataset, WebDataset). For each shard OUTPUT gets NAME.safetensors,
+the boxes and the text embeddings, and then NAME.json, a ledger of what they were made with and what became of every
+pair. Run again after a stop, the same command does what is left; several workers may share an output.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from ovd.build import load_detector
+from ovd.cli import run_tool
+from ovd.run import pseudo_label_run
+from ovd.selftrain.pseudo_label import LabelOptions, worker_of
+from ovd.selftrain.queries import QuerySource
+from ovd.text.prompts import TEMPLATES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student of the labels "
+                        "needs its text tower")  # fmt: skip
+    parser.add_argument("--pairs", type=Path, required=True, metavar="FOLDER", help="folder of tar shards")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for labels and ledgers")
+    parser.add_argument("--queries", choices=get_args(QuerySource), default="caption",
+                        help="what an image is asked for: its whole caption, the caption's n-grams or noun phrases, or "
+                        "the same class names in every image (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="for --queries classes: names, one a line")
+    parser.add_argument("--templates", choices=list(TEMPLATES), help="prompts that names and phrases are put into "
+                        "(default: as the run was trained; captions are asked for as they stand)")  # fmt: skip
+    parser.add_argument("--teacher-hf", metavar="NAME", help="a zero-shot detector of Hugging Face transformers (name "
+                        "or folder) that finds the boxes in place of RUN")  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=LabelOptions.score_threshold,
+                        help="boxes that score no more are left out; keep it low, filters come later "
+                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--max-boxes", type=int, default=LabelOptions.max_boxes,
+                        help="most boxes kept of an image (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
+    parser.add_argument("--batch-size", type=int, default=LabelOptions.batch_size, help="default: %(default)s")
+    parser.add_argument("--shards", type=int, metavar="N", help="label the first N shards only (default: all)")
+    parser.add_argument("--rank", type=int, help="this worker takes the shards RANK, RANK + WORLD, ... (default: RANK "
+                        "of the environment, as torchrun sets it, else 0)")  # fmt: skip
+    parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
+                        "LOCAL_RANK)")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rank, world = worker_of(arguments.rank, arguments.world, os.environ)
+    names = [] if arguments.classes is None else arguments.classes.read_text(encoding="utf-8").splitlines()
+    options = LabelOptions(
+        source=arguments.queries,
+        classes=tuple(dict.fromkeys(name.strip() for name in names if name.strip())),
+        score_threshold=arguments.threshold,
+        max_boxes=arguments.max_boxes,
+        batch_size=arguments.batch_size,
+    )
+    device = arguments.device
+    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    counts = pseudo_label_run(
+        load_detector(arguments.run, device),
+        pairs=arguments.pairs,
+        output=arguments.output,
+        options=options,
+        templates=arguments.templates,
+        teacher_hf=arguments.teacher_hf,
+        size=arguments.size,
+        rank=rank,
+        world=world,
+        num_shards=arguments.shards,
+    )
+    reasons = ", ".join(f"{count} {code}" for code, count in counts.reasons.items()) or "none"
+    print(
+        f"{arguments.output}: {counts.pairs} pairs, {counts.pairs_with_boxes} with boxes, {counts.boxes} boxes "
+        f"({counts.capped_pairs} pairs had more); {counts.texts} texts ({counts.long_texts} fill the text tower's "
+        f"context); pairs not looked at: {reasons}"
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main)
