@@ -37,7 +37,7 @@ from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.encoder import encode_texts
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-NUM_PAIRS, PAIRS_PER_SHARD = 192, 96
+NUM_PAIRS, PAIRS_PER_SHARD = 128, 64
 ROUNDS = 3
 NUM_COMPARED = 5
 LARGEST_DIFFERENCE = 0.02  # of bf16 in another batch size
@@ -71,7 +71,7 @@ def main() -> None:
         folder = Path(name)
         settings = Settings()
         drawn = (pair_scene(index, part="pairs", settings=settings) for index in range(NUM_PAIRS))
-        write_pair_shards(folder / "pairs", (pair for pair in drawn), pairs_per_shard=PAIRS_PER_SHARD)
+        write_pair_shards(folder / "pairs", drawn, pairs_per_shard=PAIRS_PER_SHARD)
         pairs = PairShards(folder / "pairs")
         images = [torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in range(NUM_PAIRS)]
         batches = [batch.to(device) for batch in torch.stack(images).split(LABELS.batch_size)]

@@ -175,9 +175,11 @@ def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
     return [tuple(texts.get(name, ())) for name in names]
 
 
-def evaluation_text(config: TrainConfig, clip: Clip, names: list[str]) -> Float[Tensor, "C D"]:
-    """One unit row per class name: the mean over the config's templates."""
-    return encode_classes(clip, names, TEMPLATES[config.bank.templates])
+def evaluation_text(
+    config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> Float[Tensor, "C D"]:
+    """One unit row per class: the mean over the config's templates, and over as many synonyms as it trains with."""
+    return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.synonyms)
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
@@ -206,7 +208,11 @@ def load_labelled_pairs(
         raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
     shards = PairShards(pair_shards_folder(config, source), only=[f"{file.stem}.tar" for file in files])
     labels = [read_labels(file) for file in files]
-    texts = PairTexts([TextBank(file, tower=text_tower_fingerprint(clip)) for file in files], first_id=first_id)
+    texts = PairTexts(
+        [TextBank(file, tower=text_tower_fingerprint(clip)) for file in files],
+        [np.bincount(of_shard.queries.values, minlength=len(of_shard.texts)) for of_shard in labels],
+        first_id=first_id,
+    )
     filters = Filters(
         keep=config.keep,
         min_score=config.min_score,

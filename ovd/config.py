@@ -60,7 +60,8 @@ class BankConfig(Section):
     templates: Literal["none", "short", "full"] = "short"
     """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
     synonyms: NonNegativeInt = 0
-    """Training variants use up to so many other names of a class, where the annotation file has them."""
+    """Up to so many other names of a class are used like its own, in training and evaluation, where the annotation file
+    has them."""
     paraphrases: Path | None = None
     """A JSON file of texts about classes, {"class name": ["a text", ...]}; each becomes a training variant as it is."""
     draws: PositiveInt = 1
@@ -144,7 +145,7 @@ class PairsConfig(Section):
     max_per_text: PositiveInt | None = None
     """Over all pairs, at most this many boxes of a text, the best scores first."""
     sampled_texts: NonNegativeInt = 100
-    """Texts drawn besides those of the batch, as negatives of its pairs."""
+    """Texts drawn besides those of the batch, by number of pairs to the power 0.5, as negatives of its pairs."""
     image_label_weight: PositiveFloat = 0.1
     """Weight of the loss of `image_labels`."""
 

@@ -169,9 +169,10 @@ def detect_all(
     """Ask a detector, already on its device, for every class of a data set in every image of it."""
     config = trained.config
     names = [category.name for category in index.categories]
+    synonyms = [category.synonyms for category in index.categories]
     return evaluate_detector(
         trained.detector,
-        evaluation_text(config, trained.clip, names),
+        evaluation_text(config, trained.clip, names, synonyms),
         index,
         engine=engine or config.eval.engine,
         size=size or config.data.size,
@@ -230,7 +231,12 @@ def retention_of(trained: TrainedDetector, index: AnnotationIndex, size: int | N
     return measure_retention(
         trained.detector,
         TimmTower(untouched.model.visual),
-        evaluation_text(config, trained.clip, [category.name for category in index.categories]),
+        evaluation_text(
+            config,
+            trained.clip,
+            [category.name for category in index.categories],
+            [category.synonyms for category in index.categories],
+        ),
         index,
         size=size or config.data.size,
         batch_size=config.eval.batch_size,

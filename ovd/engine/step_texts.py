@@ -20,10 +20,12 @@ class StepTexts:
     """Rows of the vocabulary and ids of texts, ascending."""
     embeddings: Float[Tensor, "K D"]
     mask: Bool[Tensor, "B K"]
-    """Whether a text counts at an image's points that are not matched to it."""
+    """Whether a text counts at an image's points that are matched to no box."""
+    mask_in_boxes: Bool[Tensor, "B K"]
+    """Whether it counts at points that are matched to a box of another text."""
 
     def to(self, device: torch.device) -> "StepTexts":
-        return StepTexts(self.classes.to(device), self.embeddings.to(device), self.mask.to(device))
+        return StepTexts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class TextSampler:
     """Texts of pairs drawn besides those of the batch."""
 
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
-        """The classes of `sample_class_rows` for detection data; for pairs the texts of all pairs of the batch and more.
+        """The classes of `sample_class_rows` for detection data; for pairs the texts of the batch, and more.
 
         Neither is held against the other: what a caption names may be in an image of the detection data unsaid, and
-        the other way round. So the negatives of a pair are texts of other pairs, as in contrastive training: those of
-        the batch, and more drawn from all pairs.
+        the other way round. So the negatives of a pair are texts of other pairs: those of the batch, as in contrastive
+        training, and more drawn from all pairs. Its own texts are negatives in boxes of each other alone, since what
+        has no box may be something that the teacher missed.
         """
         num_detection = len(batch.targets) - batch.num_pairs
         annotated, paired = batch.targets[:num_detection], batch.targets[num_detection:]
@@ -55,12 +58,12 @@ class TextSampler:
         embeddings = self.bank.sample(rows, generator=generator, noise=self.noise)
         mask = class_mask(annotated, rows, rule=self.rule)
         if self.pair_texts is None or not paired:
-            return StepTexts(rows, embeddings, mask)
+            return StepTexts(rows, embeddings, mask, mask)
         ids = torch.cat([torch.cat([of.classes, of.negative_classes, of.not_exhaustive_classes]) for of in paired])
-        others = torch.randperm(len(self.pair_texts), generator=generator)[: self.num_sampled_texts]
-        ids = torch.cat([ids, self.pair_texts.first_id + others]).unique()
+        ids = torch.cat([ids, self.pair_texts.draw(self.num_sampled_texts, generator)]).unique()
         return StepTexts(
             torch.cat([rows, ids]),
             torch.cat([embeddings, self.pair_texts.sample(ids, generator=generator, noise=self.noise)]),
             torch.block_diag(mask, class_mask(paired, ids, rule="sampled")).bool(),
+            torch.block_diag(mask, torch.ones(len(paired), len(ids), dtype=torch.bool)).bool(),
         )

@@ -213,6 +213,7 @@ def train(
                 text=texts.embeddings,
                 class_rows=texts.classes,
                 class_mask=texts.mask,
+                class_mask_in_boxes=texts.mask_in_boxes,
                 points=points,
                 scale=detector.scale,
                 bias=detector.bias,

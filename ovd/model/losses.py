@@ -20,6 +20,7 @@ def detection_losses(
     text: Float[Tensor, "C D"],
     class_rows: Int[Tensor, " C"],
     class_mask: Bool[Tensor, "B C"],
+    class_mask_in_boxes: Bool[Tensor, "B C"],
     points: Points,
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
@@ -35,6 +36,7 @@ def detection_losses(
         text: unit rows of the classes this step scores.
         class_rows: which row of the vocabulary each row of `text` is, ascending; it holds every class of `targets`.
         class_mask: which classes count at an image's unmatched points (`federated.class_mask`).
+        class_mask_in_boxes: which count at points that are matched to a box of another class.
         scale, bias: of the class logits, scale * cosine + bias.
         alpha, gamma: of the focal loss.
     """
@@ -55,13 +57,14 @@ def detection_losses(
     labels = torch.full_like(assignment.matched, -1)
     labels[image, point] = _text_rows(torch.cat([t.classes for t in targets]), class_rows)[box]
     counts = ~assignment.ignored
-    image_of_point = torch.arange(len(targets), device=positive.device)[:, None].expand_as(labels)
+    # Two groups of points an image: those matched to no box, then those matched to one.
+    group = torch.arange(len(targets), device=positive.device)[:, None] + len(targets) * positive
     loss_class = chunked_focal_loss(
         unit_embeddings(predictions.embeddings[counts]),
         text,
         labels[counts],
-        class_mask,
-        image_of_point[counts],
+        torch.cat([class_mask, class_mask_in_boxes]),
+        group[counts],
         scale,
         bias,
         alpha=alpha,

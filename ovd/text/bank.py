@@ -25,7 +25,7 @@ from ovd.clip.load import Clip
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.perturb import drop_tokens, tower_dropout
-from ovd.text.prompts import clean_name, fill
+from ovd.text.prompts import class_forms, fill
 from ovd.text.tensor_file import file_header
 
 FORMAT_VERSION = 2
@@ -131,9 +131,7 @@ class Sources:
 
 def class_texts(name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: Sources) -> list[str]:
     """The texts of a class, as many for every class: one with fewer synonyms or paraphrases repeats what it has."""
-    # LVIS's synonyms begin with the name itself.
-    forms = list(dict.fromkeys(clean_name(form) for form in (name, *synonyms)))[: 1 + sources.num_synonyms]
-    forms = [forms[index % len(forms)] for index in range(1 + sources.num_synonyms)]
+    forms = class_forms(name, synonyms, sources.num_synonyms)
     texts = [fill(template, form) for form in forms for template in sources.templates]
     own = list(paraphrases)[: sources.num_paraphrases] or texts
     return texts + [own[index % len(own)] for index in range(sources.num_paraphrases)]

@@ -1,6 +1,7 @@
 """The frozen text tower: strings to unit embeddings. Never on the training device, never in an optimizer."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.text.prompts import clean_name, fill
+from ovd.text.prompts import class_forms, fill
 
 BATCH = 256
 
@@ -27,11 +28,24 @@ def encode_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "N D"]:
     return encode_tokens(clip, clip.tokenizer(texts))
 
 
-def encode_classes(clip: Clip, names: list[str], templates: tuple[str, ...]) -> Float[Tensor, "C D"]:
-    """One unit row per class: the renormalised mean over the templates, as CLIP is evaluated."""
-    texts = [fill(template, clean_name(name)) for name in names for template in templates]
+def encode_classes(
+    clip: Clip,
+    names: Sequence[str],
+    templates: tuple[str, ...],
+    synonyms: Sequence[Sequence[str]] | None = None,
+    num_synonyms: int = 0,
+) -> Float[Tensor, "C D"]:
+    """One unit row per class: the renormalised mean over the templates, as CLIP is evaluated.
+
+    Args:
+        synonyms: of each class; `num_synonyms` of them count like its name.
+    """
+    synonyms = [()] * len(names) if synonyms is None else synonyms
+    forms = [class_forms(name, others, num_synonyms) for name, others in zip(names, synonyms, strict=True)]
+    texts = [fill(template, form) for of_class in forms for form in of_class for template in templates]
     embeddings = encode_texts(clip, texts)
-    return F.normalize(embeddings.view(len(names), len(templates), embeddings.shape[-1]).mean(1), dim=-1)
+    by_class = embeddings.view(len(names), (1 + num_synonyms) * len(templates), embeddings.shape[-1])
+    return F.normalize(by_class.mean(1), dim=-1)
 
 
 def text_tower_fingerprint(clip: Clip) -> str:

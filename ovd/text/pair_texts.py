@@ -17,10 +17,11 @@ class PairTexts:
     Texts are told apart by 64 bits of a hash, so that twelve million captions need 200 MB and not gigabytes.
     """
 
-    def __init__(self, banks: Sequence[TextBank], *, first_id: int):
+    def __init__(self, banks: Sequence[TextBank], pair_counts: Sequence[Int64[np.ndarray, " Q"]], *, first_id: int):
         """
         Args:
             banks: those of the shards' label files, all of the same text tower.
+            pair_counts: for every bank the number of pairs that each of its texts belongs to.
             first_id: id of the first text; the training vocabulary has the ids below.
 
         Raises:
@@ -33,6 +34,8 @@ class PairTexts:
         self.first_id = first_id
         hashes = np.array([_hash(name) for bank in banks for name in bank.names], np.int64)
         _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        counts = np.bincount(inverse, weights=np.concatenate([np.arange(0), *pair_counts]))
+        self._ends = np.cumsum(counts**0.5)
         self._places = np.stack(
             [
                 np.repeat(np.arange(len(banks)), [len(bank.names) for bank in banks]),
@@ -47,6 +50,12 @@ class PairTexts:
     def ids(self, bank: int) -> Int64[np.ndarray, " Q"]:
         """Ids of a bank's texts, in its order."""
         return self._ids[bank]
+
+    def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " K"]:
+        """Ids of at most `count` texts, each once, drawn in proportion to (number of pairs) ** 0.5."""
+        luck = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * self._ends[-1:].sum()
+        drawn = np.searchsorted(self._ends, luck, side="right").clip(max=max(0, len(self) - 1))
+        return self.first_id + torch.from_numpy(np.unique(drawn[: count if len(self) else 0]))
 
     def sample(self, ids: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0) -> Float[Tensor, "K D"]:
         """One variant of every text asked for, as `TextBank.sample`."""

@@ -1,5 +1,7 @@
 """Class names cleaned once, and the prompts they are put into."""
 
+from collections.abc import Sequence
+
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 SHORT_TEMPLATES = (
@@ -23,6 +25,13 @@ def clean_name(name: str) -> str:
     kept; tokenizers lower it.
     """
     return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
+
+
+def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
+    """1 + num_synonyms cleaned names of a class, its own first; one with fewer synonyms repeats what it has."""
+    # LVIS's synonyms begin with the name itself.
+    forms = list(dict.fromkeys(clean_name(form) for form in (name, *synonyms)))[: 1 + num_synonyms]
+    return [forms[index % len(forms)] for index in range(1 + num_synonyms)]
 
 
 def fill(template: str, name: str) -> str:

@@ -143,7 +143,10 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         with torch.no_grad():
             before, tower, after = (F.normalize(d(images).embeddings[0], dim=1) for d in (clip, drifted, detector))
+        named = [(feature @ text.T).argmax(dim=1).tolist() for feature in (before, after)]
+        cosines = [(feature * before).sum(dim=1).tolist() for feature in (after, tower)]
         points = detector.points(images)
+        strides = points.strides.tolist()
         for box, cls, answer in zip(
             record.boxes, record.classes, answering_reference(points, record.boxes), strict=True
         ):
@@ -152,12 +155,11 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
                 continue
             for point, (x, y) in enumerate(points.centers.tolist()):
                 inside = box[0] < x < box[2] and box[1] < y < box[3]
-                if inside and points.strides[point] == points.strides[answer]:
-                    named = [float((text @ feature[point]).argmax() == cls) for feature in (before, after)]
-                    cosines = [float(feature[point] @ before[point]) for feature in (after, tower)]
-                    point_rows.append([*named, *cosines])
+                if inside and strides[point] == strides[answer]:
+                    row = [*(float(names[point] == cls) for names in named), *(values[point] for values in cosines)]
+                    point_rows.append(row)
                     if point == answer:
-                        rows.append([*named, *cosines])
+                        rows.append(row)
                         frequencies.append(index.categories[cls].frequency)
     assert len(rows) > 15
 

@@ -45,7 +45,7 @@ def batch(annotated: list[Targets], paired: list[Targets]) -> Batch:
 @pytest.fixture
 def sampler(tmp_path):
     vocabulary = bank(tmp_path / "classes", ["c0", "c1", "c2", "c3"])
-    texts = PairTexts([bank(tmp_path / "texts", ["t0", "t1", "t2"])], first_id=4)
+    texts = PairTexts([bank(tmp_path / "texts", ["t0", "t1", "t2"])], [np.ones(3, np.int64)], first_id=4)
     return TextSampler(vocabulary, torch.tensor([5, 5, 5, 0]), "sampled", 1, 0.0, texts, 0)
 
 
@@ -67,6 +67,8 @@ def test_detection_data_and_pairs_are_not_held_against_each_other(sampler):
         for column, text in enumerate(classes[2:], start=2):
             expected[image, column] = text not in mine  # a pair's own texts never are its negatives
     assert torch.equal(texts.mask, expected)
+    expected[2:, 2:] = True  # in boxes of one another they are
+    assert torch.equal(texts.mask_in_boxes, expected)
     assert texts.embeddings.shape == (5, 4)
 
 
@@ -86,7 +88,7 @@ def test_pairs_alone_and_pairs_without_texts(sampler):
 
 def test_drawn_texts_are_negatives_of_every_pair_but_those_they_belong_to(sampler):
     own = sampler.pair_texts.ids(0).tolist()
-    drawing = replace(sampler, num_sampled_texts=3)
+    drawing = replace(sampler, num_sampled_texts=60)
     texts = drawing.sample(batch([targets([0])], [targets([own[0]], (own[0],))]), torch.Generator().manual_seed(0))
     paired = texts.classes >= 4
     assert texts.classes[paired].tolist() == sorted(own)

@@ -305,7 +305,12 @@ def make_predictions(batch: int) -> Predictions:
     )
 
 
-def losses_of(predictions: Predictions, targets: tuple[Targets, ...], class_mask: Tensor | None = None) -> dict:
+def losses_of(
+    predictions: Predictions,
+    targets: tuple[Targets, ...],
+    class_mask: Tensor | None = None,
+    class_mask_in_boxes: Tensor | None = None,
+) -> dict:
     text = unit_embeddings(torch.randn(len(CLASS_ROWS), 16, generator=torch.Generator().manual_seed(2)))
     sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[: len(targets)]
     assignment = assign_fcos(make_points(), targets, sizes=sizes)
@@ -319,6 +324,7 @@ def losses_of(predictions: Predictions, targets: tuple[Targets, ...], class_mask
         text=text,
         class_rows=CLASS_ROWS,
         class_mask=class_mask,
+        class_mask_in_boxes=class_mask if class_mask_in_boxes is None else class_mask_in_boxes,
         points=make_points(),
         scale=scale,
         bias=bias,
@@ -333,8 +339,9 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
         make_targets([[10.0, 10.0, 50.0, 40.0]], [20]),
     )
     class_mask = torch.tensor([[True, False, True, True], [True, True, False, True], [False, False, False, False]])
+    class_mask_in_boxes = torch.tensor([[False, True, True, True], [True, True, True, True], [True, True, True, False]])
     predictions = make_predictions(3)
-    result = losses_of(predictions, targets, class_mask)
+    result = losses_of(predictions, targets, class_mask, class_mask_in_boxes)
     assignment = result["assignment"]
     assert assignment.ignored.any()
 
@@ -346,7 +353,8 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
             if assignment.ignored[b, p]:
                 continue
             own = image.classes[row] == CLASS_ROWS if row >= 0 else torch.zeros(4, dtype=torch.bool)
-            total = total + (sigmoid_focal_loss(logits[p], own.float()) * (class_mask[b] | own)).sum()
+            counts = (class_mask_in_boxes if row >= 0 else class_mask)[b] | own
+            total = total + (sigmoid_focal_loss(logits[p], own.float()) * counts).sum()
             if row >= 0:
                 boxes.append(predictions.boxes[b, p])
                 true_boxes.append(image.boxes[row])
@@ -413,6 +421,7 @@ def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone()
         text=torch.nn.functional.normalize(torch.randn(4, 16), dim=1),
         class_rows=CLASS_ROWS,
         class_mask=torch.ones(1, 4, dtype=torch.bool),
+        class_mask_in_boxes=torch.ones(1, 4, dtype=torch.bool),
         points=points,
         scale=torch.tensor(10.0),
         bias=torch.tensor(-2.0),

@@ -49,7 +49,7 @@ def parts(tmp_path):
         variants = np.ones((len(of_shard.texts), 1, 4), np.float16)
         path.write_bytes(to_bytes({"variants": variants}, {"tower": "t", "names": json.dumps(of_shard.texts)}))
         banks.append(TextBank(path))
-    return PairShards(folder), labels, PairTexts(banks, first_id=100)
+    return PairShards(folder), labels, PairTexts(banks, [np.ones(2, np.int64), np.ones(2, np.int64)], first_id=100)
 
 
 def everything(labels: list[ShardLabels]) -> list[np.ndarray]:

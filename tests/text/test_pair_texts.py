@@ -9,6 +9,8 @@ from ovd.text.pair_texts import PairTexts
 from ovd.text.tensor_file import to_bytes
 
 FIRST = 1000
+COUNTS = [np.array([4, 0]), np.arange(0), np.array([9, 12, 1])]
+"""Pairs of each text: 16 in all for the cat of both banks, 9, 1 and, for the dog, none."""
 
 
 def bank(path, names: list[str], tower: str = "a tower", num_variants: int = 3) -> TextBank:
@@ -30,7 +32,7 @@ def banks(tmp_path):
 
 
 def test_a_text_has_one_id_wherever_it_occurs(banks):
-    texts = PairTexts(banks, first_id=FIRST)
+    texts = PairTexts(banks, COUNTS, first_id=FIRST)
     assert len(texts) == 4
     of_first, of_second, of_third = (texts.ids(number).tolist() for number in range(3))
     assert of_second == []
@@ -41,7 +43,7 @@ def test_a_text_has_one_id_wherever_it_occurs(banks):
 
 
 def test_samples_are_variants_of_the_text_and_all_of_them_come(banks):
-    texts = PairTexts(banks, first_id=FIRST)
+    texts = PairTexts(banks, COUNTS, first_id=FIRST)
     bird = int(texts.ids(2)[0])
     variants = banks[2].rows(np.zeros(3, np.int64), np.arange(3))
     generator = torch.Generator().manual_seed(0)
@@ -56,7 +58,7 @@ def test_samples_are_variants_of_the_text_and_all_of_them_come(banks):
 
 
 def test_noise_keeps_unit_length(banks):
-    texts = PairTexts(banks, first_id=FIRST)
+    texts = PairTexts(banks, COUNTS, first_id=FIRST)
     ids = torch.from_numpy(texts.ids(0))
     clean = texts.sample(ids, generator=torch.Generator().manual_seed(0))
     noisy = texts.sample(ids, generator=torch.Generator().manual_seed(0), noise=0.5)
@@ -66,4 +68,22 @@ def test_noise_keeps_unit_length(banks):
 
 def test_banks_of_two_towers_are_refused(tmp_path, banks):
     with pytest.raises(ValueError, match="different text towers"):
-        PairTexts([banks[0], bank(tmp_path / "3", ["x"], tower="another")], first_id=0)
+        PairTexts(
+            [banks[0], bank(tmp_path / "3", ["x"], tower="another")],
+            [np.ones(2, np.int64), np.ones(1, np.int64)],
+            first_id=0,
+        )
+
+
+def test_texts_are_drawn_by_the_root_of_their_number_of_pairs(banks):
+    texts = PairTexts(banks, COUNTS, first_id=FIRST)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([texts.draw(1, generator) for _ in range(4000)])
+    bird, cat, x = texts.ids(2).tolist()
+    shares = {text: (drawn == text).double().mean().item() for text in (bird, cat, x)}
+    assert shares == pytest.approx({bird: 3 / 8, cat: 4 / 8, x: 1 / 8}, abs=0.03)
+    assert sum(shares.values()) == pytest.approx(1)
+    many = texts.draw(500, generator).tolist()
+    assert many == sorted({bird, cat, x})
+    assert texts.draw(0, generator).tolist() == []
+    assert PairTexts([banks[1]], [np.arange(0)], first_id=FIRST).draw(5, generator).tolist() == []

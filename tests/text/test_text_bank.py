@@ -104,6 +104,15 @@ def test_class_rows_are_renormalised_means_over_templates(untrained_clip):
     assert encode_classes(untrained_clip, [], TEMPLATES).shape == (0, rows.shape[1])
 
 
+def test_synonyms_count_like_the_name(untrained_clip):
+    synonyms = [("umbrella", "sun_shade", "parasol"), ()]
+    rows = encode_classes(untrained_clip, ["umbrella", "anchor"], ("{}", "a photo of a {}"), synonyms, 1)
+    texts = ["umbrella", "a photo of a umbrella", "sun shade", "a photo of a sun shade"]
+    mean = encode_texts(untrained_clip, texts).mean(dim=0)
+    torch.testing.assert_close(rows[0], mean / mean.norm())
+    torch.testing.assert_close(rows[1:], encode_classes(untrained_clip, ["anchor"], ("{}", "a photo of a {}")))
+
+
 def test_random_sources_give_variants_that_differ_and_stay_near_their_text(tiny_clip, tmp_path):
     """The first draw is the text as it is; dropout and dropped tokens change the others, more than noise of float16."""
     for dropout, drop in ((0.02, 0.0), (0.0, 0.2), (0.02, 0.2)):
