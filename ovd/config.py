@@ -133,8 +133,8 @@ class PairsConfig(Section):
     use: Literal["boxes", "image_labels"] = "boxes"
     """`boxes` trains on the teacher's boxes that pass the filters below; `image_labels` on the texts alone, as true of
     the whole image."""
-    keep: Literal["top1", "top1_per_text", "all"] = "top1"
-    """Of an image's boxes: the best, the best of each text, or all."""
+    keep: Literal["top1", "top1_per_text", "one_to_one", "all"] = "top1"
+    """Of an image's boxes: the best; the best of each text; the same, but no two texts at one place; or all."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_size_px: NonNegativeFloat = 0.0
     """Least shorter side, in pixels of the pair's image."""

@@ -4,17 +4,21 @@ A predicate looks at the boxes of one shard and says of each whether it passes; 
 every box removed is counted under the predicate that removed it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, Float64, Int64
+from torchvision.ops import box_iou
 
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import normalised
 
-Keep = Literal["top1", "top1_per_text", "all"]
+Keep = Literal["top1", "top1_per_text", "one_to_one", "all"]
+SAME_PLACE_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Filters:
     """A box must pass all of these. The defaults keep an image's best box whatever its score, as published."""
 
     keep: Keep = "top1"
-    """Of an image's boxes that pass the other predicates: the best, the best of each text, or all."""
+    """Of an image's boxes that pass the other predicates: the best; the best of each text; the same, but no two texts
+    at one place; or all."""
     min_score: float = 0.0
     min_size_px: float = 0.0
     """Least shorter side, in pixels of the pair's image."""
@@ -71,8 +76,7 @@ def filter_labels(
         assert captions is not None
         remove("caption_match", list(map(text_in_caption, shards, captions)))
     if filters.keep != "all":
-        best = best_of_image if filters.keep == "top1" else best_of_text_in_image
-        remove(filters.keep, list(map(best, shards, masks)))
+        remove(filters.keep, list(map(_CHOICES[filters.keep], shards, masks)))
     if filters.max_per_text is not None:
         remove("max_per_text", best_of_text(shards, masks, count=filters.max_per_text))
     return tuple(masks), {**counts, "kept": sum(int(mask.sum()) for mask in masks)}
@@ -117,6 +121,29 @@ def best_of_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bo
 def best_of_text_in_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
     """The best candidate of each text in each image."""
     return _is_among_best(_pair_and_text(labels), labels.scores.values, candidates, count=1)
+
+
+def one_text_a_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+    """In each image one box a text and one text a place: the best candidate first, then the best of those that are
+    neither of a text already served nor at a place already taken (IoU above 0.5), and so on.
+
+    Two texts of a caption are seldom of one object; where both fit it best, the weaker one takes its next best place.
+    """
+    chosen = np.zeros(len(candidates), dtype=bool)
+    scores, texts, boxes = labels.scores.values, labels.box_texts.values, torch.from_numpy(labels.boxes.values)
+    for start, end in itertools.pairwise(labels.boxes.offsets.tolist()):
+        rows = start + np.flatnonzero(candidates[start:end])
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        same_place = (box_iou(boxes[rows], boxes[rows]) > SAME_PLACE_IOU).numpy()
+        possible = np.ones(len(rows), dtype=bool)
+        for place, row in enumerate(rows.tolist()):
+            if possible[place]:
+                chosen[row] = True
+                possible &= ~same_place[place] & (texts[rows] != texts[row])
+    return chosen
+
+
+_CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": one_text_a_place}
 
 
 def best_of_text(

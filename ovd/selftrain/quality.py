@@ -98,7 +98,7 @@ def measure_quality(
     truth: Sequence[TrueObjects],
     *,
     thresholds: Sequence[float],
-    keeps: Sequence[Keep] = ("top1", "top1_per_text", "all"),
+    keeps: Sequence[Keep] = ("top1", "top1_per_text", "one_to_one", "all"),
     synonyms: Mapping[str, Collection[str]] | None = None,
     rare: Collection[str] = (),
 ) -> tuple[QualityRow, ...]:

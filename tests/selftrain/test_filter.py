@@ -1,5 +1,5 @@
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +56,7 @@ a_box = st.tuples(
 some_rows = st.lists(st.lists(st.lists(a_box, max_size=6), max_size=4), max_size=3)
 some_filters = st.builds(
     Filters,
-    keep=st.sampled_from(["top1", "top1_per_text", "all"]),
+    keep=st.sampled_from(["top1", "top1_per_text", "one_to_one", "all"]),
     min_score=st.sampled_from([0.0, 0.25, 0.3, 1.0]),
     min_size_px=st.sampled_from([0.0, 20.0, 60.0]),
     min_relative_size=st.sampled_from([0.0, 0.3]),
@@ -91,15 +91,38 @@ def kept_one_by_one(shards: list[ShardLabels], filters: Filters) -> list[list[bo
                     left.append((-float(shard.scores.values[row]), shard_row, row, pair, text))
     kept = [[False] * len(shard.scores.values) for shard in shards]
     taken: set[tuple] = set()
+    boxes_of: defaultdict[tuple[int, int], list[list[float]]] = defaultdict(list)
     per_text: Counter[str] = Counter()
     for _, shard_row, row, pair, text in sorted(left):
-        place = {"top1": (shard_row, pair), "top1_per_text": (shard_row, pair, text), "all": (shard_row, pair, row, 0)}
+        of_text = (shard_row, pair, text)
+        place = {"top1": (shard_row, pair), "top1_per_text": of_text, "one_to_one": of_text, "all": (*of_text, row)}
+        box = shards[shard_row].boxes.values[row].tolist()
         if place[filters.keep] in taken:
             continue
+        if filters.keep == "one_to_one":
+            if any(overlap(box, other) > 0.5 for other in boxes_of[shard_row, pair]):
+                continue
+            boxes_of[shard_row, pair].append(box)
         taken.add(place[filters.keep])
         per_text[text] += 1
         kept[shard_row][row] = filters.max_per_text is None or per_text[text] <= filters.max_per_text
     return kept
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    """IoU."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
+    return width * height / max(sum(areas) - width * height, 1e-9)
+
+
+def test_a_text_whose_best_place_is_taken_gets_its_next_best():
+    umbrella, cat, far = (10.0, 10.0, 30.0, 30.0), (11.0, 11.0, 31.0, 31.0), (60.0, 60.0, 90.0, 90.0)
+    shard = shard_of([[(0, 0.9, umbrella), (2, 0.8, cat), (0, 0.7, far), (2, 0.3, far)]])
+    masks, counts = filter_labels([shard], Filters(keep="one_to_one"))
+    assert masks[0].tolist() == [True, False, False, True]
+    assert counts["one_to_one"] == 2
 
 
 @given(some_rows, some_filters)
@@ -183,7 +206,7 @@ def test_texts_are_looked_for_as_whole_words_of_the_caption_in_any_number_and_ca
 
 
 @pytest.mark.parametrize("shards", [[], [shard_of([])], [shard_of([[], []]), shard_of([])]])
-@pytest.mark.parametrize("keep", ["top1", "top1_per_text", "all"])
+@pytest.mark.parametrize("keep", ["top1", "top1_per_text", "one_to_one", "all"])
 def test_without_boxes_nothing_is_kept(shards, keep):
     filters = Filters(keep=keep, max_per_text=3, caption_match=True)
     masks, counts = filter_labels(shards, filters, captions=captions_of(shards))
