@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from ovd.config import ConfigError, GatedShortcuts, NoShortcuts, PretrainConfig, TrainConfig, WorldData, load_config
+from ovd.config import (
+    AblationConfig,
+    ConfigError,
+    GatedShortcuts,
+    NoShortcuts,
+    PretrainConfig,
+    TrainConfig,
+    WorldData,
+    load_config,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -16,9 +25,13 @@ def write(tmp_path: Path, text: str, name: str = "config.yaml") -> Path:
 MINIMAL = "output: runs/x\ntrain: {steps: 5}\n"
 
 
+KINDS = {"pretrain_tiny_clip.yaml": PretrainConfig, "ablation.yaml": AblationConfig, "length.yaml": AblationConfig}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_config_parses(path):
-    load_config(path, [], PretrainConfig if path.name.startswith("pretrain") else TrainConfig)
+def test_every_shipped_config_parses_and_opens_with_its_command(path):
+    load_config(path, [], KINDS.get(path.name, TrainConfig))
+    assert "python tools/" in path.read_text().split("\n\n")[0]
 
 
 def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):

@@ -39,7 +39,7 @@ from ovd.structures import Detections
 from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NUM_LABELLED_SHARDS = 3
+NUM_LABELLED_SHARDS = 1
 GRID_IMAGES = 8
 
 
