@@ -229,7 +229,15 @@ def load_labelled_pairs(
             for of_shard, end in zip(labels, ends, strict=True)
         ]
     kept, counts = filter_labels(labels, filters, captions=captions)
-    return LabelledPairs(shards, labels, kept, texts, with_boxes=config.use == "boxes"), texts, counts
+    pairs = LabelledPairs(
+        shards,
+        labels,
+        kept,
+        texts,
+        with_boxes=config.use == "boxes",
+        own_texts_are_negatives=config.own_texts == "negative",
+    )
+    return pairs, texts, counts
 
 
 def training_batches(
