@@ -279,12 +279,18 @@ def training_batches(
 def build_schedule(config: TrainConfig) -> Schedule:
     pairs = config.data.pairs
     weight = pairs.image_label_weight if pairs is not None and pairs.use == "image_labels" else 0.0
-    names = Schedule.__dataclass_fields__.keys() - {"text_noise", "sampled_texts", "image_label_weight"}
+    names = Schedule.__dataclass_fields__.keys() - {
+        "text_noise",
+        "sampled_texts",
+        "texts_on_detection",
+        "image_label_weight",
+    }
     settings = {name: getattr(config.train, name) for name in names}
     return Schedule(
         **settings,
         text_noise=config.bank.noise,
         sampled_texts=pairs.sampled_texts if pairs is not None else 0,
+        texts_on_detection=pairs is not None and pairs.texts_on_detection,
         image_label_weight=weight,
     )
 

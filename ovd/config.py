@@ -149,6 +149,8 @@ class PairsConfig(Section):
     that it is not there. A text without any box means nothing in either case."""
     sampled_texts: NonNegativeInt = 100
     """Texts drawn besides those of the batch, by number of pairs to the power 0.5, as negatives of its pairs."""
+    texts_on_detection: bool = False
+    """Whether the texts of pairs are negatives of detection data too, where they share no word with a class in it."""
     image_label_weight: PositiveFloat = 0.1
     """Weight of the loss of `image_labels`."""
 
