@@ -8,6 +8,7 @@ from ovd.config import (
     GatedShortcuts,
     NoShortcuts,
     PretrainConfig,
+    Section,
     TrainConfig,
     WorldData,
     load_config,
@@ -25,7 +26,11 @@ def write(tmp_path: Path, text: str, name: str = "config.yaml") -> Path:
 MINIMAL = "output: runs/x\ntrain: {steps: 5}\n"
 
 
-KINDS = {"pretrain_tiny_clip.yaml": PretrainConfig, "ablation.yaml": AblationConfig, "length.yaml": AblationConfig}
+KINDS: dict[str, type[Section]] = {
+    "pretrain_tiny_clip.yaml": PretrainConfig,
+    "ablation.yaml": AblationConfig,
+    "length.yaml": AblationConfig,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
