@@ -75,7 +75,7 @@ def at_seed(config: TrainConfig, seed: int, output: Path) -> TrainConfig:
     return TrainConfig.model_validate(values)
 
 
-def run_row(name: str, stages: Stages, seed: int, runs: Path, say: Callable[[str], None] = print) -> Record:
+def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
     """Train, label and train again as the row says, or go on where an earlier call was stopped; then evaluate.
 
     `hours` are those of training and labelling; a teacher that another row has trained counts with the hours it took.
@@ -88,11 +88,9 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path, say: Callable[[str
         assert stages.labels is not None
         hash_of_teacher = Stages(stages.teacher, None, None).hash()
         teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
-        say(f"{name}, seed {seed}: teacher {teacher.output}")
         hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
         hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
         config = with_labels(config, teacher.output, folder / "labels")
-    say(f"{name}, seed {seed}: {config.output}")
     hours += timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
 
     trained = load_detector(folder)
@@ -144,7 +142,8 @@ def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig
 
 
 def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
-    """Hours that a stage takes, or took when it was done before: kept in the folder, over several calls if stopped."""
+    """Hours that a stage takes, or took when it was done before, as the folder says; of a stage that was stopped and
+    goes on, those of its last call."""
     file = folder / f"{stage}.hours.json"
     if file.exists():
         return float(json.loads(file.read_text())["hours"])
