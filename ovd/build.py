@@ -229,15 +229,7 @@ def load_labelled_pairs(
             for of_shard, end in zip(labels, ends, strict=True)
         ]
     kept, counts = filter_labels(labels, filters, captions=captions)
-    pairs = LabelledPairs(
-        shards,
-        labels,
-        kept,
-        texts,
-        with_boxes=config.use == "boxes",
-        own_texts_are_negatives=config.own_texts == "negative",
-    )
-    return pairs, texts, counts
+    return LabelledPairs(shards, labels, kept, texts, with_boxes=config.use == "boxes"), texts, counts
 
 
 def training_batches(
@@ -282,7 +274,6 @@ def build_schedule(config: TrainConfig) -> Schedule:
     names = Schedule.__dataclass_fields__.keys() - {
         "text_noise",
         "sampled_texts",
-        "texts_on_detection",
         "image_label_weight",
     }
     settings = {name: getattr(config.train, name) for name in names}
@@ -290,7 +281,6 @@ def build_schedule(config: TrainConfig) -> Schedule:
         **settings,
         text_noise=config.bank.noise,
         sampled_texts=pairs.sampled_texts if pairs is not None else 0,
-        texts_on_detection=pairs is not None and pairs.texts_on_detection,
         image_label_weight=weight,
     )
 

@@ -144,13 +144,8 @@ class PairsConfig(Section):
     """The text must occur in the pair's caption: for texts that are the same in every image."""
     max_per_text: PositiveInt | None = None
     """Over all pairs, at most this many boxes of a text, the best scores first."""
-    own_texts: Literal["ignored", "negative"] = "ignored"
-    """What a text means for its own pair's image beside the boxes it has: nothing, since a teacher misses objects; or
-    that it is not there. A text without any box means nothing in either case."""
     sampled_texts: NonNegativeInt = 100
     """Texts drawn besides those of the batch, by number of pairs to the power 0.5, as negatives of its pairs."""
-    texts_on_detection: bool = False
-    """Whether the texts of pairs are negatives of detection data too, where they share no word with a class in it."""
     image_label_weight: PositiveFloat = 0.1
     """Weight of the loss of `image_labels`."""
 

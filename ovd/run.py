@@ -37,7 +37,6 @@ from ovd.engine.retention import (
     measure_retention,
     write_retention,
 )
-from ovd.engine.step_texts import content_words
 from ovd.engine.train import train
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -117,7 +116,6 @@ def train_from_config(
         build_text_bank(config, clip, index),
         torch.tensor([category.image_count for category in index.categories]),
         pair_texts,
-        [content_words(" ".join((category.name, *category.synonyms))) for category in index.categories],
         schedule=build_schedule(config),
         saving=build_saving(config),
         report=report,

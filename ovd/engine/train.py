@@ -1,7 +1,7 @@
 """Train a detector on base classes. One loop, all of it visible: draw, predict, assign, lose, step, save, evaluate."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,6 @@ class Schedule:
     sampled_classes: int
     text_noise: float
     sampled_texts: int
-    texts_on_detection: bool
     image_label_weight: float
     """Of the loss of image-text pairs' texts as image-level labels; 0 leaves it out."""
 
@@ -114,7 +113,6 @@ def train(
     bank: TextBank,
     image_counts: Int[Tensor, " C"],
     pair_texts: PairTexts | None = None,
-    class_words: Sequence[frozenset[str]] = (),
     *,
     schedule: Schedule,
     saving: Saving,
@@ -131,8 +129,7 @@ def train(
         batches_from: the batches from a step on, as a pure function of the step.
         bank: text variants of the training vocabulary, row by row.
         image_counts: training images per class of that vocabulary.
-        pair_texts, class_words: the texts of image-text pairs, where the batches hold such, and the words of each
-            class's names (`step_texts.content_words`).
+        pair_texts: the texts of image-text pairs, where the batches hold such.
         evaluate: called with the averaged detector in eval mode.
         solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
         resume_from: continue from this checkpoint of the same run.
@@ -152,8 +149,6 @@ def train(
         noise=schedule.text_noise,
         pair_texts=pair_texts,
         num_sampled_texts=schedule.sampled_texts,
-        negatives_of_detection_data=schedule.texts_on_detection,
-        class_words=class_words,
     )
 
     if resume_from is None and solve_bias:

@@ -27,7 +27,6 @@ class LabelledPairs:
         texts: PairTexts,
         *,
         with_boxes: bool,
-        own_texts_are_negatives: bool = False,
     ):
         """
         Args:
@@ -36,7 +35,6 @@ class LabelledPairs:
             kept: which boxes of each shard to train on (filter.py).
             texts: gives every text of the labels its id.
             with_boxes: only pairs with a kept box; else every pair with a text, and no boxes at all.
-            own_texts_are_negatives: texts with a kept box are not listed as not exhaustive.
 
         Raises:
             ValueError: shards and labels are not of the same pairs, or no pair is left.
@@ -45,7 +43,6 @@ class LabelledPairs:
         self._labels = labels
         self._texts = texts
         self._with_boxes = with_boxes
-        self._own_texts_are_negatives = own_texts_are_negatives
         num_pairs = sum(len(of_shard.keys) for of_shard in labels)
         if num_pairs != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {num_pairs}")
@@ -73,10 +70,6 @@ class LabelledPairs:
         labels, ids = self._labels[number], self._texts.ids(number)
         start, end = labels.boxes.offsets[row : row + 2]
         chosen = np.flatnonzero(self._kept[number][start:end]) + start if self._with_boxes else np.arange(0)
-        classes = ids[labels.box_texts.values[chosen]]
-        unknown = np.unique(ids[labels.queries[row]])
-        if self._own_texts_are_negatives:
-            unknown = np.setdiff1d(unknown, classes)
         height, width = labels.image_sizes[row].tolist()
         return ImageRecord(
             id=int(self.image_ids[image]),
@@ -84,10 +77,10 @@ class LabelledPairs:
             height=height,
             width=width,
             boxes=labels.boxes.values[chosen],
-            classes=classes,
+            classes=ids[labels.box_texts.values[chosen]],
             crowd_boxes=np.zeros((0, 4), np.float32),
             negative_classes=np.arange(0),
-            not_exhaustive_classes=unknown,
+            not_exhaustive_classes=np.unique(ids[labels.queries[row]]),
         )
 
     def encoded(self, image: int) -> Path | bytes:

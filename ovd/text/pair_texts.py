@@ -51,11 +51,6 @@ class PairTexts:
         """Ids of a bank's texts, in its order."""
         return self._ids[bank]
 
-    def texts(self, ids: Int[Tensor, " K"]) -> list[str]:
-        """What the ids stand for."""
-        places = self._places[:, ids.cpu().numpy() - self.first_id].T.tolist()
-        return [self._banks[bank].names[row] for bank, row in places]
-
     def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " K"]:
         """Ids of at most `count` texts, each once, drawn in proportion to (number of pairs) ** 0.5."""
         luck = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * self._ends[-1:].sum()

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from ovd.engine.step_texts import TextSampler, content_words
+from ovd.engine.step_texts import TextSampler
 from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 from ovd.text.tensor_file import to_bytes
-
-CLASS_WORDS = [frozenset({"t0", "other"}), frozenset({"c1"}), frozenset({"t2"}), frozenset()]
 
 
 def bank(path, names: list[str]) -> TextBank:
@@ -48,7 +46,7 @@ def batch(annotated: list[Targets], paired: list[Targets]) -> Batch:
 def sampler(tmp_path):
     vocabulary = bank(tmp_path / "classes", ["c0", "c1", "c2", "c3"])
     texts = PairTexts([bank(tmp_path / "texts", ["t0", "t1", "t2"])], [np.ones(3, np.int64)], first_id=4)
-    return TextSampler(vocabulary, torch.tensor([5, 5, 5, 0]), "sampled", 1, 0.0, texts, 0, False, CLASS_WORDS)
+    return TextSampler(vocabulary, torch.tensor([5, 5, 5, 0]), "sampled", 1, 0.0, texts, 0)
 
 
 def test_detection_data_and_pairs_are_not_held_against_each_other(sampler):
@@ -96,22 +94,3 @@ def test_drawn_texts_are_negatives_of_every_pair_but_those_they_belong_to(sample
     assert texts.classes[paired].tolist() == sorted(own)
     assert texts.mask[1, paired].tolist() == [text != own[0] for text in sorted(own)]
     assert not texts.mask[0, paired].any()
-
-
-def test_texts_are_negatives_of_detection_data_but_for_those_that_share_a_word_with_its_classes(sampler):
-    own = dict(zip(("t0", "t1", "t2"), sampler.pair_texts.ids(0).tolist(), strict=True))
-    both = replace(sampler, negatives_of_detection_data=True, num_sampled_texts=60)
-    images = [targets([0]), targets([1], (2,)), targets([])]
-    texts = both.sample(batch(images, [targets([own["t1"]], (own["t1"],))]), torch.Generator().manual_seed(0))
-    counted = [{int(c) for c in texts.classes[row] if c >= 4} for row in texts.mask]
-    assert counted[0] == {own["t1"], own["t2"]}
-    assert counted[1] == {own["t0"], own["t1"]}  # class 2 is there, if not exhaustively
-    assert counted[2] == set(own.values())
-    assert counted[3] == {own["t0"], own["t2"]}
-    assert not texts.mask[3, texts.classes < 4].any()
-    without = sampler.sample(batch(images, [targets([own["t1"]], (own["t1"],))]), torch.Generator().manual_seed(0))
-    assert not without.mask[:3, without.classes >= 4].any()
-
-
-def test_words_of_a_name():
-    assert content_words("Umbrella_with_rain, (the) cup of tea") == {"umbrella", "rain", "cup", "tea"}

@@ -92,12 +92,3 @@ def test_nothing_left_and_other_shards_are_errors(parts):
         LabelledPairs(shards, labels, [~mask for mask in everything(labels)], texts, with_boxes=True)
     with pytest.raises(ValueError, match="6 pairs, its labels speak of 3"):
         LabelledPairs(shards, labels[:1], everything(labels)[:1], texts, with_boxes=True)
-
-
-def test_own_texts_with_a_box_may_be_negatives_beside_it(parts):
-    shards, labels, texts = parts
-    kept = everything(labels)
-    kept[0][1] = False  # the cat's only box in pair 0
-    pairs = LabelledPairs(shards, labels, kept, texts, with_boxes=True, own_texts_are_negatives=True)
-    assert pairs.record(0).not_exhaustive_classes.tolist() == [texts.ids(0)[0]]
-    assert pairs.record(1).not_exhaustive_classes.tolist() == []
