@@ -228,6 +228,9 @@ class TrainConfig(Section):
     clip: ClipConfig = ClipConfig()
     init_from: Path | None = None
     """Start from a trained detector (a run folder, a checkpoint folder or a weights file) instead of CLIP alone."""
+    init_state: Literal["averaged", "training"] = "averaged"
+    """What `init_from` gives: the averaged weights, for a new start; or all that a resumed run would have, the
+    optimizer's moments too, to go on with other data without a jolt."""
     bank: BankConfig = BankConfig()
     detector: DetectorConfig = DetectorConfig()
     data: DataConfig = DataConfig()
@@ -235,9 +238,11 @@ class TrainConfig(Section):
     eval: EvalSection = EvalSection()
 
     @model_validator(mode="after")
-    def _frozen_where_ensembled(self) -> "TrainConfig":
+    def _settings_go_together(self) -> "TrainConfig":
         if self.eval.ensemble is not None and not self.detector.freeze_tower:
             raise ValueError("eval.ensemble needs detector.freeze_tower: a trained tower's scores are not CLIP's")
+        if self.init_state == "training" and self.init_from is None:
+            raise ValueError("init_state=training needs init_from: the run to go on from")
         return self
 
 

@@ -14,6 +14,7 @@ from ovd.build import (
     build_text_bank,
     detection_options,
     evaluation_text,
+    find_checkpoint,
     initialise,
     load_labelled_pairs,
     load_training_index,
@@ -92,8 +93,12 @@ def train_from_config(
     torch.manual_seed(config.train.seed)
     clip = load_clip(config.clip.name, config.clip.weights)
     detector = build_detector(config, clip)
+    go_on_from = None
     if config.init_from is not None and found is None:
-        initialise(detector, config.init_from)
+        if config.init_state == "training":
+            go_on_from = find_checkpoint(config.init_from)
+        else:
+            initialise(detector, config.init_from)
     pairs, pair_texts = None, None
     if config.data.pairs is not None:
         pairs, pair_texts, counts = load_labelled_pairs(
@@ -123,6 +128,7 @@ def train_from_config(
         low_precision=low_precision(config),
         evaluate=evaluate_average if validation is not None else None,
         solve_bias=config.init_from is None,
+        go_on_from=go_on_from,
         resume_from=found,
     )
     return metrics

@@ -65,7 +65,7 @@ def teacher(tmp_path_factory, miniature_world, pairs) -> Path:
 
 def student_config(output: Path, world: Path, teacher: Path, pairs: Path, **changes) -> TrainConfig:
     labelled = {"labels": str(teacher / "labels"), "shards": str(pairs), "keep": "top1_per_text", **changes}
-    return make_config(output, world, init_from=str(teacher), data={"pairs": labelled})
+    return make_config(output, world, init_from=str(teacher), init_state="training", data={"pairs": labelled})
 
 
 def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniature_world, teacher, pairs):
@@ -188,3 +188,25 @@ def test_every_row_of_the_table_has_as_many_steps_and_images_a_step():
     for row in stages.values():
         if row.teacher is not None:
             assert row.teacher.train.batch_size == row.final.train.batch_size
+
+
+def test_going_on_from_another_run_takes_its_average_and_the_optimizers_moments(tmp_path, miniature_world):
+    def run(output: str, **changes) -> Path:
+        values = make_config(tmp_path / output, miniature_world, **changes).model_dump(mode="json")
+        values["train"] |= {"steps": 1, "decay": "constant", "warmup_steps": 0}
+        train_from_config(TrainConfig.model_validate(values), evaluate=False)
+        return tmp_path / output / "step-000001"
+
+    first = run("first")
+    onward = run("onward", init_from=str(tmp_path / "first"), init_state="training")
+    anew = run("anew", init_from=str(tmp_path / "first"))
+    before, after, fresh = (load_file(folder / "optimizer.safetensors") for folder in (first, onward, anew))
+    squares = [name for name in before if "exp_avg_sq" in name]
+    assert squares
+    for name in squares:  # decayed by 0.999 and added to; a new optimizer would begin at a thousandth of the gradient's
+        assert (after[name] >= 0.998 * before[name]).all()
+    assert any((fresh[name] < 0.5 * before[name]).any() for name in squares)
+    average, started = (load_file(folder / "ema.safetensors") for folder in (onward, anew))
+    assert any(not torch.equal(average[name], started[name]) for name in average)
+    with pytest.raises(ConfigError, match="init_state"):
+        make_config(tmp_path / "nothing", miniature_world, init_state="training")

@@ -121,6 +121,7 @@ def train(
     low_precision: bool,
     evaluate: Callable[[Detector], dict[str, float]] | None,
     solve_bias: bool,
+    go_on_from: checkpoint.Checkpoint | None = None,
     resume_from: checkpoint.Checkpoint | None,
 ) -> tuple[Detector, dict[str, float]]:
     """Train in place; returns the averaged (EMA) detector and its last evaluation.
@@ -132,6 +133,7 @@ def train(
         pair_texts: the texts of image-text pairs, where the batches hold such.
         evaluate: called with the averaged detector in eval mode.
         solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
+        go_on_from: start with the weights, the average and the optimizer's moments of this checkpoint of another run.
         resume_from: continue from this checkpoint of the same run.
 
     Raises:
@@ -160,6 +162,8 @@ def train(
     if resume_from is not None:
         checkpoint.restore(resume_from, module=detector, optimizer=optimizer, ema=ema)
         start = resume_from.step
+    elif go_on_from is not None:
+        checkpoint.restore(go_on_from, module=detector, optimizer=optimizer, ema=ema)
 
     failed_saves = 0
 
