@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ovd.clip.load import Clip
 from ovd.model.detector import Detector, Place
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
@@ -8,21 +9,27 @@ from ovd.model.gates import GatedProjection, ShortcutFilter, resample_dense
 from ovd.model.tower import TimmTower
 
 
-@pytest.fixture(params=[True, False], ids=["gated", "without shortcuts"])
-def detector(request, untrained_clip):
+def build(clip: Clip, *places: Place, per_channel_gates: bool = False, keeps_clip: bool = False) -> Detector:
+    """A small fresh detector with shortcuts in these places."""
     torch.manual_seed(1)
     return Detector(
-        TimmTower(untrained_clip.model.visual),
+        TimmTower(clip.model.visual),
         text_dim=256,
-        mean=untrained_clip.mean,
-        std=untrained_clip.std,
+        mean=clip.mean,
+        std=clip.std,
         logit_scale=10.0,
         channels=32,
         num_convs=1,
-        shortcuts=frozenset(("pyramid", "head") if request.param else ()),
-        per_channel_gates=False,
+        shortcuts=frozenset(places),
+        per_channel_gates=per_channel_gates,
         filter_size=3,
+        keeps_clip=keeps_clip,
     )
+
+
+@pytest.fixture(params=[("pyramid", "head"), ()], ids=["gated", "without shortcuts"])
+def detector(request, untrained_clip):
+    return build(untrained_clip, *request.param)
 
 
 def images(batch, height, width):
@@ -142,19 +149,7 @@ def test_pyramid_refuses_strides_with_gaps():
 @pytest.mark.parametrize("places", [("pyramid",), ("head",), ("pyramid", "head"), ()])
 def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
     """Only the gates of these places exist, each reaches the embeddings, and every trainable parameter learns."""
-    torch.manual_seed(1)
-    detector = Detector(
-        TimmTower(untrained_clip.model.visual),
-        text_dim=256,
-        mean=untrained_clip.mean,
-        std=untrained_clip.std,
-        logit_scale=10.0,
-        channels=32,
-        num_convs=1,
-        shortcuts=frozenset(places),
-        per_channel_gates=True,
-        filter_size=3,
-    )
+    detector = build(untrained_clip, *places, per_channel_gates=True)
     gates = [module for module in detector.modules() if isinstance(module, GatedProjection)]
     assert len(gates) == ("pyramid" in places) * len(detector.strides) + ("head" in places)
     for gate in gates:
@@ -167,24 +162,7 @@ def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
 
 
 def test_the_dense_feature_is_predicted_in_evaluation_where_it_is_asked_for(untrained_clip):
-    torch.manual_seed(1)
-
-    def make(places: frozenset[Place], *, keeps_clip: bool) -> Detector:
-        return Detector(
-            TimmTower(untrained_clip.model.visual),
-            text_dim=256,
-            mean=untrained_clip.mean,
-            std=untrained_clip.std,
-            logit_scale=10.0,
-            channels=32,
-            num_convs=1,
-            shortcuts=places,
-            per_channel_gates=False,
-            filter_size=3,
-            keeps_clip=keeps_clip,
-        )
-
-    detector, gated = make(frozenset(), keeps_clip=True), make(frozenset({"head"}), keeps_clip=False)
+    detector, gated = build(untrained_clip, keeps_clip=True), build(untrained_clip, "head")
     batch = images(1, 64, 96)
     assert detector.train()(batch).clip is None
     found = detector.eval()(batch)
