@@ -208,8 +208,9 @@ def load_labelled_pairs(
         raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
     shards = PairShards(pair_shards_folder(config, source), only=[f"{file.stem}.tar" for file in files])
     labels = [read_labels(file) for file in files]
+    tower = text_tower_fingerprint(clip)
     texts = PairTexts(
-        [TextBank(file, tower=text_tower_fingerprint(clip)) for file in files],
+        [TextBank(file, tower=tower) for file in files],
         [np.bincount(of_shard.queries.values, minlength=len(of_shard.texts)) for of_shard in labels],
         first_id=first_id,
     )
@@ -223,11 +224,7 @@ def load_labelled_pairs(
     )
     captions = None
     if config.caption_match:
-        ends = np.cumsum([len(of_shard.keys) for of_shard in labels]).tolist()
-        captions = [
-            [shards[position].caption for position in range(end - len(of_shard.keys), end)]
-            for of_shard, end in zip(labels, ends, strict=True)
-        ]
+        captions = [[shards.caption(row) for row in shards.positions(name)] for name in shards.file_names]
     kept, counts = filter_labels(labels, filters, captions=captions)
     return LabelledPairs(shards, labels, kept, texts, with_boxes=config.use == "boxes"), texts, counts
 

@@ -15,7 +15,7 @@ from ovd.data.transforms import eval_transform
 from ovd.model.detector import Detector
 from ovd.model.postprocess import ScoreEnsemble, postprocess
 from ovd.precision import autocast, memory_format
-from ovd.structures import Detections
+from ovd.structures import Detections, Predictions
 
 SIZE_DIVISOR = 32
 
@@ -28,6 +28,23 @@ class DetectionOptions:
     nms_iou: float
     max_detections: int
     candidates: int
+
+
+@torch.no_grad()
+def predict(
+    detector: Detector, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], *, low_precision: bool
+) -> Predictions:
+    """What the detector says of a padded batch; nothing at points in the padding.
+
+    Args:
+        detector, images, sizes: as for `detect`, images and sizes on the detector's device.
+    """
+    with autocast(images.device, low_precision):
+        predictions = detector(images)
+    # A point in the padding (of a coarse level, also beyond the image's own border) was never trained to say anything.
+    centers = detector.points(images).centers
+    outside = (centers[None] >= sizes.flip(1)[:, None]).any(dim=2)
+    return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
 
 @torch.no_grad()
@@ -54,14 +71,8 @@ def detect(
     """
     device = detector.threshold.device
     images, sizes = images.to(device), sizes.to(device)
-    with autocast(device, low_precision):
-        predictions = detector(images)
-    # A point in the padding (of a coarse level, also beyond the image's own border) was never trained to say anything.
-    centers = detector.points(images).centers
-    outside = (centers[None] >= sizes.flip(1)[:, None]).any(dim=2)
-    predictions = replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
     found = postprocess(
-        predictions,
+        predict(detector, images, sizes, low_precision=low_precision),
         text.to(device),
         scale=detector.scale,
         bias=detector.bias,

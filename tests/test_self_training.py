@@ -104,6 +104,9 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
         assert len(np.unique(record.classes)) == len(record.classes)  # one box a text
         assert set(record.classes) <= set(record.not_exhaustive_classes)
     assert len(texts) > 0
+    matching = config.data.pairs.model_copy(update={"caption_match": True})
+    _, _, counts_matching = load_labelled_pairs(matching, config.data.source, tiny_clip, first_id=50)
+    assert counts_matching == {**counts, "caption_match": 0}  # nouns come from their own pair's caption
     strict = config.data.pairs.model_copy(update={"min_score": 1.0})
     with pytest.raises(ValueError, match="passes the filters"):
         load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)

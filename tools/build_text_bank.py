@@ -1,8 +1,8 @@
 """Encode the text variants of many classes once, into a bank that any training on some of these classes can read.
 
-    python tools/build_text_bank.py configs/quickstart.yaml bank.draws=4 bank.tower_dropout=0.02
-    python tools/build_text_bank.py configs/quickstart.yaml --classes names.txt     one name a line
-    python tools/train.py configs/quickstart.yaml bank.file=data/text_banks/KEY.safetensors
+    python tools/build_text_bank.py configs/quickstart_base.yaml bank.draws=4 bank.tower_dropout=0.02
+    python tools/build_text_bank.py configs/quickstart_base.yaml --classes names.txt     one name a line
+    python tools/train.py configs/quickstart_base.yaml bank.file=data/text_banks/KEY.safetensors
 
 The first form takes the config's training classes. The file is named by a hash of all that it depends on; asked for
 again, it is not built again.

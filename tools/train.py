@@ -1,8 +1,8 @@
 """Train a detector from a config.
 
-    python tools/train.py configs/quickstart.yaml
-    python tools/train.py configs/quickstart.yaml train.steps=50 output=runs/short
-    python tools/train.py configs/quickstart.yaml --resume
+    python tools/train.py configs/quickstart_base.yaml
+    python tools/train.py configs/quickstart_base.yaml train.steps=50 output=runs/short
+    python tools/train.py configs/quickstart_base.yaml --resume
 
 The run folder gets config.yaml, checkpoints (step-*/), metrics.jsonl, tensorboard/, curves.png, data_report.json and,
 where the config names a validation set, metrics.json, per_class.csv and precision_recall.png.

@@ -5,7 +5,6 @@
 transformers is an extra of this toolkit (`teachers`), imported when a teacher is made.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from torchvision.ops import batched_nms, box_convert
 
 from ovd.boxes import clip_boxes
 from ovd.selftrain.labels import TeacherBoxes
+from ovd.selftrain.teacher import weights_fingerprint
 from ovd.text.prompts import clean_name, fill
 
 _OWL = ("owlvit", "owlv2")
@@ -94,7 +94,7 @@ class HuggingFaceTeacher:
         self._nms_iou = nms_iou
         self._template = template
         self.name = (
-            f"{name_or_folder} sha256 {_fingerprint(model)} in transformers {version('transformers')}, template "
+            f"{name_or_folder} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, template "
             f"{template!r}, score_threshold {score_threshold}, max_boxes {max_boxes}, nms_iou {nms_iou}"
         )
 
@@ -234,12 +234,3 @@ def _one_sequence(ids: list[int], spans: dict[int, slice]) -> _Prompt:
         "token_type_ids": torch.zeros_like(input_ids),
     }
     return _Prompt(inputs, spans)
-
-
-def _fingerprint(model: Any) -> str:
-    """Hash of the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()[:16]

@@ -8,15 +8,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.data.transforms import eval_transform
-from ovd.inference import SIZE_DIVISOR, DetectionOptions
+from ovd.inference import SIZE_DIVISOR, DetectionOptions, predict
 from ovd.model.detector import Detector
 from ovd.model.postprocess import postprocess
-from ovd.precision import autocast
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.structures import Predictions
 from ovd.text.encoder import BATCH, encode_texts, encode_tokens, text_tower_fingerprint
@@ -109,9 +108,8 @@ class OvdTeacher:
             size: longest side in pixels that images are resized to.
             low_precision: bf16 autocast.
         """
-        self.name = (
-            f"{run} sha256 {_fingerprint(detector)} at {size} px in {'bf16' if low_precision else 'float32'}, {options}"
-        )
+        precision = "bf16" if low_precision else "float32"
+        self.name = f"{run} sha256 {weights_fingerprint(detector)} at {size} px in {precision}, {options}"
         self._detector = detector
         self._texts = texts
         self._resize = eval_transform(size=size)
@@ -130,12 +128,7 @@ class OvdTeacher:
         original_sizes = torch.tensor([image.shape[:2] for image in images], device=device)
         padded, sizes = self._pad([self._resize(image) for image in images])
         padded, sizes = padded.to(device), sizes.to(device)
-        with autocast(device, self._low_precision):
-            predictions = self._detector(padded)
-        # As in ovd.inference.detect: what stands in the padding was never trained to say anything.
-        centers = self._detector.points(padded).centers
-        outside = (centers[None] >= sizes.flip(1)[:, None]).any(dim=2)
-        quality = predictions.quality.masked_fill(outside, -torch.inf)
+        predictions = predict(self._detector, padded, sizes, low_precision=self._low_precision)
         found = []
         for row, asked in enumerate(queries):
             only = slice(row, row + 1)
@@ -143,7 +136,7 @@ class OvdTeacher:
                 found.append(TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)))
                 continue
             (detections,) = postprocess(
-                Predictions(predictions.embeddings[only], predictions.boxes[only], quality[only]),
+                Predictions(predictions.embeddings[only], predictions.boxes[only], predictions.quality[only]),
                 self._texts.means(asked).to(device),
                 scale=self._detector.scale,
                 bias=self._detector.bias,
@@ -165,10 +158,10 @@ class OvdTeacher:
         return padded, sizes
 
 
-def _fingerprint(detector: Detector) -> str:
-    """Hash of the weights."""
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash of a teacher's weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(detector.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]

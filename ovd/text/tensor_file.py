@@ -28,10 +28,3 @@ def file_header(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     return len(encoded).to_bytes(8, "little") + encoded
-
-
-def to_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A whole file."""
-    stored = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
-    header = file_header({name: (array.dtype, array.shape) for name, array in stored.items()}, metadata)
-    return header + b"".join(array.tobytes() for array in stored.values())

@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from ovd.engine.step_texts import TextSampler
 from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
-from ovd.text.tensor_file import to_bytes
 
 
 def bank(path, names: list[str]) -> TextBank:
     variants = np.random.default_rng(1).normal(size=(len(names), 1, 4)).astype(np.float16)
-    path.write_bytes(to_bytes({"variants": variants}, {"tower": "t", "names": json.dumps(names)}))
+    path.write_bytes(save({"variants": variants}, {"tower": "t", "names": json.dumps(names)}))
     return TextBank(path)
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from ovd.data.annotations import Ragged
 from ovd.data.pairs import Pair, PairShards, write_pair_shards
@@ -11,7 +12,6 @@ from ovd.selftrain.labelled_pairs import LabelledPairs
 from ovd.selftrain.labels import ShardLabels
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
-from ovd.text.tensor_file import to_bytes
 
 
 def ragged(rows: list[list], dtype: type, width: int | None = None) -> Ragged:
@@ -47,7 +47,7 @@ def parts(tmp_path):
     for number, of_shard in enumerate(labels):
         path = tmp_path / f"{number}.safetensors"
         variants = np.ones((len(of_shard.texts), 1, 4), np.float16)
-        path.write_bytes(to_bytes({"variants": variants}, {"tower": "t", "names": json.dumps(of_shard.texts)}))
+        path.write_bytes(save({"variants": variants}, {"tower": "t", "names": json.dumps(of_shard.texts)}))
         banks.append(TextBank(path))
     return PairShards(folder), labels, PairTexts(banks, [np.ones(2, np.int64), np.ones(2, np.int64)], first_id=100)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
-from ovd.text.tensor_file import to_bytes
 
 FIRST = 1000
 COUNTS = [np.array([4, 0]), np.arange(0), np.array([9, 12, 1])]
@@ -18,7 +18,7 @@ def bank(path, names: list[str], tower: str = "a tower", num_variants: int = 3) 
 
     generator = np.random.default_rng(len(names))
     variants = generator.normal(size=(len(names), num_variants, 8)).astype(np.float16)
-    path.write_bytes(to_bytes({"variants": variants}, {"tower": tower, "names": json.dumps(names)}))
+    path.write_bytes(save({"variants": variants}, {"tower": tower, "names": json.dumps(names)}))
     return TextBank(path)
 
 
