@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 
 from ovd.ablation.records import Record
-from ovd.build import load_detector, low_precision, resolve_device
+from ovd.build import load_detector, resolve_device
 from ovd.config import AblationRow, ConfigError, LabelsConfig, TrainConfig, WorldData, load_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
-from ovd.inference import prepare
 from ovd.precision import cpu_name, instruction_set
 from ovd.run import detect_all, draw_world, evaluate_run, pseudo_label_run, train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
@@ -97,7 +96,6 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
     metrics = evaluate_run(trained, output=folder).metrics
     retention = json.loads((folder / "retention.json").read_text())
     naming = {f"naming_{group['group']}": group["boxes"]["naming_after"] for group in retention["groups"]}
-    prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
         index = load_annotations(

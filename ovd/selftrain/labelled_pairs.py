@@ -43,9 +43,9 @@ class LabelledPairs:
         self._labels = labels
         self._texts = texts
         self._with_boxes = with_boxes
-        num_pairs = sum(len(of_shard.keys) for of_shard in labels)
-        if num_pairs != len(shards):
-            raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {num_pairs}")
+        self._starts = np.cumsum([0, *(len(of_shard.keys) for of_shard in labels)])
+        if self._starts[-1] != len(shards):
+            raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
         self._kept = kept
         places = []
         for number, (of_shard, mask) in enumerate(zip(labels, kept, strict=True)):
@@ -58,7 +58,6 @@ class LabelledPairs:
         self._places: Int64[np.ndarray, "N 2"] = np.concatenate(places)
         if len(self._places) == 0:
             raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")
-        self._starts = np.cumsum([0, *(len(of_shard.keys) for of_shard in labels)])
         self.image_ids = -1 - (self._starts[self._places[:, 0]] + self._places[:, 1])
         """Minus one minus the pair's position in the shards: never an image id of the detection data."""
 

@@ -1,33 +1,15 @@
 """What the gates let in, against the embeddings themselves."""
 
-import copy
-
 import pytest
 import torch
+from small_detector import build_detector
 
 from ovd.engine.gate_statistics import gate_statistics
-from ovd.model.detector import Detector, Place
+from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection
-from ovd.model.tower import TimmTower
 
 LEVELS = ["P3", "P4", "P5", "P6", "P7"]
 IMAGES = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def build(clip, *places: Place) -> Detector:
-    torch.manual_seed(1)
-    return Detector(
-        TimmTower(copy.deepcopy(clip.model.visual)),
-        text_dim=256,
-        mean=clip.mean,
-        std=clip.std,
-        logit_scale=10.0,
-        channels=32,
-        num_convs=1,
-        shortcuts=frozenset(places),
-        per_channel_gates=True,
-        filter_size=3,
-    )
 
 
 def open_gates(detector: Detector) -> None:
@@ -38,14 +20,14 @@ def open_gates(detector: Detector) -> None:
 
 
 def test_a_fresh_detector_adds_nothing(untrained_clip):
-    values = gate_statistics(build(untrained_clip, "pyramid", "head"), IMAGES, low_precision=False)
+    values = gate_statistics(build_detector(untrained_clip, "pyramid", "head"), IMAGES, low_precision=False)
     parts = [*LEVELS, "head"]
     assert values == {f"added/{p}": 0 for p in parts} | {f"gate/{p}": 1 for p in parts} | {"filter/head": 0}
 
 
 @torch.no_grad()
 def test_added_length_is_the_distance_of_the_embeddings_from_the_shortcut(untrained_clip):
-    detector = build(untrained_clip, "pyramid").train()
+    detector = build_detector(untrained_clip, "pyramid").train()
     shortcut = detector(IMAGES).embeddings
     open_gates(detector)
     values = gate_statistics(detector, IMAGES, low_precision=False)
@@ -60,7 +42,7 @@ def test_added_length_is_the_distance_of_the_embeddings_from_the_shortcut(untrai
 
 @torch.no_grad()
 def test_head_and_filter_count_the_points_of_all_levels(untrained_clip):
-    detector = build(untrained_clip, "head")
+    detector = build_detector(untrained_clip, "head")
     assert detector.head_shortcut is not None
     learned, weights = detector.head_shortcut.learned, detector.head_shortcut.filter.weights
     assert learned.projection.bias is not None
@@ -74,7 +56,7 @@ def test_head_and_filter_count_the_points_of_all_levels(untrained_clip):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_leaves_no_trace(untrained_clip, training):
-    detector = build(untrained_clip, "pyramid", "head").train(training)
+    detector = build_detector(untrained_clip, "pyramid", "head").train(training)
     open_gates(detector)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -90,4 +72,4 @@ def test_looking_leaves_no_trace(untrained_clip, training):
 
 def test_a_detector_without_shortcuts_is_not_asked(untrained_clip):
     with pytest.raises(AssertionError, match="no gates"):
-        gate_statistics(build(untrained_clip), IMAGES, low_precision=False)
+        gate_statistics(build_detector(untrained_clip), IMAGES, low_precision=False)

@@ -1,6 +1,5 @@
 """Retention against a reference written out box by box, and what must hold of detectors whose answer is known."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.data.annotations import AnnotationIndex, load_annotations
@@ -35,19 +35,7 @@ NUM_IMAGES = 6
 
 
 def build(clip, *, gated: bool) -> Detector:
-    torch.manual_seed(1)
-    return Detector(
-        TimmTower(copy.deepcopy(clip.model.visual)),
-        text_dim=256,
-        mean=clip.mean,
-        std=clip.std,
-        logit_scale=10.0,
-        channels=32,
-        num_convs=1,
-        shortcuts=frozenset(("pyramid", "head") if gated else ()),
-        per_channel_gates=True,
-        filter_size=3,
-    ).eval()
+    return build_detector(clip, *(("pyramid", "head") if gated else ())).eval()
 
 
 def trained(clip) -> Detector:

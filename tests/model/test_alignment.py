@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip, load_clip
@@ -20,19 +21,7 @@ IMAGE_SIZES = [(96, 128), (64, 64), (160, 96)]
 
 
 def build(clip: Clip, *, gated: bool) -> Detector:
-    torch.manual_seed(1)
-    return Detector(
-        TimmTower(clip.model.visual),
-        text_dim=clip.model.visual.head.proj.out_features,
-        mean=clip.mean,
-        std=clip.std,
-        logit_scale=10.0,
-        channels=32,
-        num_convs=1,
-        shortcuts=frozenset(("pyramid", "head") if gated else ()),
-        per_channel_gates=True,
-        filter_size=3,
-    )
+    return build_detector(clip, *(("pyramid", "head") if gated else ()))
 
 
 @torch.no_grad()

@@ -1,35 +1,15 @@
 import pytest
 import torch
+from small_detector import build_detector
 
-from ovd.clip.load import Clip
-from ovd.model.detector import Detector, Place
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
 from ovd.model.gates import GatedProjection, ShortcutFilter, resample_dense
-from ovd.model.tower import TimmTower
-
-
-def build(clip: Clip, *places: Place, per_channel_gates: bool = False, keeps_clip: bool = False) -> Detector:
-    """A small fresh detector with shortcuts in these places."""
-    torch.manual_seed(1)
-    return Detector(
-        TimmTower(clip.model.visual),
-        text_dim=256,
-        mean=clip.mean,
-        std=clip.std,
-        logit_scale=10.0,
-        channels=32,
-        num_convs=1,
-        shortcuts=frozenset(places),
-        per_channel_gates=per_channel_gates,
-        filter_size=3,
-        keeps_clip=keeps_clip,
-    )
 
 
 @pytest.fixture(params=[("pyramid", "head"), ()], ids=["gated", "without shortcuts"])
 def detector(request, untrained_clip):
-    return build(untrained_clip, *request.param)
+    return build_detector(untrained_clip, *request.param, per_channel_gates=False)
 
 
 def images(batch, height, width):
@@ -149,7 +129,7 @@ def test_pyramid_refuses_strides_with_gaps():
 @pytest.mark.parametrize("places", [("pyramid",), ("head",), ("pyramid", "head"), ()])
 def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
     """Only the gates of these places exist, each reaches the embeddings, and every trainable parameter learns."""
-    detector = build(untrained_clip, *places, per_channel_gates=True)
+    detector = build_detector(untrained_clip, *places)
     gates = [module for module in detector.modules() if isinstance(module, GatedProjection)]
     assert len(gates) == ("pyramid" in places) * len(detector.strides) + ("head" in places)
     for gate in gates:
@@ -162,7 +142,7 @@ def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
 
 
 def test_the_dense_feature_is_predicted_in_evaluation_where_it_is_asked_for(untrained_clip):
-    detector, gated = build(untrained_clip, keeps_clip=True), build(untrained_clip, "head")
+    detector, gated = build_detector(untrained_clip, keeps_clip=True), build_detector(untrained_clip, "head")
     batch = images(1, 64, 96)
     assert detector.train()(batch).clip is None
     found = detector.eval()(batch)
