@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from ovd.engine.train import Saving, Schedule
 from ovd.inference import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.postprocess import ScoreEnsemble
-from ovd.model.tower import TimmTower
+from ovd.model.tower import ImageTower
+from ovd.model.towers import image_tower
 from ovd.precision import use_low_precision
 from ovd.selftrain.filter import Filters, filter_labels
 from ovd.selftrain.labelled_pairs import LabelledPairs
@@ -66,12 +68,34 @@ def low_precision(config: TrainConfig) -> bool:
     return use_low_precision(config.train.precision, resolve_device(config))
 
 
+def build_tower(config: TrainConfig, clip: Clip) -> ImageTower:
+    """CLIP's image tower with what the config says of it.
+
+    Raises:
+        ValueError: the tower is of no supported family, or its family lacks what is asked of it.
+    """
+    options = config.detector
+    windows = {"window": options.window, "global_blocks": options.global_blocks} if options.window else {}
+    tower = image_tower(clip.model.visual, **windows)
+    if options.freeze_tower:
+        tower.requires_grad_(False)
+    if options.frozen_layers:
+        layers = tower.layers()
+        if options.frozen_layers > len(layers):
+            raise ValueError(f"detector.frozen_layers is {options.frozen_layers}; {config.clip.name} has {len(layers)}")
+        for parameter in chain.from_iterable(layers[: options.frozen_layers]):
+            parameter.requires_grad_(False)
+    if options.recompute:
+        tower.checkpoint_activations()
+    if options.drop_path:
+        tower.set_drop_path(options.drop_path)
+    return tower
+
+
 def build_detector(config: TrainConfig, clip: Clip) -> Detector:
     """A fresh detector around CLIP's image tower. Uses torch's global random state for the learned path."""
     shortcuts = config.detector.shortcuts
-    tower = TimmTower(clip.model.visual)
-    if config.detector.freeze_tower:
-        tower.requires_grad_(False)
+    tower = build_tower(config, clip)
     return Detector(
         tower,
         text_dim=encode_classes(clip, ["anything"], ("{}",)).shape[1],
@@ -229,22 +253,47 @@ def load_labelled_pairs(
     return LabelledPairs(shards, labels, kept, texts, with_boxes=config.use == "boxes"), texts, counts
 
 
+def images_per_step(config: TrainConfig) -> tuple[int, int]:
+    """How many images of the detection data a batch holds, and how many image-text pairs."""
+    batch_size = config.train.batch_size
+    if config.data.pairs is None:
+        return batch_size, 0
+    num_paired = min(batch_size - 1, max(1, round(batch_size * config.data.pairs.share)))
+    return batch_size - num_paired, num_paired
+
+
+def samples_drawn(found: checkpoint.Checkpoint) -> tuple[int, int]:
+    """How many images of the detection data, and how many pairs, a run and those it went on from had drawn."""
+    config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    first, first_paired = found.extra["first_samples"]
+    num_annotated, num_paired = images_per_step(config)
+    return first + found.step * num_annotated, first_paired + found.step * num_paired
+
+
 def training_batches(
-    config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None = None
+    config: TrainConfig,
+    index: AnnotationIndex,
+    pairs: LabelledPairs | None = None,
+    *,
+    first_samples: tuple[int, int],
+    size_divisor: int,
 ) -> Callable[[int], Iterator[Batch]]:
-    """The batches from a step on; with pairs, each holds both at the configured share."""
+    """The batches from a step on; with pairs, each holds both at the configured share.
+
+    Args:
+        first_samples: how many images of the detection data, and how many pairs, earlier stages have drawn, so that
+            this one goes on with what they have not seen.
+        size_divisor: of the detector.
+    """
     transform = train_transform(
         size=config.data.size, scale=config.data.scale, flip=config.data.flip, color=config.data.colour
     )
-
-    batch_size, seed = config.train.batch_size, config.train.seed
-    num_paired = 0
-    if pairs is not None:
-        assert config.data.pairs is not None
-        num_paired = min(batch_size - 1, max(1, round(batch_size * config.data.pairs.share)))
+    seed, (num_annotated, num_paired) = config.train.seed, images_per_step(config)
     repeat = repeat_factors(index, config.data.repeat_threshold)
 
-    def load(source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None) -> Iterator[Batch]:
+    def load(
+        source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None, first_sample: int
+    ) -> Iterator[Batch]:
         return train_loader(
             source,
             transform=transform,
@@ -254,13 +303,16 @@ def training_batches(
             num_steps=config.train.steps - start,
             num_workers=config.data.workers,
             repeat=repeat,
+            first_sample=first_sample,
+            size_divisor=size_divisor,
         )
 
     def batches_from(step: int) -> Iterator[Batch]:
-        annotated = load(index, step, batch_size - num_paired, seed, repeat)
+        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0])
         if pairs is None:
             return annotated
-        return mix_batches(annotated, load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None))
+        paired = load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None, first_samples[1])
+        return mix_batches(annotated, paired)
 
     return batches_from
 
@@ -271,6 +323,7 @@ def build_schedule(config: TrainConfig) -> Schedule:
     names = Schedule.__dataclass_fields__.keys() - {
         "text_noise",
         "sampled_texts",
+        "pair_box_loss",
         "image_label_weight",
     }
     settings = {name: getattr(config.train, name) for name in names}
@@ -278,17 +331,19 @@ def build_schedule(config: TrainConfig) -> Schedule:
         **settings,
         text_noise=config.bank.noise,
         sampled_texts=pairs.sampled_texts if pairs is not None else 0,
+        pair_box_loss=pairs is not None and pairs.box_loss,
         image_label_weight=weight,
     )
 
 
-def build_saving(config: TrainConfig) -> Saving:
+def build_saving(config: TrainConfig, first_samples: tuple[int, int]) -> Saving:
     return Saving(
         run_dir=config.output,
         save_every=config.train.save_every,
         keep_checkpoints=config.train.keep_checkpoints,
         eval_every=config.train.eval_every,
         resolved_config=config.model_dump(mode="json"),
+        first_samples=first_samples,
     )
 
 

@@ -100,6 +100,16 @@ class DetectorConfig(Section):
     num_convs: PositiveInt = 4
     """3 x 3 convolutions in each of the head's two towers."""
     freeze_tower: bool = False
+    frozen_layers: NonNegativeInt = 0
+    """Of the tower, from its input on, do not learn: the stem, then blocks."""
+    recompute: bool = False
+    """Recompute the tower's activations in the backward pass: less memory, about a third more time."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth in the tower's last block, falling to 0 at its first."""
+    window: NonNegativeInt = 0
+    """Side of the squares of patches that a transformer's attention stays within; 0 for attention to all."""
+    global_blocks: NonNegativeInt = 4
+    """With `window`: so many blocks, evenly spread, attend to all."""
 
 
 class WorldData(Section):
@@ -146,6 +156,9 @@ class PairsConfig(Section):
     """Over all pairs, at most this many boxes of a text, the best scores first."""
     sampled_texts: NonNegativeInt = 100
     """Texts drawn besides those of the batch, by number of pairs to the power 0.5, as negatives of its pairs."""
+    box_loss: bool = False
+    """Whether the teacher's boxes teach the box branch, too. If not, they teach what is in them alone, and where
+    objects end is learned from people's boxes."""
     image_label_weight: PositiveFloat = 0.1
     """Weight of the loss of `image_labels`."""
 
@@ -175,6 +188,8 @@ class TrainSection(Section):
     learning_rate: PositiveFloat = 1e-3
     tower_rate: NonNegativeFloat = 0.1
     """Learning rate of the image tower, as a factor."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer of the tower learns at this much of the rate of the next one."""
     gate_rate: NonNegativeFloat = 1.0
     """Learning rate of the shortcuts' gates, as a factor."""
     logit_rate: NonNegativeFloat = 10.0
@@ -229,8 +244,8 @@ class TrainConfig(Section):
     init_from: Path | None = None
     """Start from a trained detector (a run folder, a checkpoint folder or a weights file) instead of CLIP alone."""
     init_state: Literal["averaged", "training"] = "averaged"
-    """What `init_from` gives: the averaged weights, for a new start; or all that a resumed run would have, the
-    optimizer's moments too, to go on with other data without a jolt."""
+    """What `init_from` gives: the averaged weights, for a new start; or all that a resumed run would have, to go on
+    without a jolt: the optimizer's moments, and the images that were not drawn yet."""
     bank: BankConfig = BankConfig()
     detector: DetectorConfig = DetectorConfig()
     data: DataConfig = DataConfig()
@@ -412,3 +427,11 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
             if isinstance(option, type) and issubclass(option, BaseModel):
                 keys += _known_keys(option, f"{prefix}{name}.")
     return keys
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, as they are given on a command line."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

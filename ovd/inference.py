@@ -17,8 +17,6 @@ from ovd.model.postprocess import ScoreEnsemble, postprocess
 from ovd.precision import autocast, memory_format
 from ovd.structures import Detections, Predictions
 
-SIZE_DIVISOR = 32
-
 
 @dataclass(frozen=True)
 class DetectionOptions:
@@ -102,7 +100,7 @@ def detect_image(
     """Detections in one RGB image of any size, which is resized to a longest side of `size`."""
     resized = torch.from_numpy(np.ascontiguousarray(eval_transform(size=size)(image))).permute(2, 0, 1)
     height, width = resized.shape[1:]
-    padded = F.pad(resized, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
+    padded = F.pad(resized, (0, -width % detector.size_divisor, 0, -height % detector.size_divisor))
     found = detect(
         detector,
         text,
@@ -133,7 +131,9 @@ def detect_dataset(
     Raises:
         DataError: an image is missing or cannot be read; an evaluation never leaves one out.
     """
-    loader = eval_loader(index, size=size, batch_size=batch_size, num_workers=num_workers, size_divisor=SIZE_DIVISOR)
+    loader = eval_loader(
+        index, size=size, batch_size=batch_size, num_workers=num_workers, size_divisor=detector.size_divisor
+    )
     for batch, original_sizes in loader:
         found = detect(
             detector,

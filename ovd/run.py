@@ -21,11 +21,12 @@ from ovd.build import (
     load_validation_index,
     low_precision,
     resolve_device,
+    samples_drawn,
     score_ensemble,
     training_batches,
 )
 from ovd.clip.load import load_clip
-from ovd.config import TrainConfig, WorldData
+from ovd.config import TrainConfig, WorldData, flatten
 from ovd.data.annotations import AnnotationIndex, load_annotations
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS, build_world
@@ -47,7 +48,7 @@ from ovd.evaluation.results import write_results
 from ovd.evaluation.truth import read_truth
 from ovd.inference import DetectionOptions, prepare
 from ovd.model.detector import Detector
-from ovd.model.tower import TimmTower
+from ovd.model.towers import image_tower
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
 from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards
@@ -93,10 +94,13 @@ def train_from_config(
     torch.manual_seed(config.train.seed)
     clip = load_clip(config.clip.name, config.clip.weights)
     detector = build_detector(config, clip)
-    go_on_from = None
-    if config.init_from is not None and found is None:
+    go_on_from, first_samples = None, (0, 0)
+    if found is not None:
+        first_samples = tuple(found.extra["first_samples"])
+    elif config.init_from is not None:
         if config.init_state == "training":
             go_on_from = find_checkpoint(config.init_from)
+            first_samples = samples_drawn(go_on_from)
         else:
             initialise(detector, config.init_from)
     pairs, pair_texts = None, None
@@ -117,12 +121,12 @@ def train_from_config(
 
     _, metrics = train(
         detector,
-        training_batches(config, index, pairs),
+        training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor),
         build_text_bank(config, clip, index),
         torch.tensor([category.image_count for category in index.categories]),
         pair_texts,
         schedule=build_schedule(config),
-        saving=build_saving(config),
+        saving=build_saving(config, first_samples),
         report=report,
         device=device,
         low_precision=low_precision(config),
@@ -152,7 +156,7 @@ def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
     Raises:
         ValueError: naming every setting that differs, but for those that do not change what is learned.
     """
-    before, now = _flatten(stored), _flatten(config.model_dump(mode="json"))
+    before, now = flatten(stored), flatten(config.model_dump(mode="json"))
     different = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -160,13 +164,6 @@ def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
     ]
     if different:
         raise ValueError(f"{config.output} was started with other settings: {'; '.join(different)}")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def detect_all(
@@ -236,7 +233,7 @@ def retention_of(trained: TrainedDetector, index: AnnotationIndex, size: int | N
     untouched = load_clip(config.clip.name, config.clip.weights)
     return measure_retention(
         trained.detector,
-        TimmTower(untouched.model.visual),
+        image_tower(untouched.model.visual),
         evaluation_text(
             config,
             trained.clip,

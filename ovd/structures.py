@@ -75,6 +75,11 @@ class Batch:
     repaired: tuple[str, ...] = ()
     """A line "CODE where and what" for every sample in it that needed a repair."""
 
+    def is_pair(self) -> Bool[Tensor, " B"]:
+        """Which images are image-text pairs."""
+        number = torch.arange(len(self.targets), device=self.images.device)
+        return number >= len(self.targets) - self.num_pairs
+
     def to(self, device: torch.device) -> "Batch":
         targets = tuple(item.to(device) for item in self.targets)
         return replace(self, images=self.images.to(device), sizes=self.sizes.to(device), targets=targets)

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from ovd.build import build_class_bank, read_paraphrases
-from ovd.config import BankConfig
+from ovd.build import build_class_bank, build_detector, build_schedule, build_tower, read_paraphrases
+from ovd.config import BankConfig, TrainConfig, parse_config
+from ovd.engine.train import build_groups
 
 
 def test_paraphrases_come_in_the_order_of_the_classes(tmp_path):
@@ -38,3 +39,31 @@ def test_a_bank_file_stands_in_for_building_one(tiny_clip, tmp_path):
         bank.sample(torch.tensor(rows), generator=generator(0)) for bank, rows in ((built, [2, 0]), (read, [0, 1]))
     )
     assert torch.equal(there, here)
+
+
+def train_config(**detector) -> TrainConfig:
+    train = {"steps": 1, "tower_rate": 0.5, "layer_decay": detector.pop("layer_decay", 1.0)}
+    return parse_config({"output": "x", "detector": detector, "train": train}, TrainConfig, "test")
+
+
+def test_first_layers_of_the_tower_are_frozen(untrained_clip):
+    tower = build_tower(train_config(frozen_layers=2), untrained_clip)
+    layers = tower.layers()
+    assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
+    with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99; tiny has"):
+        build_tower(train_config(frozen_layers=99), untrained_clip)
+    with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
+        build_tower(train_config(window=7), untrained_clip)
+
+
+def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip):
+    config = train_config(layer_decay=0.5, channels=32, num_convs=1)
+    detector = build_detector(config, untrained_clip)
+    groups = build_groups(detector, build_schedule(config))
+    rate_of = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    assert len(rate_of) == sum(p.requires_grad for p in detector.parameters())
+    layers = detector.tower.layers()
+    assert {rate_of[id(p)] for p in detector.tower.projection_parameters()} == {0.5}
+    for number, layer in enumerate(reversed(layers)):
+        assert {rate_of[id(p)] for p in layer} == {0.5 * 0.5 ** (number + 1)}
+    assert {rate_of[id(p)] for p in detector.head.parameters()} == {1.0}

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 import ovd.run
 from ovd.ablation.row import Stages, at_length, read_row, run_row
-from ovd.build import load_detector, load_labelled_pairs
+from ovd.build import load_detector, load_labelled_pairs, samples_drawn
 from ovd.config import AblationConfig, AblationRow, ConfigError, LabelsConfig, TrainConfig, load_config, parse_config
 from ovd.data.pairs import write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
+from ovd.engine import checkpoint
 from ovd.run import evaluate_run, pseudo_label_run, train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 
@@ -193,6 +194,18 @@ def test_every_row_of_the_table_has_as_many_steps_and_images_a_step():
             assert row.teacher.train.batch_size == row.final.train.batch_size
 
 
+def test_a_rows_hash_is_of_the_settings_that_are_not_at_their_defaults():
+    def hash_of(*overrides: str, labels: LabelsConfig | None = None) -> str:
+        config = load_config(CONFIGS / "gated.yaml", list(overrides), TrainConfig)
+        return Stages(config, None, labels).hash()
+
+    assert hash_of("data.flip=0.5", "train.seed=7", "data.source.seed=7", "output=elsewhere") == hash_of()
+    others = {hash_of("data.flip=0.4"), hash_of("detector.shortcuts.kind=none"), hash_of("train.steps=1")}
+    others.add(hash_of(labels=LabelsConfig(queries="nouns")))
+    others.add(hash_of(labels=LabelsConfig(queries="nouns", shards=1)))
+    assert len(others | {hash_of()}) == 6
+
+
 def test_going_on_from_another_run_takes_its_average_and_the_optimizers_moments(tmp_path, miniature_world):
     def run(output: str, **changes) -> Path:
         values = make_config(tmp_path / output, miniature_world, **changes).model_dump(mode="json")
@@ -203,6 +216,8 @@ def test_going_on_from_another_run_takes_its_average_and_the_optimizers_moments(
     first = run("first")
     onward = run("onward", init_from=str(tmp_path / "first"), init_state="training")
     anew = run("anew", init_from=str(tmp_path / "first"))
+    drawn = [samples_drawn(checkpoint.read(folder)) for folder in (first, onward, anew)]
+    assert drawn == [(4, 0), (8, 0), (4, 0)]
     before, after, fresh = (load_file(folder / "optimizer.safetensors") for folder in (first, onward, anew))
     squares = [name for name in before if "exp_avg_sq" in name]
     assert squares

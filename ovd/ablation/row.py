@@ -9,12 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ovd.ablation.records import Record
 from ovd.build import load_detector, resolve_device
-from ovd.config import AblationRow, ConfigError, LabelsConfig, TrainConfig, WorldData, load_config
+from ovd.config import (
+    AblationRow,
+    ConfigError,
+    LabelsConfig,
+    TrainConfig,
+    TrainSection,
+    WorldData,
+    flatten,
+    load_config,
+)
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
@@ -38,15 +48,17 @@ class Stages:
         return self.final.train.steps + (self.teacher.train.steps if self.teacher is not None else 0)
 
     def hash(self) -> str:
-        """Of all that a run's figures depend on, for every seed the same."""
-        content = [
-            None if stage is None else stage.model_dump(mode="json")
-            for stage in (
-                at_seed(self.final, 0, Path()),
-                self.teacher and at_seed(self.teacher, 0, Path()),
-                self.labels,
-            )
-        ]
+        """Of all that a run's figures depend on, for every seed the same.
+
+        Settings at their defaults are left out, so that a setting which is new and changes nothing does not make
+        records outdated. A default that is changed must be written into the configs that had it.
+        """
+        defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
+        content: list[dict[str, Any]] = []
+        for stage in (self.final, self.teacher):
+            settings = flatten(at_seed(stage, 0, Path()).model_dump(mode="json")) if stage else {}
+            content.append({name: value for name, value in settings.items() if defaults.get(name, ...) != value})
+        content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -54,6 +54,10 @@ class TinyNet(nn.Module):
             raise ValueError(f"the tiny net has average pooling and no classifier, not {global_pool=}, {num_classes=}")
         self.num_classes = num_classes
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """What timm groups parameters into layers by: the stem, then the stages or their parts."""
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
     def forward_intermediates(
         self,
         x: Float[Tensor, "B 3 H W"],

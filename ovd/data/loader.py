@@ -96,20 +96,23 @@ class TrainOrder:
     out at an epoch's end.
     """
 
-    def __init__(self, *, num_images: int, repeat: Float64[np.ndarray, " N"], seed: int, batch_size: int):
+    def __init__(
+        self, *, num_images: int, repeat: Float64[np.ndarray, " N"], seed: int, batch_size: int, first_sample: int = 0
+    ):
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"{num_images} images in batches of {batch_size}: expected at least one of each")
         self._num_images = num_images
         self._repeat = repeat
         self._seed = seed
         self._batch_size = batch_size
+        self._first_sample = first_sample
         self._length = epoch_length(repeat)
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> list[DrawnSample]:
         """The samples of a step; the first call and each new epoch cost one shuffle, whatever the step."""
-        first = step * self._batch_size
+        first = self._first_sample + step * self._batch_size
         return [self._sample(position) for position in range(first, first + self._batch_size)]
 
     def _sample(self, position: int) -> DrawnSample:
@@ -175,6 +178,7 @@ def train_loader(
     num_steps: int,
     num_workers: int,
     repeat: Float64[np.ndarray, " N"] | None = None,
+    first_sample: int = 0,
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[Batch]:
@@ -187,6 +191,7 @@ def train_loader(
         transform: a pure function of (sample, seed).
         num_workers: processes (forked) that load ahead; 0 loads in the calling process.
         repeat: see `repeat_factors`; None shows every image once an epoch.
+        first_sample: where in the order step 0 stands, for a run that goes on with the data of an earlier one.
         size_divisor: images are padded at the right and bottom to a multiple of it.
         timeout_s: how long a batch may take in a worker.
 
@@ -197,7 +202,9 @@ def train_loader(
     """
     if repeat is None:
         repeat = np.ones(len(source))
-    order = TrainOrder(num_images=len(source), repeat=repeat, seed=seed, batch_size=batch_size)
+    order = TrainOrder(
+        num_images=len(source), repeat=repeat, seed=seed, batch_size=batch_size, first_sample=first_sample
+    )
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
     dataset = DetectionDataset(source, transform)
     steps = range(start_step, start_step + num_steps)

@@ -22,12 +22,11 @@ from ovd.data.annotations import AnnotationIndex, Ragged
 from ovd.data.loader import eval_loader
 from ovd.evaluation.report import ClassRow
 from ovd.evaluation.results import replacing
-from ovd.inference import SIZE_DIVISOR
 from ovd.model.assign import assign_fcos
 from ovd.model.detector import Detector
 from ovd.model.gates import resample_dense
 from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits, unit_embeddings
-from ovd.model.tower import TimmTower
+from ovd.model.tower import ImageTower
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress
 from ovd.structures import Points, Targets
@@ -93,7 +92,7 @@ class Retention:
 @torch.no_grad()
 def measure_retention(
     detector: Detector,
-    clip_tower: TimmTower,
+    clip_tower: ImageTower,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
@@ -123,7 +122,8 @@ def measure_retention(
     """
     if len(text) != len(index.categories):
         raise ValueError(f"{index.path} has {len(index.categories)} classes, but there are {len(text)} rows of text")
-    assert clip_tower.trunk is not detector.tower.trunk, "the detector's own tower does not tell what CLIP was"
+    shared = next(clip_tower.parameters()) is next(detector.tower.parameters())
+    assert not shared, "the detector's own tower does not tell what CLIP was"
     device = detector.threshold.device
     clip_tower.to(device).to(memory_format=memory_format(low_precision))
     text = text.to(device)
@@ -132,7 +132,9 @@ def measure_retention(
 
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
     num_without_point = 0
-    loader = eval_loader(index, size=size, batch_size=batch_size, num_workers=num_workers, size_divisor=SIZE_DIVISOR)
+    loader = eval_loader(
+        index, size=size, batch_size=batch_size, num_workers=num_workers, size_divisor=detector.size_divisor
+    )
     for batch, _ in progress(loader, -(-len(index) // batch_size), "measuring retention"):
         batch = batch.to(device)
         points = detector.points(batch.images)
@@ -262,7 +264,7 @@ def _places(points: Points, targets: tuple[Targets, ...], matched: Int[Tensor, "
 
 def _compare(
     detector: Detector,
-    clip_tower: TimmTower,
+    clip_tower: ImageTower,
     text: Float[Tensor, "C D"],
     images: UInt8[Tensor, "B 3 H W"],
     places: _Places,
@@ -272,7 +274,7 @@ def _compare(
     """At each place what `Figures` is the mean of, in its order."""
     pixels = ((images.float() - detector.mean) / detector.std).contiguous(memory_format=memory_format(low_precision))
 
-    def dense(tower: TimmTower) -> Float[Tensor, "N D"]:
+    def dense(tower: ImageTower) -> Float[Tensor, "N D"]:
         feature, stride = tower(pixels).dense, tower.strides[-1]
         levels = [
             resample_dense(feature, stride, (-(-images.shape[-2] // level), -(-images.shape[-1] // level)), level)

@@ -34,6 +34,7 @@ from ovd.model.gates import GatedProjection
 from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import detection_losses
 from ovd.model.similarity import initial_bias
+from ovd.model.tower import ImageTower
 from ovd.precision import autocast, memory_format
 from ovd.structures import Batch
 from ovd.text.bank import TextBank
@@ -53,6 +54,7 @@ class Schedule:
     seed: int
     learning_rate: float
     tower_rate: float
+    layer_decay: float
     gate_rate: float
     logit_rate: float
     weight_decay: float
@@ -64,6 +66,8 @@ class Schedule:
     sampled_classes: int
     text_noise: float
     sampled_texts: int
+    pair_box_loss: bool
+    """Whether boxes of image-text pairs teach the box branch, too."""
     image_label_weight: float
     """Of the loss of image-text pairs' texts as image-level labels; 0 leaves it out."""
 
@@ -78,6 +82,8 @@ class Saving:
     eval_every: int
     """0: at the end only."""
     resolved_config: dict[str, Any]
+    first_samples: tuple[int, int] = (0, 0)
+    """How many images of the detection data, and how many pairs, earlier stages had drawn; stored."""
 
 
 def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]:
@@ -94,12 +100,24 @@ def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]
     return parameter_groups(
         detector,
         {
-            "tower": GroupSpec([detector.tower], lr_factor=schedule.tower_rate, weight_decay=decay),
+            **_tower_groups(detector.tower, schedule),
             "learned": GroupSpec(learned, weight_decay=decay),
             "gates": GroupSpec(gates, lr_factor=schedule.gate_rate),
             "logit": GroupSpec([detector.log_scale, detector.threshold], lr_factor=schedule.logit_rate),
         },
     )
+
+
+def _tower_groups(tower: ImageTower, schedule: Schedule) -> dict[str, GroupSpec]:
+    """The tower at one rate, or with layer-wise decay (BEiT, arXiv:2106.08254) a group for each of its layers."""
+    rate, decay = schedule.tower_rate, schedule.weight_decay
+    if schedule.layer_decay == 1:
+        return {"tower": GroupSpec([tower], lr_factor=rate, weight_decay=decay)}
+    layers = [*tower.layers(), tower.projection_parameters()]
+    return {
+        f"tower/{number}": GroupSpec(layer, rate * schedule.layer_decay ** (len(layers) - 1 - number), decay)
+        for number, layer in enumerate(layers)
+    }
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -178,7 +196,11 @@ def train(
                 optimizer=optimizer,
                 config=saving.resolved_config,
                 ema=ema,
-                extra={"text_tower": bank.tower, "classes": list(bank.names)},
+                extra={
+                    "text_tower": bank.tower,
+                    "classes": list(bank.names),
+                    "first_samples": list(saving.first_samples),
+                },
                 keep=saving.keep_checkpoints,
             )
             report.write(saving.run_dir / "data_report.json")
@@ -218,6 +240,7 @@ def train(
                 class_rows=texts.classes,
                 class_mask=texts.mask,
                 class_mask_in_boxes=texts.mask_in_boxes,
+                names_only=batch.is_pair() & (not schedule.pair_box_loss),
                 points=points,
                 scale=detector.scale,
                 bias=detector.bias,

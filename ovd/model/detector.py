@@ -7,9 +7,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ovd.model.fcos_head import FcosHead, make_points
-from ovd.model.fpn import FeaturePyramid
+from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense
-from ovd.model.tower import TimmTower
+from ovd.model.tower import ImageTower
 from ovd.structures import Points, Predictions
 
 Place = Literal["pyramid", "head"]
@@ -40,7 +40,7 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        tower: TimmTower,
+        tower: ImageTower,
         *,
         text_dim: int,
         mean: tuple[float, ...],
@@ -68,7 +68,11 @@ class Detector(nn.Module):
         """
         super().__init__()
         self.tower = tower
-        self.pyramid = FeaturePyramid(tower.channels, tower.strides, channels)
+        self.pyramid = (
+            FeaturePyramid(tower.channels, tower.strides, channels)
+            if len(tower.strides) > 1
+            else SimplePyramid(tower.channels[0], tower.strides[0], channels)
+        )
         self.strides = self.pyramid.strides
         self.head = FcosHead(channels, num_convs, self.strides)
         self.gated = bool(shortcuts)
@@ -86,11 +90,17 @@ class Detector(nn.Module):
             self.head.class_tower.requires_grad_(False)  # nothing is made of it
         if not self.gated:
             self.projection = unit_projection(channels, text_dim)
-            tower.projection.requires_grad_(False)  # nothing is learned through a feature that is not used
+            for parameter in tower.projection_parameters():
+                parameter.requires_grad_(False)  # nothing is learned through a feature that is not used
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
         self.threshold = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def size_divisor(self) -> int:
+        """Image sides must be padded to multiples of it."""
+        return self.tower.size_divisor
 
     @property
     def scale(self) -> Float[Tensor, ""]:
@@ -110,10 +120,10 @@ class Detector(nn.Module):
             self.threshold.copy_(-bias / self.scale)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
-        """RGB images, 0..255; sides in multiples of the tower's last stride."""
-        largest = max(self.tower.strides)
-        if images.shape[-2] % largest or images.shape[-1] % largest:
-            raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {largest}; pad them")
+        """RGB images, 0..255; sides in multiples of `size_divisor`."""
+        divisor = self.size_divisor
+        if images.shape[-2] % divisor or images.shape[-1] % divisor:
+            raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
         pixels = (images.float() - self.mean) / self.std
         if self.head.distances.weight.is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al. 2017) on the tower's maps, extended by strided convolutions up to P7."""
+"""Feature pyramids of five levels: on a tower's maps (Lin et al. 2017), or on one map of a plain transformer."""
 
 import itertools
 
@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-COARSEST_STRIDE = 128
+NUM_LEVELS = 5
+"""P3 to P7: strides 8 to 128, where the finest is 8."""
 CHANNELS_PER_GROUP = 8
 
 
@@ -16,7 +17,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class FeaturePyramid(nn.Module):
-    """P3..P7 of one width. Levels below the tower's last stride take the tower's maps, the others are strided down."""
+    """Five levels of one width: one for each of the tower's maps, the others strided down."""
 
     def __init__(self, tower_channels: tuple[int, ...], tower_strides: tuple[int, ...], channels: int):
         """
@@ -33,13 +34,8 @@ class FeaturePyramid(nn.Module):
         self.outputs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels)) for _ in tower_channels
         )
-        self.strides = list(tower_strides)
-        self.extras = nn.ModuleList()
-        while self.strides[-1] < COARSEST_STRIDE:
-            self.extras.append(
-                nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), group_norm(channels))
-            )
-            self.strides.append(2 * self.strides[-1])
+        self.extras = strided_levels(channels, NUM_LEVELS - len(tower_strides))
+        self.strides = [tower_strides[0] * 2**level for level in range(NUM_LEVELS)]
 
     def forward(self, maps: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
         """One B x channels x h_l x w_l map per stride of `strides`."""
@@ -50,3 +46,49 @@ class FeaturePyramid(nn.Module):
         for extra in self.extras:
             levels.append(extra(F.relu(levels[-1])))
         return levels
+
+
+class SimplePyramid(nn.Module):
+    """Five levels from the single map of a plain transformer (ViTDet, arXiv:2203.16527).
+
+    Half the map's stride by a transposed convolution, its own, twice it by max-pooling, the others strided down.
+    """
+
+    def __init__(self, tower_channels: int, tower_stride: int, channels: int):
+        """
+        Args:
+            tower_channels, tower_stride: of the tower's only map; the stride even.
+            channels: width of the pyramid, a multiple of 32.
+        """
+        super().__init__()
+        self.finer = nn.Sequential(
+            nn.ConvTranspose2d(tower_channels, tower_channels // 2, 2, stride=2),
+            group_norm(tower_channels // 2),
+            nn.GELU(),
+            nn.Conv2d(tower_channels // 2, channels, 1),
+        )
+        self.same = nn.Conv2d(tower_channels, channels, 1)
+        self.coarser = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(tower_channels, channels, 1))
+        self.outputs = nn.ModuleList(
+            nn.Sequential(group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels))
+            for _ in range(3)
+        )
+        self.extras = strided_levels(channels, NUM_LEVELS - 3)
+        self.strides = [tower_stride * 2**level // 2 for level in range(NUM_LEVELS)]
+
+    def forward(self, maps: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
+        """One B x channels x h_l x w_l map per stride of `strides`."""
+        (only,) = maps
+        scales = (self.finer(only), self.same(only), self.coarser(only))
+        levels = [output(scale) for output, scale in zip(self.outputs, scales, strict=True)]
+        for extra in self.extras:
+            levels.append(extra(F.relu(levels[-1])))
+        return levels
+
+
+def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
+    """Convolutions that make each level of the one below."""
+    return nn.ModuleList(
+        nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), group_norm(channels))
+        for _ in range(num_levels)
+    )

@@ -21,6 +21,7 @@ def detection_losses(
     class_rows: Int[Tensor, " C"],
     class_mask: Bool[Tensor, "B C"],
     class_mask_in_boxes: Bool[Tensor, "B C"],
+    names_only: Bool[Tensor, " B"],
     points: Points,
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
@@ -37,6 +38,8 @@ def detection_losses(
         class_rows: which row of the vocabulary each row of `text` is, ascending; it holds every class of `targets`.
         class_mask: which classes count at an image's unmatched points (`federated.class_mask`).
         class_mask_in_boxes: which count at points that are matched to a box of another class.
+        names_only: images whose boxes teach what is in them but not where their sides are: `box` and `quality` leave
+            them out.
         scale, bias: of the class logits, scale * cosine + bias.
         alpha, gamma: of the focal loss.
     """
@@ -46,12 +49,13 @@ def detection_losses(
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=positive.device).cumsum(0)
     box = first_box[image] + assignment.matched[image, point]
 
+    exact = ~names_only[image]
     loss_box, loss_quality = box_and_quality_losses(
-        predictions.boxes[image, point],
-        predictions.quality[image, point],
-        true_boxes=torch.cat([t.boxes for t in targets])[box],
-        centers=points.centers[point],
-        wrong_scale_quality=predictions.quality[assignment.wrong_scale & ~assignment.ignored],
+        predictions.boxes[image[exact], point[exact]],
+        predictions.quality[image[exact], point[exact]],
+        true_boxes=torch.cat([t.boxes for t in targets])[box[exact]],
+        centers=points.centers[point[exact]],
+        wrong_scale_quality=predictions.quality[assignment.wrong_scale & ~assignment.ignored & ~names_only[:, None]],
     )
 
     labels = torch.full_like(assignment.matched, -1)

@@ -1,12 +1,15 @@
-"""The image tower: CLIP's own, giving multi-scale maps and a text-aligned feature at every location."""
+"""The image tower: CLIP's own, giving multi-scale maps and a text-aligned feature at every location.
 
+The families are in tower_convolution.py and tower_transformer.py; `towers.image_tower` picks by the model's type.
+"""
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from open_clip.timm_model import TimmModel
+from timm.layers import DropPath
+from timm.models import group_parameters
 from torch import Tensor, nn
-
-FINEST_STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -17,54 +20,78 @@ class TowerOutput:
     """S5: the last map through CLIP's own pooling and projection, per location; in the text space."""
 
 
-class TimmTower(nn.Module):
-    """An average-pooling timm tower of an open_clip model (the tiny net, ConvNeXt, NFNet, plain ResNets).
+class ImageTower(nn.Module, ABC):
+    """CLIP's image side, cut in two: what makes the last map, and what pools and projects it.
 
-    The dense feature treats every location of the last map as a map of its own, 1 x 1, and sends it through the
-    modules that pool and project in CLIP. Average pooling commutes with a linear projection, so with no norm between
-    the two the mean over locations is exactly the pooled embedding; ConvNeXt has a LayerNorm there, which makes it
-    approximate.
+    Three things hold of every family. The dense feature is what CLIP's own path makes of one location, as if there were
+    no other; where all locations of the last map are the same, each gives the pooled embedding; and the whole map
+    pooled is `encode_image` on CLIP's native size. Where CLIP takes the mean and projects linearly, the mean of the
+    dense feature is the pooled embedding for any image too.
 
-    The tower stays in eval mode: batch norms keep their statistics, and nothing is dropped, so that training starts
-    from exactly the features CLIP has.
+    Batch norms keep their statistics and no dropout acts, in training too, so that it starts from exactly the features
+    CLIP has; only stochastic depth, where a config asks for it, is on in training.
     """
 
-    def __init__(self, visual: TimmModel):
-        """
-        Args:
-            visual: the image side of an open_clip model; its modules are used as they are.
+    channels: tuple[int, ...]
+    """Of the maps, finest first."""
+    strides: tuple[int, ...]
+    """Of the maps, finest first. The dense feature has the last one's."""
+    size_divisor: int
+    """Image sides must be multiples of it."""
 
-        Raises:
-            ValueError: the tower has no feature maps by stage, or pools by attention.
-        """
-        super().__init__()
-        if not isinstance(visual, TimmModel) or not hasattr(visual.trunk, "feature_info"):
-            raise ValueError(f"{type(visual).__name__} is not a timm tower with feature maps")
-        if "pool" in visual.head._modules:
-            raise ValueError("towers that pool by attention are not supported; use one with average pooling")
-        self.trunk = visual.trunk
-        self.projection = visual.head
-        stages = [
-            (index, info["num_chs"], info["reduction"])
-            for index, info in enumerate(self.trunk.feature_info)
-            if info["reduction"] >= FINEST_STRIDE
-        ]
-        self.stage_indices = [index for index, _, _ in stages]
-        self.channels = tuple(channels for _, channels, _ in stages)
-        self.strides = tuple(stride for _, _, stride in stages)
-        self.eval()
+    drops_paths = False
+    """Whether stochastic depth acts at present; with a rate of 0 it does nothing."""
 
-    def train(self, mode: bool = True) -> "TimmTower":
-        return super().train(False)
+    def train(self, mode: bool = True) -> "ImageTower":
+        super().train(False)
+        self.drops_paths = mode
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.training = mode
+        return self
 
+    @abstractmethod
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
-        """Images normalised as CLIP expects; sides in multiples of the last stride."""
-        last, maps = self.trunk.forward_intermediates(images, indices=self.stage_indices)
-        return TowerOutput(tuple(maps), self.project_locations(last))
+        """Images normalised as CLIP expects."""
 
+    @abstractmethod
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         """CLIP's pooling and projection at every location of the last map."""
-        batch, channels, height, width = last.shape
-        locations = last.permute(0, 2, 3, 1).reshape(batch * height * width, channels, 1, 1)
-        projected = self.projection(self.trunk.forward_head(locations))
-        return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """CLIP's pooled embedding of images of any size, not normalised."""
+
+    @abstractmethod
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Trunk parameters from input to output, for freezing and layer-wise learning rates; without the projection."""
+
+    @abstractmethod
+    def projection_parameters(self) -> list[nn.Parameter]:
+        """Those that the dense feature alone depends on, and the maps do not."""
+
+    @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Trade computation for memory: recompute activations in the backward pass.
+
+        Raises:
+            ValueError: the family does not support it.
+        """
+
+    @abstractmethod
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth in training (arXiv:1603.09382), from 0 at the first block to `rate` at the last.
+
+        Raises:
+            ValueError: the family does not support it.
+        """
+
+
+def timm_layers(trunk: nn.Module, *, without: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The parameters of a timm model by layer, as timm itself groups them for layer-wise learning rates."""
+    named, left_out = dict(trunk.named_parameters()), set(map(id, without))
+    by_layer = group_parameters(trunk, trunk.group_matcher(coarse=False))  # type: ignore[operator]
+    layers = [
+        [named[name] for name in by_layer[layer] if id(named[name]) not in left_out] for layer in sorted(by_layer)
+    ]
+    return [layer for layer in layers if layer]

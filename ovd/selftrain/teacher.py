@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.data.transforms import eval_transform
-from ovd.inference import SIZE_DIVISOR, DetectionOptions, predict
+from ovd.inference import DetectionOptions, predict
 from ovd.model.detector import Detector
 from ovd.model.postprocess import postprocess
 from ovd.selftrain.labels import TeacherBoxes
@@ -151,7 +151,8 @@ class OvdTeacher:
     def _pad(self, images: list[np.ndarray]) -> tuple[UInt8[Tensor, "B 3 H W"], Tensor]:
         """The images in one tensor, and their heights and widths in it."""
         sizes = torch.tensor([image.shape[:2] for image in images])
-        height, width = (-(-sizes.amax(dim=0) // SIZE_DIVISOR) * SIZE_DIVISOR).tolist()
+        divisor = self._detector.size_divisor
+        height, width = (-(-sizes.amax(dim=0) // divisor) * divisor).tolist()
         padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
         for place, image in zip(padded, images, strict=True):
             place[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)

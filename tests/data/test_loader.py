@@ -139,8 +139,8 @@ def test_steps_run_through_epochs_without_a_gap_from_any_start(batch_size):
     repeat = np.array([1, 1.5, 1, 2.2, 1.3])
     length = epoch_length(repeat)
 
-    def order() -> TrainOrder:
-        return TrainOrder(num_images=5, repeat=repeat, seed=3, batch_size=batch_size)
+    def order(first_sample: int = 0) -> TrainOrder:
+        return TrainOrder(num_images=5, repeat=repeat, seed=3, batch_size=batch_size, first_sample=first_sample)
 
     one_order = order()
     stream = [drawn for step in range(40) for drawn in one_order.batch(step)]
@@ -153,6 +153,7 @@ def test_steps_run_through_epochs_without_a_gap_from_any_start(batch_size):
     assert len({seed for _, seed in stream}) == len(stream)
     for step in (0, 17, 39, 5):
         assert order().batch(step) == stream[step * batch_size : (step + 1) * batch_size]
+    assert order(11).batch(2) == stream[11 + 2 * batch_size : 11 + 3 * batch_size]
 
 
 def test_a_late_step_costs_no_more_than_an_early_one():

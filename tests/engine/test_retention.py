@@ -26,7 +26,7 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.report import ClassRow
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
-from ovd.model.tower import TimmTower
+from ovd.model.towers import image_tower
 from ovd.structures import Detections, Points
 from ovd.text.encoder import encode_classes
 
@@ -53,7 +53,7 @@ def trained(clip) -> Detector:
 
 def measure(detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, **options) -> Retention:
     defaults = {"size": SIZE, "batch_size": 4, "num_workers": 0, "low_precision": False, "max_images": NUM_IMAGES}
-    return measure_retention(detector, TimmTower(clip.model.visual), text, index, **{**defaults, **options})
+    return measure_retention(detector, image_tower(clip.model.visual), text, index, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip, load_clip
 from ovd.model.detector import Detector
-from ovd.model.tower import TimmTower
+from ovd.model.tower_convolution import TimmConvolutionTower
+from ovd.model.towers import image_tower
 
 IMAGE_SIZES = [(96, 128), (64, 64), (160, 96)]
 
@@ -136,13 +137,13 @@ def test_mean_of_the_dense_feature_is_the_pooled_embedding(untrained_clip):
     """Average pooling with no norm after it, as in the tiny tower: exact."""
     images = torch.randn(2, 3, 96, 160)
     with torch.no_grad():
-        dense = TimmTower(untrained_clip.model.visual)(images).dense
+        dense = image_tower(untrained_clip.model.visual)(images).dense
         pooled = untrained_clip.model.encode_image(images)
     torch.testing.assert_close(dense.mean((2, 3)), pooled, atol=1e-5, rtol=1e-4)
 
 
 def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(untrained_clip):
-    tower = TimmTower(untrained_clip.model.visual)
+    tower = TimmConvolutionTower(untrained_clip.model.visual)
     last = torch.randn(2, 256, 1, 1).relu()
     with torch.no_grad():
         dense = tower.project_locations(last.expand(2, 256, 3, 5))

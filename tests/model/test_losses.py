@@ -310,6 +310,7 @@ def losses_of(
     targets: tuple[Targets, ...],
     class_mask: Tensor | None = None,
     class_mask_in_boxes: Tensor | None = None,
+    names_only: Tensor | None = None,
 ) -> dict:
     text = unit_embeddings(torch.randn(len(CLASS_ROWS), 16, generator=torch.Generator().manual_seed(2)))
     sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[: len(targets)]
@@ -325,6 +326,7 @@ def losses_of(
         class_rows=CLASS_ROWS,
         class_mask=class_mask,
         class_mask_in_boxes=class_mask if class_mask_in_boxes is None else class_mask_in_boxes,
+        names_only=torch.zeros(len(targets), dtype=torch.bool) if names_only is None else names_only,
         points=make_points(),
         scale=scale,
         bias=bias,
@@ -372,6 +374,24 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
     assert list(result["losses"]) == list(expected)
     for name, loss in result["losses"].items():
         torch.testing.assert_close(loss, expected[name])
+
+
+def test_boxes_that_teach_names_only_leave_the_box_branch_to_the_other_images() -> None:
+    targets = (make_targets([[4.0, 4.0, 30.0, 24.0]], [8]), make_targets([[10.0, 10.0, 50.0, 40.0]], [20]))
+    predictions = make_predictions(2)
+    both = losses_of(predictions, targets)["losses"]
+    first = losses_of(predictions, targets, names_only=torch.tensor([False, True]))["losses"]
+    assert torch.equal(first["class"], both["class"])
+    assert first["box"] != both["box"]
+    (first["box"] + first["quality"]).backward()
+    assert predictions.boxes.grad is not None
+    assert predictions.quality.grad is not None
+    for gradient in (predictions.boxes.grad, predictions.quality.grad):
+        assert gradient[0].abs().sum() > 0
+        assert gradient[1].abs().sum() == 0
+    alone = losses_of(make_predictions(2), (targets[0], make_targets([], [])))["losses"]
+    torch.testing.assert_close(first["box"], alone["box"])
+    torch.testing.assert_close(first["quality"], alone["quality"])
 
 
 @pytest.mark.parametrize("crowd", [False, True])
@@ -422,6 +442,7 @@ def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone()
         class_rows=CLASS_ROWS,
         class_mask=torch.ones(1, 4, dtype=torch.bool),
         class_mask_in_boxes=torch.ones(1, 4, dtype=torch.bool),
+        names_only=torch.zeros(1, dtype=torch.bool),
         points=points,
         scale=torch.tensor(10.0),
         bias=torch.tensor(-2.0),

@@ -1,0 +1,150 @@
+"""Convolutional image towers: timm's with average pooling (the tiny net, ConvNeXt, NFNet), and CLIP's own ResNets."""
+
+import torch
+from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from timm.layers import DropPath, resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ovd.model.tower import ImageTower, TowerOutput, timm_layers
+
+FINEST_STRIDE = 8
+SIZE_DIVISOR = 32
+
+
+class TimmConvolutionTower(ImageTower):
+    """An average-pooling timm tower of an open_clip model.
+
+    The dense feature treats every location of the last map as a map of its own, 1 x 1, and sends it through the
+    modules that pool and project in CLIP. Average pooling commutes with a linear projection, so with no norm between
+    the two the mean over locations is exactly the pooled embedding; ConvNeXt has a LayerNorm there (and an MLP after it
+    in the `_d` models), which makes it approximate.
+    """
+
+    def __init__(self, visual: TimmModel):
+        """
+        Args:
+            visual: the image side of an open_clip model; its modules are used as they are.
+
+        Raises:
+            ValueError: it pools by attention.
+        """
+        super().__init__()
+        if "pool" in visual.head._modules:
+            raise ValueError("convolutional timm towers that pool by attention are not supported")
+        self.trunk = visual.trunk
+        self.projection = visual.head
+        stages = [
+            (index, info["num_chs"], info["reduction"])
+            for index, info in enumerate(self.trunk.feature_info)
+            if info["reduction"] >= FINEST_STRIDE
+        ]
+        self.stage_indices = [index for index, _, _ in stages]
+        self.channels = tuple(channels for _, channels, _ in stages)
+        self.strides = tuple(stride for _, _, stride in stages)
+        self.size_divisor = SIZE_DIVISOR
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
+        last, maps = self.trunk.forward_intermediates(images, indices=self.stage_indices)
+        return TowerOutput(tuple(maps), self.project_locations(last))
+
+    def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        batch, channels, height, width = last.shape
+        locations = last.permute(0, 2, 3, 1).reshape(batch * height * width, channels, 1, 1)
+        projected = self.projection(self.trunk.forward_head(locations))
+        return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        return self.projection(self.trunk.forward_head(self.trunk.forward_features(images)))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return timm_layers(self.trunk, without=self.projection_parameters())
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        head = getattr(self.trunk, "head", None)  # ConvNeXt's norm after pooling
+        return [*self.projection.parameters(), *(head.parameters() if isinstance(head, nn.Module) else ())]
+
+    def checkpoint_activations(self) -> None:
+        self.trunk.set_grad_checkpointing(True)
+
+    def set_drop_path(self, rate: float) -> None:
+        blocks = [
+            module for module in self.trunk.modules() if isinstance(getattr(module, "drop_path", None), nn.Module)
+        ]
+        if not blocks:
+            raise ValueError(f"{type(self.trunk).__name__} has no blocks with stochastic depth")
+        for number, block in enumerate(blocks):
+            block.drop_path = DropPath(rate * number / max(1, len(blocks) - 1))
+
+
+class ClipResNetTower(ImageTower):
+    """The ResNets of CLIP (arXiv:2103.00020), whose last map is pooled by attention.
+
+    The dense feature is the attention pool's value and output projection at each location, without positions: what
+    attention to that location alone would give.
+    """
+
+    def __init__(self, visual: ModifiedResNet):
+        super().__init__()
+        self.visual = visual
+        self.channels = tuple(stage[-1].bn3.num_features for stage in (visual.layer2, visual.layer3, visual.layer4))
+        self.strides = (8, 16, 32)
+        self.size_divisor = SIZE_DIVISOR
+        self._checkpoints = False
+        pool = visual.attnpool
+        # Nothing but pooling a whole image depends on these.
+        for unused in (pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()):
+            unused.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
+        maps = self._maps(images)
+        return TowerOutput(tuple(maps), self.project_locations(maps[-1]))
+
+    def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        pool = self.visual.attnpool
+        return pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        last, pool = self._maps(images)[-1], self.visual.attnpool
+        positions = resample_abs_pos_embed(pool.positional_embedding[None], list(last.shape[2:]))[0]
+        tokens = last.flatten(2).permute(2, 0, 1)
+        tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens]) + positions[:, None]
+        heads = (tokens.shape[1] * pool.num_heads, tokens.shape[2] // pool.num_heads)  # as batch, and width of each
+        query, key, value = (
+            projection(rows).reshape(len(rows), *heads).transpose(0, 1)
+            for projection, rows in ((pool.q_proj, tokens[:1]), (pool.k_proj, tokens), (pool.v_proj, tokens))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return pool.c_proj(attended.transpose(0, 1).reshape(tokens.shape[1:]))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        stem = [p for name, p in self.visual.named_parameters() if not name.startswith(("layer", "attnpool"))]
+        return [stem, *(list(block.parameters()) for stage in self._stages() for block in stage)]
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        return list(self.visual.attnpool.parameters())
+
+    def checkpoint_activations(self) -> None:
+        self._checkpoints = True
+
+    def set_drop_path(self, rate: float) -> None:
+        raise ValueError("CLIP's ResNets have no stochastic depth; leave detector.drop_path at 0")
+
+    def _stages(self) -> list[nn.Sequential]:
+        return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
+
+    def _maps(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B ..."]]:
+        """Of strides 8, 16 and 32."""
+        features, maps = self.visual.stem(images), []
+        for stage in self._stages():
+            if self._checkpoints and torch.is_grad_enabled():
+                features = checkpoint(stage, features, use_reentrant=False)
+            else:
+                features = stage(features)
+            maps.append(features)
+        return maps[1:]

@@ -1,0 +1,265 @@
+"""Vision transformers as image towers: open_clip's own (ViT-B/16, ViT-L/14) and timm's (SigLIP, SigLIP 2, EVA02)."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from timm.layers import drop_path, resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ovd.model.tower import ImageTower, TowerOutput, timm_layers
+
+LOCATIONS_AT_A_TIME = 2**15
+"""Sequences in one attention call: CUDA's kernels take fewer than 65,536."""
+
+
+class TransformerTower(ImageTower):
+    """A vision transformer, plain: one map, of the stride of its patches.
+
+    The dense feature sends every location of the last map through what is left of CLIP, as a sequence of its own: its
+    attention is to itself, so the location takes the value path (MaskCLIP, arXiv:2112.01071, with the residual path
+    and the MLP kept, as in CLIPSelf, arXiv:2310.01403). Where CLIP's embedding is the class token's, the last block is
+    part of that, and the last map is what enters it; where it pools by attention (SigLIP) or takes the mean, all
+    blocks come before.
+
+    Position embeddings are resampled to the image's grid. With windows (ViTDet, arXiv:2203.16527), attention is within
+    squares of patches, save in `global_blocks` evenly spread blocks; each window has a copy of the class token, and
+    the block's result for it is their mean.
+    """
+
+    num_prefix: int
+    """Tokens before those of the patches."""
+    takes_class_token: bool
+    """Whether the embedding is made of the class token's last state."""
+
+    def __init__(self, blocks: Iterable[nn.Module], *, width: int, patch_size: int, window: int, global_blocks: int):
+        """
+        Args:
+            blocks: all of the transformer's.
+            width: of its tokens.
+            patch_size: side of a patch in pixels.
+            window: side of the squares of patches that attention stays within; 0 for attention to all.
+            global_blocks: number of blocks that attend to all nevertheless.
+        """
+        super().__init__()
+        self.channels = (width,)
+        self.strides = (patch_size,)
+        self.size_divisor = 2 * patch_size
+        self._blocks = list(blocks)  # registered by the subclass, under CLIP's own names
+        self._window = window
+        period = len(self._blocks) / global_blocks if global_blocks else len(self._blocks) + 1
+        self._global = {round((number + 1) * period) - 1 for number in range(global_blocks)}
+        self._checkpoints = False
+        self._drop_path_rate = 0.0
+
+    @abstractmethod
+    def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
+        """The tokens that enter the first block: class token and the like, then patches row by row."""
+
+    @abstractmethod
+    def rotary(self, grid: tuple[int, int]) -> Tensor | None:
+        """What blocks take besides tokens for a grid of patches: rotary position embeddings, if they have them."""
+
+    @abstractmethod
+    def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor: ...
+
+    @abstractmethod
+    def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
+        """The embedding from all tokens after the last block."""
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
+        patch = self.strides[0]
+        grid = (images.shape[2] // patch, images.shape[3] // patch)
+        tokens = self._run(self.embed(images, grid), grid, len(self._blocks) - self.takes_class_token)
+        last = tokens[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
+        return TowerOutput((last,), self.project_locations(last))
+
+    def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        batch, channels, height, width = last.shape
+        sequences = last.permute(0, 2, 3, 1).reshape(-1, 1, channels)
+        projected = torch.cat([self._project(some) for some in sequences.split(LOCATIONS_AT_A_TIME)])
+        return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        grid = (images.shape[2] // self.strides[0], images.shape[3] // self.strides[0])
+        return self.pool(self._run(self.embed(images, grid), grid, len(self._blocks)))
+
+    def checkpoint_activations(self) -> None:
+        self._checkpoints = True
+
+    def set_drop_path(self, rate: float) -> None:
+        self._drop_path_rate = rate
+
+    def _project(self, sequences: Float[Tensor, "N 1 C"]) -> Float[Tensor, "N D"]:
+        if self.takes_class_token:
+            sequences = self.run_block(self._blocks[-1], sequences, None)
+            return self.pool(sequences)
+        return self.pool(sequences.expand(-1, self.num_prefix + 1, -1))
+
+    def _run(self, tokens: Float[Tensor, "B N C"], grid: tuple[int, int], num_blocks: int) -> Float[Tensor, "B N C"]:
+        """The first blocks."""
+        everywhere = self.rotary(grid)
+        in_window = self.rotary((self._window, self._window)) if self._window else None
+        for number, block in enumerate(self._blocks[:num_blocks]):
+            windowed = self._window > 0 and number not in self._global
+            arguments = (block, tokens, in_window if windowed else everywhere, grid if windowed else None)
+            if self._checkpoints and torch.is_grad_enabled():
+                result = checkpoint(self._run_one, *arguments, use_reentrant=False)
+            else:
+                result = self._run_one(*arguments)
+            rate = self._drop_path_rate * number / max(1, len(self._blocks) - 1)
+            tokens = tokens + drop_path(result - tokens, rate, training=True) if self.drops_paths and rate else result
+        return tokens
+
+    def _run_one(
+        self,
+        block: nn.Module,
+        tokens: Float[Tensor, "B N C"],
+        rotary: Tensor | None,
+        windows_of: tuple[int, int] | None,
+    ) -> Float[Tensor, "B N C"]:
+        if windows_of is None:
+            return self.run_block(block, tokens, rotary)
+        windows = split_windows(tokens, windows_of, self._window, self.num_prefix)
+        return join_windows(self.run_block(block, windows, rotary), windows_of, self._window, self.num_prefix)
+
+
+def split_windows(
+    tokens: Float[Tensor, "B N C"], grid: tuple[int, int], window: int, num_prefix: int
+) -> Float[Tensor, "BW M C"]:
+    """Tokens of every window, with a copy of the prefix; zeros fill up windows at the right and bottom."""
+    prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:].unflatten(1, grid)
+    patches = F.pad(patches, (0, 0, 0, -grid[1] % window, 0, -grid[0] % window))
+    patches = patches.unflatten(1, (-1, window)).unflatten(3, (-1, window))  # B, rows, window, columns, window, C
+    patches = patches.transpose(2, 3).flatten(1, 2).flatten(2, 3)  # B, windows, window ** 2, C
+    prefix = prefix[:, None].expand(-1, patches.shape[1], -1, -1)
+    return torch.cat([prefix, patches], dim=2).flatten(0, 1)
+
+
+def join_windows(
+    windows: Float[Tensor, "BW M C"], grid: tuple[int, int], window: int, num_prefix: int
+) -> Float[Tensor, "B N C"]:
+    """The inverse of `split_windows`, which takes the mean of the copies of the prefix."""
+    rows, columns = -(-grid[0] // window), -(-grid[1] // window)
+    windows = windows.unflatten(0, (-1, rows * columns))
+    prefix = windows[:, :, :num_prefix].mean(dim=1)
+    patches = windows[:, :, num_prefix:].unflatten(2, (window, window)).unflatten(1, (rows, columns)).transpose(2, 3)
+    patches = patches.flatten(3, 4).flatten(1, 2)[:, : grid[0], : grid[1]]
+    return torch.cat([prefix, patches.flatten(1, 2)], dim=1)
+
+
+class OpenClipTransformerTower(TransformerTower):
+    """open_clip's own vision transformer."""
+
+    num_prefix = 1
+
+    def __init__(self, visual: VisionTransformer, *, window: int = 0, global_blocks: int = 0):
+        """
+        Raises:
+            ValueError: the blocks are not those of CLIP, or patches are not square.
+        """
+        if not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
+            raise ValueError("only open_clip's vision transformers with CLIP's own blocks are supported")
+        patch_size, other = visual.patch_size
+        if patch_size != other:
+            raise ValueError(f"patches of {patch_size} x {other} pixels are not square")
+        super().__init__(
+            visual.transformer.resblocks,
+            width=visual.conv1.out_channels,
+            patch_size=patch_size,
+            window=window,
+            global_blocks=global_blocks,
+        )
+        self.visual = visual
+        self.takes_class_token = visual.attn_pool is None and visual.pool_type == "tok"
+        self.eval()
+
+    def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
+        visual = self.visual
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1), patches], dim=1)
+        positions = resample_abs_pos_embed(visual.positional_embedding[None], list(grid), list(visual.grid_size))
+        return visual.ln_pre(tokens + positions.to(tokens.dtype))
+
+    def rotary(self, grid: tuple[int, int]) -> None:
+        return None
+
+    def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor:
+        return block(tokens)
+
+    def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
+        pooled, _ = self.visual._pool(tokens)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        kept = {id(parameter) for parameter in self.projection_parameters()}
+        visual = self.visual
+        first = [visual.class_embedding, visual.positional_embedding, *visual.conv1.parameters()]
+        layers = [first + list(visual.ln_pre.parameters()), *(list(block.parameters()) for block in self._blocks)]
+        return [layer for layer in layers if id(layer[0]) not in kept]
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        visual = self.visual
+        last = list(self._blocks[-1].parameters()) if self.takes_class_token else []
+        pool = [] if visual.attn_pool is None else list(visual.attn_pool.parameters())
+        return [*last, *pool, *visual.ln_post.parameters(), *([] if visual.proj is None else [visual.proj])]
+
+
+class TimmTransformerTower(TransformerTower):
+    """timm's VisionTransformer (SigLIP, SigLIP 2) and Eva (EVA02) in an open_clip model."""
+
+    def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):
+        """
+        Raises:
+            ValueError: patches are not square, or windows are asked of a tower with mixed rotary embeddings.
+        """
+        trunk = visual.trunk
+        patch_size, other = trunk.patch_embed.patch_size
+        if patch_size != other:
+            raise ValueError(f"patches of {patch_size} x {other} pixels are not square")
+        super().__init__(
+            trunk.blocks, width=trunk.embed_dim, patch_size=patch_size, window=window, global_blocks=global_blocks
+        )
+        self.trunk = trunk
+        self.projection = visual.head
+        self.num_prefix = trunk.num_prefix_tokens
+        self.takes_class_token = trunk.attn_pool is None and trunk.global_pool == "token"
+        trunk.patch_embed.strict_img_size = False
+        trunk.dynamic_img_size = True
+        self._has_rotary = getattr(trunk, "rope", None) is not None
+        if getattr(trunk, "rope_mixed", False):
+            raise ValueError("timm transformers with mixed rotary embeddings are not supported")
+        self.eval()
+
+    def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
+        patches = self.trunk.patch_embed(images).unflatten(1, grid)
+        embedded = self.trunk._pos_embed(patches)
+        return self.trunk.norm_pre(embedded[0] if self._has_rotary else embedded)
+
+    def rotary(self, grid: tuple[int, int]) -> Tensor | None:
+        if not self._has_rotary:
+            return None
+        rope = self.trunk.rope
+        return rope._build_embed_cat(list(grid), rope.bands)
+
+    def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor:
+        return block(tokens, rope=rotary) if self._has_rotary else block(tokens)
+
+    def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
+        return self.projection(self.trunk.forward_head(self.trunk.norm(tokens)))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return timm_layers(self.trunk, without=self.projection_parameters())
+
+    def projection_parameters(self) -> list[nn.Parameter]:
+        trunk = self.trunk
+        modules: list[Any] = [trunk.norm, trunk.fc_norm, trunk.head, trunk.attn_pool, self.projection]
+        if self.takes_class_token:
+            modules.append(self._blocks[-1])
+        return [parameter for module in modules if module is not None for parameter in module.parameters()]

@@ -1,0 +1,335 @@
+"""Every family of image towers against open_clip's own modules, at random weights.
+
+The reference is the library's own model, given the image size the library's own way. The dense feature is worked out
+from its weights by the formula of the family, on the tokens or the map that a hook catches.
+"""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, _build_vision_tower, resize_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.model.detector import Detector
+from ovd.model.gates import resample_dense
+from ovd.model.tower_convolution import TimmConvolutionTower
+from ovd.model.tower_transformer import TransformerTower, join_windows, split_windows
+from ovd.model.towers import image_tower
+
+DIM = 64
+"""Of the text space, where a family lets one choose."""
+
+TIMM: dict[str, Any] = {"timm_model_pretrained": False, "timm_drop_path": None}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "clip_resnet": {"layers": (1, 2, 1, 1), "width": 16, "head_width": 32, "image_size": 128},
+    "convnext": {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64, **TIMM},
+    "convnext_d": {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "mlp", "image_size": 64, **TIMM},
+    "nfnet": {"timm_model_name": "nfnet_l0", "timm_pool": "", "timm_proj": "linear", "image_size": 64, **TIMM},
+    "vit": {"layers": 3, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 96},
+    "vit_14": {"layers": 3, "width": 64, "head_width": 32, "patch_size": 14, "image_size": 84},
+    "siglip": {
+        "timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "timm_proj": "none", "image_size": 224,
+        **TIMM,
+    },
+    "eva02": {
+        "timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token", "timm_proj": None, "image_size": 224,
+        **TIMM,
+    },
+}  # fmt: skip
+AVERAGE_POOLING = ["nfnet"]
+"""And nothing but a linear projection after it; ConvNeXt has a norm there."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def visual(family) -> Any:
+    torch.manual_seed(0)
+    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[family])).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            assert module.running_mean is not None
+            nn.init.normal_(module.running_mean, std=0.2)
+    # timm starts some of these at nought or near it, which would hide what they take part in.
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name.endswith(("latent", "pos_embed", "cls_token")):
+            nn.init.normal_(parameter, mean=float("weight" in name), std=0.2)
+        elif parameter.std() < 0.01:
+            nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def sizes(family: str) -> list[tuple[int, int]]:
+    side = FAMILIES[family]["image_size"]
+    step = 28 if family == "vit_14" else 32
+    return [(side, side), (2 * step, 3 * step)]
+
+
+def images_of(height: int, width: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(3))
+
+
+def resized(visual: Any, family: str, size: tuple[int, int]) -> Any:
+    """The same weights in a model for this image size, made by the library."""
+    if family.startswith("vit"):
+        text = CLIPTextCfg(layers=1, width=64, heads=1, vocab_size=10)
+        model = CLIP(DIM, CLIPVisionCfg(**{**FAMILIES[family], "image_size": size}), text).eval()
+        state = {f"visual.{name}": value for name, value in visual.state_dict().items()}
+        resize_pos_embed(state, model)
+        model.visual.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
+        return model.visual
+    model = copy.deepcopy(visual)
+    if family in ("siglip", "eva02"):
+        model.set_input_size(size)
+    return model
+
+
+def caught(module: nn.Module, model: Any, images: Tensor) -> Tensor:
+    """What goes into a module while the model runs."""
+    inputs: list[Tensor] = []
+    with module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
+        model(images)
+    return inputs[0]
+
+
+@torch.no_grad()
+def dense_reference(visual: Any, family: str, images: Tensor) -> Tensor:
+    model = resized(visual, family, (images.shape[2], images.shape[3]))
+    grid = [side // (14 if family == "vit_14" else 16) for side in images.shape[2:]]
+
+    def as_map(tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, grid)
+
+    if family == "clip_resnet":
+        last, pool = model.layer4(model.layer3(model.layer2(model.layer1(model.stem(images))))), model.attnpool
+        pool.positional_embedding = nn.Parameter(torch.zeros(2, pool.c_proj.in_features))
+        return over_locations(pool, last)
+    if family.startswith("vit"):
+        block = model.transformer.resblocks[-1]
+        tokens = caught(block, model, images)[:, 1:]
+        _, _, value_weight = block.attn.in_proj_weight.chunk(3)
+        _, _, value_bias = block.attn.in_proj_bias.chunk(3)
+        tokens = tokens + block.attn.out_proj(F.linear(block.ln_1(tokens), value_weight, value_bias))
+        tokens = tokens + block.mlp(block.ln_2(tokens))
+        return as_map(model.ln_post(tokens) @ model.proj)
+    trunk = model.trunk
+    if family == "siglip":
+        tokens, pool = caught(trunk.attn_pool, model, images), trunk.attn_pool
+        values = pool.proj(pool.kv(tokens).chunk(2, dim=-1)[1])
+        return as_map(values + pool.mlp(pool.norm(values)))
+    if family == "eva02":
+        block = trunk.blocks[-1]
+        tokens = caught(block, model, images)[:, 1:]
+        attention, inside = block.attn, block.norm1(tokens)
+        if attention.v_proj is not None:
+            values = attention.v_proj(inside)
+        else:
+            values = F.linear(inside, attention.qkv.weight.chunk(3)[2], attention.v_bias)
+        tokens = tokens + attention.proj(attention.norm(values))
+        tokens = tokens + block.mlp(block.norm2(tokens))
+        return as_map(trunk.head(trunk.norm(tokens)))
+    last = trunk.forward_features(images)
+    return over_locations(lambda one: model.head(trunk.forward_head(one)), last)
+
+
+def over_locations(pool, last: Tensor) -> Tensor:
+    """CLIP's own pooling of every location as a map of its own."""
+    rows = [
+        torch.stack([pool(last[:, :, y : y + 1, x : x + 1]) for x in range(last.shape[3])], -1)
+        for y in range(last.shape[2])
+    ]
+    return torch.stack(rows, 2)
+
+
+def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visual, family):
+    tower = image_tower(copy.deepcopy(visual))
+    for size in sizes(family):
+        images = images_of(*size)
+        with torch.no_grad():
+            output = tower(images)
+        expected = dense_reference(visual, family, images)
+        assert output.dense.shape == expected.shape
+        torch.testing.assert_close(output.dense, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+
+
+def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, family):
+    """The first invariant, training mode included; resampling has an independent reference in test_alignment.py."""
+    torch.manual_seed(1)
+    text_dim = dense_reference(visual, family, images_of(*sizes(family)[0])).shape[1]
+    detector = Detector(
+        image_tower(copy.deepcopy(visual)), text_dim=text_dim,
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), logit_scale=10.0, channels=32, num_convs=1,
+        shortcuts=frozenset({"pyramid", "head"}), per_channel_gates=True, filter_size=3,
+    ).train()  # fmt: skip
+    for sides in sizes(family):
+        height, width = (-(-side // detector.size_divisor) * detector.size_divisor for side in sides)
+        generator = torch.Generator().manual_seed(4)
+        images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
+        dense = dense_reference(visual, family, (images / 255 - 0.5) / 0.25)
+        levels = [
+            resample_dense(dense, detector.tower.strides[-1], (-(-height // s), -(-width // s)), s).flatten(2)
+            for s in detector.strides
+        ]
+        with torch.no_grad():
+            embeddings = detector(images).embeddings
+        assert len(detector.strides) == 5
+        difference = (embeddings - torch.cat(levels, 2).transpose(1, 2)).abs().max()
+        assert difference < 1e-5
+
+
+def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
+    tower = image_tower(copy.deepcopy(visual))
+    for size in sizes(family):
+        if family == "clip_resnet" and size[0] != size[1]:
+            continue  # the library takes CLIP's ResNets on their native size alone
+        images = images_of(*size)
+        with torch.no_grad():
+            expected = resized(visual, family, size)(images)
+            pooled = tower.encode(images)
+        torch.testing.assert_close(pooled, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
+
+
+def test_mean_of_the_dense_feature_is_the_pooled_embedding_where_clip_takes_the_mean(visual, family):
+    tower = image_tower(copy.deepcopy(visual))
+    images = images_of(*sizes(family)[1])
+    with torch.no_grad():
+        mean, pooled = tower(images).dense.mean((2, 3)), tower.encode(images)
+    if family in AVERAGE_POOLING:
+        torch.testing.assert_close(mean, pooled, atol=1e-5, rtol=1e-4)
+    else:
+        assert (mean - pooled).abs().max() > 1e-3
+
+
+def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(visual, family):
+    """The third invariant; positions of an attention pool at nought, and the class token like the patches."""
+    model = copy.deepcopy(visual)
+    if family == "clip_resnet":
+        nn.init.zeros_(model.attnpool.positional_embedding)
+    tower = image_tower(model)
+    side = FAMILIES[family]["image_size"] // tower.strides[-1]
+    generator = torch.Generator().manual_seed(5)
+    channels = model.trunk.num_features if isinstance(tower, TimmConvolutionTower) else tower.channels[-1]
+    constant = torch.randn(2, channels, 1, 1, generator=generator)
+    with torch.no_grad():
+        dense = tower.project_locations(constant.expand(-1, -1, side, side))
+        tokens = constant.flatten(1)[:, None].expand(-1, side**2 + 1, -1)
+        if family == "clip_resnet":
+            pooled = model.attnpool(constant.expand(-1, -1, side, side))
+        elif family.startswith("vit"):
+            pooled = model._pool(model.transformer.resblocks[-1](tokens))[0] @ model.proj
+        elif family == "siglip":
+            pooled = model.trunk.forward_head(model.trunk.norm(tokens[:, 1:]))
+        elif family == "eva02":
+            rope = model.trunk.rope.get_embed((side, side))
+            pooled = model.trunk.forward_head(model.trunk.norm(model.trunk.blocks[-1](tokens, rope=rope)))
+        else:
+            pooled = model.head(model.trunk.forward_head(constant.expand(-1, -1, side, side)))
+    torch.testing.assert_close(dense, pooled[:, :, None, None].expand_as(dense), atol=1e-5, rtol=1e-4)
+
+
+def test_one_image_equals_the_same_image_in_a_batch(visual, family):
+    tower = image_tower(copy.deepcopy(visual))
+    images = images_of(*sizes(family)[1], batch=2)
+    with torch.no_grad():
+        together, alone = tower(images), tower(images[1:])
+    torch.testing.assert_close(together.dense[1:], alone.dense, atol=1e-5, rtol=1e-3)
+    for one, other in zip(together.maps, alone.maps, strict=True):
+        torch.testing.assert_close(one[1:], other, atol=1e-4, rtol=1e-3)
+
+
+def test_layers_and_projection_hold_every_parameter_once(visual, family):
+    tower = image_tower(copy.deepcopy(visual))
+    layers, projection = tower.layers(), tower.projection_parameters()
+    listed = [id(parameter) for layer in (*layers, projection) for parameter in layer]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(parameter) for parameter in tower.parameters()}
+    assert len(layers) >= 3
+    assert all(layers)
+
+
+def test_recomputed_activations_give_the_same_gradients(visual, family):
+    images, gradients = images_of(*sizes(family)[1]), []
+    for recomputes in (False, True):
+        tower = image_tower(copy.deepcopy(visual))
+        if recomputes:
+            tower.checkpoint_activations()
+        output = tower(images)
+        (output.dense.square().mean() + sum(level.square().mean() for level in output.maps)).backward()
+        gradients.append({name: p.grad for name, p in tower.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 10
+    for name, gradient in gradients[0].items():
+        scale = float(gradient.abs().max()) + 1e-6
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4 * scale, rtol=1e-3, msg=name)
+
+
+def test_stochastic_depth_acts_in_training_only(visual, family):
+    tower = image_tower(copy.deepcopy(visual))
+    if family == "clip_resnet":
+        with pytest.raises(ValueError, match="no stochastic depth"):
+            tower.set_drop_path(0.5)
+        return
+    images = images_of(*sizes(family)[1])
+    with torch.no_grad():
+        before = tower(images).dense
+        tower.set_drop_path(0.9)
+        assert torch.equal(tower.eval()(images).dense, before)
+        torch.manual_seed(0)
+        dropped = tower.train()(images).dense
+    assert (dropped - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["vit", "eva02"])
+def test_one_window_as_large_as_the_image_changes_nothing(name):
+    torch.manual_seed(0)
+    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[name])).eval()
+    side = FAMILIES[name]["image_size"]
+    images = images_of(side, side)
+    with torch.no_grad():
+        plain = image_tower(copy.deepcopy(model))(images).dense
+        windowed = image_tower(copy.deepcopy(model), window=side // 16)(images).dense
+        torch.testing.assert_close(windowed, plain, atol=1e-5, rtol=1e-4)
+        smaller = image_tower(copy.deepcopy(model), window=3, global_blocks=1)(images).dense
+    assert (smaller - plain).abs().max() > 1e-3
+
+
+def test_windows_keep_what_lies_elsewhere_out():
+    """Without blocks that attend to all, a patch far away changes nothing but through the class token."""
+    torch.manual_seed(0)
+    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["vit"])).eval()
+    tower = image_tower(model, window=2)
+    assert isinstance(tower, TransformerTower)
+    tower._blocks = tower._blocks[:1] + tower._blocks[-1:]
+    images = images_of(96, 96)
+    changed = images.clone()
+    changed[:, :, 64:, 64:] = 0
+    with torch.no_grad():
+        difference = (tower(images).dense - tower(changed).dense).abs().amax(dim=(0, 1))
+    assert (difference > 1e-4).float().sum() == 4
+    assert (difference[4:, 4:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (5, 7), (1, 1)])
+def test_windows_are_joined_as_they_were_split(grid):
+    tokens = torch.randn(2, 1 + grid[0] * grid[1], 3)
+    windows = split_windows(tokens, grid, 3, 1)
+    assert windows.shape[1:] == (10, 3)
+    assert torch.equal(windows[0, 0], tokens[0, 0])
+    torch.testing.assert_close(join_windows(windows, grid, 3, 1), tokens)
+
+
+def test_unknown_towers_are_refused():
+    with pytest.raises(ValueError, match="Linear is not a supported image tower"):
+        image_tower(nn.Linear(1, 1))
+    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["convnext"]))
+    with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
+        image_tower(model, window=7)
