@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ovd.clip.load import Clip, load_clip
 from ovd.config import BankConfig, FileData, GatedShortcuts, PairsConfig, TrainConfig, WorldData, parse_config
-from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.annotations import AnnotationIndex, Format, load_annotations
+from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
 from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
@@ -22,6 +24,7 @@ from ovd.data.transforms import train_transform
 from ovd.data.vocabulary import split_lvis_base
 from ovd.data.world.build import build_world
 from ovd.data.world.settings import Settings
+from ovd.distributed import local_rank, rank, world_size
 from ovd.engine import checkpoint
 from ovd.engine.train import Saving, Schedule
 from ovd.inference import DetectionOptions
@@ -61,7 +64,9 @@ def data_root() -> Path:
 
 def resolve_device(config: TrainConfig) -> torch.device:
     name = config.train.device
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(name)
 
 
 def low_precision(config: TrainConfig) -> bool:
@@ -112,28 +117,32 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
 
 
 def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIndex:
-    """The training set, without the rare classes' annotations where `data.classes` is `base`.
+    """The training set, without the novel classes' annotations where `data.classes` is `base`.
 
     Raises:
-        VocabularyLeak: a rare class's name would be trained on.
+        ValueError: the data set has no novel classes, and `data.classes` is `base`.
+        VocabularyLeak: a novel class's name would be trained on.
     """
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("train",), Settings(seed=source.seed))
-            index = load_annotations(
-                world / "annotations" / "lvis_train.json", world / "images", format="lvis", report=report
-            )
+            format: Format | Literal["coco_zero_shot"] = "lvis"
+            annotations, images = world / "annotations" / "lvis_train.json", world / "images"
         case FileData() as source:
+            format = source.format
             annotations, images = data_root() / source.train_annotations, data_root() / source.train_images
-            index = load_annotations(annotations, images, format=source.format, report=report)
-    if config.data.classes == "base":
-        if index.format != "lvis":
-            raise ValueError(
-                f"{index.path}: data.classes is `base`, but only LVIS files say which classes are rare; "
-                "set data.classes=all"
-            )
-        index = split_lvis_base(index)
-    return index
+    if format == "coco_zero_shot":
+        index = load_annotations(annotations, images, format="coco", report=report)
+        return split_coco_base(index) if config.data.classes == "base" else split_coco_evaluation(index)
+    index = load_annotations(annotations, images, format=format, report=report)
+    if config.data.classes == "all":
+        return index
+    if format != "lvis":
+        raise ValueError(
+            f"{index.path}: data.classes is `base`, but only LVIS files and COCO's zero-shot split say which classes "
+            "are novel; set data.classes=all"
+        )
+    return split_lvis_base(index)
 
 
 def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:
@@ -141,14 +150,23 @@ def load_validation_index(config: TrainConfig, report: DataReport) -> Annotation
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("val",), Settings(seed=source.seed))
-            annotations, images = world / "annotations" / "lvis_val.json", world / "images"
-            return load_annotations(annotations, images, format="lvis", report=report)
+            return load_evaluation_index(
+                world / "annotations" / "lvis_val.json", world / "images", "lvis", report=report
+            )
         case FileData() as source:
             if source.val_annotations is None:
                 return None
-            annotations = data_root() / source.val_annotations
             images = data_root() / (source.val_images or source.train_images)
-            return load_annotations(annotations, images, format=source.format, report=report)
+            return load_evaluation_index(data_root() / source.val_annotations, images, source.format, report=report)
+
+
+def load_evaluation_index(
+    annotations: Path, images: Path, format: Format | Literal["coco_zero_shot"], *, report: DataReport
+) -> AnnotationIndex:
+    """A data set with the vocabulary and the images that its benchmark judges."""
+    if format == "coco_zero_shot":
+        return split_coco_evaluation(load_annotations(annotations, images, format="coco", report=report))
+    return load_annotations(annotations, images, format=format, report=report)
 
 
 def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
@@ -304,6 +322,7 @@ def training_batches(
             num_workers=config.data.workers,
             repeat=repeat,
             first_sample=first_sample,
+            part=(rank(), world_size()),
             size_divisor=size_divisor,
         )
 

@@ -121,10 +121,11 @@ class WorldData(Section):
 
 
 class FileData(Section):
-    """Annotation files in LVIS or COCO format. Relative paths start at the data root (OVD_DATA, else ./data)."""
+    """Annotation files of a data set. Relative paths start at the data root (OVD_DATA, else ./data)."""
 
     kind: Literal["files"] = "files"
-    format: Literal["lvis", "coco"]
+    format: Literal["lvis", "coco", "coco_zero_shot", "objects365"]
+    """`coco` is any file in COCO's form; `coco_zero_shot` COCO's with the split in 48 base and 17 novel classes."""
     train_annotations: Path
     train_images: Path
     val_annotations: Path | None = None
@@ -166,7 +167,8 @@ class PairsConfig(Section):
 class DataConfig(Section):
     source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("world")] = WorldData()
     classes: Literal["base", "all"] = "base"
-    """`base` removes the annotations of LVIS's rare classes and checks that none of their names is trained on."""
+    """`base` removes the annotations of the novel classes (LVIS's rare ones, the 17 of COCO's zero-shot split) and
+    checks that none of their names is trained on."""
     size: PositiveInt = 192
     """Longest side of an image in pixels, in training (before scale jitter) and evaluation."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
@@ -184,6 +186,9 @@ class DataConfig(Section):
 class TrainSection(Section):
     steps: PositiveInt
     batch_size: PositiveInt = 16
+    """Images of an optimizer step, on all ranks together."""
+    accumulate: PositiveInt = 1
+    """Parts that a rank takes its images in, one after another: less memory, the same gradients."""
     seed: NonNegativeInt = 0
     learning_rate: PositiveFloat = 1e-3
     tower_rate: NonNegativeFloat = 0.1

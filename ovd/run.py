@@ -16,6 +16,7 @@ from ovd.build import (
     evaluation_text,
     find_checkpoint,
     initialise,
+    load_evaluation_index,
     load_labelled_pairs,
     load_training_index,
     load_validation_index,
@@ -26,11 +27,12 @@ from ovd.build import (
     training_batches,
 )
 from ovd.clip.load import load_clip
-from ovd.config import TrainConfig, WorldData, flatten
-from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.config import TrainConfig, WorldData, flatten, load_config
+from ovd.data.annotations import AnnotationIndex, Format
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
+from ovd.distributed import gather, is_main, main_first, process_group, wait_for_all, world_size
 from ovd.engine.checkpoint import latest
 from ovd.engine.retention import (
     Retention,
@@ -39,7 +41,8 @@ from ovd.engine.retention import (
     measure_retention,
     write_retention,
 )
-from ovd.engine.train import train
+from ovd.engine.step_dump import read_step
+from ovd.engine.train import backward, train
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import Engine
@@ -67,14 +70,20 @@ FREE_ON_RESUME = (
 def train_from_config(
     config: TrainConfig, *, resume: bool = False, strict_resume: bool = False, evaluate: bool = True
 ) -> dict[str, float]:
-    """Run a config to its end.
+    """Run a config to its end, under torchrun as one of its ranks.
 
     Returns:
         The metrics of the last evaluation; empty without a validation set, or without `evaluate`.
 
     Raises:
-        ValueError: the run folder already holds a run and `resume` is not set.
+        ValueError: the run folder already holds a run and `resume` is not set; or a batch cannot be divided among the
+            ranks.
     """
+    with process_group():
+        return _train(config, resume=resume, strict_resume=strict_resume, evaluate=evaluate)
+
+
+def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: bool) -> dict[str, float]:
     found = latest(config.output, strict=strict_resume)
     if found is not None:
         if not resume:
@@ -82,13 +91,17 @@ def train_from_config(
         check_same_run(found.config, config)
     torch.set_num_threads(config.train.threads)
     device = resolve_device(config)
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    print(f"{config.output}: {describe_machine(device)}")
+    wait_for_all()  # every rank has seen whether there is a run
+    if is_main():
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
+        print(f"{config.output}: {describe_machine(device)}{ranks}")
 
     report = DataReport()
-    index = load_training_index(config, report)
-    validation = load_validation_index(config, DataReport()) if evaluate else None
+    with main_first():  # it may have to draw the world
+        index = load_training_index(config, report)
+        validation = load_validation_index(config, DataReport()) if evaluate else None
     if validation is not None:  # a file that the evaluator refuses is refused now, not after the training
         read_truth(validation.path, federated=validation.format == "lvis")
     torch.manual_seed(config.train.seed)
@@ -108,21 +121,28 @@ def train_from_config(
         pairs, pair_texts, counts = load_labelled_pairs(
             config.data.pairs, config.data.source, clip, first_id=len(index.categories)
         )
-        removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-        print(f"{len(pairs)} image-text pairs with {len(pair_texts)} texts; boxes: {removed}")
+        if is_main():
+            removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+            print(f"{len(pairs)} image-text pairs with {len(pair_texts)} texts; boxes: {removed}")
+    with main_first():
+        bank = build_text_bank(config, clip, index)
 
     def evaluate_average(averaged: Detector) -> dict[str, float]:
         assert validation is not None
         names = tuple(category.name for category in index.categories)
-        evaluation = detect_all(TrainedDetector(averaged, config, clip, names), validation).evaluate()
-        print(format_table(evaluation))
-        write_report(evaluation, config.output)
-        return evaluation.metrics
+        evaluator = detect_all(TrainedDetector(averaged, config, clip, names), validation)
+        metrics: dict[str, float] = {}
+        if is_main():
+            evaluation = evaluator.evaluate()
+            print(format_table(evaluation))
+            write_report(evaluation, config.output)
+            metrics = evaluation.metrics
+        return gather(metrics)[0]
 
     _, metrics = train(
         detector,
         training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor),
-        build_text_bank(config, clip, index),
+        bank,
         torch.tensor([category.image_count for category in index.categories]),
         pair_texts,
         schedule=build_schedule(config),
@@ -136,6 +156,32 @@ def train_from_config(
         resume_from=found,
     )
     return metrics
+
+
+def replay_step(dump: Path) -> None:
+    """Print the losses of each image of a dumped training step, with float32 on the CPU.
+
+    Raises:
+        ValueError: not a dump, or its run's config is not beside it.
+    """
+    weights, batch, texts, losses = read_step(dump)
+    config = load_config(dump.parent / "config.yaml", [], TrainConfig)
+    torch.manual_seed(config.train.seed)
+    detector = build_detector(config, load_clip(config.clip.name, config.clip.weights))
+    detector.load_state_dict(weights)
+    print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
+    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    print(f"weights that are not finite: {', '.join(bad[:20]) or 'none'}")
+    schedule = build_schedule(config)
+    for row, image_id in enumerate(batch.image_ids):
+        image = slice(row, row + 1)
+        one, its_texts = batch.of_images(image), texts.of_images(image)
+        with torch.no_grad():
+            predictions = detector.train()(one.images)
+        finite = [bool(value.isfinite().all()) for value in (predictions.embeddings, predictions.boxes)]
+        values = backward(detector, detector, one, its_texts, schedule, low_precision=False)
+        shown = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
+        print(f"image {image_id}: {shown}; embeddings finite: {finite[0]}, boxes finite: {finite[1]}")
 
 
 def draw_world(config: TrainConfig) -> Path:
@@ -193,7 +239,7 @@ def evaluate_run(
     output: Path,
     annotations: Path | None = None,
     images: Path | None = None,
-    format: Literal["lvis", "coco"] | None = None,
+    format: Format | Literal["coco_zero_shot"] | None = None,
     engine: Engine | None = None,
     size: int | None = None,
 ) -> Evaluation:
@@ -211,9 +257,9 @@ def evaluate_run(
         if index is None:
             raise ValueError("the run's config names no validation set; give --annotations, --images and --format")
     elif images is None or format is None:
-        raise ValueError("--annotations needs --images (their folder) and --format (lvis or coco)")
+        raise ValueError("--annotations needs --images (their folder) and --format (lvis, coco, ...)")
     else:
-        index = load_annotations(annotations, images, format=format, report=DataReport())
+        index = load_evaluation_index(annotations, images, format, report=DataReport())
     evaluator = detect_all(trained, index, engine, size)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())

@@ -80,6 +80,16 @@ class Batch:
         number = torch.arange(len(self.targets), device=self.images.device)
         return number >= len(self.targets) - self.num_pairs
 
+    def of_images(self, rows: slice) -> "Batch":
+        """A part of the batch, without the lines about samples left out and repaired."""
+        return Batch(
+            images=self.images[rows],
+            sizes=self.sizes[rows],
+            targets=self.targets[rows],
+            image_ids=self.image_ids[rows],
+            num_pairs=int(self.is_pair()[rows].sum()),
+        )
+
     def to(self, device: torch.device) -> "Batch":
         targets = tuple(item.to(device) for item in self.targets)
         return replace(self, images=self.images.to(device), sizes=self.sizes.to(device), targets=targets)
@@ -95,6 +105,9 @@ class Assignment:
     """Background points that no loss may touch (crowd regions, padding)."""
     wrong_scale: Bool[Tensor, "B P"]
     """Unmatched points near the centre of a true box whose size belongs to another level."""
+
+    def of_images(self, rows: slice) -> "Assignment":
+        return Assignment(self.matched[rows], self.ignored[rows], self.wrong_scale[rows])
 
 
 @dataclass(frozen=True)

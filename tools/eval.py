@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="evaluate this COCO-format results file instead of a detector")
     parser.add_argument("--annotations", type=Path, help="annotation file (default: the run's validation set)")
     parser.add_argument("--images", type=Path, help="folder of its images")
-    parser.add_argument("--format", choices=["lvis", "coco"])
+    parser.add_argument("--format", choices=["lvis", "coco", "coco_zero_shot", "objects365"])
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: as the run's config says, hotcoco")
     parser.add_argument("--output", type=Path, help="where results go (default: RUN/eval-NAME)")
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")

@@ -6,16 +6,18 @@ position in `AnnotationIndex.categories`.
 
 import gc
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
+from ovd.data.objects365 import class_name, image_file, is_released
 from ovd.data.report import DataError, DataReport
 
 Frequency = Literal["r", "c", "f"]
+Format = Literal["lvis", "coco", "objects365"]
 
 _NUM_NAMED = 20
 # Corners further out than this are a fault; less is the rounding of the file's decimals.
@@ -75,7 +77,8 @@ class AnnotationIndex:
     """All images of an annotation file, in its order, and the vocabulary, by ascending category id."""
 
     path: Path
-    format: Literal["lvis", "coco"]
+    format: Literal["lvis", "coco", "coco_zero_shot"]
+    """What its evaluation follows; Objects365 counts as COCO."""
     categories: tuple[Category, ...]
     images_root: Path | None
     image_ids: Int64[np.ndarray, " N"]
@@ -108,6 +111,26 @@ class AnnotationIndex:
             not_exhaustive_classes=self.not_exhaustive_classes[image],
         )
 
+    def take(self, images: Int64[np.ndarray, " K"]) -> "AnnotationIndex":
+        """Only the images at these positions, which ascend; the vocabulary stays whole."""
+
+        def taken(ragged: Ragged) -> Ragged:
+            counts = np.diff(ragged.offsets)[images]
+            kept = np.isin(ragged.images_of_values(), images)
+            return Ragged(ragged.values[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+        return replace(
+            self,
+            image_ids=self.image_ids[images],
+            image_sizes=self.image_sizes[images],
+            image_files=tuple(self.image_files[image] for image in images.tolist()),
+            boxes=taken(self.boxes),
+            classes=taken(self.classes),
+            crowd_boxes=taken(self.crowd_boxes),
+            negative_classes=taken(self.negative_classes),
+            not_exhaustive_classes=taken(self.not_exhaustive_classes),
+        )
+
     def encoded(self, image: int) -> Path:
         """Where the image's pixels are."""
         if self.images_root is None:
@@ -115,9 +138,7 @@ class AnnotationIndex:
         return self.record(image).path
 
 
-def load_annotations(
-    annotations: Path, images: Path | None, *, format: Literal["lvis", "coco"], report: DataReport
-) -> AnnotationIndex:
+def load_annotations(annotations: Path, images: Path | None, *, format: Format, report: DataReport) -> AnnotationIndex:
     """Reads and checks a whole annotation file.
 
     Boxes with a side under 1 px are skipped (F4), boxes partly outside their image are clamped to it and those wholly
@@ -126,8 +147,10 @@ def load_annotations(
     Args:
         annotations: JSON of LVIS v0.5 or v1, COCO, or any file in COCO's form (category ids may have gaps).
         images: folder under which the images lie. LVIS: the one that holds `train2017/` and `val2017/`. COCO: the one
-            that `file_name` is relative to. None leaves paths relative, for work that needs no pixels.
-        format: "lvis" requires frequencies, synonyms and the federated labels.
+            that `file_name` is relative to. Objects365: the split's, with its `patch` folders or, v1, the images
+            themselves. None leaves paths relative, for work that needs no pixels.
+        format: "lvis" requires frequencies, synonyms and the federated labels. "objects365" is COCO's form with what is
+            known to be amiss mended (objects365.py); images that were never released are left out (F8).
         report: counts repairs and skips.
 
     Raises:
@@ -139,6 +162,8 @@ def load_annotations(
     image_rows = source.records(content, "images")
     category_rows = sorted(source.records(content, "categories"), key=lambda row: source.field(row, "categories", "id"))
     object_rows = source.records(content, "annotations")
+    if format == "objects365":
+        image_rows, object_rows = _released(source, image_rows, object_rows, report)
     row_of_image = source.rows_by_id(image_rows, "images")
     row_of_category = source.rows_by_id(category_rows, "categories")
     source.rows_by_id(object_rows, "annotations")
@@ -179,7 +204,7 @@ def load_annotations(
     )
     return AnnotationIndex(
         path=annotations,
-        format=format,
+        format="lvis" if format == "lvis" else "coco",
         categories=categories,
         images_root=images,
         image_ids=np.array([row["id"] for row in image_rows], dtype=np.int64),
@@ -352,6 +377,18 @@ def _clean_boxes(
     return clamped.astype(np.float32), is_kept
 
 
+def _released(
+    source: _Source, image_rows: list[dict[str, Any]], object_rows: list[dict[str, Any]], report: DataReport
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Without the images of Objects365 that only its annotation file knows, and without their objects."""
+    missing = {row.get("id") for row in image_rows if not is_released(source.field(row, "images", "file_name", str))}
+    for row in image_rows:
+        if row.get("id") in missing:
+            report.skipped("F8", f"{source.path}: image {row['id']}, {row['file_name']}: no archive holds it")
+    kept_objects = [row for row in object_rows if row.get("image_id") not in missing]
+    return [row for row in image_rows if row.get("id") not in missing], kept_objects
+
+
 def _images_per_class(
     images: Int64[np.ndarray, " M"], classes: Int64[np.ndarray, " M"], num_classes: int
 ) -> Int64[np.ndarray, " C"]:
@@ -359,9 +396,10 @@ def _images_per_class(
     return np.bincount(pairs[:, 1], minlength=num_classes)
 
 
-def _category(source: _Source, row: dict[str, Any], format: Literal["lvis", "coco"], images_in_file: int) -> Category:
+def _category(source: _Source, row: dict[str, Any], format: Format, images_in_file: int) -> Category:
     name = source.field(row, "categories", "name", str)
-    if format == "coco":
+    if format != "lvis":
+        name = class_name(name) if format == "objects365" else name
         return Category(id=row["id"], name=name, synonyms=(), frequency=None, image_count=images_in_file)
     frequency = source.field(row, "categories", "frequency", str)
     if frequency not in ("r", "c", "f"):
@@ -376,12 +414,13 @@ def _category(source: _Source, row: dict[str, Any], format: Literal["lvis", "coc
     )
 
 
-def _image_file(source: _Source, row: dict[str, Any], format: Literal["lvis", "coco"]) -> str:
+def _image_file(source: _Source, row: dict[str, Any], format: Format) -> str:
     """The path under the images folder."""
     if format == "lvis" and "coco_url" in row:
         # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
         return "/".join(source.field(row, "images", "coco_url", str).split("/")[-2:])
-    return source.field(row, "images", "file_name", str)
+    file_name = source.field(row, "images", "file_name", str)
+    return image_file(file_name) if format == "objects365" else file_name
 
 
 def _offsets(counts: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:

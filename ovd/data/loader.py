@@ -179,6 +179,7 @@ def train_loader(
     num_workers: int,
     repeat: Float64[np.ndarray, " N"] | None = None,
     first_sample: int = 0,
+    part: tuple[int, int] = (0, 1),
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[Batch]:
@@ -192,11 +193,12 @@ def train_loader(
         num_workers: processes (forked) that load ahead; 0 loads in the calling process.
         repeat: see `repeat_factors`; None shows every image once an epoch.
         first_sample: where in the order step 0 stands, for a run that goes on with the data of an earlier one.
+        part: (number, of how many): load only this part of each batch, as one of several ranks.
         size_divisor: images are padded at the right and bottom to a multiple of it.
         timeout_s: how long a batch may take in a worker.
 
     Raises:
-        ValueError: no images, or an index without a folder of images.
+        ValueError: no images, a batch that cannot be divided into equal parts, or an index without a folder of images.
         RuntimeError: a worker died or hung; the message has the signal or the time, the step and its image ids. (A
             death between two batches is raised by torch's signal handler, in whatever the main thread does then.)
     """
@@ -205,10 +207,14 @@ def train_loader(
     order = TrainOrder(
         num_images=len(source), repeat=repeat, seed=seed, batch_size=batch_size, first_sample=first_sample
     )
+    number, num_parts = part
+    if batch_size % num_parts:
+        raise ValueError(f"a batch of {batch_size} images cannot be divided among {num_parts} ranks; change either")
+    own = slice(number * batch_size // num_parts, (number + 1) * batch_size // num_parts)
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
     dataset = DetectionDataset(source, transform)
     steps = range(start_step, start_step + num_steps)
-    return _load(dataset, source, steps, order.batch, num_workers, size_divisor, timeout_s)
+    return _load(dataset, source, steps, lambda step: order.batch(step)[own], num_workers, size_divisor, timeout_s)
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:

@@ -18,6 +18,37 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ovd.distributed import is_main
+
+
+def open_log(run_dir: Path, total_steps: int, resumed_step: int) -> "RunLog | NoLog":
+    """The run's log on the main process, one that says nothing on the others."""
+    if is_main():
+        return RunLog(run_dir, total_steps=total_steps, resumed_step=resumed_step)
+    return NoLog()
+
+
+class NoLog:
+    """Takes what `RunLog` takes and drops it."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def train(self, step: int, losses: Mapping[str, float], *, lr: float, num_images: int) -> None:
+        pass
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def gates(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
 
 class RunLog:
     """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.

@@ -7,18 +7,18 @@ box's class the most similar text, for CLIP's dense feature (before) and for the
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ovd.boxes import side_distances
-from ovd.data.annotations import AnnotationIndex, Ragged
+from ovd.data.annotations import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.evaluation.report import ClassRow
 from ovd.evaluation.results import replacing
@@ -128,7 +128,7 @@ def measure_retention(
     clip_tower.to(device).to(memory_format=memory_format(low_precision))
     text = text.to(device)
     if max_images is not None and max_images < len(index):
-        index = _take_images(index, np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
+        index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
 
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
     num_without_point = 0
@@ -316,24 +316,3 @@ class _Tally:
     def figures(self, members: Bool[Tensor, " C"]) -> Figures:
         count = int(self.counts[members].sum())
         return Figures(count, *(self._sums[members].sum(dim=0) / count).tolist())
-
-
-def _take_images(index: AnnotationIndex, images: Int64[np.ndarray, " K"]) -> AnnotationIndex:
-    """Only the images at these positions, which ascend; the vocabulary stays whole."""
-
-    def taken(ragged: Ragged) -> Ragged:
-        counts = np.diff(ragged.offsets)[images]
-        kept = np.isin(ragged.images_of_values(), images)
-        return Ragged(ragged.values[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-
-    return replace(
-        index,
-        image_ids=index.image_ids[images],
-        image_sizes=index.image_sizes[images],
-        image_files=tuple(index.image_files[image] for image in images.tolist()),
-        boxes=taken(index.boxes),
-        classes=taken(index.classes),
-        crowd_boxes=taken(index.crowd_boxes),
-        negative_classes=taken(index.negative_classes),
-        not_exhaustive_classes=taken(index.not_exhaustive_classes),
-    )

@@ -1,12 +1,13 @@
 """The texts that a training step scores, and the images they count for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ovd.model.federated import Rule, class_mask, sample_class_rows
+from ovd.distributed import union_over_ranks
+from ovd.model.federated import Rule, class_mask, needed_classes, sample_class_rows
 from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -23,6 +24,9 @@ class StepTexts:
     """Whether a text counts at an image's points that are matched to no box."""
     mask_in_boxes: Bool[Tensor, "B K"]
     """Whether it counts at points that are matched to a box of another text."""
+
+    def of_images(self, rows: slice) -> "StepTexts":
+        return replace(self, mask=self.mask[rows], mask_in_boxes=self.mask_in_boxes[rows])
 
     def to(self, device: torch.device) -> "StepTexts":
         return StepTexts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -52,14 +56,18 @@ class TextSampler:
         """
         num_detection = len(batch.targets) - batch.num_pairs
         annotated, paired = batch.targets[:num_detection], batch.targets[num_detection:]
+        needed = union_over_ranks(needed_classes(annotated, rule=self.rule))
         rows = sample_class_rows(
-            annotated, self.image_counts, rule=self.rule, num_sampled=self.num_sampled, generator=generator
+            needed, self.image_counts, rule=self.rule, num_sampled=self.num_sampled, generator=generator
         )
         embeddings = self.bank.sample(rows, generator=generator, noise=self.noise)
         mask = class_mask(annotated, rows, rule=self.rule)
-        if self.pair_texts is None or not paired:
+        if self.pair_texts is None:
             return StepTexts(rows, embeddings, mask, mask)
-        ids = torch.cat([torch.cat([of.classes, of.negative_classes, of.not_exhaustive_classes]) for of in paired])
+        own = [torch.cat([of.classes, of.negative_classes, of.not_exhaustive_classes]) for of in paired]
+        ids = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
+        if len(ids) == 0:  # no rank has a pair
+            return StepTexts(rows, embeddings, mask, mask)
         ids = torch.cat([ids, self.pair_texts.draw(self.num_sampled_texts, generator)]).unique()
         return StepTexts(
             torch.cat([rows, ids]),

@@ -1,23 +1,33 @@
-"""Train a detector on base classes. One loop, all of it visible: draw, predict, assign, lose, step, save, evaluate."""
+"""Train a detector on base classes. One loop, all of it visible: draw, predict, assign, lose, step, save, evaluate.
+
+Under torchrun every rank runs the loop on its part of each batch; losses, gradients and what is saved are those of the
+whole batch.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from ovd.data.report import DataReport
+from ovd.distributed import is_main, largest_over_ranks, rank, sum_over_ranks, wait_for_all, world_size
 from ovd.engine import checkpoint
 from ovd.engine.gate_statistics import gate_statistics
-from ovd.engine.log import RunLog
+from ovd.engine.log import open_log
 from ovd.engine.optim import (
     Ema,
     GroupSpec,
     LearningRateDecay,
+    NonFiniteError,
     build_optimizer,
     check_finite,
     clip_gradients,
@@ -26,17 +36,18 @@ from ovd.engine.optim import (
     set_learning_rate,
 )
 from ovd.engine.signals import StopRequest
-from ovd.engine.step_texts import TextSampler
+from ovd.engine.step_dump import write_step
+from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.model.assign import assign_fcos
 from ovd.model.detector import Detector
 from ovd.model.federated import Rule
 from ovd.model.gates import GatedProjection
 from ovd.model.image_labels import image_label_loss
-from ovd.model.losses import detection_losses
+from ovd.model.losses import detection_losses, loss_normalisers
 from ovd.model.similarity import initial_bias
 from ovd.model.tower import ImageTower
 from ovd.precision import autocast, memory_format
-from ovd.structures import Batch
+from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -61,6 +72,7 @@ class Schedule:
     warmup_steps: int
     decay: LearningRateDecay
     clip_norm: float
+    accumulate: int
     ema_decay: float
     negatives: Rule
     sampled_classes: int
@@ -172,7 +184,7 @@ def train(
     )
 
     if resume_from is None and solve_bias:
-        first = next(batches_from(0))
+        first = of_one_size(next(batches_from(0)))
         texts = texts_of.sample(first, step_generator(schedule.seed, 0)).to(device)
         set_initial_bias(detector, first.to(device), texts.embeddings, low_precision)
     ema = Ema(detector, schedule.ema_decay)
@@ -185,42 +197,51 @@ def train(
 
     failed_saves = 0
 
+    def write_report() -> None:
+        """Every rank its own: of the samples that it loaded."""
+        report.write(saving.run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json"))
+
     def save(step: int, *, must_succeed: bool) -> None:
         """Write a checkpoint; a full disk is survived twice, unless this one `must_succeed`."""
         nonlocal failed_saves
         try:
-            checkpoint.save(
-                saving.run_dir,
-                step=step,
-                module=detector,
-                optimizer=optimizer,
-                config=saving.resolved_config,
-                ema=ema,
-                extra={
-                    "text_tower": bank.tower,
-                    "classes": list(bank.names),
-                    "first_samples": list(saving.first_samples),
-                },
-                keep=saving.keep_checkpoints,
-            )
-            report.write(saving.run_dir / "data_report.json")
+            if is_main():
+                checkpoint.save(
+                    saving.run_dir,
+                    step=step,
+                    module=detector,
+                    optimizer=optimizer,
+                    config=saving.resolved_config,
+                    ema=ema,
+                    extra={
+                        "text_tower": bank.tower,
+                        "classes": list(bank.names),
+                        "first_samples": list(saving.first_samples),
+                    },
+                    keep=saving.keep_checkpoints,
+                )
+            write_report()
         except (checkpoint.SaveError, OSError) as error:
             failed_saves += 1
             if must_succeed or failed_saves > FAILED_SAVES_SURVIVED:
                 raise
             log.message(f"warning: {error}")
+        wait_for_all()
 
     averaged = copy.deepcopy(detector).eval()
-    batch: Batch | None = None
-    with RunLog(saving.run_dir, total_steps=schedule.steps, resumed_step=start) as log, StopRequest() as stop:
+    parallel = in_parallel(detector, device)
+    num_images = 1
+    with open_log(saving.run_dir, schedule.steps, start) as log, StopRequest() as stop:
         for step, batch in zip(range(start, schedule.steps), batches_from(start), strict=False):
             report.add_batch(batch)
             if batch.skipped:
-                report.write(saving.run_dir / "data_report.json")
+                write_report()
                 report.raise_if_too_many(report.num_seen())
-            if not batch.image_ids:
+            num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
+            if num_images == 0:
                 log.message(f"step {step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 continue
+            batch = of_one_size(batch)
             texts = texts_of.sample(batch, step_generator(schedule.seed, step)).to(device)
             batch = batch.to(device)
 
@@ -228,30 +249,13 @@ def train(
                 step, warmup_steps=schedule.warmup_steps, total_steps=schedule.steps, decay=schedule.decay
             )
             set_learning_rate(optimizer, factor)
-            with autocast(device, low_precision):
-                predictions = detector(batch.images)
-            points = detector.points(batch.images)
-            assignment = assign_fcos(points, batch.targets, sizes=batch.sizes)
-            losses = detection_losses(
-                predictions,
-                assignment,
-                batch.targets,
-                text=texts.embeddings,
-                class_rows=texts.classes,
-                class_mask=texts.mask,
-                class_mask_in_boxes=texts.mask_in_boxes,
-                names_only=batch.is_pair() & (not schedule.pair_box_loss),
-                points=points,
-                scale=detector.scale,
-                bias=detector.bias,
-            )
-            if schedule.image_label_weight > 0:
-                losses["image"] = schedule.image_label_weight * image_label_loss(
-                    predictions, batch, texts.classes, texts.embeddings, points, detector.scale, detector.bias
-                )
-            torch.stack(list(losses.values())).sum().backward()
+            losses = backward(parallel, detector, batch, texts, schedule, low_precision)
             gradient_norm = clip_gradients(detector.parameters(), schedule.clip_norm)
-            check_finite(losses, gradient_norm, batch.image_ids)
+            try:
+                check_finite(losses, gradient_norm, batch.image_ids)
+            except NonFiniteError as error:
+                dump = write_step(saving.run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
+                raise NonFiniteError(f"{error}; tools/replay_step.py {dump} shows which image") from None
             optimizer.step()
             optimizer.zero_grad()
             ema.update(detector)
@@ -261,10 +265,10 @@ def train(
                 done,
                 {name: loss.item() for name, loss in losses.items()},
                 lr=schedule.learning_rate * factor,
-                num_images=len(batch.image_ids),
+                num_images=num_images,
             )
-            last, stopping = done == schedule.steps, stop.received
-            if detector.gated and (last or done % GATE_INTERVAL == 0):
+            last, stopping = done == schedule.steps, bool(largest_over_ranks(torch.tensor(int(stop.received))))
+            if detector.gated and is_main() and (last or done % GATE_INTERVAL == 0):
                 log.gates(done, gate_statistics(detector, batch.images, low_precision=low_precision))
             if last or stopping or done % saving.save_every == 0:
                 save(done, must_succeed=last or stopping)
@@ -274,13 +278,94 @@ def train(
             if evaluate and not last and saving.eval_every and done % saving.eval_every == 0:
                 ema.copy_to(averaged)
                 log.evaluation(done, evaluate(averaged))
-        if batch is not None and not batch.image_ids:  # the last step was skipped whole
+        if num_images == 0:  # the last step was skipped whole
             save(schedule.steps, must_succeed=True)
         ema.copy_to(averaged)
         metrics = evaluate(averaged) if evaluate else {}
         if metrics:
             log.evaluation(schedule.steps, metrics)
     return averaged, metrics
+
+
+def in_parallel(detector: Detector, device: torch.device) -> nn.Module:
+    """The detector as every rank calls it, so that gradients are the mean over ranks; for one process, as it is."""
+    if world_size() == 1:
+        return detector
+    return DistributedDataParallel(
+        detector, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def of_one_size(batch: Batch) -> Batch:
+    """The batch padded as if the ranks' batches were one; a rank without images gets a blank one, which no loss sees.
+
+    So a step is the same for any number of ranks.
+    """
+    if world_size() == 1:
+        return batch
+    height, width = largest_over_ranks(torch.tensor(batch.images.shape[2:])).tolist()
+    if not batch.image_ids:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        blank = Targets(torch.zeros(0, 4), nothing, nothing, nothing, torch.zeros(0, 4))
+        images, sizes = torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64)
+        return replace(batch, images=images, sizes=sizes, targets=(blank,))
+    images = F.pad(batch.images, (0, width - batch.images.shape[3], 0, height - batch.images.shape[2]))
+    return replace(batch, images=images)
+
+
+def backward(
+    parallel: nn.Module,
+    detector: Detector,
+    batch: Batch,
+    texts: StepTexts,
+    schedule: Schedule,
+    low_precision: bool,
+) -> dict[str, Tensor]:
+    """Gradients of a step in `.grad` of the parameters, and the losses that they are of.
+
+    The losses are those of all ranks' batches as one, taken `schedule.accumulate` parts at a time: what they are
+    divided by is known from the annotations, before the first part.
+    """
+    points = detector.points(batch.images)
+    assignment = assign_fcos(points, batch.targets, sizes=batch.sizes)
+    names_only = batch.is_pair() & (not schedule.pair_box_loss)
+    normalisers = sum_over_ranks(loss_normalisers(assignment, batch.targets, names_only=names_only, points=points))
+    num_pairs = int(sum_over_ranks(torch.tensor(batch.num_pairs)))
+    sums: dict[str, Tensor] = {}
+    num_parts = min(schedule.accumulate, len(batch.targets))
+    bounds = [len(batch.targets) * part // num_parts for part in range(num_parts + 1)]
+    for first, last in pairwise(bounds):
+        rows = slice(first, last)
+        part, its_texts = batch.of_images(rows), texts.of_images(rows)
+        is_last = last == len(batch.targets)
+        gathers = nullcontext() if is_last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync()
+        with gathers:
+            with autocast(batch.images.device, low_precision):
+                predictions = parallel(part.images)
+            losses = detection_losses(
+                predictions,
+                assignment.of_images(rows),
+                part.targets,
+                text=its_texts.embeddings,
+                class_rows=its_texts.classes,
+                class_mask=its_texts.mask,
+                class_mask_in_boxes=its_texts.mask_in_boxes,
+                names_only=names_only[rows],
+                points=points,
+                normalisers=normalisers,
+                scale=detector.scale,
+                bias=detector.bias,
+            )
+            if schedule.image_label_weight > 0:
+                of_images = image_label_loss(
+                    predictions, part, its_texts.classes, its_texts.embeddings, points, detector.scale, detector.bias
+                )
+                losses["image"] = schedule.image_label_weight * of_images / max(1, num_pairs)
+            # Ranks' gradients are averaged, and these losses are parts of a sum.
+            (world_size() * torch.stack(list(losses.values())).sum()).backward()
+        sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    total = sum_over_ranks(torch.stack(list(sums.values())))
+    return dict(zip(sums, total, strict=True))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import hotcoco
@@ -19,7 +20,7 @@ MAX_PER_IMAGE_AND_CLASS = (1, 10, 100)
 
 
 class COCOEvaluator(BoxEvaluator):
-    """COCO box AP. Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100`.
+    """COCO box AP. Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100`, and `AP50_NAME` of each group of classes.
 
     Detections inside a crowd region that match no object are forgiven.
 
@@ -27,13 +28,29 @@ class COCOEvaluator(BoxEvaluator):
         annotations: COCO JSON file; category ids may have gaps, `iscrowd` may be missing (no crowd).
         category_ids: category id of each vocabulary row, see `BoxEvaluator`.
         engine: "hotcoco", or "official": pycocotools.
+        groups: names of classes, in named groups. If there are any, nothing but their classes is judged, on images with
+            an object of one.
 
     Raises:
-        ValueError: the file is faulty; unknown `category_ids`.
+        ValueError: the file is faulty, or lacks a class of a group; unknown `category_ids`.
     """
 
-    def __init__(self, annotations: Path, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco") -> None:
-        super().__init__(read_truth(annotations, federated=False), category_ids)
+    def __init__(
+        self,
+        annotations: Path,
+        category_ids: tuple[int, ...],
+        *,
+        engine: Engine = "hotcoco",
+        groups: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        truth = read_truth(annotations, federated=False)
+        if groups:
+            truth = _only_classes(truth, set().union(*groups.values()))
+        super().__init__(truth, category_ids)
+        self._groups = {
+            name: np.flatnonzero([category.name in members for category in truth.categories])
+            for name, members in (groups or {}).items()
+        }
         self._engine = engine
         self._run_engine = _ENGINES[engine]
 
@@ -57,6 +74,10 @@ class COCOEvaluator(BoxEvaluator):
                             f"AR{limit}": figures.average_recall(limit=position)
                             for position, limit in enumerate(MAX_PER_IMAGE_AND_CLASS)
                         },
+                        **{
+                            f"AP50_{name}": figures.average_precision(iou_percent=50, categories=rows)
+                            for name, rows in self._groups.items()
+                        },
                     },
                 ),
             ),
@@ -69,6 +90,15 @@ class COCOEvaluator(BoxEvaluator):
                 Curve("IoU 0.75", figures.curve(iou_percent=75)),
             ),
         )
+
+
+def _only_classes(truth: Truth, names: set[str]) -> Truth:
+    ids = {category.name: category.id for category in truth.categories}
+    missing = sorted(names - ids.keys())
+    if missing:
+        raise ValueError(f"{truth.path} lacks classes of the benchmark: {', '.join(missing[:20])}")
+    category_ids = np.array([ids[name] for name in names], np.int64)
+    return truth.only(np.unique(truth.image_ids[np.isin(truth.category_ids, category_ids)]), category_ids)
 
 
 def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal, assert_never
 
+from ovd.data.coco_zero_shot import GROUPS
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.lvis import LVISEvaluator
@@ -10,11 +11,28 @@ from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
+Protocol = Literal["lvis", "coco", "coco_zero_shot"]
+
+
+def box_evaluator(
+    annotations: Path, protocol: Protocol, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
+) -> BoxEvaluator:
+    """The evaluator of a benchmark; see the evaluators for arguments and errors."""
+    match protocol:
+        case "lvis":
+            return LVISEvaluator(annotations, category_ids, engine=engine)
+        case "coco":
+            return COCOEvaluator(annotations, category_ids, engine=engine)
+        case "coco_zero_shot":
+            return COCOEvaluator(annotations, category_ids, engine=engine, groups=GROUPS)
+        case _:
+            assert_never(protocol)
+
 
 def evaluate_results_file(
     annotations: Path,
     results: Path,
-    format: Literal["lvis", "coco"],
+    format: Protocol,
     engine: Engine = "hotcoco",
     output_dir: Path | None = None,
 ) -> dict[str, float]:
@@ -28,14 +46,7 @@ def evaluate_results_file(
     Raises:
         ValueError: a faulty file; names it and the record.
     """
-    evaluator: BoxEvaluator
-    match format:
-        case "lvis":
-            evaluator = LVISEvaluator(annotations, (), engine=engine)
-        case "coco":
-            evaluator = COCOEvaluator(annotations, (), engine=engine)
-        case _:
-            assert_never(format)
+    evaluator = box_evaluator(annotations, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     evaluation = evaluator.evaluate()
     print(format_table(evaluation))

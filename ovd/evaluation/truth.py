@@ -1,7 +1,7 @@
 """What an annotation file says that box metrics need, checked before any metric engine sees it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ class Truth:
         """How many boxes, crowds aside, each of `categories` has."""
         rows = np.searchsorted([category.id for category in self.categories], self.category_ids[~self.crowd])
         return np.bincount(rows, minlength=len(self.categories)).astype(np.int64)
+
+    def only(self, image_ids: Int64[np.ndarray, " I"], category_ids: Int64[np.ndarray, " K"]) -> "Truth":
+        """The part of the file that a benchmark judges: some of its images, some of its classes."""
+        kept = np.isin(self.image_ids, image_ids) & np.isin(self.category_ids, category_ids)
+        images, categories = set(image_ids.tolist()), set(category_ids.tolist())
+        return replace(
+            self,
+            images=tuple(image for image in self.images if image.id in images),
+            categories=tuple(category for category in self.categories if category.id in categories),
+            image_ids=self.image_ids[kept],
+            category_ids=self.category_ids[kept],
+            boxes_xywh=self.boxes_xywh[kept],
+            areas_px=self.areas_px[kept],
+            crowd=self.crowd[kept],
+        )
 
     def as_dataset(self) -> dict[str, list[dict[str, Any]]]:
         """A fresh data set in COCO form for an engine, which may write into it.

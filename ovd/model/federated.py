@@ -21,8 +21,16 @@ from ovd.structures import Targets
 Rule = Literal["sampled", "strict", "all"]
 
 
+def needed_classes(targets: tuple[Targets, ...], *, rule: Rule) -> Int[Tensor, " L"]:
+    """The classes that a batch cannot do without: those with a box in it, under `strict` its verified negatives."""
+    needed = [image.classes for image in targets]
+    if rule == "strict":
+        needed += [image.negative_classes for image in targets]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *needed]).unique()
+
+
 def sample_class_rows(
-    targets: tuple[Targets, ...],
+    needed: Int[Tensor, " L"],
     image_counts: Int[Tensor, " C"],
     *,
     rule: Rule,
@@ -32,25 +40,21 @@ def sample_class_rows(
 ) -> Int[Tensor, " K"]:
     """The vocabulary rows that one step scores, shared by its images: sorted, each once.
 
-    These are the classes with a box in the batch and `num_sampled` more, drawn without replacement with probability
-    proportional to (number of training images) ** `power`; classes without training images are never drawn. Under
-    `strict` a drawn class would count nowhere, so the batch's verified negatives take the place of the draw. Under
-    `all` nothing is drawn: the whole vocabulary is scored. There is always at least one row.
+    These are the needed classes and `num_sampled` more, drawn without replacement with probability proportional to
+    (number of training images) ** `power`; classes without training images are never drawn. Under `strict` a drawn
+    class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always at least
+    one row.
 
     Args:
-        targets: of the batch.
+        needed: `needed_classes` of the batch, on all ranks together.
         image_counts: number of training images of each class of the vocabulary.
-        generator: on the device of `image_counts` and of the targets.
+        generator: on the device of `image_counts` and `needed`.
     """
     if rule == "all":
         return torch.arange(len(image_counts), device=image_counts.device)
     wanted = torch.zeros_like(image_counts, dtype=torch.bool)
-    for image in targets:
-        wanted[image.classes] = True
-    if rule == "strict":
-        for image in targets:
-            wanted[image.negative_classes] = True
-    else:
+    wanted[needed] = True
+    if rule != "strict":
         drawable = ~wanted & (image_counts > 0)
         num_drawn = min(num_sampled, int(drawable.sum()))
         if num_drawn > 0:

@@ -21,7 +21,7 @@ def image_label_loss(
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the pairs' texts at the largest proposal of each pair's image; mean over the pairs.
+    """Cross-entropy of the pairs' texts at the largest proposal of each pair's image; summed over the pairs.
 
     A one-stage detector has no class-agnostic proposals: the `NUM_PROPOSALS` points of highest score for any text of
     the pairs stand in for them. A text of the pair itself is true there, one of another pair is not.
@@ -47,4 +47,4 @@ def image_label_loss(
             largest = proposals[(boxes[:, 2:] - boxes[:, :2]).prod(dim=1).argmax()]
         logits = cosine_logits(embeddings[largest], text, scale=scale, bias=bias)
         loss = loss + F.binary_cross_entropy_with_logits(logits, is_own[of_pairs].float(), reduction="sum")
-    return loss / len(own)
+    return loss

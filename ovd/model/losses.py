@@ -12,6 +12,33 @@ from ovd.model.similarity import unit_embeddings
 from ovd.structures import Assignment, Points, Predictions, Targets
 
 
+def loss_normalisers(
+    assignment: Assignment, targets: tuple[Targets, ...], *, names_only: Bool[Tensor, " B"], points: Points
+) -> Float[Tensor, "3"]:
+    """What the losses `class`, `box` and `quality` are divided by; added up where a batch is spread over ranks.
+
+    The number of matched points, the sum of their true centre-ness, and the number of points that teach the quality.
+    """
+    image, point, box, true_boxes = _matched(assignment, targets)
+    exact = ~names_only[image]
+    centerness = _centerness(side_distances(points.centers[point[exact]], true_boxes[box[exact]]))
+    num_quality = exact.sum() + _wrong_scale(assignment, names_only).sum()
+    return torch.stack([torch.tensor(len(box), device=box.device), centerness.sum(), num_quality]).float()
+
+
+def _matched(
+    assignment: Assignment, targets: tuple[Targets, ...]
+) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"], Int[Tensor, " M"], Float[Tensor, "R 4"]]:
+    """Image and point of every match, its row among all the batch's boxes together, and these."""
+    image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
+    first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
+    return image, point, first_box[image] + assignment.matched[image, point], torch.cat([t.boxes for t in targets])
+
+
+def _wrong_scale(assignment: Assignment, names_only: Bool[Tensor, " B"]) -> Bool[Tensor, "B P"]:
+    return assignment.wrong_scale & ~assignment.ignored & ~names_only[:, None]
+
+
 def detection_losses(
     predictions: Predictions,
     assignment: Assignment,
@@ -23,6 +50,7 @@ def detection_losses(
     class_mask_in_boxes: Bool[Tensor, "B C"],
     names_only: Bool[Tensor, " B"],
     points: Points,
+    normalisers: Float[Tensor, "3"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     alpha: float = 0.25,
@@ -40,22 +68,19 @@ def detection_losses(
         class_mask_in_boxes: which count at points that are matched to a box of another class.
         names_only: images whose boxes teach what is in them but not where their sides are: `box` and `quality` leave
             them out.
+        normalisers: `loss_normalisers`, of these images or of more that they are a part of.
         scale, bias: of the class logits, scale * cosine + bias.
         alpha, gamma: of the focal loss.
     """
     positive = assignment.matched >= 0
-    image, point = positive.nonzero(as_tuple=True)
-    # Rows of Targets.boxes become rows of all the batch's boxes together.
-    first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=positive.device).cumsum(0)
-    box = first_box[image] + assignment.matched[image, point]
-
+    image, point, box, true_boxes = _matched(assignment, targets)
     exact = ~names_only[image]
     loss_box, loss_quality = box_and_quality_losses(
         predictions.boxes[image[exact], point[exact]],
         predictions.quality[image[exact], point[exact]],
-        true_boxes=torch.cat([t.boxes for t in targets])[box[exact]],
+        true_boxes=true_boxes[box[exact]],
         centers=points.centers[point[exact]],
-        wrong_scale_quality=predictions.quality[assignment.wrong_scale & ~assignment.ignored & ~names_only[:, None]],
+        wrong_scale_quality=predictions.quality[_wrong_scale(assignment, names_only)],
     )
 
     labels = torch.full_like(assignment.matched, -1)
@@ -74,7 +99,12 @@ def detection_losses(
         alpha=alpha,
         gamma=gamma,
     )
-    return {"class": loss_class / max(1, len(box)), "box": loss_box, "quality": loss_quality}
+    num_matched, sum_centerness, num_quality = normalisers
+    return {
+        "class": loss_class / num_matched.clamp(min=1),
+        "box": loss_box / sum_centerness.clamp(min=1e-6),  # the limit matters for no box alone
+        "quality": loss_quality / num_quality.clamp(min=1),
+    }
 
 
 def _text_rows(classes: Int[Tensor, " R"], class_rows: Int[Tensor, " C"]) -> Int[Tensor, " R"]:
@@ -91,7 +121,7 @@ def box_and_quality_losses(
     centers: Float[Tensor, "M 2"],
     wrong_scale_quality: Float[Tensor, " W"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """GIoU loss averaged with the true centre-ness as weights, and mean cross-entropy of the predicted centre-ness.
+    """Sums of the GIoU loss, weighted by the true centre-ness, and of the predicted centre-ness's cross-entropy.
 
     Unlike in FCOS, the quality of a point on a true box that belongs to another level is pushed to 0. A shortcut makes
     such a point sure of the class (at P7 of everything in the image), so that something must say "not at this scale".
@@ -105,11 +135,10 @@ def box_and_quality_losses(
     """
     centerness = _centerness(side_distances(centers, true_boxes))
     giou = generalized_box_iou_loss(boxes.float(), true_boxes)
-    loss_box = (giou * centerness).sum() / centerness.sum().clamp(min=1e-6)  # the limit matters for M = 0 alone
     logits = torch.cat([quality, wrong_scale_quality]).float()
     wanted = torch.cat([centerness, torch.zeros_like(wrong_scale_quality, dtype=centerness.dtype)])
     loss_quality = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-    return loss_box, loss_quality / max(1, len(logits))
+    return (giou * centerness).sum(), loss_quality
 
 
 def _centerness(distances: Float[Tensor, "M 4"]) -> Float[Tensor, " M"]:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ovd.distributed import sum_over_ranks
+
 EPSILON = 1e-6
 """Embeddings shorter than this keep their direction but not unit length, so that a zero has a finite gradient."""
 
@@ -47,7 +49,8 @@ def initial_bias(
     """The bias at which a fresh detector's mean class probability is `target` (the prior of arXiv:1708.02002, 3.3).
 
     Setting the mean logit instead would leave a far larger mean probability, since the dense CLIP feature is confident
-    on background too. The cosines are counted chunk by chunk into bins 1.2e-4 wide; the bisection runs on the counts.
+    on background too. The cosines are counted chunk by chunk into bins 1.2e-4 wide; the bisection runs on the counts
+    of all ranks together.
 
     Args:
         embeddings: of the points of the first batch, of any length. Leave out points in the padding.
@@ -66,6 +69,7 @@ def initial_bias(
         if cosines.isnan().any():
             raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")
         counts += torch.histc(cosines.cpu(), bins=num_bins, min=-1, max=1)
+    sum_over_ranks(counts)
     bin_width = 2 / num_bins
     cosines = -1 + bin_width * (torch.arange(num_bins, dtype=torch.float64) + 0.5)
 

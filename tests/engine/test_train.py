@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import ovd.engine.train
 from ovd.build import build_detector, build_schedule, load_detector, load_training_index
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, parse_config
 from ovd.data.report import DataReport
 from ovd.engine import checkpoint
+from ovd.engine.optim import NonFiniteError
 from ovd.engine.train import build_groups
-from ovd.run import evaluate_run, train_from_config
+from ovd.run import evaluate_run, replay_step, train_from_config
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -233,6 +236,31 @@ def test_every_parameter_learns_in_exactly_one_group(kind, miniature_world, tmp_
     assert sorted(grouped) == sorted(id(p) for p in detector.parameters() if p.requires_grad)
     rates = {group["name"].split("/")[0]: group["lr_factor"] for group in groups}
     assert rates["tower"] == 0.1
+
+
+def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path, miniature_world, monkeypatch, capsys):
+    real = ovd.engine.train.detection_losses
+    calls = []
+
+    def losses(predictions, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            predictions = replace(predictions, embeddings=predictions.embeddings * float("nan"))
+        return real(predictions, *arguments, **options)
+
+    monkeypatch.setattr("ovd.engine.train.detection_losses", losses)
+    config = make_config(tmp_path / "run", miniature_world)
+    with pytest.raises(NonFiniteError, match=r"class = nan.*replay_step\.py .*failed-step-000002\.rank0\.pt"):
+        train_from_config(config, evaluate=False)
+    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-000002"]
+    capsys.readouterr()
+    replay_step(tmp_path / "run" / "failed-step-000002.rank0.pt")
+    output = capsys.readouterr().out
+    assert "as trained: class nan" in output
+    assert "weights that are not finite: none" in output
+    assert output.count("embeddings finite: True, boxes finite: True") == 2
+    with pytest.raises(ValueError, match=r"config\.yaml is not the dump"):
+        replay_step(tmp_path / "run" / "config.yaml")
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovd.model.federated import Rule, class_mask, sample_class_rows
+from ovd.model.federated import Rule, class_mask, needed_classes, sample_class_rows
 from ovd.structures import Targets
 
 NUM_CLASSES = 30
@@ -36,8 +36,9 @@ image_counts = st.lists(st.integers(0, 1000), min_size=NUM_CLASSES, max_size=NUM
 def test_sampled_rows(
     targets: tuple[Targets, ...], counts: torch.Tensor, rule: Rule, num_sampled: int, power: float, seed: int
 ) -> None:
+    needed = needed_classes(targets, rule=rule)
     sampled = sample_class_rows(
-        targets,
+        needed,
         counts,
         rule=rule,
         num_sampled=num_sampled,
@@ -45,7 +46,7 @@ def test_sampled_rows(
         generator=torch.Generator().manual_seed(seed),
     )
     again = sample_class_rows(
-        targets,
+        needed,
         counts,
         rule=rule,
         num_sampled=num_sampled,
@@ -78,7 +79,10 @@ def test_draws_follow_the_root_of_the_image_count() -> None:
     counts = torch.tensor([100, 400, 1600, 0])
     generator = torch.Generator().manual_seed(0)
     draws = torch.cat(
-        [sample_class_rows((), counts, rule="sampled", num_sampled=1, generator=generator) for _ in range(3000)]
+        [
+            sample_class_rows(torch.arange(0), counts, rule="sampled", num_sampled=1, generator=generator)
+            for _ in range(3000)
+        ]
     )
     frequency = torch.bincount(draws, minlength=4) / 3000
     torch.testing.assert_close(frequency, torch.tensor([1, 2, 4, 0]) / 7, atol=0.03, rtol=0)

@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from ovd.model.assign import assign_fcos
-from ovd.model.losses import box_and_quality_losses, chunked_focal_loss, detection_losses
+from ovd.model.losses import box_and_quality_losses, chunked_focal_loss, detection_losses, loss_normalisers
 from ovd.model.similarity import cosine_logits, unit_embeddings
 from ovd.structures import Points, Predictions, Targets
 
@@ -256,11 +256,11 @@ def test_box_and_quality_equal_their_definitions() -> None:
         ]
     )
     giou = generalized_box_iou(boxes, true_boxes).diagonal()
-    torch.testing.assert_close(loss_box, ((1 - giou) * centerness).sum() / centerness.sum())
+    torch.testing.assert_close(loss_box, ((1 - giou) * centerness).sum())
     p = torch.sigmoid(quality)
     of_matched = -(centerness * p.log() + (1 - centerness) * (1 - p).log()).sum()
     of_wrong_scale = -torch.log(1 - torch.sigmoid(torch.tensor([0.3, -2.0]))).sum()
-    torch.testing.assert_close(loss_quality, (of_matched + of_wrong_scale) / 11)
+    torch.testing.assert_close(loss_quality, of_matched + of_wrong_scale)
 
 
 def test_perfect_boxes_cost_nothing() -> None:
@@ -311,12 +311,19 @@ def losses_of(
     class_mask: Tensor | None = None,
     class_mask_in_boxes: Tensor | None = None,
     names_only: Tensor | None = None,
+    normalisers: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> dict:
     text = unit_embeddings(torch.randn(len(CLASS_ROWS), 16, generator=torch.Generator().manual_seed(2)))
-    sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[: len(targets)]
+    if sizes is None:
+        sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[: len(targets)]
     assignment = assign_fcos(make_points(), targets, sizes=sizes)
     if class_mask is None:
         class_mask = torch.ones(len(targets), len(CLASS_ROWS), dtype=torch.bool)
+    if names_only is None:
+        names_only = torch.zeros(len(targets), dtype=torch.bool)
+    if normalisers is None:
+        normalisers = loss_normalisers(assignment, targets, names_only=names_only, points=make_points())
     scale, bias = torch.tensor(10.0), torch.tensor(-2.0)
     losses = detection_losses(
         predictions,
@@ -326,12 +333,13 @@ def losses_of(
         class_rows=CLASS_ROWS,
         class_mask=class_mask,
         class_mask_in_boxes=class_mask if class_mask_in_boxes is None else class_mask_in_boxes,
-        names_only=torch.zeros(len(targets), dtype=torch.bool) if names_only is None else names_only,
+        names_only=names_only,
         points=make_points(),
+        normalisers=normalisers,
         scale=scale,
         bias=bias,
     )
-    return {"losses": losses, "assignment": assignment, "text": text}
+    return {"losses": losses, "assignment": assignment, "text": text, "normalisers": normalisers}
 
 
 def test_losses_of_a_batch_equal_loops_over_points() -> None:
@@ -370,10 +378,36 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
         centers=torch.stack(centers),
         wrong_scale_quality=torch.zeros(0),  # there is one level
     )
-    expected = {"class": total / len(boxes), "box": loss_box, "quality": loss_quality}
+    left, top = (torch.stack(centers) - torch.stack(true_boxes)[:, :2]).unbind(1)
+    right, bottom = (torch.stack(true_boxes)[:, 2:] - torch.stack(centers)).unbind(1)
+    across, down = (torch.minimum(a, b) / torch.maximum(a, b) for a, b in ((left, right), (top, bottom)))
+    expected = {
+        "class": total / len(boxes),
+        "box": loss_box / (across * down).sqrt().sum(),
+        "quality": loss_quality / len(boxes),
+    }
     assert list(result["losses"]) == list(expected)
     for name, loss in result["losses"].items():
         torch.testing.assert_close(loss, expected[name])
+
+
+def test_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole() -> None:
+    targets = (
+        make_targets([[4.0, 4.0, 30.0, 24.0], [40.0, 10.0, 75.0, 45.0]], [8, 3]),
+        make_targets([], []),
+        make_targets([[10.0, 10.0, 50.0, 40.0]], [20]),
+    )
+    predictions = make_predictions(3)
+    whole = losses_of(predictions, targets)
+    total = dict.fromkeys(whole["losses"], 0.0)
+    for image, target in enumerate(targets):
+        row = slice(image, image + 1)
+        part = Predictions(predictions.embeddings[row], predictions.boxes[row], predictions.quality[row])
+        sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[row]
+        for name, loss in losses_of(part, (target,), normalisers=whole["normalisers"], sizes=sizes)["losses"].items():
+            total[name] += loss.item()
+    for name, loss in whole["losses"].items():
+        assert total[name] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_boxes_that_teach_names_only_leave_the_box_branch_to_the_other_images() -> None:
@@ -444,6 +478,7 @@ def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone()
         class_mask_in_boxes=torch.ones(1, 4, dtype=torch.bool),
         names_only=torch.zeros(1, dtype=torch.bool),
         points=points,
+        normalisers=torch.ones(3),
         scale=torch.tensor(10.0),
         bias=torch.tensor(-2.0),
     )

@@ -1,0 +1,60 @@
+"""The zero-shot split of COCO: 48 base classes to train on, 17 novel ones, and the 65 of both to evaluate on.
+
+Bansal et al. 2018 (arXiv:1804.04340); the other 15 classes of COCO are left out of training and evaluation.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ovd.data.annotations import AnnotationIndex
+from ovd.data.vocabulary import check_no_leak, keep_classes
+
+# fmt: off
+BASE = frozenset({
+    "person", "bicycle", "car", "motorcycle", "train", "truck", "boat", "bench", "bird", "horse", "sheep", "bear",
+    "zebra", "giraffe", "backpack", "handbag", "suitcase", "frisbee", "skis", "kite", "surfboard", "bottle", "fork",
+    "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "pizza", "donut", "chair", "bed",
+    "toilet", "tv", "laptop", "mouse", "remote", "microwave", "oven", "toaster", "refrigerator", "book", "clock",
+    "vase", "toothbrush",
+})
+NOVEL = frozenset({
+    "airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup", "knife",
+    "cake", "couch", "keyboard", "sink", "scissors",
+})
+# fmt: on
+GROUPS = {"base": BASE, "novel": NOVEL}
+
+
+def split_coco_base(index: AnnotationIndex) -> AnnotationIndex:
+    """The 48 base classes' annotations, and only images that have one: elsewhere novel objects would be background.
+
+    Raises:
+        ValueError: a class of the split is not in the file.
+        VocabularyLeak: a novel class shares a name with a base class.
+    """
+    base = keep_classes(index, _rows(index, BASE))
+    check_no_leak(base.categories, [category for category in index.categories if category.name in NOVEL])
+    return _with_objects(base)
+
+
+def split_coco_evaluation(index: AnnotationIndex) -> AnnotationIndex:
+    """The 65 classes, and only images with an object of one of them.
+
+    Raises:
+        ValueError: a class of the split is not in the file.
+    """
+    both = keep_classes(index, _rows(index, BASE | NOVEL))
+    return _with_objects(both)
+
+
+def _with_objects(index: AnnotationIndex) -> AnnotationIndex:
+    return replace(index.take(np.flatnonzero(np.diff(index.boxes.offsets))), format="coco_zero_shot")
+
+
+def _rows(index: AnnotationIndex, names: frozenset[str]) -> np.ndarray:
+    found = {category.name: row for row, category in enumerate(index.categories)}
+    missing = sorted(names - found.keys())
+    if missing:
+        raise ValueError(f"{index.path} is no COCO file with all 80 classes: it lacks {', '.join(missing[:10])}")
+    return np.array(sorted(found[name] for name in names), dtype=np.int64)

@@ -1,0 +1,55 @@
+"""What is known to be amiss in the annotation files of Objects365 (v1 and v2), so that nobody has to edit them."""
+
+from pathlib import PurePosixPath
+
+NAME_FIXES = {
+    "Moniter/TV": "Monitor/TV",
+    "Bakset": "Basket",
+    "Dinning Table": "Dining Table",
+    "Tea pot": "Teapot",
+    "Extention Cord": "Extension Cord",
+    "Hotair ballon": "Hot air balloon",
+    "Hamimelon": "Hami melon",
+    "Mushroon": "Mushroom",
+    "Tape Measur/ Ruler": "Tape Measure/ Ruler",
+    "Campel": "Camel",
+    "Meat ball": "Meatball",
+    "Buttefly": "Butterfly",
+    "Table Teniis paddle": "Table Tennis paddle",
+}
+"""Misspelt class names: as the files have them, and as a text tower should read them."""
+
+NOT_RELEASED = frozenset(
+    {
+        "objects365_v1_00162953.jpg",
+        "objects365_v1_00175464.jpg",
+        "objects365_v1_00320532.jpg",
+        "objects365_v1_00320534.jpg",
+        "objects365_v1_00712985.jpg",
+        "objects365_v2_00904061.jpg",
+        "objects365_v2_00908726.jpg",
+        "objects365_v2_01339848.jpg",
+        "objects365_v2_01524152.jpg",
+        "objects365_v2_02037230.jpg",
+        "objects365_v2_02081009.jpg",
+    }
+)
+"""Images of the training file that no archive holds."""
+
+
+def class_name(name: str) -> str:
+    return NAME_FIXES.get(name.strip(), name.strip())
+
+
+def image_file(file_name: str) -> str:
+    """Where an image lies under its split's folder.
+
+    v2 files say "images/v1/patch8/objects365_v1_00420917.jpg", and the archives unpack to "patch8/..."; v1 files give
+    the bare name, and the archives have no folders.
+    """
+    path = PurePosixPath(file_name)
+    return "/".join(path.parts[-2:]) if path.parent.name.startswith("patch") else path.name
+
+
+def is_released(file_name: str) -> bool:
+    return PurePosixPath(file_name).name not in NOT_RELEASED

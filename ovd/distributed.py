@@ -1,0 +1,97 @@
+"""Several processes that train one detector together, as torchrun starts them; without it, the one process there is.
+
+Every function does the obvious thing for one process, so that callers need not ask how many there are.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+
+Kind = TypeVar("Kind")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others. One that dies is noticed at once, one that hangs after this."""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other ranks that torchrun started, for as long as the block lasts."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Among the processes of this machine: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of every rank's tensor, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def largest_over_ranks(tensor: Tensor) -> Tensor:
+    """The elementwise maximum of every rank's tensor, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def union_over_ranks(ids: Int[Tensor, " K"]) -> Int[Tensor, " L"]:
+    """All ranks' ids, each once, ascending."""
+    return torch.cat([part.to(ids.device) for part in gather(ids)]).unique()
+
+
+def gather(value: Kind) -> list[Kind]:
+    """Every rank's value, in their order; it must be picklable."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The block runs on the main process and then on the others, which find made what it makes."""
+    if not is_main():
+        dist.barrier()
+    yield
+    if is_main() and dist.is_initialized():
+        dist.barrier()
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,47 @@
+"""A training step that went wrong, whole, so that it can be looked at again: weights, images, targets and texts."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovd.distributed import rank
+from ovd.engine.step_texts import StepTexts
+from ovd.structures import Batch, Targets
+
+
+def write_step(
+    run_dir: Path, step: int, *, detector: nn.Module, batch: Batch, texts: StepTexts, losses: Mapping[str, Tensor]
+) -> Path:
+    """Write the step's dump into the run folder, a file for each rank; the weights are those before the step."""
+    path = run_dir / f"failed-step-{step:06d}.rank{rank()}.pt"
+    content = {
+        "step": step,
+        "weights": detector.state_dict(),
+        "batch": {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"},
+        "targets": [dict(vars(target)) for target in batch.targets],
+        "texts": dict(vars(texts)),
+        "losses": {name: loss.item() for name, loss in losses.items()},
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+    return path
+
+
+def read_step(path: Path) -> tuple[dict[str, Tensor], Batch, StepTexts, dict[str, float]]:
+    """Weights, batch, texts and losses of a dump, on the CPU.
+
+    Raises:
+        ValueError: the file is not a dump. No code in it is run.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        targets = tuple(Targets(**target) for target in content["targets"])
+        batch = Batch(**content["batch"], targets=targets)
+        return content["weights"], batch, StepTexts(**content["texts"]), content["losses"]
+    except Exception as error:  # torch raises nearly anything for a file of another kind
+        raise ValueError(f"{path} is not the dump of a training step: {error}") from error

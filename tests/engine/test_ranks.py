@@ -1,0 +1,168 @@
+"""Training on two ranks against training on one: the same batches, the same losses, and an end for all at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ovd.build import load_detector
+from ovd.config import TrainConfig, parse_config
+from ovd.data.pairs import write_pair_shards
+from ovd.data.world.build import pair_scene
+from ovd.data.world.settings import Settings
+from ovd.engine import checkpoint
+from ovd.run import pseudo_label_run, train_from_config
+from ovd.selftrain.pseudo_label import LabelOptions
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+
+
+def make_config(output: Path, world: Path, **changes) -> TrainConfig:
+    source = {
+        "kind": "files", "format": "lvis",
+        "train_annotations": str(world / "annotations" / "lvis_train.json"), "train_images": str(world / "images"),
+    }  # fmt: skip
+    train = {"steps": STEPS, "batch_size": 4, "sampled_classes": 10, "warmup_steps": 2, "precision": "float32"}
+    values = {
+        "output": str(output),
+        "bank": {"cache": str(world / "banks"), "templates": "none"},
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {"source": source, "size": 96, "workers": 0, **changes.pop("data", {})},
+        "train": {**train, "threads": 1, "save_every": 10, **changes.pop("train", {})},
+        **changes,
+    }
+    return parse_config(values, TrainConfig, "test")
+
+
+def start_ranks(config: TrainConfig, folder: Path, count: int, *flags: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    path = folder / "ranks.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return subprocess.Popen(
+        [*launcher, "tools/train.py", str(path), *flags], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def run_ranks(config: TrainConfig, folder: Path, count: int, *flags: str) -> str:
+    with start_ranks(config, folder, count, *flags) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses_of(run: Path) -> list[dict[str, float]]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [record["losses"] for record in records if record["kind"] == "train"]
+
+
+def assert_same_losses(run: Path, reference: Path, *, steps: int = STEPS) -> None:
+    here, there = losses_of(run), losses_of(reference)
+    assert len(here) == len(there) == steps
+    for one, other in zip(here, there, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, miniature_world) -> Path:
+    run = tmp_path_factory.mktemp("one_rank") / "run"
+    train_from_config(make_config(run, miniature_world), evaluate=False)
+    return run
+
+
+def test_two_ranks_train_as_one_does(reference, miniature_world, tmp_path):
+    run = tmp_path / "run"
+    output = run_ranks(make_config(run, miniature_world), tmp_path, 2)
+    assert "one of 2 ranks" in output
+    assert output.count(f"step {STEPS}/{STEPS}") == 1  # one rank speaks
+    assert_same_losses(run, reference)
+    reports = [json.loads((run / name).read_text()) for name in ("data_report.json", "data_report.rank1.json")]
+    of_one = json.loads((reference / "data_report.json").read_text())
+    assert [report["used"]["sample"] for report in reports] == [2 * STEPS, 2 * STEPS]
+    assert of_one["used"]["sample"] == 4 * STEPS
+
+
+def test_parts_of_a_batch_one_after_another_train_as_the_whole(reference, miniature_world, tmp_path):
+    train_from_config(make_config(tmp_path / "run", miniature_world, train={"accumulate": 3}), evaluate=False)
+    assert_same_losses(tmp_path / "run", reference)
+
+
+def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_path):
+    pairs, labels = tmp_path / "pairs", tmp_path / "labels"
+    write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
+    options = LabelOptions(source="nouns", score_threshold=0.0, max_boxes=20)
+    pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
+    paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one"}}
+    for use in ("boxes", "image_labels"):
+        paired["pairs"]["use"] = use
+        for count in (1, 2):
+            config = make_config(tmp_path / f"{use}{count}", miniature_world, data=paired, train={"steps": 6})
+            run_ranks(config, tmp_path, count)
+        if use == "boxes":  # texts of a rank's own pairs alone are held against each other as image labels
+            assert_same_losses(tmp_path / f"{use}2", tmp_path / f"{use}1", steps=6)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):
+    config = make_config(tmp_path / "run", miniature_world, train={"batch_size": 3, "steps": 1})
+    with start_ranks(config, tmp_path, 2) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "a batch of 3 images cannot be divided among 2 ranks" in output
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The ranks that a launcher started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[1]) == process.pid:
+            found.append(int(status.parent.name))
+    return sorted(found)
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
+    deadline = time.time() + 240
+    while checkpoint.latest(run) is None:
+        assert time.time() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_when_one_rank_dies_the_other_ends_within_a_minute(miniature_world, tmp_path):
+    config = make_config(tmp_path / "run", miniature_world, train={"steps": 5000, "save_every": 2})
+    with start_ranks(config, tmp_path, 2) as process:
+        wait_for_checkpoint(tmp_path / "run", process)
+        ranks = children(process)
+        assert len(ranks) == 2
+        os.kill(ranks[1], signal.SIGKILL)
+        start = time.time()
+        process.communicate(timeout=60)
+    assert time.time() - start < 60
+    assert process.returncode != 0
+    assert not Path(f"/proc/{ranks[0]}").exists()
+
+
+def test_sigterm_saves_once_and_resuming_goes_on_as_if_nothing_had_been(reference, miniature_world, tmp_path):
+    run = tmp_path / "run"
+    config = make_config(run, miniature_world, train={"save_every": 1, "keep_checkpoints": 1})
+    with start_ranks(config, tmp_path, 2) as process:
+        wait_for_checkpoint(run, process)
+        os.kill(children(process)[1], signal.SIGTERM)  # one of them is enough
+        output, _ = process.communicate(timeout=120)
+    assert "exitcode  : 143" in output or "exitcode: 143" in output or "143" in output
+    found = checkpoint.latest(run)
+    assert found is not None
+    assert found.step < STEPS
+    run_ranks(config, tmp_path, 2, "--resume")
+    assert_same_losses(run, reference)
