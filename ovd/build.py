@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.clip.load import Clip, load_clip
+from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config import BankConfig, FileData, GatedShortcuts, PairsConfig, TrainConfig, WorldData, parse_config
 from ovd.data.annotations import AnnotationIndex, Format, load_annotations
 from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
@@ -73,15 +73,15 @@ def low_precision(config: TrainConfig) -> bool:
     return use_low_precision(config.train.precision, resolve_device(config))
 
 
-def build_tower(config: TrainConfig, clip: Clip) -> ImageTower:
-    """CLIP's image tower with what the config says of it.
+def build_tower(config: TrainConfig, visual: Any) -> ImageTower:
+    """CLIP's image tower with what the config says of it; `visual` is the image side of an open_clip model.
 
     Raises:
         ValueError: the tower is of no supported family, or its family lacks what is asked of it.
     """
     options = config.detector
     windows = {"window": options.window, "global_blocks": options.global_blocks} if options.window else {}
-    tower = image_tower(clip.model.visual, **windows)
+    tower = image_tower(visual, **windows)
     if options.freeze_tower:
         tower.requires_grad_(False)
     if options.frozen_layers:
@@ -99,14 +99,39 @@ def build_tower(config: TrainConfig, clip: Clip) -> ImageTower:
 
 def build_detector(config: TrainConfig, clip: Clip) -> Detector:
     """A fresh detector around CLIP's image tower. Uses torch's global random state for the learned path."""
-    shortcuts = config.detector.shortcuts
-    tower = build_tower(config, clip)
-    return Detector(
-        tower,
-        text_dim=encode_classes(clip, ["anything"], ("{}",)).shape[1],
+    return _assemble(
+        config,
+        clip.model.visual,
+        text_dim=clip.dim,
         mean=clip.mean,
         std=clip.std,
         logit_scale=clip.model.logit_scale.exp().item(),
+    )
+
+
+def build_detector_on_meta(config: TrainConfig) -> Detector:
+    """A detector without memory for its weights, to count its parameters and operations."""
+    model, dim = build_on_meta(config.clip.name)
+    with torch.device("meta"):
+        return _assemble(config, model.visual, text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3, logit_scale=100.0)
+
+
+def _assemble(
+    config: TrainConfig,
+    visual: Any,
+    *,
+    text_dim: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    logit_scale: float,
+) -> Detector:
+    shortcuts = config.detector.shortcuts
+    return Detector(
+        build_tower(config, visual),
+        text_dim=text_dim,
+        mean=mean,
+        std=std,
+        logit_scale=logit_scale,
         channels=config.detector.channels,
         num_convs=config.detector.num_convs,
         shortcuts=frozenset(shortcuts.places) if isinstance(shortcuts, GatedShortcuts) else frozenset(),
@@ -161,7 +186,7 @@ def load_validation_index(config: TrainConfig, report: DataReport) -> Annotation
 
 
 def load_evaluation_index(
-    annotations: Path, images: Path, format: Format | Literal["coco_zero_shot"], *, report: DataReport
+    annotations: Path, images: Path | None, format: Format | Literal["coco_zero_shot"], *, report: DataReport
 ) -> AnnotationIndex:
     """A data set with the vocabulary and the images that its benchmark judges."""
     if format == "coco_zero_shot":

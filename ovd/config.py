@@ -204,6 +204,8 @@ class TrainSection(Section):
     decay: Literal["cosine", "step", "constant"] = "cosine"
     clip_norm: PositiveFloat = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    assignment: Literal["fcos", "atss"] = "fcos"
+    """Which points answer for a box: FCOS's rules with centre sampling, or ATSS."""
     negatives: Literal["sampled", "strict", "all"] = "sampled"
     """Which class rows count as negatives of an image: all rows of the step, or only verified ones (federated
     `strict`); `all` takes the whole vocabulary as rows, for exhaustively annotated data."""

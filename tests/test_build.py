@@ -47,13 +47,13 @@ def train_config(**detector) -> TrainConfig:
 
 
 def test_first_layers_of_the_tower_are_frozen(untrained_clip):
-    tower = build_tower(train_config(frozen_layers=2), untrained_clip)
+    tower = build_tower(train_config(frozen_layers=2), untrained_clip.model.visual)
     layers = tower.layers()
     assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
     with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99; tiny has"):
-        build_tower(train_config(frozen_layers=99), untrained_clip)
+        build_tower(train_config(frozen_layers=99), untrained_clip.model.visual)
     with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
-        build_tower(train_config(window=7), untrained_clip)
+        build_tower(train_config(window=7), untrained_clip.model.visual)
 
 
 def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip):

@@ -1,17 +1,21 @@
 """Load a CLIP model, its tokenizer and its normalisation, all through open_clip."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  makes the tiny tower known to timm
 
-TINY_CLIP = Path(__file__).parents[1] / "assets" / "tiny_clip"
+ASSETS = Path(__file__).parents[1] / "assets"
+TINY_CLIP = ASSETS / "tiny_clip"
+open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, as the paper's towers
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Clip:
     mean: tuple[float, ...]
     """Of the images the weights were trained on, RGB in 0..1."""
     std: tuple[float, ...]
+    dim: int
+    """D of the text-image space."""
 
 
 def load_clip(name: str, weights: str | None = None) -> Clip:
@@ -51,8 +57,57 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
     if weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
-    model = open_clip.create_model(name, pretrained=None if weights == "random" else weights)
-    return _with_preprocessing(model, open_clip.get_tokenizer(name))
+    _check_activation(name, weights)
+    try:
+        model = open_clip.create_model(name, pretrained=None if weights == "random" else weights)
+    except RuntimeError as error:  # the weights' shapes are not the model's
+        raise ValueError(f"clip.weights {weights!r} does not fit clip.name {name!r}: {error}") from error
+    return _with_preprocessing(model, open_clip.get_tokenizer(name), _embed_dim(name))
+
+
+def build_on_meta(name: str) -> tuple[nn.Module, int]:
+    """A named model without memory for its weights, on torch's meta device, and D of its text-image space.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name == "tiny":
+        with torch.device("meta"):
+            return open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False, device="meta"), _folder_dim(
+                TINY_CLIP
+            )
+    if name not in open_clip.list_models():
+        raise ValueError(f"clip.name {name!r} is not one of open_clip.list_models()")
+    with torch.device("meta"):
+        return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
+
+
+def _check_activation(name: str, weights: str) -> None:
+    """Weights trained with QuickGELU are silently worse in a model with GELU, and the other way round.
+
+    Raises:
+        ValueError: a tag's weights were trained with the other activation than the named model has.
+    """
+    trained_with = open_clip.get_pretrained_cfg(name, weights) or {}
+    model = open_clip.get_model_config(name)
+    if "timm_model_name" in model["vision_cfg"]:
+        return  # timm's towers have their own activation, whatever the flag says
+    has_quick, needs_quick = bool(model.get("quick_gelu")), trained_with.get("quick_gelu")
+    if needs_quick is not None and has_quick != needs_quick:
+        other = name.removesuffix("-quickgelu") if has_quick else f"{name}-quickgelu"
+        kinds = ("GELU", "QuickGELU")
+        raise ValueError(
+            f"clip.weights {weights!r} was trained with {kinds[needs_quick]}, {name} has {kinds[has_quick]}; "
+            f"use clip.name={other}"
+        )
+
+
+def _embed_dim(name: str) -> int:
+    return int(open_clip.get_model_config(name)["embed_dim"])
+
+
+def _folder_dim(folder: Path) -> int:
+    return int(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"])
 
 
 def _load_folder(folder: Path) -> Clip:
@@ -62,12 +117,12 @@ def _load_folder(folder: Path) -> Clip:
         tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=model.context_length)
     else:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    return _with_preprocessing(model, tokenizer)
+    return _with_preprocessing(model, tokenizer, _folder_dim(folder))
 
 
-def _with_preprocessing(model: nn.Module, tokenizer) -> Clip:
+def _with_preprocessing(model: nn.Module, tokenizer, dim: int) -> Clip:
     preprocessing = open_clip.get_model_preprocess_cfg(model)
-    return Clip(model.eval(), tokenizer, tuple(preprocessing["mean"]), tuple(preprocessing["std"]))
+    return Clip(model.eval(), tokenizer, tuple(preprocessing["mean"]), tuple(preprocessing["std"]), dim)
 
 
 def build_untrained_tiny_clip() -> Clip:
@@ -76,4 +131,4 @@ def build_untrained_tiny_clip() -> Clip:
     tokenizer = open_clip.SimpleTokenizer(
         bpe_path=str(TINY_CLIP / "merges.txt.gz"), context_length=model.context_length
     )
-    return _with_preprocessing(model, tokenizer)
+    return _with_preprocessing(model, tokenizer, _folder_dim(TINY_CLIP))

@@ -384,7 +384,9 @@ def _released(
     missing = {row.get("id") for row in image_rows if not is_released(source.field(row, "images", "file_name", str))}
     for row in image_rows:
         if row.get("id") in missing:
-            report.skipped("F8", f"{source.path}: image {row['id']}, {row['file_name']}: no archive holds it")
+            report.repaired(
+                "F8", f"{source.path}: image {row['id']}, {row['file_name']}: left out, no archive holds it"
+            )
     kept_objects = [row for row in object_rows if row.get("image_id") not in missing]
     return [row for row in image_rows if row.get("id") not in missing], kept_objects
 

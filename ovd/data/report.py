@@ -38,7 +38,12 @@ class DataError(ValueError):
 class DataReport:
     """Counts what was used, repaired and skipped, and keeps the first 20 records of each kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stops: bool = True) -> None:
+        """
+        Args:
+            stops: whether too many skips are an error; a check of a data set wants to see them all.
+        """
+        self._stops = stops
         self._used: Counter[Unit] = Counter()
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._repaired: Counter[str] = Counter()
@@ -93,6 +98,8 @@ class DataReport:
         Raises:
             DataError: with the code that was counted most and its first records.
         """
+        if not self._stops:
+            return
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
         in_a_row = self._skipped_in_a_row[unit]
@@ -104,6 +111,15 @@ class DataReport:
             f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
             f"first: {'; '.join(self._first[f'{code} skipped'][:3])}",
         )
+
+    def counts(self) -> dict[str, int]:
+        """How often each thing was found, such as {"F9 skipped": 2}."""
+        kinds = (("skipped", self._skipped), ("repaired", self._repaired))
+        return {f"{code} {kind}": count for kind, counts in kinds for code, count in sorted(counts.items())}
+
+    def first_records(self) -> dict[str, list[str]]:
+        """The first 20 records of each of `counts`."""
+        return self._first
 
     def write(self, path: Path) -> None:
         """Writes `data_report.json`."""

@@ -38,7 +38,8 @@ from ovd.engine.optim import (
 from ovd.engine.signals import StopRequest
 from ovd.engine.step_dump import write_step
 from ovd.engine.step_texts import StepTexts, TextSampler
-from ovd.model.assign import assign_fcos
+from ovd.model.assign import Rule as AssignmentRule
+from ovd.model.assign import assign
 from ovd.model.detector import Detector
 from ovd.model.federated import Rule
 from ovd.model.gates import GatedProjection
@@ -73,6 +74,7 @@ class Schedule:
     decay: LearningRateDecay
     clip_norm: float
     accumulate: int
+    assignment: AssignmentRule
     ema_decay: float
     negatives: Rule
     sampled_classes: int
@@ -327,7 +329,7 @@ def backward(
     divided by is known from the annotations, before the first part.
     """
     points = detector.points(batch.images)
-    assignment = assign_fcos(points, batch.targets, sizes=batch.sizes)
+    assignment = assign(points, batch.targets, schedule.assignment, sizes=batch.sizes)
     names_only = batch.is_pair() & (not schedule.pair_box_loss)
     normalisers = sum_over_ranks(loss_normalisers(assignment, batch.targets, names_only=names_only, points=points))
     num_pairs = int(sum_over_ranks(torch.tensor(batch.num_pairs)))

@@ -1,14 +1,25 @@
-"""Which true box each point answers for: the assignment of FCOS with centre sampling.
+"""Which true box each point answers for: by FCOS's rules with centre sampling, or by ATSS.
 
-Source: FCOS (arXiv:1904.01355), section 3, with the centre sampling of its journal version (arXiv:2006.09214).
+Sources: FCOS (arXiv:1904.01355), section 3, with the centre sampling of its journal version (arXiv:2006.09214); ATSS
+(arXiv:1912.02424), section 4.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ovd.boxes import side_distances
 from ovd.structures import Assignment, Points, Targets
+
+Rule = Literal["fcos", "atss"]
+
+
+def assign(points: Points, targets: tuple[Targets, ...], rule: Rule, *, sizes: Int[Tensor, "B 2"]) -> Assignment:
+    """By the rule of this name."""
+    return (assign_atss if rule == "atss" else assign_fcos)(points, targets, sizes=sizes)
 
 
 def assign_fcos(
@@ -35,6 +46,56 @@ def assign_fcos(
     ]
     matched, ignored, wrong_scale = zip(*images, strict=True)
     return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
+
+
+def assign_atss(
+    points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], top_k: int = 9, anchor_strides: int = 8
+) -> Assignment:
+    """Match points to true boxes by statistics of each box's own candidates, without sizes set for levels.
+
+    A box's candidates are on every level the `top_k` points nearest to its centre. Of these, points inside the box are
+    matched to it whose anchor, a square of `anchor_strides` strides around the point, overlaps it at least by the mean
+    plus the standard deviation of its candidates' IoUs. A point wanted by several boxes takes the one it overlaps most.
+
+    Args:
+        points, targets, sizes: as for `assign_fcos`.
+    """
+    half = anchor_strides * points.strides[:, None] / 2
+    anchors = torch.cat([points.centers - half, points.centers + half], dim=1)
+    images = [
+        _assign_image_atss(points, anchors, image_targets, size, top_k)
+        for image_targets, size in zip(targets, sizes, strict=True)
+    ]
+    matched, ignored, wrong_scale = zip(*images, strict=True)
+    return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
+
+
+def _assign_image_atss(
+    points: Points, anchors: Float[Tensor, "P 4"], targets: Targets, size: Int[Tensor, "2"], top_k: int
+) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
+    padding = (points.centers >= size.flip(0)).any(dim=1)
+    matched = torch.full_like(padding, -1, dtype=torch.int64)
+    boxes = targets.boxes
+    if len(boxes) > 0:
+        distance = torch.cdist(points.centers, (boxes[:, :2] + boxes[:, 2:]) / 2)
+        distance = distance.masked_fill(padding[:, None], torch.inf)
+        candidate = torch.zeros_like(distance, dtype=torch.bool)
+        for stride in points.strides.unique():
+            (level,) = (points.strides == stride).nonzero(as_tuple=True)
+            nearest = distance[level].topk(min(top_k, len(level)), dim=0, largest=False).indices
+            candidate.scatter_(0, level[nearest], True)
+        candidate &= ~padding[:, None]
+        overlap = box_iou(anchors, boxes)
+        count = candidate.sum(dim=0).clamp(min=1)
+        mean = (overlap * candidate).sum(dim=0) / count
+        variance = ((overlap - mean).square() * candidate).sum(dim=0) / (count - 1).clamp(min=1)
+        inside = (side_distances(points.centers[:, None], boxes) > 0).all(dim=2)
+        wanted = candidate & inside & (overlap >= mean + variance.sqrt())
+        best, row = torch.where(wanted, overlap, -1.0).max(dim=1)
+        matched = torch.where(best >= 0, row, matched)
+    central = _central(points, boxes, 1.5).any(dim=1) & ~padding
+    crowd = (side_distances(points.centers[:, None], targets.ignore_boxes) > 0).all(dim=2).any(dim=1)
+    return matched, padding | (crowd & (matched < 0)), central & (matched < 0)
 
 
 def _assign_image(

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.detection.fcos import FCOS
+from torchvision.ops import box_iou
 
-from ovd.model.assign import assign_fcos
+from ovd.model.assign import assign_atss, assign_fcos
 from ovd.structures import Points, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -183,3 +184,59 @@ def test_padding_is_never_of_the_wrong_scale() -> None:
     points = make_points(64, 64)
     assignment = assign_fcos(points, (make_targets([[0.0, 0.0, 64.0, 64.0]]),), sizes=torch.tensor([[20, 20]]))
     assert not (assignment.wrong_scale[0] & (points.centers >= 20).any(dim=1)).any()
+
+
+def atss_reference(points: Points, targets: Targets, size: tuple[int, int]) -> list[int]:
+    """Section 4 of the paper, box by box and point by point."""
+    centers, strides = points.centers.tolist(), points.strides.tolist()
+    inside_image = [y < size[0] and x < size[1] for x, y in centers]
+    overlap_of = [-1.0] * len(centers)
+    matched = [-1] * len(centers)
+    for row, box in enumerate(targets.boxes.tolist()):
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        candidates = []
+        for stride in STRIDES:
+            level = [p for p in range(len(centers)) if strides[p] == stride]
+            level.sort(key=lambda p: (not inside_image[p], math.dist(centers[p], middle)))
+            candidates += [p for p in level[:9] if inside_image[p]]
+        overlaps = {}
+        for p in candidates:
+            x, y = centers[p]
+            anchor = torch.tensor([[x - 4 * strides[p], y - 4 * strides[p], x + 4 * strides[p], y + 4 * strides[p]]])
+            overlaps[p] = box_iou(anchor, torch.tensor([box])).item()
+        values = torch.tensor(list(overlaps.values()))
+        limit = values.mean() + (values.std() if len(values) > 1 else 0)
+        for p, overlap in overlaps.items():
+            x, y = centers[p]
+            inside = box[0] < x < box[2] and box[1] < y < box[3]
+            if inside and overlap >= limit and overlap > overlap_of[p]:
+                matched[p], overlap_of[p] = row, overlap
+    return matched
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_atss_equals_a_loop_over_boxes_and_points(seed):
+    generator = torch.Generator().manual_seed(seed)
+    size = [(128, 192), (200, 130), (96, 96)][seed % 3]
+    points = make_points(-(-size[0] // 32) * 32 + 32, -(-size[1] // 32) * 32)
+    corner = torch.rand(seed, 2, generator=generator) * torch.tensor([size[1], size[0]]) * 0.7
+    sides = 9 + torch.rand(seed, 2, generator=generator) * 90
+    targets = make_targets(torch.cat([corner, corner + sides], dim=1).tolist())
+    assignment = assign_atss(points, (targets,), sizes=torch.tensor([size]))
+    assert assignment.matched[0].tolist() == atss_reference(points, targets, size)
+    padding = (points.centers >= torch.tensor([size[1], size[0]])).any(1)
+    assert torch.equal(assignment.ignored[0], padding)
+    assert not (assignment.wrong_scale & (assignment.matched >= 0)).any()
+
+
+def test_atss_with_crowds_no_boxes_and_a_batch():
+    points = make_points(64, 96)
+    some, none = make_targets([[4, 4, 40, 50]], [[60, 0, 96, 64]]), make_targets([])
+    sizes = torch.tensor([[64, 96], [64, 96]])
+    both = assign_atss(points, (some, none), sizes=sizes)
+    assert (both.matched[1] == -1).all()
+    alone = assign_atss(points, (some,), sizes=sizes[:1])
+    assert torch.equal(both.matched[0], alone.matched[0])
+    assert (alone.matched[0] == 0).any()
+    assert alone.ignored[0].any()
+    assert not alone.ignored[0][alone.matched[0] >= 0].any()

@@ -1,0 +1,74 @@
+"""What a config's detector costs, counted on torch's meta device: no memory is taken, nothing is computed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ovd.build import build_detector_on_meta
+from ovd.config import TrainConfig
+
+BYTES_FLOAT32 = 4
+BYTES_BF16 = 2
+OPTIMIZER_COPIES = 5
+"""Float32 numbers kept for a trained weight: itself, its gradient, two moments, the average."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image; the text side and the losses are left out."""
+
+    parameters: int
+    trained_parameters: int
+    forward_flops: int
+    """A multiplication and an addition count as two."""
+    training_flops: int
+    """Forward and backward, which takes twice as much again, for all but a tower that is frozen as a whole."""
+    activation_bytes: int
+    """Kept for the backward pass, were all of it bfloat16; norms and losses keep float32, so it is more."""
+
+    def training_bytes(self, images: int) -> int:
+        """Memory of a rank with so many images in a step (or part of one)."""
+        frozen = self.parameters - self.trained_parameters
+        weights = BYTES_FLOAT32 * (OPTIMIZER_COPIES * self.trained_parameters + 2 * frozen)
+        return weights + images * self.activation_bytes
+
+    def training_hours(self, *, steps: int, images: int, peak_tflops: float, utilisation: float) -> float:
+        """Predicted, of steps of so many images on hardware of this peak that reaches this share of it."""
+        return steps * images * self.training_flops / (peak_tflops * 1e12 * utilisation) / 3600
+
+
+def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
+    """Count for images of this size, padded as the detector needs it.
+
+    Raises:
+        ValueError: the config's CLIP is a folder, whose model cannot be built without its weights.
+    """
+    detector = build_detector_on_meta(config).train()
+    divisor = detector.size_divisor
+    images = torch.empty(
+        1, 3, -(-height // divisor) * divisor, -(-width // divisor) * divisor, dtype=torch.uint8, device="meta"
+    )
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            saved[tensor.untyped_storage()._cdata] = tensor  # held, so that no two have the same address
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        detector(images)
+    forward = counter.get_total_flops()
+    tower = sum(counter.get_flop_counts()["Detector.tower"].values())
+    tower_learns = any(p.requires_grad for p in detector.tower.parameters())
+    elements = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in saved.values())
+    parameters = list(detector.parameters())
+    return Cost(
+        parameters=sum(p.numel() for p in parameters),
+        trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        forward_flops=forward,
+        training_flops=3 * forward - (0 if tower_learns else 2 * tower),
+        activation_bytes=BYTES_BF16 * elements,
+    )

@@ -1,0 +1,127 @@
+"""Read a whole data set as training would, and say what is wrong with it, record by record."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from ovd.data.annotations import AnnotationIndex
+from ovd.data.images import ImageError, decode_image
+from ovd.data.pairs import PairShards
+from ovd.data.report import DataReport
+from ovd.progress import progress
+
+NUM_THREADS = 8
+IN_FLIGHT = 64
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """A class and how often it occurs."""
+
+    name: str
+    frequency: str
+    """LVIS's r, c or f; empty where the file is silent."""
+    images: int
+    objects: int
+
+
+def check_images(index: AnnotationIndex, report: DataReport) -> None:
+    """Decode every image and compare its size with the annotation; `report` counts what is found."""
+
+    def look(image: int) -> tuple[str, str, str] | None:
+        record = index.record(image)
+        try:
+            decoded = decode_image(index.encoded(image), expected_size=(record.height, record.width))
+        except ImageError as error:
+            return "skipped", error.code, str(error)
+        return ("repaired", "F12", f"{record.path}: EXIF rotation not applied") if decoded.unrotated else None
+
+    for found in progress(_in_threads(look, range(len(index))), len(index), "reading images"):
+        _count(found, report)
+
+
+def check_pairs(shards: PairShards, report: DataReport) -> None:
+    """Decode every image, and look at every caption; the shards themselves were checked when they were opened."""
+
+    def look(position: int) -> tuple[str, str, str] | None:
+        where = f"{shards.directory}/{shards.location(position)}"
+        try:
+            pair = shards[position]
+            decode_image(pair.image)
+        except ImageError as error:
+            return "skipped", error.code, f"{where}: {error}"
+        except ValueError as error:
+            return "skipped", "F30", str(error)
+        return None if pair.caption.strip() else ("skipped", "F30", f"{where}: the caption is empty")
+
+    for found in progress(_in_threads(look, range(len(shards))), len(shards), "reading pairs"):
+        _count(found, report)
+
+
+def class_counts(index: AnnotationIndex) -> list[ClassCount]:
+    """Of every class of the vocabulary, most images first."""
+    images = np.unique(np.stack([index.boxes.images_of_values(), index.classes.values], axis=1), axis=0)[:, 1]
+    num_images = np.bincount(images, minlength=len(index.categories)).tolist()
+    num_objects = np.bincount(index.classes.values, minlength=len(index.categories)).tolist()
+    counts = [
+        ClassCount(category.name, category.frequency or "", num_images[row], num_objects[row])
+        for row, category in enumerate(index.categories)
+    ]
+    return sorted(counts, key=lambda count: (-count.images, -count.objects, count.name))
+
+
+def describe(index: AnnotationIndex, report: DataReport) -> str:
+    """What a data set holds and what was found in it, for people to read."""
+    counts = class_counts(index)
+    rows = [f"{count.images:>9,} {count.objects:>10,}  {count.frequency:1}  {count.name}" for count in counts]
+    without = sum(count.objects == 0 for count in counts)
+    of_frequency = Counter(count.frequency for count in counts if count.frequency)
+    groups = ", ".join(f"{of_frequency[letter]} {letter}" for letter in "rcf" if letter in of_frequency)
+    sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px a side" if len(index) else ""
+    empty = int((np.diff(index.boxes.offsets) == 0).sum())
+    lines = [
+        f"{len(index):,} images{sides}, {empty:,} of them without objects",
+        f"{len(index.boxes.values):,} objects and {len(index.crowd_boxes.values):,} crowd regions",
+        f"{len(counts):,} classes{f' ({groups})' if groups else ''}, {without:,} of them without objects",
+        "",
+        *describe_findings(report),
+        "",
+        "   images    objects     class",
+        *rows,
+    ]
+    return "\n".join(lines)
+
+
+def describe_findings(report: DataReport) -> Iterator[str]:
+    """A line for each kind of finding, and its first records."""
+    counts = report.counts()
+    if not counts:
+        yield "nothing wrong"
+    for kind, count in counts.items():
+        yield f"{kind}: {count:,}"
+        yield from (f"    {record}" for record in report.first_records()[kind])
+
+
+def _count(found: tuple[str, str, str] | None, report: DataReport) -> None:
+    if found is not None and found[0] == "skipped":
+        report.skipped(*found[1:])
+        return
+    if found is not None:
+        report.repaired(*found[1:])
+    report.used()
+
+
+def _in_threads(
+    look: Callable[[int], tuple[str, str, str] | None], items: Iterable[int]
+) -> Iterator[tuple[str, str, str] | None]:
+    """Results in order; decoding lets other threads run. A bounded number is under way, for memory's sake."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        under_way = [pool.submit(look, item) for item in islice(remaining, IN_FLIGHT)]
+        while under_way:
+            yield under_way.pop(0).result()
+            under_way += [pool.submit(look, item) for item in islice(remaining, 1)]

@@ -1,0 +1,66 @@
+"""Image-text pairs in TSV files, as some collections are given: a line a pair, with a path or the image in base64."""
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ovd.data.images import ImageError, decode_image
+from ovd.data.pairs import Pair
+from ovd.data.report import DataReport
+from ovd.progress import progress
+
+COLUMNS = ("key", "caption", "path", "base64", "_")
+
+
+def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: DataReport) -> Iterator[Pair]:
+    """The pairs whose image can be decoded, keyed by line number; `report` counts the others, and stops at too many.
+
+    Args:
+        path: UTF-8, a pair a line, no header.
+        columns: what each column is: `caption` and either `path` or `base64`; others are `_`.
+        images: folder that paths are relative to.
+
+    Raises:
+        ValueError: columns that do not give a caption and one image.
+        DataError: too many pairs were left out.
+    """
+    if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:
+        raise ValueError(f"columns {','.join(columns)}: expected one caption, and one of path and base64")
+    unknown = set(columns) - set(COLUMNS)
+    if unknown:
+        raise ValueError(f"columns {', '.join(sorted(unknown))} are none of {', '.join(COLUMNS)}")
+    with path.open("rb") as file:
+        num_lines = sum(1 for _ in file)
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(progress(file, num_lines, "reading TSV"), start=1):
+            where = f"{path}: line {number}"
+            fields = dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))
+            try:
+                pair = _pair(f"{number:09d}", fields, images, where)
+            except ImageError as error:
+                report.skipped(error.code, f"{where}: {error}")
+                report.raise_if_too_many(number)
+                continue
+            report.used()
+            yield pair
+
+
+def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> Pair:
+    if not fields.get("caption", "").strip():
+        raise ImageError("F30", "no caption")
+    if "base64" in fields:
+        try:
+            image = base64.b64decode(fields["base64"], validate=True)
+        except binascii.Error as error:
+            raise ImageError("F9", f"not base64: {error}") from None
+    else:
+        if "path" not in fields:
+            raise ImageError("F8", "no image")
+        file = Path(fields["path"]) if images is None else images / fields["path"]
+        try:
+            image = file.read_bytes()
+        except OSError as error:
+            raise ImageError("F8", f"{file}: {error.strerror}") from None
+    decode_image(image)
+    return Pair(key=key, image=image, caption=fields["caption"].strip(), info={"source": where})

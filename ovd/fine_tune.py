@@ -1,0 +1,103 @@
+"""Fine-tune a trained detector on other data and show what it gains there and what it loses at home.
+
+The detector before, after, and the average of their weights are each evaluated on the new data's validation set and on
+the one that the detector was trained with.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.build import find_checkpoint, load_detector, load_validation_index
+from ovd.config import TrainConfig
+from ovd.data.annotations import AnnotationIndex
+from ovd.data.report import DataReport
+from ovd.engine.checkpoint import latest
+from ovd.engine.ensemble import save_ensemble
+from ovd.evaluation.results import replacing
+from ovd.run import evaluate_run, train_from_config
+
+SHOWN = ("AP", "AP50", "APr", "APc", "APf")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One detector's metrics, 0 to 1."""
+
+    detector: str
+    """`before`, `after` or `ensemble`."""
+    new: dict[str, float]
+    """On the new data."""
+    kept: dict[str, float]
+    """On the validation set of the detector that fine-tuning started from."""
+
+
+def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
+    """Evaluate, train, average, evaluate; what an earlier call finished is not done again.
+
+    Files of the evaluations and `fine_tuning.json` go to the run folder, the averaged detector to its `ensemble`.
+
+    Args:
+        config: of the fine-tuning; `init_from` is the detector to start from.
+        weight: of the fine-tuned weights in the average, 0 to 1.
+
+    Raises:
+        ValueError: no `init_from`, or one of the two validation sets is missing.
+    """
+    if config.init_from is None:
+        raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
+    start = load_detector(config.init_from)
+    home = load_validation_index(start.config, DataReport())
+    new = load_validation_index(config, DataReport())
+    if home is None or new is None:
+        whose = config.init_from if home is None else "the fine-tuning"
+        raise ValueError(f"{whose} names no validation set; what is gained and lost could not be told")
+
+    found = latest(config.output)
+    if found is None or found.step < config.train.steps:
+        train_from_config(config, resume=found is not None, evaluate=False)
+    ensemble = config.output / "ensemble"
+    if latest(ensemble) is None:
+        save_ensemble(find_checkpoint(config.init_from), find_checkpoint(config.output), weight=weight, output=ensemble)
+    stages = {"before": config.init_from, "after": config.output, "ensemble": ensemble}
+    outcomes = tuple(
+        Outcome(
+            name,
+            _evaluate(path, new, config.output / f"eval-new-{name}"),
+            _evaluate(path, home, config.output / f"eval-kept-{name}"),
+        )
+        for name, path in stages.items()
+    )
+    with replacing(config.output / "fine_tuning.json") as file:
+        json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
+    return outcomes
+
+
+def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
+    """A table in per cent."""
+    return "\n".join(_lines(outcomes))
+
+
+def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
+    columns = [
+        (label, which, metric)
+        for label, which in (("new", "new"), ("kept", "kept"))
+        for metric in SHOWN
+        if metric in getattr(outcomes[0], which)
+    ]
+    yield "detector  " + "".join(f"{f'{label} {metric}':>11}" for label, _, metric in columns)
+    for outcome in outcomes:
+        values = (getattr(outcome, which)[metric] for _, which, metric in columns)
+        yield f"{outcome.detector:10}" + "".join(f"{100 * value:11.2f}" for value in values)
+
+
+def _evaluate(path: Path, index: AnnotationIndex, output: Path) -> dict[str, float]:
+    done = output / "metrics.json"
+    if not done.exists():
+        print(f"{path} on {index.path}")
+        assert index.images_root is not None
+        evaluate_run(
+            load_detector(path), output=output, annotations=index.path, images=index.images_root, format=index.format
+        )
+    return json.loads(done.read_text())["metrics"]

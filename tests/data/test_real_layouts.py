@@ -1,0 +1,223 @@
+"""The real data sets' layouts, in miniature: checked by the tool, trained on, evaluated."""
+
+import base64
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import real_layouts
+from PIL import Image
+from real_layouts import Layout
+
+from ovd.build import load_evaluation_index, load_training_index
+from ovd.config import TrainConfig, parse_config
+from ovd.data.annotations import load_annotations
+from ovd.data.check import check_images, check_pairs, class_counts, describe
+from ovd.data.coco_zero_shot import BASE, NOVEL
+from ovd.data.pairs import Pair, PairShards, write_pair_shards
+from ovd.data.report import DataReport
+from ovd.data.tsv import read_tsv
+from ovd.run import train_from_config
+
+LAYOUTS: dict[str, Callable[[Path, Path], Layout]] = {
+    "lvis": real_layouts.lvis,
+    "coco": real_layouts.coco,
+    "coco_zero_shot": lambda world, folder: real_layouts.coco(world, folder, "coco_zero_shot"),
+    "objects365": real_layouts.objects365,
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request, miniature_world, tmp_path_factory) -> Layout:
+    return LAYOUTS[request.param](miniature_world, tmp_path_factory.mktemp(request.param))
+
+
+def train_config(layout: Layout, output: Path, **train) -> TrainConfig:
+    source = {name: str(value) for name, value in vars(layout).items()}
+    values = {
+        "output": str(output),
+        "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {
+            "source": {"kind": "files", **source}, "size": 96, "workers": 0,
+            "classes": "base" if layout.format in ("lvis", "coco_zero_shot") else "all",
+        },
+        "train": {"steps": 20, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 2, **train},
+    }  # fmt: skip
+    return parse_config(values, TrainConfig, "test")
+
+
+def run_tool(monkeypatch, *arguments: str) -> int:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+    try:
+        import check_data
+    finally:
+        sys.path.pop(0)
+    monkeypatch.setattr(sys, "argv", ["check_data.py", *arguments])
+    try:
+        check_data.main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+def check(monkeypatch, layout: Layout) -> int:
+    return run_tool(
+        monkeypatch, layout.format, "--annotations", str(layout.train_annotations), "--images", str(layout.train_images)
+    )
+
+
+def test_the_check_passes_and_finds_a_damaged_image(layout, monkeypatch, capsys):
+    assert check(monkeypatch, layout) == 0
+    output = capsys.readouterr().out
+    expected = "F8 repaired: 1" if layout.format == "objects365" else "nothing wrong"
+    assert expected in output
+    index = load_evaluation_index(layout.train_annotations, layout.train_images, layout.format, report=DataReport())
+    path = index.encoded(len(index) - 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        assert check(monkeypatch, layout) == 2
+        output = capsys.readouterr().out
+        assert "F9 skipped: 1" in output
+        assert str(path) in output
+    finally:
+        path.write_bytes(whole)
+
+
+def test_twenty_steps_train_and_the_validation_set_is_judged(layout, tmp_path):
+    config = train_config(layout, tmp_path / "run")
+    metrics = train_from_config(config)
+    assert "AP" in metrics
+    assert ("AP50_novel" in metrics) == (layout.format == "coco_zero_shot")
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert report["used"]["sample"] == 40
+    assert report["skipped"]["sample"] == 0
+
+
+def test_lvis_val_lies_in_both_folders(miniature_world, tmp_path):
+    layout = real_layouts.lvis(miniature_world, tmp_path)
+    index = load_annotations(layout.val_annotations, layout.val_images, format="lvis", report=DataReport())
+    assert {file.split("/")[0] for file in index.image_files} == {"train2017", "val2017"}
+    assert all(index.encoded(image).is_file() for image in range(len(index)))
+
+
+def test_coco_zero_shot_trains_on_base_classes_and_judges_both(miniature_world, tmp_path):
+    layout = real_layouts.coco(miniature_world, tmp_path, "coco_zero_shot")
+    training = load_training_index(train_config(layout, tmp_path / "x"), DataReport())
+    assert {category.name for category in training.categories} == BASE
+    assert all(len(training.boxes[image]) for image in range(len(training)))
+    everything = load_annotations(layout.train_annotations, layout.train_images, format="coco", report=DataReport())
+    assert len(training) < len(everything)
+    names = [everything.categories[row].name for row in everything.classes.values]
+    assert len(training.classes.values) == sum(name in BASE for name in names)
+    judged = load_evaluation_index(layout.val_annotations, layout.val_images, "coco_zero_shot", report=DataReport())
+    assert {category.name for category in judged.categories} == BASE | NOVEL
+
+
+def test_objects365_names_are_mended_and_the_unreleased_image_left_out(miniature_world, tmp_path):
+    layout = real_layouts.objects365(miniature_world, tmp_path)
+    report = DataReport()
+    index = load_annotations(layout.train_annotations, layout.train_images, format="objects365", report=report)
+    assert "Monitor/TV" in {category.name for category in index.categories}
+    content = json.loads(layout.train_annotations.read_text())
+    assert len(index) == len(content["images"]) - 1
+    left_out = content["images"][0]["id"]
+    assert len(index.boxes.values) == sum(row["image_id"] != left_out for row in content["annotations"])
+    assert report.num_repaired("F8") == 1
+    assert all(index.encoded(image).is_file() for image in range(len(index)))
+
+
+def test_names_of_objects365_are_those_of_the_corrected_list(shared_data):
+    from ovd.data.objects365 import class_name
+
+    rows = [line.strip().split(",") for line in (shared_data / "Objects365_names_fix.csv").read_text().splitlines()]
+    assert len(rows) == 365
+    assert [class_name(before) for _, before, _ in rows] == [after.strip() for _, _, after in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("lvis_val_100", "lvis"),
+        ("coco_instances_val2014_100", "coco"),
+        ("coco_instances_val2014_100", "coco_zero_shot"),
+    ],
+)
+def test_real_files_are_read_record_by_record(shared_data, name, format):
+    report = DataReport(stops=False)
+    index = load_evaluation_index(shared_data / f"{name}.json", None, format, report=report)
+    content = json.loads((shared_data / f"{name}.json").read_text())
+    assert report.num_used("box") == len(content["annotations"])
+    assert report.counts() == {}
+    if format != "coco_zero_shot":
+        assert len(index) == len(content["images"]) == 100
+    assert f"{len(index):,} images" in describe(index, report)
+
+
+def test_class_counts(miniature_world):
+    path = miniature_world / "annotations" / "lvis_val.json"
+    index = load_annotations(path, None, format="lvis", report=DataReport())
+    content = json.loads(path.read_text())
+    for count in class_counts(index):
+        (category,) = [row for row in content["categories"] if row["name"] == count.name]
+        boxes = [row for row in content["annotations"] if row["category_id"] == category["id"]]
+        assert (count.objects, count.images) == (len(boxes), len({row["image_id"] for row in boxes}))
+
+
+def jpeg(tmp_path: Path) -> bytes:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "one.jpg")
+    return (tmp_path / "one.jpg").read_bytes()
+
+
+def test_pairs_are_read_whole(tmp_path, monkeypatch, capsys):
+    image = jpeg(tmp_path)
+    pairs = [Pair("a", image, "a red square", {}), Pair("b", image[:-30], "cut", {}), Pair("c", image, "  ", {})]
+    write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=2)
+    report = DataReport(stops=False)
+    check_pairs(PairShards(tmp_path / "shards"), report)
+    assert report.counts() == {"F30 skipped": 1, "F9 skipped": 1}
+    assert report.num_used() == 1
+    assert run_tool(monkeypatch, "pairs", "--shards", str(tmp_path / "shards")) == 2
+    assert "3 pairs in 2 shards" in capsys.readouterr().out
+
+
+def test_an_image_of_another_size_is_found(miniature_world, tmp_path):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    report = DataReport(stops=False)
+    index = load_annotations(layout.val_annotations, layout.val_images, format="coco", report=report)
+    Image.new("RGB", (20, 10)).save(index.encoded(0))
+    index.encoded(1).unlink()
+    check_images(index, report)
+    assert report.counts() == {"F12 skipped": 1, "F8 skipped": 1}
+
+
+def test_a_tsv_becomes_shards(tmp_path):
+    image = jpeg(tmp_path)
+    lines = [f"k{number}\ta red square {number}\t{base64.b64encode(image).decode()}" for number in range(5)]
+    lines[2] = "k2\tno image here\t!!"
+    lines[3] = "k3\t \t" + base64.b64encode(image).decode()
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    report = DataReport()
+    pairs = list(read_tsv(tmp_path / "pairs.tsv", ["_", "caption", "base64"], None, report))
+    assert [(pair.key, pair.caption) for pair in pairs] == [
+        ("000000001", "a red square 0"), ("000000002", "a red square 1"), ("000000005", "a red square 4"),
+    ]  # fmt: skip
+    assert all(pair.image == image for pair in pairs)
+    assert report.counts() == {"F30 skipped": 1, "F9 skipped": 1}
+    write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=2)
+    assert len(PairShards(tmp_path / "shards")) == 3
+
+
+def test_a_tsv_with_paths_and_bad_columns(tmp_path):
+    jpeg(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("one.jpg\tred\ntwo.jpg\tmissing\n")
+    report = DataReport()
+    (pair,) = read_tsv(tmp_path / "pairs.tsv", ["path", "caption"], tmp_path, report)
+    assert pair.caption == "red"
+    assert report.counts() == {"F8 skipped": 1}
+    for columns in (["caption"], ["caption", "path", "base64"], ["caption", "path", "size"]):
+        with pytest.raises(ValueError, match="columns"):
+            list(read_tsv(tmp_path / "pairs.tsv", columns, tmp_path, report))

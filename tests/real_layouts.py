@@ -1,0 +1,100 @@
+"""Miniatures of real data sets in their own layouts: the world's scenes under real file names, ids and class names."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.data.coco_zero_shot import BASE, NOVEL
+
+COCO_ID_GAPS = 7
+"""COCO's category ids have gaps: every seventh number is left out here."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where training and evaluation find a miniature."""
+
+    format: str
+    train_annotations: Path
+    train_images: Path
+    val_annotations: Path
+    val_images: Path
+
+
+def lvis(world: Path, folder: Path) -> Layout:
+    """LVIS v1: no file_name, images in COCO's two folders, a validation set that spans both."""
+    for part in ("train", "val"):
+        content = _content(world, part)
+        for number, image in enumerate(content["images"]):
+            split = "train2017" if part == "train" or number % 3 else "val2017"
+            name = f"{image['id'] + (10**6 if part == 'val' else 0):012d}.jpg"
+            _link(world, image, folder / "coco" / split / name)
+            image["coco_url"] = f"http://images.cocodataset.org/{split}/{name}"
+            image.pop("file_name", None)
+        _write(folder / "lvis" / f"lvis_v1_{part}.json", content)
+    files = folder / "lvis"
+    return Layout("lvis", files / "lvis_v1_train.json", folder / "coco", files / "lvis_v1_val.json", folder / "coco")
+
+
+def coco(world: Path, folder: Path, format: str = "coco") -> Layout:
+    """COCO 2017: 80 classes with gaps in their ids, a crowd region, images without objects."""
+    names = sorted(BASE | NOVEL) + [f"other {number}" for number in range(15)]
+    for part in ("train", "val"):
+        content = _content(world, part)
+        ids = [number for number in range(1, 120) if number % COCO_ID_GAPS][:80]
+        content["categories"] = [
+            {"id": category_id, "name": name, "supercategory": "thing"}
+            for category_id, name in zip(ids, names, strict=True)
+        ]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = ids[annotation["category_id"] % 80]
+            annotation["iscrowd"] = int(annotation["id"] % 50 == 0)
+        for image in content["images"]:
+            name = f"{image['id']:012d}.jpg"
+            _link(world, image, folder / "coco" / f"{part}2017" / name)
+            image["file_name"] = name
+            for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+                del image[field]
+        _write(folder / "coco" / "annotations" / f"instances_{part}2017.json", content)
+    root, files = folder / "coco", folder / "coco" / "annotations"
+    return Layout(
+        format, files / "instances_train2017.json", root / "train2017", files / "instances_val2017.json",
+        root / "val2017",
+    )  # fmt: skip
+
+
+def objects365(world: Path, folder: Path) -> Layout:
+    """Objects365 v2: patches, a folder in file_name that no archive has, misspelt names, an unreleased image."""
+    for part in ("train", "val"):
+        content = _content(world, part)
+        for category in content["categories"]:
+            category["name"] = category["name"].replace("_", " ").title()
+            del category["synonyms"], category["frequency"]
+        content["categories"][0]["name"] = "Moniter/TV"
+        for number, image in enumerate(content["images"]):
+            patch, version = f"patch{number % 4 + (16 if number % 2 else 0)}", 2 if number % 2 else 1
+            name = f"objects365_v{version}_{image['id']:08d}.jpg"
+            _link(world, image, folder / "objects365" / part / patch / name)
+            image["file_name"] = f"images/v{version}/{patch}/{name}"
+        if part == "train":
+            content["images"][0]["file_name"] = "images/v2/patch16/objects365_v2_00908726.jpg"
+        _write(folder / "objects365" / f"zhiyuan_objv2_{part}.json", content)
+    root = folder / "objects365"
+    return Layout(
+        "objects365", root / "zhiyuan_objv2_train.json", root / "train", root / "zhiyuan_objv2_val.json", root / "val"
+    )
+
+
+def _content(world: Path, part: str) -> dict:
+    return json.loads((world / "annotations" / f"lvis_{part}.json").read_text())
+
+
+def _link(world: Path, image: dict, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(world / "images" / "/".join(image["coco_url"].split("/")[-2:]), target)
+
+
+def _write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

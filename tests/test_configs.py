@@ -1,0 +1,85 @@
+"""Every config of the repository: it parses, its detector can be built, and no novel name is trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import real_layouts
+
+from ovd.build import build_detector_on_meta, load_training_index
+from ovd.config import AblationConfig, PretrainConfig, TrainConfig, load_config
+from ovd.cost import count_cost
+from ovd.data.annotations import Category
+from ovd.data.report import DataReport
+from ovd.data.vocabulary import check_no_leak
+from ovd.run import train_from_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OTHERS = {"ablation": AblationConfig, "length": AblationConfig, "pretrain_tiny_clip": PretrainConfig}
+TRAINING = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
+LARGE = {"lvis_base_nfnet_f6"}
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_other_configs_parse(name):
+    kind: Any = OTHERS[name]
+    load_config(CONFIGS / f"{name}.yaml", [], kind)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in TRAINING])
+def test_config_parses_and_builds_without_memory(name):
+    config = load_config(CONFIGS / f"{name}.yaml", [], TrainConfig)
+    detector = build_detector_on_meta(config)
+    assert all(parameter.device.type == "meta" for parameter in detector.parameters())
+    assert len(detector.strides) == 5
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_config_says_how_it_is_run(name):
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert f"configs/{name}.yaml" in comment
+    if "lvis_base" in name or name in ("self_training_cc12m", "coco_zero_shot_rn50"):
+        for part in ("Paper row:", "Hardware:", "Run so far:", "not measured"):
+            assert part in comment
+    assert "PREDICTION" not in text
+
+
+def test_lvis_base_vocabulary_has_no_name_of_a_rare_class(shared_data):
+    rows = json.loads((shared_data / "lvis_v1_train_cat_info.json").read_text())
+    categories = [
+        Category(row["id"], row["name"], tuple(row["synonyms"]), row["frequency"], row["image_count"]) for row in rows
+    ]
+    base = [category for category in categories if category.frequency != "r"]
+    assert (len(base), len(categories)) == (866, 1203)
+    check_no_leak(base, [category for category in categories if category.frequency == "r"])
+
+
+def test_counted_operations_of_the_tiny_tower():
+    config = load_config(CONFIGS / "gated.yaml", [], TrainConfig)
+    small, large = (count_cost(config, size, size) for size in (192, 384))
+    assert small.parameters == large.parameters
+    assert large.forward_flops == pytest.approx(4 * small.forward_flops, rel=0.05)
+    assert large.activation_bytes == pytest.approx(4 * small.activation_bytes, rel=0.1)
+    assert small.training_flops == 3 * small.forward_flops
+    frozen = count_cost(load_config(CONFIGS / "gated.yaml", ["detector.freeze_tower=true"], TrainConfig), 192, 192)
+    assert small.forward_flops < frozen.training_flops < small.training_flops
+    assert frozen.activation_bytes < small.activation_bytes
+    assert frozen.trained_parameters < small.trained_parameters
+
+
+@pytest.mark.slow
+def test_lvis_base_rn50_trains_and_evaluates_on_a_miniature_of_lvis(miniature_world, tmp_path):
+    """Random weights, 320 px, 5 steps: the code path of the real thing on a CPU."""
+    layout = real_layouts.lvis(miniature_world, tmp_path)
+    overrides = [
+        f"output={tmp_path / 'run'}", f"bank.cache={tmp_path / 'banks'}", "clip.weights=random", "bank.templates=none",
+        "bank.synonyms=0", "data.size=320", "data.scale=[0.8, 1.25]", "data.workers=1", "train.steps=5",
+        "train.batch_size=2", "train.warmup_steps=1", "train.threads=2", "eval.candidates=1000",
+        *(f"data.source.{name}={value}" for name, value in vars(layout).items() if name != "format"),
+    ]  # fmt: skip
+    config = load_config(CONFIGS / "lvis_base_rn50.yaml", overrides, TrainConfig)
+    assert all(category.frequency != "r" for category in load_training_index(config, DataReport()).categories)
+    metrics = train_from_config(config)
+    assert {"AP", "APr", "AP_fixed"} <= metrics.keys()

@@ -1,0 +1,53 @@
+"""Read all of a data set and say what is wrong with it, record by record.
+
+    cd data
+    python ../tools/check_data.py lvis --annotations lvis/lvis_v1_val.json --images coco
+    python ../tools/check_data.py coco --annotations coco/annotations/instances_val2017.json --images coco/val2017
+    python ../tools/check_data.py objects365 --annotations objects365/zhiyuan_objv2_val.json --images objects365/val
+    python ../tools/check_data.py pairs --shards cc12m
+
+Every record is checked and every image decoded, as training and evaluation would; nothing is changed. Prints class
+counts, and each kind of fault with its first 20 records; the codes are explained in data/README.md. Exits with 2 when
+something is wrong that training would leave out or evaluation stop at.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.build import load_evaluation_index
+from ovd.cli import EXIT_BAD_INPUT, run_tool
+from ovd.data.check import check_images, check_pairs, describe, describe_findings
+from ovd.data.pairs import PairShards
+from ovd.data.report import DataReport
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=["lvis", "coco", "coco_zero_shot", "objects365", "pairs"])
+    parser.add_argument("--annotations", type=Path, help="annotation file")
+    parser.add_argument("--images", type=Path, help="folder of images, see data/README.md for which")
+    parser.add_argument("--no-images", action="store_true", help="check the annotation file alone")
+    parser.add_argument("--shards", type=Path, help="folder of tar shards of image-text pairs")
+    arguments = parser.parse_args()
+    report = DataReport(stops=False)
+    if arguments.dataset == "pairs":
+        if arguments.shards is None:
+            parser.error("pairs need --shards FOLDER")
+        shards = PairShards(arguments.shards)
+        check_pairs(shards, report)
+        print(f"{len(shards):,} pairs in {len(shards.file_names):,} shards")
+        print(f"{shards.rejected:,} members not used; {shards.num_undecodable_captions:,} captions not in UTF-8")
+        print("\n".join(describe_findings(report)))
+    else:
+        if arguments.annotations is None or (arguments.images is None and not arguments.no_images):
+            parser.error(f"{arguments.dataset} needs --annotations FILE and --images FOLDER (or --no-images)")
+        index = load_evaluation_index(arguments.annotations, arguments.images, arguments.dataset, report=report)
+        if not arguments.no_images:
+            check_images(index, report)
+        print(describe(index, report))
+    if any(kind.endswith("skipped") for kind in report.counts()):
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    run_tool(main)
