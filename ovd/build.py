@@ -138,6 +138,7 @@ def _assemble(
         per_channel_gates=isinstance(shortcuts, GatedShortcuts) and shortcuts.per_channel,
         filter_size=shortcuts.filter_size if isinstance(shortcuts, GatedShortcuts) else 1,
         keeps_clip=config.eval.ensemble is not None,
+        task_aligned=config.detector.head == "task_aligned",
     )
 
 

@@ -99,6 +99,8 @@ class DetectorConfig(Section):
     """Width of the learned path: pyramid and head."""
     num_convs: PositiveInt = 4
     """3 x 3 convolutions in each of the head's two towers."""
+    head: Literal["fcos", "task_aligned"] = "fcos"
+    """Two towers of convolutions, or TOOD's head, whose tasks share them."""
     freeze_tower: bool = False
     frozen_layers: NonNegativeInt = 0
     """Of the tower, from its input on, do not learn: the stem, then blocks."""
@@ -204,8 +206,10 @@ class TrainSection(Section):
     decay: Literal["cosine", "step", "constant"] = "cosine"
     clip_norm: PositiveFloat = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    assignment: Literal["fcos", "atss"] = "fcos"
-    """Which points answer for a box: FCOS's rules with centre sampling, or ATSS."""
+    assignment: Literal["fcos", "atss", "task_aligned"] = "fcos"
+    """Which points answer for a box: FCOS's rules with centre sampling, ATSS, or those that predict it best (TOOD)."""
+    atss_steps: NonNegativeInt = 1000
+    """With `task_aligned`: so many first steps go by ATSS, until predictions mean something."""
     negatives: Literal["sampled", "strict", "all"] = "sampled"
     """Which class rows count as negatives of an image: all rows of the step, or only verified ones (federated
     `strict`); `all` takes the whole vocabulary as rows, for exhaustively annotated data."""

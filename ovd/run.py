@@ -42,7 +42,7 @@ from ovd.engine.retention import (
     write_retention,
 )
 from ovd.engine.step_dump import read_step
-from ovd.engine.train import backward, train
+from ovd.engine.train import assignment_rule, backward, train
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import Engine
@@ -164,7 +164,7 @@ def replay_step(dump: Path) -> None:
     Raises:
         ValueError: not a dump, or its run's config is not beside it.
     """
-    weights, batch, texts, losses = read_step(dump)
+    step, weights, batch, texts, losses = read_step(dump)
     config = load_config(dump.parent / "config.yaml", [], TrainConfig)
     torch.manual_seed(config.train.seed)
     detector = build_detector(config, load_clip(config.clip.name, config.clip.weights))
@@ -179,7 +179,8 @@ def replay_step(dump: Path) -> None:
         with torch.no_grad():
             predictions = detector.train()(one.images)
         finite = [bool(value.isfinite().all()) for value in (predictions.embeddings, predictions.boxes)]
-        values = backward(detector, detector, one, its_texts, schedule, low_precision=False)
+        rule = assignment_rule(schedule, step)
+        values = backward(detector, detector, one, its_texts, schedule, rule, low_precision=False)
         shown = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
         print(f"image {image_id}: {shown}; embeddings finite: {finite[0]}, boxes finite: {finite[1]}")
 

@@ -105,9 +105,13 @@ class Assignment:
     """Background points that no loss may touch (crowd regions, padding)."""
     wrong_scale: Bool[Tensor, "B P"]
     """Unmatched points near the centre of a true box whose size belongs to another level."""
+    alignment: Float[Tensor, "B P"] | None = None
+    """How well a matched point does both tasks, 0 to 1, where the assignment says so: then its quality is trained
+    towards it, and its box weighs by it, in place of the centre-ness."""
 
     def of_images(self, rows: slice) -> "Assignment":
-        return Assignment(self.matched[rows], self.ignored[rows], self.wrong_scale[rows])
+        alignment = None if self.alignment is None else self.alignment[rows]
+        return Assignment(self.matched[rows], self.ignored[rows], self.wrong_scale[rows], alignment)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from ovd.model.detector import Detector, Place
 from ovd.model.towers import image_tower
 
 
-def build_detector(clip: Clip, *places: Place, per_channel_gates: bool = True, keeps_clip: bool = False) -> Detector:
+def build_detector(
+    clip: Clip, *places: Place, per_channel_gates: bool = True, keeps_clip: bool = False, task_aligned: bool = False
+) -> Detector:
     """With shortcuts in these places, around a copy of CLIP's image tower; always the same weights."""
     torch.manual_seed(1)
     return Detector(
@@ -24,4 +26,5 @@ def build_detector(clip: Clip, *places: Place, per_channel_gates: bool = True, k
         per_channel_gates=per_channel_gates,
         filter_size=3,
         keeps_clip=keeps_clip,
+        task_aligned=task_aligned,
     )

@@ -32,8 +32,8 @@ def write_step(
     return path
 
 
-def read_step(path: Path) -> tuple[dict[str, Tensor], Batch, StepTexts, dict[str, float]]:
-    """Weights, batch, texts and losses of a dump, on the CPU.
+def read_step(path: Path) -> tuple[int, dict[str, Tensor], Batch, StepTexts, dict[str, float]]:
+    """Number, weights, batch, texts and losses of a dump, on the CPU.
 
     Raises:
         ValueError: the file is not a dump. No code in it is run.
@@ -42,6 +42,6 @@ def read_step(path: Path) -> tuple[dict[str, Tensor], Batch, StepTexts, dict[str
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         targets = tuple(Targets(**target) for target in content["targets"])
         batch = Batch(**content["batch"], targets=targets)
-        return content["weights"], batch, StepTexts(**content["texts"]), content["losses"]
+        return content["step"], content["weights"], batch, StepTexts(**content["texts"]), content["losses"]
     except Exception as error:  # torch raises nearly anything for a file of another kind
         raise ValueError(f"{path} is not the dump of a training step: {error}") from error

@@ -39,7 +39,7 @@ from ovd.engine.signals import StopRequest
 from ovd.engine.step_dump import write_step
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.model.assign import Rule as AssignmentRule
-from ovd.model.assign import assign
+from ovd.model.assign import assign_atss, assign_fcos, assign_task_aligned
 from ovd.model.detector import Detector
 from ovd.model.federated import Rule
 from ovd.model.gates import GatedProjection
@@ -75,6 +75,7 @@ class Schedule:
     clip_norm: float
     accumulate: int
     assignment: AssignmentRule
+    atss_steps: int
     ema_decay: float
     negatives: Rule
     sampled_classes: int
@@ -251,7 +252,8 @@ def train(
                 step, warmup_steps=schedule.warmup_steps, total_steps=schedule.steps, decay=schedule.decay
             )
             set_learning_rate(optimizer, factor)
-            losses = backward(parallel, detector, batch, texts, schedule, low_precision)
+            rule = assignment_rule(schedule, step)
+            losses = backward(parallel, detector, batch, texts, schedule, rule, low_precision)
             gradient_norm = clip_gradients(detector.parameters(), schedule.clip_norm)
             try:
                 check_finite(losses, gradient_norm, batch.image_ids)
@@ -321,17 +323,21 @@ def backward(
     batch: Batch,
     texts: StepTexts,
     schedule: Schedule,
+    rule: AssignmentRule,
     low_precision: bool,
 ) -> dict[str, Tensor]:
     """Gradients of a step in `.grad` of the parameters, and the losses that they are of.
 
-    The losses are those of all ranks' batches as one, taken `schedule.accumulate` parts at a time: what they are
-    divided by is known from the annotations, before the first part.
+    The losses are those of all ranks' batches as one, taken `schedule.accumulate` parts at a time. What they are
+    divided by is known from the annotations before the first part; where the assignment depends on predictions each
+    part is divided by its own, and the parts are averaged.
     """
     points = detector.points(batch.images)
-    assignment = assign(points, batch.targets, schedule.assignment, sizes=batch.sizes)
     names_only = batch.is_pair() & (not schedule.pair_box_loss)
-    normalisers = sum_over_ranks(loss_normalisers(assignment, batch.targets, names_only=names_only, points=points))
+    given, normalisers = None, None
+    if rule != "task_aligned":
+        given = (assign_atss if rule == "atss" else assign_fcos)(points, batch.targets, sizes=batch.sizes)
+        normalisers = sum_over_ranks(loss_normalisers(given, batch.targets, names_only=names_only, points=points))
     num_pairs = int(sum_over_ranks(torch.tensor(batch.num_pairs)))
     sums: dict[str, Tensor] = {}
     num_parts = min(schedule.accumulate, len(batch.targets))
@@ -344,9 +350,25 @@ def backward(
         with gathers:
             with autocast(batch.images.device, low_precision):
                 predictions = parallel(part.images)
+            if given is not None and normalisers is not None:
+                assignment, divisors = given.of_images(rows), normalisers
+            else:
+                assignment = assign_task_aligned(
+                    points,
+                    part.targets,
+                    predictions,
+                    sizes=part.sizes,
+                    text=its_texts.embeddings,
+                    class_rows=its_texts.classes,
+                    scale=detector.scale,
+                    bias=detector.bias,
+                )
+                divisors = num_parts * sum_over_ranks(
+                    loss_normalisers(assignment, part.targets, names_only=names_only[rows], points=points)
+                )
             losses = detection_losses(
                 predictions,
-                assignment.of_images(rows),
+                assignment,
                 part.targets,
                 text=its_texts.embeddings,
                 class_rows=its_texts.classes,
@@ -354,7 +376,7 @@ def backward(
                 class_mask_in_boxes=its_texts.mask_in_boxes,
                 names_only=names_only[rows],
                 points=points,
-                normalisers=normalisers,
+                normalisers=divisors,
                 scale=detector.scale,
                 bias=detector.bias,
             )
@@ -368,6 +390,11 @@ def backward(
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
     total = sum_over_ranks(torch.stack(list(sums.values())))
     return dict(zip(sums, total, strict=True))
+
+
+def assignment_rule(schedule: Schedule, step: int) -> AssignmentRule:
+    """That of a step: what depends on predictions waits until they mean something."""
+    return "atss" if schedule.assignment == "task_aligned" and step < schedule.atss_steps else schedule.assignment
 
 
 @torch.no_grad()

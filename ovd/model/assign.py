@@ -1,7 +1,7 @@
-"""Which true box each point answers for: by FCOS's rules with centre sampling, or by ATSS.
+"""Which true box each point answers for: by FCOS's rules with centre sampling, by ATSS, or by what is predicted.
 
 Sources: FCOS (arXiv:1904.01355), section 3, with the centre sampling of its journal version (arXiv:2006.09214); ATSS
-(arXiv:1912.02424), section 4.
+(arXiv:1912.02424), section 4; task-aligned assignment (TOOD, arXiv:2108.07755), section 3.2.
 """
 
 from typing import Literal
@@ -12,14 +12,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.boxes import side_distances
-from ovd.structures import Assignment, Points, Targets
+from ovd.model.similarity import cosine_logits
+from ovd.structures import Assignment, Points, Predictions, Targets
 
-Rule = Literal["fcos", "atss"]
-
-
-def assign(points: Points, targets: tuple[Targets, ...], rule: Rule, *, sizes: Int[Tensor, "B 2"]) -> Assignment:
-    """By the rule of this name."""
-    return (assign_atss if rule == "atss" else assign_fcos)(points, targets, sizes=sizes)
+Rule = Literal["fcos", "atss", "task_aligned"]
 
 
 def assign_fcos(
@@ -96,6 +92,56 @@ def _assign_image_atss(
     central = _central(points, boxes, 1.5).any(dim=1) & ~padding
     crowd = (side_distances(points.centers[:, None], targets.ignore_boxes) > 0).all(dim=2).any(dim=1)
     return matched, padding | (crowd & (matched < 0)), central & (matched < 0)
+
+
+@torch.no_grad()
+def assign_task_aligned(
+    points: Points,
+    targets: tuple[Targets, ...],
+    predictions: Predictions,
+    *,
+    sizes: Int[Tensor, "B 2"],
+    text: Float[Tensor, "C D"],
+    class_rows: Int[Tensor, " C"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    top_k: int = 13,
+    beta: float = 6.0,
+) -> Assignment:
+    """Match to each true box the points inside it that do best at both tasks.
+
+    A point's alignment with a box is (probability of the box's class) x (IoU of the predicted box) ** beta; the `top_k`
+    best of a box are matched to it, and a point wanted by several takes the one it overlaps most. Alignments are then
+    scaled, box by box, so that the best has the value of the box's best IoU.
+
+    Args:
+        points, targets, sizes: as for `assign_fcos`.
+        text, class_rows, scale, bias: of the class logits, as for `losses.detection_losses`.
+    """
+    parts = []
+    for image, target in enumerate(targets):
+        padding = (points.centers >= sizes[image].flip(0)).any(dim=1)
+        matched = torch.full_like(padding, -1, dtype=torch.int64)
+        alignment = torch.zeros(len(padding), device=padding.device)
+        if len(target.boxes) > 0:
+            own = text[torch.searchsorted(class_rows, target.classes)]
+            probability = cosine_logits(predictions.embeddings[image], own, scale=scale, bias=bias).sigmoid()
+            overlap = box_iou(predictions.boxes[image].float(), target.boxes)
+            inside = (side_distances(points.centers[:, None], target.boxes) > 0).all(dim=2) & ~padding[:, None]
+            score = (probability * overlap**beta) * inside
+            best = score.topk(min(top_k, len(score)), dim=0)
+            wanted = torch.zeros_like(inside).scatter_(0, best.indices, best.values > 0)
+            overlap_wanted, row = torch.where(wanted, overlap, -1.0).max(dim=1)
+            matched = torch.where(overlap_wanted >= 0, row, matched)
+            is_own = matched[:, None] == torch.arange(len(target.boxes), device=padding.device)
+            highest = (score * is_own).amax(dim=0).clamp(min=1e-12)
+            scaled = score / highest * (overlap * is_own).amax(dim=0)
+            alignment = (scaled * is_own).sum(dim=1)
+        crowd = (side_distances(points.centers[:, None], target.ignore_boxes) > 0).all(dim=2).any(dim=1)
+        central = _central(points, target.boxes, 1.5).any(dim=1) & ~padding
+        parts.append((matched, padding | (crowd & (matched < 0)), central & (matched < 0), alignment))
+    matched, ignored, wrong_scale, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
+    return Assignment(matched, ignored, wrong_scale, alignment)
 
 
 def _assign_image(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense
+from ovd.model.t_head import TaskAlignedHead
 from ovd.model.tower import ImageTower
 from ovd.structures import Points, Predictions
 
@@ -52,6 +53,7 @@ class Detector(nn.Module):
         per_channel_gates: bool,
         filter_size: int,
         keeps_clip: bool = False,
+        task_aligned: bool = False,
     ):
         """
         Args:
@@ -60,10 +62,11 @@ class Detector(nn.Module):
             mean, std: normalisation of the tower's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
             channels: width of pyramid and head, a multiple of 32.
-            num_convs: convolutions in each tower of the head.
+            num_convs: convolutions in each tower of the head; of TOOD's head, in all.
             shortcuts: where the learned path joins the dense feature; nowhere: an ordinary detector.
             per_channel_gates: one gate per channel of the text space, or one for all.
             filter_size: side of the square of points that the head's shortcut filter looks at; odd.
+            task_aligned: the head is TOOD's.
             keeps_clip: in eval mode, predict the dense feature beside the embeddings, for score ensembling.
         """
         super().__init__()
@@ -74,7 +77,8 @@ class Detector(nn.Module):
             else SimplePyramid(tower.channels[0], tower.strides[0], channels)
         )
         self.strides = self.pyramid.strides
-        self.head = FcosHead(channels, num_convs, self.strides)
+        kind = TaskAlignedHead if task_aligned else FcosHead
+        self.head = kind(channels, num_convs, self.strides)
         self.gated = bool(shortcuts)
         self.keeps_clip = keeps_clip
         self.pyramid_shortcut, self.head_shortcut = None, None

@@ -17,13 +17,13 @@ def loss_normalisers(
 ) -> Float[Tensor, "3"]:
     """What the losses `class`, `box` and `quality` are divided by; added up where a batch is spread over ranks.
 
-    The number of matched points, the sum of their true centre-ness, and the number of points that teach the quality.
+    The number of matched points, the sum of their boxes' weights, and the number of points that teach the quality.
     """
     image, point, box, true_boxes = _matched(assignment, targets)
     exact = ~names_only[image]
-    centerness = _centerness(side_distances(points.centers[point[exact]], true_boxes[box[exact]]))
+    weights = _weights(assignment, image[exact], point[exact], points, true_boxes[box[exact]])
     num_quality = exact.sum() + _wrong_scale(assignment, names_only).sum()
-    return torch.stack([torch.tensor(len(box), device=box.device), centerness.sum(), num_quality]).float()
+    return torch.stack([torch.tensor(len(box), device=box.device), weights.sum(), num_quality]).float()
 
 
 def _matched(
@@ -33,6 +33,19 @@ def _matched(
     image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
     return image, point, first_box[image] + assignment.matched[image, point], torch.cat([t.boxes for t in targets])
+
+
+def _weights(
+    assignment: Assignment,
+    image: Int[Tensor, " M"],
+    point: Int[Tensor, " M"],
+    points: Points,
+    boxes: Float[Tensor, "M 4"],
+) -> Float[Tensor, " M"]:
+    """Of matched points: their alignment where the assignment has it, else the true centre-ness."""
+    if assignment.alignment is not None:
+        return assignment.alignment[image, point]
+    return _centerness(side_distances(points.centers[point], boxes))
 
 
 def _wrong_scale(assignment: Assignment, names_only: Bool[Tensor, " B"]) -> Bool[Tensor, "B P"]:
@@ -79,7 +92,7 @@ def detection_losses(
         predictions.boxes[image[exact], point[exact]],
         predictions.quality[image[exact], point[exact]],
         true_boxes=true_boxes[box[exact]],
-        centers=points.centers[point[exact]],
+        weights=_weights(assignment, image[exact], point[exact], points, true_boxes[box[exact]]),
         wrong_scale_quality=predictions.quality[_wrong_scale(assignment, names_only)],
     )
 
@@ -99,10 +112,10 @@ def detection_losses(
         alpha=alpha,
         gamma=gamma,
     )
-    num_matched, sum_centerness, num_quality = normalisers
+    num_matched, sum_weights, num_quality = normalisers
     return {
         "class": loss_class / num_matched.clamp(min=1),
-        "box": loss_box / sum_centerness.clamp(min=1e-6),  # the limit matters for no box alone
+        "box": loss_box / sum_weights.clamp(min=1e-6),  # the limit matters for no box alone
         "quality": loss_quality / num_quality.clamp(min=1),
     }
 
@@ -118,10 +131,10 @@ def box_and_quality_losses(
     quality: Float[Tensor, " M"],
     *,
     true_boxes: Float[Tensor, "M 4"],
-    centers: Float[Tensor, "M 2"],
+    weights: Float[Tensor, " M"],
     wrong_scale_quality: Float[Tensor, " W"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Sums of the GIoU loss, weighted by the true centre-ness, and of the predicted centre-ness's cross-entropy.
+    """Sums of the weighted GIoU loss and of the cross-entropy between the predicted quality and the weights.
 
     Unlike in FCOS, the quality of a point on a true box that belongs to another level is pushed to 0. A shortcut makes
     such a point sure of the class (at P7 of everything in the image), so that something must say "not at this scale".
@@ -130,15 +143,14 @@ def box_and_quality_losses(
     Args:
         boxes, quality: predictions of the M positive points; quality is a logit.
         true_boxes: the box each of them is matched to.
-        centers: x, y of the points, inside their boxes.
+        weights: of the points, 0 to 1: their true centre-ness, or their alignment.
         wrong_scale_quality: logits of the W points of the wrong level.
     """
-    centerness = _centerness(side_distances(centers, true_boxes))
     giou = generalized_box_iou_loss(boxes.float(), true_boxes)
     logits = torch.cat([quality, wrong_scale_quality]).float()
-    wanted = torch.cat([centerness, torch.zeros_like(wrong_scale_quality, dtype=centerness.dtype)])
+    wanted = torch.cat([weights, torch.zeros_like(wrong_scale_quality, dtype=weights.dtype)])
     loss_quality = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-    return (giou * centerness).sum(), loss_quality
+    return (giou * weights).sum(), loss_quality
 
 
 def _centerness(distances: Float[Tensor, "M 4"]) -> Float[Tensor, " M"]:

@@ -60,16 +60,15 @@ def initial_bias(
     Raises:
         ValueError: no embeddings, no text, or NaN among them.
     """
-    if len(embeddings) == 0 or len(text) == 0:
-        raise ValueError(f"the initial bias needs points and classes, got {len(embeddings)} and {len(text)}")
     num_bins = 2**14
     counts = torch.zeros(num_bins, dtype=torch.float64)
-    for chunk in embeddings.split(max(1, CHUNK_ELEMENTS // len(text))):
+    for chunk in embeddings.split(max(1, CHUNK_ELEMENTS // max(1, len(text)))):
         cosines = cosine_logits(chunk, text, scale=1.0, bias=0.0).clamp(-1, 1)
         if cosines.isnan().any():
             raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")
         counts += torch.histc(cosines.cpu(), bins=num_bins, min=-1, max=1)
-    sum_over_ranks(counts)
+    if sum_over_ranks(counts).sum() == 0:
+        raise ValueError(f"the initial bias needs points and classes, got {len(embeddings)} and {len(text)}")
     bin_width = 2 / num_bins
     cosines = -1 + bin_width * (torch.arange(num_bins, dtype=torch.float64) + 0.5)
 

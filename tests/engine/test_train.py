@@ -1,5 +1,6 @@
 """Training as a user runs it, a few steps on a miniature world: same seed, same bits, killed or not."""
 
+import json
 import os
 import shutil
 import signal
@@ -261,6 +262,17 @@ def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path,
     assert output.count("embeddings finite: True, boxes finite: True") == 2
     with pytest.raises(ValueError, match=r"config\.yaml is not the dump"):
         replay_step(tmp_path / "run" / "config.yaml")
+
+
+def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
+    config = make_config(tmp_path / "run", miniature_world, assignment="task_aligned", atss_steps=3, accumulate=2)
+    values = config.model_dump(mode="json")
+    values["detector"]["head"] = "task_aligned"
+    train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["losses"] for record in records if record["kind"] == "train"]
+    assert len(losses) == STEPS
+    assert all(0 < value < 10 for step in losses for value in step.values())
 
 
 @pytest.mark.slow

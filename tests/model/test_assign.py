@@ -1,15 +1,18 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOS
 from torchvision.ops import box_iou
 
-from ovd.model.assign import assign_atss, assign_fcos
-from ovd.structures import Points, Targets
+from ovd.model.assign import assign_atss, assign_fcos, assign_task_aligned
+from ovd.model.similarity import cosine_logits
+from ovd.structures import Points, Predictions, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -240,3 +243,51 @@ def test_atss_with_crowds_no_boxes_and_a_batch():
     assert (alone.matched[0] == 0).any()
     assert alone.ignored[0].any()
     assert not alone.ignored[0][alone.matched[0] >= 0].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_task_aligned_equals_a_loop_over_boxes_and_points(seed):
+    generator = torch.Generator().manual_seed(seed)
+    points, size = make_points(96, 128), (90, 110)
+    num_points = len(points.centers)
+    corner = torch.rand(seed, 2, generator=generator) * torch.tensor([60.0, 50.0])
+    boxes = torch.cat([corner, corner + 12 + 50 * torch.rand(seed, 2, generator=generator)], dim=1)
+    targets = make_targets(boxes.tolist())
+    targets = replace(targets, classes=torch.randint(0, 3, (seed,), generator=generator) * 4)
+    reach = 4 + 40 * torch.rand(1, num_points, 2, generator=generator)
+    predictions = Predictions(
+        torch.randn(1, num_points, 8, generator=generator),
+        torch.cat([points.centers - reach, points.centers + reach], dim=2),
+        torch.zeros(1, num_points),
+    )
+    text, scale, bias = (
+        F.normalize(torch.randn(3, 8, generator=generator), dim=1),
+        torch.tensor(5.0),
+        torch.tensor(-1.0),
+    )
+    found = assign_task_aligned(
+        points, (targets,), predictions, sizes=torch.tensor([size]), text=text, class_rows=torch.tensor([0, 4, 8]),
+        scale=scale, bias=bias,
+    )  # fmt: skip
+    probability = cosine_logits(predictions.embeddings[0], text, scale=scale, bias=bias).sigmoid()
+    overlap = box_iou(predictions.boxes[0], targets.boxes)
+    wanted: dict[int, list[int]] = {}
+    score = torch.zeros(num_points, seed)
+    for row in range(seed):
+        x0, y0, x1, y1 = targets.boxes[row].tolist()
+        for p, (x, y) in enumerate(points.centers.tolist()):
+            if x0 < x < x1 and y0 < y < y1 and x < size[1] and y < size[0]:
+                score[p, row] = probability[p, targets.classes[row] // 4] * overlap[p, row] ** 6
+        for p in sorted(range(num_points), key=lambda p: -score[p, row].item())[:13]:
+            if score[p, row] > 0:
+                wanted.setdefault(p, []).append(row)
+    matched = [max(wanted[p], key=lambda row: overlap[p, row].item()) if p in wanted else -1 for p in range(num_points)]
+    assert found.matched[0].tolist() == matched
+    assert found.alignment is not None
+    for row in range(seed):
+        own = [p for p in range(num_points) if matched[p] == row]
+        best = max((score[p, row].item() for p in own), default=0.0)
+        most = max((overlap[p, row].item() for p in own), default=0.0)
+        for p in own:
+            assert found.alignment[0, p].item() == pytest.approx(score[p, row].item() / best * most, rel=1e-4)
+    assert (found.alignment[0][found.matched[0] < 0] == 0).all()

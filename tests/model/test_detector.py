@@ -5,11 +5,16 @@ from small_detector import build_detector
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
 from ovd.model.gates import GatedProjection, ShortcutFilter, resample_dense
+from ovd.model.t_head import TaskAlignedHead
 
 
-@pytest.fixture(params=[("pyramid", "head"), ()], ids=["gated", "without shortcuts"])
+@pytest.fixture(
+    params=[(("pyramid", "head"), False), ((), False), (("pyramid", "head"), True), ((), True)],
+    ids=["gated", "without shortcuts", "gated, task-aligned head", "without shortcuts, task-aligned head"],
+)
 def detector(request, untrained_clip):
-    return build_detector(untrained_clip, *request.param, per_channel_gates=False)
+    places, task_aligned = request.param
+    return build_detector(untrained_clip, *places, per_channel_gates=False, task_aligned=task_aligned)
 
 
 def images(batch, height, width):
@@ -61,6 +66,9 @@ def test_every_parameter_of_a_trained_detector_gets_a_gradient(detector):
             torch.nn.init.normal_(module.projection.weight, std=0.1)
         if isinstance(module, ShortcutFilter):
             torch.nn.init.normal_(module.weights.weight, std=0.1)
+        if isinstance(module, TaskAlignedHead):  # likewise its offsets
+            for parameter in module.offsets[-1].parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
     predictions = detector(images(1, 64, 64))
     loss = predictions.embeddings.square().mean() + predictions.boxes.mean() + predictions.quality.mean()
     loss = loss + detector.scale + detector.bias

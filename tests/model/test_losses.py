@@ -243,10 +243,6 @@ def test_box_and_quality_equal_their_definitions() -> None:
     )
     boxes = true_boxes + torch.randn(9, 4, generator=generator)
     quality = torch.randn(9, generator=generator)
-    loss_box, loss_quality = box_and_quality_losses(
-        boxes, quality, true_boxes=true_boxes, centers=centers, wrong_scale_quality=torch.tensor([0.3, -2.0])
-    )
-
     points = torch.cat([centers, centers], dim=1)  # boxes without area, from which torchvision encodes distances
     left, top, right, bottom = BoxLinearCoder(normalize_by_size=False).encode(points, true_boxes).unbind(1)
     centerness = torch.tensor(
@@ -255,6 +251,10 @@ def test_box_and_quality_equal_their_definitions() -> None:
             for a, b, c, d in zip(left.tolist(), top.tolist(), right.tolist(), bottom.tolist(), strict=True)
         ]
     )
+    loss_box, loss_quality = box_and_quality_losses(
+        boxes, quality, true_boxes=true_boxes, weights=centerness, wrong_scale_quality=torch.tensor([0.3, -2.0])
+    )
+
     giou = generalized_box_iou(boxes, true_boxes).diagonal()
     torch.testing.assert_close(loss_box, ((1 - giou) * centerness).sum())
     p = torch.sigmoid(quality)
@@ -269,7 +269,7 @@ def test_perfect_boxes_cost_nothing() -> None:
         boxes,
         torch.tensor([40.0]),
         true_boxes=boxes,
-        centers=torch.tensor([[5.0, 10.0]]),
+        weights=torch.ones(1),
         wrong_scale_quality=torch.tensor([-40.0]),
     )
     assert loss_box.item() == pytest.approx(0, abs=1e-6)
@@ -371,19 +371,20 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
                 centers.append(make_points().centers[p])
                 quality.append(predictions.quality[b, p])
     assert len(boxes) > 10
+    left, top = (torch.stack(centers) - torch.stack(true_boxes)[:, :2]).unbind(1)
+    right, bottom = (torch.stack(true_boxes)[:, 2:] - torch.stack(centers)).unbind(1)
+    across, down = (torch.minimum(a, b) / torch.maximum(a, b) for a, b in ((left, right), (top, bottom)))
+    weights = (across * down).sqrt()
     loss_box, loss_quality = box_and_quality_losses(
         torch.stack(boxes),
         torch.stack(quality),
         true_boxes=torch.stack(true_boxes),
-        centers=torch.stack(centers),
+        weights=weights,
         wrong_scale_quality=torch.zeros(0),  # there is one level
     )
-    left, top = (torch.stack(centers) - torch.stack(true_boxes)[:, :2]).unbind(1)
-    right, bottom = (torch.stack(true_boxes)[:, 2:] - torch.stack(centers)).unbind(1)
-    across, down = (torch.minimum(a, b) / torch.maximum(a, b) for a, b in ((left, right), (top, bottom)))
     expected = {
         "class": total / len(boxes),
-        "box": loss_box / (across * down).sqrt().sum(),
+        "box": loss_box / weights.sum(),
         "quality": loss_quality / len(boxes),
     }
     assert list(result["losses"]) == list(expected)

@@ -1,0 +1,110 @@
+"""Task-aligned head (TOOD, Feng et al. 2021, arXiv:2108.07755): both tasks read the same features, each its own mix.
+
+It stands behind the border of `FcosHead`. The class features meet the text space elsewhere (gates.py), and what aligns
+the two tasks in the paper, a probability that multiplies the class scores, is the quality here: scores are
+sqrt(class probability x quality).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.model.fcos_head import level_centers
+from ovd.model.fpn import group_norm
+
+REDUCTION = 4
+"""How much narrower the layers that look at all interactive features at once are."""
+
+
+class TaskDecomposition(nn.Module):
+    """A task's features from the stack of interactive ones: layers weighed by attention, then mixed."""
+
+    def __init__(self, channels: int, num_layers: int):
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.Linear(num_layers * channels, channels // REDUCTION),
+            nn.ReLU(),
+            nn.Linear(channels // REDUCTION, num_layers),
+            nn.Sigmoid(),
+        )
+        self.mix = nn.Sequential(nn.Conv2d(num_layers * channels, channels, 1), group_norm(channels), nn.ReLU())
+
+    def forward(self, layers: list[Float[Tensor, "B C h w"]]) -> Float[Tensor, "B C h w"]:
+        pooled = torch.cat([layer.mean(dim=(2, 3)) for layer in layers], dim=1)
+        weights = self.attention(pooled)[:, :, None, None, None].unbind(dim=1)
+        return self.mix(torch.cat([layer * weight for layer, weight in zip(layers, weights, strict=True)], dim=1))
+
+
+class TaskAlignedHead(nn.Module):
+    """Interactive convolutions for both tasks; boxes whose sides are looked up where they are seen best."""
+
+    def __init__(self, channels: int, num_convs: int, strides: list[int]):
+        """
+        Args:
+            channels: of the pyramid, a multiple of 32.
+            num_convs: interactive convolutions; each of their outputs is seen by both tasks.
+            strides: of the pyramid's levels.
+        """
+        super().__init__()
+        self.strides = strides
+        self.interactive = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU())
+            for _ in range(num_convs)
+        )
+        self.class_tower = TaskDecomposition(channels, num_convs)
+        self.box_tower = TaskDecomposition(channels, num_convs)
+        self.distances = nn.Conv2d(channels, 4, 3, padding=1)
+        narrow = channels // REDUCTION
+        last_of_quality, last_of_offsets = nn.Conv2d(narrow, 1, 3, padding=1), nn.Conv2d(narrow, 8, 3, padding=1)
+        self.quality = nn.Sequential(nn.Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_quality)
+        self.offsets = nn.Sequential(nn.Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_offsets)
+        self.level_scales = nn.Parameter(torch.ones(len(strides)))
+        # A bias of 2 makes boxes about four strides wide to begin with; offsets begin at nought.
+        for layer, bias in ((self.distances, 2.0), (last_of_quality, 0.0)):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, bias)
+        for parameter in last_of_offsets.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, pyramid: list[Float[Tensor, "B C ..."]]
+    ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
+        """Class features per level; boxes (xyxy, pixels) and quality logits of all points."""
+        class_features, boxes, quality = [], [], []
+        for level, (features, stride) in enumerate(zip(pyramid, self.strides, strict=True)):
+            layers = []
+            for convolution in self.interactive:
+                features = convolution(features)
+                layers.append(features)
+            together = torch.cat(layers, dim=1)
+            class_features.append(self.class_tower(layers))
+            distances = self.distances(self.box_tower(layers)).float()
+            distances = F.softplus(distances * self.level_scales[level]) * stride
+            distances = look_up(distances, self.offsets(together).float())
+            centers = level_centers(features.shape[-2:], stride, features.device)
+            left, top, right, bottom = distances.flatten(2).unbind(1)
+            x, y = centers.unbind(-1)
+            boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], dim=-1))
+            quality.append(self.quality(together).float().flatten(1))
+        return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
+
+
+def look_up(distances: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) -> Float[Tensor, "B 4 h w"]:
+    """Each side's distance as predicted elsewhere: at the point moved by that side's offset, bilinearly.
+
+    Args:
+        offsets: x and y of left, top, right, bottom in turn, in cells; beyond the border the border's value is taken.
+    """
+    batch, _, height, width = distances.shape
+    y, x = torch.meshgrid(
+        torch.arange(height, device=distances.device), torch.arange(width, device=distances.device), indexing="ij"
+    )
+    cells = torch.stack([x, y], dim=-1) + offsets.reshape(batch * 4, 2, height, width).permute(0, 2, 3, 1)
+    # grid_sample takes the outer borders of the first and last cell as -1 and 1.
+    grid = (2 * cells + 1) / torch.tensor([width, height], device=distances.device) - 1
+    sampled = F.grid_sample(
+        distances.reshape(batch * 4, 1, height, width), grid, padding_mode="border", align_corners=False
+    )
+    return sampled.reshape(batch, 4, height, width)

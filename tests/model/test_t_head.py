@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, look_up
+
+
+def test_no_offset_looks_nowhere_else():
+    distances = torch.rand(2, 4, 5, 7)
+    torch.testing.assert_close(look_up(distances, torch.zeros(2, 8, 5, 7)), distances)
+
+
+def between(values: list[float], position: float) -> float:
+    """Linear interpolation; the ends' values beyond the ends."""
+    position = min(max(position, 0.0), len(values) - 1.0)
+    low = min(int(position), max(0, len(values) - 2))
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (position - low) * (values[high] - values[low])
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 3)])
+def test_sides_are_looked_up_bilinearly_and_not_beyond_the_border(size):
+    height, width = size
+    generator = torch.Generator().manual_seed(0)
+    distances = torch.rand(2, 4, height, width, generator=generator)
+    offsets = 3 * torch.randn(2, 8, height, width, generator=generator)
+    found = look_up(distances, offsets)
+    for image in range(2):
+        for side in range(4):
+            cells = distances[image, side].tolist()
+            for row in range(height):
+                for column in range(width):
+                    x, y = (offsets[image, 2 * side + axis, row, column].item() for axis in (0, 1))
+                    expected = between([between(line, column + x) for line in cells], row + y)
+                    assert found[image, side, row, column].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_decomposition_weighs_layers_by_what_the_image_shows():
+    torch.manual_seed(0)
+    split = TaskDecomposition(32, 3)
+    layers = [torch.randn(2, 32, 4, 6) for _ in range(3)]
+    first, _, second, _ = split.attention
+    weights = torch.sigmoid(second(F.relu(first(torch.cat(layers, dim=1).mean((2, 3))))))
+    images = [torch.cat([weights[image, k] * layers[k][image] for k in range(3)]) for image in range(2)]
+    torch.testing.assert_close(split(layers), split.mix(torch.stack(images)))
+
+
+def test_head_keeps_to_the_border_of_the_other():
+    head = TaskAlignedHead(32, 2, [8, 16])
+    features, boxes, quality = head([torch.randn(2, 32, 4, 6), torch.randn(2, 32, 2, 3)])
+    assert [tuple(level.shape) for level in features] == [(2, 32, 4, 6), (2, 32, 2, 3)]
+    assert boxes.shape == (2, 30, 4)
+    assert quality.shape == (2, 30)
