@@ -36,7 +36,7 @@ KINDS: dict[str, type[Section]] = {
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_config_parses_and_opens_with_its_command(path):
     load_config(path, [], KINDS.get(path.name, TrainConfig))
-    assert "python tools/" in path.read_text().split("\n\n")[0]
+    assert " tools/" in path.read_text().split("\n\n")[0]
 
 
 def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import real_layouts
 
 from ovd.build import build_detector_on_meta, load_training_index
-from ovd.config import AblationConfig, PretrainConfig, TrainConfig, load_config
+from ovd.config import TrainConfig, load_config
 from ovd.cost import count_cost
 from ovd.data.annotations import Category
 from ovd.data.report import DataReport
@@ -16,18 +15,12 @@ from ovd.data.vocabulary import check_no_leak
 from ovd.run import train_from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OTHERS = {"ablation": AblationConfig, "length": AblationConfig, "pretrain_tiny_clip": PretrainConfig}
+OTHERS = {"ablation", "length", "pretrain_tiny_clip"}
 TRAINING = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
-LARGE = {"lvis_base_nfnet_f6"}
+OF_THE_FIELD = [name for name in TRAINING if name.startswith(("lvis_base", "self_training_cc12m", "coco_zero_shot"))]
 
 
-@pytest.mark.parametrize("name", sorted(OTHERS))
-def test_other_configs_parse(name):
-    kind: Any = OTHERS[name]
-    load_config(CONFIGS / f"{name}.yaml", [], kind)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in TRAINING])
+@pytest.mark.parametrize("name", TRAINING)
 def test_config_parses_and_builds_without_memory(name):
     config = load_config(CONFIGS / f"{name}.yaml", [], TrainConfig)
     detector = build_detector_on_meta(config)
@@ -35,15 +28,12 @@ def test_config_parses_and_builds_without_memory(name):
     assert len(detector.strides) == 5
 
 
-@pytest.mark.parametrize("name", TRAINING)
-def test_a_config_says_how_it_is_run(name):
+@pytest.mark.parametrize("name", OF_THE_FIELD)
+def test_a_config_of_the_field_says_what_is_known_of_it(name):
     text = (CONFIGS / f"{name}.yaml").read_text()
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-    assert f"configs/{name}.yaml" in comment
-    if "lvis_base" in name or name in ("self_training_cc12m", "coco_zero_shot_rn50"):
-        for part in ("Paper row:", "Hardware:", "Run so far:", "not measured"):
-            assert part in comment
-    assert "PREDICTION" not in text
+    for part in (f"configs/{name}.yaml", "Paper row:", "Hardware:", "Run so far:", "not measured"):
+        assert part in comment
 
 
 def test_lvis_base_vocabulary_has_no_name_of_a_rare_class(shared_data):
