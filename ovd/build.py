@@ -16,6 +16,7 @@ from torch import Tensor
 from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config import BankConfig, FileData, GatedShortcuts, PairsConfig, TrainConfig, WorldData, parse_config
 from ovd.data.annotations import AnnotationIndex, Format, load_annotations
+from ovd.data.buckets import shape_groups
 from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
 from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
 from ovd.data.pairs import PairShards
@@ -309,7 +310,7 @@ def images_per_step(config: TrainConfig) -> tuple[int, int]:
 def samples_drawn(found: checkpoint.Checkpoint) -> tuple[int, int]:
     """How many images of the detection data, and how many pairs, a run and those it went on from had drawn."""
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
-    first, first_paired = found.extra["first_samples"]
+    first, first_paired = found.extra.get("first_samples", (0, 0))  # not stored by the first versions
     num_annotated, num_paired = images_per_step(config)
     return first + found.step * num_annotated, first_paired + found.step * num_paired
 
@@ -334,9 +335,15 @@ def training_batches(
     )
     seed, (num_annotated, num_paired) = config.train.seed, images_per_step(config)
     repeat = repeat_factors(index, config.data.repeat_threshold)
+    grouping: dict[str, Any] = {}
+    if config.data.shape_groups > 1:
+        groups, shapes = shape_groups(
+            index.image_sizes, config.data.shape_groups, size=config.data.size, divisor=size_divisor
+        )
+        grouping = {"groups": groups, "shapes": shapes}
 
     def load(
-        source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None, first_sample: int
+        source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None, first_sample: int, **more: Any
     ) -> Iterator[Batch]:
         return train_loader(
             source,
@@ -350,10 +357,11 @@ def training_batches(
             first_sample=first_sample,
             part=(rank(), world_size()),
             size_divisor=size_divisor,
+            **more,
         )
 
     def batches_from(step: int) -> Iterator[Batch]:
-        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0])
+        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0], **grouping)
         if pairs is None:
             return annotated
         paired = load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None, first_samples[1])

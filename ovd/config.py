@@ -179,6 +179,8 @@ class DataConfig(Section):
     """Strength of brightness, contrast, saturation and hue jitter."""
     repeat_threshold: NonNegativeFloat = 0.001
     """LVIS's repeat-factor sampling; 0 switches it off."""
+    shape_groups: PositiveInt = 1
+    """So many groups of images by aspect ratio: a batch is of one group, and batches come in no more shapes."""
     pairs: PairsConfig | None = None
     """Trained on besides `source`; none by default."""
     workers: NonNegativeInt = 1

@@ -109,7 +109,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     detector = build_detector(config, clip)
     go_on_from, first_samples = None, (0, 0)
     if found is not None:
-        first_samples = tuple(found.extra["first_samples"])
+        first_samples = tuple(found.extra.get("first_samples", (0, 0)))
     elif config.init_from is not None:
         if config.init_state == "training":
             go_on_from = find_checkpoint(config.init_from)

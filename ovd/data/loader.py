@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ovd.data.annotations import AnnotationIndex, ImageRecord
+from ovd.data.buckets import Shape, batch_like_with_like, padded_shape
 from ovd.data.images import ImageError, decode_image
 from ovd.data.report import DataError
 from ovd.data.transforms import Sample, eval_transform
@@ -28,6 +29,7 @@ from ovd.structures import Batch, Targets
 # Keep the chance of epochs and of samples apart: position 7 must not repeat the numbers of epoch 7.
 _EPOCH_STREAM = 0
 _SAMPLE_STREAM = 1
+_BATCH_STREAM = 2
 
 DrawnSample = tuple[int, int]
 """Position of an image in its source, and the seed of its augmentation."""
@@ -97,7 +99,14 @@ class TrainOrder:
     """
 
     def __init__(
-        self, *, num_images: int, repeat: Float64[np.ndarray, " N"], seed: int, batch_size: int, first_sample: int = 0
+        self,
+        *,
+        num_images: int,
+        repeat: Float64[np.ndarray, " N"],
+        seed: int,
+        batch_size: int,
+        first_sample: int = 0,
+        groups: Int64[np.ndarray, " N"] | None = None,
     ):
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"{num_images} images in batches of {batch_size}: expected at least one of each")
@@ -106,6 +115,7 @@ class TrainOrder:
         self._seed = seed
         self._batch_size = batch_size
         self._first_sample = first_sample
+        self._groups = groups
         self._length = epoch_length(repeat)
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
@@ -119,6 +129,14 @@ class TrainOrder:
         epoch, place = divmod(position, self._length)
         if epoch != self._epoch:
             self._order = epoch_order(num_images=self._num_images, repeat=self._repeat, seed=self._seed, epoch=epoch)
+            if self._groups is not None:
+                self._order = batch_like_with_like(
+                    self._order,
+                    self._groups[self._order],
+                    batch_size=self._batch_size,
+                    offset=epoch * self._length - self._first_sample,
+                    generator=np.random.default_rng((self._seed, _BATCH_STREAM, epoch)),
+                )
             self._epoch = epoch
         sample_seed = np.random.SeedSequence((self._seed, _SAMPLE_STREAM, position)).generate_state(1, np.uint64)
         return int(self._order[place]), int(sample_seed[0])
@@ -180,6 +198,8 @@ def train_loader(
     repeat: Float64[np.ndarray, " N"] | None = None,
     first_sample: int = 0,
     part: tuple[int, int] = (0, 1),
+    groups: Int64[np.ndarray, " N"] | None = None,
+    shapes: tuple[Shape, ...] = (),
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[Batch]:
@@ -194,6 +214,8 @@ def train_loader(
         repeat: see `repeat_factors`; None shows every image once an epoch.
         first_sample: where in the order step 0 stands, for a run that goes on with the data of an earlier one.
         part: (number, of how many): load only this part of each batch, as one of several ranks.
+        groups: of the images; batches are of one group as far as can be (buckets.py).
+        shapes: heights and widths that a batch is padded to, the smallest that holds it.
         size_divisor: images are padded at the right and bottom to a multiple of it.
         timeout_s: how long a batch may take in a worker.
 
@@ -205,7 +227,12 @@ def train_loader(
     if repeat is None:
         repeat = np.ones(len(source))
     order = TrainOrder(
-        num_images=len(source), repeat=repeat, seed=seed, batch_size=batch_size, first_sample=first_sample
+        num_images=len(source),
+        repeat=repeat,
+        seed=seed,
+        batch_size=batch_size,
+        first_sample=first_sample,
+        groups=groups,
     )
     number, num_parts = part
     if batch_size % num_parts:
@@ -214,7 +241,8 @@ def train_loader(
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
     dataset = DetectionDataset(source, transform)
     steps = range(start_step, start_step + num_steps)
-    return _load(dataset, source, steps, lambda step: order.batch(step)[own], num_workers, size_divisor, timeout_s)
+    pack = partial(_pack, size_divisor=size_divisor, shapes=shapes)
+    return _load(dataset, source, steps, lambda step: order.batch(step)[own], num_workers, pack, timeout_s)
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:
@@ -263,7 +291,8 @@ def eval_loader(
 
     def checked() -> Iterator[tuple[Batch, Tensor]]:
         row = 0
-        for loaded in _load(dataset, index, steps, batch, num_workers, size_divisor, timeout_s):
+        pack = partial(_pack, size_divisor=size_divisor, shapes=())
+        for loaded in _load(dataset, index, steps, batch, num_workers, pack, timeout_s):
             for line in loaded.skipped:
                 code, message = line.split(" ", 1)
                 raise DataError(code, f"{message}; evaluation needs every image of {index.path}")
@@ -304,7 +333,7 @@ def _load(
     steps: range,
     batch: Callable[[int], list[DrawnSample]],
     num_workers: int,
-    size_divisor: int,
+    pack: Callable[[Sequence[_LoadedSample | str]], _PackedBatch],
     timeout_s: float,
 ) -> Iterator[Batch]:
     with warnings.catch_warnings():
@@ -314,7 +343,7 @@ def _load(
             DataLoader(
                 dataset,
                 batch_sampler=_StepBatches(steps, batch),  # type: ignore[arg-type]  # indices are pairs here
-                collate_fn=partial(_pack, size_divisor=size_divisor),
+                collate_fn=pack,
                 num_workers=num_workers,
                 timeout=timeout_s if num_workers else 0,
                 multiprocessing_context="fork" if num_workers else None,
@@ -343,10 +372,11 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int) -> _PackedBatch:
+def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int, shapes: tuple[Shape, ...]) -> _PackedBatch:
     loaded = [sample for sample in samples if isinstance(sample, _LoadedSample)]
     height = _round_up(max((sample.record.height for sample in loaded), default=1), size_divisor)
     width = _round_up(max((sample.record.width for sample in loaded), default=1), size_divisor)
+    height, width = padded_shape(height, width, shapes)
     images = torch.zeros(len(loaded), 3, height, width, dtype=torch.uint8)
     for padded, sample in zip(images, loaded, strict=True):
         padded[:, : sample.record.height, : sample.record.width] = torch.from_numpy(sample.image).permute(2, 0, 1)

@@ -186,6 +186,19 @@ def test_a_batch_holds_padded_pixels_and_the_annotations(index):
     assert batch.targets[rows[104]].ignore_boxes.shape == (1, 4)
 
 
+def test_batches_come_in_the_shapes_that_are_allowed_and_ranks_share_them(index):
+    groups = np.arange(NUM_IMAGES) % 2
+    shapes = ((96, 128), (160, 160))
+    batches = load_train(index, batch_size=4, num_steps=5, groups=groups, shapes=shapes)
+    assert {tuple(batch.images.shape[2:]) for batch in batches} == {(96, 128)}
+    for number in (0, 1):
+        parts = load_train(index, batch_size=4, num_steps=5, groups=groups, part=(number, 2))
+        ids = [part.image_ids for part in parts]
+        assert ids == [batch.image_ids[2 * number : 2 * number + 2] for batch in batches]
+    with pytest.raises(ValueError, match="a batch of 4 images cannot be divided among 3 ranks"):
+        load_train(index, batch_size=4, part=(0, 3))
+
+
 def test_workers_and_start_step_change_nothing(index):
     (Path(index.images_root) / "5.png").unlink()
     transform = train_transform(size=48, scale=(0.8, 1.25), flip=0.5, color=0.2)

@@ -1,0 +1,103 @@
+"""Images of like shape in one batch: less of it is padding, and batches come in few shapes."""
+
+import numpy as np
+from jaxtyping import Int64
+
+Shape = tuple[int, int]
+"""Height and width."""
+
+
+def shape_groups(
+    sizes: Int64[np.ndarray, "N 2"], num_groups: int, *, size: int, divisor: int
+) -> tuple[Int64[np.ndarray, " N"], tuple[Shape, ...]]:
+    """A group for every image, and for each group the padded shape that holds its images.
+
+    Groups are stretches of aspect ratios; where they begin is chosen so that the padded pixels of all images together
+    are fewest, were each image padded to its group's shape.
+
+    Args:
+        sizes: height and width of the images.
+        num_groups: at most so many.
+        size: longest side that images are resized to.
+        divisor: of the padded sides.
+    """
+    resized = np.ceil(sizes * (size / sizes.max(axis=1, keepdims=True, initial=1))).astype(np.int64)
+    padded = -(-resized // divisor) * divisor
+    shapes, shape_of_image, counts = np.unique(padded, axis=0, return_inverse=True, return_counts=True)
+    by_ratio = np.argsort(shapes[:, 1] / np.maximum(shapes[:, 0], 1), kind="stable")
+    group_of_rank, group_shapes = _cheapest_stretches(shapes[by_ratio], counts[by_ratio], num_groups)
+    group_of_shape = np.empty(len(shapes), dtype=np.int64)
+    group_of_shape[by_ratio] = group_of_rank
+    return group_of_shape[shape_of_image.reshape(-1)], group_shapes
+
+
+def _cheapest_stretches(
+    shapes: Int64[np.ndarray, "U 2"], counts: Int64[np.ndarray, " U"], num_groups: int
+) -> tuple[Int64[np.ndarray, " U"], tuple[Shape, ...]]:
+    """Cut a row of shapes into at most so many stretches, of least padded area in all, by dynamic programming."""
+    num_shapes = len(shapes)
+    areas = np.zeros((num_shapes, num_shapes + 1))
+    for start in range(num_shapes):
+        height = np.maximum.accumulate(shapes[start:, 0])
+        width = np.maximum.accumulate(shapes[start:, 1])
+        areas[start, start + 1 :] = height * width * np.cumsum(counts[start:])
+    best = np.full((num_groups + 1, num_shapes + 1), np.inf)
+    best[:, 0] = 0
+    cut = np.zeros((num_groups + 1, num_shapes + 1), dtype=np.int64)
+    for group in range(1, num_groups + 1):
+        for end in range(1, num_shapes + 1):
+            costs = best[group - 1, :end] + areas[:end, end]
+            cut[group, end] = costs.argmin()
+            best[group, end] = costs.min()
+    groups = np.zeros(num_shapes, dtype=np.int64)
+    found: list[Shape] = []
+    group, end = num_groups, num_shapes
+    while end > 0:
+        start = int(cut[group, end])
+        groups[start:end] = len(found)
+        height, width = shapes[start:end].max(axis=0).tolist()
+        found.append((height, width))
+        group, end = group - 1, start
+    return groups, tuple(found)
+
+
+def padded_shape(height: int, width: int, shapes: tuple[Shape, ...]) -> Shape:
+    """The shape of least area that holds a batch's images; their own where none does."""
+    fitting = [shape for shape in shapes if shape[0] >= height and shape[1] >= width]
+    return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=(height, width))
+
+
+def batch_like_with_like(
+    order: Int64[np.ndarray, " L"],
+    groups: Int64[np.ndarray, " L"],
+    *,
+    batch_size: int,
+    offset: int,
+    generator: np.random.Generator,
+) -> Int64[np.ndarray, " L"]:
+    """The same samples in another order, in which batches are of one group as far as the groups' sizes allow.
+
+    What does not fill a batch of its group stands at the two ends, where an epoch's batches are shared with its
+    neighbours' anyway.
+
+    Args:
+        order: samples of an epoch, shuffled.
+        groups: of each sample of `order`.
+        offset: position of the epoch's first sample in the stream of all epochs, which is cut into batches from 0 on.
+    """
+    by_group = order[np.argsort(groups, kind="stable")]
+    counts = np.bincount(groups) if len(groups) else np.zeros(0, dtype=np.int64)
+    batches: list[np.ndarray] = []
+    rest: list[np.ndarray] = [order[:0]]
+    start = 0
+    for count in counts.tolist():
+        whole = count // batch_size * batch_size
+        batches += np.split(by_group[start : start + whole], range(batch_size, whole, batch_size)) if whole else []
+        rest.append(by_group[start + whole : start + count])
+        start += count
+    generator.shuffle(batches)  # type: ignore[arg-type]  # a list is shuffled in place
+    num_first = min(-offset % batch_size, len(order))
+    while sum(map(len, rest)) < num_first:
+        rest.append(batches.pop())
+    loose = generator.permutation(np.concatenate(rest))
+    return np.concatenate([loose[:num_first], *batches, loose[num_first:]])
