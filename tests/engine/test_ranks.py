@@ -101,13 +101,9 @@ def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_pa
     options = LabelOptions(source="nouns", score_threshold=0.0, max_boxes=20)
     pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
     paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one"}}
-    for use in ("boxes", "image_labels"):
-        paired["pairs"]["use"] = use
-        for count in (1, 2):
-            config = make_config(tmp_path / f"{use}{count}", miniature_world, data=paired, train={"steps": 6})
-            run_ranks(config, tmp_path, count)
-        if use == "boxes":  # texts of a rank's own pairs alone are held against each other as image labels
-            assert_same_losses(tmp_path / f"{use}2", tmp_path / f"{use}1", steps=6)
+    train_from_config(make_config(tmp_path / "one", miniature_world, data=paired, train={"steps": 6}), evaluate=False)
+    run_ranks(make_config(tmp_path / "two", miniature_world, data=paired, train={"steps": 6}), tmp_path, 2)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", steps=6)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):

@@ -43,7 +43,13 @@ AVERAGE_POOLING = ["nfnet"]
 """And nothing but a linear projection after it; ConvNeXt has a norm there."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# The forms of one family are alike; all of them, and the slow ones, are for `make test-all`.
+SLOW = {"convnext_d", "nfnet", "vit_14"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAMILIES]
+)
 def family(request) -> str:
     return request.param
 
