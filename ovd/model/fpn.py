@@ -43,9 +43,7 @@ class FeaturePyramid(nn.Module):
         for finer in range(len(merged) - 2, -1, -1):
             merged[finer] = merged[finer] + F.interpolate(merged[finer + 1], size=merged[finer].shape[-2:])
         levels = [output(level) for output, level in zip(self.outputs, merged, strict=True)]
-        for extra in self.extras:
-            levels.append(extra(F.relu(levels[-1])))
-        return levels
+        return extend(levels, self.extras)
 
 
 class SimplePyramid(nn.Module):
@@ -81,9 +79,7 @@ class SimplePyramid(nn.Module):
         (only,) = maps
         scales = (self.finer(only), self.same(only), self.coarser(only))
         levels = [output(scale) for output, scale in zip(self.outputs, scales, strict=True)]
-        for extra in self.extras:
-            levels.append(extra(F.relu(levels[-1])))
-        return levels
+        return extend(levels, self.extras)
 
 
 def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
@@ -92,3 +88,15 @@ def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
         nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), group_norm(channels))
         for _ in range(num_levels)
     )
+
+
+def extend(levels: list[Float[Tensor, "B C ..."]], extras: nn.ModuleList) -> list[Float[Tensor, "B C ..."]]:
+    """The levels, and those that `strided_levels` makes of the last one."""
+    for extra in extras:
+        features = F.relu(levels[-1])
+        if features.shape[-2:] == (1, 1):
+            # The zeros are those of the convolution's own padding. Without them, oneDNN's bfloat16 gradient of the
+            # weights is not finite for a channels-last map of one cell (torch 2.14, CPU).
+            features = F.pad(features, (0, 1, 0, 1))
+        levels.append(extra(features))
+    return levels

@@ -182,3 +182,20 @@ def test_the_filter_equals_padding_and_shifting_with_its_gradients(height, width
         strict=True,
     ):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_coarse_levels_of_one_cell_have_finite_gradients():
+    """oneDNN gave NaN for a strided convolution of one cell, bfloat16 and channels last."""
+    torch.manual_seed(0)
+    pyramid = FeaturePyramid((8, 16), (8, 16), 32).to(memory_format=torch.channels_last)
+    maps = [torch.randn(2, 8, 8, 8), torch.randn(2, 16, 4, 4)]
+    maps = [level.contiguous(memory_format=torch.channels_last) for level in maps]
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            levels = pyramid(tuple(maps))
+        assert [level.shape[-1] for level in levels] == [8, 4, 2, 1, 1]
+        sum(level.float().square().mean() for level in levels).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in pyramid.parameters())
+    padded = torch.nn.functional.pad(levels[3].float(), (0, 1, 0, 1)).relu()
+    with torch.no_grad():
+        torch.testing.assert_close(pyramid.extras[2](padded), pyramid.extras[2](levels[3].float().relu()))

@@ -1,0 +1,103 @@
+"""Fine-tuning as a user runs it, a few steps: what is gained and lost is told, and nothing is done twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import real_layouts
+from safetensors.torch import load_file
+
+from ovd.config import TrainConfig, parse_config
+from ovd.fine_tune import fine_tune, format_outcomes
+from ovd.run import train_from_config
+
+SMALL = {"detector": {"channels": 32, "num_convs": 1}, "eval": {"candidates": 200}}
+
+
+def make_config(output: Path, source: dict, **changes) -> TrainConfig:
+    values = {
+        "output": str(output),
+        "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
+        "data": {"source": {"kind": "files", **source}, "size": 64, "workers": 0, **changes.pop("data", {})},
+        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 1, **changes.pop("train", {})},
+        **SMALL,
+        **changes,
+    }
+    return parse_config(values, TrainConfig, "test")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, miniature_world) -> Path:
+    """A detector of the miniature world."""
+    folder, annotations = tmp_path_factory.mktemp("start"), miniature_world / "annotations"
+    source = {
+        "format": "lvis",
+        "train_annotations": str(annotations / "lvis_train.json"), "train_images": str(miniature_world / "images"),
+        "val_annotations": str(annotations / "lvis_val.json"), "val_images": str(miniature_world / "images"),
+    }  # fmt: skip
+    train_from_config(make_config(folder / "run", source), evaluate=False)
+    return folder / "run"
+
+
+def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_path, capsys):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {name: str(value) for name, value in vars(layout).items()}
+    config = make_config(
+        tmp_path / "tuned", source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all"}
+    )
+    outcomes = fine_tune(config, weight=0.25)
+    assert [outcome.detector for outcome in outcomes] == ["before", "after", "ensemble"]
+    assert all("APr" in outcome.kept and "APr" not in outcome.new for outcome in outcomes)
+    assert all("AP50" in outcome.new for outcome in outcomes)
+    stored = json.loads((tmp_path / "tuned" / "fine_tuning.json").read_text())
+    assert stored == [vars(outcome) for outcome in outcomes]
+    lines = format_outcomes(outcomes).splitlines()
+    assert len(lines) == 4
+    assert lines[0].split()[:3] == ["detector", "new", "AP"]
+
+    files = [next(folder.glob("step-*")) / "ema.safetensors" for folder in (start, tmp_path / "tuned")]
+    before, after = map(load_file, files)
+    (average,) = (tmp_path / "tuned" / "ensemble").glob("step-*/*.safetensors")
+    averaged = load_file(average)
+    name = "head.distances.weight"
+    assert averaged[name].allclose(0.75 * before[name] + 0.25 * after[name])
+
+    capsys.readouterr()
+    assert fine_tune(config, weight=0.25) == outcomes
+    assert capsys.readouterr().out == ""
+
+
+def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_world, tmp_path):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {name: str(value) for name, value in vars(layout).items()}
+    with pytest.raises(ValueError, match="needs init_from"):
+        fine_tune(make_config(tmp_path / "a", source, data={"classes": "all"}), weight=0.5)
+    del source["val_annotations"]
+    config = make_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
+    with pytest.raises(ValueError, match="the fine-tuning names no validation set"):
+        fine_tune(config, weight=0.5)
+
+
+def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, capsys):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    try:
+        import split_annotations
+    finally:
+        sys.path.pop(0)
+    whole = miniature_world / "annotations" / "lvis_val.json"
+    first, second = tmp_path / "a" / "first.json", tmp_path / "second.json"
+    arguments = [str(whole), "--share", "0.7", "--first", str(first), "--second", str(second)]
+    monkeypatch.setattr(sys, "argv", ["split_annotations.py", *arguments])
+    split_annotations.main()
+    content, parts = json.loads(whole.read_text()), [json.loads(path.read_text()) for path in (first, second)]
+    ids = [{image["id"] for image in part["images"]} for part in parts]
+    assert not ids[0] & ids[1]
+    assert len(ids[0]) == round(0.7 * len(content["images"]))
+    assert ids[0] | ids[1] == {image["id"] for image in content["images"]}
+    for part, own in zip(parts, ids, strict=True):
+        assert part["categories"] == content["categories"]
+        assert part["annotations"] == [row for row in content["annotations"] if row["image_id"] in own]
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="exists"):
+        split_annotations.main()
