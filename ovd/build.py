@@ -43,6 +43,8 @@ from ovd.text.encoder import encode_classes, text_tower_fingerprint
 from ovd.text.pair_texts import PairTexts
 from ovd.text.prompts import TEMPLATES, clean_name
 
+DataFormat = Format | Literal["coco_zero_shot"]
+
 PAIRS_SEED_OFFSET = 2**32
 """Keeps the order and augmentation of pairs apart from those of the detection data."""
 
@@ -153,7 +155,7 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("train",), Settings(seed=source.seed))
-            format: Format | Literal["coco_zero_shot"] = "lvis"
+            format: DataFormat = "lvis"
             annotations, images = world / "annotations" / "lvis_train.json", world / "images"
         case FileData() as source:
             format = source.format
@@ -188,7 +190,7 @@ def load_validation_index(config: TrainConfig, report: DataReport) -> Annotation
 
 
 def load_evaluation_index(
-    annotations: Path, images: Path | None, format: Format | Literal["coco_zero_shot"], *, report: DataReport
+    annotations: Path, images: Path | None, format: DataFormat, *, report: DataReport
 ) -> AnnotationIndex:
     """A data set with the vocabulary and the images that its benchmark judges."""
     if format == "coco_zero_shot":

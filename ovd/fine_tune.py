@@ -43,7 +43,8 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
         weight: of the fine-tuned weights in the average, 0 to 1.
 
     Raises:
-        ValueError: no `init_from`, or one of the two validation sets is missing.
+        ValueError: no `init_from`, one of the two validation sets is missing, or an earlier call averaged with another
+            weight.
     """
     if config.init_from is None:
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
@@ -58,7 +59,13 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     if found is None or found.step < config.train.steps:
         train_from_config(config, resume=found is not None, evaluate=False)
     ensemble = config.output / "ensemble"
-    if latest(ensemble) is None:
+    averaged = latest(ensemble)
+    if averaged is not None and averaged.extra["ensemble"]["weight"] != weight:
+        raise ValueError(
+            f"{ensemble} was averaged with weight {averaged.extra['ensemble']['weight']:g}, not {weight:g}; "
+            "tools/ensemble.py averages with another one into a folder of its own"
+        )
+    if averaged is None:
         save_ensemble(find_checkpoint(config.init_from), find_checkpoint(config.output), weight=weight, output=ensemble)
     stages = {"before": config.init_from, "after": config.output, "ensemble": ensemble}
     outcomes = tuple(

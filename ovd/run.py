@@ -1,12 +1,13 @@
 """Whole jobs, as the tools and the quick start run them: train from a config, evaluate, label image-text pairs."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
 
 from ovd.build import (
+    DataFormat,
     TrainedDetector,
     build_detector,
     build_saving,
@@ -28,7 +29,7 @@ from ovd.build import (
 )
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, WorldData, flatten, load_config
-from ovd.data.annotations import AnnotationIndex, Format
+from ovd.data.annotations import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
@@ -240,7 +241,7 @@ def evaluate_run(
     output: Path,
     annotations: Path | None = None,
     images: Path | None = None,
-    format: Format | Literal["coco_zero_shot"] | None = None,
+    format: DataFormat | None = None,
     engine: Engine | None = None,
     size: int | None = None,
 ) -> Evaluation:

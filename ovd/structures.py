@@ -87,7 +87,7 @@ class Batch:
             sizes=self.sizes[rows],
             targets=self.targets[rows],
             image_ids=self.image_ids[rows],
-            num_pairs=int(self.is_pair()[rows].sum()),
+            num_pairs=sum(number >= len(self.targets) - self.num_pairs for number in range(len(self.targets))[rows]),
         )
 
     def to(self, device: torch.device) -> "Batch":

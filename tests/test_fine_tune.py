@@ -66,6 +66,8 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     capsys.readouterr()
     assert fine_tune(config, weight=0.25) == outcomes
     assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"averaged with weight 0\.25, not 0\.5"):
+        fine_tune(config, weight=0.5)
 
 
 def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_world, tmp_path):

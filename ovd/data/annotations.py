@@ -198,7 +198,7 @@ def load_annotations(annotations: Path, images: Path | None, *, format: Format, 
         return Ragged(np.array(values, dtype=np.int64), _offsets(np.array([len(row) for row in labels], dtype=int)))
 
     is_object = is_kept & ~is_crowd
-    image_counts = _images_per_class(image_of_object[is_object], class_of_object[is_object], len(category_rows))
+    image_counts = images_per_class(image_of_object[is_object], class_of_object[is_object], len(category_rows))
     categories = tuple(
         _category(source, row, format, count) for row, count in zip(category_rows, image_counts.tolist(), strict=True)
     )
@@ -391,9 +391,10 @@ def _released(
     return [row for row in image_rows if row.get("id") not in missing], kept_objects
 
 
-def _images_per_class(
+def images_per_class(
     images: Int64[np.ndarray, " M"], classes: Int64[np.ndarray, " M"], num_classes: int
 ) -> Int64[np.ndarray, " C"]:
+    """In how many images each class has an object, from the image and the class of every object."""
     pairs = np.unique(np.stack([images, classes], axis=1), axis=0)
     return np.bincount(pairs[:, 1], minlength=num_classes)
 

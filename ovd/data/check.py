@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.annotations import AnnotationIndex, images_per_class
 from ovd.data.images import ImageError, decode_image
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
@@ -64,8 +64,8 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
 
 def class_counts(index: AnnotationIndex) -> list[ClassCount]:
     """Of every class of the vocabulary, most images first."""
-    images = np.unique(np.stack([index.boxes.images_of_values(), index.classes.values], axis=1), axis=0)[:, 1]
-    num_images = np.bincount(images, minlength=len(index.categories)).tolist()
+    of_objects = (index.classes.images_of_values(), index.classes.values)
+    num_images = images_per_class(*of_objects, len(index.categories)).tolist()
     num_objects = np.bincount(index.classes.values, minlength=len(index.categories)).tolist()
     counts = [
         ClassCount(category.name, category.frequency or "", num_images[row], num_objects[row])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ovd.data.annotations import AnnotationIndex, ImageRecord
+from ovd.data.annotations import AnnotationIndex, ImageRecord, images_per_class
 from ovd.data.buckets import Shape, batch_like_with_like, padded_shape
 from ovd.data.images import ImageError, decode_image
 from ovd.data.report import DataError
@@ -57,8 +57,7 @@ def repeat_factors(index: AnnotationIndex, threshold: float) -> Float64[np.ndarr
     class; 1 for images without objects (Gupta et al. 2019, LVIS, appendix B.2).
     """
     image_of_object = index.boxes.images_of_values()
-    image_and_class = np.unique(np.stack([image_of_object, index.classes.values], axis=1), axis=0)
-    num_images_with = np.bincount(image_and_class[:, 1], minlength=len(index.categories))
+    num_images_with = images_per_class(image_of_object, index.classes.values, len(index.categories))
     share = num_images_with / max(len(index), 1)
     class_factors = np.sqrt(np.maximum(threshold, share) / np.where(share > 0, share, 1))
     factors = np.ones(len(index))

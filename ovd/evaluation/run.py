@@ -11,7 +11,7 @@ from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
-Protocol = Literal["lvis", "coco", "coco_zero_shot"]
+Protocol = Literal["lvis", "coco", "coco_zero_shot", "objects365"]
 
 
 def box_evaluator(
@@ -21,7 +21,7 @@ def box_evaluator(
     match protocol:
         case "lvis":
             return LVISEvaluator(annotations, category_ids, engine=engine)
-        case "coco":
+        case "coco" | "objects365":
             return COCOEvaluator(annotations, category_ids, engine=engine)
         case "coco_zero_shot":
             return COCOEvaluator(annotations, category_ids, engine=engine, groups=GROUPS)

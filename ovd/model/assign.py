@@ -17,9 +17,12 @@ from ovd.structures import Assignment, Points, Predictions, Targets
 
 Rule = Literal["fcos", "atss", "task_aligned"]
 
+CENTER_RADIUS = 1.5
+"""In strides: how far from a box's centre a point may be in x and y and still speak for its middle."""
+
 
 def assign_fcos(
-    points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], center_radius: float = 1.5
+    points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], center_radius: float = CENTER_RADIUS
 ) -> Assignment:
     """Match points to true boxes.
 
@@ -85,13 +88,10 @@ def _assign_image_atss(
         count = candidate.sum(dim=0).clamp(min=1)
         mean = (overlap * candidate).sum(dim=0) / count
         variance = ((overlap - mean).square() * candidate).sum(dim=0) / (count - 1).clamp(min=1)
-        inside = (side_distances(points.centers[:, None], boxes) > 0).all(dim=2)
-        wanted = candidate & inside & (overlap >= mean + variance.sqrt())
+        wanted = candidate & _inside(points, boxes) & (overlap >= mean + variance.sqrt())
         best, row = torch.where(wanted, overlap, -1.0).max(dim=1)
         matched = torch.where(best >= 0, row, matched)
-    central = _central(points, boxes, 1.5).any(dim=1) & ~padding
-    crowd = (side_distances(points.centers[:, None], targets.ignore_boxes) > 0).all(dim=2).any(dim=1)
-    return matched, padding | (crowd & (matched < 0)), central & (matched < 0)
+    return _finish(points, targets, matched, padding, _central(points, boxes, CENTER_RADIUS))
 
 
 @torch.no_grad()
@@ -127,7 +127,7 @@ def assign_task_aligned(
             own = text[torch.searchsorted(class_rows, target.classes)]
             probability = cosine_logits(predictions.embeddings[image], own, scale=scale, bias=bias).sigmoid()
             overlap = box_iou(predictions.boxes[image].float(), target.boxes)
-            inside = (side_distances(points.centers[:, None], target.boxes) > 0).all(dim=2) & ~padding[:, None]
+            inside = _inside(points, target.boxes) & ~padding[:, None]
             score = (probability * overlap**beta) * inside
             best = score.topk(min(top_k, len(score)), dim=0)
             wanted = torch.zeros_like(inside).scatter_(0, best.indices, best.values > 0)
@@ -137,9 +137,8 @@ def assign_task_aligned(
             highest = (score * is_own).amax(dim=0).clamp(min=1e-12)
             scaled = score / highest * (overlap * is_own).amax(dim=0)
             alignment = (scaled * is_own).sum(dim=1)
-        crowd = (side_distances(points.centers[:, None], target.ignore_boxes) > 0).all(dim=2).any(dim=1)
-        central = _central(points, target.boxes, 1.5).any(dim=1) & ~padding
-        parts.append((matched, padding | (crowd & (matched < 0)), central & (matched < 0), alignment))
+        central = _central(points, target.boxes, CENTER_RADIUS)
+        parts.append((*_finish(points, target, matched, padding, central), alignment))
     matched, ignored, wrong_scale, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
     return Assignment(matched, ignored, wrong_scale, alignment)
 
@@ -155,16 +154,31 @@ def _assign_image(
         widths, heights = (targets.boxes[:, 2:] - targets.boxes[:, :2]).unbind(dim=1)
         area, smallest = torch.where(candidate, widths * heights, torch.inf).min(dim=1)
         matched = torch.where(area < torch.inf, smallest, matched)
-    crowd = (side_distances(points.centers[:, None], targets.ignore_boxes) > 0).all(dim=2).any(dim=1)
-    return matched, padding | (crowd & (matched < 0)), central.any(dim=1) & (matched < 0)
+    return _finish(points, targets, matched, padding, central)
+
+
+def _finish(
+    points: Points,
+    targets: Targets,
+    matched: Int[Tensor, " P"],
+    padding: Bool[Tensor, " P"],
+    central: Bool[Tensor, "P R"],
+) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
+    """An image's matched, ignored and wrong-scale points; `central` as `_central` has it."""
+    unmatched = matched < 0
+    crowd = _inside(points, targets.ignore_boxes).any(dim=1)
+    return matched, padding | (crowd & unmatched), central.any(dim=1) & ~padding & unmatched
+
+
+def _inside(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:
+    return (side_distances(points.centers[:, None], boxes) > 0).all(dim=2)
 
 
 def _central(points: Points, boxes: Float[Tensor, "R 4"], center_radius: float) -> Bool[Tensor, "P R"]:
     """Inside the box and less than `center_radius` strides from its centre."""
-    inside = (side_distances(points.centers[:, None], boxes) > 0).all(dim=2)
     box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     offset = (points.centers[:, None] - box_centers).abs().amax(dim=2)
-    return inside & (offset < center_radius * points.strides[:, None])
+    return _inside(points, boxes) & (offset < center_radius * points.strides[:, None])
 
 
 def _of_level(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:

@@ -42,10 +42,7 @@ class FcosHead(nn.Module):
             class_features.append(self.class_tower(features))
             box_features = self.box_tower(features)
             distances = F.softplus(self.distances(box_features).float() * self.level_scales[level]) * stride
-            centers = level_centers(features.shape[-2:], stride, features.device)
-            left, top, right, bottom = distances.flatten(2).unbind(1)
-            x, y = centers.unbind(-1)
-            boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], dim=-1))
+            boxes.append(boxes_around(distances, stride))
             quality.append(self.quality(box_features).float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
 
@@ -55,6 +52,13 @@ def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch
     height, width = size
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+
+
+def boxes_around(distances: Float[Tensor, "B 4 h w"], stride: int) -> Float[Tensor, "B P 4"]:
+    """xyxy, from the distances in pixels of left, top, right and bottom side to the centres of a level's cells."""
+    left, top, right, bottom = distances.flatten(2).unbind(1)
+    x, y = level_centers(distances.shape[-2:], stride, distances.device).unbind(-1)
+    return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)
 
 
 def make_points(image_size: tuple[int, int], strides: list[int], device: torch.device) -> Points:

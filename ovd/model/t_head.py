@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.model.fcos_head import level_centers
+from ovd.model.fcos_head import boxes_around
 from ovd.model.fpn import group_norm
 
 REDUCTION = 4
@@ -83,10 +83,7 @@ class TaskAlignedHead(nn.Module):
             distances = self.distances(self.box_tower(layers)).float()
             distances = F.softplus(distances * self.level_scales[level]) * stride
             distances = look_up(distances, self.offsets(together).float())
-            centers = level_centers(features.shape[-2:], stride, features.device)
-            left, top, right, bottom = distances.flatten(2).unbind(1)
-            x, y = centers.unbind(-1)
-            boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], dim=-1))
+            boxes.append(boxes_around(distances, stride))
             quality.append(self.quality(together).float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
 

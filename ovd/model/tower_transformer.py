@@ -74,8 +74,7 @@ class TransformerTower(ImageTower):
         """The embedding from all tokens after the last block."""
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
-        patch = self.strides[0]
-        grid = (images.shape[2] // patch, images.shape[3] // patch)
+        grid = self._grid(images)
         tokens = self._run(self.embed(images, grid), grid, len(self._blocks) - self.takes_class_token)
         last = tokens[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
         return TowerOutput((last,), self.project_locations(last))
@@ -87,7 +86,7 @@ class TransformerTower(ImageTower):
         return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        grid = (images.shape[2] // self.strides[0], images.shape[3] // self.strides[0])
+        grid = self._grid(images)
         return self.pool(self._run(self.embed(images, grid), grid, len(self._blocks)))
 
     def checkpoint_activations(self) -> None:
@@ -95,6 +94,10 @@ class TransformerTower(ImageTower):
 
     def set_drop_path(self, rate: float) -> None:
         self._drop_path_rate = rate
+
+    def _grid(self, images: Float[Tensor, "B 3 H W"]) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return images.shape[2] // self.strides[0], images.shape[3] // self.strides[0]
 
     def _project(self, sequences: Float[Tensor, "N 1 C"]) -> Float[Tensor, "N D"]:
         if self.takes_class_token:
