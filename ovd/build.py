@@ -14,14 +14,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.clip.load import Clip, build_on_meta, load_clip
-from ovd.config import BankConfig, FileData, GatedShortcuts, PairsConfig, TrainConfig, WorldData, parse_config
+from ovd.config import (
+    BankConfig,
+    ClipConfig,
+    FileData,
+    GatedShortcuts,
+    PairsConfig,
+    TrainConfig,
+    WorldData,
+    parse_config,
+)
 from ovd.data.annotations import AnnotationIndex, Format, load_annotations
 from ovd.data.buckets import shape_groups
 from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
 from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
+from ovd.data.mosaic import Mosaics
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
-from ovd.data.transforms import train_transform
+from ovd.data.transforms import Sample, train_transform
 from ovd.data.vocabulary import split_lvis_base
 from ovd.data.world.build import build_world
 from ovd.data.world.settings import Settings
@@ -63,6 +73,11 @@ class TrainedDetector:
 def data_root() -> Path:
     """Where relative paths of data sets start: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
     return Path(os.environ.get("OVD_DATA") or os.environ.get("DETECTRON2_DATASETS") or "data")
+
+
+def configured_clip(config: ClipConfig) -> Clip:
+    """The CLIP model that a config names."""
+    return load_clip(**config.model_dump())
 
 
 def resolve_device(config: TrainConfig) -> torch.device:
@@ -332,17 +347,21 @@ def training_batches(
             this one goes on with what they have not seen.
         size_divisor: of the detector.
     """
-    transform = train_transform(
-        size=config.data.size, scale=config.data.scale, flip=config.data.flip, color=config.data.colour
-    )
+    data = config.data
+
+    def transform_to(size: int) -> Callable[[Sample, int], Sample]:
+        return train_transform(size=size, scale=data.scale, flip=data.flip, color=data.colour)
+
+    transform = transform_to(data.size)
     seed, (num_annotated, num_paired) = config.train.seed, images_per_step(config)
-    repeat = repeat_factors(index, config.data.repeat_threshold)
-    grouping: dict[str, Any] = {}
-    if config.data.shape_groups > 1:
-        groups, shapes = shape_groups(
-            index.image_sizes, config.data.shape_groups, size=config.data.size, divisor=size_divisor
-        )
-        grouping = {"groups": groups, "shapes": shapes}
+    repeat = repeat_factors(index, data.repeat_threshold)
+    of_annotated: dict[str, Any] = {}
+    if data.shape_groups > 1:
+        groups, shapes = shape_groups(index.image_sizes, data.shape_groups, size=data.size, divisor=size_divisor)
+        of_annotated = {"groups": groups, "shapes": shapes}
+    if data.mosaic:
+        tile_transform = transform_to(max(1, data.size // 2))
+        of_annotated = {"mosaics": Mosaics(probability=data.mosaic, weights=repeat, tile_transform=tile_transform)}
 
     def load(
         source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None, first_sample: int, **more: Any
@@ -354,7 +373,7 @@ def training_batches(
             seed=seed,
             start_step=start,
             num_steps=config.train.steps - start,
-            num_workers=config.data.workers,
+            num_workers=data.workers,
             repeat=repeat,
             first_sample=first_sample,
             part=(rank(), world_size()),
@@ -363,7 +382,7 @@ def training_batches(
         )
 
     def batches_from(step: int) -> Iterator[Batch]:
-        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0], **grouping)
+        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0], **of_annotated)
         if pairs is None:
             return annotated
         paired = load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None, first_samples[1])
@@ -398,6 +417,7 @@ def build_saving(config: TrainConfig, first_samples: tuple[int, int]) -> Saving:
         keep_checkpoints=config.train.keep_checkpoints,
         eval_every=config.train.eval_every,
         resolved_config=config.model_dump(mode="json"),
+        wandb=config.train.wandb,
         first_samples=first_samples,
     )
 
@@ -447,7 +467,7 @@ def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
-    clip = load_clip(config.clip.name, config.clip.weights)
+    clip = configured_clip(config.clip)
     if found.extra.get("text_tower") != text_tower_fingerprint(clip):
         raise ValueError(f"{found.folder} was trained against another text tower than {config.clip.name!r} has now")
     detector = build_detector(config, clip)

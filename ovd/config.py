@@ -48,6 +48,12 @@ class ClipConfig(Section):
     """`tiny`, a folder with an open_clip_config.json, or a name of open_clip.list_models()."""
     weights: str | None = None
     """For a name: one of its tags, a local file, or `random`. `tiny` and a folder bring their own."""
+    activation: Literal["gelu", "quick_gelu"] | None = None
+    """For a local file, which does not say: what its weights were trained with."""
+    mean: tuple[float, float, float] | None = None
+    """For a local file: RGB in 0..1, of the images its weights were trained on; with `std`. If not given, that of
+    open_clip's own weights of this name."""
+    std: tuple[float, float, float] | None = None
 
 
 class BankConfig(Section):
@@ -174,9 +180,14 @@ class DataConfig(Section):
     size: PositiveInt = 192
     """Longest side of an image in pixels, in training (before scale jitter) and evaluation."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    """Smallest and largest factor of `size` that an image is resized to, drawn for each; what is then larger than
+    `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training without
+    crops."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     colour: NonNegativeFloat = 0.2
     """Strength of brightness, contrast, saturation and hue jitter."""
+    mosaic: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Chance that a sample is made of four images of half the size, one from its turn and three drawn at random."""
     repeat_threshold: NonNegativeFloat = 0.001
     """LVIS's repeat-factor sampling; 0 switches it off."""
     shape_groups: PositiveInt = 1
@@ -226,6 +237,8 @@ class TrainSection(Section):
     keep_checkpoints: PositiveInt = 2
     eval_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end only."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the curves, too; needs the package wandb."""
 
 
 class EnsembleConfig(Section):
@@ -269,6 +282,12 @@ class TrainConfig(Section):
     def _settings_go_together(self) -> "TrainConfig":
         if self.eval.ensemble is not None and not self.detector.freeze_tower:
             raise ValueError("eval.ensemble needs detector.freeze_tower: a trained tower's scores are not CLIP's")
+        if self.data.mosaic and self.data.shape_groups > 1:
+            raise ValueError("data.mosaic does not go with data.shape_groups: a mosaic has none of their shapes")
+        if self.data.mosaic and self.train.negatives == "strict":
+            raise ValueError(
+                "data.mosaic does not go with train.negatives=strict: few classes are verified in all four"
+            )
         if self.init_state == "training" and self.init_from is None:
             raise ValueError("init_state=training needs init_from: the run to go on from")
         return self

@@ -13,6 +13,7 @@ from ovd.build import (
     build_saving,
     build_schedule,
     build_text_bank,
+    configured_clip,
     detection_options,
     evaluation_text,
     find_checkpoint,
@@ -27,8 +28,7 @@ from ovd.build import (
     score_ensemble,
     training_batches,
 )
-from ovd.clip.load import load_clip
-from ovd.config import TrainConfig, WorldData, flatten, load_config
+from ovd.config import TrainConfig, WorldData, flatten, load_config, parse_config
 from ovd.data.annotations import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS, build_world
@@ -64,7 +64,7 @@ RETENTION_IMAGES = 300
 
 FREE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
-    "train.eval_every",
+    "train.eval_every", "train.wandb",
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     if validation is not None:  # a file that the evaluator refuses is refused now, not after the training
         read_truth(validation.path, federated=validation.format == "lvis")
     torch.manual_seed(config.train.seed)
-    clip = load_clip(config.clip.name, config.clip.weights)
+    clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
     go_on_from, first_samples = None, (0, 0)
     if found is not None:
@@ -168,7 +168,7 @@ def replay_step(dump: Path) -> None:
     step, weights, batch, texts, losses = read_step(dump)
     config = load_config(dump.parent / "config.yaml", [], TrainConfig)
     torch.manual_seed(config.train.seed)
-    detector = build_detector(config, load_clip(config.clip.name, config.clip.weights))
+    detector = build_detector(config, configured_clip(config.clip))
     detector.load_state_dict(weights)
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
@@ -199,12 +199,14 @@ def draw_world(config: TrainConfig) -> Path:
 
 
 def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
-    """Stop a resume that would not continue the same run.
+    """Stop a resume that would not continue the same run. A setting that the run's version did not have yet had its
+    default.
 
     Raises:
         ValueError: naming every setting that differs, but for those that do not change what is learned.
     """
-    before, now = flatten(stored), flatten(config.model_dump(mode="json"))
+    then = parse_config(stored, TrainConfig, f"{config.output}, as it was started")
+    before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     different = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -278,7 +280,7 @@ def retention_of(trained: TrainedDetector, index: AnnotationIndex, size: int | N
     """What a detector, already on its device, kept of CLIP's zero-shot ability at the true boxes of a data set."""
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
-    untouched = load_clip(config.clip.name, config.clip.weights)
+    untouched = configured_clip(config.clip)
     return measure_retention(
         trained.detector,
         image_tower(untouched.model.visual),

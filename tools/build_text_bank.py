@@ -11,9 +11,8 @@ again, it is not built again.
 import argparse
 from pathlib import Path
 
-from ovd.build import build_class_bank, load_training_index
+from ovd.build import build_class_bank, configured_clip, load_training_index
 from ovd.cli import run_tool
-from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, load_config
 from ovd.data.report import DataReport
 
@@ -35,7 +34,7 @@ def main() -> None:
         lines = arguments.classes.read_text(encoding="utf-8").splitlines()
         names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         synonyms = [()] * len(names)
-    bank = build_class_bank(config.bank, load_clip(config.clip.name, config.clip.weights), names, synonyms)
+    bank = build_class_bank(config.bank, configured_clip(config.clip), names, synonyms)
     print(f"{bank.path}: {len(bank.names)} classes x {bank.num_variants} variants x {bank.dim}")
 
 

@@ -27,10 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", help="as clip.name in a config")
     parser.add_argument("--weights", help="as clip.weights in a config")
+    parser.add_argument("--activation", choices=["gelu", "quick_gelu"], help="as clip.activation, for a local file")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--count", type=int, default=100, help="so many of them (%(default)s)")
     arguments = parser.parse_args()
-    clip = load_clip(arguments.clip, arguments.weights)
+    clip = load_clip(arguments.clip, arguments.weights, activation=arguments.activation)
     tower = image_tower(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)

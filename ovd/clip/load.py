@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -33,7 +33,20 @@ class Clip:
     """D of the text-image space."""
 
 
-def load_clip(name: str, weights: str | None = None) -> Clip:
+MOST_LINES = 21
+"""Of an error of torch's that names weights which do not fit, one a line after the first."""
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+def load_clip(
+    name: str,
+    weights: str | None = None,
+    *,
+    activation: Activation | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Clip:
     """Load a model by name.
 
     Args:
@@ -41,10 +54,23 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
             `open_clip.list_models()` knows.
         weights: for a named model, one of open_clip's tags for it (downloaded once), a local file, or `random`.
             A folder brings its own.
+        activation: what weights in a local file were trained with, which the file itself does not say. (The towers of
+            timm have their own, whatever is said.)
+        mean, std: normalisation of the images that weights in a local file were trained on, RGB in 0..1; if not given,
+            that of open_clip's own weights of this name, where they agree.
 
     Raises:
-        ValueError: the name is unknown, a folder has no model in it, or a named model comes without weights.
+        ValueError: the name is unknown, a folder has no model in it, a named model comes without weights, or the
+            weights do not fit it: other shapes, another activation, or no word of which; or something is said of
+            weights that bring it themselves.
     """
+    is_file = weights is not None and Path(weights).is_file()
+    if not is_file and (activation, mean, std) != (None, None, None):
+        raise ValueError(
+            f"clip.activation, clip.mean and clip.std are for weights in a local file; {weights or name} has its own"
+        )
+    if (mean is None) != (std is None):
+        raise ValueError("clip.mean and clip.std go together; give both or neither")
     folder = TINY_CLIP if name == "tiny" else Path(name)
     if (folder / "open_clip_config.json").is_file():
         if weights is not None:
@@ -57,11 +83,19 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
     if weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
-    _check_activation(name, weights)
+    preprocessing = {}
+    if is_file:
+        _check_activation(name, weights, None if activation is None else activation == "quick_gelu")
+        preprocessing = _normalisation(name, weights, mean, std)
+    elif weights != "random":
+        _check_activation(name, weights, bool((open_clip.get_pretrained_cfg(name, weights) or {}).get("quick_gelu")))
     try:
-        model = open_clip.create_model(name, pretrained=None if weights == "random" else weights)
-    except RuntimeError as error:  # the weights' shapes are not the model's
-        raise ValueError(f"clip.weights {weights!r} does not fit clip.name {name!r}: {error}") from error
+        model = open_clip.create_model(
+            name, pretrained=None if weights == "random" else weights, force_preprocess_cfg=preprocessing
+        )
+    except (RuntimeError, AssertionError) as error:  # no such tag, or the weights' keys or shapes are not the model's
+        lines = "\n".join(str(error).splitlines()[:MOST_LINES])
+        raise ValueError(f"clip.weights {weights!r} does not fit clip.name {name!r}: {lines}") from error
     return _with_preprocessing(model, open_clip.get_tokenizer(name), _embed_dim(name))
 
 
@@ -82,24 +116,50 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
         return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
 
 
-def _check_activation(name: str, weights: str) -> None:
+def _check_activation(name: str, weights: str, needs_quick: bool | None) -> None:
     """Weights trained with QuickGELU are silently worse in a model with GELU, and the other way round.
 
     Raises:
-        ValueError: a tag's weights were trained with the other activation than the named model has.
+        ValueError: the weights were trained with the other activation than the named model has, or with nobody knows
+            which (None).
     """
-    trained_with = open_clip.get_pretrained_cfg(name, weights) or {}
     model = open_clip.get_model_config(name)
     if "timm_model_name" in model["vision_cfg"]:
         return  # timm's towers have their own activation, whatever the flag says
-    has_quick, needs_quick = bool(model.get("quick_gelu")), trained_with.get("quick_gelu")
-    if needs_quick is not None and has_quick != needs_quick:
+    if needs_quick is None:
+        raise ValueError(
+            f"{weights} does not say which activation its weights were trained with, and the wrong one makes them "
+            "worse in silence; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
+        )
+    has_quick = bool(model.get("quick_gelu"))
+    if has_quick != needs_quick:
         other = name.removesuffix("-quickgelu") if has_quick else f"{name}-quickgelu"
         kinds = ("GELU", "QuickGELU")
         raise ValueError(
             f"clip.weights {weights!r} was trained with {kinds[needs_quick]}, {name} has {kinds[has_quick]}; "
             f"use clip.name={other}"
         )
+
+
+def _normalisation(
+    name: str, weights: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> dict[str, tuple[float, ...]]:
+    """What open_clip is to be told of the normalisation that goes with a local file.
+
+    Raises:
+        ValueError: open_clip's own weights of this name do not agree on one.
+    """
+    if mean is not None and std is not None:
+        return {"mean": mean, "std": std}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    kinds = sorted({(tuple(config["mean"]), tuple(config["std"])) for config in published})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"weights of {name} were published with {len(kinds)} normalisations, and {weights} does not say which is "
+            f"its own; give clip.mean and clip.std: {' or '.join(f'{mean} and {std}' for mean, std in kinds)}"
+        )
+    return {"mean": kinds[0][0], "std": kinds[0][1]} if kinds else {}
 
 
 def _embed_dim(name: str) -> int:

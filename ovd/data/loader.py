@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from ovd.data.annotations import AnnotationIndex, ImageRecord, images_per_class
 from ovd.data.buckets import Shape, batch_like_with_like, padded_shape
 from ovd.data.images import ImageError, decode_image
+from ovd.data.mosaic import Mosaics, join_tiles
 from ovd.data.report import DataError
 from ovd.data.transforms import Sample, eval_transform
 from ovd.structures import Batch, Targets
@@ -147,21 +148,32 @@ class _LoadedSample:
 
     image: UInt8[np.ndarray, "H W 3"]
     record: ImageRecord
-    repaired: str | None
+    repaired: tuple[str, ...]
 
 
 class DetectionDataset(Dataset):
-    """Reads and transforms single samples; a sample that cannot be read becomes a line "CODE where and why"."""
+    """Reads and transforms samples; one that cannot be read becomes a line "CODE where and why"."""
 
-    def __init__(self, source: ImageSource, transform: Callable[[Sample, int], Sample]):
+    def __init__(self, source: ImageSource, transform: Callable[[Sample, int], Sample], mosaics: Mosaics | None = None):
         self._source = source
         self._transform = transform
+        self._mosaics = mosaics
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, drawn: DrawnSample) -> _LoadedSample | str:
-        image, seed = drawn
+        tiles = self._mosaics.tiles(*drawn) if self._mosaics is not None else []
+        if self._mosaics is None or not tiles:
+            return self._load(*drawn, self._transform)
+        loaded = [self._load(*tile, self._mosaics.tile_transform) for tile in tiles]
+        readable = [tile for tile in loaded if isinstance(tile, _LoadedSample)]
+        if len(readable) < len(loaded):
+            return next(line for line in loaded if isinstance(line, str))
+        mosaic, record = join_tiles([tile.image for tile in readable], [tile.record for tile in readable])
+        return _LoadedSample(mosaic, record, tuple(line for tile in readable for line in tile.repaired))
+
+    def _load(self, image: int, seed: int, transform: Callable[[Sample, int], Sample]) -> _LoadedSample | str:
         record = self._source.record(image)
         encoded = self._source.encoded(image)
         try:
@@ -171,8 +183,8 @@ class DetectionDataset(Dataset):
         sample = Sample(
             image=decoded.pixels, boxes=record.boxes, classes=record.classes, ignore_boxes=record.crowd_boxes
         )
-        repaired = f"F12 {record.path}: EXIF rotation not applied, as in the annotation" if decoded.unrotated else None
-        moved = self._transform(sample, seed)
+        unrotated = f"F12 {record.path}: EXIF rotation not applied, as in the annotation"
+        moved = transform(sample, seed)
         height, width = moved.image.shape[:2]
         moved_record = replace(
             record,
@@ -182,7 +194,7 @@ class DetectionDataset(Dataset):
             classes=moved.classes,
             crowd_boxes=moved.ignore_boxes,
         )
-        return _LoadedSample(moved.image, moved_record, repaired)
+        return _LoadedSample(moved.image, moved_record, (unrotated,) if decoded.unrotated else ())
 
 
 def train_loader(
@@ -199,6 +211,7 @@ def train_loader(
     part: tuple[int, int] = (0, 1),
     groups: Int64[np.ndarray, " N"] | None = None,
     shapes: tuple[Shape, ...] = (),
+    mosaics: Mosaics | None = None,
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[Batch]:
@@ -215,6 +228,7 @@ def train_loader(
         part: (number, of how many): load only this part of each batch, as one of several ranks.
         groups: of the images; batches are of one group as far as can be (buckets.py).
         shapes: heights and widths that a batch is padded to, the smallest that holds it.
+        mosaics: make mosaics of some samples, and of others of the source.
         size_divisor: images are padded at the right and bottom to a multiple of it.
         timeout_s: how long a batch may take in a worker.
 
@@ -238,7 +252,7 @@ def train_loader(
         raise ValueError(f"a batch of {batch_size} images cannot be divided among {num_parts} ranks; change either")
     own = slice(number * batch_size // num_parts, (number + 1) * batch_size // num_parts)
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
-    dataset = DetectionDataset(source, transform)
+    dataset = DetectionDataset(source, transform, mosaics)
     steps = range(start_step, start_step + num_steps)
     pack = partial(_pack, size_divisor=size_divisor, shapes=shapes)
     return _load(dataset, source, steps, lambda step: order.batch(step)[own], num_workers, pack, timeout_s)
@@ -383,7 +397,7 @@ def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int, shapes: 
         images=images,
         records=tuple(sample.record for sample in loaded),
         skipped=tuple(sample for sample in samples if isinstance(sample, str)),
-        repaired=tuple(sample.repaired for sample in loaded if sample.repaired is not None),
+        repaired=tuple(line for sample in loaded for line in sample.repaired),
     )
 
 

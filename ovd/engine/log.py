@@ -1,4 +1,4 @@
-"""What a run tells: console lines, `metrics.jsonl`, TensorBoard and `curves.png` of its run folder."""
+"""What a run tells: console lines, `metrics.jsonl`, TensorBoard and `curves.png` of its run folder; on request W&B."""
 
 import json
 import math
@@ -19,12 +19,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ovd.distributed import is_main
+from ovd.engine.wandb_log import WandbLog
 
 
-def open_log(run_dir: Path, total_steps: int, resumed_step: int) -> "RunLog | NoLog":
-    """The run's log on the main process, one that says nothing on the others."""
+def open_log(
+    run_dir: Path, total_steps: int, resumed_step: int, *, wandb: str | None, config: Mapping[str, Any]
+) -> "RunLog | NoLog":
+    """The run's log on the main process, one that says nothing on the others.
+
+    Args:
+        wandb: a project of Weights & Biases that gets the scalars as well, with the run's config.
+    """
     if is_main():
-        return RunLog(run_dir, total_steps=total_steps, resumed_step=resumed_step)
+        more = WandbLog(wandb, run_dir, config) if wandb is not None else None
+        return RunLog(run_dir, total_steps=total_steps, resumed_step=resumed_step, wandb=more)
     return NoLog()
 
 
@@ -74,6 +82,7 @@ class RunLog:
         resumed_step: int = 0,
         console_interval: int = 20,
         curves_interval: int = 1000,
+        wandb: WandbLog | None = None,
     ) -> None:
         """Open the log of a run that has done `resumed_step` of `total_steps` steps.
 
@@ -83,6 +92,7 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics_file = run_dir / "metrics.jsonl"
         self._curves_file = run_dir / "curves.png"
+        self._wandb = wandb
         self._total_steps = total_steps
         self._console_interval = console_interval
         self._curves_interval = curves_interval
@@ -116,10 +126,8 @@ class RunLog:
         images_per_s = num_images / max(now - self._last_step_s, 1e-9)
         self._last_step_s = now
         self._append({"kind": "train", "step": step, "lr": lr, "images_per_s": images_per_s, "losses": dict(losses)})
-        for name, value in losses.items():
-            self._tensorboard.add_scalar(f"loss/{name}", value, step)
-        self._tensorboard.add_scalar("lr", lr, step)
-        self._tensorboard.add_scalar("images_per_s", images_per_s, step)
+        terms = {f"loss/{name}": value for name, value in losses.items()}
+        self._scalars(step, {**terms, "lr": lr, "images_per_s": images_per_s})
 
         self._unshown.append((losses, num_images))
         whole_line = step % self._console_interval == 0 or step == self._total_steps
@@ -140,16 +148,14 @@ class RunLog:
             self._metrics = self._metrics_file.open("a")
         self._evaluated.add(step)
         self._append({"kind": "evaluation", "step": step, "metrics": dict(metrics)})
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"evaluation/{name}", value, step)
+        self._scalars(step, {f"evaluation/{name}": value for name, value in metrics.items()})
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.message(f"step {step}/{self._total_steps}  evaluation  {values}")
 
     def gates(self, step: int, values: Mapping[str, float]) -> None:
         """Log `gate_statistics` after `step` optimizer steps; not on the console."""
         self._append({"kind": "gates", "step": step, "gates": dict(values)})
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"gates/{name}", value, step)
+        self._scalars(step, {f"gates/{name}": value for name, value in values.items()})
 
     def message(self, text: str) -> None:
         """Print a line of its own without tearing the progress line."""
@@ -159,6 +165,8 @@ class RunLog:
         """Draw the curves and finish the files."""
         self._metrics.close()
         self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.close()
         self._draw_curves()
         if self._unshown and sys.stdout.isatty():
             print()  # leave the progress line of an interrupted run on the screen
@@ -174,6 +182,12 @@ class RunLog:
     def _append(self, record: dict[str, Any]) -> None:
         self._metrics.write(_to_line(record | {"time_s": time.time()}))
         self._metrics.flush()
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.scalars(step, values)
 
     def _line(self, step: int, lr: float, now: float) -> str:
         terms_of_steps = [losses for losses, _ in self._unshown]

@@ -97,6 +97,8 @@ class Saving:
     eval_every: int
     """0: at the end only."""
     resolved_config: dict[str, Any]
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the scalars, too."""
     first_samples: tuple[int, int] = (0, 0)
     """How many images of the detection data, and how many pairs, earlier stages had drawn; stored."""
 
@@ -234,7 +236,8 @@ def train(
     averaged = copy.deepcopy(detector).eval()
     parallel = in_parallel(detector, device)
     num_images = 1
-    with open_log(saving.run_dir, schedule.steps, start) as log, StopRequest() as stop:
+    run_log = open_log(saving.run_dir, schedule.steps, start, wandb=saving.wandb, config=saving.resolved_config)
+    with run_log as log, StopRequest() as stop:
         for step, batch in zip(range(start, schedule.steps), batches_from(start), strict=False):
             report.add_batch(batch)
             if batch.skipped:

@@ -21,6 +21,7 @@ from ovd.data.loader import (
     repeat_factors,
     train_loader,
 )
+from ovd.data.mosaic import Mosaics
 from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import Sample, train_transform
 
@@ -233,6 +234,32 @@ def test_broken_samples_are_left_out_and_named(index, num_workers):
     report.add_batch(batch)
     assert report.num_used() == 7
     assert [report.num_skipped(code) for code in ("F8", "F9", "F12")] == [1, 1, 1]
+
+
+def test_mosaics_hold_four_images_and_do_not_depend_on_workers(index):
+    tile_transform = train_transform(size=24, scale=(0.8, 1.25), flip=0.5, color=0.2)
+    mosaics = Mosaics(probability=0.5, weights=np.ones(NUM_IMAGES), tile_transform=tile_transform)
+    transform = train_transform(size=48, scale=(1, 1), flip=0, color=0)
+    common = {"transform": transform, "mosaics": mosaics, "num_steps": 12}
+    expected = load_train(index, **common)
+    assert [as_bytes(b) for b in load_train(index, num_workers=1, **common)] == [as_bytes(b) for b in expected]
+    boxes_of_single = {100 + row: len(index.boxes[row]) for row in range(NUM_IMAGES)}
+    more = [
+        len(targets.boxes) > boxes_of_single[image_id]
+        for batch in expected
+        for targets, image_id in zip(batch.targets, batch.image_ids, strict=True)
+    ]
+    assert 12 < sum(more) < 36
+    assert all(batch.images.shape[2:] <= (64, 64) and (batch.sizes <= 48).all() for batch in expected)
+
+
+def test_a_mosaic_with_a_broken_tile_is_left_out_and_names_it(index):
+    (Path(index.images_root) / "0.png").unlink()
+    weights = np.eye(NUM_IMAGES)[0]  # every neighbour is the broken image
+    mosaics = Mosaics(probability=1, weights=weights, tile_transform=untouched)
+    (batch,) = load_train(index, mosaics=mosaics, num_steps=1)
+    assert batch.image_ids == ()
+    assert [line.split(": ")[0] for line in batch.skipped] == [f"F8 {Path(index.images_root) / '0.png'}"] * 4
 
 
 def test_a_batch_may_lose_all_its_samples(index):

@@ -4,7 +4,9 @@ import io
 import json
 import math
 import re
+import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ovd.engine import log
-from ovd.engine.log import RunLog, Stages, format_duration
+from ovd.engine.log import RunLog, Stages, format_duration, open_log
 from ovd.progress import progress
 
 
@@ -129,6 +131,48 @@ def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
     with Image.open(tmp_path / "curves.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert not list(tmp_path.glob("*.tmp"))
+
+
+class FakeWandb(types.ModuleType):
+    """As wandb 0.31: takes no step behind the last, and a resumed run stands one behind its last."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.runs: dict[str, list] = {}
+
+    def init(self, *, project: str, name: str, id: str, resume: str, dir: Path, config: dict) -> "FakeWandb":
+        assert (project, name, resume, config) == ("birds", dir.name, "allow", {"a": 1})
+        self.logged = self.runs.setdefault(id, [])
+        self.step = self.logged[-1][0] + 1 if self.logged else 0
+        return self
+
+    def log(self, values: dict, step: int) -> None:
+        assert step >= self.step
+        self.step = step
+        self.logged.append((step, sorted(values)))
+
+    def finish(self) -> None:
+        self.logged = []
+
+
+def test_wandb_gets_every_step_once_also_after_a_resume(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for resumed, last in ((0, 5), (3, 8)):
+        with open_log(tmp_path, 8, resumed, wandb="birds", config={"a": 1}) as run_log:
+            for step in range(resumed + 1, last + 1):
+                run_log.train(step, {"class": 1 / step}, lr=0.01, num_images=4)
+            run_log.evaluation(last, {"AP": 0.2})
+    (logged,) = fake.runs.values()
+    steps = [step for step, names in logged if names == ["images_per_s", "loss/class", "lr"]]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [step for step, names in logged if names == ["evaluation/AP"]] == [5, 8]
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"train\.wandb=birds needs the package wandb: pip install wandb"):
+        open_log(tmp_path, 8, 0, wandb="birds", config={})
 
 
 def test_curves_of_an_empty_log_are_not_drawn(tmp_path):

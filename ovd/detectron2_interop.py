@@ -1,0 +1,308 @@
+"""ovd inside detectron2: our splits in its catalog, our detector as one of its meta-architectures, our Detections as
+its Instances and back. Nothing else here imports this module, which needs detectron2 (docs/detectron2.md).
+
+    from ovd.detectron2_interop import add_ovd_config, register_split
+    register_split("birds_train", load_annotations(...))
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "OvdDetector"
+    cfg.MODEL.OVD.RUN = "runs/quickstart"           # a trained detector, or MODEL.OVD.CONFIG for a fresh one
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("birds_train",), ("birds_val",)
+
+Optimizer, schedule, augmentation and checkpoints are then detectron2's, with one learning rate for all parts.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, BoxMode, Instances
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.build import (
+    TrainedDetector,
+    build_class_bank,
+    build_detector,
+    configured_clip,
+    detection_options,
+    evaluation_text,
+    initialise,
+    load_detector,
+    score_ensemble,
+)
+from ovd.config import TrainConfig, load_config
+from ovd.data.annotations import AnnotationIndex
+from ovd.distributed import sum_over_ranks, world_size
+from ovd.engine.step_texts import TextSampler
+from ovd.engine.train import set_initial_bias, step_generator
+from ovd.inference import detect
+from ovd.model.assign import assign_atss, assign_fcos
+from ovd.model.losses import detection_losses, loss_normalisers
+from ovd.structures import Batch, Detections, Targets
+
+
+def add_ovd_config(cfg: CfgNode) -> None:
+    """The settings of `OvdDetector`, in `cfg.MODEL.OVD`."""
+    cfg.MODEL.OVD = CfgNode({"RUN": "", "CONFIG": "", "OVERRIDES": []})
+
+
+def register_split(name: str, index: AnnotationIndex) -> None:
+    """Make a data set known to detectron2, with class names, category ids and counts as its metadata.
+
+    Its evaluators read the annotation file itself: LVISEvaluator where `evaluator_type` is `lvis`, else COCOEvaluator.
+    """
+    DatasetCatalog.register(name, lambda: dataset_dicts(index))
+    MetadataCatalog.get(name).set(
+        thing_classes=[category.name for category in index.categories],
+        thing_synonyms=[list(category.synonyms) for category in index.categories],
+        thing_dataset_id_to_contiguous_id={category.id: row for row, category in enumerate(index.categories)},
+        class_image_count=[{"id": category.id, "image_count": category.image_count} for category in index.categories],
+        json_file=str(index.path),
+        evaluator_type="lvis" if index.format == "lvis" else "coco",
+    )
+
+
+def dataset_dicts(index: AnnotationIndex) -> list[dict[str, Any]]:
+    """Every image in detectron2's standard form; crowd regions, which its mapper drops, are left out. Verified and not
+    exhaustive classes go with it by category id, under the names that its LVIS reader has for them."""
+    ids = [category.id for category in index.categories]
+    dicts = []
+    for image in range(len(index)):
+        record = index.record(image)
+        dicts.append(
+            {
+                "file_name": str(record.path),
+                "height": record.height,
+                "width": record.width,
+                "image_id": record.id,
+                "neg_category_ids": [ids[row] for row in record.negative_classes],
+                "not_exhaustive_category_ids": [ids[row] for row in record.not_exhaustive_classes],
+                "annotations": [
+                    {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": row, "iscrowd": 0}
+                    for box, row in zip(record.boxes.tolist(), record.classes.tolist(), strict=True)
+                ],
+            }
+        )
+    return dicts
+
+
+def to_instances(detections: Detections, height: int, width: int) -> Instances:
+    """Detections of an image of this size as detectron2's Instances."""
+    return Instances(
+        (height, width),
+        pred_boxes=Boxes(detections.boxes),
+        scores=detections.scores,
+        pred_classes=detections.classes,
+    )
+
+
+def to_detections(instances: Instances) -> Detections:
+    """Instances as Detections, best first; masks and other fields are left behind."""
+    order = instances.scores.argsort(descending=True, stable=True)
+    return Detections(
+        boxes=instances.pred_boxes.tensor[order].float(),
+        scores=instances.scores[order],
+        classes=instances.pred_classes[order],
+    )
+
+
+@META_ARCH_REGISTRY.register()
+class OvdDetector(nn.Module):
+    """Trains on the classes of the first training set, and detects those of the first test set."""
+
+    bias_is_solved: Tensor
+    text: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        trained: TrainedDetector,
+        is_fresh: bool,
+        texts_of: TextSampler | None,
+        text: Float[Tensor, "C D"],
+        test_classes: list[str],
+        row_of_id: dict[int, int],
+        is_bgr: bool,
+    ):
+        """
+        Args:
+            trained: a detector with its config, trained or not.
+            is_fresh: the logit bias is still to be solved for, on the first training batch.
+            texts_of: of the training set's classes; None to detect only.
+            text: unit rows of the test set's classes.
+            row_of_id: row of each category id of the training set; from 1 on without a gap, unless its metadata says.
+            is_bgr: whether images come as BGR, detectron2's default.
+        """
+        super().__init__()
+        self.detector = trained.detector
+        self.register_buffer("bias_is_solved", torch.tensor(not is_fresh))
+        self.register_buffer("text", text, persistent=False)
+        self._config = trained.config
+        self._ensemble = score_ensemble(trained, test_classes)
+        self._texts_of = texts_of
+        self._row_of_id = row_of_id
+        self._is_bgr = is_bgr
+        self._step = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: neither MODEL.OVD.RUN nor MODEL.OVD.CONFIG is given, or both.
+        """
+        options = cfg.MODEL.OVD
+        if bool(options.RUN) == bool(options.CONFIG):
+            raise ValueError("give MODEL.OVD.RUN, a trained detector's folder, or MODEL.OVD.CONFIG, a config of ovd")
+        if options.RUN:
+            trained, is_fresh = load_detector(Path(options.RUN)), False
+        else:
+            trained, is_fresh = _fresh_detector(load_config(Path(options.CONFIG), list(options.OVERRIDES), TrainConfig))
+        config, clip = trained.config, trained.clip
+        texts_of = None
+        row_of_id: dict[int, int] = {}
+        if cfg.DATASETS.TRAIN:
+            metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+            names = list(metadata.thing_classes)
+            row_of_id = metadata.get("thing_dataset_id_to_contiguous_id") or {row + 1: row for row in range(len(names))}
+            image_counts = torch.ones(len(names), dtype=torch.int64)
+            for of_class in metadata.get("class_image_count", ()):
+                image_counts[row_of_id[of_class["id"]]] = of_class["image_count"]
+            texts_of = TextSampler(
+                bank=build_class_bank(config.bank, clip, names, _synonyms(metadata)),
+                image_counts=image_counts,
+                rule=config.train.negatives,
+                num_sampled=config.train.sampled_classes,
+                noise=config.bank.noise,
+                pair_texts=None,
+                num_sampled_texts=0,
+            )
+        tested = MetadataCatalog.get((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
+        test_classes = list(tested.thing_classes)
+        return {
+            "trained": trained,
+            "is_fresh": is_fresh,
+            "texts_of": texts_of,
+            "text": evaluation_text(config, clip, test_classes, _synonyms(tested)),
+            "test_classes": test_classes,
+            "row_of_id": row_of_id,
+            "is_bgr": cfg.INPUT.FORMAT == "BGR",
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.bias_is_solved.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses by name in training; otherwise `[{"instances": Instances}, ...]`, in pixels of `height` and `width`.
+
+        Args:
+            batched_inputs: as detectron2's DatasetMapper gives them.
+        """
+        images, sizes = self._images(batched_inputs)
+        if self.training:
+            return self._losses(images, sizes, batched_inputs)
+        heights_widths = [
+            (int(given.get("height", size[0])), int(given.get("width", size[1])))
+            for given, size in zip(batched_inputs, sizes.tolist(), strict=True)
+        ]
+        found = detect(
+            self.detector,
+            self.text,
+            images,
+            sizes,
+            torch.tensor(heights_widths),
+            options=detection_options(self._config),
+            low_precision=torch.is_autocast_enabled(self.device.type),
+            ensemble=self._ensemble,
+        )
+        return [{"instances": to_instances(item, *size)} for item, size in zip(found, heights_widths, strict=True)]
+
+    def _images(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
+        images = [given["image"] for given in batched_inputs]
+        if any(image.dtype != torch.uint8 for image in images):
+            raise ValueError("OvdDetector takes images as uint8, 0 to 255, as DatasetMapper gives them")
+        divisor = self.detector.size_divisor
+        sizes = torch.tensor([image.shape[1:] for image in images])
+        height, width = (-(-int(side) // divisor) * divisor for side in sizes.amax(dim=0))
+        padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        batch = torch.stack(padded).to(self.device)
+        return (batch.flip(1) if self._is_bgr else batch), sizes
+
+    def _losses(
+        self, images: Tensor, sizes: Int[Tensor, "B 2"], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        if self._texts_of is None:
+            raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
+        image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
+        targets = tuple(self._targets(given) for given in batched_inputs)
+        batch = Batch(images=images.cpu(), sizes=sizes, targets=targets, image_ids=image_ids)
+        generator = step_generator(self._config.train.seed, self._step)
+        texts = self._texts_of.sample(batch, generator).to(self.device)
+        self._step += 1
+        batch = batch.to(self.device)
+        if not self.bias_is_solved:
+            low_precision = torch.is_autocast_enabled(self.device.type)
+            set_initial_bias(self.detector, batch, texts.embeddings, low_precision)
+            self.bias_is_solved.fill_(True)
+        predictions = self.detector(batch.images)
+        points = self.detector.points(batch.images)
+        assign = assign_atss if self._config.train.assignment == "atss" else assign_fcos
+        assignment = assign(points, batch.targets, sizes=batch.sizes)
+        nowhere = torch.zeros(len(targets), dtype=torch.bool, device=self.device)
+        normalisers = loss_normalisers(assignment, batch.targets, names_only=nowhere, points=points)
+        return detection_losses(
+            predictions,
+            assignment,
+            batch.targets,
+            text=texts.embeddings,
+            class_rows=texts.classes,
+            class_mask=texts.mask,
+            class_mask_in_boxes=texts.mask_in_boxes,
+            names_only=nowhere,
+            points=points,
+            normalisers=sum_over_ranks(normalisers) / world_size(),  # DDP averages what are parts of a sum
+            scale=self.detector.scale,
+            bias=self.detector.bias,
+        )
+
+    def _targets(self, given: dict[str, Any]) -> Targets:
+        instances = given["instances"].to("cpu")
+
+        def rows(field: str) -> Int[Tensor, " N"]:
+            known = [self._row_of_id[number] for number in given.get(field, ()) if number in self._row_of_id]
+            return torch.tensor(known, dtype=torch.int64)
+
+        return Targets(
+            boxes=instances.gt_boxes.tensor.float(),
+            classes=instances.gt_classes,
+            negative_classes=rows("neg_category_ids"),
+            not_exhaustive_classes=rows("not_exhaustive_category_ids"),
+            ignore_boxes=torch.zeros(0, 4),
+        )
+
+
+def _fresh_detector(config: TrainConfig) -> tuple[TrainedDetector, bool]:
+    """A detector that is not trained yet, or one from where its config says to start; and whether it is fresh.
+
+    Raises:
+        ValueError: the assignment depends on predictions.
+    """
+    if config.train.assignment == "task_aligned":
+        raise ValueError("train.assignment=task_aligned is not to be had in detectron2; use fcos or atss")
+    torch.manual_seed(config.train.seed)
+    clip = configured_clip(config.clip)
+    detector = build_detector(config, clip)
+    if config.init_from is not None:
+        initialise(detector, config.init_from)
+    return TrainedDetector(detector, config, clip, ()), config.init_from is None
+
+
+def _synonyms(metadata: Any) -> list[tuple[str, ...]]:
+    given = metadata.get("thing_synonyms", [()] * len(metadata.thing_classes))
+    return [tuple(names) for names in given]

@@ -1,0 +1,70 @@
+import open_clip
+import pytest
+import torch
+
+from ovd.clip.load import load_clip
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+SMALL = "ViT-S-32-alt"
+"""The smallest that open_clip knows; it has no published weights."""
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(open_clip.create_model(SMALL).state_dict(), path)
+    return str(path)
+
+
+def test_a_local_file_must_be_told_its_activation(weights_file):
+    with pytest.raises(ValueError, match=r"model\.pt does not say which activation .* give clip\.activation=gelu"):
+        load_clip(SMALL, weights_file)
+    with pytest.raises(
+        ValueError, match=r"was trained with QuickGELU, .* has GELU; use clip\.name=ViT-S-32-alt-quickgelu"
+    ):
+        load_clip(SMALL, weights_file, activation="quick_gelu")
+    clip = load_clip(SMALL, weights_file, activation="gelu")
+    stored = torch.load(weights_file)
+    assert all(torch.equal(value, stored[name]) for name, value in clip.model.state_dict().items())
+    assert clip.mean == OPENAI_MEAN
+
+
+def test_a_local_files_normalisation_is_that_of_its_name_or_given(weights_file, tmp_path):
+    given = load_clip(SMALL, weights_file, activation="gelu", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    with pytest.raises(ValueError, match="give both or neither"):
+        load_clip(SMALL, weights_file, activation="gelu", mean=(0.1, 0.2, 0.3))
+    elsewhere = tmp_path / "other.pt"
+    elsewhere.touch()
+    with pytest.raises(
+        ValueError, match=r"ViT-L-14 were published with 2 normalisations.*give clip\.mean and clip\.std"
+    ):
+        load_clip("ViT-L-14", str(elsewhere), activation="gelu")
+
+
+def test_weights_of_another_model_are_refused(weights_file):
+    with pytest.raises(ValueError, match=r"does not fit clip\.name 'RN50'"):
+        load_clip("RN50", weights_file, activation="gelu")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("ViT-B-32", "openai", r"'openai' was trained with QuickGELU, ViT-B-32 has GELU; use .*ViT-B-32-quickgelu"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", r"was trained with GELU, .* use clip\.name=ViT-B-32$"),
+        ("ViT-B-32", None, r"clip\.weights is missing for ViT-B-32; give a local file, `random`, or one of: openai"),
+        ("ViT-B-33", "openai", "neither a folder nor one of open_clip"),
+        ("tiny", "openai", "brings its own weights"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_downloaded(name, weights, message):
+    with pytest.raises(ValueError, match=message):
+        load_clip(name, weights)
+
+
+@pytest.mark.parametrize("said", [{"activation": "gelu"}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}])
+@pytest.mark.parametrize(("name", "weights"), [("tiny", None), ("ViT-B-32", "openai"), (SMALL, "random")])
+def test_nothing_is_said_of_weights_that_bring_it_themselves(name, weights, said):
+    with pytest.raises(ValueError, match="are for weights in a local file"):
+        load_clip(name, weights, **said)

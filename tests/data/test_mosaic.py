@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.data.annotations import ImageRecord
+from ovd.data.mosaic import Mosaics, join_tiles
+from ovd.data.transforms import Sample
+
+
+def tile(number: int, height: int, width: int, **changes) -> tuple[np.ndarray, ImageRecord]:
+    """A grey image with one object of class `number`, drawn in a grey of its own, and a crowd region in the corner."""
+    image = np.full((height, width, 3), 100, dtype=np.uint8)
+    box = np.array([1, 2, width - 3, height - 1])
+    image[box[1] : box[3], box[0] : box[2]] = 200 + number
+    fields = {
+        "id": number,
+        "path": Path(f"{number}.png"),
+        "height": height,
+        "width": width,
+        "boxes": box[None].astype(np.float32),
+        "classes": np.array([number]),
+        "crowd_boxes": np.array([[0, 0, 2, 1]], dtype=np.float32),
+        "negative_classes": np.array([], dtype=np.int64),
+        "not_exhaustive_classes": np.array([], dtype=np.int64),
+    }
+    return image, ImageRecord(**{**fields, **changes})
+
+
+SIDES = st.lists(st.tuples(st.integers(5, 40), st.integers(5, 40)), min_size=4, max_size=4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SIDES)
+def test_every_box_lies_on_its_object_and_every_pixel_is_somewhere(sides):
+    images, records = zip(*[tile(number, *side) for number, side in enumerate(sides)], strict=True)
+    mosaic, record = join_tiles(images, records)
+    assert mosaic.shape == (record.height, record.width, 3)
+    (h0, w0), (h1, w1), (h2, w2), (h3, w3) = sides
+    assert mosaic.shape[:2] == (max(h0, h1) + max(h2, h3), max(w0, w2) + max(w1, w3))
+    assert sorted(mosaic[mosaic > 0].tolist()) == sorted(np.concatenate([image.ravel() for image in images]).tolist())
+    for box, name in zip(record.boxes.astype(int), record.classes, strict=True):
+        left, top, right, bottom = box
+        assert (mosaic[top:bottom, left:right] == 200 + name).all()
+    for left, top, right, bottom in record.crowd_boxes.astype(int):
+        assert (mosaic[top:bottom, left:right] == 100).all()
+    assert record.id == 0
+
+
+def test_nothing_in_any_of_the_four():
+    nothing = {name: np.zeros((0, 4), np.float32) for name in ("boxes", "crowd_boxes")}
+    tiles = [tile(number, 8, 6, classes=np.array([], dtype=np.int64), **nothing) for number in range(4)]
+    _, record = join_tiles([image for image, _ in tiles], [of_tile for _, of_tile in tiles])
+    assert record.boxes.shape == record.crowd_boxes.shape == (0, 4)
+    assert record.boxes.dtype == np.float32
+    assert record.classes.dtype == record.negative_classes.dtype == np.int64
+
+
+def test_a_class_is_verified_to_be_absent_where_it_is_so_in_all_four():
+    absent = [[4, 5, 9], [4, 5, 9, 6], [5, 4, 9], [9, 4]]
+    tiles = [
+        tile(number, 8, 6, negative_classes=np.array(classes), not_exhaustive_classes=np.array([number % 2]))
+        for number, classes in enumerate(absent)
+    ]
+    tiles[3][1].classes[0] = 9  # a file that contradicts itself across images does not make a class absent
+    _, record = join_tiles([image for image, _ in tiles], [of_tile for _, of_tile in tiles])
+    assert record.negative_classes.tolist() == [4]
+    assert record.not_exhaustive_classes.tolist() == [0, 1]
+
+
+def untouched(sample: Sample, _seed: int) -> Sample:
+    return sample
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.4, 1.0])
+def test_how_often_and_of_which_images_mosaics_are_made(probability):
+    weights = np.array([1.0, 3.0, 0.0, 2.0])
+    mosaics = Mosaics(probability=probability, weights=weights, tile_transform=untouched)
+    drawn = [mosaics.tiles(2, seed) for seed in range(4000)]
+    assert drawn == [mosaics.tiles(2, seed) for seed in range(4000)]
+    made = [tiles for tiles in drawn if tiles]
+    assert len(made) / len(drawn) == pytest.approx(probability, abs=0.03)
+    assert all(len(tiles) == 4 and tiles[0][0] == 2 for tiles in made)
+    if made:
+        others = np.bincount([image for tiles in made for image, _ in tiles[1:]], minlength=4)
+        np.testing.assert_allclose(others / others.sum(), weights / 6, atol=0.03)
+        seeds = [seed for tiles in made for _, seed in tiles]
+        assert len(set(seeds)) == len(seeds)
