@@ -233,6 +233,9 @@ class TrainSection(Section):
     """`auto` is the GPU where there is one, else the CPU."""
     threads: PositiveInt = 2
     """CPU threads; a result's bits depend on it."""
+    compile: bool = False
+    """Compile pyramid and head with torch.compile, on a GPU the class loss too: slow to start, then faster steps
+    (docs/results.md). On a CPU it needs a C++ compiler."""
     save_every: PositiveInt = 250
     keep_checkpoints: PositiveInt = 2
     eval_every: NonNegativeInt = 0
@@ -256,6 +259,8 @@ class EvalSection(Section):
     max_detections: PositiveInt = 1000
     candidates: PositiveInt = 2000
     """Highest-scoring (point, class) pairs of an image that enter non-maximum suppression."""
+    compile: bool = False
+    """As train.compile, for the detector and the scores of post-processing."""
     engine: Literal["hotcoco", "official"] = "hotcoco"
     ensemble: EnsembleConfig | None = None
     """Rank by the detector's scores and CLIP's; needs detector.freeze_tower, so that the tower still is CLIP's."""

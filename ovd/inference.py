@@ -26,6 +26,7 @@ class DetectionOptions:
     nms_iou: float
     max_detections: int
     candidates: int
+    use_compiled: bool = False
 
 
 @torch.no_grad()

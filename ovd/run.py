@@ -221,6 +221,8 @@ def detect_all(
 ) -> BoxEvaluator:
     """Ask a detector, already on its device, for every class of a data set in every image of it."""
     config = trained.config
+    if config.eval.compile:
+        trained.detector.compile_learned_path()
     names = [category.name for category in index.categories]
     synonyms = [category.synonyms for category in index.categories]
     return evaluate_detector(

@@ -64,14 +64,21 @@ def coco(world: Path, folder: Path, format: str = "coco") -> Layout:
     )  # fmt: skip
 
 
-def objects365(world: Path, folder: Path) -> Layout:
-    """Objects365 v2: patches, a folder in file_name that no archive has, misspelt names, an unreleased image."""
+def objects365(world: Path, folder: Path, *, first_version: bool = False) -> Layout:
+    """Objects365 v2: patches, a folder in file_name that no archive has, misspelt names, an unreleased image; v1: bare
+    file names, one folder."""
     for part in ("train", "val"):
         content = _content(world, part)
         for category in content["categories"]:
             category["name"] = category["name"].replace("_", " ").title()
             del category["synonyms"], category["frequency"]
         content["categories"][0]["name"] = "Moniter/TV"
+        if first_version:
+            for image in content["images"]:
+                image["file_name"] = f"obj365_{part}_{image['id']:012d}.jpg"
+                _link(world, image, folder / "objects365" / part / image["file_name"])
+            _write(folder / "objects365" / f"objects365_{part}.json", content)
+            continue
         for number, image in enumerate(content["images"]):
             patch, version = f"patch{number % 4 + (16 if number % 2 else 0)}", 2 if number % 2 else 1
             name = f"objects365_v{version}_{image['id']:08d}.jpg"
@@ -81,9 +88,8 @@ def objects365(world: Path, folder: Path) -> Layout:
             content["images"][0]["file_name"] = "images/v2/patch16/objects365_v2_00908726.jpg"
         _write(folder / "objects365" / f"zhiyuan_objv2_{part}.json", content)
     root = folder / "objects365"
-    return Layout(
-        "objects365", root / "zhiyuan_objv2_train.json", root / "train", root / "zhiyuan_objv2_val.json", root / "val"
-    )
+    name = "objects365" if first_version else "zhiyuan_objv2"
+    return Layout("objects365", root / f"{name}_train.json", root / "train", root / f"{name}_val.json", root / "val")
 
 
 def _content(world: Path, part: str) -> dict:

@@ -77,6 +77,7 @@ class Schedule:
     assignment: AssignmentRule
     atss_steps: int
     ema_decay: float
+    compile: bool
     negatives: Rule
     sampled_classes: int
     text_noise: float
@@ -234,6 +235,8 @@ def train(
         wait_for_all()
 
     averaged = copy.deepcopy(detector).eval()
+    if schedule.compile:
+        detector.compile_learned_path()
     parallel = in_parallel(detector, device)
     num_images = 1
     run_log = open_log(saving.run_dir, schedule.steps, start, wandb=saving.wandb, config=saving.resolved_config)
@@ -382,6 +385,7 @@ def backward(
                 normalisers=divisors,
                 scale=detector.scale,
                 bias=detector.bias,
+                use_compiled=schedule.compile,
             )
             if schedule.image_label_weight > 0:
                 of_images = image_label_loss(

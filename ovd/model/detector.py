@@ -156,6 +156,15 @@ class Detector(nn.Module):
             for level, stride in zip(pyramid, self.strides, strict=True)
         ]
 
+    def compile_learned_path(self) -> None:
+        """Run pyramid, head and shortcuts compiled from now on (not in copies); the tower stays as it is.
+
+        Every new padded shape of a batch is compiled anew, the third as one for all sizes.
+        """
+        for part in (self.pyramid, self.head, self.pyramid_shortcut, self.head_shortcut):
+            if part is not None:
+                part.compile()
+
     def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
         """Where the predictions for these images stand."""
         return make_points((images.shape[-2], images.shape[-1]), self.strides, images.device)

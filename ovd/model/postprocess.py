@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes, rescale_boxes
+from ovd.model.compiled import compiled
 from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits
 from ovd.structures import Detections, Predictions
 
@@ -21,6 +22,10 @@ class ScoreEnsemble:
     """CLIP's share in each class's probability, 0 to 1."""
     clip_scale: float
     """CLIP's factor from cosine to logit; its probability is the softmax over the classes asked for."""
+
+
+def _join_scores(probability: Float[Tensor, "P C"], quality: Float[Tensor, " P"]) -> Float[Tensor, "P C"]:
+    return torch.sqrt(probability * torch.sigmoid(quality[:, None].float()))
 
 
 @torch.no_grad()
@@ -37,6 +42,7 @@ def postprocess(
     max_detections: int = 1000,
     candidates: int = 3000,
     ensemble: ScoreEnsemble | None = None,
+    use_compiled: bool = False,
 ) -> tuple[Detections, ...]:
     """Score, select, suppress duplicates and rescale.
 
@@ -48,6 +54,7 @@ def postprocess(
 
     Args:
         text: unit rows of the vocabulary that is asked for, at least one.
+        use_compiled: let torch.compile fuse what is computed for each pair of point and class; equal but for rounding.
         input_sizes: height and width of the images as the detector saw them, before padding.
         original_sizes: height and width of the images the boxes are wanted for.
 
@@ -66,11 +73,13 @@ def postprocess(
         weights = ensemble.weights.to(named.device)
         return detected ** (1 - weights) * named**weights
 
+    join = compiled(_join_scores) if use_compiled else _join_scores
     clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
     return tuple(
         _postprocess_image(
             *image,
             probabilities=probabilities,
+            join=join,
             num_classes=len(text),
             score_threshold=score_threshold,
             nms_iou=nms_iou,
@@ -98,6 +107,7 @@ def _postprocess_image(
     original_size: Int[Tensor, "2"],
     *,
     probabilities: Callable[..., Float[Tensor, "P C"]],
+    join: Callable[..., Float[Tensor, "P C"]],
     num_classes: int,
     score_threshold: float,
     nms_iou: float,
@@ -114,7 +124,7 @@ def _postprocess_image(
 
     def scores_of(points: Int[Tensor, " p"]) -> Float[Tensor, "p C"]:
         named = probabilities(embeddings[points], None if clip is None else clip[points])
-        scores = torch.sqrt(named * torch.sigmoid(quality[points, None].float()))
+        scores = join(named, quality[points])
         if scores.isnan().any():
             raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
         return scores

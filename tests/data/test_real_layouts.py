@@ -26,6 +26,7 @@ LAYOUTS: dict[str, Callable[[Path, Path], Layout]] = {
     "coco": real_layouts.coco,
     "coco_zero_shot": lambda world, folder: real_layouts.coco(world, folder, "coco_zero_shot"),
     "objects365": real_layouts.objects365,
+    "objects365_v1": lambda world, folder: real_layouts.objects365(world, folder, first_version=True),
 }
 
 
@@ -72,7 +73,7 @@ def check(monkeypatch, layout: Layout) -> int:
 def test_the_check_passes_and_finds_a_damaged_image(layout, monkeypatch, capsys):
     assert check(monkeypatch, layout) == 0
     output = capsys.readouterr().out
-    expected = "F8 repaired: 1" if layout.format == "objects365" else "nothing wrong"
+    expected = "F8 repaired: 1" if layout.train_annotations.name.startswith("zhiyuan") else "nothing wrong"
     assert expected in output
     index = load_evaluation_index(layout.train_annotations, layout.train_images, layout.format, report=DataReport())
     path = index.encoded(len(index) - 1)

@@ -1,0 +1,140 @@
+"""Training steps and detection with torch.compile against the same without.
+
+    python bench/compile.py [--config configs/gated.yaml] [--size 192] [--batch-size 8] [--classes 1203] [--device cuda]
+
+Random images with three boxes each, random unit text rows: a training step (forward, class, box and quality loss,
+backward) of a fresh detector in the config's form, and detection up to the boxes. Both forms take turns. The first call
+of the compiled form is timed apart; a difference of losses above a thousandth, and there is no ratio.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from ovd.build import build_detector, build_schedule, configured_clip
+from ovd.config import TrainConfig, load_config
+from ovd.engine.step_texts import StepTexts
+from ovd.engine.train import backward, set_initial_bias
+from ovd.inference import DetectionOptions, detect
+from ovd.model.detector import Detector
+from ovd.precision import describe_machine, memory_format, use_low_precision
+from ovd.structures import Batch, Targets
+
+ROUNDS = 9
+LARGEST_DIFFERENCE = 1e-3
+
+
+def random_batch(batch_size: int, size: int, num_classes: int, generator: torch.Generator) -> Batch:
+    corners = torch.rand(batch_size, 3, 2, generator=generator) * size * 0.6
+    sides = (0.1 + 0.3 * torch.rand(batch_size, 3, 2, generator=generator)) * size
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        images=torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=generator),
+        sizes=torch.full((batch_size, 2), size),
+        targets=tuple(
+            Targets(
+                boxes=torch.cat([corner, corner + side], dim=1),
+                classes=torch.randint(num_classes, (3,), generator=generator),
+                negative_classes=nothing,
+                not_exhaustive_classes=nothing,
+                ignore_boxes=torch.zeros(0, 4),
+            )
+            for corner, side in zip(corners, sides, strict=True)
+        ),
+        image_ids=tuple(range(batch_size)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/gated.yaml"), help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--classes", type=int, default=1203, help="rows of a step and of detection (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    torch.set_num_threads(2)
+    weights = [] if "tiny" in str(load_config(arguments.config, [], TrainConfig).clip.name) else ["clip.weights=random"]
+    config = load_config(arguments.config, weights, TrainConfig)
+    low_precision = use_low_precision("auto", device)
+    torch.manual_seed(0)
+    plain = build_detector(config, configured_clip(config.clip)).to(device)
+    plain = plain.to(memory_format=memory_format(low_precision)).train()
+    generator = torch.Generator().manual_seed(0)
+    batch = random_batch(arguments.batch_size, arguments.size, arguments.classes, generator).to(device)
+    rows = F.normalize(torch.randn(arguments.classes, 512 if weights else 256, generator=generator), dim=1).to(device)
+    mask = torch.ones(arguments.batch_size, arguments.classes, dtype=torch.bool, device=device)
+    texts = StepTexts(torch.arange(arguments.classes, device=device), rows, mask, mask)
+    set_initial_bias(plain, batch, rows, low_precision)
+    fused = copy.deepcopy(plain)
+    fused.compile_learned_path()
+    schedule = build_schedule(config)
+    options = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
+
+    def step(detector: Detector, use_compiled: bool) -> float:
+        detector.train().zero_grad()
+        losses = backward(
+            detector, detector, batch, texts, replace(schedule, compile=use_compiled), "fcos", low_precision
+        )
+        return sum(loss.item() for loss in losses.values())
+
+    def look(detector: Detector, use_compiled: bool) -> float:
+        found = detect(
+            detector.eval(),
+            rows,
+            batch.images,
+            batch.sizes,
+            batch.sizes,
+            options=replace(options, use_compiled=use_compiled),
+            low_precision=low_precision,
+        )
+        return sum(item.scores.sum().item() for item in found)
+
+    result: dict[str, object] = {
+        "machine": describe_machine(device),
+        "settings": {name: str(value) for name, value in vars(arguments).items()},
+    }
+    for name, work in (("training step", step), ("detection", look)):
+        result[name] = compare(work, plain, fused)
+        print(f"{name}: {result[name]}", flush=True)
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "compile.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(work: Callable[[Detector, bool], float], plain: Detector, fused: Detector) -> dict[str, object]:
+    """Seconds of both forms, taking turns, and their ratio."""
+    expected = work(plain, False)
+    start = time.perf_counter()
+    measured = work(fused, True)
+    first = time.perf_counter() - start
+    difference = abs(measured - expected) / abs(expected)
+    if difference > LARGEST_DIFFERENCE:
+        raise SystemExit(f"no ratio: compiled {measured}, else {expected}")
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        for use_compiled, detector in ((False, plain), (True, fused)):
+            start = time.perf_counter()
+            work(detector, use_compiled)
+            seconds[use_compiled].append(time.perf_counter() - start)
+    medians = {use_compiled: statistics.median(values) for use_compiled, values in seconds.items()}
+    return {
+        "ratio": round(medians[False] / medians[True], 3),
+        "plain_s": round(medians[False], 4),
+        "compiled_s": round(medians[True], 4),
+        "first_compiled_s": round(first, 1),
+        "relative_difference": float(f"{difference:.1e}"),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What torch.compile makes of the learned path, the class loss and the scores is what they are without it."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from small_detector import build_detector
+
+from ovd.model.compiled import compiled
+from ovd.model.losses import _background_focal, _background_focal_
+from ovd.model.postprocess import _join_scores
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
+    pytest.mark.filterwarnings("ignore"),  # torch's own, as it looks for compilers
+]
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_the_class_loss_and_its_derivative(gamma):
+    generator = torch.Generator().manual_seed(0)
+    for num_points in (7, 130):
+        logits = 30 * torch.randn(num_points, 40, generator=generator)
+        weight = torch.rand(num_points, 40, generator=generator)
+        expected = _background_focal_(logits.clone(), [torch.empty_like(logits) for _ in range(3)], weight, gamma)
+        for measured in (_background_focal(logits, weight, gamma), compiled(_background_focal)(logits, weight, gamma)):
+            torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores():
+    named, quality = torch.rand(9, 5), torch.randn(9)
+    torch.testing.assert_close(compiled(_join_scores)(named, quality), _join_scores(named, quality))
+
+
+def test_a_detector_its_gradients_its_weights_names_and_its_copies(tiny_clip):
+    plain = build_detector(tiny_clip, "pyramid", "head")
+    fused = copy.deepcopy(plain)
+    fused.compile_learned_path()
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    generator = torch.Generator().manual_seed(0)
+    for batch_size, height, width in ((2, 64, 96), (1, 96, 64), (3, 64, 64)):
+        images = torch.randint(0, 256, (batch_size, 3, height, width), dtype=torch.uint8, generator=generator)
+        losses = []
+        for detector in (plain, fused):
+            detector.zero_grad()
+            found = detector(images)
+            loss = found.embeddings.square().sum() + 1e-3 * found.boxes.sum() + found.quality.square().sum()
+            loss.backward()
+            losses.append(loss)
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
+        for (name, expected), (_, measured) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
+            if expected.grad is not None:
+                torch.testing.assert_close(measured.grad, expected.grad, rtol=1e-3, atol=1e-3, msg=name)
+    copied = copy.deepcopy(fused)
+    assert copied.head._compiled_call_impl is None
