@@ -206,43 +206,18 @@ def chunked_focal_loss(
     if chunk_size is None:
         # On a CPU 16 MiB of buffers, which a last-level cache holds; a GPU wants more work per kernel instead.
         chunk_size = max(1, (2**20 if embeddings.device.type == "cpu" else 2**24) // len(text))
+    settings = (labels, class_mask, group, alpha, gamma, chunk_size, use_compiled)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (embeddings, text, scale, bias)):
-        return _FocalLoss.apply(
-            embeddings, text, scale, bias, labels, class_mask, group, alpha, gamma, chunk_size, use_compiled
-        )
-    loss, _ = _focal_loss_and_gradients(
-        embeddings,
-        text,
-        scale,
-        bias,
-        labels,
-        class_mask,
-        group,
-        alpha,
-        gamma,
-        chunk_size,
-        use_compiled,
-        needs_gradient=(False,) * 4,
-    )
+        return _FocalLoss.apply(embeddings, text, scale, bias, *settings)
+    loss, _ = _focal_loss_and_gradients(embeddings, text, scale, bias, *settings, needs_gradient=(False,) * 4)
     return loss
 
 
 class _FocalLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, embeddings, text, scale, bias, labels, class_mask, group, alpha, gamma, chunk_size, use_compiled):
+    def forward(ctx, embeddings, text, scale, bias, *settings):
         loss, gradients = _focal_loss_and_gradients(
-            embeddings,
-            text,
-            scale,
-            bias,
-            labels,
-            class_mask,
-            group,
-            alpha,
-            gamma,
-            chunk_size,
-            use_compiled,
-            needs_gradient=ctx.needs_input_grad[:4],
+            embeddings, text, scale, bias, *settings, needs_gradient=ctx.needs_input_grad[:4]
         )
         ctx.save_for_backward(*gradients)
         return loss
@@ -251,7 +226,7 @@ class _FocalLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         gradients = [None if gradient is None else gradient * grad_output for gradient in ctx.saved_tensors]
-        return (*gradients, *[None] * 7)
+        return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
 
 
 @torch.no_grad()
