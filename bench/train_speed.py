@@ -57,8 +57,8 @@ def main() -> None:
     images_per_s = statistics.median(step["images_per_s"] for step in steps[tenth:])
     cost = count_cost(config, arguments.size, arguments.size)
     device = resolve_device(config)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in gpu), None)
     achieved = images_per_s * cost.training_flops / 1e12
     result = {
         "machine": describe_machine(device),
@@ -77,7 +77,8 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    (results / f"train_speed_{arguments.config.stem}.json").write_text(json.dumps(result, indent=2) + "\n")
+    name = "_".join(["train_speed", arguments.config.stem, *arguments.overrides])
+    (results / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

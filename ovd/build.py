@@ -424,7 +424,7 @@ def build_saving(config: TrainConfig, first_samples: tuple[int, int]) -> Saving:
 
 def detection_options(config: TrainConfig) -> DetectionOptions:
     names = DetectionOptions.__dataclass_fields__.keys() - {"use_compiled"}
-    return DetectionOptions(**{name: getattr(config.eval, name) for name in names}, use_compiled=config.eval.compile)
+    return DetectionOptions(**{name: getattr(config.eval, name) for name in names})
 
 
 def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:

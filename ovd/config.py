@@ -51,8 +51,8 @@ class ClipConfig(Section):
     activation: Literal["gelu", "quick_gelu"] | None = None
     """For a local file, which does not say: what its weights were trained with."""
     mean: tuple[float, float, float] | None = None
-    """For a local file: RGB in 0..1, of the images its weights were trained on; with `std`. If not given, that of
-    open_clip's own weights of this name."""
+    """For a local file: RGB in 0..1, of the images its weights were trained on; with `std`. May be left out where
+    open_clip has weights of this name that agree on one."""
     std: tuple[float, float, float] | None = None
 
 
@@ -260,7 +260,7 @@ class EvalSection(Section):
     candidates: PositiveInt = 2000
     """Highest-scoring (point, class) pairs of an image that enter non-maximum suppression."""
     compile: bool = False
-    """As train.compile, for the detector and the scores of post-processing."""
+    """Compile pyramid, head and the scores of post-processing where a whole data set is judged."""
     engine: Literal["hotcoco", "official"] = "hotcoco"
     ensemble: EnsembleConfig | None = None
     """Rank by the detector's scores and CLIP's; needs detector.freeze_tower, so that the tower still is CLIP's."""
@@ -290,9 +290,7 @@ class TrainConfig(Section):
         if self.data.mosaic and self.data.shape_groups > 1:
             raise ValueError("data.mosaic does not go with data.shape_groups: a mosaic has none of their shapes")
         if self.data.mosaic and self.train.negatives == "strict":
-            raise ValueError(
-                "data.mosaic does not go with train.negatives=strict: few classes are verified in all four"
-            )
+            raise ValueError("data.mosaic does not go with train.negatives=strict: no class is verified in all four")
         if self.init_state == "training" and self.init_from is None:
             raise ValueError("init_state=training needs init_from: the run to go on from")
         return self

@@ -38,12 +38,13 @@ from ovd.build import (
 from ovd.config import TrainConfig, load_config
 from ovd.data.annotations import AnnotationIndex
 from ovd.distributed import sum_over_ranks, world_size
-from ovd.engine.step_texts import TextSampler
+from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import set_initial_bias, step_generator
 from ovd.inference import detect
 from ovd.model.assign import assign_atss, assign_fcos
 from ovd.model.losses import detection_losses, loss_normalisers
-from ovd.structures import Batch, Detections, Targets
+from ovd.precision import autocast
+from ovd.structures import Batch, Detections, Predictions, Targets
 
 
 def add_ovd_config(cfg: CfgNode) -> None:
@@ -116,6 +117,7 @@ class OvdDetector(nn.Module):
     """Trains on the classes of the first training set, and detects those of the first test set."""
 
     bias_is_solved: Tensor
+    step: Tensor
     text: Tensor
 
     @configurable
@@ -142,39 +144,47 @@ class OvdDetector(nn.Module):
         super().__init__()
         self.detector = trained.detector
         self.register_buffer("bias_is_solved", torch.tensor(not is_fresh))
+        self.register_buffer("step", torch.tensor(0))  # of which the texts that are drawn are a function
         self.register_buffer("text", text, persistent=False)
         self._config = trained.config
         self._ensemble = score_ensemble(trained, test_classes)
         self._texts_of = texts_of
         self._row_of_id = row_of_id
         self._is_bgr = is_bgr
-        self._step = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """
         Raises:
-            ValueError: neither MODEL.OVD.RUN nor MODEL.OVD.CONFIG is given, or both.
+            ValueError: neither MODEL.OVD.RUN nor MODEL.OVD.CONFIG is given, or both; or the assignment depends on
+                predictions.
         """
         options = cfg.MODEL.OVD
         if bool(options.RUN) == bool(options.CONFIG):
             raise ValueError("give MODEL.OVD.RUN, a trained detector's folder, or MODEL.OVD.CONFIG, a config of ovd")
+        if options.RUN and options.OVERRIDES:
+            raise ValueError("MODEL.OVD.OVERRIDES are of MODEL.OVD.CONFIG; MODEL.OVD.RUN has its settings with it")
+        training = _metadata(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+        tested = _metadata((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
         if options.RUN:
             trained, is_fresh = load_detector(Path(options.RUN)), False
         else:
-            trained, is_fresh = _fresh_detector(load_config(Path(options.CONFIG), list(options.OVERRIDES), TrainConfig))
+            config = load_config(Path(options.CONFIG), list(options.OVERRIDES), TrainConfig)
+            trained = _new_detector(config, () if training is None else tuple(training.thing_classes))
+            is_fresh = config.init_from is None
         config, clip = trained.config, trained.clip
         texts_of = None
         row_of_id: dict[int, int] = {}
-        if cfg.DATASETS.TRAIN:
-            metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-            names = list(metadata.thing_classes)
-            row_of_id = metadata.get("thing_dataset_id_to_contiguous_id") or {row + 1: row for row in range(len(names))}
+        if training is not None:
+            if config.train.assignment == "task_aligned":
+                raise ValueError("train.assignment=task_aligned is not to be had in detectron2; use fcos or atss")
+            names = list(training.thing_classes)
+            row_of_id = training.get("thing_dataset_id_to_contiguous_id") or {row + 1: row for row in range(len(names))}
             image_counts = torch.ones(len(names), dtype=torch.int64)
-            for of_class in metadata.get("class_image_count", ()):
+            for of_class in training.get("class_image_count", ()):
                 image_counts[row_of_id[of_class["id"]]] = of_class["image_count"]
             texts_of = TextSampler(
-                bank=build_class_bank(config.bank, clip, names, _synonyms(metadata)),
+                bank=build_class_bank(config.bank, clip, names, _synonyms(training)),
                 image_counts=image_counts,
                 rule=config.train.negatives,
                 num_sampled=config.train.sampled_classes,
@@ -182,7 +192,6 @@ class OvdDetector(nn.Module):
                 pair_texts=None,
                 num_sampled_texts=0,
             )
-        tested = MetadataCatalog.get((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
         test_classes = list(tested.thing_classes)
         return {
             "trained": trained,
@@ -241,20 +250,26 @@ class OvdDetector(nn.Module):
             raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
         image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
         targets = tuple(self._targets(given) for given in batched_inputs)
-        batch = Batch(images=images.cpu(), sizes=sizes, targets=targets, image_ids=image_ids)
-        generator = step_generator(self._config.train.seed, self._step)
+        batch = Batch(images=images, sizes=sizes, targets=targets, image_ids=image_ids)
+        generator = step_generator(self._config.train.seed, int(self.step))
         texts = self._texts_of.sample(batch, generator).to(self.device)
-        self._step += 1
+        self.step += 1
         batch = batch.to(self.device)
+        # bf16 where detectron2 asks for fp16: the class loss knows its gradients before any loss scaling could help.
+        low_precision = torch.is_autocast_enabled(self.device.type)
         if not self.bias_is_solved:
-            low_precision = torch.is_autocast_enabled(self.device.type)
             set_initial_bias(self.detector, batch, texts.embeddings, low_precision)
             self.bias_is_solved.fill_(True)
-        predictions = self.detector(batch.images)
+        with autocast(self.device, low_precision):
+            predictions = self.detector(batch.images)
+        with autocast(self.device, False):
+            return self._losses_of(predictions, batch, texts)
+
+    def _losses_of(self, predictions: Predictions, batch: Batch, texts: StepTexts) -> dict[str, Tensor]:
         points = self.detector.points(batch.images)
         assign = assign_atss if self._config.train.assignment == "atss" else assign_fcos
         assignment = assign(points, batch.targets, sizes=batch.sizes)
-        nowhere = torch.zeros(len(targets), dtype=torch.bool, device=self.device)
+        nowhere = torch.zeros(len(batch.targets), dtype=torch.bool, device=self.device)
         normalisers = loss_normalisers(assignment, batch.targets, names_only=nowhere, points=points)
         return detection_losses(
             predictions,
@@ -287,20 +302,21 @@ class OvdDetector(nn.Module):
         )
 
 
-def _fresh_detector(config: TrainConfig) -> tuple[TrainedDetector, bool]:
-    """A detector that is not trained yet, or one from where its config says to start; and whether it is fresh.
-
-    Raises:
-        ValueError: the assignment depends on predictions.
-    """
-    if config.train.assignment == "task_aligned":
-        raise ValueError("train.assignment=task_aligned is not to be had in detectron2; use fcos or atss")
+def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetector:
+    """A detector that is not trained yet, or one from where its config says to start."""
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
     if config.init_from is not None:
         initialise(detector, config.init_from)
-    return TrainedDetector(detector, config, clip, ()), config.init_from is None
+    return TrainedDetector(detector, config, clip, classes)
+
+
+def _metadata(name: str) -> Any:
+    """A data set's metadata; some sets have their class names only after they were loaded."""
+    if not MetadataCatalog.get(name).get("thing_classes"):
+        DatasetCatalog.get(name)
+    return MetadataCatalog.get(name)
 
 
 def _synonyms(metadata: Any) -> list[tuple[str, ...]]:

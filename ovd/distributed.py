@@ -55,17 +55,22 @@ def is_main() -> bool:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
+    """The sum of every rank's tensor."""
+    return _reduce(tensor, dist.ReduceOp.SUM)
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The elementwise maximum of every rank's tensor, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor
+    """The elementwise maximum of every rank's tensor."""
+    return _reduce(tensor, dist.ReduceOp.MAX)
+
+
+def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    if not dist.is_initialized():
+        return tensor
+    # Ours take tensors of either device; a group that somebody else has made may have nccl alone.
+    reduced = tensor.to("cuda" if dist.get_backend() == "nccl" else tensor.device, copy=True)
+    dist.all_reduce(reduced, operation)
+    return reduced.to(tensor.device)
 
 
 def union_over_ranks(ids: Int[Tensor, " K"]) -> Int[Tensor, " L"]:

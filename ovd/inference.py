@@ -27,6 +27,7 @@ class DetectionOptions:
     max_detections: int
     candidates: int
     use_compiled: bool = False
+    """Compile what post-processing computes for each pair of point and class: for many images."""
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Whole jobs, as the tools and the quick start run them: train from a config, evaluate, label image-text pairs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ RETENTION_IMAGES = 300
 
 FREE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
-    "train.eval_every", "train.wandb",
+    "train.eval_every", "train.wandb", "clip.activation",
 )  # fmt: skip
 
 
@@ -221,8 +222,10 @@ def detect_all(
 ) -> BoxEvaluator:
     """Ask a detector, already on its device, for every class of a data set in every image of it."""
     config = trained.config
+    options = detection_options(config)
     if config.eval.compile:
         trained.detector.compile_learned_path()
+        options = replace(options, use_compiled=True)
     names = [category.name for category in index.categories]
     synonyms = [category.synonyms for category in index.categories]
     return evaluate_detector(
@@ -233,7 +236,7 @@ def detect_all(
         size=size or config.data.size,
         batch_size=config.eval.batch_size,
         num_workers=config.data.workers,
-        options=detection_options(config),
+        options=options,
         low_precision=low_precision(config),
         ensemble=score_ensemble(trained, names),
     )

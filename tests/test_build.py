@@ -2,10 +2,21 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from ovd.build import build_class_bank, build_detector, build_schedule, build_tower, read_paraphrases
+from ovd.build import (
+    build_class_bank,
+    build_detector,
+    build_schedule,
+    build_tower,
+    read_paraphrases,
+    training_batches,
+)
 from ovd.config import BankConfig, TrainConfig, parse_config
+from ovd.data.annotations import load_annotations
+from ovd.data.report import DataReport
 from ovd.engine.train import build_groups
+from ovd.structures import Batch
 
 
 def test_paraphrases_come_in_the_order_of_the_classes(tmp_path):
@@ -67,3 +78,27 @@ def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip)
     for number, layer in enumerate(reversed(layers)):
         assert {rate_of[id(p)] for p in layer} == {0.5 * 0.5 ** (number + 1)}
     assert {rate_of[id(p)] for p in detector.head.parameters()} == {1.0}
+
+
+def test_mosaics_are_made_of_tiles_of_half_the_size(miniature_world):
+    path = miniature_world / "annotations" / "lvis_train.json"
+    index = load_annotations(path, miniature_world / "images", format="lvis", report=DataReport())
+
+    def batch(mosaic: float) -> Batch:
+        data = {"size": 96, "scale": [1, 1], "flip": 0, "colour": 0, "workers": 0, "mosaic": mosaic}
+        values = {"output": "x", "train": {"steps": 1, "batch_size": 8}, "data": data}
+        config = TrainConfig.model_validate(values)
+        return next(training_batches(config, index, first_samples=(0, 0), size_divisor=16)(0))
+
+    single, mosaics = batch(0), batch(1)
+    assert single.image_ids == mosaics.image_ids  # whose turn it is does not change
+    assert (mosaics.sizes == 96).all()
+    assert sum(len(targets.boxes) for targets in mosaics.targets) > sum(
+        len(targets.boxes) for targets in single.targets
+    )
+    for image, whole, targets in zip(mosaics.images, single.images, mosaics.targets, strict=True):
+        own = F.avg_pool2d(whole.float(), 2)  # the first of the four, at half the size
+        assert (image[:, :48, :48].float() - own).abs().mean() < 6
+        boxes = targets.boxes
+        assert ((boxes[:, 2:] - boxes[:, :2]) <= 48).all()
+        assert (boxes[:, :2] // 48 == (boxes[:, 2:] - 1e-3) // 48).all()  # each inside one tile

@@ -64,6 +64,8 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ("output: x\ntrain: {steps: 0}\n", "train.steps: Input should be greater than 0"),
         ("output: x\n", "train: Field required"),
         ("output: x\ntrain: {steps: 5}\ndetector: {shortcuts: {kind: magic}}\n", "magic"),
+        ("output: x\ntrain: {steps: 5, negatives: strict}\ndata: {mosaic: 0.5}\n", "does not go with train.negatives"),
+        ("output: x\ntrain: {steps: 5}\ndata: {mosaic: 0.5, shape_groups: 2}\n", "does not go with data.shape_groups"),
         ("- 1\n- 2\n", "a config is a mapping"),
         ("output: [x\n", "not plain YAML"),
         ("output: !!python/object/apply:os.system ['touch pwned']\n", "not plain YAML"),

@@ -129,7 +129,6 @@ def test_it_trains_in_detectron2s_loop_and_its_checkpoint_goes_on(cfg, splits):
     assert model.bias_is_solved
     again = build_model(cfg).train()
     again.load_state_dict(model.state_dict())
-    again._step = model._step
     torch.testing.assert_close(again(given), model(given))
 
 
@@ -162,6 +161,29 @@ def test_its_evaluators_agree_with_ours(splits, tmp_path, monkeypatch):
     assert expected["AP"] > 0.1
     for name in ("AP", "AP50", "APr", "APc", "APf"):
         assert measured[name] == pytest.approx(100 * expected[name], abs=1e-6)
+
+
+def test_half_precision_of_detectron2_becomes_bfloat16(cfg, splits):
+    model = build_model(cfg).train()
+    given = [mapper(True)(copy.deepcopy(item)) for item in DatasetCatalog.get("ovd_train")[:2]]
+    whole = copy.deepcopy(model)(given)
+    with torch.autocast("cpu", dtype=torch.float16):
+        losses = model(given)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, whole[name], rtol=0.1, atol=0.02)
+    sum(losses.values()).backward()
+    embeddings_learn = model.detector.pyramid_shortcut.learned[0].projection.weight.grad
+    assert embeddings_learn.abs().max() > 0
+
+
+def test_what_it_cannot_do_is_refused(cfg):
+    cfg.MODEL.OVD.OVERRIDES = [*cfg.MODEL.OVD.OVERRIDES, "train.assignment=task_aligned"]
+    with pytest.raises(ValueError, match="use fcos or atss"):
+        build_model(cfg)
+    cfg.MODEL.OVD.CONFIG, cfg.MODEL.OVD.RUN = "", "runs/any"
+    with pytest.raises(ValueError, match=r"MODEL\.OVD\.OVERRIDES are of"):
+        build_model(cfg)
 
 
 def test_it_wants_a_run_or_a_config(cfg):

@@ -28,10 +28,18 @@ def main() -> None:
     parser.add_argument("clip", help="as clip.name in a config")
     parser.add_argument("--weights", help="as clip.weights in a config")
     parser.add_argument("--activation", choices=["gelu", "quick_gelu"], help="as clip.activation, for a local file")
+    parser.add_argument("--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.mean, for a local file")
+    parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.std, for a local file")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--count", type=int, default=100, help="so many of them (%(default)s)")
     arguments = parser.parse_args()
-    clip = load_clip(arguments.clip, arguments.weights, activation=arguments.activation)
+    clip = load_clip(
+        arguments.clip,
+        arguments.weights,
+        activation=arguments.activation,
+        mean=arguments.mean and tuple(arguments.mean),
+        std=arguments.std and tuple(arguments.std),
+    )
     tower = image_tower(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)

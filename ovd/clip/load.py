@@ -54,10 +54,10 @@ def load_clip(
             `open_clip.list_models()` knows.
         weights: for a named model, one of open_clip's tags for it (downloaded once), a local file, or `random`.
             A folder brings its own.
-        activation: what weights in a local file were trained with, which the file itself does not say. (The towers of
-            timm have their own, whatever is said.)
-        mean, std: normalisation of the images that weights in a local file were trained on, RGB in 0..1; if not given,
-            that of open_clip's own weights of this name, where they agree.
+        activation: what weights in a local file were trained with, which the file itself does not say. May be left out
+            where the image tower is one of timm's.
+        mean, std: normalisation of the images that weights in a local file were trained on, RGB in 0..1. May be left
+            out where open_clip has weights of this name that agree on one.
 
     Raises:
         ValueError: the name is unknown, a folder has no model in it, a named model comes without weights, or the
@@ -84,11 +84,20 @@ def load_clip(
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
     preprocessing = {}
+    needs_quick = None
     if is_file:
-        _check_activation(name, weights, None if activation is None else activation == "quick_gelu")
+        if activation is not None:
+            needs_quick = activation == "quick_gelu"
+        elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # those have GELU, all of them
+            raise ValueError(
+                f"{weights} does not say which activation its weights were trained with, and the wrong one makes them "
+                "worse in silence; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
+            )
         preprocessing = _normalisation(name, weights, mean, std)
     elif weights != "random":
-        _check_activation(name, weights, bool((open_clip.get_pretrained_cfg(name, weights) or {}).get("quick_gelu")))
+        needs_quick = _tag_needs_quick(name, weights)
+    if needs_quick is not None:
+        _check_activation(name, weights, needs_quick)
     try:
         model = open_clip.create_model(
             name, pretrained=None if weights == "random" else weights, force_preprocess_cfg=preprocessing
@@ -116,28 +125,38 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
         return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
 
 
-def _check_activation(name: str, weights: str, needs_quick: bool | None) -> None:
+def _other_activation(name: str) -> str:
+    """What the same model with the other activation is called, whether open_clip has it or not."""
+    return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+
+
+def _tag_needs_quick(name: str, tag: str) -> bool | None:
+    """Whether a tag's weights were trained with QuickGELU; None where the model comes with one activation only.
+
+    Raises:
+        ValueError: no such tag.
+    """
+    for of_model in (name, _other_activation(name)):
+        if tag in open_clip.list_pretrained_tags_by_model(of_model):
+            is_one_of_two = _other_activation(name) in open_clip.list_models()
+            return bool(open_clip.get_pretrained_cfg(of_model, tag).get("quick_gelu")) if is_one_of_two else None
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "of which there are none"
+    raise ValueError(f"clip.weights {tag!r} is neither a file, nor `random`, nor one of the tags of {name}: {tags}")
+
+
+def _check_activation(name: str, weights: str, needs_quick: bool) -> None:
     """Weights trained with QuickGELU are silently worse in a model with GELU, and the other way round.
 
     Raises:
-        ValueError: the weights were trained with the other activation than the named model has, or with nobody knows
-            which (None).
+        ValueError: the weights were trained with the other activation than the named model has.
     """
-    model = open_clip.get_model_config(name)
-    if "timm_model_name" in model["vision_cfg"]:
-        return  # timm's towers have their own activation, whatever the flag says
-    if needs_quick is None:
-        raise ValueError(
-            f"{weights} does not say which activation its weights were trained with, and the wrong one makes them "
-            "worse in silence; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
-        )
-    has_quick = bool(model.get("quick_gelu"))
+    has_quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
     if has_quick != needs_quick:
-        other = name.removesuffix("-quickgelu") if has_quick else f"{name}-quickgelu"
-        kinds = ("GELU", "QuickGELU")
+        other, kinds = _other_activation(name), ("GELU", "QuickGELU")
+        known = other in open_clip.list_models()
         raise ValueError(
             f"clip.weights {weights!r} was trained with {kinds[needs_quick]}, {name} has {kinds[has_quick]}; "
-            f"use clip.name={other}"
+            + (f"use clip.name={other}" if known else "open_clip has no such model with the other")
         )
 
 
@@ -147,19 +166,20 @@ def _normalisation(
     """What open_clip is to be told of the normalisation that goes with a local file.
 
     Raises:
-        ValueError: open_clip's own weights of this name do not agree on one.
+        ValueError: it is not given, and open_clip has no weights of this name, or they do not agree on one.
     """
     if mean is not None and std is not None:
         return {"mean": mean, "std": std}
     tags = open_clip.list_pretrained_tags_by_model(name)
     published = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     kinds = sorted({(tuple(config["mean"]), tuple(config["std"])) for config in published})
-    if len(kinds) > 1:
+    if len(kinds) != 1:
+        known = " or ".join(f"{mean} and {std}" for mean, std in kinds)
         raise ValueError(
-            f"weights of {name} were published with {len(kinds)} normalisations, and {weights} does not say which is "
-            f"its own; give clip.mean and clip.std: {' or '.join(f'{mean} and {std}' for mean, std in kinds)}"
+            f"open_clip's weights of {name} have {len(kinds)} normalisations, and {weights} does not say which is its "
+            f"own; give clip.mean and clip.std{f': {known}' if known else ''}"
         )
-    return {"mean": kinds[0][0], "std": kinds[0][1]} if kinds else {}
+    return {"mean": kinds[0][0], "std": kinds[0][1]}
 
 
 def _embed_dim(name: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import reduce
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, UInt8
 
 from ovd.data.annotations import ImageRecord
 from ovd.data.transforms import Sample
@@ -50,8 +50,8 @@ def join_tiles(
     """Four images around the point where they meet, left to right and top to bottom, as tight as they go; what none
     covers is black.
 
-    Only what is known to be absent from all four is known to be absent from the mosaic. It has the first one's id and
-    path.
+    It has the first one's id and path. No class counts as verified to be absent: what one lacks, another may hold
+    unsaid.
 
     Args:
         records: of the images as they are now, size and boxes included.
@@ -75,11 +75,6 @@ def join_tiles(
         boxes=np.concatenate(boxes),
         classes=np.concatenate([record.classes for record in records]),
         crowd_boxes=np.concatenate(crowd_boxes),
-        negative_classes=_absent_from_all(records),
+        negative_classes=records[0].negative_classes[:0],
         not_exhaustive_classes=reduce(np.union1d, [record.not_exhaustive_classes for record in records]),
     )
-
-
-def _absent_from_all(records: Sequence[ImageRecord]) -> Int64[np.ndarray, " N"]:
-    present = np.concatenate([record.classes for record in records])
-    return np.setdiff1d(reduce(np.intersect1d, [record.negative_classes for record in records]), present)

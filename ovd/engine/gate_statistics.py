@@ -43,7 +43,8 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
     squares = {part: watch(path, lambda output: output.square().sum(dim=1)) for part, path in learned.items()}
     weights = watch(detector.head_shortcut.filter.weights, torch.abs) if detector.head_shortcut is not None else []
     try:
-        with autocast(images.device, low_precision):
+        # Compiled code may have been made without the hooks.
+        with torch.compiler.set_stance("force_eager"), autocast(images.device, low_precision):
             detector(images)
     finally:
         for handle in handles:

@@ -31,7 +31,7 @@ def open_log(
         wandb: a project of Weights & Biases that gets the scalars as well, with the run's config.
     """
     if is_main():
-        more = WandbLog(wandb, run_dir, config) if wandb is not None else None
+        more = WandbLog(wandb, run_dir, config, resumed=resumed_step > 0) if wandb is not None else None
         return RunLog(run_dir, total_steps=total_steps, resumed_step=resumed_step, wandb=more)
     return NoLog()
 
@@ -161,15 +161,19 @@ class RunLog:
         """Print a line of its own without tearing the progress line."""
         self._show(text, stays=True)
 
-    def close(self) -> None:
-        """Draw the curves and finish the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Draw the curves and finish the files.
+
+        Args:
+            failed: an error ended the run.
+        """
         self._metrics.close()
         self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.close()
         self._draw_curves()
         if self._unshown and sys.stdout.isatty():
             print()  # leave the progress line of an interrupted run on the screen
+        if self._wandb is not None:
+            self._wandb.close(failed=failed)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -177,7 +181,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
     def _append(self, record: dict[str, Any]) -> None:
         self._metrics.write(_to_line(record | {"time_s": time.time()}))

@@ -7,15 +7,17 @@ from typing import Any
 
 
 class WandbLog:
-    """One W&B run for a run folder, which a resumed run goes on with.
+    """One W&B run for a run, which goes on with it when it is resumed. The steps that a resumed run repeats are told
+    again, with the same values at the same place.
 
     W&B's own settings (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) are environment variables.
     """
 
-    def __init__(self, project: str, run_dir: Path, config: Mapping[str, Any]):
+    def __init__(self, project: str, run_dir: Path, config: Mapping[str, Any], *, resumed: bool):
         """
         Args:
             config: the resolved config, shown beside the curves.
+            resumed: go on with the run folder's W&B run, instead of starting one.
 
         Raises:
             ValueError: the package is not installed.
@@ -25,7 +27,7 @@ class WandbLog:
         except ImportError as error:
             raise ValueError(f"train.wandb={project} needs the package wandb: pip install wandb ({error})") from error
         id_file = run_dir / "wandb_id"
-        if not id_file.exists():
+        if not (resumed and id_file.exists()):
             id_file.write_text(uuid.uuid4().hex)
         self._run = wandb.init(
             project=project,
@@ -35,12 +37,11 @@ class WandbLog:
             dir=run_dir,
             config=dict(config),
         )
+        self._run.define_metric("*", step_metric="step")  # W&B's own steps could only grow
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Values by name after `step` optimizer steps. Steps that a resumed run repeats are there already, and are the
-        same: W&B takes none twice."""
-        if step >= self._run.step:
-            self._run.log(dict(values), step=step)
+        """Values by name after `step` optimizer steps."""
+        self._run.log({**values, "step": step})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))

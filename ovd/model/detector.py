@@ -15,6 +15,8 @@ from ovd.structures import Points, Predictions
 
 Place = Literal["pyramid", "head"]
 
+MAX_RECOMPILATIONS = 64
+
 
 def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A 1 x 1 convolution that gives about unit length from group-normalised input."""
@@ -157,13 +159,13 @@ class Detector(nn.Module):
         ]
 
     def compile_learned_path(self) -> None:
-        """Run pyramid, head and shortcuts compiled from now on (not in copies); the tower stays as it is.
-
-        Every new padded shape of a batch is compiled anew, the third as one for all sizes.
-        """
+        """Run pyramid, head and shortcuts compiled from now on, for batches of any shape (not in copies); the tower
+        stays as it is."""
+        # The parts count together as one function, which torch compiles eight times at most unless told otherwise.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_RECOMPILATIONS)
         for part in (self.pyramid, self.head, self.pyramid_shortcut, self.head_shortcut):
             if part is not None:
-                part.compile()
+                part.compile(dynamic=True)
 
     def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
         """Where the predictions for these images stand."""

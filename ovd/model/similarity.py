@@ -67,7 +67,8 @@ def initial_bias(
         if cosines.isnan().any():
             raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")
         counts += torch.histc(cosines.cpu(), bins=num_bins, min=-1, max=1)
-    if sum_over_ranks(counts).sum() == 0:
+    counts = sum_over_ranks(counts)
+    if counts.sum() == 0:
         raise ValueError(f"the initial bias needs points and classes, got {len(embeddings)} and {len(text)}")
     bin_width = 2 / num_bins
     cosines = -1 + bin_width * (torch.arange(num_bins, dtype=torch.float64) + 0.5)

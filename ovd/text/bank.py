@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,9 @@ class TextBank:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TextBank":
+        return self  # it is only read, and two of one open file would close it twice
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
         """Unit rows, float32."""

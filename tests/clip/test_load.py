@@ -2,11 +2,12 @@ import open_clip
 import pytest
 import torch
 
-from ovd.clip.load import load_clip
+from ovd.clip.load import _normalisation, load_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
 """The smallest that open_clip knows; it has no published weights."""
+HALVES: dict = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +20,12 @@ def weights_file(tmp_path_factory) -> str:
 
 def test_a_local_file_must_be_told_its_activation(weights_file):
     with pytest.raises(ValueError, match=r"model\.pt does not say which activation .* give clip\.activation=gelu"):
-        load_clip(SMALL, weights_file)
-    with pytest.raises(
-        ValueError, match=r"was trained with QuickGELU, .* has GELU; use clip\.name=ViT-S-32-alt-quickgelu"
-    ):
-        load_clip(SMALL, weights_file, activation="quick_gelu")
-    clip = load_clip(SMALL, weights_file, activation="gelu")
+        load_clip(SMALL, weights_file, **HALVES)
+    with pytest.raises(ValueError, match=r"was trained with QuickGELU, .* has GELU; open_clip has no such model"):
+        load_clip(SMALL, weights_file, activation="quick_gelu", **HALVES)
+    clip = load_clip(SMALL, weights_file, activation="gelu", **HALVES)
     stored = torch.load(weights_file)
     assert all(torch.equal(value, stored[name]) for name, value in clip.model.state_dict().items())
-    assert clip.mean == OPENAI_MEAN
 
 
 def test_a_local_files_normalisation_is_that_of_its_name_or_given(weights_file, tmp_path):
@@ -35,17 +33,18 @@ def test_a_local_files_normalisation_is_that_of_its_name_or_given(weights_file, 
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with pytest.raises(ValueError, match="give both or neither"):
         load_clip(SMALL, weights_file, activation="gelu", mean=(0.1, 0.2, 0.3))
-    elsewhere = tmp_path / "other.pt"
-    elsewhere.touch()
-    with pytest.raises(
-        ValueError, match=r"ViT-L-14 were published with 2 normalisations.*give clip\.mean and clip\.std"
-    ):
-        load_clip("ViT-L-14", str(elsewhere), activation="gelu")
+    elsewhere = str(tmp_path / "other.pt")
+    (tmp_path / "other.pt").touch()
+    for name, count in (("ViT-L-14", 2), (SMALL, 0), ("NFNet-F0", 0)):
+        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalisations.* give clip.mean"):
+            load_clip(name, elsewhere, activation="gelu")
+    assert _normalisation("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
+    assert _normalisation("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_weights_of_another_model_are_refused(weights_file):
     with pytest.raises(ValueError, match=r"does not fit clip\.name 'RN50'"):
-        load_clip("RN50", weights_file, activation="gelu")
+        load_clip("RN50", weights_file, activation="gelu", **HALVES)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +52,11 @@ def test_weights_of_another_model_are_refused(weights_file):
     [
         ("ViT-B-32", "openai", r"'openai' was trained with QuickGELU, ViT-B-32 has GELU; use .*ViT-B-32-quickgelu"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", r"was trained with GELU, .* use clip\.name=ViT-B-32$"),
+        (
+            "RN50-quickgelu",
+            "/x/typo.pt",
+            r"'/x/typo\.pt' is neither a file, nor `random`, nor one of the tags of RN50",
+        ),
         ("ViT-B-32", None, r"clip\.weights is missing for ViT-B-32; give a local file, `random`, or one of: openai"),
         ("ViT-B-33", "openai", "neither a folder nor one of open_clip"),
         ("tiny", "openai", "brings its own weights"),

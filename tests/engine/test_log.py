@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
 
 
 class FakeWandb(types.ModuleType):
-    """As wandb 0.31: takes no step behind the last, and a resumed run stands one behind its last."""
+    """Keeps what is logged, by the id of the run."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -143,30 +144,40 @@ class FakeWandb(types.ModuleType):
     def init(self, *, project: str, name: str, id: str, resume: str, dir: Path, config: dict) -> "FakeWandb":
         assert (project, name, resume, config) == ("birds", dir.name, "allow", {"a": 1})
         self.logged = self.runs.setdefault(id, [])
-        self.step = self.logged[-1][0] + 1 if self.logged else 0
         return self
 
-    def log(self, values: dict, step: int) -> None:
-        assert step >= self.step
-        self.step = step
-        self.logged.append((step, sorted(values)))
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
 
-    def finish(self) -> None:
-        self.logged = []
+    def log(self, values: dict) -> None:
+        self.logged.append(values)
+
+    def finish(self, exit_code: int) -> None:
+        self.logged.append({"exit_code": exit_code})
 
 
-def test_wandb_gets_every_step_once_also_after_a_resume(tmp_path, monkeypatch):
+def test_wandb_gets_all_steps_of_a_run_and_its_resumption_and_a_new_run_is_another(tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    for resumed, last in ((0, 5), (3, 8)):
+
+    def run(resumed: int, last: int) -> None:
         with open_log(tmp_path, 8, resumed, wandb="birds", config={"a": 1}) as run_log:
             for step in range(resumed + 1, last + 1):
                 run_log.train(step, {"class": 1 / step}, lr=0.01, num_images=4)
             run_log.evaluation(last, {"AP": 0.2})
-    (logged,) = fake.runs.values()
-    steps = [step for step, names in logged if names == ["images_per_s", "loss/class", "lr"]]
-    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert [step for step, names in logged if names == ["evaluation/AP"]] == [5, 8]
+            if last < 8:
+                raise KeyboardInterrupt
+
+    for resumed, last in ((0, 4), (0, 5), (3, 8)):
+        with nullcontext() if last == 8 else pytest.raises(KeyboardInterrupt):
+            run(resumed, last)
+    dead, logged = fake.runs.values()
+    assert [values["step"] for values in dead if "loss/class" in values] == [1, 2, 3, 4]
+    assert {values["step"]: values["loss/class"] for values in logged if "loss/class" in values} == {
+        step: 1 / step for step in range(1, 9)
+    }
+    assert [values["step"] for values in logged if "evaluation/AP" in values] == [5, 8]
+    assert [values["exit_code"] for values in logged if "exit_code" in values] == [1, 0]
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):

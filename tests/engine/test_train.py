@@ -276,6 +276,23 @@ def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # torch's own, as it looks for compilers
+def test_compiled_training_and_evaluation_end_where_the_plain_ones_do(tmp_path, miniature_world):
+    ends = []
+    for compile in (False, True):
+        config = make_config(tmp_path / str(compile), miniature_world, steps=52, eval_every=51, compile=compile)
+        values = config.model_dump(mode="json")
+        values["train"]["precision"], values["eval"]["compile"] = "float32", compile
+        train_from_config(parse_config(values, TrainConfig, "test"))
+        lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+        ends.append([line["losses"] for line in lines if line["kind"] == "train"])
+        assert [line["step"] for line in lines if line["kind"] == "gates"] == [50, 52]
+    for step, (plain, compiled) in enumerate(zip(*ends, strict=True)):
+        assert compiled == pytest.approx(plain, rel=1e-3 if step < 5 else 0.1), step
+
+
+@pytest.mark.slow
 def test_twenty_random_kills_end_bit_identical(reference, tmp_path, miniature_world):
     run = tmp_path / "killed"
     config = make_config(run, miniature_world)

@@ -34,7 +34,8 @@ def test_scores():
     torch.testing.assert_close(compiled(_join_scores)(named, quality), _join_scores(named, quality))
 
 
-def test_a_detector_its_gradients_its_weights_names_and_its_copies(tiny_clip):
+def test_a_detector_its_gradients_its_weights_names_and_its_copies(tiny_clip, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     plain = build_detector(tiny_clip, "pyramid", "head")
     fused = copy.deepcopy(plain)
     fused.compile_learned_path()

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,13 @@ def test_rows_read_by_position_equal_the_whole_file(bank):
 
 def test_rows_of_no_class(bank):
     assert bank.rows(np.array([], np.int64), np.array([], np.int64)).shape == (0, bank.dim)
+
+
+def test_a_copy_of_what_holds_a_bank_shares_its_file(bank):
+    rows = np.array([0]), np.array([1])
+    expected = bank.rows(*rows)
+    del copy.deepcopy({"bank": bank})["bank"]
+    assert torch.equal(bank.rows(*rows), expected)
 
 
 def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip, tmp_path):
