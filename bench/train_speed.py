@@ -4,9 +4,9 @@
     python bench/train_speed.py configs/quickstart_base.yaml --steps 20 --size 128 --batch-size 2
 
 Scenes of the embedded world, resized to --size, stand in for the config's own data, and random weights for its CLIP's,
-so that nothing need be downloaded; all else is as in the config, through the same loop. A step is counted, not
-measured (ovd/cost.py: the image side, without recomputation), and its share of the peak is taken from the median
-step after the first tenth.
+so that nothing need be downloaded, and classes have one text each; all else is as in the config, through the same loop.
+A step is counted, not measured (ovd/cost.py: the image side, without recomputation), and its share of the peak is taken
+from the median step after the first tenth.
 """
 
 import argparse
@@ -43,6 +43,7 @@ def main() -> None:
             [
                 *arguments.overrides,
                 f"output={folder}/run", "data.source.kind=world", "data.repeat_threshold=0", "data.shape_groups=1",
+                "bank.templates=none",
                 f"data.size={arguments.size}", f"train.steps={arguments.steps}", f"train.save_every={arguments.steps}",
                 f"train.batch_size={arguments.batch_size}", f"train.warmup_steps={min(50, arguments.steps // 2)}",
                 *([] if own.clip.name == "tiny" else ["clip.weights=random"]),

@@ -159,13 +159,15 @@ class Detector(nn.Module):
         ]
 
     def compile_learned_path(self) -> None:
-        """Run pyramid, head and shortcuts compiled from now on, for batches of any shape (not in copies); the tower
-        stays as it is."""
+        """Run pyramid, head and shortcuts compiled from now on (not in copies); the tower stays as it is.
+
+        The first shape of a batch is compiled in seconds, the second as one for all sizes in minutes.
+        """
         # The parts count together as one function, which torch compiles eight times at most unless told otherwise.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_RECOMPILATIONS)
         for part in (self.pyramid, self.head, self.pyramid_shortcut, self.head_shortcut):
             if part is not None:
-                part.compile(dynamic=True)
+                part.compile()
 
     def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
         """Where the predictions for these images stand."""
