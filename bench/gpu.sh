@@ -1,5 +1,5 @@
 #!/bin/bash
-# All that docs/results.md wants from a GPU, in half an hour on one of 80 GB: bench/gpu.sh [python]
+# All that docs/results.md wants from a GPU; not run on one yet: bench/gpu.sh [python]
 set -euo pipefail
 python=${1:-python}
 $python bench/train_speed.py configs/lvis_base_convnext_b.yaml --steps 500

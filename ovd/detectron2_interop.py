@@ -39,10 +39,10 @@ from ovd.config import TrainConfig, load_config
 from ovd.data.annotations import AnnotationIndex
 from ovd.distributed import sum_over_ranks, world_size
 from ovd.engine.step_texts import StepTexts, TextSampler
-from ovd.engine.train import set_initial_bias, step_generator
+from ovd.engine.train import losses_of, set_initial_bias, step_generator
 from ovd.inference import detect
 from ovd.model.assign import assign_atss, assign_fcos
-from ovd.model.losses import detection_losses, loss_normalisers
+from ovd.model.losses import loss_normalisers
 from ovd.precision import autocast
 from ovd.structures import Batch, Detections, Predictions, Targets
 
@@ -271,19 +271,15 @@ class OvdDetector(nn.Module):
         assignment = assign(points, batch.targets, sizes=batch.sizes)
         nowhere = torch.zeros(len(batch.targets), dtype=torch.bool, device=self.device)
         normalisers = loss_normalisers(assignment, batch.targets, names_only=nowhere, points=points)
-        return detection_losses(
+        return losses_of(
+            self.detector,
             predictions,
             assignment,
             batch.targets,
-            text=texts.embeddings,
-            class_rows=texts.classes,
-            class_mask=texts.mask,
-            class_mask_in_boxes=texts.mask_in_boxes,
+            texts,
             names_only=nowhere,
             points=points,
             normalisers=sum_over_ranks(normalisers) / world_size(),  # DDP averages what are parts of a sum
-            scale=self.detector.scale,
-            bias=self.detector.bias,
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:

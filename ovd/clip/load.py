@@ -102,7 +102,7 @@ def load_clip(
         model = open_clip.create_model(
             name, pretrained=None if weights == "random" else weights, force_preprocess_cfg=preprocessing
         )
-    except (RuntimeError, AssertionError) as error:  # no such tag, or the weights' keys or shapes are not the model's
+    except (RuntimeError, AssertionError) as error:  # the weights' keys or shapes are not the model's
         lines = "\n".join(str(error).splitlines()[:MOST_LINES])
         raise ValueError(f"clip.weights {weights!r} does not fit clip.name {name!r}: {lines}") from error
     return _with_preprocessing(model, open_clip.get_tokenizer(name), _embed_dim(name))

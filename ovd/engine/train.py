@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -48,7 +48,7 @@ from ovd.model.losses import detection_losses, loss_normalisers
 from ovd.model.similarity import initial_bias
 from ovd.model.tower import ImageTower
 from ovd.precision import autocast, memory_format
-from ovd.structures import Batch, Targets
+from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -372,19 +372,15 @@ def backward(
                 divisors = num_parts * sum_over_ranks(
                     loss_normalisers(assignment, part.targets, names_only=names_only[rows], points=points)
                 )
-            losses = detection_losses(
+            losses = losses_of(
+                detector,
                 predictions,
                 assignment,
                 part.targets,
-                text=its_texts.embeddings,
-                class_rows=its_texts.classes,
-                class_mask=its_texts.mask,
-                class_mask_in_boxes=its_texts.mask_in_boxes,
+                its_texts,
                 names_only=names_only[rows],
                 points=points,
                 normalisers=divisors,
-                scale=detector.scale,
-                bias=detector.bias,
                 use_compiled=schedule.compile,
             )
             if schedule.image_label_weight > 0:
@@ -397,6 +393,36 @@ def backward(
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
     total = sum_over_ranks(torch.stack(list(sums.values())))
     return dict(zip(sums, total, strict=True))
+
+
+def losses_of(
+    detector: Detector,
+    predictions: Predictions,
+    assignment: Assignment,
+    targets: tuple[Targets, ...],
+    texts: StepTexts,
+    *,
+    names_only: Bool[Tensor, " B"],
+    points: Points,
+    normalisers: Float[Tensor, "3"],
+    use_compiled: bool = False,
+) -> dict[str, Tensor]:
+    """`detection_losses` of predictions scored against a step's texts."""
+    return detection_losses(
+        predictions,
+        assignment,
+        targets,
+        text=texts.embeddings,
+        class_rows=texts.classes,
+        class_mask=texts.mask,
+        class_mask_in_boxes=texts.mask_in_boxes,
+        names_only=names_only,
+        points=points,
+        normalisers=normalisers,
+        scale=detector.scale,
+        bias=detector.bias,
+        use_compiled=use_compiled,
+    )
 
 
 def assignment_rule(schedule: Schedule, step: int) -> AssignmentRule:
