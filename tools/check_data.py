@@ -36,7 +36,7 @@ def main() -> None:
         shards = PairShards(arguments.shards)
         check_pairs(shards, report)
         print(f"{len(shards):,} pairs in {len(shards.file_names):,} shards")
-        print(f"{shards.rejected:,} members not used; {shards.num_undecodable_captions:,} captions not in UTF-8")
+        print(f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8")
         print("\n".join(describe_findings(report)))
     else:
         if arguments.annotations is None or (arguments.images is None and not arguments.no_images):
@@ -45,7 +45,7 @@ def main() -> None:
         if not arguments.no_images:
             check_images(index, report)
         print(describe(index, report))
-    if any(kind.endswith("skipped") for kind in report.counts()):
+    if report.num_used() == 0 or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)
 
 

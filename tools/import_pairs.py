@@ -27,8 +27,11 @@ def main() -> None:
     arguments = parser.parse_args()
     report = DataReport()
     pairs = read_tsv(arguments.tsv, arguments.columns.split(","), arguments.images, report)
-    write_pair_shards(arguments.output, pairs, pairs_per_shard=arguments.pairs_per_shard)
-    report.write(arguments.output / "data_report.json")
+    try:
+        write_pair_shards(arguments.output, pairs, pairs_per_shard=arguments.pairs_per_shard)
+    finally:
+        if report.num_seen():
+            report.write(arguments.output / "data_report.json")
     skipped = ", ".join(f"{kind} {count}" for kind, count in report.counts().items())
     print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")
 

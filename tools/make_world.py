@@ -1,7 +1,7 @@
 """Draw the embedded world: a small LVIS, its image-text pairs, and two transfer sets.
 
-python tools/make_world.py                       everything but the pairs that the tiny CLIP is pretrained on
-python tools/make_world.py --parts train val     only these
+python tools/make_world.py                       # all but the pairs that the tiny CLIP is pretrained on
+python tools/make_world.py --parts train val     # only these
 """
 
 import argparse

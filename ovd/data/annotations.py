@@ -5,6 +5,7 @@ position in `AnnotationIndex.categories`.
 """
 
 import gc
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +132,15 @@ class AnnotationIndex:
             not_exhaustive_classes=taken(self.not_exhaustive_classes),
         )
 
+    def fingerprint(self) -> str:
+        """Hash of all that training takes from the file: images, their order, objects and vocabulary."""
+        digest = hashlib.sha256(repr(self.categories).encode())
+        digest.update("\n".join(self.image_files).encode())
+        raggeds = (self.boxes, self.classes, self.crowd_boxes, self.negative_classes, self.not_exhaustive_classes)
+        for array in (self.image_ids, self.image_sizes, *(part for of in raggeds for part in (of.values, of.offsets))):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
     def encoded(self, image: int) -> Path:
         """Where the image's pixels are."""
         if self.images_root is None:
@@ -157,7 +167,7 @@ def load_annotations(annotations: Path, images: Path | None, *, format: Format, 
         DataError: F1 not whole JSON; F2 an id twice; F3 unknown images or categories; F6 a box that is not four finite
             numbers; F7 LVIS without its federated labels; F1 also for a record without a required field.
     """
-    content = _read_json(annotations)
+    content = read_json(annotations)
     source = _Source(annotations)
     image_rows = source.records(content, "images")
     category_rows = sorted(source.records(content, "categories"), key=lambda row: source.field(row, "categories", "id"))
@@ -254,7 +264,13 @@ class _Source:
         return by_id
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What an annotation file holds, without its masks.
+
+    Raises:
+        DataError: F1 it cannot be read, or is not whole JSON in UTF-8.
+    """
+
     def without_masks(record: dict[str, Any]) -> dict[str, Any]:
         # Masks are nine tenths of an LVIS file, and the detector has no use for them: freed while parsing.
         record.pop("segmentation", None)

@@ -8,9 +8,9 @@ Shape = tuple[int, int]
 
 
 def shape_groups(
-    sizes: Int64[np.ndarray, "N 2"], num_groups: int, *, size: int, divisor: int
+    sizes: Int64[np.ndarray, "N 2"], num_groups: int, *, size: int, largest_scale: float = 1.0, divisor: int
 ) -> tuple[Int64[np.ndarray, " N"], tuple[Shape, ...]]:
-    """A group for every image, and for each group the padded shape that holds its images.
+    """A group for every image, and for each group the padded shape that holds its images; last, one that holds all.
 
     Groups are stretches of aspect ratios; where they begin is chosen so that the padded pixels of all images together
     are fewest, were each image padded to its group's shape.
@@ -19,16 +19,19 @@ def shape_groups(
         sizes: height and width of the images.
         num_groups: at most so many.
         size: longest side that images are resized to.
+        largest_scale: factor that they are resized by on top, at most; what is then longer than `size` is cropped.
         divisor: of the padded sides.
     """
-    resized = np.ceil(sizes * (size / sizes.max(axis=1, keepdims=True, initial=1))).astype(np.int64)
+    factors = largest_scale * size / sizes.max(axis=1, keepdims=True, initial=1)
+    resized = np.ceil(sizes * factors).astype(np.int64).clip(max=size)
     padded = -(-resized // divisor) * divisor
     shapes, shape_of_image, counts = np.unique(padded, axis=0, return_inverse=True, return_counts=True)
     by_ratio = np.argsort(shapes[:, 1] / np.maximum(shapes[:, 0], 1), kind="stable")
     group_of_rank, group_shapes = _cheapest_stretches(shapes[by_ratio], counts[by_ratio], num_groups)
     group_of_shape = np.empty(len(shapes), dtype=np.int64)
     group_of_shape[by_ratio] = group_of_rank
-    return group_of_shape[shape_of_image.reshape(-1)], group_shapes
+    holds_all = [(int(padded[:, 0].max()), int(padded[:, 1].max()))] if len(padded) else []
+    return group_of_shape[shape_of_image.reshape(-1)], tuple(dict.fromkeys([*group_shapes, *holds_all]))
 
 
 def _cheapest_stretches(

@@ -1,5 +1,6 @@
 """Reading an image file into RGB pixels, or saying why not."""
 
+import stat
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +15,7 @@ from ovd.data.report import DataError
 # Pillow reads dozens of formats, some through code that is seldom attacked or fixed.
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 1024 * 1024
+MAX_BYTES = 256 * 1024 * 1024
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -61,16 +63,11 @@ def decode_image(
         max_pixels: larger images are refused by their header, before memory is taken for them.
 
     Raises:
-        ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many pixels; F12 another size than
-            expected.
+        ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many bytes or pixels; F12 another size
+            than expected.
     """
     name = str(source) if isinstance(source, Path) else "image"
-    try:
-        content = source.read_bytes() if isinstance(source, Path) else source
-    except FileNotFoundError:
-        raise ImageError("F8", f"{name}: file is missing") from None
-    except OSError as error:
-        raise ImageError("F9", f"{name}: cannot be read: {error}") from error
+    content = read_file(source) if isinstance(source, Path) else source
     if not content:
         raise ImageError("F9", f"{name}: file is empty")
 
@@ -105,6 +102,27 @@ def decode_image(
     if orientation != 1 and not unrotated:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return DecodedImage(pixels=np.array(rgb), unrotated=unrotated)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: F8 missing; F9 cannot be read, or no ordinary file; F10 over 256 MiB, before memory is taken for it.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("F9", f"{path}: not an ordinary file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError("F10", f"{path}: {status.st_size} bytes are more than {MAX_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError("F8", f"{path}: file is missing") from None
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise ImageError("F9", f"{path}: cannot be read: {error}") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, islice
@@ -19,8 +20,10 @@ from typing import BinaryIO
 import numpy as np
 
 from ovd.data.report import DataError
+from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
+NUM_THREADS = 4
 
 _MEMBER_OF_SUFFIX = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
 _MEMBER_NAMES = ("image", "caption", "info")
@@ -62,6 +65,7 @@ class _ShardIndex:
     sizes: np.ndarray
     """N x 3, int64."""
     rejected: int
+    first_rejected: tuple[str, ...]
 
 
 class _ShardFault(Exception):
@@ -77,16 +81,20 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     """Writes `00000.tar`, `00001.tar`, ... and, last, `manifest.json`.
 
     The bytes depend on the pairs alone. Every file appears under its name only when it is whole, and the manifest only
-    when all shards are: a folder without one is an unfinished write and may be written again.
+    when all shards are: a folder without one is an unfinished write.
 
     Raises:
-        ValueError: the folder already has a manifest, a key is not usable as a member name, or a key comes twice.
+        ValueError: the folder already holds shards, a key is not usable as a member name, or a key comes twice.
     """
     if pairs_per_shard < 1:
         raise ValueError(f"pairs_per_shard is {pairs_per_shard}; it must be at least 1")
     manifest_path = directory / MANIFEST_NAME
-    if manifest_path.exists():
-        raise ValueError(f"{manifest_path} exists: the shards are complete; remove the folder to write them again")
+    present = sorted(path.name for path in directory.glob("*.tar"))
+    if present or manifest_path.exists():
+        raise ValueError(
+            f"{directory} already holds shards ({', '.join(present[:3]) or MANIFEST_NAME}), and none is overwritten; "
+            "give another folder, or remove what an earlier import left unfinished"
+        )
     directory.mkdir(parents=True, exist_ok=True)
 
     seen_keys: set[str] = set()
@@ -151,7 +159,7 @@ class PairShards:
     Attributes:
         file_names: of the shards that are open, in order.
         rejected: members that are not used: unsafe names (absolute, `..`), links, devices, sparse files, pickles and
-            any other suffix, and the rest of a sample whose image or caption was one of those.
+            any other suffix (what follows the name's first dot), and the rest of a sample with an unsafe member.
         num_undecodable_captions: captions read so far that were not UTF-8 (their bad bytes read as U+FFFD).
 
     Raises:
@@ -166,12 +174,14 @@ class PairShards:
         unknown = [] if only is None else sorted(set(only) - listed.keys())
         if unknown:
             raise ValueError(f"{directory} has no shards {unknown[:20]}")
-        self._shards = [
-            _index_checked(directory / name, entry) for name, entry in listed.items() if only is None or name in only
-        ]
+        chosen = [(directory / name, entry) for name, entry in listed.items() if only is None or name in only]
+        with ThreadPoolExecutor(NUM_THREADS) as pool:  # hashing and reading let other threads run
+            indexed = pool.map(lambda shard: _index_checked(*shard), chosen)
+            self._shards = list(progress(indexed, len(chosen), "indexing shards"))
         self.file_names = tuple(shard.path.name for shard in self._shards)
         self._ends = np.cumsum([len(shard.keys) for shard in self._shards], dtype=np.int64)
         self.rejected = sum(shard.rejected for shard in self._shards)
+        self._first_rejected = next((shard.first_rejected for shard in self._shards if shard.rejected), ())
         self._undecodable: set[int] = set()
 
     def __len__(self) -> int:
@@ -180,6 +190,11 @@ class PairShards:
     @property
     def num_undecodable_captions(self) -> int:
         return len(self._undecodable)
+
+    def describe_rejected(self) -> str:
+        """How many members are not used, and the names of the first."""
+        names = f", such as {', '.join(self._first_rejected)} (a key ends at its first dot)" if self.rejected else ""
+        return f"{self.rejected:,} members of the shards are not used{names}"
 
     def __getitem__(self, position: int) -> Pair:
         """Reads one sample.
@@ -200,6 +215,20 @@ class PairShards:
             raise ValueError(f"{shard.path}:{key}.json holds {type(info).__name__}, expected an object")
         return Pair(key=key, image=image, caption=caption, info=info)
 
+    def image(self, position: int) -> bytes:
+        """A sample's encoded image alone.
+
+        Raises:
+            IndexError: position outside 0..len-1.
+            ValueError: the shard has shrunk since it was indexed.
+        """
+        return _read_member(*self._find(position), "image")
+
+    def key(self, position: int) -> str:
+        """A sample's key."""
+        shard, row = self._find(position)
+        return shard.keys[row].decode(errors="replace")
+
     def caption(self, position: int) -> str:
         """A sample's caption alone: its image is not read.
 
@@ -217,8 +246,7 @@ class PairShards:
 
     def location(self, position: int) -> str:
         """`shard:key` of a sample, for messages and reports."""
-        shard, row = self._find(position)
-        return f"{shard.path.name}:{shard.keys[row].decode(errors='replace')}"
+        return f"{self._find(position)[0].path.name}:{self.key(position)}"
 
     def _decode_caption(self, content: bytes, position: int) -> str:
         try:
@@ -296,6 +324,7 @@ def _index_shard(path: Path, file: BinaryIO) -> _ShardIndex:
     rows: dict[str, tuple[list[int], list[int]]] = {}
     keys_with_rejected: set[str] = set()
     rejected = 0
+    first_rejected: list[str] = []
     for member in _members(file, rows):
         name = member.name.removeprefix("./")
         key, suffix = _split_name(name)
@@ -303,11 +332,13 @@ def _index_shard(path: Path, file: BinaryIO) -> _ShardIndex:
         if not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse():
             keys_with_rejected.add(key)
             rejected += 1
+            first_rejected = [*first_rejected, member.name][:3]
             continue
         if member.isdir():
             continue
         if slot is None:
             rejected += 1
+            first_rejected = [*first_rejected, member.name][:3]
             continue
         offsets, sizes = rows.setdefault(key, ([_ABSENT] * 3, [0] * 3))
         if offsets[slot] != _ABSENT:
@@ -327,6 +358,7 @@ def _index_shard(path: Path, file: BinaryIO) -> _ShardIndex:
         offsets=np.array([offsets for offsets, _ in rows.values()], dtype=np.int64).reshape(-1, 3),
         sizes=np.array([sizes for _, sizes in rows.values()], dtype=np.int64).reshape(-1, 3),
         rejected=rejected,
+        first_rejected=tuple(first_rejected),
     )
 
 

@@ -1,6 +1,7 @@
 """What happened to the data: counts of everything repaired or skipped, by fault code.
 
-Codes are those of docs/faults: F4 and F5 concern single boxes, the others whole samples. Always: seen = used + skipped.
+Codes are those of data/README.md: F4 and F5 concern single boxes, the others whole samples. Always: seen = used +
+skipped.
 """
 
 import json
@@ -46,6 +47,7 @@ class DataReport:
         self._stops = stops
         self._used: Counter[Unit] = Counter()
         self._skipped_in_a_row: Counter[Unit] = Counter()
+        self._most_in_a_row: Counter[Unit] = Counter()
         self._repaired: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._skipped_records: dict[str, set[str]] = {}
@@ -66,7 +68,9 @@ class DataReport:
         """Counts a sample or box that is left out; `where` names the file and record and says why."""
         self._skipped[code] += 1
         self._skipped_records.setdefault(code, set()).add(where)
-        self._skipped_in_a_row[_unit(code)] += 1
+        unit = _unit(code)
+        self._skipped_in_a_row[unit] += 1
+        self._most_in_a_row[unit] = max(self._most_in_a_row[unit], self._skipped_in_a_row[unit])
         self._keep(f"{code} skipped", where)
 
     def add_batch(self, batch: Batch) -> None:
@@ -91,7 +95,7 @@ class DataReport:
         return self._repaired[code]
 
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
-        """Stops when 100 in a row, or 1 % of `total` (samples or boxes seen) and at least 5, were skipped.
+        """Stops when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were skipped.
 
         A record that comes again in every epoch counts once.
 
@@ -102,7 +106,7 @@ class DataReport:
             return
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
-        in_a_row = self._skipped_in_a_row[unit]
+        in_a_row = self._most_in_a_row[unit]
         if in_a_row < _MAX_SKIPPED_IN_A_ROW and num_skipped < max(_MIN_SKIPPED_TO_STOP, _MAX_SKIPPED_SHARE * total):
             return
         code = counts.most_common(1)[0][0]

@@ -1,11 +1,10 @@
 """Image-text pairs in TSV files, as some collections are given: a line a pair, with a path or the image in base64."""
 
 import base64
-import binascii
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ovd.data.images import ImageError, decode_image
+from ovd.data.images import ImageError, decode_image, read_file
 from ovd.data.pairs import Pair
 from ovd.data.report import DataReport
 from ovd.progress import progress
@@ -40,7 +39,7 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
                 pair = _pair(f"{number:09d}", fields, images, where)
             except ImageError as error:
                 report.skipped(error.code, f"{where}: {error}")
-                report.raise_if_too_many(number)
+                report.raise_if_too_many(num_lines)
                 continue
             report.used()
             yield pair
@@ -52,15 +51,16 @@ def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> 
     if "base64" in fields:
         try:
             image = base64.b64decode(fields["base64"], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, or characters that are not ASCII
             raise ImageError("F9", f"not base64: {error}") from None
     else:
         if "path" not in fields:
             raise ImageError("F8", "no image")
-        file = Path(fields["path"]) if images is None else images / fields["path"]
-        try:
-            image = file.read_bytes()
-        except OSError as error:
-            raise ImageError("F8", f"{file}: {error.strerror}") from None
+        file = Path(fields["path"])
+        if images is not None:
+            if file.is_absolute() or ".." in file.parts:
+                raise ImageError("F15", f"{file} leads out of {images}")
+            file = images / file
+        image = read_file(file)
     decode_image(image)
     return Pair(key=key, image=image, caption=fields["caption"].strip(), info={"source": where})

@@ -56,8 +56,8 @@ def evaluate_detector(
     if world_size() == 1:
         return evaluator
     results = concatenate(gather(evaluator.results()))
-    of_all = box_evaluator(index.path, index.format, category_ids, engine=engine)
+    evaluator.clear()
     position = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     order = np.argsort([position[image_id] for image_id in results.image_ids.tolist()], kind="stable")
-    of_all.add_results(results.take(order), source="all ranks")
-    return of_all
+    evaluator.add_results(results.take(order), source="all ranks")
+    return evaluator

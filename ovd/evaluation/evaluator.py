@@ -81,6 +81,11 @@ class BoxEvaluator(ABC):
         self._refuse(unknown_category, "no such category", results, source)
         self._parts.append(results)
 
+    def clear(self) -> None:
+        """Forgets all detections, as if none had been added."""
+        self._parts = []
+        self._images_to_come = {image.id for image in self.truth.images}
+
     def results(self) -> Results:
         """Everything added so far, uncapped, in the order added."""
         self._parts = [concatenate(self._parts)]

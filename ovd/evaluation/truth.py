@@ -1,12 +1,13 @@
 """What an annotation file says that box metrics need, checked before any metric engine sees it."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+
+from ovd.data.annotations import read_json
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,7 @@ def read_truth(path: Path, *, federated: bool) -> Truth:
     Raises:
         ValueError: naming the file and the record, when it is not what an engine would evaluate rightly.
     """
-    with path.open(encoding="utf-8") as file:
-        try:
-            dataset = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from error
+    dataset = read_json(path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(dataset, dict) or not isinstance(dataset.get(key), list):
             raise ValueError(f"{path}: not a COCO or LVIS annotation file: it has no list {key!r}")

@@ -31,8 +31,6 @@ class Filters:
     min_score: float = 0.0
     min_size_px: float = 0.0
     """Least shorter side, in pixels of the pair's image."""
-    min_relative_size: float = 0.0
-    """Least shorter side, as a fraction of the image's shorter side."""
     max_relative_area: float = 1.0
     """Largest area, as a fraction of the image's."""
     caption_match: bool = False
@@ -70,7 +68,6 @@ def filter_labels(
 
     remove("min_score", [score_at_least(shard, filters.min_score) for shard in shards])
     remove("min_size_px", [side_at_least_px(shard, filters.min_size_px) for shard in shards])
-    remove("min_relative_size", [relative_side_at_least(shard, filters.min_relative_size) for shard in shards])
     remove("max_relative_area", [relative_area_at_most(shard, filters.max_relative_area) for shard in shards])
     if filters.caption_match:
         assert captions is not None
@@ -88,10 +85,6 @@ def score_at_least(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
 
 def side_at_least_px(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
     return _sides(labels).min(axis=1) >= least
-
-
-def relative_side_at_least(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
-    return _sides(labels).min(axis=1) >= least * _image_sizes(labels).min(axis=1)
 
 
 def relative_area_at_most(labels: ShardLabels, most: float) -> Bool[np.ndarray, " M"]:

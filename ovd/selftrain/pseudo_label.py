@@ -162,6 +162,8 @@ def label_shards(
         print(f"{output}: {len(counts)} of {len(names)} shards are labelled already")
 
     shards = PairShards(folder, only=todo)
+    if shards.rejected:
+        print(f"{folder}: {shards.describe_rejected()}")
     num_pairs = len(shards) + sum(done.pairs for done in counts)
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     for name in todo:
@@ -266,11 +268,11 @@ def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
     """All pairs in order, decoded by a thread while the teacher looks at those before."""
 
     def decode(position: int) -> _Decoded:
-        pair = shards[position]
+        key = shards.key(position)
         try:
-            return _Decoded(pair.key, read_image(pair.image), "")
+            return _Decoded(key, read_image(shards.image(position)), "")
         except ImageError as error:
-            return _Decoded(pair.key, None, f"{error.code} {error}")
+            return _Decoded(key, None, f"{error.code} {error}")
 
     with ThreadPoolExecutor(max_workers=1) as executor:
         positions = iter(range(len(shards)))

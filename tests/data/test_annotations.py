@@ -332,5 +332,6 @@ def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
         report.used()
     for row in range(100):
         report.skipped("F8", f"image {row}")
+    report.used()  # too late
     with pytest.raises(DataError, match="100 of them in a row"):
         report.raise_if_too_many(10**6)

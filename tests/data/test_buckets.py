@@ -69,6 +69,18 @@ def test_groups_and_shapes_pad_little():
     assert padded / used < 1.07
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.25, 2.0])
+def test_the_shapes_hold_every_batch_of_images_resized_by_any_scale(scale):
+    sizes = np.array([[480, 640], [640, 480], [640, 427], [333, 500]], np.int64)
+    _, shapes = shape_groups(sizes, 2, size=640, largest_scale=scale, divisor=32)
+    assert len(shapes) <= 3
+    for factor in (0.3 * scale, 0.77 * scale, scale):
+        resized = np.minimum(np.ceil(sizes * (640 * factor / sizes.max(axis=1, keepdims=True))), 640)
+        for rows in ([0], [3], [1, 2], [0, 1], [0, 1, 2, 3]):
+            height, width = (-(-resized[rows].max(axis=0).astype(int) // 32) * 32).tolist()
+            assert padded_shape(height, width, shapes) in shapes
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [((100, 40), (128, 64)), ((130, 30), (160, 32)), ((200, 30), (200, 30)), ((128, 64), (128, 64))],

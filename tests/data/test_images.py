@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -154,6 +155,21 @@ def test_missing_file_and_folder(tmp_path):
     assert caught.value.code == "F8"
     with pytest.raises(ImageError) as caught:
         read_image(tmp_path, expected_size=None)
+    assert caught.value.code == "F9"
+
+
+def test_what_is_no_ordinary_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe\.jpg: not an ordinary file") as caught:
+        read_image(tmp_path / "pipe.jpg")
+    assert caught.value.code == "F9"
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match="1099511627776 bytes are more than 268435456") as caught:
+        read_image(tmp_path / "sparse.jpg")
+    assert caught.value.code == "F10"
+    with pytest.raises(ImageError, match="cannot be read") as caught:
+        read_image(tmp_path / "null\0.jpg")
     assert caught.value.code == "F9"
 
 

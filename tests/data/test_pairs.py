@@ -59,22 +59,21 @@ def test_bytes_depend_on_the_pairs_alone_and_the_manifest_is_true(tmp_path):
         }
 
 
-def test_a_failed_write_leaves_no_manifest_and_may_be_repeated(tmp_path):
+def test_a_failed_write_leaves_no_manifest_and_nothing_is_overwritten(tmp_path):
     def failing():
         yield from some_pairs(5)
         raise KeyError("stop")
 
     with pytest.raises(KeyError):
-        write_pair_shards(tmp_path, failing(), pairs_per_shard=2)
-    assert not (tmp_path / MANIFEST_NAME).exists()
-    assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == ["00000.tar", "00001.tar"]
-    write_pair_shards(tmp_path, some_pairs(5), pairs_per_shard=2)
+        write_pair_shards(tmp_path / "cut", failing(), pairs_per_shard=2)
+    assert not (tmp_path / "cut" / MANIFEST_NAME).exists()
+    assert [path.name for path in sorted((tmp_path / "cut").glob("*.tar"))] == ["00000.tar", "00001.tar"]
     write_pair_shards(tmp_path / "clean", some_pairs(5), pairs_per_shard=2)
-    assert PairShards(tmp_path)[4] == some_pairs(5)[4]
-    before = folder_bytes(tmp_path / "clean")
-    with pytest.raises(ValueError, match="exists"):
-        write_pair_shards(tmp_path / "clean", [], pairs_per_shard=2)
-    assert folder_bytes(tmp_path / "clean") == before
+    for folder in (tmp_path / "cut", tmp_path / "clean"):  # shards without a manifest may be somebody's whole data
+        before = folder_bytes(folder)
+        with pytest.raises(ValueError, match=r"already holds shards \(00000\.tar, 00001\.tar"):
+            write_pair_shards(folder, some_pairs(9), pairs_per_shard=2)
+        assert folder_bytes(folder) == before
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "..", "x" * 95, "a\n"])
@@ -211,7 +210,15 @@ def test_unsafe_members_are_counted_and_nothing_is_written_or_unpickled(tmp_path
     shards = PairShards(directory)
     assert [shards[row] for row in range(len(shards))] == [Pair("good", b"image", "text", {})]
     assert shards.rejected == 9
+    assert shards.describe_rejected().startswith("9 members of the shards are not used, such as good.pkl, good.pyd, ..")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_samples_whose_keys_have_dots_are_named(tmp_path):
+    write_tar(tmp_path / "x.tar", [("v1.0_1.jpg", b""), ("v1.0_1.txt", b""), ("a.jpg", b"image"), ("a.txt", b"text")])
+    shards = PairShards(tmp_path)
+    assert len(shards) == 1
+    assert shards.describe_rejected().endswith("such as v1.0_1.jpg, v1.0_1.txt (a key ends at its first dot)")
 
 
 def test_captions_that_are_not_utf8_are_read_and_counted_once(tmp_path):
@@ -224,8 +231,10 @@ def test_captions_that_are_not_utf8_are_read_and_counted_once(tmp_path):
 @pytest.mark.parametrize("info", [b"{", b"[1]", b"[" * 100_000])
 def test_a_bad_info_member_names_the_sample(tmp_path, info):
     write_tar(tmp_path / "x.tar", [("a.jpg", b""), ("a.txt", b""), ("a.json", info)])
+    shards = PairShards(tmp_path)
     with pytest.raises(ValueError, match=r"x\.tar:a\.json"):
-        PairShards(tmp_path)[0]
+        shards[0]
+    assert (shards.key(0), shards.image(0), shards.caption(0)) == ("a", b"", "")  # what labelling and training read
 
 
 def test_folder_and_manifest_must_name_the_same_shards(tmp_path):

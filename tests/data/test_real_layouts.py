@@ -199,6 +199,7 @@ def test_a_tsv_becomes_shards(tmp_path):
     image = jpeg(tmp_path)
     lines = [f"k{number}\ta red square {number}\t{base64.b64encode(image).decode()}" for number in range(5)]
     lines[2] = "k2\tno image here\t!!"
+    lines.append("k5\tno ASCII here\tÄÄÄÄ")
     lines[3] = "k3\t \t" + base64.b64encode(image).decode()
     (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
     report = DataReport()
@@ -207,18 +208,19 @@ def test_a_tsv_becomes_shards(tmp_path):
         ("000000001", "a red square 0"), ("000000002", "a red square 1"), ("000000005", "a red square 4"),
     ]  # fmt: skip
     assert all(pair.image == image for pair in pairs)
-    assert report.counts() == {"F30 skipped": 1, "F9 skipped": 1}
+    assert report.counts() == {"F30 skipped": 1, "F9 skipped": 2}
     write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=2)
     assert len(PairShards(tmp_path / "shards")) == 3
 
 
 def test_a_tsv_with_paths_and_bad_columns(tmp_path):
     jpeg(tmp_path)
-    (tmp_path / "pairs.tsv").write_text("one.jpg\tred\ntwo.jpg\tmissing\n")
+    lines = ["one.jpg\tred", "two.jpg\tmissing", f"{tmp_path}/one.jpg\toutside", "../one.jpg\toutside", "o\0e\tnull"]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
     report = DataReport()
     (pair,) = read_tsv(tmp_path / "pairs.tsv", ["path", "caption"], tmp_path, report)
     assert pair.caption == "red"
-    assert report.counts() == {"F8 skipped": 1}
+    assert report.counts() == {"F15 skipped": 2, "F8 skipped": 1, "F9 skipped": 1}
     for columns in (["caption"], ["caption", "path", "base64"], ["caption", "path", "size"]):
         with pytest.raises(ValueError, match="columns"):
             list(read_tsv(tmp_path / "pairs.tsv", columns, tmp_path, report))

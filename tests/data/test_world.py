@@ -1,6 +1,8 @@
 import hashlib
 import json
+import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +159,20 @@ def test_a_finished_part_is_not_drawn_again(world):
     before = (world / "annotations" / "coco.json").stat().st_mtime_ns
     build_world(world.parent, ("coco",), SMALL)
     assert (world / "annotations" / "coco.json").stat().st_mtime_ns == before
+
+
+def test_of_two_that_need_a_part_one_draws_and_the_other_waits(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(folder, part, settings):
+        time.sleep(0.3)
+        drawn.append(part)
+
+    monkeypatch.setattr("ovd.data.world.build._draw_part", draw)
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: build_world(tmp_path, ("pairs", "coco"), SMALL), range(2)))
+    assert folders[0] == folders[1]
+    assert drawn == ["pairs", "coco"]
 
 
 def test_unknown_parts_are_refused(tmp_path):

@@ -352,7 +352,7 @@ def test_faulty_annotations_stop_before_any_engine(fault, message, small):
 
 def test_truncated_annotations_are_named(small):
     small.write_text(small.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"small\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"small\.json: not whole JSON at byte"):
         LVISEvaluator(small, ())
 
 

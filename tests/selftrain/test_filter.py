@@ -14,7 +14,6 @@ from ovd.selftrain.filter import (
     best_of_text,
     filter_labels,
     relative_area_at_most,
-    relative_side_at_least,
     score_at_least,
     side_at_least_px,
     text_in_caption,
@@ -59,7 +58,6 @@ some_filters = st.builds(
     keep=st.sampled_from(["top1", "top1_per_text", "one_to_one", "all"]),
     min_score=st.sampled_from([0.0, 0.25, 0.3, 1.0]),
     min_size_px=st.sampled_from([0.0, 20.0, 60.0]),
-    min_relative_size=st.sampled_from([0.0, 0.3]),
     max_relative_area=st.sampled_from([0.2, 0.5, 1.0]),
     caption_match=st.booleans(),
     max_per_text=st.sampled_from([None, 0, 1, 2]),
@@ -84,7 +82,6 @@ def kept_one_by_one(shards: list[ShardLabels], filters: Filters) -> list[list[bo
                 if (
                     shard.scores.values[row] >= filters.min_score
                     and shorter >= filters.min_size_px
-                    and shorter / 100 >= filters.min_relative_size
                     and (x1 - x0) * (y1 - y0) / 20_000 <= filters.max_relative_area
                     and (in_caption or not filters.caption_match)
                 ):
@@ -145,7 +142,6 @@ def test_predicates_of_single_boxes_may_be_applied_in_any_order(rows, filters):
     for shard, mask in zip(shards, masks, strict=True):
         backwards = (
             relative_area_at_most(shard, filters.max_relative_area)
-            & relative_side_at_least(shard, filters.min_relative_size)
             & side_at_least_px(shard, filters.min_size_px)
             & score_at_least(shard, filters.min_score)
         )
@@ -167,9 +163,7 @@ def test_the_first_predicate_that_removes_a_box_counts_it():
     shard = shard_of([[(0, 0.9, large), (0, 0.8, BOX), (1, 0.7, BOX), (0, 0.1, small)], [], [(0, 0.9, small)]])
     masks, counts = filter_labels([shard], Filters(min_score=0.5, min_size_px=8, max_relative_area=0.9))
     assert masks[0].tolist() == [False, True, False, False, False]
-    assert counts == {
-        "min_score": 1, "min_size_px": 1, "min_relative_size": 0, "max_relative_area": 1, "top1": 1, "kept": 1
-    }  # fmt: skip
+    assert counts == {"min_score": 1, "min_size_px": 1, "max_relative_area": 1, "top1": 1, "kept": 1}
 
 
 def test_the_defaults_keep_a_box_that_fills_its_image_and_scores_nothing():

@@ -6,6 +6,7 @@
 <root>/<key>/{pairs,pretraining_pairs}/00000.tar ..., manifest.json
 """
 
+import fcntl
 import io
 import json
 import multiprocessing
@@ -259,8 +260,8 @@ def write_json(path: Path, content: dict) -> None:
 def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
     """Draw the parts that are missing, and return the world's folder.
 
-    A part is drawn in a temporary folder and moved into place when whole, its annotation file last, so that a killed
-    run leaves nothing that could be taken for a finished part.
+    A part counts as drawn when its marker stands beside it, which is written last: what a killed run leaves is drawn
+    again. Of several processes one draws and the others wait for it.
 
     Raises:
         ValueError: a part's name is unknown.
@@ -269,20 +270,27 @@ def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; the world has {', '.join(PARTS)}")
     folder = root / settings.key()
-    write_json(folder / "settings.json", asdict(settings))
     if "val" in parts and "train" not in parts:
         parts = ("train", *parts)  # which classes are rare is a property of train
-    for part in sorted(parts, key=PARTS.index):
-        marker = folder / f".{part}.done"
-        if marker.exists():
-            continue
-        shutil.rmtree(folder / "images" / part, ignore_errors=True)
-        if part in ("pairs", "pretraining_pairs"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-            write_pairs_part(folder, part, settings)
-        elif part in TRANSFER_PARTS:
-            write_transfer_part(folder, part, settings)
-        else:
-            write_lvis_part(folder, part, settings)
-        marker.touch()
+    markers = {part: folder / f".{part}.done" for part in sorted(parts, key=PARTS.index)}
+    if not all(marker.exists() for marker in markers.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write_json(folder / "settings.json", asdict(settings))
+            for part, marker in markers.items():
+                if not marker.exists():  # nobody else drew it meanwhile
+                    _draw_part(folder, part, settings)
+                    marker.touch()
     return folder
+
+
+def _draw_part(folder: Path, part: str, settings: Settings) -> None:
+    shutil.rmtree(folder / "images" / part, ignore_errors=True)
+    if part in ("pairs", "pretraining_pairs"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+        write_pairs_part(folder, part, settings)
+    elif part in TRANSFER_PARTS:
+        write_transfer_part(folder, part, settings)
+    else:
+        write_lvis_part(folder, part, settings)
