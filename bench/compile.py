@@ -74,7 +74,7 @@ def main() -> None:
     batch = random_batch(arguments.batch_size, arguments.size, arguments.classes, generator).to(device)
     rows = F.normalize(torch.randn(arguments.classes, clip.dim, generator=generator), dim=1).to(device)
     mask = torch.ones(arguments.batch_size, arguments.classes, dtype=torch.bool, device=device)
-    texts = StepTexts(torch.arange(arguments.classes, device=device), rows, mask, mask)
+    texts = StepTexts(torch.arange(arguments.classes, device=device), rows, mask, mask, torch.zeros_like(mask[0]))
     set_initial_bias(plain, batch, rows, low_precision)
     fused = copy.deepcopy(plain)
     fused.compile_learned_path()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config import (
-    BankConfig,
     ClipConfig,
     FileData,
     GatedShortcuts,
@@ -29,7 +28,7 @@ from ovd.data.buckets import shape_groups
 from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
 from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
-from ovd.data.pairs import PairShards
+from ovd.data.pairs import PairShards, list_shards
 from ovd.data.report import DataReport
 from ovd.data.transforms import Sample, train_transform
 from ovd.data.vocabulary import split_lvis_base
@@ -46,10 +45,10 @@ from ovd.model.towers import image_tower
 from ovd.precision import use_low_precision
 from ovd.selftrain.filter import Filters, filter_labels
 from ovd.selftrain.labelled_pairs import LabelledPairs
-from ovd.selftrain.labels import read_labels
+from ovd.selftrain.labels import check_labelled_shards, read_labels
 from ovd.structures import Batch
 from ovd.text.bank import Sources, TextBank, build_bank
-from ovd.text.encoder import encode_classes, text_tower_fingerprint
+from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
 from ovd.text.pair_texts import PairTexts
 from ovd.text.prompts import TEMPLATES, clean_name
 
@@ -217,28 +216,30 @@ def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> 
     """Variants of every class of the training vocabulary."""
     names = [category.name for category in index.categories]
     synonyms = [category.synonyms for category in index.categories]
-    return build_class_bank(config.bank, clip, names, synonyms)
+    return build_class_bank(config, clip, names, synonyms)
 
 
-def build_class_bank(config: BankConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
-    """The text bank of any classes, as the config says.
+def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
+    """The text bank of any classes, as the config's `bank` says.
 
     Raises:
         ValueError: `bank.file` comes from another text tower, or lacks a class.
     """
-    if config.file is not None:
-        return TextBank(config.file, tower=text_tower_fingerprint(clip), names=names)
-    paraphrases = read_paraphrases(config.paraphrases, names) if config.paraphrases else [()] * len(names)
+    bank = config.bank
+    if bank.file is not None:
+        return TextBank(bank.file, tower=text_tower_fingerprint(clip), names=names)
+    paraphrases = read_paraphrases(bank.paraphrases, names) if bank.paraphrases else [()] * len(names)
     sources = Sources(
-        templates=TEMPLATES[config.templates],
-        num_synonyms=config.synonyms,
+        templates=TEMPLATES[bank.templates],
+        num_synonyms=bank.synonyms,
         num_paraphrases=max(map(len, paraphrases), default=0),
-        draws=config.draws,
-        token_drop=config.token_drop,
-        tower_dropout=config.tower_dropout,
-        seed=config.seed,
+        draws=bank.draws,
+        token_drop=bank.token_drop,
+        tower_dropout=bank.tower_dropout,
+        seed=bank.seed,
     )
-    return build_bank(clip, names, synonyms, sources, folder=config.cache, paraphrases=paraphrases)
+    with text_tower_on(clip, resolve_device(config)):
+        return build_bank(clip, names, synonyms, sources, folder=bank.cache, paraphrases=paraphrases)
 
 
 def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
@@ -265,7 +266,8 @@ def evaluation_text(
     config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
     """One unit row per class: the mean over the config's templates, and over as many synonyms as it trains with."""
-    return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.synonyms)
+    with text_tower_on(clip, resolve_device(config)):
+        return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.synonyms)
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
@@ -292,8 +294,10 @@ def load_labelled_pairs(
     files = sorted(config.labels.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
-    shards = PairShards(pair_shards_folder(config, source), only=[f"{file.stem}.tar" for file in files])
+    folder = pair_shards_folder(config, source)
     labels = [read_labels(file) for file in files]
+    check_labelled_shards(files, list_shards(folder))
+    shards = PairShards(folder, only=[f"{file.stem}.tar" for file in files])
     tower = text_tower_fingerprint(clip)
     texts = PairTexts(
         [TextBank(file, tower=tower) for file in files],
@@ -357,7 +361,9 @@ def training_batches(
     repeat = repeat_factors(index, data.repeat_threshold)
     of_annotated: dict[str, Any] = {}
     if data.shape_groups > 1:
-        groups, shapes = shape_groups(index.image_sizes, data.shape_groups, size=data.size, divisor=size_divisor)
+        groups, shapes = shape_groups(
+            index.image_sizes, data.shape_groups, size=data.size, largest_scale=data.scale[1], divisor=size_divisor
+        )
         of_annotated = {"groups": groups, "shapes": shapes}
     if data.mosaic:
         tile_transform = transform_to(max(1, data.size // 2))
@@ -410,7 +416,7 @@ def build_schedule(config: TrainConfig) -> Schedule:
     )
 
 
-def build_saving(config: TrainConfig, first_samples: tuple[int, int]) -> Saving:
+def build_saving(config: TrainConfig, first_samples: tuple[int, int], data: Mapping[str, str]) -> Saving:
     return Saving(
         run_dir=config.output,
         save_every=config.train.save_every,
@@ -419,6 +425,7 @@ def build_saving(config: TrainConfig, first_samples: tuple[int, int]) -> Saving:
         resolved_config=config.model_dump(mode="json"),
         wandb=config.train.wandb,
         first_samples=first_samples,
+        data=data,
     )
 
 
@@ -468,14 +475,30 @@ def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
     clip = configured_clip(config.clip)
-    if found.extra.get("text_tower") != text_tower_fingerprint(clip):
-        raise ValueError(f"{found.folder} was trained against another text tower than {config.clip.name!r} has now")
+    check_text_tower(found, clip)
     detector = build_detector(config, clip)
     checkpoint.load_into(detector, found.weights)
     return TrainedDetector(detector.eval(), config, clip, tuple(found.extra.get("classes", ())))
 
 
-def initialise(detector: Detector, init_from: Path) -> None:
-    """Start a new run from a trained detector: a run folder, a checkpoint folder or a weights file."""
-    weights = init_from if init_from.is_file() else find_checkpoint(init_from).weights
-    checkpoint.load_into(detector, weights)
+def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint's detector does not speak this CLIP model's text space.
+    """
+    if found.extra.get("text_tower") != text_tower_fingerprint(clip):
+        raise ValueError(f"{found.folder} was trained against another text tower than the config's CLIP model has")
+
+
+def initialise(detector: Detector, init_from: Path, clip: Clip) -> None:
+    """Start a new run from a trained detector: a run folder, a checkpoint folder or a weights file.
+
+    Raises:
+        ValueError: the weights do not fit, or come from a run with another text tower than `clip` has.
+    """
+    if init_from.is_file():
+        checkpoint.load_into(detector, init_from)
+        return
+    found = find_checkpoint(init_from)
+    check_text_tower(found, clip)
+    checkpoint.load_into(detector, found.weights)

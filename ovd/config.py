@@ -69,7 +69,8 @@ class BankConfig(Section):
     """Up to so many other names of a class are used like its own, in training and evaluation, where the annotation file
     has them."""
     paraphrases: Path | None = None
-    """A JSON file of texts about classes, {"class name": ["a text", ...]}; each becomes a training variant as it is."""
+    """A JSON file of texts about classes, {"class name": ["a text", ...]}; each becomes a training variant as it is,
+    and a class with fewer than others gets its prompts again instead."""
     draws: PositiveInt = 1
     """Training variants made of each text: the text as it is, and draws - 1 changed at random as the next two say."""
     token_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -129,7 +130,8 @@ class WorldData(Section):
 
 
 class FileData(Section):
-    """Annotation files of a data set. Relative paths start at the data root (OVD_DATA, else ./data)."""
+    """Annotation files of a data set. Relative paths start at the data root: OVD_DATA, else DETECTRON2_DATASETS, else
+    ./data."""
 
     kind: Literal["files"] = "files"
     format: Literal["lvis", "coco", "coco_zero_shot", "objects365"]
@@ -144,9 +146,9 @@ class PairsConfig(Section):
     """Image-text pairs beside the detection data: self-training, or image-level labels."""
 
     labels: Path
-    """Folder of labels that tools/pseudo_label.py made."""
+    """Folder of labels that tools/pseudo_label.py made; like all that a run makes, relative to the current folder."""
     shards: Path | None = None
-    """Folder of the pairs' tar shards; the embedded world's own if not given."""
+    """Folder of the pairs' tar shards, relative to the data root; the embedded world's own if not given."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of a batch's images."""
     use: Literal["boxes", "image_labels"] = "boxes"
@@ -191,7 +193,8 @@ class DataConfig(Section):
     repeat_threshold: NonNegativeFloat = 0.001
     """LVIS's repeat-factor sampling; 0 switches it off."""
     shape_groups: PositiveInt = 1
-    """So many groups of images by aspect ratio: a batch is of one group, and batches come in no more shapes."""
+    """So many groups of images by aspect ratio: batches are of one group as far as its size allows, and come in the
+    groups' shapes and one more that holds any image."""
     pairs: PairsConfig | None = None
     """Trained on besides `source`; none by default."""
     workers: NonNegativeInt = 1
@@ -254,6 +257,7 @@ class EnsembleConfig(Section):
 
 class EvalSection(Section):
     batch_size: PositiveInt = 16
+    """Images are padded to the largest of their batch, which moves scores a little (GroupNorm, position embeddings)."""
     score_threshold: NonNegativeFloat = 0.0
     nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.6
     max_detections: PositiveInt = 1000

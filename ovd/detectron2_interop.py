@@ -184,7 +184,7 @@ class OvdDetector(nn.Module):
             for of_class in training.get("class_image_count", ()):
                 image_counts[row_of_id[of_class["id"]]] = of_class["image_count"]
             texts_of = TextSampler(
-                bank=build_class_bank(config.bank, clip, names, _synonyms(training)),
+                bank=build_class_bank(config, clip, names, _synonyms(training)),
                 image_counts=image_counts,
                 rule=config.train.negatives,
                 num_sampled=config.train.sampled_classes,
@@ -304,7 +304,7 @@ def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetec
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
     if config.init_from is not None:
-        initialise(detector, config.init_from)
+        initialise(detector, config.init_from, clip)
     return TrainedDetector(detector, config, clip, classes)
 
 

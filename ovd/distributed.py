@@ -18,6 +18,8 @@ Kind = TypeVar("Kind")
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others. One that dies is noticed at once, one that hangs after this."""
+PATIENCE = timedelta(hours=12)
+"""How long ranks wait for what the main process alone makes."""
 
 
 @contextmanager
@@ -89,12 +91,20 @@ def gather(value: Kind) -> list[Kind]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs on the main process and then on the others, which find made what it makes."""
-    if not is_main():
-        dist.barrier()
-    yield
-    if is_main() and dist.is_initialized():
-        dist.barrier()
+    """The block runs on the main process and then on the others, which find made what it makes; it may take hours."""
+    if not dist.is_initialized():
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # of which every rank is a member
+    try:
+        if not is_main():
+            dist.barrier(group)
+        yield
+        if is_main():
+            dist.barrier(group)
+    finally:
+        dist.destroy_process_group(group)
 
 
 def wait_for_all() -> None:

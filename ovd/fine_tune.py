@@ -14,9 +14,9 @@ from ovd.config import TrainConfig
 from ovd.data.annotations import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import latest
-from ovd.engine.ensemble import save_ensemble
+from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.evaluation.results import replacing
-from ovd.run import evaluate_run, train_from_config
+from ovd.run import check_same_run, evaluate_run, train_from_config
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -43,12 +43,15 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
         weight: of the fine-tuned weights in the average, 0 to 1.
 
     Raises:
-        ValueError: no `init_from`, one of the two validation sets is missing, or an earlier call averaged with another
-            weight.
+        ValueError: no `init_from`, one of the two validation sets is missing, the detector is another kind than the
+            config's so that the two have no average, or an earlier call had other settings or another weight.
     """
     if config.init_from is None:
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
     start = load_detector(config.init_from)
+    different = different_detectors(start.config.model_dump(mode="json"), config.model_dump(mode="json"))
+    if different:
+        raise ValueError(f"the config's detector is not that of {config.init_from}; different: {'; '.join(different)}")
     home = load_validation_index(start.config, DataReport())
     new = load_validation_index(config, DataReport())
     if home is None or new is None:
@@ -56,6 +59,8 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
         raise ValueError(f"{whose} names no validation set; what is gained and lost could not be told")
 
     found = latest(config.output)
+    if found is not None:
+        check_same_run(found.config, config)
     if found is None or found.step < config.train.steps:
         train_from_config(config, resume=found is not None, evaluate=False)
     ensemble = config.output / "ensemble"
@@ -100,11 +105,15 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
 
 
 def _evaluate(path: Path, index: AnnotationIndex, output: Path) -> dict[str, float]:
-    done = output / "metrics.json"
-    if not done.exists():
+    """The metrics of a detector on a data set; those in the folder where they are of the same two."""
+    done, source = output / "metrics.json", output / "evaluated.json"
+    evaluated = {"detector": str(find_checkpoint(path).folder), "annotations": str(index.path)}
+    if not (done.exists() and source.exists() and json.loads(source.read_text()) == evaluated):
         print(f"{path} on {index.path}")
         assert index.images_root is not None
+        source.unlink(missing_ok=True)
         evaluate_run(
             load_detector(path), output=output, annotations=index.path, images=index.images_root, format=index.format
         )
+        source.write_text(json.dumps(evaluated))
     return json.loads(done.read_text())["metrics"]

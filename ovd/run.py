@@ -1,11 +1,14 @@
 """Whole jobs, as the tools and the quick start run them: train from a config, evaluate, label image-text pairs."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from jaxtyping import Float
+from torch import Tensor
 
 from ovd.build import (
     DataFormat,
@@ -14,6 +17,7 @@ from ovd.build import (
     build_saving,
     build_schedule,
     build_text_bank,
+    check_text_tower,
     configured_clip,
     detection_options,
     evaluation_text,
@@ -29,6 +33,7 @@ from ovd.build import (
     score_ensemble,
     training_batches,
 )
+from ovd.clip.load import Clip
 from ovd.config import TrainConfig, WorldData, flatten, load_config, parse_config
 from ovd.data.annotations import AnnotationIndex
 from ovd.data.report import DataReport
@@ -58,6 +63,7 @@ from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
 from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards
 from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
+from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
 
 RETENTION_IMAGES = 300
@@ -86,6 +92,10 @@ def train_from_config(
 
 
 def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: bool) -> dict[str, float]:
+    if config.train.warmup_steps > config.train.steps:
+        raise ValueError(
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
+        )
     found = latest(config.output, strict=strict_resume)
     if found is not None:
         if not resume:
@@ -115,9 +125,10 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     elif config.init_from is not None:
         if config.init_state == "training":
             go_on_from = find_checkpoint(config.init_from)
+            check_text_tower(go_on_from, clip)
             first_samples = samples_drawn(go_on_from)
         else:
-            initialise(detector, config.init_from)
+            initialise(detector, config.init_from, clip)
     pairs, pair_texts = None, None
     if config.data.pairs is not None:
         pairs, pair_texts, counts = load_labelled_pairs(
@@ -126,13 +137,20 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         if is_main():
             removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
             print(f"{len(pairs)} image-text pairs with {len(pair_texts)} texts; boxes: {removed}")
+    data = {"annotations": index.fingerprint()} | ({} if pairs is None else {"pairs": pairs.fingerprint()})
+    if found is not None:
+        check_text_tower(found, clip)
+        check_same_data(found.extra.get("data", {}), data, config.output)
     with main_first():
         bank = build_text_bank(config, clip, index)
 
+    names = tuple(category.name for category in index.categories)
+    text = None if validation is None else text_of_index(config, clip, validation)
+
     def evaluate_average(averaged: Detector) -> dict[str, float]:
         assert validation is not None
-        names = tuple(category.name for category in index.categories)
-        evaluator = detect_all(TrainedDetector(averaged, config, clip, names), validation)
+        assert text is not None
+        evaluator = detect_all(TrainedDetector(averaged, config, clip, names), validation, text)
         metrics: dict[str, float] = {}
         if is_main():
             evaluation = evaluator.evaluate()
@@ -148,8 +166,9 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         torch.tensor([category.image_count for category in index.categories]),
         pair_texts,
         schedule=build_schedule(config),
-        saving=build_saving(config, first_samples),
+        saving=build_saving(config, first_samples, data),
         report=report,
+        num_samples=len(index) + (0 if pairs is None else len(pairs)),
         device=device,
         low_precision=low_precision(config),
         evaluate=evaluate_average if validation is not None else None,
@@ -217,20 +236,50 @@ def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
         raise ValueError(f"{config.output} was started with other settings: {'; '.join(different)}")
 
 
+def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Float[Tensor, "C D"]:
+    """What a data set's classes are asked for with, in its order."""
+    names = [category.name for category in index.categories]
+    return evaluation_text(config, clip, names, [category.synonyms for category in index.categories])
+
+
+def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:
+    """Stop a resume on other data: the order of the images, and what they teach, would not be those of the run.
+
+    Args:
+        stored: as the checkpoint has them; nothing in those of early versions.
+
+    Raises:
+        ValueError: naming what has changed.
+    """
+    different = [name for name, fingerprint in data.items() if stored.get(name, fingerprint) != fingerprint]
+    if different:
+        raise ValueError(
+            f"{output} was started on other data: its {' and '.join(different)} changed since; give them back as they "
+            "were, or start another run from this one (init_from)"
+        )
+
+
 def detect_all(
-    trained: TrainedDetector, index: AnnotationIndex, engine: Engine | None = None, size: int | None = None
+    trained: TrainedDetector,
+    index: AnnotationIndex,
+    text: Float[Tensor, "C D"],
+    *,
+    engine: Engine | None = None,
+    size: int | None = None,
 ) -> BoxEvaluator:
-    """Ask a detector, already on its device, for every class of a data set in every image of it."""
+    """Ask a detector, already on its device, for every class of a data set in every image of it.
+
+    Args:
+        text: of the data set's classes (`text_of_index`).
+    """
     config = trained.config
     options = detection_options(config)
     if config.eval.compile:
         trained.detector.compile_learned_path()
         options = replace(options, use_compiled=True)
-    names = [category.name for category in index.categories]
-    synonyms = [category.synonyms for category in index.categories]
     return evaluate_detector(
         trained.detector,
-        evaluation_text(config, trained.clip, names, synonyms),
+        text,
         index,
         engine=engine or config.eval.engine,
         size=size or config.data.size,
@@ -238,7 +287,7 @@ def detect_all(
         num_workers=config.data.workers,
         options=options,
         low_precision=low_precision(config),
-        ensemble=score_ensemble(trained, names),
+        ensemble=score_ensemble(trained, [category.name for category in index.categories]),
     )
 
 
@@ -269,32 +318,34 @@ def evaluate_run(
         raise ValueError("--annotations needs --images (their folder) and --format (lvis, coco, ...)")
     else:
         index = load_evaluation_index(annotations, images, format, report=DataReport())
-    evaluator = detect_all(trained, index, engine, size)
+    text = text_of_index(config, trained.clip, index)
+    evaluator = detect_all(trained, index, text, engine=engine, size=size)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
     evaluation = evaluator.evaluate()
     print(format_table(evaluation))
     write_report(evaluation, output)
-    retention = retention_of(trained, index, size)
+    retention = retention_of(trained, index, text, size=size)
     print(format_retention(retention, group_average_precision(evaluation.classes)))
     write_retention(retention, output)
     return evaluation
 
 
-def retention_of(trained: TrainedDetector, index: AnnotationIndex, size: int | None = None) -> Retention:
-    """What a detector, already on its device, kept of CLIP's zero-shot ability at the true boxes of a data set."""
+def retention_of(
+    trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], *, size: int | None = None
+) -> Retention:
+    """What a detector, already on its device, kept of CLIP's zero-shot ability at the true boxes of a data set.
+
+    Args:
+        text: of the data set's classes (`text_of_index`).
+    """
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
     untouched = configured_clip(config.clip)
     return measure_retention(
         trained.detector,
         image_tower(untouched.model.visual),
-        evaluation_text(
-            config,
-            trained.clip,
-            [category.name for category in index.categories],
-            [category.synonyms for category in index.categories],
-        ),
+        text,
         index,
         size=size or config.data.size,
         batch_size=config.eval.batch_size,
@@ -355,4 +406,5 @@ def pseudo_label_run(
             low_precision=low_precision(config),
         )
     print(f"{output}: {teacher.name}, {describe_machine(device)}")
-    return label_shards(pairs, output, teacher, texts, options, rank=rank, world=world, num_shards=num_shards)
+    with text_tower_on(trained.clip, device):
+        return label_shards(pairs, output, teacher, texts, options, rank=rank, world=world, num_shards=num_shards)

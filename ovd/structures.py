@@ -104,7 +104,7 @@ class Assignment:
     ignored: Bool[Tensor, "B P"]
     """Background points that no loss may touch (crowd regions, padding)."""
     wrong_scale: Bool[Tensor, "B P"]
-    """Unmatched points near the centre of a true box whose size belongs to another level."""
+    """Unmatched points near the centre of a true box: by FCOS's rules, of a level for boxes of other sizes."""
     alignment: Float[Tensor, "B P"] | None = None
     """How well a matched point does both tasks, 0 to 1, where the assignment says so: then its quality is trained
     towards it, and its box weighs by it, in place of the centre-ness."""

@@ -174,7 +174,7 @@ def test_one_table_is_of_one_machine_and_present_configs():
         record("gated", 6, instruction_set="AVX2"),
         record("gated", 7, versions={"torch": "2.15.0"}),
     ]
-    selection = select(records, HASHES.items())
+    selection = select(records, HASHES.items(), range(100))
     assert sorted(selection.records, key=str) == sorted(here, key=str)
     assert selection.notes == (
         "records of other configs: 1 scratch",
@@ -183,8 +183,8 @@ def test_one_table_is_of_one_machine_and_present_configs():
         "records of another machine (CPU, AVX2, torch 2.14.1): 1 gated",
         "records of another machine (CPU, AVX512, torch 2.15.0): 1 gated",
     )
-    assert select(here, HASHES.items()).notes == ()
-    assert select([], HASHES.items()).records == ()
+    assert select(here, HASHES.items(), range(100)).notes == ()
+    assert select([], HASHES.items(), range(100)).records == ()
 
 
 # --- statistics ---
@@ -259,7 +259,7 @@ def test_tables_hold_means_differences_and_what_is_missing():
         record("self_training", 5, APr=0.60),
         record("self_training", 6, config_hash="an older one"),
     ]
-    report = format_report(select(records, HASHES.items()), ["scratch", "gated", "self_training", "oracle"])
+    report = format_report(select(records, HASHES.items(), range(100)), ["scratch", "gated", "self_training", "oracle"])
     assert report.startswith("5 runs, seeds 5, 6, on CPU, AVX512, torch 2.14.1.\n")
     assert report.endswith("\n\nLeft out: records of other configs: 1 self_training.\n")
     lines = table_lines(report)
@@ -283,12 +283,12 @@ def test_tables_hold_means_differences_and_what_is_missing():
 
 
 def test_a_report_of_no_record_and_of_one():
-    empty = format_report(select([], HASHES.items()), list(HASHES))
+    empty = format_report(select([], HASHES.items(), range(100)), list(HASHES))
     assert empty.startswith("No finished run yet.\n")
     assert table_lines(empty)["gated"] == ["0", *["-"] * 7]
-    one = format_report(select([record()], HASHES.items()), list(HASHES))
+    one = format_report(select([record()], HASHES.items(), range(100)), list(HASHES))
     assert table_lines(one)["gated"] == ["1", *["50.00"] * 6, "0.25"]
-    only = format_report(select([record()], HASHES.items()), ["gated"])
+    only = format_report(select([record()], HASHES.items(), range(100)), ["gated"])
     assert set(table_lines(only)) == {"row", "---", "gated"}  # nothing to compare with
 
 

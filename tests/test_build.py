@@ -12,7 +12,7 @@ from ovd.build import (
     read_paraphrases,
     training_batches,
 )
-from ovd.config import BankConfig, TrainConfig, parse_config
+from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.engine.train import build_groups
@@ -42,8 +42,13 @@ def test_paraphrases_of_other_classes_are_refused(tmp_path):
 
 def test_a_bank_file_stands_in_for_building_one(tiny_clip, tmp_path):
     names = ["anchor", "gear", "umbrella"]
-    built = build_class_bank(BankConfig(cache=tmp_path), tiny_clip, names, [()] * 3)
-    read = build_class_bank(BankConfig(file=built.path), tiny_clip, ["umbrella", "anchor"], [()] * 2)
+
+    def bank_of(names, **bank):
+        config = parse_config({"output": str(tmp_path), "train": {"steps": 1}, "bank": bank}, TrainConfig, "test")
+        return build_class_bank(config, tiny_clip, names, [()] * len(names))
+
+    built = bank_of(names, cache=tmp_path)
+    read = bank_of(["umbrella", "anchor"], file=built.path)
     assert read.path == built.path
     generator = torch.Generator().manual_seed
     there, here = (

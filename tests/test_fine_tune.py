@@ -68,6 +68,22 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"averaged with weight 0\.25, not 0\.5"):
         fine_tune(config, weight=0.5)
+    otherwise = config.model_copy(update={"train": config.train.model_copy(update={"tower_rate": 0.5})})
+    with pytest.raises(ValueError, match=r"other settings: train\.tower_rate was 0\.1, is 0\.5"):
+        fine_tune(otherwise, weight=0.25)
+    (tmp_path / "tuned" / "eval-new-after" / "evaluated.json").write_text("{}")  # as of another detector
+    assert fine_tune(config, weight=0.25) == outcomes
+    assert capsys.readouterr().out.count(f"tuned on {layout.val_annotations}") == 1
+
+
+def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_training(start, miniature_world, tmp_path):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {name: str(value) for name, value in vars(layout).items()}
+    wider = {"channels": 64, "num_convs": 1}
+    config = make_config(tmp_path / "c", source, init_from=str(start), data={"classes": "all"}, detector=wider)
+    with pytest.raises(ValueError, match=r"different: detector\.channels \(32 and 64\)"):
+        fine_tune(config, weight=0.5)
+    assert not (tmp_path / "c").exists()
 
 
 def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_world, tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import ovd.run
 from ovd.ablation.row import Stages, at_length, read_row, run_row
@@ -70,16 +71,22 @@ def student_config(output: Path, world: Path, teacher: Path, pairs: Path, **chan
 
 
 def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniature_world, teacher, pairs):
-    whole = tmp_path / "whole"
-    train_from_config(student_config(whole, miniature_world, teacher, pairs), evaluate=False)
-    resumed = tmp_path / "resumed"
+    whole, resumed, labels = tmp_path / "whole", tmp_path / "resumed", tmp_path / "labels"
+    shutil.copytree(teacher / "labels", labels)
+    changes = {"labels": str(labels)}
+    train_from_config(student_config(whole, miniature_world, teacher, pairs, **changes), evaluate=False)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "step-000004")
-    train_from_config(student_config(resumed, miniature_world, teacher, pairs), resume=True, evaluate=False)
+    config = student_config(resumed, miniature_world, teacher, pairs, **changes)
+    train_from_config(config, resume=True, evaluate=False)
     first, second = (load_file(run / "step-000004" / "model.safetensors") for run in (whole, resumed))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     started = load_file(teacher / "step-000004" / "ema.safetensors")
     assert any(not torch.equal(first[name], started[name]) for name in started)
+    for file in labels.glob("00002.*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="started on other data: its pairs changed since"):
+        train_from_config(config, resume=True, evaluate=False)
 
 
 @pytest.mark.parametrize("use", ["boxes", "image_labels"])
@@ -88,10 +95,19 @@ def test_pairs_change_what_is_learned(tmp_path, miniature_world, teacher, pairs,
     train_from_config(student_config(run, miniature_world, teacher, pairs, use=use), evaluate=False)
     lines = (run / "metrics.jsonl").read_text()
     assert ('"image"' in lines) == (use == "image_labels")
-    alone = tmp_path / "alone"
-    train_from_config(make_config(alone, miniature_world, init_from=str(teacher)), evaluate=False)
-    one, other = (load_file(folder / "step-000004" / "model.safetensors") for folder in (run, alone))
-    assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
+    # The same images in the same order, and other labels of the pairs' images.
+    other_labels = tmp_path / "labels"
+    shutil.copytree(teacher / "labels", other_labels)
+    for file in other_labels.glob("*.safetensors"):
+        tensors, metadata = load_file(file), safe_open(file, framework="pt").metadata()
+        for name in ("box_texts", "queries"):
+            tensors[name] = tensors[name].flip(0)
+        save_file(tensors, file, metadata)
+    other = tmp_path / "other"
+    changed = student_config(other, miniature_world, teacher, pairs, use=use, labels=str(other_labels))
+    train_from_config(changed, evaluate=False)
+    one, another = (load_file(folder / "step-000004" / "model.safetensors") for folder in (run, other))
+    assert any(not torch.equal(one[name], another[name]) for name in one)
 
 
 def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, tiny_clip, tmp_path):
@@ -111,6 +127,25 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
     strict = config.data.pairs.model_copy(update={"min_score": 1.0})
     with pytest.raises(ValueError, match="passes the filters"):
         load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
+
+
+def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, pairs, tiny_clip):
+    others = tmp_path / "others"  # as of a world with another seed: the same names, keys and sizes
+    write_pair_shards(others, (pair_scene(k, "pairs", Settings(seed=1)) for k in range(16)), pairs_per_shard=6)
+    config = student_config(tmp_path, miniature_world, teacher, others)
+    assert config.data.pairs is not None
+    with pytest.raises(ValueError, match=r"was made of another 00000\.tar than the one that is there now"):
+        load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
+    (others / "manifest.json").unlink()
+    write = student_config(tmp_path, miniature_world, teacher, others)
+    assert write.data.pairs is not None
+    load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)  # nothing to compare with
+    (teacher / "labels" / "00000.json").rename(tmp_path / "ledger")
+    try:
+        with pytest.raises(ValueError, match=r"00000\.json cannot be read .*run tools/pseudo_label\.py again"):
+            load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)
+    finally:
+        (tmp_path / "ledger").rename(teacher / "labels" / "00000.json")
 
 
 def test_labels_of_another_tower_are_refused(tmp_path, miniature_world, teacher, pairs, untrained_clip):
@@ -177,7 +212,7 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, capsys
     assert "naming_all" in record.extra
     capsys.readouterr()
     again = run_row("self_training", stages, 3, tmp_path / "runs")
-    assert "step 1/2" not in capsys.readouterr().out  # nothing is trained twice
+    assert "step " not in capsys.readouterr().out  # nothing is trained twice
     assert replace(again, date=record.date) == record
     other = run_row("gated", at_length(Stages(teacher, None, None), 1), 3, tmp_path)
     assert other.steps == 1

@@ -1,12 +1,12 @@
 """Run a table of configs x seeds on the embedded world, one run at a time, and write its figures and pictures.
 
     python tools/ablate.py configs/ablation.yaml
-    python tools/ablate.py configs/ablation.yaml --seeds 5 6 --rows scratch gated     only these
-    python tools/ablate.py configs/ablation.yaml --report                             no run, only tables and pictures
+    python tools/ablate.py configs/ablation.yaml --seeds 6 7 --rows scratch gated     # only these
+    python tools/ablate.py configs/ablation.yaml --report                             # no run, only tables and pictures
 
 Stop it at any time: a run in progress goes on from its last checkpoint, a finished one is a line of the records file
 and is not done again. The table stands in docs/results.md between two marker lines. Overrides of the form key=value
-apply to every config of the table, for trials: train.steps=20.
+apply to every config of the table, for trials: train.steps=20 train.warmup_steps=5.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ovd.config import AblationConfig, load_config
 def report(config: AblationConfig, variants: list[dict[str, Stages]], results: Path | None) -> None:
     """Draw the picture, and put the tables into `results`."""
     configs = {(row, stages.hash()) for variant in variants for row, stages in variant.items()}
-    selection = select(read_records(config.records), configs)
+    selection = select(read_records(config.records), configs, config.seeds)
     rows = list(config.rows)
     config.picture.parent.mkdir(parents=True, exist_ok=True)
     if config.lengths:
@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="the table, see configs/ablation.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every row's configs")
     parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the table's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's); tables and "
+                        "pictures are of the table's seeds")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--results", type=Path, help="Markdown file that gets the tables (default: only printed)")
     arguments = parser.parse_intermixed_args()

@@ -1,7 +1,7 @@
 """Encode the text variants of many classes once, into a bank that any training on some of these classes can read.
 
     python tools/build_text_bank.py configs/quickstart_base.yaml bank.draws=4 bank.tower_dropout=0.02
-    python tools/build_text_bank.py configs/quickstart_base.yaml --classes names.txt     one name a line
+    python tools/build_text_bank.py configs/quickstart_base.yaml --classes names.txt     # one name a line
     python tools/train.py configs/quickstart_base.yaml bank.file=data/text_banks/KEY.safetensors
 
 The first form takes the config's training classes. The file is named by a hash of all that it depends on; asked for
@@ -34,7 +34,7 @@ def main() -> None:
         lines = arguments.classes.read_text(encoding="utf-8").splitlines()
         names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         synonyms = [()] * len(names)
-    bank = build_class_bank(config.bank, configured_clip(config.clip), names, synonyms)
+    bank = build_class_bank(config, configured_clip(config.clip), names, synonyms)
     print(f"{bank.path}: {len(bank.names)} classes x {bank.num_variants} variants x {bank.dim}")
 
 

@@ -9,12 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-from ovd.build import detection_options, evaluation_text, load_detector, low_precision, resolve_device
 from ovd.cli import run_tool
 from ovd.data.images import read_image
-from ovd.inference import detect_image, prepare
+from ovd.predictor import Predictor
 from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections
 
 
@@ -34,20 +31,11 @@ def main() -> None:
     if not names:
         raise ValueError(f"--classes {arguments.classes!r} names nothing; write it as --classes 'umbrella, anchor'")
 
-    trained = load_detector(arguments.run, arguments.device)
-    config = trained.config
-    detector = prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
+    predictor = Predictor.load(arguments.run, device=arguments.device, size=arguments.size)
     image = read_image(arguments.image)
-    with torch.inference_mode():
-        found = detect_image(
-            detector,
-            evaluation_text(config, trained.clip, names),
-            image,
-            size=arguments.size or config.data.size,
-            options=detection_options(config),
-            low_precision=low_precision(config),
-        )
-    found = choose_shown(found, arguments.threshold, most=arguments.top, overlapping=arguments.overlapping)
+    found = choose_shown(
+        predictor(image, names), arguments.threshold, most=arguments.top, overlapping=arguments.overlapping
+    )
 
     folder = arguments.output or arguments.image.parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Evaluate a trained detector on a data set with any vocabulary, or an existing results file.
 
-    python tools/eval.py runs/quickstart                                     its own validation set
+    python tools/eval.py runs/quickstart                                     # its own validation set
     python tools/eval.py runs/quickstart --format coco --annotations my.json --images my_images
     python tools/eval.py --results results.json --format lvis --annotations lvis_v1_val.json --engine official
 

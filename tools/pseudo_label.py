@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--classes", type=Path, metavar="FILE", help="for --queries classes: names, one a line")
     parser.add_argument("--templates", choices=list(TEMPLATES), help="prompts that names and phrases are put into "
                         "(default: as the run was trained; captions are asked for as they stand)")  # fmt: skip
-    parser.add_argument("--teacher-hf", metavar="NAME", help="a zero-shot detector of Hugging Face transformers (name "
-                        "or folder) that finds the boxes in place of RUN")  # fmt: skip
+    parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
+                        "Hugging Face (name or folder), which finds the boxes in place of RUN")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=LabelOptions.score_threshold,
                         help="boxes that score no more are left out; keep it low, filters come later "
                         "(default: %(default)s)")  # fmt: skip

@@ -17,14 +17,7 @@ from pathlib import Path
 import torch
 from torchvision.ops import box_iou
 
-from ovd.build import (
-    TrainedDetector,
-    detection_options,
-    evaluation_text,
-    load_detector,
-    load_validation_index,
-    low_precision,
-)
+from ovd.build import TrainedDetector, load_detector, load_validation_index
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, load_config
 from ovd.data.annotations import AnnotationIndex, ImageRecord
@@ -32,7 +25,7 @@ from ovd.data.images import read_image
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import Stages
-from ovd.inference import detect_image
+from ovd.predictor import Predictor
 from ovd.run import draw_world, evaluate_run, pseudo_label_run, train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 from ovd.structures import Detections
@@ -61,19 +54,12 @@ def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detecti
 def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
     """example.detections.png of the first image with rare objects, and a grid of more of them."""
     names = [category.name.replace("_", " ") for category in index.categories]
-    text = evaluation_text(trained.config, trained.clip, names)
+    predictor = Predictor(trained)
     pictures = []
     records = rare_records(index)[:GRID_IMAGES]
     for record in records:
         image = read_image(record.path)
-        found = detect_image(
-            trained.detector,
-            text,
-            image,
-            size=trained.config.data.size,
-            options=detection_options(trained.config),
-            low_precision=low_precision(trained.config),
-        )
+        found = predictor(image, names)
         pictures.append(draw_detections(image, choose_shown(found, DEFAULT_THRESHOLD), names))
         if record is records[0]:
             shutil.copyfile(record.path, output / "example.jpg")

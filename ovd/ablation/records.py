@@ -140,8 +140,8 @@ class Selection:
     """What was left out."""
 
 
-def select(records: Sequence[Record], configs: Collection[tuple[str, str]]) -> Selection:
-    """Pick the records of one table: of present configs, and of the machine that has most of them.
+def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seeds: Collection[int]) -> Selection:
+    """Pick the records of one table: of its configs and seeds, and of the machine that has most of them.
 
     Of a run that was done twice on one machine the later record counts; between machines with equally many records
     the one that came first in the file.
@@ -150,10 +150,13 @@ def select(records: Sequence[Record], configs: Collection[tuple[str, str]]) -> S
         configs: present configs as (row, config hash), such as `hashes.items()` of `missing_runs`.
     """
     notes = []
-    present = [record for record in records if (record.row, record.config_hash) in configs]
     outdated = [record for record in records if (record.row, record.config_hash) not in configs]
     if outdated:
         notes.append(f"records of other configs: {_count_by_row(outdated)}")
+    present = [record for record in records if (record.row, record.config_hash) in configs and record.seed in seeds]
+    num_other_seeds = len(records) - len(outdated) - len(present)
+    if num_other_seeds:
+        notes.append(f"records of seeds that are not the table's: {num_other_seeds}")
     by_machine: dict[str, dict[tuple[str, str, int], Record]] = {}
     for record in present:
         runs = by_machine.setdefault(record.machine, {})

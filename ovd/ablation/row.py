@@ -29,7 +29,7 @@ from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.precision import cpu_name, instruction_set
-from ovd.run import detect_all, draw_world, evaluate_run, pseudo_label_run, train_from_config
+from ovd.run import detect_all, draw_world, evaluate_run, pseudo_label_run, text_of_index, train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 
 VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
@@ -50,8 +50,9 @@ class Stages:
     def hash(self) -> str:
         """Of all that a run's figures depend on, for every seed the same.
 
-        Settings at their defaults are left out, so that a setting which is new and changes nothing does not make
-        records outdated. A default that is changed must be written into the configs that had it.
+        Settings at their defaults are left out (but for those of `data.pairs` and `eval.ensemble`, which count whole),
+        so that a setting which is new and changes nothing does not make records outdated. A default that is changed
+        must be written into the configs that had it.
         """
         defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
         content: list[dict[str, Any]] = []
@@ -93,6 +94,7 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
     """
     config_hash = stages.hash()
     folder = runs / f"seed-{seed}" / f"{name}-{config_hash}"
+    torch.set_num_threads(stages.final.train.threads)  # also where all training was done by an earlier call
     config, hours = at_seed(stages.final, seed, folder), 0.0
     world = draw_world(config)
     if stages.teacher is not None:
@@ -113,7 +115,8 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
         index = load_annotations(
             world / "annotations" / f"{part}.json", world / "images" / part, format="coco", report=DataReport()
         )
-        transfer[part] = detect_all(trained, index).compute()["AP"]
+        text = text_of_index(config, trained.clip, index)
+        transfer[part] = detect_all(trained, index, text).compute()["AP"]
     device = resolve_device(config)
     return Record(
         row=name,

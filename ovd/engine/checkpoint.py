@@ -310,11 +310,8 @@ def _unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
             # (channels last against contiguous) gives wrong steps without an error.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
-    groups = [
-        {name: tuple(value) if isinstance(value, list) and name != "params" else value for name, value in group.items()}
-        for group in rest["param_groups"]
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # The groups as they are here: rates and weight decay are the run's own, which may differ from the checkpoint's.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _read_state(folder: Path) -> Checkpoint:

@@ -14,6 +14,8 @@ from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint
 
 _NUM_LISTED = 20
+_TRAINING_ONLY = {"freeze_tower", "frozen_layers", "recompute", "drop_path"}
+"""Settings of a detector that say how it learns, not what it computes."""
 
 
 def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, output: Path) -> Path:
@@ -36,7 +38,10 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     """
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
-    different = _differences(first, second)
+    different = different_detectors(first.config, second.config)
+    towers = (first.extra.get("text_tower"), second.extra.get("text_tower"))
+    if towers[0] != towers[1]:
+        different.append(f"text tower ({towers[0]!r} and {towers[1]!r})")
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"
@@ -84,11 +89,15 @@ def _mean(first: Tensor, second: Tensor, weight: float) -> Tensor:
     return torch.lerp(first.double(), second.double(), weight).to(first.dtype)
 
 
-def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """Settings of what is averaged that are not the same."""
-    settings: list[tuple[str, Any, Any]] = []
+def different_detectors(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """The settings, of two runs' resolved configs, by which their detectors could not be averaged.
+
+    A setting that one of them does not have, being of an earlier version, is not compared.
+    """
+    different = []
     for section in ("clip", "detector"):
-        there, here = first.config.get(section, {}), second.config.get(section, {})
-        settings += [(f"{section}.{key}", there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())]
-    settings.append(("text tower", first.extra.get("text_tower"), second.extra.get("text_tower")))
-    return [f"{name} ({one!r} and {other!r})" for name, one, other in settings if one != other]
+        there, here = first.get(section, {}), second.get(section, {})
+        for key in sorted(there.keys() & here.keys() - _TRAINING_ONLY):
+            if there[key] != here[key]:
+                different.append(f"{section}.{key} ({there[key]!r} and {here[key]!r})")
+    return different

@@ -24,6 +24,8 @@ class StepTexts:
     """Whether a text counts at an image's points that are matched to no box."""
     mask_in_boxes: Bool[Tensor, "B K"]
     """Whether it counts at points that are matched to a box of another text."""
+    of_pairs: Bool[Tensor, " K"]
+    """Which are texts of the step's image-text pairs, on any rank."""
 
     def of_images(self, rows: slice) -> "StepTexts":
         return replace(self, mask=self.mask[rows], mask_in_boxes=self.mask_in_boxes[rows])
@@ -62,16 +64,18 @@ class TextSampler:
         )
         embeddings = self.bank.sample(rows, generator=generator, noise=self.noise)
         mask = class_mask(annotated, rows, rule=self.rule)
+        of_pairs = torch.zeros(len(rows), dtype=torch.bool)
         if self.pair_texts is None:
-            return StepTexts(rows, embeddings, mask, mask)
+            return StepTexts(rows, embeddings, mask, mask, of_pairs)
         own = [torch.cat([of.classes, of.negative_classes, of.not_exhaustive_classes]) for of in paired]
-        ids = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
-        if len(ids) == 0:  # no rank has a pair
-            return StepTexts(rows, embeddings, mask, mask)
-        ids = torch.cat([ids, self.pair_texts.draw(self.num_sampled_texts, generator)]).unique()
+        of_batch = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
+        if len(of_batch) == 0:  # no rank has a pair
+            return StepTexts(rows, embeddings, mask, mask, of_pairs)
+        ids = torch.cat([of_batch, self.pair_texts.draw(self.num_sampled_texts, generator)]).unique()
         return StepTexts(
             torch.cat([rows, ids]),
             torch.cat([embeddings, self.pair_texts.sample(ids, generator=generator, noise=self.noise)]),
             torch.block_diag(mask, class_mask(paired, ids, rule="sampled")).bool(),
             torch.block_diag(mask, torch.ones(len(paired), len(ids), dtype=torch.bool)).bool(),
+            torch.cat([of_pairs, torch.isin(ids, of_batch)]),
         )

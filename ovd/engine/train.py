@@ -5,9 +5,9 @@ whole batch.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.distributed import is_main, largest_over_ranks, rank, sum_over_ranks, wait_for_all, world_size
 from ovd.engine import checkpoint
 from ovd.engine.gate_statistics import gate_statistics
@@ -102,6 +102,8 @@ class Saving:
     """Project of Weights & Biases that gets the scalars, too."""
     first_samples: tuple[int, int] = (0, 0)
     """How many images of the detection data, and how many pairs, earlier stages had drawn; stored."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of what is trained on; stored."""
 
 
 def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]:
@@ -138,9 +140,29 @@ def _tower_groups(tower: ImageTower, schedule: Schedule) -> dict[str, GroupSpec]
     }
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def step_seed(seed: int, step: int) -> int:
     """All randomness of a step outside the loader comes from here, so that a resumed run repeats it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """For what is the same on every rank."""
+    return torch.Generator().manual_seed(step_seed(seed, step))
+
+
+def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
+    """The first batch of which at least one image could be read, on any rank.
+
+    Raises:
+        DataError: too many images in a row could not, or none at all.
+    """
+    report = DataReport()
+    for batch in batches:
+        if int(sum_over_ranks(torch.tensor(len(batch.image_ids)))):
+            return of_one_size(batch)
+        report.add_batch(batch)
+        report.raise_if_too_many(num_samples)
+    raise DataError("F9", f"no image could be read; the last: {'; '.join(batch.skipped[:3])}")
 
 
 def train(
@@ -153,6 +175,7 @@ def train(
     schedule: Schedule,
     saving: Saving,
     report: DataReport,
+    num_samples: int,
     device: torch.device,
     low_precision: bool,
     evaluate: Callable[[Detector], dict[str, float]] | None,
@@ -167,6 +190,7 @@ def train(
         bank: text variants of the training vocabulary, row by row.
         image_counts: training images per class of that vocabulary.
         pair_texts: the texts of image-text pairs, where the batches hold such.
+        num_samples: images and pairs there are to train on; too many of them left out stop the run.
         evaluate: called with the averaged detector in eval mode.
         solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
         go_on_from: start with the weights, the average and the optimizer's moments of this checkpoint of another run.
@@ -190,7 +214,7 @@ def train(
     )
 
     if resume_from is None and solve_bias:
-        first = of_one_size(next(batches_from(0)))
+        first = first_with_images(batches_from(0), num_samples)
         texts = texts_of.sample(first, step_generator(schedule.seed, 0)).to(device)
         set_initial_bias(detector, first.to(device), texts.embeddings, low_precision)
     ema = Ema(detector, schedule.ema_decay)
@@ -202,10 +226,13 @@ def train(
         checkpoint.restore(go_on_from, module=detector, optimizer=optimizer, ema=ema)
 
     failed_saves = 0
+    report_path = saving.run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
+    if start and report_path.exists():
+        report_path.replace(report_path.with_suffix(f".before-step-{start}.json"))
 
     def write_report() -> None:
-        """Every rank its own: of the samples that it loaded."""
-        report.write(saving.run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json"))
+        """Every rank its own: of the samples that it loaded since the run was last started."""
+        report.write(report_path)
 
     def save(step: int, *, must_succeed: bool) -> None:
         """Write a checkpoint; a full disk is survived twice, unless this one `must_succeed`."""
@@ -223,6 +250,7 @@ def train(
                         "text_tower": bank.tower,
                         "classes": list(bank.names),
                         "first_samples": list(saving.first_samples),
+                        "data": saving.data,
                     },
                     keep=saving.keep_checkpoints,
                 )
@@ -242,10 +270,11 @@ def train(
     run_log = open_log(saving.run_dir, schedule.steps, start, wandb=saving.wandb, config=saving.resolved_config)
     with run_log as log, StopRequest() as stop:
         for step, batch in zip(range(start, schedule.steps), batches_from(start), strict=False):
+            torch.manual_seed(step_seed(schedule.seed + rank(), step))  # for stochastic depth
             report.add_batch(batch)
             if batch.skipped:
                 write_report()
-                report.raise_if_too_many(report.num_seen())
+                report.raise_if_too_many(num_samples)
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
@@ -346,7 +375,8 @@ def backward(
         normalisers = sum_over_ranks(loss_normalisers(given, batch.targets, names_only=names_only, points=points))
     num_pairs = int(sum_over_ranks(torch.tensor(batch.num_pairs)))
     sums: dict[str, Tensor] = {}
-    num_parts = min(schedule.accumulate, len(batch.targets))
+    least_images = -int(largest_over_ranks(torch.tensor(-len(batch.targets))))  # a rank may have skipped some
+    num_parts = min(schedule.accumulate, least_images)
     bounds = [len(batch.targets) * part // num_parts for part in range(num_parts + 1)]
     for first, last in pairwise(bounds):
         rows = slice(first, last)
@@ -385,7 +415,14 @@ def backward(
             )
             if schedule.image_label_weight > 0:
                 of_images = image_label_loss(
-                    predictions, part, its_texts.classes, its_texts.embeddings, points, detector.scale, detector.bias
+                    predictions,
+                    part,
+                    its_texts.classes,
+                    its_texts.embeddings,
+                    its_texts.of_pairs,
+                    points,
+                    detector.scale,
+                    detector.bias,
                 )
                 losses["image"] = schedule.image_label_weight * of_images / max(1, num_pairs)
             # Ranks' gradients are averaged, and these losses are parts of a sum.

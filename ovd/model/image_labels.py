@@ -1,7 +1,7 @@
 """Image-level labels on the largest proposal: Detic's way to learn from images without boxes (arXiv:2201.02605)."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ def image_label_loss(
     batch: Batch,
     classes: Int[Tensor, " K"],
     text: Float[Tensor, "K D"],
+    of_pairs: Bool[Tensor, " K"],
     points: Points,
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
@@ -28,13 +29,13 @@ def image_label_loss(
 
     Args:
         classes: of the rows of `text`, as in `StepTexts`; the texts of a pair are its `not_exhaustive_classes`.
+        of_pairs: which rows are of the step's pairs, those of other ranks and parts included.
     """
     start = len(batch.targets) - batch.num_pairs
     own = [torch.isin(classes, target.not_exhaustive_classes) for target in batch.targets[start:]]
     loss = predictions.embeddings.sum() * 0
     if not own:
         return loss
-    of_pairs = torch.stack(own).any(dim=0)
     text = text[of_pairs]
     for image, is_own in enumerate(own, start):
         embeddings, size = predictions.embeddings[image], batch.sizes[image]

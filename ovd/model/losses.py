@@ -114,7 +114,7 @@ def detection_losses(
         bias,
         alpha=alpha,
         gamma=gamma,
-        use_compiled=use_compiled,
+        use_compiled=use_compiled and predictions.embeddings.device.type != "cpu",  # there it is slower
     )
     num_matched, sum_weights, num_quality = normalisers
     return {
@@ -273,7 +273,7 @@ def _focal_loss_and_gradients(
             column = label.clamp(min=0)
             positive_logits = logits.gather(1, column)
             weight = 1 - alpha if weights is None or group is None else weights.index_select(0, group[chunk])
-            if use_compiled and device != "cpu":
+            if use_compiled:
                 slopes, losses = compiled(_background_focal)(logits, weight, gamma)
             else:
                 slopes, losses = _background_focal_(logits, spare, weight, gamma)

@@ -132,19 +132,22 @@ def _postprocess_image(
     # The best pairs lie in the points with the best best-class: at least `candidates` pairs, one of each chosen point,
     # score no less than any pair of the others. Ties fall as in one sort of all pairs, since both sorts are stable.
     chosen = torch.arange(len(embeddings), device=embeddings.device)
+    points_at_a_time = max(1, CHUNK_ELEMENTS // num_classes)
     if len(embeddings) > candidates:
-        chunks = chosen.split(max(1, CHUNK_ELEMENTS // num_classes))
-        best_scores = torch.cat([scores_of(chunk).amax(dim=1) for chunk in chunks])
+        best_scores = torch.cat([scores_of(chunk).amax(dim=1) for chunk in chosen.split(points_at_a_time)])
         chosen = best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
-    scores = scores_of(chosen)
-    wanted = scores > score_threshold
-    if scores.numel() > candidates:  # only what can be among the best pairs is worth sorting
-        wanted &= scores >= scores.flatten().topk(candidates, sorted=False).values.amin()
-    rows, classes = wanted.nonzero().unbind(dim=1)
-    scores = scores[rows, classes]
+    pairs = []
+    for chunk in chosen.split(points_at_a_time):
+        scores = scores_of(chunk)
+        wanted = scores > score_threshold
+        if scores.numel() > candidates:  # only what can be among the best pairs is worth sorting
+            wanted &= scores >= scores.flatten().topk(candidates, sorted=False).values.amin()
+        rows, classes = wanted.nonzero().unbind(dim=1)
+        pairs.append((chunk[rows], classes, scores[rows, classes]))
+    point, classes, scores = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     scores, order = scores.sort(descending=True, stable=True)
     scores, order = scores[:candidates], order[:candidates]
-    boxes, classes = boxes[chosen[rows[order]]], classes[order]
+    boxes, classes = boxes[point[order]], classes[order]
 
     # Class-aware by shifting each class's boxes to a place of their own, as torchvision's batched_nms does, but in
     # float64: in float32 the shifts of a thousand classes would leave fractions of a pixel in doubt. On a CPU

@@ -69,6 +69,10 @@ class TimmConvolutionTower(ImageTower):
         return [*self.projection.parameters(), *(head.parameters() if isinstance(head, nn.Module) else ())]
 
     def checkpoint_activations(self) -> None:
+        if not hasattr(self.trunk, "set_grad_checkpointing"):
+            raise ValueError(
+                f"{type(self.trunk).__name__} cannot recompute its activations; set detector.recompute=false"
+            )
         self.trunk.set_grad_checkpointing(True)
 
     def set_drop_path(self, rate: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from timm.layers import drop_path, resample_abs_pos_embed
+from timm.layers import PatchEmbed, drop_path, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -53,8 +53,7 @@ class TransformerTower(ImageTower):
         self.size_divisor = 2 * patch_size
         self._blocks = list(blocks)  # registered by the subclass, under CLIP's own names
         self._window = window
-        period = len(self._blocks) / global_blocks if global_blocks else len(self._blocks) + 1
-        self._global = {round((number + 1) * period) - 1 for number in range(global_blocks)}
+        self._num_global = global_blocks
         self._checkpoints = False
         self._drop_path_rate = 0.0
 
@@ -109,8 +108,11 @@ class TransformerTower(ImageTower):
         """The first blocks."""
         everywhere = self.rotary(grid)
         in_window = self.rotary((self._window, self._window)) if self._window else None
+        # Evenly spread over the blocks before the last map, of which the last is one; those behind it attend to all.
+        num_before = len(self._blocks) - self.takes_class_token
+        attend_to_all = {round((place + 1) * num_before / self._num_global) - 1 for place in range(self._num_global)}
         for number, block in enumerate(self._blocks[:num_blocks]):
-            windowed = self._window > 0 and number not in self._global
+            windowed = self._window > 0 and number < num_before and number not in attend_to_all
             arguments = (block, tokens, in_window if windowed else everywhere, grid if windowed else None)
             if self._checkpoints and torch.is_grad_enabled():
                 result = checkpoint(self._run_one, *arguments, use_reentrant=False)
@@ -220,9 +222,11 @@ class TimmTransformerTower(TransformerTower):
     def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):
         """
         Raises:
-            ValueError: patches are not square, or windows are asked of a tower with mixed rotary embeddings.
+            ValueError: patches are not square or made by convolutions before them, or rotary embeddings are mixed.
         """
         trunk = visual.trunk
+        if not isinstance(trunk.patch_embed, PatchEmbed):
+            raise ValueError(f"patches made by {type(trunk.patch_embed).__name__} are not supported")
         patch_size, other = trunk.patch_embed.patch_size
         if patch_size != other:
             raise ValueError(f"patches of {patch_size} x {other} pixels are not square")

@@ -1,5 +1,7 @@
 """Image-text pairs with a teacher's labels as training data: what the loader reads like an annotated data set."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +48,10 @@ class LabelledPairs:
         self._starts = np.cumsum([0, *(len(of_shard.keys) for of_shard in labels)])
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
+        for name, of_shard in zip(shards.file_names, labels, strict=True):
+            keys = tuple(shards.key(position) for position in shards.positions(name))
+            if keys != of_shard.keys:
+                raise ValueError(f"{shards.directory / name} has other pairs than its labels speak of; label it again")
         self._kept = kept
         places = []
         for number, (of_shard, mask) in enumerate(zip(labels, kept, strict=True)):
@@ -63,6 +69,15 @@ class LabelledPairs:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def fingerprint(self) -> str:
+        """Hash of all that training takes from the labels: the pairs, their order, their boxes and texts."""
+        digest = hashlib.sha256(self._places.tobytes())
+        for labels, kept in zip(self._labels, self._kept, strict=True):
+            digest.update(json.dumps([labels.keys, labels.texts]).encode())
+            for array in (kept, labels.boxes.values, labels.box_texts.values, labels.queries.values):
+                digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def record(self, image: int) -> ImageRecord:
         number, row = self._places[image].tolist()
@@ -83,7 +98,7 @@ class LabelledPairs:
         )
 
     def encoded(self, image: int) -> Path | bytes:
-        return self._shards[self._position(image)].image
+        return self._shards.image(self._position(image))
 
     def _position(self, image: int) -> int:
         return -1 - int(self.image_ids[image])

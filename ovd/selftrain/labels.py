@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from jaxtyping import Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 
 from ovd.data.annotations import Ragged
+from ovd.data.pairs import ManifestEntry
 from ovd.text.tensor_file import file_header
 
 FORMAT = "labels of a shard of image-text pairs, 1"
@@ -138,6 +139,26 @@ def read_labels(path: Path) -> ShardLabels:
             f"{path} is not a whole file of pseudo-labels ({error}); remove it and run tools/pseudo_label.py again"
         ) from None
     return labels
+
+
+def check_labelled_shards(files: Sequence[Path], shards: Mapping[str, ManifestEntry | None]) -> None:
+    """Compare the shards that labels were made of, as their ledgers say, with those of a folder's manifest.
+
+    Raises:
+        ValueError: a labels file has no ledger, so that it may not be whole, or is of another shard of that name.
+    """
+    for file in files:
+        ledger = file.with_suffix(".json")
+        try:
+            shard = json.loads(ledger.read_bytes())["shard"]
+            name, sha256 = shard["file"], shard["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again, it makes what is missing"
+            ) from None
+        expected = shards.get(name)
+        if expected is not None and expected.sha256 != sha256:
+            raise ValueError(f"{file} was made of another {name} than the one that is there now: label that one")
 
 
 @contextmanager

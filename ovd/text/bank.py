@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from ovd.text.perturb import drop_tokens, tower_dropout
 from ovd.text.prompts import class_forms, fill
 from ovd.text.tensor_file import file_header
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class TextBank:
@@ -47,10 +46,11 @@ class TextBank:
                 a class.
         """
         self.path = path
-        self._file = os.open(path, os.O_RDONLY)
         try:
-            header_bytes = int.from_bytes(os.pread(self._file, 8, 0), "little")
-            header = json.loads(os.pread(self._file, header_bytes, 8))
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                header_bytes = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(header_bytes) if header_bytes <= size else b"")
             tensor, metadata = header["variants"], header["__metadata__"]
             _, self.num_variants, self.dim = tensor["shape"]
             position = {name: row for row, name in enumerate(json.loads(metadata["names"]))}
@@ -70,21 +70,19 @@ class TextBank:
         self.names = tuple(position if names is None else names)
         self._positions = np.array([position[name] for name in self.names], np.int64)
         self._data_start = 8 + header_bytes + start
-        if tensor["dtype"] != "F16" or os.fstat(self._file).st_size < 8 + header_bytes + end:
+        if tensor["dtype"] != "F16" or size < 8 + header_bytes + end:
             raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TextBank":
-        return self  # it is only read, and two of one open file would close it twice
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
         """Unit rows, float32."""
         row_bytes = 2 * self.dim
         offsets = self._data_start + (self._positions[classes] * self.num_variants + variants) * row_bytes
-        content = b"".join(os.pread(self._file, row_bytes, offset) for offset in offsets.tolist())
+        # Opened for each call: the label files of a large set would pass the limit on open files.
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            content = b"".join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
+        finally:
+            os.close(file)
         gathered = np.frombuffer(content, np.float16).reshape(-1, self.dim).astype(np.float32)
         return F.normalize(torch.from_numpy(gathered), dim=-1)
 
@@ -134,11 +132,12 @@ class Sources:
 
 
 def class_texts(name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: Sources) -> list[str]:
-    """The texts of a class, as many for every class: one with fewer synonyms or paraphrases repeats what it has."""
+    """The texts of a class, as many for every class: one with fewer synonyms repeats its names, one with fewer
+    paraphrases its prompts."""
     forms = class_forms(name, synonyms, sources.num_synonyms)
     texts = [fill(template, form) for form in forms for template in sources.templates]
-    own = list(paraphrases)[: sources.num_paraphrases] or texts
-    return texts + [own[index % len(own)] for index in range(sources.num_paraphrases)]
+    own = list(paraphrases)[: sources.num_paraphrases]
+    return texts + own + [texts[index % len(texts)] for index in range(sources.num_paraphrases - len(own))]
 
 
 def build_bank(

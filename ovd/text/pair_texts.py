@@ -14,7 +14,7 @@ from ovd.text.bank import TextBank, add_noise
 class PairTexts:
     """Texts of many banks, each text once: a caption or phrase that comes in several shards is one class.
 
-    Texts are told apart by 64 bits of a hash, so that twelve million captions need 200 MB and not gigabytes.
+    Texts are told apart by 64 bits of a hash.
     """
 
     def __init__(self, banks: Sequence[TextBank], pair_counts: Sequence[Int64[np.ndarray, " Q"]], *, first_id: int):

@@ -48,7 +48,8 @@ def tower_dropout(clip: Clip, probability: float, generator: torch.Generator) ->
     keep = 1 - probability
 
     def drop(_module: nn.Module, _inputs: Any, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return output * torch.empty_like(output).bernoulli_(keep, generator=generator) / keep
+        kept = torch.empty(output.shape).bernoulli_(keep, generator=generator)
+        return output * kept.to(output.device) / keep
 
     hooks = [branch.register_forward_hook(drop) for block in blocks for branch in (block.ls_1, block.ls_2)]
     try:

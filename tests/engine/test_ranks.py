@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ovd.build import load_detector
+from ovd.build import load_detector, load_training_index, training_batches
 from ovd.config import TrainConfig, parse_config
 from ovd.data.pairs import write_pair_shards
+from ovd.data.report import DataReport
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
@@ -104,19 +106,37 @@ def test_parts_of_a_batch_one_after_another_train_as_the_whole(reference, miniat
     assert_same_losses(tmp_path / "run", reference)
 
 
-def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_path):
+@pytest.mark.parametrize("use", ["boxes", pytest.param("image_labels", marks=pytest.mark.slow)])
+def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_path, use):
     pairs, labels = tmp_path / "pairs", tmp_path / "labels"
     write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
     options = LabelOptions(source="nouns", score_threshold=0.0, max_boxes=20)
     pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
-    paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one"}}
+    paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one", "use": use}}
     train_from_config(make_config(tmp_path / "one", miniature_world, data=paired, train={"steps": 6}), evaluate=False)
     run_ranks(make_config(tmp_path / "two", miniature_world, data=paired, train={"steps": 6}), tmp_path, 2)
     assert_same_losses(tmp_path / "two", tmp_path / "one", steps=6)
 
 
+def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_world, tmp_path):
+    """With the assignment that the ranks speak about in every part; one rank's parts would wait for ever."""
+    images = tmp_path / "images"
+    shutil.copytree(miniature_world / "images", images)
+    train = {"steps": 3, "accumulate": 2, "assignment": "task_aligned", "atss_steps": 0}
+    config = make_config(tmp_path / "run", miniature_world, train=train)
+    values = config.model_dump(mode="json")
+    values["data"]["source"]["train_images"] = str(images)
+    config = parse_config(values, TrainConfig, "test")
+    index = load_training_index(config, DataReport())
+    batches = training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0)
+    (images / "train" / f"{next(batches).image_ids[3]:012d}.jpg").unlink()  # of the second rank
+    run_ranks(config, tmp_path, 2)
+    assert len(losses_of(tmp_path / "run")) == 3
+    assert json.loads((tmp_path / "run" / "data_report.rank1.json").read_text())["skipped_by_code"] == {"F8": 1}
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):
-    config = make_config(tmp_path / "run", miniature_world, train={"batch_size": 3, "steps": 1})
+    config = make_config(tmp_path / "run", miniature_world, train={"batch_size": 3, "steps": 2})
     with start_ranks(config, tmp_path, 2) as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -18,10 +18,10 @@ import yaml
 from safetensors.torch import load_file
 
 import ovd.engine.train
-from ovd.build import build_detector, build_schedule, load_detector, load_training_index
+from ovd.build import build_detector, build_schedule, load_detector, load_training_index, training_batches
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, parse_config
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
 from ovd.engine.train import build_groups
@@ -273,6 +273,77 @@ def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
     losses = [record["losses"] for record in records if record["kind"] == "train"]
     assert len(losses) == STEPS
     assert all(0 < value < 10 for step in losses for value in step.values())
+
+
+def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_world, monkeypatch):
+    def build(config, clip):
+        """With noise on what the pyramid gets, drawn as timm draws which blocks are dropped."""
+        detector = build_detector(config, clip)
+        detector.pyramid.register_forward_pre_hook(
+            lambda pyramid, maps: (tuple(x + 0.1 * torch.randn_like(x) for x in maps[0]),) if pyramid.training else None
+        )
+        return detector
+
+    monkeypatch.setattr("ovd.run.build_detector", build)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_from_config(make_config(whole, miniature_world), evaluate=False)
+    one, other = (final_files(run)["model.safetensors"] for run in (whole, reference))
+    assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "step-000006")
+    train_from_config(make_config(resumed, miniature_world), resume=True, evaluate=False)
+    assert_same_bits(whole, resumed)
+
+
+def test_going_on_from_another_run_takes_the_new_runs_rates(reference, tmp_path, miniature_world):
+    values = make_config(tmp_path / "run", miniature_world, steps=1, warmup_steps=0, learning_rate=1e-9).model_dump(
+        mode="json"
+    )
+    values |= {"init_from": str(reference), "init_state": "training"}
+    train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
+    before = final_files(reference)["model.safetensors"]
+    after = load_file(tmp_path / "run" / "step-000001" / "model.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_resuming_on_other_data_stops_and_says_so(reference, tmp_path, miniature_world):
+    run, path = tmp_path / "run", miniature_world / "annotations" / "lvis_train.json"
+    shutil.copytree(reference, run)
+    whole = path.read_text()
+    content = json.loads(whole)
+    content["images"].reverse()
+    try:
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"started on other data: its annotations changed since"):
+            train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
+    finally:
+        path.write_text(whole)
+    train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_at_once(tmp_path, miniature_world):
+    with pytest.raises(ValueError, match=r"train\.warmup_steps is 9, more than train\.steps, 6"):
+        train_from_config(make_config(tmp_path / "run", miniature_world, warmup_steps=9))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_world):
+    config = make_config(tmp_path / "run", miniature_world, batch_size=1, steps=2)
+    images = tmp_path / "images"
+    shutil.copytree(miniature_world / "images", images)
+    values = config.model_dump(mode="json")
+    values["data"]["source"]["train_images"] = str(images)
+    config = parse_config(values, TrainConfig, "test")
+    index = load_training_index(config, DataReport())
+    first = next(training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0))
+    (images / "train" / f"{first.image_ids[0]:012d}.jpg").write_bytes(b"")
+    train_from_config(config, evaluate=False)
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["skipped_by_code"] == {"F9": 1}
+    shutil.rmtree(images)
+    images.mkdir()
+    with pytest.raises(DataError, match=r"no image could be read; the last: F8 .*file is missing"):
+        train_from_config(config.model_copy(update={"output": tmp_path / "other"}), evaluate=False)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def batch(own: list[list[int]]) -> Batch:
 def test_equals_a_loop_over_points_and_texts():
     predictions, points, text = make()
     classes, own = torch.tensor([1, 10, 11, 12]), [[10, 12], [11]]
-    loss = image_label_loss(predictions, batch(own), classes, text, points, SCALE, BIAS)
+    loss = image_label_loss(predictions, batch(own), classes, text, classes >= 10, points, SCALE, BIAS)
     expected = 0.0
     for image, mine in zip((1, 2), own, strict=True):
         height, width = batch(own).sizes[image].tolist()
@@ -61,9 +61,8 @@ def test_equals_a_loop_over_points_and_texts():
 
 def test_learning_reaches_one_point_of_each_pair():
     predictions, points, text = make()
-    image_label_loss(
-        predictions, batch([[10], [11]]), torch.tensor([1, 10, 11, 12]), text, points, SCALE, BIAS
-    ).backward()
+    classes = torch.tensor([1, 10, 11, 12])
+    image_label_loss(predictions, batch([[10], [11]]), classes, text, classes >= 10, points, SCALE, BIAS).backward()
     assert predictions.embeddings.grad is not None
     assert (predictions.embeddings.grad.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [0, 1, 1]
 
@@ -71,4 +70,19 @@ def test_learning_reaches_one_point_of_each_pair():
 def test_without_pairs_there_is_no_loss():
     predictions, points, text = make()
     empty = Batch(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.full((3, 2), 32), (targets([]),) * 3, (1, 2, 3))
-    assert image_label_loss(predictions, empty, torch.arange(4), text, points, SCALE, BIAS).item() == 0
+    no_pairs = torch.zeros(4, dtype=torch.bool)
+    assert image_label_loss(predictions, empty, torch.arange(4), text, no_pairs, points, SCALE, BIAS).item() == 0
+
+
+def test_a_pair_alone_on_its_rank_still_has_the_texts_of_the_others_as_negatives():
+    predictions, points, text = make()
+    classes, own = torch.tensor([1, 10, 11, 12]), [[10, 12], [11]]
+    of_pairs = classes >= 10
+    whole = image_label_loss(predictions, batch(own), classes, text, of_pairs, points, SCALE, BIAS)
+    parts = []
+    for image in (1, 2):
+        rows = slice(image, image + 1)
+        alone = Predictions(predictions.embeddings[rows], predictions.boxes[rows], predictions.quality[rows])
+        part = batch(own).of_images(rows)
+        parts.append(image_label_loss(alone, part, classes, text, of_pairs, points, SCALE, BIAS))
+    torch.testing.assert_close(sum(parts), whole)

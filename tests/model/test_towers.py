@@ -308,6 +308,27 @@ def test_one_window_as_large_as_the_image_changes_nothing(name):
     assert (smaller - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["vit", "siglip"])
+@pytest.mark.parametrize("num_global", [0, 1])
+def test_a_block_that_attends_to_all_is_among_those_before_the_dense_feature(name, num_global):
+    torch.manual_seed(0)
+    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[name])).eval()
+    tower = image_tower(model, window=2, global_blocks=num_global)
+    assert isinstance(tower, TransformerTower)
+    whole = []
+
+    def run_block(block, tokens, rotary):
+        whole.append(tokens.shape[1] > 4 + tower.num_prefix)
+        return type(tower).run_block(tower, block, tokens, rotary)
+
+    tower.run_block = run_block  # type: ignore[method-assign]
+    with torch.no_grad():
+        tower(images_of(96, 96))
+    num_before = len(tower._blocks) - tower.takes_class_token
+    assert sum(whole[:num_before]) == num_global
+    assert whole[num_before - 1] == bool(num_global)
+
+
 def test_windows_keep_what_lies_elsewhere_out():
     """Without blocks that attend to all, a patch far away changes nothing but through the class token."""
     torch.manual_seed(0)

@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -35,13 +33,6 @@ def test_rows_read_by_position_equal_the_whole_file(bank):
 
 def test_rows_of_no_class(bank):
     assert bank.rows(np.array([], np.int64), np.array([], np.int64)).shape == (0, bank.dim)
-
-
-def test_a_copy_of_what_holds_a_bank_shares_its_file(bank):
-    rows = np.array([0]), np.array([1])
-    expected = bank.rows(*rows)
-    del copy.deepcopy({"bank": bank})["bank"]
-    assert torch.equal(bank.rows(*rows), expected)
 
 
 def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip, tmp_path):
@@ -173,11 +164,11 @@ def test_dropped_tokens_leave_the_rest_in_order_and_something_to_say(tiny_clip):
 
 def test_paraphrases_are_variants_as_they_are(untrained_clip, tmp_path):
     sources = Sources(("{}",), num_paraphrases=2)
-    bank = build_bank(
-        untrained_clip, NAMES, SYNONYMS, sources, folder=tmp_path, paraphrases=[("keeps rain off", "a brolly"), (), ()]
-    )
+    paraphrases = [("keeps rain off", "a brolly"), (), ("holds a ship",)]
+    bank = build_bank(untrained_clip, NAMES, SYNONYMS, sources, folder=tmp_path, paraphrases=paraphrases)
     rows = bank.rows(np.array([0, 0, 0, 2, 2, 2]), np.array([0, 1, 2, 0, 1, 2]))
-    expected = encode_texts(untrained_clip, ["umbrella", "keeps rain off", "a brolly", "anchor", "anchor", "anchor"])
+    texts = ["umbrella", "keeps rain off", "a brolly", "anchor", "holds a ship", "anchor"]
+    expected = encode_texts(untrained_clip, texts)
     torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)
 
 

@@ -1,0 +1,86 @@
+"""A trained detector for use from Python: images in, boxes of whatever is named out.
+
+predictor = Predictor.load("runs/quickstart")
+found = predictor("photo.jpg", ["umbrella", "coffee cup"])
+print(found.boxes, found.scores, found.classes)
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ovd.build import (
+    TrainedDetector,
+    detection_options,
+    evaluation_text,
+    load_detector,
+    low_precision,
+    resolve_device,
+    score_ensemble,
+)
+from ovd.data.images import read_image
+from ovd.inference import detect_image, prepare
+from ovd.structures import Detections
+
+NAME_LISTS_KEPT = 8
+
+
+class Predictor:
+    """Finds what is asked for in one image after another; the texts of the last few lists of names are kept."""
+
+    def __init__(self, trained: TrainedDetector, *, size: int | None = None):
+        """
+        Args:
+            trained: moved to the device that its config says.
+            size: longest side in pixels that images are resized to; by default as in training.
+        """
+        self._trained = trained
+        self._size = size or trained.config.data.size
+        self._low_precision = low_precision(trained.config)
+        prepare(trained.detector, resolve_device(trained.config), low_precision=self._low_precision)
+        self._text_of = lru_cache(NAME_LISTS_KEPT)(self._encode)
+
+    @classmethod
+    def load(cls, run: Path | str, *, device: str | None = None, size: int | None = None) -> "Predictor":
+        """From a run folder or a checkpoint folder.
+
+        Args:
+            device: such as "cpu" or "cuda:1"; by default as in training.
+            size: as in `__init__`.
+
+        Raises:
+            ValueError: no intact checkpoint there.
+        """
+        return cls(load_detector(Path(run), device), size=size)
+
+    @torch.inference_mode()
+    def __call__(self, image: Path | str | UInt8[np.ndarray, "H W 3"], names: Sequence[str]) -> Detections:
+        """Boxes in pixels of the image, best first; `classes` are positions in `names`.
+
+        Args:
+            image: a file, or RGB pixels.
+            names: any words, at least one.
+
+        Raises:
+            ImageError: the file is missing or no image.
+            ValueError: no names.
+        """
+        if not names:
+            raise ValueError("name at least one thing to look for")
+        return detect_image(
+            self._trained.detector,
+            self._text_of(tuple(names)),
+            image if isinstance(image, np.ndarray) else read_image(Path(image)),
+            size=self._size,
+            options=detection_options(self._trained.config),
+            low_precision=self._low_precision,
+            ensemble=score_ensemble(self._trained, names),
+        )
+
+    def _encode(self, names: tuple[str, ...]) -> Float[Tensor, "C D"]:
+        return evaluation_text(self._trained.config, self._trained.clip, names)

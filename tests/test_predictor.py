@@ -1,0 +1,68 @@
+"""Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ovd.predictor
+from ovd.build import TrainedDetector, build_detector, detection_options, evaluation_text, score_ensemble
+from ovd.config import TrainConfig, parse_config
+from ovd.data.images import ImageError
+from ovd.inference import detect_image
+from ovd.predictor import Predictor
+
+NAMES = ["anchor", "umbrella", "cat face"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_clip) -> TrainedDetector:
+    values = {
+        "output": "none",
+        "detector": {"channels": 32, "num_convs": 1, "freeze_tower": True},
+        "data": {"size": 96},
+        "train": {"steps": 1, "precision": "float32"},
+        "eval": {"ensemble": {"base": 0.1, "novel": 0.9}, "max_detections": 20},
+    }
+    config = parse_config(values, TrainConfig, "test")
+    torch.manual_seed(0)
+    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ("anchor",))
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+
+
+def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(trained, image):
+    options: dict[str, Any] = {"size": 96, "options": detection_options(trained.config), "low_precision": False}
+    text = evaluation_text(trained.config, trained.clip, NAMES)
+    expected = detect_image(trained.detector, text, image, ensemble=score_ensemble(trained, NAMES), **options)
+    found = Predictor(trained)(image, NAMES)
+    for name in ("boxes", "scores", "classes"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    alone = detect_image(trained.detector, text, image, **options)
+    assert not torch.equal(found.scores, alone.scores)
+    assert not torch.equal(found.boxes, Predictor(trained, size=64)(image, NAMES).boxes)
+
+
+def test_files_are_read_and_names_encoded_once(trained, image, tmp_path, monkeypatch):
+    calls = []
+
+    def encode(config, clip, names):
+        calls.append(names)
+        return evaluation_text(config, clip, names)
+
+    monkeypatch.setattr(ovd.predictor, "evaluation_text", encode)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    predictor = Predictor(trained)
+    of_file, of_pixels = predictor(tmp_path / "image.png", NAMES), predictor(image, tuple(NAMES))
+    assert torch.equal(of_file.boxes, of_pixels.boxes)
+    predictor(str(tmp_path / "image.png"), NAMES[:1])
+    assert calls == [tuple(NAMES), ("anchor",)]
+    with pytest.raises(ImageError, match="file is missing"):
+        predictor(tmp_path / "none.png", NAMES)
+    with pytest.raises(ValueError, match="at least one"):
+        predictor(image, [])

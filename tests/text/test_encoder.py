@@ -1,0 +1,114 @@
+"""The text tower against open_clip's own `encode_text`, which always computes the whole context."""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CustomTextCLIP
+
+from ovd.clip.load import Clip
+from ovd.text.encoder import encode_classes, encode_texts, text_tower_fingerprint, text_tower_on
+
+TEXTS = ["anchor", "a photo of an umbrella", "a long line about a very small house beside the sea", ""]
+CAUSAL: dict[str, dict[str, Any]] = {"argmax": {}, "eos": {"pool_type": "eos", "eos_id": 49407}}
+SEES_PADDING: dict[str, dict[str, Any]] = {
+    "both directions": {"no_causal_mask": True},
+    "last place": {"pool_type": "last"},
+    "class token": {"embed_cls": True},
+}
+
+
+def clip_with(**text) -> Clip:
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
+    config = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2, **text}
+    model = CustomTextCLIP(embed_dim=32, vision_cfg=vision, text_cfg=config).eval()
+    return Clip(model, open_clip.SimpleTokenizer(), (0.5,) * 3, (0.5,) * 3, 32)
+
+
+def places_computed(clip: Clip) -> list[int]:
+    """Filled with the number of places of every batch that the text tower sees from now on."""
+    lengths: list[int] = []
+    tower = getattr(clip.model, "text", clip.model)
+    tower.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    return lengths
+
+
+def assert_as_open_clip_has_it(clip: Clip) -> None:
+    with torch.no_grad():
+        expected = clip.model.encode_text(clip.tokenizer(TEXTS), normalize=True)
+    torch.testing.assert_close(encode_texts(clip, TEXTS), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", CAUSAL)
+def test_padding_that_is_not_seen_is_not_computed(form):
+    clip = clip_with(**CAUSAL[form])
+    assert_as_open_clip_has_it(clip)
+    lengths = places_computed(clip)
+    encode_texts(clip, TEXTS)
+    encode_texts(clip, TEXTS[:1])
+    assert lengths == [int((clip.tokenizer(TEXTS) != 0).sum(dim=1).max()), 3]
+    assert clip.model.text.positional_embedding.shape[0] == 77
+
+
+@pytest.mark.parametrize("form", SEES_PADDING)
+def test_padding_that_is_seen_is_computed(form):
+    clip = clip_with(**SEES_PADDING[form])
+    lengths = places_computed(clip)
+    assert_as_open_clip_has_it(clip)
+    assert set(lengths) == {77 + (form == "class token")}
+
+
+def test_the_tiny_clip(tiny_clip):
+    assert_as_open_clip_has_it(tiny_clip)
+    full = tiny_clip.tokenizer(["umbrella " * 40])
+    with torch.no_grad():
+        expected = tiny_clip.model.encode_text(full, normalize=True)
+    torch.testing.assert_close(encode_texts(tiny_clip, ["umbrella " * 40]), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_classes_are_the_same_however_many_go_together(untrained_clip):
+    names = [f"thing {number}" for number in range(300)]
+    together = encode_classes(untrained_clip, names, ("{}", "a photo of a {}"))
+    torch.testing.assert_close(together[290:], encode_classes(untrained_clip, names[290:], ("{}", "a photo of a {}")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_rows_are_the_same(untrained_clip):
+    expected = encode_texts(untrained_clip, TEXTS)
+    with text_tower_on(untrained_clip, torch.device("cuda")):
+        found = encode_texts(untrained_clip, TEXTS)
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["plain", "custom"])
+def test_the_text_tower_moves_without_the_image_tower(form, untrained_clip):
+    clip = untrained_clip if form == "plain" else clip_with()
+    image_side = {name for name, _ in clip.model.named_parameters() if name.startswith("visual.")}
+    names = list(clip.model.state_dict())
+    left_behind: set[str] = set()
+
+    def look() -> None:
+        with text_tower_on(clip, torch.device("meta")):
+            left_behind.update(name for name, tensor in clip.model.named_parameters() if tensor.device.type == "cpu")
+
+    with pytest.raises(NotImplementedError, match="meta"):  # what was there has lost its values and cannot come back
+        look()
+    assert left_behind == image_side
+    assert list(clip.model.state_dict()) == names
+
+
+def test_the_fingerprint_tells_activations_apart():
+    assert text_tower_fingerprint(clip_with()) == text_tower_fingerprint(clip_with())
+    model = CustomTextCLIP(
+        embed_dim=32,
+        vision_cfg={"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+        quick_gelu=True,
+    ).eval()
+    plain = clip_with()
+    model.load_state_dict(plain.model.state_dict())
+    quick = Clip(model, plain.tokenizer, plain.mean, plain.std, 32)
+    assert text_tower_fingerprint(quick) != text_tower_fingerprint(plain)
