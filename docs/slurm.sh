@@ -1,8 +1,10 @@
 #!/bin/bash
-# Training on two nodes of eight GPUs, and labelling image-text pairs as a job array. Put your own partition and paths.
+# Training on two nodes of eight GPUs, and labelling image-text pairs as a job array of one GPU each. Put your own
+# partition and paths.
 #
 #   sbatch docs/slurm.sh configs/lvis_base_rn50.yaml
-#   sbatch --nodes 1 --array 0-63 --export ALL,RUN=runs/lvis_base_rn50 docs/slurm.sh label
+#   sbatch --nodes 1 --gpus-per-node 1 --cpus-per-task 12 --array 0-63 \
+#       --export ALL,RUN=runs/lvis_base_rn50,WORLD=64 docs/slurm.sh label
 #
 #SBATCH --job-name ovd
 #SBATCH --nodes 2
@@ -12,16 +14,23 @@
 #SBATCH --time 24:00:00
 #SBATCH --signal TERM@300
 #SBATCH --requeue
-# Five minutes before its time is up the job gets SIGTERM: the ranks finish the step, save and exit with 143. Requeued, it
-# goes on from there: --resume starts anew where there is nothing to resume.
 set -euo pipefail
 
 if [ "$1" = label ]; then
-    # Tasks take the shards that nobody has done yet; a killed one is done again, with the same bytes.
+    # Task N takes the shards number N, N + WORLD, ... and passes over those that are done; failed tasks are started
+    # again with --array 3,17 and the same WORLD, and give the same bytes.
     exec srun --ntasks 1 .venv/bin/python tools/pseudo_label.py "$RUN" --pairs data/cc12m --queries nouns \
-        --output data/cc12m_labels --rank "$SLURM_ARRAY_TASK_ID" --world "$SLURM_ARRAY_TASK_COUNT"
+        --templates none --threads "$SLURM_CPUS_PER_TASK" --output data/cc12m_labels \
+        --rank "$SLURM_ARRAY_TASK_ID" --world "$WORLD"
 fi
+
+# Five minutes before its time is up the job gets SIGTERM: the ranks finish the step, save and exit with 143. Then the job
+# queues up again and goes on from there; --resume starts anew where there is nothing to resume.
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-exec srun .venv/bin/torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 \
+started=$SECONDS
+srun .venv/bin/torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 \
     --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" --rdzv-id "$SLURM_JOB_ID" \
-    tools/train.py "$1" --resume "${@:2}"
+    tools/train.py "$1" --resume "${@:2}" && exit 0
+# torchrun's own exit code does not say whether a signal stopped it: a job that had an hour is worth another.
+[ $((SECONDS - started)) -gt 3600 ] && scontrol requeue "$SLURM_JOB_ID"
+exit 1
