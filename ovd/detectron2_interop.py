@@ -166,10 +166,14 @@ class OvdDetector(nn.Module):
             raise ValueError("MODEL.OVD.OVERRIDES are of MODEL.OVD.CONFIG; MODEL.OVD.RUN has its settings with it")
         training = _metadata(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
         tested = _metadata((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
+        device = cfg.MODEL.DEVICE
+        if device == "cuda":  # detectron2 gives each of its processes a GPU, and tells torch alone
+            device = f"cuda:{torch.cuda.current_device()}"
         if options.RUN:
-            trained, is_fresh = load_detector(Path(options.RUN)), False
+            trained, is_fresh = load_detector(Path(options.RUN), device), False
         else:
-            config = load_config(Path(options.CONFIG), list(options.OVERRIDES), TrainConfig)
+            overrides = [*options.OVERRIDES, f"train.device={device}"]
+            config = load_config(Path(options.CONFIG), overrides, TrainConfig)
             trained = _new_detector(config, () if training is None else tuple(training.thing_classes))
             is_fresh = config.init_from is None
         config, clip = trained.config, trained.clip

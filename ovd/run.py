@@ -168,7 +168,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         schedule=build_schedule(config),
         saving=build_saving(config, first_samples, data),
         report=report,
-        num_samples=len(index) + (0 if pairs is None else len(pairs)),
+        num_samples=len(index) if pairs is None else min(len(index), len(pairs)),
         device=device,
         low_precision=low_precision(config),
         evaluate=evaluate_average if validation is not None else None,

@@ -15,6 +15,7 @@ from ovd.ablation.row import Stages, at_length, read_row, run_row
 from ovd.build import load_detector, load_labelled_pairs, samples_drawn
 from ovd.config import AblationConfig, AblationRow, ConfigError, LabelsConfig, TrainConfig, load_config, parse_config
 from ovd.data.pairs import write_pair_shards
+from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
@@ -127,6 +128,15 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
     strict = config.data.pairs.model_copy(update={"min_score": 1.0})
     with pytest.raises(ValueError, match="passes the filters"):
         load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
+
+
+def test_pairs_do_not_hide_that_all_other_images_are_missing(tmp_path, miniature_world, teacher, pairs):
+    config = student_config(tmp_path / "run", miniature_world, teacher, pairs)
+    values = config.model_dump(mode="json")
+    values["data"]["source"]["train_images"] = str(tmp_path)
+    values["train"]["steps"] = 200
+    with pytest.raises(DataError, match=r"5 of \d+ skipped .*file is missing|6 of \d+ skipped .*file is missing"):
+        train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
 
 
 def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, pairs, tiny_clip):

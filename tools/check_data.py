@@ -45,7 +45,8 @@ def main() -> None:
         if not arguments.no_images:
             check_images(index, report)
         print(describe(index, report))
-    if report.num_used() == 0 or any(kind.endswith("skipped") for kind in report.counts()):
+    nothing = report.num_used() == 0 and not arguments.no_images
+    if nothing or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)
 
 

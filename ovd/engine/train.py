@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,8 @@ def train(
         bank: text variants of the training vocabulary, row by row.
         image_counts: training images per class of that vocabulary.
         pair_texts: the texts of image-text pairs, where the batches hold such.
-        num_samples: images and pairs there are to train on; too many of them left out stop the run.
+        num_samples: images there are to train on, of the smaller source where there are two; too many of them left out
+            stop the run.
         evaluate: called with the averaged detector in eval mode.
         solve_bias: set the logit bias from the first batch; for a detector that was not trained before.
         go_on_from: start with the weights, the average and the optimizer's moments of this checkpoint of another run.
@@ -227,8 +228,9 @@ def train(
 
     failed_saves = 0
     report_path = saving.run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
-    if start and report_path.exists():
-        report_path.replace(report_path.with_suffix(f".before-step-{start}.json"))
+    if 0 < start < schedule.steps and report_path.exists():  # of an earlier start; it is kept
+        earlier = (report_path.with_suffix(f".{number}.json") for number in count(1))
+        report_path.replace(next(path for path in earlier if not path.exists()))
 
     def write_report() -> None:
         """Every rank its own: of the samples that it loaded since the run was last started."""

@@ -84,6 +84,8 @@ def test_the_check_passes_and_finds_a_damaged_image(layout, monkeypatch, capsys)
         output = capsys.readouterr().out
         assert "F9 skipped: 1" in output
         assert str(path) in output
+        arguments = (layout.format, "--annotations", str(layout.train_annotations), "--no-images")
+        assert run_tool(monkeypatch, *arguments) == 0
     finally:
         path.write_bytes(whole)
 

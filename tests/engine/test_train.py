@@ -291,8 +291,13 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "step-000006")
-    train_from_config(make_config(resumed, miniature_world), resume=True, evaluate=False)
+    (resumed / "data_report.1.json").write_text("{}")  # of a start before that
+    for _ in range(2):  # the second has nothing left to do
+        train_from_config(make_config(resumed, miniature_world), resume=True, evaluate=False)
     assert_same_bits(whole, resumed)
+    assert (resumed / "data_report.1.json").read_text() == "{}"
+    reports = [json.loads((resumed / name).read_text()) for name in ("data_report.2.json", "data_report.json")]
+    assert [report["used"]["sample"] for report in reports] == [2 * STEPS, 2 * (STEPS - 4)]
 
 
 def test_going_on_from_another_run_takes_the_new_runs_rates(reference, tmp_path, miniature_world):
