@@ -54,7 +54,7 @@ def main() -> None:
         image = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).view(height, width, 3)
         batch = ((image.permute(2, 0, 1) / 255 - mean) / std)[None]
         pooled.append(F.normalize(tower.encode(batch)[0], dim=0))
-        dense.append(F.normalize(tower(batch).dense.mean((2, 3))[0], dim=0))
+        dense.append(F.normalize(tower.dense(batch).mean((2, 3))[0], dim=0))
     ours, own = torch.stack(dense), torch.stack(pooled)
     same = (ours * own).sum(1)
     other = (own * own.roll(1, 0)).sum(1)

@@ -275,7 +275,7 @@ def _compare(
     pixels = ((images.float() - detector.mean) / detector.std).contiguous(memory_format=memory_format(low_precision))
 
     def dense(tower: ImageTower) -> Float[Tensor, "N D"]:
-        feature, stride = tower(pixels).dense, tower.strides[-1]
+        feature, stride = tower.dense(pixels), tower.strides[-1]
         levels = [
             resample_dense(feature, stride, (-(-images.shape[-2] // level), -(-images.shape[-1] // level)), level)
             for level in detector.strides

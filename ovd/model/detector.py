@@ -137,7 +137,7 @@ class Detector(nn.Module):
         pyramid = self.pyramid(tower.maps)
         class_features, boxes, quality = self.head(pyramid)
         if self.gated:
-            levels = self._shortcuts(tower.dense, pyramid)
+            levels = self._shortcuts(tower.last, pyramid)
             if self.pyramid_shortcut is not None:
                 levels = self.pyramid_shortcut(levels, pyramid)
             if self.head_shortcut is not None:
@@ -146,13 +146,14 @@ class Detector(nn.Module):
             levels = [self.projection(features) for features in class_features]
         clip = None
         if self.keeps_clip and not self.training:
-            clip = _concatenate(self._shortcuts(tower.dense, pyramid))
+            clip = _concatenate(self._shortcuts(tower.last, pyramid))
         return Predictions(_concatenate(levels), boxes, quality, clip)
 
     def _shortcuts(
-        self, dense: Float[Tensor, "B D h w"], pyramid: list[Float[Tensor, "B C ..."]]
+        self, last: Float[Tensor, "B K h w"], pyramid: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
         """The dense feature at every level."""
+        dense = self.tower.project_locations(last)
         return [
             resample_dense(dense, self.tower.strides[-1], (level.shape[2], level.shape[3]), stride)
             for level, stride in zip(pyramid, self.strides, strict=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 class TowerOutput:
     maps: tuple[Float[Tensor, "B ..."], ...]
     """B x C_i x h_i x w_i, finest first: what the learned path sees."""
-    dense: Float[Tensor, "B D h w"]
-    """S5: the last map through CLIP's own pooling and projection, per location; in the text space."""
+    last: Float[Tensor, "B C h w"]
+    """What CLIP's own pooling and projection start from, of the last map's stride."""
 
 
 class ImageTower(nn.Module, ABC):
@@ -54,9 +54,13 @@ class ImageTower(nn.Module, ABC):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
         """Images normalised as CLIP expects."""
 
+    def dense(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        """S5: CLIP's pooling and projection per location; in the text space."""
+        return self.project_locations(self(images).last)
+
     @abstractmethod
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        """CLIP's pooling and projection at every location of the last map."""
+        """CLIP's pooling and projection at every location of `TowerOutput.last`."""
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:

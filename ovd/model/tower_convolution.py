@@ -50,7 +50,7 @@ class TimmConvolutionTower(ImageTower):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
         last, maps = self.trunk.forward_intermediates(images, indices=self.stage_indices)
-        return TowerOutput(tuple(maps), self.project_locations(last))
+        return TowerOutput(tuple(maps), last)
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape
@@ -107,7 +107,7 @@ class ClipResNetTower(ImageTower):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
         maps = self._maps(images)
-        return TowerOutput(tuple(maps), self.project_locations(maps[-1]))
+        return TowerOutput(tuple(maps), maps[-1])
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         pool = self.visual.attnpool

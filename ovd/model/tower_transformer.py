@@ -76,7 +76,7 @@ class TransformerTower(ImageTower):
         grid = self._grid(images)
         tokens = self._run(self.embed(images, grid), grid, len(self._blocks) - self.takes_class_token)
         last = tokens[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
-        return TowerOutput((last,), self.project_locations(last))
+        return TowerOutput((last,), last)
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape

@@ -137,7 +137,7 @@ def test_mean_of_the_dense_feature_is_the_pooled_embedding(untrained_clip):
     """Average pooling with no norm after it, as in the tiny tower: exact."""
     images = torch.randn(2, 3, 96, 160)
     with torch.no_grad():
-        dense = image_tower(untrained_clip.model.visual)(images).dense
+        dense = image_tower(untrained_clip.model.visual).dense(images)
         pooled = untrained_clip.model.encode_image(images)
     torch.testing.assert_close(dense.mean((2, 3)), pooled, atol=1e-5, rtol=1e-4)
 

@@ -161,10 +161,10 @@ def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visu
     for size in sizes(family):
         images = images_of(*size)
         with torch.no_grad():
-            output = tower(images)
+            dense = tower.dense(images)
         expected = dense_reference(visual, family, images)
-        assert output.dense.shape == expected.shape
-        torch.testing.assert_close(output.dense, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+        assert dense.shape == expected.shape
+        torch.testing.assert_close(dense, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
 
 def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, family):
@@ -208,7 +208,7 @@ def test_mean_of_the_dense_feature_is_the_pooled_embedding_where_clip_takes_the_
     tower = image_tower(copy.deepcopy(visual))
     images = images_of(*sizes(family)[1])
     with torch.no_grad():
-        mean, pooled = tower(images).dense.mean((2, 3)), tower.encode(images)
+        mean, pooled = tower.dense(images).mean((2, 3)), tower.encode(images)
     if family in AVERAGE_POOLING:
         torch.testing.assert_close(mean, pooled, atol=1e-5, rtol=1e-4)
     else:
@@ -247,7 +247,8 @@ def test_one_image_equals_the_same_image_in_a_batch(visual, family):
     images = images_of(*sizes(family)[1], batch=2)
     with torch.no_grad():
         together, alone = tower(images), tower(images[1:])
-    torch.testing.assert_close(together.dense[1:], alone.dense, atol=1e-5, rtol=1e-3)
+        dense = [tower.project_locations(output.last) for output in (together, alone)]
+    torch.testing.assert_close(dense[0][1:], dense[1], atol=1e-5, rtol=1e-3)
     for one, other in zip(together.maps, alone.maps, strict=True):
         torch.testing.assert_close(one[1:], other, atol=1e-4, rtol=1e-3)
 
@@ -269,7 +270,8 @@ def test_recomputed_activations_give_the_same_gradients(visual, family):
         if recomputes:
             tower.checkpoint_activations()
         output = tower(images)
-        (output.dense.square().mean() + sum(level.square().mean() for level in output.maps)).backward()
+        outputs = (tower.project_locations(output.last), *output.maps)
+        torch.stack([values.square().mean() for values in outputs]).sum().backward()
         gradients.append({name: p.grad for name, p in tower.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert len(gradients[0]) > 10
@@ -286,11 +288,11 @@ def test_stochastic_depth_acts_in_training_only(visual, family):
         return
     images = images_of(*sizes(family)[1])
     with torch.no_grad():
-        before = tower(images).dense
+        before = tower.dense(images)
         tower.set_drop_path(0.9)
-        assert torch.equal(tower.eval()(images).dense, before)
+        assert torch.equal(tower.eval().dense(images), before)
         torch.manual_seed(0)
-        dropped = tower.train()(images).dense
+        dropped = tower.train().dense(images)
     assert (dropped - before).abs().max() > 1e-3
 
 
@@ -301,10 +303,10 @@ def test_one_window_as_large_as_the_image_changes_nothing(name):
     side = FAMILIES[name]["image_size"]
     images = images_of(side, side)
     with torch.no_grad():
-        plain = image_tower(copy.deepcopy(model))(images).dense
-        windowed = image_tower(copy.deepcopy(model), window=side // 16)(images).dense
+        plain = image_tower(copy.deepcopy(model)).dense(images)
+        windowed = image_tower(copy.deepcopy(model), window=side // 16).dense(images)
         torch.testing.assert_close(windowed, plain, atol=1e-5, rtol=1e-4)
-        smaller = image_tower(copy.deepcopy(model), window=3, global_blocks=1)(images).dense
+        smaller = image_tower(copy.deepcopy(model), window=3, global_blocks=1).dense(images)
     assert (smaller - plain).abs().max() > 1e-3
 
 
@@ -340,7 +342,7 @@ def test_windows_keep_what_lies_elsewhere_out():
     changed = images.clone()
     changed[:, :, 64:, 64:] = 0
     with torch.no_grad():
-        difference = (tower(images).dense - tower(changed).dense).abs().amax(dim=(0, 1))
+        difference = (tower.dense(images) - tower.dense(changed)).abs().amax(dim=(0, 1))
     assert (difference > 1e-4).float().sum() == 4
     assert (difference[4:, 4:] > 1e-4).all()
 
