@@ -42,8 +42,8 @@ def _move_text_side(clip: Clip, device: torch.device) -> None:
 def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
     """Unit embeddings, float32, on the CPU.
 
-    Padding after a batch's longest text is not computed where the text tower cannot see it: a class name fills about a
-    fifth of CLIP's context, and takes about a fifth of the time.
+    Padding after a batch's longest text is not computed where the text tower cannot see it: class names in prompts fill
+    a sixth of CLIP's context or less, and take as much less time.
     """
     text_side, device = _TextSide(clip.model), clip.model.logit_scale.device
     rows = []
