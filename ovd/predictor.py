@@ -1,8 +1,10 @@
 """A trained detector for use from Python: images in, boxes of whatever is named out.
 
-predictor = Predictor.load("runs/quickstart")
-found = predictor("photo.jpg", ["umbrella", "coffee cup"])
-print(found.boxes, found.scores, found.classes)
+    predictor = Predictor.load("runs/quickstart")
+    found = predictor("photo.jpg", ["umbrella", "coffee cup"])
+    print(found.boxes, found.scores, found.classes)
+
+`ovd/run.py` has whole jobs, such as judging a data set.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -58,7 +59,6 @@ class Predictor:
         """
         return cls(load_detector(Path(run), device), size=size)
 
-    @torch.inference_mode()
     def __call__(self, image: Path | str | UInt8[np.ndarray, "H W 3"], names: Sequence[str]) -> Detections:
         """Boxes in pixels of the image, best first; `classes` are positions in `names`.
 

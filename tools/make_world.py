@@ -1,7 +1,9 @@
 """Draw the embedded world: a small LVIS, its image-text pairs, and two transfer sets.
 
-python tools/make_world.py                       # all but the pairs that the tiny CLIP is pretrained on
-python tools/make_world.py --parts train val     # only these
+    python tools/make_world.py                       # all but the pairs that the tiny CLIP is pretrained on
+    python tools/make_world.py --parts train val     # only these
+
+Parts that are there already are not drawn again.
 """
 
 import argparse

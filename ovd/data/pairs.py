@@ -238,6 +238,11 @@ class PairShards:
         """
         return self._decode_caption(_read_member(*self._find(position), "caption"), position)
 
+    def keys(self, file_name: str) -> tuple[str, ...]:
+        """Of all samples of one of `file_names`."""
+        shard = self._shards[self.file_names.index(file_name)]
+        return tuple(key.decode(errors="replace") for key in shard.keys.tolist())
+
     def positions(self, file_name: str) -> range:
         """Where the samples of one of `file_names` stand among all."""
         row = self.file_names.index(file_name)
@@ -329,14 +334,12 @@ def _index_shard(path: Path, file: BinaryIO) -> _ShardIndex:
         name = member.name.removeprefix("./")
         key, suffix = _split_name(name)
         slot = _MEMBER_OF_SUFFIX.get(suffix)
-        if not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse():
+        is_unsafe = not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse()
+        if is_unsafe:
             keys_with_rejected.add(key)
-            rejected += 1
-            first_rejected = [*first_rejected, member.name][:3]
+        elif member.isdir():
             continue
-        if member.isdir():
-            continue
-        if slot is None:
+        if is_unsafe or slot is None:
             rejected += 1
             first_rejected = [*first_rejected, member.name][:3]
             continue

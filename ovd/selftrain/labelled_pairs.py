@@ -49,8 +49,7 @@ class LabelledPairs:
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
         for name, of_shard in zip(shards.file_names, labels, strict=True):
-            keys = tuple(shards.key(position) for position in shards.positions(name))
-            if keys != of_shard.keys:
+            if shards.keys(name) != of_shard.keys:
                 raise ValueError(f"{shards.directory / name} has other pairs than its labels speak of; label it again")
         self._kept = kept
         places = []

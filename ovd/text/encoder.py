@@ -85,7 +85,7 @@ def _shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
 def encode_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "N D"]:
     """Unit embeddings, float32, on the CPU."""
     if not texts:
-        return encode_texts(clip, [""])[:0]
+        return torch.empty(0, clip.dim)
     return encode_tokens(clip, clip.tokenizer(texts))
 
 
