@@ -28,7 +28,6 @@ from ovd.data.buckets import shape_groups
 from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
 from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
-from ovd.data.pairs import PairShards, list_shards
 from ovd.data.report import DataReport
 from ovd.data.transforms import Sample, train_transform
 from ovd.data.vocabulary import split_lvis_base
@@ -45,7 +44,7 @@ from ovd.model.towers import image_tower
 from ovd.precision import use_low_precision
 from ovd.selftrain.filter import Filters, filter_labels
 from ovd.selftrain.labelled_pairs import LabelledPairs
-from ovd.selftrain.labels import check_labelled_shards, read_labels
+from ovd.selftrain.labels import open_labelled_shards, read_labels
 from ovd.structures import Batch
 from ovd.text.bank import Sources, TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
@@ -296,8 +295,7 @@ def load_labelled_pairs(
         raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
     folder = pair_shards_folder(config, source)
     labels = [read_labels(file) for file in files]
-    check_labelled_shards(files, list_shards(folder))
-    shards = PairShards(folder, only=[f"{file.stem}.tar" for file in files])
+    shards = open_labelled_shards(folder, files)
     tower = text_tower_fingerprint(clip)
     texts = PairTexts(
         [TextBank(file, tower=tower) for file in files],

@@ -357,10 +357,13 @@ def test_lengths_are_drawn_with_means_over_seeds(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("ovd.ablation.plots.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
     values = {(5, 900): 0.6, (5, 100): 0.2, (6, 100): 0.4, (6, 900): 0.8}
-    records = [record("gated", seed, steps=steps, APr=APr, APf=APr / 2) for (seed, steps), APr in values.items()]
+    records = [
+        record("gated", seed, steps=steps, APr=APr, APf=APr / 2, extra={"naming_rare": APr / 4})
+        for (seed, steps), APr in values.items()
+    ]
     draw_lengths(records, ["scratch", "gated"], tmp_path / "length.png")
-    rare, _, frequent = drawn[0].axes
-    for axes, factor in ((rare, 100), (frequent, 50)):
+    rare, naming, _, frequent = drawn[0].axes
+    for axes, factor in ((rare, 100), (naming, 25), (frequent, 50)):
         lines = {line.get_label(): line for line in axes.get_lines()}
         np.testing.assert_array_equal(lines["gated"].get_xdata(), [100, 900])
         np.testing.assert_allclose(lines["gated"].get_ydata(), [0.3 * factor, 0.7 * factor])

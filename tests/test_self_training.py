@@ -149,7 +149,8 @@ def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, 
     (others / "manifest.json").unlink()
     write = student_config(tmp_path, miniature_world, teacher, others)
     assert write.data.pairs is not None
-    load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)  # nothing to compare with
+    with pytest.raises(ValueError, match=r"\.tar has \d+ bytes, and had \d+ when it was indexed"):
+        load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)
     (teacher / "labels" / "00000.json").rename(tmp_path / "ledger")
     try:
         with pytest.raises(ValueError, match=r"00000\.json cannot be read .*run tools/pseudo_label\.py again"):

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from ovd.cli import run_tool
 from ovd.data.annotations import Category, load_annotations
-from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
-from ovd.selftrain.labels import read_labels
+from ovd.selftrain.labels import open_labelled_shards, read_labels
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
 
@@ -36,15 +35,8 @@ def main() -> None:
     if not files:
         raise ValueError(f"{arguments.labels}: no label files (*.safetensors) here; run tools/pseudo_label.py first")
     shards = [read_labels(file) for file in files]
-    pairs = PairShards(arguments.pairs)
-    position_of = {pairs.location(position): position for position in range(len(pairs))}
-    truth = []
-    for file, labels in zip(files, shards, strict=True):
-        locations = [f"{file.stem}.tar:{key}" for key in labels.keys]
-        unknown = [location for location in locations if location not in position_of]
-        if unknown:
-            raise ValueError(f"{file}: {len(unknown)} of its pairs, {unknown[0]} first, are not in {arguments.pairs}")
-        truth.append(read_true_objects(pairs, [position_of[location] for location in locations]))
+    pairs = open_labelled_shards(arguments.pairs, files)
+    truth = [read_true_objects(pairs, pairs.positions(name)) for name in pairs.file_names]
 
     categories: tuple[Category, ...] = ()
     if arguments.annotations is not None:

@@ -11,7 +11,12 @@ from ovd.ablation.records import Record
 from ovd.ablation.statistics import known_values, records_by_seed, row_estimate
 from ovd.ablation.tables import COMPARED, TITLES
 
-LENGTH_PANELS = {"APr": "APr: rare classes, not trained on", "APc": "APc: base classes", "APf": "APf: base classes"}
+LENGTH_PANELS = {
+    "APr": "APr: rare classes, not trained on",
+    "naming_rare": "true boxes of rare classes named right",
+    "APc": "APc: base classes",
+    "APf": "APf: base classes",
+}
 
 
 def draw_rows(records: Sequence[Record], rows: Sequence[str], image: Path) -> None:
@@ -51,13 +56,13 @@ def draw_rows(records: Sequence[Record], rows: Sequence[str], image: Path) -> No
 
 
 def draw_lengths(records: Sequence[Record], rows: Sequence[str], image: Path) -> None:
-    """APr, APc and APf against optimizer steps: a row's mean over the seeds, every run as a dot, dots of a seed joined.
+    """LENGTH_PANELS against optimizer steps: a row's mean over the seeds, every run as a dot, dots of a seed joined.
 
     Args:
         records: at most one of a row, a number of steps and a seed.
     """
     lengths = sorted({record.steps for record in records})
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
     panels = figure.subplots(1, len(LENGTH_PANELS))
     for axes, (metric, title) in zip(panels, LENGTH_PANELS.items(), strict=True):
         for number, row in enumerate(rows):

@@ -40,7 +40,7 @@ def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate |
     """A row's metric over its seeds; None without a record, or if one of them does not know the metric.
 
     Args:
-        metric: a field of `Record`.
+        metric: a field of `Record`, or one of its further figures.
     """
     return _estimate_of_known(known_values(list(records_by_seed(records, row).values()), metric))
 
@@ -60,8 +60,10 @@ def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
 
 
 def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
-    """Each record's metric; NaN where there is no record or it does not know the metric."""
-    values = [UNKNOWN if record is None else getattr(record, metric) for record in records]
+    """Each record's metric, a field or one of its further figures; NaN where there is no record or it does not know."""
+    values = [
+        UNKNOWN if record is None else getattr(record, metric, record.extra.get(metric, UNKNOWN)) for record in records
+    ]
     return np.array([math.nan if value == UNKNOWN else value for value in values], float)
 
 

@@ -1,35 +1,27 @@
 """Image-text pairs in tar shards, in the layout that img2dataset and WebDataset share.
 
 A shard `00000.tar` holds, for every sample, `<key>.jpg`, `<key>.txt` (the caption) and optionally `<key>.json`.
-Shards are read by position through an index, never streamed: a streaming reader takes a damaged header for the end of
-the archive and loses the rest of the shard without a word.
+Shards are read by position through an index (shard_index.py).
 """
 
 import hashlib
 import json
-import os
 import tarfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 
 import numpy as np
 
 from ovd.data.report import DataError
+from ovd.data.shard_index import MEMBER_NAMES, Rejected, ShardFault, ShardIndex, index_shard, read_member
 from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
 NUM_THREADS = 4
-
-_MEMBER_OF_SUFFIX = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
-_MEMBER_NAMES = ("image", "caption", "info")
-_ABSENT = -1
-# POSIX: an archive ends with two blocks of zeros.
-_END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -51,30 +43,6 @@ class ManifestEntry:
     num_samples: int
     sha256: str
     num_bytes: int
-
-
-@dataclass(frozen=True)
-class _ShardIndex:
-    """Where the members of a shard's N samples lie."""
-
-    path: Path
-    keys: np.ndarray
-    """N UTF-8 byte strings."""
-    offsets: np.ndarray
-    """N x 3 (image, caption, info), int64; -1 for an absent info member."""
-    sizes: np.ndarray
-    """N x 3, int64."""
-    rejected: int
-    first_rejected: tuple[str, ...]
-
-
-class _ShardFault(Exception):
-    """A shard cannot be indexed to its end; `num_found` samples begin before the fault."""
-
-    def __init__(self, reason: str, num_found: int, code: str = "F13"):
-        super().__init__(reason)
-        self.num_found = num_found
-        self.code = code
 
 
 def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard: int) -> None:
@@ -151,37 +119,48 @@ class PairShards:
 
     Every shard is indexed, and compared with the manifest where there is one, when this is made: that reads each shard
     once from end to end. Without a manifest only the headers are read; a damaged header or a missing end still stops.
+    A shard whose index is known is not read at all, only its size is compared.
     A member's name is nothing but a key: no file is ever written, and no pickle opened.
 
     Args:
         only: file names of the shards to open; all by default. The others are neither indexed nor read.
+        known: what `index` gave for shards of these names before.
 
     Attributes:
         file_names: of the shards that are open, in order.
-        rejected: members that are not used: unsafe names (absolute, `..`), links, devices, sparse files, pickles and
-            any other suffix (what follows the name's first dot), and the rest of a sample with an unsafe member.
+        rejected: members of the shards indexed here that are not used: unsafe names (absolute, `..`), links, devices,
+            sparse files, pickles and any other suffix (what follows the name's first dot), and the rest of a sample
+            with an unsafe member.
         num_undecodable_captions: captions read so far that were not UTF-8 (their bad bytes read as U+FFFD).
 
     Raises:
-        DataError: F13 no shards, or a shard that is damaged, has half a sample or differs from the manifest: the
-            message names the shard, the samples expected and found, and the SHA-256. F14 a member twice.
+        DataError: F13 no shards, or a shard that is damaged, has half a sample or differs from the manifest (the
+            message names the shard, the samples expected and found, and the SHA-256), or a known one that has another
+            size now. F14 a member twice.
         ValueError: a shard of `only` is not in the folder.
     """
 
-    def __init__(self, directory: Path, *, only: Collection[str] | None = None):
+    def __init__(
+        self, directory: Path, *, only: Collection[str] | None = None, known: Mapping[str, ShardIndex] | None = None
+    ):
         self.directory = directory
         listed = list_shards(directory)
         unknown = [] if only is None else sorted(set(only) - listed.keys())
         if unknown:
             raise ValueError(f"{directory} has no shards {unknown[:20]}")
-        chosen = [(directory / name, entry) for name, entry in listed.items() if only is None or name in only]
+        self.file_names = tuple(name for name in listed if only is None or name in only)
+        known = known or {}
+        self._indexes = {name: _check_size(directory / name, known[name]) for name in self.file_names if name in known}
+        to_read = [name for name in self.file_names if name not in known]
+        rejected: list[Rejected] = []
         with ThreadPoolExecutor(NUM_THREADS) as pool:  # hashing and reading let other threads run
-            indexed = pool.map(lambda shard: _index_checked(*shard), chosen)
-            self._shards = list(progress(indexed, len(chosen), "indexing shards"))
-        self.file_names = tuple(shard.path.name for shard in self._shards)
-        self._ends = np.cumsum([len(shard.keys) for shard in self._shards], dtype=np.int64)
-        self.rejected = sum(shard.rejected for shard in self._shards)
-        self._first_rejected = next((shard.first_rejected for shard in self._shards if shard.rejected), ())
+            indexed = pool.map(lambda name: (name, *_index_checked(directory / name, listed[name])), to_read)
+            for name, index, of_shard in progress(indexed, len(to_read), "indexing shards"):
+                self._indexes[name] = index
+                rejected.append(of_shard)
+        self._ends = np.cumsum([len(self._indexes[name]) for name in self.file_names], dtype=np.int64)
+        self.rejected = sum(of_shard.count for of_shard in rejected)
+        self._first_rejected = next((of_shard.first for of_shard in rejected if of_shard.count), ())
         self._undecodable: set[int] = set()
 
     def __len__(self) -> int:
@@ -201,57 +180,58 @@ class PairShards:
 
         Raises:
             IndexError: position outside 0..len-1.
-            ValueError: the shard has shrunk since it was indexed, or the info member is not a JSON object.
+            ValueError: the shard has changed since it was indexed, or the info member is not a JSON object.
         """
-        shard, row = self._find(position)
-        key = shard.keys[row].decode(errors="replace")
-        image, caption_bytes, info_bytes = (_read_member(shard, row, member) for member in _MEMBER_NAMES)
+        image, caption_bytes, info_bytes = (self._read(position, member) for member in MEMBER_NAMES)
         caption = self._decode_caption(caption_bytes, position)
         try:
             info = json.loads(info_bytes) if info_bytes else {}
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{shard.path}:{key}.json is not JSON: {error}") from error
+            raise ValueError(f"{self.directory / self.location(position)}.json is not JSON: {error}") from error
         if not isinstance(info, dict):
-            raise ValueError(f"{shard.path}:{key}.json holds {type(info).__name__}, expected an object")
-        return Pair(key=key, image=image, caption=caption, info=info)
+            where = self.directory / self.location(position)
+            raise ValueError(f"{where}.json holds {type(info).__name__}, expected an object")
+        return Pair(key=self.key(position), image=image, caption=caption, info=info)
 
     def image(self, position: int) -> bytes:
         """A sample's encoded image alone.
 
         Raises:
             IndexError: position outside 0..len-1.
-            ValueError: the shard has shrunk since it was indexed.
+            ValueError: the shard has changed since it was indexed.
         """
-        return _read_member(*self._find(position), "image")
+        return self._read(position, "image")
 
     def key(self, position: int) -> str:
         """A sample's key."""
-        shard, row = self._find(position)
-        return shard.keys[row].decode(errors="replace")
+        name, row = self._find(position)
+        return self._indexes[name].key(row)
 
     def caption(self, position: int) -> str:
         """A sample's caption alone: its image is not read.
 
         Raises:
             IndexError: position outside 0..len-1.
-            ValueError: the shard has shrunk since it was indexed.
+            ValueError: the shard has changed since it was indexed.
         """
-        return self._decode_caption(_read_member(*self._find(position), "caption"), position)
+        return self._decode_caption(self._read(position, "caption"), position)
 
-    def keys(self, file_name: str) -> tuple[str, ...]:
-        """Of all samples of one of `file_names`."""
-        shard = self._shards[self.file_names.index(file_name)]
-        return tuple(key.decode(errors="replace") for key in shard.keys.tolist())
+    def index(self, file_name: str) -> ShardIndex:
+        """Of one of `file_names`, for `known` of another time."""
+        return self._indexes[file_name]
 
     def positions(self, file_name: str) -> range:
         """Where the samples of one of `file_names` stand among all."""
-        row = self.file_names.index(file_name)
-        end = int(self._ends[row])
-        return range(end - len(self._shards[row].keys), end)
+        end = int(self._ends[self.file_names.index(file_name)])
+        return range(end - len(self._indexes[file_name]), end)
 
     def location(self, position: int) -> str:
         """`shard:key` of a sample, for messages and reports."""
-        return f"{self._find(position)[0].path.name}:{self.key(position)}"
+        return f"{self._find(position)[0]}:{self.key(position)}"
+
+    def _read(self, position: int, member: str) -> bytes:
+        name, row = self._find(position)
+        return read_member(self.directory / name, self._indexes[name], row, member)
 
     def _decode_caption(self, content: bytes, position: int) -> str:
         try:
@@ -260,12 +240,13 @@ class PairShards:
             self._undecodable.add(position)
             return content.decode(errors="replace")
 
-    def _find(self, position: int) -> tuple[_ShardIndex, int]:
+    def _find(self, position: int) -> tuple[str, int]:
+        """File name of a sample's shard, and its row there."""
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} is outside 0..{len(self) - 1}")
-        shard_row = int(np.searchsorted(self._ends, position, side="right"))
-        shard = self._shards[shard_row]
-        return shard, position - int(self._ends[shard_row]) + len(shard.keys)
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        name = self.file_names[number]
+        return name, position - int(self._ends[number]) + len(self._indexes[name])
 
 
 def _check_key(key: str, seen_keys: set[str]) -> None:
@@ -295,15 +276,26 @@ def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
         raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
 
 
-def _index_checked(path: Path, expected: ManifestEntry | None) -> _ShardIndex:
+def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
+    """The index, where the shard still has its size."""
+    num_bytes = path.stat().st_size
+    if num_bytes != index.num_bytes:
+        raise DataError(
+            "F13",
+            f"{path} has {num_bytes} bytes, and had {index.num_bytes} when it was indexed; label it again",
+        )
+    return index
+
+
+def _index_checked(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected]:
     """Indexes a shard and compares it with its manifest entry."""
     with path.open("rb") as file:
         fault, code = "", "F13"
-        index = None
+        indexed = None
         try:
-            index = _index_shard(path, file)
-            num_found = len(index.keys)
-        except _ShardFault as error:
+            indexed = index_shard(file)
+            num_found = len(indexed[0])
+        except ShardFault as error:
             fault, code, num_found = str(error), error.code, error.num_found
         if expected is not None:
             file.seek(0)
@@ -321,101 +313,5 @@ def _index_checked(path: Path, expected: ManifestEntry | None) -> _ShardIndex:
             f"{path}: {fault}; expected {expected.num_samples} samples, {expected.num_bytes} bytes, "
             f"sha256 {expected.sha256}; found {num_found} samples, {num_bytes} bytes, sha256 {sha256}",
         )
-    assert index is not None
-    return index
-
-
-def _index_shard(path: Path, file: BinaryIO) -> _ShardIndex:
-    rows: dict[str, tuple[list[int], list[int]]] = {}
-    keys_with_rejected: set[str] = set()
-    rejected = 0
-    first_rejected: list[str] = []
-    for member in _members(file, rows):
-        name = member.name.removeprefix("./")
-        key, suffix = _split_name(name)
-        slot = _MEMBER_OF_SUFFIX.get(suffix)
-        is_unsafe = not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse()
-        if is_unsafe:
-            keys_with_rejected.add(key)
-        elif member.isdir():
-            continue
-        if is_unsafe or slot is None:
-            rejected += 1
-            first_rejected = [*first_rejected, member.name][:3]
-            continue
-        offsets, sizes = rows.setdefault(key, ([_ABSENT] * 3, [0] * 3))
-        if offsets[slot] != _ABSENT:
-            raise _ShardFault(f"sample {key!r} has its {_MEMBER_NAMES[slot]} member twice", len(rows), "F14")
-        offsets[slot], sizes[slot] = member.offset_data, member.size
-
-    for key in [key for key, (offsets, _) in rows.items() if _ABSENT in offsets[:2]]:
-        offsets, _ = rows[key]
-        if key not in keys_with_rejected:
-            missing = _MEMBER_NAMES[offsets.index(_ABSENT)]
-            raise _ShardFault(f"sample {key!r} has no {missing} member", len(rows))
-        rejected += sum(offset != _ABSENT for offset in offsets)
-        del rows[key]
-    return _ShardIndex(
-        path=path,
-        keys=np.array([key.encode(errors="surrogateescape") for key in rows], dtype=np.bytes_),
-        offsets=np.array([offsets for offsets, _ in rows.values()], dtype=np.int64).reshape(-1, 3),
-        sizes=np.array([sizes for _, sizes in rows.values()], dtype=np.int64).reshape(-1, 3),
-        rejected=rejected,
-        first_rejected=tuple(first_rejected),
-    )
-
-
-def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
-    """Every member up to the end marker.
-
-    `tarfile` stops in silence at a header with a bad checksum, at half a header and at a missing end, so what follows
-    the last member is looked at here: two zero blocks at least, and nothing but zeros.
-    """
-    end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-                if archive.offset <= end or member.size < 0:
-                    raise _ShardFault(f"the header at byte {member.offset} has a negative size", len(rows))
-                end = archive.offset
-                yield member
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise _ShardFault(f"not a whole tar archive after byte {end} ({error})", len(rows)) from error
-    file.seek(end)
-    num_zeros = 0
-    while chunk := file.read(1 << 20):
-        if chunk.count(0) != len(chunk):
-            raise _ShardFault(f"byte {end} starts neither a sound member header nor the end of the archive", len(rows))
-        num_zeros += len(chunk)
-    if num_zeros < _END_MARKER_BYTES:
-        raise _ShardFault(f"cut: no end-of-archive marker after byte {end}", len(rows))
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the folder and the file name up to its first dot are the key, the rest is the suffix."""
-    folder, slash, file_name = name.rpartition("/")
-    stem, _, suffix = file_name.partition(".")
-    return folder + slash + stem, suffix.lower()
-
-
-def _is_safe(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not (path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name)
-
-
-def _read_member(shard: _ShardIndex, row: int, name: str) -> bytes:
-    """Nothing where the sample has no such member."""
-    member = _MEMBER_NAMES.index(name)
-    offset, size = int(shard.offsets[row, member]), int(shard.sizes[row, member])
-    if offset == _ABSENT:
-        return b""
-    # Opened for each member: thousands of shards would pass the limit on open files, and an open costs microseconds.
-    descriptor = os.open(shard.path, os.O_RDONLY)
-    try:
-        content = os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
-    if len(content) != size:
-        raise ValueError(f"{shard.path}: {len(content)} of {size} bytes at {offset}; changed since indexed")
-    return content
+    assert indexed is not None
+    return indexed

@@ -32,14 +32,14 @@ class LabelledPairs:
     ):
         """
         Args:
-            shards: of the same pairs as the labels, in the same order.
+            shards: of the same pairs as the labels, in the same order (`open_labelled_shards`).
             labels: one per shard.
             kept: which boxes of each shard to train on (filter.py).
             texts: gives every text of the labels its id.
             with_boxes: only pairs with a kept box; else every pair with a text, and no boxes at all.
 
         Raises:
-            ValueError: shards and labels are not of the same pairs, or no pair is left.
+            ValueError: shards and labels are not of as many pairs, or no pair is left.
         """
         self._shards = shards
         self._labels = labels
@@ -48,9 +48,6 @@ class LabelledPairs:
         self._starts = np.cumsum([0, *(len(of_shard.keys) for of_shard in labels)])
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
-        for name, of_shard in zip(shards.file_names, labels, strict=True):
-            if shards.keys(name) != of_shard.keys:
-                raise ValueError(f"{shards.directory / name} has other pairs than its labels speak of; label it again")
         self._kept = kept
         places = []
         for number, (of_shard, mask) in enumerate(zip(labels, kept, strict=True)):

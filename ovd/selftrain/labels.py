@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from jaxtyping import Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 
 from ovd.data.annotations import Ragged
-from ovd.data.pairs import ManifestEntry
+from ovd.data.pairs import PairShards, list_shards
+from ovd.data.shard_index import ShardIndex
 from ovd.text.tensor_file import file_header
 
-FORMAT = "labels of a shard of image-text pairs, 1"
+FORMAT = "labels of a shard of image-text pairs, 2"
 
 # The safetensors package refuses to read a longer one.
 _MAX_HEADER_BYTES = 100_000_000
@@ -64,6 +65,7 @@ def write_labels(
     path: Path,
     labels: ShardLabels,
     *,
+    index: ShardIndex,
     variants: Float16[np.ndarray, "Q V D"],
     tower: str,
     settings: dict[str, Any],
@@ -73,6 +75,7 @@ def write_labels(
     `TextBank` opens the same file: its classes are the texts.
 
     Args:
+        index: of the shard, so that who trains on the labels need not read through it again.
         variants: V unit rows for each of the Q texts.
         tower: fingerprint of the text tower that they come from.
         settings: whatever else the labels depend on, JSON-able.
@@ -91,6 +94,8 @@ def write_labels(
         "box_texts": labels.box_texts.values.astype(np.int32),
         "boxes": labels.boxes.values,
         "scores": labels.scores.values,
+        "member_offsets": index.offsets,
+        "member_sizes": index.sizes,
         "variants": variants,
     }
     metadata = {
@@ -99,6 +104,7 @@ def write_labels(
         "names": json.dumps(labels.texts),
         "keys": json.dumps(labels.keys),
         "reasons": json.dumps(labels.reasons),
+        "shard_bytes": str(index.num_bytes),
         "settings": json.dumps(settings, sort_keys=True),
     }
     header = file_header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
@@ -117,36 +123,64 @@ def read_labels(path: Path) -> ShardLabels:
     Raises:
         ValueError: not a whole file of `write_labels`.
     """
+    with _reading(path) as (file, metadata):
+        keys, reasons, texts = (tuple(json.loads(metadata[name])) for name in ("keys", "reasons", "names"))
+        box_offsets = file.get_tensor("box_offsets")
+        return ShardLabels(
+            keys=keys,
+            reasons=reasons,
+            image_sizes=file.get_tensor("image_sizes"),
+            texts=texts,
+            queries=Ragged(file.get_tensor("queries").astype(np.int64), file.get_tensor("query_offsets")),
+            boxes=Ragged(file.get_tensor("boxes"), box_offsets),
+            scores=Ragged(file.get_tensor("scores"), box_offsets),
+            box_texts=Ragged(file.get_tensor("box_texts").astype(np.int64), box_offsets),
+        )
+
+
+def read_shard_index(path: Path) -> ShardIndex:
+    """Where the pairs lie in the shard that a labels file is about.
+
+    Raises:
+        ValueError: not a whole file of `write_labels`.
+    """
+    with _reading(path) as (file, metadata):
+        return ShardIndex(
+            keys=np.array([key.encode() for key in json.loads(metadata["keys"])], np.bytes_),
+            offsets=file.get_tensor("member_offsets"),
+            sizes=file.get_tensor("member_sizes"),
+            num_bytes=int(metadata["shard_bytes"]),
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """An open labels file and its metadata; what goes wrong with it is one kind of error."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}")
-            strings = {name: tuple(json.loads(metadata[name])) for name in ("keys", "reasons", "names")}
-            box_offsets = file.get_tensor("box_offsets")
-            labels = ShardLabels(
-                keys=strings["keys"],
-                reasons=strings["reasons"],
-                image_sizes=file.get_tensor("image_sizes"),
-                texts=strings["names"],
-                queries=Ragged(file.get_tensor("queries").astype(np.int64), file.get_tensor("query_offsets")),
-                boxes=Ragged(file.get_tensor("boxes"), box_offsets),
-                scores=Ragged(file.get_tensor("scores"), box_offsets),
-                box_texts=Ragged(file.get_tensor("box_texts").astype(np.int64), box_offsets),
-            )
+                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            yield file, metadata
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is not a whole file of pseudo-labels ({error}); remove it and run tools/pseudo_label.py again"
         ) from None
-    return labels
 
 
-def check_labelled_shards(files: Sequence[Path], shards: Mapping[str, ManifestEntry | None]) -> None:
-    """Compare the shards that labels were made of, as their ledgers say, with those of a folder's manifest.
+def open_labelled_shards(folder: Path, files: Sequence[Path]) -> PairShards:
+    """The shards that labels were made of, by the index that is kept with the labels: none is read through again.
+
+    Args:
+        folder: of the shards.
+        files: the labels, one file per shard, in the shards' order.
 
     Raises:
-        ValueError: a labels file has no ledger, so that it may not be whole, or is of another shard of that name.
+        ValueError: a labels file has no ledger, so that it may not be whole, or the manifest of the folder tells of
+            another shard of that name.
+        DataError: F13 a shard has another size than the one that was labelled.
     """
+    listed = list_shards(folder)
     for file in files:
         ledger = file.with_suffix(".json")
         try:
@@ -156,9 +190,11 @@ def check_labelled_shards(files: Sequence[Path], shards: Mapping[str, ManifestEn
             raise ValueError(
                 f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again, it makes what is missing"
             ) from None
-        expected = shards.get(name)
+        expected = listed.get(name)
         if expected is not None and expected.sha256 != sha256:
             raise ValueError(f"{file} was made of another {name} than the one that is there now: label that one")
+    indexes = {f"{file.stem}.tar": read_shard_index(file) for file in files}
+    return PairShards(folder, only=indexes, known=indexes)
 
 
 @contextmanager

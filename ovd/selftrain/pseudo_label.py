@@ -182,6 +182,7 @@ def label_shards(
         labels_sha256 = write_labels(
             _labels_path(output, name),
             _to_labels(pairs, distinct),
+            index=shards.index(name),
             variants=variants,
             tower=texts.tower,
             settings=settings,

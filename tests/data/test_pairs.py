@@ -272,6 +272,25 @@ def test_only_some_shards_are_opened_and_the_others_may_be_damaged(tmp_path, wit
         PairShards(tmp_path)
 
 
+@pytest.mark.parametrize("pack_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_known_index_finds_the_same_samples_and_no_others(tmp_path, pack_format):
+    members = [(f"{'long ' * row * 9}{row}.{kind}", b"%d" % row) for row in range(4) for kind in ("jpg", "txt")]
+    write_tar(tmp_path / "x.tar", members, pack_format=pack_format)
+    before = PairShards(tmp_path)
+    again = PairShards(tmp_path, known={"x.tar": before.index("x.tar")})
+    assert [again[row] for row in range(4)] == [before[row] for row in range(4)]
+    assert again.rejected == 0
+
+    # Another file of the same size: what lies elsewhere now is not taken for the sample.
+    size = (tmp_path / "x.tar").stat().st_size
+    write_tar(tmp_path / "x.tar", [("first.json", bytes(600)), *members[:-2]], pack_format=pack_format)
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(content[:size].ljust(size, b"\0"))
+    moved = PairShards(tmp_path, known={"x.tar": before.index("x.tar")})
+    with pytest.raises(ValueError, match=r"x\.tar: the image of '.*' is not at byte \d+; changed since indexed"):
+        moved[1]
+
+
 def test_a_shard_that_shrinks_after_indexing_stops(tmp_path):
     write_pair_shards(tmp_path, some_pairs(3), pairs_per_shard=3)
     shards = PairShards(tmp_path)

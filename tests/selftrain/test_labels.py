@@ -12,7 +12,17 @@ from safetensors.numpy import load_file
 from torch.nn import functional as F
 
 from ovd.data.annotations import Ragged
-from ovd.selftrain.labels import ShardLabels, read_labels, remove_abandoned, write_labels, writing_whole
+from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+from ovd.data.shard_index import ShardIndex
+from ovd.selftrain.labels import (
+    ShardLabels,
+    open_labelled_shards,
+    read_labels,
+    read_shard_index,
+    remove_abandoned,
+    write_labels,
+    writing_whole,
+)
 from ovd.text.bank import TextBank
 
 SETTINGS = {"teacher": "none", "score_threshold": 0.05}
@@ -43,9 +53,15 @@ def some_variants(num_texts: int = 5) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((num_texts, 3, 7)).astype(np.float16)
 
 
+def some_index(keys: tuple[str, ...]) -> ShardIndex:
+    offsets = np.arange(3 * len(keys)).reshape(-1, 3)
+    return ShardIndex(np.array([key.encode() for key in keys], np.bytes_), 1024 * offsets, 7 * offsets, 1 << 40)
+
+
 def write(path: Path, labels: ShardLabels, variants: np.ndarray | None = None, tower: str = "tower") -> str:
     variants = some_variants() if variants is None else variants
-    return write_labels(path, labels, variants=variants, tower=tower, settings=SETTINGS)
+    index = some_index(labels.keys)
+    return write_labels(path, labels, index=index, variants=variants, tower=tower, settings=SETTINGS)
 
 
 def assert_equal(one: ShardLabels, other: ShardLabels) -> None:
@@ -62,6 +78,10 @@ def test_what_is_written_is_read(tmp_path, num_pairs):
     path, labels = tmp_path / "00000.safetensors", some_labels(num_pairs)
     sha256 = write(path, labels)
     assert_equal(read_labels(path), labels)
+    index, expected = read_shard_index(path), some_index(labels.keys)
+    for name in ("keys", "offsets", "sizes"):
+        np.testing.assert_array_equal(getattr(index, name), getattr(expected, name), strict=num_pairs > 0)
+    assert index.num_bytes == 1 << 40
     line = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
     assert sha256 == line.split()[0]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -157,6 +177,53 @@ def test_files_of_processes_that_are_no_more_are_removed_and_others_kept(tmp_pat
         (tmp_path / name).write_text("")
     remove_abandoned(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Two shards of three pairs, of which the second has labels; the pairs, and the two folders."""
+    pairs = [Pair(f"{row}é", b"image %d" % row * (row + 1), f"caption {row}", {"row": row}) for row in range(6)]
+    folder, file = tmp_path / "pairs", tmp_path / "labels" / "00001.safetensors"
+    write_pair_shards(folder, pairs, pairs_per_shard=3)
+    file.parent.mkdir()
+    index = PairShards(folder).index("00001.tar")
+    labels = replace(some_labels(3), keys=("3é", "4é", "5é"))
+    write_labels(file, labels, index=index, variants=some_variants(), tower="tower", settings=SETTINGS)
+    entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][1]
+    file.with_suffix(".json").write_text(json.dumps({"shard": {"file": "00001.tar", "sha256": entry["sha256"]}}))
+    return pairs, folder, file
+
+
+def test_labelled_shards_are_opened_without_being_read(labelled, monkeypatch):
+    pairs, folder, file = labelled
+
+    def read(*arguments):
+        raise AssertionError("a shard was read from end to end")
+
+    monkeypatch.setattr("ovd.data.pairs.index_shard", read)
+    shards = open_labelled_shards(folder, [file])
+    assert [shards[row] for row in range(len(shards))] == pairs[3:]
+    assert shards.positions("00001.tar") == range(3)
+    assert shards.location(1) == "00001.tar:4é"
+
+
+def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
+    _, folder, file = labelled
+    shard, ledger = folder / "00001.tar", file.with_suffix(".json")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole + bytes(512))
+    with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, and had {len(whole)} when.*label it again"):
+        open_labelled_shards(folder, [file])
+    shard.write_bytes(whole)
+    content = ledger.read_text()
+    ledger.write_text(json.dumps({"shard": {"file": "00001.tar", "sha256": "0" * 64}}))
+    with pytest.raises(ValueError, match=r"made of another 00001\.tar"):
+        open_labelled_shards(folder, [file])
+    (folder / MANIFEST_NAME).unlink()  # nothing says what the shard should be
+    assert len(open_labelled_shards(folder, [file])) == 3
+    ledger.write_text(content[:-1])
+    with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
+        open_labelled_shards(folder, [file])
 
 
 def test_metadata_is_plain_json(tmp_path):

@@ -211,10 +211,13 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     write_labels(
         tmp_path / "labels" / "00000.safetensors",
         labels,
+        index=PairShards(tmp_path / "pairs").index("00000.tar"),
         variants=np.zeros((2, 1, 4), dtype=np.float16),
         tower="none",
         settings={},
     )
+    shard = json.loads((tmp_path / "pairs" / "manifest.json").read_text())["shards"][0]
+    (tmp_path / "labels" / "00000.json").write_text(json.dumps({"shard": shard}))
     runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr().out
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
