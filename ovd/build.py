@@ -42,9 +42,9 @@ from ovd.model.postprocess import ScoreEnsemble
 from ovd.model.tower import ImageTower
 from ovd.model.towers import image_tower
 from ovd.precision import use_low_precision
-from ovd.selftrain.filter import Filters, filter_labels
-from ovd.selftrain.labelled_pairs import LabelledPairs
-from ovd.selftrain.labels import open_labelled_shards, read_labels
+from ovd.selftrain.filter import Filters
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.labels import open_labelled_shards
 from ovd.structures import Batch
 from ovd.text.bank import Sources, TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
@@ -294,27 +294,24 @@ def load_labelled_pairs(
     if not files:
         raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
     folder = pair_shards_folder(config, source)
-    labels = [read_labels(file) for file in files]
     shards = open_labelled_shards(folder, files)
     tower = text_tower_fingerprint(clip)
-    texts = PairTexts(
-        [TextBank(file, tower=tower) for file in files],
-        [np.bincount(of_shard.queries.values, minlength=len(of_shard.texts)) for of_shard in labels],
-        first_id=first_id,
-    )
     filters = Filters(
         keep=config.keep,
         min_score=config.min_score,
         min_size_px=config.min_size_px,
         max_relative_area=config.max_relative_area,
         caption_match=config.caption_match,
-        max_per_text=config.max_per_text,
     )
-    captions = None
-    if config.caption_match:
-        captions = [[shards.caption(row) for row in shards.positions(name)] for name in shards.file_names]
-    kept, counts = filter_labels(labels, filters, captions=captions)
-    return LabelledPairs(shards, labels, kept, texts, with_boxes=config.use == "boxes"), texts, counts
+    kept, counts = read_kept_labels(files, filters, shards)
+    banks = (TextBank(file, tower=tower) for file in files)
+    texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
+    if config.max_per_text is not None:
+        kept = limit_per_text(kept, texts, config.max_per_text)
+        num_kept = sum(len(of_shard.scores.values) for of_shard in kept)
+        counts["max_per_text"] = counts["kept"] - num_kept
+        counts["kept"] = num_kept
+    return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes"), texts, counts
 
 
 def images_per_step(config: TrainConfig) -> tuple[int, int]:

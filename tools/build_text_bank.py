@@ -35,7 +35,7 @@ def main() -> None:
         names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         synonyms = [()] * len(names)
     bank = build_class_bank(config, configured_clip(config.clip), names, synonyms)
-    print(f"{bank.path}: {len(bank.names)} classes x {bank.num_variants} variants x {bank.dim}")
+    print(f"{bank.path}: {len(bank.names)} classes x {bank.variants.num_variants} variants x {bank.variants.dim}")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,11 @@ class Ragged:
         """The image that each row of `values` belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def select(self, selected: Bool[np.ndarray, " M"]) -> "Ragged":
+        """Only the selected rows of `values`; as many images as before."""
+        num_before = np.concatenate([[0], np.cumsum(selected)]).astype(np.int64)
+        return Ragged(self.values[selected], num_before[self.offsets])
+
 
 @dataclass(frozen=True)
 class AnnotationIndex:

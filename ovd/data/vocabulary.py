@@ -44,12 +44,12 @@ def keep_classes(index: AnnotationIndex, rows: Int64[np.ndarray, " K"]) -> Annot
     new_row[rows] = np.arange(len(rows))
 
     def kept(labels: Ragged) -> Ragged:
-        return _select(Ragged(new_row[labels.values], labels.offsets), new_row[labels.values] >= 0)
+        return Ragged(new_row[labels.values], labels.offsets).select(new_row[labels.values] >= 0)
 
     return replace(
         index,
         categories=tuple(index.categories[row] for row in rows.tolist()),
-        boxes=_select(index.boxes, new_row[index.classes.values] >= 0),
+        boxes=index.boxes.select(new_row[index.classes.values] >= 0),
         classes=kept(index.classes),
         negative_classes=kept(index.negative_classes),
         not_exhaustive_classes=kept(index.not_exhaustive_classes),
@@ -99,9 +99,3 @@ def _names(category: Category) -> tuple[str, ...]:
 
 def _normalized(name: str) -> str:
     return " ".join(re.sub(r"[_()]", " ", name).split()).casefold()
-
-
-def _select(ragged: Ragged, selected: np.ndarray) -> Ragged:
-    """Only the selected rows of `values`."""
-    num_before = np.concatenate([[0], np.cumsum(selected)]).astype(np.int64)
-    return Ragged(ragged.values[selected], num_before[ragged.offsets])

@@ -1,18 +1,16 @@
 """Which of a teacher's boxes are kept, decided after the fact: no threshold costs another run of the teacher.
 
 A predicate looks at the boxes of one shard and says of each whether it passes; nothing is changed or lost unseen, since
-every box removed is counted under the predicate that removed it.
+every box removed is counted under the predicate that removed it. Sets have millions of images: none of this loops over
+them.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Float64, Int64
-from torchvision.ops import box_iou
 
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import normalised
@@ -35,48 +33,44 @@ class Filters:
     """Largest area, as a fraction of the image's."""
     caption_match: bool = False
     """The text must occur in the pair's caption: for texts that are the same in every image."""
-    max_per_text: int | None = None
-    """Over the whole set, at most this many boxes of a text, the best scores first."""
 
 
 def filter_labels(
-    shards: Sequence[ShardLabels], filters: Filters, *, captions: Sequence[Sequence[str]] | None = None
-) -> tuple[tuple[Bool[np.ndarray, " _"], ...], dict[str, int]]:
-    """Which boxes are kept, and how many each predicate removed.
+    labels: ShardLabels, filters: Filters, *, captions: Sequence[str] | None = None
+) -> tuple[Bool[np.ndarray, " M"], dict[str, int]]:
+    """Which boxes of a shard are kept, and how many each predicate removed.
 
-    First each box is looked at by itself, then those left compete for their image (`keep`), then for their text
-    (`max_per_text`). Equal scores go by order.
+    First each box is looked at by itself, then those left compete for their image (`keep`). Equal scores go by order.
 
     Args:
-        captions: of every shard, of every pair; only `caption_match` needs them.
+        captions: of every pair; only `caption_match` needs them.
 
     Returns:
-        A mask over every shard's boxes; and the number of boxes by the name of the first predicate that they fail, and
-        under "kept". The numbers add up to all boxes.
+        A mask over the boxes; and the number of boxes by the name of the first predicate that they fail, and under
+        "kept". The numbers add up to all boxes.
 
     Raises:
         ValueError: `caption_match` without captions, or with those of other pairs.
     """
-    if filters.caption_match and (captions is None or len(captions) != len(shards)):
-        raise ValueError("caption_match compares with captions; give those of every shard")
-    masks = [np.ones(len(shard.scores.values), dtype=bool) for shard in shards]
+    if filters.caption_match and captions is None:
+        raise ValueError("caption_match compares with captions; give those of the shard")
+    mask = np.ones(len(labels.scores.values), dtype=bool)
     counts: dict[str, int] = {}
 
-    def remove(name: str, passed: Sequence[Bool[np.ndarray, " _"]]) -> None:
-        counts[name] = sum(int((mask & ~passing).sum()) for mask, passing in zip(masks, passed, strict=True))
-        masks[:] = [mask & passing for mask, passing in zip(masks, passed, strict=True)]
+    def remove(name: str, passing: Bool[np.ndarray, " M"]) -> None:
+        nonlocal mask
+        counts[name] = int((mask & ~passing).sum())
+        mask = mask & passing
 
-    remove("min_score", [score_at_least(shard, filters.min_score) for shard in shards])
-    remove("min_size_px", [side_at_least_px(shard, filters.min_size_px) for shard in shards])
-    remove("max_relative_area", [relative_area_at_most(shard, filters.max_relative_area) for shard in shards])
+    remove("min_score", score_at_least(labels, filters.min_score))
+    remove("min_size_px", side_at_least_px(labels, filters.min_size_px))
+    remove("max_relative_area", relative_area_at_most(labels, filters.max_relative_area))
     if filters.caption_match:
         assert captions is not None
-        remove("caption_match", list(map(text_in_caption, shards, captions)))
+        remove("caption_match", text_in_caption(labels, captions))
     if filters.keep != "all":
-        remove(filters.keep, list(map(_CHOICES[filters.keep], shards, masks)))
-    if filters.max_per_text is not None:
-        remove("max_per_text", best_of_text(shards, masks, count=filters.max_per_text))
-    return tuple(masks), {**counts, "kept": sum(int(mask.sum()) for mask in masks)}
+        remove(filters.keep, _CHOICES[filters.keep](labels, mask))
+    return mask, {**counts, "kept": int(mask.sum())}
 
 
 def score_at_least(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
@@ -108,12 +102,12 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
 
 def best_of_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
     """Each image's best candidate."""
-    return _is_among_best(labels.boxes.images_of_values(), labels.scores.values, candidates, count=1)
+    return _best_candidates(labels.boxes.images_of_values(), labels, candidates)
 
 
 def best_of_text_in_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
     """The best candidate of each text in each image."""
-    return _is_among_best(_pair_and_text(labels), labels.scores.values, candidates, count=1)
+    return _best_candidates(_pair_and_text(labels), labels, candidates)
 
 
 def one_text_a_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
@@ -123,56 +117,50 @@ def one_text_a_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) ->
     Two texts of a caption are seldom of one object; where both fit it best, the weaker one takes its next best place.
     """
     chosen = np.zeros(len(candidates), dtype=bool)
-    scores, texts, boxes = labels.scores.values, labels.box_texts.values, torch.from_numpy(labels.boxes.values)
-    for start, end in itertools.pairwise(labels.boxes.offsets.tolist()):
-        rows = start + np.flatnonzero(candidates[start:end])
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        same_place = (box_iou(boxes[rows], boxes[rows]) > SAME_PLACE_IOU).numpy()
-        possible = np.ones(len(rows), dtype=bool)
-        for place, row in enumerate(rows.tolist()):
-            if possible[place]:
-                chosen[row] = True
-                possible &= ~same_place[place] & (texts[rows] != texts[row])
+    images, texts, boxes = labels.boxes.images_of_values(), labels.box_texts.values, labels.boxes.values
+    rows = np.flatnonzero(candidates)
+    rows = rows[np.lexsort([-labels.scores.values[rows], images[rows]])]
+    while len(rows):  # as many rounds as an image has boxes chosen
+        is_best = np.diff(images[rows], prepend=-1) > 0
+        best = rows[is_best]
+        chosen[best] = True
+        best_of_its_image = best[np.cumsum(is_best) - 1]
+        is_other_text = texts[rows] != texts[best_of_its_image]
+        rows = rows[is_other_text & (paired_iou(boxes[rows], boxes[best_of_its_image]) <= SAME_PLACE_IOU)]
     return chosen
 
 
 _CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": one_text_a_place}
 
 
-def best_of_text(
-    shards: Sequence[ShardLabels], candidates: Sequence[Bool[np.ndarray, " _"]], *, count: int
-) -> list[Bool[np.ndarray, " _"]]:
-    """The `count` best candidates of each text over all shards."""
-    row_of_text: dict[str, int] = {}
-    texts = [np.zeros(0, dtype=np.int64)]
-    for shard in shards:
-        rows = [row_of_text.setdefault(text, len(row_of_text)) for text in shard.texts]
-        texts.append(np.array(rows, dtype=np.int64)[shard.box_texts.values])
-    scores = [np.zeros(0, dtype=np.float32), *(shard.scores.values for shard in shards)]
-    is_best = _is_among_best(
-        np.concatenate(texts),
-        np.concatenate(scores),
-        np.concatenate([np.zeros(0, dtype=bool), *candidates]),
-        count=count,
-    )
-    return np.split(is_best, np.cumsum([len(mask) for mask in candidates]))[: len(shards)]
-
-
-def _is_among_best(
-    groups: Int64[np.ndarray, " M"],
-    scores: Float32[np.ndarray, " M"],
-    candidates: Bool[np.ndarray, " M"],
-    *,
-    count: int,
+def best_of_group(
+    groups: Int64[np.ndarray, " M"], scores: Float32[np.ndarray, " M"], *, count: int
 ) -> Bool[np.ndarray, " M"]:
-    """The `count` candidates of each group with the highest scores; of equal ones, the first."""
-    rows = np.flatnonzero(candidates)
-    order = rows[np.lexsort([-scores[rows], groups[rows]])]
+    """The `count` members of each group with the highest scores; of equal ones, the first."""
+    order = np.lexsort([-scores, groups])
     _, first, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     ranks = np.arange(len(order)) - np.repeat(first, sizes)
     is_best = np.zeros(len(groups), dtype=bool)
     is_best[order[ranks < count]] = True
     return is_best
+
+
+def paired_iou(boxes: Float32[np.ndarray, "M 4"], others: Float32[np.ndarray, "M 4"]) -> Float32[np.ndarray, " M"]:
+    """Of each box with the one in the same row; 0 for two boxes without area."""
+    corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    intersection = corners.clip(min=0).prod(axis=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def _best_candidates(
+    groups: Int64[np.ndarray, " M"], labels: ShardLabels, candidates: Bool[np.ndarray, " M"]
+) -> Bool[np.ndarray, " M"]:
+    """The candidate of each group with the highest score."""
+    rows = np.flatnonzero(candidates)
+    chosen = np.zeros(len(candidates), dtype=bool)
+    chosen[rows[best_of_group(groups[rows], labels.scores.values[rows], count=1)]] = True
+    return chosen
 
 
 def _pair_and_text(labels: ShardLabels) -> Int64[np.ndarray, " M"]:

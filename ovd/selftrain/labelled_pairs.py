@@ -2,16 +2,106 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int32
 
-from ovd.data.annotations import ImageRecord
+from ovd.data.annotations import ImageRecord, Ragged
 from ovd.data.pairs import PairShards
-from ovd.selftrain.labels import ShardLabels
+from ovd.progress import progress
+from ovd.selftrain.filter import Filters, best_of_group, filter_labels
+from ovd.selftrain.labels import ShardLabels, read_labels
 from ovd.text.pair_texts import PairTexts
+
+
+@dataclass(frozen=True)
+class KeptLabels:
+    """What training takes of a shard's N pairs and Q texts.
+
+    No strings, and of the boxes those that pass the filters: every rank holds this of a whole set, millions of pairs
+    with up to a hundred boxes each.
+    """
+
+    image_sizes: Int32[np.ndarray, "N 2"]
+    """Height and width in pixels; 0 where the image could not be read."""
+    pair_counts: Int32[np.ndarray, " Q"]
+    """The number of pairs that each text was asked for in."""
+    queries: Ragged
+    """Rows of the Q texts that were asked for in each pair's image, int32."""
+    boxes: Ragged
+    """xyxy in pixels of the pair's image, float32, best first."""
+    scores: Ragged
+    """float32."""
+    box_texts: Ragged
+    """Row of the text that each box answers to, int32."""
+    names: str
+    """Hash of the pairs' keys and the texts."""
+
+    @classmethod
+    def of(cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"]) -> "KeptLabels":
+        """
+        Args:
+            mask: which of the M boxes are kept.
+        """
+        queries = labels.queries.values.astype(np.int32)
+        box_texts = Ragged(labels.box_texts.values.astype(np.int32), labels.box_texts.offsets)
+        return cls(
+            image_sizes=labels.image_sizes.astype(np.int32),
+            pair_counts=np.bincount(queries, minlength=len(labels.texts)).astype(np.int32),
+            queries=Ragged(queries, labels.queries.offsets),
+            boxes=labels.boxes.select(mask),
+            scores=labels.scores.select(mask),
+            box_texts=box_texts.select(mask),
+            names=hashlib.sha256(json.dumps([labels.keys, labels.texts]).encode()).hexdigest(),
+        )
+
+    def select(self, mask: Bool[np.ndarray, " K"]) -> "KeptLabels":
+        """Only these of its boxes."""
+        return replace(
+            self,
+            boxes=self.boxes.select(mask),
+            scores=self.scores.select(mask),
+            box_texts=self.box_texts.select(mask),
+        )
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+
+def read_kept_labels(
+    files: Sequence[Path], filters: Filters, shards: PairShards
+) -> tuple[list[KeptLabels], Counter[str]]:
+    """Reads and filters one file after another.
+
+    Args:
+        shards: those of the files, in their order (`open_labelled_shards`).
+
+    Returns:
+        What is left, and the number of boxes by the predicate that removed them, and under "kept".
+    """
+    kept, counts = [], Counter[str]()
+    for file, name in progress(zip(files, shards.file_names, strict=True), len(files), "labels"):
+        labels = read_labels(file)
+        captions = None
+        if filters.caption_match:
+            captions = [shards.caption(position) for position in shards.positions(name)]
+        mask, of_shard = filter_labels(labels, filters, captions=captions)
+        kept.append(KeptLabels.of(labels, mask))
+        counts.update(of_shard)
+    return kept, counts
+
+
+def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> list[KeptLabels]:
+    """At most `count` boxes of a text over the whole set, the best scores first; of equal ones, the first."""
+    ids = [np.zeros(0, np.int64), *(texts.ids(number)[of.box_texts.values] for number, of in enumerate(kept))]
+    scores = [np.zeros(0, np.float32), *(of.scores.values for of in kept)]
+    is_best = best_of_group(np.concatenate(ids), np.concatenate(scores), count=count)
+    masks = np.split(is_best, np.cumsum([len(of.scores.values) for of in kept]))
+    return [of.select(mask) for of, mask in zip(kept, masks, strict=False)]
 
 
 class LabelledPairs:
@@ -21,20 +111,11 @@ class LabelledPairs:
     all there is. So the negatives of a pair are the texts of other pairs.
     """
 
-    def __init__(
-        self,
-        shards: PairShards,
-        labels: Sequence[ShardLabels],
-        kept: Sequence[Bool[np.ndarray, " M"]],
-        texts: PairTexts,
-        *,
-        with_boxes: bool,
-    ):
+    def __init__(self, shards: PairShards, labels: Sequence[KeptLabels], texts: PairTexts, *, with_boxes: bool):
         """
         Args:
             shards: of the same pairs as the labels, in the same order (`open_labelled_shards`).
             labels: one per shard.
-            kept: which boxes of each shard to train on (filter.py).
             texts: gives every text of the labels its id.
             with_boxes: only pairs with a kept box; else every pair with a text, and no boxes at all.
 
@@ -45,49 +126,44 @@ class LabelledPairs:
         self._labels = labels
         self._texts = texts
         self._with_boxes = with_boxes
-        self._starts = np.cumsum([0, *(len(of_shard.keys) for of_shard in labels)])
+        self._starts = np.cumsum([0, *map(len, labels)])
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
-        self._kept = kept
-        places = []
-        for number, (of_shard, mask) in enumerate(zip(labels, kept, strict=True)):
-            if with_boxes:
-                counts = np.bincount(of_shard.boxes.images_of_values()[mask], minlength=len(of_shard.keys))
-            else:
-                counts = np.diff(of_shard.queries.offsets)
-            rows = np.flatnonzero(counts)
-            places.append(np.stack([np.full(len(rows), number), rows], axis=1))
-        self._places: Int64[np.ndarray, "N 2"] = np.concatenate(places)
-        if len(self._places) == 0:
+        offsets = [(of_shard.boxes if with_boxes else of_shard.queries).offsets for of_shard in labels]
+        positions = np.concatenate(
+            [start + np.flatnonzero(np.diff(of_shard)) for start, of_shard in zip(self._starts, offsets, strict=False)]
+        )
+        if len(positions) == 0:
             raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")
-        self.image_ids = -1 - (self._starts[self._places[:, 0]] + self._places[:, 1])
+        self.image_ids = -1 - positions
         """Minus one minus the pair's position in the shards: never an image id of the detection data."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.image_ids)
 
     def fingerprint(self) -> str:
         """Hash of all that training takes from the labels: the pairs, their order, their boxes and texts."""
-        digest = hashlib.sha256(self._places.tobytes())
-        for labels, kept in zip(self._labels, self._kept, strict=True):
-            digest.update(json.dumps([labels.keys, labels.texts]).encode())
-            for array in (kept, labels.boxes.values, labels.box_texts.values, labels.queries.values):
-                digest.update(array.tobytes())
+        digest = hashlib.sha256(self.image_ids.tobytes())
+        for labels in self._labels:
+            digest.update(labels.names.encode())
+            for part in (labels.queries, labels.boxes, labels.box_texts):
+                digest.update(part.offsets.tobytes())
+                digest.update(part.values.tobytes())
         return digest.hexdigest()[:16]
 
     def record(self, image: int) -> ImageRecord:
-        number, row = self._places[image].tolist()
-        labels, ids = self._labels[number], self._texts.ids(number)
-        start, end = labels.boxes.offsets[row : row + 2]
-        chosen = np.flatnonzero(self._kept[number][start:end]) + start if self._with_boxes else np.arange(0)
+        position = self._position(image)
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        labels, ids, row = self._labels[number], self._texts.ids(number), position - int(self._starts[number])
+        boxes, box_texts = labels.boxes[row], labels.box_texts[row]
         height, width = labels.image_sizes[row].tolist()
         return ImageRecord(
             id=int(self.image_ids[image]),
-            path=self._shards.directory / self._shards.location(self._position(image)),
+            path=self._shards.directory / self._shards.location(position),
             height=height,
             width=width,
-            boxes=labels.boxes.values[chosen],
-            classes=ids[labels.box_texts.values[chosen]],
+            boxes=boxes if self._with_boxes else boxes[:0],
+            classes=ids[box_texts if self._with_boxes else box_texts[:0]],
             crowd_boxes=np.zeros((0, 4), np.float32),
             negative_classes=np.arange(0),
             not_exhaustive_classes=np.unique(ids[labels.queries[row]]),

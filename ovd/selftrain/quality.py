@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Int64
 
 from ovd.data.annotations import Ragged
 from ovd.data.pairs import PairShards
-from ovd.selftrain.filter import Filters, Keep, filter_labels
+from ovd.selftrain.filter import Filters, Keep, filter_labels, paired_iou
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import caption_queries, normalised
 
@@ -122,7 +122,7 @@ def measure_quality(
         hits = _hits(labels, objects, names, names_of)
         counts_at_all = objects.is_known[labels.boxes.images_of_values()]
         for rule, (keep, threshold) in enumerate(rules):
-            (is_kept,), _ = filter_labels([labels], Filters(keep=keep, min_score=threshold))
+            is_kept, _ = filter_labels(labels, Filters(keep=keep, min_score=threshold))
             counts[rule] += _counts(hits, is_kept & counts_at_all, is_rare)
     can_name = not all(map(_asks_for_whole_captions, shards, truth))
 
@@ -194,7 +194,7 @@ def _hits(
     # 0, 1, ... up to the number of objects, again for each label.
     within = np.arange(len(label_rows)) - np.repeat(np.cumsum(num_objects) - num_objects, num_objects)
     object_rows = objects.boxes.offsets[pairs][label_rows] + within
-    overlaps = _iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
+    overlaps = paired_iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
     label_rows, object_rows = label_rows[overlaps], object_rows[overlaps]
 
     texts = {row: normalised(labels.texts[row]) for row in np.unique(labels.box_texts.values[label_rows]).tolist()}
@@ -203,15 +203,6 @@ def _hits(
         for text, row in zip(labels.box_texts.values[label_rows].tolist(), object_rows.tolist(), strict=True)
     ]
     return _Hits(label_rows, object_rows, np.array(is_named, dtype=bool))
-
-
-def _iou(boxes: Float32[np.ndarray, "H 4"], others: Float32[np.ndarray, "H 4"]) -> Float32[np.ndarray, " H"]:
-    """Of each row with the same row."""
-    corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    intersection = corners.clip(min=0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
-    union = areas - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _counts(hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> Int64[np.ndarray, "7"]:

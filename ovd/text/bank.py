@@ -31,6 +31,30 @@ from ovd.text.tensor_file import file_header
 FORMAT_VERSION = 3
 
 
+@dataclass(frozen=True)
+class VariantRows:
+    """Where a file holds V variants of each of its texts, in D dimensions: all that reading them takes."""
+
+    path: Path
+    num_variants: int
+    dim: int
+    start: int
+    """Byte of the first row."""
+
+    def read(self, texts: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
+        """Unit rows, float32, by a text's place in the file and the variant."""
+        row_bytes = 2 * self.dim
+        offsets = self.start + (texts.astype(np.int64) * self.num_variants + variants) * row_bytes
+        # Opened for each call: the label files of a large set would pass the limit on open files.
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            content = b"".join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
+        finally:
+            os.close(file)
+        gathered = np.frombuffer(content, np.float16).reshape(-1, self.dim).astype(np.float32)
+        return F.normalize(torch.from_numpy(gathered), dim=-1)
+
+
 class TextBank:
     """Rows of a bank file by (class, variant)."""
 
@@ -52,7 +76,7 @@ class TextBank:
                 header_bytes = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(header_bytes) if header_bytes <= size else b"")
             tensor, metadata = header["variants"], header["__metadata__"]
-            _, self.num_variants, self.dim = tensor["shape"]
+            _, num_variants, dim = tensor["shape"]
             position = {name: row for row, name in enumerate(json.loads(metadata["names"]))}
             start, end = tensor["data_offsets"]
         except (ValueError, KeyError, OverflowError, MemoryError) as error:
@@ -69,28 +93,19 @@ class TextBank:
             )
         self.names = tuple(position if names is None else names)
         self._positions = np.array([position[name] for name in self.names], np.int64)
-        self._data_start = 8 + header_bytes + start
+        self.variants = VariantRows(path, num_variants, dim, 8 + header_bytes + start)
         if tensor["dtype"] != "F16" or size < 8 + header_bytes + end:
             raise ValueError(f"{path} is a damaged text bank; delete it to have it built again")
 
     def rows(self, classes: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
         """Unit rows, float32."""
-        row_bytes = 2 * self.dim
-        offsets = self._data_start + (self._positions[classes] * self.num_variants + variants) * row_bytes
-        # Opened for each call: the label files of a large set would pass the limit on open files.
-        file = os.open(self.path, os.O_RDONLY)
-        try:
-            content = b"".join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
-        finally:
-            os.close(file)
-        gathered = np.frombuffer(content, np.float16).reshape(-1, self.dim).astype(np.float32)
-        return F.normalize(torch.from_numpy(gathered), dim=-1)
+        return self.variants.read(self._positions[classes], variants)
 
     def sample(
         self, classes: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0
     ) -> Float[Tensor, "K D"]:
         """One variant of every class asked for, drawn uniformly; with `noise`, a Gaussian of that length on top."""
-        variants = torch.randint(self.num_variants, (len(classes),), generator=generator)
+        variants = torch.randint(self.variants.num_variants, (len(classes),), generator=generator)
         return add_noise(self.rows(classes.cpu().numpy(), variants.numpy()), noise, generator)
 
 

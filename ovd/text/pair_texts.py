@@ -1,48 +1,54 @@
 """The texts of image-text pairs as class rows: every distinct text has an id, and its variants lie in a label file."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from ovd.text.bank import TextBank, add_noise
+from ovd.text.bank import TextBank, VariantRows, add_noise
 
 
 class PairTexts:
     """Texts of many banks, each text once: a caption or phrase that comes in several shards is one class.
 
-    Texts are told apart by 64 bits of a hash.
+    Texts are told apart by 64 bits of a hash; the texts themselves, which may be tens of millions, are not kept.
     """
 
-    def __init__(self, banks: Sequence[TextBank], pair_counts: Sequence[Int64[np.ndarray, " Q"]], *, first_id: int):
+    def __init__(self, banks: Iterable[TextBank], pair_counts: Sequence[Int[np.ndarray, " Q"]], *, first_id: int):
         """
         Args:
-            banks: those of the shards' label files, all of the same text tower.
+            banks: those of the shards' label files, all of the same text tower; opened one after another if they come
+                from a generator.
             pair_counts: for every bank the number of pairs that each of its texts belongs to.
             first_id: id of the first text; the training vocabulary has the ids below.
 
         Raises:
             ValueError: the banks come from several text towers.
         """
-        for bank in banks:
-            if bank.tower != banks[0].tower:
-                raise ValueError(f"{bank.path} and {banks[0].path} speak of different text towers")
-        self._banks = list(banks)
+        self._banks: list[VariantRows] = []
         self.first_id = first_id
-        hashes = np.array([_hash(name) for bank in banks for name in bank.names], np.int64)
-        _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        of_banks: list[Int64[np.ndarray, " Q"]] = []
+        tower = None
+        for bank in banks:
+            tower = tower or bank.tower
+            if bank.tower != tower:
+                raise ValueError(f"{bank.path} and {self._banks[0].path} speak of different text towers")
+            self._banks.append(bank.variants)
+            of_banks.append(np.array([_hash(name) for name in bank.names], np.int64))
+        lengths = [len(hashes) for hashes in of_banks]
+        _, first, inverse = np.unique(np.concatenate([np.arange(0), *of_banks]), return_index=True, return_inverse=True)
         counts = np.bincount(inverse, weights=np.concatenate([np.arange(0), *pair_counts]))
         self._ends = np.cumsum(counts**0.5)
         self._places = np.stack(
             [
-                np.repeat(np.arange(len(banks)), [len(bank.names) for bank in banks]),
-                np.concatenate([np.arange(0), *(np.arange(len(bank.names)) for bank in banks)]),
+                np.repeat(np.arange(len(lengths)), lengths),
+                np.concatenate([np.arange(0), *map(np.arange, lengths)]),
             ]
         )[:, first]
-        self._ids = np.split(first_id + inverse, np.cumsum([len(bank.names) for bank in banks])[:-1])
+        self._ids = np.split(first_id + inverse, np.cumsum(lengths)[:-1])
 
     def __len__(self) -> int:
         return self._places.shape[1]
@@ -64,7 +70,7 @@ class PairTexts:
         sampled = torch.empty(len(ids), self._banks[0].dim)
         for number in np.unique(of_bank).tolist():
             bank, here = self._banks[number], of_bank == number
-            sampled[torch.from_numpy(here)] = bank.rows(
+            sampled[torch.from_numpy(here)] = bank.read(
                 rows[here], (luck[here] * bank.num_variants).astype(np.int64).clip(max=bank.num_variants - 1)
             )
         return add_noise(sampled, noise, generator)

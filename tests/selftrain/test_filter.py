@@ -1,18 +1,21 @@
 import dataclasses
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import box_iou
 
 from ovd.data.annotations import Ragged
 from ovd.selftrain.filter import (
     Filters,
+    best_of_group,
     best_of_image,
-    best_of_text,
     filter_labels,
+    paired_iou,
     relative_area_at_most,
     score_at_least,
     side_at_least_px,
@@ -51,8 +54,8 @@ a_box = st.tuples(
     st.sampled_from([0.1, 0.25, 0.5, 0.75]),  # few values: many ties
     st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(51, 200), st.integers(51, 100)),
 )
-# Of every shard, of every pair, its rows: the type checks inside `shard_of` draw random numbers, no strategy may.
-some_rows = st.lists(st.lists(st.lists(a_box, max_size=6), max_size=4), max_size=3)
+# Of every pair its rows: the type checks inside `shard_of` draw random numbers, no strategy may.
+some_rows = st.lists(st.lists(a_box, max_size=6), max_size=4)
 some_filters = st.builds(
     Filters,
     keep=st.sampled_from(["top1", "top1_per_text", "one_to_one", "all"]),
@@ -60,49 +63,44 @@ some_filters = st.builds(
     min_size_px=st.sampled_from([0.0, 20.0, 60.0]),
     max_relative_area=st.sampled_from([0.2, 0.5, 1.0]),
     caption_match=st.booleans(),
-    max_per_text=st.sampled_from([None, 0, 1, 2]),
 )
 
 
-def captions_of(shards: list[ShardLabels]) -> list[list[str]]:
-    """Of every pair in turn: one that names the cat, one that names the two texts before it."""
-    return [[CAPTION if row % 2 else "a cat" for row in range(len(shard.keys))] for shard in shards]
+def captions_of(shard: ShardLabels) -> list[str]:
+    """In turn: one that names the cat, one that names the two texts before it."""
+    return [CAPTION if row % 2 else "a cat" for row in range(len(shard.keys))]
 
 
-def kept_one_by_one(shards: list[ShardLabels], filters: Filters) -> list[list[bool]]:
+def kept_one_by_one(shard: ShardLabels, filters: Filters) -> list[bool]:
     """The same rules as loops over single boxes."""
     left = []
-    for shard_row, (shard, captions) in enumerate(zip(shards, captions_of(shards), strict=True)):
-        for pair, caption in enumerate(captions):
-            for row in range(shard.boxes.offsets[pair], shard.boxes.offsets[pair + 1]):
-                x0, y0, x1, y1 = map(float, shard.boxes.values[row])
-                shorter = min(x1 - x0, y1 - y0)
-                text = TEXTS[shard.box_texts.values[row]]
-                in_caption = text in (("umbrella", "cup of coffee") if caption == CAPTION else ("cat",))
-                if (
-                    shard.scores.values[row] >= filters.min_score
-                    and shorter >= filters.min_size_px
-                    and (x1 - x0) * (y1 - y0) / 20_000 <= filters.max_relative_area
-                    and (in_caption or not filters.caption_match)
-                ):
-                    left.append((-float(shard.scores.values[row]), shard_row, row, pair, text))
-    kept = [[False] * len(shard.scores.values) for shard in shards]
+    for pair, caption in enumerate(captions_of(shard)):
+        for row in range(shard.boxes.offsets[pair], shard.boxes.offsets[pair + 1]):
+            x0, y0, x1, y1 = map(float, shard.boxes.values[row])
+            shorter = min(x1 - x0, y1 - y0)
+            text = TEXTS[shard.box_texts.values[row]]
+            in_caption = text in (("umbrella", "cup of coffee") if caption == CAPTION else ("cat",))
+            if (
+                shard.scores.values[row] >= filters.min_score
+                and shorter >= filters.min_size_px
+                and (x1 - x0) * (y1 - y0) / 20_000 <= filters.max_relative_area
+                and (in_caption or not filters.caption_match)
+            ):
+                left.append((-float(shard.scores.values[row]), row, pair, text))
+    kept = [False] * len(shard.scores.values)
     taken: set[tuple] = set()
-    boxes_of: defaultdict[tuple[int, int], list[list[float]]] = defaultdict(list)
-    per_text: Counter[str] = Counter()
-    for _, shard_row, row, pair, text in sorted(left):
-        of_text = (shard_row, pair, text)
-        place = {"top1": (shard_row, pair), "top1_per_text": of_text, "one_to_one": of_text, "all": (*of_text, row)}
-        box = shards[shard_row].boxes.values[row].tolist()
-        if place[filters.keep] in taken:
+    boxes_of: defaultdict[int, list[list[float]]] = defaultdict(list)
+    for _, row, pair, text in sorted(left):
+        places = {"top1": (pair,), "top1_per_text": (pair, text), "one_to_one": (pair, text), "all": (pair, text, row)}
+        place, box = places[filters.keep], shard.boxes.values[row].tolist()
+        if place in taken:
             continue
         if filters.keep == "one_to_one":
-            if any(overlap(box, other) > 0.5 for other in boxes_of[shard_row, pair]):
+            if any(overlap(box, other) > 0.5 for other in boxes_of[pair]):
                 continue
-            boxes_of[shard_row, pair].append(box)
-        taken.add(place[filters.keep])
-        per_text[text] += 1
-        kept[shard_row][row] = filters.max_per_text is None or per_text[text] <= filters.max_per_text
+            boxes_of[pair].append(box)
+        taken.add(place)
+        kept[row] = True
     return kept
 
 
@@ -117,57 +115,55 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_a_text_whose_best_place_is_taken_gets_its_next_best():
     umbrella, cat, far = (10.0, 10.0, 30.0, 30.0), (11.0, 11.0, 31.0, 31.0), (60.0, 60.0, 90.0, 90.0)
     shard = shard_of([[(0, 0.9, umbrella), (2, 0.8, cat), (0, 0.7, far), (2, 0.3, far)]])
-    masks, counts = filter_labels([shard], Filters(keep="one_to_one"))
-    assert masks[0].tolist() == [True, False, False, True]
+    mask, counts = filter_labels(shard, Filters(keep="one_to_one"))
+    assert mask.tolist() == [True, False, False, True]
     assert counts["one_to_one"] == 2
 
 
 @given(some_rows, some_filters)
 @settings(deadline=None)
 def test_the_same_is_kept_as_by_looking_at_one_box_after_another(rows, filters):
-    shards = list(map(shard_of, rows))
-    masks, counts = filter_labels(shards, filters, captions=captions_of(shards))
-    assert [mask.tolist() for mask in masks] == kept_one_by_one(shards, filters)
-    assert sum(counts.values()) == sum(len(shard.scores.values) for shard in shards)
-    assert counts["kept"] == sum(int(mask.sum()) for mask in masks)
+    shard = shard_of(rows)
+    mask, counts = filter_labels(shard, filters, captions=captions_of(shard))
+    assert mask.tolist() == kept_one_by_one(shard, filters)
+    assert sum(counts.values()) == len(shard.scores.values)
+    assert counts["kept"] == int(mask.sum())
     assert min(counts.values()) >= 0
 
 
 @given(some_rows, some_filters)
 @settings(deadline=None)
 def test_predicates_of_single_boxes_may_be_applied_in_any_order(rows, filters):
-    shards = list(map(shard_of, rows))
-    single = dataclasses.replace(filters, keep="all", max_per_text=None, caption_match=False)
-    masks, _ = filter_labels(shards, single)
-    for shard, mask in zip(shards, masks, strict=True):
-        backwards = (
-            relative_area_at_most(shard, filters.max_relative_area)
-            & side_at_least_px(shard, filters.min_size_px)
-            & score_at_least(shard, filters.min_score)
-        )
-        assert (mask == backwards).all()
+    shard = shard_of(rows)
+    mask, _ = filter_labels(shard, dataclasses.replace(filters, keep="all", caption_match=False))
+    backwards = (
+        relative_area_at_most(shard, filters.max_relative_area)
+        & side_at_least_px(shard, filters.min_size_px)
+        & score_at_least(shard, filters.min_score)
+    )
+    assert (mask == backwards).all()
 
 
 @given(some_rows)
 @settings(deadline=None)
 def test_top1_leaves_one_box_of_every_image_that_has_any(rows):
-    shards = list(map(shard_of, rows))
-    for shard, mask in zip(shards, filter_labels(shards, Filters())[0], strict=True):
-        num_boxes = np.diff(shard.boxes.offsets)
-        num_kept = np.bincount(shard.boxes.images_of_values()[mask], minlength=len(num_boxes))
-        assert (num_kept == np.minimum(num_boxes, 1)).all()
+    shard = shard_of(rows)
+    mask, _ = filter_labels(shard, Filters())
+    num_boxes = np.diff(shard.boxes.offsets)
+    num_kept = np.bincount(shard.boxes.images_of_values()[mask], minlength=len(num_boxes))
+    assert (num_kept == np.minimum(num_boxes, 1)).all()
 
 
 def test_the_first_predicate_that_removes_a_box_counts_it():
     small, large = (0, 0, 5, 90), (0, 0, 200, 100)
     shard = shard_of([[(0, 0.9, large), (0, 0.8, BOX), (1, 0.7, BOX), (0, 0.1, small)], [], [(0, 0.9, small)]])
-    masks, counts = filter_labels([shard], Filters(min_score=0.5, min_size_px=8, max_relative_area=0.9))
-    assert masks[0].tolist() == [False, True, False, False, False]
+    mask, counts = filter_labels(shard, Filters(min_score=0.5, min_size_px=8, max_relative_area=0.9))
+    assert mask.tolist() == [False, True, False, False, False]
     assert counts == {"min_score": 1, "min_size_px": 1, "max_relative_area": 1, "top1": 1, "kept": 1}
 
 
 def test_the_defaults_keep_a_box_that_fills_its_image_and_scores_nothing():
-    assert filter_labels([shard_of([[(0, 0.0, (0, 0, 200, 100))]])], Filters())[1]["kept"] == 1
+    assert filter_labels(shard_of([[(0, 0.0, (0, 0, 200, 100))]]), Filters())[1]["kept"] == 1
 
 
 def test_the_best_is_found_wherever_it_stands_and_the_first_of_equals_wins():
@@ -176,11 +172,27 @@ def test_the_best_is_found_wherever_it_stands_and_the_first_of_equals_wins():
     assert best_of_image(shard, np.array([True, False, False, False])).tolist() == [True, False, False, False]
 
 
-def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there():
-    first = shard_of([[(0, 0.9, BOX), (0, 0.3, BOX)], [(1, 0.1, BOX)]])
-    second = dataclasses.replace(shard_of([[(1, 0.5, BOX), (0, 0.2, BOX)]]), texts=("cat", "umbrella"))
-    masks = best_of_text([first, second], [np.ones(3, dtype=bool), np.ones(2, dtype=bool)], count=2)
-    assert [mask.tolist() for mask in masks] == [[True, False, True], [True, True]]
+@given(st.lists(st.tuples(st.integers(-2, 2), st.sampled_from([0.25, 0.5, 0.75]))), st.integers(0, 3))
+@settings(deadline=None)
+def test_the_best_of_each_group_are_those_of_sorting_it(members, count):
+    groups = np.array([group for group, _ in members], dtype=np.int64)
+    scores = np.array([score for _, score in members], dtype=np.float32)
+    expected = set()
+    for group in set(groups.tolist()):
+        rows = [row for row in range(len(members)) if groups[row] == group]
+        expected |= set(sorted(rows, key=lambda row: -scores[row])[:count])
+    assert set(np.flatnonzero(best_of_group(groups, scores, count=count)).tolist()) == expected
+
+
+def test_boxes_are_compared_row_by_row():
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 50, (2, 40, 2))
+    boxes, others = np.concatenate([corners, corners + generator.uniform(0, 50, corners.shape)], 2).astype(np.float32)
+    expected = box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).diagonal()
+    np.testing.assert_allclose(paired_iou(boxes, others), expected, rtol=1e-5)
+    point = np.zeros((1, 4), np.float32)
+    assert paired_iou(point, point).tolist() == [0]
+    assert paired_iou(point[:0], point[:0]).tolist() == []
 
 
 def test_texts_are_looked_for_as_whole_words_of_the_caption_in_any_number_and_case():
@@ -199,18 +211,16 @@ def test_texts_are_looked_for_as_whole_words_of_the_caption_in_any_number_and_ca
         text_in_caption(shard, ["a", "b"])
 
 
-@pytest.mark.parametrize("shards", [[], [shard_of([])], [shard_of([[], []]), shard_of([])]])
+@pytest.mark.parametrize("shard", [shard_of([]), shard_of([[], []])])
 @pytest.mark.parametrize("keep", ["top1", "top1_per_text", "one_to_one", "all"])
-def test_without_boxes_nothing_is_kept(shards, keep):
-    filters = Filters(keep=keep, max_per_text=3, caption_match=True)
-    masks, counts = filter_labels(shards, filters, captions=captions_of(shards))
-    assert [len(mask) for mask in masks] == [0] * len(shards)
+def test_without_boxes_nothing_is_kept(shard, keep):
+    mask, counts = filter_labels(shard, Filters(keep=keep, caption_match=True), captions=captions_of(shard))
+    assert len(mask) == 0
     assert set(counts.values()) == {0}
 
 
 def test_matching_captions_needs_captions():
-    for shards in ([], [shard_of([[]])]):
-        with pytest.raises(ValueError, match="give those of every shard"):
-            filter_labels(shards, Filters(caption_match=True))
-    with pytest.raises(ValueError, match="give those of every shard"):
-        filter_labels([shard_of([[]])], Filters(caption_match=True), captions=[])
+    with pytest.raises(ValueError, match="give those of the shard"):
+        filter_labels(shard_of([[]]), Filters(caption_match=True))
+    with pytest.raises(ValueError, match="0 captions for a shard of 1"):
+        filter_labels(shard_of([[]]), Filters(caption_match=True), captions=[])

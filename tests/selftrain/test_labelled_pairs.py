@@ -1,5 +1,6 @@
 """Labelled pairs as training data: which pairs, which boxes, which texts."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from safetensors.numpy import save
 
 from ovd.data.annotations import Ragged
 from ovd.data.pairs import Pair, PairShards, write_pair_shards
-from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labelled_pairs import KeptLabels, LabelledPairs, limit_per_text
 from ovd.selftrain.labels import ShardLabels
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -56,12 +57,16 @@ def everything(labels: list[ShardLabels]) -> list[np.ndarray]:
     return [np.ones(len(of_shard.scores.values), bool) for of_shard in labels]
 
 
+def kept_of(labels: list[ShardLabels], masks: list[np.ndarray]) -> list[KeptLabels]:
+    return [KeptLabels.of(of_shard, mask) for of_shard, mask in zip(labels, masks, strict=True)]
+
+
 def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     shards, labels, texts = parts
     kept = everything(labels)
     kept[0][1] = False  # the second box of pair 0
     kept[1][1:3] = False  # both boxes of pair 4
-    pairs = LabelledPairs(shards, labels, kept, texts, with_boxes=True)
+    pairs = LabelledPairs(shards, kept_of(labels, kept), texts, with_boxes=True)
     assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 3, 5]
     assert [pairs.encoded(row) for row in range(3)] == [b"image 0", b"image 3", b"image 5"]
     cat, dog = texts.ids(0).tolist()
@@ -79,7 +84,7 @@ def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
 
 def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
     shards, labels, texts = parts
-    pairs = LabelledPairs(shards, labels, everything(labels), texts, with_boxes=False)
+    pairs = LabelledPairs(shards, kept_of(labels, everything(labels)), texts, with_boxes=False)
     assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 2, 3, 4, 5]
     for row in range(len(pairs)):
         assert len(pairs.record(row).boxes) == len(pairs.record(row).classes) == 0
@@ -89,6 +94,39 @@ def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
 def test_nothing_left_and_other_shards_are_errors(parts):
     shards, labels, texts = parts
     with pytest.raises(ValueError, match="passes the filters"):
-        LabelledPairs(shards, labels, [~mask for mask in everything(labels)], texts, with_boxes=True)
+        LabelledPairs(shards, kept_of(labels, [~mask for mask in everything(labels)]), texts, with_boxes=True)
     with pytest.raises(ValueError, match="6 pairs, its labels speak of 3"):
-        LabelledPairs(shards, labels[:1], everything(labels)[:1], texts, with_boxes=True)
+        LabelledPairs(shards, kept_of(labels[:1], everything(labels)[:1]), texts, with_boxes=True)
+
+
+def test_what_is_not_kept_is_not_held(parts):
+    _, labels, _ = parts
+    (kept,) = kept_of(labels[1:], [np.array([True, False, False, False, True])])
+    assert kept.boxes.values.shape == (2, 4)
+    assert kept.boxes.values.base is None  # no view of all boxes
+    assert [kept.box_texts[pair].tolist() for pair in range(3)] == [[0], [], [1]]
+    assert kept.pair_counts.tolist() == [2, 2]
+
+
+def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there(parts):
+    _, labels, texts = parts
+    kept = limit_per_text(kept_of(labels, everything(labels)), texts, 2)
+    # All scores are equal, so the first two of each text stay: dog, cat, dog; bird, cat, (cat), bird, (cat).
+    assert [of_shard.box_texts.values.tolist() for of_shard in kept] == [[1, 0, 1], [0, 1, 0]]
+    assert kept[1].boxes.offsets.tolist() == [0, 1, 2, 3]
+
+
+def test_the_fingerprint_tells_labels_apart(parts):
+    shards, labels, texts = parts
+
+    def fingerprint(masks: list[np.ndarray], labels: list[ShardLabels] = labels) -> str:
+        return LabelledPairs(shards, kept_of(labels, masks), texts, with_boxes=True).fingerprint()
+
+    masks = everything(labels)
+    fewer = [masks[0], masks[1].copy()]
+    fewer[1][2] = False
+    renamed = [labels[0], dataclasses.replace(labels[1], texts=("bird", "dog"))]
+    moved = labels[0].boxes.values + np.float32(1)
+    others = [dataclasses.replace(labels[0], boxes=Ragged(moved, labels[0].boxes.offsets)), labels[1]]
+    assert fingerprint(masks) == fingerprint(everything(labels))
+    assert len({fingerprint(masks), fingerprint(fewer), fingerprint(masks, renamed), fingerprint(masks, others)}) == 4

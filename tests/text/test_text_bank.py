@@ -32,7 +32,7 @@ def test_rows_read_by_position_equal_the_whole_file(bank):
 
 
 def test_rows_of_no_class(bank):
-    assert bank.rows(np.array([], np.int64), np.array([], np.int64)).shape == (0, bank.dim)
+    assert bank.rows(np.array([], np.int64), np.array([], np.int64)).shape == (0, bank.variants.dim)
 
 
 def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip, tmp_path):
@@ -53,7 +53,7 @@ def test_image_tower_does_not_change_the_bank(bank, untrained_clip, tmp_path):
 
 def test_synonyms_become_variants_and_every_class_has_as_many(untrained_clip, tmp_path):
     bank = build_bank(untrained_clip, NAMES, [("parasol",), (), ()], Sources(("{}",), num_synonyms=1), folder=tmp_path)
-    assert bank.num_variants == 2
+    assert bank.variants.num_variants == 2
     expected = encode_texts(untrained_clip, ["umbrella", "parasol", "chess king (outlined)", "chess king (outlined)"])
     rows = bank.rows(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
     torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)
@@ -78,7 +78,7 @@ def test_sampling_is_a_function_of_the_generator_and_noise_keeps_unit_length(ban
 
 def test_all_variants_are_drawn(bank):
     rows = bank.sample(torch.zeros(64, dtype=torch.int64), generator=torch.Generator().manual_seed(0))
-    assert len(torch.unique(rows, dim=0)) == bank.num_variants
+    assert len(torch.unique(rows, dim=0)) == bank.variants.num_variants
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x10" + bytes(7) + b'{"no": "bank"}  '])
@@ -118,7 +118,7 @@ def test_random_sources_give_variants_that_differ_and_stay_near_their_text(tiny_
     for dropout, drop in ((0.02, 0.0), (0.0, 0.2), (0.02, 0.2)):
         sources = Sources(("a photo of {article} {}",), draws=8, tower_dropout=dropout, token_drop=drop)
         bank = build_bank(tiny_clip, NAMES, SYNONYMS, sources, folder=tmp_path)
-        assert bank.num_variants == 8
+        assert bank.variants.num_variants == 8
         for row, name in enumerate(("umbrella", "chess king (outlined)", "anchor")):
             variants = bank.rows(np.full(8, row), np.arange(8))
             clean, other = encode_texts(tiny_clip, [fill("a photo of {article} {}", text) for text in (name, "gear")])
@@ -182,7 +182,7 @@ def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny
     names = [f"thing {number}" for number in range(300)]  # more than are encoded at a time
     bank = build_bank(tiny_clip, names, [()] * 300, Sources(TEMPLATES), folder=tmp_path)
     variants = load_file(bank.path)["variants"]
-    assert variants.shape == (300, 2, bank.dim)
+    assert variants.shape == (300, 2, bank.variants.dim)
     expected = encode_texts(tiny_clip, ["thing 299", "a photo of a thing 299"])
     torch.testing.assert_close(variants[299].float(), expected, atol=2e-3, rtol=0)
 

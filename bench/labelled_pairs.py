@@ -1,0 +1,147 @@
+"""Start of a training on labelled image-text pairs: reading and filtering the labels, and the memory they take.
+
+    python bench/labelled_pairs.py
+
+Label files with random boxes in clusters, as a teacher gives them: 30 boxes a pair, of three texts each. The filter
+`one_to_one` against a loop over the pairs, on one file: the same boxes, or no ratio. Then all files, as training opens
+them: time and memory by pair, and what that comes to for the twelve million pairs of CC12M.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torchvision.ops import box_iou
+
+from ovd.data.annotations import Ragged
+from ovd.data.shard_index import ShardIndex
+from ovd.precision import describe_machine
+from ovd.selftrain.filter import SAME_PLACE_IOU, Filters, filter_labels
+from ovd.selftrain.labelled_pairs import LabelledPairs, read_kept_labels
+from ovd.selftrain.labels import ShardLabels, open_labelled_shards, read_labels, write_labels
+from ovd.text.bank import TextBank
+from ovd.text.pair_texts import PairTexts
+
+NUM_SHARDS, PAIRS, BOXES, QUERIES, TEXTS, DIM = 20, 5_000, 30, 3, 6_000, 8
+CC12M_PAIRS = 12_000_000
+ROUNDS = 3
+FILTERS = Filters(keep="one_to_one", min_score=0.15)
+
+
+def random_labels(number: int) -> ShardLabels:
+    generator = np.random.default_rng(number)
+    queries = np.sort(generator.permuted(np.tile(np.arange(TEXTS // QUERIES), (PAIRS, 1)), axis=1)[:, :QUERIES], axis=1)
+    objects = generator.uniform(60, 440, (PAIRS, 4, 2))
+    chosen = generator.integers(4, size=(PAIRS, BOXES, 1)).repeat(2, axis=2)
+    centres = np.take_along_axis(objects, chosen, axis=1) + generator.normal(0, 8, (PAIRS, BOXES, 2))
+    halves = generator.uniform(30, 60, (PAIRS, BOXES, 2))
+    boxes = np.concatenate([centres - halves, centres + halves], axis=2).astype(np.float32)
+    scores = -np.sort(-generator.beta(1, 4, (PAIRS, BOXES)), axis=1).astype(np.float32)
+    texts = np.take_along_axis(queries, generator.integers(QUERIES, size=(PAIRS, BOXES)), axis=1)
+    box_offsets = np.arange(PAIRS + 1) * BOXES
+    return ShardLabels(
+        keys=tuple(f"{number:05d}{row:04d}" for row in range(PAIRS)),
+        reasons=("",) * PAIRS,
+        image_sizes=np.full((PAIRS, 2), 500),
+        texts=tuple(f"noun {number if row % 2 else ''} {row}" for row in range(TEXTS)),
+        queries=Ragged(queries.reshape(-1), np.arange(PAIRS + 1) * QUERIES),
+        boxes=Ragged(boxes.reshape(-1, 4), box_offsets),
+        scores=Ragged(scores.reshape(-1), box_offsets),
+        box_texts=Ragged(texts.reshape(-1), box_offsets),
+    )
+
+
+def write_shard(folder: Path, number: int) -> Path:
+    """A labels file with its ledger; the shard itself is only looked at for its size."""
+    labels = random_labels(number)
+    size = 1024
+    index = ShardIndex(
+        keys=np.array([key.encode() for key in labels.keys]),
+        offsets=np.zeros((PAIRS, 3), np.int64),
+        sizes=np.zeros((PAIRS, 3), np.int64),
+        num_bytes=size,
+    )
+    (folder / f"{number:05d}.tar").write_bytes(bytes(size))
+    file = folder / f"{number:05d}.safetensors"
+    variants = np.ones((TEXTS, 1, DIM), np.float16)
+    write_labels(file, labels, index=index, variants=variants, tower="none", settings={})
+    file.with_suffix(".json").write_text(json.dumps({"shard": {"file": f"{number:05d}.tar", "sha256": ""}}))
+    return file
+
+
+def pair_by_pair(labels: ShardLabels) -> Bool[np.ndarray, " M"]:
+    """FILTERS as a loop."""
+    kept = np.zeros(len(labels.scores.values), bool)
+    texts, boxes = labels.box_texts.values, torch.from_numpy(labels.boxes.values)
+    for start, end in itertools.pairwise(labels.boxes.offsets.tolist()):
+        rows = start + np.flatnonzero(labels.scores.values[start:end] >= FILTERS.min_score)
+        rows = rows[np.argsort(-labels.scores.values[rows], kind="stable")]
+        same_place = (box_iou(boxes[rows], boxes[rows]) > SAME_PLACE_IOU).numpy()
+        possible = np.ones(len(rows), bool)
+        for place, row in enumerate(rows.tolist()):
+            if possible[place]:
+                kept[row] = True
+                possible &= ~same_place[place] & (texts[rows] != texts[row])
+    return kept
+
+
+def resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [write_shard(folder, number) for number in range(NUM_SHARDS)]
+        labels = read_labels(files[0])
+        ours, _ = filter_labels(labels, FILTERS)
+        if (ours != pair_by_pair(labels)).any():
+            raise SystemExit("no ratio: the loop keeps other boxes")
+        raw: dict[str, list[float]] = {"filter_s": [], "pair_by_pair_s": []}
+        for _ in range(ROUNDS):
+            for key, job in (
+                ("filter_s", lambda: filter_labels(labels, FILTERS)),
+                ("pair_by_pair_s", lambda: pair_by_pair(labels)),
+            ):
+                start = time.perf_counter()
+                job()
+                raw[key].append(time.perf_counter() - start)
+
+        before, start = resident_bytes(), time.perf_counter()
+        shards = open_labelled_shards(folder, files)
+        kept, _ = read_kept_labels(files, FILTERS, shards)
+        texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=0)
+        pairs = LabelledPairs(shards, kept, texts, with_boxes=True)
+        seconds, grown = time.perf_counter() - start, resident_bytes() - before
+        num_pairs = NUM_SHARDS * PAIRS
+        result = {
+            "machine": describe_machine(torch.device("cpu")),
+            "pairs": len(pairs),
+            "raw": raw,
+            "times_pair_by_pair": statistics.median(raw["pair_by_pair_s"]) / statistics.median(raw["filter_s"]),
+            "start_s": seconds,
+            "start_us_a_pair": 1e6 * seconds / num_pairs,
+            "resident_bytes_a_pair": grown / num_pairs,
+            "file_bytes_a_pair": sum(file.stat().st_size for file in files) / num_pairs,
+            "cc12m_start_minutes": seconds / num_pairs * CC12M_PAIRS / 60,
+            "cc12m_resident_gib": grown / num_pairs * CC12M_PAIRS / 2**30,
+        }
+    print(json.dumps(result, indent=2))
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "labelled_pairs.json").write_text(json.dumps(result, indent=2) + os.linesep)
+
+
+if __name__ == "__main__":
+    main()
