@@ -392,6 +392,8 @@ def pseudo_label_run(
             nms_iou=config.eval.nms_iou,
         )
     else:
+        if config.eval.ensemble is not None:  # CLIP's part of the scores wants a whole vocabulary to choose from
+            print(f"{config.output}: the teacher's own scores alone, without CLIP's part in them (eval.ensemble)")
         teacher = OvdTeacher(
             prepare(trained.detector, device, low_precision=low_precision(config)),
             texts,

@@ -21,8 +21,9 @@ from scipy import stats
 from ovd.ablation.plots import draw_lengths, draw_rows
 from ovd.ablation.records import Record, append_record, missing_runs, read_records, select
 from ovd.ablation.statistics import estimate, paired_difference, row_estimate
-from ovd.ablation.tables import BEGIN, END, format_report, write_between_markers
+from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 HASHES = {"scratch": "a", "gated": "b", "self_training": "c"}
 
 
@@ -292,13 +293,42 @@ def test_a_report_of_no_record_and_of_one():
     assert set(table_lines(only)) == {"row", "---", "gated"}  # nothing to compare with
 
 
+def test_lengths_are_set_side_by_side_and_compared_at_each():
+    records = [
+        record(row, seed, steps=steps, config_hash=str(steps), APr=APr, extra={"naming_rare": 0.1})
+        for row, steps, values in (
+            ("scratch", 1600, (0.60, 0.64)),
+            ("gated", 1600, (0.65, 0.67)),
+            ("gated", 50, (0.2,)),
+        )
+        for seed, APr in enumerate(values)
+    ]
+    configs = [(row, steps) for row in HASHES for steps in ("50", "1600")]
+    report = format_lengths(select(records, configs, range(100)), ["scratch", "gated"])
+    assert report.startswith("5 runs, seeds 0, 1, on CPU, AVX512, torch 2.14.1.\n")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line[:1] == "|"]
+    assert [line[:4] for line in lines[2:6]] == [
+        ["scratch", "50", "0", "-"],
+        ["scratch", "1,600", "2", "62.00 ± 2.83"],
+        ["gated", "50", "1", "20.00"],
+        ["gated", "1,600", "2", "66.00 ± 1.41"],
+    ]
+    assert lines[0][-2:] == ["rare named right", "base named right"]
+    assert lines[5][-2:] == ["10.00 ± 0.00", "-"]
+    assert [line[:3] for line in lines[8:]] == [
+        ["gated - scratch", "50", "-"],
+        ["gated - scratch", "1,600", "+4.00 (-8.71 to 16.71)"],
+    ]
+    assert format_lengths(select([], HASHES.items(), range(100)), ["scratch"]).startswith("No finished run yet.")
+
+
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_only_what_stands_between_the_markers_changes(tmp_path, line_end: str):
     path = tmp_path / "results.md"
     before, after = f"# Results ±{line_end}{line_end}text  {line_end}", f"{line_end}more{line_end}{line_end}no last end"
     path.write_bytes(f"{before}{BEGIN}{line_end}old{line_end}{END}{after}".encode())
     for text in ("| new ± |\n", "newer\n"):
-        write_between_markers(path, text)
+        write_between_markers(path, "table", text)
         assert path.read_bytes() == f"{before}{BEGIN}\n{text}{END}{after}".encode()
     assert os.listdir(tmp_path) == ["results.md"]
 
@@ -308,7 +338,7 @@ def test_a_file_without_its_markers_is_refused_and_stays(tmp_path, markers: list
     path = tmp_path / "results.md"
     path.write_text("\n".join(["text", *markers, "text"]))
     with pytest.raises(ValueError, match=rf"results\.md: needs one line {re.escape(BEGIN)}"):
-        write_between_markers(path, "new\n")
+        write_between_markers(path, "table", "new\n")
     assert path.read_text() == "\n".join(["text", *markers, "text"])
 
 

@@ -5,8 +5,9 @@
     python tools/ablate.py configs/ablation.yaml --report                             # no run, only tables and pictures
 
 Stop it at any time: a run in progress goes on from its last checkpoint, a finished one is a line of the records file
-and is not done again. The table stands in docs/results.md between two marker lines. Overrides of the form key=value
-apply to every config of the table, for trials: train.steps=20 train.warmup_steps=5.
+and is not done again. With --results docs/results.md the tables go between two marker lines of that file, named after
+the file of records. Overrides of the form key=value apply to every config of the table, for trials: train.steps=20
+train.warmup_steps=5.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from ovd.ablation.plots import draw_lengths, draw_rows
 from ovd.ablation.records import append_record, missing_runs, read_records, select
 from ovd.ablation.row import Stages, at_length, read_row, run_row
-from ovd.ablation.tables import format_report, write_between_markers
+from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 from ovd.cli import run_tool
 from ovd.config import AblationConfig, load_config
 
@@ -27,15 +28,12 @@ def report(config: AblationConfig, variants: list[dict[str, Stages]], results: P
     selection = select(read_records(config.records), configs, config.seeds)
     rows = list(config.rows)
     config.picture.parent.mkdir(parents=True, exist_ok=True)
-    if config.lengths:
-        draw_lengths(selection.records, rows, config.picture)
-        print("\n".join(selection.notes))
-        return
-    draw_rows(selection.records, rows, config.picture)
-    text = format_report(selection, rows)
+    draw, tables = (draw_lengths, format_lengths) if config.lengths else (draw_rows, format_report)
+    draw(selection.records, rows, config.picture)
+    text = tables(selection, rows)
     print(text)
     if results is not None:
-        write_between_markers(results, text)
+        write_between_markers(results, config.records.stem, text)
 
 
 def main() -> None:

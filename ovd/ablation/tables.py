@@ -23,7 +23,13 @@ STEPS = (
 """The method's three ways, each added to the one before; beside them shortcuts without text augmentation."""
 BASELINES = ("oracle", "frozen_tower", "image_labels", "ngrams", "caption_top1")
 """Rows that self-training is held against."""
-BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
+LENGTH_TITLES = {
+    **{metric: TITLES[metric] for metric in ("APr", "APc", "APf", "coco_AP", "o365_AP")},
+    "naming_rare": "rare named right",
+    "naming_base": "base named right",
+}
+"""The metrics of tables over the length of training; of true boxes of rare and of base classes, the share whose name
+ranks first of all."""
 
 
 def format_report(selection: Selection, rows: Sequence[str]) -> str:
@@ -33,9 +39,8 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
         rows: names in the table's order; one without a record keeps its place.
     """
     records = selection.records
-    seeds = ", ".join(map(str, sorted({record.seed for record in records})))
     parts = [
-        f"{len(records)} runs, seeds {seeds}, on {records[0].machine}." if records else "No finished run yet.",
+        _runs(records),
         "LVIS ordinary box AP, COCO AP and Objects365 AP in per cent, mean ± standard deviation over the seeds; "
         "hours of one run, mean:",
         _row_table(records, rows),
@@ -50,6 +55,43 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
             ]
     parts += [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
+    """Every row at every number of optimizer steps, and each other row's difference to the first; see format_report."""
+    records = selection.records
+    by_length = {
+        steps: [record for record in records if record.steps == steps]
+        for steps in sorted({record.steps for record in records})
+    }
+    head = ["row", "steps", "seeds", *LENGTH_TITLES.values()]
+    means = [
+        [row, f"{steps:,}", str(len(records_by_seed(of_length, row)))]
+        + [_mean_cell(row_estimate(of_length, row, metric)) for metric in LENGTH_TITLES]
+        for row in rows
+        for steps, of_length in by_length.items()
+    ]
+    first = rows[0]
+    differences = [
+        [f"{row} - {first}", f"{steps:,}"]
+        + [_difference_cell(paired_difference(of_length, row, first, metric)) for metric in LENGTH_TITLES]
+        for row in rows[1:]
+        for steps, of_length in by_length.items()
+    ]
+    parts = [
+        _runs(records),
+        "In per cent, mean ± standard deviation over the seeds:",
+        _table([head, *means]),
+        "Mean difference over the seeds that both rows have (95 % interval, paired, t):",
+        _table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
+        *(f"Left out: {note}." for note in selection.notes),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _runs(records: Sequence[Record]) -> str:
+    seeds = ", ".join(map(str, sorted({record.seed for record in records})))
+    return f"{len(records)} runs, seeds {seeds}, on {records[0].machine}." if records else "No finished run yet."
 
 
 def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
@@ -91,17 +133,19 @@ def _table(lines: list[list[str]]) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Put `text` between the two marker lines of a Markdown file; everything else stays as it is.
+def write_between_markers(path: Path, name: str, text: str) -> None:
+    """Put `text` between the two marker lines `<!-- name:begin -->` and `<!-- name:end -->` of a Markdown file;
+    everything else stays as it is.
 
     Raises:
         ValueError: the file has not exactly one of each marker, in order.
     """
+    begins, ends = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     with path.open(encoding="utf-8", newline="") as file:  # line ends stay what they are
         content = file.read()
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or content.count(BEGIN) + content.count(END) != 2:
-        raise ValueError(f"{path}: needs one line {BEGIN} and, below it, one line {END}; the tables go between them")
+    before, begin, rest = content.partition(begins)
+    _, end, after = rest.partition(ends)
+    if not begin or not end or content.count(begins) + content.count(ends) != 2:
+        raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; the tables go between them")
     with replacing(path) as file:
-        file.write(f"{before}{BEGIN}\n{text}{END}{after}")
+        file.write(f"{before}{begins}\n{text}{ends}{after}")

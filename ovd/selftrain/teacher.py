@@ -18,7 +18,7 @@ from ovd.model.detector import Detector
 from ovd.model.postprocess import postprocess
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.structures import Predictions
-from ovd.text.encoder import BATCH, encode_texts, encode_tokens, text_tower_fingerprint
+from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.prompts import clean_name, fill
 
 
@@ -50,17 +50,16 @@ class TextVariants:
         self.tower = text_tower_fingerprint(clip)
         self._clip = clip
         self._num_variants = 1 if templates is None else len(templates)
-        self._dim = encode_texts(clip, [""]).shape[1]
         self._padding = clip.tokenizer([""])[0, -1]
         self._row: dict[str, int] = {}
-        self._means = torch.empty(0, self._dim)
+        self._means = torch.empty(0, clip.dim)
         self.num_long = 0
         """Of the texts loaded, those with a prompt that fills the text tower's context: it read no further."""
 
     def load(self, texts: Sequence[str]) -> Float16[np.ndarray, "Q V D"]:
         """Encodes distinct texts, and forgets those before. Unit rows, by text and template."""
-        variants = np.empty((len(texts), self._num_variants, self._dim), np.float16)
-        self._means = torch.empty(len(texts), self._dim)
+        variants = np.empty((len(texts), self._num_variants, self._clip.dim), np.float16)
+        self._means = torch.empty(len(texts), self._clip.dim)
         self.num_long = 0
         texts_at_a_time = max(1, BATCH // self._num_variants)
         for start in range(0, len(texts), texts_at_a_time):

@@ -196,12 +196,11 @@ def build_bank(
 def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: Sources) -> None:
     """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
     per_class = len(texts[0]) * sources.draws if texts else 0
-    dim = encode_tokens(clip, clip.tokenizer([""])).shape[1]
     classes_at_a_time = max(1, BATCH // max(1, per_class))
     starts = range(0, len(texts), classes_at_a_time)
     generator = torch.Generator().manual_seed(sources.seed)
     with path.open("wb") as file:
-        file.write(file_header({"variants": (np.dtype(np.float16), (len(texts), per_class, dim))}, metadata))
+        file.write(file_header({"variants": (np.dtype(np.float16), (len(texts), per_class, clip.dim))}, metadata))
         for start in progress(starts, len(starts), "text bank"):
             group = texts[start : start + classes_at_a_time]
             tokens = clip.tokenizer([text for of_class in group for text in of_class])
@@ -210,7 +209,7 @@ def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[st
                 kept = drop_tokens(tokens, clip, sources.token_drop, generator) if sources.token_drop else tokens
                 with tower_dropout(clip, sources.tower_dropout, generator):
                     draws.append(encode_tokens(clip, kept))
-            variants = torch.stack(draws, dim=1).reshape(len(group), per_class, dim)
+            variants = torch.stack(draws, dim=1).reshape(len(group), per_class, clip.dim)
             file.write(variants.half().numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
