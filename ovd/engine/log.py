@@ -263,27 +263,26 @@ def peak_memory_gib() -> float:
 
 
 def draw_curves(records: list[dict[str, Any]], image: Path) -> None:
-    """Draw what log records hold: losses (running means over 2 % of the steps), learning rate, evaluation metrics and,
-    if any were logged, the gates."""
+    """Draw what log records hold: losses (running means over 2 % of the steps), learning rate and, if any were logged,
+    evaluation metrics and the gates."""
     training = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     gates = [record for record in records if record["kind"] == "gates"]
-    heights = [3, 1, 3, 3] if gates else [3, 1, 3]
+    heights = [3, 1] + [3] * (bool(evaluations) + bool(gates))
     figure = Figure(figsize=(8, 2 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    loss_axes, lr_axes, evaluation_axes, *gate_axes = figure.subplots(
-        len(heights), 1, sharex=True, height_ratios=heights
-    )
+    loss_axes, lr_axes, *further_axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _plot_by_name(loss_axes, training, "losses", window=max(1, len(training) // 50))
     loss_axes.set_ylabel("loss")
     lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training])
     lr_axes.set_ylabel("learning rate")
-    _plot_by_name(evaluation_axes, evaluations, "metrics", window=1, marker="o")
-    evaluation_axes.set_ylabel("evaluation")
-    for axes in gate_axes:
-        _plot_by_name(axes, gates, "gates", window=1)
-        _style_gates(axes)
-        axes.set_ylabel("gates")
+    if evaluations:
+        _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker="o")
+        further_axes[0].set_ylabel("evaluation")
+    if gates:
+        _plot_by_name(further_axes[-1], gates, "gates", window=1)
+        _style_gates(further_axes[-1])
+        further_axes[-1].set_ylabel("gates")
     figure.axes[-1].set_xlabel("step")
     temporary = image.with_suffix(".tmp")
     figure.savefig(temporary, format="png", dpi=100)

@@ -233,7 +233,7 @@ def test_gates_are_logged_and_cut_on_resume(tmp_path):
     assert len(logged) == 4
 
 
-def test_gates_have_a_panel_only_where_there_are_records(tmp_path, monkeypatch):
+def test_evaluations_and_gates_have_a_panel_only_where_there_are_records(tmp_path, monkeypatch):
     drawn: list[log.Figure] = []
 
     def savefig(figure: log.Figure, path: Path, **_: object) -> None:
@@ -244,10 +244,13 @@ def test_gates_have_a_panel_only_where_there_are_records(tmp_path, monkeypatch):
     training: dict = {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}}
     gates: list[dict] = [{"kind": "gates", "step": step, "gates": gates_of(step)} for step in (50, 100)]
     nothing: dict = {"kind": "gates", "step": 50, "gates": {"added/P3": None}}
-    for records in ([training], [training, *gates], [training, nothing]):
+    evaluation: dict = {"kind": "evaluation", "step": 1, "metrics": {"AP": 0.5}}
+    for records in ([training], [training, *gates], [training, nothing], [training, evaluation, *gates]):
         log.draw_curves(records, tmp_path / "curves.png")
-    assert [len(figure.axes) for figure in drawn] == [3, 4, 4]
-    lines = {line.get_label(): line for line in drawn[1].axes[3].lines}
+    panels = [[axes.get_ylabel() for axes in figure.axes] for figure in drawn]
+    first = ["loss", "learning rate"]
+    assert panels == [first, [*first, "gates"], [*first, "gates"], [*first, "evaluation", "gates"]]
+    lines = {line.get_label(): line for line in drawn[1].axes[2].lines}
     assert list(lines) == list(gates_of(1))
     np.testing.assert_allclose(np.asarray(lines["added/head"].get_ydata()), [10, 20])
     assert lines["added/head"].get_color() == lines["gate/head"].get_color() == lines["filter/head"].get_color()
