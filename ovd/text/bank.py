@@ -48,11 +48,11 @@ class VariantRows:
         # Opened for each call: the label files of a large set would pass the limit on open files.
         file = os.open(self.path, os.O_RDONLY)
         try:
-            content = b"".join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
+            content = bytearray().join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
         finally:
             os.close(file)
-        gathered = np.frombuffer(content, np.float16).reshape(-1, self.dim).astype(np.float32)
-        return F.normalize(torch.from_numpy(gathered), dim=-1)
+        gathered = torch.from_numpy(np.frombuffer(content, np.float16)).view(-1, self.dim)
+        return F.normalize(gathered.float(), dim=-1)
 
 
 class TextBank:
