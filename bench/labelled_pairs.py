@@ -25,7 +25,7 @@ from ovd.data.annotations import Ragged
 from ovd.data.shard_index import ShardIndex
 from ovd.precision import describe_machine
 from ovd.selftrain.filter import SAME_PLACE_IOU, Filters, filter_labels
-from ovd.selftrain.labelled_pairs import LabelledPairs, read_kept_labels
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import ShardLabels, open_labelled_shards, read_labels, write_labels
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -33,6 +33,7 @@ from ovd.text.pair_texts import PairTexts
 NUM_SHARDS, PAIRS, BOXES, QUERIES, TEXTS, DIM = 20, 5_000, 30, 3, 6_000, 8
 CC12M_PAIRS = 12_000_000
 ROUNDS = 3
+MAX_PER_TEXT = 100
 FILTERS = Filters(keep="one_to_one", min_score=0.15)
 
 
@@ -73,7 +74,8 @@ def write_shard(folder: Path, number: int) -> Path:
     file = folder / f"{number:05d}.safetensors"
     variants = np.ones((TEXTS, 1, DIM), np.float16)
     write_labels(file, labels, index=index, variants=variants, tower="none", settings={})
-    file.with_suffix(".json").write_text(json.dumps({"shard": {"file": f"{number:05d}.tar", "sha256": ""}}))
+    ledger = {"shard": {"file": f"{number:05d}.tar", "sha256": ""}, "settings": {"text_tower": "none"}}
+    file.with_suffix(".json").write_text(json.dumps(ledger))
     return file
 
 
@@ -122,6 +124,7 @@ def main() -> None:
         shards = open_labelled_shards(folder, files)
         kept, _ = read_kept_labels(files, FILTERS, shards)
         texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=0)
+        kept, _ = limit_per_text(kept, texts, MAX_PER_TEXT)
         pairs = LabelledPairs(shards, kept, texts, with_boxes=True)
         seconds, grown = time.perf_counter() - start, resident_bytes() - before
         num_pairs = NUM_SHARDS * PAIRS

@@ -44,7 +44,7 @@ from ovd.model.towers import image_tower
 from ovd.precision import use_low_precision
 from ovd.selftrain.filter import Filters
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
-from ovd.selftrain.labels import open_labelled_shards
+from ovd.selftrain.labels import label_files, open_labelled_shards
 from ovd.structures import Batch
 from ovd.text.bank import Sources, TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
@@ -290,12 +290,9 @@ def load_labelled_pairs(
     Raises:
         ValueError: the labels were made with another text tower, are of other shards, or nothing passes the filters.
     """
-    files = sorted(config.labels.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{config.labels} has no labels; make them with tools/pseudo_label.py")
+    files = label_files(config.labels)
     folder = pair_shards_folder(config, source)
-    shards = open_labelled_shards(folder, files)
-    tower = text_tower_fingerprint(clip)
+    shards = open_labelled_shards(folder, files, tower=text_tower_fingerprint(clip))
     filters = Filters(
         keep=config.keep,
         min_score=config.min_score,
@@ -304,13 +301,11 @@ def load_labelled_pairs(
         caption_match=config.caption_match,
     )
     kept, counts = read_kept_labels(files, filters, shards)
-    banks = (TextBank(file, tower=tower) for file in files)
-    texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
+    texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=first_id)
+    num_left = counts.pop("kept")
     if config.max_per_text is not None:
-        kept = limit_per_text(kept, texts, config.max_per_text)
-        num_kept = sum(len(of_shard.scores.values) for of_shard in kept)
-        counts["max_per_text"] = counts["kept"] - num_kept
-        counts["kept"] = num_kept
+        kept, counts["max_per_text"] = limit_per_text(kept, texts, config.max_per_text)
+    counts["kept"] = num_left - counts["max_per_text"]
     return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes"), texts, counts
 
 

@@ -357,7 +357,8 @@ class AblationConfig(Section):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     """Each draws the world's scenes and rare split, and seeds the training."""
     lengths: tuple[PositiveInt, ...] = ()
-    """Train every row for each of these numbers of steps instead of its config's; the picture shows AP against them."""
+    """Train every row for each of these numbers of steps instead of its config's; tables and picture set them side by
+    side."""
     rows: dict[str, AblationRow]
 
 

@@ -61,6 +61,7 @@ from ovd.model.detector import Detector
 from ovd.model.towers import image_tower
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
+from ovd.selftrain.labels import label_files, labels_fingerprint
 from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards
 from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
 from ovd.text.encoder import text_tower_on
@@ -136,8 +137,10 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         )
         if is_main():
             removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-            print(f"{len(pairs)} image-text pairs with {len(pair_texts)} texts; boxes: {removed}")
-    data = {"annotations": index.fingerprint()} | ({} if pairs is None else {"pairs": pairs.fingerprint()})
+            print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pair_texts)} texts; boxes: {removed}")
+    data = {"annotations": index.fingerprint()}
+    if config.data.pairs is not None:
+        data["labels"] = labels_fingerprint(label_files(config.data.pairs.labels))
     if found is not None:
         check_text_tower(found, clip)
         check_same_data(found.extra.get("data", {}), data, config.output)

@@ -86,7 +86,7 @@ def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniatu
     assert any(not torch.equal(first[name], started[name]) for name in started)
     for file in labels.glob("00002.*"):
         file.unlink()
-    with pytest.raises(ValueError, match="started on other data: its pairs changed since"):
+    with pytest.raises(ValueError, match="started on other data: its labels changed since"):
         train_from_config(config, resume=True, evaluate=False)
 
 

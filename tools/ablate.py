@@ -55,15 +55,20 @@ def main() -> None:
     variants = [{name: at_length(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]
     if not arguments.report:
         rows, seeds = arguments.rows or list(config.rows), arguments.seeds or config.seeds
-        for variant in variants:
-            hashes = {name: of.hash() for name, of in variant.items()}
-            missing = missing_runs(rows, seeds, read_records(config.records), hashes)
-            for number, (row, seed) in enumerate(missing, start=1):
-                start = time.monotonic()
-                print(f"run {number} of {len(missing)}: {row}, seed {seed}, {variant[row].steps} steps", flush=True)
-                append_record(config.records, run_row(row, variant[row], seed, config.runs))
-                left = (len(missing) - number) * (time.monotonic() - start) / 60
-                print(f"{row}, seed {seed} done; about {left:.0f} minutes left", flush=True)
+        missing = [
+            (row, seed, variant[row])
+            for variant in variants
+            for row, seed in missing_runs(
+                rows, seeds, read_records(config.records), {name: of.hash() for name, of in variant.items()}
+            )
+        ]
+        start, steps_done, steps = time.monotonic(), 0, sum(of_row.steps for _, _, of_row in missing)
+        for number, (row, seed, of_row) in enumerate(missing, start=1):
+            print(f"run {number} of {len(missing)}: {row}, seed {seed}, {of_row.steps} steps", flush=True)
+            append_record(config.records, run_row(row, of_row, seed, config.runs))
+            steps_done += of_row.steps
+            left = (time.monotonic() - start) / steps_done * (steps - steps_done) / 60
+            print(f"{row}, seed {seed} done; about {left:.0f} minutes left", flush=True)
     report(config, variants, arguments.results)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ovd.cli import run_tool
 from ovd.data.annotations import Category, load_annotations
 from ovd.data.report import DataReport
-from ovd.selftrain.labels import open_labelled_shards, read_labels
+from ovd.selftrain.labels import label_files, open_labelled_shards, read_labels
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
 
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the same figures")
     arguments = parser.parse_args()
 
-    files = sorted(arguments.labels.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{arguments.labels}: no label files (*.safetensors) here; run tools/pseudo_label.py first")
+    files = label_files(arguments.labels)
     shards = [read_labels(file) for file in files]
     pairs = open_labelled_shards(arguments.pairs, files)
     truth = [read_true_objects(pairs, pairs.positions(name)) for name in pairs.file_names]

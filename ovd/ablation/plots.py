@@ -1,4 +1,4 @@
-"""The ablation in pictures: every seed of every row, and APr against the length of training."""
+"""The ablation in pictures: every seed of every row, and AP and naming against the length of training."""
 
 from collections.abc import Sequence
 from pathlib import Path

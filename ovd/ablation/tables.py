@@ -1,4 +1,4 @@
-"""The ablation in Markdown: rows, steps between them, self-training against its alternatives."""
+"""The ablation in Markdown: rows, steps between them, self-training against its alternatives; lengths of training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,10 +82,13 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
         _runs(records),
         "In per cent, mean ± standard deviation over the seeds:",
         _table([head, *means]),
-        "Mean difference over the seeds that both rows have (95 % interval, paired, t):",
-        _table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
-        *(f"Left out: {note}." for note in selection.notes),
     ]
+    if differences:
+        parts += [
+            "Mean difference over the seeds that both rows have (95 % interval, paired, t):",
+            _table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
+        ]
+    parts += [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,8 +1,8 @@
 """Which of a teacher's boxes are kept, decided after the fact: no threshold costs another run of the teacher.
 
 A predicate looks at the boxes of one shard and says of each whether it passes; nothing is changed or lost unseen, since
-every box removed is counted under the predicate that removed it. Sets have millions of images: none of this loops over
-them.
+every box removed is counted under the predicate that removed it. Sets have millions of images, so nothing here loops
+over them, but for the captions' words.
 """
 
 from collections.abc import Sequence
@@ -138,8 +138,9 @@ def best_of_group(
 ) -> Bool[np.ndarray, " M"]:
     """The `count` members of each group with the highest scores; of equal ones, the first."""
     order = np.lexsort([-scores, groups])
-    _, first, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    ranks = np.arange(len(order)) - np.repeat(first, sizes)
+    in_order = groups[order]
+    first = np.flatnonzero(np.concatenate([np.ones(len(order[:1]), bool), in_order[1:] != in_order[:-1]]))
+    ranks = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
     is_best = np.zeros(len(groups), dtype=bool)
     is_best[order[ranks < count]] = True
     return is_best

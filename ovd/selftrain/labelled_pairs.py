@@ -1,7 +1,5 @@
 """Image-text pairs with a teacher's labels as training data: what the loader reads like an annotated data set."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ class KeptLabels:
     """What training takes of a shard's N pairs and Q texts.
 
     No strings, and of the boxes those that pass the filters: every rank holds this of a whole set, millions of pairs
-    with up to a hundred boxes each.
+    with up to a hundred boxes each. What is left grows with the boxes kept and with the texts asked for in a pair.
     """
 
     image_sizes: Int32[np.ndarray, "N 2"]
@@ -38,8 +36,6 @@ class KeptLabels:
     """float32."""
     box_texts: Ragged
     """Row of the text that each box answers to, int32."""
-    names: str
-    """Hash of the pairs' keys and the texts."""
 
     @classmethod
     def of(cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"]) -> "KeptLabels":
@@ -47,25 +43,24 @@ class KeptLabels:
         Args:
             mask: which of the M boxes are kept.
         """
-        queries = labels.queries.values.astype(np.int32)
-        box_texts = Ragged(labels.box_texts.values.astype(np.int32), labels.box_texts.offsets)
+        boxes = labels.boxes.select(mask)
         return cls(
             image_sizes=labels.image_sizes.astype(np.int32),
-            pair_counts=np.bincount(queries, minlength=len(labels.texts)).astype(np.int32),
-            queries=Ragged(queries, labels.queries.offsets),
-            boxes=labels.boxes.select(mask),
-            scores=labels.scores.select(mask),
-            box_texts=box_texts.select(mask),
-            names=hashlib.sha256(json.dumps([labels.keys, labels.texts]).encode()).hexdigest(),
+            pair_counts=np.bincount(labels.queries.values, minlength=len(labels.texts)).astype(np.int32),
+            queries=Ragged(labels.queries.values.astype(np.int32), labels.queries.offsets),
+            boxes=boxes,
+            scores=Ragged(labels.scores.values[mask], boxes.offsets),
+            box_texts=Ragged(labels.box_texts.values[mask].astype(np.int32), boxes.offsets),
         )
 
     def select(self, mask: Bool[np.ndarray, " K"]) -> "KeptLabels":
         """Only these of its boxes."""
+        boxes = self.boxes.select(mask)
         return replace(
             self,
-            boxes=self.boxes.select(mask),
-            scores=self.scores.select(mask),
-            box_texts=self.box_texts.select(mask),
+            boxes=boxes,
+            scores=Ragged(self.scores.values[mask], boxes.offsets),
+            box_texts=Ragged(self.box_texts.values[mask], boxes.offsets),
         )
 
     def __len__(self) -> int:
@@ -78,7 +73,7 @@ def read_kept_labels(
     """Reads and filters one file after another.
 
     Args:
-        shards: those of the files, in their order (`open_labelled_shards`).
+        shards: those of the files (`open_labelled_shards`).
 
     Returns:
         What is left, and the number of boxes by the predicate that removed them, and under "kept".
@@ -95,13 +90,18 @@ def read_kept_labels(
     return kept, counts
 
 
-def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> list[KeptLabels]:
-    """At most `count` boxes of a text over the whole set, the best scores first; of equal ones, the first."""
+def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> tuple[list[KeptLabels], int]:
+    """At most `count` boxes of a text over the whole set, the best scores first; of equal ones, the first.
+
+    Returns:
+        What is left, and the number of boxes removed.
+    """
     ids = [np.zeros(0, np.int64), *(texts.ids(number)[of.box_texts.values] for number, of in enumerate(kept))]
     scores = [np.zeros(0, np.float32), *(of.scores.values for of in kept)]
     is_best = best_of_group(np.concatenate(ids), np.concatenate(scores), count=count)
     masks = np.split(is_best, np.cumsum([len(of.scores.values) for of in kept]))
-    return [of.select(mask) for of, mask in zip(kept, masks, strict=False)]
+    left = [of if mask.all() else of.select(mask) for of, mask in zip(kept, masks, strict=False)]
+    return left, len(is_best) - int(is_best.sum())
 
 
 class LabelledPairs:
@@ -127,6 +127,8 @@ class LabelledPairs:
         self._texts = texts
         self._with_boxes = with_boxes
         self._starts = np.cumsum([0, *map(len, labels)])
+        self.num_labelled = len(shards)
+        """Pairs that the teacher was given, also those that have nothing to teach."""
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
         offsets = [(of_shard.boxes if with_boxes else of_shard.queries).offsets for of_shard in labels]
@@ -140,16 +142,6 @@ class LabelledPairs:
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    def fingerprint(self) -> str:
-        """Hash of all that training takes from the labels: the pairs, their order, their boxes and texts."""
-        digest = hashlib.sha256(self.image_ids.tobytes())
-        for labels in self._labels:
-            digest.update(labels.names.encode())
-            for part in (labels.queries, labels.boxes, labels.box_texts):
-                digest.update(part.offsets.tobytes())
-                digest.update(part.values.tobytes())
-        return digest.hexdigest()[:16]
 
     def record(self, image: int) -> ImageRecord:
         position = self._position(image)

@@ -168,24 +168,54 @@ def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         ) from None
 
 
-def open_labelled_shards(folder: Path, files: Sequence[Path]) -> PairShards:
+def label_files(folder: Path) -> list[Path]:
+    """The labels in a folder, in the order of their shards.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"), key=_shard_name)
+    if not files:
+        raise ValueError(f"{folder} has no labels (*.safetensors); make them with tools/pseudo_label.py")
+    return files
+
+
+def _shard_name(file: Path) -> str:
+    return f"{file.stem}.tar"
+
+
+def labels_fingerprint(files: Sequence[Path]) -> str:
+    """Hash of the ledgers: of the shards, what they were labelled with and what was found, text embeddings included."""
+    ledgers = (_ledger_path(file).read_bytes() for file in files)
+    return hashlib.sha256(b"".join(hashlib.sha256(ledger).digest() for ledger in ledgers)).hexdigest()[:16]
+
+
+def _ledger_path(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def open_labelled_shards(folder: Path, files: Sequence[Path], *, tower: str | None = None) -> PairShards:
     """The shards that labels were made of, by the index that is kept with the labels: none is read through again.
 
     Args:
         folder: of the shards.
-        files: the labels, one file per shard, in the shards' order.
+        files: the labels (`label_files`).
+        tower: fingerprint of the text tower that their text embeddings must come from.
 
     Raises:
-        ValueError: a labels file has no ledger, so that it may not be whole, or the manifest of the folder tells of
-            another shard of that name.
+        ValueError: a labels file has no ledger, so that it may not be whole; or the manifest of the folder tells of
+            another shard of that name; or the files were made with different settings, or another text tower.
         DataError: F13 a shard has another size than the one that was labelled.
     """
     listed = list_shards(folder)
+    common: dict[str, Any] | None = None
     for file in files:
-        ledger = file.with_suffix(".json")
+        ledger = _ledger_path(file)
         try:
-            shard = json.loads(ledger.read_bytes())["shard"]
-            name, sha256 = shard["file"], shard["sha256"]
+            content = json.loads(ledger.read_bytes())
+            name, sha256 = content["shard"]["file"], content["shard"]["sha256"]
+            settings = dict(content["settings"])
+            tower_of_file = settings["text_tower"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again, it makes what is missing"
@@ -193,8 +223,22 @@ def open_labelled_shards(folder: Path, files: Sequence[Path]) -> PairShards:
         expected = listed.get(name)
         if expected is not None and expected.sha256 != sha256:
             raise ValueError(f"{file} was made of another {name} than the one that is there now: label that one")
-    indexes = {f"{file.stem}.tar": read_shard_index(file) for file in files}
-    return PairShards(folder, only=indexes, known=indexes)
+        if tower not in (None, tower_of_file):
+            raise ValueError(
+                f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
+                "(tools/pseudo_label.py)"
+            )
+        common = common or settings
+        different = [key for key in sorted(common.keys() | settings.keys()) if common.get(key) != settings.get(key)]
+        if different:
+            raise ValueError(
+                f"{file} was made otherwise than {files[0].name} ({', '.join(different)}); remove what does not belong "
+                "to the others and run tools/pseudo_label.py again"
+            )
+    indexes = {_shard_name(file): read_shard_index(file) for file in files}
+    shards = PairShards(folder, only=indexes, known=indexes)
+    assert shards.file_names == tuple(indexes), "give the files as label_files does"
+    return shards
 
 
 @contextmanager

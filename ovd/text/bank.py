@@ -42,7 +42,11 @@ class VariantRows:
     """Byte of the first row."""
 
     def read(self, texts: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-        """Unit rows, float32, by a text's place in the file and the variant."""
+        """Unit rows, float32, by a text's place in the file and the variant.
+
+        Raises:
+            ValueError: the file has become shorter.
+        """
         row_bytes = 2 * self.dim
         offsets = self.start + (texts.astype(np.int64) * self.num_variants + variants) * row_bytes
         # Opened for each call: the label files of a large set would pass the limit on open files.
@@ -51,6 +55,8 @@ class VariantRows:
             content = bytearray().join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
         finally:
             os.close(file)
+        if len(content) < row_bytes * len(offsets):
+            raise ValueError(f"{self.path} ends before its rows do; it was changed or cut since it was opened")
         gathered = torch.from_numpy(np.frombuffer(content, np.float16)).view(-1, self.dim)
         return F.normalize(gathered.float(), dim=-1)
 
@@ -79,10 +85,10 @@ class TextBank:
             _, num_variants, dim = tensor["shape"]
             position = {name: row for row, name in enumerate(json.loads(metadata["names"]))}
             start, end = tensor["data_offsets"]
+            self.tower: str = metadata["tower"]
+            """Fingerprint of the text tower that the rows come from."""
         except (ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
-        self.tower: str = metadata["tower"]
-        """Fingerprint of the text tower that the rows come from."""
         if tower not in (None, self.tower):
             raise ValueError(f"{path} was made with another text tower; build it again with tools/build_text_bank.py")
         missing = [name for name in names or () if name not in position]

@@ -12,10 +12,12 @@ from safetensors.numpy import load_file
 from torch.nn import functional as F
 
 from ovd.data.annotations import Ragged
-from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.shard_index import ShardIndex
 from ovd.selftrain.labels import (
     ShardLabels,
+    label_files,
+    labels_fingerprint,
     open_labelled_shards,
     read_labels,
     read_shard_index,
@@ -190,7 +192,8 @@ def labelled(tmp_path):
     labels = replace(some_labels(3), keys=("3é", "4é", "5é"))
     write_labels(file, labels, index=index, variants=some_variants(), tower="tower", settings=SETTINGS)
     entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][1]
-    file.with_suffix(".json").write_text(json.dumps({"shard": {"file": "00001.tar", "sha256": entry["sha256"]}}))
+    ledger = {"shard": {"file": "00001.tar", "sha256": entry["sha256"]}, "settings": {"text_tower": "tower"}}
+    file.with_suffix(".json").write_text(json.dumps(ledger))
     return pairs, folder, file
 
 
@@ -216,14 +219,55 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
         open_labelled_shards(folder, [file])
     shard.write_bytes(whole)
     content = ledger.read_text()
-    ledger.write_text(json.dumps({"shard": {"file": "00001.tar", "sha256": "0" * 64}}))
+    ledger.write_text(json.dumps({**json.loads(content), "shard": {"file": "00001.tar", "sha256": "0" * 64}}))
     with pytest.raises(ValueError, match=r"made of another 00001\.tar"):
         open_labelled_shards(folder, [file])
     (folder / MANIFEST_NAME).unlink()  # nothing says what the shard should be
     assert len(open_labelled_shards(folder, [file])) == 3
+    ledger.write_text(content)
+    assert len(open_labelled_shards(folder, [file], tower="tower")) == 3
+    with pytest.raises(ValueError, match=r"00001\.safetensors was made with another text tower"):
+        open_labelled_shards(folder, [file], tower="another")
     ledger.write_text(content[:-1])
     with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
         open_labelled_shards(folder, [file])
+
+
+def test_labels_go_with_their_shards_also_where_names_and_endings_sort_otherwise(tmp_path):
+    for folder, ending in ((tmp_path / "pairs", "tar"), (tmp_path / "labels", "safetensors")):
+        folder.mkdir()
+        for name in ("set.b", "set", "set.second"):
+            (folder / f"{name}.{ending}").touch()
+    files = label_files(tmp_path / "labels")
+    assert [f"{file.stem}.tar" for file in files] == list(list_shards(tmp_path / "pairs"))
+    assert files != sorted(files)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none has no labels"):
+        label_files(tmp_path / "none")
+
+
+def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(labelled):
+    _, folder, file = labelled
+    other = file.with_name("00000.safetensors")
+    labels = replace(some_labels(3), keys=("0é", "1é", "2é"))
+    index = PairShards(folder).index("00000.tar")
+    write_labels(other, labels, index=index, variants=some_variants(), tower="tower", settings=SETTINGS)
+    entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][0]
+    prints = set()
+    for threshold in (0.05, 0.3):
+        ledger = json.loads(file.with_suffix(".json").read_text())
+        ledger["settings"]["score_threshold"] = 0.05
+        file.with_suffix(".json").write_text(json.dumps(ledger))
+        settings = {**ledger["settings"], "score_threshold": threshold}
+        shard = {"file": "00000.tar", "sha256": entry["sha256"]}
+        other.with_suffix(".json").write_text(json.dumps({"shard": shard, "settings": settings}))
+        prints.add(labels_fingerprint(label_files(file.parent)))
+        if threshold == 0.05:
+            assert len(open_labelled_shards(folder, label_files(file.parent))) == 6
+        else:
+            with pytest.raises(ValueError, match=r"00001\.safetensors was made otherwise than 00000.*score_threshold"):
+                open_labelled_shards(folder, label_files(file.parent))
+    assert len(prints) == 2
 
 
 def test_metadata_is_plain_json(tmp_path):

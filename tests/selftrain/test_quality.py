@@ -205,7 +205,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
 
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(TOOL), run_name="__main__")
-    assert "no label files" in capsys.readouterr().err
+    assert "has no labels" in capsys.readouterr().err
 
     labels = shard_of(("parasols", "cat"), [[(0, 0.5, BOX)], [(1, 0.7, BOX)], [(1, 0.3, BOX)]])
     write_labels(
@@ -217,7 +217,8 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
         settings={},
     )
     shard = json.loads((tmp_path / "pairs" / "manifest.json").read_text())["shards"][0]
-    (tmp_path / "labels" / "00000.json").write_text(json.dumps({"shard": shard}))
+    ledger = {"shard": shard, "settings": {"text_tower": "none"}}
+    (tmp_path / "labels" / "00000.json").write_text(json.dumps(ledger))
     runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr().out
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
