@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
 from ovd.data.annotations import ImageRecord, Ragged
 from ovd.data.pairs import PairShards
@@ -21,15 +21,18 @@ class KeptLabels:
     """What training takes of a shard's N pairs and Q texts.
 
     No strings, and of the boxes those that pass the filters: every rank holds this of a whole set, millions of pairs
-    with up to a hundred boxes each. What is left grows with the boxes kept and with the texts asked for in a pair.
+    with up to a hundred boxes each. Nor are the names of a vocabulary repeated for each of the images that were
+    searched for it.
     """
 
     image_sizes: Int32[np.ndarray, "N 2"]
     """Height and width in pixels; 0 where the image could not be read."""
     pair_counts: Int32[np.ndarray, " Q"]
     """The number of pairs that each text was asked for in."""
-    queries: Ragged
-    """Rows of the Q texts that were asked for in each pair's image, int32."""
+    query_lists: Ragged
+    """Rows of texts that were asked for together in an image, int32."""
+    list_of_pair: Int32[np.ndarray, " N"]
+    """Which of them was asked for in each pair's image."""
     boxes: Ragged
     """xyxy in pixels of the pair's image, float32, best first."""
     scores: Ragged
@@ -44,10 +47,12 @@ class KeptLabels:
             mask: which of the M boxes are kept.
         """
         boxes = labels.boxes.select(mask)
+        query_lists, list_of_pair = _without_repeats(labels.queries)
         return cls(
             image_sizes=labels.image_sizes.astype(np.int32),
             pair_counts=np.bincount(labels.queries.values, minlength=len(labels.texts)).astype(np.int32),
-            queries=Ragged(labels.queries.values.astype(np.int32), labels.queries.offsets),
+            query_lists=Ragged(query_lists.values.astype(np.int32), query_lists.offsets),
+            list_of_pair=list_of_pair,
             boxes=boxes,
             scores=Ragged(labels.scores.values[mask], boxes.offsets),
             box_texts=Ragged(labels.box_texts.values[mask].astype(np.int32), boxes.offsets),
@@ -63,8 +68,26 @@ class KeptLabels:
             box_texts=Ragged(self.box_texts.values[mask], boxes.offsets),
         )
 
+    def queries(self, pair: int) -> Int32[np.ndarray, " K"]:
+        """Rows of the texts that were asked for in the pair's image."""
+        return self.query_lists[int(self.list_of_pair[pair])]
+
+    def num_queries(self) -> Int64[np.ndarray, " N"]:
+        return np.diff(self.query_lists.offsets)[self.list_of_pair]
+
     def __len__(self) -> int:
         return len(self.image_sizes)
+
+
+def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
+    """The lists of N images, those that are equal in a row only once, and the number of each image's list."""
+    lengths, images = np.diff(lists.offsets), lists.images_of_values()
+    # Of lists as long as the one before, an element's counterpart lies one length before it; of others it is anything.
+    counterparts = lists.values[np.arange(len(lists.values)) - lengths[images]]
+    is_new = np.diff(lengths, prepend=-1) != 0
+    is_new[images[lists.values != counterparts]] = True
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[is_new])])
+    return Ragged(lists.values[is_new[images]], offsets), (np.cumsum(is_new) - 1).astype(np.int32)
 
 
 def read_kept_labels(
@@ -131,10 +154,8 @@ class LabelledPairs:
         """Pairs that the teacher was given, also those that have nothing to teach."""
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
-        offsets = [(of_shard.boxes if with_boxes else of_shard.queries).offsets for of_shard in labels]
-        positions = np.concatenate(
-            [start + np.flatnonzero(np.diff(of_shard)) for start, of_shard in zip(self._starts, offsets, strict=False)]
-        )
+        counts = [np.diff(of.boxes.offsets) if with_boxes else of.num_queries() for of in labels]
+        positions = np.flatnonzero(np.concatenate([np.zeros(0, np.int64), *counts]))
         if len(positions) == 0:
             raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")
         self.image_ids = -1 - positions
@@ -158,7 +179,7 @@ class LabelledPairs:
             classes=ids[box_texts if self._with_boxes else box_texts[:0]],
             crowd_boxes=np.zeros((0, 4), np.float32),
             negative_classes=np.arange(0),
-            not_exhaustive_classes=np.unique(ids[labels.queries[row]]),
+            not_exhaustive_classes=np.unique(ids[labels.queries(row)]),
         )
 
     def encoded(self, image: int) -> Path | bytes:

@@ -1,9 +1,12 @@
 """Labelled pairs as training data: which pairs, which boxes, which texts."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from ovd.data.annotations import Ragged
@@ -25,7 +28,7 @@ def shard_labels(keys: list[str], texts: list[str], queries: list[list[int]], fo
     return ShardLabels(
         keys=tuple(keys),
         reasons=("",) * len(keys),
-        image_sizes=np.array([[40, 30]] * len(keys), np.int64),
+        image_sizes=np.array([[40, 30]] * len(keys), np.int64).reshape(-1, 2),
         texts=tuple(texts),
         queries=ragged(queries, np.int64),
         boxes=ragged(boxes, np.float32, 4),
@@ -114,3 +117,14 @@ def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there(pa
     # All scores are equal, so the first two of each text stay: dog, cat, dog; bird, cat, (cat), bird, (cat).
     assert [of_shard.box_texts.values.tolist() for of_shard in kept] == [[1, 0, 1], [0, 1, 0]]
     assert kept[1].boxes.offsets.tolist() == [0, 1, 2, 3]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=12))
+@settings(deadline=None)
+def test_lists_that_repeat_are_held_once(queries):
+    labels = shard_labels([f"{row}" for row in range(len(queries))], ["a", "b", "c"], queries, [[] for _ in queries])
+    kept = KeptLabels.of(labels, np.zeros(0, bool))
+    assert [kept.queries(pair).tolist() for pair in range(len(queries))] == queries
+    assert kept.num_queries().tolist() == list(map(len, queries))
+    assert len(kept.query_lists.offsets) - 1 == len(list(itertools.groupby(queries)))
+    assert kept.pair_counts.tolist() == [sum(of_pair.count(text) for of_pair in queries) for text in range(3)]
