@@ -9,7 +9,6 @@ of the compiled form is timed apart; a difference of losses above a thousandth, 
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from measured import save
 from torch.nn import functional as F
 
 from ovd.build import build_detector, build_schedule, configured_clip
@@ -107,9 +107,7 @@ def main() -> None:
     for name, work in (("training step", step), ("detection", look)):
         result[name] = compare(work, plain, fused)
         print(f"{name}: {result[name]}", flush=True)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "compile.json").write_text(json.dumps(result, indent=2) + "\n")
+    save("compile", result)
 
 
 def compare(work: Callable[[Detector, bool], float], plain: Detector, fused: Detector) -> dict[str, object]:

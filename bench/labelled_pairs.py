@@ -10,7 +10,6 @@ them: time and memory by pair, and what that comes to for the twelve million pai
 import argparse
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool
+from measured import resident_bytes, save
 from torchvision.ops import box_iou
 
 from ovd.data.annotations import Ragged
@@ -95,11 +95,6 @@ def pair_by_pair(labels: ShardLabels) -> Bool[np.ndarray, " M"]:
     return kept
 
 
-def resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(2)
@@ -141,9 +136,7 @@ def main() -> None:
             "cc12m_resident_gib": grown / num_pairs * CC12M_PAIRS / 2**30,
         }
     print(json.dumps(result, indent=2))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "labelled_pairs.json").write_text(json.dumps(result, indent=2) + os.linesep)
+    save("labelled_pairs", result)
 
 
 if __name__ == "__main__":

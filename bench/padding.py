@@ -8,10 +8,10 @@ the batches have; with one group all have the shape that holds every image.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from measured import save
 
 from ovd.data.annotations import load_annotations
 from ovd.data.buckets import padded_shape, shape_groups
@@ -48,9 +48,7 @@ def main() -> None:
             used += int(resized.prod(axis=1).sum())
         rows.append({"groups": num_groups, "padding": padded / used - 1, "shapes": len(seen)})
         print(f"{num_groups:3} groups  padding {100 * rows[-1]['padding']:6.1f} %  {len(seen):4} shapes")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "padding.json").write_text(json.dumps(rows, indent=1))
+    save("padding", rows)
 
 
 if __name__ == "__main__":

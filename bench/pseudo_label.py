@@ -10,7 +10,6 @@ steps. Without equal scores there is no ratio.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measured import save
 
 from ovd.build import build_detector
 from ovd.clip.load import load_clip
@@ -149,9 +149,7 @@ def main() -> None:
         "largest_difference": max(differences),
     }
     print(json.dumps(result, indent=2))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "pseudo_label.json").write_text(json.dumps(result, indent=2) + os.linesep)
+    save("pseudo_label", result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ with: same rows, or no ratio.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measured import resident_bytes, save
 
 from ovd.clip.load import load_clip
 from ovd.precision import describe_machine
@@ -41,11 +41,6 @@ def write_random_bank(path: Path) -> None:
             file.write(rows)
 
 
-def resident_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(2)
@@ -63,19 +58,19 @@ def main() -> None:
 
         path = Path(folder) / "large.safetensors"
         write_random_bank(path)
-        before = resident_mib()
+        before = resident_bytes()
         large = TextBank(path)
-        opened = resident_mib()
+        opened = resident_bytes()
         classes = [torch.randint(NUM_CLASSES, (ROWS,), generator=generator) for _ in range(STEPS)]
         raw: dict[str, list[float]] = {"bank_ms": [], "tower_ms": []}
         grown = []
         for _ in range(ROUNDS):
-            resident = resident_mib()
+            resident = resident_bytes()
             start = time.perf_counter()
             for chosen in classes:
                 large.sample(chosen, generator=generator)
             raw["bank_ms"].append(1000 * (time.perf_counter() - start) / STEPS)
-            grown.append(resident_mib() - resident)
+            grown.append((resident_bytes() - resident) / 2**20)
             start = time.perf_counter()
             encode_texts(clip, prompts)
             raw["tower_ms"].append(1000 * (time.perf_counter() - start))
@@ -83,14 +78,12 @@ def main() -> None:
             "machine": describe_machine(torch.device("cpu")),
             "raw": raw,
             "ratio": statistics.median(raw["tower_ms"]) / statistics.median(raw["bank_ms"]),
-            "resident_mib_when_opened": opened - before,
+            "resident_mib_when_opened": (opened - before) / 2**20,
             "resident_mib_more_after_the_steps": grown,
             "largest_difference": difference,
         }
     print(json.dumps(result, indent=2))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "text_bank.json").write_text(json.dumps(result, indent=2) + os.linesep)
+    save("text_bank", result)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from measured import save
 
 from ovd.build import resolve_device
 from ovd.config import TrainConfig, load_config
@@ -76,10 +77,8 @@ def main() -> None:
         "loss_of_last_tenth": round(statistics.mean(losses[-tenth:]), 4),
     }
     print(json.dumps(result, indent=2))
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
     name = "_".join(["train_speed", arguments.config.stem, *arguments.overrides])
-    (results / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    save(name, result)
 
 
 if __name__ == "__main__":

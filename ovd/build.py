@@ -292,7 +292,8 @@ def load_labelled_pairs(
     """
     files = label_files(config.labels)
     folder = pair_shards_folder(config, source)
-    shards = open_labelled_shards(folder, files, tower=text_tower_fingerprint(clip))
+    tower = text_tower_fingerprint(clip)
+    shards = open_labelled_shards(folder, files, tower=tower)
     filters = Filters(
         keep=config.keep,
         min_score=config.min_score,
@@ -301,7 +302,8 @@ def load_labelled_pairs(
         caption_match=config.caption_match,
     )
     kept, counts = read_kept_labels(files, filters, shards)
-    texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=first_id)
+    banks = (TextBank(file, tower=tower) for file in files)
+    texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
     num_left = counts.pop("kept")
     if config.max_per_text is not None:
         kept, counts["max_per_text"] = limit_per_text(kept, texts, config.max_per_text)

@@ -139,8 +139,8 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
             removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
             print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pair_texts)} texts; boxes: {removed}")
     data = {"annotations": index.fingerprint()}
-    if config.data.pairs is not None:
-        data["labels"] = labels_fingerprint(label_files(config.data.pairs.labels))
+    if config.data.pairs is not None and pairs is not None:
+        data["labels"] = f"{labels_fingerprint(label_files(config.data.pairs.labels))}-{pairs.fingerprint()}"
     if found is not None:
         check_text_tower(found, clip)
         check_same_data(found.extra.get("data", {}), data, config.output)

@@ -55,12 +55,11 @@ def main() -> None:
     variants = [{name: at_length(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]
     if not arguments.report:
         rows, seeds = arguments.rows or list(config.rows), arguments.seeds or config.seeds
+        records = read_records(config.records)
         missing = [
             (row, seed, variant[row])
             for variant in variants
-            for row, seed in missing_runs(
-                rows, seeds, read_records(config.records), {name: of.hash() for name, of in variant.items()}
-            )
+            for row, seed in missing_runs(rows, seeds, records, {name: of.hash() for name, of in variant.items()})
         ]
         start, steps_done, steps = time.monotonic(), 0, sum(of_row.steps for _, _, of_row in missing)
         for number, (row, seed, of_row) in enumerate(missing, start=1):

@@ -1,5 +1,6 @@
 """Image-text pairs with a teacher's labels as training data: what the loader reads like an annotated data set."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,6 +164,17 @@ class LabelledPairs:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def fingerprint(self) -> str:
+        """Hash of what is held: which pairs, their boxes and the ids of their texts."""
+        digest = hashlib.sha256(self.image_ids.tobytes())
+        for number, labels in enumerate(self._labels):
+            digest.update(self._texts.ids(number).tobytes())
+            digest.update(labels.list_of_pair.tobytes())
+            for part in (labels.query_lists, labels.boxes, labels.box_texts):
+                digest.update(part.offsets.tobytes())
+                digest.update(part.values.tobytes())
+        return digest.hexdigest()[:16]
 
     def record(self, image: int) -> ImageRecord:
         position = self._position(image)

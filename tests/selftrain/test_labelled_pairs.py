@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,23 @@ def test_the_limit_per_text_holds_over_shards_whatever_row_the_text_has_there(pa
     # All scores are equal, so the first two of each text stay: dog, cat, dog; bird, cat, (cat), bird, (cat).
     assert [of_shard.box_texts.values.tolist() for of_shard in kept] == [[1, 0, 1], [0, 1, 0]]
     assert kept[1].boxes.offsets.tolist() == [0, 1, 2, 3]
+
+
+def test_the_fingerprint_tells_labels_apart(parts):
+    shards, labels, texts = parts
+
+    def fingerprint(masks: list[np.ndarray], first: ShardLabels = labels[0]) -> str:
+        return LabelledPairs(shards, kept_of([first, labels[1]], masks), texts, with_boxes=True).fingerprint()
+
+    masks = everything(labels)
+    fewer = [masks[0], masks[1].copy()]
+    fewer[1][2] = False
+    moved = Ragged(labels[0].boxes.values + np.float32(1), labels[0].boxes.offsets)
+    swapped = Ragged(1 - labels[0].box_texts.values, labels[0].box_texts.offsets)
+    asked = Ragged(1 - labels[0].queries.values, labels[0].queries.offsets)
+    changed = [replace(labels[0], **part) for part in ({"boxes": moved}, {"box_texts": swapped}, {"queries": asked})]
+    assert fingerprint(masks) == fingerprint(everything(labels))
+    assert len({fingerprint(masks), fingerprint(fewer), *(fingerprint(masks, first) for first in changed)}) == 5
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=12))

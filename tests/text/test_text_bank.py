@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -94,6 +95,17 @@ def test_a_cut_bank_is_refused(bank):
     bank.path.write_bytes(content[:-8])
     with pytest.raises(ValueError, match="damaged text bank"):
         TextBank(bank.path)
+    last = np.array([len(NAMES) - 1]), np.array([bank.variants.num_variants - 1])
+    assert bank.rows(np.array([0]), np.array([0])).shape == (1, bank.variants.dim)
+    with pytest.raises(ValueError, match=rf"{bank.path.name} ends before its rows do"):  # opened when it was whole
+        bank.rows(*last)
+
+
+def test_a_bank_that_does_not_name_its_text_tower_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(save({"variants": np.ones((1, 1, 4), np.float16)}, {"names": '["anchor"]'}))
+    with pytest.raises(ValueError, match=r"other\.safetensors is not a text bank \('tower'\)"):
+        TextBank(path)
 
 
 def test_class_rows_are_renormalised_means_over_templates(untrained_clip):
