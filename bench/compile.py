@@ -19,7 +19,8 @@ import torch
 from measured import save
 from torch.nn import functional as F
 
-from ovd.build import build_detector, build_schedule, configured_clip
+from ovd.build.detector import build_detector, configured_clip
+from ovd.build.training import build_schedule
 from ovd.config import TrainConfig, load_config
 from ovd.engine.step_texts import StepTexts
 from ovd.engine.train import backward, set_initial_bias

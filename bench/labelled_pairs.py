@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from measured import resident_bytes, save
 from torchvision.ops import box_iou
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.data.shard_index import ShardIndex
 from ovd.precision import describe_machine
 from ovd.selftrain.filter import SAME_PLACE_IOU, Filters, filter_labels
@@ -42,9 +42,9 @@ def random_labels(number: int) -> ShardLabels:
     queries = np.sort(generator.permuted(np.tile(np.arange(TEXTS // QUERIES), (PAIRS, 1)), axis=1)[:, :QUERIES], axis=1)
     objects = generator.uniform(60, 440, (PAIRS, 4, 2))
     chosen = generator.integers(4, size=(PAIRS, BOXES, 1)).repeat(2, axis=2)
-    centres = np.take_along_axis(objects, chosen, axis=1) + generator.normal(0, 8, (PAIRS, BOXES, 2))
+    centers = np.take_along_axis(objects, chosen, axis=1) + generator.normal(0, 8, (PAIRS, BOXES, 2))
     halves = generator.uniform(30, 60, (PAIRS, BOXES, 2))
-    boxes = np.concatenate([centres - halves, centres + halves], axis=2).astype(np.float32)
+    boxes = np.concatenate([centers - halves, centers + halves], axis=2).astype(np.float32)
     scores = -np.sort(-generator.beta(1, 4, (PAIRS, BOXES)), axis=1).astype(np.float32)
     texts = np.take_along_axis(queries, generator.integers(QUERIES, size=(PAIRS, BOXES)), axis=1)
     box_offsets = np.arange(PAIRS + 1) * BOXES
@@ -73,7 +73,7 @@ def write_shard(folder: Path, number: int) -> Path:
     (folder / f"{number:05d}.tar").write_bytes(bytes(size))
     file = folder / f"{number:05d}.safetensors"
     variants = np.ones((TEXTS, 1, DIM), np.float16)
-    write_labels(file, labels, index=index, variants=variants, tower="none", settings={})
+    write_labels(file, labels, index=index, variants=variants, text_tower="none", settings={})
     ledger = {"shard": {"file": f"{number:05d}.tar", "sha256": ""}, "settings": {"text_tower": "none"}}
     file.with_suffix(".json").write_text(json.dumps(ledger))
     return file

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from measured import save
 
-from ovd.build import build_detector
+from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, load_config
 from ovd.data.images import read_image

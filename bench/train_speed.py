@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from measured import save
 
-from ovd.build import resolve_device
+from ovd.build.detector import resolve_device
 from ovd.config import TrainConfig, load_config
 from ovd.cost import count_cost
 from ovd.engine.log import peak_memory_gib
+from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
-from ovd.run import train_from_config
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 """Dense bf16, by a part of the device's name."""

@@ -108,13 +108,13 @@ class DetectorConfig(Section):
     """3 x 3 convolutions in each of the head's two towers."""
     head: Literal["fcos", "task_aligned"] = "fcos"
     """Two towers of convolutions, or TOOD's head, whose tasks share them."""
-    freeze_tower: bool = False
+    freeze_backbone: bool = False
     frozen_layers: NonNegativeInt = 0
-    """Of the tower, from its input on, do not learn: the stem, then blocks."""
+    """Of the backbone, from its input on, do not learn: the stem, then blocks."""
     recompute: bool = False
-    """Recompute the tower's activations in the backward pass: less memory, about a third more time."""
+    """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth in the tower's last block, falling to 0 at its first."""
+    """Stochastic depth in the backbone's last block, falling to 0 at its first."""
     window: NonNegativeInt = 0
     """Side of the squares of patches that a transformer's attention stays within; 0 for attention to all."""
     global_blocks: NonNegativeInt = 4
@@ -186,7 +186,7 @@ class DataConfig(Section):
     `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training without
     crops."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    colour: NonNegativeFloat = 0.2
+    color: NonNegativeFloat = 0.2
     """Strength of brightness, contrast, saturation and hue jitter."""
     mosaic: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Chance that a sample is made of four images of half the size, one from its turn and three drawn at random."""
@@ -209,10 +209,10 @@ class TrainSection(Section):
     """Parts that a rank takes its images in, one after another: less memory, the same gradients."""
     seed: NonNegativeInt = 0
     learning_rate: PositiveFloat = 1e-3
-    tower_rate: NonNegativeFloat = 0.1
-    """Learning rate of the image tower, as a factor."""
+    backbone_rate: NonNegativeFloat = 0.1
+    """Learning rate of the backbone, as a factor."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each layer of the tower learns at this much of the rate of the next one."""
+    """Each layer of the backbone learns at this much of the rate of the next one."""
     gate_rate: NonNegativeFloat = 1.0
     """Learning rate of the shortcuts' gates, as a factor."""
     logit_rate: NonNegativeFloat = 10.0
@@ -267,7 +267,7 @@ class EvalSection(Section):
     """Compile pyramid, head and the scores of post-processing where a whole data set is judged."""
     engine: Literal["hotcoco", "official"] = "hotcoco"
     ensemble: EnsembleConfig | None = None
-    """Rank by the detector's scores and CLIP's; needs detector.freeze_tower, so that the tower still is CLIP's."""
+    """Rank by the detector's scores and CLIP's; needs detector.freeze_backbone, so that CLIP's part is still CLIP."""
 
 
 class TrainConfig(Section):
@@ -289,8 +289,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
-        if self.eval.ensemble is not None and not self.detector.freeze_tower:
-            raise ValueError("eval.ensemble needs detector.freeze_tower: a trained tower's scores are not CLIP's")
+        if self.eval.ensemble is not None and not self.detector.freeze_backbone:
+            raise ValueError("eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's")
         if self.data.mosaic and self.data.shape_groups > 1:
             raise ValueError("data.mosaic does not go with data.shape_groups: a mosaic has none of their shapes")
         if self.data.mosaic and self.train.negatives == "strict":

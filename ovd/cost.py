@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovd.build import build_detector_on_meta
+from ovd.build.detector import build_detector_on_meta
 from ovd.config import TrainConfig
 
 BYTES_FLOAT32 = 4
@@ -24,7 +24,7 @@ class Cost:
     forward_flops: int
     """A multiplication and an addition count as two."""
     training_flops: int
-    """Forward and backward, which takes twice as much again, for all but a tower that is frozen as a whole."""
+    """Forward and backward, which takes twice as much again, for all but a backbone that is frozen as a whole."""
     activation_bytes: int
     """Kept for the backward pass, were all of it bfloat16; norms and losses keep float32, so it is more."""
 
@@ -34,9 +34,9 @@ class Cost:
         weights = BYTES_FLOAT32 * (OPTIMIZER_COPIES * self.trained_parameters + 2 * frozen)
         return weights + images * self.activation_bytes
 
-    def training_hours(self, *, steps: int, images: int, peak_tflops: float, utilisation: float) -> float:
+    def training_hours(self, *, steps: int, images: int, peak_tflops: float, utilization: float) -> float:
         """Predicted, of steps of so many images on hardware of this peak that reaches this share of it."""
-        return steps * images * self.training_flops / (peak_tflops * 1e12 * utilisation) / 3600
+        return steps * images * self.training_flops / (peak_tflops * 1e12 * utilization) / 3600
 
 
 def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
@@ -61,14 +61,14 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         detector(images)
     forward = counter.get_total_flops()
-    tower = sum(counter.get_flop_counts()["Detector.tower"].values())
-    tower_learns = any(p.requires_grad for p in detector.tower.parameters())
+    backbone = sum(counter.get_flop_counts()["Detector.backbone"].values())
+    backbone_learns = any(p.requires_grad for p in detector.backbone.parameters())
     elements = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in saved.values())
     parameters = list(detector.parameters())
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         forward_flops=forward,
-        training_flops=3 * forward - (0 if tower_learns else 2 * tower),
+        training_flops=3 * forward - (0 if backbone_learns else 2 * backbone),
         activation_bytes=BYTES_BF16 * elements,
     )

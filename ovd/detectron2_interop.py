@@ -24,25 +24,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.build import (
+from ovd.build.detector import (
     TrainedDetector,
-    build_class_bank,
     build_detector,
     configured_clip,
     detection_options,
-    evaluation_text,
-    initialise,
+    initialize,
     load_detector,
     score_ensemble,
 )
+from ovd.build.text import build_class_bank, evaluation_text
 from ovd.config import TrainConfig, load_config
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.index import AnnotationIndex
 from ovd.distributed import sum_over_ranks, world_size
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import losses_of, set_initial_bias, step_generator
 from ovd.inference import detect
 from ovd.model.assign import assign_atss, assign_fcos
-from ovd.model.losses import loss_normalisers
+from ovd.model.losses import loss_normalizers
 from ovd.precision import autocast
 from ovd.structures import Batch, Detections, Predictions, Targets
 
@@ -274,7 +273,7 @@ class OvdDetector(nn.Module):
         assign = assign_atss if self._config.train.assignment == "atss" else assign_fcos
         assignment = assign(points, batch.targets, sizes=batch.sizes)
         nowhere = torch.zeros(len(batch.targets), dtype=torch.bool, device=self.device)
-        normalisers = loss_normalisers(assignment, batch.targets, names_only=nowhere, points=points)
+        normalizers = loss_normalizers(assignment, batch.targets, names_only=nowhere, points=points)
         return losses_of(
             self.detector,
             predictions,
@@ -283,7 +282,7 @@ class OvdDetector(nn.Module):
             texts,
             names_only=nowhere,
             points=points,
-            normalisers=sum_over_ranks(normalisers) / world_size(),  # DDP averages what are parts of a sum
+            normalizers=sum_over_ranks(normalizers) / world_size(),  # DDP averages what are parts of a sum
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:
@@ -308,7 +307,7 @@ def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetec
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
     if config.init_from is not None:
-        initialise(detector, config.init_from, clip)
+        initialize(detector, config.init_from, clip)
     return TrainedDetector(detector, config, clip, classes)
 
 

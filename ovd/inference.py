@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.data.transforms import eval_transform
 from ovd.model.detector import Detector

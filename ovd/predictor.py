@@ -15,15 +15,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ovd.build import (
+from ovd.build.detector import (
     TrainedDetector,
     detection_options,
-    evaluation_text,
     load_detector,
     low_precision,
     resolve_device,
     score_ensemble,
 )
+from ovd.build.text import evaluation_text
 from ovd.data.images import read_image
 from ovd.inference import detect_image, prepare
 from ovd.structures import Detections

@@ -30,7 +30,7 @@ class Predictions:
     boxes: Float[Tensor, "B P 4"]
     """xyxy in pixels of the input image, not clipped to it."""
     quality: Float[Tensor, "B P"]
-    """Logit of the box's centre-ness."""
+    """Logit of the box's centerness."""
     clip: Float[Tensor, "B P D"] | None = None
     """The dense CLIP feature, unit length, of detectors that rank by both."""
 
@@ -107,7 +107,7 @@ class Assignment:
     """Unmatched points near the centre of a true box: by FCOS's rules, of a level for boxes of other sizes."""
     alignment: Float[Tensor, "B P"] | None = None
     """How well a matched point does both tasks, 0 to 1, where the assignment says so: then its quality is trained
-    towards it, and its box weighs by it, in place of the centre-ness."""
+    towards it, and its box weighs by it, in place of the centerness."""
 
     def of_images(self, rows: slice) -> "Assignment":
         alignment = None if self.alignment is None else self.alignment[rows]

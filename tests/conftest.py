@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 import torch
 
-# Before anything of ovd is imported. PEP 484's numeric tower: an int passes where a float is declared.
+# Before anything of ovd is imported. PEP 484's numeric backbone: an int passes where a float is declared.
 jaxtyping.install_import_hook("ovd", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 # Before albumentations and matplotlib are imported.

@@ -5,17 +5,17 @@ import copy
 import torch
 
 from ovd.clip.load import Clip
+from ovd.model.backbone_families import backbone_of
 from ovd.model.detector import Detector, Place
-from ovd.model.towers import image_tower
 
 
 def build_detector(
     clip: Clip, *places: Place, per_channel_gates: bool = True, keeps_clip: bool = False, task_aligned: bool = False
 ) -> Detector:
-    """With shortcuts in these places, around a copy of CLIP's image tower; always the same weights."""
+    """With shortcuts in these places, around a copy of CLIP's backbone; always the same weights."""
     torch.manual_seed(1)
     return Detector(
-        image_tower(copy.deepcopy(clip.model.visual)),
+        backbone_of(copy.deepcopy(clip.model.visual)),
         text_dim=clip.model.visual.head.proj.out_features,
         mean=clip.mean,
         std=clip.std,

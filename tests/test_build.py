@@ -4,14 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.build import (
-    build_class_bank,
-    build_detector,
-    build_schedule,
-    build_tower,
-    read_paraphrases,
-    training_batches,
-)
+from ovd.build.data import training_batches
+from ovd.build.detector import build_backbone, build_detector
+from ovd.build.text import build_class_bank, read_paraphrases
+from ovd.build.training import build_schedule
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
@@ -58,18 +54,18 @@ def test_a_bank_file_stands_in_for_building_one(tiny_clip, tmp_path):
 
 
 def train_config(**detector) -> TrainConfig:
-    train = {"steps": 1, "tower_rate": 0.5, "layer_decay": detector.pop("layer_decay", 1.0)}
+    train = {"steps": 1, "backbone_rate": 0.5, "layer_decay": detector.pop("layer_decay", 1.0)}
     return parse_config({"output": "x", "detector": detector, "train": train}, TrainConfig, "test")
 
 
 def test_first_layers_of_the_tower_are_frozen(untrained_clip):
-    tower = build_tower(train_config(frozen_layers=2), untrained_clip.model.visual)
-    layers = tower.layers()
+    backbone = build_backbone(train_config(frozen_layers=2), untrained_clip.model.visual)
+    layers = backbone.layers()
     assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
     with pytest.raises(ValueError, match=r"detector\.frozen_layers is 99; tiny has"):
-        build_tower(train_config(frozen_layers=99), untrained_clip.model.visual)
+        build_backbone(train_config(frozen_layers=99), untrained_clip.model.visual)
     with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
-        build_tower(train_config(window=7), untrained_clip.model.visual)
+        build_backbone(train_config(window=7), untrained_clip.model.visual)
 
 
 def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip):
@@ -78,8 +74,8 @@ def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip)
     groups = build_groups(detector, build_schedule(config))
     rate_of = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
     assert len(rate_of) == sum(p.requires_grad for p in detector.parameters())
-    layers = detector.tower.layers()
-    assert {rate_of[id(p)] for p in detector.tower.projection_parameters()} == {0.5}
+    layers = detector.backbone.layers()
+    assert {rate_of[id(p)] for p in detector.backbone.projection_parameters()} == {0.5}
     for number, layer in enumerate(reversed(layers)):
         assert {rate_of[id(p)] for p in layer} == {0.5 * 0.5 ** (number + 1)}
     assert {rate_of[id(p)] for p in detector.head.parameters()} == {1.0}
@@ -90,7 +86,7 @@ def test_mosaics_are_made_of_tiles_of_half_the_size(miniature_world):
     index = load_annotations(path, miniature_world / "images", format="lvis", report=DataReport())
 
     def batch(mosaic: float) -> Batch:
-        data = {"size": 96, "scale": [1, 1], "flip": 0, "colour": 0, "workers": 0, "mosaic": mosaic}
+        data = {"size": 96, "scale": [1, 1], "flip": 0, "color": 0, "workers": 0, "mosaic": mosaic}
         values = {"output": "x", "train": {"steps": 1, "batch_size": 8}, "data": data}
         config = TrainConfig.model_validate(values)
         return next(training_batches(config, index, first_samples=(0, 0), size_divisor=16)(0))

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import real_layouts
 
-from ovd.build import build_detector_on_meta, load_training_index
+from ovd.build.data import load_training_index
+from ovd.build.detector import build_detector_on_meta
 from ovd.config import TrainConfig, load_config
 from ovd.cost import count_cost
-from ovd.data.annotations import Category
+from ovd.data.index import Category
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import check_no_leak
-from ovd.run import train_from_config
+from ovd.jobs.train import train_from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OTHERS = {"ablation", "length", "pretrain_tiny_clip"}
@@ -57,7 +58,7 @@ def test_counted_operations_of_the_tiny_tower():
     assert large.forward_flops == pytest.approx(4 * small.forward_flops, rel=0.05)
     assert large.activation_bytes == pytest.approx(4 * small.activation_bytes, rel=0.1)
     assert small.training_flops == 3 * small.forward_flops
-    frozen = count_cost(load_config(CONFIGS / "gated.yaml", ["detector.freeze_tower=true"], TrainConfig), 192, 192)
+    frozen = count_cost(load_config(CONFIGS / "gated.yaml", ["detector.freeze_backbone=true"], TrainConfig), 192, 192)
     assert small.forward_flops < frozen.training_flops < small.training_flops
     assert frozen.activation_bytes < small.activation_bytes
     assert frozen.trained_parameters < small.trained_parameters

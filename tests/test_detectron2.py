@@ -18,9 +18,10 @@ with warnings.catch_warnings():
     from detectron2.evaluation import LVISEvaluator
     from detectron2.modeling import build_model
 
-from ovd.build import detection_options
-from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.build.detector import detection_options
+from ovd.data.annotations import load_annotations
 from ovd.data.images import read_image
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.detectron2_interop import add_ovd_config, register_split, to_detections, to_instances
 from ovd.evaluation.run import box_evaluator

@@ -9,8 +9,8 @@ import real_layouts
 from safetensors.torch import load_file
 
 from ovd.config import TrainConfig, parse_config
-from ovd.fine_tune import fine_tune, format_outcomes
-from ovd.run import train_from_config
+from ovd.jobs.fine_tune import fine_tune, format_outcomes
+from ovd.jobs.train import train_from_config
 
 SMALL = {"detector": {"channels": 32, "num_convs": 1}, "eval": {"candidates": 200}}
 
@@ -68,8 +68,8 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"averaged with weight 0\.25, not 0\.5"):
         fine_tune(config, weight=0.5)
-    otherwise = config.model_copy(update={"train": config.train.model_copy(update={"tower_rate": 0.5})})
-    with pytest.raises(ValueError, match=r"other settings: train\.tower_rate was 0\.1, is 0\.5"):
+    otherwise = config.model_copy(update={"train": config.train.model_copy(update={"backbone_rate": 0.5})})
+    with pytest.raises(ValueError, match=r"other settings: train\.backbone_rate was 0\.1, is 0\.5"):
         fine_tune(otherwise, weight=0.25)
     (tmp_path / "tuned" / "eval-new-after" / "evaluated.json").write_text("{}")  # as of another detector
     assert fine_tune(config, weight=0.25) == outcomes

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import ovd.predictor
-from ovd.build import TrainedDetector, build_detector, detection_options, evaluation_text, score_ensemble
+from ovd.build.detector import TrainedDetector, build_detector, detection_options, score_ensemble
+from ovd.build.text import evaluation_text
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
 from ovd.inference import detect_image
@@ -21,7 +22,7 @@ NAMES = ["anchor", "umbrella", "cat face"]
 def trained(tiny_clip) -> TrainedDetector:
     values = {
         "output": "none",
-        "detector": {"channels": 32, "num_convs": 1, "freeze_tower": True},
+        "detector": {"channels": 32, "num_convs": 1, "freeze_backbone": True},
         "data": {"size": 96},
         "train": {"steps": 1, "precision": "float32"},
         "eval": {"ensemble": {"base": 0.1, "novel": 0.9}, "max_detections": 20},

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ovd.config import TrainConfig
-from ovd.run import check_same_run
+from ovd.jobs.train import check_same_run
 
 
 def config(**train) -> TrainConfig:

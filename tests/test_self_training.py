@@ -10,16 +10,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import ovd.run
+import ovd.build.data
+import ovd.build.detector
 from ovd.ablation.row import Stages, at_length, read_row, run_row
-from ovd.build import load_detector, load_labelled_pairs, samples_drawn
+from ovd.build.data import load_labelled_pairs, samples_drawn
+from ovd.build.detector import load_detector
 from ovd.config import AblationConfig, AblationRow, ConfigError, LabelsConfig, TrainConfig, load_config, parse_config
 from ovd.data.pairs import write_pair_shards
 from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
-from ovd.run import evaluate_run, pseudo_label_run, train_from_config
+from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.train import train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -169,17 +173,17 @@ def test_labels_of_another_tower_are_refused(tmp_path, miniature_world, teacher,
 def test_a_frozen_tower_with_score_ensembling_evaluates_with_the_base_classes_it_was_trained_on(
     tmp_path, miniature_world
 ):
-    changes = {"detector": {"channels": 32, "num_convs": 1, "freeze_tower": True, "shortcuts": {"kind": "none"}}}
+    changes = {"detector": {"channels": 32, "num_convs": 1, "freeze_backbone": True, "shortcuts": {"kind": "none"}}}
     run = tmp_path / "frozen"
     config = make_config(run, miniature_world, **changes, eval={"ensemble": {"base": 0.2, "novel": 0.9}})
     train_from_config(config, evaluate=False)
     trained = load_detector(run)
-    ensemble = ovd.run.score_ensemble(trained, [*trained.classes, "a name that is new"])
+    ensemble = ovd.build.detector.score_ensemble(trained, [*trained.classes, "a name that is new"])
     assert ensemble is not None
     assert ensemble.weights.tolist() == pytest.approx([0.2] * len(trained.classes) + [0.9])
     metrics = evaluate_run(trained, output=tmp_path / "evaluation").metrics
     assert 0 <= metrics["AP"] <= 1
-    with pytest.raises(ConfigError, match="freeze_tower"):
+    with pytest.raises(ConfigError, match="freeze_backbone"):
         make_config(run, miniature_world, eval={"ensemble": {}})
 
 
@@ -189,8 +193,7 @@ def small_world(monkeypatch, tmp_path):
     small = Settings(
         max_images_per_class=1, val_boxes_per_class=1, num_pairs=8, pairs_per_shard=4, num_transfer_images=6
     )
-    monkeypatch.setattr(ovd.run, "Settings", lambda seed: replace(small, seed=seed))
-    monkeypatch.setattr(ovd.build, "Settings", lambda seed: replace(small, seed=seed))
+    monkeypatch.setattr(ovd.build.data, "Settings", lambda seed: replace(small, seed=seed))
     return [
         f"data.source.root={tmp_path / 'world'}",
         f"bank.cache={tmp_path / 'banks'}",

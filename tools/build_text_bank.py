@@ -11,7 +11,9 @@ again, it is not built again.
 import argparse
 from pathlib import Path
 
-from ovd.build import build_class_bank, configured_clip, load_training_index
+from ovd.build.data import load_training_index
+from ovd.build.detector import configured_clip
+from ovd.build.text import build_class_bank
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, load_config
 from ovd.data.report import DataReport

@@ -14,7 +14,7 @@ something is wrong that training would leave out or evaluation stop at.
 import argparse
 from pathlib import Path
 
-from ovd.build import load_evaluation_index
+from ovd.build.data import load_evaluation_index
 from ovd.cli import EXIT_BAD_INPUT, run_tool
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
 from ovd.data.pairs import PairShards

@@ -12,7 +12,7 @@ from pathlib import Path
 from ovd.cli import run_tool
 from ovd.data.images import read_image
 from ovd.predictor import Predictor
-from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections
+from ovd.visualize import DEFAULT_THRESHOLD, choose_shown, draw_detections
 
 
 def main() -> None:

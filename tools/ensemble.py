@@ -10,7 +10,7 @@ new run can start from it with init_from=runs/ensembled.
 import argparse
 from pathlib import Path
 
-from ovd.build import find_checkpoint
+from ovd.build.detector import find_checkpoint
 from ovd.cli import run_tool
 from ovd.engine.ensemble import save_ensemble
 

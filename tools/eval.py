@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ovd.build import load_detector
+from ovd.build.detector import load_detector
 from ovd.cli import run_tool
 from ovd.evaluation.run import evaluate_results_file
-from ovd.run import evaluate_run
+from ovd.jobs.evaluate import evaluate_run
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, load_config
-from ovd.fine_tune import fine_tune, format_outcomes
+from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
 
 def main() -> None:

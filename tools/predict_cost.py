@@ -1,7 +1,7 @@
 """Predict what training a config takes, from counted operations.
 
     python tools/predict_cost.py configs/lvis_base_rn50.yaml
-    python tools/predict_cost.py configs/lvis_base_nfnet_f6.yaml --gpus 16 --peak-tflops 459 --utilisation 0.3
+    python tools/predict_cost.py configs/lvis_base_nfnet_f6.yaml --gpus 16 --peak-tflops 459 --utilization 0.3
 
 Nothing is computed and no weights are needed. Hours follow from the operations of the image side and the share of the
 hardware's peak that you expect; loading, the losses and evaluation come on top.
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, help="of an image in pixels (default: 3/4 of data.size)")
     parser.add_argument("--gpus", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of one, bfloat16 (%(default)s: H100 SXM)")
-    parser.add_argument("--utilisation", type=float, default=0.3, help="share of the peak (%(default)s)")
+    parser.add_argument("--utilization", type=float, default=0.3, help="share of the peak (%(default)s)")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     height, width = arguments.height or round(0.75 * config.data.size), config.data.size
@@ -31,7 +31,7 @@ def main() -> None:
     per_rank = -(-train.batch_size // arguments.gpus // train.accumulate)
     hours = cost.training_hours(
         steps=train.steps, images=train.batch_size, peak_tflops=arguments.gpus * arguments.peak_tflops,
-        utilisation=arguments.utilisation,
+        utilization=arguments.utilization,
     )  # fmt: skip
     parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6
     memory = cost.training_bytes(per_rank) / 2**30
@@ -41,7 +41,7 @@ def main() -> None:
     print(f"memory, predicted   {memory:,.1f} GiB with {per_rank} images a GPU at a time")
     print(
         f"time, predicted     {hours:,.1f} h for {train.steps:,} steps of {train.batch_size} images on "
-        f"{arguments.gpus} GPUs of {arguments.peak_tflops:g} TFLOP/s at {arguments.utilisation:.0%}"
+        f"{arguments.gpus} GPUs of {arguments.peak_tflops:g} TFLOP/s at {arguments.utilization:.0%}"
     )
 
 

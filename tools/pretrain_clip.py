@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import save_file
 
 from ovd.cli import run_tool
-from ovd.clip.canonical import participation_ratio
 from ovd.clip.load import TINY_CLIP, build_untrained_tiny_clip, load_clip
 from ovd.config import PretrainConfig, load_config
 from ovd.data.world.build import build_world
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
-from ovd.engine.pretrain import load_pairs, pretrain, zero_shot_accuracy
-from ovd.engine.respread import pair_features, respread
 from ovd.precision import describe_machine, use_low_precision
 from ovd.text.encoder import encode_classes
 from ovd.text.prompts import SHORT_TEMPLATES
+from ovd.tiny_clip.canonical import participation_ratio
+from ovd.tiny_clip.pretrain import load_pairs, pretrain, zero_shot_accuracy
+from ovd.tiny_clip.respread import pair_features, respread
 
 
 def training_hours(config: PretrainConfig) -> float:

@@ -16,9 +16,9 @@ from typing import get_args
 
 import torch
 
-from ovd.build import load_detector
+from ovd.build.detector import load_detector
 from ovd.cli import run_tool
-from ovd.run import pseudo_label_run
+from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.selftrain.pseudo_label import LabelOptions, worker_of
 from ovd.selftrain.queries import QuerySource
 from ovd.text.prompts import TEMPLATES

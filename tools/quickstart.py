@@ -17,19 +17,22 @@ from pathlib import Path
 import torch
 from torchvision.ops import box_iou
 
-from ovd.build import TrainedDetector, load_detector, load_validation_index
+from ovd.build.data import draw_world, load_validation_index
+from ovd.build.detector import TrainedDetector, load_detector
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, load_config
-from ovd.data.annotations import AnnotationIndex, ImageRecord
 from ovd.data.images import read_image
+from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import Stages
+from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.train import train_from_config
 from ovd.predictor import Predictor
-from ovd.run import draw_world, evaluate_run, pseudo_label_run, train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 from ovd.structures import Detections
-from ovd.visualise import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
+from ovd.visualize import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1

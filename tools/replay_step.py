@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ovd.cli import run_tool
-from ovd.run import replay_step
+from ovd.jobs.replay_step import replay_step
 
 
 def main() -> None:

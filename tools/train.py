@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, load_config
-from ovd.run import train_from_config
+from ovd.jobs.train import train_from_config
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from ovd.ablation.records import Record
-from ovd.build import load_detector, resolve_device
+from ovd.build.data import draw_world
+from ovd.build.detector import load_detector, resolve_device
+from ovd.build.text import text_of_index
 from ovd.config import (
     AblationRow,
     ConfigError,
@@ -28,8 +30,10 @@ from ovd.config import (
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
+from ovd.jobs.evaluate import detect_all, evaluate_run
+from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.train import train_from_config
 from ovd.precision import cpu_name, instruction_set
-from ovd.run import detect_all, draw_world, evaluate_run, pseudo_label_run, text_of_index, train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 
 VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")

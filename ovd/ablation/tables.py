@@ -21,7 +21,7 @@ STEPS = (
     ("gated", "gated_no_text"),
 )
 """The method's three ways, each added to the one before; beside them shortcuts without text augmentation."""
-BASELINES = ("oracle", "frozen_tower", "image_labels", "ngrams", "caption_top1")
+BASELINES = ("oracle", "frozen_backbone", "image_labels", "ngrams", "caption_top1")
 """Rows that self-training is held against."""
 LENGTH_TITLES = {
     **{metric: TITLES[metric] for metric in ("APr", "APc", "APf", "coco_AP", "o365_AP")},

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-import ovd.clip.tiny_net  # noqa: F401  makes the tiny tower known to timm
+import ovd.clip.tiny_net  # noqa: F401  makes the tiny backbone known to timm
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_CLIP = ASSETS / "tiny_clip"
-open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, as the paper's towers
+open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, as the paper's backbones
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load_clip(
         weights: for a named model, one of open_clip's tags for it (downloaded once), a local file, or `random`.
             A folder brings its own.
         activation: what weights in a local file were trained with, which the file itself does not say. May be left out
-            where the image tower is one of timm's.
+            where the backbone is one of timm's.
         mean, std: normalisation of the images that weights in a local file were trained on, RGB in 0..1. May be left
             out where open_clip has weights of this name that agree on one.
 
@@ -93,7 +93,7 @@ def load_clip(
                 f"{weights} does not say which activation its weights were trained with, and the wrong one makes them "
                 "worse in silence; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
             )
-        preprocessing = _normalisation(name, weights, mean, std)
+        preprocessing = _normalization(name, weights, mean, std)
     elif weights != "random":
         needs_quick = _tag_needs_quick(name, weights)
     if needs_quick is not None:
@@ -160,7 +160,7 @@ def _check_activation(name: str, weights: str, needs_quick: bool) -> None:
         )
 
 
-def _normalisation(
+def _normalization(
     name: str, weights: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> dict[str, tuple[float, ...]]:
     """What open_clip is to be told of the normalisation that goes with a local file.

@@ -1,6 +1,6 @@
-"""The tiny CLIP's image tower: a small residual net whose last stride is 16, registered with timm.
+"""The tiny CLIP's backbone: a small residual net whose last stride is 16, registered with timm.
 
-Stock timm towers end at stride 32, which is half of a 16 px object, and open_clip does not pass `output_stride` on.
+Stock timm backbones end at stride 32, which is half of a 16 px object, and open_clip does not pass `output_stride` on.
 Importing this module makes `timm_model_name: ovd_tiny_net` known to open_clip's model configs.
 """
 

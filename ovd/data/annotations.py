@@ -1,156 +1,28 @@
-"""Annotation files in LVIS or COCO format, checked record by record and kept in flat arrays.
-
-Category ids of a file have gaps and mean nothing elsewhere; from here on a class is a row of the vocabulary, the
-position in `AnnotationIndex.categories`.
-"""
+"""Annotation files in LVIS or COCO format, checked record by record."""
 
 import gc
-import hashlib
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
+from ovd.data.index import AnnotationIndex, Category, Ragged, images_per_class
 from ovd.data.objects365 import class_name, image_file, is_released
 from ovd.data.report import DataError, DataReport
 
-Frequency = Literal["r", "c", "f"]
 Format = Literal["lvis", "coco", "objects365"]
 
 _NUM_NAMED = 20
+
 # Corners further out than this are a fault; less is the rounding of the file's decimals.
 _OUTSIDE_TOLERANCE_PX = 1e-3
+
 _MIN_SIDE_PX = 1.0
+
 # No image has sides near this; the comparison also fails for NaN and infinity.
 _LARGEST_COORDINATE = 1e9
-
-
-@dataclass(frozen=True)
-class Category:
-    """One class of the vocabulary."""
-
-    id: int
-    name: str
-    synonyms: tuple[str, ...]
-    frequency: Frequency | None
-    """LVIS's rare, common or frequent; None where the file is silent."""
-    image_count: int
-    """Training images with the class as the file states it, else images of this file with a box of it."""
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image and what is known of it: R objects, I crowd regions. Classes are rows of the vocabulary."""
-
-    id: int
-    path: Path
-    """Its file; for an image in a tar shard, the shard and the key."""
-    height: int
-    width: int
-    boxes: Float32[np.ndarray, "R 4"]
-    """xyxy, inside the image, sides of at least 1 px."""
-    classes: Int64[np.ndarray, " R"]
-    crowd_boxes: Float32[np.ndarray, "I 4"]
-    negative_classes: Int64[np.ndarray, " N"]
-    not_exhaustive_classes: Int64[np.ndarray, " E"]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """One array per image, end to end: image i has rows offsets[i] to offsets[i + 1]."""
-
-    values: np.ndarray
-    offsets: Int64[np.ndarray, " N_plus_1"]
-
-    def __getitem__(self, image: int) -> np.ndarray:
-        return self.values[self.offsets[image] : self.offsets[image + 1]]
-
-    def images_of_values(self) -> Int64[np.ndarray, " M"]:
-        """The image that each row of `values` belongs to."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-
-    def select(self, selected: Bool[np.ndarray, " M"]) -> "Ragged":
-        """Only the selected rows of `values`; as many images as before."""
-        num_before = np.concatenate([[0], np.cumsum(selected)]).astype(np.int64)
-        return Ragged(self.values[selected], num_before[self.offsets])
-
-
-@dataclass(frozen=True)
-class AnnotationIndex:
-    """All images of an annotation file, in its order, and the vocabulary, by ascending category id."""
-
-    path: Path
-    format: Literal["lvis", "coco", "coco_zero_shot"]
-    """What its evaluation follows; Objects365 counts as COCO."""
-    categories: tuple[Category, ...]
-    images_root: Path | None
-    image_ids: Int64[np.ndarray, " N"]
-    image_sizes: Int64[np.ndarray, "N 2"]
-    """Height and width in pixels."""
-    image_files: tuple[str, ...]
-    """Relative to `images_root`."""
-    boxes: Ragged
-    classes: Ragged
-    crowd_boxes: Ragged
-    negative_classes: Ragged
-    not_exhaustive_classes: Ragged
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def record(self, image: int) -> ImageRecord:
-        """The image at a position 0..N-1; its arrays are views."""
-        file = Path(self.image_files[image])
-        height, width = self.image_sizes[image].tolist()
-        return ImageRecord(
-            id=int(self.image_ids[image]),
-            path=self.images_root / file if self.images_root is not None else file,
-            height=height,
-            width=width,
-            boxes=self.boxes[image],
-            classes=self.classes[image],
-            crowd_boxes=self.crowd_boxes[image],
-            negative_classes=self.negative_classes[image],
-            not_exhaustive_classes=self.not_exhaustive_classes[image],
-        )
-
-    def take(self, images: Int64[np.ndarray, " K"]) -> "AnnotationIndex":
-        """Only the images at these positions, which ascend; the vocabulary stays whole."""
-
-        def taken(ragged: Ragged) -> Ragged:
-            counts = np.diff(ragged.offsets)[images]
-            kept = np.isin(ragged.images_of_values(), images)
-            return Ragged(ragged.values[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-
-        return replace(
-            self,
-            image_ids=self.image_ids[images],
-            image_sizes=self.image_sizes[images],
-            image_files=tuple(self.image_files[image] for image in images.tolist()),
-            boxes=taken(self.boxes),
-            classes=taken(self.classes),
-            crowd_boxes=taken(self.crowd_boxes),
-            negative_classes=taken(self.negative_classes),
-            not_exhaustive_classes=taken(self.not_exhaustive_classes),
-        )
-
-    def fingerprint(self) -> str:
-        """Hash of all that training takes from the file: images, their order, objects and vocabulary."""
-        digest = hashlib.sha256(repr(self.categories).encode())
-        digest.update("\n".join(self.image_files).encode())
-        raggeds = (self.boxes, self.classes, self.crowd_boxes, self.negative_classes, self.not_exhaustive_classes)
-        for array in (self.image_ids, self.image_sizes, *(part for of in raggeds for part in (of.values, of.offsets))):
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
-
-    def encoded(self, image: int) -> Path:
-        """Where the image's pixels are."""
-        if self.images_root is None:
-            raise ValueError(f"{self.path} was loaded without a folder of images")
-        return self.record(image).path
 
 
 def load_annotations(annotations: Path, images: Path | None, *, format: Format, report: DataReport) -> AnnotationIndex:
@@ -410,14 +282,6 @@ def _released(
             )
     kept_objects = [row for row in object_rows if row.get("image_id") not in missing]
     return [row for row in image_rows if row.get("id") not in missing], kept_objects
-
-
-def images_per_class(
-    images: Int64[np.ndarray, " M"], classes: Int64[np.ndarray, " M"], num_classes: int
-) -> Int64[np.ndarray, " C"]:
-    """In how many images each class has an object, from the image and the class of every object."""
-    pairs = np.unique(np.stack([images, classes], axis=1), axis=0)
-    return np.bincount(pairs[:, 1], minlength=num_classes)
 
 
 def _category(source: _Source, row: dict[str, Any], format: Format, images_in_file: int) -> Category:

@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from ovd.data.annotations import AnnotationIndex, images_per_class
 from ovd.data.images import ImageError, decode_image
+from ovd.data.index import AnnotationIndex, images_per_class
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
 from ovd.progress import progress

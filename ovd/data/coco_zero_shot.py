@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.index import AnnotationIndex
 from ovd.data.vocabulary import check_no_leak, keep_classes
 
 # fmt: off

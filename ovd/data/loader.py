@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ovd.data.annotations import AnnotationIndex, ImageRecord, images_per_class
 from ovd.data.buckets import Shape, batch_like_with_like, padded_shape
 from ovd.data.images import ImageError, decode_image
+from ovd.data.index import AnnotationIndex, ImageRecord, images_per_class
 from ovd.data.mosaic import Mosaics, join_tiles
 from ovd.data.report import DataError
 from ovd.data.transforms import Sample, eval_transform

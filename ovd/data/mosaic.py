@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from ovd.data.annotations import ImageRecord
+from ovd.data.index import ImageRecord
 from ovd.data.transforms import Sample
 
 _MOSAIC_STREAM = 1  # apart from what a sample's seed draws in its transform

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from ovd.data.annotations import AnnotationIndex, Category, Ragged
+from ovd.data.index import AnnotationIndex, Category, Ragged
 
 _NUM_NAMED = 20
 

@@ -14,7 +14,7 @@ from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint
 
 _NUM_LISTED = 20
-_TRAINING_ONLY = {"freeze_tower", "frozen_layers", "recompute", "drop_path"}
+_TRAINING_ONLY = {"freeze_backbone", "frozen_layers", "recompute", "drop_path"}
 """Settings of a detector that say how it learns, not what it computes."""
 
 
@@ -39,9 +39,9 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
     different = different_detectors(first.config, second.config)
-    towers = (first.extra.get("text_tower"), second.extra.get("text_tower"))
-    if towers[0] != towers[1]:
-        different.append(f"text tower ({towers[0]!r} and {towers[1]!r})")
+    backbones = (first.extra.get("text_tower"), second.extra.get("text_tower"))
+    if backbones[0] != backbones[1]:
+        different.append(f"text tower ({backbones[0]!r} and {backbones[1]!r})")
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"

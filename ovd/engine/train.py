@@ -40,13 +40,13 @@ from ovd.engine.step_dump import write_step
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.model.assign import Rule as AssignmentRule
 from ovd.model.assign import assign_atss, assign_fcos, assign_task_aligned
+from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector
 from ovd.model.federated import Rule
 from ovd.model.gates import GatedProjection
 from ovd.model.image_labels import image_label_loss
-from ovd.model.losses import detection_losses, loss_normalisers
+from ovd.model.losses import detection_losses, loss_normalizers
 from ovd.model.similarity import initial_bias
-from ovd.model.tower import ImageTower
 from ovd.precision import autocast, memory_format
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 from ovd.text.bank import TextBank
@@ -65,7 +65,7 @@ class Schedule:
     steps: int
     seed: int
     learning_rate: float
-    tower_rate: float
+    backbone_rate: float
     layer_decay: float
     gate_rate: float
     logit_rate: float
@@ -120,7 +120,7 @@ def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]
     return parameter_groups(
         detector,
         {
-            **_tower_groups(detector.tower, schedule),
+            **_backbone_groups(detector.backbone, schedule),
             "learned": GroupSpec(learned, weight_decay=decay),
             "gates": GroupSpec(gates, lr_factor=schedule.gate_rate),
             "logit": GroupSpec([detector.log_scale, detector.threshold], lr_factor=schedule.logit_rate),
@@ -128,14 +128,14 @@ def build_groups(detector: Detector, schedule: Schedule) -> list[dict[str, Any]]
     )
 
 
-def _tower_groups(tower: ImageTower, schedule: Schedule) -> dict[str, GroupSpec]:
-    """The tower at one rate, or with layer-wise decay (BEiT, arXiv:2106.08254) a group for each of its layers."""
-    rate, decay = schedule.tower_rate, schedule.weight_decay
+def _backbone_groups(backbone: Backbone, schedule: Schedule) -> dict[str, GroupSpec]:
+    """The backbone at one rate, or with layer-wise decay (BEiT, arXiv:2106.08254) a group for each of its layers."""
+    rate, decay = schedule.backbone_rate, schedule.weight_decay
     if schedule.layer_decay == 1:
-        return {"tower": GroupSpec([tower], lr_factor=rate, weight_decay=decay)}
-    layers = [*tower.layers(), tower.projection_parameters()]
+        return {"backbone": GroupSpec([backbone], lr_factor=rate, weight_decay=decay)}
+    layers = [*backbone.layers(), backbone.projection_parameters()]
     return {
-        f"tower/{number}": GroupSpec(layer, rate * schedule.layer_decay ** (len(layers) - 1 - number), decay)
+        f"backbone/{number}": GroupSpec(layer, rate * schedule.layer_decay ** (len(layers) - 1 - number), decay)
         for number, layer in enumerate(layers)
     }
 
@@ -249,7 +249,7 @@ def train(
                     config=saving.resolved_config,
                     ema=ema,
                     extra={
-                        "text_tower": bank.tower,
+                        "text_tower": bank.text_tower,
                         "classes": list(bank.names),
                         "first_samples": list(saving.first_samples),
                         "data": saving.data,
@@ -371,10 +371,10 @@ def backward(
     """
     points = detector.points(batch.images)
     names_only = batch.is_pair() & (not schedule.pair_box_loss)
-    given, normalisers = None, None
+    given, normalizers = None, None
     if rule != "task_aligned":
         given = (assign_atss if rule == "atss" else assign_fcos)(points, batch.targets, sizes=batch.sizes)
-        normalisers = sum_over_ranks(loss_normalisers(given, batch.targets, names_only=names_only, points=points))
+        normalizers = sum_over_ranks(loss_normalizers(given, batch.targets, names_only=names_only, points=points))
     num_pairs = int(sum_over_ranks(torch.tensor(batch.num_pairs)))
     sums: dict[str, Tensor] = {}
     least_images = -int(largest_over_ranks(torch.tensor(-len(batch.targets))))  # a rank may have skipped some
@@ -388,8 +388,8 @@ def backward(
         with gathers:
             with autocast(batch.images.device, low_precision):
                 predictions = parallel(part.images)
-            if given is not None and normalisers is not None:
-                assignment, divisors = given.of_images(rows), normalisers
+            if given is not None and normalizers is not None:
+                assignment, divisors = given.of_images(rows), normalizers
             else:
                 assignment = assign_task_aligned(
                     points,
@@ -402,7 +402,7 @@ def backward(
                     bias=detector.bias,
                 )
                 divisors = num_parts * sum_over_ranks(
-                    loss_normalisers(assignment, part.targets, names_only=names_only[rows], points=points)
+                    loss_normalizers(assignment, part.targets, names_only=names_only[rows], points=points)
                 )
             losses = losses_of(
                 detector,
@@ -412,7 +412,7 @@ def backward(
                 its_texts,
                 names_only=names_only[rows],
                 points=points,
-                normalisers=divisors,
+                normalizers=divisors,
                 use_compiled=schedule.compile,
             )
             if schedule.image_label_weight > 0:
@@ -443,7 +443,7 @@ def losses_of(
     *,
     names_only: Bool[Tensor, " B"],
     points: Points,
-    normalisers: Float[Tensor, "3"],
+    normalizers: Float[Tensor, "3"],
     use_compiled: bool = False,
 ) -> dict[str, Tensor]:
     """`detection_losses` of predictions scored against a step's texts."""
@@ -457,7 +457,7 @@ def losses_of(
         class_mask_in_boxes=texts.mask_in_boxes,
         names_only=names_only,
         points=points,
-        normalisers=normalisers,
+        normalizers=normalizers,
         scale=detector.scale,
         bias=detector.bias,
         use_compiled=use_compiled,

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.index import AnnotationIndex
 from ovd.distributed import gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import Engine

@@ -1,4 +1,4 @@
-"""The detector: tower, pyramid, head, and the shortcuts that keep every point's embedding in the text space."""
+"""The detector: backbone, pyramid, head, and the shortcuts that keep every point's embedding in the text space."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ovd.model.backbone import Backbone
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import HeadShortcut, PyramidShortcut, resample_dense
 from ovd.model.t_head import TaskAlignedHead
-from ovd.model.tower import ImageTower
 from ovd.structures import Points, Predictions
 
 Place = Literal["pyramid", "head"]
@@ -43,7 +43,7 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        tower: ImageTower,
+        backbone: Backbone,
         *,
         text_dim: int,
         mean: tuple[float, ...],
@@ -59,12 +59,12 @@ class Detector(nn.Module):
     ):
         """
         Args:
-            tower: gives the maps and the dense feature.
-            text_dim: D, of the text rows and of the tower's dense feature.
-            mean, std: normalisation of the tower's input, RGB in 0..1.
+            backbone: gives the features and the dense feature.
+            text_dim: D, of the text rows and of the backbone's dense feature.
+            mean, std: normalisation of the backbone's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
             channels: width of pyramid and head, a multiple of 32.
-            num_convs: convolutions in each tower of the head; of TOOD's head, in all.
+            num_convs: convolutions in each backbone of the head; of TOOD's head, in all.
             shortcuts: where the learned path joins the dense feature; nowhere: an ordinary detector.
             per_channel_gates: one gate per channel of the text space, or one for all.
             filter_size: side of the square of points that the head's shortcut filter looks at; odd.
@@ -72,11 +72,11 @@ class Detector(nn.Module):
             keeps_clip: in eval mode, predict the dense feature beside the embeddings, for score ensembling.
         """
         super().__init__()
-        self.tower = tower
+        self.backbone = backbone
         self.pyramid = (
-            FeaturePyramid(tower.channels, tower.strides, channels)
-            if len(tower.strides) > 1
-            else SimplePyramid(tower.channels[0], tower.strides[0], channels)
+            FeaturePyramid(backbone.channels, backbone.strides, channels)
+            if len(backbone.strides) > 1
+            else SimplePyramid(backbone.channels[0], backbone.strides[0], channels)
         )
         self.strides = self.pyramid.strides
         kind = TaskAlignedHead if task_aligned else FcosHead
@@ -96,7 +96,7 @@ class Detector(nn.Module):
             self.head.class_tower.requires_grad_(False)  # nothing is made of it
         if not self.gated:
             self.projection = unit_projection(channels, text_dim)
-            for parameter in tower.projection_parameters():
+            for parameter in backbone.projection_parameters():
                 parameter.requires_grad_(False)  # nothing is learned through a feature that is not used
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
         self.threshold = nn.Parameter(torch.tensor(0.0))
@@ -106,7 +106,7 @@ class Detector(nn.Module):
     @property
     def size_divisor(self) -> int:
         """Image sides must be padded to multiples of it."""
-        return self.tower.size_divisor
+        return self.backbone.size_divisor
 
     @property
     def scale(self) -> Float[Tensor, ""]:
@@ -133,11 +133,11 @@ class Detector(nn.Module):
         pixels = (images.float() - self.mean) / self.std
         if self.head.distances.weight.is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        tower = self.tower(pixels)
-        pyramid = self.pyramid(tower.maps)
+        backbone = self.backbone(pixels)
+        pyramid = self.pyramid(backbone.features)
         class_features, boxes, quality = self.head(pyramid)
         if self.gated:
-            levels = self._shortcuts(tower.last, pyramid)
+            levels = self._shortcuts(backbone.last, pyramid)
             if self.pyramid_shortcut is not None:
                 levels = self.pyramid_shortcut(levels, pyramid)
             if self.head_shortcut is not None:
@@ -146,21 +146,21 @@ class Detector(nn.Module):
             levels = [self.projection(features) for features in class_features]
         clip = None
         if self.keeps_clip and not self.training:
-            clip = _concatenate(self._shortcuts(tower.last, pyramid))
+            clip = _concatenate(self._shortcuts(backbone.last, pyramid))
         return Predictions(_concatenate(levels), boxes, quality, clip)
 
     def _shortcuts(
         self, last: Float[Tensor, "B K h w"], pyramid: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
         """The dense feature at every level."""
-        dense = self.tower.project_locations(last)
+        dense = self.backbone.project_locations(last)
         return [
-            resample_dense(dense, self.tower.strides[-1], (level.shape[2], level.shape[3]), stride)
+            resample_dense(dense, self.backbone.strides[-1], (level.shape[2], level.shape[3]), stride)
             for level, stride in zip(pyramid, self.strides, strict=True)
         ]
 
     def compile_learned_path(self) -> None:
-        """Run pyramid, head and shortcuts compiled from now on (not in copies); the tower stays as it is.
+        """Run pyramid, head and shortcuts compiled from now on (not in copies); the backbone stays as it is.
 
         The first shape of a batch is compiled in seconds, the second as one for all sizes in minutes.
         """

@@ -1,4 +1,4 @@
-"""FCOS head (Tian et al. 2019): two convolutional towers shared by all levels; boxes and centre-ness at every point."""
+"""FCOS head (Tian et al. 2019): two convolutional towers shared by all levels; boxes and centerness at every point."""
 
 import torch
 from jaxtyping import Float

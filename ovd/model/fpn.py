@@ -1,4 +1,4 @@
-"""Feature pyramids of five levels: on a tower's maps (Lin et al. 2017), or on one map of a plain transformer."""
+"""Feature pyramids of five levels: on a backbone's features (Lin et al. 2017), or on one map of a plain transformer."""
 
 import itertools
 
@@ -17,29 +17,30 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class FeaturePyramid(nn.Module):
-    """Five levels of one width: one for each of the tower's maps, the others strided down."""
+    """Five levels of one width: one for each of the backbone's features, the others strided down."""
 
-    def __init__(self, tower_channels: tuple[int, ...], tower_strides: tuple[int, ...], channels: int):
+    def __init__(self, backbone_channels: tuple[int, ...], backbone_strides: tuple[int, ...], channels: int):
         """
         Args:
-            tower_channels, tower_strides: of the tower's maps, finest first; each stride twice the one before.
+            backbone_channels, backbone_strides: of the backbone's features, finest first; each stride is twice the one
+                before.
             channels: width of the pyramid, a multiple of 32.
         """
         super().__init__()
-        if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(tower_strides)):
+        if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(backbone_strides)):
             raise ValueError(
-                f"the tower's strides are {tower_strides}; a pyramid needs each to be twice the one before"
+                f"the backbone's strides are {backbone_strides}; a pyramid needs each to be twice the one before"
             )
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in tower_channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in backbone_channels)
         self.outputs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels)) for _ in tower_channels
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels)) for _ in backbone_channels
         )
-        self.extras = strided_levels(channels, NUM_LEVELS - len(tower_strides))
-        self.strides = [tower_strides[0] * 2**level for level in range(NUM_LEVELS)]
+        self.extras = strided_levels(channels, NUM_LEVELS - len(backbone_strides))
+        self.strides = [backbone_strides[0] * 2**level for level in range(NUM_LEVELS)]
 
-    def forward(self, maps: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
+    def forward(self, features: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
         """One B x channels x h_l x w_l map per stride of `strides`."""
-        merged = [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
+        merged = [lateral(level) for lateral, level in zip(self.laterals, features, strict=True)]
         for finer in range(len(merged) - 2, -1, -1):
             merged[finer] = merged[finer] + F.interpolate(merged[finer + 1], size=merged[finer].shape[-2:])
         levels = [output(level) for output, level in zip(self.outputs, merged, strict=True)]
@@ -52,31 +53,31 @@ class SimplePyramid(nn.Module):
     Half the map's stride by a transposed convolution, its own, twice it by max-pooling, the others strided down.
     """
 
-    def __init__(self, tower_channels: int, tower_stride: int, channels: int):
+    def __init__(self, backbone_channels: int, backbone_stride: int, channels: int):
         """
         Args:
-            tower_channels, tower_stride: of the tower's only map; the stride even.
+            backbone_channels, backbone_stride: of the backbone's only feature map; the stride even.
             channels: width of the pyramid, a multiple of 32.
         """
         super().__init__()
         self.finer = nn.Sequential(
-            nn.ConvTranspose2d(tower_channels, tower_channels // 2, 2, stride=2),
-            group_norm(tower_channels // 2),
+            nn.ConvTranspose2d(backbone_channels, backbone_channels // 2, 2, stride=2),
+            group_norm(backbone_channels // 2),
             nn.GELU(),
-            nn.Conv2d(tower_channels // 2, channels, 1),
+            nn.Conv2d(backbone_channels // 2, channels, 1),
         )
-        self.same = nn.Conv2d(tower_channels, channels, 1)
-        self.coarser = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(tower_channels, channels, 1))
+        self.same = nn.Conv2d(backbone_channels, channels, 1)
+        self.coarser = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(backbone_channels, channels, 1))
         self.outputs = nn.ModuleList(
             nn.Sequential(group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels))
             for _ in range(3)
         )
         self.extras = strided_levels(channels, NUM_LEVELS - 3)
-        self.strides = [tower_stride * 2**level // 2 for level in range(NUM_LEVELS)]
+        self.strides = [backbone_stride * 2**level // 2 for level in range(NUM_LEVELS)]
 
-    def forward(self, maps: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
+    def forward(self, features: tuple[Float[Tensor, "B ..."], ...]) -> list[Float[Tensor, "B C ..."]]:
         """One B x channels x h_l x w_l map per stride of `strides`."""
-        (only,) = maps
+        (only,) = features
         scales = (self.finer(only), self.same(only), self.coarser(only))
         levels = [output(scale) for output, scale in zip(self.outputs, scales, strict=True)]
         return extend(levels, self.extras)

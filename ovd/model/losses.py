@@ -13,7 +13,7 @@ from ovd.model.similarity import unit_embeddings
 from ovd.structures import Assignment, Points, Predictions, Targets
 
 
-def loss_normalisers(
+def loss_normalizers(
     assignment: Assignment, targets: tuple[Targets, ...], *, names_only: Bool[Tensor, " B"], points: Points
 ) -> Float[Tensor, "3"]:
     """What the losses `class`, `box` and `quality` are divided by; added up where a batch is spread over ranks.
@@ -43,7 +43,7 @@ def _weights(
     points: Points,
     boxes: Float[Tensor, "M 4"],
 ) -> Float[Tensor, " M"]:
-    """Of matched points: their alignment where the assignment has it, else the true centre-ness."""
+    """Of matched points: their alignment where the assignment has it, else the true centerness."""
     if assignment.alignment is not None:
         return assignment.alignment[image, point]
     return _centerness(side_distances(points.centers[point], boxes))
@@ -64,7 +64,7 @@ def detection_losses(
     class_mask_in_boxes: Bool[Tensor, "B C"],
     names_only: Bool[Tensor, " B"],
     points: Points,
-    normalisers: Float[Tensor, "3"],
+    normalizers: Float[Tensor, "3"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     alpha: float = 0.25,
@@ -83,7 +83,7 @@ def detection_losses(
         class_mask_in_boxes: which count at points that are matched to a box of another class.
         names_only: images whose boxes teach what is in them but not where their sides are: `box` and `quality` leave
             them out.
-        normalisers: `loss_normalisers`, of these images or of more that they are a part of.
+        normalizers: `loss_normalizers`, of these images or of more that they are a part of.
         scale, bias: of the class logits, scale * cosine + bias.
         alpha, gamma: of the focal loss.
         use_compiled: compile the focal loss, see `chunked_focal_loss`.
@@ -116,7 +116,7 @@ def detection_losses(
         gamma=gamma,
         use_compiled=use_compiled and predictions.embeddings.device.type != "cpu",  # there it is slower
     )
-    num_matched, sum_weights, num_quality = normalisers
+    num_matched, sum_weights, num_quality = normalizers
     return {
         "class": loss_class / num_matched.clamp(min=1),
         "box": loss_box / sum_weights.clamp(min=1e-6),  # the limit matters for no box alone
@@ -147,7 +147,7 @@ def box_and_quality_losses(
     Args:
         boxes, quality: predictions of the M positive points; quality is a logit.
         true_boxes: the box each of them is matched to.
-        weights: of the points, 0 to 1: their true centre-ness, or their alignment.
+        weights: of the points, 0 to 1: their true centerness, or their alignment.
         wrong_scale_quality: logits of the W points of the wrong level.
     """
     giou = generalized_box_iou_loss(boxes.float(), true_boxes)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.queries import normalised
+from ovd.selftrain.queries import normalized
 
 Keep = Literal["top1", "top1_per_text", "one_to_one", "all"]
 SAME_PLACE_IOU = 0.5
@@ -89,8 +89,8 @@ def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.nda
     """Whether the words of each box's text stand in its pair's caption, side by side, in any case and number."""
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
-    padded_captions = [f" {normalised(caption)} " for caption in captions]
-    padded_texts = [f" {normalised(text)} " for text in labels.texts]
+    padded_captions = [f" {normalized(caption)} " for caption in captions]
+    padded_texts = [f" {normalized(text)} " for text in labels.texts]
     # An image has many boxes of a text: each combination is looked up once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [

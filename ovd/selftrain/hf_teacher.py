@@ -28,7 +28,7 @@ _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 
 _QUERIES_PER_PASS = 512
-"""Of OWL models, which set no limit; memory grows with it, and every further pass runs the image tower again."""
+"""Of OWL models, which set no limit; memory grows with it, and every further pass runs the backbone again."""
 
 _CANDIDATES = 5000
 """Highest-scoring (box, query) pairs of an image that enter non-maximum suppression."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from ovd.data.annotations import ImageRecord, Ragged
+from ovd.data.index import ImageRecord, Ragged
 from ovd.data.pairs import PairShards
 from ovd.progress import progress
 from ovd.selftrain.filter import Filters, best_of_group, filter_labels

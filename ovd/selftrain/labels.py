@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
 from ovd.data.shard_index import ShardIndex
 from ovd.text.tensor_file import file_header
@@ -67,7 +67,7 @@ def write_labels(
     *,
     index: ShardIndex,
     variants: Float16[np.ndarray, "Q V D"],
-    tower: str,
+    text_tower: str,
     settings: dict[str, Any],
 ) -> str:
     """Writes a shard's labels and its texts' embeddings as one safetensors file; its bytes depend on these alone.
@@ -77,7 +77,7 @@ def write_labels(
     Args:
         index: of the shard, so that who trains on the labels need not read through it again.
         variants: V unit rows for each of the Q texts.
-        tower: fingerprint of the text tower that they come from.
+        text_tower: fingerprint of the text tower that they come from.
         settings: whatever else the labels depend on, JSON-able.
 
     Returns:
@@ -100,7 +100,7 @@ def write_labels(
     }
     metadata = {
         "format": FORMAT,
-        "tower": tower,
+        "tower": text_tower,
         "names": json.dumps(labels.texts),
         "keys": json.dumps(labels.keys),
         "reasons": json.dumps(labels.reasons),
@@ -194,13 +194,13 @@ def _ledger_path(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def open_labelled_shards(folder: Path, files: Sequence[Path], *, tower: str | None = None) -> PairShards:
+def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
     """The shards that labels were made of, by the index that is kept with the labels: none is read through again.
 
     Args:
         folder: of the shards.
         files: the labels (`label_files`).
-        tower: fingerprint of the text tower that their text embeddings must come from.
+        text_tower: fingerprint of the text tower that their text embeddings must come from.
 
     Raises:
         ValueError: a labels file has no ledger, so that it may not be whole; or the manifest of the folder tells of
@@ -215,7 +215,7 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, tower: str | No
             content = json.loads(ledger.read_bytes())
             name, sha256 = content["shard"]["file"], content["shard"]["sha256"]
             settings = dict(content["settings"])
-            tower_of_file = settings["text_tower"]
+            text_tower_of_file = settings["text_tower"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again, it makes what is missing"
@@ -223,7 +223,7 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, tower: str | No
         expected = listed.get(name)
         if expected is not None and expected.sha256 != sha256:
             raise ValueError(f"{file} was made of another {name} than the one that is there now: label that one")
-        if tower not in (None, tower_of_file):
+        if text_tower not in (None, text_tower_of_file):
             raise ValueError(
                 f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
                 "(tools/pseudo_label.py)"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ovd.data.annotations import Ragged
 from ovd.data.images import ImageError, read_image
+from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
 from ovd.data.report import DataReport
 from ovd.progress import progress
@@ -184,7 +184,7 @@ def label_shards(
             _to_labels(pairs, distinct),
             index=shards.index(name),
             variants=variants,
-            tower=texts.tower,
+            text_tower=texts.text_tower,
             settings=settings,
         )
         counts.append(_count(pairs, len(distinct), texts.num_long))
@@ -223,7 +223,7 @@ def _settings(teacher: Teacher, texts: TextVariants, options: LabelOptions) -> d
     return {
         "format": FORMAT,
         "teacher": teacher.name,
-        "text_tower": texts.tower,
+        "text_tower": texts.text_tower,
         "templates": None if texts.templates is None else list(texts.templates),
         **asdict(options),
         "classes": f"{len(options.classes)} names, sha256 {hashlib.sha256(classes).hexdigest()}",

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards
 from ovd.selftrain.filter import Filters, Keep, filter_labels, paired_iou
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.queries import caption_queries, normalised
+from ovd.selftrain.queries import caption_queries, normalized
 
 MIN_IOU = 0.5
 
@@ -109,13 +109,13 @@ def measure_quality(
         synonyms: other names of a true object, by its name.
         rare: names of the true objects that are also reported by themselves.
     """
-    names_of = {normalised(name): {normalised(other) for other in others} for name, others in (synonyms or {}).items()}
-    rare_names = {normalised(name) for name in rare}
+    names_of = {normalized(name): {normalized(other) for other in others} for name, others in (synonyms or {}).items()}
+    rare_names = {normalized(name) for name in rare}
     rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
     counts = np.zeros((len(rules), 7), dtype=np.int64)  # columns as `_counts` has them
     num_objects = num_rare_objects = 0
     for labels, objects in zip(shards, truth, strict=True):
-        names = [normalised(name) for name in objects.names]
+        names = [normalized(name) for name in objects.names]
         is_rare = np.array([name in rare_names for name in names], dtype=bool)
         num_objects += len(names)
         num_rare_objects += int(is_rare.sum())
@@ -197,7 +197,7 @@ def _hits(
     overlaps = paired_iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
     label_rows, object_rows = label_rows[overlaps], object_rows[overlaps]
 
-    texts = {row: normalised(labels.texts[row]) for row in np.unique(labels.box_texts.values[label_rows]).tolist()}
+    texts = {row: normalized(labels.texts[row]) for row in np.unique(labels.box_texts.values[label_rows]).tolist()}
     is_named = [
         texts[text] == names[row] or texts[text] in names_of.get(names[row], ())
         for text, row in zip(labels.box_texts.values[label_rows].tolist(), object_rows.tolist(), strict=True)

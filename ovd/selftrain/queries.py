@@ -130,7 +130,7 @@ def words_of(text: str) -> list[str]:
     return [word for clause in _clauses(text) for word in clause]
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """What two texts share that differ in case, punctuation and singular or plural only.
 
     Two names are equal, and a query occurs in its caption, after this.

@@ -47,7 +47,7 @@ class TextVariants:
                 as it stands, as captions are.
         """
         self.templates = templates
-        self.tower = text_tower_fingerprint(clip)
+        self.text_tower = text_tower_fingerprint(clip)
         self._clip = clip
         self._num_variants = 1 if templates is None else len(templates)
         self._padding = clip.tokenizer([""])[0, -1]

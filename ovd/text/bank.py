@@ -64,11 +64,11 @@ class VariantRows:
 class TextBank:
     """Rows of a bank file by (class, variant)."""
 
-    def __init__(self, path: Path, *, tower: str | None = None, names: Sequence[str] | None = None):
+    def __init__(self, path: Path, *, text_tower: str | None = None, names: Sequence[str] | None = None):
         """
         Args:
             path: a file that `build_bank` wrote, or any safetensors file with such a tensor and metadata.
-            tower: fingerprint of the text tower that the rows must come from.
+            text_tower: fingerprint of the text tower that the rows must come from.
             names: the classes wanted, in this order; those of the file by default.
 
         Raises:
@@ -85,11 +85,11 @@ class TextBank:
             _, num_variants, dim = tensor["shape"]
             position = {name: row for row, name in enumerate(json.loads(metadata["names"]))}
             start, end = tensor["data_offsets"]
-            self.tower: str = metadata["tower"]
+            self.text_tower: str = metadata["tower"]
             """Fingerprint of the text tower that the rows come from."""
         except (ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
-        if tower not in (None, self.tower):
+        if text_tower not in (None, self.text_tower):
             raise ValueError(f"{path} was made with another text tower; build it again with tools/build_text_bank.py")
         missing = [name for name in names or () if name not in position]
         if missing:
@@ -180,19 +180,19 @@ def build_bank(
     Raises:
         ValueError: a class is given twice.
     """
-    tower = text_tower_fingerprint(clip)
+    text_tower = text_tower_fingerprint(clip)
     paraphrases = paraphrases or [()] * len(names)
     texts = [class_texts(*of_class, sources) for of_class in zip(names, synonyms, paraphrases, strict=True)]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"a text bank needs every class once, {twice!r} is given more often")
-    description = [FORMAT_VERSION, tower, names, texts, {**asdict(sources), "templates": None}]
+    description = [FORMAT_VERSION, text_tower, names, texts, {**asdict(sources), "templates": None}]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            _write(temporary, clip, {"tower": tower, "names": json.dumps(names)}, texts, sources)
+            _write(temporary, clip, {"tower": text_tower, "names": json.dumps(names)}, texts, sources)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ BATCH = 256
 
 @contextmanager
 def text_tower_on(clip: Clip, device: torch.device) -> Iterator[None]:
-    """Within, the text tower works on this device; the image tower stays where it is."""
+    """Within, the text tower works on this device; the backbone stays where it is."""
     _move_text_side(clip, device)
     try:
         yield
@@ -30,12 +30,12 @@ def text_tower_on(clip: Clip, device: torch.device) -> Iterator[None]:
 
 
 def _move_text_side(clip: Clip, device: torch.device) -> None:
-    image_tower = clip.model.visual
+    backbone = clip.model.visual
     clip.model.visual = nn.Identity()
     try:
         clip.model.to(device)
     finally:
-        clip.model.visual = image_tower
+        clip.model.visual = backbone
 
 
 @torch.no_grad()
@@ -70,14 +70,14 @@ class _TextSide(nn.Module):
 def _shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
     """What a text tower has for each place of its context, for the first `length` places; nothing for a tower that
     looks at what follows a text: one without causal attention, or whose embedding is not read where the text ends."""
-    tower = getattr(clip.model, "text", clip.model)
-    mask = getattr(tower, "attn_mask", None)
-    pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    if mask is None or pooling not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
+    text_tower = getattr(clip.model, "text", clip.model)
+    mask = getattr(text_tower, "attn_mask", None)
+    pooling = getattr(text_tower, "text_pool_type", getattr(text_tower, "pool_type", None))
+    if mask is None or pooling not in ("argmax", "eos") or getattr(text_tower, "cls_emb", None) is not None:
         return {}
-    prefix = "model." if tower is clip.model else "model.text."
+    prefix = "model." if text_tower is clip.model else "model.text."
     return {
-        f"{prefix}positional_embedding": tower.positional_embedding[:length],
+        f"{prefix}positional_embedding": text_tower.positional_embedding[:length],
         f"{prefix}attn_mask": mask[:length, :length],
     }
 
@@ -115,7 +115,7 @@ def encode_classes(
 
 
 def text_tower_fingerprint(clip: Clip) -> str:
-    """Hash of everything but the image tower, and of the tokenizer: what an embedding of a text depends on."""
+    """Hash of everything but the backbone, and of the tokenizer: what an embedding of a text depends on."""
     digest = hashlib.sha256()
     modules = clip.model.named_modules()
     if any(isinstance(module, QuickGELU) for name, module in modules if not name.startswith("visual")):

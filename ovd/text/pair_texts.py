@@ -31,10 +31,10 @@ class PairTexts:
         self._banks: list[VariantRows] = []
         self.first_id = first_id
         of_banks: list[Int64[np.ndarray, " Q"]] = []
-        tower = None
+        text_tower = None
         for bank in banks:
-            tower = tower or bank.tower
-            if bank.tower != tower:
+            text_tower = text_tower or bank.text_tower
+            if bank.text_tower != text_tower:
                 raise ValueError(f"{bank.path} and {self._banks[0].path} speak of different text towers")
             self._banks.append(bank.variants)
             of_banks.append(np.array([_hash(name) for name in bank.names], np.int64))

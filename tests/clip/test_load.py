@@ -2,7 +2,7 @@ import open_clip
 import pytest
 import torch
 
-from ovd.clip.load import _normalisation, load_clip
+from ovd.clip.load import _normalization, load_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
@@ -28,7 +28,7 @@ def test_a_local_file_must_be_told_its_activation(weights_file):
     assert all(torch.equal(value, stored[name]) for name, value in clip.model.state_dict().items())
 
 
-def test_a_local_files_normalisation_is_that_of_its_name_or_given(weights_file, tmp_path):
+def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, tmp_path):
     given = load_clip(SMALL, weights_file, activation="gelu", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with pytest.raises(ValueError, match="give both or neither"):
@@ -38,8 +38,8 @@ def test_a_local_files_normalisation_is_that_of_its_name_or_given(weights_file, 
     for name, count in (("ViT-L-14", 2), (SMALL, 0), ("NFNet-F0", 0)):
         with pytest.raises(ValueError, match=f"weights of {name} have {count} normalisations.* give clip.mean"):
             load_clip(name, elsewhere, activation="gelu")
-    assert _normalisation("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
-    assert _normalisation("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
+    assert _normalization("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
+    assert _normalization("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_weights_of_another_model_are_refused(weights_file):

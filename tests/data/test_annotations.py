@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.annotations import load_annotations
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 
 

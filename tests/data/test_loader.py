@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.annotations import load_annotations
+from ovd.data.index import AnnotationIndex
 from ovd.data.loader import (
     Batch,
     TrainOrder,

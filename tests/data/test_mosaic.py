@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovd.data.annotations import ImageRecord
+from ovd.data.index import ImageRecord
 from ovd.data.mosaic import Mosaics, join_tiles
 from ovd.data.transforms import Sample
 

@@ -11,7 +11,7 @@ import real_layouts
 from PIL import Image
 from real_layouts import Layout
 
-from ovd.build import load_evaluation_index, load_training_index
+from ovd.build.data import load_evaluation_index, load_training_index
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images, check_pairs, class_counts, describe
@@ -19,7 +19,7 @@ from ovd.data.coco_zero_shot import BASE, NOVEL
 from ovd.data.pairs import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataReport
 from ovd.data.tsv import read_tsv
-from ovd.run import train_from_config
+from ovd.jobs.train import train_from_config
 
 LAYOUTS: dict[str, Callable[[Path, Path], Layout]] = {
     "lvis": real_layouts.lvis,

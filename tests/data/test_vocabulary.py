@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ovd.data.annotations import Category, Frequency, load_annotations
+from ovd.data.annotations import load_annotations
+from ovd.data.index import Category, Frequency
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import VocabularyLeak, base_classes, check_no_leak, keep_classes, split_lvis_base
 

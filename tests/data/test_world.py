@@ -181,7 +181,7 @@ def test_unknown_parts_are_refused(tmp_path):
 
 
 def test_captions_without_noise_name_every_object_and_count():
-    quiet = replace(Settings(), caption_omission=0.0, caption_synonym=0.0, caption_colour=0.0, caption_wrong_word=0.0)
+    quiet = replace(Settings(), caption_omission=0.0, caption_synonym=0.0, caption_color=0.0, caption_wrong_word=0.0)
     table = load_glyphs()
     objects = tuple(DrawnObject(glyph, (0.0, 0.0, 1.0, 1.0), "red") for glyph in (4, 4, 90))
     text = caption(np.random.default_rng(0), objects, quiet)
@@ -203,7 +203,7 @@ def test_caption_noise_rates_are_those_of_the_settings():
     texts = [caption(rng, item, settings) for _ in range(2000)]
     assert abs(sum(text == "" for text in texts) / 2000 - settings.caption_omission) < 0.04
     named = [text for text in texts if text]
-    assert abs(sum("red" in text for text in named) / len(named) - settings.caption_colour) < 0.04
+    assert abs(sum("red" in text for text in named) / len(named) - settings.caption_color) < 0.04
     assert abs(sum("parasol" in text for text in named) / len(named) - settings.caption_synonym) < 0.05
 
 

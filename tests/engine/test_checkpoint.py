@@ -29,7 +29,7 @@ class Run:
         self.module[2].bias.requires_grad_(False)
         self.module.to(memory_format=torch.channels_last)
         specs = {
-            "tower": GroupSpec(list(self.module[:2]), lr_factor=0.1, weight_decay=0.05),
+            "backbone": GroupSpec(list(self.module[:2]), lr_factor=0.1, weight_decay=0.05),
             "head": GroupSpec(list(self.module[2:])),
         }
         self.optimizer = build_optimizer(parameter_groups(self.module, specs), lr=0.01, betas=(0.8, 0.99))
@@ -423,7 +423,7 @@ def test_optimizer_of_another_build_is_refused(tmp_path):
     run.save(tmp_path)
     saved = checkpoint.read(tmp_path / "step-000001")
     other_groups = build_optimizer(parameter_groups(run.module, {"all": GroupSpec([run.module])}), lr=0.01)
-    with pytest.raises(ValueError, match=r"parameter groups .*\('tower', 1\).*\('all', 2\)"):
+    with pytest.raises(ValueError, match=r"parameter groups .*\('backbone', 1\).*\('all', 2\)"):
         checkpoint.restore(saved, module=run.module, optimizer=other_groups)
 
 

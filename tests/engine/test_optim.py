@@ -22,7 +22,7 @@ from ovd.engine.optim import (
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.tower = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.LayerNorm([4, 5, 6]))
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.LayerNorm([4, 5, 6]))
         self.head = nn.Linear(4, 2)
         self.one_output = nn.Linear(4, 1)
         self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
     def specs(self) -> dict[str, GroupSpec]:
         return {
-            "tower": GroupSpec([self.tower], lr_factor=0.1, weight_decay=0.05),
+            "backbone": GroupSpec([self.backbone], lr_factor=0.1, weight_decay=0.05),
             "rest": GroupSpec([self.head, self.one_output, self.gain, self.gate], weight_decay=0.02),
         }
 
@@ -41,8 +41,8 @@ def test_groups_split_by_decay_and_hold_each_parameter_once():
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     found = {group["name"]: {names[id(parameter)] for parameter in group["params"]} for group in groups}
     assert found == {
-        "tower": {"tower.0.weight"},
-        "tower/no_decay": {"tower.1.weight", "tower.1.bias", "tower.2.weight", "tower.2.bias"},
+        "backbone": {"backbone.0.weight"},
+        "backbone/no_decay": {"backbone.1.weight", "backbone.1.bias", "backbone.2.weight", "backbone.2.bias"},
         "rest": {"head.weight", "one_output.weight"},
         "rest/no_decay": {"head.bias", "one_output.bias", "gain", "gate"},
     }
@@ -52,7 +52,7 @@ def test_groups_split_by_decay_and_hold_each_parameter_once():
 
 def test_frozen_parameters_are_left_out():
     net = Net()
-    net.tower.requires_grad_(False)
+    net.backbone.requires_grad_(False)
     groups = parameter_groups(net, net.specs())
     assert [group["name"] for group in groups] == ["rest", "rest/no_decay"]
 

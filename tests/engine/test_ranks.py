@@ -15,14 +15,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ovd.build import load_detector, load_training_index, training_batches
+from ovd.build.data import load_training_index, training_batches
+from ovd.build.detector import load_detector
 from ovd.config import TrainConfig, parse_config
 from ovd.data.pairs import write_pair_shards
 from ovd.data.report import DataReport
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
-from ovd.run import pseudo_label_run, train_from_config
+from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.train import train_from_config
 from ovd.selftrain.pseudo_label import LabelOptions
 
 ROOT = Path(__file__).parents[2]

@@ -18,14 +18,18 @@ import yaml
 from safetensors.torch import load_file
 
 import ovd.engine.train
-from ovd.build import build_detector, build_schedule, load_detector, load_training_index, training_batches
+from ovd.build.data import load_training_index, training_batches
+from ovd.build.detector import build_detector, load_detector
+from ovd.build.training import build_schedule
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, parse_config
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
 from ovd.engine.train import build_groups
-from ovd.run import evaluate_run, replay_step, train_from_config
+from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.replay_step import replay_step
+from ovd.jobs.train import train_from_config
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -171,7 +175,7 @@ def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_wo
 
 
 def test_a_detector_is_refused_with_another_text_tower(reference, monkeypatch):
-    monkeypatch.setattr("ovd.build.text_tower_fingerprint", lambda clip: "another")
+    monkeypatch.setattr("ovd.build.detector.text_tower_fingerprint", lambda clip: "another")
     with pytest.raises(ValueError, match="another text tower"):
         load_detector(reference)
 
@@ -236,7 +240,7 @@ def test_every_parameter_learns_in_exactly_one_group(kind, miniature_world, tmp_
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in detector.parameters() if p.requires_grad)
     rates = {group["name"].split("/")[0]: group["lr_factor"] for group in groups}
-    assert rates["tower"] == 0.1
+    assert rates["backbone"] == 0.1
 
 
 def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path, miniature_world, monkeypatch, capsys):
@@ -284,7 +288,7 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
         )
         return detector
 
-    monkeypatch.setattr("ovd.run.build_detector", build)
+    monkeypatch.setattr("ovd.jobs.train.build_detector", build)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_from_config(make_config(whole, miniature_world), evaluate=False)
     one, other = (final_files(run)["model.safetensors"] for run in (whole, reference))

@@ -14,9 +14,9 @@ from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip, load_clip
+from ovd.model.backbone_convolution import TimmConvolutionBackbone
+from ovd.model.backbone_families import backbone_of
 from ovd.model.detector import Detector
-from ovd.model.tower_convolution import TimmConvolutionTower
-from ovd.model.towers import image_tower
 
 IMAGE_SIZES = [(96, 128), (64, 64), (160, 96)]
 
@@ -63,9 +63,9 @@ def resample_reference(dense: np.ndarray, dense_stride: int, stride: int, height
                 continue
             weights = []
             for position, size in ((y, dense.shape[2]), (x, dense.shape[3])):
-                centre = max((position + 0.5) * ratio - 0.5, 0.0)
-                low = min(math.floor(centre), size - 1)
-                weights.append(((low, 1 - (centre - low)), (min(low + 1, size - 1), centre - low)))
+                center = max((position + 0.5) * ratio - 0.5, 0.0)
+                low = min(math.floor(center), size - 1)
+                weights.append(((low, 1 - (center - low)), (min(low + 1, size - 1), center - low)))
             for row, row_weight in weights[0]:
                 for column, column_weight in weights[1]:
                     out[:, :, y, x] += row_weight * column_weight * dense[:, :, row, column]
@@ -79,7 +79,7 @@ def embeddings_reference(detector: Detector, clip: Clip, images: torch.Tensor) -
     levels = []
     for stride in detector.strides:
         height, width = (math.ceil(side / stride) for side in images.shape[-2:])
-        level = resample_reference(dense, detector.tower.strides[-1], stride, height, width)
+        level = resample_reference(dense, detector.backbone.strides[-1], stride, height, width)
         levels.append(level.reshape(*level.shape[:2], -1).transpose(0, 2, 1))
     return np.concatenate(levels, axis=1)
 
@@ -134,20 +134,20 @@ def test_argmax_class_inside_true_boxes_is_that_of_dense_clip(tiny_clip, gated):
 
 
 def test_mean_of_the_dense_feature_is_the_pooled_embedding(untrained_clip):
-    """Average pooling with no norm after it, as in the tiny tower: exact."""
+    """Average pooling with no norm after it, as in the tiny backbone: exact."""
     images = torch.randn(2, 3, 96, 160)
     with torch.no_grad():
-        dense = image_tower(untrained_clip.model.visual).dense(images)
+        dense = backbone_of(untrained_clip.model.visual).dense(images)
         pooled = untrained_clip.model.encode_image(images)
     torch.testing.assert_close(dense.mean((2, 3)), pooled, atol=1e-5, rtol=1e-4)
 
 
 def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(untrained_clip):
-    tower = TimmConvolutionTower(untrained_clip.model.visual)
+    backbone = TimmConvolutionBackbone(untrained_clip.model.visual)
     last = torch.randn(2, 256, 1, 1).relu()
     with torch.no_grad():
-        dense = tower.project_locations(last.expand(2, 256, 3, 5))
-        pooled = tower.projection(tower.trunk.forward_head(last))
+        dense = backbone.project_locations(last.expand(2, 256, 3, 5))
+        pooled = backbone.projection(backbone.trunk.forward_head(last))
     torch.testing.assert_close(dense, pooled[:, :, None, None].expand_as(dense))
 
 
@@ -167,6 +167,6 @@ def test_convnext_base_is_aligned_and_trains(convnext):
     difference = predictions.embeddings.detach().numpy() - embeddings_reference(detector, convnext, images)
     assert np.abs(difference).max() < 1e-5
     (predictions.embeddings[..., 0].sum() + predictions.boxes.mean() + predictions.quality.sum()).backward()
-    gradients = [p.grad for p in detector.tower.parameters() if p.grad is not None]
+    gradients = [p.grad for p in detector.backbone.parameters() if p.grad is not None]
     assert gradients
     assert all(torch.isfinite(gradient).all() for gradient in gradients)

@@ -46,7 +46,7 @@ def test_predictions_belong_to_the_points(detector, size):
     assert ((x0 < x) & (x < x1) & (y0 < y) & (y < y1)).all()
 
 
-def test_points_are_cell_centres_row_by_row():
+def test_points_are_cell_centers_row_by_row():
     points = make_points((16, 24), [8], torch.device("cpu"))
     assert points.centers.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
     assert points.strides.tolist() == [8] * 6
@@ -54,9 +54,9 @@ def test_points_are_cell_centres_row_by_row():
 
 def test_training_mode_leaves_the_tower_frozen_in_its_statistics(detector):
     detector.train()
-    before = {name: buffer.clone() for name, buffer in detector.tower.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in detector.backbone.named_buffers()}
     detector(images(2, 64, 64))
-    assert all(torch.equal(buffer, before[name]) for name, buffer in detector.tower.named_buffers())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in detector.backbone.named_buffers())
     assert detector.head.training
 
 
@@ -76,7 +76,7 @@ def test_every_parameter_of_a_trained_detector_gets_a_gradient(detector):
     learned = [(name, p) for name, p in detector.named_parameters() if p.requires_grad]
     assert [name for name, p in learned if p.grad is None or p.grad.abs().sum().item() == 0] == []
     frozen = {name for name, p in detector.named_parameters() if not p.requires_grad}
-    assert frozen <= {"tower.projection.proj.weight"}
+    assert frozen <= {"backbone.projection.proj.weight"}
 
 
 def test_the_learned_path_is_silent_at_first_and_learns_from_the_first_step():

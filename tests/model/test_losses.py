@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from ovd.model.assign import assign_fcos
-from ovd.model.losses import box_and_quality_losses, chunked_focal_loss, detection_losses, loss_normalisers
+from ovd.model.losses import box_and_quality_losses, chunked_focal_loss, detection_losses, loss_normalizers
 from ovd.model.similarity import cosine_logits, unit_embeddings
 from ovd.structures import Points, Predictions, Targets
 
@@ -311,7 +311,7 @@ def losses_of(
     class_mask: Tensor | None = None,
     class_mask_in_boxes: Tensor | None = None,
     names_only: Tensor | None = None,
-    normalisers: Tensor | None = None,
+    normalizers: Tensor | None = None,
     sizes: Tensor | None = None,
 ) -> dict:
     text = unit_embeddings(torch.randn(len(CLASS_ROWS), 16, generator=torch.Generator().manual_seed(2)))
@@ -322,8 +322,8 @@ def losses_of(
         class_mask = torch.ones(len(targets), len(CLASS_ROWS), dtype=torch.bool)
     if names_only is None:
         names_only = torch.zeros(len(targets), dtype=torch.bool)
-    if normalisers is None:
-        normalisers = loss_normalisers(assignment, targets, names_only=names_only, points=make_points())
+    if normalizers is None:
+        normalizers = loss_normalizers(assignment, targets, names_only=names_only, points=make_points())
     scale, bias = torch.tensor(10.0), torch.tensor(-2.0)
     losses = detection_losses(
         predictions,
@@ -335,11 +335,11 @@ def losses_of(
         class_mask_in_boxes=class_mask if class_mask_in_boxes is None else class_mask_in_boxes,
         names_only=names_only,
         points=make_points(),
-        normalisers=normalisers,
+        normalizers=normalizers,
         scale=scale,
         bias=bias,
     )
-    return {"losses": losses, "assignment": assignment, "text": text, "normalisers": normalisers}
+    return {"losses": losses, "assignment": assignment, "text": text, "normalizers": normalizers}
 
 
 def test_losses_of_a_batch_equal_loops_over_points() -> None:
@@ -405,7 +405,7 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole() -> None:
         row = slice(image, image + 1)
         part = Predictions(predictions.embeddings[row], predictions.boxes[row], predictions.quality[row])
         sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[row]
-        for name, loss in losses_of(part, (target,), normalisers=whole["normalisers"], sizes=sizes)["losses"].items():
+        for name, loss in losses_of(part, (target,), normalizers=whole["normalizers"], sizes=sizes)["losses"].items():
             total[name] += loss.item()
     for name, loss in whole["losses"].items():
         assert total[name] == pytest.approx(loss.item(), rel=1e-5)
@@ -479,7 +479,7 @@ def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone()
         class_mask_in_boxes=torch.ones(1, 4, dtype=torch.bool),
         names_only=torch.zeros(1, dtype=torch.bool),
         points=points,
-        normalisers=torch.ones(3),
+        normalizers=torch.ones(3),
         scale=torch.tensor(10.0),
         bias=torch.tensor(-2.0),
     )

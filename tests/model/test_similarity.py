@@ -13,7 +13,7 @@ def test_logits_are_scaled_cosines() -> None:
     assert cosine_logits(embeddings[:, :0], text, scale=1.0, bias=0.0).shape == (2, 0, 3)
 
 
-def test_half_precision_is_normalised_in_float32() -> None:
+def test_half_precision_is_normalized_in_float32() -> None:
     long = torch.full((1, 4), 300.0, dtype=torch.float16)  # its squared length, 360,000, is not a float16
     torch.testing.assert_close(unit_embeddings(long), torch.full((1, 4), 0.5))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.selftrain.filter import (
     Filters,
     best_of_group,

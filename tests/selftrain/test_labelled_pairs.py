@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.data.pairs import Pair, PairShards, write_pair_shards
 from ovd.selftrain.labelled_pairs import KeptLabels, LabelledPairs, limit_per_text
 from ovd.selftrain.labels import ShardLabels

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.shard_index import ShardIndex
 from ovd.selftrain.labels import (
@@ -60,10 +60,10 @@ def some_index(keys: tuple[str, ...]) -> ShardIndex:
     return ShardIndex(np.array([key.encode() for key in keys], np.bytes_), 1024 * offsets, 7 * offsets, 1 << 40)
 
 
-def write(path: Path, labels: ShardLabels, variants: np.ndarray | None = None, tower: str = "tower") -> str:
+def write(path: Path, labels: ShardLabels, variants: np.ndarray | None = None, text_tower: str = "tower") -> str:
     variants = some_variants() if variants is None else variants
     index = some_index(labels.keys)
-    return write_labels(path, labels, index=index, variants=variants, tower=tower, settings=SETTINGS)
+    return write_labels(path, labels, index=index, variants=variants, text_tower=text_tower, settings=SETTINGS)
 
 
 def assert_equal(one: ShardLabels, other: ShardLabels) -> None:
@@ -108,13 +108,13 @@ def test_other_readers_of_the_format_agree(tmp_path):
 
 def test_a_text_bank_opens_the_same_file(tmp_path):
     path, labels = tmp_path / "x.safetensors", some_labels(9)
-    write(path, labels, tower="tower of the student")
-    bank = TextBank(path, tower="tower of the student")
+    write(path, labels, text_tower="tower of the student")
+    bank = TextBank(path, text_tower="tower of the student")
     assert bank.names == labels.texts
     rows = bank.rows(np.repeat(np.arange(5), 3), np.tile(np.arange(3), 5))
     torch.testing.assert_close(rows, F.normalize(torch.from_numpy(some_variants()).float().view(15, 7), dim=-1))
     with pytest.raises(ValueError, match="another text tower"):
-        TextBank(path, tower="another")
+        TextBank(path, text_tower="another")
 
 
 def test_bytes_depend_on_the_content_alone(tmp_path):
@@ -190,7 +190,7 @@ def labelled(tmp_path):
     file.parent.mkdir()
     index = PairShards(folder).index("00001.tar")
     labels = replace(some_labels(3), keys=("3é", "4é", "5é"))
-    write_labels(file, labels, index=index, variants=some_variants(), tower="tower", settings=SETTINGS)
+    write_labels(file, labels, index=index, variants=some_variants(), text_tower="tower", settings=SETTINGS)
     entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][1]
     ledger = {"shard": {"file": "00001.tar", "sha256": entry["sha256"]}, "settings": {"text_tower": "tower"}}
     file.with_suffix(".json").write_text(json.dumps(ledger))
@@ -225,9 +225,9 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
     (folder / MANIFEST_NAME).unlink()  # nothing says what the shard should be
     assert len(open_labelled_shards(folder, [file])) == 3
     ledger.write_text(content)
-    assert len(open_labelled_shards(folder, [file], tower="tower")) == 3
+    assert len(open_labelled_shards(folder, [file], text_tower="tower")) == 3
     with pytest.raises(ValueError, match=r"00001\.safetensors was made with another text tower"):
-        open_labelled_shards(folder, [file], tower="another")
+        open_labelled_shards(folder, [file], text_tower="another")
     ledger.write_text(content[:-1])
     with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
         open_labelled_shards(folder, [file])
@@ -251,7 +251,7 @@ def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(lab
     other = file.with_name("00000.safetensors")
     labels = replace(some_labels(3), keys=("0é", "1é", "2é"))
     index = PairShards(folder).index("00000.tar")
-    write_labels(other, labels, index=index, variants=some_variants(), tower="tower", settings=SETTINGS)
+    write_labels(other, labels, index=index, variants=some_variants(), text_tower="tower", settings=SETTINGS)
     entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][0]
     prints = set()
     for threshold in (0.05, 0.3):

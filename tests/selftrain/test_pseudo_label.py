@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from ovd.build import TrainedDetector, build_detector
+from ovd.build.detector import TrainedDetector, build_detector
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import read_image
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
 from ovd.inference import DetectionOptions, detect_image
-from ovd.run import pseudo_label_run
+from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.selftrain.labels import TeacherBoxes, read_labels
 from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards, worker_of
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
@@ -207,7 +207,7 @@ def test_a_text_bank_reads_the_labels_and_its_rows_are_the_texts(tmp_path, tiny_
     folder = shard_folder(tmp_path / "pairs", some_pairs(6))
     texts = TextVariants(tiny_clip, ("{}", "a photo of {article} {}"))
     label_shards(folder, tmp_path / "out", FixedTeacher(), texts, LabelOptions("nouns"))
-    bank = TextBank(tmp_path / "out" / "00000.safetensors", tower=texts.tower)
+    bank = TextBank(tmp_path / "out" / "00000.safetensors", text_tower=texts.text_tower)
     assert bank.names == ("gear", "anchor", "umbrella")
     expected = encode_texts(tiny_clip, ["gear", "a photo of a gear", "umbrella", "a photo of an umbrella"])
     rows = bank.rows(np.array([0, 0, 2, 2]), np.array([0, 1, 0, 1]))
@@ -405,7 +405,7 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
     assert totals[0]["boxes"] > 13
     settings = ledger(tmp_path / "1")["settings"]
     assert "runs/fresh sha256" in settings["teacher"]
-    assert settings["text_tower"] == TextVariants(tiny_clip, None).tower
+    assert settings["text_tower"] == TextVariants(tiny_clip, None).text_tower
     labels = read_labels(tmp_path / "1" / "00000.safetensors")
     assert labels.reasons[2].startswith("F9 ")
     assert (labels.scores.values > 0.05).all()
@@ -446,7 +446,7 @@ KILLED_AND_RACED = """
 import hashlib, json, os, random, shutil, signal, sys, time, traceback
 from pathlib import Path
 import cv2, torch
-from ovd.build import build_detector
+from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig, parse_config
 from ovd.inference import DetectionOptions, prepare

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from ovd.data.annotations import Ragged
+from ovd.data.index import Ragged
 from ovd.data.pairs import Pair, PairShards, write_pair_shards
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.quality import QualityRow, TrueObjects, format_quality, measure_quality, read_true_objects
@@ -213,7 +213,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
         labels,
         index=PairShards(tmp_path / "pairs").index("00000.tar"),
         variants=np.zeros((2, 1, 4), dtype=np.float16),
-        tower="none",
+        text_tower="none",
         settings={},
     )
     shard = json.loads((tmp_path / "pairs" / "manifest.json").read_text())["shards"][0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ovd.data.world.build import pair_scene
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
-from ovd.selftrain.queries import caption_queries, ngram_queries, normalised, noun_queries, words_of
+from ovd.selftrain.queries import caption_queries, ngram_queries, normalized, noun_queries, words_of
 
 # Words that the rules know, beside any others.
 KNOWN_WORDS = (
@@ -21,7 +21,7 @@ captions = st.text(max_size=60) | st.lists(words, max_size=14).map(" ".join)
 @pytest.mark.parametrize("caption", ["", " \n\t ", "...", "—", "🎉 !", "' - '"])
 def test_a_caption_without_words_asks_for_nothing(caption):
     assert caption_queries(caption) == ngram_queries(caption) == noun_queries(caption) == ()
-    assert normalised(caption) == ""
+    assert normalized(caption) == ""
 
 
 def test_the_whole_caption_keeps_its_spelling():
@@ -111,13 +111,13 @@ def test_noun_phrases(caption, expected):
     ],
 )
 def test_plain_plurals(plurals, singulars):
-    assert normalised(plurals) == singulars
+    assert normalized(plurals) == singulars
     assert noun_queries(plurals.replace(" ", ", ")) == tuple(singulars.split())
 
 
 @pytest.mark.parametrize("word", ["glasses", "scissors", "cactus", "lens", "dress", "iris", "gas", "jeans", "boy's"])
 def test_words_that_only_look_like_plurals(word):
-    assert normalised(word) == word
+    assert normalized(word) == word
 
 
 def test_after_a_singular_article_nothing_is_made_singular():
@@ -128,20 +128,20 @@ def test_after_a_singular_article_nothing_is_made_singular():
 @given(captions)
 @settings(deadline=None)
 def test_queries_are_distinct_nonempty_words_of_the_caption(caption):
-    found_in = f" {normalised(caption)} "
+    found_in = f" {normalized(caption)} "
     for queries in (ngram_queries(caption), noun_queries(caption)):
         assert len(set(queries)) == len(queries)
         for query in queries:
             assert query
             assert query == " ".join(words_of(query))
-            assert f" {normalised(query)} " in found_in
+            assert f" {normalized(query)} " in found_in
 
 
 @given(captions)
 @settings(deadline=None)
-def test_normalising_twice_changes_nothing(caption):
-    assert normalised(normalised(caption)) == normalised(caption)
-    assert normalised(f" {caption.upper()}!") == normalised(caption.upper())
+def test_normalizing_twice_changes_nothing(caption):
+    assert normalized(normalized(caption)) == normalized(caption)
+    assert normalized(f" {caption.upper()}!") == normalized(caption.upper())
 
 
 def test_the_world_s_captions_ask_for_what_they_name():

@@ -30,8 +30,8 @@ def clip_with(**text) -> Clip:
 def places_computed(clip: Clip) -> list[int]:
     """Filled with the number of places of every batch that the text tower sees from now on."""
     lengths: list[int] = []
-    tower = getattr(clip.model, "text", clip.model)
-    tower.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    text_tower = getattr(clip.model, "text", clip.model)
+    text_tower.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
     return lengths
 
 

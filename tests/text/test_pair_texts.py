@@ -13,12 +13,12 @@ COUNTS = [np.array([4, 0]), np.arange(0), np.array([9, 12, 1])]
 """Pairs of each text: 16 in all for the cat of both banks, 9, 1 and, for the dog, none."""
 
 
-def bank(path, names: list[str], tower: str = "a tower", num_variants: int = 3) -> TextBank:
+def bank(path, names: list[str], text_tower: str = "a tower", num_variants: int = 3) -> TextBank:
     import json
 
     generator = np.random.default_rng(len(names))
     variants = generator.normal(size=(len(names), num_variants, 8)).astype(np.float16)
-    path.write_bytes(save({"variants": variants}, {"tower": tower, "names": json.dumps(names)}))
+    path.write_bytes(save({"variants": variants}, {"tower": text_tower, "names": json.dumps(names)}))
     return TextBank(path)
 
 
@@ -69,7 +69,7 @@ def test_noise_keeps_unit_length(banks):
 def test_banks_of_two_towers_are_refused(tmp_path, banks):
     with pytest.raises(ValueError, match="different text towers"):
         PairTexts(
-            [banks[0], bank(tmp_path / "3", ["x"], tower="another")],
+            [banks[0], bank(tmp_path / "3", ["x"], text_tower="another")],
             [np.ones(2, np.int64), np.ones(1, np.int64)],
             first_id=0,
         )

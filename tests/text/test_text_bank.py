@@ -108,7 +108,7 @@ def test_a_bank_that_does_not_name_its_text_tower_is_refused(tmp_path):
         TextBank(path)
 
 
-def test_class_rows_are_renormalised_means_over_templates(untrained_clip):
+def test_class_rows_are_renormalized_means_over_templates(untrained_clip):
     rows = encode_classes(untrained_clip, ["umbrella", "anchor"], TEMPLATES)
     for name, row in zip(("umbrella", "anchor"), rows, strict=True):
         mean = encode_texts(untrained_clip, [name, f"a photo of an {name}"]).mean(0)
@@ -211,7 +211,7 @@ def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny
 
 
 def test_a_bank_serves_any_vocabulary_it_holds(bank, untrained_clip):
-    chosen = TextBank(bank.path, tower=bank.tower, names=["anchor", "umbrella"])
+    chosen = TextBank(bank.path, text_tower=bank.text_tower, names=["anchor", "umbrella"])
     assert chosen.names == ("anchor", "umbrella")
     both = np.array([0, 1])
     assert torch.equal(chosen.rows(both, both), bank.rows(np.array([2, 0]), both))
@@ -221,7 +221,7 @@ def test_a_bank_of_other_classes_or_of_another_tower_is_refused(bank):
     with pytest.raises(ValueError, match=r"no variants of 2 classes \(gear, bow\)"):
         TextBank(bank.path, names=["gear", "anchor", "bow"])
     with pytest.raises(ValueError, match="another text tower"):
-        TextBank(bank.path, tower="0" * 64)
+        TextBank(bank.path, text_tower="0" * 64)
 
 
 def test_a_class_given_twice_is_refused(untrained_clip, tmp_path):

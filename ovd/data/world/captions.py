@@ -33,8 +33,8 @@ def caption(rng: np.random.Generator, objects: tuple[DrawnObject, ...], settings
         if count > 1:
             phrases.append(f"{COUNTS[count]} {pluralise(name)}")
             continue
-        if rng.random() < settings.caption_colour:
-            name = f"{next(item.colour for item in kept if item.glyph == glyph)} {name}"
+        if rng.random() < settings.caption_color:
+            name = f"{next(item.color for item in kept if item.glyph == glyph)} {name}"
         phrases.append(with_article(name) if rng.random() < 0.8 else name)
     if not phrases:
         return ""

@@ -37,7 +37,7 @@ class DrawnObject:
     glyph: int
     box: tuple[float, float, float, float]
     """xyxy in pixels, tight around its visible ink."""
-    colour: str
+    color: str
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Scene:
     """In the order asked for, less those for which there was no room."""
 
 
-def luminance(colour: np.ndarray) -> float:
-    """Rec. 601 luma of an RGB colour."""
-    return float(colour @ np.array([0.299, 0.587, 0.114]))
+def luminance(color: np.ndarray) -> float:
+    """Rec. 601 luma of an RGB color."""
+    return float(color @ np.array([0.299, 0.587, 0.114]))
 
 
 def draw_background(rng: np.random.Generator, size: int, style: Style) -> Float[np.ndarray, "H W 3"]:
-    """Smooth colour noise in three octaves around a random colour; optionally with a pattern over it."""
+    """Smooth color noise in three octaves around a random color; optionally with a pattern over it."""
     base = rng.uniform(30, 225, 3)
     image = np.broadcast_to(base, (size, size, 3)).astype(np.float32)
     for cells, amplitude in ((3, 26.0), (8, 14.0), (24, 9.0)):
@@ -69,8 +69,8 @@ def draw_background(rng: np.random.Generator, size: int, style: Style) -> Float[
     return image
 
 
-def contrasting_colour(rng: np.random.Generator, background: float) -> tuple[str, np.ndarray]:
-    """A named colour, jittered, whose luminance stands off from the background's."""
+def contrasting_color(rng: np.random.Generator, background: float) -> tuple[str, np.ndarray]:
+    """A named color, jittered, whose luminance stands off from the background's."""
     names = [n for n, rgb in COLOURS.items() if abs(luminance(np.array(rgb)) - background) >= MIN_LUMINANCE_CONTRAST]
     name = names[rng.integers(len(names))]
     return name, np.clip(np.array(COLOURS[name]) + rng.normal(0, 10, 3), 0, 255).astype(np.float32)
@@ -105,8 +105,8 @@ def warp_mask(
     return warped[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32) / 255.0
 
 
-def paint(image: np.ndarray, coverage: np.ndarray, x: int, y: int, colour: np.ndarray) -> None:
-    """Blend a colour (3,) or texture (h, w, 3) into the image, in place, clipped at the image's border."""
+def paint(image: np.ndarray, coverage: np.ndarray, x: int, y: int, color: np.ndarray) -> None:
+    """Blend a color (3,) or texture (h, w, 3) into the image, in place, clipped at the image's border."""
     height, width = coverage.shape
     y0, x0 = max(0, -y), max(0, -x)
     y1, x1 = min(height, image.shape[0] - y), min(width, image.shape[1] - x)
@@ -114,43 +114,43 @@ def paint(image: np.ndarray, coverage: np.ndarray, x: int, y: int, colour: np.nd
         return
     region = image[y + y0 : y + y1, x + x0 : x + x1]
     alpha = coverage[y0:y1, x0:x1, None]
-    paint_colour = colour[y0:y1, x0:x1] if colour.ndim == 3 else colour
-    region += alpha * (paint_colour - region)
+    paint_color = color[y0:y1, x0:x1] if color.ndim == 3 else color
+    region += alpha * (paint_color - region)
 
 
-def texture(rng: np.random.Generator, colour: np.ndarray, height: int, width: int) -> np.ndarray:
+def texture(rng: np.random.Generator, color: np.ndarray, height: int, width: int) -> np.ndarray:
     """Plain, or a gradient, or stripes of the colour."""
     kind = rng.random()
     if kind < 0.6:
-        return colour
+        return color
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     along = (x * np.cos(angle) + y * np.sin(angle)) / max(height, width)
     shade = (along - along.mean()) * 60 if kind < 0.85 else 18 * np.sin(along * rng.uniform(12, 30))
-    return np.clip(colour + shade[..., None], 0, 255).astype(np.float32)
+    return np.clip(color + shade[..., None], 0, 255).astype(np.float32)
 
 
 def draw_distractor(rng: np.random.Generator, image: np.ndarray) -> None:
-    """A scribble, a blob or a letter, in a muted colour."""
+    """A scribble, a blob or a letter, in a muted color."""
     size = image.shape[0]
     x, y = rng.integers(0, size, 2)
     local = image[max(0, y - 8) : y + 8, max(0, x - 8) : x + 8].mean((0, 1))
-    colour = np.clip(local + rng.normal(0, 45, 3), 0, 255).astype(np.float32)
+    color = np.clip(local + rng.normal(0, 45, 3), 0, 255).astype(np.float32)
     kind = rng.integers(3)
     if kind == 0:
         points = np.cumsum(rng.normal(0, size / 16, (6, 2)), 0) + np.array([x, y])
         layer = np.zeros(image.shape[:2], np.uint8)
         cv2.polylines(layer, [points.astype(np.int32)], False, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
-        paint(image, layer.astype(np.float32) / 255, 0, 0, colour)
+        paint(image, layer.astype(np.float32) / 255, 0, 0, color)
     elif kind == 1:
         layer = np.zeros(image.shape[:2], np.uint8)
         axes = (int(rng.integers(4, size // 8)), int(rng.integers(4, size // 8)))
         cv2.ellipse(layer, (int(x), int(y)), axes, float(rng.uniform(0, 180)), 0, 360, 255, -1, cv2.LINE_AA)
-        paint(image, layer.astype(np.float32) / 255, 0, 0, colour)
+        paint(image, layer.astype(np.float32) / 255, 0, 0, color)
     else:
         letter = DISTRACTOR_LETTERS[rng.integers(len(DISTRACTOR_LETTERS))]
         coverage = warp_mask(rng, mask_for_size(letter, 40), float(rng.uniform(16, 40)), Style())
-        paint(image, coverage * 0.8, int(x), int(y), colour)
+        paint(image, coverage * 0.8, int(x), int(y), color)
 
 
 def overlaps(box: tuple[float, ...], others: list[tuple[float, ...]]) -> bool:
@@ -177,12 +177,12 @@ def draw_scene(
     object_sizes_px: list[float],
     num_distractors: int,
     style: Style,
-    centred: bool = False,
+    centered: bool = False,
 ) -> Scene:
     """Draw the glyphs, in this order, at the given longest sides.
 
     An object for which no free place is found in 30 tries is left out.
-    `centred` puts every object in the middle (for a scene of one).
+    `centered` puts every object in the middle (for a scene of one).
     """
     table = load_glyphs()
     image = draw_background(rng, size_px, style)
@@ -195,24 +195,24 @@ def draw_scene(
         if min(height, width) < 3:
             continue
         for _ in range(PLACEMENT_TRIES):
-            x = (size_px - width) // 2 if centred else int(rng.integers(0, max(1, size_px - width + 1)))
-            y = (size_px - height) // 2 if centred else int(rng.integers(0, max(1, size_px - height + 1)))
+            x = (size_px - width) // 2 if centered else int(rng.integers(0, max(1, size_px - width + 1)))
+            y = (size_px - height) // 2 if centered else int(rng.integers(0, max(1, size_px - height + 1)))
             box = (float(x), float(y), float(min(x + width, size_px)), float(min(y + height, size_px)))
             if not overlaps(box, [other.box for other in objects]):
                 break
         else:
             continue
         around = image[max(0, y) : y + height, max(0, x) : x + width].mean((0, 1))
-        colour_name, colour = contrasting_colour(rng, luminance(around))
+        color_name, color = contrasting_color(rng, luminance(around))
         if rng.random() < style.shadow_probability:
             offset = max(1, int(0.06 * max(height, width)))
             soft = cv2.GaussianBlur(np.pad(coverage, offset), (0, 0), offset / 2)
             paint(image, 0.6 * soft, x, y, np.zeros(3, np.float32))
         if rng.random() < style.outline_probability:
             grown = cv2.dilate(np.pad(coverage, 1), np.ones((3, 3), np.uint8))
-            paint(image, grown, x - 1, y - 1, contrasting_colour(rng, luminance(colour))[1])
-        paint(image, coverage, x, y, texture(rng, colour, height, width))
-        objects.append(DrawnObject(glyph, box, colour_name))
+            paint(image, grown, x - 1, y - 1, contrasting_color(rng, luminance(color))[1])
+        paint(image, coverage, x, y, texture(rng, color, height, width))
+        objects.append(DrawnObject(glyph, box, color_name))
     if rng.random() < style.blur_probability:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 0.9)))
     noise = rng.standard_normal(image.shape, np.float32)

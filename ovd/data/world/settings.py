@@ -37,7 +37,7 @@ class Settings:
     image_size_px: int = 192
     """Square scenes: a detector step on two CPU cores takes a fraction of a second at this size."""
     object_size_px: tuple[int, int] = (20, 96)
-    """Longest side of an object, 1.25 to 6 times the tower's last stride of 16 px. LVIS objects span 0.015 to 0.73
+    """Longest side of an object, 1.25 to 6 times the backbone's last stride of 16 px. LVIS objects span 0.015 to 0.73
     of the image side (1st to 99th percentile); 20 to 96 of 192 px is 0.10 to 0.50."""
     size_skew: float = 1.4
     """Sizes are log-uniform to the power of this: small objects are more frequent, as in LVIS, where half of
@@ -77,7 +77,7 @@ class Settings:
     """Chance that a caption leaves an object out."""
     caption_synonym: float = 0.2
     """Chance that an object is called by a synonym, where it has one."""
-    caption_colour: float = 0.2
+    caption_color: float = 0.2
     """Chance that a colour is named."""
     caption_wrong_word: float = 0.03
     """Chance that an object is called by another class's name."""

@@ -72,7 +72,7 @@ def batch_of_step(
     return indices, torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def normalise(images: UInt8[Tensor, "B 3 H W"], clip: Clip) -> Float[Tensor, "B 3 H W"]:
+def normalize(images: UInt8[Tensor, "B 3 H W"], clip: Clip) -> Float[Tensor, "B 3 H W"]:
     """To CLIP's mean and spread."""
     mean = torch.tensor(clip.mean).view(3, 1, 1)
     std = torch.tensor(clip.std).view(3, 1, 1)
@@ -118,7 +118,7 @@ def pretrain(
             factor = learning_rate_factor(step, warmup_steps=warmup_steps, total_steps=steps, decay="cosine")
             set_learning_rate(optimizer, factor)
             indices, batch = batch_of_step(images, step=step, batch_size=batch_size, crop=crop, seed=seed)
-            pixels = normalise(batch, clip).contiguous(memory_format=memory_format(low_precision))
+            pixels = normalize(batch, clip).contiguous(memory_format=memory_format(low_precision))
             with autocast(device, low_precision):
                 image_embeddings = model.encode_image(pixels, normalize=True)
                 text_embeddings = model.encode_text(tokens[torch.from_numpy(indices)], normalize=True)
@@ -162,11 +162,11 @@ def zero_shot_accuracy(
                 object_sizes_px=[float(rng.uniform(48, 96))],
                 num_distractors=int(rng.integers(0, 3)),
                 style=settings.train_style,
-                centred=True,
+                centered=True,
             ).image
             for _ in range(per_class)
         ]
-        pixels = normalise(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2), clip)
+        pixels = normalize(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2), clip)
         image = clip.model.encode_image(pixels, normalize=True)
         accuracy[index] = (image @ text.T).argmax(1).eq(index).float().mean().item()
     return accuracy

@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ovd.boxes import side_distances
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.evaluation.report import ClassRow
 from ovd.evaluation.results import replacing
 from ovd.model.assign import assign_fcos
+from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector
 from ovd.model.gates import resample_dense
 from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits, unit_embeddings
-from ovd.model.tower import ImageTower
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress
 from ovd.structures import Points, Targets
@@ -53,8 +53,8 @@ class Figures:
     """The same for the detector's class embedding."""
     cosine: float
     """Between the detector's class embedding and CLIP's dense feature."""
-    tower_cosine: float
-    """Between the dense features of the detector's tower and of CLIP's: how far the tower drifted."""
+    backbone_cosine: float
+    """Between the dense features of the detector's backbone and of CLIP's: how far the backbone drifted."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Retention:
 @torch.no_grad()
 def measure_retention(
     detector: Detector,
-    clip_tower: ImageTower,
+    clip_backbone: Backbone,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
@@ -108,7 +108,7 @@ def measure_retention(
 
     Args:
         detector: in eval mode on its device.
-        clip_tower: CLIP's own, loaded anew, since training changes the modules that the detector was built from.
+        clip_backbone: CLIP's own, loaded anew, since training changes the modules that the detector was built from.
             Moved to the detector's device.
         text: one unit row per category of `index`, in its order.
         index: with its whole vocabulary.
@@ -122,10 +122,10 @@ def measure_retention(
     """
     if len(text) != len(index.categories):
         raise ValueError(f"{index.path} has {len(index.categories)} classes, but there are {len(text)} rows of text")
-    shared = next(clip_tower.parameters()) is next(detector.tower.parameters())
-    assert not shared, "the detector's own tower does not tell what CLIP was"
+    shared = next(clip_backbone.parameters()) is next(detector.backbone.parameters())
+    assert not shared, "the detector's own backbone does not tell what CLIP was"
     device = detector.threshold.device
-    clip_tower.to(device).to(memory_format=memory_format(low_precision))
+    clip_backbone.to(device).to(memory_format=memory_format(low_precision))
     text = text.to(device)
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
@@ -143,7 +143,7 @@ def measure_retention(
         num_without_point += sum(len(targets.boxes) for targets in batch.targets) - int(places.answers.sum())
         if len(places.classes) == 0:
             continue
-        values = _compare(detector, clip_tower, text, batch.images, places, low_precision=low_precision)
+        values = _compare(detector, clip_backbone, text, batch.images, places, low_precision=low_precision)
         at_boxes.add(places.classes[places.answers], values[places.answers])
         at_points.add(places.classes, values)
 
@@ -185,7 +185,7 @@ def format_retention(retention: Retention, average_precision: Mapping[Group, flo
     """
     lines = [
         f"Naming of true boxes among {retention.num_classes} classes (per cent right), CLIP before, detector after",
-        f"{'classes':<8}  {'boxes':>7}  before   after  change  cosine   tower      AP",
+        f"{'classes':<8}  {'boxes':>7}  before   after  change  cosine   backbone      AP",
     ]
     for item in retention.groups:
         figures = item.boxes
@@ -193,7 +193,7 @@ def format_retention(retention: Retention, average_precision: Mapping[Group, flo
         precision = f"{100 * average_precision[item.group]:6.2f}" if item.group in average_precision else f"{'-':>6}"
         lines.append(
             f"{item.group:<8}  {figures.count:>7}  {before:6.2f}  {after:6.2f}  {after - before:+6.2f}  "
-            f"{figures.cosine:6.3f}  {figures.tower_cosine:6.3f}  {precision}"
+            f"{figures.cosine:6.3f}  {figures.backbone_cosine:6.3f}  {precision}"
         )
     lines.append("")
     lines += [
@@ -203,7 +203,7 @@ def format_retention(retention: Retention, average_precision: Mapping[Group, flo
         if item.group in ("all", "rare")
     ]
     lines += [
-        "- cosine: the detector's class embedding with CLIP's dense feature; tower: its own dense feature with CLIP's",
+        "- cosine: the detector's class embedding with CLIP's dense feature; backbone: its own with CLIP's",
         f"- {retention.num_images} images; boxes left out, as no point answers for them: "
         f"{retention.num_boxes_without_point}",
     ]
@@ -264,7 +264,7 @@ def _places(points: Points, targets: tuple[Targets, ...], matched: Int[Tensor, "
 
 def _compare(
     detector: Detector,
-    clip_tower: ImageTower,
+    clip_backbone: Backbone,
     text: Float[Tensor, "C D"],
     images: UInt8[Tensor, "B 3 H W"],
     places: _Places,
@@ -274,8 +274,8 @@ def _compare(
     """At each place what `Figures` is the mean of, in its order."""
     pixels = ((images.float() - detector.mean) / detector.std).contiguous(memory_format=memory_format(low_precision))
 
-    def dense(tower: ImageTower) -> Float[Tensor, "N D"]:
-        feature, stride = tower.dense(pixels), tower.strides[-1]
+    def dense(backbone: Backbone) -> Float[Tensor, "N D"]:
+        feature, stride = backbone.dense(pixels), backbone.strides[-1]
         levels = [
             resample_dense(feature, stride, (-(-images.shape[-2] // level), -(-images.shape[-1] // level)), level)
             for level in detector.strides
@@ -283,14 +283,14 @@ def _compare(
         return torch.cat([level.flatten(2) for level in levels], dim=2)[places.images, :, places.points]
 
     with autocast(images.device, low_precision):
-        before, tower = dense(clip_tower), dense(detector.tower)
+        before, backbone = dense(clip_backbone), dense(detector.backbone)
         after = unit_embeddings(detector(images).embeddings[places.images, places.points])
     return torch.stack(
         [
             (_nearest(before, text) == places.classes).float(),
             (_nearest(after, text) == places.classes).float(),
             (after * before).sum(dim=1),
-            (tower * before).sum(dim=1),
+            (backbone * before).sum(dim=1),
         ],
         dim=1,
     )

@@ -1,10 +1,10 @@
-"""Measure how well a CLIP tower's dense feature agrees with its pooled embedding; needs real weights.
+"""Measure how well a CLIP backbone's dense feature agrees with its pooled embedding; needs real weights.
 
-    python tools/check_tower.py RN50-quickgelu --weights openai --images data/coco/val2017 --count 200
-    python tools/check_tower.py tiny --images data/world/KEY/images/val2017
+    python tools/check_backbone.py RN50-quickgelu --weights openai --images data/coco/val2017 --count 200
+    python tools/check_backbone.py tiny --images data/world/KEY/images/val2017
 
-For each image, resized to the tower's own size: the cosine between the pooled embedding and the mean over locations of
-the dense feature, and that of two different images' pooled embeddings for comparison. At random weights both say
+For each image, resized to the backbone's own size: the cosine between the pooled embedding and the mean over locations
+of the dense feature, and that of two different images' pooled embeddings for comparison. At random weights both say
 nothing.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ovd.cli import run_tool
 from ovd.clip.load import load_clip
 from ovd.data.images import read_image
-from ovd.model.towers import image_tower
+from ovd.model.backbone_families import backbone_of
 from ovd.progress import progress
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         mean=arguments.mean and tuple(arguments.mean),
         std=arguments.std and tuple(arguments.std),
     )
-    tower = image_tower(clip.model.visual).eval()
+    backbone = backbone_of(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
     files = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -53,8 +53,8 @@ def main() -> None:
         pixels = Image.fromarray(read_image(path)).resize((width, height), Image.Resampling.BICUBIC)
         image = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).view(height, width, 3)
         batch = ((image.permute(2, 0, 1) / 255 - mean) / std)[None]
-        pooled.append(F.normalize(tower.encode(batch)[0], dim=0))
-        dense.append(F.normalize(tower.dense(batch).mean((2, 3))[0], dim=0))
+        pooled.append(F.normalize(backbone.encode(batch)[0], dim=0))
+        dense.append(F.normalize(backbone.dense(batch).mean((2, 3))[0], dim=0))
     ours, own = torch.stack(dense), torch.stack(pooled)
     same = (ours * own).sum(1)
     other = (own * own.roll(1, 0)).sum(1)

@@ -1,4 +1,4 @@
-"""Every family of image towers against open_clip's own modules, at random weights.
+"""Every family of backbones against open_clip's own modules, at random weights.
 
 The reference is the library's own model, given the image size the library's own way. The dense feature is worked out
 from its weights by the formula of the family, on the tokens or the map that a hook catches.
@@ -13,11 +13,11 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, _build_vision_towe
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.model.backbone_convolution import TimmConvolutionBackbone
+from ovd.model.backbone_families import backbone_of
+from ovd.model.backbone_transformer import TransformerBackbone, join_windows, split_windows
 from ovd.model.detector import Detector
 from ovd.model.gates import resample_dense
-from ovd.model.tower_convolution import TimmConvolutionTower
-from ovd.model.tower_transformer import TransformerTower, join_windows, split_windows
-from ovd.model.towers import image_tower
 
 DIM = 64
 """Of the text space, where a family lets one choose."""
@@ -157,11 +157,11 @@ def over_locations(pool, last: Tensor) -> Tensor:
 
 
 def test_dense_feature_is_the_families_formula_on_the_librarys_own_features(visual, family):
-    tower = image_tower(copy.deepcopy(visual))
+    backbone = backbone_of(copy.deepcopy(visual))
     for size in sizes(family):
         images = images_of(*size)
         with torch.no_grad():
-            dense = tower.dense(images)
+            dense = backbone.dense(images)
         expected = dense_reference(visual, family, images)
         assert dense.shape == expected.shape
         torch.testing.assert_close(dense, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
@@ -172,7 +172,7 @@ def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, 
     torch.manual_seed(1)
     text_dim = dense_reference(visual, family, images_of(*sizes(family)[0])).shape[1]
     detector = Detector(
-        image_tower(copy.deepcopy(visual)), text_dim=text_dim,
+        backbone_of(copy.deepcopy(visual)), text_dim=text_dim,
         mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), logit_scale=10.0, channels=32, num_convs=1,
         shortcuts=frozenset({"pyramid", "head"}), per_channel_gates=True, filter_size=3,
     ).train()  # fmt: skip
@@ -182,7 +182,7 @@ def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, 
         images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
         dense = dense_reference(visual, family, (images / 255 - 0.5) / 0.25)
         levels = [
-            resample_dense(dense, detector.tower.strides[-1], (-(-height // s), -(-width // s)), s).flatten(2)
+            resample_dense(dense, detector.backbone.strides[-1], (-(-height // s), -(-width // s)), s).flatten(2)
             for s in detector.strides
         ]
         with torch.no_grad():
@@ -193,22 +193,22 @@ def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, 
 
 
 def test_pooling_the_whole_map_gives_the_librarys_embedding(visual, family):
-    tower = image_tower(copy.deepcopy(visual))
+    backbone = backbone_of(copy.deepcopy(visual))
     for size in sizes(family):
         if family == "clip_resnet" and size[0] != size[1]:
             continue  # the library takes CLIP's ResNets on their native size alone
         images = images_of(*size)
         with torch.no_grad():
             expected = resized(visual, family, size)(images)
-            pooled = tower.encode(images)
+            pooled = backbone.encode(images)
         torch.testing.assert_close(pooled, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-4)
 
 
 def test_mean_of_the_dense_feature_is_the_pooled_embedding_where_clip_takes_the_mean(visual, family):
-    tower = image_tower(copy.deepcopy(visual))
+    backbone = backbone_of(copy.deepcopy(visual))
     images = images_of(*sizes(family)[1])
     with torch.no_grad():
-        mean, pooled = tower.dense(images).mean((2, 3)), tower.encode(images)
+        mean, pooled = backbone.dense(images).mean((2, 3)), backbone.encode(images)
     if family in AVERAGE_POOLING:
         torch.testing.assert_close(mean, pooled, atol=1e-5, rtol=1e-4)
     else:
@@ -220,13 +220,13 @@ def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(visua
     model = copy.deepcopy(visual)
     if family == "clip_resnet":
         nn.init.zeros_(model.attnpool.positional_embedding)
-    tower = image_tower(model)
-    side = FAMILIES[family]["image_size"] // tower.strides[-1]
+    backbone = backbone_of(model)
+    side = FAMILIES[family]["image_size"] // backbone.strides[-1]
     generator = torch.Generator().manual_seed(5)
-    channels = model.trunk.num_features if isinstance(tower, TimmConvolutionTower) else tower.channels[-1]
+    channels = model.trunk.num_features if isinstance(backbone, TimmConvolutionBackbone) else backbone.channels[-1]
     constant = torch.randn(2, channels, 1, 1, generator=generator)
     with torch.no_grad():
-        dense = tower.project_locations(constant.expand(-1, -1, side, side))
+        dense = backbone.project_locations(constant.expand(-1, -1, side, side))
         tokens = constant.flatten(1)[:, None].expand(-1, side**2 + 1, -1)
         if family == "clip_resnet":
             pooled = model.attnpool(constant.expand(-1, -1, side, side))
@@ -243,22 +243,22 @@ def test_spatially_constant_last_map_gives_the_pooled_embedding_everywhere(visua
 
 
 def test_one_image_equals_the_same_image_in_a_batch(visual, family):
-    tower = image_tower(copy.deepcopy(visual))
+    backbone = backbone_of(copy.deepcopy(visual))
     images = images_of(*sizes(family)[1], batch=2)
     with torch.no_grad():
-        together, alone = tower(images), tower(images[1:])
-        dense = [tower.project_locations(output.last) for output in (together, alone)]
+        together, alone = backbone(images), backbone(images[1:])
+        dense = [backbone.project_locations(output.last) for output in (together, alone)]
     torch.testing.assert_close(dense[0][1:], dense[1], atol=1e-5, rtol=1e-3)
-    for one, other in zip(together.maps, alone.maps, strict=True):
+    for one, other in zip(together.features, alone.features, strict=True):
         torch.testing.assert_close(one[1:], other, atol=1e-4, rtol=1e-3)
 
 
 def test_layers_and_projection_hold_every_parameter_once(visual, family):
-    tower = image_tower(copy.deepcopy(visual))
-    layers, projection = tower.layers(), tower.projection_parameters()
+    backbone = backbone_of(copy.deepcopy(visual))
+    layers, projection = backbone.layers(), backbone.projection_parameters()
     listed = [id(parameter) for layer in (*layers, projection) for parameter in layer]
     assert len(listed) == len(set(listed))
-    assert set(listed) == {id(parameter) for parameter in tower.parameters()}
+    assert set(listed) == {id(parameter) for parameter in backbone.parameters()}
     assert len(layers) >= 3
     assert all(layers)
 
@@ -266,13 +266,13 @@ def test_layers_and_projection_hold_every_parameter_once(visual, family):
 def test_recomputed_activations_give_the_same_gradients(visual, family):
     images, gradients = images_of(*sizes(family)[1]), []
     for recomputes in (False, True):
-        tower = image_tower(copy.deepcopy(visual))
+        backbone = backbone_of(copy.deepcopy(visual))
         if recomputes:
-            tower.checkpoint_activations()
-        output = tower(images)
-        outputs = (tower.project_locations(output.last), *output.maps)
+            backbone.checkpoint_activations()
+        output = backbone(images)
+        outputs = (backbone.project_locations(output.last), *output.features)
         torch.stack([values.square().mean() for values in outputs]).sum().backward()
-        gradients.append({name: p.grad for name, p in tower.named_parameters() if p.grad is not None})
+        gradients.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert len(gradients[0]) > 10
     for name, gradient in gradients[0].items():
@@ -281,18 +281,18 @@ def test_recomputed_activations_give_the_same_gradients(visual, family):
 
 
 def test_stochastic_depth_acts_in_training_only(visual, family):
-    tower = image_tower(copy.deepcopy(visual))
+    backbone = backbone_of(copy.deepcopy(visual))
     if family == "clip_resnet":
         with pytest.raises(ValueError, match="no stochastic depth"):
-            tower.set_drop_path(0.5)
+            backbone.set_drop_path(0.5)
         return
     images = images_of(*sizes(family)[1])
     with torch.no_grad():
-        before = tower.dense(images)
-        tower.set_drop_path(0.9)
-        assert torch.equal(tower.eval().dense(images), before)
+        before = backbone.dense(images)
+        backbone.set_drop_path(0.9)
+        assert torch.equal(backbone.eval().dense(images), before)
         torch.manual_seed(0)
-        dropped = tower.train().dense(images)
+        dropped = backbone.train().dense(images)
     assert (dropped - before).abs().max() > 1e-3
 
 
@@ -303,10 +303,10 @@ def test_one_window_as_large_as_the_image_changes_nothing(name):
     side = FAMILIES[name]["image_size"]
     images = images_of(side, side)
     with torch.no_grad():
-        plain = image_tower(copy.deepcopy(model)).dense(images)
-        windowed = image_tower(copy.deepcopy(model), window=side // 16).dense(images)
+        plain = backbone_of(copy.deepcopy(model)).dense(images)
+        windowed = backbone_of(copy.deepcopy(model), window=side // 16).dense(images)
         torch.testing.assert_close(windowed, plain, atol=1e-5, rtol=1e-4)
-        smaller = image_tower(copy.deepcopy(model), window=3, global_blocks=1).dense(images)
+        smaller = backbone_of(copy.deepcopy(model), window=3, global_blocks=1).dense(images)
     assert (smaller - plain).abs().max() > 1e-3
 
 
@@ -315,18 +315,18 @@ def test_one_window_as_large_as_the_image_changes_nothing(name):
 def test_a_block_that_attends_to_all_is_among_those_before_the_dense_feature(name, num_global):
     torch.manual_seed(0)
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[name])).eval()
-    tower = image_tower(model, window=2, global_blocks=num_global)
-    assert isinstance(tower, TransformerTower)
+    backbone = backbone_of(model, window=2, global_blocks=num_global)
+    assert isinstance(backbone, TransformerBackbone)
     whole = []
 
     def run_block(block, tokens, rotary):
-        whole.append(tokens.shape[1] > 4 + tower.num_prefix)
-        return type(tower).run_block(tower, block, tokens, rotary)
+        whole.append(tokens.shape[1] > 4 + backbone.num_prefix)
+        return type(backbone).run_block(backbone, block, tokens, rotary)
 
-    tower.run_block = run_block  # type: ignore[method-assign]
+    backbone.run_block = run_block  # type: ignore[method-assign]
     with torch.no_grad():
-        tower(images_of(96, 96))
-    num_before = len(tower._blocks) - tower.takes_class_token
+        backbone(images_of(96, 96))
+    num_before = len(backbone._blocks) - backbone.takes_class_token
     assert sum(whole[:num_before]) == num_global
     assert whole[num_before - 1] == bool(num_global)
 
@@ -335,14 +335,14 @@ def test_windows_keep_what_lies_elsewhere_out():
     """Without blocks that attend to all, a patch far away changes nothing but through the class token."""
     torch.manual_seed(0)
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["vit"])).eval()
-    tower = image_tower(model, window=2)
-    assert isinstance(tower, TransformerTower)
-    tower._blocks = tower._blocks[:1] + tower._blocks[-1:]
+    backbone = backbone_of(model, window=2)
+    assert isinstance(backbone, TransformerBackbone)
+    backbone._blocks = backbone._blocks[:1] + backbone._blocks[-1:]
     images = images_of(96, 96)
     changed = images.clone()
     changed[:, :, 64:, 64:] = 0
     with torch.no_grad():
-        difference = (tower.dense(images) - tower.dense(changed)).abs().amax(dim=(0, 1))
+        difference = (backbone.dense(images) - backbone.dense(changed)).abs().amax(dim=(0, 1))
     assert (difference > 1e-4).float().sum() == 4
     assert (difference[4:, 4:] > 1e-4).all()
 
@@ -357,8 +357,8 @@ def test_windows_are_joined_as_they_were_split(grid):
 
 
 def test_unknown_towers_are_refused():
-    with pytest.raises(ValueError, match="Linear is not a supported image tower"):
-        image_tower(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="Linear is not a supported backbone"):
+        backbone_of(nn.Linear(1, 1))
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["convnext"]))
     with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
-        image_tower(model, window=7)
+        backbone_of(model, window=7)

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovd.build import find_checkpoint, load_detector, load_validation_index
+from ovd.build.data import load_validation_index
+from ovd.build.detector import find_checkpoint, load_detector
 from ovd.config import TrainConfig
-from ovd.data.annotations import AnnotationIndex
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.evaluation.results import replacing
-from ovd.run import check_same_run, evaluate_run, train_from_config
+from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.train import check_same_run, train_from_config
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 

@@ -10,10 +10,12 @@ from PIL import Image
 from small_detector import build_detector
 from torch.nn import functional as F
 
-from ovd.data.annotations import AnnotationIndex, load_annotations
+from ovd.data.annotations import load_annotations
 from ovd.data.images import decode_image
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.engine.retention import (
+from ovd.evaluation.lvis import LVISEvaluator
+from ovd.evaluation.naming import (
     GroupRetention,
     Retention,
     answering_points,
@@ -22,11 +24,10 @@ from ovd.engine.retention import (
     measure_retention,
     write_retention,
 )
-from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.report import ClassRow
+from ovd.model.backbone_families import backbone_of
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
-from ovd.model.towers import image_tower
 from ovd.structures import Detections, Points
 from ovd.text.encoder import encode_classes
 
@@ -39,9 +40,9 @@ def build(clip, *, gated: bool) -> Detector:
 
 
 def trained(clip) -> Detector:
-    """As if trained: the tower has drifted and the learned path is heard."""
+    """As if trained: the backbone has drifted and the learned path is heard."""
     detector = build(clip, gated=True)
-    for parameter in detector.tower.parameters():
+    for parameter in detector.backbone.parameters():
         parameter.data *= 1 + 0.05 * torch.randn_like(parameter)
     for module in detector.modules():
         if isinstance(module, GatedProjection):
@@ -53,7 +54,7 @@ def trained(clip) -> Detector:
 
 def measure(detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, **options) -> Retention:
     defaults = {"size": SIZE, "batch_size": 4, "num_workers": 0, "low_precision": False, "max_images": NUM_IMAGES}
-    return measure_retention(detector, image_tower(clip.model.visual), text, index, **{**defaults, **options})
+    return measure_retention(detector, backbone_of(clip.model.visual), text, index, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     """CLIP's dense feature is what a fresh gated detector predicts; that it is, test_alignment.py shows."""
     detector, clip = trained(tiny_clip), build(tiny_clip, gated=True)
     drifted = build(tiny_clip, gated=True)
-    drifted.tower.load_state_dict(detector.tower.state_dict())
+    drifted.backbone.load_state_dict(detector.backbone.state_dict())
     rows: list[list[float]] = []
     point_rows: list[list[float]] = []
     frequencies, num_without = [], 0
@@ -130,9 +131,9 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         assert pixels.shape == (192, 192, 3)
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         with torch.no_grad():
-            before, tower, after = (F.normalize(d(images).embeddings[0], dim=1) for d in (clip, drifted, detector))
+            before, backbone, after = (F.normalize(d(images).embeddings[0], dim=1) for d in (clip, drifted, detector))
         named = [(feature @ text.T).argmax(dim=1).tolist() for feature in (before, after)]
-        cosines = [(feature * before).sum(dim=1).tolist() for feature in (after, tower)]
+        cosines = [(feature * before).sum(dim=1).tolist() for feature in (after, backbone)]
         points = detector.points(images)
         strides = points.strides.tolist()
         for box, cls, answer in zip(
@@ -159,15 +160,15 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         chosen = np.array([row for row, letter in zip(rows, frequencies, strict=True) if letter in letters])
         figures = found[group].boxes
         assert figures.count == len(chosen)
-        values = (figures.naming_before, figures.naming_after, figures.cosine, figures.tower_cosine)
+        values = (figures.naming_before, figures.naming_after, figures.cosine, figures.backbone_cosine)
         np.testing.assert_allclose(values, chosen.mean(axis=0), atol=1e-4)
     figures = found["all"].points
     assert figures.count == len(point_rows)
-    values = (figures.naming_before, figures.naming_after, figures.cosine, figures.tower_cosine)
+    values = (figures.naming_before, figures.naming_after, figures.cosine, figures.backbone_cosine)
     np.testing.assert_allclose(values, np.mean(point_rows, axis=0), atol=1e-4)
     all_boxes = found["all"].boxes
     assert all_boxes.naming_before != all_boxes.naming_after
-    assert 0.2 < all_boxes.cosine < all_boxes.tower_cosine < 0.99
+    assert 0.2 < all_boxes.cosine < all_boxes.backbone_cosine < 0.99
 
 
 def test_a_fresh_gated_detector_has_kept_everything(tiny_clip, index, text):
@@ -177,7 +178,7 @@ def test_a_fresh_gated_detector_has_kept_everything(tiny_clip, index, text):
         for figures in (item.boxes, item.points):
             assert figures.naming_after == figures.naming_before
             assert figures.cosine == pytest.approx(1, abs=1e-5)
-            assert figures.tower_cosine == pytest.approx(1, abs=1e-5)
+            assert figures.backbone_cosine == pytest.approx(1, abs=1e-5)
     assert by_group(retention)["all"].boxes.naming_before > 0.15
 
 
@@ -187,7 +188,7 @@ def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, t
     assert figures.naming_before > 0.15
     assert figures.naming_after < 0.03  # chance is 1 in 287
     assert abs(figures.cosine) < 0.2
-    assert figures.tower_cosine == pytest.approx(1, abs=1e-5)
+    assert figures.backbone_cosine == pytest.approx(1, abs=1e-5)
 
 
 def test_the_batch_size_and_workers_do_not_matter(tiny_clip, index, text):
@@ -225,10 +226,10 @@ def test_faulty_calls_are_refused(tiny_clip, odd_images):
     detector = build(tiny_clip, gated=True)
     with pytest.raises(ValueError, match=r"coco\.json has 3 classes, but there are 2 rows of text"):
         measure(detector, tiny_clip, torch.ones(2, 256), odd_images)
-    with pytest.raises(AssertionError, match="own tower"):
+    with pytest.raises(AssertionError, match="own backbone"):
         measure_retention(
             detector,
-            detector.tower,
+            detector.backbone,
             torch.ones(3, 256),
             odd_images,
             size=64,
@@ -289,7 +290,7 @@ def test_report(tiny_clip, index, text, tmp_path):
     before, after = 100 * rare.naming_before, 100 * rare.naming_after
     assert lines["rare"] == [
         "rare", f"{rare.count}", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}",
-        f"{rare.cosine:.3f}", f"{rare.tower_cosine:.3f}", "12.34",
+        f"{rare.cosine:.3f}", f"{rare.backbone_cosine:.3f}", "12.34",
     ]  # fmt: skip
     assert lines["base"][-1] == "-"
     assert len(lines["classes"]) == len(lines["rare"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovd.clip.canonical import canonical_projections, participation_ratio
+from ovd.tiny_clip.canonical import canonical_projections, participation_ratio
 
 
 def paired_features(num_pairs: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.clip.canonical import participation_ratio
 from ovd.clip.load import Clip
 from ovd.data.world.captions import caption
 from ovd.data.world.scene import draw_scene
 from ovd.data.world.settings import Settings
-from ovd.engine.pretrain import normalise
-from ovd.engine.respread import pair_features, respread
+from ovd.tiny_clip.canonical import participation_ratio
+from ovd.tiny_clip.pretrain import normalize
+from ovd.tiny_clip.respread import pair_features, respread
 
 NUM_PAIRS = 640
 
@@ -31,7 +31,7 @@ def pairs() -> tuple[np.ndarray, list[str]]:
             object_sizes_px=[80.0],
             num_distractors=0,
             style=settings.train_style,
-            centred=True,
+            centered=True,
         )
         text = caption(rng, scene.objects, settings)
         if text:
@@ -45,14 +45,14 @@ def test_features_are_those_before_the_projections(untrained_clip, pairs):
     features = pair_features(untrained_clip, images, captions, crop=96, low_precision=False)
     model = untrained_clip.model
     with torch.no_grad():
-        pixels = normalise(torch.from_numpy(images[:, 8:104, 8:104]).permute(0, 3, 1, 2), untrained_clip)
+        pixels = normalize(torch.from_numpy(images[:, 8:104, 8:104]).permute(0, 3, 1, 2), untrained_clip)
         torch.testing.assert_close(model.visual.head(features.images), model.encode_image(pixels))
         expected = model.encode_text(untrained_clip.tokenizer(captions))
         torch.testing.assert_close(features.texts @ model.text_projection, expected)
 
 
 def test_respread_widens_a_collapsed_space_and_keeps_pairs_together(tiny_clip, pairs):
-    """Images and captions are projected into five dimensions; what the towers know brings the others back."""
+    """Images and captions are projected into five dimensions; what the backbones know brings the others back."""
     collapsed = Clip(copy.deepcopy(tiny_clip.model), tiny_clip.tokenizer, tiny_clip.mean, tiny_clip.std, tiny_clip.dim)
     model = collapsed.model
     with torch.no_grad():

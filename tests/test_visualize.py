@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from ovd.structures import Detections
-from ovd.visualise import choose_shown, draw_detections, grid
+from ovd.visualize import choose_shown, draw_detections, grid
 
 FOUND = Detections(
     boxes=torch.tensor([[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 20, 90, 60], [0.0, 0, 5, 5]]),
@@ -37,5 +37,5 @@ def test_grids_hold_every_picture():
     pictures = [draw_detections(np.full((400, 500, 3), value, np.uint8), NOTHING, []) for value in (10, 20, 30)]
     pixels = np.asarray(grid(pictures, columns=2))
     assert pixels.shape == (2 * 406, 2 * 506, 3)
-    centres = [(203 + 406 * row, 253 + 506 * column) for row, column in ((0, 0), (0, 1), (1, 0))]
-    assert [int(pixels[centre][0]) for centre in centres] == [10, 20, 30]
+    centers = [(203 + 406 * row, 253 + 506 * column) for row, column in ((0, 0), (0, 1), (1, 0))]
+    assert [int(pixels[center][0]) for center in centers] == [10, 20, 30]

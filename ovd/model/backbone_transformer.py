@@ -1,4 +1,4 @@
-"""Vision transformers as image towers: open_clip's own (ViT-B/16, ViT-L/14) and timm's (SigLIP, SigLIP 2, EVA02)."""
+"""Vision transformers as backbones: open_clip's own (ViT-B/16, ViT-L/14) and timm's (SigLIP, SigLIP 2, EVA02)."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ovd.model.tower import ImageTower, TowerOutput, timm_layers
+from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
 
 LOCATIONS_AT_A_TIME = 2**15
 """Sequences in one attention call: CUDA's kernels take fewer than 65,536."""
 
 
-class TransformerTower(ImageTower):
+class TransformerBackbone(Backbone):
     """A vision transformer, plain: one map, of the stride of its patches.
 
     The dense feature sends every location of the last map through what is left of CLIP, as a sequence of its own: its
@@ -72,11 +72,11 @@ class TransformerTower(ImageTower):
     def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
         """The embedding from all tokens after the last block."""
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
         grid = self._grid(images)
         tokens = self._run(self.embed(images, grid), grid, len(self._blocks) - self.takes_class_token)
         last = tokens[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
-        return TowerOutput((last,), last)
+        return BackboneOutput((last,), last)
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape
@@ -159,7 +159,7 @@ def join_windows(
     return torch.cat([prefix, patches.flatten(1, 2)], dim=1)
 
 
-class OpenClipTransformerTower(TransformerTower):
+class OpenClipTransformerBackbone(TransformerBackbone):
     """open_clip's own vision transformer."""
 
     num_prefix = 1
@@ -216,7 +216,7 @@ class OpenClipTransformerTower(TransformerTower):
         return [*last, *pool, *visual.ln_post.parameters(), *([] if visual.proj is None else [visual.proj])]
 
 
-class TimmTransformerTower(TransformerTower):
+class TimmTransformerBackbone(TransformerBackbone):
     """timm's VisionTransformer (SigLIP, SigLIP 2) and Eva (EVA02) in an open_clip model."""
 
     def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):

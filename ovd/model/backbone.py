@@ -1,6 +1,7 @@
-"""The image tower: CLIP's own, giving multi-scale maps and a text-aligned feature at every location.
+"""The backbone: CLIP's own, giving multi-scale features and a text-aligned feature at every location.
 
-The families are in tower_convolution.py and tower_transformer.py; `towers.image_tower` picks by the model's type.
+The families are in backbone_convolution.py and backbone_transformer.py; `backbone_families.backbone_of` picks by the
+model's type.
 """
 
 from abc import ABC, abstractmethod
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class TowerOutput:
-    maps: tuple[Float[Tensor, "B ..."], ...]
+class BackboneOutput:
+    features: tuple[Float[Tensor, "B ..."], ...]
     """B x C_i x h_i x w_i, finest first: what the learned path sees."""
     last: Float[Tensor, "B C h w"]
     """What CLIP's own pooling and projection start from, of the last map's stride."""
 
 
-class ImageTower(nn.Module, ABC):
+class Backbone(nn.Module, ABC):
     """CLIP's image side, cut in two: what makes the last map, and what pools and projects it.
 
     Three things hold of every family. The dense feature is what CLIP's own path makes of one location, as if there were
@@ -33,16 +34,16 @@ class ImageTower(nn.Module, ABC):
     """
 
     channels: tuple[int, ...]
-    """Of the maps, finest first."""
+    """Of the features, finest first."""
     strides: tuple[int, ...]
-    """Of the maps, finest first. The dense feature has the last one's."""
+    """Of the features, finest first. The dense feature has the last one's."""
     size_divisor: int
     """Image sides must be multiples of it."""
 
     drops_paths = False
     """Whether stochastic depth acts at present; with a rate of 0 it does nothing."""
 
-    def train(self, mode: bool = True) -> "ImageTower":
+    def train(self, mode: bool = True) -> "Backbone":
         super().train(False)
         self.drops_paths = mode
         for module in self.modules():
@@ -51,7 +52,7 @@ class ImageTower(nn.Module, ABC):
         return self
 
     @abstractmethod
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
         """Images normalised as CLIP expects."""
 
     def dense(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
@@ -60,7 +61,7 @@ class ImageTower(nn.Module, ABC):
 
     @abstractmethod
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        """CLIP's pooling and projection at every location of `TowerOutput.last`."""
+        """CLIP's pooling and projection at every location of `BackboneOutput.last`."""
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
@@ -72,7 +73,7 @@ class ImageTower(nn.Module, ABC):
 
     @abstractmethod
     def projection_parameters(self) -> list[nn.Parameter]:
-        """Those that the dense feature alone depends on, and the maps do not."""
+        """Those that the dense feature alone depends on, and the features do not."""
 
     @abstractmethod
     def checkpoint_activations(self) -> None:

@@ -1,4 +1,4 @@
-"""Convolutional image towers: timm's with average pooling (the tiny net, ConvNeXt, NFNet), and CLIP's own ResNets."""
+"""Convolutional backbones: timm's with average pooling (the tiny net, ConvNeXt, NFNet), and CLIP's own ResNets."""
 
 import torch
 from jaxtyping import Float
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ovd.model.tower import ImageTower, TowerOutput, timm_layers
+from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
 
 FINEST_STRIDE = 8
 SIZE_DIVISOR = 32
 
 
-class TimmConvolutionTower(ImageTower):
-    """An average-pooling timm tower of an open_clip model.
+class TimmConvolutionBackbone(Backbone):
+    """An average-pooling timm backbone of an open_clip model.
 
     The dense feature treats every location of the last map as a map of its own, 1 x 1, and sends it through the
     modules that pool and project in CLIP. Average pooling commutes with a linear projection, so with no norm between
@@ -34,7 +34,7 @@ class TimmConvolutionTower(ImageTower):
         """
         super().__init__()
         if "pool" in visual.head._modules:
-            raise ValueError("convolutional timm towers that pool by attention are not supported")
+            raise ValueError("convolutional timm backbones that pool by attention are not supported")
         self.trunk = visual.trunk
         self.projection = visual.head
         stages = [
@@ -48,9 +48,9 @@ class TimmConvolutionTower(ImageTower):
         self.size_divisor = SIZE_DIVISOR
         self.eval()
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
-        last, maps = self.trunk.forward_intermediates(images, indices=self.stage_indices)
-        return TowerOutput(tuple(maps), last)
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
+        last, features = self.trunk.forward_intermediates(images, indices=self.stage_indices)
+        return BackboneOutput(tuple(features), last)
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape
@@ -85,7 +85,7 @@ class TimmConvolutionTower(ImageTower):
             block.drop_path = DropPath(rate * number / max(1, len(blocks) - 1))
 
 
-class ClipResNetTower(ImageTower):
+class ClipResNetBackbone(Backbone):
     """The ResNets of CLIP (arXiv:2103.00020), whose last map is pooled by attention.
 
     The dense feature is the attention pool's value and output projection at each location, without positions: what
@@ -105,16 +105,16 @@ class ClipResNetTower(ImageTower):
             unused.requires_grad_(False)
         self.eval()
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> TowerOutput:
-        maps = self._maps(images)
-        return TowerOutput(tuple(maps), maps[-1])
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
+        features = self._features(images)
+        return BackboneOutput(tuple(features), features[-1])
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         pool = self.visual.attnpool
         return pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        last, pool = self._maps(images)[-1], self.visual.attnpool
+        last, pool = self._features(images)[-1], self.visual.attnpool
         positions = resample_abs_pos_embed(pool.positional_embedding[None], list(last.shape[2:]))[0]
         tokens = last.flatten(2).permute(2, 0, 1)
         tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens]) + positions[:, None]
@@ -142,13 +142,11 @@ class ClipResNetTower(ImageTower):
     def _stages(self) -> list[nn.Sequential]:
         return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
 
-    def _maps(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B ..."]]:
+    def _features(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B ..."]]:
         """Of strides 8, 16 and 32."""
-        features, maps = self.visual.stem(images), []
+        x, features = self.visual.stem(images), []
         for stage in self._stages():
-            if self._checkpoints and torch.is_grad_enabled():
-                features = checkpoint(stage, features, use_reentrant=False)
-            else:
-                features = stage(features)
-            maps.append(features)
-        return maps[1:]
+            recompute = self._checkpoints and torch.is_grad_enabled()
+            x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
+            features.append(x)
+        return features[1:]

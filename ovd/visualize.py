@@ -32,7 +32,7 @@ def choose_shown(
     return Detections(detections.boxes[shown], detections.scores[shown], detections.classes[shown])
 
 
-def class_colour(row: int) -> tuple[int, int, int]:
+def class_color(row: int) -> tuple[int, int, int]:
     """The same colour for the same class row, neighbours far apart."""
     red, green, blue, _ = colormaps["hsv"]((row * 0.618034) % 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
@@ -51,14 +51,14 @@ def draw_detections(
     rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
     for box, score, row in reversed(list(rows)):  # the best on top
         x0, y0, x1, y1 = (zoom * value for value in box)
-        colour = class_colour(row)
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+        color = class_color(row)
+        draw.rectangle((x0, y0, x1, y1), outline=color, width=width)
         label = f"{names[row]} {score:.2f}" if with_scores else names[row]
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
         label_x = min(max(0, x0), max(0, canvas.width - (right - left) - 4))
         label_y = y0 - (bottom - top) - 5 if y0 > (bottom - top) + 5 else y0
-        draw.rectangle((label_x, label_y, label_x + right - left + 4, label_y + bottom - top + 5), fill=colour)
-        light = sum(colour) > 380
+        draw.rectangle((label_x, label_y, label_x + right - left + 4, label_y + bottom - top + 5), fill=color)
+        light = sum(color) > 380
         draw.text((label_x + 2 - left, label_y + 2 - top), label, fill="black" if light else "white", font=font)
     return canvas
 

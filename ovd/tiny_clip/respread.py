@@ -14,11 +14,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.clip.canonical import canonical_projections
 from ovd.clip.load import Clip
-from ovd.engine.pretrain import normalise
 from ovd.precision import autocast
 from ovd.progress import progress
+from ovd.tiny_clip.canonical import canonical_projections
+from ovd.tiny_clip.pretrain import normalize
 
 RIDGE = 1e-3
 SCALES = tuple(range(5, 51))
@@ -27,7 +27,7 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class Features:
-    """What the two towers of a CLIP model hand to its projections, for the same pairs."""
+    """What the image and the text side of a CLIP model hand to its projections, for the same pairs."""
 
     images: Float[Tensor, "N I"]
     texts: Float[Tensor, "N T"]
@@ -47,7 +47,7 @@ def pair_features(
         for start in progress(batches, len(batches), "features"):
             chosen = slice(start, start + BATCH_SIZE)
             crops = images[chosen, margin : margin + crop, margin : margin + crop]
-            pixels = normalise(torch.from_numpy(crops).permute(0, 3, 1, 2), clip)
+            pixels = normalize(torch.from_numpy(crops).permute(0, 3, 1, 2), clip)
             with autocast(torch.device("cpu"), low_precision):
                 image_features.append(model.visual.trunk(pixels).float())
             text_features.append(model.encode_text(clip.tokenizer(captions[chosen])).float())
@@ -61,7 +61,7 @@ def respread(clip: Clip, features: Features, held_out: Features) -> None:
     """Replace both projections and the logit scale of a CLIP model, in place.
 
     Each direction in which images and captions agree gets the square root of its correlation as its length; the first,
-    which all pairs share, is left out. Dimensions beyond the towers' own stay empty.
+    which all pairs share, is left out. Dimensions beyond the backbones' own stay empty.
 
     Args:
         clip: with a linear image projection without bias.

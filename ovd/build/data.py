@@ -1,0 +1,232 @@
+"""From a config to data: annotation indexes, labelled pairs, batches."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ovd.clip.load import Clip
+from ovd.config import (
+    FileData,
+    PairsConfig,
+    TrainConfig,
+    WorldData,
+    parse_config,
+)
+from ovd.data.annotations import Format, load_annotations
+from ovd.data.buckets import shape_groups
+from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
+from ovd.data.index import AnnotationIndex
+from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
+from ovd.data.mosaic import Mosaics
+from ovd.data.report import DataReport
+from ovd.data.transforms import Sample, train_transform
+from ovd.data.vocabulary import split_lvis_base
+from ovd.data.world.build import TRANSFER_PARTS, build_world
+from ovd.data.world.settings import Settings
+from ovd.distributed import rank, world_size
+from ovd.engine import checkpoint
+from ovd.selftrain.filter import Filters
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.labels import label_files, open_labelled_shards
+from ovd.structures import Batch
+from ovd.text.bank import TextBank
+from ovd.text.encoder import text_tower_fingerprint
+from ovd.text.pair_texts import PairTexts
+
+DataFormat = Format | Literal["coco_zero_shot"]
+
+PAIRS_SEED_OFFSET = 2**32
+"""Keeps the order and augmentation of pairs apart from those of the detection data."""
+
+
+def data_root() -> Path:
+    """Where relative paths of data sets start: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
+    return Path(os.environ.get("OVD_DATA") or os.environ.get("DETECTRON2_DATASETS") or "data")
+
+
+def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIndex:
+    """The training set, without the novel classes' annotations where `data.classes` is `base`.
+
+    Raises:
+        ValueError: the data set has no novel classes, and `data.classes` is `base`.
+        VocabularyLeak: a novel class's name would be trained on.
+    """
+    match config.data.source:
+        case WorldData() as source:
+            world = build_world(source.root, ("train",), Settings(seed=source.seed))
+            format: DataFormat = "lvis"
+            annotations, images = world / "annotations" / "lvis_train.json", world / "images"
+        case FileData() as source:
+            format = source.format
+            annotations, images = data_root() / source.train_annotations, data_root() / source.train_images
+    if format == "coco_zero_shot":
+        index = load_annotations(annotations, images, format="coco", report=report)
+        return split_coco_base(index) if config.data.classes == "base" else split_coco_evaluation(index)
+    index = load_annotations(annotations, images, format=format, report=report)
+    if config.data.classes == "all":
+        return index
+    if format != "lvis":
+        raise ValueError(
+            f"{index.path}: data.classes is `base`, but only LVIS files and COCO's zero-shot split say which classes "
+            "are novel; set data.classes=all"
+        )
+    return split_lvis_base(index)
+
+
+def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:
+    """The validation set with its whole vocabulary; None where the config names none."""
+    match config.data.source:
+        case WorldData() as source:
+            world = build_world(source.root, ("val",), Settings(seed=source.seed))
+            return load_evaluation_index(
+                world / "annotations" / "lvis_val.json", world / "images", "lvis", report=report
+            )
+        case FileData() as source:
+            if source.val_annotations is None:
+                return None
+            images = data_root() / (source.val_images or source.train_images)
+            return load_evaluation_index(data_root() / source.val_annotations, images, source.format, report=report)
+
+
+def load_evaluation_index(
+    annotations: Path, images: Path | None, format: DataFormat, *, report: DataReport
+) -> AnnotationIndex:
+    """A data set with the vocabulary and the images that its benchmark judges."""
+    if format == "coco_zero_shot":
+        return split_coco_evaluation(load_annotations(annotations, images, format="coco", report=report))
+    return load_annotations(annotations, images, format=format, report=report)
+
+
+def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
+    """Where the pairs' shards are; the embedded world's are drawn on first use.
+
+    Raises:
+        ValueError: the config names none, and its data is not the world.
+    """
+    if config.shards is not None:
+        return data_root() / config.shards
+    if isinstance(source, FileData):
+        raise ValueError("data.pairs.shards is missing: only the embedded world has pairs of its own")
+    return build_world(source.root, ("pairs",), Settings(seed=source.seed)) / "pairs"
+
+
+def load_labelled_pairs(
+    config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int
+) -> tuple[LabelledPairs, PairTexts, dict[str, int]]:
+    """The pairs to train on, their texts, and how many boxes each filter removed.
+
+    Raises:
+        ValueError: the labels were made with another text tower, are of other shards, or nothing passes the filters.
+    """
+    files = label_files(config.labels)
+    folder = pair_shards_folder(config, source)
+    text_tower = text_tower_fingerprint(clip)
+    shards = open_labelled_shards(folder, files, text_tower=text_tower)
+    filters = Filters(
+        keep=config.keep,
+        min_score=config.min_score,
+        min_size_px=config.min_size_px,
+        max_relative_area=config.max_relative_area,
+        caption_match=config.caption_match,
+    )
+    kept, counts = read_kept_labels(files, filters, shards)
+    banks = (TextBank(file, text_tower=text_tower) for file in files)
+    texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
+    num_left = counts.pop("kept")
+    if config.max_per_text is not None:
+        kept, counts["max_per_text"] = limit_per_text(kept, texts, config.max_per_text)
+    counts["kept"] = num_left - counts["max_per_text"]
+    return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes"), texts, counts
+
+
+def images_per_step(config: TrainConfig) -> tuple[int, int]:
+    """How many images of the detection data a batch holds, and how many image-text pairs."""
+    batch_size = config.train.batch_size
+    if config.data.pairs is None:
+        return batch_size, 0
+    num_paired = min(batch_size - 1, max(1, round(batch_size * config.data.pairs.share)))
+    return batch_size - num_paired, num_paired
+
+
+def samples_drawn(found: checkpoint.Checkpoint) -> tuple[int, int]:
+    """How many images of the detection data, and how many pairs, a run and those it went on from had drawn."""
+    config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    first, first_paired = found.extra.get("first_samples", (0, 0))  # not stored by the first versions
+    num_annotated, num_paired = images_per_step(config)
+    return first + found.step * num_annotated, first_paired + found.step * num_paired
+
+
+def training_batches(
+    config: TrainConfig,
+    index: AnnotationIndex,
+    pairs: LabelledPairs | None = None,
+    *,
+    first_samples: tuple[int, int],
+    size_divisor: int,
+) -> Callable[[int], Iterator[Batch]]:
+    """The batches from a step on; with pairs, each holds both at the configured share.
+
+    Args:
+        first_samples: how many images of the detection data, and how many pairs, earlier stages have drawn, so that
+            this one goes on with what they have not seen.
+        size_divisor: of the detector.
+    """
+    data = config.data
+
+    def transform_to(size: int) -> Callable[[Sample, int], Sample]:
+        return train_transform(size=size, scale=data.scale, flip=data.flip, color=data.color)
+
+    transform = transform_to(data.size)
+    seed, (num_annotated, num_paired) = config.train.seed, images_per_step(config)
+    repeat = repeat_factors(index, data.repeat_threshold)
+    of_annotated: dict[str, Any] = {}
+    if data.shape_groups > 1:
+        groups, shapes = shape_groups(
+            index.image_sizes, data.shape_groups, size=data.size, largest_scale=data.scale[1], divisor=size_divisor
+        )
+        of_annotated = {"groups": groups, "shapes": shapes}
+    if data.mosaic:
+        tile_transform = transform_to(max(1, data.size // 2))
+        of_annotated = {"mosaics": Mosaics(probability=data.mosaic, weights=repeat, tile_transform=tile_transform)}
+
+    def load(
+        source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None, first_sample: int, **more: Any
+    ) -> Iterator[Batch]:
+        return train_loader(
+            source,
+            transform=transform,
+            batch_size=size,
+            seed=seed,
+            start_step=start,
+            num_steps=config.train.steps - start,
+            num_workers=data.workers,
+            repeat=repeat,
+            first_sample=first_sample,
+            part=(rank(), world_size()),
+            size_divisor=size_divisor,
+            **more,
+        )
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0], **of_annotated)
+        if pairs is None:
+            return annotated
+        paired = load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None, first_samples[1])
+        return mix_batches(annotated, paired)
+
+    return batches_from
+
+
+def draw_world(config: TrainConfig) -> Path:
+    """The config's embedded world with all its parts but the pretraining pairs, drawn where it is not there yet.
+
+    Raises:
+        ValueError: the config's data is not the world.
+    """
+    source = config.data.source
+    if not isinstance(source, WorldData):
+        raise ValueError("this works on the embedded world only: data.source.kind=world")
+    return build_world(source.root, ("train", "val", "pairs", *TRANSFER_PARTS), Settings(seed=source.seed))

@@ -1,0 +1,198 @@
+"""From a config to a detector: backbone, pyramid, head and shortcuts, and trained ones from disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovd.clip.load import Clip, build_on_meta, load_clip
+from ovd.config import (
+    ClipConfig,
+    GatedShortcuts,
+    TrainConfig,
+    parse_config,
+)
+from ovd.distributed import local_rank
+from ovd.engine import checkpoint
+from ovd.inference import DetectionOptions
+from ovd.model.backbone import Backbone
+from ovd.model.backbone_families import backbone_of
+from ovd.model.detector import Detector
+from ovd.model.postprocess import ScoreEnsemble
+from ovd.precision import use_low_precision
+from ovd.text.encoder import text_tower_fingerprint
+from ovd.text.prompts import clean_name
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with what it needs to be used: its config and the CLIP model whose text tower it speaks."""
+
+    detector: Detector
+    config: TrainConfig
+    clip: Clip
+    classes: tuple[str, ...]
+    """Names it was trained on."""
+
+
+def configured_clip(config: ClipConfig) -> Clip:
+    """The CLIP model that a config names."""
+    return load_clip(**config.model_dump())
+
+
+def resolve_device(config: TrainConfig) -> torch.device:
+    name = config.train.device
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(name)
+
+
+def low_precision(config: TrainConfig) -> bool:
+    return use_low_precision(config.train.precision, resolve_device(config))
+
+
+def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
+    """CLIP's backbone with what the config says of it; `visual` is the image side of an open_clip model.
+
+    Raises:
+        ValueError: the backbone is of no supported family, or its family lacks what is asked of it.
+    """
+    options = config.detector
+    windows = {"window": options.window, "global_blocks": options.global_blocks} if options.window else {}
+    backbone = backbone_of(visual, **windows)
+    if options.freeze_backbone:
+        backbone.requires_grad_(False)
+    if options.frozen_layers:
+        layers = backbone.layers()
+        if options.frozen_layers > len(layers):
+            raise ValueError(f"detector.frozen_layers is {options.frozen_layers}; {config.clip.name} has {len(layers)}")
+        for parameter in chain.from_iterable(layers[: options.frozen_layers]):
+            parameter.requires_grad_(False)
+    if options.recompute:
+        backbone.checkpoint_activations()
+    if options.drop_path:
+        backbone.set_drop_path(options.drop_path)
+    return backbone
+
+
+def build_detector(config: TrainConfig, clip: Clip) -> Detector:
+    """A fresh detector around CLIP's backbone. Uses torch's global random state for the learned path."""
+    return _assemble(
+        config,
+        clip.model.visual,
+        text_dim=clip.dim,
+        mean=clip.mean,
+        std=clip.std,
+        logit_scale=clip.model.logit_scale.exp().item(),
+    )
+
+
+def build_detector_on_meta(config: TrainConfig) -> Detector:
+    """A detector without memory for its weights, to count its parameters and operations."""
+    model, dim = build_on_meta(config.clip.name)
+    with torch.device("meta"):
+        return _assemble(config, model.visual, text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3, logit_scale=100.0)
+
+
+def _assemble(
+    config: TrainConfig,
+    visual: Any,
+    *,
+    text_dim: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    logit_scale: float,
+) -> Detector:
+    shortcuts = config.detector.shortcuts
+    return Detector(
+        build_backbone(config, visual),
+        text_dim=text_dim,
+        mean=mean,
+        std=std,
+        logit_scale=logit_scale,
+        channels=config.detector.channels,
+        num_convs=config.detector.num_convs,
+        shortcuts=frozenset(shortcuts.places) if isinstance(shortcuts, GatedShortcuts) else frozenset(),
+        per_channel_gates=isinstance(shortcuts, GatedShortcuts) and shortcuts.per_channel,
+        filter_size=shortcuts.filter_size if isinstance(shortcuts, GatedShortcuts) else 1,
+        keeps_clip=config.eval.ensemble is not None,
+        task_aligned=config.detector.head == "task_aligned",
+    )
+
+
+def detection_options(config: TrainConfig) -> DetectionOptions:
+    names = DetectionOptions.__dataclass_fields__.keys() - {"use_compiled"}
+    return DetectionOptions(**{name: getattr(config.eval, name) for name in names})
+
+
+def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:
+    """How the detector's scores and CLIP's are joined for classes of these names; None where they are not."""
+    config = trained.config.eval.ensemble
+    if config is None:
+        return None
+    base = set(map(clean_name, trained.classes))
+    weights = torch.tensor([config.base if clean_name(name) in base else config.novel for name in names])
+    return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
+
+
+def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
+    """The checkpoint of a run folder (its newest) or a checkpoint folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (path / "manifest.json").is_file():
+        return checkpoint.read(path)
+    found = checkpoint.latest(path)
+    if found is None:
+        raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")
+    return found
+
+
+def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
+    """A trained detector from its run folder or a checkpoint folder: the averaged weights, in eval mode.
+
+    Args:
+        path: either folder.
+        device: replaces the device of the run's config.
+
+    Raises:
+        ValueError: no intact checkpoint there, its weights do not fit its config, or the CLIP model that the config
+            names no longer has the text tower that the detector was trained against.
+    """
+    found = find_checkpoint(path)
+    config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    if device is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
+    torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
+    clip = configured_clip(config.clip)
+    check_text_tower(found, clip)
+    detector = build_detector(config, clip)
+    checkpoint.load_into(detector, found.weights)
+    return TrainedDetector(detector.eval(), config, clip, tuple(found.extra.get("classes", ())))
+
+
+def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint's detector does not speak this CLIP model's text space.
+    """
+    if found.extra.get("text_tower") != text_tower_fingerprint(clip):
+        raise ValueError(f"{found.folder} was trained against another text tower than the config's CLIP model has")
+
+
+def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
+    """Start a new run from a trained detector: a run folder, a checkpoint folder or a weights file.
+
+    Raises:
+        ValueError: the weights do not fit, or come from a run with another text tower than `clip` has.
+    """
+    if init_from.is_file():
+        checkpoint.load_into(detector, init_from)
+        return
+    found = find_checkpoint(init_from)
+    check_text_tower(found, clip)
+    checkpoint.load_into(detector, found.weights)

@@ -1,0 +1,82 @@
+"""From a config to texts: the text bank of training, the text rows of evaluation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ovd.build.detector import resolve_device
+from ovd.clip.load import Clip
+from ovd.config import (
+    TrainConfig,
+)
+from ovd.data.index import AnnotationIndex
+from ovd.text.bank import Sources, TextBank, build_bank
+from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
+from ovd.text.prompts import TEMPLATES
+
+
+def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
+    """Variants of every class of the training vocabulary."""
+    names = [category.name for category in index.categories]
+    synonyms = [category.synonyms for category in index.categories]
+    return build_class_bank(config, clip, names, synonyms)
+
+
+def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
+    """The text bank of any classes, as the config's `bank` says.
+
+    Raises:
+        ValueError: `bank.file` comes from another text tower, or lacks a class.
+    """
+    bank = config.bank
+    if bank.file is not None:
+        return TextBank(bank.file, text_tower=text_tower_fingerprint(clip), names=names)
+    paraphrases = read_paraphrases(bank.paraphrases, names) if bank.paraphrases else [()] * len(names)
+    sources = Sources(
+        templates=TEMPLATES[bank.templates],
+        num_synonyms=bank.synonyms,
+        num_paraphrases=max(map(len, paraphrases), default=0),
+        draws=bank.draws,
+        token_drop=bank.token_drop,
+        tower_dropout=bank.tower_dropout,
+        seed=bank.seed,
+    )
+    with text_tower_on(clip, resolve_device(config)):
+        return build_bank(clip, names, synonyms, sources, folder=bank.cache, paraphrases=paraphrases)
+
+
+def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
+    """The texts about each class from a JSON file {"class name": ["a text", ...]}; none for a class it does not name.
+
+    Raises:
+        ValueError: the file is not of that form, or names no class of these.
+    """
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        lists = list(texts.values()) if isinstance(texts, dict) else [None]
+        if not all(
+            isinstance(of_class, list) and all(isinstance(text, str) for text in of_class) for of_class in lists
+        ):
+            raise TypeError("not lists of texts by class name")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f'{path}: needs JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
+    if not set(texts) & set(names):
+        raise ValueError(f"{path} has texts about {len(texts)} classes, none of which is in the vocabulary")
+    return [tuple(texts.get(name, ())) for name in names]
+
+
+def evaluation_text(
+    config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> Float[Tensor, "C D"]:
+    """One unit row per class: the mean over the config's templates, and over as many synonyms as it trains with."""
+    with text_tower_on(clip, resolve_device(config)):
+        return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.synonyms)
+
+
+def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Float[Tensor, "C D"]:
+    """What a data set's classes are asked for with, in its order."""
+    names = [category.name for category in index.categories]
+    return evaluation_text(config, clip, names, [category.synonyms for category in index.categories])

@@ -1,0 +1,69 @@
+"""Label image-text pairs with a detector."""
+
+from pathlib import Path
+
+from ovd.build.detector import TrainedDetector, low_precision, resolve_device
+from ovd.inference import DetectionOptions, prepare
+from ovd.precision import describe_machine
+from ovd.selftrain.hf_teacher import HuggingFaceTeacher
+from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards
+from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
+from ovd.text.encoder import text_tower_on
+from ovd.text.prompts import TEMPLATES
+
+
+def pseudo_label_run(
+    trained: TrainedDetector,
+    *,
+    pairs: Path,
+    output: Path,
+    options: LabelOptions,
+    templates: str | None = None,
+    teacher_hf: str | None = None,
+    size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    num_shards: int | None = None,
+) -> LabelCounts:
+    """Find boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
+
+    Args:
+        trained: the teacher; its text tower is the one that a student of the labels will speak.
+        templates: one of TEMPLATES that names and phrases are asked for in; the run's by default. Captions are asked
+            for as they stand.
+        teacher_hf: a zero-shot detector of transformers that finds the boxes instead.
+        size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
+    """
+    config = trained.config
+    device = resolve_device(config)
+    prompts = None if options.source == "caption" else TEMPLATES[templates or config.bank.templates]
+    texts = TextVariants(trained.clip, prompts)
+    max_boxes = options.max_boxes + 1  # one more than is kept, so that the job sees where it leaves some out
+    teacher: Teacher
+    if teacher_hf is not None:
+        teacher = HuggingFaceTeacher(
+            teacher_hf,
+            device=device,
+            score_threshold=options.score_threshold,
+            max_boxes=max_boxes,
+            nms_iou=config.eval.nms_iou,
+        )
+    else:
+        if config.eval.ensemble is not None:  # CLIP's part of the scores wants a whole vocabulary to choose from
+            print(f"{config.output}: the teacher's own scores alone, without CLIP's part in them (eval.ensemble)")
+        teacher = OvdTeacher(
+            prepare(trained.detector, device, low_precision=low_precision(config)),
+            texts,
+            run=str(config.output),
+            size=size or config.data.size,
+            options=DetectionOptions(
+                score_threshold=options.score_threshold,
+                nms_iou=config.eval.nms_iou,
+                max_detections=max_boxes,
+                candidates=config.eval.candidates,
+            ),
+            low_precision=low_precision(config),
+        )
+    print(f"{output}: {teacher.name}, {describe_machine(device)}")
+    with text_tower_on(trained.clip, device):
+        return label_shards(pairs, output, teacher, texts, options, rank=rank, world=world, num_shards=num_shards)
