@@ -25,6 +25,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 world: $(INSTALLED)
 	$(PY) tools/make_world.py

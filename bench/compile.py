@@ -20,12 +20,11 @@ from measured import save
 from torch.nn import functional as F
 
 from ovd.build.detector import build_detector, configured_clip
-from ovd.build.training import build_schedule
 from ovd.config import TrainConfig, load_config
+from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
-from ovd.engine.train import backward, set_initial_bias
-from ovd.inference import DetectionOptions, detect
-from ovd.model.detector import Detector
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine, memory_format, use_low_precision
 from ovd.structures import Batch, Targets
 
@@ -36,17 +35,14 @@ LARGEST_DIFFERENCE = 1e-3
 def random_batch(batch_size: int, size: int, num_classes: int, generator: torch.Generator) -> Batch:
     corners = torch.rand(batch_size, 3, 2, generator=generator) * size * 0.6
     sides = (0.1 + 0.3 * torch.rand(batch_size, 3, 2, generator=generator)) * size
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return Batch(
+    return Batch.without_pairs(
         images=torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=generator),
         sizes=torch.full((batch_size, 2), size),
         targets=tuple(
-            Targets(
+            replace(
+                Targets.empty(),
                 boxes=torch.cat([corner, corner + side], dim=1),
                 classes=torch.randint(num_classes, (3,), generator=generator),
-                negative_classes=nothing,
-                not_exhaustive_classes=nothing,
-                ignore_boxes=torch.zeros(0, 4),
             )
             for corner, side in zip(corners, sides, strict=True)
         ),
@@ -77,28 +73,24 @@ def main() -> None:
     mask = torch.ones(arguments.batch_size, arguments.classes, dtype=torch.bool, device=device)
     texts = StepTexts(torch.arange(arguments.classes, device=device), rows, mask, mask, torch.zeros_like(mask[0]))
     set_initial_bias(plain, batch, rows, low_precision)
-    fused = copy.deepcopy(plain)
-    fused.compile_learned_path()
-    schedule = build_schedule(config)
     options = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
+    forms = {
+        use_compiled: Inference(detector, size=arguments.size, options=options, low_precision=low_precision)
+        for use_compiled, detector in ((False, plain), (True, copy.deepcopy(plain)))
+    }
+    forms[True].compile()
 
-    def step(detector: Detector, use_compiled: bool) -> float:
+    def step(use_compiled: bool) -> float:
+        detector = forms[use_compiled].detector
         detector.train().zero_grad()
-        losses = backward(
-            detector, detector, batch, texts, replace(schedule, compile=use_compiled), "fcos", low_precision
-        )
+        section = config.train.model_copy(update={"assignment": "fcos", "compile": use_compiled})
+        criterion = Criterion(section, config.data.pairs)
+        losses = backward(detector, detector, batch, texts, criterion, step=0, low_precision=low_precision)
         return sum(loss.item() for loss in losses.values())
 
-    def look(detector: Detector, use_compiled: bool) -> float:
-        found = detect(
-            detector.eval(),
-            rows,
-            batch.images,
-            batch.sizes,
-            batch.sizes,
-            options=replace(options, use_compiled=use_compiled),
-            low_precision=low_precision,
-        )
+    def look(use_compiled: bool) -> float:
+        forms[use_compiled].detector.eval()
+        found = forms[use_compiled].detect(rows, batch.images, batch.sizes, batch.sizes)
         return sum(item.scores.sum().item() for item in found)
 
     result: dict[str, object] = {
@@ -106,25 +98,29 @@ def main() -> None:
         "settings": {name: str(value) for name, value in vars(arguments).items()},
     }
     for name, work in (("training step", step), ("detection", look)):
-        result[name] = compare(work, plain, fused)
+        result[name] = compare(work)
         print(f"{name}: {result[name]}", flush=True)
     save("compile", result)
 
 
-def compare(work: Callable[[Detector, bool], float], plain: Detector, fused: Detector) -> dict[str, object]:
-    """Seconds of both forms, taking turns, and their ratio."""
-    expected = work(plain, False)
+def compare(work: Callable[[bool], float]) -> dict[str, object]:
+    """Seconds of both forms, taking turns, and their ratio.
+
+    Args:
+        work: does it in the plain or the compiled form; what it returns must be the same.
+    """
+    expected = work(False)
     start = time.perf_counter()
-    measured = work(fused, True)
+    measured = work(True)
     first = time.perf_counter() - start
     difference = abs(measured - expected) / abs(expected)
     if difference > LARGEST_DIFFERENCE:
         raise SystemExit(f"no ratio: compiled {measured}, else {expected}")
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(ROUNDS):
-        for use_compiled, detector in ((False, plain), (True, fused)):
+        for use_compiled in (False, True):
             start = time.perf_counter()
-            work(detector, use_compiled)
+            work(use_compiled)
             seconds[use_compiled].append(time.perf_counter() - start)
     medians = {use_compiled: statistics.median(values) for use_compiled, values in seconds.items()}
     return {

@@ -21,10 +21,11 @@ from jaxtyping import Bool
 from measured import resident_bytes, save
 from torchvision.ops import box_iou
 
+from ovd.config import BoxFilters
 from ovd.data.index import Ragged
 from ovd.data.shard_index import ShardIndex
 from ovd.precision import describe_machine
-from ovd.selftrain.filter import SAME_PLACE_IOU, Filters, filter_labels
+from ovd.selftrain.filter import SAME_PLACE_IOU, filter_labels
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import ShardLabels, open_labelled_shards, read_labels, write_labels
 from ovd.text.bank import TextBank
@@ -34,7 +35,7 @@ NUM_SHARDS, PAIRS, BOXES, QUERIES, TEXTS, DIM = 20, 5_000, 30, 3, 6_000, 8
 CC12M_PAIRS = 12_000_000
 ROUNDS = 3
 MAX_PER_TEXT = 100
-FILTERS = Filters(keep="one_to_one", min_score=0.15)
+FILTERS = BoxFilters(keep="one_to_one", min_score=0.15)
 
 
 def random_labels(number: int) -> ShardLabels:

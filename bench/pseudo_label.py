@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from measured import save
 
-from ovd.build.detector import build_detector
+from ovd.build.detector import TrainedDetector, build_detector, build_inference
 from ovd.clip.load import load_clip
-from ovd.config import TrainConfig, load_config
+from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images import read_image
 from ovd.data.pairs import PairShards, write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
-from ovd.inference import DetectionOptions, detect_image, prepare
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.similarity import initial_bias
-from ovd.precision import autocast, describe_machine, use_low_precision
+from ovd.precision import autocast, describe_machine
 from ovd.selftrain.labels import read_labels
-from ovd.selftrain.pseudo_label import LabelOptions, label_shards
+from ovd.selftrain.pseudo_label import label_shards
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.encoder import encode_texts
 
@@ -41,7 +41,7 @@ NUM_PAIRS, PAIRS_PER_SHARD = 128, 64
 ROUNDS = 3
 NUM_COMPARED = 5
 LARGEST_DIFFERENCE = 0.02  # of bf16 in another batch size
-LABELS = LabelOptions("caption")
+LABELS = LabelOptions(queries="caption")
 DETECTION = DetectionOptions(
     score_threshold=LABELS.score_threshold, nms_iou=0.6, max_detections=LABELS.max_boxes + 1, candidates=2000
 )
@@ -56,12 +56,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     device = torch.device(parser.parse_args().device)
     torch.set_num_threads(2)
-    low_precision = use_low_precision("auto", device)
-    config = load_config(CONFIG, [], TrainConfig)
+    config = load_config(CONFIG, [f"train.device={device}"], TrainConfig)
     clip = load_clip("tiny")
     torch.manual_seed(0)
-    detector = prepare(build_detector(config, clip), device, low_precision=low_precision)
-    size = config.data.size
+    trained = TrainedDetector(build_detector(config, clip), config, clip, ())
+    inference = build_inference(trained, options=DETECTION)
+    detector, low_precision = inference.detector, inference.low_precision
 
     def finish() -> None:
         if device.type == "cuda":
@@ -90,7 +90,7 @@ def main() -> None:
         detector.set_bias(initial_bias(embeddings, captions, scale=detector.scale.item()))
 
         texts = TextVariants(clip, None)
-        teacher = OvdTeacher(detector, texts, run="fresh", size=size, options=DETECTION, low_precision=low_precision)
+        teacher = OvdTeacher(inference, texts, run="fresh")
         num_runs = 0
 
         def end_to_end() -> None:
@@ -105,14 +105,7 @@ def main() -> None:
             rows = []
             for position in range(NUM_PAIRS):
                 pair = pairs[position]
-                found = detect_image(
-                    detector,
-                    encode_texts(clip, [pair.caption]),
-                    read_image(pair.image),
-                    size=size,
-                    options=DETECTION,
-                    low_precision=low_precision,
-                )
+                found = inference.image(encode_texts(clip, [pair.caption]), read_image(pair.image))
                 rows.append({name: part.tolist() for name, part in asdict(found).items()})
                 naive_scores.append(best_scores(found.scores.numpy()))
             (folder / "naive.json").write_text(json.dumps(rows))

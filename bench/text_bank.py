@@ -20,8 +20,9 @@ from measured import resident_bytes, save
 
 from ovd.clip.load import load_clip
 from ovd.precision import describe_machine
-from ovd.text.bank import Sources, TextBank, build_bank
+from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_texts
+from ovd.text.sources import TextSources
 from ovd.text.tensor_file import file_header
 
 NUM_CLASSES, NUM_VARIANTS, DIM, ROWS = 13_000, 64, 512, 256
@@ -50,7 +51,7 @@ def main() -> None:
         clip = load_clip("ViT-B-32", "random")
         prompts = [f"thing {number}" for number in range(ROWS)]
         compared = prompts[:COMPARED]
-        small = build_bank(clip, compared, [()] * COMPARED, Sources(("{}",)), folder=Path(folder))
+        small = build_bank(clip, compared, [()] * COMPARED, TextSources(templates="none"), folder=Path(folder))
         rows = small.rows(np.arange(COMPARED), np.zeros(COMPARED, np.int64))
         difference = (rows - encode_texts(clip, compared)).abs().max().item()
         if difference > 2e-3:

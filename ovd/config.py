@@ -14,7 +14,6 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -24,18 +23,39 @@ from pydantic import (
     model_validator,
 )
 
+from ovd.choices import (
+    Activation,
+    AssignmentRule,
+    ClassSplit,
+    Engine,
+    Head,
+    InitState,
+    Keep,
+    LearningRateDecay,
+    NegativeRule,
+    PairUse,
+    Place,
+    Precision,
+    QuerySource,
+)
+from ovd.model.detection_options import DetectionOptions
+from ovd.section import Section
+from ovd.text.sources import TextSources
+
 MAX_CONFIG_BYTES = 1_000_000
 MAX_BASE_DEPTH = 10
+
+RENAMED = {
+    "bank.synonyms": "bank.num_synonyms",
+    "data.colour": "data.color",
+    "detector.freeze_tower": "detector.freeze_backbone",
+    "train.tower_rate": "train.backbone_rate",
+}
+"""Keys of earlier versions, and what they are called now."""
 
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the file, the key and the nearest valid one."""
-
-
-class Section(BaseModel):
-    """A part of a config: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def default_kind(kind: str) -> BeforeValidator:
@@ -48,7 +68,7 @@ class ClipConfig(Section):
     """`tiny`, a folder with an open_clip_config.json, or a name of open_clip.list_models()."""
     weights: str | None = None
     """For a name: one of its tags, a local file, or `random`. `tiny` and a folder bring their own."""
-    activation: Literal["gelu", "quick_gelu"] | None = None
+    activation: Activation | None = None
     """For a local file, which does not say: what its weights were trained with."""
     mean: tuple[float, float, float] | None = None
     """For a local file: RGB in 0..1, of the images its weights were trained on; with `std`. May be left out where
@@ -56,37 +76,25 @@ class ClipConfig(Section):
     std: tuple[float, float, float] | None = None
 
 
-class BankConfig(Section):
+class BankConfig(TextSources):
     """The text bank: V variants of every class, of which a training step draws one (text augmentation)."""
 
     file: Path | None = None
     """A bank that tools/build_text_bank.py made, with at least the training classes; built on first use if not given.
     Its variants are then what it was made with; of the settings below only `noise` still counts in training, and
     `templates` in evaluation."""
-    templates: Literal["none", "short", "full"] = "short"
-    """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
-    synonyms: NonNegativeInt = 0
-    """Up to so many other names of a class are used like its own, in training and evaluation, where the annotation file
-    has them."""
     paraphrases: Path | None = None
     """A JSON file of texts about classes, {"class name": ["a text", ...]}; each becomes a training variant as it is,
     and a class with fewer than others gets its prompts again instead."""
-    draws: PositiveInt = 1
-    """Training variants made of each text: the text as it is, and draws - 1 changed at random as the next two say."""
-    token_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Chance that a token is left out."""
-    tower_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout inside the text tower, after attention and MLP."""
-    seed: NonNegativeInt = 0
-    """Of the random changes."""
     noise: NonNegativeFloat = 0.0
-    """Gaussian noise added to a sampled variant, as a fraction of its length; renormalised after."""
+    """Gaussian noise added to a sampled variant, as a fraction of its length; renormalized after."""
     cache: Path = Path("data/text_banks")
+    """Folder of the banks that are built on first use."""
 
 
-class GatedShortcuts(Section):
+class GatedShortcutsConfig(Section):
     kind: Literal["gated"] = "gated"
-    places: Annotated[tuple[Literal["pyramid", "head"], ...], Field(min_length=1)] = ("pyramid", "head")
+    places: Annotated[tuple[Place, ...], Field(min_length=1)] = ("pyramid", "head")
     """Where the learned path joins the dense feature."""
     per_channel: bool = True
     """One gate for every text-space channel, or one for all."""
@@ -94,19 +102,19 @@ class GatedShortcuts(Section):
     """Side of the square of points that the filter over the head's shortcut looks at."""
 
 
-class NoShortcuts(Section):
+class NoShortcutsConfig(Section):
     kind: Literal["none"] = "none"
 
 
 class DetectorConfig(Section):
-    shortcuts: Annotated[GatedShortcuts | NoShortcuts, Field(discriminator="kind"), default_kind("gated")] = (
-        GatedShortcuts()
-    )
+    shortcuts: Annotated[
+        GatedShortcutsConfig | NoShortcutsConfig, Field(discriminator="kind"), default_kind("gated")
+    ] = GatedShortcutsConfig()
     channels: Annotated[int, Field(gt=0, multiple_of=32)] = 256
     """Width of the learned path: pyramid and head."""
     num_convs: PositiveInt = 4
     """3 x 3 convolutions in each of the head's two towers."""
-    head: Literal["fcos", "task_aligned"] = "fcos"
+    head: Head = "fcos"
     """Two towers of convolutions, or TOOD's head, whose tasks share them."""
     freeze_backbone: bool = False
     frozen_layers: NonNegativeInt = 0
@@ -142,7 +150,23 @@ class FileData(Section):
     val_images: Path | None = None
 
 
-class PairsConfig(Section):
+class BoxFilters(Section):
+    """A pseudo-box must pass all of these. The defaults keep an image's best box whatever its score, as published."""
+
+    keep: Keep = "top1"
+    """Of an image's boxes that pass the other filters: the best; the best of each text; the same, but no two texts at
+    one place; or all."""
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Lowest score."""
+    min_size_px: NonNegativeFloat = 0.0
+    """Least shorter side, in pixels of the pair's image."""
+    max_relative_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest area, as a fraction of the image's."""
+    caption_match: bool = False
+    """The text must occur in the pair's caption: for texts that are the same in every image."""
+
+
+class PairsConfig(BoxFilters):
     """Image-text pairs beside the detection data: self-training, or image-level labels."""
 
     labels: Path
@@ -150,25 +174,16 @@ class PairsConfig(Section):
     shards: Path | None = None
     """Folder of the pairs' tar shards, relative to the data root; the embedded world's own if not given."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of a batch's images."""
-    use: Literal["boxes", "image_labels"] = "boxes"
-    """`boxes` trains on the teacher's boxes that pass the filters below; `image_labels` on the texts alone, as true of
-    the whole image."""
-    keep: Literal["top1", "top1_per_text", "one_to_one", "all"] = "top1"
-    """Of an image's boxes: the best; the best of each text; the same, but no two texts at one place; or all."""
-    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
-    min_size_px: NonNegativeFloat = 0.0
-    """Least shorter side, in pixels of the pair's image."""
-    max_relative_area: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest area, as a fraction of the image's."""
-    caption_match: bool = False
-    """The text must occur in the pair's caption: for texts that are the same in every image."""
+    """Share of pairs among a batch's images."""
+    use: PairUse = "boxes"
+    """`boxes` trains on the teacher's boxes that pass the filters; `image_labels` on the texts alone, as true of the
+    whole image."""
     max_per_text: PositiveInt | None = None
     """Over all pairs, at most this many boxes of a text, the best scores first."""
     sampled_texts: NonNegativeInt = 100
     """Texts drawn besides those of the batch, by number of pairs to the power 0.5, as negatives of its pairs."""
     box_loss: bool = False
-    """Whether the teacher's boxes teach the box branch, too. If not, they teach what is in them alone, and where
+    """Whether the teacher's boxes are trained on by the box branch, too. If not, only their classes are, and where
     objects end is learned from people's boxes."""
     image_label_weight: PositiveFloat = 0.1
     """Weight of the loss of `image_labels`."""
@@ -176,7 +191,7 @@ class PairsConfig(Section):
 
 class DataConfig(Section):
     source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("world")] = WorldData()
-    classes: Literal["base", "all"] = "base"
+    classes: ClassSplit = "base"
     """`base` removes the annotations of the novel classes (LVIS's rare ones, the 17 of COCO's zero-shot split) and
     checks that none of their names is trained on."""
     size: PositiveInt = 192
@@ -219,19 +234,19 @@ class TrainSection(Section):
     """Learning rate of the logit's scale and threshold, as a factor."""
     weight_decay: NonNegativeFloat = 0.05
     warmup_steps: NonNegativeInt = 50
-    decay: Literal["cosine", "step", "constant"] = "cosine"
+    decay: LearningRateDecay = "cosine"
     clip_norm: PositiveFloat = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    assignment: Literal["fcos", "atss", "task_aligned"] = "fcos"
+    assignment: AssignmentRule = "fcos"
     """Which points answer for a box: FCOS's rules with centre sampling, ATSS, or those that predict it best (TOOD)."""
     atss_steps: NonNegativeInt = 1000
     """With `task_aligned`: so many first steps go by ATSS, until predictions mean something."""
-    negatives: Literal["sampled", "strict", "all"] = "sampled"
+    negatives: NegativeRule = "sampled"
     """Which class rows count as negatives of an image: all rows of the step, or only verified ones (federated
     `strict`); `all` takes the whole vocabulary as rows, for exhaustively annotated data."""
     sampled_classes: NonNegativeInt = 100
     """Classes drawn besides those in the batch, by image count to the power 0.5."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     device: str = "auto"
     """`auto` is the GPU where there is one, else the CPU."""
     threads: PositiveInt = 2
@@ -255,17 +270,13 @@ class EnsembleConfig(Section):
     novel: Annotated[float, Field(ge=0, le=1)] = 0.65
 
 
-class EvalSection(Section):
+class EvalSection(DetectionOptions):
     batch_size: PositiveInt = 16
     """Images are padded to the largest of their batch, which moves scores a little (GroupNorm, position embeddings)."""
-    score_threshold: NonNegativeFloat = 0.0
-    nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.6
-    max_detections: PositiveInt = 1000
-    candidates: PositiveInt = 2000
-    """Highest-scoring (point, class) pairs of an image that enter non-maximum suppression."""
     compile: bool = False
-    """Compile pyramid, head and the scores of post-processing where a whole data set is judged."""
-    engine: Literal["hotcoco", "official"] = "hotcoco"
+    """Compile pyramid, head and the scores of post-processing where a whole data set is evaluated."""
+    engine: Engine = "hotcoco"
+    """What computes the metrics."""
     ensemble: EnsembleConfig | None = None
     """Rank by the detector's scores and CLIP's; needs detector.freeze_backbone, so that CLIP's part is still CLIP."""
 
@@ -278,7 +289,7 @@ class TrainConfig(Section):
     clip: ClipConfig = ClipConfig()
     init_from: Path | None = None
     """Start from a trained detector (a run folder, a checkpoint folder or a weights file) instead of CLIP alone."""
-    init_state: Literal["averaged", "training"] = "averaged"
+    init_state: InitState = "averaged"
     """What `init_from` gives: the averaged weights, for a new start; or all that a resumed run would have, to go on
     without a jolt: the optimizer's moments, and the images that were not drawn yet."""
     bank: BankConfig = BankConfig()
@@ -314,19 +325,40 @@ class PretrainConfig(Section):
     weight_decay: NonNegativeFloat = 0.05
     warmup_steps: NonNegativeInt = 100
     clip_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     threads: PositiveInt = 2
     save_every: PositiveInt = 200
 
 
-class LabelsConfig(Section):
-    """What a teacher is asked for in image-text pairs, see tools/pseudo_label.py."""
+class LabelOptions(Section):
+    """What a teacher is asked for in image-text pairs, and how much of what it finds is kept."""
 
-    queries: Literal["caption", "ngrams", "nouns"]
+    queries: QuerySource
+    """The whole caption, its n-grams, its noun phrases, or the same class names in every image."""
+    classes: tuple[str, ...] = ()
+    """With queries=classes: the names."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Boxes that score no more are left out. Keep it low: filters come later."""
+    max_boxes: PositiveInt = 100
+    """Boxes kept per image, the best ones."""
+    batch_size: PositiveInt = 16
+    """Pairs of a shard that go to the teacher together."""
+
+    @model_validator(mode="after")
+    def _classes_go_with_queries(self) -> "LabelOptions":
+        if (self.queries == "classes") != bool(self.classes) or len(set(self.classes)) < len(self.classes):
+            raise ValueError(
+                f"queries {self.queries!r} with {len(self.classes)} class names: `classes` needs some, each once, and "
+                "the other kinds of queries none"
+            )
+        return self
+
+
+class LabelsConfig(LabelOptions):
+    """The labels of a row of an ablation."""
+
     shards: PositiveInt | None = None
     """Only the first so many; all if not given."""
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
-    max_boxes: PositiveInt = 100
 
 
 class AblationRow(Section):
@@ -382,7 +414,11 @@ def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) ->
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {_explain(problem, kind)}" for problem in error.errors())) from None
+        problems = {".".join(map(str, problem["loc"])): _explain(problem, kind) for problem in error.errors()}
+        renamed = [f"{key} is now called {RENAMED[key]}" for key in problems if key in RENAMED]
+        lines = [f"keys of an earlier version: {'; '.join(renamed)}"] if renamed else []
+        lines += [problem for key, problem in problems.items() if key not in RENAMED]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ its Instances and back. Nothing else here imports this module, which needs detec
 Optimizer, schedule, augmentation and checkpoints are then detectron2's, with one learning rate for all parts.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, BoxMode, Instances
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ovd.build.detector import (
     TrainedDetector,
     build_detector,
     configured_clip,
-    detection_options,
     initialize,
     load_detector,
     score_ensemble,
@@ -36,12 +35,13 @@ from ovd.build.detector import (
 from ovd.build.text import build_class_bank, evaluation_text
 from ovd.config import TrainConfig, load_config
 from ovd.data.index import AnnotationIndex
+from ovd.data.padding import pad_images
 from ovd.distributed import sum_over_ranks, world_size
+from ovd.engine.step import Criterion, set_initial_bias
 from ovd.engine.step_texts import StepTexts, TextSampler
-from ovd.engine.train import losses_of, set_initial_bias, step_generator
-from ovd.inference import detect
-from ovd.model.assign import assign_atss, assign_fcos
-from ovd.model.losses import loss_normalizers
+from ovd.engine.train import step_generator
+from ovd.inference import Inference
+from ovd.model.assign import assign_by_annotations
 from ovd.precision import autocast
 from ovd.structures import Batch, Detections, Predictions, Targets
 
@@ -80,11 +80,11 @@ def dataset_dicts(index: AnnotationIndex) -> list[dict[str, Any]]:
                 "height": record.height,
                 "width": record.width,
                 "image_id": record.id,
-                "neg_category_ids": [ids[row] for row in record.negative_classes],
-                "not_exhaustive_category_ids": [ids[row] for row in record.not_exhaustive_classes],
+                "neg_category_ids": [ids[row] for row in record.labels.negative_classes],
+                "not_exhaustive_category_ids": [ids[row] for row in record.labels.not_exhaustive_classes],
                 "annotations": [
                     {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": row, "iscrowd": 0}
-                    for box, row in zip(record.boxes.tolist(), record.classes.tolist(), strict=True)
+                    for box, row in zip(record.labels.boxes.tolist(), record.labels.classes.tolist(), strict=True)
                 ],
             }
         )
@@ -180,7 +180,7 @@ class OvdDetector(nn.Module):
         row_of_id: dict[int, int] = {}
         if training is not None:
             if config.train.assignment == "task_aligned":
-                raise ValueError("train.assignment=task_aligned is not to be had in detectron2; use fcos or atss")
+                raise ValueError("train.assignment=task_aligned is not supported in detectron2; use fcos or atss")
             names = list(training.thing_classes)
             row_of_id = training.get("thing_dataset_id_to_contiguous_id") or {row + 1: row for row in range(len(names))}
             image_counts = torch.ones(len(names), dtype=torch.int64)
@@ -189,11 +189,11 @@ class OvdDetector(nn.Module):
             texts_of = TextSampler(
                 bank=build_class_bank(config, clip, names, _synonyms(training)),
                 image_counts=image_counts,
-                rule=config.train.negatives,
-                num_sampled=config.train.sampled_classes,
+                negatives=config.train.negatives,
+                sampled_classes=config.train.sampled_classes,
                 noise=config.bank.noise,
                 pair_texts=None,
-                num_sampled_texts=0,
+                sampled_texts=0,
             )
         test_classes = list(tested.thing_classes)
         return {
@@ -223,27 +223,21 @@ class OvdDetector(nn.Module):
             (int(given.get("height", size[0])), int(given.get("width", size[1])))
             for given, size in zip(batched_inputs, sizes.tolist(), strict=True)
         ]
-        found = detect(
+        inference = Inference(
             self.detector,
-            self.text,
-            images,
-            sizes,
-            torch.tensor(heights_widths),
-            options=detection_options(self._config),
+            size=self._config.data.size,
+            options=self._config.eval,
             low_precision=torch.is_autocast_enabled(self.device.type),
-            ensemble=self._ensemble,
         )
+        found = inference.detect(self.text, images, sizes, torch.tensor(heights_widths), ensemble=self._ensemble)
         return [{"instances": to_instances(item, *size)} for item, size in zip(found, heights_widths, strict=True)]
 
     def _images(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
         images = [given["image"] for given in batched_inputs]
         if any(image.dtype != torch.uint8 for image in images):
             raise ValueError("OvdDetector takes images as uint8, 0 to 255, as DatasetMapper gives them")
-        divisor = self.detector.size_divisor
-        sizes = torch.tensor([image.shape[1:] for image in images])
-        height, width = (-(-int(side) // divisor) * divisor for side in sizes.amax(dim=0))
-        padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
-        batch = torch.stack(padded).to(self.device)
+        padded, sizes = pad_images(images, divisor=self.detector.size_divisor)
+        batch = padded.to(self.device)
         return (batch.flip(1) if self._is_bgr else batch), sizes
 
     def _losses(
@@ -253,7 +247,7 @@ class OvdDetector(nn.Module):
             raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
         image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
         targets = tuple(self._targets(given) for given in batched_inputs)
-        batch = Batch(images=images, sizes=sizes, targets=targets, image_ids=image_ids)
+        batch = Batch.without_pairs(images, sizes, targets, image_ids)
         generator = step_generator(self._config.train.seed, int(self.step))
         texts = self._texts_of.sample(batch, generator).to(self.device)
         self.step += 1
@@ -269,20 +263,18 @@ class OvdDetector(nn.Module):
             return self._losses_of(predictions, batch, texts)
 
     def _losses_of(self, predictions: Predictions, batch: Batch, texts: StepTexts) -> dict[str, Tensor]:
-        points = self.detector.points(batch.images)
-        assign = assign_atss if self._config.train.assignment == "atss" else assign_fcos
-        assignment = assign(points, batch.targets, sizes=batch.sizes)
-        nowhere = torch.zeros(len(batch.targets), dtype=torch.bool, device=self.device)
-        normalizers = loss_normalizers(assignment, batch.targets, names_only=nowhere, points=points)
-        return losses_of(
+        criterion, points = Criterion(self._config.train, pairs=None), self.detector.points(batch.images)
+        assignment = assign_by_annotations(self._config.train.assignment, points, batch.targets, sizes=batch.sizes)
+        assert assignment is not None, "from_config refuses assignments that depend on predictions"
+        normalizers = sum_over_ranks(criterion.match(assignment, batch, points).normalizers())
+        return criterion.losses(
             self.detector,
             predictions,
             assignment,
-            batch.targets,
+            batch,
             texts,
-            names_only=nowhere,
             points=points,
-            normalizers=sum_over_ranks(normalizers) / world_size(),  # DDP averages what are parts of a sum
+            normalizers=normalizers / world_size(),  # DDP averages what are parts of a sum
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:
@@ -292,12 +284,12 @@ class OvdDetector(nn.Module):
             known = [self._row_of_id[number] for number in given.get(field, ()) if number in self._row_of_id]
             return torch.tensor(known, dtype=torch.int64)
 
-        return Targets(
+        return replace(
+            Targets.empty(),
             boxes=instances.gt_boxes.tensor.float(),
             classes=instances.gt_classes,
             negative_classes=rows("neg_category_ids"),
             not_exhaustive_classes=rows("not_exhaustive_category_ids"),
-            ignore_boxes=torch.zeros(0, 4),
         )
 
 

@@ -51,6 +51,13 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def device_of_rank(name: str) -> torch.device:
+    """The device of a name; `auto` is this process's GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(name)
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
     return rank() == 0
@@ -64,6 +71,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def largest_over_ranks(tensor: Tensor) -> Tensor:
     """The elementwise maximum of every rank's tensor."""
     return _reduce(tensor, dist.ReduceOp.MAX)
+
+
+def smallest_over_ranks(tensor: Tensor) -> Tensor:
+    """The elementwise minimum of every rank's tensor."""
+    return _reduce(tensor, dist.ReduceOp.MIN)
 
 
 def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

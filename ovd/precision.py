@@ -4,11 +4,10 @@ import os
 import platform
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "float32"]
+from ovd.choices import Precision
 
 
 def fast_low_precision(device: torch.device) -> bool:

@@ -4,7 +4,7 @@
     found = predictor("photo.jpg", ["umbrella", "coffee cup"])
     print(found.boxes, found.scores, found.classes)
 
-`ovd/run.py` has whole jobs, such as judging a data set.
+`ovd/jobs/` has whole jobs, such as evaluating on a data set.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ovd.build.detector import (
-    TrainedDetector,
-    detection_options,
-    load_detector,
-    low_precision,
-    resolve_device,
-    score_ensemble,
-)
+from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.text import evaluation_text
 from ovd.data.images import read_image
-from ovd.inference import detect_image, prepare
 from ovd.structures import Detections
 
 NAME_LISTS_KEPT = 8
@@ -41,9 +33,7 @@ class Predictor:
             size: longest side in pixels that images are resized to; by default as in training.
         """
         self._trained = trained
-        self._size = size or trained.config.data.size
-        self._low_precision = low_precision(trained.config)
-        prepare(trained.detector, resolve_device(trained.config), low_precision=self._low_precision)
+        self._inference = build_inference(trained, size=size)
         self._text_of = lru_cache(NAME_LISTS_KEPT)(self._encode)
 
     @classmethod
@@ -72,13 +62,9 @@ class Predictor:
         """
         if not names:
             raise ValueError("name at least one thing to look for")
-        return detect_image(
-            self._trained.detector,
+        return self._inference.image(
             self._text_of(tuple(names)),
             image if isinstance(image, np.ndarray) else read_image(Path(image)),
-            size=self._size,
-            options=detection_options(self._trained.config),
-            low_precision=self._low_precision,
             ensemble=score_ensemble(self._trained, names),
         )
 

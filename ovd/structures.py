@@ -20,6 +20,14 @@ class Points:
     strides: Float[Tensor, " P"]
     """Pixels between neighbouring points of the same level."""
 
+    def in_padding(self, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B P"]:
+        """Which points lie outside each image, in the padding of its batch.
+
+        Args:
+            sizes: heights and widths of the images before padding.
+        """
+        return (self.centers >= sizes.flip(1)[:, None]).any(dim=2)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -34,6 +42,11 @@ class Predictions:
     clip: Float[Tensor, "B P D"] | None = None
     """The dense CLIP feature, unit length, of detectors that rank by both."""
 
+    def of_images(self, rows: slice) -> "Predictions":
+        """Those of a part of the batch."""
+        clip = None if self.clip is None else self.clip[rows]
+        return Predictions(self.embeddings[rows], self.boxes[rows], self.quality[rows], clip)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -45,12 +58,20 @@ class Targets:
 
     boxes: Float[Tensor, "R 4"]
     classes: Int[Tensor, " R"]
+    crowd_boxes: Float[Tensor, "I 4"]
+    """Crowd regions: points inside them that match no box are left out of the loss."""
     negative_classes: Int[Tensor, " N"]
     """Verified to be absent (LVIS `neg_category_ids`)."""
     not_exhaustive_classes: Int[Tensor, " E"]
     """Present, but not every instance has a box (LVIS `not_exhaustive_category_ids`)."""
-    ignore_boxes: Float[Tensor, "I 4"]
-    """Crowd regions: points inside them that match no box are left out of the loss."""
+    image_texts: Int[Tensor, " T"]
+    """The texts that an image-text pair is about, those of its boxes and others; empty for an annotated image."""
+
+    @classmethod
+    def empty(cls) -> "Targets":
+        """Of an image of which nothing is known."""
+        no_boxes, nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        return cls(no_boxes, nothing, no_boxes, nothing, nothing, nothing)
 
     def to(self, device: torch.device) -> "Targets":
         return Targets(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -68,17 +89,27 @@ class Batch:
     sizes: Int[Tensor, "B 2"]
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
-    num_pairs: int = 0
-    """So many images, the last ones, are image-text pairs: their classes are texts, not rows of the vocabulary."""
+    is_pair: Bool[Tensor, " B"]
+    """Which images are image-text pairs: their classes are texts, not rows of the vocabulary."""
     skipped: tuple[str, ...] = ()
     """A line "CODE where and why" for every sample left out of this batch."""
     repaired: tuple[str, ...] = ()
     """A line "CODE where and what" for every sample in it that needed a repair."""
 
-    def is_pair(self) -> Bool[Tensor, " B"]:
-        """Which images are image-text pairs."""
-        number = torch.arange(len(self.targets), device=self.images.device)
-        return number >= len(self.targets) - self.num_pairs
+    @classmethod
+    def without_pairs(
+        cls,
+        images: UInt8[Tensor, "B 3 H W"],
+        sizes: Int[Tensor, "B 2"],
+        targets: tuple[Targets, ...],
+        image_ids: tuple[int, ...],
+        *,
+        skipped: tuple[str, ...] = (),
+        repaired: tuple[str, ...] = (),
+    ) -> "Batch":
+        """A batch of annotated images alone."""
+        is_pair = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        return cls(images, sizes, targets, image_ids, is_pair, skipped, repaired)
 
     def of_images(self, rows: slice) -> "Batch":
         """A part of the batch, without the lines about samples left out and repaired."""
@@ -87,12 +118,17 @@ class Batch:
             sizes=self.sizes[rows],
             targets=self.targets[rows],
             image_ids=self.image_ids[rows],
-            num_pairs=sum(number >= len(self.targets) - self.num_pairs for number in range(len(self.targets))[rows]),
+            is_pair=self.is_pair[rows],
         )
 
     def to(self, device: torch.device) -> "Batch":
-        targets = tuple(item.to(device) for item in self.targets)
-        return replace(self, images=self.images.to(device), sizes=self.sizes.to(device), targets=targets)
+        return replace(
+            self,
+            images=self.images.to(device),
+            sizes=self.sizes.to(device),
+            targets=tuple(item.to(device) for item in self.targets),
+            is_pair=self.is_pair.to(device),
+        )
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,44 @@ import copy
 
 import torch
 
+from ovd.choices import Place
 from ovd.clip.load import Clip
+from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
-from ovd.model.detector import Detector, Place
+from ovd.model.detector import Detector
+from ovd.model.fcos_head import FcosHead
+from ovd.model.fpn import FeaturePyramid, SimplePyramid
+from ovd.model.gates import GatedShortcuts, PlainProjection
+from ovd.model.t_head import TaskAlignedHead
+
+CHANNELS = 32
+
+
+def detector_around(
+    backbone: Backbone,
+    *places: Place,
+    text_dim: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    per_channel_gates: bool = True,
+    keeps_clip: bool = False,
+    task_aligned: bool = False,
+) -> Detector:
+    """With shortcuts in these places; without any, with a plain projection."""
+    pyramid = (
+        FeaturePyramid(backbone.channels, backbone.strides, CHANNELS)
+        if len(backbone.strides) > 1
+        else SimplePyramid(backbone.channels[0], backbone.strides[0], CHANNELS)
+    )
+    head = (TaskAlignedHead if task_aligned else FcosHead)(CHANNELS, 1, pyramid.strides)
+    shortcuts = (
+        GatedShortcuts(
+            len(pyramid.strides), CHANNELS, text_dim, places=places, per_channel=per_channel_gates, filter_size=3
+        )
+        if places
+        else PlainProjection(CHANNELS, text_dim)
+    )
+    return Detector(backbone, pyramid, head, shortcuts, mean=mean, std=std, logit_scale=10.0, keeps_clip=keeps_clip)
 
 
 def build_detector(
@@ -14,17 +49,13 @@ def build_detector(
 ) -> Detector:
     """With shortcuts in these places, around a copy of CLIP's backbone; always the same weights."""
     torch.manual_seed(1)
-    return Detector(
+    return detector_around(
         backbone_of(copy.deepcopy(clip.model.visual)),
+        *places,
         text_dim=clip.model.visual.head.proj.out_features,
         mean=clip.mean,
         std=clip.std,
-        logit_scale=10.0,
-        channels=32,
-        num_convs=1,
-        shortcuts=frozenset(places),
         per_channel_gates=per_channel_gates,
-        filter_size=3,
         keeps_clip=keeps_clip,
         task_aligned=task_aligned,
     )

@@ -49,7 +49,7 @@ def record(row: str = "gated", seed: int = 5, **changed: Any) -> Record:
 def test_records_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "ablation.jsonl"
     assert read_records(path) == []
-    written = [record(seed=5, APr=1 / 3, extra={"retention": -2.5}), record("scratch", 6, APc=-1.0)]
+    written = [record(seed=5, APr=1 / 3, extra={"naming_all": -2.5}), record("scratch", 6, APc=-1.0)]
     for one in written:
         append_record(path, one)
     assert read_records(path) == written

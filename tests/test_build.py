@@ -7,11 +7,10 @@ from torch.nn import functional as F
 from ovd.build.data import training_batches
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
-from ovd.build.training import build_schedule
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
-from ovd.engine.train import build_groups
+from ovd.engine.groups import build_groups
 from ovd.structures import Batch
 
 
@@ -71,7 +70,7 @@ def test_first_layers_of_the_tower_are_frozen(untrained_clip):
 def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip):
     config = train_config(layer_decay=0.5, channels=32, num_convs=1)
     detector = build_detector(config, untrained_clip)
-    groups = build_groups(detector, build_schedule(config))
+    groups = build_groups(detector, config.train)
     rate_of = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
     assert len(rate_of) == sum(p.requires_grad for p in detector.parameters())
     layers = detector.backbone.layers()

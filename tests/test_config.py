@@ -1,16 +1,19 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ovd.config import (
+    RENAMED,
     AblationConfig,
     ConfigError,
-    GatedShortcuts,
-    NoShortcuts,
+    GatedShortcutsConfig,
+    NoShortcutsConfig,
     PretrainConfig,
     Section,
     TrainConfig,
     WorldData,
+    flatten,
     load_config,
 )
 
@@ -50,7 +53,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
 def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
     write(tmp_path, MINIMAL + "detector: {shortcuts: {kind: gated, per_channel: false}}\n", "base.yaml")
     path = write(tmp_path, "base: base.yaml\ndetector: {shortcuts: {kind: none}}\n")
-    assert isinstance(load_config(path, [], TrainConfig).detector.shortcuts, NoShortcuts)
+    assert isinstance(load_config(path, [], TrainConfig).detector.shortcuts, NoShortcutsConfig)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,43 @@ def test_faulty_configs_are_refused_with_the_reason(tmp_path, monkeypatch, text,
     assert not (tmp_path / "pwned").exists()
 
 
+def nested(key: str, value: object) -> dict:
+    """A config of this one value, under its dotted key."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_key_of_an_earlier_version_is_refused_in_one_line_that_names_the_new_one(tmp_path, old, new):
+    path = write(tmp_path, MINIMAL)
+    assert new in flatten(load_config(path, [], TrainConfig).model_dump())
+    line = f"keys of an earlier version: {old} is now called {new}"
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [f"{old}=1"], TrainConfig)
+    assert str(error.value) == f"{path}: {line}"
+    written = write(tmp_path, "base: config.yaml\n" + yaml.safe_dump(nested(old, 1)), "other.yaml")
+    with pytest.raises(ConfigError) as error:
+        load_config(written, [], TrainConfig)
+    assert str(error.value) == f"{written}: {line}"
+
+
+def test_all_keys_of_an_earlier_version_stand_in_the_first_line_and_other_faults_below(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [*(f"{old}=1" for old in RENAMED), "train.stepz=3", "eval.batch_size=0"], TrainConfig)
+    first, *others = str(error.value).splitlines()
+    assert first.startswith(f"{path}: keys of an earlier version: ")
+    assert sorted(first.split(": ", 2)[2].split("; ")) == [
+        f"{old} is now called {new}" for old, new in sorted(RENAMED.items())
+    ]
+    assert sorted(others) == [
+        f"{path}: eval.batch_size: Input should be greater than 0 (got 0)",
+        f"{path}: unknown key train.stepz; did you mean train.steps?",
+    ]
+
+
 @pytest.mark.parametrize("override", ["train.steps", "=3", "output.name=3", "train.steps=[1"])
 def test_faulty_overrides_are_refused(tmp_path, override):
     with pytest.raises(ConfigError, match="override"):
@@ -99,8 +139,8 @@ def test_configs_are_immutable_and_survive_a_round_trip(tmp_path):
 def test_sections_of_several_kinds_can_be_set_key_by_key(tmp_path):
     path = write(tmp_path, MINIMAL)
     config = load_config(path, ["detector.shortcuts.per_channel=false", "data.source.seed=3"], TrainConfig)
-    assert config.detector.shortcuts == GatedShortcuts(per_channel=False)
+    assert config.detector.shortcuts == GatedShortcutsConfig(per_channel=False)
     assert config.data.source == WorldData(seed=3)
     gated = write(tmp_path, MINIMAL + "detector: {shortcuts: {kind: gated, per_channel: false}}\n")
     config = load_config(gated, ["detector.shortcuts.kind=none"], TrainConfig)
-    assert isinstance(config.detector.shortcuts, NoShortcuts)
+    assert isinstance(config.detector.shortcuts, NoShortcutsConfig)

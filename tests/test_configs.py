@@ -51,7 +51,7 @@ def test_lvis_base_vocabulary_has_no_name_of_a_rare_class(shared_data):
     check_no_leak(base, [category for category in categories if category.frequency == "r"])
 
 
-def test_counted_operations_of_the_tiny_tower():
+def test_counted_operations_of_the_tiny_backbone():
     config = load_config(CONFIGS / "gated.yaml", [], TrainConfig)
     small, large = (count_cost(config, size, size) for size in (192, 384))
     assert small.parameters == large.parameters
@@ -68,12 +68,12 @@ def test_counted_operations_of_the_tiny_tower():
 @pytest.mark.parametrize(
     ("name", "layout_of"), [("lvis_base_rn50", real_layouts.lvis), ("custom_coco_rn50", real_layouts.coco)]
 )
-def test_a_real_tower_trains_and_evaluates_on_a_miniature(name, layout_of, miniature_world, tmp_path):
+def test_a_real_backbone_trains_and_evaluates_on_a_miniature(name, layout_of, miniature_world, tmp_path):
     """Random weights, 320 px, 5 steps: the code path of the real thing on a CPU."""
     layout = layout_of(miniature_world, tmp_path)
     overrides = [
         f"output={tmp_path / 'run'}", f"bank.cache={tmp_path / 'banks'}", "clip.weights=random", "bank.templates=none",
-        "bank.synonyms=0", "data.size=320", "data.scale=[0.8, 1.25]", "data.workers=1", "train.steps=5",
+        "bank.num_synonyms=0", "data.size=320", "data.scale=[0.8, 1.25]", "data.workers=1", "train.steps=5",
         "train.batch_size=2", "train.warmup_steps=1", "train.threads=2", "eval.candidates=1000",
         *(f"data.source.{key}={value}" for key, value in vars(layout).items() if key != "format"),
     ]  # fmt: skip

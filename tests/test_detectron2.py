@@ -18,14 +18,13 @@ with warnings.catch_warnings():
     from detectron2.evaluation import LVISEvaluator
     from detectron2.modeling import build_model
 
-from ovd.build.detector import detection_options
 from ovd.data.annotations import load_annotations
 from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.detectron2_interop import add_ovd_config, register_split, to_detections, to_instances
 from ovd.evaluation.run import box_evaluator
-from ovd.inference import detect_image
+from ovd.inference import Inference
 from ovd.structures import Detections
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,10 +68,10 @@ def test_dicts_hold_what_the_index_holds(splits):
         record = index.record(image)
         assert given["file_name"] == str(record.path)
         assert (given["height"], given["width"], given["image_id"]) == (record.height, record.width, record.id)
-        np.testing.assert_allclose([a["bbox"] for a in given["annotations"]], record.boxes.reshape(-1, 4))
-        assert [a["category_id"] for a in given["annotations"]] == record.classes.tolist()
+        np.testing.assert_allclose([a["bbox"] for a in given["annotations"]], record.labels.boxes.reshape(-1, 4))
+        assert [a["category_id"] for a in given["annotations"]] == record.labels.classes.tolist()
         rows = [metadata.thing_dataset_id_to_contiguous_id[number] for number in given["neg_category_ids"]]
-        assert rows == record.negative_classes.tolist()
+        assert rows == record.labels.negative_classes.tolist()
 
 
 @pytest.mark.parametrize("num_boxes", [0, 3])
@@ -96,14 +95,13 @@ def mapper(is_train: bool, size: int = 192) -> DatasetMapper:
 def test_it_detects_what_ovd_detects_also_in_images_that_are_not_square(cfg, splits):
     model = build_model(cfg).eval()
     index, names = splits["val"], MetadataCatalog.get("ovd_val").thing_classes
+    inference = Inference(model.detector, size=192, options=model._config.eval, low_precision=False)
     given = [mapper(False)(item) for item in DatasetCatalog.get("ovd_val")[:2]]
     given[1]["image"], given[1]["height"] = given[1]["image"][:, :130], 130
     for row, item in enumerate(given):
         (output,) = model([item])
         pixels = read_image(index.record(row).path)[: item["height"]]
-        expected = detect_image(
-            model.detector, model.text, pixels, size=192, options=detection_options(model._config), low_precision=False
-        )
+        expected = inference.image(model.text, pixels)
         ours = to_detections(output["instances"])
         torch.testing.assert_close(ours.scores, expected.scores, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(ours.boxes, expected.boxes, atol=1e-2, rtol=1e-4)
@@ -153,9 +151,9 @@ def test_its_evaluators_agree_with_ours(splits, tmp_path, monkeypatch):
     theirs.reset()
     for image in range(len(index)):
         record = index.record(image)
-        boxes = torch.tensor(record.boxes) + torch.randn(len(record.boxes), 4, generator=generator)
+        boxes = torch.tensor(record.labels.boxes) + torch.randn(len(record.labels.boxes), 4, generator=generator)
         scores = torch.rand(len(boxes), generator=generator).sort(descending=True).values
-        found = Detections(boxes, scores, torch.tensor(record.classes))
+        found = Detections(boxes, scores, torch.tensor(record.labels.classes))
         ours.update(record.id, found)
         theirs.process([{"image_id": record.id}], [{"instances": to_instances(found, record.height, record.width)}])
     expected, measured = ours.compute(), theirs.evaluate()["bbox"]
@@ -174,7 +172,7 @@ def test_half_precision_of_detectron2_becomes_bfloat16(cfg, splits):
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, whole[name], rtol=0.1, atol=0.02)
     sum(losses.values()).backward()
-    embeddings_learn = model.detector.pyramid_shortcut.learned[0].projection.weight.grad
+    embeddings_learn = model.detector.shortcuts.pyramid.learned[0].projection.weight.grad
     assert embeddings_learn.abs().max() > 0
 
 

@@ -1,18 +1,16 @@
 """Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import ovd.predictor
-from ovd.build.detector import TrainedDetector, build_detector, detection_options, score_ensemble
+from ovd.build.detector import TrainedDetector, build_detector, score_ensemble
 from ovd.build.text import evaluation_text
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
-from ovd.inference import detect_image
+from ovd.inference import Inference
 from ovd.predictor import Predictor
 
 NAMES = ["anchor", "umbrella", "cat face"]
@@ -38,13 +36,13 @@ def image() -> np.ndarray:
 
 
 def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(trained, image):
-    options: dict[str, Any] = {"size": 96, "options": detection_options(trained.config), "low_precision": False}
+    inference = Inference(trained.detector, size=96, options=trained.config.eval, low_precision=False)
     text = evaluation_text(trained.config, trained.clip, NAMES)
-    expected = detect_image(trained.detector, text, image, ensemble=score_ensemble(trained, NAMES), **options)
+    expected = inference.image(text, image, ensemble=score_ensemble(trained, NAMES))
     found = Predictor(trained)(image, NAMES)
     for name in ("boxes", "scores", "classes"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
-    alone = detect_image(trained.detector, text, image, **options)
+    alone = inference.image(text, image)
     assert not torch.equal(found.scores, alone.scores)
     assert not torch.equal(found.boxes, Predictor(trained, size=64)(image, NAMES).boxes)
 

@@ -9,13 +9,23 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_run import small_config
 
 import ovd.build.data
 import ovd.build.detector
 from ovd.ablation.row import Stages, at_length, read_row, run_row
 from ovd.build.data import load_labelled_pairs, samples_drawn
 from ovd.build.detector import load_detector
-from ovd.config import AblationConfig, AblationRow, ConfigError, LabelsConfig, TrainConfig, load_config, parse_config
+from ovd.config import (
+    AblationConfig,
+    AblationRow,
+    ConfigError,
+    LabelOptions,
+    LabelsConfig,
+    TrainConfig,
+    load_config,
+    parse_config,
+)
 from ovd.data.pairs import write_pair_shards
 from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
@@ -24,33 +34,13 @@ from ovd.engine import checkpoint
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
-from ovd.selftrain.pseudo_label import LabelOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def make_config(output: Path, world: Path, **changes) -> TrainConfig:
-    values = {
-        "output": str(output),
-        "bank": {"cache": str(world / "banks"), "templates": "none"},
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {
-            "source": {
-                "kind": "files",
-                "format": "lvis",
-                "train_annotations": str(world / "annotations" / "lvis_train.json"),
-                "train_images": str(world / "images"),
-                "val_annotations": str(world / "annotations" / "lvis_val.json"),
-                "val_images": str(world / "images"),
-            },
-            "size": 96,
-            "workers": 0,
-            **changes.pop("data", {}),
-        },
-        "train": {"steps": 4, "batch_size": 4, "sampled_classes": 10, "warmup_steps": 2, "save_every": 2},
-        **changes,
-    }
-    return parse_config(values, TrainConfig, "test")
+    train = {"steps": 4, "batch_size": 4}
+    return small_config(output, world, train=train, bank={"templates": "none"}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,7 @@ def teacher(tmp_path_factory, miniature_world, pairs) -> Path:
     """A teacher's run folder, its labels of the pairs' nouns in it."""
     run = tmp_path_factory.mktemp("teacher") / "run"
     train_from_config(make_config(run, miniature_world), evaluate=False)
-    options = LabelOptions(source="nouns", score_threshold=0.0, max_boxes=20)
+    options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
     pseudo_label_run(load_detector(run), pairs=pairs, output=run / "labels", options=options)
     return run
 
@@ -119,12 +109,12 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
     config = student_config(tmp_path, miniature_world, teacher, pairs)
     assert config.data.pairs is not None
     loaded, texts, counts = load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
-    boxes = sum(len(loaded.record(row).boxes) for row in range(len(loaded)))
+    boxes = sum(len(loaded.record(row).labels.boxes) for row in range(len(loaded)))
     assert boxes == counts["kept"] > 0
     for row in range(len(loaded)):
         record = loaded.record(row)
-        assert len(np.unique(record.classes)) == len(record.classes)  # one box a text
-        assert set(record.classes) <= set(record.not_exhaustive_classes)
+        assert len(np.unique(record.labels.classes)) == len(record.labels.classes)  # one box a text
+        assert set(record.labels.classes) <= set(record.labels.image_texts)
     assert len(texts) > 0
     matching = config.data.pairs.model_copy(update={"caption_match": True})
     _, _, counts_matching = load_labelled_pairs(matching, config.data.source, tiny_clip, first_id=50)
@@ -163,17 +153,17 @@ def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, 
         (tmp_path / "ledger").rename(teacher / "labels" / "00000.json")
 
 
-def test_labels_of_another_tower_are_refused(tmp_path, miniature_world, teacher, pairs, untrained_clip):
+def test_labels_of_another_text_tower_are_refused(tmp_path, miniature_world, teacher, pairs, untrained_clip):
     config = student_config(tmp_path, miniature_world, teacher, pairs)
     assert config.data.pairs is not None
     with pytest.raises(ValueError, match="another text tower"):
         load_labelled_pairs(config.data.pairs, config.data.source, untrained_clip, first_id=50)
 
 
-def test_a_frozen_tower_with_score_ensembling_evaluates_with_the_base_classes_it_was_trained_on(
+def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes_it_was_trained_on(
     tmp_path, miniature_world
 ):
-    changes = {"detector": {"channels": 32, "num_convs": 1, "freeze_backbone": True, "shortcuts": {"kind": "none"}}}
+    changes = {"detector": {"freeze_backbone": True, "shortcuts": {"kind": "none"}}}
     run = tmp_path / "frozen"
     config = make_config(run, miniature_world, **changes, eval={"ensemble": {"base": 0.2, "novel": 0.9}})
     train_from_config(config, evaluate=False)
@@ -214,7 +204,7 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, capsys
     assert row.teacher is not None
     student = read_row(AblationRow(config=row.config), CONFIGS, [*small_world, "data.pairs.min_score=0"]).final
     teacher = read_row(AblationRow(config=row.teacher), CONFIGS, small_world).final
-    stages = Stages(student, teacher, LabelsConfig(queries="nouns", shards=1, threshold=0.0))
+    stages = Stages(student, teacher, LabelsConfig(queries="nouns", shards=1, score_threshold=0.0))
     record = run_row("self_training", stages, 3, tmp_path / "runs")
     assert record.steps == 4
     assert record.seed == 3

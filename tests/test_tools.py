@@ -22,7 +22,7 @@ def run_tool(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def custom_data(tmp_path_factory) -> Path:
-    """Non-square photographs of coloured squares; ids with gaps, a crowd, an image without objects."""
+    """Non-square photographs of colored squares; ids with gaps, a crowd, an image without objects."""
     folder = tmp_path_factory.mktemp("custom")
     (folder / "photos").mkdir()
     rng = np.random.default_rng(0)

@@ -53,20 +53,7 @@ def main() -> None:
     images, captions = load_pairs(world / "pretraining_pairs")
     torch.manual_seed(config.seed)
     clip = build_untrained_tiny_clip()
-    pretrain(
-        clip,
-        images,
-        captions,
-        run_dir=config.output,
-        resolved_config=config.model_dump(mode="json"),
-        **{
-            name: getattr(config, name)
-            for name in (
-                "steps", "batch_size", "crop", "seed", "learning_rate", "weight_decay",
-                "warmup_steps", "clip_norm", "precision", "save_every",
-            )
-        },
-    )  # fmt: skip
+    pretrain(clip, images, captions, config)
     features, held_out = (
         pair_features(
             clip,

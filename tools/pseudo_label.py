@@ -17,11 +17,14 @@ from typing import get_args
 import torch
 
 from ovd.build.detector import load_detector
+from ovd.choices import QuerySource
 from ovd.cli import run_tool
+from ovd.config import LabelOptions, parse_config
 from ovd.jobs.pseudo_label import pseudo_label_run
-from ovd.selftrain.pseudo_label import LabelOptions, worker_of
-from ovd.selftrain.queries import QuerySource
+from ovd.selftrain.pseudo_label import worker_of
 from ovd.text.prompts import TEMPLATES
+
+DEFAULTS = LabelOptions(queries="caption")
 
 
 def main() -> None:
@@ -38,13 +41,13 @@ def main() -> None:
                         "(default: as the run was trained; captions are asked for as they stand)")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
                         "Hugging Face (name or folder), which finds the boxes in place of RUN")  # fmt: skip
-    parser.add_argument("--threshold", type=float, default=LabelOptions.score_threshold,
+    parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
                         help="boxes that score no more are left out; keep it low, filters come later "
                         "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--max-boxes", type=int, default=LabelOptions.max_boxes,
+    parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
                         help="most boxes kept of an image (default: %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
-    parser.add_argument("--batch-size", type=int, default=LabelOptions.batch_size, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
     parser.add_argument("--shards", type=int, metavar="N", help="label the first N shards only (default: all)")
     parser.add_argument("--rank", type=int, help="this worker takes the shards RANK, RANK + WORLD, ... (default: RANK "
                         "of the environment, as torchrun sets it, else 0)")  # fmt: skip
@@ -56,13 +59,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rank, world = worker_of(arguments.rank, arguments.world, os.environ)
     names = [] if arguments.classes is None else arguments.classes.read_text(encoding="utf-8").splitlines()
-    options = LabelOptions(
-        source=arguments.queries,
-        classes=tuple(dict.fromkeys(name.strip() for name in names if name.strip())),
-        score_threshold=arguments.threshold,
-        max_boxes=arguments.max_boxes,
-        batch_size=arguments.batch_size,
-    )
+    settings = {
+        "queries": arguments.queries,
+        "classes": tuple(dict.fromkeys(name.strip() for name in names if name.strip())),
+        "score_threshold": arguments.threshold,
+        "max_boxes": arguments.max_boxes,
+        "batch_size": arguments.batch_size,
+    }
+    options = parse_config(settings, LabelOptions, "command line")
     device = arguments.device
     if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"

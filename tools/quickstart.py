@@ -20,7 +20,7 @@ from torchvision.ops import box_iou
 from ovd.build.data import draw_world, load_validation_index
 from ovd.build.detector import TrainedDetector, load_detector
 from ovd.cli import run_tool
-from ovd.config import TrainConfig, load_config
+from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
@@ -30,7 +30,6 @@ from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.predictor import Predictor
-from ovd.selftrain.pseudo_label import LabelOptions
 from ovd.structures import Detections
 from ovd.visualize import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
 
@@ -42,15 +41,15 @@ GRID_IMAGES = 8
 def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
     """Images with boxes of rare classes, by image id."""
     records = [index.record(row) for row in range(len(index))]
-    with_rare = [r for r in records if any(index.categories[c].frequency == "r" for c in r.classes)]
+    with_rare = [r for r in records if any(index.categories[c].frequency == "r" for c in r.labels.classes)]
     return sorted(with_rare, key=lambda record: record.id)
 
 
 def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detections) -> tuple[int, int]:
     """Rare true boxes with a detection of their class at IoU >= 0.5, and all rare true boxes."""
-    rare = [row for row, c in enumerate(record.classes) if index.categories[c].frequency == "r"]
-    overlap = box_iou(torch.from_numpy(record.boxes[rare]), found.boxes)
-    same_class = torch.from_numpy(record.classes[rare])[:, None] == found.classes[None]
+    rare = [row for row, c in enumerate(record.labels.classes) if index.categories[c].frequency == "r"]
+    overlap = box_iou(torch.from_numpy(record.labels.boxes[rare]), found.boxes)
+    same_class = torch.from_numpy(record.labels.classes[rare])[:, None] == found.classes[None]
     return int(((overlap >= 0.5) & same_class).any(1).sum()), len(rare)
 
 
@@ -69,7 +68,7 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
             pictures[0].save(output / "example.detections.png")
             scored = choose_shown(found, DEFAULT_THRESHOLD, overlapping=True)
             hits, total = count_rare_found(index, record, scored)
-            wanted = sorted({names[c] for c in record.classes if index.categories[c].frequency == "r"})
+            wanted = sorted({names[c] for c in record.labels.classes if index.categories[c].frequency == "r"})
             print(
                 f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
                 f"({', '.join(wanted)}), searched for {len(names)} classes at threshold {DEFAULT_THRESHOLD}; "
@@ -100,7 +99,7 @@ def main() -> None:
             load_detector(base.output),
             pairs=world / "pairs",
             output=base.output / "labels",
-            options=LabelOptions(source="nouns"),
+            options=LabelOptions(queries="nouns"),
             num_shards=NUM_LABELLED_SHARDS,
         )
     with stages.measure("self-training"):

@@ -20,6 +20,7 @@ from ovd.build.text import text_of_index
 from ovd.config import (
     AblationRow,
     ConfigError,
+    LabelOptions,
     LabelsConfig,
     TrainConfig,
     TrainSection,
@@ -34,7 +35,6 @@ from ovd.jobs.evaluate import detect_all, evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.precision import cpu_name, instruction_set
-from ovd.selftrain.pseudo_label import LabelOptions
 
 VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
 
@@ -112,8 +112,8 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
 
     trained = load_detector(folder)
     metrics = evaluate_run(trained, output=folder).metrics
-    retention = json.loads((folder / "retention.json").read_text())
-    naming = {f"naming_{group['group']}": group["boxes"]["naming_after"] for group in retention["groups"]}
+    report = json.loads((folder / "naming.json").read_text())
+    naming = {f"naming_{group['group']}": group["boxes"]["naming_after"] for group in report["groups"]}
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
         index = load_annotations(
@@ -144,7 +144,7 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
 
 def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
     assert labels is not None
-    options = LabelOptions(source=labels.queries, score_threshold=labels.threshold, max_boxes=labels.max_boxes)
+    options = LabelOptions(**labels.model_dump(exclude={"shards"}))
     pseudo_label_run(
         load_detector(run), pairs=world / "pairs", output=output, options=options, num_shards=labels.shards
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from ovd.ablation.records import Record, Selection
 from ovd.ablation.statistics import Estimate, paired_difference, records_by_seed, row_estimate
-from ovd.evaluation.results import replacing
+from ovd.files import whole_file
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
 COMPARED = ("APr", "AP", "coco_AP", "o365_AP")
@@ -150,5 +150,5 @@ def write_between_markers(path: Path, name: str, text: str) -> None:
     _, end, after = rest.partition(ends)
     if not begin or not end or content.count(begins) + content.count(ends) != 2:
         raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; the tables go between them")
-    with replacing(path) as file:
+    with whole_file(path) as file:
         file.write(f"{before}{begins}\n{text}{ends}{after}")

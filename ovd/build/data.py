@@ -9,6 +9,7 @@ import numpy as np
 
 from ovd.clip.load import Clip
 from ovd.config import (
+    DataConfig,
     FileData,
     PairsConfig,
     TrainConfig,
@@ -19,16 +20,15 @@ from ovd.data.annotations import Format, load_annotations
 from ovd.data.buckets import shape_groups
 from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
 from ovd.data.index import AnnotationIndex
-from ovd.data.loader import ImageSource, mix_batches, repeat_factors, train_loader
+from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
 from ovd.data.report import DataReport
-from ovd.data.transforms import Sample, train_transform
+from ovd.data.transforms import Transform, train_transform
 from ovd.data.vocabulary import split_lvis_base
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
 from ovd.distributed import rank, world_size
 from ovd.engine import checkpoint
-from ovd.selftrain.filter import Filters
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import label_files, open_labelled_shards
 from ovd.structures import Batch
@@ -125,14 +125,7 @@ def load_labelled_pairs(
     folder = pair_shards_folder(config, source)
     text_tower = text_tower_fingerprint(clip)
     shards = open_labelled_shards(folder, files, text_tower=text_tower)
-    filters = Filters(
-        keep=config.keep,
-        min_score=config.min_score,
-        min_size_px=config.min_size_px,
-        max_relative_area=config.max_relative_area,
-        caption_match=config.caption_match,
-    )
-    kept, counts = read_kept_labels(files, filters, shards)
+    kept, counts = read_kept_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
     num_left = counts.pop("kept")
@@ -175,49 +168,52 @@ def training_batches(
         size_divisor: of the detector.
     """
     data = config.data
-
-    def transform_to(size: int) -> Callable[[Sample, int], Sample]:
-        return train_transform(size=size, scale=data.scale, flip=data.flip, color=data.color)
-
-    transform = transform_to(data.size)
+    transform = _transform_to(data.size, data)
     seed, (num_annotated, num_paired) = config.train.seed, images_per_step(config)
     repeat = repeat_factors(index, data.repeat_threshold)
-    of_annotated: dict[str, Any] = {}
+    groups, of_annotated = None, dict[str, Any]()
     if data.shape_groups > 1:
         groups, shapes = shape_groups(
             index.image_sizes, data.shape_groups, size=data.size, largest_scale=data.scale[1], divisor=size_divisor
         )
-        of_annotated = {"groups": groups, "shapes": shapes}
+        of_annotated = {"shapes": shapes}
     if data.mosaic:
-        tile_transform = transform_to(max(1, data.size // 2))
-        of_annotated = {"mosaics": Mosaics(probability=data.mosaic, weights=repeat, tile_transform=tile_transform)}
+        tile_transform = _transform_to(max(1, data.size // 2), data)
+        of_annotated = {"mosaics": Mosaics(mosaic=data.mosaic, weights=repeat, tile_transform=tile_transform)}
 
-    def load(
-        source: ImageSource, start: int, size: int, seed: int, repeat: np.ndarray | None, first_sample: int, **more: Any
-    ) -> Iterator[Batch]:
+    order = TrainOrder(
+        num_images=len(index),
+        repeat=repeat,
+        seed=seed,
+        batch_size=num_annotated,
+        first_sample=first_samples[0],
+        groups=groups,
+    )
+
+    def load(source: ImageSource, order: TrainOrder, start: int, **more: Any) -> Iterator[Batch]:
+        steps, part = range(start, config.train.steps), (rank(), world_size())
         return train_loader(
-            source,
-            transform=transform,
-            batch_size=size,
-            seed=seed,
-            start_step=start,
-            num_steps=config.train.steps - start,
-            num_workers=data.workers,
-            repeat=repeat,
-            first_sample=first_sample,
-            part=(rank(), world_size()),
-            size_divisor=size_divisor,
-            **more,
+            source, order, transform, steps, workers=data.workers, part=part, size_divisor=size_divisor, **more
         )
 
-    def batches_from(step: int) -> Iterator[Batch]:
-        annotated = load(index, step, num_annotated, seed, repeat, first_samples[0], **of_annotated)
-        if pairs is None:
-            return annotated
-        paired = load(pairs, step, num_paired, seed + PAIRS_SEED_OFFSET, None, first_samples[1])
-        return mix_batches(annotated, paired)
+    if pairs is None:
+        return lambda start: load(index, order, start, **of_annotated)
+    order_of_pairs = TrainOrder(
+        num_images=len(pairs),
+        repeat=np.ones(len(pairs)),
+        seed=seed + PAIRS_SEED_OFFSET,
+        batch_size=num_paired,
+        first_sample=first_samples[1],
+    )
+
+    def batches_from(start: int) -> Iterator[Batch]:
+        return mix_batches(load(index, order, start, **of_annotated), load(pairs, order_of_pairs, start))
 
     return batches_from
+
+
+def _transform_to(size: int, data: DataConfig) -> Transform:
+    return train_transform(size=size, scale=data.scale, flip=data.flip, color=data.color)
 
 
 def draw_world(config: TrainConfig) -> Path:

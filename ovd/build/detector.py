@@ -4,25 +4,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
+from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config import (
     ClipConfig,
-    GatedShortcuts,
+    DetectorConfig,
+    GatedShortcutsConfig,
+    NoShortcutsConfig,
     TrainConfig,
     parse_config,
 )
-from ovd.distributed import local_rank
+from ovd.distributed import device_of_rank
 from ovd.engine import checkpoint
-from ovd.inference import DetectionOptions
+from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
+from ovd.model.fcos_head import FcosHead
+from ovd.model.fpn import FeaturePyramid, SimplePyramid
+from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.postprocess import ScoreEnsemble
-from ovd.precision import use_low_precision
+from ovd.model.t_head import TaskAlignedHead
+from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.prompts import clean_name
 
@@ -44,13 +52,12 @@ def configured_clip(config: ClipConfig) -> Clip:
 
 
 def resolve_device(config: TrainConfig) -> torch.device:
-    name = config.train.device
-    if name == "auto":
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(name)
+    """Where a run computes."""
+    return device_of_rank(config.train.device)
 
 
 def low_precision(config: TrainConfig) -> bool:
+    """Whether a run uses bf16 on its device."""
     return use_low_precision(config.train.precision, resolve_device(config))
 
 
@@ -106,26 +113,64 @@ def _assemble(
     std: tuple[float, ...],
     logit_scale: float,
 ) -> Detector:
-    shortcuts = config.detector.shortcuts
+    options = config.detector
+    backbone = build_backbone(config, visual)
+    pyramid = _build_pyramid(backbone, options.channels)
     return Detector(
-        build_backbone(config, visual),
-        text_dim=text_dim,
+        backbone,
+        pyramid,
+        _HEADS[options.head](options.channels, options.num_convs, pyramid.strides),
+        _build_shortcuts(options, len(pyramid.strides), text_dim),
         mean=mean,
         std=std,
         logit_scale=logit_scale,
-        channels=config.detector.channels,
-        num_convs=config.detector.num_convs,
-        shortcuts=frozenset(shortcuts.places) if isinstance(shortcuts, GatedShortcuts) else frozenset(),
-        per_channel_gates=isinstance(shortcuts, GatedShortcuts) and shortcuts.per_channel,
-        filter_size=shortcuts.filter_size if isinstance(shortcuts, GatedShortcuts) else 1,
         keeps_clip=config.eval.ensemble is not None,
-        task_aligned=config.detector.head == "task_aligned",
     )
 
 
-def detection_options(config: TrainConfig) -> DetectionOptions:
-    names = DetectionOptions.__dataclass_fields__.keys() - {"use_compiled"}
-    return DetectionOptions(**{name: getattr(config.eval, name) for name in names})
+def _build_pyramid(backbone: Backbone, channels: int) -> FeaturePyramid | SimplePyramid:
+    if len(backbone.strides) > 1:
+        return FeaturePyramid(backbone.channels, backbone.strides, channels)
+    return SimplePyramid(backbone.channels[0], backbone.strides[0], channels)
+
+
+_HEADS: dict[Head, type[FcosHead] | type[TaskAlignedHead]] = {"fcos": FcosHead, "task_aligned": TaskAlignedHead}
+
+
+def _build_shortcuts(options: DetectorConfig, num_levels: int, text_dim: int) -> GatedShortcuts | PlainProjection:
+    match options.shortcuts:
+        case GatedShortcutsConfig() as shortcuts:
+            return GatedShortcuts(
+                num_levels,
+                options.channels,
+                text_dim,
+                places=shortcuts.places,
+                per_channel=shortcuts.per_channel,
+                filter_size=shortcuts.filter_size,
+            )
+        case NoShortcutsConfig():
+            return PlainProjection(options.channels, text_dim)
+        case other:
+            assert_never(other)
+
+
+def build_inference(
+    trained: TrainedDetector, *, size: int | None = None, options: DetectionOptions | None = None
+) -> Inference:
+    """A trained detector, moved to its device and put into eval mode, and how it is run.
+
+    Args:
+        size: longest side in pixels that images are resized to; by default as in training.
+        options: of post-processing; by default those of its config.
+    """
+    config = trained.config
+    uses_bf16 = low_precision(config)
+    return Inference(
+        trained.detector.to(resolve_device(config)).to(memory_format=memory_format(uses_bf16)).eval(),
+        size=size or config.data.size,
+        options=options or config.eval,
+        low_precision=uses_bf16,
+    )
 
 
 def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:

@@ -13,7 +13,7 @@ from ovd.config import (
     TrainConfig,
 )
 from ovd.data.index import AnnotationIndex
-from ovd.text.bank import Sources, TextBank, build_bank
+from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
 from ovd.text.prompts import TEMPLATES
 
@@ -35,17 +35,8 @@ def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms
     if bank.file is not None:
         return TextBank(bank.file, text_tower=text_tower_fingerprint(clip), names=names)
     paraphrases = read_paraphrases(bank.paraphrases, names) if bank.paraphrases else [()] * len(names)
-    sources = Sources(
-        templates=TEMPLATES[bank.templates],
-        num_synonyms=bank.synonyms,
-        num_paraphrases=max(map(len, paraphrases), default=0),
-        draws=bank.draws,
-        token_drop=bank.token_drop,
-        tower_dropout=bank.tower_dropout,
-        seed=bank.seed,
-    )
     with text_tower_on(clip, resolve_device(config)):
-        return build_bank(clip, names, synonyms, sources, folder=bank.cache, paraphrases=paraphrases)
+        return build_bank(clip, names, synonyms, bank, folder=bank.cache, paraphrases=paraphrases)
 
 
 def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
@@ -73,7 +64,7 @@ def evaluation_text(
 ) -> Float[Tensor, "C D"]:
     """One unit row per class: the mean over the config's templates, and over as many synonyms as it trains with."""
     with text_tower_on(clip, resolve_device(config)):
-        return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.synonyms)
+        return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.num_synonyms)
 
 
 def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Float[Tensor, "C D"]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  makes the tiny backbone known to timm
+from ovd.choices import Activation
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_CLIP = ASSETS / "tiny_clip"
@@ -35,8 +36,6 @@ class Clip:
 
 MOST_LINES = 21
 """Of an error of torch's that names weights which do not fit, one a line after the first."""
-
-Activation = Literal["gelu", "quick_gelu"]
 
 
 def load_clip(

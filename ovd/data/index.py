@@ -5,14 +5,15 @@ position in `AnnotationIndex.categories`.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-Frequency = Literal["r", "c", "f"]
+from ovd.choices import Frequency
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,53 @@ class Category:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What is known of an image: R objects, I crowd regions. Boxes are xyxy in its pixels.
+
+    Classes are rows of the vocabulary; those of an image-text pair are ids of texts (text/pair_texts.py). On the way to
+    the model they become `ovd.structures.Targets`, which has the same fields and explains them.
+    """
+
+    boxes: Float32[np.ndarray, "R 4"]
+    classes: Int64[np.ndarray, " R"]
+    crowd_boxes: Float32[np.ndarray, "I 4"]
+    negative_classes: Int64[np.ndarray, " N"]
+    not_exhaustive_classes: Int64[np.ndarray, " E"]
+    image_texts: Int64[np.ndarray, " T"]
+    """Ids of the texts that an image-text pair is about; empty for an annotated image."""
+
+    @classmethod
+    def empty(cls) -> "Labels":
+        """Of an image of which nothing is known."""
+        no_boxes, nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return cls(no_boxes, nothing, no_boxes, nothing, nothing, nothing)
+
+    def moved(self, move: Callable[[Float32[np.ndarray, "K 4"]], Float32[np.ndarray, "K 4"]]) -> "Labels":
+        """The same with all boxes, crowd regions too, where `move` puts them."""
+        return replace(self, boxes=move(self.boxes), crowd_boxes=move(self.crowd_boxes))
+
+    def select(self, objects: Bool[np.ndarray, " R"], crowds: Bool[np.ndarray, " I"]) -> "Labels":
+        """Only these objects and crowd regions; what is known of the whole image stays."""
+        return replace(
+            self, boxes=self.boxes[objects], classes=self.classes[objects], crowd_boxes=self.crowd_boxes[crowds]
+        )
+
+
+ANNOTATED = tuple(field.name for field in fields(Labels) if field.name != "image_texts")
+"""Fields of `Labels` that an annotation file fills: each is a `Ragged` of the index, too."""
+
+
+@dataclass(frozen=True)
 class ImageRecord:
-    """One image and what is known of it: R objects, I crowd regions. Classes are rows of the vocabulary."""
+    """One image and what is known of it."""
 
     id: int
     path: Path
     """Its file; for an image in a tar shard, the shard and the key."""
     height: int
     width: int
-    boxes: Float32[np.ndarray, "R 4"]
-    """xyxy, inside the image, sides of at least 1 px."""
-    classes: Int64[np.ndarray, " R"]
-    crowd_boxes: Float32[np.ndarray, "I 4"]
-    negative_classes: Int64[np.ndarray, " N"]
-    not_exhaustive_classes: Int64[np.ndarray, " E"]
+    labels: Labels
+    """Boxes are inside the image, with sides of at least 1 px."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +131,7 @@ class AnnotationIndex:
             path=self.images_root / file if self.images_root is not None else file,
             height=height,
             width=width,
-            boxes=self.boxes[image],
-            classes=self.classes[image],
-            crowd_boxes=self.crowd_boxes[image],
-            negative_classes=self.negative_classes[image],
-            not_exhaustive_classes=self.not_exhaustive_classes[image],
+            labels=replace(Labels.empty(), **{name: ragged[image] for name, ragged in self._labels().items()}),
         )
 
     def take(self, images: Int64[np.ndarray, " K"]) -> "AnnotationIndex":
@@ -112,24 +142,21 @@ class AnnotationIndex:
             kept = np.isin(ragged.images_of_values(), images)
             return Ragged(ragged.values[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
+        labels: dict[str, Any] = {name: taken(ragged) for name, ragged in self._labels().items()}
         return replace(
             self,
             image_ids=self.image_ids[images],
             image_sizes=self.image_sizes[images],
             image_files=tuple(self.image_files[image] for image in images.tolist()),
-            boxes=taken(self.boxes),
-            classes=taken(self.classes),
-            crowd_boxes=taken(self.crowd_boxes),
-            negative_classes=taken(self.negative_classes),
-            not_exhaustive_classes=taken(self.not_exhaustive_classes),
+            **labels,
         )
 
     def fingerprint(self) -> str:
         """Hash of all that training takes from the file: images, their order, objects and vocabulary."""
         digest = hashlib.sha256(repr(self.categories).encode())
         digest.update("\n".join(self.image_files).encode())
-        raggeds = (self.boxes, self.classes, self.crowd_boxes, self.negative_classes, self.not_exhaustive_classes)
-        for array in (self.image_ids, self.image_sizes, *(part for of in raggeds for part in (of.values, of.offsets))):
+        parts = [part for ragged in self._labels().values() for part in (ragged.values, ragged.offsets)]
+        for array in (self.image_ids, self.image_sizes, *parts):
             digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
@@ -138,6 +165,10 @@ class AnnotationIndex:
         if self.images_root is None:
             raise ValueError(f"{self.path} was loaded without a folder of images")
         return self.record(image).path
+
+    def _labels(self) -> dict[str, Ragged]:
+        """All images' labels by field of `Labels`, in its order."""
+        return {name: getattr(self, name) for name in ANNOTATED}
 
 
 def images_per_class(

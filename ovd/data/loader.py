@@ -7,7 +7,7 @@ with any number of worker processes.
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ovd.data.buckets import Shape, batch_like_with_like, padded_shape
+from ovd.data.buckets import Shape, batch_like_with_like
 from ovd.data.images import ImageError, decode_image
-from ovd.data.index import AnnotationIndex, ImageRecord, images_per_class
+from ovd.data.index import AnnotationIndex, ImageRecord, Labels, images_per_class
 from ovd.data.mosaic import Mosaics, join_tiles
+from ovd.data.padding import pad_images
 from ovd.data.report import DataError
-from ovd.data.transforms import Sample, eval_transform
+from ovd.data.transforms import Pixels, Transform, eval_transform, resize_labels
 from ovd.structures import Batch, Targets
 
 # Keep the chance of epochs and of samples apart: position 7 must not repeat the numbers of epoch 7.
@@ -51,16 +51,16 @@ class ImageSource(Protocol):
         """The image's file, or its content."""
 
 
-def repeat_factors(index: AnnotationIndex, threshold: float) -> Float64[np.ndarray, " N"]:
+def repeat_factors(index: AnnotationIndex, repeat_threshold: float) -> Float64[np.ndarray, " N"]:
     """How often each image appears in an epoch on average, so that rare classes are seen more often.
 
-    max over the image's classes of max(1, sqrt(threshold / f)), f being the share of this index's images with the
-    class; 1 for images without objects (Gupta et al. 2019, LVIS, appendix B.2).
+    max over the image's classes of max(1, sqrt(repeat_threshold / f)), f being the share of this index's images with
+    the class; 1 for images without objects (Gupta et al. 2019, LVIS, appendix B.2).
     """
     image_of_object = index.boxes.images_of_values()
     num_images_with = images_per_class(image_of_object, index.classes.values, len(index.categories))
     share = num_images_with / max(len(index), 1)
-    class_factors = np.sqrt(np.maximum(threshold, share) / np.where(share > 0, share, 1))
+    class_factors = np.sqrt(np.maximum(repeat_threshold, share) / np.where(share > 0, share, 1))
     factors = np.ones(len(index))
     np.maximum.at(factors, image_of_object, class_factors[index.classes.values])
     return factors
@@ -108,12 +108,21 @@ class TrainOrder:
         first_sample: int = 0,
         groups: Int64[np.ndarray, " N"] | None = None,
     ):
+        """
+        Args:
+            repeat: see `repeat_factors`.
+            first_sample: where in the order step 0 stands, for a run that goes on with the data of an earlier one.
+            groups: of the images; batches are of one group as far as can be (buckets.py).
+
+        Raises:
+            ValueError: no images, or batches of none.
+        """
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"{num_images} images in batches of {batch_size}: expected at least one of each")
-        self._num_images = num_images
+        self.num_images = num_images
+        self.batch_size = batch_size
         self._repeat = repeat
         self._seed = seed
-        self._batch_size = batch_size
         self._first_sample = first_sample
         self._groups = groups
         self._length = epoch_length(repeat)
@@ -122,18 +131,18 @@ class TrainOrder:
 
     def batch(self, step: int) -> list[DrawnSample]:
         """The samples of a step; the first call and each new epoch cost one shuffle, whatever the step."""
-        first = self._first_sample + step * self._batch_size
-        return [self._sample(position) for position in range(first, first + self._batch_size)]
+        first = self._first_sample + step * self.batch_size
+        return [self._sample(position) for position in range(first, first + self.batch_size)]
 
     def _sample(self, position: int) -> DrawnSample:
         epoch, place = divmod(position, self._length)
         if epoch != self._epoch:
-            self._order = epoch_order(num_images=self._num_images, repeat=self._repeat, seed=self._seed, epoch=epoch)
+            self._order = epoch_order(num_images=self.num_images, repeat=self._repeat, seed=self._seed, epoch=epoch)
             if self._groups is not None:
                 self._order = batch_like_with_like(
                     self._order,
                     self._groups[self._order],
-                    batch_size=self._batch_size,
+                    batch_size=self.batch_size,
                     offset=epoch * self._length - self._first_sample,
                     generator=np.random.default_rng((self._seed, _BATCH_STREAM, epoch)),
                 )
@@ -144,17 +153,18 @@ class TrainOrder:
 
 @dataclass(frozen=True)
 class _LoadedSample:
-    """Pixels, and the record rewritten to them: size and boxes are those after the transform."""
+    """An image after its transform, and what is known of it then."""
 
-    image: UInt8[np.ndarray, "H W 3"]
-    record: ImageRecord
+    image_id: int
+    pixels: Pixels
+    labels: Labels
     repaired: tuple[str, ...]
 
 
 class DetectionDataset(Dataset):
     """Reads and transforms samples; one that cannot be read becomes a line "CODE where and why"."""
 
-    def __init__(self, source: ImageSource, transform: Callable[[Sample, int], Sample], mosaics: Mosaics | None = None):
+    def __init__(self, source: ImageSource, transform: Transform, mosaics: Mosaics | None = None):
         self._source = source
         self._transform = transform
         self._mosaics = mosaics
@@ -170,107 +180,82 @@ class DetectionDataset(Dataset):
         readable = [tile for tile in loaded if isinstance(tile, _LoadedSample)]
         if len(readable) < len(loaded):
             return next(line for line in loaded if isinstance(line, str))
-        mosaic, record = join_tiles([tile.image for tile in readable], [tile.record for tile in readable])
-        return _LoadedSample(mosaic, record, tuple(line for tile in readable for line in tile.repaired))
+        pixels, labels = join_tiles([tile.pixels for tile in readable], [tile.labels for tile in readable])
+        repaired = tuple(line for tile in readable for line in tile.repaired)
+        return _LoadedSample(readable[0].image_id, pixels, labels, repaired)
 
-    def _load(self, image: int, seed: int, transform: Callable[[Sample, int], Sample]) -> _LoadedSample | str:
+    def _load(self, image: int, seed: int, transform: Transform) -> _LoadedSample | str:
         record = self._source.record(image)
         encoded = self._source.encoded(image)
         try:
             decoded = decode_image(encoded, expected_size=(record.height, record.width))
         except ImageError as error:
             return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
-        sample = Sample(
-            image=decoded.pixels, boxes=record.boxes, classes=record.classes, ignore_boxes=record.crowd_boxes
-        )
+        pixels, labels = transform(decoded.pixels, record.labels, seed)
         unrotated = f"F12 {record.path}: EXIF rotation not applied, as in the annotation"
-        moved = transform(sample, seed)
-        height, width = moved.image.shape[:2]
-        moved_record = replace(
-            record,
-            height=height,
-            width=width,
-            boxes=moved.boxes,
-            classes=moved.classes,
-            crowd_boxes=moved.ignore_boxes,
-        )
-        return _LoadedSample(moved.image, moved_record, (unrotated,) if decoded.unrotated else ())
+        return _LoadedSample(record.id, pixels, labels, (unrotated,) if decoded.unrotated else ())
+
+
+def to_targets(labels: Labels) -> Targets:
+    """An image's labels as the model takes them; copies, since those of an index are views of it."""
+    return Targets(**{name: torch.tensor(array) for name, array in vars(labels).items()})
 
 
 def train_loader(
     source: ImageSource,
+    order: TrainOrder,
+    transform: Transform,
+    steps: range,
     *,
-    transform: Callable[[Sample, int], Sample],
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    num_steps: int,
-    num_workers: int,
-    repeat: Float64[np.ndarray, " N"] | None = None,
-    first_sample: int = 0,
+    workers: int,
     part: tuple[int, int] = (0, 1),
-    groups: Int64[np.ndarray, " N"] | None = None,
     shapes: tuple[Shape, ...] = (),
     mosaics: Mosaics | None = None,
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[Batch]:
-    """Yields the batches of steps start_step to start_step + num_steps - 1.
+    """Yields the batches of the steps.
 
     A sample that cannot be read makes its batch smaller, down to none, and is named in `Batch.skipped`; the caller
-    counts (`DataReport.add_batch`). Neither `num_workers` nor `start_step` changes what a step's batch holds.
+    counts (`DataReport.add_batch`). Neither `workers` nor the first step changes what a step's batch holds.
 
     Args:
-        transform: a pure function of (sample, seed).
-        num_workers: processes (forked) that load ahead; 0 loads in the calling process.
-        repeat: see `repeat_factors`; None shows every image once an epoch.
-        first_sample: where in the order step 0 stands, for a run that goes on with the data of an earlier one.
+        order: of the source's images.
+        workers: processes (forked) that load ahead; 0 loads in the calling process.
         part: (number, of how many): load only this part of each batch, as one of several ranks.
-        groups: of the images; batches are of one group as far as can be (buckets.py).
         shapes: heights and widths that a batch is padded to, the smallest that holds it.
         mosaics: make mosaics of some samples, and of others of the source.
         size_divisor: images are padded at the right and bottom to a multiple of it.
         timeout_s: how long a batch may take in a worker.
 
     Raises:
-        ValueError: no images, a batch that cannot be divided into equal parts, or an index without a folder of images.
+        ValueError: a batch that cannot be divided into equal parts, or an index without a folder of images.
         RuntimeError: a worker died or hung; the message has the signal or the time, the step and its image ids. (A
             death between two batches is raised by torch's signal handler, in whatever the main thread does then.)
     """
-    if repeat is None:
-        repeat = np.ones(len(source))
-    order = TrainOrder(
-        num_images=len(source),
-        repeat=repeat,
-        seed=seed,
-        batch_size=batch_size,
-        first_sample=first_sample,
-        groups=groups,
-    )
+    assert order.num_images == len(source)
     number, num_parts = part
-    if batch_size % num_parts:
-        raise ValueError(f"a batch of {batch_size} images cannot be divided among {num_parts} ranks; change either")
-    own = slice(number * batch_size // num_parts, (number + 1) * batch_size // num_parts)
+    if order.batch_size % num_parts:
+        raise ValueError(
+            f"a batch of {order.batch_size} images cannot be divided among {num_parts} ranks; change either"
+        )
+    own = slice(number * order.batch_size // num_parts, (number + 1) * order.batch_size // num_parts)
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
     dataset = DetectionDataset(source, transform, mosaics)
-    steps = range(start_step, start_step + num_steps)
     pack = partial(_pack, size_divisor=size_divisor, shapes=shapes)
-    return _load(dataset, source, steps, lambda step: order.batch(step)[own], num_workers, pack, timeout_s)
+    return _load(dataset, source, steps, lambda step: order.batch(step)[own], workers, pack, timeout_s)
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:
     """Joins the batches of both, step by step: detection data first, then image-text pairs, padded to one size."""
     for first, second in zip(detection, pairs, strict=True):
-        batches = [batch for batch in (first, second) if batch.image_ids]
-        height = max((batch.images.shape[2] for batch in batches), default=1)
-        width = max((batch.images.shape[3] for batch in batches), default=1)
-        images = [F.pad(b.images, (0, width - b.images.shape[3], 0, height - b.images.shape[2])) for b in batches]
+        images, _ = pad_images([*first.images, *second.images])
         yield Batch(
-            images=torch.cat(images) if images else first.images,
+            images=images,
             sizes=torch.cat([first.sizes, second.sizes]),
             targets=first.targets + second.targets,
             image_ids=first.image_ids + second.image_ids,
-            num_pairs=len(second.image_ids),
+            is_pair=torch.arange(len(images)) >= len(first.images),
             skipped=first.skipped + second.skipped,
             repaired=first.repaired + second.repaired,
         )
@@ -281,7 +266,7 @@ def eval_loader(
     *,
     size: int,
     batch_size: int,
-    num_workers: int,
+    workers: int,
     size_divisor: int = 32,
     timeout_s: float = 300,
 ) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
@@ -295,7 +280,13 @@ def eval_loader(
     """
     if len(index):
         index.encoded(0)
-    dataset = DetectionDataset(index, partial(_resize_sample, eval_transform(size=size)))
+    resize = eval_transform(size=size)
+
+    def transform(pixels: Pixels, labels: Labels, _seed: int) -> tuple[Pixels, Labels]:
+        resized = resize(pixels)
+        return resized, resize_labels(labels, pixels.shape[:2], resized.shape[:2])
+
+    dataset = DetectionDataset(index, transform)
     steps = range(-(-len(index) // batch_size))
 
     def batch(step: int) -> list[DrawnSample]:
@@ -305,7 +296,7 @@ def eval_loader(
     def checked() -> Iterator[tuple[Batch, Tensor]]:
         row = 0
         pack = partial(_pack, size_divisor=size_divisor, shapes=())
-        for loaded in _load(dataset, index, steps, batch, num_workers, pack, timeout_s):
+        for loaded in _load(dataset, index, steps, batch, workers, pack, timeout_s):
             for line in loaded.skipped:
                 code, message = line.split(" ", 1)
                 raise DataError(code, f"{message}; evaluation needs every image of {index.path}")
@@ -321,7 +312,9 @@ class _PackedBatch:
     """A batch on its way from a worker: one tensor, since each tensor takes a file descriptor of the receiver."""
 
     images: UInt8[Tensor, "B 3 H W"]
-    records: tuple[ImageRecord, ...]
+    sizes: Int64[np.ndarray, "B 2"]
+    image_ids: tuple[int, ...]
+    labels: tuple[Labels, ...]
     skipped: tuple[str, ...]
     repaired: tuple[str, ...]
 
@@ -345,7 +338,7 @@ def _load(
     source: ImageSource,
     steps: range,
     batch: Callable[[int], list[DrawnSample]],
-    num_workers: int,
+    workers: int,
     pack: Callable[[Sequence[_LoadedSample | str]], _PackedBatch],
     timeout_s: float,
 ) -> Iterator[Batch]:
@@ -357,9 +350,9 @@ def _load(
                 dataset,
                 batch_sampler=_StepBatches(steps, batch),  # type: ignore[arg-type]  # indices are pairs here
                 collate_fn=pack,
-                num_workers=num_workers,
-                timeout=timeout_s if num_workers else 0,
-                multiprocessing_context="fork" if num_workers else None,
+                num_workers=workers,
+                timeout=timeout_s if workers else 0,
+                multiprocessing_context="fork" if workers else None,
                 worker_init_fn=_start_worker,
             )
         )
@@ -387,48 +380,24 @@ def _start_worker(_worker: int) -> None:
 
 def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int, shapes: tuple[Shape, ...]) -> _PackedBatch:
     loaded = [sample for sample in samples if isinstance(sample, _LoadedSample)]
-    height = _round_up(max((sample.record.height for sample in loaded), default=1), size_divisor)
-    width = _round_up(max((sample.record.width for sample in loaded), default=1), size_divisor)
-    height, width = padded_shape(height, width, shapes)
-    images = torch.zeros(len(loaded), 3, height, width, dtype=torch.uint8)
-    for padded, sample in zip(images, loaded, strict=True):
-        padded[:, : sample.record.height, : sample.record.width] = torch.from_numpy(sample.image).permute(2, 0, 1)
+    pixels = [torch.from_numpy(sample.pixels).permute(2, 0, 1) for sample in loaded]
+    images, sizes = pad_images(pixels, divisor=size_divisor, shapes=shapes)
     return _PackedBatch(
         images=images,
-        records=tuple(sample.record for sample in loaded),
+        sizes=sizes.numpy(),
+        image_ids=tuple(sample.image_id for sample in loaded),
+        labels=tuple(sample.labels for sample in loaded),
         skipped=tuple(sample for sample in samples if isinstance(sample, str)),
         repaired=tuple(line for sample in loaded for line in sample.repaired),
     )
 
 
 def _unpack(packed: _PackedBatch) -> Batch:
-    sizes = [[record.height, record.width] for record in packed.records]
-    return Batch(
+    return Batch.without_pairs(
         images=packed.images,
-        sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
-        targets=tuple(
-            # Copies: without workers some of these arrays are views of the index.
-            Targets(
-                boxes=torch.tensor(record.boxes),
-                classes=torch.tensor(record.classes),
-                negative_classes=torch.tensor(record.negative_classes),
-                not_exhaustive_classes=torch.tensor(record.not_exhaustive_classes),
-                ignore_boxes=torch.tensor(record.crowd_boxes),
-            )
-            for record in packed.records
-        ),
-        image_ids=tuple(record.id for record in packed.records),
+        sizes=torch.from_numpy(packed.sizes),
+        targets=tuple(map(to_targets, packed.labels)),
+        image_ids=packed.image_ids,
         skipped=packed.skipped,
         repaired=packed.repaired,
     )
-
-
-def _resize_sample(resize: Callable[[np.ndarray], np.ndarray], sample: Sample, _seed: int) -> Sample:
-    image = resize(sample.image)
-    (height, width), (new_height, new_width) = sample.image.shape[:2], image.shape[:2]
-    factors = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
-    return Sample(image, sample.boxes * factors, sample.classes, sample.ignore_boxes * factors)
-
-
-def _round_up(length: int, divisor: int) -> int:
-    return -(-length // divisor) * divisor

@@ -4,7 +4,6 @@ A shard `00000.tar` holds, for every sample, `<key>.jpg`, `<key>.txt` (the capti
 Shards are read by position through an index (shard_index.py).
 """
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 
 from ovd.data.report import DataError
 from ovd.data.shard_index import MEMBER_NAMES, Rejected, ShardFault, ShardIndex, index_shard, read_member
+from ovd.files import sha256_of, whole_file
 from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
@@ -70,9 +70,11 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     remaining = iter(pairs)
     for first in remaining:
         name = f"{len(entries):05d}.tar"
-        temporary = directory / f"{name}.tmp"
         num_samples = 0
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+        with (
+            whole_file(directory / name, "wb") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
             for pair in chain([first], islice(remaining, pairs_per_shard - 1)):
                 _check_key(pair.key, seen_keys)
                 info = json.dumps(pair.info, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -80,15 +82,11 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
                 _add_member(archive, f"{pair.key}.txt", pair.caption.encode())
                 _add_member(archive, f"{pair.key}.json", info.encode())
                 num_samples += 1
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = temporary.stat().st_size
-        temporary.replace(directory / name)
+        sha256, num_bytes = sha256_of(directory / name), (directory / name).stat().st_size
         entries.append({"file": name, "samples": num_samples, "sha256": sha256, "bytes": num_bytes})
 
-    temporary = directory / f"{MANIFEST_NAME}.tmp"
-    temporary.write_text(json.dumps({"shards": entries}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(manifest_path)
+    with whole_file(manifest_path) as file:
+        file.write(json.dumps({"shards": entries}, indent=1) + "\n")
 
 
 def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
@@ -289,21 +287,18 @@ def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
 
 def _index_checked(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected]:
     """Indexes a shard and compares it with its manifest entry."""
-    with path.open("rb") as file:
-        fault, code = "", "F13"
-        indexed = None
-        try:
+    fault, code = "", "F13"
+    indexed = None
+    try:
+        with path.open("rb") as file:
             indexed = index_shard(file)
-            num_found = len(indexed[0])
-        except ShardFault as error:
-            fault, code, num_found = str(error), error.code, error.num_found
-        if expected is not None:
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            num_bytes = path.stat().st_size
-            found = ManifestEntry(num_found, sha256, num_bytes)
-            if not fault and found != expected:
-                fault = "differs from the manifest"
+        num_found = len(indexed[0])
+    except ShardFault as error:
+        fault, code, num_found = str(error), error.code, error.num_found
+    if expected is not None:
+        found = ManifestEntry(num_found, sha256_of(path), path.stat().st_size)
+        if not fault and found != expected:
+            fault = "differs from the manifest"
     if fault:
         if expected is None:
             # Nothing says how many samples there should be.
@@ -311,7 +306,7 @@ def _index_checked(path: Path, expected: ManifestEntry | None) -> tuple[ShardInd
         raise DataError(
             code,
             f"{path}: {fault}; expected {expected.num_samples} samples, {expected.num_bytes} bytes, "
-            f"sha256 {expected.sha256}; found {num_found} samples, {num_bytes} bytes, sha256 {sha256}",
+            f"sha256 {expected.sha256}; found {num_found} samples, {found.num_bytes} bytes, sha256 {found.sha256}",
         )
     assert indexed is not None
     return indexed

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+from ovd.files import whole_file
 from ovd.structures import Batch
 
 Unit = Literal["sample", "box"]
@@ -136,9 +137,8 @@ class DataReport:
             "repaired_by_code": dict(sorted(self._repaired.items())),
             "first_records": dict(sorted(self._first.items())),
         }
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write(json.dumps(content, indent=1) + "\n")
 
     def _keep(self, kind: str, where: str) -> None:
         records = self._first.setdefault(kind, [])

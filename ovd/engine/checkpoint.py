@@ -13,7 +13,6 @@ It is written as `step-000123.tmp/`, flushed to the disk file by file, and renam
 never read, and removed by the next save. Nothing is ever pickled.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ovd.engine.optim import Ema
+from ovd.files import sha256_of
 
 _MODEL = "model.safetensors"
 _EMA = "ema.safetensors"
@@ -138,7 +138,7 @@ def _write(
         for name, (tensors, metadata) in tensor_files.items():
             save_file(tensors, temporary / name, metadata=metadata)
         (temporary / _STATE).write_text(state)
-        manifest = {name: _sha256(temporary / name) for name in (*tensor_files, _STATE)}
+        manifest = {name: sha256_of(temporary / name) for name in (*tensor_files, _STATE)}
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for name in (*manifest, _MANIFEST):
             _flush_to_disk(temporary / name)
@@ -338,18 +338,13 @@ def _damage(folder: Path) -> str | None:
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA}:
             return f"{_MANIFEST} does not name the files of a checkpoint"
         for name, expected in manifest.items():
-            if _sha256(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 return f"{name} differs from its sha256 in {_MANIFEST}"
     except OSError as error:
         return str(error)
     except ValueError as error:
         return f"{_MANIFEST} is not JSON: {error}"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ovd.model.detector import Detector
-from ovd.model.gates import GatedProjection
+from ovd.model.gates import GatedProjection, GatedShortcuts
 from ovd.precision import autocast
 
 
@@ -26,7 +26,8 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
         `gate/P3`: mean of |gate|;
         and with a head shortcut `filter/head`: mean absolute weight of its filter.
     """
-    assert detector.gated, "a detector without shortcuts has no gates"
+    shortcuts = detector.shortcuts
+    assert isinstance(shortcuts, GatedShortcuts), "a detector without shortcuts has no gates"
     handles = []
 
     def watch(module: nn.Module, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -39,9 +40,9 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
         )
         return seen
 
-    learned = _learned_paths(detector)
+    learned = _learned_paths(shortcuts, detector.strides)
     squares = {part: watch(path, lambda output: output.square().sum(dim=1)) for part, path in learned.items()}
-    weights = watch(detector.head_shortcut.filter.weights, torch.abs) if detector.head_shortcut is not None else []
+    weights = watch(shortcuts.head.filter.weights, torch.abs) if shortcuts.head is not None else []
     try:
         # Compiled code may have been made without the hooks.
         with torch.compiler.set_stance("force_eager"), autocast(images.device, low_precision):
@@ -54,13 +55,13 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
     return added | gates | ({"filter/head": torch.cat(weights).mean().item()} if weights else {})
 
 
-def _learned_paths(detector: Detector) -> dict[str, GatedProjection]:
+def _learned_paths(shortcuts: GatedShortcuts, strides: list[int]) -> dict[str, GatedProjection]:
     """By level, P3 being the one of stride 8, and `head`."""
     paths: dict[str, GatedProjection] = {}
-    if detector.pyramid_shortcut is not None:
-        for stride, path in zip(detector.strides, detector.pyramid_shortcut.learned, strict=True):
+    if shortcuts.pyramid is not None:
+        for stride, path in zip(strides, shortcuts.pyramid.learned, strict=True):
             assert isinstance(path, GatedProjection)
             paths[f"P{stride.bit_length() - 1}"] = path
-    if detector.head_shortcut is not None:
-        paths["head"] = detector.head_shortcut.learned
+    if shortcuts.head is not None:
+        paths["head"] = shortcuts.head.learned
     return paths

@@ -7,13 +7,13 @@ takes the same steps as one that was never stopped.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-LearningRateDecay = Literal["cosine", "step", "constant"]
+from ovd.choices import LearningRateDecay
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

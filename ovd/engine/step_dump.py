@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ovd.distributed import rank
 from ovd.engine.step_texts import StepTexts
+from ovd.files import whole_file
 from ovd.structures import Batch, Targets
 
 
@@ -26,9 +27,8 @@ def write_step(
         "texts": dict(vars(texts)),
         "losses": {name: loss.item() for name, loss in losses.items()},
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with whole_file(path, "wb") as file:
+        torch.save(content, file)
     return path
 
 

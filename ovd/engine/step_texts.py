@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ovd.choices import NegativeRule
 from ovd.distributed import union_over_ranks
-from ovd.model.federated import Rule, class_mask, needed_classes, sample_class_rows
+from ovd.model.federated import class_mask, needed_classes, sample_class_ids
 from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -17,8 +18,8 @@ from ovd.text.pair_texts import PairTexts
 class StepTexts:
     """K texts of a step: classes of the vocabulary, then texts of image-text pairs."""
 
-    classes: Int[Tensor, " K"]
-    """Rows of the vocabulary and ids of texts, ascending."""
+    class_ids: Int[Tensor, " K"]
+    """Positions in the vocabulary and ids of texts, ascending."""
     embeddings: Float[Tensor, "K D"]
     mask: Bool[Tensor, "B K"]
     """Whether a text counts at an image's points that are matched to no box."""
@@ -41,41 +42,59 @@ class TextSampler:
     bank: TextBank
     image_counts: Int[Tensor, " C"]
     """Training images per class of the vocabulary."""
-    rule: Rule
-    num_sampled: int
+    negatives: NegativeRule
+    sampled_classes: int
+    """Classes drawn besides those of the batch."""
     noise: float
     pair_texts: PairTexts | None
-    num_sampled_texts: int
+    sampled_texts: int
     """Texts of pairs drawn besides those of the batch."""
 
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
-        """The classes of `sample_class_rows` for detection data; for pairs the texts of the batch, and more.
+        """The classes of `sample_class_ids` for detection data; for pairs the texts of the batch, and more.
 
         Neither is held against the other: what a caption names may be in an image of the detection data unsaid, and
         the other way round. So the negatives of a pair are texts of other pairs: those of the batch, as in contrastive
         training, and more drawn from all pairs. Its own texts are negatives in boxes of each other alone, since what
         has no box may be something that the teacher missed.
         """
-        num_detection = len(batch.targets) - batch.num_pairs
-        annotated, paired = batch.targets[:num_detection], batch.targets[num_detection:]
-        needed = union_over_ranks(needed_classes(annotated, rule=self.rule))
-        rows = sample_class_rows(
-            needed, self.image_counts, rule=self.rule, num_sampled=self.num_sampled, generator=generator
+        is_pair = batch.is_pair.tolist()
+        annotated = tuple(of for of, paired in zip(batch.targets, is_pair, strict=True) if not paired)
+        pairs = tuple(of for of, paired in zip(batch.targets, is_pair, strict=True) if paired)
+        needed = union_over_ranks(needed_classes(annotated, negatives=self.negatives))
+        class_ids = sample_class_ids(
+            needed,
+            self.image_counts,
+            negatives=self.negatives,
+            sampled_classes=self.sampled_classes,
+            generator=generator,
         )
-        embeddings = self.bank.sample(rows, generator=generator, noise=self.noise)
-        mask = class_mask(annotated, rows, rule=self.rule)
-        of_pairs = torch.zeros(len(rows), dtype=torch.bool)
+        embeddings = self.bank.sample(class_ids, generator=generator, noise=self.noise)
+        mask = class_mask(annotated, class_ids, negatives=self.negatives)
+        of_pairs = torch.zeros(len(class_ids), dtype=torch.bool)
         if self.pair_texts is None:
-            return StepTexts(rows, embeddings, mask, mask, of_pairs)
-        own = [torch.cat([of.classes, of.negative_classes, of.not_exhaustive_classes]) for of in paired]
+            return StepTexts(class_ids, embeddings, mask, mask, of_pairs)
+        own = [torch.cat([of.classes, of.image_texts]) for of in pairs]
         of_batch = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
         if len(of_batch) == 0:  # no rank has a pair
-            return StepTexts(rows, embeddings, mask, mask, of_pairs)
-        ids = torch.cat([of_batch, self.pair_texts.draw(self.num_sampled_texts, generator)]).unique()
+            return StepTexts(class_ids, embeddings, mask, mask, of_pairs)
+        ids = torch.cat([of_batch, self.pair_texts.draw(self.sampled_texts, generator)]).unique()
+        of_ids = class_mask(pairs, ids, negatives="sampled")
         return StepTexts(
-            torch.cat([rows, ids]),
+            torch.cat([class_ids, ids]),
             torch.cat([embeddings, self.pair_texts.sample(ids, generator=generator, noise=self.noise)]),
-            torch.block_diag(mask, class_mask(paired, ids, rule="sampled")).bool(),
-            torch.block_diag(mask, torch.ones(len(paired), len(ids), dtype=torch.bool)).bool(),
+            _apart(batch.is_pair, mask, of_ids),
+            _apart(batch.is_pair, mask, torch.ones_like(of_ids)),
             torch.cat([of_pairs, torch.isin(ids, of_batch)]),
         )
+
+
+def _apart(
+    is_pair: Bool[Tensor, " B"], annotated: Bool[Tensor, "_ L"], pairs: Bool[Tensor, "_ M"]
+) -> Bool[Tensor, "B K"]:
+    """The masks of annotated images and of pairs in the images' order: neither counts for the other's texts."""
+    num_classes = annotated.shape[1]
+    mask = torch.zeros(len(is_pair), num_classes + pairs.shape[1], dtype=torch.bool)
+    mask[~is_pair, :num_classes] = annotated
+    mask[is_pair, num_classes:] = pairs
+    return mask

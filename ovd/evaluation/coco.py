@@ -10,8 +10,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ovd.choices import Engine
 from ovd.evaluation.evaluator import BoxEvaluator
-from ovd.evaluation.precision_recall import Engine, PrecisionRecall
+from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, Section, class_rows
 from ovd.evaluation.results import Results
 from ovd.evaluation.truth import Truth, read_truth

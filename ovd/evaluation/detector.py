@@ -4,29 +4,25 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.distributed import gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
-from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
-from ovd.inference import DetectionOptions, detect_dataset
-from ovd.model.detector import Detector
+from ovd.inference import Inference
 from ovd.model.postprocess import ScoreEnsemble
 from ovd.progress import progress
 
 
 def evaluate_detector(
-    detector: Detector,
+    inference: Inference,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
     engine: Engine,
-    size: int,
     batch_size: int,
-    num_workers: int,
-    options: DetectionOptions,
-    low_precision: bool,
+    workers: int,
     ensemble: ScoreEnsemble | None = None,
 ) -> BoxEvaluator:
     """Detect in every image of the data set; the evaluator returned has all results and computes on demand.
@@ -34,23 +30,13 @@ def evaluate_detector(
     Each rank detects in its part of the images, and every rank's evaluator has the results of all.
 
     Args:
-        detector: in eval mode on its device.
         text: one unit row per category of `index`, in its order.
+        batch_size, workers, ensemble: as for `Inference.dataset`.
     """
     category_ids = tuple(category.id for category in index.categories)
     evaluator = box_evaluator(index.path, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
-    found = detect_dataset(
-        detector,
-        text,
-        own,
-        size=size,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        options=options,
-        low_precision=low_precision,
-        ensemble=ensemble,
-    )
+    found = inference.dataset(text, own, batch_size=batch_size, workers=workers, ensemble=ensemble)
     for image_id, detections in progress(found, len(own), "detecting"):
         evaluator.update(image_id, detections)
     if world_size() == 1:

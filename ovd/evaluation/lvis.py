@@ -16,8 +16,9 @@ from typing import Any
 import hotcoco
 import numpy as np
 
+from ovd.choices import Engine
 from ovd.evaluation.evaluator import BoxEvaluator
-from ovd.evaluation.precision_recall import Engine, PrecisionRecall
+from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, Section, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
 from ovd.evaluation.truth import Truth, read_truth

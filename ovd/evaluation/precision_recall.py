@@ -5,13 +5,10 @@ evaluators.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-Engine = Literal["hotcoco", "official"]
-"""What computes the curves: hotcoco, or the protocol's own package (lvis, pycocotools): same figures, slower."""
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 """Where curves are sampled."""
 AREA_RANGES = ("all", "small", "medium", "large")

@@ -13,8 +13,9 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall, mean_of_known
-from ovd.evaluation.results import Results, replacing
+from ovd.evaluation.results import Results
 from ovd.evaluation.truth import Truth
+from ovd.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ def format_table(evaluation: Evaluation) -> str:
 def write_report(evaluation: Evaluation, output_dir: Path) -> None:
     """Writes metrics.json, metrics.txt, per_class.csv and precision_recall.png, replacing those of an earlier run."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    with replacing(output_dir / "metrics.txt") as file:
+    with whole_file(output_dir / "metrics.txt") as file:
         file.write(format_table(evaluation))
-    with replacing(output_dir / "metrics.json") as file:
+    with whole_file(output_dir / "metrics.json") as file:
         summary = {
             "engine": evaluation.engine,
             "metrics": evaluation.metrics,
@@ -115,7 +116,7 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
         }
         json.dump(summary, file, indent=2, allow_nan=False)
         file.write("\n")
-    with replacing(output_dir / "per_class.csv") as file:
+    with whole_file(output_dir / "per_class.csv") as file:
         table = csv.DictWriter(file, [field.name for field in fields(ClassRow)], lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(row) for row in evaluation.classes)

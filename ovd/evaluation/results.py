@@ -6,15 +6,15 @@ detections it was written from give the same figures to the last bit.
 """
 
 import json
-import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+
+from ovd.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _record_problem(record: Any) -> str | None:
 
 def write_results(path: Path, results: Results) -> None:
     """Writes COCO results format, one record a line. The file appears whole or not at all."""
-    with replacing(path) as file:
+    with whole_file(path) as file:
         file.write("[")
         separator = "\n"
         columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)
@@ -130,17 +130,3 @@ def write_results(path: Path, results: Results) -> None:
                 file.write(separator + json.dumps(record, allow_nan=False))
                 separator = ",\n"
         file.write("\n]\n")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file to write that takes `path`'s place once complete; an error leaves `path` as it was."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Literal, assert_never
 
+from ovd.choices import Engine
 from ovd.data.coco_zero_shot import GROUPS
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 

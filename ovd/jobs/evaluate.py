@@ -1,6 +1,5 @@
 """Evaluate a detector on a data set with a vocabulary of its own."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,33 +7,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.data import DataFormat, load_evaluation_index, load_validation_index
-from ovd.build.detector import (
-    TrainedDetector,
-    configured_clip,
-    detection_options,
-    low_precision,
-    resolve_device,
-    score_ensemble,
-)
+from ovd.build.detector import TrainedDetector, build_inference, configured_clip, score_ensemble
 from ovd.build.text import text_of_index
+from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.naming import (
-    Retention,
-    format_retention,
+    NamingReport,
+    format_naming,
     group_average_precision,
-    measure_retention,
-    write_retention,
+    measure_naming,
+    write_naming,
 )
-from ovd.evaluation.precision_recall import Engine
 from ovd.evaluation.report import Evaluation, format_table, write_report
 from ovd.evaluation.results import write_results
-from ovd.inference import prepare
 from ovd.model.backbone_families import backbone_of
 
-RETENTION_IMAGES = 300
+NAMING_IMAGES = 300
 """Over a thousand boxes, in seconds."""
 
 
@@ -46,26 +37,22 @@ def detect_all(
     engine: Engine | None = None,
     size: int | None = None,
 ) -> BoxEvaluator:
-    """Ask a detector, already on its device, for every class of a data set in every image of it.
+    """Search every image of a data set for every class of it.
 
     Args:
         text: of the data set's classes (`text_of_index`).
     """
     config = trained.config
-    options = detection_options(config)
+    inference = build_inference(trained, size=size)
     if config.eval.compile:
-        trained.detector.compile_learned_path()
-        options = replace(options, use_compiled=True)
+        inference.compile()
     return evaluate_detector(
-        trained.detector,
+        inference,
         text,
         index,
         engine=engine or config.eval.engine,
-        size=size or config.data.size,
         batch_size=config.eval.batch_size,
-        num_workers=config.data.workers,
-        options=options,
-        low_precision=low_precision(config),
+        workers=config.data.workers,
         ensemble=score_ensemble(trained, [category.name for category in index.categories]),
     )
 
@@ -86,7 +73,6 @@ def evaluate_run(
         ValueError: no data set is given and the run has none, or it is given only in part.
     """
     config = trained.config
-    prepare(trained.detector, resolve_device(config), low_precision=low_precision(config))
     if annotations is None:
         if images is not None or format is not None:
             raise ValueError("--images and --format belong to --annotations, which is missing")
@@ -104,16 +90,16 @@ def evaluate_run(
     evaluation = evaluator.evaluate()
     print(format_table(evaluation))
     write_report(evaluation, output)
-    retention = retention_of(trained, index, text, size=size)
-    print(format_retention(retention, group_average_precision(evaluation.classes)))
-    write_retention(retention, output)
+    report = naming_of(trained, index, text, size=size)
+    print(format_naming(report, group_average_precision(evaluation.classes)))
+    write_naming(report, output)
     return evaluation
 
 
-def retention_of(
+def naming_of(
     trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], *, size: int | None = None
-) -> Retention:
-    """What a detector, already on its device, kept of CLIP's zero-shot ability at the true boxes of a data set.
+) -> NamingReport:
+    """How often the true boxes of a data set are named right, by CLIP and by the detector.
 
     Args:
         text: of the data set's classes (`text_of_index`).
@@ -121,14 +107,12 @@ def retention_of(
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
     untouched = configured_clip(config.clip)
-    return measure_retention(
-        trained.detector,
+    return measure_naming(
+        build_inference(trained, size=size),
         backbone_of(untouched.model.visual),
         text,
         index,
-        size=size or config.data.size,
         batch_size=config.eval.batch_size,
-        num_workers=config.data.workers,
-        low_precision=low_precision(config),
-        max_images=RETENTION_IMAGES,
+        workers=config.data.workers,
+        max_images=NAMING_IMAGES,
     )

@@ -16,7 +16,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
-from ovd.evaluation.results import replacing
+from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.train import check_same_run, train_from_config
 
@@ -83,7 +83,7 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
         )
         for name, path in stages.items()
     )
-    with replacing(config.output / "fine_tuning.json") as file:
+    with whole_file(config.output / "fine_tuning.json") as file:
         json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
     return outcomes
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from ovd.build.detector import TrainedDetector, low_precision, resolve_device
-from ovd.inference import DetectionOptions, prepare
+from ovd.build.detector import TrainedDetector, build_inference, resolve_device
+from ovd.choices import Templates
+from ovd.config import LabelOptions
+from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
-from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards
+from ovd.selftrain.pseudo_label import LabelCounts, label_shards
 from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
 from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
@@ -18,7 +20,7 @@ def pseudo_label_run(
     pairs: Path,
     output: Path,
     options: LabelOptions,
-    templates: str | None = None,
+    templates: Templates | None = None,
     teacher_hf: str | None = None,
     size: int | None = None,
     rank: int = 0,
@@ -36,7 +38,7 @@ def pseudo_label_run(
     """
     config = trained.config
     device = resolve_device(config)
-    prompts = None if options.source == "caption" else TEMPLATES[templates or config.bank.templates]
+    prompts = None if options.queries == "caption" else TEMPLATES[templates or config.bank.templates]
     texts = TextVariants(trained.clip, prompts)
     max_boxes = options.max_boxes + 1  # one more than is kept, so that the job sees where it leaves some out
     teacher: Teacher
@@ -51,19 +53,13 @@ def pseudo_label_run(
     else:
         if config.eval.ensemble is not None:  # CLIP's part of the scores wants a whole vocabulary to choose from
             print(f"{config.output}: the teacher's own scores alone, without CLIP's part in them (eval.ensemble)")
-        teacher = OvdTeacher(
-            prepare(trained.detector, device, low_precision=low_precision(config)),
-            texts,
-            run=str(config.output),
-            size=size or config.data.size,
-            options=DetectionOptions(
-                score_threshold=options.score_threshold,
-                nms_iou=config.eval.nms_iou,
-                max_detections=max_boxes,
-                candidates=config.eval.candidates,
-            ),
-            low_precision=low_precision(config),
+        own = DetectionOptions(
+            score_threshold=options.score_threshold,
+            nms_iou=config.eval.nms_iou,
+            max_detections=max_boxes,
+            candidates=config.eval.candidates,
         )
+        teacher = OvdTeacher(build_inference(trained, size=size, options=own), texts, run=str(config.output))
     print(f"{output}: {teacher.name}, {describe_machine(device)}")
     with text_tower_on(trained.clip, device):
         return label_shards(pairs, output, teacher, texts, options, rank=rank, world=world, num_shards=num_shards)

@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 
 from ovd.build.detector import build_detector, configured_clip
-from ovd.build.training import build_schedule
 from ovd.config import TrainConfig, load_config
+from ovd.engine.step import Criterion, backward
 from ovd.engine.step_dump import read_step
-from ovd.engine.train import assignment_rule, backward
 
 
 def replay_step(dump: Path) -> None:
@@ -25,14 +24,13 @@ def replay_step(dump: Path) -> None:
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     print(f"weights that are not finite: {', '.join(bad[:20]) or 'none'}")
-    schedule = build_schedule(config)
+    criterion = Criterion(config.train, config.data.pairs)
     for row, image_id in enumerate(batch.image_ids):
         image = slice(row, row + 1)
         one, its_texts = batch.of_images(image), texts.of_images(image)
         with torch.no_grad():
             predictions = detector.train()(one.images)
         finite = [bool(value.isfinite().all()) for value in (predictions.embeddings, predictions.boxes)]
-        rule = assignment_rule(schedule, step)
-        values = backward(detector, detector, one, its_texts, schedule, rule, low_precision=False)
+        values = backward(detector, detector, one, its_texts, criterion, step=step, low_precision=False)
         shown = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
         print(f"image {image_id}: {shown}; embeddings finite: {finite[0]}, boxes finite: {finite[1]}")

@@ -1,6 +1,6 @@
 """Train a detector from a config, under torchrun as one of its ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,27 @@ from ovd.build.detector import (
     configured_clip,
     find_checkpoint,
     initialize,
-    low_precision,
     resolve_device,
 )
 from ovd.build.text import build_text_bank, text_of_index
-from ovd.build.training import build_saving, build_schedule
+from ovd.clip.load import Clip
 from ovd.config import TrainConfig, flatten, parse_config
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.distributed import gather, is_main, main_first, process_group, wait_for_all, world_size
-from ovd.engine.checkpoint import latest
-from ovd.engine.train import train
+from ovd.engine.checkpoint import Checkpoint, latest
+from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
+from ovd.engine.step import Criterion
+from ovd.engine.step_texts import TextSampler
+from ovd.engine.train import TrainingData, train
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.truth import read_truth
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine
+from ovd.selftrain.labelled_pairs import LabelledPairs
 from ovd.selftrain.labels import label_files, labels_fingerprint
+from ovd.text.pair_texts import PairTexts
 
 FREE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
@@ -61,24 +66,11 @@ def train_from_config(
 
 
 def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: bool) -> dict[str, float]:
-    if config.train.warmup_steps > config.train.steps:
-        raise ValueError(
-            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
-        )
-    found = latest(config.output, strict=strict_resume)
-    if found is not None:
-        if not resume:
-            raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
-        check_same_run(found.config, config)
+    """The order matters: what can stop the run comes before what takes long, and the weights' random numbers are drawn
+    after the seed is set."""
+    found = _find_run(config, resume=resume, strict_resume=strict_resume)
     torch.set_num_threads(config.train.threads)
-    device = resolve_device(config)
-    wait_for_all()  # every rank has seen whether there is a run
-    if is_main():
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
-        print(f"{config.output}: {describe_machine(device)}{ranks}")
-
+    _open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
         index = load_training_index(config, report)
@@ -88,40 +80,111 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
-    go_on_from, first_samples = None, (0, 0)
+    start, first_samples = _choose_start(config, found, detector, clip)
+    pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
+    fingerprints = _fingerprints(config, index, pairs)
     if found is not None:
-        first_samples = tuple(found.extra.get("first_samples", (0, 0)))
-    elif config.init_from is not None:
-        if config.init_state == "training":
-            go_on_from = find_checkpoint(config.init_from)
-            check_text_tower(go_on_from, clip)
-            first_samples = samples_drawn(go_on_from)
-        else:
-            initialize(detector, config.init_from, clip)
-    pairs, pair_texts = None, None
-    if config.data.pairs is not None:
-        pairs, pair_texts, counts = load_labelled_pairs(
-            config.data.pairs, config.data.source, clip, first_id=len(index.categories)
+        check_text_tower(found, clip)
+        check_same_data(found.extra.get("data", {}), fingerprints, config.output)
+    with main_first():
+        bank = build_text_bank(config, clip, index)
+    checkpoints = Checkpoints(
+        config.output,
+        keep=config.train.keep_checkpoints,
+        config=config.model_dump(mode="json"),
+        extra={
+            "text_tower": bank.text_tower,
+            "classes": list(bank.names),
+            "first_samples": list(first_samples),
+            "data": fingerprints,
+        },
+    )
+    texts = TextSampler(
+        bank=bank,
+        image_counts=torch.tensor([category.image_count for category in index.categories]),
+        negatives=config.train.negatives,
+        sampled_classes=config.train.sampled_classes,
+        noise=config.bank.noise,
+        pair_texts=pair_texts,
+        sampled_texts=config.data.pairs.sampled_texts if config.data.pairs is not None else 0,
+    )
+    data = TrainingData(
+        training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor),
+        texts,
+        num_samples=len(index) if pairs is None else min(len(index), len(pairs)),
+        report=report,
+    )
+    evaluate_average = None if validation is None else _evaluation_of(config, clip, bank.names, validation)
+    criterion = Criterion(config.train, config.data.pairs)
+    _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average)
+    return metrics
+
+
+def _find_run(config: TrainConfig, *, resume: bool, strict_resume: bool) -> Checkpoint | None:
+    """The checkpoint to resume from; None for a new run."""
+    if config.train.warmup_steps > config.train.steps:
+        raise ValueError(
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
         )
-        if is_main():
-            removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-            print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pair_texts)} texts; boxes: {removed}")
+    found = latest(config.output, strict=strict_resume)
+    if found is not None:
+        if not resume:
+            raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
+        check_same_run(found.config, config)
+    return found
+
+
+def _open_run_folder(config: TrainConfig) -> None:
+    wait_for_all()  # every rank has seen whether there is a run
+    if is_main():
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
+        print(f"{config.output}: {describe_machine(resolve_device(config))}{ranks}")
+
+
+def _choose_start(
+    config: TrainConfig, found: Checkpoint | None, detector: Detector, clip: Clip
+) -> tuple[Start, tuple[int, int]]:
+    """Where the weights come from, and how many images and pairs earlier stages have drawn."""
+    if found is not None:
+        return Resume(found), tuple(found.extra.get("first_samples", (0, 0)))
+    if config.init_from is None:
+        return Fresh(), (0, 0)
+    if config.init_state == "training":
+        before = find_checkpoint(config.init_from)
+        check_text_tower(before, clip)
+        return GoOnFrom(before), samples_drawn(before)
+    initialize(detector, config.init_from, clip)
+    return Fresh(solve_bias=False), (0, 0)
+
+
+def _load_pairs(config: TrainConfig, clip: Clip, *, first_id: int) -> tuple[LabelledPairs | None, PairTexts | None]:
+    if config.data.pairs is None:
+        return None, None
+    pairs, pair_texts, counts = load_labelled_pairs(config.data.pairs, config.data.source, clip, first_id=first_id)
+    if is_main():
+        removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pair_texts)} texts; boxes: {removed}")
+    return pairs, pair_texts
+
+
+def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None) -> dict[str, str]:
+    """Hashes of what is trained on, by name."""
     data = {"annotations": index.fingerprint()}
     if config.data.pairs is not None and pairs is not None:
         data["labels"] = f"{labels_fingerprint(label_files(config.data.pairs.labels))}-{pairs.fingerprint()}"
-    if found is not None:
-        check_text_tower(found, clip)
-        check_same_data(found.extra.get("data", {}), data, config.output)
-    with main_first():
-        bank = build_text_bank(config, clip, index)
+    return data
 
-    names = tuple(category.name for category in index.categories)
-    text = None if validation is None else text_of_index(config, clip, validation)
 
-    def evaluate_average(averaged: Detector) -> dict[str, float]:
-        assert validation is not None
-        assert text is not None
-        evaluator = detect_all(TrainedDetector(averaged, config, clip, names), validation, text)
+def _evaluation_of(
+    config: TrainConfig, clip: Clip, classes: tuple[str, ...], validation: AnnotationIndex
+) -> Callable[[Detector], dict[str, float]]:
+    """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
+    text = text_of_index(config, clip, validation)
+
+    def evaluate(averaged: Detector) -> dict[str, float]:
+        evaluator = detect_all(TrainedDetector(averaged, config, clip, classes), validation, text)
         metrics: dict[str, float] = {}
         if is_main():
             evaluation = evaluator.evaluate()
@@ -130,24 +193,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
             metrics = evaluation.metrics
         return gather(metrics)[0]
 
-    _, metrics = train(
-        detector,
-        training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor),
-        bank,
-        torch.tensor([category.image_count for category in index.categories]),
-        pair_texts,
-        schedule=build_schedule(config),
-        saving=build_saving(config, first_samples, data),
-        report=report,
-        num_samples=len(index) if pairs is None else min(len(index), len(pairs)),
-        device=device,
-        low_precision=low_precision(config),
-        evaluate=evaluate_average if validation is not None else None,
-        solve_bias=config.init_from is None,
-        go_on_from=go_on_from,
-        resume_from=found,
-    )
-    return metrics
+    return evaluate
 
 
 def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
@@ -169,7 +215,8 @@ def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:
-    """Stop a resume on other data: the order of the images, and what they teach, would not be those of the run.
+    """Stop a resume on other data: the order of the images, and what is learned from them, would not be those of the
+    run.
 
     Args:
         stored: as the checkpoint has them; nothing in those of early versions.

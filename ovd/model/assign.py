@@ -4,7 +4,7 @@ Sources: FCOS (arXiv:1904.01355), section 3, with the centre sampling of its jou
 (arXiv:1912.02424), section 4; task-aligned assignment (TOOD, arXiv:2108.07755), section 3.2.
 """
 
-from typing import Literal
+from typing import assert_never
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,10 +12,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.boxes import side_distances
-from ovd.model.similarity import cosine_logits
+from ovd.choices import AssignmentRule
+from ovd.model.similarity import TextClassifier
 from ovd.structures import Assignment, Points, Predictions, Targets
-
-Rule = Literal["fcos", "atss", "task_aligned"]
 
 CENTER_RADIUS = 1.5
 """In strides: how far from a box's centre a point may be in x and y and still speak for its middle."""
@@ -40,8 +39,8 @@ def assign_fcos(
         center_radius: in strides.
     """
     images = [
-        _assign_image(points, image_targets, size, center_radius)
-        for image_targets, size in zip(targets, sizes, strict=True)
+        _assign_image(points, image_targets, padding, center_radius)
+        for image_targets, padding in zip(targets, points.in_padding(sizes), strict=True)
     ]
     matched, ignored, wrong_scale = zip(*images, strict=True)
     return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
@@ -62,17 +61,35 @@ def assign_atss(
     half = anchor_strides * points.strides[:, None] / 2
     anchors = torch.cat([points.centers - half, points.centers + half], dim=1)
     images = [
-        _assign_image_atss(points, anchors, image_targets, size, top_k)
-        for image_targets, size in zip(targets, sizes, strict=True)
+        _assign_image_atss(points, anchors, image_targets, padding, top_k)
+        for image_targets, padding in zip(targets, points.in_padding(sizes), strict=True)
     ]
     matched, ignored, wrong_scale = zip(*images, strict=True)
     return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
 
 
+def assign_by_annotations(
+    rule: AssignmentRule, points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]
+) -> Assignment | None:
+    """The assignment by a rule that looks at annotations alone; None for one that waits for predictions.
+
+    Args:
+        points, targets, sizes: as for `assign_fcos`.
+    """
+    match rule:
+        case "fcos":
+            return assign_fcos(points, targets, sizes=sizes)
+        case "atss":
+            return assign_atss(points, targets, sizes=sizes)
+        case "task_aligned":
+            return None
+        case _:
+            assert_never(rule)
+
+
 def _assign_image_atss(
-    points: Points, anchors: Float[Tensor, "P 4"], targets: Targets, size: Int[Tensor, "2"], top_k: int
+    points: Points, anchors: Float[Tensor, "P 4"], targets: Targets, padding: Bool[Tensor, " P"], top_k: int
 ) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
-    padding = (points.centers >= size.flip(0)).any(dim=1)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     boxes = targets.boxes
     if len(boxes) > 0:
@@ -101,10 +118,7 @@ def assign_task_aligned(
     predictions: Predictions,
     *,
     sizes: Int[Tensor, "B 2"],
-    text: Float[Tensor, "C D"],
-    class_rows: Int[Tensor, " C"],
-    scale: Float[Tensor, ""],
-    bias: Float[Tensor, ""],
+    classifier: TextClassifier,
     top_k: int = 13,
     beta: float = 6.0,
 ) -> Assignment:
@@ -116,16 +130,15 @@ def assign_task_aligned(
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
-        text, class_rows, scale, bias: of the class logits, as for `losses.detection_losses`.
+        classifier: of the classes that the step scores; it holds every class of `targets`.
     """
     parts = []
-    for image, target in enumerate(targets):
-        padding = (points.centers >= sizes[image].flip(0)).any(dim=1)
+    for image, (target, padding) in enumerate(zip(targets, points.in_padding(sizes), strict=True)):
         matched = torch.full_like(padding, -1, dtype=torch.int64)
         alignment = torch.zeros(len(padding), device=padding.device)
         if len(target.boxes) > 0:
-            own = text[torch.searchsorted(class_rows, target.classes)]
-            probability = cosine_logits(predictions.embeddings[image], own, scale=scale, bias=bias).sigmoid()
+            own = classifier.of_classes(target.classes)
+            probability = own.logits(predictions.embeddings[image]).sigmoid()
             overlap = box_iou(predictions.boxes[image].float(), target.boxes)
             inside = _inside(points, target.boxes) & ~padding[:, None]
             score = (probability * overlap**beta) * inside
@@ -144,9 +157,8 @@ def assign_task_aligned(
 
 
 def _assign_image(
-    points: Points, targets: Targets, size: Int[Tensor, "2"], center_radius: float
+    points: Points, targets: Targets, padding: Bool[Tensor, " P"], center_radius: float
 ) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
-    padding = (points.centers >= size.flip(0)).any(dim=1)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     central = _central(points, targets.boxes, center_radius) & ~padding[:, None]
     if len(targets.boxes) > 0:
@@ -166,7 +178,7 @@ def _finish(
 ) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
     """An image's matched, ignored and wrong-scale points; `central` as `_central` has it."""
     unmatched = matched < 0
-    crowd = _inside(points, targets.ignore_boxes).any(dim=1)
+    crowd = _inside(points, targets.crowd_boxes).any(dim=1)
     return matched, padding | (crowd & unmatched), central.any(dim=1) & ~padding & unmatched
 
 

@@ -7,40 +7,40 @@ an image may be absent or merely unannotated. Three rules:
 - `sampled`: every sampled class counts (federated loss, arXiv:2103.07461).
 - `all`: the data set is fully annotated (COCO), every class counts.
 
-Under the first two, unmatched points of a class that is not exhaustively annotated in an image do not count.
+Under the first two, a class that is not exhaustively annotated in an image does not count at its unmatched points. Nor
+does a text in the image of its own image-text pair: what has no box may be there.
 """
 
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
-Rule = Literal["sampled", "strict", "all"]
 
-
-def needed_classes(targets: tuple[Targets, ...], *, rule: Rule) -> Int[Tensor, " L"]:
+def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
     """The classes that a batch cannot do without: those with a box in it, under `strict` its verified negatives."""
     needed = [image.classes for image in targets]
-    if rule == "strict":
+    if negatives == "strict":
         needed += [image.negative_classes for image in targets]
     return torch.cat([torch.zeros(0, dtype=torch.int64), *needed]).unique()
 
 
-def sample_class_rows(
+def sample_class_ids(
     needed: Int[Tensor, " L"],
     image_counts: Int[Tensor, " C"],
     *,
-    rule: Rule,
-    num_sampled: int,
+    negatives: NegativeRule,
+    sampled_classes: int,
     power: float = 0.5,
     generator: torch.Generator,
 ) -> Int[Tensor, " K"]:
-    """The vocabulary rows that one step scores, shared by its images: sorted, each once.
+    """The classes that one step scores, shared by its images: sorted, each once.
 
-    These are the needed classes and `num_sampled` more, drawn without replacement with probability proportional to
+    These are the needed classes and `sampled_classes` more, drawn without replacement with probability proportional to
     (number of training images) ** `power`; classes without training images are never drawn. Under `strict` a drawn
     class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always at least
     one row.
@@ -50,13 +50,13 @@ def sample_class_rows(
         image_counts: number of training images of each class of the vocabulary.
         generator: on the device of `image_counts` and `needed`.
     """
-    if rule == "all":
+    if negatives == "all":
         return torch.arange(len(image_counts), device=image_counts.device)
     wanted = torch.zeros_like(image_counts, dtype=torch.bool)
     wanted[needed] = True
-    if rule != "strict":
+    if negatives != "strict":
         drawable = ~wanted & (image_counts > 0)
-        num_drawn = min(num_sampled, int(drawable.sum()))
+        num_drawn = min(sampled_classes, int(drawable.sum()))
         if num_drawn > 0:
             weights = torch.where(drawable, image_counts.double() ** power, 0)
             wanted[torch.multinomial(weights, num_drawn, replacement=False, generator=generator)] = True
@@ -65,23 +65,25 @@ def sample_class_rows(
     return wanted.nonzero().squeeze(1)
 
 
-def class_mask(targets: tuple[Targets, ...], class_rows: Int[Tensor, " K"], *, rule: Rule) -> Bool[Tensor, "B K"]:
+def class_mask(
+    targets: tuple[Targets, ...], class_ids: Int[Tensor, " K"], *, negatives: NegativeRule
+) -> Bool[Tensor, "B K"]:
     """Whether a class counts at an image's points that are not matched to it; matched points always count."""
-    mask = torch.zeros(len(targets), len(class_rows), dtype=torch.bool, device=class_rows.device)
+    mask = torch.zeros(len(targets), len(class_ids), dtype=torch.bool, device=class_ids.device)
     for row, image in enumerate(targets):
-        mask[row] = _image_mask(image, class_rows, rule)
+        mask[row] = _image_mask(image, class_ids, negatives)
     return mask
 
 
-def _image_mask(image: Targets, class_rows: Int[Tensor, " K"], rule: Rule) -> Bool[Tensor, " K"]:
-    not_exhaustive = torch.isin(class_rows, image.not_exhaustive_classes)
-    match rule:
+def _image_mask(image: Targets, class_ids: Int[Tensor, " K"], negatives: NegativeRule) -> Bool[Tensor, " K"]:
+    not_exhaustive = torch.isin(class_ids, torch.cat([image.not_exhaustive_classes, image.image_texts]))
+    match negatives:
         case "strict":
             verified = torch.cat([image.classes, image.negative_classes])
-            return torch.isin(class_rows, verified) & ~not_exhaustive
+            return torch.isin(class_ids, verified) & ~not_exhaustive
         case "sampled":
             return ~not_exhaustive
         case "all":
-            return torch.ones_like(class_rows, dtype=torch.bool)
+            return torch.ones_like(class_ids, dtype=torch.bool)
         case _:
-            assert_never(rule)
+            assert_never(negatives)

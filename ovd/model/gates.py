@@ -4,7 +4,7 @@ The idea is the second of the "three ways" (arXiv:2303.13518). The form of the g
 of the shortcut and the filter over it are choices of this toolkit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from ovd.choices import Place
 
 _Slices = tuple[slice, slice, slice]
 
@@ -21,6 +23,15 @@ def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
     projection = nn.Conv2d(in_channels, out_channels, 1)
     assert projection.bias is not None
     nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
+def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that gives about unit length from group-normalized input."""
+    projection = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
+    assert projection.bias is not None
     nn.init.zeros_(projection.bias)
     return projection
 
@@ -155,3 +166,80 @@ class HeadShortcut(nn.Module):
     ) -> list[Float[Tensor, "B D ..."]]:
         levels = zip(aligned, class_features, strict=True)
         return [self.filter(level, features) + self.learned(features) for level, features in levels]
+
+
+class GatedShortcuts(nn.Module):
+    """Class embeddings that are the dense feature until the learned path has learned to add to it.
+
+    With both places, e_l = filter(S_l + g_l * U_l(P_l)) + h * W(class tower(P_l)) at every level l. A fresh one gives
+    the dense feature, exactly.
+    """
+
+    uses_dense = True
+    """Whether `forward` needs the dense feature."""
+
+    def __init__(
+        self,
+        num_levels: int,
+        channels: int,
+        text_dim: int,
+        *,
+        places: Collection[Place],
+        per_channel: bool,
+        filter_size: int,
+    ):
+        """
+        Args:
+            num_levels: of the pyramid.
+            channels: width of pyramid and head.
+            text_dim: D, of the text space.
+            places: where the learned path joins the dense feature, at least one.
+            per_channel: one gate per channel of the text space, or one for all.
+            filter_size: side of the square of points that the head's shortcut filter looks at; odd.
+        """
+        super().__init__()
+        assert places, "gated shortcuts need a place"
+        self.pyramid, self.head = None, None
+        if "pyramid" in places:
+            self.pyramid = PyramidShortcut(num_levels, channels, text_dim, per_channel=per_channel)
+        if "head" in places:
+            self.head = HeadShortcut(channels, text_dim, per_channel=per_channel, filter_size=filter_size)
+
+    @property
+    def uses_class_features(self) -> bool:
+        """Whether anything is learned through the head's class features."""
+        return self.head is not None
+
+    def forward(
+        self,
+        dense: list[Float[Tensor, "B D ..."]],
+        pyramid: list[Float[Tensor, "B C ..."]],
+        class_features: list[Float[Tensor, "B C ..."]],
+    ) -> list[Float[Tensor, "B D ..."]]:
+        """The class embeddings of every level.
+
+        Args:
+            dense: S_l, from `resample_dense`.
+        """
+        embeddings = dense if self.pyramid is None else self.pyramid(dense, pyramid)
+        return embeddings if self.head is None else self.head(embeddings, class_features)
+
+
+class PlainProjection(nn.Module):
+    """Class embeddings of an ordinary detector, without shortcuts: a projection of the head's class features."""
+
+    uses_dense = False
+    uses_class_features = True
+
+    def __init__(self, channels: int, text_dim: int):
+        super().__init__()
+        self.projection = unit_projection(channels, text_dim)
+
+    def forward(
+        self,
+        dense: list[Float[Tensor, "B D ..."]],
+        pyramid: list[Float[Tensor, "B C ..."]],
+        class_features: list[Float[Tensor, "B C ..."]],
+    ) -> list[Float[Tensor, "B D ..."]]:
+        """The class embeddings of every level; `dense` and `pyramid` are not looked at."""
+        return [self.projection(features) for features in class_features]

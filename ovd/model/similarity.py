@@ -1,10 +1,11 @@
 """From class embeddings and text rows to class logits: logit = scale * cosine + bias."""
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovd.distributed import sum_over_ranks
@@ -36,6 +37,40 @@ def cosine_logits(
     """
     cosines = unit_embeddings(embeddings) @ text.T
     return scale * cosines.float() + bias
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """What class embeddings are compared with: a text row per class, and the scale and bias of the logits."""
+
+    text: Float[Tensor, "C D"]
+    """Unit rows."""
+    class_ids: Int[Tensor, " C"]
+    """Which class each row is of: its position in the vocabulary, or the id of a pair's text. Ascending."""
+    scale: Float[Tensor, ""]
+    bias: Float[Tensor, ""]
+
+    def __len__(self) -> int:
+        """C, the number of classes."""
+        return len(self.text)
+
+    def logits(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
+        """Class logits of embeddings of any length, all at once (`cosine_logits`)."""
+        return cosine_logits(embeddings, self.text, scale=self.scale, bias=self.bias)
+
+    def positions(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
+        """The rows of these classes, each of which must have one."""
+        rows = torch.searchsorted(self.class_ids, class_ids).clamp(max=len(self) - 1)
+        assert torch.equal(self.class_ids[rows], class_ids), "a class has no text row, or class_ids do not ascend"
+        return rows
+
+    def of_classes(self, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
+        """A row for each of these classes, in their order; one may come twice, so that ids no longer ascend."""
+        return replace(self, text=self.text[self.positions(class_ids)], class_ids=class_ids)
+
+    def select(self, mask: Bool[Tensor, " C"]) -> "TextClassifier":
+        """Only these rows."""
+        return replace(self, text=self.text[mask], class_ids=self.class_ids[mask])
 
 
 @torch.no_grad()

@@ -6,37 +6,19 @@ over them, but for the captions' words.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from ovd.config import BoxFilters
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import normalized
 
-Keep = Literal["top1", "top1_per_text", "one_to_one", "all"]
 SAME_PLACE_IOU = 0.5
 
 
-@dataclass(frozen=True)
-class Filters:
-    """A box must pass all of these. The defaults keep an image's best box whatever its score, as published."""
-
-    keep: Keep = "top1"
-    """Of an image's boxes that pass the other predicates: the best; the best of each text; the same, but no two texts
-    at one place; or all."""
-    min_score: float = 0.0
-    min_size_px: float = 0.0
-    """Least shorter side, in pixels of the pair's image."""
-    max_relative_area: float = 1.0
-    """Largest area, as a fraction of the image's."""
-    caption_match: bool = False
-    """The text must occur in the pair's caption: for texts that are the same in every image."""
-
-
 def filter_labels(
-    labels: ShardLabels, filters: Filters, *, captions: Sequence[str] | None = None
+    labels: ShardLabels, filters: BoxFilters, *, captions: Sequence[str] | None = None
 ) -> tuple[Bool[np.ndarray, " M"], dict[str, int]]:
     """Which boxes of a shard are kept, and how many each predicate removed.
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from ovd.data.index import ImageRecord, Ragged
+from ovd.config import BoxFilters
+from ovd.data.index import ImageRecord, Labels, Ragged
 from ovd.data.pairs import PairShards
 from ovd.progress import progress
-from ovd.selftrain.filter import Filters, best_of_group, filter_labels
+from ovd.selftrain.filter import best_of_group, filter_labels
 from ovd.selftrain.labels import ShardLabels, read_labels
 from ovd.text.pair_texts import PairTexts
 
@@ -92,7 +93,7 @@ def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
 
 
 def read_kept_labels(
-    files: Sequence[Path], filters: Filters, shards: PairShards
+    files: Sequence[Path], filters: BoxFilters, shards: PairShards
 ) -> tuple[list[KeptLabels], Counter[str]]:
     """Reads and filters one file after another.
 
@@ -131,8 +132,8 @@ def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> 
 class LabelledPairs:
     """The pairs that have something to teach, in the order of their shards; an `ImageSource` of the loader.
 
-    The classes of a record are ids of texts. Its own texts are listed as not exhaustive: a teacher's best boxes are not
-    all there is. So the negatives of a pair are the texts of other pairs.
+    The classes of a record are ids of texts; its `image_texts` are all that were asked for in its image. A teacher's
+    best boxes are not all there is, so the negatives of a pair are the texts of other pairs.
     """
 
     def __init__(self, shards: PairShards, labels: Sequence[KeptLabels], texts: PairTexts, *, with_boxes: bool):
@@ -187,11 +188,12 @@ class LabelledPairs:
             path=self._shards.directory / self._shards.location(position),
             height=height,
             width=width,
-            boxes=boxes if self._with_boxes else boxes[:0],
-            classes=ids[box_texts if self._with_boxes else box_texts[:0]],
-            crowd_boxes=np.zeros((0, 4), np.float32),
-            negative_classes=np.arange(0),
-            not_exhaustive_classes=np.unique(ids[labels.queries(row)]),
+            labels=replace(
+                Labels.empty(),
+                boxes=boxes if self._with_boxes else boxes[:0],
+                classes=ids[box_texts if self._with_boxes else box_texts[:0]],
+                image_texts=np.unique(ids[labels.queries(row)]),
+            ),
         )
 
     def encoded(self, image: int) -> Path | bytes:

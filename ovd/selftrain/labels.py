@@ -6,14 +6,11 @@ Nothing is decided here: every box above a low score is kept, with the text it a
 
 import hashlib
 import json
-import os
-import platform
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int64
@@ -22,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
 from ovd.data.shard_index import ShardIndex
+from ovd.files import whole_file
 from ovd.text.tensor_file import file_header
 
 FORMAT = "labels of a shard of image-text pairs, 2"
@@ -111,7 +109,7 @@ def write_labels(
     if len(header) > _MAX_HEADER_BYTES:
         raise ValueError(f"{path}: {len(labels.texts)} texts take {len(header)} bytes; make shards of fewer pairs")
     digest = hashlib.sha256()
-    with writing_whole(path) as file:
+    with whole_file(path, "wb") as file:
         for part in (header, *(array.tobytes() for array in arrays.values())):
             digest.update(part)
             file.write(part)
@@ -239,43 +237,3 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
     shards = PairShards(folder, only=indexes, known=indexes)
     assert shards.file_names == tuple(indexes), "give the files as label_files does"
     return shards
-
-
-@contextmanager
-def writing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes `path`'s place once complete; an error leaves `path` as it was.
-
-    Several processes may do so at once, on one machine or on several that share a disk: the last one wins.
-    """
-    temporary = path.with_name(f"{path.name}{_temporary_ending(os.getpid())}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Removes what processes of this machine that are no more have left of files they were writing."""
-    of_this_machine = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
-    for path in folder.glob("*.tmp"):
-        found = of_this_machine.fullmatch(path.name)
-        if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
-            path.unlink(missing_ok=True)
-
-
-def _temporary_ending(process: int | str) -> str:
-    return f".{platform.node()}.{process}.tmp"
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's
-        pass
-    return True

@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ovd.config import LabelOptions
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
 from ovd.data.report import DataReport
+from ovd.files import remove_abandoned, sha256_of, whole_file
 from ovd.progress import progress
 from ovd.selftrain.labels import (
     FORMAT,
     ShardLabels,
     TeacherBoxes,
     read_labels,
-    remove_abandoned,
     write_labels,
-    writing_whole,
 )
-from ovd.selftrain.queries import QuerySource, caption_queries, ngram_queries, noun_queries
+from ovd.selftrain.queries import caption_queries, ngram_queries, noun_queries
 from ovd.selftrain.teacher import Teacher, TextVariants
 
 MAX_CAPTION_CHARACTERS = 1_000
@@ -40,34 +40,6 @@ MAX_CAPTION_CHARACTERS = 1_000
 
 _QUERIES_OF_CAPTION = {"caption": caption_queries, "ngrams": ngram_queries, "nouns": noun_queries}
 _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """What is asked for, and how much of what a teacher finds is kept."""
-
-    source: QuerySource
-    classes: tuple[str, ...] = ()
-    """What every image is asked for where the source is `classes`."""
-    score_threshold: float = 0.05
-    """Boxes that score no more are left out. Low: filters come later."""
-    max_boxes: int = 100
-    """Most boxes kept of an image, the best ones."""
-    batch_size: int = 16
-    """Pairs of a shard that go to the teacher together."""
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            ValueError: `classes` without names or with one twice, another source with names, or a number below 1.
-        """
-        if (self.source == "classes") != bool(self.classes) or len(set(self.classes)) < len(self.classes):
-            raise ValueError(
-                f"query source {self.source!r} with {len(self.classes)} class names: "
-                "`classes` needs some, each once, and the other sources none"
-            )
-        if min(self.max_boxes, self.batch_size) < 1:
-            raise ValueError(f"max_boxes {self.max_boxes} and batch_size {self.batch_size} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -145,35 +117,27 @@ def label_shards(
     remove_abandoned(output)
 
     entries = ((name, listed[name]) for name in names)
-    sha256 = {name: entry.sha256 if entry is not None else _sha256(folder / name) for name, entry in entries}
-    counts: list[LabelCounts] = []
-    todo: list[str] = []
+    sha256 = {name: entry.sha256 if entry is not None else sha256_of(folder / name) for name, entry in entries}
     report = DataReport()
-    for name in names:
-        done = _read_done(output, name, sha256[name], settings)
-        if done is None:
-            todo.append(name)
-            continue
-        counts.append(done)
-        labels = read_labels(_labels_path(output, name))
-        for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
-            _count_image(report, f"{name}:{key}", reason if height == 0 else "")
+    done = {name: _read_done(output, name, sha256[name], settings, report) for name in names}
+    counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
         print(f"{output}: {len(counts)} of {len(names)} shards are labelled already")
 
+    todo = [name for name in names if done[name] is None]
     shards = PairShards(folder, only=todo)
     if shards.rejected:
         print(f"{folder}: {shards.describe_rejected()}")
-    num_pairs = len(shards) + sum(done.pairs for done in counts)
+    num_pairs = len(shards) + sum(of_shard.pairs for of_shard in counts)
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     for name in todo:
-        positions = shards.positions(name)
-        asked, reasons = _ask([shards.caption(position) for position in positions], options)
+        captions = [shards.caption(position) for position in shards.positions(name)]
+        asked, reasons = _ask(captions, options)
         distinct = tuple(dict.fromkeys(chain.from_iterable(asked)))
         variants = texts.load(distinct)
         pairs: list[_Labelled] = []
-        for start in range(0, len(positions), options.batch_size):
-            rows = slice(start, min(start + options.batch_size, len(positions)))
+        for start in range(0, len(captions), options.batch_size):
+            rows = slice(start, min(start + options.batch_size, len(captions)))
             batch = list(islice(decoded, rows.stop - start))
             for item in batch:
                 _count_image(report, f"{name}:{item.key}", item.reason)
@@ -188,14 +152,7 @@ def label_shards(
             settings=settings,
         )
         counts.append(_count(pairs, len(distinct), texts.num_long))
-        ledger = {
-            "shard": {"file": name, "samples": len(positions), "sha256": sha256[name]},
-            "settings": settings,
-            "labels": {"file": _labels_path(output, name).name, "sha256": labels_sha256},
-            "counts": asdict(counts[-1]),
-        }
-        with writing_whole(_ledger_path(output, name)) as file:
-            file.write((json.dumps(ledger, indent=1) + "\n").encode())
+        _write_ledger(output, name, sha256[name], settings, labels_sha256, counts[-1])
     assert next(decoded, None) is None
     total = _total(counts)
     assert total.pairs == num_pairs == report.num_seen()
@@ -225,7 +182,7 @@ def _settings(teacher: Teacher, texts: TextVariants, options: LabelOptions) -> d
         "teacher": teacher.name,
         "text_tower": texts.text_tower,
         "templates": None if texts.templates is None else list(texts.templates),
-        **asdict(options),
+        **options.model_dump(),
         "classes": f"{len(options.classes)} names, sha256 {hashlib.sha256(classes).hexdigest()}",
         "max_caption_characters": MAX_CAPTION_CHARACTERS,
     }
@@ -239,8 +196,27 @@ def _ledger_path(output: Path, shard: str) -> Path:
     return output / f"{Path(shard).stem}.json"
 
 
-def _read_done(output: Path, shard: str, shard_sha256: str, settings: dict[str, Any]) -> LabelCounts | None:
-    """The counts of a shard that is labelled; None for one that is to be labelled, perhaps again."""
+def _write_ledger(
+    output: Path, shard: str, shard_sha256: str, settings: dict[str, Any], labels_sha256: str, counts: LabelCounts
+) -> None:
+    ledger = {
+        "shard": {"file": shard, "samples": counts.pairs, "sha256": shard_sha256},
+        "settings": settings,
+        "labels": {"file": _labels_path(output, shard).name, "sha256": labels_sha256},
+        "counts": asdict(counts),
+    }
+    with whole_file(_ledger_path(output, shard)) as file:
+        file.write(json.dumps(ledger, indent=1) + "\n")
+
+
+def _read_done(
+    output: Path, shard: str, shard_sha256: str, settings: dict[str, Any], report: DataReport
+) -> LabelCounts | None:
+    """The counts of a shard that is labelled; None for one that is to be labelled, perhaps again.
+
+    Args:
+        report: counts the images of a labelled shard.
+    """
     path, labels_path = _ledger_path(output, shard), _labels_path(output, shard)
     if not path.exists():
         return None
@@ -259,9 +235,12 @@ def _read_done(output: Path, shard: str, shard_sha256: str, settings: dict[str, 
     ]
     if different:
         raise ValueError(f"{path} was made otherwise: {'; '.join(different)}; give another --output")
-    if not labels_path.exists() or _sha256(labels_path) != labels_sha256:
+    if not labels_path.exists() or sha256_of(labels_path) != labels_sha256:
         print(f"{labels_path} is missing or not the file that its ledger describes; {shard} is labelled again")
         return None
+    labels = read_labels(labels_path)
+    for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
+        _count_image(report, f"{shard}:{key}", reason if height == 0 else "")
     return counts
 
 
@@ -294,10 +273,10 @@ def _count_image(report: DataReport, where: str, reason: str) -> None:
 
 def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[str]]:
     """What each pair's image is asked for, and the reason where that is nothing."""
-    if options.source == "classes":
+    if options.queries == "classes":
         return [options.classes] * len(captions), [""] * len(captions)
     reasons = [_fault(caption) for caption in captions]
-    queries_of = _QUERIES_OF_CAPTION[options.source]
+    queries_of = _QUERIES_OF_CAPTION[options.queries]
     asked = [
         () if reason else tuple(dict.fromkeys(queries_of(caption)))
         for caption, reason in zip(captions, reasons, strict=True)
@@ -397,8 +376,3 @@ def _total(counts: list[LabelCounts]) -> LabelCounts:
         **{name: sum(getattr(of_shard, name) for of_shard in counts) for name in numbers},
         reasons=dict(sorted(reasons.items())),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

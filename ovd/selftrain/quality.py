@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from ovd.choices import Keep
+from ovd.config import BoxFilters
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards
-from ovd.selftrain.filter import Filters, Keep, filter_labels, paired_iou
+from ovd.selftrain.filter import filter_labels, paired_iou
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import caption_queries, normalized
 
@@ -122,7 +124,7 @@ def measure_quality(
         hits = _hits(labels, objects, names, names_of)
         counts_at_all = objects.is_known[labels.boxes.images_of_values()]
         for rule, (keep, threshold) in enumerate(rules):
-            is_kept, _ = filter_labels(labels, Filters(keep=keep, min_score=threshold))
+            is_kept, _ = filter_labels(labels, BoxFilters(keep=keep, min_score=threshold))
             counts[rule] += _counts(hits, is_kept & counts_at_all, is_rare)
     can_name = not all(map(_asks_for_whole_captions, shards, truth))
 

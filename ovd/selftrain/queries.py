@@ -10,9 +10,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
-
-QuerySource = Literal["caption", "ngrams", "nouns", "classes"]
 
 
 def _set_of(words: str) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -12,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
+from ovd.data.padding import pad_images
 from ovd.data.transforms import eval_transform
-from ovd.inference import DetectionOptions, predict
-from ovd.model.detector import Detector
-from ovd.model.postprocess import postprocess
+from ovd.inference import Inference
 from ovd.selftrain.labels import TeacherBoxes
-from ovd.structures import Predictions
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.prompts import clean_name, fill
 
@@ -89,31 +86,19 @@ class TextVariants:
 class OvdTeacher:
     """One of our detectors as a Teacher: images in batches, each asked for its own queries alone."""
 
-    def __init__(
-        self,
-        detector: Detector,
-        texts: TextVariants,
-        *,
-        run: str,
-        size: int,
-        options: DetectionOptions,
-        low_precision: bool,
-    ):
+    def __init__(self, inference: Inference, texts: TextVariants, *, run: str):
         """
         Args:
-            detector: in eval mode, on the device to run on (`ovd.inference.prepare`).
-            texts: of the text tower that the detector speaks; texts asked for that are not loaded are loaded.
+            inference: the detector and how it is run.
+            texts: of the text tower that the detector was trained with; queries that are not loaded are loaded.
             run: where the detector comes from.
-            size: longest side in pixels that images are resized to.
-            low_precision: bf16 autocast.
         """
-        precision = "bf16" if low_precision else "float32"
-        self.name = f"{run} sha256 {weights_fingerprint(detector)} at {size} px in {precision}, {options}"
-        self._detector = detector
+        precision = "bf16" if inference.low_precision else "float32"
+        fingerprint = weights_fingerprint(inference.detector)
+        self.name = f"{run} sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
+        self._inference = inference
         self._texts = texts
-        self._resize = eval_transform(size=size)
-        self._options = options
-        self._low_precision = low_precision
+        self._resize = eval_transform(size=inference.size)
 
     @torch.no_grad()
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
@@ -123,39 +108,24 @@ class OvdTeacher:
         distinct = dict.fromkeys(text for asked in queries for text in asked)
         if not all(text in self._texts for text in distinct):
             self._texts.load(list(distinct))
-        device = self._detector.threshold.device
-        original_sizes = torch.tensor([image.shape[:2] for image in images], device=device)
-        padded, sizes = self._pad([self._resize(image) for image in images])
+        device = self._inference.device
+        original_sizes = torch.tensor([image.shape[:2] for image in images])
+        resized = [torch.from_numpy(self._resize(image)).permute(2, 0, 1) for image in images]
+        padded, sizes = pad_images(resized, divisor=self._inference.detector.size_divisor)
         padded, sizes = padded.to(device), sizes.to(device)
-        predictions = predict(self._detector, padded, sizes, low_precision=self._low_precision)
+        predictions = self._inference.predict(padded, sizes)
         found = []
         for row, asked in enumerate(queries):
             only = slice(row, row + 1)
             if not asked:
                 found.append(TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)))
                 continue
-            (detections,) = postprocess(
-                Predictions(predictions.embeddings[only], predictions.boxes[only], predictions.quality[only]),
-                self._texts.means(asked).to(device),
-                scale=self._detector.scale,
-                bias=self._detector.bias,
-                input_sizes=sizes[only],
-                original_sizes=original_sizes[only],
-                **asdict(self._options),
+            (detections,) = self._inference.detections(
+                predictions.of_images(only), self._texts.means(asked), sizes[only], original_sizes[only]
             )
-            boxes, scores, texts = detections.boxes.cpu(), detections.scores.cpu(), detections.classes.cpu()
+            boxes, scores, texts = detections.boxes, detections.scores, detections.classes
             found.append(TeacherBoxes(boxes.numpy(), scores.numpy(), texts.numpy()))
         return found
-
-    def _pad(self, images: list[np.ndarray]) -> tuple[UInt8[Tensor, "B 3 H W"], Tensor]:
-        """The images in one tensor, and their heights and widths in it."""
-        sizes = torch.tensor([image.shape[:2] for image in images])
-        divisor = self._detector.size_divisor
-        height, width = (-(-sizes.amax(dim=0) // divisor) * divisor).tolist()
-        padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
-        for place, image in zip(padded, images, strict=True):
-            place[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
-        return padded, sizes
 
 
 def weights_fingerprint(model: nn.Module) -> str:

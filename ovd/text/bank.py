@@ -12,8 +12,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
+from ovd.files import whole_file
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.perturb import drop_tokens, tower_dropout
-from ovd.text.prompts import class_forms, fill
+from ovd.text.prompts import TEMPLATES, class_forms, fill
+from ovd.text.sources import TextSources
 from ovd.text.tensor_file import file_header
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -122,50 +125,28 @@ def add_noise(rows: Float[Tensor, "K D"], noise: float, generator: torch.Generat
     return F.normalize(rows + noise * rows.shape[1] ** -0.5 * torch.randn(rows.shape, generator=generator), dim=-1)
 
 
-@dataclass(frozen=True)
-class Sources:
-    """What the variants of a class are made of. Every source can be used alone or with any other."""
-
-    templates: tuple[str, ...]
-    num_synonyms: int = 0
-    """Names of a class used besides its own, at most."""
-    num_paraphrases: int = 0
-    """Whole texts about a class, at most; each counts as one variant and is put into no template."""
-    draws: int = 1
-    """How many variants are made of each text. The first is the text as it is; the others are changed at random."""
-    token_drop: float = 0.0
-    """Chance that a token is left out of a changed text."""
-    tower_dropout: float = 0.0
-    """Dropout inside the text tower for a changed text."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            ValueError: several draws without anything random, or something random that is never drawn.
-        """
-        random = self.token_drop > 0 or self.tower_dropout > 0
-        if random != (self.draws > 1):
-            raise ValueError(
-                f"a text bank with draws={self.draws}, token_drop={self.token_drop}, "
-                f"tower_dropout={self.tower_dropout}: several draws need a chance above 0, and the other way round"
-            )
-
-
-def class_texts(name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: Sources) -> list[str]:
+def class_texts(
+    name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: TextSources, num_paraphrases: int
+) -> list[str]:
     """The texts of a class, as many for every class: one with fewer synonyms repeats its names, one with fewer
-    paraphrases its prompts."""
+    paraphrases its prompts.
+
+    Args:
+        paraphrases: whole texts about the class; each counts as one variant and is put into no template.
+        num_paraphrases: the most that any class has.
+    """
     forms = class_forms(name, synonyms, sources.num_synonyms)
-    texts = [fill(template, form) for form in forms for template in sources.templates]
-    own = list(paraphrases)[: sources.num_paraphrases]
-    return texts + own + [texts[index % len(texts)] for index in range(sources.num_paraphrases - len(own))]
+    texts = [fill(template, form) for form in forms for template in TEMPLATES[sources.templates]]
+    return (
+        texts + list(paraphrases) + [texts[index % len(texts)] for index in range(num_paraphrases - len(paraphrases))]
+    )
 
 
 def build_bank(
     clip: Clip,
     names: list[str],
     synonyms: Sequence[Sequence[str]],
-    sources: Sources,
+    sources: TextSources,
     *,
     folder: Path,
     paraphrases: Sequence[Sequence[str]] | None = None,
@@ -182,40 +163,36 @@ def build_bank(
     """
     text_tower = text_tower_fingerprint(clip)
     paraphrases = paraphrases or [()] * len(names)
-    texts = [class_texts(*of_class, sources) for of_class in zip(names, synonyms, paraphrases, strict=True)]
+    num_paraphrases = max(map(len, paraphrases), default=0)
+    per_class = zip(names, synonyms, paraphrases, strict=True)
+    texts = [class_texts(*of_class, sources, num_paraphrases) for of_class in per_class]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"a text bank needs every class once, {twice!r} is given more often")
-    description = [FORMAT_VERSION, text_tower, names, texts, {**asdict(sources), "templates": None}]
+    random = {name: getattr(sources, name) for name in ("draws", "token_drop", "tower_dropout", "seed")}
+    description = [FORMAT_VERSION, text_tower, names, texts, random]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            _write(temporary, clip, {"tower": text_tower, "names": json.dumps(names)}, texts, sources)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path, "wb") as file:
+            _write(file, clip, {"tower": text_tower, "names": json.dumps(names)}, texts, sources)
     return TextBank(path)
 
 
-def _write(path: Path, clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: Sources) -> None:
+def _write(file: IO[bytes], clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: TextSources) -> None:
     """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
     per_class = len(texts[0]) * sources.draws if texts else 0
     classes_at_a_time = max(1, BATCH // max(1, per_class))
     starts = range(0, len(texts), classes_at_a_time)
     generator = torch.Generator().manual_seed(sources.seed)
-    with path.open("wb") as file:
-        file.write(file_header({"variants": (np.dtype(np.float16), (len(texts), per_class, clip.dim))}, metadata))
-        for start in progress(starts, len(starts), "text bank"):
-            group = texts[start : start + classes_at_a_time]
-            tokens = clip.tokenizer([text for of_class in group for text in of_class])
-            draws = [encode_tokens(clip, tokens)]
-            for _ in range(1, sources.draws):
-                kept = drop_tokens(tokens, clip, sources.token_drop, generator) if sources.token_drop else tokens
-                with tower_dropout(clip, sources.tower_dropout, generator):
-                    draws.append(encode_tokens(clip, kept))
-            variants = torch.stack(draws, dim=1).reshape(len(group), per_class, clip.dim)
-            file.write(variants.half().numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(file_header({"variants": (np.dtype(np.float16), (len(texts), per_class, clip.dim))}, metadata))
+    for start in progress(starts, len(starts), "text bank"):
+        group = texts[start : start + classes_at_a_time]
+        tokens = clip.tokenizer([text for of_class in group for text in of_class])
+        draws = [encode_tokens(clip, tokens)]
+        for _ in range(1, sources.draws):
+            kept = drop_tokens(tokens, clip, sources.token_drop, generator) if sources.token_drop else tokens
+            with tower_dropout(clip, sources.tower_dropout, generator):
+                draws.append(encode_tokens(clip, kept))
+        variants = torch.stack(draws, dim=1).reshape(len(group), per_class, clip.dim)
+        file.write(variants.half().numpy().tobytes())

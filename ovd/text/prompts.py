@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
+from ovd.choices import Templates
+
 SHORT_TEMPLATES = (
     "{}",
     "{article} {}",
@@ -14,7 +16,7 @@ SHORT_TEMPLATES = (
     "there is {article} {}",
 )
 FULL_TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-TEMPLATES = {"none": ("{}",), "short": SHORT_TEMPLATES, "full": FULL_TEMPLATES}
+TEMPLATES: dict[Templates, tuple[str, ...]] = {"none": ("{}",), "short": SHORT_TEMPLATES, "full": FULL_TEMPLATES}
 
 
 def clean_name(name: str) -> str:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.clip.load import Clip
+from ovd.config import PretrainConfig
 from ovd.data.images import read_image
 from ovd.data.pairs import PairShards
 from ovd.data.world.glyphs import load_glyphs
@@ -25,7 +26,7 @@ from ovd.engine.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from ovd.precision import Precision, autocast, memory_format, use_low_precision
+from ovd.precision import autocast, memory_format, use_low_precision
 from ovd.progress import progress
 from ovd.text.encoder import encode_classes
 from ovd.text.prompts import SHORT_TEMPLATES
@@ -79,65 +80,49 @@ def normalize(images: UInt8[Tensor, "B 3 H W"], clip: Clip) -> Float[Tensor, "B 
     return (images.float() / 255 - mean) / std
 
 
-def pretrain(
-    clip: Clip,
-    images: UInt8[np.ndarray, "N S S 3"],
-    captions: list[str],
-    *,
-    run_dir: Path,
-    steps: int,
-    batch_size: int,
-    crop: int,
-    seed: int,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int,
-    clip_norm: float,
-    precision: Precision,
-    save_every: int,
-    resolved_config: dict,
-) -> None:
+def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[str], config: PretrainConfig) -> None:
     """Train `clip.model` in place with CLIP's symmetric contrastive loss; resumes from the run folder's checkpoint."""
     device = torch.device("cpu")
-    low_precision = use_low_precision(precision, device)
+    low_precision = use_low_precision(config.precision, device)
     model = clip.model.train().to(memory_format=memory_format(low_precision))
-    groups = parameter_groups(model, {"clip": GroupSpec([model], weight_decay=weight_decay)})
-    optimizer = build_optimizer(groups, lr=learning_rate, betas=(0.9, 0.98))
+    groups = parameter_groups(model, {"clip": GroupSpec([model], weight_decay=config.weight_decay)})
+    optimizer = build_optimizer(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     contrastive_loss = open_clip.ClipLoss()
     tokens = clip.tokenizer(captions)
+    resolved_config = config.model_dump(mode="json")
 
     start = 0
-    found = checkpoint.latest(run_dir)
+    found = checkpoint.latest(config.output)
     if found is not None:
         if found.config != resolved_config:
-            raise ValueError(f"{run_dir} was started with other settings: {found.config}; now {resolved_config}")
+            raise ValueError(f"{config.output} was started with other settings: {found.config}; now {resolved_config}")
         checkpoint.restore(found, module=model, optimizer=optimizer)
         start = found.step
-    with RunLog(run_dir, total_steps=steps, resumed_step=start) as log:
-        for step in range(start, steps):
-            factor = learning_rate_factor(step, warmup_steps=warmup_steps, total_steps=steps, decay="cosine")
+    with RunLog(config.output, total_steps=config.steps, resumed_step=start) as log:
+        for step in range(start, config.steps):
+            factor = learning_rate_factor(
+                step, warmup_steps=config.warmup_steps, total_steps=config.steps, decay="cosine"
+            )
             set_learning_rate(optimizer, factor)
-            indices, batch = batch_of_step(images, step=step, batch_size=batch_size, crop=crop, seed=seed)
+            indices, batch = batch_of_step(
+                images, step=step, batch_size=config.batch_size, crop=config.crop, seed=config.seed
+            )
             pixels = normalize(batch, clip).contiguous(memory_format=memory_format(low_precision))
             with autocast(device, low_precision):
                 image_embeddings = model.encode_image(pixels, normalize=True)
                 text_embeddings = model.encode_text(tokens[torch.from_numpy(indices)], normalize=True)
             loss = contrastive_loss(image_embeddings.float(), text_embeddings.float(), model.logit_scale.exp())
             loss.backward()
-            norm = clip_gradients(model.parameters(), clip_norm)
+            norm = clip_gradients(model.parameters(), config.clip_norm)
             check_finite({"contrastive": loss}, norm, indices.tolist())
             optimizer.step()
             optimizer.zero_grad()
             with torch.no_grad():
                 model.logit_scale.clamp_(max=np.log(MAX_LOGIT_SCALE))
-            log.train(
-                step + 1,
-                {"contrastive": loss.item()},
-                lr=learning_rate * factor,
-                num_images=batch_size,
-            )
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                checkpoint.save(run_dir, step=step + 1, module=model, optimizer=optimizer, config=resolved_config)
+            rate = config.learning_rate * factor
+            log.train(step + 1, {"contrastive": loss.item()}, lr=rate, num_images=config.batch_size)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                checkpoint.save(config.output, step=step + 1, module=model, optimizer=optimizer, config=resolved_config)
     model.eval()
 
 

@@ -63,14 +63,15 @@ def test_lvis_records(tmp_path):
     ]
     first, empty, last = (index.record(row) for row in range(3))
     assert (first.id, first.path, first.height, first.width) == (30, Path("root/val2017/000030.jpg"), 100, 100)
-    assert first.boxes.tolist() == [[0.5, 0.25, 1.5, 100]]
-    assert first.classes.tolist() == [2]
+    assert first.labels.boxes.tolist() == [[0.5, 0.25, 1.5, 100]]
+    assert first.labels.classes.tolist() == [2]
     assert (empty.path, empty.height, empty.width) == (Path("root/train2017/000010.jpg"), 50, 200)
-    assert empty.boxes.shape == empty.crowd_boxes.shape == (0, 4)
-    assert last.boxes.tolist() == [[10, 20, 40, 60], [1, 2, 4, 6], [0, 0, 100, 100]]
-    assert last.classes.tolist() == [0, 0, 1]
-    assert last.negative_classes.tolist() == [2]
-    assert last.not_exhaustive_classes.tolist() == [0, 1]
+    assert empty.labels.boxes.shape == empty.labels.crowd_boxes.shape == (0, 4)
+    assert last.labels.boxes.tolist() == [[10, 20, 40, 60], [1, 2, 4, 6], [0, 0, 100, 100]]
+    assert last.labels.classes.tolist() == [0, 0, 1]
+    assert last.labels.negative_classes.tolist() == [2]
+    assert last.labels.not_exhaustive_classes.tolist() == [0, 1]
+    assert last.labels.image_texts.shape == (0,)
     assert report.num_used("box") == 4
 
 
@@ -83,9 +84,9 @@ def test_coco_records_crowds_and_file_names(tmp_path):
     index, _ = load(tmp_path, content, format="coco", images=None)
     record = index.record(2)
     assert record.path == Path("20.jpg")
-    assert record.boxes.tolist() == [[10, 20, 40, 60], [0, 0, 100, 100]]
-    assert record.crowd_boxes.tolist() == [[1, 2, 4, 6]]
-    assert record.negative_classes.tolist() == record.not_exhaustive_classes.tolist() == []
+    assert record.labels.boxes.tolist() == [[10, 20, 40, 60], [0, 0, 100, 100]]
+    assert record.labels.crowd_boxes.tolist() == [[1, 2, 4, 6]]
+    assert record.labels.negative_classes.tolist() == record.labels.not_exhaustive_classes.tolist() == []
     assert [(c.frequency, c.synonyms, c.image_count) for c in index.categories] == [(None, (), 1)] * 3
 
 
@@ -102,7 +103,7 @@ def test_a_file_without_images_or_objects(tmp_path):
     assert (len(index), index.categories, report.num_used("box")) == (0, (), 0)
     content = {**lvis_content(), "annotations": []}
     index, _ = load(tmp_path, content)
-    assert [len(index.record(row).boxes) for row in range(3)] == [0, 0, 0]
+    assert [len(index.record(row).labels.boxes) for row in range(3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_real_samples_are_read_whole(shared_data, name, format):
     found = Counter(
         (record.id, category_ids[class_row])
         for record in map(index.record, range(len(index)))
-        for class_row in record.classes.tolist()
+        for class_row in record.labels.classes.tolist()
     )
     assert found == objects
     assert len(index.crowd_boxes.values) == sum(row.get("iscrowd", 0) for row in content["annotations"])
@@ -130,10 +131,10 @@ def test_real_samples_are_read_whole(shared_data, name, format):
         record = index.record(row)
         objects_here = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
         expected = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in objects_here)]
-        np.testing.assert_allclose(record.boxes, np.array(expected).reshape(-1, 4), atol=2e-3)
-        assert [category_ids[c] for c in record.negative_classes] == image.get("neg_category_ids", [])
-        assert (record.boxes >= 0).all()
-        assert (record.boxes[:, [2, 3]] <= [image["width"], image["height"]]).all()
+        np.testing.assert_allclose(record.labels.boxes, np.array(expected).reshape(-1, 4), atol=2e-3)
+        assert [category_ids[c] for c in record.labels.negative_classes] == image.get("neg_category_ids", [])
+        assert (record.labels.boxes >= 0).all()
+        assert (record.labels.boxes[:, [2, 3]] <= [image["width"], image["height"]]).all()
         assert record.path.name == (image["coco_url"] if format == "lvis" else image["file_name"]).split("/")[-1]
     assert report.num_used("box") == len(content["annotations"])
 
@@ -259,8 +260,8 @@ def test_what_becomes_of_a_box(tmp_path, box_xywh, expected, event):
     content["images"][0].update(height=50, width=100)
     content["annotations"] = [{"id": 7, "image_id": 30, "category_id": 2, "bbox": box_xywh}]
     index, report = load(tmp_path, content)
-    assert index.record(0).boxes.tolist() == ([expected] if expected else [])
-    assert len(index.record(0).classes) == len(index.record(0).boxes)
+    assert index.record(0).labels.boxes.tolist() == ([expected] if expected else [])
+    assert len(index.record(0).labels.classes) == len(index.record(0).labels.boxes)
     events = {
         (kind, code): count(code)
         for kind, count in (("skipped", report.num_skipped), ("repaired", report.num_repaired))
@@ -286,7 +287,7 @@ def test_kept_boxes_are_inside_and_large_enough_and_all_are_counted(tmp_path_fac
         {"id": row, "image_id": 10, "category_id": 2, "bbox": list(box)} for row, box in enumerate(boxes)
     ]
     index, report = load(tmp_path_factory.mktemp("boxes"), content)
-    kept = index.record(1).boxes
+    kept = index.record(1).labels.boxes
     assert (kept >= 0).all()
     assert (kept <= [200, 50, 200, 50]).all()
     assert (kept[:, 2:] - kept[:, :2] >= 0.99).all()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
-from ovd.data.index import AnnotationIndex
+from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loader import (
     Batch,
     TrainOrder,
@@ -24,7 +24,7 @@ from ovd.data.loader import (
 )
 from ovd.data.mosaic import Mosaics
 from ovd.data.report import DataError, DataReport
-from ovd.data.transforms import Sample, train_transform
+from ovd.data.transforms import train_transform
 
 NUM_IMAGES = 10
 
@@ -59,22 +59,20 @@ def index(tmp_path) -> AnnotationIndex:
     return load_annotations(path, tmp_path, format="lvis", report=DataReport())
 
 
-def untouched(sample: Sample, _seed: int) -> Sample:
-    return sample
+def untouched(pixels: np.ndarray, labels: Labels, _seed: int) -> tuple[np.ndarray, Labels]:
+    return pixels, labels
 
 
-def load_train(index: AnnotationIndex, **changes) -> list[Batch]:
-    settings = {
-        "transform": untouched,
-        "batch_size": 4,
-        "seed": 1,
-        "start_step": 0,
-        "num_steps": 6,
-        "num_workers": 0,
-        "repeat": None,
-        "timeout_s": 60,
-    }
-    return list(train_loader(index, **{**settings, **changes}))
+def order_of(index: AnnotationIndex, *, batch_size: int = 4, seed: int = 1, **changes) -> TrainOrder:
+    settings = {"repeat": np.ones(len(index)), "batch_size": batch_size, "seed": seed}
+    return TrainOrder(num_images=len(index), **{**settings, **changes})
+
+
+def load_train(
+    index: AnnotationIndex, order: TrainOrder | None = None, *, steps: range = range(6), transform=untouched, **changes
+) -> list[Batch]:
+    settings = {"workers": 0, "timeout_s": 60}
+    return list(train_loader(index, order or order_of(index), transform, steps, **{**settings, **changes}))
 
 
 def as_bytes(batch: Batch) -> list:
@@ -166,7 +164,7 @@ def test_a_late_step_costs_no_more_than_an_early_one():
 
 
 def test_a_batch_holds_padded_pixels_and_the_annotations(index):
-    (batch,) = load_train(index, batch_size=NUM_IMAGES, num_steps=1)
+    (batch,) = load_train(index, order_of(index, batch_size=NUM_IMAGES), steps=range(1))
     assert sorted(batch.image_ids) == list(range(100, 110))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (10, 3, 96, 96)
@@ -179,42 +177,47 @@ def test_a_batch_holds_padded_pixels_and_the_annotations(index):
         np.testing.assert_array_equal(batch.images[row, :, :height, :width].permute(1, 2, 0), expected)
         assert batch.images[row].sum() == expected.sum(dtype=np.int64)
         targets = batch.targets[row]
-        assert targets.boxes.tolist() == record.boxes.tolist()
-        assert targets.classes.tolist() == record.classes.tolist()
-        assert targets.ignore_boxes.tolist() == record.crowd_boxes.tolist()
+        assert targets.boxes.tolist() == record.labels.boxes.tolist()
+        assert targets.classes.tolist() == record.labels.classes.tolist()
+        assert targets.crowd_boxes.tolist() == record.labels.crowd_boxes.tolist()
         assert targets.negative_classes.tolist() == [1]
         assert targets.not_exhaustive_classes.tolist() == [0]
+        assert targets.image_texts.shape == (0,)
     assert batch.targets[rows[103]].boxes.shape == (0, 4)
-    assert batch.targets[rows[104]].ignore_boxes.shape == (1, 4)
+    assert batch.targets[rows[104]].crowd_boxes.shape == (1, 4)
 
 
 def test_batches_come_in_the_shapes_that_are_allowed_and_ranks_share_them(index):
     groups = np.arange(NUM_IMAGES) % 2
     shapes = ((96, 128), (160, 160))
-    batches = load_train(index, batch_size=4, num_steps=5, groups=groups, shapes=shapes)
+    batches = load_train(index, order_of(index, groups=groups), steps=range(5), shapes=shapes)
     assert {tuple(batch.images.shape[2:]) for batch in batches} == {(96, 128)}
     for number in (0, 1):
-        parts = load_train(index, batch_size=4, num_steps=5, groups=groups, part=(number, 2))
+        parts = load_train(index, order_of(index, groups=groups), steps=range(5), part=(number, 2))
         ids = [part.image_ids for part in parts]
         assert ids == [batch.image_ids[2 * number : 2 * number + 2] for batch in batches]
     with pytest.raises(ValueError, match="a batch of 4 images cannot be divided among 3 ranks"):
-        load_train(index, batch_size=4, part=(0, 3))
+        load_train(index, part=(0, 3))
 
 
 def test_workers_and_start_step_change_nothing(index):
     (Path(index.images_root) / "5.png").unlink()
     transform = train_transform(size=48, scale=(0.8, 1.25), flip=0.5, color=0.2)
-    common = {"transform": transform, "repeat": repeat_factors(index, 0.9), "batch_size": 3}
-    expected = [as_bytes(batch) for batch in load_train(index, num_steps=9, **common)]
+
+    def load(steps: range, **changes) -> list[list]:
+        order = order_of(index, repeat=repeat_factors(index, 0.9), batch_size=3)
+        return [as_bytes(batch) for batch in load_train(index, order, steps=steps, transform=transform, **changes)]
+
+    expected = load(range(9))
     assert any(batch[-1] for batch in expected)
-    for num_workers in (1, 2):
-        assert [as_bytes(b) for b in load_train(index, num_steps=9, num_workers=num_workers, **common)] == expected
-    assert [as_bytes(b) for b in load_train(index, start_step=5, num_steps=4, **common)] == expected[5:]
-    assert load_train(index, num_steps=0) == []
+    for workers in (1, 2):
+        assert load(range(9), workers=workers) == expected
+    assert load(range(5, 9)) == expected[5:]
+    assert load(range(0)) == []
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_broken_samples_are_left_out_and_named(index, num_workers):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_samples_are_left_out_and_named(index, workers):
     root = Path(index.images_root)
     (root / "0.png").unlink()
     (root / "1.png").write_bytes((root / "1.png").read_bytes()[:500])
@@ -222,7 +225,7 @@ def test_broken_samples_are_left_out_and_named(index, num_workers):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(root / "8.png").save(root / "8.png", exif=exif)
-    (batch,) = load_train(index, batch_size=NUM_IMAGES, num_steps=1, num_workers=num_workers)
+    (batch,) = load_train(index, order_of(index, batch_size=NUM_IMAGES), steps=range(1), workers=workers)
     assert sorted(batch.image_ids) == list(range(103, 110))
     assert len(batch.images) == len(batch.sizes) == len(batch.targets) == 7
     assert sorted(line.split(": ")[0] for line in batch.skipped) == [
@@ -239,11 +242,14 @@ def test_broken_samples_are_left_out_and_named(index, num_workers):
 
 def test_mosaics_hold_four_images_and_do_not_depend_on_workers(index):
     tile_transform = train_transform(size=24, scale=(0.8, 1.25), flip=0.5, color=0.2)
-    mosaics = Mosaics(probability=0.5, weights=np.ones(NUM_IMAGES), tile_transform=tile_transform)
+    mosaics = Mosaics(mosaic=0.5, weights=np.ones(NUM_IMAGES), tile_transform=tile_transform)
     transform = train_transform(size=48, scale=(1, 1), flip=0, color=0)
-    common = {"transform": transform, "mosaics": mosaics, "num_steps": 12}
-    expected = load_train(index, **common)
-    assert [as_bytes(b) for b in load_train(index, num_workers=1, **common)] == [as_bytes(b) for b in expected]
+
+    def load(**changes) -> list[Batch]:
+        return load_train(index, transform=transform, mosaics=mosaics, steps=range(12), **changes)
+
+    expected = load()
+    assert [as_bytes(b) for b in load(workers=1)] == [as_bytes(b) for b in expected]
     boxes_of_single = {100 + row: len(index.boxes[row]) for row in range(NUM_IMAGES)}
     more = [
         len(targets.boxes) > boxes_of_single[image_id]
@@ -257,8 +263,8 @@ def test_mosaics_hold_four_images_and_do_not_depend_on_workers(index):
 def test_a_mosaic_with_a_broken_tile_is_left_out_and_names_it(index):
     (Path(index.images_root) / "0.png").unlink()
     weights = np.eye(NUM_IMAGES)[0]  # every neighbour is the broken image
-    mosaics = Mosaics(probability=1, weights=weights, tile_transform=untouched)
-    (batch,) = load_train(index, mosaics=mosaics, num_steps=1)
+    mosaics = Mosaics(mosaic=1, weights=weights, tile_transform=untouched)
+    (batch,) = load_train(index, mosaics=mosaics, steps=range(1))
     assert batch.image_ids == ()
     assert [line.split(": ")[0] for line in batch.skipped] == [f"F8 {Path(index.images_root) / '0.png'}"] * 4
 
@@ -266,16 +272,16 @@ def test_a_mosaic_with_a_broken_tile_is_left_out_and_names_it(index):
 def test_a_batch_may_lose_all_its_samples(index):
     for path in Path(index.images_root).glob("*.png"):
         path.unlink()
-    for batch in load_train(index, num_steps=2):
+    for batch in load_train(index, steps=range(2)):
         assert batch.images.shape == (0, 3, 32, 32)
         assert batch.sizes.shape == (0, 2)
         assert batch.targets == batch.image_ids == ()
         assert len(batch.skipped) == 4
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_sees_every_image_once_in_order(index, num_workers):
-    batches = list(eval_loader(index, size=35, batch_size=4, num_workers=num_workers, timeout_s=60))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_image_once_in_order(index, workers):
+    batches = list(eval_loader(index, size=35, batch_size=4, workers=workers, timeout_s=60))
     assert [len(batch.image_ids) for batch, _ in batches] == [4, 4, 2]
     assert [image_id for batch, _ in batches for image_id in batch.image_ids] == index.image_ids.tolist()
     original_sizes = torch.cat([sizes for _, sizes in batches])
@@ -285,13 +291,13 @@ def test_evaluation_sees_every_image_once_in_order(index, num_workers):
     targets = [targets for batch, _ in batches for targets in batch.targets]
     for image in range(NUM_IMAGES):
         factors = (original_sizes[image] / sizes[image])[[1, 0, 1, 0]]
-        np.testing.assert_allclose(targets[image].boxes * factors, index.record(image).boxes, atol=1e-4)
+        np.testing.assert_allclose(targets[image].boxes * factors, index.record(image).labels.boxes, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_evaluation_stops_at_a_missing_image(index, num_workers):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_stops_at_a_missing_image(index, workers):
     (Path(index.images_root) / "5.png").unlink()
-    loader = eval_loader(index, size=32, batch_size=4, num_workers=num_workers, timeout_s=60)
+    loader = eval_loader(index, size=32, batch_size=4, workers=workers, timeout_s=60)
     assert next(loader)[0].image_ids == (100, 101, 102, 103)
     with pytest.raises(DataError, match=r"5\.png: file is missing; evaluation needs every image") as caught:
         next(loader)
@@ -299,23 +305,23 @@ def test_evaluation_stops_at_a_missing_image(index, num_workers):
 
 
 def test_no_images_and_no_folder_of_images(index):
-    assert list(eval_loader(replace_images(index, 0), size=32, batch_size=4, num_workers=0)) == []
+    assert list(eval_loader(replace_images(index, 0), size=32, batch_size=4, workers=0)) == []
     with pytest.raises(ValueError, match="0 images"):
         load_train(replace_images(index, 0))
     with pytest.raises(ValueError, match="without a folder of images"):
         load_train(replace(index, images_root=None))
 
 
-def killed_by_image_of_height_49(sample: Sample, _seed: int) -> Sample:
-    if sample.image.shape[0] == 49:
+def killed_by_image_of_height_49(pixels: np.ndarray, labels: Labels, _seed: int) -> tuple[np.ndarray, Labels]:
+    if pixels.shape[0] == 49:
         os.kill(os.getpid(), signal.SIGKILL)
-    return sample
+    return pixels, labels
 
 
-def hanging_at_image_of_height_49(sample: Sample, _seed: int) -> Sample:
-    if sample.image.shape[0] == 49:
+def hanging_at_image_of_height_49(pixels: np.ndarray, labels: Labels, _seed: int) -> tuple[np.ndarray, Labels]:
+    if pixels.shape[0] == 49:
         time.sleep(100)
-    return sample
+    return pixels, labels
 
 
 @pytest.mark.parametrize(
@@ -323,17 +329,8 @@ def hanging_at_image_of_height_49(sample: Sample, _seed: int) -> Sample:
     [(killed_by_image_of_height_49, 50, "Killed"), (hanging_at_image_of_height_49, 2, "timed out")],
 )
 def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, timeout_s, reason):
-    loader = train_loader(
-        index,
-        transform=transform,
-        batch_size=NUM_IMAGES,
-        seed=1,
-        start_step=7,
-        num_steps=2,
-        num_workers=1,
-        repeat=None,
-        timeout_s=timeout_s,
-    )
+    order = order_of(index, batch_size=NUM_IMAGES)
+    loader = train_loader(index, order, transform, range(7, 9), workers=1, timeout_s=timeout_s)
     start = time.perf_counter()
     with pytest.raises(RuntimeError, match=rf"step 7 \(image ids \[.*103.*\]\) failed: .*{reason}"):
         next(loader)
@@ -342,10 +339,10 @@ def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, ti
 
 
 def test_mixed_batches_keep_both_and_pad_to_one_size(index):
-    annotated = load_train(index, batch_size=3, num_steps=2)
-    paired = load_train(index, batch_size=2, num_steps=2, seed=5)
+    annotated = load_train(index, order_of(index, batch_size=3), steps=range(2))
+    paired = load_train(index, order_of(index, batch_size=2, seed=5), steps=range(2))
     for first, second, mixed in zip(annotated, paired, mix_batches(iter(annotated), iter(paired)), strict=True):
-        assert mixed.num_pairs == 2
+        assert mixed.is_pair.tolist() == [False, False, False, True, True]
         assert mixed.image_ids == first.image_ids + second.image_ids
         assert mixed.targets == first.targets + second.targets
         assert torch.equal(mixed.sizes, torch.cat([first.sizes, second.sizes]))
@@ -357,16 +354,16 @@ def test_mixed_batches_keep_both_and_pad_to_one_size(index):
 
 
 def test_a_mixed_batch_of_which_one_half_was_skipped(index):
-    (whole,) = load_train(index, batch_size=3, num_steps=1)
+    (whole,) = load_train(index, order_of(index, batch_size=3), steps=range(1))
     for row in range(NUM_IMAGES):
         (Path(index.images_root) / f"{row}.png").unlink()
-    (empty,) = load_train(index, batch_size=2, num_steps=1)
+    (empty,) = load_train(index, order_of(index, batch_size=2), steps=range(1))
     (mixed,) = mix_batches(iter([whole]), iter([empty]))
     assert torch.equal(mixed.images, whole.images)
-    assert mixed.num_pairs == 0
+    assert mixed.is_pair.tolist() == [False] * 3
     assert len(mixed.skipped) == 2
     (mixed,) = mix_batches(iter([empty]), iter([whole]))
     assert torch.equal(mixed.images, whole.images)
-    assert mixed.num_pairs == 3
+    assert mixed.is_pair.tolist() == [True] * 3
     (mixed,) = mix_batches(iter([empty]), iter([empty]))
     assert mixed.image_ids == ()

@@ -2,24 +2,29 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ovd.data.transforms import Sample, eval_transform, train_transform
+from ovd.data.index import Labels
+from ovd.data.transforms import eval_transform, resize_labels, train_transform
+
+Sample = tuple[np.ndarray, Labels]
 
 
 def sample(
-    height: int, width: int, boxes: list | None = None, classes: list | None = None, ignore: list | None = None
+    height: int, width: int, boxes: list | None = None, classes: list | None = None, crowds: list | None = None
 ) -> Sample:
     boxes = boxes or []
-    return Sample(
-        image=np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8),
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return pixels, replace(
+        Labels.empty(),
         boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         classes=np.array(classes if classes is not None else range(len(boxes)), dtype=np.int64),
-        ignore_boxes=np.array(ignore or [], dtype=np.float32).reshape(-1, 4),
+        crowd_boxes=np.array(crowds or [], dtype=np.float32).reshape(-1, 4),
     )
 
 
@@ -28,15 +33,12 @@ def painted(height: int, width: int, boxes: list[list[int]]) -> Sample:
     image = np.zeros((height, width, 3), dtype=np.uint8)
     for row, (left, top, right, bottom) in enumerate(boxes):
         image[top:bottom, left:right, row] = 200
-    return Sample(image, np.array(boxes, np.float32), np.arange(len(boxes)), np.zeros((0, 4), np.float32))
+    return image, replace(Labels.empty(), boxes=np.array(boxes, np.float32), classes=np.arange(len(boxes)))
 
 
 def equal(one: Sample, other: Sample) -> bool:
-    return all(
-        getattr(one, field).dtype == getattr(other, field).dtype
-        and getattr(one, field).tobytes() == getattr(other, field).tobytes()
-        for field in ("image", "boxes", "classes", "ignore_boxes")
-    )
+    arrays = [[pixels, *vars(labels).values()] for pixels, labels in (one, other)]
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(*arrays, strict=True))
 
 
 def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
@@ -45,12 +47,12 @@ def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
     transform = train_transform(size=96, scale=(0.8, 1.4), flip=0.5, color=0)
     num_boxes = num_flipped = num_cropped = 0
     for seed in range(60):
-        moved = transform(original, seed)
-        height, width = moved.image.shape[:2]
+        pixels, moved = transform(*original, seed)
+        height, width = pixels.shape[:2]
         assert max(height, width) <= 96
         num_cropped += height == 96
         for box, row in zip(moved.boxes, moved.classes, strict=True):
-            inside = moved.image[..., row] > 100
+            inside = pixels[..., row] > 100
             rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
             found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             np.testing.assert_allclose(box, found, atol=1)
@@ -63,20 +65,20 @@ def test_boxes_follow_the_pixels_through_resize_flip_and_crop():
 
 
 def test_nothing_happens_where_nothing_is_asked_for():
-    original = sample(96, 64, [[0, 0, 64, 96], [1.25, 2.5, 30.75, 40]], ignore=[[3, 4, 50, 60]])
-    moved = train_transform(size=96, scale=(1, 1), flip=0, color=0)(original, 3)
-    np.testing.assert_array_equal(moved.image, original.image)
-    np.testing.assert_allclose(moved.boxes, original.boxes, atol=1e-4)
-    np.testing.assert_allclose(moved.ignore_boxes, original.ignore_boxes, atol=1e-4)
+    image, labels = sample(96, 64, [[0, 0, 64, 96], [1.25, 2.5, 30.75, 40]], crowds=[[3, 4, 50, 60]])
+    pixels, moved = train_transform(size=96, scale=(1, 1), flip=0, color=0)(image, labels, 3)
+    np.testing.assert_array_equal(pixels, image)
+    np.testing.assert_allclose(moved.boxes, labels.boxes, atol=1e-4)
+    np.testing.assert_allclose(moved.crowd_boxes, labels.crowd_boxes, atol=1e-4)
     assert moved.classes.tolist() == [0, 1]
 
 
 def test_a_certain_flip_mirrors_image_and_boxes():
-    original = sample(40, 60, [[10, 0, 25, 40]], ignore=[[0, 5, 20, 10]])
-    moved = train_transform(size=60, scale=(1, 1), flip=1, color=0)(original, 0)
-    np.testing.assert_array_equal(moved.image, original.image[:, ::-1])
+    image, labels = sample(40, 60, [[10, 0, 25, 40]], crowds=[[0, 5, 20, 10]])
+    pixels, moved = train_transform(size=60, scale=(1, 1), flip=1, color=0)(image, labels, 0)
+    np.testing.assert_array_equal(pixels, image[:, ::-1])
     np.testing.assert_allclose(moved.boxes, [[35, 0, 50, 40]], atol=1e-4)
-    np.testing.assert_allclose(moved.ignore_boxes, [[40, 5, 60, 10]], atol=1e-4)
+    np.testing.assert_allclose(moved.crowd_boxes, [[40, 5, 60, 10]], atol=1e-4)
 
 
 def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_clipped():
@@ -85,14 +87,14 @@ def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_
     transform = train_transform(size=100, scale=(4, 4), flip=0, color=0)
     seen_shares = set()
     for seed in range(40):
-        moved = transform(sample(100, 200, boxes, ignore=[[0, 0, 200, 100], *boxes]), seed)
-        assert moved.image.shape == (100, 100, 3)
-        assert moved.ignore_boxes[0].tolist() == [0, 0, 100, 100]
+        pixels, moved = transform(*sample(100, 200, boxes, crowds=[[0, 0, 200, 100], *boxes]), seed)
+        assert pixels.shape == (100, 100, 3)
+        assert moved.crowd_boxes[0].tolist() == [0, 0, 100, 100]
         widths = moved.boxes[:, 2] - moved.boxes[:, 0]
         assert (np.diff(moved.classes) == 1).all()
         # 30 % of 40 x 200 px, of which 100 rows are in the window: 24 columns.
         assert (widths >= 23.99).all()
-        region_widths = moved.ignore_boxes[1:, 2] - moved.ignore_boxes[1:, 0]
+        region_widths = moved.crowd_boxes[1:, 2] - moved.crowd_boxes[1:, 0]
         assert region_widths.sum() == pytest.approx(100, abs=1e-3)
         assert (region_widths >= 23.99).sum() == len(moved.boxes)
         seen_shares.update(np.round(region_widths))
@@ -101,7 +103,7 @@ def test_objects_that_the_crop_leaves_too_little_of_are_dropped_and_regions_are_
 
 def test_objects_under_two_pixels_are_dropped():
     transform = train_transform(size=50, scale=(1, 1), flip=0, color=0)
-    moved = transform(sample(100, 100, [[0, 0, 3.9, 50], [0, 0, 4.1, 50]], classes=[7, 8]), 0)
+    _, moved = transform(*sample(100, 100, [[0, 0, 3.9, 50], [0, 0, 4.1, 50]], classes=[7, 8]), 0)
     assert moved.classes.tolist() == [8]
     np.testing.assert_allclose(moved.boxes, [[0, 0, 2.05, 25]], atol=1e-4)
 
@@ -109,44 +111,41 @@ def test_objects_under_two_pixels_are_dropped():
 def test_no_objects_and_boxes_over_the_border():
     transform = train_transform(size=64, scale=(0.5, 2), flip=0.5, color=0.4)
     for seed in range(10):
-        moved = transform(sample(33, 57), seed)
-        assert moved.boxes.shape == moved.ignore_boxes.shape == (0, 4)
+        _, moved = transform(*sample(33, 57), seed)
+        assert moved.boxes.shape == moved.crowd_boxes.shape == (0, 4)
         assert moved.classes.shape == (0,)
-    moved = train_transform(size=57, scale=(1, 1), flip=0, color=0)(
-        sample(33, 57, [[-0.01, 0, 57.01, 33.5], [60, 0, 70, 20]], ignore=[[-5, -5, 0, 0]]), 0
+    _, moved = train_transform(size=57, scale=(1, 1), flip=0, color=0)(
+        *sample(33, 57, [[-0.01, 0, 57.01, 33.5], [60, 0, 70, 20]], crowds=[[-5, -5, 0, 0]]), 0
     )
     np.testing.assert_allclose(moved.boxes, [[0, 0, 57, 33]], atol=1e-4)
-    assert len(moved.ignore_boxes) == 0
+    assert len(moved.crowd_boxes) == 0
 
 
 def test_the_result_is_a_function_of_sample_and_seed_alone():
     transform = train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
     again = train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)
-    original = sample(50, 70, [[5, 5, 40, 40]], ignore=[[0, 0, 9, 9]])
-    untouched = sample(50, 70, [[5, 5, 40, 40]], ignore=[[0, 0, 9, 9]])
-    first = {seed: transform(original, seed) for seed in range(8)}
+    original = sample(50, 70, [[5, 5, 40, 40]], crowds=[[0, 0, 9, 9]])
+    untouched = sample(50, 70, [[5, 5, 40, 40]], crowds=[[0, 0, 9, 9]])
+    first = {seed: transform(*original, seed) for seed in range(8)}
     np.random.seed(1)
     for seed in reversed(range(8)):
-        assert equal(again(original, seed), first[seed])
+        assert equal(again(*original, seed), first[seed])
     assert equal(original, untouched)
-    assert len({moved.image.tobytes() for moved in first.values()}) == 8
+    assert len({pixels.tobytes() for pixels, _ in first.values()}) == 8
     # In another process too, albumentations' own seeding of workers notwithstanding.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert equal(pool.submit(_transform_elsewhere, original, 5).result(timeout=300), first[5])
 
 
 def _transform_elsewhere(original: Sample, seed: int) -> Sample:
-    return train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)(original, seed)
+    return train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)(*original, seed)
 
 
 def test_scale_flip_and_color_are_drawn_independently():
     transform = train_transform(size=100, scale=(0.5, 1), flip=0.5, color=0.4)
     grey = np.full((50, 100, 3), 100, dtype=np.uint8)
     grey[:, :50] = 90
-    empty = sample(50, 100)
-    results = [
-        transform(Sample(grey, empty.boxes, empty.classes, empty.ignore_boxes), seed).image for seed in range(300)
-    ]
+    results = [transform(grey, Labels.empty(), seed)[0] for seed in range(300)]
     widths = np.array([image.shape[1] for image in results], dtype=float)
     brightness = np.array([image.mean() for image in results])
     flipped = np.array([image[:, 0].mean() > image[:, -1].mean() for image in results], dtype=float)
@@ -161,12 +160,31 @@ def test_scale_flip_and_color_are_drawn_independently():
     [(480, 640, (144, 192)), (640, 427, (192, 128)), (192, 192, (192, 192)), (30, 20, (192, 128)), (1, 400, (1, 192))],
 )
 def test_eval_resizes_the_longest_side_exactly(height, width, expected):
-    image = sample(height, width).image
+    image, _ = sample(height, width)
     resized = eval_transform(size=192)(image)
     assert resized.shape == (*expected, 3)
     assert resized.dtype == np.uint8
     if (height, width) == expected[:2]:
         np.testing.assert_array_equal(resized, image)
+
+
+def test_labels_follow_a_resized_image():
+    _, labels = sample(40, 60, [[10, 0, 25, 40]], crowds=[[0, 5, 20, 10]])
+    resized = resize_labels(labels, (40, 60), (20, 90))
+    assert resized.boxes.tolist() == [[15, 0, 37.5, 20]]
+    assert resized.crowd_boxes.tolist() == [[0, 2.5, 30, 5]]
+    assert resized.boxes.dtype == resized.crowd_boxes.dtype == np.float32
+
+
+def test_what_is_known_of_the_whole_image_goes_through():
+    image, labels = sample(80, 80, [[0, 0, 9, 9], [70, 70, 79, 79]])
+    known = {"negative_classes": [4], "not_exhaustive_classes": [1, 0], "image_texts": [7, 5, 6]}
+    labels = replace(labels, **{name: np.array(values) for name, values in known.items()})
+    transform = train_transform(size=40, scale=(1.5, 2), flip=0.5, color=0.4)
+    for seed in range(10):
+        _, moved = transform(image, labels, seed)
+        assert len(moved.boxes) < 2  # a crop loses at least one of the corners
+        assert {name: getattr(moved, name).tolist() for name in known} == known
 
 
 @pytest.mark.parametrize(("size", "scale"), [(0, (1.0, 1.0)), (8, (0.0, 1.0)), (8, (2.0, 1.0))])

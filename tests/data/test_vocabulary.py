@@ -4,8 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ovd.choices import Frequency
 from ovd.data.annotations import load_annotations
-from ovd.data.index import Category, Frequency
+from ovd.data.index import Category
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import VocabularyLeak, base_classes, check_no_leak, keep_classes, split_lvis_base
 
@@ -53,24 +54,24 @@ def test_base_keeps_all_images_and_removes_every_trace_of_rare_classes(index):
     assert [c.name for c in base.categories] == ["cat", "dog", "hat"]
     assert base.image_ids.tolist() == [0, 1, 2]
     records = [base.record(row) for row in range(3)]
-    assert [record.classes.tolist() for record in records] == [[1, 0], [], [2]]
-    assert [record.boxes[:, 2].tolist() for record in records] == [[3, 1], [], [4]]
-    assert [record.negative_classes.tolist() for record in records] == [[2]] * 3
-    assert [record.not_exhaustive_classes.tolist() for record in records] == [[0]] * 3
-    assert records[2].crowd_boxes.tolist() == [[0, 0, 9, 9]]
+    assert [record.labels.classes.tolist() for record in records] == [[1, 0], [], [2]]
+    assert [record.labels.boxes[:, 2].tolist() for record in records] == [[3, 1], [], [4]]
+    assert [record.labels.negative_classes.tolist() for record in records] == [[2]] * 3
+    assert [record.labels.not_exhaustive_classes.tolist() for record in records] == [[0]] * 3
+    assert records[2].labels.crowd_boxes.tolist() == [[0, 0, 9, 9]]
 
 
 def test_keep_classes_follows_the_order_of_rows_and_takes_none_and_all(index):
     turned = keep_classes(index, np.array([3, 0]))
     assert [c.name for c in turned.categories] == ["hat", "cat"]
-    assert [turned.record(row).classes.tolist() for row in range(3)] == [[1], [], [0]]
+    assert [turned.record(row).labels.classes.tolist() for row in range(3)] == [[1], [], [0]]
     nothing = keep_classes(index, np.array([], dtype=np.int64))
     assert (len(nothing), nothing.categories, len(nothing.boxes.values)) == (3, (), 0)
     everything = keep_classes(index, np.arange(4))
     for row in range(3):
         before, after = index.record(row), everything.record(row)
-        assert before.classes.tolist() == after.classes.tolist()
-        assert before.boxes.tolist() == after.boxes.tolist()
+        assert before.labels.classes.tolist() == after.labels.classes.tolist()
+        assert before.labels.boxes.tolist() == after.labels.boxes.tolist()
     for rows in ([0, 0], [4], [-1]):
         with pytest.raises(ValueError, match="distinct"):
             keep_classes(index, np.array(rows))

@@ -6,7 +6,7 @@ from small_detector import build_detector
 
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.model.detector import Detector
-from ovd.model.gates import GatedProjection
+from ovd.model.gates import GatedProjection, GatedShortcuts
 
 LEVELS = ["P3", "P4", "P5", "P6", "P7"]
 IMAGES = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -43,8 +43,9 @@ def test_added_length_is_the_distance_of_the_embeddings_from_the_shortcut(untrai
 @torch.no_grad()
 def test_head_and_filter_count_the_points_of_all_levels(untrained_clip):
     detector = build_detector(untrained_clip, "head")
-    assert detector.head_shortcut is not None
-    learned, weights = detector.head_shortcut.learned, detector.head_shortcut.filter.weights
+    assert isinstance(detector.shortcuts, GatedShortcuts)
+    assert detector.shortcuts.head is not None
+    learned, weights = detector.shortcuts.head.learned, detector.shortcuts.head.filter.weights
     assert learned.projection.bias is not None
     assert weights.bias is not None
     learned.projection.bias.fill_(3.0)

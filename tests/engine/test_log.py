@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovd.engine import log
+from ovd.engine import curves, log
 from ovd.engine.log import RunLog, Stages, format_duration, open_log
 from ovd.progress import progress
 
@@ -192,15 +192,14 @@ def test_curves_of_an_empty_log_are_not_drawn(tmp_path):
 
 
 def test_curves_are_running_means(tmp_path, monkeypatch):
-    drawn: dict[str, log.Figure] = {}
+    drawn: dict[str, curves.Figure] = {}
 
-    def savefig(figure: log.Figure, path: Path, **_: object) -> None:
+    def savefig(figure: curves.Figure, file: object, **_: object) -> None:
         drawn["figure"] = figure
-        path.touch()
 
-    monkeypatch.setattr(log.Figure, "savefig", savefig)
+    monkeypatch.setattr(curves.Figure, "savefig", savefig)
     records = [{"kind": "train", "step": s, "lr": 0.1, "losses": {"class": float(s % 2)}} for s in range(1, 101)]
-    log.draw_curves(records, tmp_path / "curves.png")
+    curves.draw_training_curves(records, tmp_path / "curves.png")
     (line,) = drawn["figure"].axes[0].lines
     np.testing.assert_allclose(np.asarray(line.get_ydata()), 0.5)  # windows of two alternate steps
     np.testing.assert_array_equal(line.get_xdata(), np.arange(2, 101))
@@ -234,19 +233,18 @@ def test_gates_are_logged_and_cut_on_resume(tmp_path):
 
 
 def test_evaluations_and_gates_have_a_panel_only_where_there_are_records(tmp_path, monkeypatch):
-    drawn: list[log.Figure] = []
+    drawn: list[curves.Figure] = []
 
-    def savefig(figure: log.Figure, path: Path, **_: object) -> None:
+    def savefig(figure: curves.Figure, file: object, **_: object) -> None:
         drawn.append(figure)
-        path.touch()
 
-    monkeypatch.setattr(log.Figure, "savefig", savefig)
+    monkeypatch.setattr(curves.Figure, "savefig", savefig)
     training: dict = {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}}
     gates: list[dict] = [{"kind": "gates", "step": step, "gates": gates_of(step)} for step in (50, 100)]
     nothing: dict = {"kind": "gates", "step": 50, "gates": {"added/P3": None}}
     evaluation: dict = {"kind": "evaluation", "step": 1, "metrics": {"AP": 0.5}}
     for records in ([training], [training, *gates], [training, nothing], [training, evaluation, *gates]):
-        log.draw_curves(records, tmp_path / "curves.png")
+        curves.draw_training_curves(records, tmp_path / "curves.png")
     panels = [[axes.get_ylabel() for axes in figure.axes] for figure in drawn]
     first = ["loss", "learning rate"]
     assert panels == [first, [*first, "gates"], [*first, "gates"], [*first, "evaluation", "gates"]]

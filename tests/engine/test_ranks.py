@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_run import small_config, source_of
 
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import load_detector
-from ovd.config import TrainConfig, parse_config
+from ovd.config import LabelOptions, TrainConfig
 from ovd.data.pairs import write_pair_shards
 from ovd.data.report import DataReport
 from ovd.data.world.build import pair_scene
@@ -25,27 +26,16 @@ from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
-from ovd.selftrain.pseudo_label import LabelOptions
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
 
 
 def make_config(output: Path, world: Path, **changes) -> TrainConfig:
-    source = {
-        "kind": "files", "format": "lvis",
-        "train_annotations": str(world / "annotations" / "lvis_train.json"), "train_images": str(world / "images"),
-    }  # fmt: skip
-    train = {"steps": STEPS, "batch_size": 4, "sampled_classes": 10, "warmup_steps": 2, "precision": "float32"}
-    values = {
-        "output": str(output),
-        "bank": {"cache": str(world / "banks"), "templates": "none"},
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {"source": source, "size": 96, "workers": 0, **changes.pop("data", {})},
-        "train": {**train, "threads": 1, "save_every": 10, **changes.pop("train", {})},
-        **changes,
-    }
-    return parse_config(values, TrainConfig, "test")
+    train = {"steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 10}
+    train |= changes.pop("train", {})
+    data = {"source": source_of(world, validated=False), **changes.pop("data", {})}
+    return small_config(output, world, train=train, data=data, bank={"templates": "none"}, **changes)
 
 
 def start_ranks(config: TrainConfig, folder: Path, count: int, *flags: str) -> subprocess.Popen:
@@ -112,7 +102,7 @@ def test_parts_of_a_batch_one_after_another_train_as_the_whole(reference, miniat
 def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_path, use):
     pairs, labels = tmp_path / "pairs", tmp_path / "labels"
     write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
-    options = LabelOptions(source="nouns", score_threshold=0.0, max_boxes=20)
+    options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
     pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
     paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one", "use": use}}
     train_from_config(make_config(tmp_path / "one", miniature_world, data=paired, train={"steps": 6}), evaluate=False)
@@ -125,10 +115,8 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
     images = tmp_path / "images"
     shutil.copytree(miniature_world / "images", images)
     train = {"steps": 3, "accumulate": 2, "assignment": "task_aligned", "atss_steps": 0}
-    config = make_config(tmp_path / "run", miniature_world, train=train)
-    values = config.model_dump(mode="json")
-    values["data"]["source"]["train_images"] = str(images)
-    config = parse_config(values, TrainConfig, "test")
+    source = {**source_of(miniature_world, validated=False), "train_images": str(images)}
+    config = make_config(tmp_path / "run", miniature_world, train=train, data={"source": source})
     index = load_training_index(config, DataReport())
     batches = training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0)
     (images / "train" / f"{next(batches).image_ids[3]:012d}.jpg").unlink()  # of the second rank

@@ -16,47 +16,21 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_run import small_config, source_of
 
-import ovd.engine.train
+import ovd.engine.step
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector, load_detector
-from ovd.build.training import build_schedule
-from ovd.clip.load import load_clip
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
-from ovd.engine.train import build_groups
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
-
-
-def make_config(output: Path, data: Path, **train) -> TrainConfig:
-    values = {
-        "output": str(output),
-        "bank": {"cache": str(data / "banks")},
-        "detector": {"channels": 32, "num_convs": 1},
-        "data": {
-            "source": {
-                "kind": "files",
-                "format": "lvis",
-                "train_annotations": str(data / "annotations" / "lvis_train.json"),
-                "train_images": str(data / "images"),
-                "val_annotations": str(data / "annotations" / "lvis_val.json"),
-                "val_images": str(data / "images"),
-            },
-            "size": 96,
-            "workers": 0,
-        },
-        "train": {
-            "steps": STEPS, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 2, "save_every": 2, **train,
-        },
-    }  # fmt: skip
-    return parse_config(values, TrainConfig, "test")
 
 
 def final_files(run: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -76,14 +50,14 @@ def assert_same_bits(a: Path, b: Path) -> None:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, miniature_world):
     run = tmp_path_factory.mktemp("run") / "reference"
-    train_from_config(make_config(run, miniature_world), evaluate=False)
+    train_from_config(small_config(run, miniature_world), evaluate=False)
     return run
 
 
 def test_same_seed_gives_the_same_bits_and_another_does_not(reference, tmp_path, miniature_world):
-    train_from_config(make_config(tmp_path / "again", miniature_world), evaluate=False)
+    train_from_config(small_config(tmp_path / "again", miniature_world), evaluate=False)
     assert_same_bits(reference, tmp_path / "again")
-    train_from_config(make_config(tmp_path / "other", miniature_world, seed=1), evaluate=False)
+    train_from_config(small_config(tmp_path / "other", miniature_world, train={"seed": 1}), evaluate=False)
     one, other = (final_files(run)["model.safetensors"] for run in (reference, tmp_path / "other"))
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
 
@@ -113,11 +87,11 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None
 
 def test_killed_and_resumed_ends_bit_identical(reference, tmp_path, miniature_world):
     run = tmp_path / "killed"
-    with start_training(make_config(run, miniature_world), tmp_path) as process:
+    with start_training(small_config(run, miniature_world), tmp_path) as process:
         wait_for_checkpoint(run, process, 2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
+    train_from_config(small_config(run, miniature_world), resume=True, evaluate=False)
     assert_same_bits(reference, run)
     records = map(yaml.safe_load, (run / "metrics.jsonl").read_text().splitlines())
     steps = [record["step"] for record in records if record["kind"] == "train"]
@@ -127,8 +101,7 @@ def test_killed_and_resumed_ends_bit_identical(reference, tmp_path, miniature_wo
 @pytest.mark.parametrize("workers", [0, 1])
 def test_sigterm_to_the_process_group_saves_and_exits_with_143(tmp_path, miniature_world, workers):
     run = tmp_path / "stopped"
-    config = make_config(run, miniature_world, steps=500)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    config = small_config(run, miniature_world, train={"steps": 500}, data={"workers": workers})
     with start_training(config, tmp_path) as process:
         wait_for_checkpoint(run, process, 2)
         os.killpg(process.pid, signal.SIGTERM)
@@ -142,7 +115,7 @@ def test_sigterm_to_the_process_group_saves_and_exits_with_143(tmp_path, miniatu
 def test_a_run_killed_after_its_last_checkpoint_still_gets_its_evaluation(reference, tmp_path, miniature_world):
     run = tmp_path / "copy"
     shutil.copytree(reference, run)
-    metrics = train_from_config(make_config(run, miniature_world), resume=True)
+    metrics = train_from_config(small_config(run, miniature_world), resume=True)
     assert "APr" in metrics
     assert (run / "metrics.json").is_file()
     assert_same_bits(reference, run)
@@ -150,7 +123,7 @@ def test_a_run_killed_after_its_last_checkpoint_still_gets_its_evaluation(refere
 
 def test_evaluations_on_the_way_change_nothing_in_the_training(reference, tmp_path, miniature_world):
     run = tmp_path / "watched"
-    train_from_config(make_config(run, miniature_world, eval_every=3))
+    train_from_config(small_config(run, miniature_world, train={"eval_every": 3}))
     assert_same_bits(reference, run)
     records = [yaml.safe_load(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "evaluation"] == [3, 6]
@@ -166,7 +139,7 @@ def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_wo
         return real_save(run_dir, step=step, **others)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    config = make_config(tmp_path / "run", miniature_world, steps=3, save_every=1)
+    config = small_config(tmp_path / "run", miniature_world, train={"steps": 3, "save_every": 1})
     train_from_config(config, evaluate=False)
     assert capsys.readouterr().out.count("warning: no space left") == 2
     failing.add(3)
@@ -181,7 +154,7 @@ def test_a_detector_is_refused_with_another_text_tower(reference, monkeypatch):
 
 
 def test_resuming_with_other_settings_stops_and_names_them(reference, miniature_world):
-    changed = make_config(reference, miniature_world, learning_rate=5e-4, save_every=3)
+    changed = small_config(reference, miniature_world, train={"learning_rate": 5e-4, "save_every": 3})
     with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.001, is 0\.0005") as error:
         train_from_config(changed, resume=True)
     assert "save_every" not in str(error.value)
@@ -189,7 +162,7 @@ def test_resuming_with_other_settings_stops_and_names_them(reference, miniature_
 
 def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
     with pytest.raises(ValueError, match="already holds a run"):
-        train_from_config(make_config(reference, miniature_world))
+        train_from_config(small_config(reference, miniature_world))
 
 
 def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
@@ -206,9 +179,10 @@ def test_run_folder_explains_itself(reference):
 
 
 def test_starting_from_a_trained_detector_keeps_its_weights_and_bias(reference, tmp_path, miniature_world):
-    config = make_config(tmp_path / "tuned", miniature_world, steps=1, learning_rate=1e-12, warmup_steps=0)
-    config = config.model_copy(update={"init_from": reference})
-    train_from_config(config, evaluate=False)
+    still = {"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0}
+    train_from_config(
+        small_config(tmp_path / "tuned", miniature_world, train=still, init_from=str(reference)), evaluate=False
+    )
     start = final_files(reference)["ema.safetensors"]
     tuned = load_file(tmp_path / "tuned" / "step-000001" / "model.safetensors")
     for name, tensor in start.items():
@@ -216,12 +190,9 @@ def test_starting_from_a_trained_detector_keeps_its_weights_and_bias(reference, 
 
 
 def test_rare_classes_are_neither_in_the_vocabulary_nor_in_the_boxes(miniature_world, tmp_path):
-    config = make_config(tmp_path, miniature_world)
-    base = load_training_index(config, DataReport())
+    base = load_training_index(small_config(tmp_path, miniature_world), DataReport())
     assert all(category.frequency != "r" for category in base.categories)
-    everything = load_training_index(
-        config.model_copy(update={"data": config.data.model_copy(update={"classes": "all"})}), DataReport()
-    )
+    everything = load_training_index(small_config(tmp_path, miniature_world, data={"classes": "all"}), DataReport())
     assert len(everything) == len(base)
     assert len(everything.categories) > len(base.categories)
     of_rare = [everything.categories[row].frequency == "r" for row in everything.classes.values]
@@ -229,22 +200,8 @@ def test_rare_classes_are_neither_in_the_vocabulary_nor_in_the_boxes(miniature_w
     assert len(base.boxes.values) == len(everything.boxes.values) - sum(of_rare)
 
 
-@pytest.mark.parametrize("kind", ["gated", "none"])
-def test_every_parameter_learns_in_exactly_one_group(kind, miniature_world, tmp_path):
-    config = make_config(tmp_path, miniature_world)
-    values = config.model_dump(mode="json")
-    values["detector"]["shortcuts"] = {"kind": kind}
-    config = parse_config(values, TrainConfig, "test")
-    detector = build_detector(config, load_clip("tiny"))
-    groups = build_groups(detector, build_schedule(config))
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in detector.parameters() if p.requires_grad)
-    rates = {group["name"].split("/")[0]: group["lr_factor"] for group in groups}
-    assert rates["backbone"] == 0.1
-
-
 def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path, miniature_world, monkeypatch, capsys):
-    real = ovd.engine.train.detection_losses
+    real = ovd.engine.step.detection_losses
     calls = []
 
     def losses(predictions, *arguments, **options):
@@ -253,8 +210,8 @@ def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path,
             predictions = replace(predictions, embeddings=predictions.embeddings * float("nan"))
         return real(predictions, *arguments, **options)
 
-    monkeypatch.setattr("ovd.engine.train.detection_losses", losses)
-    config = make_config(tmp_path / "run", miniature_world)
+    monkeypatch.setattr("ovd.engine.step.detection_losses", losses)
+    config = small_config(tmp_path / "run", miniature_world)
     with pytest.raises(NonFiniteError, match=r"class = nan.*replay_step\.py .*failed-step-000002\.rank0\.pt"):
         train_from_config(config, evaluate=False)
     assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-000002"]
@@ -269,10 +226,9 @@ def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path,
 
 
 def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
-    config = make_config(tmp_path / "run", miniature_world, assignment="task_aligned", atss_steps=3, accumulate=2)
-    values = config.model_dump(mode="json")
-    values["detector"]["head"] = "task_aligned"
-    train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
+    train = {"assignment": "task_aligned", "atss_steps": 3, "accumulate": 2}
+    config = small_config(tmp_path / "run", miniature_world, train=train, detector={"head": "task_aligned"})
+    train_from_config(config, evaluate=False)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [record["losses"] for record in records if record["kind"] == "train"]
     assert len(losses) == STEPS
@@ -290,14 +246,14 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
 
     monkeypatch.setattr("ovd.jobs.train.build_detector", build)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train_from_config(make_config(whole, miniature_world), evaluate=False)
+    train_from_config(small_config(whole, miniature_world), evaluate=False)
     one, other = (final_files(run)["model.safetensors"] for run in (whole, reference))
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "step-000006")
     (resumed / "data_report.1.json").write_text("{}")  # of a start before that
     for _ in range(2):  # the second has nothing left to do
-        train_from_config(make_config(resumed, miniature_world), resume=True, evaluate=False)
+        train_from_config(small_config(resumed, miniature_world), resume=True, evaluate=False)
     assert_same_bits(whole, resumed)
     assert (resumed / "data_report.1.json").read_text() == "{}"
     reports = [json.loads((resumed / name).read_text()) for name in ("data_report.2.json", "data_report.json")]
@@ -305,11 +261,9 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
 
 
 def test_going_on_from_another_run_takes_the_new_runs_rates(reference, tmp_path, miniature_world):
-    values = make_config(tmp_path / "run", miniature_world, steps=1, warmup_steps=0, learning_rate=1e-9).model_dump(
-        mode="json"
-    )
-    values |= {"init_from": str(reference), "init_state": "training"}
-    train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
+    still = {"steps": 1, "learning_rate": 1e-9, "warmup_steps": 0}
+    onward = {"init_from": str(reference), "init_state": "training"}
+    train_from_config(small_config(tmp_path / "run", miniature_world, train=still, **onward), evaluate=False)
     before = final_files(reference)["model.safetensors"]
     after = load_file(tmp_path / "run" / "step-000001" / "model.safetensors")
     for name, tensor in before.items():
@@ -325,25 +279,24 @@ def test_resuming_on_other_data_stops_and_says_so(reference, tmp_path, miniature
     try:
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=r"started on other data: its annotations changed since"):
-            train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
+            train_from_config(small_config(run, miniature_world), resume=True, evaluate=False)
     finally:
         path.write_text(whole)
-    train_from_config(make_config(run, miniature_world), resume=True, evaluate=False)
+    train_from_config(small_config(run, miniature_world), resume=True, evaluate=False)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused_at_once(tmp_path, miniature_world):
     with pytest.raises(ValueError, match=r"train\.warmup_steps is 9, more than train\.steps, 6"):
-        train_from_config(make_config(tmp_path / "run", miniature_world, warmup_steps=9))
+        train_from_config(small_config(tmp_path / "run", miniature_world, train={"warmup_steps": 9}))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_world):
-    config = make_config(tmp_path / "run", miniature_world, batch_size=1, steps=2)
     images = tmp_path / "images"
     shutil.copytree(miniature_world / "images", images)
-    values = config.model_dump(mode="json")
-    values["data"]["source"]["train_images"] = str(images)
-    config = parse_config(values, TrainConfig, "test")
+    source = {**source_of(miniature_world), "train_images": str(images)}
+    train = {"batch_size": 1, "steps": 2}
+    config = small_config(tmp_path / "run", miniature_world, train=train, data={"source": source})
     index = load_training_index(config, DataReport())
     first = next(training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0))
     (images / "train" / f"{first.image_ids[0]:012d}.jpg").write_bytes(b"")
@@ -361,11 +314,10 @@ def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_wo
 def test_compiled_training_and_evaluation_end_where_the_plain_ones_do(tmp_path, miniature_world):
     ends = []
     for compile in (False, True):
-        config = make_config(tmp_path / str(compile), miniature_world, steps=52, eval_every=51, compile=compile)
-        values = config.model_dump(mode="json")
-        values["train"]["precision"], values["eval"]["compile"] = "float32", compile
-        train_from_config(parse_config(values, TrainConfig, "test"))
-        lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+        train = {"steps": 52, "eval_every": 51, "precision": "float32", "compile": compile}
+        run = tmp_path / str(compile)
+        train_from_config(small_config(run, miniature_world, train=train, eval={"compile": compile}))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         ends.append([line["losses"] for line in lines if line["kind"] == "train"])
         assert [line["step"] for line in lines if line["kind"] == "gates"] == [50, 52]
     for step, (plain, compiled) in enumerate(zip(*ends, strict=True)):
@@ -375,7 +327,7 @@ def test_compiled_training_and_evaluation_end_where_the_plain_ones_do(tmp_path, 
 @pytest.mark.slow
 def test_twenty_random_kills_end_bit_identical(reference, tmp_path, miniature_world):
     run = tmp_path / "killed"
-    config = make_config(run, miniature_world)
+    config = small_config(run, miniature_world)
     delays = torch.rand(20, generator=torch.Generator().manual_seed(0)) * 12
     for delay in delays.tolist():
         with start_training(config, tmp_path, "--resume") as process, suppress(subprocess.TimeoutExpired):

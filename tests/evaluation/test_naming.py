@@ -1,6 +1,7 @@
-"""Retention against a reference written out box by box, and what must hold of detectors whose answer is known."""
+"""Naming of true boxes against a reference, box by box, and what must hold of detectors whose answer is known."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,18 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.naming import (
-    GroupRetention,
-    Retention,
-    answering_points,
-    format_retention,
+    GroupNaming,
+    NamingReport,
+    format_naming,
     group_average_precision,
-    measure_retention,
-    write_retention,
+    measure_naming,
+    nearest_matched_points,
+    write_naming,
 )
 from ovd.evaluation.report import ClassRow
+from ovd.inference import Inference
 from ovd.model.backbone_families import backbone_of
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
 from ovd.structures import Detections, Points
@@ -52,9 +55,16 @@ def trained(clip) -> Detector:
     return detector
 
 
-def measure(detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, **options) -> Retention:
-    defaults = {"size": SIZE, "batch_size": 4, "num_workers": 0, "low_precision": False, "max_images": NUM_IMAGES}
-    return measure_retention(detector, backbone_of(clip.model.visual), text, index, **{**defaults, **options})
+def run_with(detector: Detector, size: int) -> Inference:
+    return Inference(detector, size=size, options=DetectionOptions(), low_precision=False)
+
+
+def measure(
+    detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, size: int = SIZE, **options
+) -> NamingReport:
+    defaults = {"batch_size": 4, "workers": 0, "max_images": NUM_IMAGES}
+    clip_backbone = backbone_of(clip.model.visual)
+    return measure_naming(run_with(detector, size), clip_backbone, text, index, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +103,14 @@ def odd_images(tmp_path) -> AnnotationIndex:
     return load_annotations(tmp_path / "coco.json", tmp_path, format="coco", report=DataReport())
 
 
-def by_group(retention: Retention) -> dict[str, GroupRetention]:
-    return {item.group: item for item in retention.groups}
+def by_group(report: NamingReport) -> dict[str, GroupNaming]:
+    return {item.group: item for item in report.groups}
+
+
+def at_boxes(report: NamingReport) -> dict[str, float]:
+    """What is known of the boxes, each number under a name of its own."""
+    metrics = {f"{name}_{item.group}": value for item in report.groups for name, value in asdict(item.boxes).items()}
+    return metrics | {"boxes_without_point": report.num_boxes_without_point}
 
 
 def answering_reference(points: Points, boxes: np.ndarray) -> list[int]:
@@ -137,7 +153,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         points = detector.points(images)
         strides = points.strides.tolist()
         for box, cls, answer in zip(
-            record.boxes, record.classes, answering_reference(points, record.boxes), strict=True
+            record.labels.boxes, record.labels.classes, answering_reference(points, record.labels.boxes), strict=True
         ):
             if answer < 0:
                 num_without += 1
@@ -152,10 +168,10 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
                         frequencies.append(index.categories[cls].frequency)
     assert len(rows) > 15
 
-    retention = measure(detector, tiny_clip, text, index, size=192)
-    found = by_group(retention)
-    assert retention.num_boxes_without_point == num_without
-    assert (retention.num_images, retention.num_classes) == (NUM_IMAGES, len(index.categories))
+    report = measure(detector, tiny_clip, text, index, size=192)
+    found = by_group(report)
+    assert report.num_boxes_without_point == num_without
+    assert (report.num_images, report.num_classes) == (NUM_IMAGES, len(index.categories))
     for group, letters in {"all": "rcf", "base": "cf", "rare": "r", "common": "c", "frequent": "f"}.items():
         chosen = np.array([row for row, letter in zip(rows, frequencies, strict=True) if letter in letters])
         figures = found[group].boxes
@@ -172,14 +188,14 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
 
 
 def test_a_fresh_gated_detector_has_kept_everything(tiny_clip, index, text):
-    retention = measure(build(tiny_clip, gated=True), tiny_clip, text, index)
-    assert [item.group for item in retention.groups] == ["all", "base", "rare", "common", "frequent"]
-    for item in retention.groups:
+    report = measure(build(tiny_clip, gated=True), tiny_clip, text, index)
+    assert [item.group for item in report.groups] == ["all", "base", "rare", "common", "frequent"]
+    for item in report.groups:
         for figures in (item.boxes, item.points):
             assert figures.naming_after == figures.naming_before
             assert figures.cosine == pytest.approx(1, abs=1e-5)
             assert figures.backbone_cosine == pytest.approx(1, abs=1e-5)
-    assert by_group(retention)["all"].boxes.naming_before > 0.15
+    assert by_group(report)["all"].boxes.naming_before > 0.15
 
 
 def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, text):
@@ -193,19 +209,19 @@ def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, t
 
 def test_the_batch_size_and_workers_do_not_matter(tiny_clip, index, text):
     detector = trained(tiny_clip)
-    one = measure(detector, tiny_clip, text, index, batch_size=1, max_images=5).as_metrics()
-    other = measure(detector, tiny_clip, text, index, batch_size=3, max_images=5, num_workers=1).as_metrics()
+    one = at_boxes(measure(detector, tiny_clip, text, index, batch_size=1, max_images=5))
+    other = at_boxes(measure(detector, tiny_clip, text, index, batch_size=3, max_images=5, workers=1))
     assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_images):
-    retention = measure(
+    report = measure(
         build(tiny_clip, gated=True), tiny_clip, encode_classes(tiny_clip, NAMES, ("{}",)), odd_images, size=100
     )
-    (item,) = retention.groups
+    (item,) = report.groups
     assert item.group == "all"
     assert item.boxes.count == 2
-    assert retention.num_boxes_without_point == 1
+    assert report.num_boxes_without_point == 1
     assert item.boxes.cosine == pytest.approx(1, abs=1e-5)
     assert item.boxes.naming_after == item.boxes.naming_before
     # Of the points of P3, at 4, 12, 20 .. in x and y: those between (10, 4) and (50, 54), (5, 60) and (35, 90).
@@ -214,12 +230,12 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
 
 def test_without_boxes_there_is_nothing_to_tell(tiny_clip, odd_images, tmp_path):
     text = encode_classes(tiny_clip, NAMES, ("{}",))
-    retention = measure(build(tiny_clip, gated=True), tiny_clip, text, odd_images, max_images=0)
-    assert retention == Retention((), num_classes=3, num_images=0, num_boxes_without_point=0)
-    assert retention.as_metrics() == {"boxes_without_point": 0}
-    assert "0 images" in format_retention(retention, {})
-    write_retention(retention, tmp_path / "run")
-    assert (tmp_path / "run" / "retention.png").is_file()
+    report = measure(build(tiny_clip, gated=True), tiny_clip, text, odd_images, max_images=0)
+    assert report == NamingReport((), num_classes=3, num_images=0, num_boxes_without_point=0)
+    assert at_boxes(report) == {"boxes_without_point": 0}
+    assert "0 images" in format_naming(report, {})
+    write_naming(report, tmp_path / "run")
+    assert (tmp_path / "run" / "naming.png").is_file()
 
 
 def test_faulty_calls_are_refused(tiny_clip, odd_images):
@@ -227,26 +243,19 @@ def test_faulty_calls_are_refused(tiny_clip, odd_images):
     with pytest.raises(ValueError, match=r"coco\.json has 3 classes, but there are 2 rows of text"):
         measure(detector, tiny_clip, torch.ones(2, 256), odd_images)
     with pytest.raises(AssertionError, match="own backbone"):
-        measure_retention(
-            detector,
-            detector.backbone,
-            torch.ones(3, 256),
-            odd_images,
-            size=64,
-            batch_size=1,
-            num_workers=0,
-            low_precision=False,
+        measure_naming(
+            run_with(detector, 64), detector.backbone, torch.ones(3, 256), odd_images, batch_size=1, workers=0
         )
 
 
-def test_the_answering_point_is_the_nearest_of_those_matched():
+def test_the_nearest_point_is_one_of_those_matched():
     centers = torch.tensor([[4.0, 4], [12, 4], [20, 4], [8, 4], [30, 4]])
     points = Points(centers, torch.full((5,), 8.0))
     boxes = torch.tensor([[0.0, 0, 16, 8], [10, 0, 30, 8], [50, 0, 60, 8]])
     # The point in the middle of the first box answers for none; of the two equally near ones the first is taken.
     matched = torch.tensor([0, 0, 1, -1, 1])
-    assert answering_points(points, boxes, matched).tolist() == [0, 2, -1]
-    assert answering_points(points, boxes[:0], torch.full((5,), -1)).tolist() == []
+    assert nearest_matched_points(points, boxes, matched).tolist() == [0, 2, -1]
+    assert nearest_matched_points(points, boxes[:0], torch.full((5,), -1)).tolist() == []
 
 
 def class_row(frequency: str, average_precision: float) -> ClassRow:
@@ -266,9 +275,9 @@ def test_precision_of_groups_is_that_of_the_evaluator(index):
     generator = torch.Generator().manual_seed(0)
     for image in range(len(index)):
         record = index.record(image)
-        boxes = torch.tensor(record.boxes) + 8 * torch.randn(len(record.boxes), 1, generator=generator)
+        boxes = torch.tensor(record.labels.boxes) + 8 * torch.randn(len(record.labels.boxes), 1, generator=generator)
         scores = torch.linspace(0.9, 0.1, len(boxes))
-        evaluator.update(record.id, Detections(boxes, scores, torch.tensor(record.classes)))
+        evaluator.update(record.id, Detections(boxes, scores, torch.tensor(record.labels.classes)))
     evaluation = evaluator.evaluate()
     found = group_average_precision(evaluation.classes)
     for group, name in {"all": "AP", "rare": "APr", "common": "APc", "frequent": "APf"}.items():
@@ -277,16 +286,14 @@ def test_precision_of_groups_is_that_of_the_evaluator(index):
 
 
 def test_report(tiny_clip, index, text, tmp_path):
-    retention = measure(trained(tiny_clip), tiny_clip, text, index)
-    metrics = retention.as_metrics()
+    report = measure(trained(tiny_clip), tiny_clip, text, index)
+    metrics = at_boxes(report)
     assert len(metrics) == 5 * 5 + 1
-    rare = by_group(retention)["rare"].boxes
+    rare = by_group(report)["rare"].boxes
     assert metrics["naming_after_rare"] == rare.naming_after
     assert metrics["count_rare"] == rare.count
 
-    lines = {
-        line.split()[0]: line.split() for line in format_retention(retention, {"rare": 0.1234}).splitlines() if line
-    }
+    lines = {line.split()[0]: line.split() for line in format_naming(report, {"rare": 0.1234}).splitlines() if line}
     before, after = 100 * rare.naming_before, 100 * rare.naming_after
     assert lines["rare"] == [
         "rare", f"{rare.count}", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}",
@@ -295,11 +302,11 @@ def test_report(tiny_clip, index, text, tmp_path):
     assert lines["base"][-1] == "-"
     assert len(lines["classes"]) == len(lines["rare"])
 
-    write_retention(retention, tmp_path)
-    stored = json.loads((tmp_path / "retention.json").read_text())
+    write_naming(report, tmp_path)
+    stored = json.loads((tmp_path / "naming.json").read_text())
     assert [item["group"] for item in stored["groups"]] == ["all", "base", "rare", "common", "frequent"]
     assert stored["groups"][2]["boxes"]["naming_after"] == rare.naming_after
     assert stored["num_images"] == NUM_IMAGES
-    with Image.open(tmp_path / "retention.png") as picture:
+    with Image.open(tmp_path / "naming.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
-    assert {path.name for path in Path(tmp_path).iterdir()} == {"retention.json", "retention.png"}
+    assert {path.name for path in Path(tmp_path).iterdir()} == {"naming.json", "naming.png"}

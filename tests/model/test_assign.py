@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOS
 from torchvision.ops import box_iou
 
-from ovd.model.assign import assign_atss, assign_fcos, assign_task_aligned
-from ovd.model.similarity import cosine_logits
+from ovd.model.assign import assign_atss, assign_by_annotations, assign_fcos, assign_task_aligned
+from ovd.model.similarity import TextClassifier, cosine_logits
 from ovd.structures import Points, Predictions, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -27,14 +27,12 @@ def make_points(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> 
     return Points(torch.tensor(centers), torch.tensor(stride_of))
 
 
-def make_targets(boxes: list[list[float]], ignore_boxes: list[list[float]] | None = None) -> Targets:
-    none = torch.zeros(0, dtype=torch.int64)
-    return Targets(
+def make_targets(boxes: list[list[float]], crowd_boxes: list[list[float]] | None = None) -> Targets:
+    return replace(
+        Targets.empty(),
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         classes=torch.zeros(len(boxes), dtype=torch.int64),
-        negative_classes=none,
-        not_exhaustive_classes=none,
-        ignore_boxes=torch.tensor(ignore_boxes or [], dtype=torch.float32).reshape(-1, 4),
+        crowd_boxes=torch.tensor(crowd_boxes or [], dtype=torch.float32).reshape(-1, 4),
     )
 
 
@@ -55,7 +53,7 @@ def reference(points: Points, targets: Targets, size: tuple[int, int], radius: f
             area = (x1 - x0) * (y1 - y0)
             if inside and central and in_range and not outside and area < best_area:
                 best, best_area = row, area
-        crowd = any(x0 < x < x1 and y0 < y < y1 for x0, y0, x1, y1 in targets.ignore_boxes.tolist())
+        crowd = any(x0 < x < x1 and y0 < y < y1 for x0, y0, x1, y1 in targets.crowd_boxes.tolist())
         matched.append(best)
         ignored.append(outside or (crowd and best < 0))
     return matched, ignored
@@ -265,10 +263,8 @@ def test_task_aligned_equals_a_loop_over_boxes_and_points(seed):
         torch.tensor(5.0),
         torch.tensor(-1.0),
     )
-    found = assign_task_aligned(
-        points, (targets,), predictions, sizes=torch.tensor([size]), text=text, class_rows=torch.tensor([0, 4, 8]),
-        scale=scale, bias=bias,
-    )  # fmt: skip
+    classifier = TextClassifier(text, torch.tensor([0, 4, 8]), scale, bias)
+    found = assign_task_aligned(points, (targets,), predictions, sizes=torch.tensor([size]), classifier=classifier)
     probability = cosine_logits(predictions.embeddings[0], text, scale=scale, bias=bias).sigmoid()
     overlap = box_iou(predictions.boxes[0], targets.boxes)
     wanted: dict[int, list[int]] = {}
@@ -291,3 +287,21 @@ def test_task_aligned_equals_a_loop_over_boxes_and_points(seed):
         for p in own:
             assert found.alignment[0, p].item() == pytest.approx(score[p, row].item() / best * most, rel=1e-4)
     assert (found.alignment[0][found.matched[0] < 0] == 0).all()
+
+
+def test_rules_that_look_at_annotations_alone_are_found_by_name():
+    points = make_points(64, 96)
+    targets = (make_targets([[4, 4, 90, 30], [10, 2, 40, 60]], [[60, 0, 96, 64]]), make_targets([]))
+    sizes = torch.tensor([[64, 96], [60, 90]])
+    fcos, atss = (assign_by_annotations(rule, points, targets, sizes=sizes) for rule in ("fcos", "atss"))
+    assert fcos is not None
+    assert atss is not None
+    for found, expected in (
+        (fcos, assign_fcos(points, targets, sizes=sizes)),
+        (atss, assign_atss(points, targets, sizes=sizes)),
+    ):
+        assert torch.equal(found.matched, expected.matched)
+        assert torch.equal(found.ignored, expected.ignored)
+        assert torch.equal(found.wrong_scale, expected.wrong_scale)
+    assert not torch.equal(fcos.matched, atss.matched)
+    assert assign_by_annotations("task_aligned", points, targets, sizes=sizes) is None

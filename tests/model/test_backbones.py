@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, _build_vision_tower, resize_pos_embed
+from small_detector import detector_around
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
 from ovd.model.backbone_families import backbone_of
 from ovd.model.backbone_transformer import TransformerBackbone, join_windows, split_windows
-from ovd.model.detector import Detector
 from ovd.model.gates import resample_dense
 
 DIM = 64
@@ -171,10 +171,9 @@ def test_fresh_detector_says_at_every_point_what_the_dense_feature_says(visual, 
     """The first invariant, training mode included; resampling has an independent reference in test_alignment.py."""
     torch.manual_seed(1)
     text_dim = dense_reference(visual, family, images_of(*sizes(family)[0])).shape[1]
-    detector = Detector(
-        backbone_of(copy.deepcopy(visual)), text_dim=text_dim,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), logit_scale=10.0, channels=32, num_convs=1,
-        shortcuts=frozenset({"pyramid", "head"}), per_channel_gates=True, filter_size=3,
+    detector = detector_around(
+        backbone_of(copy.deepcopy(visual)), "pyramid", "head",
+        text_dim=text_dim, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
     ).train()  # fmt: skip
     for sides in sizes(family):
         height, width = (-(-side // detector.size_divisor) * detector.size_divisor for side in sides)

@@ -9,8 +9,9 @@ from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.model.compiled import compiled
-from ovd.model.losses import _background_focal, _background_focal_, chunked_focal_loss
+from ovd.model.focal import _background_focal, _background_focal_, chunked_focal_loss
 from ovd.model.postprocess import _join_scores
+from ovd.model.similarity import TextClassifier
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,9 +42,8 @@ def test_the_whole_class_loss_and_its_gradients(masked):
     for use_compiled in (False, True):
         embeddings = F.normalize(torch.randn(130, 16, generator=generator.manual_seed(1)), dim=1).requires_grad_()
         scale, bias = torch.tensor(20.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
-        loss = chunked_focal_loss(
-            embeddings, text, labels, mask, group, scale, bias, chunk_size=50, use_compiled=use_compiled
-        )
+        classifier = TextClassifier(text, torch.arange(40), scale, bias)
+        loss = chunked_focal_loss(embeddings, classifier, labels, mask, group, chunk_size=50, use_compiled=use_compiled)
         loss.backward()
         found.append((loss.detach(), embeddings.grad, scale.grad, bias.grad))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -158,6 +158,21 @@ def test_the_dense_feature_is_predicted_in_evaluation_where_it_is_asked_for(untr
     torch.testing.assert_close(found.clip, gated.eval()(batch).embeddings)  # a fresh gated detector is dense CLIP
 
 
+def test_its_classifier_is_at_its_scale_and_bias(untrained_clip):
+    detector = build_detector(untrained_clip)
+    detector.set_bias(-3.0)
+    text = torch.nn.functional.normalize(torch.randn(3, 256), dim=1)
+    classifier = detector.classifier(text, torch.tensor([2, 5, 9]))
+    embeddings = torch.randn(4, 256)
+    expected = 10 * torch.cosine_similarity(embeddings[:, None], text, dim=-1) - 3
+    torch.testing.assert_close(classifier.logits(embeddings), expected)
+    assert classifier.class_ids.tolist() == [2, 5, 9]
+    assert detector.classifier(text).class_ids.tolist() == [0, 1, 2]
+    classifier.logits(embeddings).square().sum().backward()
+    assert detector.log_scale.grad is not None
+    assert detector.threshold.grad is not None
+
+
 @pytest.mark.parametrize(("height", "width", "size"), [(5, 7, 3), (1, 1, 3), (2, 1, 5), (4, 4, 5)])
 def test_the_filter_equals_padding_and_shifting_with_its_gradients(height, width, size):
     generator = torch.Generator().manual_seed(0)

@@ -1,18 +1,20 @@
 """Image-level labels on the largest proposal."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ovd.model.image_labels import image_label_loss
+from ovd.model.similarity import TextClassifier
 from ovd.structures import Batch, Points, Predictions, Targets
 
 SCALE, BIAS = torch.tensor(5.0), torch.tensor(-1.0)
 
 
 def targets(own: list[int]) -> Targets:
-    empty = torch.empty(0, dtype=torch.int64)
-    return Targets(torch.empty(0, 4), empty, empty, torch.tensor(own, dtype=torch.int64), torch.empty(0, 4))
+    return replace(Targets.empty(), image_texts=torch.tensor(own, dtype=torch.int64))
 
 
 def make(num_points: int = 30) -> tuple[Predictions, Points, torch.Tensor]:
@@ -31,13 +33,20 @@ def make(num_points: int = 30) -> tuple[Predictions, Points, torch.Tensor]:
 def batch(own: list[list[int]]) -> Batch:
     sizes = torch.tensor([[32, 32], [32, 24], [24, 32]])
     images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
-    return Batch(images, sizes, (targets([]), *map(targets, own)), (1, 2, 3), num_pairs=2)
+    is_pair = torch.tensor([False, True, True])
+    return Batch(images, sizes, (targets([]), *map(targets, own)), (1, 2, 3), is_pair)
+
+
+def of_pairs(text: torch.Tensor) -> TextClassifier:
+    """The first row is of a class of the vocabulary, which has no say here."""
+    classes = torch.tensor([1, 10, 11, 12])
+    return TextClassifier(text, classes, SCALE, BIAS).select(classes >= 10)
 
 
 def test_equals_a_loop_over_points_and_texts():
     predictions, points, text = make()
-    classes, own = torch.tensor([1, 10, 11, 12]), [[10, 12], [11]]
-    loss = image_label_loss(predictions, batch(own), classes, text, classes >= 10, points, SCALE, BIAS)
+    own = [[10, 12], [11]]
+    loss = image_label_loss(predictions, batch(own), of_pairs(text), points)
     expected = 0.0
     for image, mine in zip((1, 2), own, strict=True):
         height, width = batch(own).sizes[image].tolist()
@@ -61,28 +70,53 @@ def test_equals_a_loop_over_points_and_texts():
 
 def test_learning_reaches_one_point_of_each_pair():
     predictions, points, text = make()
-    classes = torch.tensor([1, 10, 11, 12])
-    image_label_loss(predictions, batch([[10], [11]]), classes, text, classes >= 10, points, SCALE, BIAS).backward()
+    image_label_loss(predictions, batch([[10], [11]]), of_pairs(text), points).backward()
     assert predictions.embeddings.grad is not None
     assert (predictions.embeddings.grad.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [0, 1, 1]
 
 
 def test_without_pairs_there_is_no_loss():
     predictions, points, text = make()
-    empty = Batch(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.full((3, 2), 32), (targets([]),) * 3, (1, 2, 3))
+    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    empty = Batch.without_pairs(images, torch.full((3, 2), 32), (targets([]),) * 3, (1, 2, 3))
     no_pairs = torch.zeros(4, dtype=torch.bool)
-    assert image_label_loss(predictions, empty, torch.arange(4), text, no_pairs, points, SCALE, BIAS).item() == 0
+    classifier = TextClassifier(text, torch.arange(4), SCALE, BIAS).select(no_pairs)
+    assert image_label_loss(predictions, empty, classifier, points).item() == 0
 
 
 def test_a_pair_alone_on_its_rank_still_has_the_texts_of_the_others_as_negatives():
     predictions, points, text = make()
-    classes, own = torch.tensor([1, 10, 11, 12]), [[10, 12], [11]]
-    of_pairs = classes >= 10
-    whole = image_label_loss(predictions, batch(own), classes, text, of_pairs, points, SCALE, BIAS)
+    own = [[10, 12], [11]]
+    whole = image_label_loss(predictions, batch(own), of_pairs(text), points)
     parts = []
     for image in (1, 2):
         rows = slice(image, image + 1)
         alone = Predictions(predictions.embeddings[rows], predictions.boxes[rows], predictions.quality[rows])
         part = batch(own).of_images(rows)
-        parts.append(image_label_loss(alone, part, classes, text, of_pairs, points, SCALE, BIAS))
+        parts.append(image_label_loss(alone, part, of_pairs(text), points))
     torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("order", [[1, 2, 0], [2, 0, 1], [0, 2, 1]])
+def test_pairs_may_stand_anywhere_in_a_batch(order):
+    predictions, points, text = make()
+    given = batch([[10, 12], [11]])
+    shuffled = Batch(
+        given.images,
+        given.sizes[order],
+        tuple(given.targets[row] for row in order),
+        tuple(given.image_ids[row] for row in order),
+        given.is_pair[order],
+    )
+    moved = Predictions(
+        predictions.embeddings.detach()[order].requires_grad_(), predictions.boxes[order], predictions.quality[order]
+    )
+    losses = []
+    for its_predictions, its_batch in ((predictions, given), (moved, shuffled)):
+        loss = image_label_loss(its_predictions, its_batch, of_pairs(text), points)
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1])
+    assert predictions.embeddings.grad is not None
+    assert moved.embeddings.grad is not None
+    assert torch.equal(moved.embeddings.grad, predictions.embeddings.grad[order])

@@ -9,8 +9,9 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from ovd.model.assign import assign_fcos
-from ovd.model.losses import box_and_quality_losses, chunked_focal_loss, detection_losses, loss_normalizers
-from ovd.model.similarity import cosine_logits, unit_embeddings
+from ovd.model.focal import chunked_focal_loss
+from ovd.model.losses import ClassMasks, box_and_quality_losses, detection_losses, match_points
+from ovd.model.similarity import TextClassifier, cosine_logits, unit_embeddings
 from ovd.structures import Points, Predictions, Targets
 
 # --- the class loss
@@ -49,17 +50,9 @@ def make_inputs(num_points: int, num_classes: int, dim: int = 16, *, masked: boo
 
 
 def chunked_loss(x: Inputs, *, alpha: float = 0.25, gamma: float = 2.0, chunk_size: int | None = None) -> Tensor:
+    classifier = TextClassifier(x.text, torch.arange(len(x.text)), x.scale, x.bias)
     return chunked_focal_loss(
-        x.embeddings,
-        x.text,
-        x.labels,
-        x.class_mask,
-        x.group,
-        x.scale,
-        x.bias,
-        alpha=alpha,
-        gamma=gamma,
-        chunk_size=chunk_size,
+        x.embeddings, classifier, x.labels, x.class_mask, x.group, alpha=alpha, gamma=gamma, chunk_size=chunk_size
     )
 
 
@@ -278,7 +271,7 @@ def test_perfect_boxes_cost_nothing() -> None:
 
 # --- all losses of a batch
 
-CLASS_ROWS = torch.tensor([3, 5, 8, 20])
+CLASS_IDS = torch.tensor([3, 5, 8, 20])
 
 
 def make_points() -> Points:
@@ -288,9 +281,10 @@ def make_points() -> Points:
 
 
 def make_targets(boxes: list[list[float]], classes: list[int]) -> Targets:
-    none = torch.zeros(0, dtype=torch.int64)
-    return Targets(
-        torch.tensor(boxes).reshape(-1, 4), torch.tensor(classes, dtype=torch.int64), none, none, torch.zeros(0, 4)
+    return replace(
+        Targets.empty(),
+        boxes=torch.tensor(boxes).reshape(-1, 4),
+        classes=torch.tensor(classes, dtype=torch.int64),
     )
 
 
@@ -310,34 +304,29 @@ def losses_of(
     targets: tuple[Targets, ...],
     class_mask: Tensor | None = None,
     class_mask_in_boxes: Tensor | None = None,
-    names_only: Tensor | None = None,
+    no_box_loss: Tensor | None = None,
     normalizers: Tensor | None = None,
     sizes: Tensor | None = None,
 ) -> dict:
-    text = unit_embeddings(torch.randn(len(CLASS_ROWS), 16, generator=torch.Generator().manual_seed(2)))
+    text = unit_embeddings(torch.randn(len(CLASS_IDS), 16, generator=torch.Generator().manual_seed(2)))
     if sizes is None:
         sizes = torch.tensor([[48, 80], [40, 70], [48, 64]])[: len(targets)]
     assignment = assign_fcos(make_points(), targets, sizes=sizes)
     if class_mask is None:
-        class_mask = torch.ones(len(targets), len(CLASS_ROWS), dtype=torch.bool)
-    if names_only is None:
-        names_only = torch.zeros(len(targets), dtype=torch.bool)
+        class_mask = torch.ones(len(targets), len(CLASS_IDS), dtype=torch.bool)
+    if no_box_loss is None:
+        no_box_loss = torch.zeros(len(targets), dtype=torch.bool)
+    matches = match_points(assignment, targets, no_box_loss=no_box_loss, points=make_points())
     if normalizers is None:
-        normalizers = loss_normalizers(assignment, targets, names_only=names_only, points=make_points())
-    scale, bias = torch.tensor(10.0), torch.tensor(-2.0)
+        normalizers = matches.normalizers()
     losses = detection_losses(
         predictions,
         assignment,
         targets,
-        text=text,
-        class_rows=CLASS_ROWS,
-        class_mask=class_mask,
-        class_mask_in_boxes=class_mask if class_mask_in_boxes is None else class_mask_in_boxes,
-        names_only=names_only,
-        points=make_points(),
+        matches,
+        classifier=TextClassifier(text, CLASS_IDS, torch.tensor(10.0), torch.tensor(-2.0)),
+        masks=ClassMasks(class_mask, class_mask if class_mask_in_boxes is None else class_mask_in_boxes),
         normalizers=normalizers,
-        scale=scale,
-        bias=bias,
     )
     return {"losses": losses, "assignment": assignment, "text": text, "normalizers": normalizers}
 
@@ -362,7 +351,7 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
             row = int(assignment.matched[b, p])
             if assignment.ignored[b, p]:
                 continue
-            own = image.classes[row] == CLASS_ROWS if row >= 0 else torch.zeros(4, dtype=torch.bool)
+            own = image.classes[row] == CLASS_IDS if row >= 0 else torch.zeros(4, dtype=torch.bool)
             counts = (class_mask_in_boxes if row >= 0 else class_mask)[b] | own
             total = total + (sigmoid_focal_loss(logits[p], own.float()) * counts).sum()
             if row >= 0:
@@ -411,11 +400,11 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole() -> None:
         assert total[name] == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_boxes_that_teach_names_only_leave_the_box_branch_to_the_other_images() -> None:
+def test_boxes_that_teach_names_alone_leave_the_box_branch_to_the_other_images() -> None:
     targets = (make_targets([[4.0, 4.0, 30.0, 24.0]], [8]), make_targets([[10.0, 10.0, 50.0, 40.0]], [20]))
     predictions = make_predictions(2)
     both = losses_of(predictions, targets)["losses"]
-    first = losses_of(predictions, targets, names_only=torch.tensor([False, True]))["losses"]
+    first = losses_of(predictions, targets, no_box_loss=torch.tensor([False, True]))["losses"]
     assert torch.equal(first["class"], both["class"])
     assert first["box"] != both["box"]
     (first["box"] + first["quality"]).backward()
@@ -434,7 +423,7 @@ def test_no_boxes_keep_the_graph(crowd: bool) -> None:
     """With a crowd over the whole of both images not even a background point is left."""
     image = make_targets([], [])
     if crowd:
-        image = replace(image, ignore_boxes=torch.tensor([[0.0, 0.0, 80.0, 48.0]]))
+        image = replace(image, crowd_boxes=torch.tensor([[0.0, 0.0, 80.0, 48.0]]))
     targets = (image, image)
     predictions = make_predictions(2)
     losses = losses_of(predictions, targets)["losses"]
@@ -459,7 +448,7 @@ def test_ignored_points_get_no_gradient() -> None:
 
 def test_a_class_that_is_not_scored_is_an_error() -> None:
     for missing in (4, 21):
-        with pytest.raises(AssertionError, match="class_rows"):
+        with pytest.raises(AssertionError, match="a class has no text row"):
             losses_of(make_predictions(1), (make_targets([[4.0, 4.0, 30.0, 24.0]], [missing]),))
 
 
@@ -469,19 +458,15 @@ def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone()
     points = Points(fine.centers, torch.where(torch.arange(60) % 2 == 0, 8.0, 32.0))  # every other point is coarse
     targets = (make_targets([[10.0, 10.0, 50.0, 40.0]], [20]),)
     assignment = assign_fcos(points, targets, sizes=torch.tensor([[48, 80]]))
+    text, every_class = torch.nn.functional.normalize(torch.randn(4, 16), dim=1), torch.ones(1, 4, dtype=torch.bool)
     losses = detection_losses(
         predictions,
         assignment,
         targets,
-        text=torch.nn.functional.normalize(torch.randn(4, 16), dim=1),
-        class_rows=CLASS_ROWS,
-        class_mask=torch.ones(1, 4, dtype=torch.bool),
-        class_mask_in_boxes=torch.ones(1, 4, dtype=torch.bool),
-        names_only=torch.zeros(1, dtype=torch.bool),
-        points=points,
+        match_points(assignment, targets, no_box_loss=torch.zeros(1, dtype=torch.bool), points=points),
+        classifier=TextClassifier(text, CLASS_IDS, torch.tensor(10.0), torch.tensor(-2.0)),
+        masks=ClassMasks(every_class, every_class),
         normalizers=torch.ones(3),
-        scale=torch.tensor(10.0),
-        bias=torch.tensor(-2.0),
     )
     losses["quality"].backward()
     assert predictions.quality.grad is not None

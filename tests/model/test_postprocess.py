@@ -3,6 +3,7 @@ import torch
 from torchvision.ops import nms
 
 from ovd.model import similarity
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.postprocess import ScoreEnsemble, postprocess
 from ovd.structures import Detections, Predictions
 
@@ -24,6 +25,25 @@ def make_text(num_classes: int, dim: int = 8) -> torch.Tensor:
     return similarity.unit_embeddings(torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(7)))
 
 
+def detections_of(
+    predictions: Predictions,
+    text: torch.Tensor,
+    input_sizes: torch.Tensor,
+    original_sizes: torch.Tensor,
+    ensemble: ScoreEnsemble | None = None,
+    **options,
+) -> tuple[Detections, ...]:
+    classifier = similarity.TextClassifier(text, torch.arange(len(text)), torch.tensor(SCALE), torch.tensor(BIAS))
+    return postprocess(
+        predictions,
+        classifier,
+        input_sizes=input_sizes,
+        original_sizes=original_sizes,
+        options=DetectionOptions(**options),
+        ensemble=ensemble,
+    )
+
+
 def naive(
     predictions: Predictions,
     image: int,
@@ -34,7 +54,7 @@ def naive(
     score_threshold: float = 0.0,
     nms_iou: float = 0.6,
     max_detections: int = 1000,
-    candidates: int = 3000,
+    candidates: int = 2000,
 ) -> list[tuple[list[float], float, int]]:
     """One full sort over points x classes, NMS one class at a time, boxes in plain numbers."""
     cosines = torch.cosine_similarity(predictions.embeddings[image, :, None], text, dim=-1)
@@ -72,6 +92,7 @@ INPUT_SIZES, ORIGINAL_SIZES = [(96, 160), (128, 100)], [(300, 480), (64, 51)]
     "options",
     [
         {},
+        {"candidates": 3000},
         {"candidates": 50},
         {"candidates": 500, "max_detections": 20},
         {"score_threshold": 0.5},
@@ -83,15 +104,7 @@ INPUT_SIZES, ORIGINAL_SIZES = [(96, 160), (128, 100)], [(300, 480), (64, 51)]
 def test_equals_a_full_sort(num_classes: int, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ovd.model.postprocess.CHUNK_ELEMENTS", 1000)
     predictions, text = make_predictions(2, 150), make_text(num_classes)
-    detections = postprocess(
-        predictions,
-        text,
-        scale=SCALE,
-        bias=BIAS,
-        input_sizes=torch.tensor(INPUT_SIZES),
-        original_sizes=torch.tensor(ORIGINAL_SIZES),
-        **options,
-    )
+    detections = detections_of(predictions, text, torch.tensor(INPUT_SIZES), torch.tensor(ORIGINAL_SIZES), **options)
     for image in range(2):
         expected = naive(predictions, image, text, INPUT_SIZES[image], ORIGINAL_SIZES[image], **options)
         assert_equal(detections[image], expected)
@@ -102,9 +115,7 @@ def test_ties_are_in_order_of_point_and_class() -> None:
     predictions, text = make_predictions(1, 40), make_text(6)
     flat = Predictions(torch.zeros(1, 40, 8), predictions.boxes, torch.zeros(1, 40))  # every score is the same
     sizes = torch.tensor(INPUT_SIZES[:1])
-    (detections,) = postprocess(
-        flat, text, scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes, candidates=17
-    )
+    (detections,) = detections_of(flat, text, sizes, sizes, candidates=17)
     assert_equal(detections, naive(flat, 0, text, INPUT_SIZES[0], INPUT_SIZES[0], candidates=17))
 
 
@@ -112,9 +123,7 @@ def test_tied_pairs_are_not_in_order_of_their_points_scores() -> None:
     embeddings = torch.tensor([[[0.6, 0.0, 0.8], [1.0, 0.0, 0.0]]])
     predictions = Predictions(embeddings, torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 10]]]), torch.zeros(1, 2))
     sizes = torch.tensor([[20, 40]])
-    (detections,) = postprocess(
-        predictions, torch.eye(3)[:2], scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes
-    )
+    (detections,) = detections_of(predictions, torch.eye(3)[:2], sizes, sizes)
     assert detections.classes.tolist() == [0, 0, 1, 1]
     assert detections.boxes[:, 0].tolist() == [20, 0, 0, 20]
 
@@ -122,14 +131,12 @@ def test_tied_pairs_are_not_in_order_of_their_points_scores() -> None:
 def test_an_image_alone_equals_itself_in_a_batch() -> None:
     predictions, text = make_predictions(2, 100), make_text(5)
     sizes, original = torch.tensor(INPUT_SIZES), torch.tensor(ORIGINAL_SIZES)
-    together = postprocess(predictions, text, scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=original)
+    together = detections_of(predictions, text, sizes, original)
     for i in range(2):
         one = Predictions(
             predictions.embeddings[i : i + 1], predictions.boxes[i : i + 1], predictions.quality[i : i + 1]
         )
-        (alone,) = postprocess(
-            one, text, scale=SCALE, bias=BIAS, input_sizes=sizes[i : i + 1], original_sizes=original[i : i + 1]
-        )
+        (alone,) = detections_of(one, text, sizes[i : i + 1], original[i : i + 1])
         assert torch.equal(alone.boxes, together[i].boxes)
         assert torch.equal(alone.scores, together[i].scores)
         assert torch.equal(alone.classes, together[i].classes)
@@ -142,15 +149,7 @@ def test_no_survivors(why: str) -> None:
         predictions = Predictions(predictions.embeddings, predictions.boxes + 1000, predictions.quality)
     sizes = torch.tensor(INPUT_SIZES[:1])
     threshold = 0.999999 if why == "all below the threshold" else 0.0
-    (detections,) = postprocess(
-        predictions,
-        make_text(3),
-        scale=SCALE,
-        bias=BIAS,
-        input_sizes=sizes,
-        original_sizes=sizes,
-        score_threshold=threshold,
-    )
+    (detections,) = detections_of(predictions, make_text(3), sizes, sizes, score_threshold=threshold)
     assert detections.boxes.shape == (0, 4)
     assert detections.scores.shape == detections.classes.shape == (0,)
 
@@ -164,15 +163,7 @@ def test_many_classes_do_not_blur_the_boxes() -> None:
     ]  # the first two: 0.5994
     predictions = Predictions(torch.zeros(1, 3, 8), torch.tensor([boxes]), torch.zeros(1, 3))
     sizes = torch.tensor([[10, 4000]])
-    (detections,) = postprocess(
-        predictions,
-        make_text(300),
-        scale=SCALE,
-        bias=BIAS,
-        input_sizes=sizes,
-        original_sizes=sizes,
-        nms_iou=0.5998,
-    )
+    (detections,) = detections_of(predictions, make_text(300), sizes, sizes, nms_iou=0.5998)
     assert len(detections.scores) == 900
 
 
@@ -184,7 +175,7 @@ def test_nan_is_an_error(field: str) -> None:
     getattr(predictions, field)[0, -1] = torch.nan
     sizes = torch.tensor(INPUT_SIZES[:1])
     with pytest.raises(ValueError, match="NaN"):
-        postprocess(predictions, make_text(3), scale=SCALE, bias=BIAS, input_sizes=sizes, original_sizes=sizes)
+        detections_of(predictions, make_text(3), sizes, sizes)
 
 
 @pytest.mark.parametrize("candidates", [15, 3000])
@@ -201,16 +192,8 @@ def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
     )
     assert predictions.clip is not None
     weights = torch.tensor([0.0, 1.0, 0.35, 0.35, 0.65, 0.65])
-    (found,) = postprocess(
-        predictions,
-        text,
-        scale=SCALE,
-        bias=BIAS,
-        input_sizes=torch.tensor([[10, 200]]),
-        original_sizes=torch.tensor([[10, 200]]),
-        candidates=candidates,
-        ensemble=ScoreEnsemble(weights, clip_scale=4.0),
-    )
+    sizes, ensemble = torch.tensor([[10, 200]]), ScoreEnsemble(weights, clip_scale=4.0)
+    (found,) = detections_of(predictions, text, sizes, sizes, ensemble, candidates=candidates)
     expected = []
     for point in range(num_points):
         cosines = torch.cosine_similarity(predictions.embeddings[0, point], text, dim=1)

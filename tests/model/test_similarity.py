@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ovd.model import similarity
-from ovd.model.similarity import cosine_logits, initial_bias, unit_embeddings
+from ovd.model.similarity import TextClassifier, cosine_logits, initial_bias, unit_embeddings
 
 
 def test_logits_are_scaled_cosines() -> None:
@@ -25,6 +25,38 @@ def test_zero_embedding_has_a_finite_gradient() -> None:
     assert (logits == -2).all()
     assert embeddings.grad is not None
     assert embeddings.grad.isfinite().all()
+
+
+def make_classifier() -> TextClassifier:
+    text = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    return TextClassifier(text, torch.tensor([3, 5, 8, 20]), torch.tensor(20.0), torch.tensor(-3.0))
+
+
+def test_a_classifier_compares_with_its_rows() -> None:
+    classifier, embeddings = make_classifier(), torch.randn(2, 5, 8) * 7
+    assert len(classifier) == 4
+    expected = 20 * torch.cosine_similarity(embeddings[:, :, None], classifier.text, dim=-1) - 3
+    torch.testing.assert_close(classifier.logits(embeddings), expected)
+
+
+def test_a_classifier_finds_rows_by_the_id_of_their_class() -> None:
+    classifier = make_classifier()
+    assert classifier.positions(torch.tensor([20, 3, 8, 3])).tolist() == [3, 0, 2, 0]
+    assert classifier.positions(torch.arange(0)).tolist() == []
+    chosen = classifier.of_classes(torch.tensor([20, 3, 3]))
+    assert chosen.class_ids.tolist() == [20, 3, 3]
+    assert torch.equal(chosen.text, classifier.text[[3, 0, 0]])
+    selected = classifier.select(torch.tensor([False, True, False, True]))
+    assert selected.class_ids.tolist() == [5, 20]
+    assert torch.equal(selected.text, classifier.text[[1, 3]])
+    for part in (chosen, selected):
+        assert (part.scale, part.bias) == (classifier.scale, classifier.bias)
+
+
+@pytest.mark.parametrize("missing", [0, 4, 21])
+def test_a_classifier_has_no_row_for_other_classes(missing: int) -> None:
+    with pytest.raises(AssertionError, match="a class has no text row"):
+        make_classifier().positions(torch.tensor([3, missing]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
+from ovd.config import BoxFilters
 from ovd.data.index import Ragged
 from ovd.selftrain.filter import (
-    Filters,
     best_of_group,
     best_of_image,
     filter_labels,
@@ -57,7 +57,7 @@ a_box = st.tuples(
 # Of every pair its rows: the type checks inside `shard_of` draw random numbers, no strategy may.
 some_rows = st.lists(st.lists(a_box, max_size=6), max_size=4)
 some_filters = st.builds(
-    Filters,
+    BoxFilters,
     keep=st.sampled_from(["top1", "top1_per_text", "one_to_one", "all"]),
     min_score=st.sampled_from([0.0, 0.25, 0.3, 1.0]),
     min_size_px=st.sampled_from([0.0, 20.0, 60.0]),
@@ -71,7 +71,7 @@ def captions_of(shard: ShardLabels) -> list[str]:
     return [CAPTION if row % 2 else "a cat" for row in range(len(shard.keys))]
 
 
-def kept_one_by_one(shard: ShardLabels, filters: Filters) -> list[bool]:
+def kept_one_by_one(shard: ShardLabels, filters: BoxFilters) -> list[bool]:
     """The same rules as loops over single boxes."""
     left = []
     for pair, caption in enumerate(captions_of(shard)):
@@ -115,7 +115,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_a_text_whose_best_place_is_taken_gets_its_next_best():
     umbrella, cat, far = (10.0, 10.0, 30.0, 30.0), (11.0, 11.0, 31.0, 31.0), (60.0, 60.0, 90.0, 90.0)
     shard = shard_of([[(0, 0.9, umbrella), (2, 0.8, cat), (0, 0.7, far), (2, 0.3, far)]])
-    mask, counts = filter_labels(shard, Filters(keep="one_to_one"))
+    mask, counts = filter_labels(shard, BoxFilters(keep="one_to_one"))
     assert mask.tolist() == [True, False, False, True]
     assert counts["one_to_one"] == 2
 
@@ -135,7 +135,7 @@ def test_the_same_is_kept_as_by_looking_at_one_box_after_another(rows, filters):
 @settings(deadline=None)
 def test_predicates_of_single_boxes_may_be_applied_in_any_order(rows, filters):
     shard = shard_of(rows)
-    mask, _ = filter_labels(shard, dataclasses.replace(filters, keep="all", caption_match=False))
+    mask, _ = filter_labels(shard, filters.model_copy(update={"keep": "all", "caption_match": False}))
     backwards = (
         relative_area_at_most(shard, filters.max_relative_area)
         & side_at_least_px(shard, filters.min_size_px)
@@ -148,7 +148,7 @@ def test_predicates_of_single_boxes_may_be_applied_in_any_order(rows, filters):
 @settings(deadline=None)
 def test_top1_leaves_one_box_of_every_image_that_has_any(rows):
     shard = shard_of(rows)
-    mask, _ = filter_labels(shard, Filters())
+    mask, _ = filter_labels(shard, BoxFilters())
     num_boxes = np.diff(shard.boxes.offsets)
     num_kept = np.bincount(shard.boxes.images_of_values()[mask], minlength=len(num_boxes))
     assert (num_kept == np.minimum(num_boxes, 1)).all()
@@ -157,13 +157,13 @@ def test_top1_leaves_one_box_of_every_image_that_has_any(rows):
 def test_the_first_predicate_that_removes_a_box_counts_it():
     small, large = (0, 0, 5, 90), (0, 0, 200, 100)
     shard = shard_of([[(0, 0.9, large), (0, 0.8, BOX), (1, 0.7, BOX), (0, 0.1, small)], [], [(0, 0.9, small)]])
-    mask, counts = filter_labels(shard, Filters(min_score=0.5, min_size_px=8, max_relative_area=0.9))
+    mask, counts = filter_labels(shard, BoxFilters(min_score=0.5, min_size_px=8, max_relative_area=0.9))
     assert mask.tolist() == [False, True, False, False, False]
     assert counts == {"min_score": 1, "min_size_px": 1, "max_relative_area": 1, "top1": 1, "kept": 1}
 
 
 def test_the_defaults_keep_a_box_that_fills_its_image_and_scores_nothing():
-    assert filter_labels(shard_of([[(0, 0.0, (0, 0, 200, 100))]]), Filters())[1]["kept"] == 1
+    assert filter_labels(shard_of([[(0, 0.0, (0, 0, 200, 100))]]), BoxFilters())[1]["kept"] == 1
 
 
 def test_the_best_is_found_wherever_it_stands_and_the_first_of_equals_wins():
@@ -214,13 +214,13 @@ def test_texts_are_looked_for_as_whole_words_of_the_caption_in_any_number_and_ca
 @pytest.mark.parametrize("shard", [shard_of([]), shard_of([[], []])])
 @pytest.mark.parametrize("keep", ["top1", "top1_per_text", "one_to_one", "all"])
 def test_without_boxes_nothing_is_kept(shard, keep):
-    mask, counts = filter_labels(shard, Filters(keep=keep, caption_match=True), captions=captions_of(shard))
+    mask, counts = filter_labels(shard, BoxFilters(keep=keep, caption_match=True), captions=captions_of(shard))
     assert len(mask) == 0
     assert set(counts.values()) == {0}
 
 
 def test_matching_captions_needs_captions():
     with pytest.raises(ValueError, match="give those of the shard"):
-        filter_labels(shard_of([[]]), Filters(caption_match=True))
+        filter_labels(shard_of([[]]), BoxFilters(caption_match=True))
     with pytest.raises(ValueError, match="0 captions for a shard of 1"):
-        filter_labels(shard_of([[]]), Filters(caption_match=True), captions=[])
+        filter_labels(shard_of([[]]), BoxFilters(caption_match=True), captions=[])

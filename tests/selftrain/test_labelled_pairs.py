@@ -76,12 +76,12 @@ def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     bird, same_cat = texts.ids(1).tolist()
     assert cat == same_cat
     record = pairs.record(0)
-    assert record.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 3, 3]]
-    assert record.classes.tolist() == [dog, dog]
+    assert record.labels.boxes.tolist() == [[0, 0, 1, 1], [0, 0, 3, 3]]
+    assert record.labels.classes.tolist() == [dog, dog]
     assert (record.height, record.width) == (40, 30)
-    assert record.not_exhaustive_classes.tolist() == sorted([cat, dog])  # also the text that has no kept box
-    assert record.negative_classes.tolist() == []
-    assert pairs.record(2).classes.tolist() == [bird, cat]
+    assert record.labels.image_texts.tolist() == sorted([cat, dog])  # also the text that has no kept box
+    assert record.labels.negative_classes.tolist() == record.labels.not_exhaustive_classes.tolist() == []
+    assert pairs.record(2).labels.classes.tolist() == [bird, cat]
     assert str(record.path).endswith("00000.tar:0")
 
 
@@ -90,8 +90,8 @@ def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
     pairs = LabelledPairs(shards, kept_of(labels, everything(labels)), texts, with_boxes=False)
     assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 2, 3, 4, 5]
     for row in range(len(pairs)):
-        assert len(pairs.record(row).boxes) == len(pairs.record(row).classes) == 0
-    assert pairs.record(1).not_exhaustive_classes.tolist() == [texts.ids(0)[1]]
+        assert len(pairs.record(row).labels.boxes) == len(pairs.record(row).labels.classes) == 0
+    assert pairs.record(1).labels.image_texts.tolist() == [texts.ids(0)[1]]
 
 
 def test_nothing_left_and_other_shards_are_errors(parts):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ovd.data.index import Ragged
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.shard_index import ShardIndex
+from ovd.files import remove_abandoned, whole_file
 from ovd.selftrain.labels import (
     ShardLabels,
     label_files,
@@ -21,9 +22,7 @@ from ovd.selftrain.labels import (
     open_labelled_shards,
     read_labels,
     read_shard_index,
-    remove_abandoned,
     write_labels,
-    writing_whole,
 )
 from ovd.text.bank import TextBank
 
@@ -140,9 +139,10 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path, untrained_clip):
-    from ovd.text.bank import Sources, build_bank
+    from ovd.text.bank import build_bank
+    from ovd.text.sources import TextSources
 
-    bank = build_bank(untrained_clip, ["anchor"], [()], Sources(("{}",)), folder=tmp_path)
+    bank = build_bank(untrained_clip, ["anchor"], [()], TextSources(templates="none"), folder=tmp_path)
     for path in (tmp_path, tmp_path / "absent.safetensors", bank.path):
         with pytest.raises(ValueError, match=f"{path.name} is not a whole file of pseudo-labels"):
             read_labels(path)
@@ -161,7 +161,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_text("before")
 
     def fail_halfway() -> None:
-        with writing_whole(path) as file:
+        with whole_file(path, "wb") as file:
             file.write(b"half")
             raise OSError("no space left on device")
 

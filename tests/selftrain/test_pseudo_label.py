@@ -13,21 +13,22 @@ import torch
 from PIL import Image, ImageDraw
 
 from ovd.build.detector import TrainedDetector, build_detector
-from ovd.config import TrainConfig, parse_config
+from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.images import read_image
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
-from ovd.inference import DetectionOptions, detect_image
+from ovd.inference import Inference
 from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.model.detection_options import DetectionOptions
 from ovd.selftrain.labels import TeacherBoxes, read_labels
-from ovd.selftrain.pseudo_label import LabelCounts, LabelOptions, label_shards, worker_of
+from ovd.selftrain.pseudo_label import LabelCounts, label_shards, worker_of
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.bank import TextBank
 from ovd.text.encoder import encode_classes, encode_texts
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ("a photo of a red gear", "an anchor and an umbrella", "we see two gears", "a blue anchor", "an umbrella")
-CAPTION = LabelOptions("caption", batch_size=4)
+CAPTION = LabelOptions(queries="caption", batch_size=4)
 OPTIONS = DetectionOptions(score_threshold=0.05, nms_iou=0.6, max_detections=101, candidates=300)
 
 
@@ -94,8 +95,12 @@ def trained(tiny_clip) -> TrainedDetector:
     return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ())
 
 
-def ovd_teacher(trained: TrainedDetector, texts: TextVariants, options: DetectionOptions = OPTIONS) -> OvdTeacher:
-    return OvdTeacher(trained.detector, texts, run="fresh", size=64, options=options, low_precision=False)
+def ovd_teacher(trained: TrainedDetector, texts: TextVariants) -> OvdTeacher:
+    return OvdTeacher(inference_of(trained), texts, run="fresh")
+
+
+def inference_of(trained: TrainedDetector) -> Inference:
+    return Inference(trained.detector, size=64, options=OPTIONS, low_precision=False)
 
 
 def ledger(output: Path, stem: str = "00000") -> dict:
@@ -155,14 +160,7 @@ def test_ovd_teacher_equals_detecting_in_one_image_after_another(trained, tiny_c
         if not texts:
             assert len(of_image.scores) == 0
             continue
-        expected = detect_image(
-            trained.detector,
-            encode_texts(tiny_clip, list(texts)),
-            image,
-            size=64,
-            options=OPTIONS,
-            low_precision=False,
-        )
+        expected = inference_of(trained).image(encode_texts(tiny_clip, list(texts)), image)
         assert len(expected.scores) > 3
         assert_close(
             of_image, TeacherBoxes(*(part.numpy() for part in (expected.boxes, expected.scores, expected.classes)))
@@ -206,7 +204,7 @@ def test_what_is_asked_is_the_mean_over_the_templates(trained, tiny_clip):
 def test_a_text_bank_reads_the_labels_and_its_rows_are_the_texts(tmp_path, tiny_clip):
     folder = shard_folder(tmp_path / "pairs", some_pairs(6))
     texts = TextVariants(tiny_clip, ("{}", "a photo of {article} {}"))
-    label_shards(folder, tmp_path / "out", FixedTeacher(), texts, LabelOptions("nouns"))
+    label_shards(folder, tmp_path / "out", FixedTeacher(), texts, LabelOptions(queries="nouns"))
     bank = TextBank(tmp_path / "out" / "00000.safetensors", text_tower=texts.text_tower)
     assert bank.names == ("gear", "anchor", "umbrella")
     expected = encode_texts(tiny_clip, ["gear", "a photo of a gear", "umbrella", "a photo of an umbrella"])
@@ -214,16 +212,16 @@ def test_a_text_bank_reads_the_labels_and_its_rows_are_the_texts(tmp_path, tiny_
     torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("source", ["caption", "ngrams", "nouns", "classes"])
-def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, captions_alone, source):
+@pytest.mark.parametrize("queries", ["caption", "ngrams", "nouns", "classes"])
+def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, captions_alone, queries):
     captions = ["an anchor", "", " \n", "caf\ufffd", "an anchor", "gear " * 300, "!!", "of the", "naïve 名前"]
     folder = shard_folder(
         tmp_path / "pairs", [Pair(f"{row}", drawn_jpeg(row), text, {}) for row, text in enumerate(captions)], 20
     )
-    options = LabelOptions(source, ("gear", "anchor") if source == "classes" else ())
+    options = LabelOptions(queries=queries, classes=("gear", "anchor") if queries == "classes" else ())
     counts = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, options)
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
-    if source == "classes":  # captions do not matter
+    if queries == "classes":  # captions do not matter
         assert labels.reasons == ("",) * len(captions)
         assert labels.texts == ("gear", "anchor")
         assert [labels.queries[row].tolist() for row in range(len(captions))] == [[0, 1]] * len(captions)
@@ -348,13 +346,17 @@ def test_other_settings_are_refused_and_named(tmp_path, captions_alone):
     other_teacher.name = "another"
     for teacher, options, message in (
         (other_teacher, CAPTION, r"teacher was 'fixed', is 'another'"),
-        (FixedTeacher(), LabelOptions("nouns", batch_size=4), r"source was 'caption', is 'nouns'"),
+        (FixedTeacher(), LabelOptions(queries="nouns", batch_size=4), r"queries was 'caption', is 'nouns'"),
         (
             FixedTeacher(),
-            LabelOptions("caption", score_threshold=0.1, batch_size=4),
+            LabelOptions(queries="caption", score_threshold=0.1, batch_size=4),
             r"score_threshold was 0\.05, is 0\.1",
         ),
-        (FixedTeacher(), LabelOptions("classes", ("gear",), batch_size=4), r"classes was '0 names.*, is '1 names"),
+        (
+            FixedTeacher(),
+            LabelOptions(queries="classes", classes=("gear",), batch_size=4),
+            r"classes was '0 names.*, is '1 names",
+        ),
     ):
         with pytest.raises(ValueError, match=rf"00000\.json was made otherwise: .*{message}.*another --output"):
             label_shards(folder, output, teacher, captions_alone, options)
@@ -389,12 +391,12 @@ def test_a_damaged_shard_stops_before_anything_is_labelled(tmp_path, captions_al
 
 def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_clip):
     folder = shard_folder(tmp_path / "pairs", with_broken_images(some_pairs(13), [2]), 3)
-    totals = []
+    totals, options = [], LabelOptions(queries="nouns", batch_size=2)
     for world in (1, 3):
         counts = [
             pseudo_label_run(
-                trained, pairs=folder, output=tmp_path / str(world), options=LabelOptions("nouns", batch_size=2),
-                templates="short", rank=rank, world=world,
+                trained, pairs=folder, output=tmp_path / str(world), options=options, templates="short",
+                rank=rank, world=world,
             )
             for rank in range(world)
         ]  # fmt: skip
@@ -429,11 +431,18 @@ def test_workers_are_numbered_by_arguments_then_by_the_environment():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("classes", ()), ("classes", ("a", "a")), ("caption", ("a",)), ("caption", (), 0.1, 0)]
+    ("options", "message"),
+    [
+        ({"queries": "classes"}, r"queries 'classes' with 0 class names: `classes` needs some"),
+        ({"queries": "classes", "classes": ("a", "a")}, r"queries 'classes' with 2 class names: .*each once"),
+        ({"queries": "caption", "classes": ("a",)}, r"queries 'caption' with 1 class names"),
+        ({"queries": "caption", "score_threshold": 0.1, "max_boxes": 0}, r"max_boxes\n.*greater than 0"),
+        ({"queries": "caption", "batch_size": 0}, r"batch_size\n.*greater than 0"),
+    ],
 )
-def test_options_that_do_not_go_together_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"query source|at least 1"):
-        LabelOptions(*arguments)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabelOptions(**options)
 
 
 @pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 2), (0, 0)])
@@ -448,10 +457,11 @@ from pathlib import Path
 import cv2, torch
 from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
-from ovd.config import TrainConfig, parse_config
-from ovd.inference import DetectionOptions, prepare
+from ovd.config import LabelOptions, TrainConfig, parse_config
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
 from ovd.selftrain.labels import read_labels
-from ovd.selftrain.pseudo_label import LabelOptions, label_shards
+from ovd.selftrain.pseudo_label import label_shards
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 
 folder, repetitions = Path(sys.argv[1]), int(sys.argv[2])
@@ -464,10 +474,10 @@ clip = load_clip("tiny")
 detector = build_detector(parse_config(values, TrainConfig, "test"), clip).eval()
 texts = TextVariants(clip, ("{}", "a photo of {article} {}"))
 options = DetectionOptions(score_threshold=0.05, nms_iou=0.6, max_detections=101, candidates=300)
-teacher = OvdTeacher(detector, texts, run="fresh", size=64, options=options, low_precision=False)
+teacher = OvdTeacher(Inference(detector, size=64, options=options, low_precision=False), texts, run="fresh")
 
 def label(output):
-    return label_shards(folder / "pairs", output, teacher, texts, LabelOptions("nouns", batch_size=4))
+    return label_shards(folder / "pairs", output, teacher, texts, LabelOptions(queries="nouns", batch_size=4))
 
 def start(output):
     child = os.fork()

@@ -5,10 +5,11 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from ovd.text.bank import Sources, TextBank, build_bank
+from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
 from ovd.text.perturb import drop_tokens, tower_dropout
 from ovd.text.prompts import fill
+from ovd.text.sources import TextSources
 
 NAMES = ["umbrella", "chess_king_(outlined)", "anchor"]
 SYNONYMS = [("umbrella", "parasol"), (), ("anchor", "ship_anchor")]
@@ -17,19 +18,19 @@ TEMPLATES = ("{}", "a photo of {article} {}")
 
 @pytest.fixture
 def bank(untrained_clip, tmp_path):
-    return build_bank(untrained_clip, NAMES, SYNONYMS, Sources(TEMPLATES), folder=tmp_path)
+    return build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
 
 
 def test_rows_equal_the_text_tower(bank, untrained_clip):
-    rows = bank.rows(np.array([2, 0]), np.array([1, 0]))
+    rows = bank.rows(np.array([2, 0]), np.array([2, 0]))
     expected = encode_texts(untrained_clip, ["a photo of an anchor", "umbrella"])
     torch.testing.assert_close(rows, expected, atol=2e-3, rtol=0)  # float16 on disk
 
 
 def test_rows_read_by_position_equal_the_whole_file(bank):
     variants = F.normalize(load_file(bank.path)["variants"].float(), dim=-1)
-    classes, choice = np.meshgrid(np.arange(3), np.arange(2), indexing="ij")
-    assert torch.equal(bank.rows(classes.ravel(), choice.ravel()), variants.reshape(6, -1))
+    classes, choice = np.meshgrid(np.arange(3), np.arange(7), indexing="ij")
+    assert torch.equal(bank.rows(classes.ravel(), choice.ravel()), variants.reshape(21, -1))
 
 
 def test_rows_of_no_class(bank):
@@ -37,23 +38,25 @@ def test_rows_of_no_class(bank):
 
 
 def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip, tmp_path):
-    again = build_bank(untrained_clip, NAMES, SYNONYMS, Sources(TEMPLATES), folder=tmp_path)
+    again = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
     assert again.path == bank.path
     with torch.no_grad():
         untrained_clip.model.token_embedding.weight[0] += 1
-    other_tower = build_bank(untrained_clip, NAMES, SYNONYMS, Sources(TEMPLATES), folder=tmp_path)
+    other_tower = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
     assert other_tower.path != bank.path
 
 
 def test_image_tower_does_not_change_the_bank(bank, untrained_clip, tmp_path):
     with torch.no_grad():
         untrained_clip.model.visual.head.proj.weight.add_(1)
-    again = build_bank(untrained_clip, NAMES, SYNONYMS, Sources(TEMPLATES), folder=tmp_path)
+    again = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
     assert again.path == bank.path
 
 
 def test_synonyms_become_variants_and_every_class_has_as_many(untrained_clip, tmp_path):
-    bank = build_bank(untrained_clip, NAMES, [("parasol",), (), ()], Sources(("{}",), num_synonyms=1), folder=tmp_path)
+    bank = build_bank(
+        untrained_clip, NAMES, [("parasol",), (), ()], TextSources(templates="none", num_synonyms=1), folder=tmp_path
+    )
     assert bank.variants.num_variants == 2
     expected = encode_texts(untrained_clip, ["umbrella", "parasol", "chess king (outlined)", "chess king (outlined)"])
     rows = bank.rows(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
@@ -62,7 +65,9 @@ def test_synonyms_become_variants_and_every_class_has_as_many(untrained_clip, tm
 
 def test_a_name_among_its_own_synonyms_counts_once(untrained_clip, tmp_path):
     synonyms: list[tuple[str, ...]] = [("umbrella", "parasol", "brolly")]
-    bank = build_bank(untrained_clip, ["umbrella"], synonyms, Sources(("{}",), num_synonyms=2), folder=tmp_path)
+    bank = build_bank(
+        untrained_clip, ["umbrella"], synonyms, TextSources(templates="none", num_synonyms=2), folder=tmp_path
+    )
     expected = encode_texts(untrained_clip, ["umbrella", "parasol", "brolly"])
     torch.testing.assert_close(bank.rows(np.zeros(3, np.int64), np.arange(3)), expected, atol=2e-3, rtol=0)
 
@@ -128,11 +133,12 @@ def test_synonyms_count_like_the_name(untrained_clip):
 def test_random_sources_give_variants_that_differ_and_stay_near_their_text(tiny_clip, tmp_path):
     """The first draw is the text as it is; dropout and dropped tokens change the others, more than noise of float16."""
     for dropout, drop in ((0.02, 0.0), (0.0, 0.2), (0.02, 0.2)):
-        sources = Sources(("a photo of {article} {}",), draws=8, tower_dropout=dropout, token_drop=drop)
+        sources = TextSources(templates="short", draws=8, tower_dropout=dropout, token_drop=drop)
         bank = build_bank(tiny_clip, NAMES, SYNONYMS, sources, folder=tmp_path)
-        assert bank.variants.num_variants == 8
+        assert bank.variants.num_variants == 7 * 8
+        of_photo = 2 * 8 + np.arange(8)  # the third of the short templates
         for row, name in enumerate(("umbrella", "chess king (outlined)", "anchor")):
-            variants = bank.rows(np.full(8, row), np.arange(8))
+            variants = bank.rows(np.full(8, row), of_photo)
             clean, other = encode_texts(tiny_clip, [fill("a photo of {article} {}", text) for text in (name, "gear")])
             torch.testing.assert_close(variants[0], clean, atol=2e-3, rtol=0)
             assert (variants[1:] @ clean).min() < 0.98
@@ -142,7 +148,7 @@ def test_random_sources_give_variants_that_differ_and_stay_near_their_text(tiny_
 def test_random_sources_are_a_function_of_the_seed(tiny_clip, tmp_path):
     content = {}
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        sources = Sources(TEMPLATES, draws=3, token_drop=0.2, tower_dropout=0.1, seed=seed)
+        sources = TextSources(draws=3, token_drop=0.2, tower_dropout=0.1, seed=seed)
         content[folder] = build_bank(tiny_clip, NAMES, SYNONYMS, sources, folder=tmp_path / folder).path.read_bytes()
     assert content["a"] == content["b"] != content["c"]
 
@@ -175,7 +181,7 @@ def test_dropped_tokens_leave_the_rest_in_order_and_something_to_say(tiny_clip):
 
 
 def test_paraphrases_are_variants_as_they_are(untrained_clip, tmp_path):
-    sources = Sources(("{}",), num_paraphrases=2)
+    sources = TextSources(templates="none")
     paraphrases = [("keeps rain off", "a brolly"), (), ("holds a ship",)]
     bank = build_bank(untrained_clip, NAMES, SYNONYMS, sources, folder=tmp_path, paraphrases=paraphrases)
     rows = bank.rows(np.array([0, 0, 0, 2, 2, 2]), np.array([0, 1, 2, 0, 1, 2]))
@@ -187,26 +193,27 @@ def test_paraphrases_are_variants_as_they_are(untrained_clip, tmp_path):
 def test_draws_without_chance_and_chance_without_draws_are_refused():
     for draws, drop, dropout in ((2, 0.0, 0.0), (1, 0.1, 0.0), (1, 0.0, 0.1)):
         with pytest.raises(ValueError, match="several draws need a chance above 0"):
-            Sources(("{}",), draws=draws, token_drop=drop, tower_dropout=dropout)
+            TextSources(draws=draws, token_drop=drop, tower_dropout=dropout)
 
 
 def test_a_bank_is_an_ordinary_safetensors_file_written_whole_or_not_at_all(tiny_clip, tmp_path, monkeypatch):
     names = [f"thing {number}" for number in range(300)]  # more than are encoded at a time
-    bank = build_bank(tiny_clip, names, [()] * 300, Sources(TEMPLATES), folder=tmp_path)
+    bank = build_bank(tiny_clip, names, [()] * 300, TextSources(), folder=tmp_path)
     variants = load_file(bank.path)["variants"]
-    assert variants.shape == (300, 2, bank.variants.dim)
-    expected = encode_texts(tiny_clip, ["thing 299", "a photo of a thing 299"])
+    assert variants.shape == (300, 7, bank.variants.dim)
+    prompts = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}", "an image with a {}")
+    expected = encode_texts(tiny_clip, [prompt.replace("{}", "thing 299") for prompt in (*prompts, "there is a {}")])
     torch.testing.assert_close(variants[299].float(), expected, atol=2e-3, rtol=0)
 
     def fails_in_the_second_group(clip, tokens, calls=[]):  # noqa: B006
         calls.append(len(tokens))
-        if len(calls) > 2:  # the first tells the dimension
+        if len(calls) > 1:
             raise OSError("no space left on device")
         return encode_tokens(clip, tokens)
 
     monkeypatch.setattr("ovd.text.bank.encode_tokens", fails_in_the_second_group)
     with pytest.raises(OSError, match="no space"):
-        build_bank(tiny_clip, names[:299], [()] * 299, Sources(TEMPLATES), folder=tmp_path)
+        build_bank(tiny_clip, names[:299], [()] * 299, TextSources(), folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [bank.path.name]
 
 
@@ -226,4 +233,4 @@ def test_a_bank_of_other_classes_or_of_another_tower_is_refused(bank):
 
 def test_a_class_given_twice_is_refused(untrained_clip, tmp_path):
     with pytest.raises(ValueError, match="'gear' is given more often"):
-        build_bank(untrained_clip, ["gear", "anchor", "gear"], [()] * 3, Sources(TEMPLATES), folder=tmp_path)
+        build_bank(untrained_clip, ["gear", "anchor", "gear"], [()] * 3, TextSources(), folder=tmp_path)

@@ -29,6 +29,7 @@ from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts
 from ovd.data.world.scene import Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
+from ovd.files import whole_file
 from ovd.progress import progress
 
 TRANSFER_PARTS = ("coco", "objects365")
@@ -252,9 +253,8 @@ def write_pairs_part(folder: Path, part: str, settings: Settings) -> None:
 def write_json(path: Path, content: dict) -> None:
     """Write atomically: the file appears under its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(json.dumps(content))
 
 
 def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:

@@ -1,8 +1,14 @@
+"""Which runs may be gone on with."""
+
 from pathlib import Path
 
 import pytest
+import torch
 
-from ovd.config import TrainConfig
+from ovd.build.data import samples_drawn
+from ovd.build.detector import load_detector
+from ovd.config import RENAMED, ConfigError, TrainConfig
+from ovd.engine import checkpoint
 from ovd.jobs.train import check_same_run
 
 
@@ -29,3 +35,19 @@ def test_a_run_of_an_earlier_version_had_the_defaults_of_what_is_new():
     check_same_run(stored, config())
     with pytest.raises(ValueError, match=r"train\.accumulate was 1, is 2"):
         check_same_run(stored, config(accumulate=2))
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_run_with_a_key_of_an_earlier_version_is_refused_in_one_line(tmp_path, old, new):
+    stored = config().model_dump(mode="json")
+    (section, old_name), (_, new_name) = old.split("."), new.split(".")
+    stored[section][old_name] = stored[section].pop(new_name)
+    line = f"keys of an earlier version: {old} is now called {new}"
+    with pytest.raises(ConfigError) as error:
+        check_same_run(stored, config())
+    assert str(error.value) == f"runs/a, as it was started: {line}"
+    folder = checkpoint.save_weights(tmp_path, tensors={"weight": torch.zeros(1)}, config=stored, extra={})
+    for opened in (lambda: load_detector(tmp_path), lambda: samples_drawn(checkpoint.read(folder))):
+        with pytest.raises(ConfigError) as error:
+            opened()
+        assert str(error.value) == f"{folder}/state.json: {line}"

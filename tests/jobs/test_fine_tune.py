@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import real_layouts
 from safetensors.torch import load_file
+from small_run import source_of
 
 from ovd.config import TrainConfig, parse_config
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
@@ -30,13 +31,8 @@ def make_config(output: Path, source: dict, **changes) -> TrainConfig:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, miniature_world) -> Path:
     """A detector of the miniature world."""
-    folder, annotations = tmp_path_factory.mktemp("start"), miniature_world / "annotations"
-    source = {
-        "format": "lvis",
-        "train_annotations": str(annotations / "lvis_train.json"), "train_images": str(miniature_world / "images"),
-        "val_annotations": str(annotations / "lvis_val.json"), "val_images": str(miniature_world / "images"),
-    }  # fmt: skip
-    train_from_config(make_config(folder / "run", source), evaluate=False)
+    folder = tmp_path_factory.mktemp("start")
+    train_from_config(make_config(folder / "run", source_of(miniature_world)), evaluate=False)
     return folder / "run"
 
 
@@ -98,7 +94,7 @@ def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_
 
 
 def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, capsys):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
     try:
         import split_annotations
     finally:

@@ -1,0 +1,29 @@
+"""Images of unlike sizes as one tensor, padded with zeros at the right and bottom."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from ovd.data.buckets import Shape, padded_shape
+
+
+def pad_images(
+    images: Sequence[UInt8[Tensor, "3 _ _"]], *, divisor: int = 1, shapes: tuple[Shape, ...] = ()
+) -> tuple[UInt8[Tensor, "B 3 H W"], Int64[Tensor, "B 2"]]:
+    """The images in one tensor on the CPU, and their own heights and widths.
+
+    Args:
+        images: any number, also none.
+        divisor: of the common sides.
+        shapes: heights and widths that are allowed, the smallest that holds all images is taken; where none does, or
+            none is given, the common sides are as small as they can be.
+    """
+    sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).reshape(-1, 2)
+    height, width = (-(-max(sides, default=1) // divisor) * divisor for sides in sizes.T.tolist())
+    height, width = padded_shape(height, width, shapes)
+    padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    for place, image in zip(padded, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return padded, sizes

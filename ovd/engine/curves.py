@@ -1,0 +1,60 @@
+"""`curves.png` of a run folder, drawn from the records of its log."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ovd.files import whole_file
+
+
+def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
+    """Draw what log records hold: losses (running means over 2 % of the steps), learning rate and, if any were logged,
+    evaluation metrics and the gates."""
+    training = [record for record in records if record["kind"] == "train"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    gates = [record for record in records if record["kind"] == "gates"]
+    heights = [3, 1] + [3] * (bool(evaluations) + bool(gates))
+    figure = Figure(figsize=(8, 2 + sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, lr_axes, *further_axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    _plot_by_name(loss_axes, training, "losses", window=max(1, len(training) // 50))
+    loss_axes.set_ylabel("loss")
+    lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training])
+    lr_axes.set_ylabel("learning rate")
+    if evaluations:
+        _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker="o")
+        further_axes[0].set_ylabel("evaluation")
+    if gates:
+        _plot_by_name(further_axes[-1], gates, "gates", window=1)
+        _style_gates(further_axes[-1])
+        further_axes[-1].set_ylabel("gates")
+    figure.axes[-1].set_xlabel("step")
+    with whole_file(image, "wb") as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, window: int, marker: str = "") -> None:
+    names = dict.fromkeys(name for record in records for name in record[field])
+    for name in names:
+        points = [(record["step"], record[field][name]) for record in records if record[field].get(name) is not None]
+        if len(points) < window or not points:
+            continue
+        steps, values = np.array(points, dtype=float).T
+        smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name)
+    if axes.lines:
+        axes.legend(loc="best", fontsize="small")
+
+
+def _style_gates(axes: Any) -> None:
+    """A colour for each part of the detector and a line style for each quantity; lines are named quantity/part."""
+    names = [line.get_label().partition("/")[::2] for line in axes.lines]
+    quantities = list(dict.fromkeys(quantity for quantity, _ in names))
+    parts = list(dict.fromkeys(part for _, part in names))
+    for line, (quantity, part) in zip(axes.lines, names, strict=True):
+        line.set(color=f"C{parts.index(part)}", linestyle=("-", "--", ":")[quantities.index(quantity)])
+    if axes.lines:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")

@@ -1,0 +1,44 @@
+"""Which parts of a detector learn at which rate."""
+
+from typing import Any
+
+from torch import nn
+
+from ovd.config import TrainSection
+from ovd.engine.optim import GroupSpec, parameter_groups
+from ovd.model.backbone import Backbone
+from ovd.model.detector import Detector
+from ovd.model.gates import GatedProjection
+
+
+def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, Any]]:
+    """Learning rates by part, as configured."""
+    decay = settings.weight_decay
+    learned: list[nn.Module | nn.Parameter] = [detector.pyramid, detector.head]
+    gates: list[nn.Module | nn.Parameter] = []
+    for module in detector.shortcuts.modules():
+        if isinstance(module, GatedProjection):
+            gates.append(module.gate)
+        elif isinstance(module, nn.Conv2d):
+            learned.append(module)
+    return parameter_groups(
+        detector,
+        {
+            **_backbone_groups(detector.backbone, settings),
+            "learned": GroupSpec(learned, weight_decay=decay),
+            "gates": GroupSpec(gates, lr_factor=settings.gate_rate),
+            "logit": GroupSpec([detector.log_scale, detector.threshold], lr_factor=settings.logit_rate),
+        },
+    )
+
+
+def _backbone_groups(backbone: Backbone, settings: TrainSection) -> dict[str, GroupSpec]:
+    """The backbone at one rate, or with layer-wise decay (BEiT, arXiv:2106.08254) a group for each of its layers."""
+    rate, decay = settings.backbone_rate, settings.weight_decay
+    if settings.layer_decay == 1:
+        return {"backbone": GroupSpec([backbone], lr_factor=rate, weight_decay=decay)}
+    layers = [*backbone.layers(), backbone.projection_parameters()]
+    return {
+        f"backbone/{number}": GroupSpec(layer, rate * settings.layer_decay ** (len(layers) - 1 - number), decay)
+        for number, layer in enumerate(layers)
+    }

@@ -1,0 +1,116 @@
+"""What a training changes, where it starts, and how it is saved."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovd.data.report import DataReport
+from ovd.distributed import is_main, rank, wait_for_all
+from ovd.engine import checkpoint
+from ovd.engine.checkpoint import Checkpoint, SaveError
+from ovd.engine.optim import Ema
+from ovd.model.detector import Detector
+
+FAILED_SAVES_SURVIVED = 2
+
+
+@dataclass
+class TrainState:
+    """All that a training changes, and a checkpoint stores."""
+
+    detector: Detector
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    step: int = 0
+    """Steps done."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Start with the weights that the detector has."""
+
+    solve_bias: bool = True
+    """Set the logit bias from the first batch; not for a detector that was trained before."""
+
+
+@dataclass(frozen=True)
+class GoOnFrom:
+    """Start with the weights, the average and the optimizer's moments of another run's checkpoint, at step 0."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue the run that wrote this checkpoint."""
+
+    checkpoint: Checkpoint
+
+
+Start = Fresh | GoOnFrom | Resume
+
+
+class Checkpoints:
+    """Writes a run's checkpoints; a full disk is survived twice."""
+
+    def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], extra: Mapping[str, Any]):
+        """
+        Args:
+            run_dir: the run folder.
+            keep: how many checkpoints stay on the disk, the newest ones.
+            config: the resolved config, JSON-able.
+            extra: what else a resumed run needs, JSON-able.
+        """
+        self.run_dir = run_dir
+        self._report_file = run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
+        self.config = config
+        self._keep = keep
+        self._extra = extra
+        self._num_failed = 0
+
+    def save(
+        self, state: TrainState, report: DataReport, *, must_succeed: bool, message: Callable[[str], None]
+    ) -> None:
+        """Write one on the main process, and every rank's report; every rank waits for it.
+
+        Args:
+            report: of the samples that this rank loaded since the run was last started.
+            must_succeed: an error is raised at once, not only the third one.
+            message: gets the warning of an error that is survived.
+
+        Raises:
+            SaveError, OSError: the disk refused.
+        """
+        try:
+            if is_main():
+                checkpoint.save(
+                    self.run_dir,
+                    step=state.step,
+                    module=state.detector,
+                    optimizer=state.optimizer,
+                    config=self.config,
+                    ema=state.ema,
+                    extra=self._extra,
+                    keep=self._keep,
+                )
+            self.write_report(report)
+        except (SaveError, OSError) as error:
+            self._num_failed += 1
+            if must_succeed or self._num_failed > FAILED_SAVES_SURVIVED:
+                raise
+            message(f"warning: {error}")
+        wait_for_all()
+
+    def write_report(self, report: DataReport) -> None:
+        """Write `data_report.json`, on every rank its own."""
+        report.write(self._report_file)
+
+    def set_report_aside(self) -> None:
+        """Keep the report of an earlier start under another name."""
+        if self._report_file.exists():
+            earlier = (self._report_file.with_suffix(f".{number}.json") for number in count(1))
+            self._report_file.replace(next(path for path in earlier if not path.exists()))

@@ -1,0 +1,172 @@
+"""What one batch does to the gradients: predict, assign, compute the losses, go backward."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ovd.choices import AssignmentRule
+from ovd.config import PairsConfig, TrainSection
+from ovd.data.padding import pad_images
+from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
+from ovd.engine.step_texts import StepTexts
+from ovd.model.assign import assign_by_annotations, assign_task_aligned
+from ovd.model.detector import Detector
+from ovd.model.image_labels import image_label_loss
+from ovd.model.losses import ClassMasks, Matches, detection_losses, match_points
+from ovd.model.similarity import initial_bias
+from ovd.precision import autocast
+from ovd.structures import Assignment, Batch, Points, Predictions, Targets
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The losses of a batch, as two sections of a config say."""
+
+    train: TrainSection
+    pairs: PairsConfig | None
+
+    def rule(self, step: int) -> AssignmentRule:
+        """The assignment of a step: what depends on predictions waits until they mean something."""
+        waits = self.train.assignment == "task_aligned" and step < self.train.atss_steps
+        return "atss" if waits else self.train.assignment
+
+    def match(self, assignment: Assignment, batch: Batch, points: Points) -> Matches:
+        """The matched points of a batch; boxes of image-text pairs may be left out of the box loss."""
+        no_box_loss = batch.is_pair & (self.pairs is None or not self.pairs.box_loss)
+        return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
+
+    def losses(
+        self,
+        detector: Detector,
+        predictions: Predictions,
+        assignment: Assignment,
+        batch: Batch,
+        texts: StepTexts,
+        *,
+        points: Points,
+        normalizers: Float[Tensor, "3"],
+        num_pairs: int = 0,
+    ) -> dict[str, Tensor]:
+        """The losses by name, each a scalar, to be summed.
+
+        Args:
+            predictions, assignment: of the batch's images, at `points`.
+            texts: scored in this step.
+            normalizers: `Matches.normalizers` of these images or of more that they are a part of.
+            num_pairs: image-text pairs among the same images.
+        """
+        classifier = detector.classifier(texts.embeddings, texts.class_ids)
+        losses = detection_losses(
+            predictions,
+            assignment,
+            batch.targets,
+            self.match(assignment, batch, points),
+            classifier=classifier,
+            masks=ClassMasks(texts.mask, texts.mask_in_boxes),
+            normalizers=normalizers,
+            use_compiled=self.train.compile,
+        )
+        if self.pairs is not None and self.pairs.use == "image_labels":
+            of_images = image_label_loss(predictions, batch, classifier.select(texts.of_pairs), points)
+            losses["image"] = self.pairs.image_label_weight * of_images / max(1, num_pairs)
+        return losses
+
+
+def backward(
+    parallel: nn.Module,
+    detector: Detector,
+    batch: Batch,
+    texts: StepTexts,
+    criterion: Criterion,
+    *,
+    step: int,
+    low_precision: bool,
+) -> dict[str, Tensor]:
+    """Gradients of a step in `.grad` of the parameters, and the losses that they are of.
+
+    The losses are those of all ranks' batches as one, taken `train.accumulate` parts at a time. What they are divided
+    by is known from the annotations before the first part; where the assignment depends on predictions each part is
+    divided by its own, and the parts are averaged.
+
+    Args:
+        parallel: the detector as it is called, perhaps wrapped for several ranks (`in_parallel`).
+    """
+    points = detector.points(batch.images)
+    given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
+    normalizers = None
+    if given is not None:
+        normalizers = sum_over_ranks(criterion.match(given, batch, points).normalizers())
+    num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
+    parts = _parts(len(batch.targets), criterion.train.accumulate)
+    sums: dict[str, Tensor] = {}
+    for rows in parts:
+        part, its_texts = batch.of_images(rows), texts.of_images(rows)
+        with _gradients_stay_here(parallel, until_last=rows is not parts[-1]):
+            with autocast(batch.images.device, low_precision):
+                predictions = parallel(part.images)
+            if given is not None and normalizers is not None:
+                assignment, divisors = given.of_images(rows), normalizers
+            else:
+                classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
+                assignment = assign_task_aligned(
+                    points, part.targets, predictions, sizes=part.sizes, classifier=classifier
+                )
+                of_part = criterion.match(assignment, part, points).normalizers()
+                divisors = len(parts) * sum_over_ranks(of_part)
+            losses = criterion.losses(
+                detector,
+                predictions,
+                assignment,
+                part,
+                its_texts,
+                points=points,
+                normalizers=divisors,
+                num_pairs=num_pairs,
+            )
+            # Ranks' gradients are averaged, and these losses are parts of a sum.
+            (world_size() * torch.stack(list(losses.values())).sum()).backward()
+        sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    total = sum_over_ranks(torch.stack(list(sums.values())))
+    return dict(zip(sums, total, strict=True))
+
+
+def _parts(num_images: int, accumulate: int) -> list[slice]:
+    """The images of a batch in as many parts on every rank, none of them empty."""
+    num_parts = min(accumulate, int(smallest_over_ranks(torch.tensor(num_images))))  # a rank may have skipped some
+    bounds = [num_images * part // num_parts for part in range(num_parts + 1)]
+    return [slice(first, last) for first, last in pairwise(bounds)]
+
+
+def _gradients_stay_here(parallel: nn.Module, *, until_last: bool) -> AbstractContextManager[object]:
+    """Ranks exchange gradients after the last part of a batch alone."""
+    return parallel.no_sync() if until_last and isinstance(parallel, DistributedDataParallel) else nullcontext()
+
+
+def of_one_size(batch: Batch) -> Batch:
+    """The batch padded as if the ranks' batches were one; a rank without images gets a blank one, which no loss sees.
+
+    So a step is the same for any number of ranks.
+    """
+    if world_size() == 1:
+        return batch
+    height, width = largest_over_ranks(torch.tensor(batch.images.shape[2:])).tolist()
+    if not batch.image_ids:
+        images, sizes = torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64)
+        blank = (Targets.empty(),)
+        return Batch.without_pairs(images, sizes, blank, (), skipped=batch.skipped, repaired=batch.repaired)
+    images, _ = pad_images(list(batch.images), shapes=((height, width),))
+    return replace(batch, images=images)
+
+
+@torch.no_grad()
+def set_initial_bias(detector: Detector, batch: Batch, text: Float[Tensor, "K D"], low_precision: bool) -> None:
+    """Solve for the bias at which the mean class probability over the first batch is 0.01 (RetinaNet's prior)."""
+    with autocast(batch.images.device, low_precision):
+        predictions = detector(batch.images)
+    inside = ~detector.points(batch.images).in_padding(batch.sizes)
+    detector.set_bias(initial_bias(predictions.embeddings[inside], text, scale=detector.scale.item()))

@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+
+@contextmanager
+def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """A file to write that takes `path`'s place once complete; an error leaves `path` as it was.
+
+    Several processes may do so at once, on one machine or on several that share a disk: the last one wins.
+
+    Args:
+        mode: text in UTF-8 with line ends as they are written, or bytes.
+    """
+    temporary = path.with_name(f"{path.name}{_temporary_ending(os.getpid())}")
+    text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
+    try:
+        with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files of `whole_file` that dead processes of this machine left."""
+    of_this_machine = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
+    for path in folder.glob("*.tmp"):
+        found = of_this_machine.fullmatch(path.name)
+        if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
+            path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary_ending(process: int | str) -> str:
+    return f".{platform.node()}.{process}.tmp"
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's
+        pass
+    return True

@@ -1,0 +1,231 @@
+"""The sigmoid focal loss (arXiv:1708.02002) over large vocabularies: points x classes numbers are never held.
+
+Its forward pass computes the gradients as well, chunk by chunk of points, with few buffers and few passes over them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ovd.model.compiled import compiled
+from ovd.model.similarity import TextClassifier
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """As explained in `chunked_focal_loss`."""
+
+    alpha: float
+    gamma: float
+    chunk_size: int
+    use_compiled: bool
+
+
+def chunked_focal_loss(
+    embeddings: Float[Tensor, "N D"],
+    classifier: TextClassifier,
+    labels: Int[Tensor, " N"],
+    class_mask: Bool[Tensor, "G C"] | None,
+    group: Int[Tensor, " N"] | None,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    chunk_size: int | None = None,
+    use_compiled: bool = False,
+) -> Float[Tensor, ""]:
+    """Sum of the sigmoid focal loss over points and classes, without ever holding N x C numbers.
+
+    The pair (point, class) counts iff `class_mask[group[point], class]` or `labels[point] == class`. Chunk by chunk of
+    points, the forward pass computes logits, loss and gradients, and keeps only the gradients, which have the shapes
+    of the inputs; so the memory beyond them is that of a few chunks, and a second derivative does not exist.
+
+    Under autocast the matrix products take and return autocast's dtype; logits get their bias, and the focal loss and
+    its derivative are computed, in the embeddings' dtype. The result does not depend on the run: no atomic additions.
+
+    Args:
+        embeddings: unit rows, float32 (or float64).
+        classifier: at least one text row, of the same dtype.
+        labels: row of the classifier that each point is a positive of, or -1 for background.
+        class_mask: which classes count for a group of points; None if all do.
+        group: row of `class_mask` that each point uses; None with a None mask.
+        alpha: weight of positives, and 1 - alpha that of the rest.
+        gamma: focusing exponent, at least 0; 2 is computed faster than others.
+        chunk_size: points per chunk; None chooses it by device and number of classes.
+        use_compiled: on a GPU let torch.compile fuse what is computed for each pair; equal but for rounding. On a CPU
+            the form below is faster than the compiler's.
+    """
+    assert len(classifier) > 0, "the focal loss needs at least one class"
+    assert (class_mask is None) == (group is None), "class_mask and group come together"
+    if chunk_size is None:
+        # On a CPU 16 MiB of buffers, which a last-level cache holds; a GPU wants more work per kernel instead.
+        chunk_size = max(1, (2**20 if embeddings.device.type == "cpu" else 2**24) // len(classifier))
+    learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
+    fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size, use_compiled))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in learned):
+        return _FocalLoss.apply(*learned, *fixed)
+    loss, _ = _focal_loss_and_gradients(*learned, *fixed, needs_gradient=(False,) * 4)
+    return loss
+
+
+class _FocalLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings, text, scale, bias, *fixed):
+        loss, gradients = _focal_loss_and_gradients(
+            embeddings, text, scale, bias, *fixed, needs_gradient=ctx.needs_input_grad[:4]
+        )
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        gradients = [None if gradient is None else gradient * grad_output for gradient in ctx.saved_tensors]
+        return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
+
+
+@torch.no_grad()
+def _focal_loss_and_gradients(
+    embeddings: Float[Tensor, "N D"],
+    text: Float[Tensor, "C D"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    labels: Int[Tensor, " N"],
+    class_mask: Bool[Tensor, "G C"] | None,
+    group: Int[Tensor, " N"] | None,
+    settings: _Settings,
+    *,
+    needs_gradient: tuple[bool, ...],
+) -> tuple[Float[Tensor, ""], tuple[Tensor | None, ...]]:
+    """The loss, and its gradients with respect to embeddings, text, scale and bias where needed."""
+    needs_embeddings, needs_text, needs_scale, needs_bias = needs_gradient
+    device, chunk_size = embeddings.device.type, settings.chunk_size
+    product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
+    product_text = text.to(product_dtype)
+    weights = None if class_mask is None else (1 - settings.alpha) * class_mask.to(embeddings.dtype)
+
+    gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
+    gradient_text = torch.zeros_like(text) if needs_text else None
+    chunk_starts = range(0, len(embeddings), chunk_size)
+    # Float32 sums of float32 sums lose less than one running total.
+    sums_loss, sums_scale, sums_bias = embeddings.new_zeros(3, len(chunk_starts))
+    buffers = embeddings.new_empty(4, min(chunk_size, len(embeddings)), len(text))
+
+    with torch.autocast(device, enabled=False):
+        for i, start in enumerate(chunk_starts):
+            chunk = slice(start, start + chunk_size)
+            scaled = (embeddings[chunk] * scale).to(product_dtype)
+            logits, *spare = buffers[:, : len(scaled)]
+            _matmul(scaled, product_text.T, out=logits)
+            logits.add_(bias)
+            weight = 1 - settings.alpha if weights is None or group is None else weights.index_select(0, group[chunk])
+            slopes, losses = _slopes_and_losses(logits, spare, labels[chunk, None], weight, settings)
+            sums_loss[i] = losses.sum()
+            if not any(needs_gradient):
+                continue
+
+            if needs_bias:
+                sums_bias[i] = slopes.sum()
+            product_slopes = slopes.to(product_dtype)
+            if needs_embeddings or needs_scale:
+                gradient = (
+                    torch.empty_like(embeddings[chunk]) if gradient_embeddings is None else gradient_embeddings[chunk]
+                )
+                _matmul(product_slopes, product_text, out=gradient)
+                if needs_scale:
+                    sums_scale[i] = (gradient * embeddings[chunk]).sum()
+                gradient.mul_(scale)
+            if gradient_text is not None:
+                gradient_text += product_slopes.T @ scaled
+
+    gradients = (
+        gradient_embeddings,
+        gradient_text,
+        sums_scale.sum() if needs_scale else None,
+        sums_bias.sum() if needs_bias else None,
+    )
+    return sums_loss.sum(), gradients
+
+
+def _slopes_and_losses(
+    logits: Float[Tensor, "N C"],
+    spare: list[Float[Tensor, "N C"]],
+    label: Int[Tensor, "N 1"],
+    weight: Float[Tensor, "N C"] | float,
+    settings: _Settings,
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    """Derivative and value of the loss of each pair; overwrites `logits` and `spare`.
+
+    Nearly all pairs are negatives: all are treated as such, then each point's own class is put right.
+
+    Args:
+        label: -1 for background.
+        weight: of negatives.
+    """
+    positive = label >= 0
+    column = label.clamp(min=0)
+    positive_logits = logits.gather(1, column)
+    if settings.use_compiled:
+        slopes, losses = compiled(_background_focal)(logits, weight, settings.gamma)
+    else:
+        slopes, losses = _background_focal_(logits, spare, weight, settings.gamma)
+    # A positive of logit z is a background of logit -z.
+    positive_slopes, positive_losses = _background_focal_(
+        -positive_logits, [torch.empty_like(positive_logits) for _ in spare], settings.alpha, settings.gamma
+    )
+    losses.scatter_(1, column, torch.where(positive, positive_losses, losses.gather(1, column)))
+    slopes.scatter_(1, column, torch.where(positive, -positive_slopes, slopes.gather(1, column)))
+    return slopes, losses
+
+
+def _matmul(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"], *, out: Float[Tensor, "N M"]) -> None:
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
+
+
+def _background_focal_(
+    logits: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]], weight: Float[Tensor, "N C"] | float, gamma: float
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    """Derivative and value of weight * p**gamma * -log(1 - p), p = sigmoid(logit).
+
+    Overwrites `logits` and the three `spare` buffers; the results lie in two of them.
+    """
+    _, buffer, _ = spare
+    losses = _softplus(logits, spare)  # -log(1 - p), also where 1 - p would round to 0 or 1
+    probability = logits.sigmoid_()
+    modulation = (
+        torch.mul(probability, probability, out=buffer) if gamma == 2 else torch.pow(probability, gamma, out=buffer)
+    )
+    modulation.mul_(weight)
+    losses.mul_(modulation)
+    # d/dz = gamma * loss * (1 - p) + modulation * p = gamma * loss + p * (modulation - gamma * loss)
+    slopes = probability.mul_(modulation.sub_(losses, alpha=gamma)).add_(losses, alpha=gamma)
+    return slopes, losses
+
+
+def _background_focal(
+    logits: Float[Tensor, "N C"], weight: Float[Tensor, "N C"] | float, gamma: float
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    """The same written down plainly, for the compiler to fuse."""
+    probability = logits.sigmoid()
+    modulation = weight * (probability * probability if gamma == 2 else probability**gamma)
+    losses = F.softplus(logits, threshold=40) * modulation
+    return gamma * losses + probability * (modulation - gamma * losses), losses
+
+
+def _softplus(x: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]]) -> Float[Tensor, "N C"]:
+    """log(1 + exp(x)), with full relative precision for both signs; overwrites `spare`, may return the first of it."""
+    if x.device.type != "cpu":
+        return F.softplus(x, threshold=40)
+    # log1p costs a CPU eight times as much as log, so max(x, 0) + log1p(e) with e = exp(-|x|) is computed as
+    # max(x, 0) + log(s) + (e - (s - 1)), where s is 1 + e as rounded and the last bracket is what the rounding took.
+    rounded, buffer, other = spare
+    exponential = torch.minimum(x, torch.neg(x, out=buffer), out=other).exp_()
+    torch.add(exponential, 1, out=rounded)
+    lost = exponential.sub_(torch.sub(rounded, 1, out=buffer))
+    return rounded.log_().add_(lost).add_(torch.clamp(x, min=0, out=buffer))

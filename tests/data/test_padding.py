@@ -1,0 +1,34 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.data.padding import pad_images
+
+SIDES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=4)
+
+
+@settings(deadline=None)
+@given(SIDES, st.sampled_from([1, 8, 32]))
+def test_every_image_is_at_the_top_left_and_nothing_beside_it(sides, divisor):
+    images = [torch.randint(1, 256, (3, *of), dtype=torch.uint8) for of in sides]
+    padded, sizes = pad_images(images, divisor=divisor)
+    assert padded.dtype == torch.uint8
+    assert sizes.tolist() == [list(of) for of in sides]
+    for axis in (0, 1):
+        largest = max((of[axis] for of in sides), default=1)
+        side = padded.shape[2 + axis]
+        assert side % divisor == 0
+        assert largest <= side < largest + divisor
+    for image, place, (height, width) in zip(images, padded, sides, strict=True):
+        assert torch.equal(place[:, :height, :width], image)
+        assert (place > 0).sum() == image.numel()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"), [((), (16, 24)), (((32, 24), (16, 32)), (16, 32)), (((16, 16),), (16, 24))]
+)
+def test_the_smallest_allowed_shape_that_holds_the_images_is_taken(shapes, expected):
+    images = [torch.ones(3, 9, 20, dtype=torch.uint8), torch.ones(3, 15, 3, dtype=torch.uint8)]
+    padded, _ = pad_images(images, divisor=8, shapes=shapes)
+    assert padded.shape == (2, 3, *expected)

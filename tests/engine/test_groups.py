@@ -1,0 +1,19 @@
+"""Which parameters learn at which rate."""
+
+import pytest
+from small_run import small_config
+
+from ovd.build.detector import build_detector
+from ovd.clip.load import load_clip
+from ovd.engine.groups import build_groups
+
+
+@pytest.mark.parametrize("kind", ["gated", "none"])
+def test_every_parameter_learns_in_exactly_one_group(kind, miniature_world, tmp_path):
+    config = small_config(tmp_path, miniature_world, detector={"shortcuts": {"kind": kind}})
+    detector = build_detector(config, load_clip("tiny"))
+    groups = build_groups(detector, config.train)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in detector.parameters() if p.requires_grad)
+    rates = {group["name"].split("/")[0]: group["lr_factor"] for group in groups}
+    assert rates["backbone"] == 0.1

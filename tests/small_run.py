@@ -1,0 +1,29 @@
+"""The config of a short training run of a small detector, which tests of several parts start from."""
+
+from pathlib import Path
+from typing import Any
+
+from ovd.config import TrainConfig, parse_config
+
+
+def source_of(world: Path, *, validated: bool = True) -> dict[str, str]:
+    """`data.source` of a world in LVIS format, with or without its validation set."""
+    source = {"kind": "files", "format": "lvis"}
+    for part in ("train", "val") if validated else ("train",):
+        source[f"{part}_annotations"] = str(world / "annotations" / f"lvis_{part}.json")
+        source[f"{part}_images"] = str(world / "images")
+    return source
+
+
+def small_config(output: Path, world: Path, **changes: Any) -> TrainConfig:
+    """Six steps of two images; what `changes` says of a section is merged into it."""
+    values: dict[str, Any] = {
+        "output": str(output),
+        "bank": {"cache": str(world / "banks")},
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {"source": source_of(world), "size": 96, "workers": 0},
+        "train": {"steps": 6, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 2, "save_every": 2},
+    }
+    for name, change in changes.items():
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
+    return parse_config(values, TrainConfig, "test")

@@ -1,0 +1,64 @@
+"""The borders between the parts of ovd that import-linter cannot see."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+OVD = Path(__file__).parents[1] / "ovd"
+BELOW_BUILD = ("selftrain", "evaluation", "engine", "inference.py", "text", "data", "model", "clip", "structures.py")
+WHOLE_CONFIGS = {"TrainConfig", "AblationConfig"}
+
+
+def files_of(part: str) -> list[Path]:
+    return [OVD / part] if part.endswith(".py") else sorted((OVD / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", BELOW_BUILD)
+def test_nothing_below_build_reads_a_whole_config(part):
+    files = files_of(part)
+    assert files
+    for file in files:
+        names = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+        assert not names & WHOLE_CONFIGS, file
+
+
+@pytest.mark.parametrize("part", ["model", "text", "data", "clip"])
+def test_what_stands_below_config_does_not_import_it(part):
+    for file in files_of(part):
+        assert "ovd.config" not in file.read_text(), file
+
+
+def test_an_option_is_typed_once():
+    """No dataclass repeats the fields of a config's section: who needs several of them takes the section."""
+    sections, dataclasses = defaultdict(set), {}
+    for file in sorted(OVD.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            fields = {
+                item.target.id
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None
+            }
+            if file.name == "config.py" or any("Section" in ast.unparse(base) for base in node.bases):
+                sections[node.name] = fields
+            elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                dataclasses[f"{file.name}:{node.name}"] = fields
+    assert sections["TrainSection"] >= {"batch_size", "seed"}
+    for name, fields in dataclasses.items():
+        for section, options in sections.items():
+            shared = fields & options - {"kind"}
+            assert len(shared) < 3, f"{name} repeats {sorted(shared)} of {section}"
+
+
+def test_functions_are_short_and_take_few_parameters():
+    for file in sorted([*OVD.rglob("*.py"), *(OVD.parent / "tools").glob("*.py")]):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                parameters = [argument for argument in given if argument.arg not in ("self", "cls")]
+                where = f"{file}:{node.lineno} {node.name}"
+                assert len(parameters) <= 10, where
+                assert (node.end_lineno or 0) - node.lineno < 80, where
