@@ -9,10 +9,12 @@ the batches have; with one group all have the shape that holds every image.
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from measured import save
 
+from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
 from ovd.data.buckets import padded_shape, shape_groups
 from ovd.data.loader import TrainOrder
@@ -25,7 +27,7 @@ NUM_GROUPS = (1, 2, 4, 6, 8, 12)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", type=Path, required=True)
-    parser.add_argument("--format", default="lvis", choices=["lvis", "coco", "objects365"])
+    parser.add_argument("--format", default="lvis", choices=get_args(DataFormatName))
     arguments = parser.parse_args()
     index = load_annotations(arguments.annotations, None, format=arguments.format, report=DataReport())
     known = index.image_sizes[index.image_sizes.min(axis=1) > 0]

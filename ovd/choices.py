@@ -8,6 +8,8 @@ AssignmentRule = Literal["fcos", "atss", "task_aligned"]
 """How points are matched to true boxes (model/assign.py)."""
 ClassSplit = Literal["base", "all"]
 """Which classes of a data set are trained on."""
+DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
+"""Formats of annotations (data/formats.py has one record for each)."""
 Engine = Literal["hotcoco", "official"]
 """What computes the metrics: hotcoco, or the protocol's own package (lvis, pycocotools), which is slower."""
 Frequency = Literal["r", "c", "f"]

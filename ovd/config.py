@@ -27,6 +27,7 @@ from ovd.choices import (
     Activation,
     AssignmentRule,
     ClassSplit,
+    DataFormatName,
     Engine,
     Head,
     InitState,
@@ -38,11 +39,12 @@ from ovd.choices import (
     Precision,
     QuerySource,
 )
+from ovd.data.format_options import VocOptions
 from ovd.model.detection_options import DetectionOptions
+from ovd.plain_yaml import read_mapping
 from ovd.section import Section
 from ovd.text.sources import TextSources
 
-MAX_CONFIG_BYTES = 1_000_000
 MAX_BASE_DEPTH = 10
 
 RENAMED = {
@@ -137,17 +139,24 @@ class WorldData(Section):
     seed: NonNegativeInt = 0
 
 
-class FileData(Section):
+class FileData(VocOptions):
     """Annotation files of a data set. Relative paths start at the data root: OVD_DATA, else DETECTRON2_DATASETS, else
     ./data."""
 
     kind: Literal["files"] = "files"
-    format: Literal["lvis", "coco", "coco_zero_shot", "objects365"]
-    """`coco` is any file in COCO's form; `coco_zero_shot` COCO's with the split in 48 base and 17 novel classes."""
+    format: DataFormatName
+    """`coco` is any file in COCO's form; `coco_zero_shot` COCO's with the split in 48 base and 17 novel classes; `voc`
+    XML files; `yolo` text labels. data/README.md has the layout of each."""
     train_annotations: Path
-    train_images: Path
+    train_images: Path | None = None
+    """Folder of images; only `yolo` may leave it out, for the one that data.yaml names."""
     val_annotations: Path | None = None
     val_images: Path | None = None
+    """`train_images` if not given."""
+    train_split: str | None = None
+    """`yolo`: the key of data.yaml that lists the training images; `train` if not given."""
+    val_split: str | None = None
+    """`yolo`: the key that lists the validation images; `val` if not given."""
 
 
 class BoxFilters(Section):
@@ -436,21 +445,9 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: {len(text)} characters; a config has at most {MAX_CONFIG_BYTES}")
-    try:
-        # Aliases can make a few lines grow without bound, and configs have no use for them.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in configs; use `base:`")
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not plain YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values, not {type(values).__name__}")
-    return values
+        return read_mapping(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

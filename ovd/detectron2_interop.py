@@ -34,6 +34,7 @@ from ovd.build.detector import (
 )
 from ovd.build.text import build_class_bank, evaluation_text
 from ovd.config import TrainConfig, load_config
+from ovd.data.formats import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.padding import pad_images
 from ovd.distributed import sum_over_ranks, world_size
@@ -55,15 +56,17 @@ def register_split(name: str, index: AnnotationIndex) -> None:
     """Make a data set known to detectron2, with class names, category ids and counts as its metadata.
 
     Its evaluators read the annotation file itself: LVISEvaluator where `evaluator_type` is `lvis`, else COCOEvaluator.
+    For formats other than JSON, COCOEvaluator makes a file of its own from the catalog.
     """
+    own_file = {"json_file": str(index.path)} if FORMATS[index.format].is_coco_json else {}
     DatasetCatalog.register(name, lambda: dataset_dicts(index))
     MetadataCatalog.get(name).set(
         thing_classes=[category.name for category in index.categories],
         thing_synonyms=[list(category.synonyms) for category in index.categories],
         thing_dataset_id_to_contiguous_id={category.id: row for row, category in enumerate(index.categories)},
         class_image_count=[{"id": category.id, "image_count": category.image_count} for category in index.categories],
-        json_file=str(index.path),
-        evaluator_type="lvis" if index.format == "lvis" else "coco",
+        evaluator_type=FORMATS[index.format].protocol,
+        **own_file,
     )
 
 

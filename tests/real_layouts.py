@@ -4,6 +4,9 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import escape
+
+import yaml
 
 from ovd.data.coco_zero_shot import BASE, NOVEL
 
@@ -92,6 +95,78 @@ def objects365(world: Path, folder: Path, *, first_version: bool = False) -> Lay
     return Layout("objects365", root / f"{name}_train.json", root / "train", root / f"{name}_val.json", root / "val")
 
 
+def voc(world: Path, folder: Path) -> Layout:
+    """VOCdevkit: XML with 1-based inclusive corners, lists of names, a difficult object, an image without objects."""
+    root = folder / "VOCdevkit" / "VOC2012"
+    for part in ("train", "val"):
+        content = _content(world, part)
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        stems = []
+        for number, image in enumerate(content["images"]):
+            stem = f"{2007 + number % 6}_{part}_{image['id']:06d}"
+            stems.append(stem)
+            _link(world, image, root / "JPEGImages" / f"{stem}.jpg")
+            objects = [
+                voc_object(names[row["category_id"]], row["bbox"], difficult=row["id"] % 50 == 0)
+                for row in content["annotations"]
+                if row["image_id"] == image["id"]
+            ]
+            size = (image["height"], image["width"])
+            _write_text(root / "Annotations" / f"{stem}.xml", voc_xml(f"{stem}.jpg", size, objects if number else []))
+        _write_text(root / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{stem}\n" for stem in stems))
+    lists = root / "ImageSets" / "Main"
+    return Layout("voc", lists / "train.txt", root / "JPEGImages", lists / "val.txt", root / "JPEGImages")
+
+
+def voc_object(name: str, box_xywh: list[float], *, difficult: bool = False, first: int = 1) -> str:
+    """An `<object>` with inclusive corners that count from `first`, or box edges if that is 0."""
+    x, y, width, height = box_xywh
+    corners = {"xmin": x + first, "ymin": y + first, "xmax": x + width, "ymax": y + height}
+    box = "".join(f"<{name}>{value:.6f}</{name}>" for name, value in corners.items())
+    return (
+        f"<object><name>{escape(name)}</name><pose>Unspecified</pose><truncated>0</truncated>"
+        f"<difficult>{int(difficult)}</difficult><bndbox>{box}</bndbox></object>"
+    )
+
+
+def voc_xml(file_name: str, size: tuple[int, int], objects: list[str]) -> str:
+    """The XML of an image of this height and width."""
+    sides = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
+    return (
+        f"<annotation><folder>VOC2012</folder><filename>{escape(file_name)}</filename>{sides}"
+        f"<segmented>0</segmented>{''.join(objects)}</annotation>"
+    )
+
+
+def yolo(world: Path, folder: Path) -> Layout:
+    """YOLO: a data.yaml with both splits, labels under `labels`, an empty label file and a missing one."""
+    root = folder / "yolo"
+    for part in ("train", "val"):
+        content = _content(world, part)
+        rows = {category["id"]: row for row, category in enumerate(content["categories"])}
+        for number, image in enumerate(content["images"]):
+            name = f"{image['id']:06d}"
+            _link(world, image, root / "images" / part / f"{name}.jpg")
+            labels = [
+                yolo_row(rows[row["category_id"]], row["bbox"], (image["height"], image["width"]))
+                for row in content["annotations"]
+                if row["image_id"] == image["id"]
+            ]
+            if number != 1:
+                _write_text(root / "labels" / part / f"{name}.txt", "".join(labels if number else []))
+        names = {row: category["name"] for row, category in enumerate(content["categories"])}
+    data = {"path": str(root), "train": "images/train", "val": "images/val", "nc": len(names), "names": names}
+    _write_text(root / "data.yaml", yaml.safe_dump(data))
+    return Layout("yolo", root / "data.yaml", root, root / "data.yaml", root)
+
+
+def yolo_row(row: int, box_xywh: list[float], size: tuple[int, int], decimals: int = 6) -> str:
+    """A line of a label file, for an image of this height and width."""
+    x, y, width, height = box_xywh
+    fractions = ((x + width / 2) / size[1], (y + height / 2) / size[0], width / size[1], height / size[0])
+    return f"{row} {' '.join(f'{fraction:.{decimals}f}' for fraction in fractions)}\n"
+
+
 def _content(world: Path, part: str) -> dict:
     return json.loads((world / "annotations" / f"lvis_{part}.json").read_text())
 
@@ -102,5 +177,9 @@ def _link(world: Path, image: dict, target: Path) -> None:
 
 
 def _write(path: Path, content: dict) -> None:
+    _write_text(path, json.dumps(content))
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    path.write_text(text, encoding="utf-8")

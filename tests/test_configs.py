@@ -10,7 +10,7 @@ from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector_on_meta
 from ovd.config import TrainConfig, load_config
 from ovd.cost import count_cost
-from ovd.data.index import Category
+from ovd.data.category import Category
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import check_no_leak
 from ovd.jobs.train import train_from_config

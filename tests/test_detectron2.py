@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     from detectron2.evaluation import LVISEvaluator
     from detectron2.modeling import build_model
 
-from ovd.data.annotations import load_annotations
+from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
@@ -146,7 +146,7 @@ def test_its_evaluators_agree_with_ours(splits, tmp_path, monkeypatch):
     index = splits["val"]
     generator = torch.Generator().manual_seed(0)
     category_ids = tuple(category.id for category in index.categories)
-    ours = box_evaluator(index.path, index.format, category_ids, engine="hotcoco")
+    ours = box_evaluator(load_truth(index.path, format="lvis"), "lvis", category_ids, engine="hotcoco")
     theirs = LVISEvaluator("ovd_val", tasks=("bbox",), distributed=False, output_dir=str(tmp_path))
     theirs.reset()
     for image in range(len(index)):

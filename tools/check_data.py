@@ -4,6 +4,8 @@
     python ../tools/check_data.py lvis --annotations lvis/lvis_v1_val.json --images coco
     python ../tools/check_data.py coco --annotations coco/annotations/instances_val2017.json --images coco/val2017
     python ../tools/check_data.py objects365 --annotations objects365/zhiyuan_objv2_val.json --images objects365/val
+    python ../tools/check_data.py voc --annotations mine/Annotations --images mine/JPEGImages
+    python ../tools/check_data.py yolo --annotations mine/data.yaml --split train
     python ../tools/check_data.py pairs --shards cc12m
 
 Every record is checked and every image decoded, as training and evaluation would; nothing is changed. Prints class
@@ -13,20 +15,25 @@ something is wrong that training would leave out or evaluation stop at.
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from ovd.build.arguments import add_format_options, format_options
 from ovd.build.data import load_evaluation_index
+from ovd.choices import DataFormatName
 from ovd.cli import EXIT_BAD_INPUT, run_tool
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
+from ovd.data.formats import FORMATS
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=["lvis", "coco", "coco_zero_shot", "objects365", "pairs"])
-    parser.add_argument("--annotations", type=Path, help="annotation file")
+    parser.add_argument("dataset", choices=[*get_args(DataFormatName), "pairs"])
+    parser.add_argument("--annotations", type=Path, help="annotation file, or folder where the format has one")
     parser.add_argument("--images", type=Path, help="folder of images, see data/README.md for which")
     parser.add_argument("--no-images", action="store_true", help="check the annotation file alone")
+    add_format_options(parser, default_split="train")
     parser.add_argument("--shards", type=Path, help="folder of tar shards of image-text pairs")
     arguments = parser.parse_args()
     report = DataReport(stops=False)
@@ -39,9 +46,17 @@ def main() -> None:
         print(f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8")
         print("\n".join(describe_findings(report)))
     else:
-        if arguments.annotations is None or (arguments.images is None and not arguments.no_images):
+        needs_images = not (arguments.no_images or FORMATS[arguments.dataset].finds_images)
+        if arguments.annotations is None or (arguments.images is None and needs_images):
             parser.error(f"{arguments.dataset} needs --annotations FILE and --images FOLDER (or --no-images)")
-        index = load_evaluation_index(arguments.annotations, arguments.images, arguments.dataset, report=report)
+        index = load_evaluation_index(
+            arguments.annotations,
+            arguments.images,
+            arguments.dataset,
+            report=report,
+            options=format_options(arguments),
+            with_truth=False,
+        )
         if not arguments.no_images:
             check_images(index, report)
         print(describe(index, report))

@@ -2,18 +2,27 @@
 
     python tools/eval.py runs/quickstart                                     # its own validation set
     python tools/eval.py runs/quickstart --format coco --annotations my.json --images my_images
+    python tools/eval.py runs/quickstart --format yolo --annotations mine/data.yaml --split val
     python tools/eval.py --results results.json --format lvis --annotations lvis_v1_val.json --engine official
 
-LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; COCO files give COCO's.
+LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
 """
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from ovd.build.arguments import add_format_options, format_options
+from ovd.build.data import load_evaluation_index
 from ovd.build.detector import load_detector
+from ovd.choices import DataFormatName
 from ovd.cli import run_tool
+from ovd.data.format_options import FormatOptions
+from ovd.data.formats import FORMATS
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataReport
 from ovd.evaluation.run import evaluate_results_file
 from ovd.jobs.evaluate import evaluate_run
 
@@ -24,7 +33,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="evaluate this COCO-format results file instead of a detector")
     parser.add_argument("--annotations", type=Path, help="annotation file (default: the run's validation set)")
     parser.add_argument("--images", type=Path, help="folder of its images")
-    parser.add_argument("--format", choices=["lvis", "coco", "coco_zero_shot", "objects365"])
+    parser.add_argument("--format", choices=get_args(DataFormatName))
+    add_format_options(parser, default_split="val")
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: as the run's config says, hotcoco")
     parser.add_argument("--output", type=Path, help="where results go (default: RUN/eval-NAME)")
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
@@ -37,22 +47,35 @@ def main() -> None:
         if arguments.annotations is None or arguments.format is None:
             parser.error("--results needs --annotations and --format")
         evaluate_results_file(
-            arguments.annotations, arguments.results, arguments.format, arguments.engine or "hotcoco", arguments.output
+            arguments.annotations,
+            arguments.results,
+            arguments.format,
+            arguments.engine or "hotcoco",
+            arguments.output,
+            images=arguments.images,
+            options=format_options(arguments),
         )
         return
     torch.set_num_threads(arguments.threads)
     file = arguments.annotations
-    output = arguments.output or arguments.run / (f"eval-{file.parent.name}-{file.stem}" if file else "eval")
-    evaluate_run(
-        load_detector(arguments.run, arguments.device),
-        output=output,
-        annotations=arguments.annotations,
-        images=arguments.images,
-        format=arguments.format,
-        engine=arguments.engine,
-        size=arguments.size,
-    )
+    name = "-".join(["eval", *([file.parent.name, file.stem] if file else []), *filter(None, [arguments.split])])
+    output = arguments.output or arguments.run / name
+    trained = load_detector(arguments.run, arguments.device)
+    evaluate_run(trained, output=output, index=given_data(arguments), engine=arguments.engine, size=arguments.size)
     print(f"results.json, metrics.json, per_class.csv and precision_recall.png are in {output}")
+
+
+def given_data(arguments: argparse.Namespace) -> AnnotationIndex | None:
+    """The data set named on the command line; None stands for the run's validation set."""
+    annotations, images, format = arguments.annotations, arguments.images, arguments.format
+    options = format_options(arguments)
+    if annotations is None:
+        if images is not None or format is not None or options != FormatOptions():
+            raise ValueError("--images, --format and its options belong to --annotations, which is missing")
+        return None
+    if format is None or (images is None and not FORMATS[format].finds_images):
+        raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
+    return load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
 
 
 if __name__ == "__main__":

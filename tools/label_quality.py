@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ovd.cli import run_tool
 from ovd.data.annotations import load_annotations
-from ovd.data.index import Category
+from ovd.data.category import Category
 from ovd.data.report import DataReport
 from ovd.selftrain.labels import label_files, open_labelled_shards, read_labels
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects

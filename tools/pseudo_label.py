@@ -27,7 +27,8 @@ from ovd.text.prompts import TEMPLATES
 DEFAULTS = LabelOptions(queries="caption")
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
+    """The command line, read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student of the labels "
                         "needs its text tower")  # fmt: skip
@@ -37,8 +38,11 @@ def main() -> None:
                         help="what an image is asked for: its whole caption, the caption's n-grams or noun phrases, or "
                         "the same class names in every image (default: %(default)s)")  # fmt: skip
     parser.add_argument("--classes", type=Path, metavar="FILE", help="for --queries classes: names, one a line")
-    parser.add_argument("--templates", choices=list(TEMPLATES), help="prompts that names and phrases are put into "
-                        "(default: as the run was trained; captions are asked for as they stand)")  # fmt: skip
+    parser.add_argument("--templates", choices=list(TEMPLATES), help="prompts that names and phrases are put into, for "
+                        "the detector and for the text embeddings of the labels (default: as the run was trained, but "
+                        "a detector of --teacher-hf reads names and phrases as they stand). Whole captions are never "
+                        "put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; Grounding DINO and MM "
+                        "Grounding DINO take `none` alone, a single prompt")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
                         "Hugging Face (name or folder), which finds the boxes in place of RUN")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
@@ -55,7 +59,11 @@ def main() -> None:
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     rank, world = worker_of(arguments.rank, arguments.world, os.environ)
     names = [] if arguments.classes is None else arguments.classes.read_text(encoding="utf-8").splitlines()

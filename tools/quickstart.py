@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torchvision.ops import box_iou
 
-from ovd.build.data import draw_world, load_validation_index
+from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
 from ovd.build.detector import TrainedDetector, load_detector
 from ovd.cli import run_tool
 from ovd.config import LabelOptions, TrainConfig, load_config
@@ -106,15 +106,12 @@ def main() -> None:
         train_from_config(config, resume=arguments.resume, evaluate=False)
     with stages.measure("evaluating"):
         trained = load_detector(config.output)
-        evaluate_run(trained, output=config.output)
+        evaluate_run(trained, output=config.output, index=index)
         for part in TRANSFER_PARTS:
-            evaluate_run(
-                trained,
-                output=config.output / f"eval-{part}",
-                annotations=world / "annotations" / f"{part}.json",
-                images=world / "images" / part,
-                format="coco",
+            transfer = load_evaluation_index(
+                world / "annotations" / f"{part}.json", world / "images" / part, "coco", report=DataReport()
             )
+            evaluate_run(trained, output=config.output / f"eval-{part}", index=transfer)
     with stages.measure("drawing pictures"):
         draw_pictures(trained, index, config.output)
     print(stages.table())

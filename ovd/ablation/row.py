@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ovd.ablation.records import Record
-from ovd.build.data import draw_world
+from ovd.build.data import draw_world, load_evaluation_index
 from ovd.build.detector import load_detector, resolve_device
 from ovd.build.text import text_of_index
 from ovd.config import (
@@ -28,7 +28,6 @@ from ovd.config import (
     flatten,
     load_config,
 )
-from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.jobs.evaluate import detect_all, evaluate_run
@@ -116,8 +115,8 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
     naming = {f"naming_{group['group']}": group["boxes"]["naming_after"] for group in report["groups"]}
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
-        index = load_annotations(
-            world / "annotations" / f"{part}.json", world / "images" / part, format="coco", report=DataReport()
+        index = load_evaluation_index(
+            world / "annotations" / f"{part}.json", world / "images" / part, "coco", report=DataReport()
         )
         text = text_of_index(config, trained.clip, index)
         transfer[part] = detect_all(trained, index, text).compute()["AP"]

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
 from ovd.config import (
     DataConfig,
@@ -16,15 +17,15 @@ from ovd.config import (
     WorldData,
     parse_config,
 )
-from ovd.data.annotations import Format, load_annotations
+from ovd.data.annotations import NO_OPTIONS, load_annotations
 from ovd.data.buckets import shape_groups
-from ovd.data.coco_zero_shot import split_coco_base, split_coco_evaluation
+from ovd.data.format_options import FormatOptions
+from ovd.data.formats import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
 from ovd.data.report import DataReport
 from ovd.data.transforms import Transform, train_transform
-from ovd.data.vocabulary import split_lvis_base
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
 from ovd.distributed import rank, world_size
@@ -35,8 +36,6 @@ from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.pair_texts import PairTexts
-
-DataFormat = Format | Literal["coco_zero_shot"]
 
 PAIRS_SEED_OFFSET = 2**32
 """Keeps the order and augmentation of pairs apart from those of the detection data."""
@@ -57,27 +56,25 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("train",), Settings(seed=source.seed))
-            format: DataFormat = "lvis"
-            annotations, images = world / "annotations" / "lvis_train.json", world / "images"
+            format: DataFormatName = "lvis"
+            annotations, options = world / "annotations" / "lvis_train.json", NO_OPTIONS
+            images: Path | None = world / "images"
         case FileData() as source:
-            format = source.format
-            annotations, images = data_root() / source.train_annotations, data_root() / source.train_images
-    if format == "coco_zero_shot":
-        index = load_annotations(annotations, images, format="coco", report=report)
-        return split_coco_base(index) if config.data.classes == "base" else split_coco_evaluation(index)
-    index = load_annotations(annotations, images, format=format, report=report)
-    if config.data.classes == "all":
-        return index
-    if format != "lvis":
+            format, options = source.format, _format_options(source, source.train_split)
+            annotations = data_root() / source.train_annotations
+            images = _images_folder(source.train_images, format)
+    split = FORMATS[format].evaluation_split if config.data.classes == "all" else FORMATS[format].base_split
+    if split is None:
+        with_novel = [name for name, other in FORMATS.items() if other.base_split is not None]
         raise ValueError(
-            f"{index.path}: data.classes is `base`, but only LVIS files and COCO's zero-shot split say which classes "
-            "are novel; set data.classes=all"
+            f"{annotations}: data.classes is `base`, but only the formats {' and '.join(with_novel)} tell novel "
+            "from base classes; set data.classes=all"
         )
-    return split_lvis_base(index)
+    return split(load_annotations(annotations, images, format=format, report=report, options=options))
 
 
 def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:
-    """The validation set with its whole vocabulary; None where the config names none."""
+    """The validation set with its whole vocabulary and its truth; None where the config names none."""
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("val",), Settings(seed=source.seed))
@@ -87,17 +84,35 @@ def load_validation_index(config: TrainConfig, report: DataReport) -> Annotation
         case FileData() as source:
             if source.val_annotations is None:
                 return None
-            images = data_root() / (source.val_images or source.train_images)
-            return load_evaluation_index(data_root() / source.val_annotations, images, source.format, report=report)
+            images = _images_folder(source.val_images or source.train_images, source.format)
+            options = _format_options(source, source.val_split)
+            annotations = data_root() / source.val_annotations
+            return load_evaluation_index(annotations, images, source.format, report=report, options=options)
 
 
 def load_evaluation_index(
-    annotations: Path, images: Path | None, format: DataFormat, *, report: DataReport
+    annotations: Path,
+    images: Path | None,
+    format: DataFormatName,
+    *,
+    report: DataReport,
+    options: FormatOptions = NO_OPTIONS,
+    with_truth: bool = True,
 ) -> AnnotationIndex:
-    """A data set with the vocabulary and the images that its benchmark judges."""
-    if format == "coco_zero_shot":
-        return split_coco_evaluation(load_annotations(annotations, images, format="coco", report=report))
-    return load_annotations(annotations, images, format=format, report=report)
+    """A data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`."""
+    index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=with_truth)
+    return FORMATS[format].evaluation_split(index)
+
+
+def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
+    if folder is None and not FORMATS[format].finds_images:
+        raise ValueError(f"data.source.train_images is missing: format {format} needs the folder of images")
+    return None if folder is None else data_root() / folder
+
+
+def _format_options(source: FileData, split: str | None) -> FormatOptions:
+    class_names = None if source.class_names is None else data_root() / source.class_names
+    return FormatOptions(split=split, class_names=class_names, zero_based=source.zero_based)
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:

@@ -3,8 +3,6 @@
 Bansal et al. 2018 (arXiv:1804.04340); the other 15 classes of COCO are left out of training and evaluation.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from ovd.data.index import AnnotationIndex
@@ -49,7 +47,7 @@ def split_coco_evaluation(index: AnnotationIndex) -> AnnotationIndex:
 
 
 def _with_objects(index: AnnotationIndex) -> AnnotationIndex:
-    return replace(index.take(np.flatnonzero(np.diff(index.boxes.offsets))), format="coco_zero_shot")
+    return index.take(np.flatnonzero(np.diff(index.boxes.offsets)))
 
 
 def _rows(index: AnnotationIndex, names: frozenset[str]) -> np.ndarray:

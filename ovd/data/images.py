@@ -1,9 +1,12 @@
-"""Reading an image file into RGB pixels, or saying why not."""
+"""Reading an image file into RGB pixels, or its size from its header; the error names what is wrong with it."""
 
 import stat
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,12 @@ from ovd.data.report import DataError
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
+
+_SIZE_THREADS = 8
+_SIZES_IN_FLIGHT = 4096
+
+_PNG_SIGNATURE_BYTES = 8
+_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -71,28 +80,14 @@ def decode_image(
     if not content:
         raise ImageError("F9", f"{name}: file is empty")
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata; what matters for pixels raises
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(BytesIO(content), formats=ALLOWED_FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError("F10", f"{name}: {height} x {width} pixels are more than {max_pixels}")
-                image.load()
-                orientation = _orientation(image)
-                rgb = _to_rgb(image)
-        except ImageError:
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ImageError("F10", f"{name}: {error}") from error
-        except UnidentifiedImageError as error:
-            raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
-        except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included
-            raise ImageError("F9", f"{name}: cannot be decoded: {error!r}") from error
+    with _without_remarks(), _opened(BytesIO(content), name, max_pixels) as image:
+        width, height = image.size
+        image.load()
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
 
     stored_size = (height, width)
-    shown_size = (width, height) if orientation >= 5 else (height, width)
+    shown_size = _shown_size(width, height, orientation)
     unrotated = expected_size is not None and shown_size != expected_size and stored_size == expected_size
     if expected_size is not None and not unrotated and shown_size != expected_size:
         raise ImageError(
@@ -104,19 +99,41 @@ def decode_image(
     return DecodedImage(pixels=np.array(rgb), unrotated=unrotated)
 
 
+def read_sizes(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> list[tuple[int, int] | ImageError]:
+    """Height and width of each image as `decode_image` would return it, from the headers; or why it cannot be used.
+
+    The errors are those of `decode_image`; damage behind a header is found when the image is decoded.
+    """
+
+    def read(path: Path) -> tuple[int, int] | ImageError:
+        try:
+            return _read_size(path, max_pixels)
+        except ImageError as error:
+            return error
+
+    sizes: list[tuple[int, int] | ImageError] = []
+    with _without_remarks(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
+        for start in range(0, len(paths), _SIZES_IN_FLIGHT):
+            sizes += pool.map(read, paths[start : start + _SIZES_IN_FLIGHT])
+    return sizes
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
         ImageError: F8 missing; F9 cannot be read, or no ordinary file; F10 over 256 MiB, before memory is taken for it.
     """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("F9", f"{path}: not an ordinary file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError("F10", f"{path}: {status.st_size} bytes are more than {MAX_BYTES}")
+    with _file_errors(path):
+        _check_file(path)
         return path.read_bytes()
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """Turns what the file system raises into an ImageError."""
+    try:
+        yield
     except FileNotFoundError:
         raise ImageError("F8", f"{path}: file is missing") from None
     except ImageError:
@@ -125,10 +142,83 @@ def read_file(path: Path) -> bytes:
         raise ImageError("F9", f"{path}: cannot be read: {error}") from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """1 (upright) to 8; damaged EXIF data says nothing, and the pixels are sound."""
+def _check_file(path: Path) -> int:
+    """The size of a file in bytes, if it is one that may be opened."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("F9", f"{path}: not an ordinary file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError("F10", f"{path}: {status.st_size} bytes are more than {MAX_BYTES}")
+    return status.st_size
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Silences Pillow's remarks on odd metadata: what matters for pixels raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextmanager
+def _opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose header is read; whatever Pillow raises until the block ends becomes an ImageError."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        with Image.open(file, formats=ALLOWED_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError("F10", f"{name}: {height} x {width} pixels are more than {max_pixels}")
+            yield image
+    except ImageError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageError("F10", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
+    except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included
+        raise ImageError("F9", f"{name}: cannot be decoded: {error!r}") from error
+
+
+def _read_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    with _file_errors(path):
+        if _check_file(path) == 0:
+            raise ImageError("F9", f"{path}: file is empty")
+        with path.open("rb") as file, _opened(file, str(path), max_pixels) as image:
+            width, height = image.size
+            if image.format == "PNG" and not _has_late_metadata(path):
+                # Pillow would decode the pixels to look for metadata behind them.
+                orientation = _orientation(image, Image.Image.getexif)
+            else:
+                orientation = _orientation(image)
+            return _shown_size(width, height, orientation)
+
+
+def _has_late_metadata(path: Path) -> bool:
+    """Whether a PNG file has metadata behind its first pixels, where it is legal but rare."""
+    with path.open("rb") as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        has_pixels = False
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            has_pixels |= kind == b"IDAT"
+            if has_pixels and kind in _PNG_METADATA:
+                return True
+            file.seek(length + 4, 1)  # over the content and its checksum
+    return False
+
+
+def _shown_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Height and width after the EXIF rotation."""
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def _orientation(
+    image: Image.Image, read_exif: Callable[[Image.Image], Image.Exif] = lambda image: image.getexif()
+) -> int:
+    """1 (upright) to 8; damaged EXIF data counts as none, since the pixels are sound."""
+    try:
+        orientation = read_exif(image).get(_EXIF_ORIENTATION, 1)
     except Exception:  # the EXIF parser raises as freely as the decoders
         return 1
     return orientation if orientation in _UPRIGHT else 1

@@ -8,25 +8,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from ovd.choices import Frequency
-
-
-@dataclass(frozen=True)
-class Category:
-    """One class of the vocabulary."""
-
-    id: int
-    name: str
-    synonyms: tuple[str, ...]
-    frequency: Frequency | None
-    """LVIS's rare, common or frequent; None where the file is silent."""
-    image_count: int
-    """Training images with the class as the file states it, else images of this file with a box of it."""
+from ovd.choices import DataFormatName
+from ovd.data.category import Category
+from ovd.data.truth import Truth
 
 
 @dataclass(frozen=True)
@@ -104,8 +93,7 @@ class AnnotationIndex:
     """All images of an annotation file, in its order, and the vocabulary, by ascending category id."""
 
     path: Path
-    format: Literal["lvis", "coco", "coco_zero_shot"]
-    """What its evaluation follows; Objects365 counts as COCO."""
+    format: DataFormatName
     categories: tuple[Category, ...]
     images_root: Path | None
     image_ids: Int64[np.ndarray, " N"]
@@ -118,6 +106,9 @@ class AnnotationIndex:
     crowd_boxes: Ragged
     negative_classes: Ragged
     not_exhaustive_classes: Ragged
+    truth: Truth | None = None
+    """What evaluators compare detections with, of the whole file also where the index has a part of it (`take`,
+    `keep_classes`); None for training sets, which do not need it."""
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -1,6 +1,13 @@
-"""What is known to be amiss in the annotation files of Objects365 (v1 and v2), so that nobody has to edit them."""
+"""Objects365 (v1 and v2): COCO's form, with the known faults of its files corrected while reading."""
 
+from dataclasses import replace
 from pathlib import PurePosixPath
+
+import numpy as np
+
+from ovd.data.coco_json import read_coco_json
+from ovd.data.report import DataReport
+from ovd.data.table import AnnotationTable, ReadRequest
 
 NAME_FIXES = {
     "Moniter/TV": "Monitor/TV",
@@ -35,6 +42,28 @@ NOT_RELEASED = frozenset(
     }
 )
 """Images of the training file that no archive holds."""
+
+
+def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    """Reads an annotation file as `read_coco_json` does and corrects class names and paths of images.
+
+    An index leaves out the images that were never released; `report` counts them (F8).
+    """
+    table = read_coco_json(request, report, federated=False)
+    categories = tuple(replace(category, name=class_name(category.name)) for category in table.categories)
+    if table.image_files is None:
+        return replace(table, categories=categories)
+    released = np.array([is_released(file) for file in table.image_files], dtype=bool)
+    for row in np.flatnonzero(~released).tolist():
+        report.repaired(
+            "F8", f"{table.path}: image {table.image_ids[row]}, {table.image_files[row]}: left out, no archive holds it"
+        )
+    return replace(
+        table,
+        categories=categories,
+        image_files=tuple(image_file(file) for file in table.image_files),
+        is_available=None if released.all() else released,
+    )
 
 
 def class_name(name: str) -> str:

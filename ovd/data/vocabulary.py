@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from ovd.data.index import AnnotationIndex, Category, Ragged
+from ovd.data.category import Category
+from ovd.data.index import AnnotationIndex, Ragged
 
 _NUM_NAMED = 20
 

@@ -1,9 +1,8 @@
-"""COCO box metrics, for COCO itself and for any data set in COCO JSON: every class is judged in every image."""
+"""COCO box metrics, for COCO itself and for any data set but LVIS: every class is judged in every image."""
 
 import contextlib
 import io
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import hotcoco
 import numpy as np
@@ -11,11 +10,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ovd.choices import Engine
+from ovd.data.truth import Truth
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import PrecisionRecall
-from ovd.evaluation.report import Curve, Evaluation, Section, class_rows
+from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results
-from ovd.evaluation.truth import Truth, read_truth
 
 MAX_PER_IMAGE_AND_CLASS = (1, 10, 100)
 
@@ -26,25 +25,26 @@ class COCOEvaluator(BoxEvaluator):
     Detections inside a crowd region that match no object are forgiven.
 
     Args:
-        annotations: COCO JSON file; category ids may have gaps, `iscrowd` may be missing (no crowd).
+        truth: of a data set without federated labels; category ids may have gaps.
         category_ids: category id of each vocabulary row, see `BoxEvaluator`.
         engine: "hotcoco", or "official": pycocotools.
         groups: names of classes, in named groups. If there are any, nothing but their classes is judged, on images with
             an object of one.
 
     Raises:
-        ValueError: the file is faulty, or lacks a class of a group; unknown `category_ids`.
+        ValueError: the truth has federated labels, or lacks a class of a group; unknown `category_ids`.
     """
 
     def __init__(
         self,
-        annotations: Path,
+        truth: Truth,
         category_ids: tuple[int, ...],
         *,
         engine: Engine = "hotcoco",
         groups: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        truth = read_truth(annotations, federated=False)
+        if truth.is_federated:
+            raise ValueError(f"{truth.path} was read as LVIS, without crowds; COCO metrics need another format")
         if groups:
             truth = _only_classes(truth, set().union(*groups.values()))
         super().__init__(truth, category_ids)
@@ -62,7 +62,7 @@ class COCOEvaluator(BoxEvaluator):
         return Evaluation(
             engine=self._engine,
             sections=(
-                Section(
+                ProtocolMetrics(
                     f"COCO box AP, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
                     {
                         "AP": figures.average_precision(),

@@ -31,10 +31,16 @@ def evaluate_detector(
 
     Args:
         text: one unit row per category of `index`, in its order.
+        index: loaded with its truth.
         batch_size, workers, ensemble: as for `Inference.dataset`.
+
+    Raises:
+        ValueError: the index has no truth.
     """
     category_ids = tuple(category.id for category in index.categories)
-    evaluator = box_evaluator(index.path, index.format, category_ids, engine=engine)
+    if index.truth is None:
+        raise ValueError(f"{index.path} was loaded without its truth: an evaluation needs with_truth=True")
+    evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
     found = inference.dataset(text, own, batch_size=batch_size, workers=workers, ensemble=ensemble)
     for image_id, detections in progress(found, len(own), "detecting"):

@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 import numpy as np
 from jaxtyping import Bool
 
+from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
-from ovd.evaluation.truth import Truth
 from ovd.structures import Detections
 
 
@@ -15,7 +15,7 @@ class BoxEvaluator(ABC):
     """Collects detections of an annotation file's images; an image never added counts as one without detections.
 
     Args:
-        truth: the annotation file.
+        truth: the true boxes of the annotation file.
         category_ids: the file's category id of each row of the vocabulary that the detector was asked for. Categories
             of the file that no row maps to are evaluated all the same: their boxes count as missed.
 

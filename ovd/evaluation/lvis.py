@@ -9,7 +9,6 @@ forgiven where the class was not annotated exhaustively.
 import contextlib
 import io
 import logging
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,11 +16,11 @@ import hotcoco
 import numpy as np
 
 from ovd.choices import Engine
+from ovd.data.truth import Truth
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import PrecisionRecall
-from ovd.evaluation.report import Curve, Evaluation, Section, class_rows
+from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
-from ovd.evaluation.truth import Truth, read_truth
 
 MAX_PER_IMAGE = 300
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
@@ -33,25 +32,26 @@ class LVISEvaluator(BoxEvaluator):
     Metrics: `AP AP50 AP75 APs APm APl APr APc APf AR@300` (ordinary) and `AP_fixed AP50_fixed ... APf_fixed`.
 
     Args:
-        annotations: LVIS JSON file, v0.5 or v1.
+        truth: of an LVIS file, v0.5 or v1.
         category_ids: category id of each vocabulary row, see `BoxEvaluator`.
         engine: "hotcoco", or "official": the `lvis` package.
         max_per_class: fixed AP's limit of detections per class.
 
     Raises:
-        ValueError: the file is not LVIS (images without `neg_category_ids` would silently change AP) or is faulty;
-            unknown `category_ids`.
+        ValueError: the truth has no federated labels, without which AP would silently change; unknown `category_ids`.
     """
 
     def __init__(
         self,
-        annotations: Path,
+        truth: Truth,
         category_ids: tuple[int, ...],
         *,
         engine: Engine = "hotcoco",
         max_per_class: int = 10_000,
     ) -> None:
-        super().__init__(read_truth(annotations, federated=True), category_ids)
+        if not truth.is_federated:
+            raise ValueError(f"{truth.path} was not read as LVIS: without federated labels its metrics would change")
+        super().__init__(truth, category_ids)
         self._engine = engine
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
@@ -71,11 +71,11 @@ class LVISEvaluator(BoxEvaluator):
         return Evaluation(
             engine=self._engine,
             sections=(
-                Section(
+                ProtocolMetrics(
                     f"LVIS box AP, ordinary, {MAX_PER_IMAGE} per image, federated",
                     {**self._average_precisions(ordinary), f"AR@{MAX_PER_IMAGE}": ordinary.average_recall()},
                 ),
-                Section(
+                ProtocolMetrics(
                     f"LVIS box AP, fixed, {self._max_per_class} per class over the data set, federated",
                     {f"{name}_fixed": value for name, value in self._average_precisions(fixed).items()},
                 ),

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float64
 from matplotlib.figure import Figure
 
+from ovd.data.truth import Truth
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall, mean_of_known
 from ovd.evaluation.results import Results
-from ovd.evaluation.truth import Truth
 from ovd.files import whole_file
 
 
 @dataclass(frozen=True)
-class Section:
+class ProtocolMetrics:
     """Metrics of one protocol, 0 to 1; -1 where there is no true box to speak of."""
 
     protocol: str
@@ -55,7 +55,7 @@ class Evaluation:
     """Everything one evaluation found. `classes` and `curves` belong to the first section's protocol."""
 
     engine: str
-    sections: tuple[Section, ...]
+    sections: tuple[ProtocolMetrics, ...]
     notes: tuple[str, ...]
     """What was counted or left out, and what the annotation file cannot tell."""
     classes: tuple[ClassRow, ...]

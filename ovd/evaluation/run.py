@@ -1,52 +1,51 @@
 """Evaluating a results file: no detector, no images."""
 
 from pathlib import Path
-from typing import Literal, assert_never
 
-from ovd.choices import Engine
-from ovd.data.coco_zero_shot import GROUPS
+from ovd.choices import DataFormatName, Engine
+from ovd.data.annotations import NO_OPTIONS, load_truth
+from ovd.data.format_options import FormatOptions
+from ovd.data.formats import FORMATS
+from ovd.data.truth import Truth
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
-Protocol = Literal["lvis", "coco", "coco_zero_shot", "objects365"]
-
 
 def box_evaluator(
-    annotations: Path, protocol: Protocol, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
+    truth: Truth, format: DataFormatName, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
 ) -> BoxEvaluator:
-    """The evaluator of a benchmark; see the evaluators for arguments and errors."""
-    match protocol:
-        case "lvis":
-            return LVISEvaluator(annotations, category_ids, engine=engine)
-        case "coco" | "objects365":
-            return COCOEvaluator(annotations, category_ids, engine=engine)
-        case "coco_zero_shot":
-            return COCOEvaluator(annotations, category_ids, engine=engine, groups=GROUPS)
-        case _:
-            assert_never(protocol)
+    """The evaluator of a format's benchmark; see the evaluators for arguments and errors."""
+    if FORMATS[format].protocol == "lvis":
+        return LVISEvaluator(truth, category_ids, engine=engine)
+    return COCOEvaluator(truth, category_ids, engine=engine, groups=FORMATS[format].groups)
 
 
 def evaluate_results_file(
     annotations: Path,
     results: Path,
-    format: Protocol,
+    format: DataFormatName,
     engine: Engine = "hotcoco",
     output_dir: Path | None = None,
+    *,
+    images: Path | None = None,
+    options: FormatOptions = NO_OPTIONS,
 ) -> dict[str, float]:
     """Prints the metrics with their protocols, writes the report's files and returns the metrics.
 
     Args:
-        annotations: annotation file in LVIS or COCO JSON.
+        annotations: the data set that was detected in, as `load_annotations` takes it.
         results: file in COCO results format, see `ovd.evaluation.results`.
         output_dir: where the report goes; None writes none.
+        images: folder of images, for formats whose boxes depend on the images' sizes (YOLO).
 
     Raises:
         ValueError: a faulty file; names it and the record.
     """
-    evaluator = box_evaluator(annotations, format, (), engine=engine)
+    truth = load_truth(annotations, images, format=format, options=options)
+    evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     evaluation = evaluator.evaluate()
     print(format_table(evaluation))

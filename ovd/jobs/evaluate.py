@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.build.data import DataFormat, load_evaluation_index, load_validation_index
+from ovd.build.data import load_validation_index
 from ovd.build.detector import TrainedDetector, build_inference, configured_clip, score_ensemble
 from ovd.build.text import text_of_index
 from ovd.choices import Engine
@@ -61,28 +61,23 @@ def evaluate_run(
     trained: TrainedDetector,
     *,
     output: Path,
-    annotations: Path | None = None,
-    images: Path | None = None,
-    format: DataFormat | None = None,
+    index: AnnotationIndex | None = None,
     engine: Engine | None = None,
     size: int | None = None,
 ) -> Evaluation:
-    """Evaluate on a data set with a vocabulary of its own, by default the run's validation set; write all files.
+    """Evaluate on a data set with a vocabulary of its own; write all files.
+
+    Args:
+        index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
 
     Raises:
-        ValueError: no data set is given and the run has none, or it is given only in part.
+        ValueError: no data set is given and the run has none.
     """
     config = trained.config
-    if annotations is None:
-        if images is not None or format is not None:
-            raise ValueError("--images and --format belong to --annotations, which is missing")
+    if index is None:
         index = load_validation_index(config, DataReport())
-        if index is None:
-            raise ValueError("the run's config names no validation set; give --annotations, --images and --format")
-    elif images is None or format is None:
-        raise ValueError("--annotations needs --images (their folder) and --format (lvis, coco, ...)")
-    else:
-        index = load_evaluation_index(annotations, images, format, report=DataReport())
+    if index is None:
+        raise ValueError("the run's config names no validation set; give --annotations, --images and --format")
     text = text_of_index(config, trained.clip, index)
     evaluator = detect_all(trained, index, text, engine=engine, size=size)
     output.mkdir(parents=True, exist_ok=True)

@@ -109,13 +109,14 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
 def _evaluate(path: Path, index: AnnotationIndex, output: Path) -> dict[str, float]:
     """The metrics of a detector on a data set; those in the folder where they are of the same two."""
     done, source = output / "metrics.json", output / "evaluated.json"
-    evaluated = {"detector": str(find_checkpoint(path).folder), "annotations": str(index.path)}
+    evaluated = {
+        "detector": str(find_checkpoint(path).folder),
+        "annotations": str(index.path),
+        "fingerprint": index.fingerprint(),  # a data.yaml has several sets
+    }
     if not (done.exists() and source.exists() and json.loads(source.read_text()) == evaluated):
         print(f"{path} on {index.path}")
-        assert index.images_root is not None
         source.unlink(missing_ok=True)
-        evaluate_run(
-            load_detector(path), output=output, annotations=index.path, images=index.images_root, format=index.format
-        )
+        evaluate_run(load_detector(path), output=output, index=index)
         source.write_text(json.dumps(evaluated))
     return json.loads(done.read_text())["metrics"]

@@ -31,9 +31,10 @@ def pseudo_label_run(
 
     Args:
         trained: the teacher; its text tower is the one that a student of the labels will speak.
-        templates: one of TEMPLATES that names and phrases are asked for in; the run's by default. Captions are asked
-            for as they stand.
-        teacher_hf: a zero-shot detector of transformers that finds the boxes instead.
+        templates: one of TEMPLATES that names and phrases are asked for in, and stored in as text variants; the run's
+            by default. Captions are asked for as they stand.
+        teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
+            names and phrases as they stand; the text variants are then still in the run's.
         size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
     """
     config = trained.config
@@ -49,6 +50,7 @@ def pseudo_label_run(
             score_threshold=options.score_threshold,
             max_boxes=max_boxes,
             nms_iou=config.eval.nms_iou,
+            templates=None if templates is None else prompts,
         )
     else:
         if config.eval.ensemble is not None:  # CLIP's part of the scores wants a whole vocabulary to choose from

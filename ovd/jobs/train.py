@@ -35,7 +35,6 @@ from ovd.engine.step import Criterion
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.report import format_table, write_report
-from ovd.evaluation.truth import read_truth
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine
@@ -75,8 +74,6 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     with main_first():  # it may have to draw the world
         index = load_training_index(config, report)
         validation = load_validation_index(config, DataReport()) if evaluate else None
-    if validation is not None:  # a file that the evaluator refuses is refused now, not after the training
-        read_truth(validation.path, federated=validation.format == "lvis")
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)

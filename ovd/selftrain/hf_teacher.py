@@ -27,7 +27,7 @@ from ovd.text.prompts import clean_name, fill
 _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 
-_QUERIES_PER_PASS = 512
+_PROMPTS_PER_PASS = 512
 """Of OWL models, which set no limit; memory grows with it, and every further pass runs the backbone again."""
 
 _CANDIDATES = 5000
@@ -40,12 +40,12 @@ _NUM_LISTED = 20
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """The text of one forward pass."""
+class _Pass:
+    """The prompts of one forward pass."""
 
     inputs: dict[str, Tensor]
     spans: dict[int, slice]
-    """Where on the logits' last axis each query stands, by its position in the image's queries."""
+    """Where on the logits' last axis each prompt stands, by its position among the prompts of the image."""
 
 
 class HuggingFaceTeacher:
@@ -56,8 +56,12 @@ class HuggingFaceTeacher:
     So an image's labels do not depend on what it was batched with.
 
     Every pair of a box and a query scores, not each box's best query alone. Grounding DINO scores tokens; a query's
-    score is the mean over its tokens, as in its authors' COCO evaluation. OWL models read 16 tokens of a query,
-    Grounding DINO 256 of all queries of a pass; a longer query is cut, and more queries take several passes.
+    score is the mean over its tokens, as in its authors' COCO evaluation. OWL models read 16 tokens of a prompt,
+    Grounding DINO 256 of all prompts of a pass; a longer prompt is cut, and more prompts take several passes.
+
+    OWL models find the same boxes whatever they are asked. They can be asked for a query in several templates; a box's
+    score for the query is then its probability's mean over the prompts, by this toolkit's choice. The boxes of
+    Grounding DINO depend on the text, so several prompts would share no box to average over; it takes one template.
     """
 
     def __init__(
@@ -68,34 +72,41 @@ class HuggingFaceTeacher:
         score_threshold: float,
         max_boxes: int,
         nms_iou: float,
-        template: str | None = None,
+        templates: tuple[str, ...] | None = None,
     ):
-        """
+        """Load the model and its processor.
+
         Args:
             name_or_folder: a name on the hub (downloaded once; HF_HUB_OFFLINE=1 keeps to what is cached) or a folder
                 that `save_pretrained` wrote, with its processor.
             score_threshold: boxes must score more.
             max_boxes: most boxes of an image, the best ones.
             nms_iou: overlap above which the weaker of two boxes of the same query is dropped.
-            template: what names and phrases are put into, cleaned (text/prompts.py), for example "a photo of
-                {article} {}"; without one, the model reads a query as it stands, as captions are.
+            templates: what names and phrases are put into, cleaned (text/prompts.py), for example ("a photo of
+                {article} {}",); with None, the model reads a query as it stands, as captions are.
 
         Raises:
             ValueError: transformers is not installed, the model is neither cached nor downloadable, it is of another
-                kind, or its weights are incomplete.
+                kind, its weights are incomplete, a template has no {}, or there are more templates than the model
+                takes.
         """
-        if template is not None and "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}} for the query to stand in")
-        self._family, self._processor, model = _load(str(name_or_folder))
+        prompts_per_query = 1 if templates is None else len(templates)
+        if not prompts_per_query:
+            raise ValueError("templates are an empty tuple; give at least one, or None to ask queries as they stand")
+        for template in templates or ():
+            if "{}" not in template:
+                raise ValueError(f"template {template!r} has no {{}} for the query to stand in")
+        self._family, self._processor, model = _load(str(name_or_folder), prompts_per_query)
         self._model = model.to(device).eval()
         self._device = device
         self._score_threshold = score_threshold
         self._max_boxes = max_boxes
         self._nms_iou = nms_iou
-        self._template = template
+        self._templates = templates
+        self._prompts_per_query = prompts_per_query
         self.name = (
-            f"{name_or_folder} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, template "
-            f"{template!r}, score_threshold {score_threshold}, max_boxes {max_boxes}, nms_iou {nms_iou}"
+            f"{name_or_folder} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, "
+            f"templates {templates!r}, score_threshold {score_threshold}, max_boxes {max_boxes}, nms_iou {nms_iou}"
         )
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
@@ -108,38 +119,56 @@ class HuggingFaceTeacher:
 
     @torch.no_grad()
     def _detect_image(self, image: UInt8[np.ndarray, "H W 3"], queries: tuple[str, ...]) -> TeacherBoxes:
-        height, width = image.shape[:2]
-        least = -(-max(height, width) // _LARGEST_ASPECT)
-        seen = np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
-        pixels = self._processor.image_processor(images=Image.fromarray(seen), return_tensors="pt")
         found_boxes, found_scores, found_texts = [torch.zeros(0, 4)], [torch.zeros(0)], [torch.zeros(0).long()]
-        for prompt in self._prompts(queries):
-            inputs = {name: tensor.to(self._device) for name, tensor in (prompt.inputs | dict(pixels)).items()}
-            outputs = self._model(**inputs)
-            boxes = self._to_pixels(outputs.pred_boxes[0].cpu(), seen.shape[:2])
-            boxes = clip_boxes(boxes, torch.tensor([height, width]))
-            probabilities = outputs.logits[0].sigmoid().cpu()
-            scores = torch.stack([probabilities[:, span].mean(dim=1) for span in prompt.spans.values()], dim=1)
+        for boxes, scores, positions in self._score(image, queries):
             if boxes.isnan().any() or scores.isnan().any():
                 raise ValueError(f"{self.name} gave NaN for an image: its weights or its input are broken")
             visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             rows, columns = (visible[:, None] & (scores > self._score_threshold)).nonzero().unbind(dim=1)
             found_boxes.append(boxes[rows])
             found_scores.append(scores[rows, columns])
-            found_texts.append(torch.tensor(list(prompt.spans))[columns])
+            found_texts.append(torch.tensor(positions)[columns])
         boxes, scores, texts = torch.cat(found_boxes), torch.cat(found_scores), torch.cat(found_texts)
         best = scores.argsort(descending=True, stable=True)[:_CANDIDATES]
         boxes, scores, texts = boxes[best], scores[best], texts[best]
         kept = batched_nms(boxes.double(), scores.double(), texts, self._nms_iou).sort().values[: self._max_boxes]
         return TeacherBoxes(boxes=boxes[kept].numpy(), scores=scores[kept].numpy(), texts=texts[kept].numpy())
 
-    def _prompts(self, queries: tuple[str, ...]) -> Iterator[_Prompt]:
-        texts = list(queries)
-        if self._template is not None:
-            texts = [fill(self._template, clean_name(query)) for query in queries]
+    def _score(
+        self, image: UInt8[np.ndarray, "H W 3"], queries: tuple[str, ...]
+    ) -> Iterator[tuple[Float[Tensor, "P 4"], Float[Tensor, "P C"], list[int]]]:
+        """Boxes in the image, their scores for C of the queries, and these queries' positions, pass by pass.
+
+        A query is scored by the pass that reads the last of its prompts.
+        """
+        num_prompts = self._prompts_per_query
+        height, width = image.shape[:2]
+        least = -(-max(height, width) // _LARGEST_ASPECT)
+        seen = np.pad(image, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
+        pixels = self._processor.image_processor(images=Image.fromarray(seen), return_tensors="pt")
+        read: list[tuple[int, Tensor]] = []  # a prompt's position and the boxes' probabilities
+        for of_pass in self._passes(queries):
+            inputs = {name: tensor.to(self._device) for name, tensor in (of_pass.inputs | dict(pixels)).items()}
+            outputs = self._model(**inputs)
+            boxes = self._to_pixels(outputs.pred_boxes[0].cpu(), seen.shape[:2])
+            boxes = clip_boxes(boxes, torch.tensor([height, width]))
+            probabilities = outputs.logits[0].sigmoid().cpu()
+            read += [(prompt, probabilities[:, span].mean(dim=1)) for prompt, span in of_pass.spans.items()]
+            num_whole = len(read) - len(read) % num_prompts
+            whole, read = read[:num_whole], read[num_whole:]
+            if whole:
+                by_prompt = torch.stack([of_prompt for _, of_prompt in whole], dim=1)
+                scores = by_prompt.unflatten(1, (-1, num_prompts)).mean(dim=2)
+                yield boxes, scores, [prompt // num_prompts for prompt, _ in whole[::num_prompts]]
+
+    def _passes(self, queries: tuple[str, ...]) -> Iterator[_Pass]:
+        """The prompts of an image, divided: the first query in every template, then the second, and so on."""
+        prompts = list(queries)
+        if self._templates is not None:
+            prompts = [fill(template, clean_name(query)) for query in queries for template in self._templates]
         if self._family in _OWL:
-            return _owl_prompts(self._processor.tokenizer, texts, self._model.config.text_config)
-        return _grounding_dino_prompts(self._processor.tokenizer, texts, self._model.config.max_text_len)
+            return _owl_passes(self._processor.tokenizer, prompts, self._model.config.text_config)
+        return _grounding_dino_passes(self._processor.tokenizer, prompts, self._model.config.max_text_len)
 
     def _to_pixels(self, boxes: Float[Tensor, "P 4"], size: tuple[int, int]) -> Float[Tensor, "P 4"]:
         """From fractions (centre, size) of what the model saw to corners in the image of this height and width.
@@ -152,7 +181,7 @@ class HuggingFaceTeacher:
         return box_convert(boxes, "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
 
 
-def _load(name: str) -> tuple[str, Any, Any]:
+def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
     """Family, processor and model (they share no typed base), float32 on the CPU."""
     try:
         from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
@@ -165,6 +194,12 @@ def _load(name: str) -> tuple[str, Any, Any]:
     if family not in _OWL + _GROUNDING_DINO:
         known = ", ".join(_OWL + _GROUNDING_DINO)
         raise ValueError(f"the teacher {name} is a {family!r}; zero-shot detectors that can be used are: {known}")
+    if family in _GROUNDING_DINO and prompts_per_query > 1:
+        raise ValueError(
+            f"the teacher {name} is a {family!r}, whose boxes depend on the text: it cannot be asked in "
+            f"{prompts_per_query} templates; give a single one (--templates none), leave --templates out, or take an "
+            "OWL-ViT or OWLv2"
+        )
     processor = _read(AutoProcessor, name)
     # transformers would load in the precision of the file, and fill weights that are missing with random ones.
     model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
@@ -185,10 +220,10 @@ def _read(kind: Any, name: str, **options: Any) -> Any:
         ) from error
 
 
-def _owl_prompts(tokenizer: Any, texts: list[str], text_config: Any) -> Iterator[_Prompt]:
-    """Every query is a sequence of its own, and a column of the logits."""
-    for start in range(0, len(texts), _QUERIES_PER_PASS):
-        chunk = texts[start : start + _QUERIES_PER_PASS]
+def _owl_passes(tokenizer: Any, prompts: list[str], text_config: Any) -> Iterator[_Pass]:
+    """Every prompt is a sequence of its own, and a column of the logits."""
+    for start in range(0, len(prompts), _PROMPTS_PER_PASS):
+        chunk = prompts[start : start + _PROMPTS_PER_PASS]
         tokens = tokenizer(
             chunk,
             padding="max_length",
@@ -196,41 +231,41 @@ def _owl_prompts(tokenizer: Any, texts: list[str], text_config: Any) -> Iterator
             max_length=text_config.max_position_embeddings,
             return_tensors="pt",
         )
-        yield _Prompt(
+        yield _Pass(
             {name: tokens[name] for name in ("input_ids", "attention_mask")},
             {start + column: slice(column, column + 1) for column in range(len(chunk))},
         )
 
 
-def _grounding_dino_prompts(tokenizer: Any, texts: list[str], max_tokens: int) -> Iterator[_Prompt]:
-    """Queries are joined to one sequence, each ended by a full stop; a column of the logits is a token of it.
+def _grounding_dino_passes(tokenizer: Any, prompts: list[str], max_tokens: int) -> Iterator[_Pass]:
+    """Prompts are joined to one sequence, each ended by a full stop; a column of the logits is a token of it.
 
-    The model reads between full stops and question marks; those inside a query would cut it in two and are left out. A
-    query without any other token is not asked for.
+    The model reads between full stops and question marks; those inside a prompt would cut it in two and are left out.
+    A prompt without any other token is not asked for.
     """
     begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     stop, question = tokenizer.convert_tokens_to_ids([".", "?"])
     ids: list[int] = [begin]
     spans: dict[int, slice] = {}
-    for position, text in enumerate(texts):
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
-        query = [token for token in tokens if token not in (begin, end, stop, question)][: max_tokens - 3]
-        if not query:
+    for position, prompt in enumerate(prompts):
+        tokens = tokenizer(prompt, add_special_tokens=False).input_ids
+        kept = [token for token in tokens if token not in (begin, end, stop, question)][: max_tokens - 3]
+        if not kept:
             continue
-        if len(ids) + len(query) + 2 > max_tokens:
+        if len(ids) + len(kept) + 2 > max_tokens:
             yield _one_sequence([*ids, end], spans)
             ids, spans = [begin], {}
-        spans[position] = slice(len(ids), len(ids) + len(query))
-        ids += [*query, stop]
+        spans[position] = slice(len(ids), len(ids) + len(kept))
+        ids += [*kept, stop]
     if spans:
         yield _one_sequence([*ids, end], spans)
 
 
-def _one_sequence(ids: list[int], spans: dict[int, slice]) -> _Prompt:
+def _one_sequence(ids: list[int], spans: dict[int, slice]) -> _Pass:
     input_ids = torch.tensor([ids])
     inputs = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "token_type_ids": torch.zeros_like(input_ids),
     }
-    return _Prompt(inputs, spans)
+    return _Pass(inputs, spans)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovd.data.images import ImageError, decode_image, read_image
+from ovd.data.images import ImageError, decode_image, read_image, read_sizes
 
 HEIGHT, WIDTH = 40, 60
 
@@ -216,3 +216,54 @@ except ImageError as error:
 def test_damaged_exif_does_not_lose_the_image_and_no_warning_escapes():
     content = encode(Image.fromarray(scene()), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff", quality=95)
     assert read_image(content, expected_size=(HEIGHT, WIDTH)).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_sizes_from_headers_are_those_of_the_decoded_images(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(scene())
+    contents = {
+        "a.jpg": encode(image, "JPEG", exif=exif),
+        "b.png": encode(image, "PNG", exif=exif),
+        "c.webp": encode(image, "WEBP", exif=exif),
+        "d.bmp": encode(image, "BMP"),
+        "e.png": encode(image, "PNG"),
+        "f.png": with_late_exif(encode(image, "PNG"), exif),
+        "g.jpg": b"",
+        "h.jpg": b"no image",
+        "i.gif": encode(image, "GIF"),
+        "j.jpg": encode(image, "JPEG")[:-30],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in (*contents, "missing.jpg")]
+    for path, size in zip(paths, read_sizes(paths), strict=True):
+        if isinstance(size, ImageError):
+            with pytest.raises(ImageError) as caught:
+                read_image(path)
+            assert (caught.value.code, str(caught.value)) == (size.code, str(size))
+        elif path.name != "j.jpg":  # whose damage is behind the header
+            assert read_image(path).shape[:2] == size
+    assert read_sizes(paths[:6]) == [(WIDTH, HEIGHT)] * 3 + [(HEIGHT, WIDTH)] * 2 + [(WIDTH, HEIGHT)]
+    assert read_sizes([]) == []
+
+
+def with_late_exif(png: bytes, exif: Image.Exif) -> bytes:
+    """A PNG with its EXIF data behind the pixels."""
+    data = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    end = png.rindex(b"IEND") - 4
+    return png[:end] + chunk + png[end:]
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encode(Image.fromarray(scene()), "PNG"))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert read_sizes([tmp_path / "a.png"]) == [(HEIGHT, WIDTH)]
+
+
+def test_the_size_of_a_bomb_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(Image.fromarray(scene()), "PNG"))
+    (size,) = read_sizes([tmp_path / "a.png"], max_pixels=100)
+    assert isinstance(size, ImageError)
+    assert size.code == "F10"

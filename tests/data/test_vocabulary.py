@@ -6,7 +6,7 @@ import pytest
 
 from ovd.choices import Frequency
 from ovd.data.annotations import load_annotations
-from ovd.data.index import Category
+from ovd.data.category import Category
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import VocabularyLeak, base_classes, check_no_leak, keep_classes, split_lvis_base
 

@@ -11,6 +11,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ovd.data.annotations import load_truth
+from ovd.data.truth import Truth
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.results import Results, load_results, write_results
 from ovd.structures import Detections
@@ -22,6 +24,10 @@ REAL, REAL_RESULTS = SHARED / "coco_instances_val2014_100.json", SHARED / "coco_
 needs_real_annotations = pytest.mark.skipif(
     not (REAL.exists() and REAL_RESULTS.exists()), reason=f"{REAL} or {REAL_RESULTS} is not on this machine"
 )
+
+
+def truth_of(annotations: Path) -> Truth:
+    return load_truth(annotations, format="coco")
 
 
 def official_metrics(annotations: Path, results: Path) -> dict[str, float]:
@@ -88,7 +94,7 @@ def noisy_results(dataset: dict, *, per_box: int, spare: int, rng: np.random.Gen
 
 
 def evaluate(annotations: Path, results: Path, engine) -> dict[str, float]:
-    evaluator = COCOEvaluator(annotations, (), engine=engine)
+    evaluator = COCOEvaluator(truth_of(annotations), (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     return evaluator.compute()
 
@@ -141,7 +147,7 @@ def test_annotation_id_zero_can_be_matched(engine, small):
         "categories": [{"id": 0, "name": "boat"}],
     }
     small.write_text(json.dumps(dataset))
-    evaluator = COCOEvaluator(small, (0,), engine=engine)
+    evaluator = COCOEvaluator(truth_of(small), (0,), engine=engine)
     evaluator.update(0, Detections(torch.tensor([[5.0, 5, 55, 25]]), torch.tensor([0.3]), torch.tensor([0])))
     metrics = evaluator.compute()
     assert [metrics[name] for name in ("AP", "AP50", "AR1", "APs", "APm")] == pytest.approx([1, 1, 1, 1, -1])
@@ -150,7 +156,7 @@ def test_annotation_id_zero_can_be_matched(engine, small):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_detections_given_image_by_image_equal_the_written_file(engine, small, tmp_path):
     rng = np.random.default_rng(1)
-    evaluator = COCOEvaluator(small, (17, 90, 3, 41), engine=engine)
+    evaluator = COCOEvaluator(truth_of(small), (17, 90, 3, 41), engine=engine)
     for image_id in (4, 9, 12, 30):
         corners = torch.from_numpy(rng.uniform(0, 60, (60, 2)).astype(np.float32))
         sizes = torch.from_numpy(rng.uniform(5, 110, (60, 2)).astype(np.float32))
@@ -167,7 +173,7 @@ def test_detections_given_image_by_image_equal_the_written_file(engine, small, t
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_detections_score_zero(engine, small):
-    metrics = COCOEvaluator(small, (3,), engine=engine).compute()
+    metrics = COCOEvaluator(truth_of(small), (3,), engine=engine).compute()
     assert max(annotation["area"] for annotation in json.loads(small.read_text())["annotations"]) < 96**2
     assert metrics == dict.fromkeys(NAMES, 0) | {"APl": -1}  # no true box is large
 
@@ -183,15 +189,15 @@ def test_bad_results_are_refused_by_name(engine, column, small):
     }
     columns[column][1] = 1000 if column.endswith("ids") else np.nan
     with pytest.raises(ValueError, match=r"run\.json: record 1 "):
-        COCOEvaluator(small, (), engine=engine).add_results(Results(**columns), source="run.json")
+        COCOEvaluator(truth_of(small), (), engine=engine).add_results(Results(**columns), source="run.json")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_are_silent(engine, small, capfd):
-    COCOEvaluator(small, (), engine=engine).compute()
+    COCOEvaluator(truth_of(small), (), engine=engine).compute()
     assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_protocol_is_said(small):
-    evaluation = COCOEvaluator(small, ()).evaluate()
+    evaluation = COCOEvaluator(truth_of(small), ()).evaluate()
     assert [section.protocol for section in evaluation.sections] == ["COCO box AP, 100 per image and class"]

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from ovd.data.annotations import load_truth
+from ovd.data.report import DataError
+from ovd.data.truth import Truth
+from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.results import Results, load_results, write_results
 from ovd.structures import Detections
@@ -20,6 +24,10 @@ ENGINES = ("hotcoco", "official")
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "lvis_val_100.json"
 needs_real_annotations = pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not on this machine")
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+def truth_of(annotations: Path) -> Truth:
+    return load_truth(annotations, format="lvis")
 
 
 def official_metrics(annotations: Path, results: Path, max_dets: int) -> dict[str, float]:
@@ -143,7 +151,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def evaluate(annotations: Path, results: Path, engine, **options) -> dict[str, float]:
-    evaluator = LVISEvaluator(annotations, (), engine=engine, **options)
+    evaluator = LVISEvaluator(truth_of(annotations), (), engine=engine, **options)
     evaluator.add_results(load_results(results), source=str(results))
     return evaluator.compute()
 
@@ -177,7 +185,7 @@ def test_small_files_equal_the_official_evaluator(engine, seed, tmp_path):
 def test_detections_given_image_by_image_equal_the_written_file(engine, small, tmp_path):
     rng = np.random.default_rng(1)
     vocabulary = (8, 20, 3, 7)  # not the file's order
-    evaluator = LVISEvaluator(small, vocabulary, engine=engine)
+    evaluator = LVISEvaluator(truth_of(small), vocabulary, engine=engine)
     for image_id in (4, 5, 9, 12, 30):
         corners = torch.from_numpy(rng.uniform(0, 60, (40, 2)).astype(np.float32))
         sizes = torch.from_numpy(rng.uniform(5, 60, (40, 2)).astype(np.float32))
@@ -201,7 +209,7 @@ def test_detections_given_image_by_image_equal_the_written_file(engine, small, t
 def test_true_boxes_as_detections_are_perfect(engine, small):
     dataset = json.loads(small.read_text())
     vocabulary = (7, 3, 20, 8)
-    evaluator = LVISEvaluator(small, vocabulary, engine=engine)
+    evaluator = LVISEvaluator(truth_of(small), vocabulary, engine=engine)
     for image in dataset["images"]:
         own = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
         boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)])
@@ -216,7 +224,7 @@ def test_true_boxes_as_detections_are_perfect(engine, small):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("as_empty_updates", [False, True])
 def test_no_detections_score_zero(engine, as_empty_updates, small):
-    evaluator = LVISEvaluator(small, (3,), engine=engine)
+    evaluator = LVISEvaluator(truth_of(small), (3,), engine=engine)
     if as_empty_updates:
         for image in json.loads(small.read_text())["images"]:
             evaluator.update(image["id"], Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long()))
@@ -236,7 +244,7 @@ def test_ordinary_caps_an_image_at_300_and_fixed_does_not(engine, tmp_path):
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "area": 1600}
     categories = [{"id": 1, "name": "cup", "frequency": "r"}, {"id": 2, "name": "jar", "frequency": "f"}]
     path.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
-    evaluator = LVISEvaluator(path, (1, 2), engine=engine)
+    evaluator = LVISEvaluator(truth_of(path), (1, 2), engine=engine)
     evaluator.update(
         1,
         Detections(
@@ -277,7 +285,7 @@ def one_bad_record(**change) -> Results:
     ],
 )
 def test_bad_results_are_refused_by_name(engine, change, message, small):
-    evaluator = LVISEvaluator(small, (), engine=engine)
+    evaluator = LVISEvaluator(truth_of(small), (), engine=engine)
     with pytest.raises(ValueError, match=rf"run\.json: record 1 \(image_id .*{message}; 1 such records"):
         evaluator.add_results(one_bad_record(**change), source="run.json")
     assert len(evaluator.results()) == 0
@@ -295,7 +303,7 @@ def test_bad_results_are_refused_by_name(engine, change, message, small):
     ],
 )
 def test_bad_detections_are_refused_by_name(image_id, score, row, message, small):
-    evaluator = LVISEvaluator(small, (3, 8))
+    evaluator = LVISEvaluator(truth_of(small), (3, 8))
     evaluator.update(9, Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long()))
     detections = Detections(torch.tensor([[0.0, 0, 5, 9]] * 2), torch.tensor([0.5, score]), torch.tensor([0, row]))
     with pytest.raises(ValueError, match=message):
@@ -328,37 +336,45 @@ def break_dataset(dataset: dict, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "code", "message"),
     [
-        ("no negatives", "image 4 has no 'neg_category_ids'"),
-        ("no exhaustiveness", "image 4 has no 'not_exhaustive_category_ids'"),
-        ("ignore", "annotation 3: LVIS has no 'ignore'"),
-        ("frequency", "category 20: frequency 'x'"),
-        ("box", "annotation 3: bbox"),
-        ("area", "annotation 3 has no 'area'"),
-        ("image twice", "images: id 9 occurs twice"),
-        ("annotation twice", "annotations: id 1 occurs twice"),
-        ("unknown category", "annotation 3: there is no category 99"),
-        ("no images", "no list 'images'"),
+        ("no negatives", "F7", "image 4 has no neg_category_ids"),
+        ("no exhaustiveness", "F7", "image 4 has no not_exhaustive_category_ids"),
+        ("ignore", "F7", "annotation 3: LVIS has no 'ignore'"),
+        ("frequency", "F1", "category 20: frequency is 'x'"),
+        ("box", "F6", "annotation 3: bbox"),
+        ("area", "F6", "annotation 3: area is None"),
+        ("image twice", "F2", "images records 0 and 1 share the id 9"),
+        ("annotation twice", "F2", "annotations records 0 and 2 share the id 1"),
+        ("unknown category", "F3", "annotation 3 of category 99"),
+        ("no images", "F1", "no list of records named 'images'"),
     ],
 )
-def test_faulty_annotations_stop_before_any_engine(fault, message, small):
+def test_faulty_annotations_stop_before_any_engine(fault, code, message, small):
     dataset = json.loads(small.read_text())
     break_dataset(dataset, fault)
     small.write_text(json.dumps(dataset))
-    with pytest.raises(ValueError, match=rf"small\.json.*{message}"):
-        LVISEvaluator(small, ())
+    with pytest.raises(DataError, match=rf"small\.json.*{message}") as caught:
+        truth_of(small)
+    assert caught.value.code == code
 
 
 def test_truncated_annotations_are_named(small):
     small.write_text(small.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"small\.json: not whole JSON at byte"):
-        LVISEvaluator(small, ())
+    with pytest.raises(DataError, match=r"small\.json: not whole JSON at byte"):
+        truth_of(small)
+
+
+def test_a_truth_without_federated_labels_is_refused(small):
+    with pytest.raises(ValueError, match="not read as LVIS"):
+        LVISEvaluator(load_truth(small, format="coco"), ())
+    with pytest.raises(ValueError, match="read as LVIS"):
+        COCOEvaluator(truth_of(small), ())
 
 
 def test_unknown_vocabulary_is_refused(small):
     with pytest.raises(ValueError, match=r"has no categories \[4\]"):
-        LVISEvaluator(small, (3, 4))
+        LVISEvaluator(truth_of(small), (3, 4))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -368,7 +384,7 @@ def test_missing_frequencies_are_said(engine, small):
         del category["frequency"]
     small.write_text(json.dumps(dataset))
 
-    evaluation = LVISEvaluator(small, (), engine=engine).evaluate()
+    evaluation = LVISEvaluator(truth_of(small), (), engine=engine).evaluate()
 
     assert "4 of 4 categories have no frequency: in none of r, c, f" in evaluation.notes
     assert "no true box of a rare class: APr is -1" in evaluation.notes
@@ -378,7 +394,7 @@ def test_missing_frequencies_are_said(engine, small):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_are_silent(engine, small, capfd, caplog):
     with caplog.at_level(logging.DEBUG):
-        LVISEvaluator(small, (), engine=engine).compute()
+        LVISEvaluator(truth_of(small), (), engine=engine).compute()
     assert tuple(capfd.readouterr()) == ("", "")
     assert caplog.text == ""
 
@@ -387,7 +403,7 @@ def test_the_official_engine_leaves_numpy_and_logging_alone(small, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lvis"]:
         monkeypatch.delitem(sys.modules, name)  # its first import is what configures the root logger
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    LVISEvaluator(small, (), engine="official").compute()
+    LVISEvaluator(truth_of(small), (), engine="official").compute()
     assert "lvis.eval" in sys.modules
     assert logging.getLogger().handlers == []
     assert not hasattr(np, "float")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovd.data.annotations import load_truth
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.precision_recall import PrecisionRecall
-from ovd.evaluation.report import Curve, Evaluation, Section, draw_curves, format_table, write_report
+from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, draw_curves, format_table, write_report
 from ovd.evaluation.results import Results
 
 
@@ -37,7 +38,7 @@ def annotations(tmp_path: Path) -> Path:
 @pytest.fixture
 def evaluation(annotations: Path) -> Evaluation:
     """One cup found exactly, the jar at IoU 0.8, one false owl."""
-    evaluator = LVISEvaluator(annotations, ())
+    evaluator = LVISEvaluator(load_truth(annotations, format="lvis"), ())
     results = Results(
         image_ids=np.array([1, 1, 1]),
         category_ids=np.array([4, 7, 9]),
@@ -122,7 +123,10 @@ def test_files_hold_the_evaluation(evaluation, tmp_path):
 def test_table_puts_the_protocol_above_aligned_figures():
     evaluation = Evaluation(
         engine="official",
-        sections=(Section("some protocol", {"AP": 0.12345, "AR@300": 1.0, "APr": -1.0}), Section("other", {"B": 0.5})),
+        sections=(
+            ProtocolMetrics("some protocol", {"AP": 0.12345, "AR@300": 1.0, "APr": -1.0}),
+            ProtocolMetrics("other", {"B": 0.5}),
+        ),
         notes=("3 detections",),
         classes=(),
         curves=(),
@@ -153,6 +157,6 @@ def test_drawing_keeps_each_curve_and_no_global_figure(evaluation):
 
 
 def test_an_evaluation_without_curves_still_draws(tmp_path):
-    nothing = Evaluation("hotcoco", (Section("p", {"AP": -1.0}),), (), (), (Curve("all", np.full(101, -1.0)),))
+    nothing = Evaluation("hotcoco", (ProtocolMetrics("p", {"AP": -1.0}),), (), (), (Curve("all", np.full(101, -1.0)),))
     write_report(nothing, tmp_path)
     assert (tmp_path / "precision_recall.png").stat().st_size > 0

@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 from ovd.selftrain import hf_teacher
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
 from ovd.selftrain.labels import TeacherBoxes
+from ovd.text.prompts import TEMPLATES
 
 OWL_TOKENS = 8
 """Of a query: begin, six letters, end."""
@@ -235,7 +236,7 @@ def test_queries_in_several_passes_equal_one_pass(kind, request, monkeypatch):
     queries = tuple(f"{first} {second}" for first in "abcdefg" for second in "xyz")
     one = teacher.detect([noise(48, 96)], [queries])[0]
     assert set(one.texts) == set(range(21))
-    monkeypatch.setattr(hf_teacher, "_QUERIES_PER_PASS", 4)
+    monkeypatch.setattr(hf_teacher, "_PROMPTS_PER_PASS", 4)
     assert_same(one, teacher.detect([noise(48, 96)], [queries])[0], 1e-6)
 
 
@@ -274,20 +275,74 @@ def test_a_long_query_is_cut_to_what_owl_reads(owlv2):
 def test_a_template_is_put_around_a_cleaned_query(owlv2):
     image = noise(50, 50)
     plain = open_teacher(owlv2).detect([image], [("an o x", "a cow")])[0]
-    filled = open_teacher(owlv2, template="{article} {}").detect([image], [("o_x", "cow")])[0]
+    filled = open_teacher(owlv2, templates=("{article} {}",)).detect([image], [("o_x", "cow")])[0]
     assert_same(plain, filled)
-    with pytest.raises(ValueError, match=r"no \{\} for the query"):
-        open_teacher(owlv2, template="a photo")
+    with pytest.raises(ValueError, match=r"'a photo' has no \{\} for the query"):
+        open_teacher(owlv2, templates=("{}", "a photo"))
+    with pytest.raises(ValueError, match="at least one"):
+        open_teacher(owlv2, templates=())
+
+
+@pytest.mark.parametrize("kind", ["owlv2", "owlvit", "grounding_dino", "mm_grounding_dino"])
+def test_one_template_equals_the_filled_queries_as_they_stand(kind, request):
+    folder, image = request.getfixturevalue(kind), noise(48, 96)
+    plain = open_teacher(folder).detect([image], [("my dog", "my cat", "my big kite over a hill")])[0]
+    assert set(plain.texts) == {0, 1, 2}
+    templated = open_teacher(folder, templates=("my {}",))
+    assert_same(plain, templated.detect([image], [("dog", "cat", "big kite over a hill")])[0])
+
+
+@pytest.mark.parametrize("prompts_per_pass", [512, 9, 4, 1])
+@pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
+def test_several_templates_score_the_mean_over_prompts_read_alone(kind, prompts_per_pass, request, monkeypatch):
+    """The reference asks the model of transformers for one prompt at a time."""
+    from PIL import Image
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    folder, image = request.getfixturevalue(kind), noise(60, 60)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
+    prompts = [["o x", "an o x", "my o x"], ["cow", "a cow", "my cow"], ["z", "a z", "my z"]]
+    expected, from_mean_logits = [], []
+    for position, of_query in enumerate(prompts):
+        logits = []
+        for prompt in of_query:
+            text = {"text": [[prompt]], "max_length": OWL_TOKENS}
+            with torch.no_grad():
+                outputs = model(**processor(images=Image.fromarray(image), return_tensors="pt", **text))
+            logits.append(outputs.logits[0, :, 0].double().numpy())
+        middle, size = np.split(60 * outputs.pred_boxes[0].numpy(), 2, axis=1)
+        boxes = np.hstack([middle - size / 2, middle + size / 2]).clip(0, 60)
+        scores = (1 / (1 + np.exp(-np.array(logits)))).mean(axis=0)
+        rows = np.column_stack([boxes, 100 * scores, np.full(len(boxes), 1000 * position)])
+        expected.append(rows[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
+        from_mean_logits.append(np.abs(scores - 1 / (1 + np.exp(-np.mean(logits, axis=0)))).max())
+    assert max(from_mean_logits) > 1e-3  # another mean would be seen
+
+    monkeypatch.setattr(hf_teacher, "_PROMPTS_PER_PASS", prompts_per_pass)
+    teacher = open_teacher(folder, templates=("{}", "{article} {}", "my {}"))
+    (found,) = teacher.detect([image], [("o_x", "cow", "z")])
+    assert (np.diff(found.scores) <= 0).all()
+    rows = np.column_stack([found.boxes, 100 * found.scores, 1000 * found.texts])
+    assert_same_rows(rows, np.concatenate(expected), tolerance=1e-3)
+    assert teacher.detect([image], [()])[0].boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", ["grounding_dino", "mm_grounding_dino"])
+def test_grounding_dino_is_refused_several_templates(kind, request):
+    with pytest.raises(ValueError, match=r"boxes depend on the text.* 7 templates; .*--templates none"):
+        open_teacher(request.getfixturevalue(kind), templates=TEMPLATES["short"])
+    open_teacher(request.getfixturevalue(kind), templates=TEMPLATES["none"])
 
 
 def test_grounding_dino_reads_the_prompt_of_its_processor(grounding_dino):
     teacher = open_teacher(grounding_dino)
     expected = teacher._processor(text=[["a dog", "kite"]], return_tensors="pt")
-    (prompt,) = teacher._prompts(("a dog", "kite"))
-    assert prompt.inputs.keys() == expected.keys()
-    for name, tensor in prompt.inputs.items():
+    (only,) = teacher._passes(("a dog", "kite"))
+    assert only.inputs.keys() == expected.keys()
+    for name, tensor in only.inputs.items():
         torch.testing.assert_close(tensor, expected[name])
-    words = [teacher._processor.tokenizer.decode(prompt.inputs["input_ids"][0, span]) for span in prompt.spans.values()]
+    words = [teacher._processor.tokenizer.decode(only.inputs["input_ids"][0, span]) for span in only.spans.values()]
     assert words == ["a dog", "kite"]
 
 
@@ -320,16 +375,16 @@ def test_grounding_dino_equals_transformers_own_postprocessing(kind, height, wid
 def test_grounding_dino_takes_a_pass_for_every_24_tokens(grounding_dino):
     teacher = open_teacher(grounding_dino)
     texts = ("abc", "what? a dog. a kite [SEP]", "...", "", 50 * "long ", "z")
-    prompts = list(teacher._prompts(texts))
-    assert all(prompt.inputs["input_ids"].shape[1] <= 24 for prompt in prompts)
+    passes = list(teacher._passes(texts))
+    assert all(one.inputs["input_ids"].shape[1] <= 24 for one in passes)
     decode = teacher._processor.tokenizer.decode
     words = {
-        position: decode(prompt.inputs["input_ids"][0, span]).replace(" ", "")
-        for prompt in prompts
-        for position, span in prompt.spans.items()
+        position: decode(one.inputs["input_ids"][0, span]).replace(" ", "")
+        for one in passes
+        for position, span in one.spans.items()
     }
     assert words == {0: "abc", 1: "whatadogakite", 4: (50 * "long")[:21], 5: "z"}
-    assert [list(prompt.spans) for prompt in prompts] == [[0, 1], [4], [5]]
+    assert [list(one.spans) for one in passes] == [[0, 1], [4], [5]]
     found = teacher.detect([noise(40, 72)], [texts])[0]
     assert set(found.texts) == {0, 1, 4, 5}
     assert teacher.detect([noise(40, 72)], [("...", "")])[0].boxes.shape == (0, 4)
@@ -347,10 +402,13 @@ def test_a_strip_is_seen_with_black_beside_it(kind, height, width, request):
     assert_same(found, TeacherBoxes(clipped[inside], expected.scores[inside], expected.texts[inside]), 1e-6)
 
 
-def test_the_name_tells_weights_apart(owlv2, owlvit):
+def test_the_name_tells_weights_and_settings_apart(owlv2, owlvit):
     names = [open_teacher(owlv2).name, open_teacher(owlv2, score_threshold=0.1).name, open_teacher(owlvit).name]
+    several = (("{}",), ("{}", "my {}"), ("my {}", "{}"))
+    names += [open_teacher(owlv2, templates=templates).name for templates in several]
     assert names[0] == open_teacher(owlv2).name
-    assert len(set(names)) == 3
+    assert len(set(names)) == 6
+    assert "'{}', 'my {}'" in names[4]
     assert names[0].startswith(f"{owlv2} sha256 ")
 
 

@@ -94,7 +94,7 @@ def pair_scene(index: int, part: str, settings: Settings) -> Pair:
     return Pair(key=f"{index:06d}", image=encode_jpeg(scene.image), caption=text, info=info)
 
 
-def in_parallel(function, count: int, description: str) -> Iterator:
+def draw_in_parallel(function, count: int, description: str) -> Iterator:
     """`function(0), function(1), ...` in order, drawn by all cores, with a progress bar."""
     workers = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
@@ -120,7 +120,7 @@ def draw_detection_set(folder: Path, layout: Layout, part: str, style: Style, se
     folder.mkdir(parents=True)
     drawn = []
     drawer = _SceneDrawer(layout, part, style, settings)
-    for index, (objects, encoded) in enumerate(in_parallel(drawer, len(layout.scenes), f"drawing {part}")):
+    for index, (objects, encoded) in enumerate(draw_in_parallel(drawer, len(layout.scenes), f"drawing {part}")):
         (folder / f"{index + 1:012d}.jpg").write_bytes(encoded)
         drawn.append(objects)
     return drawn
@@ -246,7 +246,7 @@ def transfer_name(glyph: int, part: str) -> str:
 def write_pairs_part(folder: Path, part: str, settings: Settings) -> None:
     """`pairs` (the training scenes' size) or `pretraining_pairs` (small scenes), as tar shards."""
     count = settings.num_pairs if part == "pairs" else settings.num_pretraining_pairs
-    pairs = in_parallel(partial(pair_scene, part=part, settings=settings), count, f"drawing {part}")
+    pairs = draw_in_parallel(partial(pair_scene, part=part, settings=settings), count, f"drawing {part}")
     write_pair_shards(folder / part, pairs, pairs_per_shard=settings.pairs_per_shard)
 
 

@@ -1,0 +1,18 @@
+"""One class of a data set's vocabulary."""
+
+from dataclasses import dataclass
+
+from ovd.choices import Frequency
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of the vocabulary."""
+
+    id: int
+    name: str
+    synonyms: tuple[str, ...]
+    frequency: Frequency | None
+    """LVIS's rare, common or frequent; None where the file is silent."""
+    image_count: int
+    """Training images with the class as the file states it, else images of this file with a box of it."""

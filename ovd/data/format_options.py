@@ -1,0 +1,22 @@
+"""Settings that some formats of annotations need besides paths."""
+
+from pathlib import Path
+
+from ovd.section import Section
+
+
+class VocOptions(Section):
+    """Settings of Pascal VOC, the same for all sets of a data set."""
+
+    class_names: Path | None = None
+    """`voc`: a text file with one class name per line; if not given, a set has the classes of its own objects."""
+    zero_based: bool = False
+    """`voc`: corners are box edges that count from 0 instead of inclusive pixels that count from 1."""
+
+
+class FormatOptions(VocOptions):
+    """All such settings of one set. A format refuses those it does not have."""
+
+    split: str | None = None
+    """`yolo`: the key of data.yaml that lists the images; if not given, `train` for training and `val` for
+    evaluation."""

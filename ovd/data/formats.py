@@ -1,0 +1,65 @@
+"""The formats of annotations: one record for each. A new format is a reader, a name in `ovd.choices`, and a record."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+from ovd.choices import DataFormatName
+from ovd.data.coco_json import read_coco_json
+from ovd.data.coco_zero_shot import GROUPS, split_coco_base, split_coco_evaluation
+from ovd.data.index import AnnotationIndex
+from ovd.data.objects365 import read_objects365
+from ovd.data.report import DataReport
+from ovd.data.table import AnnotationTable, ReadRequest
+from ovd.data.voc import read_voc
+from ovd.data.vocabulary import split_lvis_base
+from ovd.data.yolo import read_yolo
+
+Split = Callable[[AnnotationIndex], AnnotationIndex]
+
+
+def _whole(index: AnnotationIndex) -> AnnotationIndex:
+    return index
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """Everything that depends on the format of a data set."""
+
+    read: Callable[[ReadRequest, DataReport], AnnotationTable]
+    protocol: Literal["lvis", "coco"]
+    """Metrics that its evaluation reports."""
+    groups: Mapping[str, Collection[str]] | None = None
+    """Names of classes in groups with an AP50 of their own; nothing but their classes is evaluated."""
+    base_split: Split | None = None
+    """Removes the novel classes from a training set; None where the format does not tell them apart."""
+    evaluation_split: Split = _whole
+    """Keeps the classes and the images that its benchmark evaluates; also for training on all of these classes."""
+    options: frozenset[str] = frozenset()
+    """Fields of `FormatOptions` that the format has."""
+    is_coco_json: bool = True
+    """Whether other tools that take COCO or LVIS JSON can read the annotation file themselves."""
+    finds_images: bool = False
+    """Whether the annotations say where the images are, so that their folder may be left out."""
+
+
+FORMATS: dict[DataFormatName, DataFormat] = {
+    "lvis": DataFormat(read=partial(read_coco_json, federated=True), protocol="lvis", base_split=split_lvis_base),
+    "coco": DataFormat(read=partial(read_coco_json, federated=False), protocol="coco"),
+    "coco_zero_shot": DataFormat(
+        read=partial(read_coco_json, federated=False),
+        protocol="coco",
+        groups=GROUPS,
+        base_split=split_coco_base,
+        evaluation_split=split_coco_evaluation,
+    ),
+    "objects365": DataFormat(read=read_objects365, protocol="coco"),
+    "voc": DataFormat(
+        read=read_voc, protocol="coco", options=frozenset({"class_names", "zero_based"}), is_coco_json=False
+    ),
+    "yolo": DataFormat(
+        read=read_yolo, protocol="coco", options=frozenset({"split"}), is_coco_json=False, finds_images=True
+    ),
+}
+assert FORMATS.keys() == set(get_args(DataFormatName)), "each name of DataFormatName has one record"

@@ -1,0 +1,63 @@
+"""What readers of text annotations share: lines of a file, and numbers written in them."""
+
+import re
+from pathlib import Path
+
+from ovd.data.report import DataError
+
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+
+# What float() takes besides (nan, inf, 1_000, digits of other scripts) is damage in an annotation.
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The content of an annotation file.
+
+    Raises:
+        DataError: F1 it cannot be read, or is larger than the limit in bytes.
+    """
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise DataError("F1", f"{path}: {size} bytes, more than {limit}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise DataError("F1", f"{path}: annotation file cannot be read ({reason}); see data/README.md") from error
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file in UTF-8 that are not blank, without surrounding spaces, with their numbers from 1.
+
+    Raises:
+        DataError: F1 it cannot be read, or is not UTF-8.
+    """
+    content = read_bytes(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
+    return [(number, line) for number, line in lines if line]
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names, one per line, without a blank line between them.
+
+    Raises:
+        DataError: F1 it cannot be read, has no name, or has a blank line, which would move the names after it.
+    """
+    lines = read_lines(path)
+    if not lines or lines[-1][0] != len(lines):
+        raise DataError("F1", f"{path}: {'a blank line between names' if lines else 'no class name in this file'}")
+    return [name for _, name in lines]
+
+
+def finite_number(text: str | None, limit: float) -> float | None:
+    """The number that a text is, if it is a decimal under the limit; None for anything else."""
+    if text is None or not _DECIMAL.fullmatch(text.strip()):
+        return None
+    number = float(text)
+    return number if abs(number) < limit else None

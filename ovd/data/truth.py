@@ -1,0 +1,88 @@
+"""The true boxes of a data set exactly as its annotation file has them, for the metric engines."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from ovd.data.category import Category
+
+
+@dataclass(frozen=True)
+class JudgedImage:
+    """One image of a truth; the two tuples are LVIS's federated labels, empty for other formats."""
+
+    id: int
+    negative_category_ids: tuple[int, ...]
+    not_exhaustive_category_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The images, categories and R true boxes of an annotation file; images and categories ascend by id.
+
+    Unlike the boxes of an `AnnotationIndex`, these are neither clamped to their image nor filtered.
+    """
+
+    path: Path
+    is_federated: bool
+    """True for LVIS: images carry federated labels, and there are no crowds."""
+    images: tuple[JudgedImage, ...]
+    categories: tuple[Category, ...]
+    image_ids: Int64[np.ndarray, " R"]
+    category_ids: Int64[np.ndarray, " R"]
+    boxes_xywh: Float64[np.ndarray, "R 4"]
+    areas_px: Float64[np.ndarray, " R"]
+    """Area of the object's mask where the file has one; it decides between small, medium and large."""
+    crowd: Bool[np.ndarray, " R"]
+    num_without_area: int
+    """Number of boxes left out because their area is not positive (LVIS only: lvis-api leaves them out too)."""
+
+    def num_boxes_of_categories(self) -> Int64[np.ndarray, " K"]:
+        """Number of boxes of each of `categories`, without crowds."""
+        rows = np.searchsorted([category.id for category in self.categories], self.category_ids[~self.crowd])
+        return np.bincount(rows, minlength=len(self.categories)).astype(np.int64)
+
+    def only(self, image_ids: Int64[np.ndarray, " I"], category_ids: Int64[np.ndarray, " K"]) -> "Truth":
+        """The part of the truth that a benchmark evaluates: some of its images, some of its classes."""
+        kept = np.isin(self.image_ids, image_ids) & np.isin(self.category_ids, category_ids)
+        images, categories = set(image_ids.tolist()), set(category_ids.tolist())
+        return replace(
+            self,
+            images=tuple(image for image in self.images if image.id in images),
+            categories=tuple(category for category in self.categories if category.id in categories),
+            image_ids=self.image_ids[kept],
+            category_ids=self.category_ids[kept],
+            boxes_xywh=self.boxes_xywh[kept],
+            areas_px=self.areas_px[kept],
+            crowd=self.crowd[kept],
+        )
+
+    def as_dataset(self) -> dict[str, list[dict[str, Any]]]:
+        """A fresh data set in COCO form for an engine, which may write into it.
+
+        Annotation ids count from 1: the engines' matching tables take id 0 for "unmatched".
+        """
+        columns = (self.image_ids, self.category_ids, self.boxes_xywh, self.areas_px, self.crowd.astype(np.int64))
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return {
+            "images": [
+                {
+                    "id": image.id,
+                    "neg_category_ids": list(image.negative_category_ids),
+                    "not_exhaustive_category_ids": list(image.not_exhaustive_category_ids),
+                }
+                for image in self.images
+            ],
+            "categories": [
+                # lvis-api stops at a category without frequency; the groups are formed by us, from `categories`
+                {"id": category.id, "name": category.name, "frequency": category.frequency or "f"}
+                for category in self.categories
+            ],
+            "annotations": [
+                {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+                for number, (image, category, box, area, crowd) in enumerate(rows, start=1)
+            ],
+        }

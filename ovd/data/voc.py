@@ -1,0 +1,225 @@
+"""Reader of Pascal VOC: one XML file per image."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+import numpy as np
+from jaxtyping import Int64
+
+from ovd.data.category import Category
+from ovd.data.image_files import READ_SUFFIXES, is_image_name, readable_sizes
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.text_files import finite_number, read_bytes, read_lines, read_names
+
+_MAX_XML_BYTES = 16 * 1024 * 1024
+_NUM_NAMED = 20
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One `<object>`; the box is xyxy in pixels, with edges that count from 0."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    is_difficult: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One XML file."""
+
+    path: Path
+    file: str
+    size: tuple[int, int] | None
+    """Height and width; None where the file gives none, or 0."""
+    objects: tuple[_Object, ...]
+
+
+def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    """Reads and checks a set of VOC annotations.
+
+    Image ids are positions in the order of the XML files, category ids positions in the list of class names, both from
+    0. A `difficult` object is a crowd region: training ignores it, and the evaluation forgives detections of it.
+
+    Args:
+        request: `annotations` is a folder of XML files, which are taken by name, or a text file with one name per line
+            (VOCdevkit's `ImageSets/Main/train.txt`), whose XML files lie in `../../Annotations`. `images` is the folder
+            of the images. An image is `<filename>` or, where that is missing, the XML file's name; a missing suffix is
+            found in the folder. A size of 0, or none, is read from the image.
+        report: counts images that are left out, since their size is missing and the image cannot be read.
+
+    Raises:
+        DataError: F1 not whole XML, a DOCTYPE (no entity is ever expanded), a missing element, no XML files; F2 an
+            image or a class name twice; F3 a class that the list of names lacks; F6 a corner that is no finite number;
+            F8, F9, F10 where a truth is wanted, an image whose size cannot be read.
+    """
+    paths = _xml_paths(request.annotations)
+    images = [_read_image(path, request) for path in paths]
+    _refuse_same_files(images)
+    names = _class_names(images, request.options.class_names)
+    row_of_name = {name: row for row, name in enumerate(names)}
+
+    image_ids, sizes = np.arange(len(images)), None
+    if request.index:
+        kept, sizes = _sizes(images, request, report)
+        image_ids, images = image_ids[kept], [images[image] for image in kept.tolist()]
+    objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
+    boxes = np.array([item.box for _, item in objects], dtype=np.float64).reshape(-1, 4)
+    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return AnnotationTable(
+        path=request.annotations,
+        categories=tuple(Category(row, name, (), None, UNCOUNTED) for row, name in enumerate(names)),
+        image_ids=image_ids,
+        image_of_object=np.array([position for position, _ in objects], dtype=np.int64),
+        class_of_object=np.array([row_of_name[item.name] for _, item in objects], dtype=np.int64),
+        boxes_xywh=boxes_xywh,
+        is_crowd=np.array([item.is_difficult for _, item in objects], dtype=bool),
+        name_of_object=lambda row: objects[row][1].where,
+        areas_px=boxes_xywh[:, 2:].prod(axis=1),
+        images_root=request.images,
+        image_files=tuple(image.file for image in images),
+        image_sizes=sizes,
+    )
+
+
+def _xml_paths(annotations: Path) -> list[Path]:
+    """The XML files of a folder by name, or those that a text file lists, in its order."""
+    if annotations.is_dir():
+        paths = sorted(path for path in annotations.iterdir() if _is_annotation(path))
+        if not paths:
+            raise DataError("F1", f"{annotations}: no .xml file in this folder")
+        return paths
+    folder = Path(os.path.normpath(annotations.parent / ".." / ".." / "Annotations"))
+    return [folder / f"{name}.xml" for _, name in read_lines(annotations)]
+
+
+def _is_annotation(path: Path) -> bool:
+    return path.suffix.lower() == ".xml" and not path.name.startswith(".")
+
+
+def _read_image(path: Path, request: ReadRequest) -> _Image:
+    root = _parse(path)
+    if root.tag != "annotation":
+        raise DataError("F1", f"{path}: the root element is <{root.tag}>, not <annotation>")
+    zero_based = request.options.zero_based
+    objects = tuple(
+        _read_object(item, f"{path}: object {number}", zero_based=zero_based)
+        for number, item in enumerate(root.iterfind("object"), start=1)
+    )
+    return _Image(path, _image_file(path, root.findtext("filename"), request.images), _size(path, root), objects)
+
+
+def _read_object(item: Element, where: str, *, zero_based: bool) -> _Object:
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        raise DataError("F1", f"{where}: no <name>")
+    texts = [item.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+    corners = [finite_number(text, LARGEST_COORDINATE) for text in texts]
+    if None in corners:
+        raise DataError(
+            "F6", f"{where}: <bndbox> has {dict(zip(_CORNERS, texts, strict=True))}, not four finite numbers"
+        )
+    left, top, right, bottom = (corner for corner in corners if corner is not None)
+    difficult = (item.findtext("difficult") or "").strip()
+    if difficult not in ("", "0", "1"):
+        raise DataError("F1", f"{where}: <difficult> is {difficult!r}, not 0 or 1")
+    first = 0 if zero_based else 1
+    return _Object(name, (left - first, top - first, right, bottom), difficult == "1", where)
+
+
+def _parse(path: Path) -> Element:
+    """The root element. A DOCTYPE, which could define entities that grow without bound or name files, is refused."""
+    content = read_bytes(path, _MAX_XML_BYTES)
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: Any) -> None:
+        raise DataError("F1", f"{path}: has a DOCTYPE; remove it, VOC annotations need none")
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+    except expat.ExpatError as error:
+        where = f"at byte {max(parser.ErrorByteIndex, 0)} of {len(content)}, line {error.lineno}"
+        raise DataError("F1", f"{path}: not whole XML {where}: {expat.ErrorString(error.code)}") from error
+    return builder.close()
+
+
+def _size(path: Path, root: Element) -> tuple[int, int] | None:
+    """Height and width as the file states them; None where one is missing or 0."""
+    sides = []
+    for side in ("height", "width"):
+        text = (root.findtext(f"size/{side}") or "0").strip()
+        number = finite_number(text, LARGEST_COORDINATE)
+        if number is None or number < 0 or number != int(number):
+            raise DataError("F1", f"{path}: <{side}> of <size> is {text!r}, not a whole number of pixels")
+        sides.append(int(number))
+    height, width = sides
+    return (height, width) if height and width else None
+
+
+def _image_file(path: Path, file_name: str | None, images: Path | None) -> str:
+    """The image's path under the folder of images."""
+    name = (file_name or "").strip() or path.stem
+    if is_image_name(name):
+        return name
+    suffixes = [each for suffix in READ_SUFFIXES for each in (suffix, suffix.upper())]
+    found = [name + suffix for suffix in suffixes if images is not None and (images / (name + suffix)).is_file()]
+    if len(found) > 1:
+        raise DataError("F2", f"{path}: the image may be {' or '.join(found)}; give its <filename> a suffix")
+    return found[0] if found else name + READ_SUFFIXES[0]
+
+
+def _refuse_same_files(images: Sequence[_Image]) -> None:
+    first: dict[str, _Image] = {}
+    for image in images:
+        other = first.setdefault(image.file, image)
+        if other is not image:
+            raise DataError("F2", f"{other.path} and {image.path} are both of the image {image.file}")
+
+
+def _class_names(images: Sequence[_Image], source: Path | None) -> list[str]:
+    """The vocabulary: the names in a file, which has to have those of all objects, else the names of all objects."""
+    if source is None:
+        return sorted({item.name for image in images for item in image.objects})
+    names = read_names(source)
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError("F2", f"{source}: class names that occur twice: {', '.join(twice[:_NUM_NAMED])}")
+    known = set(names)
+    unknown = [f"{item.where} is {item.name!r}" for image in images for item in image.objects if item.name not in known]
+    if unknown:
+        raise DataError(
+            "F3", f"{source}: {len(unknown)} objects of classes that it lacks: {'; '.join(unknown[:_NUM_NAMED])}"
+        )
+    return names
+
+
+def _sizes(
+    images: Sequence[_Image], request: ReadRequest, report: DataReport
+) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, "K 2"]]:
+    """Positions of the images with a known or readable size, and their heights and widths."""
+    size_of = {position: image.size for position, image in enumerate(images) if image.size is not None}
+    without = [position for position in range(len(images)) if position not in size_of]
+    if without:
+        if request.images is None:
+            path = images[without[0]].path
+            raise DataError("F1", f"{path}: no <size>, and no folder of images is given to read it from the image")
+        files = [request.images / images[position].file for position in without]
+        found, sizes = readable_sizes(files, report, stops=request.truth)
+        size_of |= {without[row]: tuple(size) for row, size in zip(found.tolist(), sizes.tolist(), strict=True)}
+    kept = sorted(size_of)
+    return np.array(kept, dtype=np.int64), np.array([size_of[row] for row in kept], dtype=np.int64).reshape(-1, 2)

@@ -1,0 +1,247 @@
+"""Reader of YOLO text labels: one text file per image, listed by a data.yaml or lying in one folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd.data.category import Category
+from ovd.data.image_files import images_below, readable_sizes
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.text_files import finite_number, read_lines, read_names
+from ovd.plain_yaml import read_mapping
+
+_NUM_NAMED = 20
+
+# Fractions of an image's sides lie in 0..1, a little outside where an object is cut off. Pixels are far above.
+_LARGEST_FRACTION = 2.0
+
+# Six decimals are usual: an edge, made of a rounded centre and half a rounded side, is wrong by 0.75e-6 at most.
+_ROUNDING_FRACTION = 1e-6
+
+_BOX_NUMBERS, _CONFIDENCE_NUMBERS, _SMALLEST_POLYGON_NUMBERS = 4, 5, 6
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What data.yaml, or a folder with classes.txt, says of a data set."""
+
+    names: Mapping[int, str]
+    root: Path
+    images: Sequence[Path]
+    labels: Sequence[Path | None]
+    """The label file of each image; None where there is none: an image without objects."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One object: its class id, its box as centre and sides in fractions of the image's, and its line."""
+
+    class_id: int
+    box: tuple[float, float, float, float]
+    path: Path
+    line: int
+
+
+def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    """Reads and checks a data set in YOLO's form.
+
+    Image ids are positions in the order of the images, from 0; category ids are the ids of `names`. An image whose
+    label file is missing or empty has no objects. A row is `class cx cy w h`, in fractions of the image's sides as a
+    viewer shows it, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the bounding box is taken.
+
+    Args:
+        request: `annotations` is a data.yaml with `names` and, for the split, a folder of images, a .txt file that
+            lists images, or several of them; or it is a folder with classes.txt and the label files, themselves or in a
+            folder `labels`. `images` is the folder that the paths in data.yaml start at (None: its `path`, else the
+            folder of data.yaml), or the folder of images to a folder of labels (None: its `images`, else the folder).
+        report: counts images that are left out, since they cannot be read; their size is in no label file.
+
+    Raises:
+        DataError: F1 no plain YAML, a missing key or folder, no label file at all; F2 an image twice; F3 a class id
+            that `names` lacks; F6 a row that is no box and no polygon; F8, F9, F10 where a truth is wanted, an image
+            that cannot be read.
+    """
+    annotations, split = request.annotations, request.options.split
+    if annotations.is_dir():
+        if split is not None:
+            raise ValueError(f"{annotations}: a folder of labels has no splits; leave out the split {split!r}")
+        listing = _read_folder(annotations, request.images)
+    else:
+        listing = _read_yaml(annotations, request.images, split or ("val" if request.truth else "train"))
+    _check_listing(annotations, listing)
+
+    kept, sizes = readable_sizes(listing.images, report, stops=request.truth)
+    rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
+    image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
+    rows = [row for of_image in rows_of_image for row in of_image]
+    _refuse_unknown_classes(annotations, rows, listing.names)
+    fractions = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
+    boxes = np.concatenate([fractions[:, :2] - fractions[:, 2:] / 2, fractions[:, 2:]], axis=1)
+    boxes *= sizes[image_of_object][:, [1, 0, 1, 0]]
+    class_ids = sorted(listing.names)
+    row_of_class = {class_id: row for row, class_id in enumerate(class_ids)}
+    return AnnotationTable(
+        path=annotations,
+        categories=tuple(Category(class_id, listing.names[class_id], (), None, UNCOUNTED) for class_id in class_ids),
+        image_ids=kept,
+        image_of_object=image_of_object,
+        class_of_object=np.array([row_of_class[row.class_id] for row in rows], dtype=np.int64),
+        boxes_xywh=boxes,
+        is_crowd=np.zeros(len(rows), dtype=bool),
+        name_of_object=lambda row: f"{rows[row].path}: line {rows[row].line}",
+        areas_px=boxes[:, 2:].prod(axis=1),
+        images_root=listing.root,
+        image_files=tuple(_below(listing.images[image], listing.root) for image in kept.tolist()),
+        image_sizes=sizes,
+        rounding_px=max(ROUNDING_PX, _ROUNDING_FRACTION * int(sizes.max(initial=0))),
+    )
+
+
+def _read_yaml(path: Path, images: Path | None, split: str) -> _Listing:
+    try:
+        content = read_mapping(path)
+    except ValueError as error:
+        raise DataError("F1", str(error)) from error
+    if "kpt_shape" in content:
+        raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are read")
+    root = images
+    if root is None:
+        root = path.parent / _text(path, content, "path") if content.get("path") is not None else path.parent
+    sources = content.get(split)
+    if sources is None:
+        splits = [key for key in ("train", "val", "test") if content.get(key) is not None]
+        raise DataError("F1", f"{path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
+    sources = sources if isinstance(sources, list) else [sources]
+    found = [image for source in sources for image in _images_of(path, root, source, split)]
+    return _Listing(_names(path, content), root, found, [_label_beside(image) for image in found])
+
+
+def _read_folder(folder: Path, images: Path | None) -> _Listing:
+    names = dict(enumerate(read_names(folder / "classes.txt")))
+    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    if images is None:
+        images = folder / "images" if (folder / "images").is_dir() else folder
+    found = images_below(images)
+    candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
+    return _Listing(names, images, found, [label if label.is_file() else None for label in candidates])
+
+
+def _images_of(path: Path, root: Path, source: Any, split: str) -> list[Path]:
+    """The images that one entry of data.yaml stands for: a folder, or a file that lists them."""
+    if not isinstance(source, str):
+        raise DataError("F1", f"{path}: {split} is {source!r}, not the path of a folder or of a .txt list")
+    place = root / source
+    if not place.exists() and source.startswith("../"):
+        # Exports of Roboflow say ../train/images and lie in the folder that has train/images.
+        place = root / source.removeprefix("../")
+    if place.is_dir():
+        return images_below(place)
+    if place.suffix != ".txt":
+        raise DataError(
+            "F1",
+            f"{path}: {split} is {source!r}, but {place} is no folder; paths start at {root}, unless a folder of "
+            "images is given",
+        )
+    return [place.parent / line for _, line in read_lines(place)]
+
+
+def _label_beside(image: Path) -> Path | None:
+    """The label file: under `labels` where the image is under the last `images`, else beside the image."""
+    candidates = [image.with_suffix(".txt")]
+    folders = image.parts[:-1]
+    if "images" in folders:
+        last = len(folders) - 1 - folders[::-1].index("images")
+        candidates.insert(0, Path(*folders[:last], "labels", *folders[last + 1 :], candidates[0].name))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
+    """Class names by id."""
+    names = content.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise DataError("F1", f"{path}: names is {names!r}, not a list of class names or a mapping of ids to them")
+    for class_id, name in names.items():
+        if type(class_id) is not int or class_id < 0:
+            raise DataError("F1", f"{path}: names has the id {class_id!r}, not a whole number from 0")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError("F1", f"{path}: name {class_id} is {name!r}, not text; write it in quotes")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise DataError("F1", f"{path}: nc is {count!r}, but there are {len(names)} names")
+    return names
+
+
+def _text(path: Path, content: dict[str, Any], key: str) -> str:
+    if not isinstance(content[key], str):
+        raise DataError("F1", f"{path}: {key} is {content[key]!r}, not text")
+    return content[key]
+
+
+def _check_listing(path: Path, listing: _Listing) -> None:
+    first: dict[Path, int] = {}
+    for position, image in enumerate(listing.images):
+        if first.setdefault(image, position) != position:
+            raise DataError("F2", f"{path}: images {first[image]} and {position} are both {image}")
+    if not listing.images:
+        raise DataError("F1", f"{path}: no image in {listing.root}")
+    if not any(listing.labels):
+        raise DataError(
+            "F1",
+            f"{path}: none of {len(listing.images)} images has a label file: they lie in a folder `labels` in place of "
+            f"`images`, or beside the images; the first image is {listing.images[0]}",
+        )
+
+
+def _read_labels(path: Path | None) -> list[_Row]:
+    return [] if path is None else [_row(path, number, line) for number, line in read_lines(path)]
+
+
+def _row(path: Path, number: int, line: str) -> _Row:
+    first, *texts = line.split()
+    where = f"{path}: line {number}"
+    class_id = finite_number(first, LARGEST_COORDINATE)
+    if class_id is None or class_id != int(class_id):
+        raise DataError("F6", f"{where}: the class is {first!r}, not a whole number")
+    values = [finite_number(text, LARGEST_COORDINATE) for text in texts]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        bad = texts[values.index(None)]
+        raise DataError("F6", f"{where}: {bad!r} is not a finite number")
+    if any(abs(value) > _LARGEST_FRACTION for value in numbers):
+        raise DataError("F6", f"{where}: {numbers} are no fractions of the image's sides; pixels are not read")
+    return _Row(int(class_id), _box(numbers, where), path, number)
+
+
+def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
+    """Centre and sides, of a box or of the polygon's bounding box."""
+    if len(numbers) == _BOX_NUMBERS:
+        center_x, center_y, width, height = numbers
+        return center_x, center_y, width, height
+    if len(numbers) < _SMALLEST_POLYGON_NUMBERS or len(numbers) % 2:
+        hint = "; is the last a confidence? labels have none" if len(numbers) == _CONFIDENCE_NUMBERS else ""
+        raise DataError(
+            "F6",
+            f"{where}: {len(numbers)} numbers after the class, not the 4 of a box or the even number, from 6 on, of a "
+            f"polygon{hint}",
+        )
+    x, y = numbers[::2], numbers[1::2]
+    return (min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)
+
+
+def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int, str]) -> None:
+    unknown = [f"{row.path}: line {row.line} is of class {row.class_id}" for row in rows if row.class_id not in names]
+    if unknown:
+        raise DataError(
+            "F3", f"{path}: {len(unknown)} objects of classes without a name: {'; '.join(unknown[:_NUM_NAMED])}"
+        )
+
+
+def _below(path: Path, root: Path) -> str:
+    """A path as `images_root` needs it: relative where it lies below."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

@@ -1,0 +1,47 @@
+"""YAML files of plain data: no tags, no aliases, no key twice."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_CHARACTERS = 1_000_000
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; keys of mappings inside it may be of any plain type.
+
+    Raises:
+        ValueError: the file cannot be read, is too long, or is no mapping of plain values; the message names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{path}: {len(text)} characters, more than {MAX_CHARACTERS}")
+    try:
+        # Aliases can make a few lines grow without bound, and these files have no use for them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError(f"{path}: YAML aliases (*name) are not allowed")
+        values = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not plain YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, not {type(values).__name__}")
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the second of two equal keys win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str | int) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} occurs twice", key_node.start_mark
+                )
+            seen |= {key} if isinstance(key, str | int) else set()
+        return super().construct_mapping(node, deep=deep)

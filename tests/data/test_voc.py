@@ -1,0 +1,236 @@
+"""Pascal VOC: corners, sizes, file names, vocabularies and faults."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from real_layouts import voc_object, voc_xml
+
+from ovd.data.annotations import load_annotations, load_truth
+from ovd.data.format_options import FormatOptions
+from ovd.data.images import ImageError
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataError, DataReport
+
+SIZE = (40, 60)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two images with XML files, in VOCdevkit's folders."""
+    for name, size in (("a", SIZE), ("b", (50, 30))):
+        write(tmp_path, name, voc_xml(f"{name}.jpg", size, [voc_object("cat", [1, 2, 10, 20])]))
+        save(tmp_path / "JPEGImages" / f"{name}.jpg", size)
+    return tmp_path
+
+
+def write(folder: Path, name: str, xml: str | bytes) -> None:
+    path = folder / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(xml if isinstance(xml, bytes) else xml.encode())
+
+
+def save(path: Path, size: tuple[int, int], orientation: int = 1) -> None:
+    path.parent.mkdir(exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path, exif=exif)
+
+
+def load(
+    folder: Path, options: FormatOptions | None = None, report: DataReport | None = None, **more
+) -> AnnotationIndex:
+    images = folder / "JPEGImages"
+    return load_annotations(
+        folder / "Annotations", images, format="voc", report=report or DataReport(),
+        options=options or FormatOptions(), **more,
+    )  # fmt: skip
+
+
+def test_corners_are_inclusive_pixels_from_1_unless_zero_based(folder):
+    box = "<bndbox><ymax>20</ymax><xmin>1</xmin><ymin>5.5</ymin><xmax>60</xmax></bndbox>"
+    write(folder, "a", voc_xml("a.jpg", SIZE, [f"<object><name> cat </name>{box}</object>"]))
+    assert load(folder).boxes[0].tolist() == [[0, 4.5, 60, 20]]
+    assert load(folder, FormatOptions(zero_based=True)).boxes[0].tolist() == [[1, 5.5, 60, 20]]
+
+
+def test_a_part_of_an_object_is_no_object(folder):
+    part = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
+    whole = voc_object("person", [3, 4, 20, 30]).replace("<pose>", f"{part}<pose>")
+    write(folder, "a", voc_xml("a.jpg", SIZE, [whole]))
+    index = load(folder)
+    assert index.boxes[0].tolist() == [[3, 4, 23, 34]]
+    assert [category.name for category in index.categories] == ["cat", "person"]
+
+
+def test_a_list_of_names_selects_and_orders(folder):
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("b\r\n\r\na\r\n")
+    index = load_annotations(lists / "val.txt", folder / "JPEGImages", format="voc", report=DataReport())
+    assert index.image_files == ("b.jpg", "a.jpg")
+    assert index.image_ids.tolist() == [0, 1]
+    (lists / "val.txt").write_text("b\nc\n")
+    with pytest.raises(DataError, match=r"Annotations/c\.xml: annotation file cannot be read") as caught:
+        load_annotations(lists / "val.txt", None, format="voc", report=DataReport())
+    assert caught.value.code == "F1"
+
+
+def test_a_vocabulary_from_a_file(folder):
+    names = folder / "names.txt"
+    names.write_text("dog\ncat\n")
+    index = load(folder, FormatOptions(class_names=names))
+    assert [(category.id, category.name, category.image_count) for category in index.categories] == [
+        (0, "dog", 0), (1, "cat", 2),
+    ]  # fmt: skip
+    assert index.classes.values.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("dog\n", "F3", r"names\.txt: 2 objects of classes that it lacks: .*a\.xml: object 1 is 'cat'"),
+        ("cat\ndog\ncat\n", "F2", r"names\.txt: class names that occur twice: cat"),
+        ("cat\n\ndog\n", "F1", r"names\.txt: a blank line"),
+        ("\n", "F1", r"names\.txt: no class name"),
+    ],
+)
+def test_faults_of_a_vocabulary_file(folder, text, code, message):
+    names = folder / "names.txt"
+    names.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder, FormatOptions(class_names=names))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "size_xml", ["", "<size/>", "<size><width>0</width><height>0</height></size>", "<size><width>60</width></size>"]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_size_of_0_or_none_is_read_from_the_image(folder, size_xml, orientation):
+    xml = voc_xml("a.jpg", SIZE, [voc_object("cat", [1, 2, 10, 20])])
+    start, end = xml.index("<size>"), xml.index("<segmented>")
+    write(folder, "a", xml[:start] + size_xml + xml[end:])
+    save(folder / "JPEGImages" / "a.jpg", SIZE, orientation)
+    shown = SIZE if orientation == 1 else SIZE[::-1]
+    assert load(folder).image_sizes.tolist() == [list(shown), [50, 30]]
+    assert load(folder, with_truth=True).truth is not None
+    assert len(load_truth(folder / "Annotations", format="voc").boxes_xywh) == 2  # which needs no size
+    with pytest.raises(DataError, match=r"a\.xml: no <size>") as caught:
+        load_annotations(folder / "Annotations", None, format="voc", report=DataReport())
+    assert caught.value.code == "F1"
+
+
+@pytest.mark.parametrize(("damage", "code"), [("missing", "F8"), ("text", "F9")])
+def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
+    xml = voc_xml("a.jpg", (0, 0), [voc_object("cat", [1, 2, 10, 20]), voc_object("dog", [1, 2, 10, 20])])
+    write(folder, "a", xml)
+    path = folder / "JPEGImages" / "a.jpg"
+    path.unlink()
+    if damage == "text":
+        path.write_text("no image")
+    report = DataReport()
+    index = load(folder, report=report)
+    assert report.counts() == {f"{code} skipped": 1}
+    assert (index.image_ids.tolist(), index.image_files, len(index.boxes.values)) == ([1], ("b.jpg",), 1)
+    assert [category.name for category in index.categories] == ["cat", "dog"]  # ids do not depend on it
+    with pytest.raises(ImageError, match=r"a\.jpg") as caught:
+        load(folder, with_truth=True)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("file_name", "saved", "expected"),
+    [
+        ("<filename>b.png</filename>", "b.png", "b.png"),
+        ("<filename>n01_5</filename>", "n01_5.JPG", "n01_5.JPG"),
+        ("<filename></filename>", "c.webp", "c.webp"),
+        ("", "c.png", "c.png"),
+        ("", "other.png", "c.jpg"),  # missing: found when it is loaded
+    ],
+)
+def test_the_image_is_named_by_the_file_or_found_by_the_name_of_the_xml(folder, file_name, saved, expected):
+    xml = voc_xml("?", SIZE, []).replace("<filename>?</filename>", file_name)
+    write(folder, "c", xml)
+    save(folder / "JPEGImages" / saved, SIZE)
+    assert load(folder).image_files == ("a.jpg", "b.jpg", expected)
+
+
+OBJECT = voc_object("cat", [1, 2, 10, 20])
+XML = voc_xml("c.jpg", SIZE, [OBJECT, OBJECT])
+XMIN = "<xmin>2.000000</xmin>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "code", "message"),
+    [
+        (XML[:-5], "F1", r"not whole XML at byte \d+ of \d+, line 1"),
+        ("", "F1", "not whole XML at byte 0 of 0"),
+        ("<html/>", "F1", "the root element is <html>, not <annotation>"),
+        (XML.replace("<name>cat</name>", "<name> </name>"), "F1", "object 1: no <name>"),
+        (XML.replace("<difficult>0<", "<difficult>maybe<"), "F1", "object 1: <difficult> is 'maybe'"),
+        (XML.replace("<width>60<", "<width>sixty<"), "F1", "<width> of <size> is 'sixty'"),
+        (XML.replace("<height>40<", "<height>-1<"), "F1", "<height> of <size> is '-1'"),
+        (XML.replace(XMIN, ""), "F6", "object 1: <bndbox> has .*'xmin': None"),
+        (XML.replace(XMIN, "<xmin>nan</xmin>"), "F6", "object 1: <bndbox> has .*'xmin': 'nan'"),
+        (XML.replace(XMIN, "<xmin>1e400</xmin>"), "F6", "object 1"),
+        (XML.replace(XMIN, "<xmin>1_0</xmin>"), "F6", "object 1"),
+        (XML.replace("bndbox", "robndbox"), "F6", "object 1: <bndbox> has"),
+        ('<!DOCTYPE a [<!ENTITY e "x">]>' + XML.replace("cat", "&e;"), "F1", "has a DOCTYPE"),
+        ('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + XML.replace("cat", "&e;"), "F1", "has a DOCTYPE"),
+        (XML.replace("cat", "&e;"), "F1", "not whole XML .*undefined entity"),
+        (XML.replace("c.jpg", "a.jpg"), "F2", r"a\.xml and .*c\.xml are both of the image a\.jpg"),
+    ],
+)
+def test_faults_name_the_file_and_the_object(folder, xml, code, message):
+    write(folder, "c", xml)
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder)
+    assert caught.value.code == code
+    assert "c.xml" in str(caught.value)
+
+
+def test_a_doctype_is_refused_in_any_encoding(folder):
+    write(folder, "c", '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><annotation/>'.encode("utf-16"))
+    with pytest.raises(DataError, match="has a DOCTYPE"):
+        load(folder)
+    write(folder, "c", voc_xml("c.jpg", SIZE, [voc_object("Bär", [1, 2, 3, 4])]).encode("utf-16"))
+    assert [category.name for category in load(folder).categories] == ["Bär", "cat"]
+
+
+def test_a_file_of_gigabytes_is_refused_before_it_is_read(folder):
+    with (folder / "Annotations" / "c.xml").open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(DataError, match=r"c\.xml: 2147483648 bytes, more than") as caught:
+        load(folder)
+    assert caught.value.code == "F1"
+
+
+def test_an_ambiguous_image_is_refused(folder):
+    write(folder, "c", voc_xml("", SIZE, []))
+    for suffix in (".jpg", ".png"):
+        save(folder / "JPEGImages" / f"c{suffix}", SIZE)
+    with pytest.raises(DataError, match=r"may be c\.jpg or c\.png") as caught:
+        load(folder)
+    assert caught.value.code == "F2"
+
+
+def test_a_folder_without_xml_and_a_missing_one(folder):
+    for name in ("JPEGImages", "none"):
+        with pytest.raises(DataError, match=name) as caught:
+            load_annotations(folder / name, folder, format="voc", report=DataReport())
+        assert caught.value.code == "F1"
+
+
+def test_small_and_outside_boxes_are_counted_by_file_and_object(folder):
+    boxes = ([1, 2, 10, 20], [5, 5, 0.5, 9], [50, 30, 30, 9], [70, 5, 10, 10])
+    write(folder, "a", voc_xml("a.jpg", SIZE, [voc_object("cat", list(map(float, box))) for box in boxes]))
+    report = DataReport()
+    index = load(folder, report=report, with_truth=True)
+    assert report.counts() == {"F4 skipped": 1, "F5 skipped": 1, "F5 repaired": 1}
+    assert "a.xml: object 2: a side of" in report.first_records()["F4 skipped"][0]
+    assert "a.xml: object 4: " in report.first_records()["F5 skipped"][0]
+    np.testing.assert_allclose(index.boxes[0], [[1, 2, 11, 22], [50, 30, 60, 39]])
+    assert index.truth is not None
+    np.testing.assert_allclose(index.truth.boxes_xywh[:4], boxes)

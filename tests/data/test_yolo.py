@@ -1,0 +1,301 @@
+"""YOLO text labels: where files are found, rows of boxes and polygons, sizes from headers, and faults."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ovd.data.annotations import load_annotations, load_truth
+from ovd.data.check import check_images
+from ovd.data.format_options import FormatOptions
+from ovd.data.images import ImageError
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataError, DataReport
+
+SIZE = (40, 60)
+ROW = "1 0.5 0.25 0.1 0.2\n"
+
+
+def save(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path, exif=exif)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Two training images, the second without a label file, and one to validate on."""
+    for name in ("train/a", "train/b", "val/c"):
+        save(tmp_path / "images" / f"{name}.png")
+    write(tmp_path / "labels" / "train" / "a.txt", ROW)
+    write(tmp_path / "labels" / "val" / "c.txt", ROW + ROW)
+    set_data(tmp_path)
+    return tmp_path
+
+
+def set_data(root: Path, **changes) -> None:
+    data = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"], **changes}
+    write(root / "data.yaml", yaml.safe_dump({key: value for key, value in data.items() if value is not None}))
+
+
+def load(
+    root: Path, report: DataReport | None = None, images: Path | None = None, split: str | None = None, **more
+) -> AnnotationIndex:
+    return load_annotations(
+        root / "data.yaml", images, format="yolo", report=report or DataReport(),
+        options=FormatOptions(split=split), **more,
+    )  # fmt: skip
+
+
+def files(index: AnnotationIndex) -> list[str]:
+    return [index.encoded(image).name for image in range(len(index))]
+
+
+def test_splits_and_images_without_labels(root):
+    index = load(root)
+    assert files(index) == ["a.png", "b.png"]
+    np.testing.assert_allclose(index.boxes[0], [[27, 6, 33, 14]])
+    assert [len(index.boxes[image]) for image in range(2)] == [1, 0]
+    assert index.image_sizes.tolist() == [list(SIZE)] * 2
+    assert [(category.id, category.name) for category in index.categories] == [(0, "cat"), (1, "dog")]
+    assert files(load(root, with_truth=True)) == ["c.png"]  # an evaluation takes the other split
+    assert files(load(root, with_truth=True, split="train")) == ["a.png", "b.png"]
+    assert files(load(root, split="val")) == ["c.png"]
+    assert len(load_truth(root / "data.yaml", format="yolo").boxes_xywh) == 2
+    write(root / "labels" / "train" / "b.txt", "\n  \n")
+    assert len(load(root).boxes[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ("images/train/", ["a.png", "b.png"]),
+        (["images/val", "images/train"], ["c.png", "a.png", "b.png"]),
+        ("list.txt", ["c.png", "a.png"]),
+        (["list.txt", "more.txt"], ["c.png", "a.png", "b.png"]),
+        ("../images/train", ["a.png", "b.png"]),  # as Roboflow exports it
+        ("images", ["a.png", "b.png", "c.png"]),
+    ],
+)
+def test_images_come_from_folders_and_lists(root, train, expected):
+    write(root / "list.txt", f"./images/val/c.png\n\n{root}/images/train/a.png\n")
+    write(root / "more.txt", "images/train/b.png\n")
+    set_data(root, train=train)
+    index = load(root)
+    assert files(index) == expected
+    assert index.image_ids.tolist() == list(range(len(expected)))
+    a = expected.index("a.png")
+    assert len(index.boxes[a]) == 1
+
+
+def test_where_paths_start(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "data.yaml"
+    data = {"path": str(root), "train": "images/train", "names": {0: "cat", 1: "dog"}}
+    write(elsewhere, yaml.safe_dump(data))
+    by_path = load(elsewhere.parent)
+    assert files(by_path) == ["a.png", "b.png"]
+    assert by_path.image_files == ("images/train/a.png", "images/train/b.png")
+    write(elsewhere, yaml.safe_dump({**data, "path": "/none"}))
+    with pytest.raises(DataError, match="/none/images/train is no folder") as caught:
+        load(elsewhere.parent)
+    assert caught.value.code == "F1"
+    assert load(elsewhere.parent, images=root).fingerprint() == by_path.fingerprint()
+    set_data(root, path="images", train="train")
+    assert files(load(root)) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("d/images/x/images/y/a.png", "d/images/x/labels/y/a.txt"),
+        ("d/images/x/images/y/a.png", "d/images/x/images/y/a.txt"),
+        ("d/photos/a.b.png", "d/photos/a.b.txt"),
+        ("images.png", "images.txt"),
+    ],
+)
+def test_the_label_file_replaces_the_last_images_or_lies_beside(tmp_path, image, label):
+    save(tmp_path / image)
+    write(tmp_path / label, ROW)
+    write(tmp_path / "list.txt", f"{image}\n")
+    set_data(tmp_path, train="list.txt")
+    assert len(load(tmp_path).boxes[0]) == 1
+
+
+@pytest.mark.parametrize("layout", ["beside", "folders"])
+def test_a_folder_with_classes_txt(tmp_path, layout):
+    images = tmp_path / "images" if layout == "folders" else tmp_path
+    labels = tmp_path / "labels" if layout == "folders" else tmp_path
+    for name in ("sub/a", "b"):
+        save(images / f"{name}.png")
+    write(labels / "sub" / "a.txt", ROW)
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    for given in (None, images):
+        index = load_annotations(tmp_path, given, format="yolo", report=DataReport())
+        assert files(index) == ["b.png", "a.png"]
+        assert [len(index.boxes[image]) for image in range(2)] == [0, 1]
+        assert index.categories[1].name == "dog"
+    with pytest.raises(ValueError, match="has no splits"):
+        load_annotations(tmp_path, None, format="yolo", report=DataReport(), options=FormatOptions(split="val"))
+
+
+def test_polygons_give_their_bounding_box(root):
+    write(
+        root / "labels" / "train" / "a.txt",
+        "0 0.1 0.5 0.3 0.25 0.2 0.75\n1.0 0.1 0.1 0.6 0.1 0.6 0.35 0.1 0.35\n",
+    )
+    index = load(root)
+    np.testing.assert_allclose(index.boxes[0], [[6, 10, 18, 30], [6, 4, 36, 14]], rtol=1e-6)
+    assert index.classes[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("format", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_the_loader_sees(root, format, orientation):
+    for path in (root / "images" / "train").iterdir():
+        path.unlink()
+    save(root / "images" / "train" / f"a.{format}", SIZE, orientation)
+    index = load(root)
+    assert index.image_sizes.tolist() == [list(SIZE if orientation < 5 else SIZE[::-1])]
+    report = DataReport()
+    check_images(index, report)
+    assert (report.counts(), report.num_used()) == ({}, 1)
+
+
+def test_boxes_at_the_border_are_not_outside_by_the_rounding_of_six_decimals(root):
+    save(root / "images" / "train" / "a.png", (3001, 4003))
+    write(root / "labels" / "train" / "a.txt", "0 0.833334 0.500000 0.333333 1.000000\n")
+    report = DataReport()
+    load(root, report)
+    assert report.counts() == {}
+
+
+@pytest.mark.parametrize(("damage", "code"), [("missing", "F8"), ("text", "F9"), ("tiff", "F9")])
+def test_an_image_that_cannot_be_read(root, damage, code):
+    path = root / "images" / "train" / "a.png"
+    path.unlink()
+    write(root / "list.txt", "images/train/a.png\nimages/train/b.png\n")
+    set_data(root, train="list.txt")
+    write(root / "labels" / "train" / "b.txt", ROW)
+    if damage == "text":
+        path.write_text("no image")
+    if damage == "tiff":  # in a folder it is not passed over in silence
+        Image.new("RGB", (9, 9)).save(root / "images" / "train" / "a.tif")
+        set_data(root)
+    report = DataReport()
+    index = load(root, report)
+    assert report.counts() == {f"{code} skipped": 1}
+    assert (files(index), index.image_ids.tolist(), len(index.boxes[0])) == (["b.png"], [1], 1)
+    with pytest.raises(ImageError, match="a\\.") as caught:
+        load(root, with_truth=True, split="train")
+    assert caught.value.code == code
+
+
+def test_too_many_unreadable_images_stop_but_scattered_ones_are_no_row(root):
+    for number in range(12):
+        write(root / "images" / "train" / f"{number}.png", "x")
+    with pytest.raises(DataError, match="12 of 14 skipped") as caught:
+        load(root)
+    assert caught.value.code == "F9"
+    report = DataReport(stops=False)
+    load(root, report)
+    assert report.counts() == {"F9 skipped": 12}
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "F3", "1 objects of classes without a name: .*a.txt: line 2 is of class 2"),
+        ("-1 0.5 0.5 0.1 0.1", "F3", "is of class -1"),
+        ("dog 0.5 0.5 0.1 0.1", "F6", "line 2: the class is 'dog'"),
+        ("0.5 0.5 0.5 0.1 0.1", "F6", "line 2: the class is '0.5'"),
+        ("0 0.5 nan 0.1 0.1", "F6", "line 2: 'nan' is not a finite number"),
+        ("0 0.5 0.5 0.1 inf", "F6", "line 2: 'inf'"),
+        ("0 0.5 0.5 0.1 0,1", "F6", "line 2: '0,1'"),
+        ("0 0.5 0.5 0.1", "F6", "line 2: 3 numbers after the class"),
+        ("0", "F6", "line 2: 0 numbers after the class"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "F6", "line 2: 5 numbers after the class.*confidence"),
+        ("0 0.5 0.5 0.1 0.1 0.9 0.1 0.3", "F6", "line 2: 7 numbers after the class"),
+        ("0 30 20 10 10", "F6", "line 2: .*no fractions"),
+    ],
+)
+def test_faults_of_a_row_name_the_file_and_the_line(root, row, code, message):
+    write(root / "labels" / "train" / "a.txt", ROW + row + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        load(root)
+    assert caught.value.code == code
+    assert "labels/train/a.txt: line 2" in str(caught.value)
+
+
+def test_a_label_file_that_is_not_utf8(root):
+    (root / "labels" / "train" / "a.txt").write_bytes(b"1 0.5 \xff 0.1 0.1\n")
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 at byte 6 of") as caught:
+        load(root)
+    assert caught.value.code == "F1"
+
+
+def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
+    rows = ["0 0.5 0.5 0.2 0.2", "0 0.5 0.5 0.01 0.2", "0 0.95 0.5 0.2 0.2", "1 1.2 0.5 0.2 0.2"]
+    write(root / "labels" / "train" / "a.txt", "\n".join(rows))
+    report = DataReport()
+    index = load(root, report)
+    assert report.counts() == {"F4 skipped": 1, "F5 skipped": 1, "F5 repaired": 1}
+    assert "a.txt: line 2: a side of" in report.first_records()["F4 skipped"][0]
+    assert "a.txt: line 4: " in report.first_records()["F5 skipped"][0]
+    np.testing.assert_allclose(index.boxes[0], [[24, 16, 36, 24], [51, 16, 60, 24]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"train": None}, "F1", "no 'train'; it has val"),
+        ({"train": "images/none"}, "F1", "'images/none', but .*images/none is no folder"),
+        ({"train": "none.txt"}, "F1", r"none\.txt: annotation file cannot be read"),
+        ({"train": 3}, "F1", "train is 3, not the path"),
+        ({"train": ["images/train", "images/train"]}, "F2", "images 0 and 2 are both .*a.png"),
+        ({"train": "labels"}, "F1", "no image in"),
+        ({"path": 3}, "F1", "path is 3, not text"),
+        ({"names": None}, "F1", "names is None"),
+        ({"names": {}}, "F1", "names is {}"),
+        ({"names": {"0": "cat"}}, "F1", "names has the id '0'"),
+        ({"names": {0: "cat", 1: False}}, "F1", "name 1 is False, not text; write it in quotes"),
+        ({"nc": 3}, "F1", "nc is 3, but there are 2 names"),
+        ({"kpt_shape": [17, 3]}, "F1", "has kpt_shape, so its labels are poses"),
+    ],
+)
+def test_faults_of_data_yaml_are_named(root, changes, code, message):
+    set_data(root, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        load(root)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: &a x\nval: *a\nnames: [cat]\n", "aliases"),
+        ("train: !!python/object/apply:os.system ['true']\n", "not plain YAML"),
+        ("names: {0: cat, 0: dog}\ntrain: images\n", "the key 0 occurs twice"),
+        ("- 1\n", "expected a mapping"),
+        ("names: [cat\n", "not plain YAML"),
+    ],
+)
+def test_yaml_that_is_no_plain_mapping(root, text, message):
+    write(root / "data.yaml", text)
+    with pytest.raises(DataError, match=rf"data\.yaml: .*{message}") as caught:
+        load(root)
+    assert caught.value.code == "F1"
+
+
+def test_labels_that_are_all_missing_are_a_mistake_of_layout(root):
+    (root / "labels").rename(root / "label")
+    with pytest.raises(DataError, match=r"none of 2 images has a label file.*train/a\.png") as caught:
+        load(root)
+    assert caught.value.code == "F1"
