@@ -1,4 +1,4 @@
-"""Box helpers that torchvision.ops lacks; areas, IoU and NMS come from there.
+"""Box operations that torchvision.ops lacks; areas, IoU and NMS come from there.
 
 Sizes are (height, width) in pixels, the order of an image tensor's last two axes.
 """
@@ -6,23 +6,12 @@ Sizes are (height, width) in pixels, the order of an image tensor's last two axe
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.ops import box_convert
-
-
-def xywh_to_xyxy(boxes_xywh: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
-    """From the left, top, width, height of COCO and LVIS files to corners."""
-    return box_convert(boxes_xywh, "xywh", "xyxy")
-
-
-def xyxy_to_xywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
-    """From corners to the left, top, width, height of COCO and LVIS files."""
-    return box_convert(boxes, "xyxy", "xywh")
 
 
 def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "2"]) -> Float[Tensor, "*N 4"]:
     """Move corners outside an image of `size` onto its border; a box wholly outside is left with no area.
 
-    torchvision's clip_boxes_to_image wants Python numbers, which on a GPU would wait for the device.
+    torchvision's clip_boxes_to_image takes Python numbers, which on a GPU would wait for the device.
     """
     height_width = size.to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), height_width[[1, 0, 1, 0]])
@@ -31,7 +20,7 @@ def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "2"]) -> Float[Te
 def rescale_boxes(
     boxes: Float[Tensor, "*N 4"], from_size: Int[Tensor, "2"], to_size: Int[Tensor, "2"]
 ) -> Float[Tensor, "*N 4"]:
-    """From pixels of an image of `from_size` to pixels of the same image at `to_size`.
+    """Convert boxes from pixels of an image of `from_size` to pixels of the same image at `to_size`.
 
     x and y have separate factors: rounding a resized image's sides to whole pixels changes its aspect ratio.
     """
@@ -40,5 +29,5 @@ def rescale_boxes(
 
 
 def side_distances(points: Float[Tensor, "*#N 2"], boxes: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*N 4"]:
-    """Pixels from each point to the left, top, right and bottom side of its box; all positive iff it is inside."""
+    """Pixels from each point to its box's left, top, right and bottom side; all positive iff the point is inside."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)

@@ -1,9 +1,9 @@
-"""The alternatives that configs, command lines and code name by a word, each list once."""
+"""The named alternatives of configs, command lines and code, each list once."""
 
 from typing import Literal
 
 Activation = Literal["gelu", "quick_gelu"]
-"""Of a CLIP model's MLPs."""
+"""Activation of a CLIP model's MLPs."""
 AssignmentRule = Literal["fcos", "atss", "task_aligned"]
 """How points are matched to true boxes (model/assign.py)."""
 ClassSplit = Literal["base", "all"]
@@ -11,24 +11,26 @@ ClassSplit = Literal["base", "all"]
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
 """Formats of annotations (data/formats.py has one record for each)."""
 Engine = Literal["hotcoco", "official"]
-"""What computes the metrics: hotcoco, or the protocol's own package (lvis, pycocotools), which is slower."""
+"""Package that computes the metrics: hotcoco, or the protocol's own (lvis, pycocotools), which is slower."""
 Frequency = Literal["r", "c", "f"]
 """LVIS's rare, common and frequent classes."""
 Head = Literal["fcos", "task_aligned"]
-"""Two towers of convolutions, or TOOD's head, whose tasks share them."""
+"""Detection head: two towers of convolutions, or TOOD's head, whose tasks share them."""
 InitState = Literal["averaged", "training"]
-"""Which weights of a trained detector a new run starts from."""
+"""State of a trained detector that a new run starts from."""
 Keep = Literal["top1", "top1_per_text", "one_to_one", "all"]
-"""Which of an image's pseudo-boxes are kept (selftrain/filter.py)."""
+"""Pseudo-boxes kept per image (selftrain/filter.py)."""
 LearningRateDecay = Literal["cosine", "step", "constant"]
+"""Learning-rate schedule after the warm-up (engine/optim.py)."""
 NegativeRule = Literal["sampled", "strict", "all"]
-"""Which classes are negatives of an image (model/federated.py)."""
+"""Classes that are negatives of an image (model/federated.py)."""
 PairUse = Literal["boxes", "image_labels"]
-"""What is learned from an image-text pair."""
+"""How an image-text pair is trained on: its pseudo-boxes, or its texts as labels of the image."""
 Place = Literal["pyramid", "head"]
-"""Where the learned path joins the dense feature."""
+"""Place at which the learned path is added to the dense feature (model/gates.py)."""
 Precision = Literal["auto", "bf16", "float32"]
+"""Numerical precision; `auto` is bf16 where the hardware is fast at it (precision.py)."""
 QuerySource = Literal["caption", "ngrams", "nouns", "classes"]
-"""Where the queries of an image-text pair come from (selftrain/queries.py)."""
+"""Source of an image-text pair's queries (selftrain/queries.py)."""
 Templates = Literal["none", "short", "full"]
-"""Which prompts a class name is put into (text/prompts.py)."""
+"""Prompt templates for a class name (text/prompts.py)."""

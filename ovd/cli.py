@@ -1,4 +1,4 @@
-"""What all tools share: faults end in one line and an exit code, not in a traceback."""
+"""The frame of all tools: an error ends in one line and an exit code, not in a traceback."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ EXIT_RUN_TIME = 3
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a bad input exits with 2, a fault at run time with 3, each with one line on stderr.
+    """Run a tool; a bad input exits with 2, an error at run time with 3, each with one line on stderr.
 
-    With OVD_TRACEBACK set in the environment the traceback comes too.
+    With OVD_TRACEBACK set in the environment the traceback is printed too.
     """
     try:
         main()
@@ -23,5 +23,5 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _code(error: Exception) -> str:
-    """The fault's own code where it has one, else the kind of error."""
+    """The error's own code where it has one, else its type."""
     return getattr(error, "code", type(error).__name__)

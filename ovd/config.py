@@ -53,90 +53,105 @@ RENAMED = {
     "detector.freeze_tower": "detector.freeze_backbone",
     "train.tower_rate": "train.backbone_rate",
 }
-"""Keys of earlier versions, and what they are called now."""
+"""Present names of keys of earlier versions."""
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message names the file, the key and the nearest valid one."""
+    """A config that cannot be used; the message names the file, the key and the nearest valid key."""
 
 
 def default_kind(kind: str) -> BeforeValidator:
-    """Lets a section that comes in several kinds be written without `kind`, as the default one."""
+    """A validator that fills in a missing `kind` of a section that comes in several kinds."""
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
 class ClipConfig(Section):
+    """The CLIP model whose backbone and text tower the detector uses."""
+
     name: str = "tiny"
-    """`tiny`, a folder with an open_clip_config.json, or a name of open_clip.list_models()."""
+    """`tiny` (the toolkit's own), a folder with an open_clip_config.json, or a name from open_clip.list_models()."""
     weights: str | None = None
-    """For a name: one of its tags, a local file, or `random`. `tiny` and a folder bring their own."""
+    """Required for a name from open_clip: one of its tags, a local file, or `random`. `tiny` and a folder include their
+    weights."""
     activation: Activation | None = None
-    """For a local file, which does not say: what its weights were trained with."""
+    """Activation that the weights of a local file were trained with; the file does not record it. Not needed for timm
+    backbones."""
     mean: tuple[float, float, float] | None = None
-    """For a local file: RGB in 0..1, of the images its weights were trained on; with `std`. May be left out where
-    open_clip has weights of this name that agree on one."""
+    """RGB mean, in 0..1, that images were normalized with when the weights of a local file were trained; given together
+    with `std`. Not needed where open_clip's weights of this name all have the same normalization."""
     std: tuple[float, float, float] | None = None
+    """RGB standard deviation, as `mean`."""
 
 
 class BankConfig(TextSources):
-    """The text bank: V variants of every class, of which a training step draws one (text augmentation)."""
+    """The text bank: V text variants per class, of which a training step draws one (text augmentation)."""
 
     file: Path | None = None
-    """A bank that tools/build_text_bank.py made, with at least the training classes; built on first use if not given.
-    Its variants are then what it was made with; of the settings below only `noise` still counts in training, and
-    `templates` in evaluation."""
+    """Bank file from tools/build_text_bank.py with at least the training classes; by default a bank is built on first
+    use. The variants of a file are fixed: of the other settings only `noise` applies in training, and `templates` and
+    `num_synonyms` in evaluation."""
     paraphrases: Path | None = None
-    """A JSON file of texts about classes, {"class name": ["a text", ...]}; each becomes a training variant as it is,
-    and a class with fewer than others gets its prompts again instead."""
+    """JSON file of texts about classes, {"class name": ["a text", ...]}. Each text is a training variant, without a
+    template; a class with fewer texts than the others repeats its prompts instead."""
     noise: NonNegativeFloat = 0.0
-    """Gaussian noise added to a sampled variant, as a fraction of its length; renormalized after."""
+    """Length of the Gaussian noise added to a drawn variant, relative to the variant; the sum is normalized again."""
     cache: Path = Path("data/text_banks")
     """Folder of the banks that are built on first use."""
 
 
 class GatedShortcutsConfig(Section):
+    """Class embeddings are the dense CLIP feature plus a gated learned path (model/gates.py)."""
+
     kind: Literal["gated"] = "gated"
     places: Annotated[tuple[Place, ...], Field(min_length=1)] = ("pyramid", "head")
-    """Where the learned path joins the dense feature."""
+    """Places at which the learned path is added to the dense feature."""
     per_channel: bool = True
-    """One gate for every text-space channel, or one for all."""
+    """One gate per channel of the text space; if false, one gate for all channels."""
     filter_size: Literal[1, 3, 5, 7] = 3
-    """Side of the square of points that the filter over the head's shortcut looks at."""
+    """Side, in points, of the square that the filter over the head's shortcut covers."""
 
 
 class NoShortcutsConfig(Section):
+    """Class embeddings are a projection of the head's class features, as in an ordinary detector."""
+
     kind: Literal["none"] = "none"
 
 
 class DetectorConfig(Section):
+    """The detector's architecture, and how its backbone is trained."""
+
     shortcuts: Annotated[
         GatedShortcutsConfig | NoShortcutsConfig, Field(discriminator="kind"), default_kind("gated")
     ] = GatedShortcutsConfig()
+    """How class embeddings are formed: kind `gated` (default) or `none`."""
     channels: Annotated[int, Field(gt=0, multiple_of=32)] = 256
-    """Width of the learned path: pyramid and head."""
+    """Width of the learned path (pyramid and head), a multiple of 32."""
     num_convs: PositiveInt = 4
-    """3 x 3 convolutions in each of the head's two towers."""
+    """3 x 3 convolutions in each of the head's two towers; with `task_aligned`, in its one stack for both tasks."""
     head: Head = "fcos"
-    """Two towers of convolutions, or TOOD's head, whose tasks share them."""
+    """`fcos` has a class and a box tower of convolutions; `task_aligned` is TOOD's head, whose tasks share them."""
     freeze_backbone: bool = False
+    """Train no parameter of the backbone, so that its dense feature stays CLIP's."""
     frozen_layers: NonNegativeInt = 0
-    """Of the backbone, from its input on, do not learn: the stem, then blocks."""
+    """Number of backbone layers frozen from the input: the stem, then blocks."""
     recompute: bool = False
     """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth in the backbone's last block, falling to 0 at its first."""
+    """Stochastic depth rate of the backbone's last block, falling linearly to 0 at its first; in training only."""
     window: NonNegativeInt = 0
-    """Side of the squares of patches that a transformer's attention stays within; 0 for attention to all."""
+    """Side, in patches, of the windows that a transformer backbone's attention is limited to; 0 is global attention."""
     global_blocks: NonNegativeInt = 4
-    """With `window`: so many blocks, evenly spread, attend to all."""
+    """Number of blocks, evenly spread, that keep global attention; used with `window`."""
 
 
 class WorldData(Section):
-    """The embedded world, drawn on first use."""
+    """The embedded world: a small synthetic data set in LVIS's form, drawn on first use."""
 
     kind: Literal["world"] = "world"
     root: Path = Path("data/world")
+    """Folder of the drawn worlds, relative to the current folder."""
     seed: NonNegativeInt = 0
+    """Seed of the scenes and of the rare split."""
 
 
 class FileData(VocOptions):
@@ -149,10 +164,11 @@ class FileData(VocOptions):
     XML files; `yolo` text labels. data/README.md has the layout of each."""
     train_annotations: Path
     train_images: Path | None = None
-    """Folder of images; only `yolo` may leave it out, for the one that data.yaml names."""
+    """Folder of the training images; only `yolo` may leave it out, for the one that data.yaml names."""
     val_annotations: Path | None = None
+    """Annotation file of the validation set; without one, training does not evaluate."""
     val_images: Path | None = None
-    """`train_images` if not given."""
+    """Folder of the validation images; by default that of the training images."""
     train_split: str | None = None
     """`yolo`: the key of data.yaml that lists the training images; `train` if not given."""
     val_split: str | None = None
@@ -160,115 +176,138 @@ class FileData(VocOptions):
 
 
 class BoxFilters(Section):
-    """A pseudo-box must pass all of these. The defaults keep an image's best box whatever its score, as published."""
+    """Filters of pseudo-boxes, all of which a box must pass. The defaults keep the best box per image at any score, as
+    published."""
 
     keep: Keep = "top1"
-    """Of an image's boxes that pass the other filters: the best; the best of each text; the same, but no two texts at
-    one place; or all."""
+    """Boxes kept per image, of those that pass the other filters: `top1` the best; `top1_per_text` the best per text;
+    `one_to_one` the best per text with no two texts at one place; `all`."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Lowest score."""
+    """Minimum score."""
     min_size_px: NonNegativeFloat = 0.0
-    """Least shorter side, in pixels of the pair's image."""
+    """Minimum length of the shorter side, in pixels of the pair's image."""
     max_relative_area: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest area, as a fraction of the image's."""
+    """Maximum area, as a fraction of the image's."""
     caption_match: bool = False
-    """The text must occur in the pair's caption: for texts that are the same in every image."""
+    """Require a box's text to occur in the pair's caption; for labels whose queries are the same in every image."""
 
 
 class PairsConfig(BoxFilters):
-    """Image-text pairs beside the detection data: self-training, or image-level labels."""
+    """Image-text pairs that are trained on beside the detection data: self-training, or image-level labels."""
 
     labels: Path
-    """Folder of labels that tools/pseudo_label.py made; like all that a run makes, relative to the current folder."""
+    """Folder of labels from tools/pseudo_label.py; like all outputs of a run, relative to the current folder."""
     shards: Path | None = None
-    """Folder of the pairs' tar shards, relative to the data root; the embedded world's own if not given."""
+    """Folder of the pairs' tar shards, relative to the data root; by default the embedded world's own."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of pairs among a batch's images."""
+    """Share of pairs in a batch, rounded so that it holds at least one pair and one other image."""
     use: PairUse = "boxes"
-    """`boxes` trains on the teacher's boxes that pass the filters; `image_labels` on the texts alone, as true of the
-    whole image."""
+    """`boxes` trains on the teacher's boxes that pass the filters; `image_labels` trains on the pair's texts as labels
+    of the whole image."""
     max_per_text: PositiveInt | None = None
-    """Over all pairs, at most this many boxes of a text, the best scores first."""
+    """Maximum number of boxes per text over all pairs, those with the best scores; no limit by default."""
     sampled_texts: NonNegativeInt = 100
-    """Texts drawn besides those of the batch, by number of pairs to the power 0.5, as negatives of its pairs."""
+    """Number of texts drawn besides the batch's, with probability proportional to (number of pairs) ** 0.5, as
+    negatives of its pairs."""
     box_loss: bool = False
-    """Whether the teacher's boxes are trained on by the box branch, too. If not, only their classes are, and where
-    objects end is learned from people's boxes."""
+    """Train the box branch on the teacher's boxes, too. If false, they train only the class branch, and localization is
+    learned from human annotations."""
     image_label_weight: PositiveFloat = 0.1
-    """Weight of the loss of `image_labels`."""
+    """Weight of the loss of `use: image_labels`."""
 
 
 class DataConfig(Section):
+    """Training and validation data, and the augmentation of training images."""
+
     source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("world")] = WorldData()
+    """The detection data: kind `world` (default) or `files`."""
     classes: ClassSplit = "base"
     """`base` removes the annotations of the novel classes (LVIS's rare ones, the 17 of COCO's zero-shot split) and
-    checks that none of their names is trained on."""
+    checks that none of their names is trained on; `all` trains on every class."""
     size: PositiveInt = 192
     """Longest side of an image in pixels, in training (before scale jitter) and evaluation."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
-    """Smallest and largest factor of `size` that an image is resized to, drawn for each; what is then larger than
-    `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training without
-    crops."""
+    """Scale jitter: smallest and largest factor of `size` that an image is resized to; the part that is then larger
+    than `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training
+    without crops."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip."""
     color: NonNegativeFloat = 0.2
     """Strength of brightness, contrast, saturation and hue jitter."""
     mosaic: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Chance that a sample is made of four images of half the size, one from its turn and three drawn at random."""
+    """Probability that a sample is a mosaic of four images at half the size: its own image and three drawn at random.
+    Not with `shape_groups` or `train.negatives: strict`."""
     repeat_threshold: NonNegativeFloat = 0.001
-    """LVIS's repeat-factor sampling; 0 switches it off."""
+    """Threshold of LVIS's repeat-factor sampling, a share of the training images; 0 switches it off."""
     shape_groups: PositiveInt = 1
-    """So many groups of images by aspect ratio: batches are of one group as far as its size allows, and come in the
-    groups' shapes and one more that holds any image."""
+    """Number of groups of images by aspect ratio. Batches are drawn from one group as far as its size allows, and are
+    padded to the shape of a group or to one shape that holds any image."""
     pairs: PairsConfig | None = None
-    """Trained on besides `source`; none by default."""
+    """Image-text pairs that are trained on besides `source`; none by default."""
     workers: NonNegativeInt = 1
-    """Processes that load ahead, for `source` and as many for `pairs`."""
+    """Number of loader processes for `source`, and as many again for `pairs`; 0 loads in the training process."""
 
 
 class TrainSection(Section):
+    """Optimization, assignment, negatives, and what a run saves."""
+
     steps: PositiveInt
+    """Number of optimizer steps."""
     batch_size: PositiveInt = 16
-    """Images of an optimizer step, on all ranks together."""
+    """Images per optimizer step, over all ranks."""
     accumulate: PositiveInt = 1
-    """Parts that a rank takes its images in, one after another: less memory, the same gradients."""
+    """Number of parts that a rank's images are processed in, one after another: less memory, the same gradients."""
     seed: NonNegativeInt = 0
+    """Seed of the initial weights, the order of the data, augmentation and sampling."""
     learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate (AdamW)."""
     backbone_rate: NonNegativeFloat = 0.1
-    """Learning rate of the backbone, as a factor."""
+    """Factor of `learning_rate` for the backbone."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each layer of the backbone learns at this much of the rate of the next one."""
+    """Layer-wise decay: learning rate of each backbone layer, as a factor of the next layer's."""
     gate_rate: NonNegativeFloat = 1.0
-    """Learning rate of the shortcuts' gates, as a factor."""
+    """Factor of `learning_rate` for the shortcuts' gates."""
     logit_rate: NonNegativeFloat = 10.0
-    """Learning rate of the logit's scale and threshold, as a factor."""
+    """Factor of `learning_rate` for the logit's scale and threshold."""
     weight_decay: NonNegativeFloat = 0.05
+    """Weight decay of matrices and kernels; biases, norms, gates and the logit's parameters have none."""
     warmup_steps: NonNegativeInt = 50
+    """Steps of linear warm-up, at most `steps`."""
     decay: LearningRateDecay = "cosine"
+    """Schedule after the warm-up: `cosine` down to 1 % of the peak; `step`, two equal drops to 1 %, after 2/3 and 8/9
+    of the steps; `constant`."""
     clip_norm: PositiveFloat = 1.0
+    """Maximum L2 norm of all gradients together."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the average over the weights (EMA), which is what is evaluated; it is lower in the first steps."""
     assignment: AssignmentRule = "fcos"
-    """Which points answer for a box: FCOS's rules with centre sampling, ATSS, or those that predict it best (TOOD)."""
+    """How points are matched to boxes: `fcos` with center sampling, `atss`, or `task_aligned` (TOOD), which takes the
+    points that predict a box best."""
     atss_steps: NonNegativeInt = 1000
-    """With `task_aligned`: so many first steps go by ATSS, until predictions mean something."""
+    """Number of first steps that use ATSS, since early predictions are not informative; used with `task_aligned`."""
     negatives: NegativeRule = "sampled"
-    """Which class rows count as negatives of an image: all rows of the step, or only verified ones (federated
-    `strict`); `all` takes the whole vocabulary as rows, for exhaustively annotated data."""
+    """Which classes are negatives of an image: `sampled` all classes of the step; `strict` only those verified to be
+    absent (federated); `all` the whole vocabulary, for exhaustively annotated data."""
     sampled_classes: NonNegativeInt = 100
-    """Classes drawn besides those in the batch, by image count to the power 0.5."""
+    """Number of classes drawn besides the batch's, with probability proportional to (number of images) ** 0.5; used
+    with `negatives: sampled`."""
     precision: Precision = "auto"
+    """`auto` is bf16 where the hardware is fast at it, else float32."""
     device: str = "auto"
     """`auto` is the GPU where there is one, else the CPU."""
     threads: PositiveInt = 2
-    """CPU threads; a result's bits depend on it."""
+    """Number of CPU threads; the bits of a result depend on it."""
     compile: bool = False
-    """Compile pyramid and head with torch.compile, on a GPU the class loss too: slow to start, then faster steps
+    """Compile pyramid and head with torch.compile, on a GPU the class loss too: a slow start, then faster steps
     (docs/results.md). On a CPU it needs a C++ compiler."""
     save_every: PositiveInt = 250
+    """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
+    """Number of checkpoints kept on disk, the newest ones."""
     eval_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     wandb: str | None = None
-    """Project of Weights & Biases that gets the curves, too; needs the package wandb."""
+    """Weights & Biases project that gets the curves, too; needs the package wandb."""
 
 
 class EnsembleConfig(Section):
@@ -277,17 +316,22 @@ class EnsembleConfig(Section):
     base: Annotated[float, Field(ge=0, le=1)] = 0.35
     """Weight of CLIP for classes that were trained on."""
     novel: Annotated[float, Field(ge=0, le=1)] = 0.65
+    """Weight of CLIP for all other classes."""
 
 
 class EvalSection(DetectionOptions):
+    """Post-processing and evaluation."""
+
     batch_size: PositiveInt = 16
-    """Images are padded to the largest of their batch, which moves scores a little (GroupNorm, position embeddings)."""
+    """Images per batch. They are padded to the largest of their batch, which moves scores a little (GroupNorm, position
+    embeddings)."""
     compile: bool = False
     """Compile pyramid, head and the scores of post-processing where a whole data set is evaluated."""
     engine: Engine = "hotcoco"
-    """What computes the metrics."""
+    """Package that computes the metrics: `hotcoco`, or the slower `official` one (lvis, pycocotools)."""
     ensemble: EnsembleConfig | None = None
-    """Rank by the detector's scores and CLIP's; needs detector.freeze_backbone, so that CLIP's part is still CLIP."""
+    """Rank by the detector's scores and CLIP's; needs detector.freeze_backbone, so that the dense feature is still
+    CLIP's. By default the detector's scores alone."""
 
 
 class TrainConfig(Section):
@@ -297,10 +341,10 @@ class TrainConfig(Section):
     """Run folder: checkpoints, logs, metrics, pictures."""
     clip: ClipConfig = ClipConfig()
     init_from: Path | None = None
-    """Start from a trained detector (a run folder, a checkpoint folder or a weights file) instead of CLIP alone."""
+    """Trained detector to start from: a run folder, a checkpoint folder or a weights file; by default CLIP alone."""
     init_state: InitState = "averaged"
-    """What `init_from` gives: the averaged weights, for a new start; or all that a resumed run would have, to go on
-    without a jolt: the optimizer's moments, and the images that were not drawn yet."""
+    """State that is taken from `init_from`: `averaged`, its averaged weights; or `training`, all that a resumed run
+    restores: weights, their average, the optimizer's moments, and the position in the order of the images."""
     bank: BankConfig = BankConfig()
     detector: DetectorConfig = DetectorConfig()
     data: DataConfig = DataConfig()
@@ -312,11 +356,13 @@ class TrainConfig(Section):
         if self.eval.ensemble is not None and not self.detector.freeze_backbone:
             raise ValueError("eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's")
         if self.data.mosaic and self.data.shape_groups > 1:
-            raise ValueError("data.mosaic does not go with data.shape_groups: a mosaic has none of their shapes")
+            raise ValueError("data.mosaic cannot be combined with data.shape_groups: a mosaic has none of their shapes")
         if self.data.mosaic and self.train.negatives == "strict":
-            raise ValueError("data.mosaic does not go with train.negatives=strict: no class is verified in all four")
+            raise ValueError(
+                "data.mosaic cannot be combined with train.negatives=strict: no class is verified in all four images"
+            )
         if self.init_state == "training" and self.init_from is None:
-            raise ValueError("init_state=training needs init_from: the run to go on from")
+            raise ValueError("init_state=training needs init_from: the run to continue from")
         return self
 
 
@@ -324,34 +370,46 @@ class PretrainConfig(Section):
     """Pretraining the tiny CLIP on the world's image-text pairs: `tools/pretrain_clip.py`."""
 
     output: Path
+    """Run folder."""
     data: WorldData = WorldData()
     steps: PositiveInt
+    """Number of optimizer steps."""
     batch_size: PositiveInt = 256
+    """Pairs per optimizer step."""
     crop: PositiveInt = 96
-    """Side of the random crop of a pair's image."""
+    """Side of the random crop of a pair's image, in pixels."""
     seed: NonNegativeInt = 0
+    """Seed of the initial weights, the order of the pairs and the crops."""
     learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate (AdamW)."""
     weight_decay: NonNegativeFloat = 0.05
+    """Weight decay of matrices and kernels."""
     warmup_steps: NonNegativeInt = 100
+    """Steps of linear warm-up, before a cosine decay to 1 % of the peak."""
     clip_norm: PositiveFloat = 1.0
+    """Maximum L2 norm of all gradients together."""
     precision: Precision = "auto"
+    """`auto` is bf16 where the CPU is fast at it, else float32."""
     threads: PositiveInt = 2
+    """Number of CPU threads; the bits of a result depend on it."""
     save_every: PositiveInt = 200
+    """Steps between checkpoints."""
 
 
 class LabelOptions(Section):
-    """What a teacher is asked for in image-text pairs, and how much of what it finds is kept."""
+    """Queries for a teacher in image-text pairs, and which of its boxes are kept."""
 
     queries: QuerySource
-    """The whole caption, its n-grams, its noun phrases, or the same class names in every image."""
+    """Queries of an image: its whole caption, the caption's n-grams or noun phrases, or the same class names for every
+    image."""
     classes: tuple[str, ...] = ()
-    """With queries=classes: the names."""
+    """Class names; used with `queries: classes`."""
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Boxes that score no more are left out. Keep it low: filters come later."""
+    """Only boxes that score more are kept. Keep it low: filters come later."""
     max_boxes: PositiveInt = 100
-    """Boxes kept per image, the best ones."""
+    """Maximum number of boxes per image, the best ones."""
     batch_size: PositiveInt = 16
-    """Pairs of a shard that go to the teacher together."""
+    """Pairs of a shard that are given to the teacher together."""
 
     @model_validator(mode="after")
     def _classes_go_with_queries(self) -> "LabelOptions":
@@ -364,21 +422,21 @@ class LabelOptions(Section):
 
 
 class LabelsConfig(LabelOptions):
-    """The labels of a row of an ablation."""
+    """Pseudo-labels of an ablation's row."""
 
     shards: PositiveInt | None = None
-    """Only the first so many; all if not given."""
+    """Number of shards to label, the first ones; all by default."""
 
 
 class AblationRow(Section):
-    """One row of the table: a training run, or a teacher's and then its student's."""
+    """One row of the table: a training run, or the run of a teacher and then that of its student."""
 
     config: Path
-    """Of the run, or of the student: `init_from` and `data.pairs.labels` are filled in."""
+    """Config of the run, or of the student, whose `init_from` and `data.pairs.labels` are filled in."""
     teacher: Path | None = None
-    """Config of a first stage, shared by all rows that name it."""
+    """Config of the teacher's run, which is shared by all rows that name it; together with `labels`."""
     labels: LabelsConfig | None = None
-    """What the teacher does between the two."""
+    """How the teacher labels the pairs for its student."""
 
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":
@@ -391,23 +449,24 @@ class AblationConfig(Section):
     """A table of configs x seeds: `tools/ablate.py`."""
 
     records: Path
-    """JSON lines, one a finished run; the table and the pictures are made of them."""
+    """JSON lines file, one line per finished run, from which the table and the picture are made."""
     runs: Path
     """Folder of the run folders."""
     picture: Path
+    """File of the picture."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    """Each draws the world's scenes and rare split, and seeds the training."""
+    """Seeds of the runs: of the world's scenes and rare split, and of the training."""
     lengths: tuple[PositiveInt, ...] = ()
-    """Train every row for each of these numbers of steps instead of its config's; tables and picture set them side by
-    side."""
+    """Train every row for each of these numbers of steps instead of its config's; tables and picture compare them."""
     rows: dict[str, AblationRow]
+    """The table's rows by name, in order."""
 
 
 ConfigType = TypeVar("ConfigType", bound=Section)
 
 
 def load_config(path: Path, overrides: list[str], kind: type[ConfigType]) -> ConfigType:
-    """Read a YAML config, the ones it is based on, and overrides of the form `train.steps=100`.
+    """Read a YAML config, its bases, and overrides of the form `train.steps=100`.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key, a value of the wrong type, a circle of bases.
@@ -433,7 +492,7 @@ def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) ->
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in seen or len(seen) >= MAX_BASE_DEPTH:
-        raise ConfigError(f"{path}: `base:` runs in a circle or deeper than {MAX_BASE_DEPTH} files")
+        raise ConfigError(f"{path}: `base:` is circular or deeper than {MAX_BASE_DEPTH} files")
     values = _read_yaml(path)
     base = values.pop("base", None)
     if base is None:
@@ -451,7 +510,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; mappings are merged key by key, unless they choose another `kind`."""
+    """Merge two mappings key by key; `over` has precedence, and replaces a section of another `kind` as a whole."""
     merged = dict(base)
     for key, value in over.items():
         before = merged.get(key)
@@ -503,7 +562,7 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, as they are given on a command line."""
+    """Flatten nested settings to dotted names, as on a command line."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -1,4 +1,4 @@
-"""What a config's detector costs, counted on torch's meta device: no memory is taken, nothing is computed."""
+"""Cost of a config's detector, counted on torch's meta device, without memory for tensors or any computation."""
 
 from dataclasses import dataclass
 
@@ -12,35 +12,43 @@ from ovd.config import TrainConfig
 BYTES_FLOAT32 = 4
 BYTES_BF16 = 2
 OPTIMIZER_COPIES = 5
-"""Float32 numbers kept for a trained weight: itself, its gradient, two moments, the average."""
+"""Float32 numbers stored per trained weight: itself, its gradient, two moments, the average."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image; the text side and the losses are left out."""
+    """Cost per image, without the text side and the losses."""
 
     parameters: int
     trained_parameters: int
     forward_flops: int
-    """A multiplication and an addition count as two."""
+    """Operations of the forward pass; a multiplication and an addition count as two."""
     training_flops: int
-    """Forward and backward, which takes twice as much again, for all but a backbone that is frozen as a whole."""
+    """Operations of the forward pass and the backward pass, which takes twice as many; a fully frozen backbone has no
+    backward pass."""
     activation_bytes: int
-    """Kept for the backward pass, were all of it bfloat16; norms and losses keep float32, so it is more."""
+    """Activations kept for the backward pass, all counted as bfloat16: a lower bound, since norms and losses keep
+    float32."""
 
     def training_bytes(self, images: int) -> int:
-        """Memory of a rank with so many images in a step (or part of one)."""
+        """Memory of a rank that processes this number of images at a time."""
         frozen = self.parameters - self.trained_parameters
         weights = BYTES_FLOAT32 * (OPTIMIZER_COPIES * self.trained_parameters + 2 * frozen)
         return weights + images * self.activation_bytes
 
     def training_hours(self, *, steps: int, images: int, peak_tflops: float, utilization: float) -> float:
-        """Predicted, of steps of so many images on hardware of this peak that reaches this share of it."""
+        """Predicted training time.
+
+        Args:
+            images: per step.
+            peak_tflops: peak of all the hardware together.
+            utilization: share of the peak that is reached.
+        """
         return steps * images * self.training_flops / (peak_tflops * 1e12 * utilization) / 3600
 
 
 def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
-    """Count for images of this size, padded as the detector needs it.
+    """Count the cost for images of this size, padded to the detector's size divisor.
 
     Raises:
         ValueError: the config's CLIP is a folder, whose model cannot be built without its weights.

@@ -1,5 +1,5 @@
 """ovd inside detectron2: our splits in its catalog, our detector as one of its meta-architectures, our Detections as
-its Instances and back. Nothing else here imports this module, which needs detectron2 (docs/detectron2.md).
+its Instances and back. No other module imports this one, which needs detectron2 (docs/detectron2.md).
 
     from ovd.detectron2_interop import add_ovd_config, register_split
     register_split("birds_train", load_annotations(...))
@@ -9,7 +9,7 @@ its Instances and back. Nothing else here imports this module, which needs detec
     cfg.MODEL.OVD.RUN = "runs/quickstart"           # a trained detector, or MODEL.OVD.CONFIG for a fresh one
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("birds_train",), ("birds_val",)
 
-Optimizer, schedule, augmentation and checkpoints are then detectron2's, with one learning rate for all parts.
+Optimizer, schedule, augmentation and checkpoints are detectron2's, with one learning rate for all parts.
 """
 
 from dataclasses import replace
@@ -48,12 +48,12 @@ from ovd.structures import Batch, Detections, Predictions, Targets
 
 
 def add_ovd_config(cfg: CfgNode) -> None:
-    """The settings of `OvdDetector`, in `cfg.MODEL.OVD`."""
+    """Add the settings of `OvdDetector` as `cfg.MODEL.OVD`."""
     cfg.MODEL.OVD = CfgNode({"RUN": "", "CONFIG": "", "OVERRIDES": []})
 
 
 def register_split(name: str, index: AnnotationIndex) -> None:
-    """Make a data set known to detectron2, with class names, category ids and counts as its metadata.
+    """Register a data set in detectron2, with class names, category ids and counts as its metadata.
 
     Its evaluators read the annotation file itself: LVISEvaluator where `evaluator_type` is `lvis`, else COCOEvaluator.
     For formats other than JSON, COCOEvaluator makes a file of its own from the catalog.
@@ -71,8 +71,8 @@ def register_split(name: str, index: AnnotationIndex) -> None:
 
 
 def dataset_dicts(index: AnnotationIndex) -> list[dict[str, Any]]:
-    """Every image in detectron2's standard form; crowd regions, which its mapper drops, are left out. Verified and not
-    exhaustive classes go with it by category id, under the names that its LVIS reader has for them."""
+    """Every image in detectron2's standard form, without crowd regions, which its mapper drops. Verified and not
+    exhaustive classes are given by category id, under the names that detectron2's LVIS reader uses."""
     ids = [category.id for category in index.categories]
     dicts = []
     for image in range(len(index)):
@@ -95,7 +95,7 @@ def dataset_dicts(index: AnnotationIndex) -> list[dict[str, Any]]:
 
 
 def to_instances(detections: Detections, height: int, width: int) -> Instances:
-    """Detections of an image of this size as detectron2's Instances."""
+    """Convert detections of an image of this size to detectron2's Instances."""
     return Instances(
         (height, width),
         pred_boxes=Boxes(detections.boxes),
@@ -105,7 +105,7 @@ def to_instances(detections: Detections, height: int, width: int) -> Instances:
 
 
 def to_detections(instances: Instances) -> Detections:
-    """Instances as Detections, best first; masks and other fields are left behind."""
+    """Convert Instances to Detections, best first; masks and other fields are dropped."""
     order = instances.scores.argsort(descending=True, stable=True)
     return Detections(
         boxes=instances.pred_boxes.tensor[order].float(),
@@ -116,7 +116,7 @@ def to_detections(instances: Instances) -> Detections:
 
 @META_ARCH_REGISTRY.register()
 class OvdDetector(nn.Module):
-    """Trains on the classes of the first training set, and detects those of the first test set."""
+    """A detector that trains on the classes of the first training set, and detects those of the first test set."""
 
     bias_is_solved: Tensor
     step: Tensor
@@ -137,16 +137,16 @@ class OvdDetector(nn.Module):
         """
         Args:
             trained: a detector with its config, trained or not.
-            is_fresh: the logit bias is still to be solved for, on the first training batch.
-            texts_of: of the training set's classes; None to detect only.
+            is_fresh: whether the logit bias is still to be solved for, on the first training batch.
+            texts_of: draws texts of the training set's classes; None to detect only.
             text: unit rows of the test set's classes.
-            row_of_id: row of each category id of the training set; from 1 on without a gap, unless its metadata says.
+            row_of_id: row of each category id of the training set.
             is_bgr: whether images come as BGR, detectron2's default.
         """
         super().__init__()
         self.detector = trained.detector
         self.register_buffer("bias_is_solved", torch.tensor(not is_fresh))
-        self.register_buffer("step", torch.tensor(0))  # of which the texts that are drawn are a function
+        self.register_buffer("step", torch.tensor(0))  # the drawn texts are a function of it
         self.register_buffer("text", text, persistent=False)
         self._config = trained.config
         self._ensemble = score_ensemble(trained, test_classes)
@@ -156,7 +156,8 @@ class OvdDetector(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """
+        """The arguments of `__init__` for a config of detectron2.
+
         Raises:
             ValueError: neither MODEL.OVD.RUN nor MODEL.OVD.CONFIG is given, or both; or the assignment depends on
                 predictions.
@@ -165,11 +166,11 @@ class OvdDetector(nn.Module):
         if bool(options.RUN) == bool(options.CONFIG):
             raise ValueError("give MODEL.OVD.RUN, a trained detector's folder, or MODEL.OVD.CONFIG, a config of ovd")
         if options.RUN and options.OVERRIDES:
-            raise ValueError("MODEL.OVD.OVERRIDES are of MODEL.OVD.CONFIG; MODEL.OVD.RUN has its settings with it")
+            raise ValueError("MODEL.OVD.OVERRIDES are for MODEL.OVD.CONFIG; MODEL.OVD.RUN contains its own settings")
         training = _metadata(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
         tested = _metadata((cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0])
         device = cfg.MODEL.DEVICE
-        if device == "cuda":  # detectron2 gives each of its processes a GPU, and tells torch alone
+        if device == "cuda":  # detectron2 sets each process's GPU in torch only
             device = f"cuda:{torch.cuda.current_device()}"
         if options.RUN:
             trained, is_fresh = load_detector(Path(options.RUN), device), False
@@ -185,6 +186,7 @@ class OvdDetector(nn.Module):
             if config.train.assignment == "task_aligned":
                 raise ValueError("train.assignment=task_aligned is not supported in detectron2; use fcos or atss")
             names = list(training.thing_classes)
+            # Without this entry in the metadata, ids are 1, 2, ... without a gap.
             row_of_id = training.get("thing_dataset_id_to_contiguous_id") or {row + 1: row for row in range(len(names))}
             image_counts = torch.ones(len(names), dtype=torch.int64)
             for of_class in training.get("class_image_count", ()):
@@ -255,7 +257,7 @@ class OvdDetector(nn.Module):
         texts = self._texts_of.sample(batch, generator).to(self.device)
         self.step += 1
         batch = batch.to(self.device)
-        # bf16 where detectron2 asks for fp16: the class loss knows its gradients before any loss scaling could help.
+        # bf16 where detectron2 uses fp16: the class loss computes its gradients before any loss scaling could help.
         low_precision = torch.is_autocast_enabled(self.device.type)
         if not self.bias_is_solved:
             set_initial_bias(self.detector, batch, texts.embeddings, low_precision)
@@ -297,7 +299,7 @@ class OvdDetector(nn.Module):
 
 
 def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetector:
-    """A detector that is not trained yet, or one from where its config says to start."""
+    """A detector built from a config: untrained, or with the weights of its `init_from`."""
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip)
@@ -307,7 +309,7 @@ def _new_detector(config: TrainConfig, classes: tuple[str, ...]) -> TrainedDetec
 
 
 def _metadata(name: str) -> Any:
-    """A data set's metadata; some sets have their class names only after they were loaded."""
+    """A data set's metadata; some sets have class names only after they were loaded."""
     if not MetadataCatalog.get(name).get("thing_classes"):
         DatasetCatalog.get(name)
     return MetadataCatalog.get(name)

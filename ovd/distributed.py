@@ -1,6 +1,6 @@
-"""Several processes that train one detector together, as torchrun starts them; without it, the one process there is.
+"""Several processes that train one detector together, as torchrun starts them, or a single one without torchrun.
 
-Every function does the obvious thing for one process, so that callers need not ask how many there are.
+Every function also works for a single process, so that callers need no special case.
 """
 
 import os
@@ -17,14 +17,14 @@ from torch import Tensor
 Kind = TypeVar("Kind")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others. One that dies is noticed at once, one that hangs after this."""
+"""Maximum time that a rank waits for the others. A rank that dies is noticed at once, one that hangs after this."""
 PATIENCE = timedelta(hours=12)
-"""How long ranks wait for what the main process alone makes."""
+"""Maximum time that ranks wait for work of the main process alone (`main_first`)."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other ranks that torchrun started, for as long as the block lasts."""
+    """Join the other ranks that torchrun started, for the duration of the block."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -39,20 +39,22 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
+    """This process's number, 0 to world size - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """Among the processes of this machine: the number of its GPU."""
+    """This process's number among those of its machine, which is also that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def device_of_rank(name: str) -> torch.device:
-    """The device of a name; `auto` is this process's GPU where there is one, else the CPU."""
+    """The device for a configured name; `auto` is this process's GPU if there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(name)
@@ -81,7 +83,7 @@ def smallest_over_ranks(tensor: Tensor) -> Tensor:
 def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if not dist.is_initialized():
         return tensor
-    # Ours take tensors of either device; a group that somebody else has made may have nccl alone.
+    # `process_group` takes tensors of either device; a group made by other code may have nccl alone.
     reduced = tensor.to("cuda" if dist.get_backend() == "nccl" else tensor.device, copy=True)
     dist.all_reduce(reduced, operation)
     return reduced.to(tensor.device)
@@ -93,7 +95,7 @@ def union_over_ranks(ids: Int[Tensor, " K"]) -> Int[Tensor, " L"]:
 
 
 def gather(value: Kind) -> list[Kind]:
-    """Every rank's value, in their order; it must be picklable."""
+    """Every rank's value, in rank order; it must be picklable."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -103,7 +105,7 @@ def gather(value: Kind) -> list[Kind]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs on the main process and then on the others, which find made what it makes; it may take hours."""
+    """Run the block on the main process, then on the others, which find its files on disk; it may take hours."""
     if not dist.is_initialized():
         yield
         return
@@ -120,5 +122,6 @@ def main_first() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
+    """Wait until every rank has reached this call."""
     if dist.is_initialized():
         dist.barrier()

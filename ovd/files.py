@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Atomic writes of files, and their hashes."""
 
 import hashlib
 import os
@@ -12,9 +12,9 @@ from typing import IO, Any, Literal
 
 @contextmanager
 def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
-    """A file to write that takes `path`'s place once complete; an error leaves `path` as it was.
+    """A file to write that replaces `path` once complete; an error leaves `path` as it was.
 
-    Several processes may do so at once, on one machine or on several that share a disk: the last one wins.
+    Several processes may write at once, on one machine or on several that share a disk: the last one wins.
 
     Args:
         mode: text in UTF-8 with line ends as they are written, or bytes.

@@ -1,4 +1,4 @@
-"""A detector and how it is run: on an image, a batch of images, or a data set."""
+"""Inference with a detector: on an image, a batch of images, or a data set."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,15 +20,15 @@ from ovd.structures import Detections, Predictions
 
 
 class Inference:
-    """A detector with the size of its images, its precision, and how its scores become boxes."""
+    """A detector with the size of its images, its precision, and the settings of its post-processing."""
 
     def __init__(self, detector: Detector, *, size: int, options: DetectionOptions, low_precision: bool):
         """
         Args:
-            detector: in eval mode, on the device to run on, best in the layout that goes with the precision.
+            detector: in eval mode, on the device to run on, best in the precision's memory format.
             size: longest side in pixels that images are resized to.
-            options: of post-processing.
-            low_precision: bf16 autocast.
+            options: settings of post-processing.
+            low_precision: whether to use bf16 autocast.
         """
         self.detector = detector
         self.size = size
@@ -38,11 +38,11 @@ class Inference:
 
     @property
     def device(self) -> torch.device:
-        """Where the detector runs."""
+        """Device that the detector runs on."""
         return self.detector.device
 
     def compile(self) -> None:
-        """Compile pyramid, head and the scores of post-processing: worth it for many images."""
+        """Compile pyramid, head and the scores of post-processing; worthwhile for many images."""
         self.detector.compile_learned_path()
         self._use_compiled = True
 
@@ -73,10 +73,10 @@ class Inference:
         """Detections in a padded batch, in pixels of the original images, on the CPU.
 
         Args:
-            text: unit rows, one per class that is searched for.
+            text: unit rows, one per class to detect.
             images: padded at the right and bottom.
             sizes, original_sizes: height and width before padding, and before resizing.
-            ensemble: joins the scores with CLIP's.
+            ensemble: combines the scores with CLIP's.
         """
         images, sizes = images.to(self.device), sizes.to(self.device)
         return self.detections(self.predict(images, sizes), text, sizes, original_sizes, ensemble=ensemble)
@@ -91,7 +91,7 @@ class Inference:
         *,
         ensemble: ScoreEnsemble | None = None,
     ) -> tuple[Detections, ...]:
-        """What `detect` makes of predictions, which may be asked for several vocabularies."""
+        """Post-process predictions as `detect` does; the same ones may be used with several vocabularies."""
         found = postprocess(
             predictions,
             self.detector.classifier(text),
@@ -106,7 +106,7 @@ class Inference:
     def image(
         self, text: Float[Tensor, "C D"], image: UInt8[np.ndarray, "H W 3"], *, ensemble: ScoreEnsemble | None = None
     ) -> Detections:
-        """Detections in one RGB image of any size, in its pixels.
+        """Detections in one RGB image of any size, in pixels of this image.
 
         Args:
             text, ensemble: as for `detect`.
@@ -124,7 +124,7 @@ class Inference:
         workers: int,
         ensemble: ScoreEnsemble | None = None,
     ) -> Iterator[tuple[int, Detections]]:
-        """Image id and detections of every image of a data set, in its order.
+        """Yield image id and detections of every image of a data set, in its order.
 
         Args:
             text, ensemble: as for `detect`.

@@ -1,4 +1,4 @@
-"""bf16 where the machine is fast at it, float32 elsewhere, and the facts that the bits of a run depend on."""
+"""bf16 where the machine is fast at it, float32 elsewhere, and the machine's properties that bits depend on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from ovd.choices import Precision
 
 
 def fast_low_precision(device: torch.device) -> bool:
-    """Whether bfloat16 is computed in hardware there: CUDA from Ampere on; CPUs with AMX or AVX512-BF16."""
+    """Whether a device computes bfloat16 in hardware: CUDA from Ampere on; CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -19,17 +19,17 @@ def fast_low_precision(device: torch.device) -> bool:
 
 
 def use_low_precision(precision: Precision, device: torch.device) -> bool:
-    """What a configured precision means on this device; `auto` is bf16 exactly where it is fast."""
+    """Whether a configured precision means bf16 on this device; `auto` is bf16 exactly where it is fast."""
     return fast_low_precision(device) if precision == "auto" else precision == "bf16"
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """bf16 autocast if `enabled`, else float32. bf16 has the exponent range of float32: no loss scaling needed."""
+    """bf16 autocast if `enabled`, else float32. bf16 has float32's exponent range, so losses need no scaling."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def memory_format(enabled: bool) -> torch.memory_format:
-    """The layout for modules and images: channels last goes with bf16, whose kernels are slower without it.
+    """Memory format of modules and images: channels last for bf16, whose kernels are slower without it.
 
     Convert the module before a checkpoint is restored into its optimizer.
     """
@@ -37,10 +37,10 @@ def memory_format(enabled: bool) -> torch.memory_format:
 
 
 def describe_machine(device: torch.device | None = None) -> str:
-    """One line for logs and results: device, instruction set, threads, versions. Other values, other bits.
+    """One line for logs and results: device, instruction set, threads, versions; the bits of a run depend on them.
 
     Args:
-        device: where the run computes; a CUDA device if there is one when not given.
+        device: that the run computes on; by default a CUDA device if there is one.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,7 +53,7 @@ def describe_machine(device: torch.device | None = None) -> str:
 
 
 def instruction_set() -> str:
-    """What torch's CPU kernels are picked for."""
+    """Instruction set that torch picks its CPU kernels for."""
     return " + ".join([torch.backends.cpu.get_cpu_capability(), *_cpu_bf16_instructions()])
 
 
@@ -64,7 +64,7 @@ def _cpu_bf16_instructions() -> list[str]:
 
 
 def cpu_name() -> str:
-    """The processor's model."""
+    """Model name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -1,10 +1,10 @@
-"""A trained detector for use from Python: images in, boxes of whatever is named out.
+"""A trained detector for use from Python: image and class names in, boxes out.
 
     predictor = Predictor.load("runs/quickstart")
     found = predictor("photo.jpg", ["umbrella", "coffee cup"])
     print(found.boxes, found.scores, found.classes)
 
-`ovd/jobs/` has whole jobs, such as evaluating on a data set.
+Whole jobs, such as evaluating on a data set, are in `ovd/jobs/`.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ NAME_LISTS_KEPT = 8
 
 
 class Predictor:
-    """Finds what is asked for in one image after another; the texts of the last few lists of names are kept."""
+    """Detects named classes in one image per call; text embeddings of the last few lists of names are cached."""
 
     def __init__(self, trained: TrainedDetector, *, size: int | None = None):
         """
         Args:
-            trained: moved to the device that its config says.
+            trained: a detector, which is moved to the device of its config.
             size: longest side in pixels that images are resized to; by default as in training.
         """
         self._trained = trained
@@ -38,7 +38,7 @@ class Predictor:
 
     @classmethod
     def load(cls, run: Path | str, *, device: str | None = None, size: int | None = None) -> "Predictor":
-        """From a run folder or a checkpoint folder.
+        """Load a run folder or a checkpoint folder.
 
         Args:
             device: such as "cpu" or "cuda:1"; by default as in training.
@@ -50,18 +50,18 @@ class Predictor:
         return cls(load_detector(Path(run), device), size=size)
 
     def __call__(self, image: Path | str | UInt8[np.ndarray, "H W 3"], names: Sequence[str]) -> Detections:
-        """Boxes in pixels of the image, best first; `classes` are positions in `names`.
+        """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
             image: a file, or RGB pixels.
-            names: any words, at least one.
+            names: any class names, at least one.
 
         Raises:
-            ImageError: the file is missing or no image.
+            ImageError: the file is missing or not an image.
             ValueError: no names.
         """
         if not names:
-            raise ValueError("name at least one thing to look for")
+            raise ValueError("give at least one class name to detect")
         return self._inference.image(
             self._text_of(tuple(names)),
             image if isinstance(image, np.ndarray) else read_image(Path(image)),

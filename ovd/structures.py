@@ -1,4 +1,4 @@
-"""What crosses the borders between data, model and evaluation.
+"""The data structures that data, model and evaluation exchange.
 
 Boxes are xyxy, absolute pixels, float32 everywhere. Letters used in shapes:
 B images, P points of all pyramid levels concatenated, D text-image dimensions, C classes, R true boxes.
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Points:
-    """Where the detector predicts: the centre of every cell of every pyramid level, level by level."""
+    """Locations of the predictions: the center of every cell of every pyramid level, level by level."""
 
     centers: Float[Tensor, "P 2"]
     """x, y in pixels of the input image."""
     strides: Float[Tensor, " P"]
-    """Pixels between neighbouring points of the same level."""
+    """Pixels between neighboring points of the same level."""
 
     def in_padding(self, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B P"]:
         """Which points lie outside each image, in the padding of its batch.
@@ -31,26 +31,26 @@ class Points:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the detector says of every point, the same in training and in evaluation."""
+    """The detector's output at every point, the same in training and in evaluation."""
 
     embeddings: Float[Tensor, "B P D"]
-    """Class embeddings in the text space, not normalised."""
+    """Class embeddings in the text space, not normalized."""
     boxes: Float[Tensor, "B P 4"]
     """xyxy in pixels of the input image, not clipped to it."""
     quality: Float[Tensor, "B P"]
     """Logit of the box's centerness."""
     clip: Float[Tensor, "B P D"] | None = None
-    """The dense CLIP feature, unit length, of detectors that rank by both."""
+    """The dense CLIP feature, unit length; only from detectors that rank by both scores."""
 
     def of_images(self, rows: slice) -> "Predictions":
-        """Those of a part of the batch."""
+        """Predictions of a part of the batch."""
         clip = None if self.clip is None else self.clip[rows]
         return Predictions(self.embeddings[rows], self.boxes[rows], self.quality[rows], clip)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What one image's annotations say.
+    """One image's annotations.
 
     Classes are rows of the data set's vocabulary (0..C-1), never category ids of a file. For an image-text pair they
     are ids of texts, from C on (text/pair_texts.py).
@@ -65,11 +65,11 @@ class Targets:
     not_exhaustive_classes: Int[Tensor, " E"]
     """Present, but not every instance has a box (LVIS `not_exhaustive_category_ids`)."""
     image_texts: Int[Tensor, " T"]
-    """The texts that an image-text pair is about, those of its boxes and others; empty for an annotated image."""
+    """All texts of an image-text pair, with and without a box; empty for an annotated image."""
 
     @classmethod
     def empty(cls) -> "Targets":
-        """Of an image of which nothing is known."""
+        """Targets of an image without any annotation."""
         no_boxes, nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return cls(no_boxes, nothing, no_boxes, nothing, nothing, nothing)
 
@@ -85,12 +85,12 @@ class Batch:
     """
 
     images: UInt8[Tensor, "B 3 H W"]
-    """RGB, uint8 as loaded; the detector normalises."""
+    """RGB, uint8 as loaded; the detector normalizes."""
     sizes: Int[Tensor, "B 2"]
     targets: tuple[Targets, ...]
     image_ids: tuple[int, ...]
     is_pair: Bool[Tensor, " B"]
-    """Which images are image-text pairs: their classes are texts, not rows of the vocabulary."""
+    """True for image-text pairs: their classes are texts, not rows of the vocabulary."""
     skipped: tuple[str, ...] = ()
     """A line "CODE where and why" for every sample left out of this batch."""
     repaired: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Batch:
         skipped: tuple[str, ...] = (),
         repaired: tuple[str, ...] = (),
     ) -> "Batch":
-        """A batch of annotated images alone."""
+        """A batch of annotated images only."""
         is_pair = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return cls(images, sizes, targets, image_ids, is_pair, skipped, repaired)
 
@@ -133,17 +133,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which true box, if any, each point answers for."""
+    """The true box, if any, that each point is matched to."""
 
     matched: Int[Tensor, "B P"]
     """Row into the image's `Targets.boxes`, or -1 for background."""
     ignored: Bool[Tensor, "B P"]
     """Background points that no loss may touch (crowd regions, padding)."""
     wrong_scale: Bool[Tensor, "B P"]
-    """Unmatched points near the centre of a true box: by FCOS's rules, of a level for boxes of other sizes."""
+    """Unmatched points near the center of a true box; under FCOS's rules, their level is for boxes of other sizes."""
     alignment: Float[Tensor, "B P"] | None = None
-    """How well a matched point does both tasks, 0 to 1, where the assignment says so: then its quality is trained
-    towards it, and its box weighs by it, in place of the centerness."""
+    """How well a matched point does both tasks, 0 to 1, if the assignment computes it: it then replaces the centerness
+    as the target of the quality and as the weight of the box loss."""
 
     def of_images(self, rows: slice) -> "Assignment":
         alignment = None if self.alignment is None else self.alignment[rows]
@@ -157,4 +157,4 @@ class Detections:
     boxes: Float[Tensor, "K 4"]
     scores: Float[Tensor, " K"]
     classes: Int[Tensor, " K"]
-    """Rows of the vocabulary that was asked for."""
+    """Rows of the vocabulary that was detected with."""

@@ -12,7 +12,7 @@ from torchvision.ops import nms
 from ovd.structures import Detections
 
 DEFAULT_THRESHOLD = 0.45
-"""Least score that is shown to a person."""
+"""Minimum score of detections that are shown."""
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
 
@@ -20,10 +20,10 @@ SMALLEST_SHOWN_PX = 384
 def choose_shown(
     detections: Detections, threshold: float, *, most: int | None = None, overlapping: bool = False
 ) -> Detections:
-    """What to show a person: detections of at least this score, best first, at most `most` of them.
+    """Select the detections to draw: those of at least this score, best first, at most `most` of them.
 
-    Unless `overlapping`, only the best one at every place, whatever its class (IoU 0.5): metrics want every class's
-    guess about a box, a reader wants one.
+    Unless `overlapping`, NMS across classes (IoU 0.5) leaves only the best one at every place: metrics count every
+    class's score for a box, but a picture should show one.
     """
     shown = (detections.scores >= threshold).nonzero().flatten()
     if not overlapping:
@@ -33,7 +33,7 @@ def choose_shown(
 
 
 def class_color(row: int) -> tuple[int, int, int]:
-    """The same colour for the same class row, neighbours far apart."""
+    """RGB color of a class row; neighboring rows have distant colors."""
     red, green, blue, _ = colormaps["hsv"]((row * 0.618034) % 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
 
@@ -41,7 +41,7 @@ def class_color(row: int) -> tuple[int, int, int]:
 def draw_detections(
     image: UInt8[np.ndarray, "H W 3"], detections: Detections, names: Sequence[str], *, with_scores: bool = True
 ) -> Image.Image:
-    """The image, enlarged to a legible size if it is small, with a box, name and score for every detection."""
+    """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small."""
     zoom = max(1, -(-SMALLEST_SHOWN_PX // max(image.shape[:2])))
     canvas = Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
@@ -64,7 +64,7 @@ def draw_detections(
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Images of any size side by side, row by row, on white."""
+    """Arrange images of any size row by row on white."""
     width = max(image.width for image in images) + 6
     height = max(image.height for image in images) + 6
     rows = -(-len(images) // columns)

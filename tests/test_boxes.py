@@ -3,21 +3,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import clip_boxes_to_image
 
-from ovd.boxes import clip_boxes, rescale_boxes, side_distances, xywh_to_xyxy, xyxy_to_xywh
+from ovd.boxes import clip_boxes, rescale_boxes, side_distances
 
 coordinate = st.floats(-500, 1500, width=32)
 boxes_of_any_kind = st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), max_size=5).map(
     lambda rows: torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 )
 sides = st.integers(1, 2000)
-
-
-def test_xywh_is_left_top_width_height() -> None:
-    xywh = torch.tensor([[10.0, 20.0, 30.0, 50.0]])
-    xyxy = torch.tensor([[10.0, 20.0, 40.0, 70.0]])
-    assert torch.equal(xywh_to_xyxy(xywh), xyxy)
-    assert torch.equal(xyxy_to_xywh(xyxy), xywh)
-    assert xywh_to_xyxy(torch.zeros(0, 4)).shape == (0, 4)
 
 
 @settings(deadline=None)

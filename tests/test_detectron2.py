@@ -181,7 +181,7 @@ def test_what_it_cannot_do_is_refused(cfg):
     with pytest.raises(ValueError, match="use fcos or atss"):
         build_model(cfg)
     cfg.MODEL.OVD.CONFIG, cfg.MODEL.OVD.RUN = "", "runs/any"
-    with pytest.raises(ValueError, match=r"MODEL\.OVD\.OVERRIDES are of"):
+    with pytest.raises(ValueError, match=r"MODEL\.OVD\.OVERRIDES are for"):
         build_model(cfg)
 
 

@@ -13,7 +13,7 @@ from small_run import small_config
 
 import ovd.build.data
 import ovd.build.detector
-from ovd.ablation.row import Stages, at_length, read_row, run_row
+from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.build.data import load_labelled_pairs, samples_drawn
 from ovd.build.detector import load_detector
 from ovd.config import (
@@ -138,7 +138,7 @@ def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, 
     write_pair_shards(others, (pair_scene(k, "pairs", Settings(seed=1)) for k in range(16)), pairs_per_shard=6)
     config = student_config(tmp_path, miniature_world, teacher, others)
     assert config.data.pairs is not None
-    with pytest.raises(ValueError, match=r"was made of another 00000\.tar than the one that is there now"):
+    with pytest.raises(ValueError, match=r"was made from another 00000\.tar than the present one"):
         load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
     (others / "manifest.json").unlink()
     write = student_config(tmp_path, miniature_world, teacher, others)
@@ -204,7 +204,7 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, capsys
     assert row.teacher is not None
     student = read_row(AblationRow(config=row.config), CONFIGS, [*small_world, "data.pairs.min_score=0"]).final
     teacher = read_row(AblationRow(config=row.teacher), CONFIGS, small_world).final
-    stages = Stages(student, teacher, LabelsConfig(queries="nouns", shards=1, score_threshold=0.0))
+    stages = RowStages(student, teacher, LabelsConfig(queries="nouns", shards=1, score_threshold=0.0))
     record = run_row("self_training", stages, 3, tmp_path / "runs")
     assert record.steps == 4
     assert record.seed == 3
@@ -218,7 +218,7 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, capsys
     again = run_row("self_training", stages, 3, tmp_path / "runs")
     assert "step " not in capsys.readouterr().out  # nothing is trained twice
     assert replace(again, date=record.date) == record
-    other = run_row("gated", at_length(Stages(teacher, None, None), 1), 3, tmp_path)
+    other = run_row("gated", at_length(RowStages(teacher, None, None), 1), 3, tmp_path)
     assert other.steps == 1
 
 
@@ -236,7 +236,7 @@ def test_every_row_of_the_table_has_as_many_steps_and_images_a_step():
 def test_a_rows_hash_is_of_the_settings_that_are_not_at_their_defaults():
     def hash_of(*overrides: str, labels: LabelsConfig | None = None) -> str:
         config = load_config(CONFIGS / "gated.yaml", list(overrides), TrainConfig)
-        return Stages(config, None, labels).hash()
+        return RowStages(config, None, labels).hash()
 
     assert hash_of("data.flip=0.5", "train.seed=7", "data.source.seed=7", "output=elsewhere") == hash_of()
     others = {hash_of("data.flip=0.4"), hash_of("detector.shortcuts.kind=none"), hash_of("train.steps=1")}

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from real_layouts import voc_object, voc_xml, yolo_row
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +86,59 @@ def test_eval_of_a_run_on_a_file_equals_its_own_results_file(trained, custom_dat
     assert one == pytest.approx(other, abs=1e-6)
 
 
+def write_voc(data: Path) -> tuple[str, ...]:
+    """The small data set as VOC; where it is, as arguments of a tool."""
+    content = json.loads((data / "boxes.json").read_text())
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    (data / "Annotations").mkdir(exist_ok=True)
+    for image in content["images"]:
+        own = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+        objects = [voc_object(names[row["category_id"]], row["bbox"], difficult=row["iscrowd"] == 1) for row in own]
+        xml = voc_xml(image["file_name"], (image["height"], image["width"]), objects)
+        (data / "Annotations" / f"{image['id']:03}.xml").write_text(xml)
+    return "--annotations", str(data / "Annotations"), "--images", str(data / "photos")
+
+
+def write_yolo(data: Path) -> tuple[str, ...]:
+    """The same as YOLO, with the labels beside the images; it has no crowd regions."""
+    content = json.loads((data / "boxes.json").read_text())
+    for image in content["images"]:
+        own = [row for row in content["annotations"] if row["image_id"] == image["id"] and not row["iscrowd"]]
+        size = (image["height"], image["width"])
+        rows = [yolo_row({11: 0, 5: 1}[row["category_id"]], row["bbox"], size) for row in own]
+        (data / "photos" / f"{image['id']}.txt").write_text("".join(rows))
+    text = yaml.safe_dump({"train": "photos", "val": "photos", "names": ["blue tile", "red tile"]})
+    (data / "data.yaml").write_text(text)
+    return "--annotations", str(data / "data.yaml"), "--images", str(data)
+
+
+@pytest.mark.parametrize(("format", "write"), [("voc", write_voc), ("yolo", write_yolo)])
+def test_voc_and_yolo_are_checked_trained_on_and_evaluated(format, write, custom_data, tmp_path):
+    where = write(custom_data)
+    checked = run_tool("tools/check_data.py", format, *where).stdout
+    assert "6 images, 80 to 140 px a side" in checked
+    assert "5 objects and 1 crowd" in checked if format == "voc" else "5 objects and 0 crowd" in checked
+    assert "nothing wrong" in checked
+    run = tmp_path / "run"
+    _, annotations, _, images = where
+    run_tool(
+        "tools/train.py", "configs/custom_coco.yaml", f"data.source.format={format}",
+        f"data.source.train_annotations={annotations}", f"data.source.train_images={images}",
+        f"data.source.val_annotations={annotations}", f"output={run}", f"bank.cache={custom_data}/banks",
+        "init_from=null", "train.steps=2", "train.warmup_steps=1", "train.batch_size=2", "data.workers=0",
+        "data.size=96", "detector.channels=32", "detector.num_convs=1",
+    )  # fmt: skip
+    trained = json.loads((run / "metrics.json").read_text())["metrics"]
+    run_tool("tools/eval.py", run, "--format", format, *where, "--output", tmp_path / "a")
+    run_tool(
+        "tools/eval.py", "--results", tmp_path / "a" / "results.json", "--format", format, *where,
+        "--engine", "official", "--output", tmp_path / "b",
+    )  # fmt: skip
+    for name in "ab":
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())["metrics"]
+        assert metrics == pytest.approx(trained, abs=1e-6)
+
+
 def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, tmp_path):
     image = custom_data / "photos" / "3.png"
     result = run_tool(
@@ -107,8 +162,10 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tools/demo.py", "no.png", "--classes", " , "), "names nothing"),
+        (("tools/demo.py", "no.png", "--classes", " , "), "has no class name"),
         (("tools/eval.py", "runs/none-such"), "neither a run folder nor a checkpoint"),
+        (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
+        (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),
     ],
 )

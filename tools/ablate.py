@@ -1,13 +1,13 @@
-"""Run a table of configs x seeds on the embedded world, one run at a time, and write its figures and pictures.
+"""Run a table of configs x seeds on the embedded world, one run at a time, and write its tables and picture.
 
     python tools/ablate.py configs/ablation.yaml
     python tools/ablate.py configs/ablation.yaml --seeds 6 7 --rows scratch gated     # only these
-    python tools/ablate.py configs/ablation.yaml --report                             # no run, only tables and pictures
+    python tools/ablate.py configs/ablation.yaml --report                             # no run, only tables and picture
 
-Stop it at any time: a run in progress goes on from its last checkpoint, a finished one is a line of the records file
-and is not done again. With --results docs/results.md the tables go between two marker lines of that file, named after
-the file of records. Overrides of the form key=value apply to every config of the table, for trials: train.steps=20
-train.warmup_steps=5.
+It can be stopped at any time: a run in progress continues from its last checkpoint, a finished one is a line of the
+records file and is not repeated. With --results docs/results.md the tables are written between two marker lines of that
+file, named after the records file. Overrides of the form key=value apply to every config of the table, for trials:
+train.steps=20 train.warmup_steps=5.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from ovd.ablation.plots import draw_lengths, draw_rows
 from ovd.ablation.records import append_record, missing_runs, read_records, select
-from ovd.ablation.row import Stages, at_length, read_row, run_row
+from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 from ovd.cli import run_tool
 from ovd.config import AblationConfig, load_config
 
 
-def report(config: AblationConfig, variants: list[dict[str, Stages]], results: Path | None) -> None:
+def report(config: AblationConfig, variants: list[dict[str, RowStages]], results: Path | None) -> None:
     """Draw the picture, and put the tables into `results`."""
     configs = {(row, stages.hash()) for variant in variants for row, stages in variant.items()}
     selection = select(read_records(config.records), configs, config.seeds)
@@ -39,12 +39,12 @@ def report(config: AblationConfig, variants: list[dict[str, Stages]], results: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="the table, see configs/ablation.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every row's configs")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="applied to every row's configs")
     parser.add_argument("--rows", nargs="+", help="only these rows (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="run these (default: the table's); tables and "
-                        "pictures are of the table's seeds")  # fmt: skip
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, help="Markdown file that gets the tables (default: only printed)")
+                        "picture have the table's seeds")  # fmt: skip
+    parser.add_argument("--report", action="store_true", help="run nothing, only write tables and picture")
+    parser.add_argument("--results", type=Path, help="Markdown file to write the tables into (default: only print)")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, [], AblationConfig)
     unknown = sorted(set(arguments.rows or ()) - config.rows.keys())

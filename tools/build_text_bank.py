@@ -1,11 +1,11 @@
-"""Encode the text variants of many classes once, into a bank that any training on some of these classes can read.
+"""Encode the text variants of many classes once, into a bank that trainings on any of these classes can read.
 
     python tools/build_text_bank.py configs/quickstart_base.yaml bank.draws=4 bank.tower_dropout=0.02
-    python tools/build_text_bank.py configs/quickstart_base.yaml --classes names.txt     # one name a line
+    python tools/build_text_bank.py configs/quickstart_base.yaml --classes names.txt     # one name per line
     python tools/train.py configs/quickstart_base.yaml bank.file=data/text_banks/KEY.safetensors
 
-The first form takes the config's training classes. The file is named by a hash of all that it depends on; asked for
-again, it is not built again.
+The first form encodes the config's training classes. The file is named by a hash of all that it depends on; an existing
+file is not built again.
 """
 
 import argparse
@@ -23,11 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="its `clip` and `bank` sections are used")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example bank.templates=full")
-    parser.add_argument("--classes", type=Path, help="text file of class names, one a line (default: the config's)")
+    parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     if config.bank.file is not None:
-        raise ValueError("bank.file names a bank that is there already; leave it out to build one")
+        raise ValueError("bank.file is an existing bank; leave it out to build one")
     if arguments.classes is None:
         categories = load_training_index(config, DataReport()).categories
         names = [category.name for category in categories]

@@ -3,9 +3,9 @@
     python tools/check_backbone.py RN50-quickgelu --weights openai --images data/coco/val2017 --count 200
     python tools/check_backbone.py tiny --images data/world/KEY/images/val2017
 
-For each image, resized to the backbone's own size: the cosine between the pooled embedding and the mean over locations
-of the dense feature, and that of two different images' pooled embeddings for comparison. At random weights both say
-nothing.
+For each image, resized to the backbone's native size, it computes the cosine between the pooled embedding and the mean
+over locations of the dense feature and, for comparison, between the pooled embeddings of two different images. With
+random weights both are meaningless.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.mean, for a local file")
     parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.std, for a local file")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--count", type=int, default=100, help="so many of them (%(default)s)")
+    parser.add_argument("--count", type=int, default=100, help="number of images (%(default)s)")
     arguments = parser.parse_args()
     clip = load_clip(
         arguments.clip,

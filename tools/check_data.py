@@ -1,4 +1,4 @@
-"""Read all of a data set and say what is wrong with it, record by record.
+"""Check a whole data set and print its faults, record by record.
 
     cd data
     python ../tools/check_data.py lvis --annotations lvis/lvis_v1_val.json --images coco
@@ -8,9 +8,9 @@
     python ../tools/check_data.py yolo --annotations mine/data.yaml --split train
     python ../tools/check_data.py pairs --shards cc12m
 
-Every record is checked and every image decoded, as training and evaluation would; nothing is changed. Prints class
-counts, and each kind of fault with its first 20 records; the codes are explained in data/README.md. Exits with 2 when
-something is wrong that training would leave out or evaluation stop at.
+Every record is checked and every image decoded, as in training and evaluation; nothing is changed. Prints class counts,
+and each kind of fault with its first 20 records; the codes are explained in data/README.md. Exits with 2 if there is a
+fault that training would leave out or that would stop an evaluation.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("dataset", choices=[*get_args(DataFormatName), "pairs"])
     parser.add_argument("--annotations", type=Path, help="annotation file, or folder where the format has one")
     parser.add_argument("--images", type=Path, help="folder of images, see data/README.md for which")
-    parser.add_argument("--no-images", action="store_true", help="check the annotation file alone")
+    parser.add_argument("--no-images", action="store_true", help="check only the annotation file")
     add_format_options(parser, default_split="train")
     parser.add_argument("--shards", type=Path, help="folder of tar shards of image-text pairs")
     arguments = parser.parse_args()

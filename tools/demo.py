@@ -1,4 +1,4 @@
-"""Detect anything you can name in an image.
+"""Detect classes of any name in an image.
 
     python tools/demo.py photo.jpg --classes "umbrella, anchor, coffee cup" --run runs/quickstart
 
@@ -18,18 +18,18 @@ from ovd.visualize import DEFAULT_THRESHOLD, choose_shown, draw_detections
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
-    parser.add_argument("--classes", required=True, help="comma-separated words, any words")
+    parser.add_argument("--classes", required=True, help="comma-separated class names, any words")
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
-    parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score shown (%(default)s)")
-    parser.add_argument("--top", type=int, default=100, help="most boxes shown (%(default)s)")
+    parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="minimum score shown (%(default)s)")
+    parser.add_argument("--top", type=int, default=100, help="maximum number of boxes shown (%(default)s)")
     parser.add_argument("--overlapping", action="store_true", help="show several classes at the same place")
-    parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
+    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--output", type=Path, help="folder for the results (default: beside the image)")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.classes.split(",") if name.strip()]
     if not names:
-        raise ValueError(f"--classes {arguments.classes!r} names nothing; write it as --classes 'umbrella, anchor'")
+        raise ValueError(f"--classes {arguments.classes!r} has no class name; write it as --classes 'umbrella, anchor'")
 
     predictor = Predictor.load(arguments.run, device=arguments.device, size=arguments.size)
     image = read_image(arguments.image)

@@ -1,4 +1,4 @@
-"""Average the weights of two runs, for example before and after self-training, into a third that evaluates like them.
+"""Average the weights of two runs, for example before and after self-training, into a third that can be evaluated.
 
     python tools/ensemble.py runs/base runs/selftrained --weight 0.5 --output runs/ensembled
     python tools/eval.py runs/ensembled
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="run folder (its newest checkpoint) or checkpoint folder")
     parser.add_argument("second", type=Path, help="likewise; the output takes its data and evaluation settings")
-    parser.add_argument("--weight", type=float, default=0.5, help="of the second run, 0 to 1 (%(default)s)")
+    parser.add_argument("--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="run folder to write")
     arguments = parser.parse_args()
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)

@@ -1,6 +1,6 @@
 """Evaluate a trained detector on a data set with any vocabulary, or an existing results file.
 
-    python tools/eval.py runs/quickstart                                     # its own validation set
+    python tools/eval.py runs/quickstart                                     # the run's validation set
     python tools/eval.py runs/quickstart --format coco --annotations my.json --images my_images
     python tools/eval.py runs/quickstart --format yolo --annotations mine/data.yaml --split val
     python tools/eval.py --results results.json --format lvis --annotations lvis_v1_val.json --engine official
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of its images")
     parser.add_argument("--format", choices=get_args(DataFormatName))
     add_format_options(parser, default_split="val")
-    parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: as the run's config says, hotcoco")
-    parser.add_argument("--output", type=Path, help="where results go (default: RUN/eval-NAME)")
+    parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval-NAME)")
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")

@@ -3,9 +3,9 @@
     python tools/import_pairs.py cc3m.tsv --columns caption,path --images cc3m_images --output data/cc3m
     python tools/import_pairs.py pairs.tsv --columns _,caption,base64 --output data/pairs
 
-A pair a line, no header, UTF-8; `_` is a column to leave out. Images are decoded once to see that they can be; pairs
-that cannot be used are counted by line in OUTPUT/data_report.json, and too many of them stop the import. The shards get
-a manifest, which later reads are compared with.
+The file has one pair per line, no header, and is UTF-8; `_` is a column to leave out. Images are decoded once as a
+check; pairs that cannot be used are reported by line in OUTPUT/data_report.json, and too many of them stop the import.
+The shards get a manifest, against which later reads are checked.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from ovd.data.tsv import COLUMNS, read_tsv
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tsv", type=Path, help="the file")
-    parser.add_argument("--columns", required=True, help=f"comma-separated, of {', '.join(COLUMNS)}")
-    parser.add_argument("--images", type=Path, help="folder that the column `path` is relative to")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the shards; must not hold any")
+    parser.add_argument("--columns", required=True, help=f"comma-separated names among {', '.join(COLUMNS)}")
+    parser.add_argument("--images", type=Path, help="folder that paths in the column `path` are relative to")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the shards; must not contain any")
     parser.add_argument("--pairs-per-shard", type=int, default=1000, help="default: %(default)s")
     arguments = parser.parse_args()
     report = DataReport()

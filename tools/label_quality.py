@@ -1,11 +1,11 @@
-"""How many of a teacher's pseudo-labels are right, and how many true objects they find, where these are known.
+"""Measure how many of a teacher's pseudo-labels are correct, and how many of the known true objects they find.
 
     python tools/label_quality.py LABELS_FOLDER --pairs data/world/KEY/pairs
     python tools/label_quality.py LABELS_FOLDER --pairs data/world/KEY/pairs \
         --annotations data/world/KEY/annotations/lvis_train.json --thresholds 0.1 0.3 0.5
 
-The true objects come from the pairs' JSON members (`boxes`, `names`); the embedded world's pairs have them. An LVIS
-file adds synonyms and says which names are rare.
+The true objects are read from the pairs' JSON members (`boxes`, `names`); the embedded world's pairs have them. An LVIS
+file adds synonyms and the frequencies of the names.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from ovd.selftrain.quality import format_quality, measure_quality, read_true_obj
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", type=Path, help="folder of label files, as tools/pseudo_label.py writes it")
+    parser.add_argument("labels", type=Path, help="folder of label files from tools/pseudo_label.py")
     parser.add_argument("--pairs", type=Path, required=True, help="folder of the image-text shards they belong to")
-    parser.add_argument("--annotations", type=Path, help="LVIS file that has the names' synonyms and frequencies")
+    parser.add_argument("--annotations", type=Path, help="LVIS file with the names' synonyms and frequencies")
     parser.add_argument(
         "--thresholds", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5], help="default: %(default)s"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the same figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the same numbers")
     arguments = parser.parse_args()
 
     files = label_files(arguments.labels)

@@ -1,9 +1,9 @@
 """Draw the embedded world: a small LVIS, its image-text pairs, and two transfer sets.
 
-    python tools/make_world.py                       # all but the pairs that the tiny CLIP is pretrained on
+    python tools/make_world.py                       # all except the pairs for pretraining the tiny CLIP
     python tools/make_world.py --parts train val     # only these
 
-Parts that are there already are not drawn again.
+Existing parts are not drawn again.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from ovd.data.world.settings import Settings
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("data/world"), help="where worlds are cached (%(default)s)")
+    parser.add_argument("--root", type=Path, default=Path("data/world"), help="folder of drawn worlds (%(default)s)")
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=[part for part in PARTS if part != "pretraining_pairs"],
-        help="what to draw (default: all but pretraining_pairs)",
+        help="parts to draw (default: all except pretraining_pairs)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="draws scenes and the rare split (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and the rare split (%(default)s)")
     arguments = parser.parse_args()
     print(build_world(arguments.root, tuple(arguments.parts), Settings(seed=arguments.seed)))
 

@@ -1,6 +1,6 @@
-"""Pretrain the tiny CLIP on the embedded world's image-text pairs, and say how well it names what it never saw.
+"""Pretrain the tiny CLIP on the embedded world's image-text pairs, and measure its zero-shot accuracy on new scenes.
 
-python tools/pretrain_clip.py configs/pretrain_tiny_clip.yaml              # resumes where it stopped
+python tools/pretrain_clip.py configs/pretrain_tiny_clip.yaml              # continues an interrupted run
 python tools/pretrain_clip.py configs/pretrain_tiny_clip.yaml --install    # and replaces the committed weights
 """
 
@@ -71,7 +71,7 @@ def main() -> None:
             shutil.copyfile(TINY_CLIP / name, folder / name)
     weights = {name: tensor.half().contiguous() for name, tensor in clip.model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    clip = load_clip(str(folder))  # the accuracy that is written down is that of the float16 weights
+    clip = load_clip(str(folder))  # the reported accuracy is that of the float16 weights
     accuracy = zero_shot_accuracy(clip, settings)
     names = encode_classes(clip, [glyph.name for glyph in load_glyphs()], SHORT_TEMPLATES)
     worst = np.sort(accuracy)[: len(accuracy) // 10]

@@ -1,12 +1,12 @@
-"""Find boxes in image-text pairs for what their captions say, with a trained detector: labels for self-training.
+"""Label image-text pairs for self-training: a trained detector detects boxes, with queries from the captions.
 
     python tools/pseudo_label.py runs/quickstart --pairs data/cc12m --output data/cc12m_labels
     python tools/pseudo_label.py runs/quickstart --pairs FOLDER --output OTHER --queries classes --classes names.txt
     torchrun --nproc-per-node 8 tools/pseudo_label.py runs/quickstart --pairs FOLDER --output OTHER
 
-FOLDER holds tar shards of .jpg and .txt files (img2dataset, WebDataset). For each shard OUTPUT gets NAME.safetensors,
-the boxes and the text embeddings, and then NAME.json, a ledger of what they were made with and what became of every
-pair. Run again after a stop, the same command does what is left; several workers may share an output.
+FOLDER holds tar shards of .jpg and .txt files (img2dataset, WebDataset). For each shard, OUTPUT gets NAME.safetensors
+with the boxes and the text embeddings, and then NAME.json, a ledger with the settings, hashes and counts. The same
+command continues an interrupted run; several workers may share an output.
 """
 
 import argparse
@@ -30,8 +30,8 @@ DEFAULTS = LabelOptions(queries="caption")
 def _arguments() -> argparse.Namespace:
     """The command line, read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student of the labels "
-                        "needs its text tower")  # fmt: skip
+    parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student trained on "
+                        "the labels needs its text tower")  # fmt: skip
     parser.add_argument("--pairs", type=Path, required=True, metavar="FOLDER", help="folder of tar shards")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for labels and ledgers")
     parser.add_argument("--queries", choices=get_args(QuerySource), default="caption",
@@ -44,17 +44,17 @@ def _arguments() -> argparse.Namespace:
                         "put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; Grounding DINO and MM "
                         "Grounding DINO take `none` alone, a single prompt")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
-                        "Hugging Face (name or folder), which finds the boxes in place of RUN")  # fmt: skip
+                        "Hugging Face (name or folder), which detects the boxes in place of RUN")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
-                        help="boxes that score no more are left out; keep it low, filters come later "
+                        help="only boxes that score more are kept; keep it low, filters come later "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
-                        help="most boxes kept of an image (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--size", type=int, help="longest side in pixels the detector sees (default: as trained)")
+                        help="maximum number of boxes per image (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
     parser.add_argument("--shards", type=int, metavar="N", help="label the first N shards only (default: all)")
-    parser.add_argument("--rank", type=int, help="this worker takes the shards RANK, RANK + WORLD, ... (default: RANK "
-                        "of the environment, as torchrun sets it, else 0)")  # fmt: skip
+    parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
+                        "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
@@ -94,7 +94,7 @@ def main() -> None:
     print(
         f"{arguments.output}: {counts.pairs} pairs, {counts.pairs_with_boxes} with boxes, {counts.boxes} boxes "
         f"({counts.capped_pairs} pairs had more); {counts.texts} texts ({counts.long_texts} fill the text tower's "
-        f"context); pairs not looked at: {reasons}"
+        f"context); pairs not labelled: {reasons}"
     )
 
 

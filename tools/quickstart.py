@@ -1,10 +1,10 @@
-"""The main job from nothing, on the embedded world: draw it, train on its base classes, label image-text pairs with the
-result, go on training on both, evaluate on its validation set and on two others of other style, look.
+"""The whole method on the embedded world: draw it, train on its base classes, label image-text pairs with the result,
+continue training on both, evaluate on its validation set and on two data sets of other styles, and draw pictures.
 
     python tools/quickstart.py
 
 Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/, example.jpg
-and example.detections.png (the first validation image that holds rare objects, searched for all classes of the world),
+and example.detections.png (the first validation image with rare objects, with detections of all classes of the world),
 predictions.png, curves.png.
 """
 
@@ -25,7 +25,7 @@ from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
-from ovd.engine.log import Stages
+from ovd.engine.log import StageTimes
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
@@ -39,14 +39,14 @@ GRID_IMAGES = 8
 
 
 def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
-    """Images with boxes of rare classes, by image id."""
+    """Records of images with boxes of rare classes, sorted by image id."""
     records = [index.record(row) for row in range(len(index))]
     with_rare = [r for r in records if any(index.categories[c].frequency == "r" for c in r.labels.classes)]
     return sorted(with_rare, key=lambda record: record.id)
 
 
 def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detections) -> tuple[int, int]:
-    """Rare true boxes with a detection of their class at IoU >= 0.5, and all rare true boxes."""
+    """Number of rare true boxes with a detection of their class at IoU >= 0.5, and of all rare true boxes."""
     rare = [row for row, c in enumerate(record.labels.classes) if index.categories[c].frequency == "r"]
     overlap = box_iou(torch.from_numpy(record.labels.boxes[rare]), found.boxes)
     same_class = torch.from_numpy(record.labels.classes[rare])[:, None] == found.classes[None]
@@ -54,7 +54,7 @@ def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detecti
 
 
 def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
-    """example.detections.png of the first image with rare objects, and a grid of more of them."""
+    """Draw example.detections.png of the first image with rare objects, and predictions.png, a grid of several."""
     names = [category.name.replace("_", " ") for category in index.categories]
     predictor = Predictor(trained)
     pictures = []
@@ -71,19 +71,19 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
             wanted = sorted({names[c] for c in record.labels.classes if index.categories[c].frequency == "r"})
             print(
                 f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
-                f"({', '.join(wanted)}), searched for {len(names)} classes at threshold {DEFAULT_THRESHOLD}; "
-                "the picture shows the best class of every place"
+                f"({', '.join(wanted)}) among {len(names)} classes at threshold {DEFAULT_THRESHOLD}; "
+                "the picture shows the best class at every place"
             )
     grid(pictures, columns=4).save(output / "predictions.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of both stages, for example train.steps=50")
-    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both stages, for example train.steps=50")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     arguments = parser.parse_intermixed_args()
-    stages = Stages()
-    if "OVD_START" in os.environ:  # set by make, before it installed anything
+    stages = StageTimes()
+    if "OVD_START" in os.environ:  # set by make before the installation
         stages.add("installing", time.time() - int(os.environ["OVD_START"]))
     base = load_config(CONFIGS / "quickstart_base.yaml", arguments.overrides, TrainConfig)
     config = load_config(CONFIGS / "quickstart.yaml", arguments.overrides, TrainConfig)

@@ -1,8 +1,8 @@
-"""Look again at a training step that had a loss or gradient that was not finite.
+"""Replay a training step whose loss or gradient was not finite.
 
     python tools/replay_step.py runs/mine/failed-step-000120.rank0.pt
 
-Prints each image's losses in float32, as part of the batch, and whether what the detector predicts for it is finite.
+Prints each image's losses in float32 and whether the detector's predictions for it are finite.
 """
 
 import argparse

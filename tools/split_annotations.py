@@ -2,7 +2,7 @@
 
     python tools/split_annotations.py mine/all.json --share 0.8 --first mine/train.json --second mine/val.json
 
-Works for COCO's and LVIS's form. The same seed gives the same split; categories stay whole in both parts.
+It reads files in COCO's and LVIS's form. The same seed gives the same split; both parts keep all categories.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ovd.cli import run_tool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", type=Path)
-    parser.add_argument("--share", type=float, default=0.8, help="of the images in the first part (%(default)s)")
+    parser.add_argument("--share", type=float, default=0.8, help="share of the images in the first part (%(default)s)")
     parser.add_argument("--first", type=Path, required=True, help="file to write")
     parser.add_argument("--second", type=Path, required=True, help="file to write")
     parser.add_argument("--seed", type=int, default=0)

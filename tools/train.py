@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
-    parser.add_argument("--strict-resume", action="store_true", help="and stop if that checkpoint is damaged")
+    parser.add_argument("--strict-resume", action="store_true", help="as --resume; stop if that checkpoint is damaged")
     arguments = parser.parse_intermixed_args()
     train_from_config(
         load_config(arguments.config, arguments.overrides, TrainConfig),

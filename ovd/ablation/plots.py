@@ -1,4 +1,4 @@
-"""The ablation in pictures: every seed of every row, and AP and naming against the length of training."""
+"""Plots of the ablation: every seed of every row, and AP and naming over the length of training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ LENGTH_PANELS = {
 
 
 def draw_rows(records: Sequence[Record], rows: Sequence[str], image: Path) -> None:
-    """A panel per compared metric: a dot per seed, dots of a seed joined, each row's mean with its 95 % interval.
+    """Draw a panel per compared metric: a dot per seed, dots of a seed joined, each row's mean with its 95 % interval.
 
-    Intervals hold what differs between worlds too; only paired differences (tables.py) compare two rows.
+    The intervals include the variation between worlds; only paired differences (tables.py) compare two rows.
 
     Args:
-        records: at most one of a row and seed.
+        records: at most one per row and seed.
         rows: names from top to bottom; one without a record keeps its place.
     """
     seeds = sorted({record.seed for record in records})
@@ -56,10 +56,10 @@ def draw_rows(records: Sequence[Record], rows: Sequence[str], image: Path) -> No
 
 
 def draw_lengths(records: Sequence[Record], rows: Sequence[str], image: Path) -> None:
-    """LENGTH_PANELS against optimizer steps: a row's mean over the seeds, every run as a dot, dots of a seed joined.
+    """Draw LENGTH_PANELS over optimizer steps: a row's mean over the seeds, a dot per run, dots of a seed joined.
 
     Args:
-        records: at most one of a row, a number of steps and a seed.
+        records: at most one per row, number of steps and seed.
     """
     lengths = sorted({record.steps for record in records})
     figure = Figure(figsize=(15, 4.2), layout="constrained")

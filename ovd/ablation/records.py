@@ -1,4 +1,4 @@
-"""Finished runs of the ablation: one JSON object a line, what is still to run, and which records make one table."""
+"""Records of the ablation's finished runs, one JSON object per line; missing runs, and the selection for a table."""
 
 import fcntl
 import os
@@ -13,15 +13,15 @@ import pydantic
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 
 Metric = Annotated[float, Field(ge=-1, le=1)]
-"""0 to 1; -1 where there is no true box to speak of."""
+"""A metric, 0 to 1; -1 if there is no true box to measure it on."""
 
 
-# pydantic's dataclass: values are checked when a record is made, not when a table is drawn hours later.
+# pydantic's dataclass: values are checked when a record is made, not hours later when a table is made.
 @pydantic.dataclasses.dataclass(
     frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 )
 class Record:
-    """One finished run."""
+    """The record of one finished run."""
 
     row: str
     seed: int
@@ -34,16 +34,16 @@ class Record:
     o365_AP: Metric
     hours: NonNegativeFloat
     config_hash: str
-    """Of the row's config, the same for every seed."""
+    """Hash of the row's config, the same for every seed."""
     steps: PositiveInt
-    """Optimizer steps, all stages together."""
+    """Optimizer steps of all stages together."""
     device: str
     instruction_set: str
     versions: dict[str, str]
-    """Version by package. Other device, instruction set or versions: other bits."""
+    """Version by package. Like device and instruction set, it affects the bits of a run."""
     date: str
     extra: dict[str, float] = Field(default_factory=dict)
-    """Further figures by name."""
+    """Further metrics by name."""
 
     @property
     def machine(self) -> str:
@@ -56,24 +56,24 @@ _RECORD = TypeAdapter(Record)
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line; on return it is on the disk. Any number of processes may append to one file.
+    """Append a line; on return it is on the disk. Any number of processes may append to one file.
 
-    A last line that was torn by a kill is cut off first: another line after it would make it damage.
+    A last line that was torn by a kill is removed first; followed by another line, it would be an error.
 
     Raises:
-        OSError: the line could not be written whole; the file is as it was.
+        OSError: the line could not be written whole; the file is unchanged.
     """
     line = _RECORD.dump_json(record) + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # between the look at the end and the write nobody else may add a line
+        fcntl.flock(file, fcntl.LOCK_EX)  # no other process may append between reading the end and writing
         content = os.pread(file, os.fstat(file).st_size, 0)
         end = content.rfind(b"\n") + 1
         if _is_torn(content[end:]):
             print(f"warning: {path}: cut off a torn last line of {len(content) - end} bytes", file=sys.stderr)
             os.ftruncate(file, end)
-        elif content[end:]:  # whole, but an editor took its line end
+        elif content[end:]:  # whole, but an editor removed its line end
             end = len(content)
             line = b"\n" + line
         written = os.write(file, line)
@@ -86,7 +86,7 @@ def append_record(path: Path, record: Record) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records in the file's order; none if there is no file. A torn last line is dropped with a warning.
+    """Read all records in the file's order; none if there is no file. A torn last line is dropped with a warning.
 
     Raises:
         ValueError: a line is not a record, or has missing, unknown or wrong fields; names file, line and field.
@@ -122,10 +122,10 @@ def _is_torn(last: bytes) -> bool:
 def missing_runs(
     rows: Sequence[str], seeds: Sequence[int], records: Sequence[Record], hashes: Mapping[str, str]
 ) -> list[tuple[str, int]]:
-    """Rows and seeds that are still to run, seed by seed, so that a stop leaves as many whole seeds as possible.
+    """Rows and seeds without a record, seed by seed, so that an interruption leaves as many complete seeds as possible.
 
     Args:
-        hashes: each row's present config hash; a record of another config does not count.
+        hashes: each row's present config hash; records of other configs are ignored.
     """
     done = {(record.row, record.seed) for record in records if record.config_hash == hashes.get(record.row)}
     return [(row, seed) for seed in seeds for row in rows if (row, seed) not in done]
@@ -133,18 +133,18 @@ def missing_runs(
 
 @dataclass(frozen=True)
 class Selection:
-    """Records that may stand in one table: one machine, present configs, one record a run."""
+    """Records that can be in one table: one machine, present configs, one record per run."""
 
     records: tuple[Record, ...]
     notes: tuple[str, ...]
-    """What was left out."""
+    """Descriptions of the records that were left out."""
 
 
 def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seeds: Collection[int]) -> Selection:
-    """Pick the records of one table: of its configs and seeds, and of the machine that has most of them.
+    """Select the records of one table: those of its configs and seeds on the machine that has most of them.
 
-    Of a run that was done twice on one machine the later record counts; between machines with equally many records
-    the one that came first in the file.
+    If a run was done twice on one machine, the later record is used; of machines with equally many records, the one
+    that is first in the file.
 
     Args:
         configs: present configs as (row, config hash), such as `hashes.items()` of `missing_runs`.

@@ -1,4 +1,4 @@
-"""One run of the ablation: a row's config at one seed, all its stages, evaluated on the world's three sets."""
+"""One run of the ablation: all stages of a row at one seed, evaluated on the world's three data sets."""
 
 import datetime
 import hashlib
@@ -39,8 +39,8 @@ VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations"
 
 
 @dataclass(frozen=True)
-class Stages:
-    """A row's configs, with everything but the seed and the folders."""
+class RowStages:
+    """The configs of a row's stages, in which seed and folders are still to be set."""
 
     final: TrainConfig
     teacher: TrainConfig | None
@@ -51,11 +51,11 @@ class Stages:
         return self.final.train.steps + (self.teacher.train.steps if self.teacher is not None else 0)
 
     def hash(self) -> str:
-        """Of all that a run's figures depend on, for every seed the same.
+        """Hash of all settings that a run's metrics depend on, the same for every seed.
 
-        Settings at their defaults are left out (but for those of `data.pairs` and `eval.ensemble`, which count whole),
-        so that a setting which is new and changes nothing does not make records outdated. A default that is changed
-        must be written into the configs that had it.
+        Settings at their defaults are left out (except those of `data.pairs` and `eval.ensemble`, which are hashed
+        whole), so that a new setting without effect does not outdate records. When a default is changed, the old value
+        must be written into the configs that relied on it.
         """
         defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
         content: list[dict[str, Any]] = []
@@ -66,11 +66,11 @@ class Stages:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> Stages:
-    """A row's stages.
+def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
+    """Read the configs of a row's stages.
 
     Args:
-        folder: that the row's paths start from.
+        folder: folder that the row's paths are relative to.
 
     Raises:
         ConfigError: a config that cannot be used, or not on the embedded world.
@@ -79,30 +79,30 @@ def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> Stages:
     for config in configs:
         if not isinstance(config.data.source, WorldData):
             raise ConfigError(f"{folder / row.config}: the ablation's seeds draw worlds; use data.source.kind=world")
-    return Stages(configs[0], configs[1] if row.teacher else None, row.labels)
+    return RowStages(configs[0], configs[1] if row.teacher else None, row.labels)
 
 
 def at_seed(config: TrainConfig, seed: int, output: Path) -> TrainConfig:
-    """The config for one world and training seed."""
+    """The config with this seed for the world and the training."""
     values = config.model_dump(mode="json")
     values["output"] = str(output)
     values["train"]["seed"] = values["data"]["source"]["seed"] = seed
     return TrainConfig.model_validate(values)
 
 
-def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
-    """Train, label and train again as the row says, or go on where an earlier call was stopped; then evaluate.
+def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
+    """Train, label and train again as the row defines, continuing an interrupted call; then evaluate.
 
-    `hours` are those of training and labelling; a teacher that another row has trained counts with the hours it took.
+    `hours` are those of training and labelling, including those of a teacher that was trained for another row.
     """
     config_hash = stages.hash()
     folder = runs / f"seed-{seed}" / f"{name}-{config_hash}"
-    torch.set_num_threads(stages.final.train.threads)  # also where all training was done by an earlier call
+    torch.set_num_threads(stages.final.train.threads)  # also if an earlier call did all the training
     config, hours = at_seed(stages.final, seed, folder), 0.0
     world = draw_world(config)
     if stages.teacher is not None:
         assert stages.labels is not None
-        hash_of_teacher = Stages(stages.teacher, None, None).hash()
+        hash_of_teacher = RowStages(stages.teacher, None, None).hash()
         teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
         hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
         hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
@@ -142,6 +142,7 @@ def run_row(name: str, stages: Stages, seed: int, runs: Path) -> Record:
 
 
 def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:
+    """Label the world's pairs with a trained run."""
     assert labels is not None
     options = LabelOptions(**labels.model_dump(exclude={"shards"}))
     pseudo_label_run(
@@ -150,7 +151,7 @@ def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> 
 
 
 def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig:
-    """A student's config: it starts from the teacher and learns from its labels."""
+    """A student's config, which starts from the teacher's weights and trains on its labels."""
     values = config.model_dump(mode="json")
     values["init_from"] = str(teacher)
     values["data"]["pairs"]["labels"] = str(labels)
@@ -158,8 +159,8 @@ def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig
 
 
 def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
-    """Hours that a stage takes, or took when it was done before, as the folder says; of a stage that was stopped and
-    goes on, those of its last call."""
+    """Run a stage and return its hours; those stored in the folder if it was done before. After an interruption only
+    the last call counts."""
     file = folder / f"{stage}.hours.json"
     if file.exists():
         return float(json.loads(file.read_text())["hours"])
@@ -170,11 +171,11 @@ def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
     return hours
 
 
-def at_length(stages: Stages, steps: int) -> Stages:
+def at_length(stages: RowStages, steps: int) -> RowStages:
     """The same row trained for another number of steps.
 
     Raises:
-        ConfigError: the row has a teacher, whose share of the steps nobody has said.
+        ConfigError: the row has a teacher, whose share of the steps is not defined.
     """
     if stages.teacher is not None:
         raise ConfigError("a table with `lengths` takes rows of one stage only")

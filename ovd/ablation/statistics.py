@@ -1,4 +1,4 @@
-"""What the seeds say about a row, and about the difference of two rows: mean, standard deviation, 95 % interval."""
+"""Statistics over seeds of a row, and of the difference of two rows: mean, standard deviation, 95 % interval."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ UNKNOWN = -1.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of N >= 1 values; of one value there is no deviation and no interval."""
+    """Mean of N >= 1 values; a single value has no deviation and no interval."""
 
     mean: float
     deviation: float | None
     """Standard deviation of the values (divided by N - 1)."""
     interval: tuple[float, float] | None
-    """Two-sided 95 % interval of the mean after Student's t with N - 1 degrees of freedom."""
+    """Two-sided 95 % interval of the mean by Student's t with N - 1 degrees of freedom."""
     num_values: int
 
 
@@ -37,16 +37,16 @@ def estimate(values: Float64[np.ndarray, " N"]) -> Estimate:
 
 
 def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate | None:
-    """A row's metric over its seeds; None without a record, or if one of them does not know the metric.
+    """A row's metric over its seeds; None without a record, or if a record lacks the metric.
 
     Args:
-        metric: a field of `Record`, or one of its further figures.
+        metric: a field of `Record`, or a key of its `extra`.
     """
     return _estimate_of_known(known_values(list(records_by_seed(records, row).values()), metric))
 
 
 def paired_difference(records: Sequence[Record], row: str, other: str, metric: str) -> Estimate | None:
-    """`row` minus `other`, seed by seed over the seeds that both have; None where `row_estimate` would be None."""
+    """`row` minus `other`, paired over the seeds that both have; None where `row_estimate` would be None."""
     of_row, of_other = records_by_seed(records, row), records_by_seed(records, other)
     seeds = sorted(of_row.keys() & of_other.keys())
     return _estimate_of_known(
@@ -60,7 +60,7 @@ def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
 
 
 def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
-    """Each record's metric, a field or one of its further figures; NaN where there is no record or it does not know."""
+    """Each record's metric, a field or a key of its `extra`; NaN without a record or if the record lacks it."""
     values = [
         UNKNOWN if record is None else getattr(record, metric, record.extra.get(metric, UNKNOWN)) for record in records
     ]

@@ -1,4 +1,4 @@
-"""The ablation in Markdown: rows, steps between them, self-training against its alternatives; lengths of training."""
+"""Markdown tables of the ablation: rows, steps between them, self-training against its alternatives, lengths."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from ovd.files import whole_file
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
 COMPARED = ("APr", "AP", "coco_AP", "o365_AP")
-"""The metrics of differences and plots: what the method is for, what it costs, and transfer."""
+"""Metrics of differences and plots: novel classes, all classes, and transfer."""
 STEPS = (
     ("text_augmentation", "scratch"),
     ("gated", "text_augmentation"),
@@ -20,20 +20,20 @@ STEPS = (
     ("gated_no_text", "scratch"),
     ("gated", "gated_no_text"),
 )
-"""The method's three ways, each added to the one before; beside them shortcuts without text augmentation."""
+"""Compared rows: the method's three ways, each added to the one before; then shortcuts without text augmentation."""
 BASELINES = ("oracle", "frozen_backbone", "image_labels", "ngrams", "caption_top1")
-"""Rows that self-training is held against."""
+"""Rows that self-training is compared with."""
 LENGTH_TITLES = {
     **{metric: TITLES[metric] for metric in ("APr", "APc", "APf", "coco_AP", "o365_AP")},
     "naming_rare": "rare named right",
     "naming_base": "base named right",
 }
-"""The metrics of tables over the length of training; of true boxes of rare and of base classes, the share whose name
-ranks first of all."""
+"""Metrics of the tables over lengths of training. Naming is the share of true boxes, of rare and of base classes, whose
+own class has the highest score."""
 
 
 def format_report(selection: Selection, rows: Sequence[str]) -> str:
-    """All tables, the machine and what was left out.
+    """Format all tables, with the machine and what was left out.
 
     Args:
         rows: names in the table's order; one without a record keeps its place.
@@ -58,7 +58,7 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
 
 
 def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
-    """Every row at every number of optimizer steps, and each other row's difference to the first; see format_report."""
+    """Format every row at every number of optimizer steps, and each row's difference to the first row."""
     records = selection.records
     by_length = {
         steps: [record for record in records if record.steps == steps]
@@ -131,24 +131,23 @@ def _difference_cell(estimate: Estimate | None) -> str:
 
 
 def _table(lines: list[list[str]]) -> str:
-    """A Markdown table; the first line is its head."""
+    """A Markdown table; the first line is its header."""
     head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])
 
 
 def write_between_markers(path: Path, name: str, text: str) -> None:
-    """Put `text` between the two marker lines `<!-- name:begin -->` and `<!-- name:end -->` of a Markdown file;
-    everything else stays as it is.
+    """Replace the text between the marker lines `<!-- name:begin -->` and `<!-- name:end -->` of a Markdown file.
 
     Raises:
-        ValueError: the file has not exactly one of each marker, in order.
+        ValueError: the file does not have exactly one of each marker, in order.
     """
     begins, ends = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    with path.open(encoding="utf-8", newline="") as file:  # line ends stay what they are
+    with path.open(encoding="utf-8", newline="") as file:  # keeps the line ends
         content = file.read()
     before, begin, rest = content.partition(begins)
     _, end, after = rest.partition(ends)
     if not begin or not end or content.count(begins) + content.count(ends) != 2:
-        raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; the tables go between them")
+        raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; tables are put between them")
     with whole_file(path) as file:
         file.write(f"{before}{begins}\n{text}{ends}{after}")

@@ -1,4 +1,4 @@
-"""From a config to data: annotation indexes, labelled pairs, batches."""
+"""Build the data of a config: annotation indexes, labelled pairs, batches."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -38,16 +38,16 @@ from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.pair_texts import PairTexts
 
 PAIRS_SEED_OFFSET = 2**32
-"""Keeps the order and augmentation of pairs apart from those of the detection data."""
+"""Offset of the pairs' seed, so that their order and augmentation differ from those of the detection data."""
 
 
 def data_root() -> Path:
-    """Where relative paths of data sets start: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
+    """Root of data sets' relative paths: OVD_DATA, else DETECTRON2_DATASETS, else ./data."""
     return Path(os.environ.get("OVD_DATA") or os.environ.get("DETECTRON2_DATASETS") or "data")
 
 
 def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIndex:
-    """The training set, without the novel classes' annotations where `data.classes` is `base`.
+    """Load the training set, without the novel classes' annotations if `data.classes` is `base`.
 
     Raises:
         ValueError: the data set has no novel classes, and `data.classes` is `base`.
@@ -74,7 +74,7 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
 
 
 def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:
-    """The validation set with its whole vocabulary and its truth; None where the config names none."""
+    """Load the validation set with its whole vocabulary and its truth; None if the config has none."""
     match config.data.source:
         case WorldData() as source:
             world = build_world(source.root, ("val",), Settings(seed=source.seed))
@@ -116,10 +116,10 @@ def _format_options(source: FileData, split: str | None) -> FormatOptions:
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:
-    """Where the pairs' shards are; the embedded world's are drawn on first use.
+    """Folder of the pairs' shards; the embedded world's are drawn on first use.
 
     Raises:
-        ValueError: the config names none, and its data is not the world.
+        ValueError: the config has no folder, and its data is not the world.
     """
     if config.shards is not None:
         return data_root() / config.shards
@@ -131,10 +131,10 @@ def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Pat
 def load_labelled_pairs(
     config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int
 ) -> tuple[LabelledPairs, PairTexts, dict[str, int]]:
-    """The pairs to train on, their texts, and how many boxes each filter removed.
+    """Load the pairs to train on, their texts, and the number of boxes that each filter removed.
 
     Raises:
-        ValueError: the labels were made with another text tower, are of other shards, or nothing passes the filters.
+        ValueError: the labels were made with another text tower or from other shards, or nothing passes the filters.
     """
     files = label_files(config.labels)
     folder = pair_shards_folder(config, source)
@@ -151,7 +151,7 @@ def load_labelled_pairs(
 
 
 def images_per_step(config: TrainConfig) -> tuple[int, int]:
-    """How many images of the detection data a batch holds, and how many image-text pairs."""
+    """Number of images of the detection data in a batch, and of image-text pairs."""
     batch_size = config.train.batch_size
     if config.data.pairs is None:
         return batch_size, 0
@@ -160,7 +160,7 @@ def images_per_step(config: TrainConfig) -> tuple[int, int]:
 
 
 def samples_drawn(found: checkpoint.Checkpoint) -> tuple[int, int]:
-    """How many images of the detection data, and how many pairs, a run and those it went on from had drawn."""
+    """Number of images of the detection data, and of pairs, that a run and its earlier stages have drawn."""
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
     first, first_paired = found.extra.get("first_samples", (0, 0))  # not stored by the first versions
     num_annotated, num_paired = images_per_step(config)
@@ -175,12 +175,12 @@ def training_batches(
     first_samples: tuple[int, int],
     size_divisor: int,
 ) -> Callable[[int], Iterator[Batch]]:
-    """The batches from a step on; with pairs, each holds both at the configured share.
+    """A function that gives the batches from a step on; with pairs, each batch has the configured share of them.
 
     Args:
-        first_samples: how many images of the detection data, and how many pairs, earlier stages have drawn, so that
-            this one goes on with what they have not seen.
-        size_divisor: of the detector.
+        first_samples: number of images of the detection data, and of pairs, that earlier stages have drawn; this one
+            continues the order after them.
+        size_divisor: divisor of the image sides that the detector takes.
     """
     data = config.data
     transform = _transform_to(data.size, data)
@@ -232,7 +232,7 @@ def _transform_to(size: int, data: DataConfig) -> Transform:
 
 
 def draw_world(config: TrainConfig) -> Path:
-    """The config's embedded world with all its parts but the pretraining pairs, drawn where it is not there yet.
+    """Draw the missing parts of the config's embedded world, except the pretraining pairs; its folder.
 
     Raises:
         ValueError: the config's data is not the world.

@@ -1,4 +1,4 @@
-"""From a config to a detector: backbone, pyramid, head and shortcuts, and trained ones from disk."""
+"""Build the detector of a config (backbone, pyramid, head and shortcuts), and load trained ones from disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,22 +37,22 @@ from ovd.text.prompts import clean_name
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector with what it needs to be used: its config and the CLIP model whose text tower it speaks."""
+    """A detector with its config and the CLIP model whose text tower encodes its classes."""
 
     detector: Detector
     config: TrainConfig
     clip: Clip
     classes: tuple[str, ...]
-    """Names it was trained on."""
+    """Names of the classes that it was trained on."""
 
 
 def configured_clip(config: ClipConfig) -> Clip:
-    """The CLIP model that a config names."""
+    """Load the CLIP model of a config."""
     return load_clip(**config.model_dump())
 
 
 def resolve_device(config: TrainConfig) -> torch.device:
-    """Where a run computes."""
+    """The device that a run computes on."""
     return device_of_rank(config.train.device)
 
 
@@ -62,10 +62,10 @@ def low_precision(config: TrainConfig) -> bool:
 
 
 def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
-    """CLIP's backbone with what the config says of it; `visual` is the image side of an open_clip model.
+    """CLIP's backbone with the config's settings; `visual` is the image side of an open_clip model.
 
     Raises:
-        ValueError: the backbone is of no supported family, or its family lacks what is asked of it.
+        ValueError: the backbone's family is not supported, or does not support a setting.
     """
     options = config.detector
     windows = {"window": options.window, "global_blocks": options.global_blocks} if options.window else {}
@@ -86,7 +86,7 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
 
 
 def build_detector(config: TrainConfig, clip: Clip) -> Detector:
-    """A fresh detector around CLIP's backbone. Uses torch's global random state for the learned path."""
+    """Build an untrained detector on CLIP's backbone. Uses torch's global random state for the learned path."""
     return _assemble(
         config,
         clip.model.visual,
@@ -98,7 +98,7 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
 
 
 def build_detector_on_meta(config: TrainConfig) -> Detector:
-    """A detector without memory for its weights, to count its parameters and operations."""
+    """Build a detector without memory for its weights, to count its parameters and operations."""
     model, dim = build_on_meta(config.clip.name)
     with torch.device("meta"):
         return _assemble(config, model.visual, text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3, logit_scale=100.0)
@@ -157,11 +157,11 @@ def _build_shortcuts(options: DetectorConfig, num_levels: int, text_dim: int) ->
 def build_inference(
     trained: TrainedDetector, *, size: int | None = None, options: DetectionOptions | None = None
 ) -> Inference:
-    """A trained detector, moved to its device and put into eval mode, and how it is run.
+    """Build the inference of a trained detector, which is moved to its device and put into eval mode.
 
     Args:
         size: longest side in pixels that images are resized to; by default as in training.
-        options: of post-processing; by default those of its config.
+        options: settings of post-processing; by default those of its config.
     """
     config = trained.config
     uses_bf16 = low_precision(config)
@@ -174,7 +174,7 @@ def build_inference(
 
 
 def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:
-    """How the detector's scores and CLIP's are joined for classes of these names; None where they are not."""
+    """The combination of the detector's and CLIP's scores for classes of these names; None if not configured."""
     config = trained.config.eval.ensemble
     if config is None:
         return None
@@ -184,10 +184,10 @@ def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEns
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
-    """The checkpoint of a run folder (its newest) or a checkpoint folder.
+    """The newest checkpoint of a run folder, or that of a checkpoint folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no intact checkpoint.
     """
     if (path / "manifest.json").is_file():
         return checkpoint.read(path)
@@ -198,15 +198,15 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
 
 
 def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
-    """A trained detector from its run folder or a checkpoint folder: the averaged weights, in eval mode.
+    """Load a trained detector: the averaged weights, in eval mode.
 
     Args:
-        path: either folder.
+        path: run folder or checkpoint folder.
         device: replaces the device of the run's config.
 
     Raises:
-        ValueError: no intact checkpoint there, its weights do not fit its config, or the CLIP model that the config
-            names no longer has the text tower that the detector was trained against.
+        ValueError: no intact checkpoint there, its weights do not fit its config, or the config's CLIP model no longer
+            has the text tower that the detector was trained with.
     """
     found = find_checkpoint(path)
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
@@ -221,19 +221,20 @@ def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
 
 
 def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
-    """
+    """Check that a checkpoint's detector was trained with this CLIP model's text tower.
+
     Raises:
-        ValueError: the checkpoint's detector does not speak this CLIP model's text space.
+        ValueError: it was trained with another text tower.
     """
     if found.extra.get("text_tower") != text_tower_fingerprint(clip):
-        raise ValueError(f"{found.folder} was trained against another text tower than the config's CLIP model has")
+        raise ValueError(f"{found.folder} was trained with another text tower than that of the config's CLIP model")
 
 
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
-    """Start a new run from a trained detector: a run folder, a checkpoint folder or a weights file.
+    """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
 
     Raises:
-        ValueError: the weights do not fit, or come from a run with another text tower than `clip` has.
+        ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
     """
     if init_from.is_file():
         checkpoint.load_into(detector, init_from)

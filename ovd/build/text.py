@@ -1,4 +1,4 @@
-"""From a config to texts: the text bank of training, the text rows of evaluation."""
+"""Build the texts of a config: the text bank for training, the text rows for evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from ovd.text.prompts import TEMPLATES
 
 
 def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
-    """Variants of every class of the training vocabulary."""
+    """The text bank of the training vocabulary."""
     names = [category.name for category in index.categories]
     synonyms = [category.synonyms for category in index.categories]
     return build_class_bank(config, clip, names, synonyms)
 
 
 def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
-    """The text bank of any classes, as the config's `bank` says.
+    """The text bank of any classes, by the config's `bank` section.
 
     Raises:
         ValueError: `bank.file` comes from another text tower, or lacks a class.
@@ -40,10 +40,10 @@ def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms
 
 
 def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
-    """The texts about each class from a JSON file {"class name": ["a text", ...]}; none for a class it does not name.
+    """Read texts about classes from a JSON file {"class name": ["a text", ...]}; none for classes not in it.
 
     Raises:
-        ValueError: the file is not of that form, or names no class of these.
+        ValueError: the file is not of that form, or contains none of the classes.
     """
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
@@ -62,12 +62,12 @@ def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
 def evaluation_text(
     config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
-    """One unit row per class: the mean over the config's templates, and over as many synonyms as it trains with."""
+    """One unit row per class: the mean over the config's templates and `num_synonyms` synonyms."""
     with text_tower_on(clip, resolve_device(config)):
         return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.num_synonyms)
 
 
 def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Float[Tensor, "C D"]:
-    """What a data set's classes are asked for with, in its order."""
+    """One unit row per class of a data set, in its order (`evaluation_text`)."""
     names = [category.name for category in index.categories]
     return evaluation_text(config, clip, names, [category.synonyms for category in index.categories])

@@ -1,1 +1,1 @@
-"""CLIP models through open_clip, the toolkit's own tiny one included."""
+"""CLIP models through open_clip, including the toolkit's own tiny one."""

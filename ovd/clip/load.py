@@ -1,4 +1,4 @@
-"""Load a CLIP model, its tokenizer and its normalisation, all through open_clip."""
+"""Load a CLIP model, its tokenizer and its normalization, all through open_clip."""
 
 import json
 from collections.abc import Callable
@@ -11,31 +11,32 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-import ovd.clip.tiny_net  # noqa: F401  makes the tiny backbone known to timm
+import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 from ovd.choices import Activation
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_CLIP = ASSETS / "tiny_clip"
-open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, as the paper's backbones
+open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, the paper's backbones
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP model with what belongs to its weights."""
+    """A CLIP model with its tokenizer and normalization."""
 
     model: Any
-    """open_clip's CLIP or one of its kin (they share no typed base), in eval mode, float32, on the CPU."""
+    """open_clip's CLIP or a similar class (they share no typed base), in eval mode, float32, on the CPU."""
     tokenizer: Callable[[list[str]], Int[Tensor, "N L"]]
     """A list of N strings -> token ids, padded to the context length."""
     mean: tuple[float, ...]
-    """Of the images the weights were trained on, RGB in 0..1."""
+    """Mean that images are normalized with, RGB in 0..1."""
     std: tuple[float, ...]
+    """Standard deviation that images are normalized with, RGB in 0..1."""
     dim: int
-    """D of the text-image space."""
+    """D, dimensions of the text-image space."""
 
 
 MOST_LINES = 21
-"""Of an error of torch's that names weights which do not fit, one a line after the first."""
+"""Lines shown of torch's error about weights that do not fit: the first, then one per weight."""
 
 
 def load_clip(
@@ -49,19 +50,19 @@ def load_clip(
     """Load a model by name.
 
     Args:
-        name: `tiny` for the toolkit's own, a folder with an `open_clip_config.json`, or any name that
-            `open_clip.list_models()` knows.
-        weights: for a named model, one of open_clip's tags for it (downloaded once), a local file, or `random`.
-            A folder brings its own.
-        activation: what weights in a local file were trained with, which the file itself does not say. May be left out
-            where the backbone is one of timm's.
-        mean, std: normalisation of the images that weights in a local file were trained on, RGB in 0..1. May be left
-            out where open_clip has weights of this name that agree on one.
+        name: `tiny` for the toolkit's own, a folder with an `open_clip_config.json`, or a name from
+            `open_clip.list_models()`.
+        weights: for a name from open_clip, one of its tags (downloaded once), a local file, or `random`. `tiny` and a
+            folder include their weights.
+        activation: activation that the weights in a local file were trained with, which the file does not record. Not
+            needed if the backbone is timm's.
+        mean, std: normalization of the images that the weights in a local file were trained on, RGB in 0..1. Not needed
+            if open_clip's weights of this name all have the same normalization.
 
     Raises:
-        ValueError: the name is unknown, a folder has no model in it, a named model comes without weights, or the
-            weights do not fit it: other shapes, another activation, or no word of which; or something is said of
-            weights that bring it themselves.
+        ValueError: the name is unknown, a folder has no model, the weights of a name are missing, do not fit the model
+            (shapes, activation), or have an unknown activation or normalization; or `activation`, `mean` or `std` is
+            given without a local file.
     """
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
@@ -73,10 +74,10 @@ def load_clip(
     folder = TINY_CLIP if name == "tiny" else Path(name)
     if (folder / "open_clip_config.json").is_file():
         if weights is not None:
-            raise ValueError(f"clip.weights is {weights!r}, but {folder} brings its own weights; leave it out")
+            raise ValueError(f"clip.weights is {weights!r}, but {folder} includes its own weights; leave it out")
         return _load_folder(folder)
     if folder.is_dir():
-        raise ValueError(f"{folder} has no open_clip_config.json, so it is no CLIP model's folder")
+        raise ValueError(f"{folder} is not the folder of a CLIP model: it has no open_clip_config.json")
     if name not in open_clip.list_models():
         raise ValueError(f"clip.name {name!r} is neither a folder nor one of open_clip.list_models()")
     if weights is None:
@@ -87,10 +88,10 @@ def load_clip(
     if is_file:
         if activation is not None:
             needs_quick = activation == "quick_gelu"
-        elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # those have GELU, all of them
+        elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's all have GELU
             raise ValueError(
-                f"{weights} does not say which activation its weights were trained with, and the wrong one makes them "
-                "worse in silence; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
+                f"{weights} does not record which activation its weights were trained with, and the wrong one makes "
+                "them silently worse; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
             )
         preprocessing = _normalization(name, weights, mean, std)
     elif weights != "random":
@@ -108,7 +109,7 @@ def load_clip(
 
 
 def build_on_meta(name: str) -> tuple[nn.Module, int]:
-    """A named model without memory for its weights, on torch's meta device, and D of its text-image space.
+    """Build a named model on torch's meta device, without memory for weights; return it and D of its text-image space.
 
     Raises:
         ValueError: the name is unknown.
@@ -125,12 +126,12 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
 
 
 def _other_activation(name: str) -> str:
-    """What the same model with the other activation is called, whether open_clip has it or not."""
+    """Name of the same model with the other activation; open_clip need not have it."""
     return name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
 
 
 def _tag_needs_quick(name: str, tag: str) -> bool | None:
-    """Whether a tag's weights were trained with QuickGELU; None where the model comes with one activation only.
+    """Whether a tag's weights were trained with QuickGELU; None if the model exists with one activation only.
 
     Raises:
         ValueError: no such tag.
@@ -139,15 +140,15 @@ def _tag_needs_quick(name: str, tag: str) -> bool | None:
         if tag in open_clip.list_pretrained_tags_by_model(of_model):
             is_one_of_two = _other_activation(name) in open_clip.list_models()
             return bool(open_clip.get_pretrained_cfg(of_model, tag).get("quick_gelu")) if is_one_of_two else None
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "of which there are none"
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
     raise ValueError(f"clip.weights {tag!r} is neither a file, nor `random`, nor one of the tags of {name}: {tags}")
 
 
 def _check_activation(name: str, weights: str, needs_quick: bool) -> None:
-    """Weights trained with QuickGELU are silently worse in a model with GELU, and the other way round.
+    """Check the activation: weights trained with QuickGELU are silently worse in a model with GELU, and vice versa.
 
     Raises:
-        ValueError: the weights were trained with the other activation than the named model has.
+        ValueError: the weights were not trained with the named model's activation.
     """
     has_quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
     if has_quick != needs_quick:
@@ -162,10 +163,10 @@ def _check_activation(name: str, weights: str, needs_quick: bool) -> None:
 def _normalization(
     name: str, weights: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> dict[str, tuple[float, ...]]:
-    """What open_clip is to be told of the normalisation that goes with a local file.
+    """open_clip's preprocessing options with the normalization for the weights of a local file.
 
     Raises:
-        ValueError: it is not given, and open_clip has no weights of this name, or they do not agree on one.
+        ValueError: it is not given, and open_clip has no weights of this name, or they differ in normalization.
     """
     if mean is not None and std is not None:
         return {"mean": mean, "std": std}
@@ -175,8 +176,8 @@ def _normalization(
     if len(kinds) != 1:
         known = " or ".join(f"{mean} and {std}" for mean, std in kinds)
         raise ValueError(
-            f"open_clip's weights of {name} have {len(kinds)} normalisations, and {weights} does not say which is its "
-            f"own; give clip.mean and clip.std{f': {known}' if known else ''}"
+            f"open_clip's weights of {name} have {len(kinds)} normalizations, and {weights} does not record its own; "
+            f"give clip.mean and clip.std{f': {known}' if known else ''}"
         )
     return {"mean": kinds[0][0], "std": kinds[0][1]}
 
@@ -205,7 +206,7 @@ def _with_preprocessing(model: nn.Module, tokenizer, dim: int) -> Clip:
 
 
 def build_untrained_tiny_clip() -> Clip:
-    """The tiny CLIP with random weights, for pretraining it. Uses torch's global random state."""
+    """Build the tiny CLIP with random weights, for pretraining. Uses torch's global random state."""
     model = open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False)
     tokenizer = open_clip.SimpleTokenizer(
         bpe_path=str(TINY_CLIP / "merges.txt.gz"), context_length=model.context_length

@@ -1,7 +1,7 @@
 """The tiny CLIP's backbone: a small residual net whose last stride is 16, registered with timm.
 
-Stock timm backbones end at stride 32, which is half of a 16 px object, and open_clip does not pass `output_stride` on.
-Importing this module makes `timm_model_name: ovd_tiny_net` known to open_clip's model configs.
+timm's own backbones end at stride 32, at which a 16 px object is half a cell wide, and open_clip does not pass
+`output_stride` on. After importing this module, open_clip's model configs can use `timm_model_name: ovd_tiny_net`.
 """
 
 import torch
@@ -14,6 +14,7 @@ DEPTHS = (1, 2, 2)
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """A 3 x 3 convolution with batch norm."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
@@ -55,7 +56,7 @@ class TinyNet(nn.Module):
         self.num_classes = num_classes
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """What timm groups parameters into layers by: the stem, then the stages or their parts."""
+        """timm's patterns for grouping parameters into layers: the stem, then the stages or their parts."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     def forward_intermediates(
@@ -67,7 +68,7 @@ class TinyNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
-        """The last map and the stages' maps asked for (timm's signature; `norm` has nothing to apply here)."""
+        """The last map and the stages' maps of these indices (timm's signature; `norm` has no effect here)."""
         wanted = range(len(self.stages)) if indices is None else indices
         if isinstance(wanted, int):
             wanted = range(len(self.stages) - wanted, len(self.stages))
@@ -96,5 +97,5 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def ovd_tiny_net(pretrained: bool = False, **kwargs) -> TinyNet:
-    """3.5 M parameters, 0.24 GMAC at 96 px."""
+    """Build the tiny net: 3.5 M parameters, 0.24 GMAC at 96 px."""
     return build_model_with_cfg(TinyNet, "ovd_tiny_net", pretrained, **kwargs)

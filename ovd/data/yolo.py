@@ -27,7 +27,7 @@ _BOX_NUMBERS, _CONFIDENCE_NUMBERS, _SMALLEST_POLYGON_NUMBERS = 4, 5, 6
 
 @dataclass(frozen=True)
 class _Listing:
-    """What data.yaml, or a folder with classes.txt, says of a data set."""
+    """What data.yaml, or a folder with classes.txt, lists."""
 
     names: Mapping[int, str]
     root: Path
@@ -143,8 +143,8 @@ def _images_of(path: Path, root: Path, source: Any, split: str) -> list[Path]:
     if place.suffix != ".txt":
         raise DataError(
             "F1",
-            f"{path}: {split} is {source!r}, but {place} is no folder; paths start at {root}, unless a folder of "
-            "images is given",
+            f"{path}: {split} is {source!r}, but {place} is no folder; paths start at {root}: give the "
+            "folder of images, if that is another one",
         )
     return [place.parent / line for _, line in read_lines(place)]
 

@@ -1,16 +1,16 @@
-"""Atomic checkpoints: a run killed at any instant leaves one that loads.
+"""Atomic checkpoints: a run killed at any time leaves one that can be loaded.
 
 A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps done:
 
     model.safetensors      the module's state_dict
-    ema.safetensors        the averaged weights under the same names; absent where the run keeps no average
+    ema.safetensors        the averaged weights under the same names; absent if the run keeps no average
     optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header;
                            absent from a checkpoint of weights alone, which cannot be resumed
-    state.json             step, resolved config, and what else the caller handed in
+    state.json             step, resolved config, and the caller's `extra`
     manifest.json          sha256 of each file above
 
-It is written as `step-000123.tmp/`, flushed to the disk file by file, and renamed; a folder with that ending is
-never read, and removed by the next save. Nothing is ever pickled.
+It is written as `step-000123.tmp/`, flushed to the disk file by file, and renamed. A folder with that ending is
+never read, and is removed by the next save. Nothing is pickled.
 """
 
 import json
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> Path:
-        """The file to evaluate: the averaged weights where the run keeps them, else the module's own."""
+        """The file to evaluate: the averaged weights if the run keeps them, else the module's own."""
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
 
@@ -71,21 +71,21 @@ def save(
     extra: Mapping[str, Any] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `step` under `run_dir` and remove all but the newest `keep` up to that step.
+    """Write the checkpoint of `step` under `run_dir` and remove all except the newest `keep` up to that step.
 
-    A step already there intact is not written again; a damaged one is replaced.
+    An intact checkpoint of this step is not written again; a damaged one is replaced.
 
     Args:
         step: optimizer steps done.
         config: the resolved config, JSON-able.
-        extra: anything else JSON-able that a resumed run needs.
+        extra: other JSON-able data that a resumed run needs.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        ValueError: tied parameters, or something that is not JSON-able.
-        SaveError: the disk refused; the temporary folder is removed and the older checkpoints are kept.
+        ValueError: tied parameters, or a value that is not JSON-able.
+        SaveError: writing failed; the temporary folder is removed and the older checkpoints are kept.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step {step} must be at least 0 and keep {keep} at least 1")
@@ -102,7 +102,7 @@ def save(
 def save_weights(
     run_dir: Path, *, tensors: Mapping[str, Tensor], config: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> Path:
-    """Write weights alone as the checkpoint of step 0 under `run_dir`: it evaluates, and other runs can start from it.
+    """Write weights alone as the checkpoint of step 0 under `run_dir`, to be evaluated or to start other runs from.
 
     Args:
         tensors: a detector's state_dict.
@@ -156,9 +156,9 @@ def _write(
 
 
 def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
-    """The newest intact checkpoint of a run, or None where there is none at all.
+    """The newest intact checkpoint of a run; None if the run has no checkpoint.
 
-    Damaged ones are passed over; a line on stderr names them and the one used.
+    Damaged ones are skipped; a line on stderr names them and the one used.
 
     Raises:
         ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
@@ -179,7 +179,11 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Check one checkpoint folder against its manifest and read its state; ValueError says what is damaged."""
+    """Check one checkpoint folder against its manifest and read its state.
+
+    Raises:
+        ValueError: names what is damaged.
+    """
     damage = _damage(folder)
     if damage is not None:
         raise ValueError(f"damaged checkpoint {folder}: {damage}")
@@ -195,7 +199,7 @@ def restore(
     the same calls as when saved (fused AdamW: each state tensor is a scalar or shaped as its parameter).
 
     Raises:
-        ValueError: something does not fit, named by file and key, or the checkpoint has weights alone.
+        ValueError: a tensor does not fit, named by file and key, or the checkpoint has weights alone.
     """
     if not (checkpoint.folder / _OPTIMIZER).is_file():
         raise ValueError(
@@ -213,20 +217,24 @@ def restore(
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Load a weights file into a module that it fits exactly; ValueError lists the keys that do not."""
+    """Load a weights file into a module that it fits exactly.
+
+    Raises:
+        ValueError: lists the keys that do not fit.
+    """
     tensors = load_weights(path)
     check_fit(module, tensors, source=path)
     module.load_state_dict(tensors, strict=True)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from .safetensors, or from .pt, .pth or .bin without running any code they may hold.
+    """Read named tensors from .safetensors, or from .pt, .pth or .bin without running any code in them.
 
     Returns:
         Tensors on the CPU by name.
 
     Raises:
-        ValueError: no such file, an unknown ending, a damaged file, or one that holds anything but named tensors.
+        ValueError: no such file, an unknown ending, a damaged file, or one with content other than named tensors.
     """
     if not path.is_file():
         raise ValueError(f"no weights file at {path}")
@@ -239,20 +247,24 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: weights are read from .safetensors, .pt, .pth or .bin")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever damaged or hostile bytes provoke inside torch's unpickler
+    except Exception as error:  # damaged or hostile bytes can raise anything inside torch's unpickler
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} refused, it is damaged or holds more than tensors: {reason}") from error
+        raise ValueError(f"{path} is refused: it is damaged or contains more than tensors: {reason}") from error
     if not isinstance(weights, dict):
-        raise ValueError(f"{path} holds a {type(weights).__name__} instead of tensors by name; save a state_dict")
+        raise ValueError(f"{path} contains a {type(weights).__name__} instead of tensors by name; save a state_dict")
     others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if others:
         listed = ", ".join(others[:_NUM_LISTED])
-        raise ValueError(f"{path} holds more than tensors by name ({listed}); save the module's state_dict alone")
+        raise ValueError(f"{path} contains more than tensors by name ({listed}); save the module's state_dict alone")
     return weights
 
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "weights") -> None:
-    """Raise a ValueError that lists up to 20 missing, unexpected or misshaped keys, unless there are none."""
+    """Check that tensors fit a module's state_dict.
+
+    Raises:
+        ValueError: lists up to 20 missing, unexpected or misshaped keys.
+    """
     expected = module.state_dict()
     problems = [f"missing {name} {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
@@ -306,11 +318,11 @@ def _unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
                     f"{path}: {key} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}; "
                     "build the module and its parameter groups as when this was saved"
                 )
-            # Fused AdamW walks raw memory on the CPU: a state laid out in another order than its parameter
-            # (channels last against contiguous) gives wrong steps without an error.
+            # Fused AdamW reads raw memory on the CPU: a state in another memory format than its parameter (channels
+            # last against contiguous) gives wrong steps without an error.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
-    # The groups as they are here: rates and weight decay are the run's own, which may differ from the checkpoint's.
+    # The run's own groups are kept: their rates and weight decay may differ from the checkpoint's.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -364,5 +376,5 @@ def _step_of(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    # Renamed first: a kill halfway leaves a stale temporary, not a damaged checkpoint.
+    # Renamed first, so that a kill in between leaves a stale temporary folder, not a damaged checkpoint.
     shutil.rmtree(folder.rename(folder.with_name(folder.name + ".old.tmp")))

@@ -11,8 +11,8 @@ from ovd.files import whole_file
 
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
-    """Draw what log records hold: losses (running means over 2 % of the steps), learning rate and, if any were logged,
-    evaluation metrics and the gates."""
+    """Draw log records: losses (running means over 2 % of the steps), learning rate and, if any were logged, evaluation
+    metrics and the gates."""
     training = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     gates = [record for record in records if record["kind"] == "gates"]
@@ -50,7 +50,7 @@ def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, windo
 
 
 def _style_gates(axes: Any) -> None:
-    """A colour for each part of the detector and a line style for each quantity; lines are named quantity/part."""
+    """Set a color per part of the detector and a line style per quantity; lines are named quantity/part."""
     names = [line.get_label().partition("/")[::2] for line in axes.lines]
     quantities = list(dict.fromkeys(quantity for quantity, _ in names))
     parts = list(dict.fromkeys(part for _, part in names))

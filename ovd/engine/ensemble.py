@@ -1,7 +1,7 @@
-"""Average the weights of two stages of training, such as a detector and what self-training made of it.
+"""Average the weights of two stages of training, such as a detector before and after self-training.
 
-Further training gains on what it sees and loses elsewhere; the straight line between the weights before and after often
-holds models that keep most of both (arXiv:2109.01903 for CLIP, arXiv:2306.09683 for detectors).
+Further training improves on its own data and degrades elsewhere; interpolated weights before and after often keep most
+of both (arXiv:2109.01903 for CLIP, arXiv:2306.09683 for detectors).
 """
 
 from pathlib import Path
@@ -15,26 +15,26 @@ from ovd.engine.checkpoint import Checkpoint
 
 _NUM_LISTED = 20
 _TRAINING_ONLY = {"freeze_backbone", "frozen_layers", "recompute", "drop_path"}
-"""Settings of a detector that say how it learns, not what it computes."""
+"""Settings of a detector that affect its training, but not its outputs."""
 
 
 def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, output: Path) -> Path:
-    """Write weight * second + (1 - weight) * first as a run that evaluates like any other, but cannot be resumed.
+    """Write weight * second + (1 - weight) * first as a run that can be evaluated like any other, but not resumed.
 
-    The weights are those that the checkpoints are evaluated with: averaged over steps where the run did so. Config and
-    evaluation settings are the second's. 0 and 1 give the two runs bit for bit.
+    The weights are those that the checkpoints are evaluated with: the averages over steps if the runs keep them. Config
+    and evaluation settings are the second's. Weights 0 and 1 give the two runs bit for bit.
 
     Args:
-        weight: of the second, 0 to 1.
-        output: run folder; gets one checkpoint, step 0.
+        weight: weight of the second, 0 to 1.
+        output: run folder for one checkpoint, step 0.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        ValueError: the weight is outside 0 to 1, the runs have another detector, CLIP or text tower, or `output` holds
-            a run already.
-        SaveError: the disk refused.
+        ValueError: the weight is outside 0 to 1, the runs differ in detector, CLIP or text tower, or `output` already
+            holds a run.
+        SaveError: writing failed.
     """
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
@@ -60,13 +60,13 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
 
 
 def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Tensor by tensor, weight * second + (1 - weight) * first; what is not floating-point must be equal.
+    """Compute weight * second + (1 - weight) * first per tensor; tensors that are not floating-point must be equal.
 
     A detector's logit scale is stored as its logarithm, so two scales s and t give s^(1 - weight) * t^weight. The bias
     is stored as a threshold on the cosine (bias = -scale * threshold), and the thresholds are averaged.
 
     Raises:
-        ValueError: the weight is outside 0 to 1, or the tensors do not correspond, listed by name.
+        ValueError: the weight is outside 0 to 1, or tensors do not correspond, listed by name.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"the second run's weight is {weight}; it must be from 0 to 1")
@@ -90,9 +90,9 @@ def _mean(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 def different_detectors(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """The settings, of two runs' resolved configs, by which their detectors could not be averaged.
+    """The differing settings of two runs' resolved configs that prevent averaging their detectors.
 
-    A setting that one of them does not have, being of an earlier version, is not compared.
+    A setting that is missing in one of them, from an earlier version, is not compared.
     """
     different = []
     for section in ("clip", "detector"):

@@ -1,7 +1,7 @@
-"""How far a detector in training has left its shortcuts, measured on a batch.
+"""Contribution of the learned path to a detector's embeddings during training, measured on a batch.
 
-The parameters alone do not tell: in trained detectors what the learned path adds was up to five times as long as the
-norm of gate times projection would have it, since its features are far from uncorrelated.
+The parameters alone are not enough: in trained detectors the learned path's output was up to five times as long as the
+norm of gate times projection predicts, since its features are far from uncorrelated.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from ovd.precision import autocast
 
 @torch.no_grad()
 def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low_precision: bool) -> dict[str, float]:
-    """Look into a gated detector in one more pass over a batch's images, which leaves no trace in it.
+    """Measure a gated detector in an additional pass over a batch's images, without changing it.
 
     Returns:
-        For each of P3..P7 and the head, as far as there are shortcuts,
-        `added/P3`: length of what the learned path adds there, the shortcut's being 1 (root of the mean square over
-        all points, those in the padding too);
+        For each of P3..P7 and the head, as far as they have shortcuts,
+        `added/P3`: length of the learned path's output there, relative to the shortcut (root of the mean square over
+        all points, including those in the padding);
         `gate/P3`: mean of |gate|;
         and with a head shortcut `filter/head`: mean absolute weight of its filter.
     """
@@ -31,7 +31,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
     handles = []
 
     def watch(module: nn.Module, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """What `measure` makes of the module's outputs: one for each level where levels share it."""
+        """Collect `measure` of the module's outputs: one per level if levels share the module."""
         seen: list[Tensor] = []
         handles.append(
             module.register_forward_hook(
@@ -44,7 +44,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
     squares = {part: watch(path, lambda output: output.square().sum(dim=1)) for part, path in learned.items()}
     weights = watch(shortcuts.head.filter.weights, torch.abs) if shortcuts.head is not None else []
     try:
-        # Compiled code may have been made without the hooks.
+        # Code that was compiled earlier may not call the hooks.
         with torch.compiler.set_stance("force_eager"), autocast(images.device, low_precision):
             detector(images)
     finally:
@@ -56,7 +56,7 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
 
 
 def _learned_paths(shortcuts: GatedShortcuts, strides: list[int]) -> dict[str, GatedProjection]:
-    """By level, P3 being the one of stride 8, and `head`."""
+    """The learned paths by level, P3 having stride 8, and of the `head`."""
     paths: dict[str, GatedProjection] = {}
     if shortcuts.pyramid is not None:
         for stride, path in zip(strides, shortcuts.pyramid.learned, strict=True):

@@ -1,4 +1,4 @@
-"""Which parts of a detector learn at which rate."""
+"""Learning rates of a detector's parts."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ovd.model.gates import GatedProjection
 
 
 def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, Any]]:
-    """Learning rates by part, as configured."""
+    """The optimizer's parameter groups of a detector, with the configured learning rates."""
     decay = settings.weight_decay
     learned: list[nn.Module | nn.Parameter] = [detector.pyramid, detector.head]
     gates: list[nn.Module | nn.Parameter] = []
@@ -33,7 +33,7 @@ def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, A
 
 
 def _backbone_groups(backbone: Backbone, settings: TrainSection) -> dict[str, GroupSpec]:
-    """The backbone at one rate, or with layer-wise decay (BEiT, arXiv:2106.08254) a group for each of its layers."""
+    """One group for the backbone, or with layer-wise decay (BEiT, arXiv:2106.08254) one per layer."""
     rate, decay = settings.backbone_rate, settings.weight_decay
     if settings.layer_decay == 1:
         return {"backbone": GroupSpec([backbone], lr_factor=rate, weight_decay=decay)}

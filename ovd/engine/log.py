@@ -1,4 +1,4 @@
-"""What a run tells: console lines, `metrics.jsonl`, TensorBoard and `curves.png` of its run folder; on request W&B."""
+"""The log of a run: console lines, `metrics.jsonl`, TensorBoard, `curves.png` and, on request, W&B."""
 
 import json
 import math
@@ -25,10 +25,10 @@ from ovd.files import whole_file
 def open_log(
     run_dir: Path, total_steps: int, resumed_step: int, wandb: str | None, config: Mapping[str, Any]
 ) -> "RunLog | NoLog":
-    """The run's log on the main process, one that says nothing on the others.
+    """The run's log on the main process, and one without output on the others.
 
     Args:
-        wandb: a project of Weights & Biases that gets the scalars as well, with the run's config.
+        wandb: Weights & Biases project for the scalars and the run's config.
     """
     if is_main():
         more = WandbLog(wandb, run_dir, config, resumed=resumed_step > 0) if wandb is not None else None
@@ -37,7 +37,7 @@ def open_log(
 
 
 class NoLog:
-    """Takes what `RunLog` takes and drops it."""
+    """A log with the interface of `RunLog` and no output."""
 
     def __enter__(self) -> "NoLog":
         return self
@@ -62,16 +62,16 @@ class RunLog:
     """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.
 
     In a terminal one line is redrawn in place; in a log file there is one line every `console_interval` steps.
-    The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step, evaluation or look
-    at the gates:
+    The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step, evaluation or
+    measurement of the gates:
 
         {"kind": "train", "step": 12, "time_s": ..., "lr": ..., "images_per_s": ..., "losses": {name: value}}
         {"kind": "evaluation", "step": 500, "time_s": ..., "metrics": {name: value}}
         {"kind": "gates", "step": 50, "time_s": ..., "gates": {name: value}}
 
     with `time_s` in seconds since the epoch and null for values that are not finite. `step` counts optimizer steps
-    done, as in checkpoints. On resume everything after `resumed_step` is cut off, and an evaluation made again
-    replaces its earlier line, so that no step occurs twice.
+    done, as in checkpoints. On resume everything after `resumed_step` is removed, and a repeated evaluation replaces
+    its earlier line, so that no step occurs twice.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RunLog:
         self._start_s = self._last_step_s = self._last_line_s = time.monotonic()
         self._unshown: list[tuple[Mapping[str, float], int]] = []
 
-        # A run from the start evaluates again at step 0, so nothing is kept then.
+        # A run from step 0 repeats all evaluations, so nothing is kept.
         earlier = _read_records(self._metrics_file) if resumed_step else []
         kept = [record for record in earlier if record["step"] <= resumed_step]
         self._evaluated = {record["step"] for record in kept if record["kind"] == "evaluation"}
@@ -118,9 +118,9 @@ class RunLog:
 
         Args:
             step: optimizer steps done, this one included (1..total).
-            losses: each term by name, without their sum.
+            losses: the terms by name, without their sum.
             lr: base learning rate of this step.
-            num_images: images of this step, over all ranks.
+            num_images: images in this step, over all ranks.
         """
         now = time.monotonic()
         images_per_s = num_images / max(now - self._last_step_s, 1e-9)
@@ -140,7 +140,7 @@ class RunLog:
             self._draw_curves()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log an evaluation made after `step` optimizer steps."""
+        """Log an evaluation after `step` optimizer steps."""
         if step in self._evaluated:
             self._metrics.close()
             records = _read_records(self._metrics_file)
@@ -158,20 +158,20 @@ class RunLog:
         self._scalars(step, {f"gates/{name}": value for name, value in values.items()})
 
     def message(self, text: str) -> None:
-        """Print a line of its own without tearing the progress line."""
+        """Print a separate line without breaking the progress line."""
         self._show(text, stays=True)
 
     def close(self, *, failed: bool = False) -> None:
         """Draw the curves and finish the files.
 
         Args:
-            failed: an error ended the run.
+            failed: whether the run ended with an error.
         """
         self._metrics.close()
         self._tensorboard.close()
         self._draw_curves()
         if self._unshown and sys.stdout.isatty():
-            print()  # leave the progress line of an interrupted run on the screen
+            print()  # keeps the progress line of an interrupted run on the screen
         if self._wandb is not None:
             self._wandb.close(failed=failed)
 
@@ -222,7 +222,7 @@ class RunLog:
             draw_training_curves(records, self._curves_file)
 
 
-class Stages:
+class StageTimes:
     """Wall time of a program's named stages, for the table at its end."""
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ class Stages:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the time spent inside the `with` block to stage `name`, also if it raises."""
+        """Add the time spent in the `with` block to stage `name`, even if it raises."""
         start = time.monotonic()
         try:
             yield
@@ -255,7 +255,7 @@ def format_duration(seconds: float) -> str:
 
 
 def peak_memory_gib() -> float:
-    """Peak of the GPU's allocated memory where CUDA is in use, else of the process's resident memory."""
+    """Peak of the GPU's allocated memory if CUDA is in use, else of the process's resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -272,7 +272,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines):
-                break  # torn by a kill in the middle of the write
+                break  # incomplete, by a kill in the middle of the write
             raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or move the file away") from error
     return records
 

@@ -1,7 +1,7 @@
-"""Parameter groups, AdamW, the learning-rate schedule, the weight average and the guard against NaN.
+"""Parameter groups, AdamW, the learning-rate schedule, the weight average and the check against NaN.
 
-Everything here is a function of its arguments or of state that a checkpoint stores, so a resumed run
-takes the same steps as one that was never stopped.
+Everything here is a function of its arguments or of state that a checkpoint stores, so a resumed run takes the same
+steps as an uninterrupted one.
 """
 
 import math
@@ -19,32 +19,32 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or the gradient is NaN or infinite; raised before the optimizer step, so the weights are still good."""
+    """A loss or the gradient is NaN or infinite; raised before the optimizer step, so the weights are still valid."""
 
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """Which modules (or single parameters) learn at which speed."""
+    """Modules (or single parameters) with one learning rate and weight decay."""
 
     members: Sequence[nn.Module | nn.Parameter]
     lr_factor: float = 1.0
-    """Multiplies the base learning rate."""
+    """Factor of the base learning rate."""
     weight_decay: float = 0.0
-    """For weight matrices and kernels alone: biases, norms and per-channel scales never decay."""
+    """Weight decay of matrices and kernels; biases, norms and per-channel scales have none."""
 
 
 def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[dict[str, Any]]:
     """Split every trainable parameter of `module` into torch optimizer groups, each parameter into exactly one.
 
-    A spec gives up to two groups, `<name>` and `<name>/no_decay`. The second holds biases, the parameters of
+    A spec gives up to two groups, `<name>` and `<name>/no_decay`. The second contains biases, the parameters of
     norms, and per-channel scales: 0-d and 1-d parameters and kernels of one element per output channel, such as
-    NFNet's weight-standardisation gains. Parameters that do not require a gradient are left out.
+    NFNet's weight-standardization gains. Parameters that do not require a gradient are left out.
 
     Returns:
         Groups for `build_optimizer`: `name`, `params`, `lr_factor`, `weight_decay`.
 
     Raises:
-        ValueError: a trainable parameter is in no group or in two, or a group holds a foreign one.
+        ValueError: a trainable parameter is in no group or in two, or a group's parameter is not in the module.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     exempt = {
@@ -108,15 +108,15 @@ def build_optimizer(
 def learning_rate_factor(
     step: int, *, warmup_steps: int, total_steps: int, decay: LearningRateDecay, final: float = 0.01
 ) -> float:
-    """What the peak learning rate is multiplied by in step `step` (0-based).
+    """Factor of the peak learning rate in step `step` (0-based).
 
-    A linear warm-up whose last step reaches 1, then down to `final`: along half a cosine; or in two equal
-    factors after 2/3 and 8/9 of all steps (the fractions of detectron2's 1x schedule); or `constant` at 1,
-    which ignores `final`.
+    A linear warm-up reaches 1 in its last step. Then the factor falls to `final`, along half a cosine or in two equal
+    factors after 2/3 and 8/9 of all steps (the fractions of detectron2's 1x schedule), or is `constant` at 1, without
+    `final`.
 
     Raises:
         ValueError: the step is outside the schedule, the warm-up is longer than the run, or `final` is not in
-            [0, 1] (for `step`: in (0, 1], or a third of the run would learn nothing).
+            [0, 1] (for `step`: in (0, 1], since at 0 a third of the run would have no learning rate).
     """
     if not 0 <= step < total_steps:
         raise ValueError(f"step {step} is outside the schedule of {total_steps} steps")
@@ -151,13 +151,13 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
 def check_finite(
     losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""], batch_ids: Sequence[int | str]
 ) -> None:
-    """Call between the backward pass and the optimizer step.
+    """Check losses and gradient between the backward pass and the optimizer step.
 
     Raises:
         NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
     """
     values = {**losses, "gradient norm": grad_norm}
-    # One transfer from the device, whatever the number of losses.
+    # One transfer from the device for all losses.
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
     bad = [f"{name} = {number}" for name, number in zip(values, numbers, strict=True) if not math.isfinite(number)]
     if bad:
@@ -168,8 +168,8 @@ def check_finite(
 class Ema:
     """Exponential moving average of a module's parameters and floating-point buffers, kept in float32.
 
-    The decay warms up as min(decay, (1 + t) / (10 + t)), t counting updates, so that the average leaves the
-    initial weights quickly. Integer buffers (batch counters) are copied. Its whole state is `state_dict()` and
+    The decay warms up as min(decay, (1 + t) / (10 + t)) with the number of updates t, so that the initial weights lose
+    influence quickly. Integer buffers (batch counters) are copied. The whole state is `state_dict()` and
     `num_updates`.
     """
 
@@ -186,7 +186,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's present weights; once after every optimizer step."""
+        """Move the average towards the module's present weights; call once after every optimizer step."""
         current = module.state_dict()
         floating = [name for name, tensor in self._average.items() if tensor.is_floating_point()]
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
@@ -203,16 +203,20 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the weights of `module` (built like the one averaged) with the average."""
+        """Overwrite the weights of `module` (built like the averaged one) with the average."""
         module.load_state_dict(self._average, strict=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged tensors under the module's own names: a weights file of the module."""
+        """The averaged tensors under the module's own names, as in a weights file of the module."""
         return dict(self._average)
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
-        """Restore what `state_dict()` and `num_updates` gave; raises ValueError where the names differ."""
+        """Restore `state_dict()` and `num_updates`.
+
+        Raises:
+            ValueError: the names differ.
+        """
         if tensors.keys() != self._average.keys():
             different = sorted(tensors.keys() ^ self._average.keys())[:20]
             raise ValueError(f"weight average: names on one side only: {', '.join(different)}")

@@ -1,4 +1,4 @@
-"""Stop cleanly when asked to: a signal sets a flag, and the loop looks at it between steps."""
+"""Clean stops: a signal sets a flag, which the training loop checks between steps."""
 
 import signal
 from types import FrameType, TracebackType
@@ -7,7 +7,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """A context manager; `received` turns true at the first SIGTERM or SIGUSR1 inside it."""
+    """A context manager whose `received` becomes true at the first SIGTERM or SIGUSR1 inside it."""
 
     def __init__(self) -> None:
         self.received = False

@@ -1,4 +1,4 @@
-"""What a training changes, where it starts, and how it is saved."""
+"""The state of a training, its start, and its checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ FAILED_SAVES_SURVIVED = 2
 
 @dataclass
 class TrainState:
-    """All that a training changes, and a checkpoint stores."""
+    """All that training changes and checkpoints store."""
 
     detector: Detector
     optimizer: torch.optim.Optimizer
     ema: Ema
     step: int = 0
-    """Steps done."""
+    """Optimizer steps done."""
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """Start with the weights that the detector has."""
+    """Start with the detector's present weights."""
 
     solve_bias: bool = True
-    """Set the logit bias from the first batch; not for a detector that was trained before."""
+    """Whether to set the logit bias from the first batch; false for a detector that was trained before."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ Start = Fresh | GoOnFrom | Resume
 
 
 class Checkpoints:
-    """Writes a run's checkpoints; a full disk is survived twice."""
+    """Writes a run's checkpoints; tolerates two failed saves, for example on a full disk."""
 
     def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], extra: Mapping[str, Any]):
         """
         Args:
             run_dir: the run folder.
-            keep: how many checkpoints stay on the disk, the newest ones.
+            keep: number of checkpoints kept on the disk, the newest ones.
             config: the resolved config, JSON-able.
-            extra: what else a resumed run needs, JSON-able.
+            extra: other JSON-able data that a resumed run needs.
         """
         self.run_dir = run_dir
         self._report_file = run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
@@ -75,15 +75,15 @@ class Checkpoints:
     def save(
         self, state: TrainState, report: DataReport, *, must_succeed: bool, message: Callable[[str], None]
     ) -> None:
-        """Write one on the main process, and every rank's report; every rank waits for it.
+        """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written.
 
         Args:
-            report: of the samples that this rank loaded since the run was last started.
-            must_succeed: an error is raised at once, not only the third one.
-            message: gets the warning of an error that is survived.
+            report: counts of the samples that this rank loaded since the run was last started.
+            must_succeed: whether to raise any error, not only the third.
+            message: called with the warning of a tolerated error.
 
         Raises:
-            SaveError, OSError: the disk refused.
+            SaveError, OSError: writing failed.
         """
         try:
             if is_main():
@@ -106,11 +106,11 @@ class Checkpoints:
         wait_for_all()
 
     def write_report(self, report: DataReport) -> None:
-        """Write `data_report.json`, on every rank its own."""
+        """Write `data_report.json`, one file per rank."""
         report.write(self._report_file)
 
     def set_report_aside(self) -> None:
-        """Keep the report of an earlier start under another name."""
+        """Rename the report of an earlier start."""
         if self._report_file.exists():
             earlier = (self._report_file.with_suffix(f".{number}.json") for number in count(1))
             self._report_file.replace(next(path for path in earlier if not path.exists()))

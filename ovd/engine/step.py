@@ -1,4 +1,4 @@
-"""What one batch does to the gradients: predict, assign, compute the losses, go backward."""
+"""The gradients of one batch: predict, assign, compute the losses, backward pass."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,18 +25,18 @@ from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
 @dataclass(frozen=True)
 class Criterion:
-    """The losses of a batch, as two sections of a config say."""
+    """The losses of a batch, configured by two sections of a config."""
 
     train: TrainSection
     pairs: PairsConfig | None
 
     def rule(self, step: int) -> AssignmentRule:
-        """The assignment of a step: what depends on predictions waits until they mean something."""
+        """The assignment rule of a step: a rule that depends on predictions is not used in the first steps."""
         waits = self.train.assignment == "task_aligned" and step < self.train.atss_steps
         return "atss" if waits else self.train.assignment
 
     def match(self, assignment: Assignment, batch: Batch, points: Points) -> Matches:
-        """The matched points of a batch; boxes of image-text pairs may be left out of the box loss."""
+        """The matched points of a batch; the box loss may leave out boxes of image-text pairs."""
         no_box_loss = batch.is_pair & (self.pairs is None or not self.pairs.box_loss)
         return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
 
@@ -55,10 +55,10 @@ class Criterion:
         """The losses by name, each a scalar, to be summed.
 
         Args:
-            predictions, assignment: of the batch's images, at `points`.
-            texts: scored in this step.
-            normalizers: `Matches.normalizers` of these images or of more that they are a part of.
-            num_pairs: image-text pairs among the same images.
+            predictions, assignment: for the batch's images, at `points`.
+            texts: the texts that this step scores.
+            normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
+            num_pairs: number of image-text pairs in the same images or the larger batch.
         """
         classifier = detector.classifier(texts.embeddings, texts.class_ids)
         losses = detection_losses(
@@ -87,14 +87,14 @@ def backward(
     step: int,
     low_precision: bool,
 ) -> dict[str, Tensor]:
-    """Gradients of a step in `.grad` of the parameters, and the losses that they are of.
+    """Compute the gradients of a step, in `.grad` of the parameters, and return its losses.
 
-    The losses are those of all ranks' batches as one, taken `train.accumulate` parts at a time. What they are divided
-    by is known from the annotations before the first part; where the assignment depends on predictions each part is
-    divided by its own, and the parts are averaged.
+    The losses are those of all ranks' batches as one, computed in `train.accumulate` parts. Their divisors are known
+    from the annotations before the first part; if the assignment depends on predictions, each part has its own
+    divisors, and the parts are averaged.
 
     Args:
-        parallel: the detector as it is called, perhaps wrapped for several ranks (`in_parallel`).
+        parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
     """
     points = detector.points(batch.images)
     given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
@@ -128,7 +128,7 @@ def backward(
                 normalizers=divisors,
                 num_pairs=num_pairs,
             )
-            # Ranks' gradients are averaged, and these losses are parts of a sum.
+            # DDP averages the ranks' gradients, but these losses are parts of a sum.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
     total = sum_over_ranks(torch.stack(list(sums.values())))
@@ -136,21 +136,21 @@ def backward(
 
 
 def _parts(num_images: int, accumulate: int) -> list[slice]:
-    """The images of a batch in as many parts on every rank, none of them empty."""
+    """Split the images of a batch into non-empty parts, the same number on every rank."""
     num_parts = min(accumulate, int(smallest_over_ranks(torch.tensor(num_images))))  # a rank may have skipped some
     bounds = [num_images * part // num_parts for part in range(num_parts + 1)]
     return [slice(first, last) for first, last in pairwise(bounds)]
 
 
 def _gradients_stay_here(parallel: nn.Module, *, until_last: bool) -> AbstractContextManager[object]:
-    """Ranks exchange gradients after the last part of a batch alone."""
+    """A context in which ranks exchange gradients only after the last part of a batch."""
     return parallel.no_sync() if until_last and isinstance(parallel, DistributedDataParallel) else nullcontext()
 
 
 def of_one_size(batch: Batch) -> Batch:
-    """The batch padded as if the ranks' batches were one; a rank without images gets a blank one, which no loss sees.
+    """Pad the batch as if the ranks' batches were one, so that a step is the same for any number of ranks.
 
-    So a step is the same for any number of ranks.
+    A rank without images gets a blank one, which is left out of every loss.
     """
     if world_size() == 1:
         return batch

@@ -1,4 +1,4 @@
-"""A training step that went wrong, whole, so that it can be looked at again: weights, images, targets and texts."""
+"""Dumps of failed training steps, complete enough to replay them: weights, images, targets and texts."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,7 +17,7 @@ from ovd.structures import Batch, Targets
 def write_step(
     run_dir: Path, step: int, *, detector: nn.Module, batch: Batch, texts: StepTexts, losses: Mapping[str, Tensor]
 ) -> Path:
-    """Write the step's dump into the run folder, a file for each rank; the weights are those before the step."""
+    """Write the step's dump into the run folder, one file per rank; the weights are those before the step."""
     path = run_dir / f"failed-step-{step:06d}.rank{rank()}.pt"
     content = {
         "step": step,
@@ -33,15 +33,15 @@ def write_step(
 
 
 def read_step(path: Path) -> tuple[int, dict[str, Tensor], Batch, StepTexts, dict[str, float]]:
-    """Number, weights, batch, texts and losses of a dump, on the CPU.
+    """Step number, weights, batch, texts and losses of a dump, on the CPU. No code in the file is run.
 
     Raises:
-        ValueError: the file is not a dump. No code in it is run.
+        ValueError: the file is not a dump.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         targets = tuple(Targets(**target) for target in content["targets"])
         batch = Batch(**content["batch"], targets=targets)
         return content["step"], content["weights"], batch, StepTexts(**content["texts"]), content["losses"]
-    except Exception as error:  # torch raises nearly anything for a file of another kind
+    except Exception as error:  # torch raises many types of errors for a file of another kind
         raise ValueError(f"{path} is not the dump of a training step: {error}") from error

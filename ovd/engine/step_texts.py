@@ -1,4 +1,4 @@
-"""The texts that a training step scores, and the images they count for."""
+"""The texts that a training step scores, and the images that they count for."""
 
 from dataclasses import dataclass, replace
 
@@ -16,17 +16,17 @@ from ovd.text.pair_texts import PairTexts
 
 @dataclass(frozen=True)
 class StepTexts:
-    """K texts of a step: classes of the vocabulary, then texts of image-text pairs."""
+    """The K texts of a step: classes of the vocabulary, then texts of image-text pairs."""
 
     class_ids: Int[Tensor, " K"]
-    """Positions in the vocabulary and ids of texts, ascending."""
+    """Positions in the vocabulary, then ids of texts; ascending."""
     embeddings: Float[Tensor, "K D"]
     mask: Bool[Tensor, "B K"]
     """Whether a text counts at an image's points that are matched to no box."""
     mask_in_boxes: Bool[Tensor, "B K"]
-    """Whether it counts at points that are matched to a box of another text."""
+    """Whether a text counts at an image's points that are matched to a box of another text."""
     of_pairs: Bool[Tensor, " K"]
-    """Which are texts of the step's image-text pairs, on any rank."""
+    """True for texts of the step's image-text pairs, on any rank."""
 
     def of_images(self, rows: slice) -> "StepTexts":
         return replace(self, mask=self.mask[rows], mask_in_boxes=self.mask_in_boxes[rows])
@@ -41,22 +41,24 @@ class TextSampler:
 
     bank: TextBank
     image_counts: Int[Tensor, " C"]
-    """Training images per class of the vocabulary."""
+    """Number of training images per class of the vocabulary."""
     negatives: NegativeRule
     sampled_classes: int
-    """Classes drawn besides those of the batch."""
+    """Number of classes drawn besides those of the batch."""
     noise: float
+    """Length of the Gaussian noise added to a variant (`TextBank.sample`)."""
     pair_texts: PairTexts | None
+    """Texts of the image-text pairs; None without pairs."""
     sampled_texts: int
-    """Texts of pairs drawn besides those of the batch."""
+    """Number of pairs' texts drawn besides those of the batch."""
 
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
-        """The classes of `sample_class_ids` for detection data; for pairs the texts of the batch, and more.
+        """Draw the classes of `sample_class_ids` for detection data; for pairs, the batch's texts and further ones.
 
-        Neither is held against the other: what a caption names may be in an image of the detection data unsaid, and
-        the other way round. So the negatives of a pair are texts of other pairs: those of the batch, as in contrastive
-        training, and more drawn from all pairs. Its own texts are negatives in boxes of each other alone, since what
-        has no box may be something that the teacher missed.
+        Pairs' texts are no negatives of annotated images, and classes none of pairs: an object that a caption names
+        may be in an annotated image without a label, and the other way round. The negatives of a pair are therefore
+        texts of other pairs: those of the batch, as in contrastive training, and further ones drawn from all pairs. Its
+        own texts are negatives only in each other's boxes, since elsewhere the teacher may have missed an object.
         """
         is_pair = batch.is_pair.tolist()
         annotated = tuple(of for of, paired in zip(batch.targets, is_pair, strict=True) if not paired)
@@ -92,7 +94,7 @@ class TextSampler:
 def _apart(
     is_pair: Bool[Tensor, " B"], annotated: Bool[Tensor, "_ L"], pairs: Bool[Tensor, "_ M"]
 ) -> Bool[Tensor, "B K"]:
-    """The masks of annotated images and of pairs in the images' order: neither counts for the other's texts."""
+    """Join the masks of annotated images and of pairs in the images' order; neither counts for the other's texts."""
     num_classes = annotated.shape[1]
     mask = torch.zeros(len(is_pair), num_classes + pairs.shape[1], dtype=torch.bool)
     mask[~is_pair, :num_classes] = annotated

@@ -1,7 +1,7 @@
-"""Train a detector. One loop, all of it visible: load, predict, assign, compute the losses, step, save, evaluate.
+"""Train a detector in one explicit loop: load, predict, assign, compute the losses, step, save, evaluate.
 
-What a batch does to the gradients is in step.py. Under torchrun every rank runs the loop on its part of each batch;
-losses, gradients and what is saved are those of the whole batch.
+The gradients of a batch are computed in step.py. Under torchrun every rank runs the loop on its part of each batch;
+losses, gradients and checkpoints are those of the whole batch.
 """
 
 import copy
@@ -42,20 +42,20 @@ from ovd.structures import Batch
 
 EXIT_ON_SIGNAL = 143
 GATE_INTERVAL = 50
-"""Steps between looks at the gates, each of which costs another forward pass."""
+"""Steps between measurements of the gates, each of which takes an additional forward pass."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training learns from."""
+    """The batches and texts of a training."""
 
     batches_from: Callable[[int], Iterator[Batch]]
     """The batches from a step on, as a pure function of the step."""
     texts: TextSampler
     num_samples: int
-    """Images there are, of the smaller source where there are two; too many of them left out stop the run."""
+    """Number of images, in the smaller source if there are two; the run stops if too many of them are left out."""
     report: DataReport
-    """Counts what was used and left out."""
+    """Counts of the samples that were used and left out."""
 
 
 def train(
@@ -67,16 +67,16 @@ def train(
     *,
     evaluate: Callable[[Detector], dict[str, float]] | None,
 ) -> tuple[Detector, dict[str, float]]:
-    """Train in place; returns the averaged (EMA) detector and its last evaluation.
+    """Train in place; return the averaged (EMA) detector and its last evaluation.
 
     Args:
         criterion: the losses; its `train` section has the settings of the loop as well.
-        start: where the weights come from, and at which step the run begins.
+        start: initial weights and first step of the run.
         evaluate: called with the averaged detector in eval mode.
 
     Raises:
-        NonFiniteError: a loss or gradient is not finite; nothing was stepped or saved after it.
-        SystemExit: 143, after a checkpoint, when SIGTERM or SIGUSR1 came.
+        NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
+        SystemExit: 143, after a checkpoint, on SIGTERM or SIGUSR1.
     """
     settings = criterion.train
     device = device_of_rank(settings.device)
@@ -88,7 +88,7 @@ def train(
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
-    parallel = in_parallel(detector, device)
+    parallel = data_parallel(detector, device)
     run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         for batch in islice(data.batches_from(state.step), settings.steps - state.step):
@@ -111,7 +111,7 @@ def train(
             if last or stopping or state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=last or stopping, message=log.message)
             if stopping and not last:
-                log.message(f"stopped by a signal after step {state.step}; --resume goes on from there")
+                log.message(f"stopped by a signal after step {state.step}; --resume continues from there")
                 raise SystemExit(EXIT_ON_SIGNAL)
             if evaluate and not last and settings.eval_every and state.step % settings.eval_every == 0:
                 state.ema.copy_to(averaged)
@@ -149,15 +149,15 @@ def begin(
 def train_step(
     state: TrainState, parallel: nn.Module, batch: Batch, texts_of: TextSampler, criterion: Criterion, run_dir: Path
 ) -> tuple[dict[str, Tensor], Batch]:
-    """One optimizer step; returns its losses and the batch on the detector's device.
+    """Take one optimizer step; return its losses and the batch on the detector's device.
 
     Args:
-        parallel: the detector as every rank calls it.
-        run_dir: gets a dump of a step that is not finite.
+        parallel: the detector as every rank calls it (`data_parallel`).
+        run_dir: folder for the dump of a step that is not finite.
     """
     settings, detector, step = criterion.train, state.detector, state.step
     low_precision = use_low_precision(settings.precision, detector.device)
-    torch.manual_seed(step_seed(settings.seed + rank(), step))  # stochastic depth draws from it
+    torch.manual_seed(step_seed(settings.seed + rank(), step))  # for stochastic depth
     batch = of_one_size(batch)
     texts = texts_of.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
@@ -176,7 +176,7 @@ def train_step(
 
 
 def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> float:
-    """Set the optimizer's rates for the coming step; returns the factor of their peak."""
+    """Set the optimizer's rates for the coming step; return the factor of their peak."""
     factor = learning_rate_factor(
         state.step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay=settings.decay
     )
@@ -185,7 +185,7 @@ def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> floa
 
 
 def count_images(batch: Batch, data: TrainingData, checkpoints: Checkpoints) -> int:
-    """The images of a step on all ranks; what this rank loaded goes into its report.
+    """Number of images in a step over all ranks; this rank's samples are added to its report.
 
     Raises:
         DataError: too many samples were left out.
@@ -198,10 +198,10 @@ def count_images(batch: Batch, data: TrainingData, checkpoints: Checkpoints) -> 
 
 
 def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
-    """The first batch of which at least one image could be read, on any rank.
+    """The first batch with at least one readable image, on any rank.
 
     Raises:
-        DataError: too many images in a row could not, or none at all.
+        DataError: too many images in a row cannot be read, or all of them.
     """
     report = DataReport()
     for batch in batches:
@@ -213,17 +213,17 @@ def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """All randomness of a step outside the loader comes from here, so that a resumed run repeats it."""
+    """Seed of all random numbers of a step outside the loader, so that a resumed run repeats them."""
     return (seed * 1_000_003 + step) % 2**63
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """For what is the same on every rank."""
+    """Generator of the random numbers of a step that are the same on every rank."""
     return torch.Generator().manual_seed(step_seed(seed, step))
 
 
-def in_parallel(detector: Detector, device: torch.device) -> nn.Module:
-    """The detector as every rank calls it, so that gradients are the mean over ranks; for one process, as it is."""
+def data_parallel(detector: Detector, device: torch.device) -> nn.Module:
+    """Wrap the detector so that gradients are averaged over ranks; for a single process, it is returned as it is."""
     if world_size() == 1:
         return detector
     return DistributedDataParallel(

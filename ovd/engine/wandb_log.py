@@ -1,4 +1,4 @@
-"""A run's scalars in Weights & Biases, too, for those who ask for it (`train.wandb`)."""
+"""An optional log of a run's scalars in Weights & Biases (`train.wandb`)."""
 
 import uuid
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 
 
 class WandbLog:
-    """One W&B run for a run, which goes on with it when it is resumed. The steps that a resumed run repeats are told
-    again, with the same values at the same place.
+    """One W&B run per run folder, continued on resume. Steps that a resumed run repeats are logged again, with the same
+    values.
 
     W&B's own settings (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) are environment variables.
     """
@@ -17,7 +17,7 @@ class WandbLog:
         """
         Args:
             config: the resolved config, shown beside the curves.
-            resumed: go on with the run folder's W&B run, instead of starting one.
+            resumed: whether to continue the run folder's W&B run instead of starting one.
 
         Raises:
             ValueError: the package is not installed.
@@ -37,7 +37,7 @@ class WandbLog:
             dir=run_dir,
             config=dict(config),
         )
-        self._run.define_metric("*", step_metric="step")  # W&B's own steps could only grow
+        self._run.define_metric("*", step_metric="step")  # W&B's own steps cannot repeat
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values by name after `step` optimizer steps."""

@@ -1,4 +1,4 @@
-"""Evaluate a detector on a data set with a vocabulary of its own."""
+"""Evaluate a detector on a data set with its own vocabulary."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ovd.evaluation.results import write_results
 from ovd.model.backbone_families import backbone_of
 
 NAMING_IMAGES = 300
-"""Over a thousand boxes, in seconds."""
+"""Number of images in which naming is measured: over a thousand boxes, in seconds."""
 
 
 def detect_all(
@@ -37,10 +37,10 @@ def detect_all(
     engine: Engine | None = None,
     size: int | None = None,
 ) -> BoxEvaluator:
-    """Search every image of a data set for every class of it.
+    """Detect every class of a data set in each of its images.
 
     Args:
-        text: of the data set's classes (`text_of_index`).
+        text: unit rows of the data set's classes (`text_of_index`).
     """
     config = trained.config
     inference = build_inference(trained, size=size)
@@ -77,7 +77,7 @@ def evaluate_run(
     if index is None:
         index = load_validation_index(config, DataReport())
     if index is None:
-        raise ValueError("the run's config names no validation set; give --annotations, --images and --format")
+        raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_index(config, trained.clip, index)
     evaluator = detect_all(trained, index, text, engine=engine, size=size)
     output.mkdir(parents=True, exist_ok=True)
@@ -94,10 +94,10 @@ def evaluate_run(
 def naming_of(
     trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], *, size: int | None = None
 ) -> NamingReport:
-    """How often the true boxes of a data set are named right, by CLIP and by the detector.
+    """Measure how often CLIP and the detector name the true boxes of a data set correctly.
 
     Args:
-        text: of the data set's classes (`text_of_index`).
+        text: unit rows of the data set's classes (`text_of_index`).
     """
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random

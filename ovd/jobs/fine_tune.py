@@ -1,7 +1,7 @@
-"""Fine-tune a trained detector on other data and show what it gains there and what it loses at home.
+"""Fine-tune a trained detector on other data, and evaluate the gain on the new and the loss on the original data.
 
-The detector before, after, and the average of their weights are each evaluated on the new data's validation set and on
-the one that the detector was trained with.
+The detectors before and after and the average of their weights are each evaluated on the new data's validation set and
+on that of the original training.
 """
 
 import json
@@ -30,22 +30,22 @@ class Outcome:
     detector: str
     """`before`, `after` or `ensemble`."""
     new: dict[str, float]
-    """On the new data."""
+    """Metrics on the new data."""
     kept: dict[str, float]
-    """On the validation set of the detector that fine-tuning started from."""
+    """Metrics on the validation set of the detector that fine-tuning started from."""
 
 
 def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
-    """Evaluate, train, average, evaluate; what an earlier call finished is not done again.
+    """Train, average and evaluate; steps that an earlier call finished are not repeated.
 
-    Files of the evaluations and `fine_tuning.json` go to the run folder, the averaged detector to its `ensemble`.
+    The evaluations and `fine_tuning.json` are written to the run folder, the averaged detector to its `ensemble`.
 
     Args:
-        config: of the fine-tuning; `init_from` is the detector to start from.
-        weight: of the fine-tuned weights in the average, 0 to 1.
+        config: config of the fine-tuning; `init_from` is the detector to start from.
+        weight: weight of the fine-tuned detector in the average, 0 to 1.
 
     Raises:
-        ValueError: no `init_from`, one of the two validation sets is missing, the detector is another kind than the
+        ValueError: no `init_from`, one of the two validation sets is missing, the detector's settings differ from the
             config's so that the two have no average, or an earlier call had other settings or another weight.
     """
     if config.init_from is None:
@@ -58,7 +58,7 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     new = load_validation_index(config, DataReport())
     if home is None or new is None:
         whose = config.init_from if home is None else "the fine-tuning"
-        raise ValueError(f"{whose} names no validation set; what is gained and lost could not be told")
+        raise ValueError(f"{whose} has no validation set, which the comparison needs")
 
     found = latest(config.output)
     if found is not None:
@@ -70,7 +70,7 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     if averaged is not None and averaged.extra["ensemble"]["weight"] != weight:
         raise ValueError(
             f"{ensemble} was averaged with weight {averaged.extra['ensemble']['weight']:g}, not {weight:g}; "
-            "tools/ensemble.py averages with another one into a folder of its own"
+            "use tools/ensemble.py to average with another weight into a new folder"
         )
     if averaged is None:
         save_ensemble(find_checkpoint(config.init_from), find_checkpoint(config.output), weight=weight, output=ensemble)
@@ -89,7 +89,7 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
 
 
 def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
-    """A table in per cent."""
+    """Format outcomes as a table in per cent."""
     return "\n".join(_lines(outcomes))
 
 
@@ -107,7 +107,7 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
 
 
 def _evaluate(path: Path, index: AnnotationIndex, output: Path) -> dict[str, float]:
-    """The metrics of a detector on a data set; those in the folder where they are of the same two."""
+    """The metrics of a detector on a data set; read from the folder if it holds those of the same two."""
     done, source = output / "metrics.json", output / "evaluated.json"
     evaluated = {
         "detector": str(find_checkpoint(path).folder),

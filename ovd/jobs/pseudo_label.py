@@ -27,10 +27,10 @@ def pseudo_label_run(
     world: int = 1,
     num_shards: int | None = None,
 ) -> LabelCounts:
-    """Find boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
+    """Detect boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
 
     Args:
-        trained: the teacher; its text tower is the one that a student of the labels will speak.
+        trained: the teacher; a student trained on the labels must have its text tower.
         templates: one of TEMPLATES that names and phrases are asked for in, and stored in as text variants; the run's
             by default. Captions are asked for as they stand.
         teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
@@ -41,7 +41,7 @@ def pseudo_label_run(
     device = resolve_device(config)
     prompts = None if options.queries == "caption" else TEMPLATES[templates or config.bank.templates]
     texts = TextVariants(trained.clip, prompts)
-    max_boxes = options.max_boxes + 1  # one more than is kept, so that the job sees where it leaves some out
+    max_boxes = options.max_boxes + 1  # one more than is kept, so that the job knows where some are left out
     teacher: Teacher
     if teacher_hf is not None:
         teacher = HuggingFaceTeacher(
@@ -53,8 +53,8 @@ def pseudo_label_run(
             templates=None if templates is None else prompts,
         )
     else:
-        if config.eval.ensemble is not None:  # CLIP's part of the scores wants a whole vocabulary to choose from
-            print(f"{config.output}: the teacher's own scores alone, without CLIP's part in them (eval.ensemble)")
+        if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
+            print(f"{config.output}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
         own = DetectionOptions(
             score_threshold=options.score_threshold,
             nms_iou=config.eval.nms_iou,

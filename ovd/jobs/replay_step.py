@@ -1,4 +1,4 @@
-"""Look again at a training step whose loss was not finite."""
+"""Replay a dumped training step whose loss or gradient was not finite."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from ovd.engine.step_dump import read_step
 
 
 def replay_step(dump: Path) -> None:
-    """Print the losses of each image of a dumped training step, with float32 on the CPU.
+    """Print the losses of each image of a dumped training step, in float32 on the CPU.
 
     Raises:
-        ValueError: not a dump, or its run's config is not beside it.
+        ValueError: the file is not a dump, or its run's config is not beside it.
     """
     step, weights, batch, texts, losses = read_step(dump)
     config = load_config(dump.parent / "config.yaml", [], TrainConfig)

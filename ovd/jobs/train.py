@@ -57,7 +57,7 @@ def train_from_config(
         The metrics of the last evaluation; empty without a validation set, or without `evaluate`.
 
     Raises:
-        ValueError: the run folder already holds a run and `resume` is not set; or a batch cannot be divided among the
+        ValueError: the run folder already holds a run and `resume` is not set, or a batch cannot be divided among the
             ranks.
     """
     with process_group():
@@ -65,8 +65,8 @@ def train_from_config(
 
 
 def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: bool) -> dict[str, float]:
-    """The order matters: what can stop the run comes before what takes long, and the weights' random numbers are drawn
-    after the seed is set."""
+    """Build everything and train. The order matters: checks that can stop the run come before slow steps, and the
+    weights are initialized right after the seed is set."""
     found = _find_run(config, resume=resume, strict_resume=strict_resume)
     torch.set_num_threads(config.train.threads)
     _open_run_folder(config)
@@ -132,7 +132,7 @@ def _find_run(config: TrainConfig, *, resume: bool, strict_resume: bool) -> Chec
 
 
 def _open_run_folder(config: TrainConfig) -> None:
-    wait_for_all()  # every rank has seen whether there is a run
+    wait_for_all()  # until every rank has checked whether there is a run
     if is_main():
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -143,7 +143,7 @@ def _open_run_folder(config: TrainConfig) -> None:
 def _choose_start(
     config: TrainConfig, found: Checkpoint | None, detector: Detector, clip: Clip
 ) -> tuple[Start, tuple[int, int]]:
-    """Where the weights come from, and how many images and pairs earlier stages have drawn."""
+    """The start of the training, and the number of images and pairs that earlier stages have drawn."""
     if found is not None:
         return Resume(found), tuple(found.extra.get("first_samples", (0, 0)))
     if config.init_from is None:
@@ -167,7 +167,7 @@ def _load_pairs(config: TrainConfig, clip: Clip, *, first_id: int) -> tuple[Labe
 
 
 def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None) -> dict[str, str]:
-    """Hashes of what is trained on, by name."""
+    """Hashes of the training data, by name."""
     data = {"annotations": index.fingerprint()}
     if config.data.pairs is not None and pairs is not None:
         data["labels"] = f"{labels_fingerprint(label_files(config.data.pairs.labels))}-{pairs.fingerprint()}"
@@ -194,11 +194,10 @@ def _evaluation_of(
 
 
 def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
-    """Stop a resume that would not continue the same run. A setting that the run's version did not have yet had its
-    default.
+    """Check that a resume continues the same run. A setting that the run's version did not have counts as its default.
 
     Raises:
-        ValueError: naming every setting that differs, but for those that do not change what is learned.
+        ValueError: names every setting that differs, except those that do not affect training.
     """
     then = parse_config(stored, TrainConfig, f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
@@ -212,18 +211,17 @@ def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:
-    """Stop a resume on other data: the order of the images, and what is learned from them, would not be those of the
-    run.
+    """Check that a resume has the same data: otherwise images, their order and annotations would not be the run's.
 
     Args:
-        stored: as the checkpoint has them; nothing in those of early versions.
+        stored: fingerprints in the checkpoint; empty in those of early versions.
 
     Raises:
-        ValueError: naming what has changed.
+        ValueError: names the data that changed.
     """
     different = [name for name, fingerprint in data.items() if stored.get(name, fingerprint) != fingerprint]
     if different:
         raise ValueError(
-            f"{output} was started on other data: its {' and '.join(different)} changed since; give them back as they "
-            "were, or start another run from this one (init_from)"
+            f"{output} was started on other data: its {' and '.join(different)} changed since; restore the "
+            "original data, or start another run from this one (init_from)"
         )

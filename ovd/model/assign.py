@@ -1,6 +1,6 @@
-"""Which true box each point answers for: by FCOS's rules with centre sampling, by ATSS, or by what is predicted.
+"""Matching of points to true boxes: FCOS's rules with center sampling, ATSS, or task-aligned assignment.
 
-Sources: FCOS (arXiv:1904.01355), section 3, with the centre sampling of its journal version (arXiv:2006.09214); ATSS
+Sources: FCOS (arXiv:1904.01355), section 3, with the center sampling of its journal version (arXiv:2006.09214); ATSS
 (arXiv:1912.02424), section 4; task-aligned assignment (TOOD, arXiv:2108.07755), section 3.2.
 """
 
@@ -17,18 +17,18 @@ from ovd.model.similarity import TextClassifier
 from ovd.structures import Assignment, Points, Predictions, Targets
 
 CENTER_RADIUS = 1.5
-"""In strides: how far from a box's centre a point may be in x and y and still speak for its middle."""
+"""Center sampling: maximum distance in x and y of a point from a box's center, in strides."""
 
 
 def assign_fcos(
     points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], center_radius: float = CENTER_RADIUS
 ) -> Assignment:
-    """Match points to true boxes.
+    """Match points to true boxes by FCOS's rules.
 
-    A point is a candidate of a box if it lies inside the box, less than `center_radius` strides from the box's centre
+    A point is a candidate of a box if it lies inside the box, less than `center_radius` strides from the box's center
     in both x and y, and if the largest of its four distances to the box's sides belongs to its level: (4s, 8s] for a
-    level of stride s, from 0 for the finest level and without end for the coarsest. With strides 8 to 128 these are
-    FCOS's limits 64, 128, 256, 512. A candidate of several boxes takes the smallest, and of equal ones the first.
+    level of stride s, from 0 for the finest level and without limit for the coarsest. With strides 8 to 128 these are
+    FCOS's limits 64, 128, 256, 512. A candidate of several boxes is matched to the smallest, of equals to the first.
 
     A box so small that no point lies inside has no candidate, as in FCOS.
 
@@ -49,11 +49,12 @@ def assign_fcos(
 def assign_atss(
     points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], top_k: int = 9, anchor_strides: int = 8
 ) -> Assignment:
-    """Match points to true boxes by statistics of each box's own candidates, without sizes set for levels.
+    """Match points to true boxes by ATSS: by statistics of each box's own candidates, without size ranges of levels.
 
-    A box's candidates are on every level the `top_k` points nearest to its centre. Of these, points inside the box are
-    matched to it whose anchor, a square of `anchor_strides` strides around the point, overlaps it at least by the mean
-    plus the standard deviation of its candidates' IoUs. A point wanted by several boxes takes the one it overlaps most.
+    A box's candidates are on every level the `top_k` points nearest to its center. A candidate's anchor is a square of
+    `anchor_strides` strides around it. Candidates inside the box are matched to it if their anchor's IoU with it is at
+    least the mean plus the standard deviation of its candidates' IoUs. A point that qualifies for several boxes is
+    matched to the one of highest IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
@@ -71,7 +72,7 @@ def assign_atss(
 def assign_by_annotations(
     rule: AssignmentRule, points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]
 ) -> Assignment | None:
-    """The assignment by a rule that looks at annotations alone; None for one that waits for predictions.
+    """The assignment by a rule that depends on annotations alone; None for a rule that depends on predictions.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
@@ -122,15 +123,15 @@ def assign_task_aligned(
     top_k: int = 13,
     beta: float = 6.0,
 ) -> Assignment:
-    """Match to each true box the points inside it that do best at both tasks.
+    """Match to each true box the points inside it whose predictions are best at both tasks (TOOD).
 
     A point's alignment with a box is (probability of the box's class) x (IoU of the predicted box) ** beta; the `top_k`
-    best of a box are matched to it, and a point wanted by several takes the one it overlaps most. Alignments are then
-    scaled, box by box, so that the best has the value of the box's best IoU.
+    best of a box are matched to it, and a point that qualifies for several is matched to the one of highest IoU.
+    Alignments are then scaled, box by box, so that the best equals the box's best IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
-        classifier: of the classes that the step scores; it holds every class of `targets`.
+        classifier: of the classes scored in the step, which include every class of `targets`.
     """
     parts = []
     for image, (target, padding) in enumerate(zip(targets, points.in_padding(sizes), strict=True)):
@@ -176,7 +177,7 @@ def _finish(
     padding: Bool[Tensor, " P"],
     central: Bool[Tensor, "P R"],
 ) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
-    """An image's matched, ignored and wrong-scale points; `central` as `_central` has it."""
+    """An image's matched, ignored and wrong-scale points; `central` is from `_central`."""
     unmatched = matched < 0
     crowd = _inside(points, targets.crowd_boxes).any(dim=1)
     return matched, padding | (crowd & unmatched), central.any(dim=1) & ~padding & unmatched
@@ -187,14 +188,14 @@ def _inside(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:
 
 
 def _central(points: Points, boxes: Float[Tensor, "R 4"], center_radius: float) -> Bool[Tensor, "P R"]:
-    """Inside the box and less than `center_radius` strides from its centre."""
+    """Whether a point is inside a box and less than `center_radius` strides from its center."""
     box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     offset = (points.centers[:, None] - box_centers).abs().amax(dim=2)
     return _inside(points, boxes) & (offset < center_radius * points.strides[:, None])
 
 
 def _of_level(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:
-    """Whether the box's size, seen from the point, belongs to the point's level."""
+    """Whether the largest distance from a point to a box's sides belongs to the point's level."""
     strides = points.strides
     lower = torch.where(strides == strides.min(), 0, 4 * strides)
     upper = torch.where(strides == strides.max(), torch.inf, 8 * strides)

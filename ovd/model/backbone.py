@@ -1,4 +1,4 @@
-"""The backbone: CLIP's own, giving multi-scale features and a text-aligned feature at every location.
+"""CLIP's image side as a backbone with multi-scale features and a text-aligned feature at every location.
 
 The families are in backbone_convolution.py and backbone_transformer.py; `backbone_families.backbone_of` picks by the
 model's type.
@@ -15,33 +15,35 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BackboneOutput:
+    """The feature maps of a batch of images."""
+
     features: tuple[Float[Tensor, "B ..."], ...]
-    """B x C_i x h_i x w_i, finest first: what the learned path sees."""
+    """B x C_i x h_i x w_i, finest first: input of the pyramid."""
     last: Float[Tensor, "B C h w"]
-    """What CLIP's own pooling and projection start from, of the last map's stride."""
+    """Input of CLIP's own pooling and projection, with the last stride."""
 
 
 class Backbone(nn.Module, ABC):
-    """CLIP's image side, cut in two: what makes the last map, and what pools and projects it.
+    """CLIP's image side in two parts: the trunk up to the last map, and the pooling and projection of that map.
 
-    Three things hold of every family. The dense feature is what CLIP's own path makes of one location, as if there were
-    no other; where all locations of the last map are the same, each gives the pooled embedding; and the whole map
-    pooled is `encode_image` on CLIP's native size. Where CLIP takes the mean and projects linearly, the mean of the
-    dense feature is the pooled embedding for any image too.
+    Three properties hold for every family. The dense feature is the result of CLIP's own pooling and projection for one
+    location, as if the map had no other; if all locations of the last map are equal, each gives the pooled embedding;
+    and the whole map pooled is `encode_image` at CLIP's native size. If CLIP pools by the mean and projects linearly,
+    the mean of the dense feature is the pooled embedding of any image.
 
-    Batch norms keep their statistics and no dropout acts, in training too, so that it starts from exactly the features
-    CLIP has; only stochastic depth, where a config asks for it, is on in training.
+    Batch norms keep their statistics and dropout is off in training too, so that training starts from exactly CLIP's
+    features; only stochastic depth, if configured, is on in training.
     """
 
     channels: tuple[int, ...]
-    """Of the features, finest first."""
+    """Channels of the features, finest first."""
     strides: tuple[int, ...]
-    """Of the features, finest first. The dense feature has the last one's."""
+    """Strides of the features, finest first. The dense feature has the last one."""
     size_divisor: int
-    """Image sides must be multiples of it."""
+    """Divisor of the image sides that the backbone takes."""
 
     drops_paths = False
-    """Whether stochastic depth acts at present; with a rate of 0 it does nothing."""
+    """Whether stochastic depth is on at present; with a rate of 0 it has no effect."""
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(False)
@@ -53,10 +55,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
-        """Images normalised as CLIP expects."""
+        """Compute the feature maps of images, normalized as CLIP expects."""
 
     def dense(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
-        """S5: CLIP's pooling and projection per location; in the text space."""
+        """The dense feature: CLIP's pooling and projection per location, in the text space."""
         return self.project_locations(self(images).last)
 
     @abstractmethod
@@ -65,7 +67,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """CLIP's pooled embedding of images of any size, not normalised."""
+        """CLIP's pooled embedding of images of any size, not normalized."""
 
     @abstractmethod
     def layers(self) -> list[list[nn.Parameter]]:
@@ -73,11 +75,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def projection_parameters(self) -> list[nn.Parameter]:
-        """Those that the dense feature alone depends on, and the features do not."""
+        """Parameters that only the dense feature depends on, not the features."""
 
     @abstractmethod
     def checkpoint_activations(self) -> None:
-        """Trade computation for memory: recompute activations in the backward pass.
+        """Recompute activations in the backward pass, which takes less memory and more time.
 
         Raises:
             ValueError: the family does not support it.
@@ -85,7 +87,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth in training (arXiv:1603.09382), from 0 at the first block to `rate` at the last.
+        """Set stochastic depth in training (arXiv:1603.09382), from 0 at the first block to `rate` at the last.
 
         Raises:
             ValueError: the family does not support it.
@@ -93,7 +95,7 @@ class Backbone(nn.Module, ABC):
 
 
 def timm_layers(trunk: nn.Module, *, without: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The parameters of a timm model by layer, as timm itself groups them for layer-wise learning rates."""
+    """The parameters of a timm model by layer, in timm's own grouping for layer-wise learning rates."""
     named, left_out = dict(trunk.named_parameters()), set(map(id, without))
     by_layer = group_parameters(trunk, trunk.group_matcher(coarse=False))  # type: ignore[operator]
     layers = [

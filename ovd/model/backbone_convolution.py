@@ -18,10 +18,10 @@ SIZE_DIVISOR = 32
 class TimmConvolutionBackbone(Backbone):
     """An average-pooling timm backbone of an open_clip model.
 
-    The dense feature treats every location of the last map as a map of its own, 1 x 1, and sends it through the
-    modules that pool and project in CLIP. Average pooling commutes with a linear projection, so with no norm between
-    the two the mean over locations is exactly the pooled embedding; ConvNeXt has a LayerNorm there (and an MLP after it
-    in the `_d` models), which makes it approximate.
+    For the dense feature, every location of the last map passes through CLIP's pooling and projection as a 1 x 1 map of
+    its own. Average pooling commutes with a linear projection, so with no norm between the two the mean over locations
+    is exactly the pooled embedding; ConvNeXt has a LayerNorm there (and an MLP after it in the `_d` models), which
+    makes it approximate.
     """
 
     def __init__(self, visual: TimmModel):
@@ -30,7 +30,7 @@ class TimmConvolutionBackbone(Backbone):
             visual: the image side of an open_clip model; its modules are used as they are.
 
         Raises:
-            ValueError: it pools by attention.
+            ValueError: the model pools by attention.
         """
         super().__init__()
         if "pool" in visual.head._modules:
@@ -88,8 +88,8 @@ class TimmConvolutionBackbone(Backbone):
 class ClipResNetBackbone(Backbone):
     """The ResNets of CLIP (arXiv:2103.00020), whose last map is pooled by attention.
 
-    The dense feature is the attention pool's value and output projection at each location, without positions: what
-    attention to that location alone would give.
+    The dense feature is the attention pool's value and output projection at each location, without positions, which is
+    the result of attention to that location alone.
     """
 
     def __init__(self, visual: ModifiedResNet):
@@ -100,7 +100,7 @@ class ClipResNetBackbone(Backbone):
         self.size_divisor = SIZE_DIVISOR
         self._checkpoints = False
         pool = visual.attnpool
-        # Nothing but pooling a whole image depends on these.
+        # Only the pooling of a whole image depends on these.
         for unused in (pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()):
             unused.requires_grad_(False)
         self.eval()
@@ -143,7 +143,7 @@ class ClipResNetBackbone(Backbone):
         return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
 
     def _features(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B ..."]]:
-        """Of strides 8, 16 and 32."""
+        """Feature maps of strides 8, 16 and 32."""
         x, features = self.visual.stem(images), []
         for stage in self._stages():
             recompute = self._checkpoints and torch.is_grad_enabled()

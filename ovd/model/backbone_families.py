@@ -14,13 +14,14 @@ from ovd.model.backbone_transformer import OpenClipTransformerBackbone, TimmTran
 
 
 def backbone_of(visual: Any, *, window: int = 0, global_blocks: int = 0) -> Backbone:
-    """
+    """Wrap a CLIP model's image side as a backbone.
+
     Args:
         visual: the image side of an open_clip model; its modules are used as they are.
-        window, global_blocks: of transformers, see `TransformerBackbone`.
+        window, global_blocks: for transformers, see `TransformerBackbone`.
 
     Raises:
-        ValueError: the backbone has no features to detect on, or windows are asked of one that has no attention.
+        ValueError: the model has no feature maps to detect on, or a window is given for one without attention.
     """
     windows = {"window": window, "global_blocks": global_blocks}
     if isinstance(visual, VisionTransformer):
@@ -28,7 +29,7 @@ def backbone_of(visual: Any, *, window: int = 0, global_blocks: int = 0) -> Back
     if isinstance(visual, TimmModel) and isinstance(visual.trunk, Eva | TimmVisionTransformer):
         return TimmTransformerBackbone(visual, **windows)
     if window:
-        raise ValueError(f"detector.window is for transformers; {type(visual).__name__} is none, leave it out")
+        raise ValueError(f"detector.window is for transformers; leave it out for {type(visual).__name__}")
     if isinstance(visual, ModifiedResNet):
         return ClipResNetBackbone(visual)
     if isinstance(visual, TimmModel) and hasattr(visual.trunk, "feature_info"):

@@ -1,5 +1,6 @@
 """Vision transformers as backbones: open_clip's own (ViT-B/16, ViT-L/14) and timm's (SigLIP, SigLIP 2, EVA02)."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from timm.layers import PatchEmbed, drop_path, resample_abs_pos_embed
+from timm.layers import PatchEmbed, RotaryEmbeddingCat, drop_path, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -16,36 +17,36 @@ from torch.utils.checkpoint import checkpoint
 from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
 
 LOCATIONS_AT_A_TIME = 2**15
-"""Sequences in one attention call: CUDA's kernels take fewer than 65,536."""
+"""Number of sequences in one attention call: CUDA's kernels take fewer than 65,536."""
 
 
 class TransformerBackbone(Backbone):
-    """A vision transformer, plain: one map, of the stride of its patches.
+    """A plain vision transformer: one feature map, with the stride of its patches.
 
-    The dense feature sends every location of the last map through what is left of CLIP, as a sequence of its own: its
-    attention is to itself, so the location takes the value path (MaskCLIP, arXiv:2112.01071, with the residual path
-    and the MLP kept, as in CLIPSelf, arXiv:2310.01403). Where CLIP's embedding is the class token's, the last block is
-    part of that, and the last map is what enters it; where it pools by attention (SigLIP) or takes the mean, all
-    blocks come before.
+    For the dense feature, every location of the last map passes through the rest of CLIP as a sequence of its own. It
+    attends to itself alone, so only the value path matters (MaskCLIP, arXiv:2112.01071, with the residual path and the
+    MLP kept, as in CLIPSelf, arXiv:2310.01403). If CLIP's embedding is that of the class token, the rest includes the
+    last block, whose input is the last map; if CLIP pools by attention (SigLIP) or by the mean, the last map is the
+    output of all blocks.
 
-    Position embeddings are resampled to the image's grid. With windows (ViTDet, arXiv:2203.16527), attention is within
-    squares of patches, save in `global_blocks` evenly spread blocks; each window has a copy of the class token, and
-    the block's result for it is their mean.
+    Position embeddings are resampled to the image's grid. With windows (ViTDet, arXiv:2203.16527), attention is limited
+    to squares of patches, except in `global_blocks` evenly spread blocks; each window has a copy of the class token,
+    and the block's output for it is the mean of the copies.
     """
 
     num_prefix: int
-    """Tokens before those of the patches."""
+    """Number of tokens before those of the patches."""
     takes_class_token: bool
-    """Whether the embedding is made of the class token's last state."""
+    """Whether the embedding is computed from the class token's last state."""
 
     def __init__(self, blocks: Iterable[nn.Module], *, width: int, patch_size: int, window: int, global_blocks: int):
         """
         Args:
-            blocks: all of the transformer's.
-            width: of its tokens.
+            blocks: all of the transformer's blocks.
+            width: channels of a token.
             patch_size: side of a patch in pixels.
-            window: side of the squares of patches that attention stays within; 0 for attention to all.
-            global_blocks: number of blocks that attend to all nevertheless.
+            window: side, in patches, of the squares that attention is limited to; 0 for global attention.
+            global_blocks: with `window`, number of blocks that keep global attention.
         """
         super().__init__()
         self.channels = (width,)
@@ -59,18 +60,19 @@ class TransformerBackbone(Backbone):
 
     @abstractmethod
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
-        """The tokens that enter the first block: class token and the like, then patches row by row."""
+        """Input tokens of the first block: class token and other prefix tokens, then patches row by row."""
 
     @abstractmethod
     def rotary(self, grid: tuple[int, int]) -> Tensor | None:
-        """What blocks take besides tokens for a grid of patches: rotary position embeddings, if they have them."""
+        """Rotary position embeddings for a grid of patches; None for a model without them."""
 
     @abstractmethod
-    def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor: ...
+    def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor:
+        """The output tokens of one block."""
 
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
-        """The embedding from all tokens after the last block."""
+        """The pooled embedding from all tokens after the last block."""
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
         grid = self._grid(images)
@@ -95,7 +97,7 @@ class TransformerBackbone(Backbone):
         self._drop_path_rate = rate
 
     def _grid(self, images: Float[Tensor, "B 3 H W"]) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Number of rows and columns of patches."""
         return images.shape[2] // self.strides[0], images.shape[3] // self.strides[0]
 
     def _project(self, sequences: Float[Tensor, "N 1 C"]) -> Float[Tensor, "N D"]:
@@ -105,10 +107,11 @@ class TransformerBackbone(Backbone):
         return self.pool(sequences.expand(-1, self.num_prefix + 1, -1))
 
     def _run(self, tokens: Float[Tensor, "B N C"], grid: tuple[int, int], num_blocks: int) -> Float[Tensor, "B N C"]:
-        """The first blocks."""
+        """Run the first `num_blocks` blocks."""
         everywhere = self.rotary(grid)
         in_window = self.rotary((self._window, self._window)) if self._window else None
-        # Evenly spread over the blocks before the last map, of which the last is one; those behind it attend to all.
+        # Global blocks are evenly spread over those up to the last map and include the last of them; a block after the
+        # last map attends to all.
         num_before = len(self._blocks) - self.takes_class_token
         attend_to_all = {round((place + 1) * num_before / self._num_global) - 1 for place in range(self._num_global)}
         for number, block in enumerate(self._blocks[:num_blocks]):
@@ -138,7 +141,7 @@ class TransformerBackbone(Backbone):
 def split_windows(
     tokens: Float[Tensor, "B N C"], grid: tuple[int, int], window: int, num_prefix: int
 ) -> Float[Tensor, "BW M C"]:
-    """Tokens of every window, with a copy of the prefix; zeros fill up windows at the right and bottom."""
+    """Tokens of every window, with a copy of the prefix; windows at the right and bottom are padded with zeros."""
     prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:].unflatten(1, grid)
     patches = F.pad(patches, (0, 0, 0, -grid[1] % window, 0, -grid[0] % window))
     patches = patches.unflatten(1, (-1, window)).unflatten(3, (-1, window))  # B, rows, window, columns, window, C
@@ -150,7 +153,7 @@ def split_windows(
 def join_windows(
     windows: Float[Tensor, "BW M C"], grid: tuple[int, int], window: int, num_prefix: int
 ) -> Float[Tensor, "B N C"]:
-    """The inverse of `split_windows`, which takes the mean of the copies of the prefix."""
+    """The inverse of `split_windows`, with the mean of the prefix's copies."""
     rows, columns = -(-grid[0] // window), -(-grid[1] // window)
     windows = windows.unflatten(0, (-1, rows * columns))
     prefix = windows[:, :, :num_prefix].mean(dim=1)
@@ -167,7 +170,7 @@ class OpenClipTransformerBackbone(TransformerBackbone):
     def __init__(self, visual: VisionTransformer, *, window: int = 0, global_blocks: int = 0):
         """
         Raises:
-            ValueError: the blocks are not those of CLIP, or patches are not square.
+            ValueError: the blocks are not CLIP's own, or patches are not square.
         """
         if not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
             raise ValueError("only open_clip's vision transformers with CLIP's own blocks are supported")
@@ -222,7 +225,7 @@ class TimmTransformerBackbone(TransformerBackbone):
     def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):
         """
         Raises:
-            ValueError: patches are not square or made by convolutions before them, or rotary embeddings are mixed.
+            ValueError: patches are not square, not made by a single convolution, or rotary embeddings not EVA02's.
         """
         trunk = visual.trunk
         if not isinstance(trunk.patch_embed, PatchEmbed):
@@ -239,24 +242,20 @@ class TimmTransformerBackbone(TransformerBackbone):
         self.takes_class_token = trunk.attn_pool is None and trunk.global_pool == "token"
         trunk.patch_embed.strict_img_size = False
         trunk.dynamic_img_size = True
-        self._has_rotary = getattr(trunk, "rope", None) is not None
-        if getattr(trunk, "rope_mixed", False):
-            raise ValueError("timm transformers with mixed rotary embeddings are not supported")
+        rope = getattr(trunk, "rope", None)
+        self._rope = None if rope is None else rope_of_any_grid(rope).to(trunk.patch_embed.proj.weight.device)
         self.eval()
 
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
         patches = self.trunk.patch_embed(images).unflatten(1, grid)
         embedded = self.trunk._pos_embed(patches)
-        return self.trunk.norm_pre(embedded[0] if self._has_rotary else embedded)
+        return self.trunk.norm_pre(embedded if self._rope is None else embedded[0])
 
     def rotary(self, grid: tuple[int, int]) -> Tensor | None:
-        if not self._has_rotary:
-            return None
-        rope = self.trunk.rope
-        return rope._build_embed_cat(list(grid), rope.bands)
+        return None if self._rope is None else self._rope.get_embed(list(grid))
 
     def run_block(self, block: nn.Module, tokens: Float[Tensor, "B N C"], rotary: Tensor | None) -> Tensor:
-        return block(tokens, rope=rotary) if self._has_rotary else block(tokens)
+        return block(tokens) if self._rope is None else block(tokens, rope=rotary)
 
     def pool(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B D"]:
         return self.projection(self.trunk.forward_head(self.trunk.norm(tokens)))
@@ -270,3 +269,17 @@ class TimmTransformerBackbone(TransformerBackbone):
         if self.takes_class_token:
             modules.append(self._blocks[-1])
         return [parameter for module in modules if module is not None for parameter in module.parameters()]
+
+
+def rope_of_any_grid(rope: nn.Module) -> RotaryEmbeddingCat:
+    """Rotary embeddings with the settings of a model's own, for grids of any size.
+
+    timm makes a model's own for the grid of its native size, and then they are those of that grid alone.
+
+    Raises:
+        ValueError: they are of another kind.
+    """
+    if not isinstance(rope, RotaryEmbeddingCat):
+        raise ValueError(f"timm transformers with rotary embeddings of {type(rope).__name__} are not supported")
+    settings = set(inspect.signature(RotaryEmbeddingCat).parameters) - {"feat_shape", "device", "dtype"}
+    return RotaryEmbeddingCat(**{name: getattr(rope, name) for name in settings})

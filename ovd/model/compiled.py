@@ -1,4 +1,4 @@
-"""torch.compile, for those who ask for it: seconds to minutes at the start, faster steps from then on."""
+"""Optional torch.compile: seconds to minutes of compilation at the start, faster steps afterwards."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,5 +12,5 @@ Result = TypeVar("Result")
 
 @cache
 def compiled(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """The function compiled for tensors of any size, once for the process."""
+    """The function compiled for tensors of any size, once per process."""
     return torch.compile(function, dynamic=True)

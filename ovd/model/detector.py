@@ -16,10 +16,10 @@ MAX_RECOMPILATIONS = 64
 
 
 class Detector(nn.Module):
-    """Images to an embedding, a box and a quality at every point of P3..P7.
+    """Predicts an embedding, a box and a quality at every point of P3..P7.
 
-    The text rows are not part of the detector: `classifier` compares the embeddings with whatever rows one brings.
-    Its scale starts at CLIP's logit scale; its bias is solved for on the first training batch.
+    The text rows are not part of the detector: `classifier` compares the embeddings with any rows. Its scale starts at
+    CLIP's logit scale; its bias is solved for on the first training batch.
 
     With gated shortcuts a fresh detector's embedding is the dense CLIP feature, exactly. Without shortcuts it is a
     projection of the class tower, as in an ordinary detector.
@@ -42,13 +42,13 @@ class Detector(nn.Module):
     ):
         """
         Args:
-            backbone: gives the features of the pyramid and the dense feature.
-            pyramid: makes levels of one width from the backbone's features.
-            head: gives class features, boxes and quality at every point of these levels.
-            shortcuts: make class embeddings of the dense feature, the levels and the class features.
+            backbone: computes the pyramid's input features and the dense feature.
+            pyramid: computes levels of one width from the backbone's features.
+            head: computes class features, boxes and quality at every point of these levels.
+            shortcuts: compute class embeddings from the dense feature, the levels and the class features.
             mean, std: normalization of the backbone's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
-            keeps_clip: in eval mode, predict the dense feature beside the embeddings, for score ensembling.
+            keeps_clip: whether to output the dense feature, too, in eval mode, for score ensembling.
         """
         super().__init__()
         self.backbone = backbone
@@ -57,7 +57,7 @@ class Detector(nn.Module):
         self.shortcuts = shortcuts
         self.strides = pyramid.strides
         self.keeps_clip = keeps_clip
-        # Nothing is learned through what the shortcuts do not use.
+        # Parts that the shortcuts do not use get no gradient.
         if not shortcuts.uses_class_features:
             head.class_tower.requires_grad_(False)
         if not shortcuts.uses_dense:
@@ -70,7 +70,7 @@ class Detector(nn.Module):
 
     @property
     def size_divisor(self) -> int:
-        """Image sides must be padded to multiples of it."""
+        """Divisor that image sides must be padded to multiples of."""
         return self.backbone.size_divisor
 
     @property
@@ -80,7 +80,7 @@ class Detector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the detector's weights are."""
+        """Device of the detector's weights."""
         return self.threshold.device
 
     @property
@@ -90,29 +90,29 @@ class Detector(nn.Module):
 
     @property
     def bias(self) -> Float[Tensor, ""]:
-        """Added to the scaled cosine. Learned as a threshold on the cosine, logit = scale * (cosine - threshold), so
-        that the scale can grow without moving every logit: where embeddings share a direction, as CLIP's do, all
-        cosines are high and only their differences tell classes apart."""
+        """Bias added to the scaled cosine. It is learned as a threshold on the cosine, logit = scale * (cosine -
+        threshold), so that the scale can grow without moving every logit: CLIP's embeddings share a direction, so all
+        cosines are high and only their differences separate classes."""
         return -self.scale * self.threshold
 
     def set_bias(self, bias: float) -> None:
-        """Choose the threshold that gives this bias at the present scale."""
+        """Set the threshold that gives this bias at the present scale."""
         with torch.no_grad():
             self.threshold.copy_(-bias / self.scale)
 
     def classifier(self, text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"] | None = None) -> TextClassifier:
-        """The classifier of these text rows, at the detector's scale and bias.
+        """The classifier of these text rows, with the detector's scale and bias.
 
         Args:
             text: unit rows, moved to the detector's device.
-            class_ids: of the rows, ascending; 0..C-1 by default.
+            class_ids: ids of the rows, ascending; 0..C-1 by default.
         """
         if class_ids is None:
             class_ids = torch.arange(len(text))
         return TextClassifier(text.to(self.device), class_ids.to(self.device), self.scale, self.bias)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
-        """RGB images, 0..255; sides in multiples of `size_divisor`."""
+        """Predict for RGB images, 0..255, with sides that are multiples of `size_divisor`."""
         output = self.backbone(self._normalize(images))
         pyramid = self.pyramid(output.features)
         class_features, boxes, quality = self.head(pyramid)
@@ -122,7 +122,7 @@ class Detector(nn.Module):
         return Predictions(_concatenate(embeddings), boxes, quality, _concatenate(dense) if keeps_clip else None)
 
     def _normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Images as the backbone expects them, in the weights' layout."""
+        """Normalize images as the backbone expects them, in the memory format of the weights."""
         divisor = self.size_divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
@@ -133,7 +133,7 @@ class Detector(nn.Module):
     def _dense(
         self, last: Float[Tensor, "B K h w"], pyramid: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
-        """The dense feature at every level."""
+        """The dense feature, resampled to every level."""
         dense = self.backbone.project_locations(last)
         return [
             resample_dense(dense, self.backbone.strides[-1], (level.shape[2], level.shape[3]), stride)
@@ -141,11 +141,11 @@ class Detector(nn.Module):
         ]
 
     def compile_learned_path(self) -> None:
-        """Run pyramid, head and shortcuts compiled from now on (not in copies); the backbone stays as it is.
+        """Compile pyramid, head and shortcuts (not in copies of the detector); the backbone stays as it is.
 
-        The first shape of a batch is compiled in seconds, the second as one for all sizes in minutes.
+        The first shape of a batch compiles in seconds, the second, for all further sizes, in minutes.
         """
-        # The parts count together as one function, which torch compiles eight times at most unless told otherwise.
+        # The parts count together as one function, which torch by default compiles eight times at most.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_RECOMPILATIONS)
         parts: list[nn.Module | None] = [self.pyramid, self.head]
         if isinstance(self.shortcuts, GatedShortcuts):
@@ -155,7 +155,7 @@ class Detector(nn.Module):
                 part.compile()
 
     def points(self, images: UInt8[Tensor, "B 3 H W"]) -> Points:
-        """Where the predictions for these images stand."""
+        """The points of the predictions for these images."""
         return make_points((images.shape[-2], images.shape[-1]), self.strides, images.device)
 
 

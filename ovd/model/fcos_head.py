@@ -10,6 +10,7 @@ from ovd.structures import Points
 
 
 def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
+    """3 x 3 convolutions, each with group norm and ReLU."""
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU()]
@@ -17,7 +18,7 @@ def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
 
 
 class FcosHead(nn.Module):
-    """Box and class towers. The class tower ends in features, which meet the text space elsewhere (gates.py)."""
+    """Box and class towers. The class tower outputs features, which are projected into the text space in gates.py."""
 
     def __init__(self, channels: int, num_convs: int, strides: list[int]):
         super().__init__()
@@ -27,7 +28,7 @@ class FcosHead(nn.Module):
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.quality = nn.Conv2d(channels, 1, 3, padding=1)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
-        # A bias of 2 makes boxes about four strides wide to begin with.
+        # A bias of 2 makes initial boxes about four strides wide.
         for layer, bias in ((self.distances, 2.0), (self.quality, 0.0)):
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
@@ -48,14 +49,14 @@ class FcosHead(nn.Module):
 
 
 def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch.device) -> Float[Tensor, "P 2"]:
-    """x, y of the centres of a level's cells, row by row, in pixels of the input."""
+    """x, y of the centers of a level's cells, row by row, in pixels of the input."""
     height, width = size
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
 
 
 def boxes_around(distances: Float[Tensor, "B 4 h w"], stride: int) -> Float[Tensor, "B P 4"]:
-    """xyxy, from the distances in pixels of left, top, right and bottom side to the centres of a level's cells."""
+    """xyxy boxes from the distances in pixels of left, top, right and bottom side to the centers of a level's cells."""
     left, top, right, bottom = distances.flatten(2).unbind(1)
     x, y = level_centers(distances.shape[-2:], stride, distances.device).unbind(-1)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)

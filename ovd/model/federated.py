@@ -1,14 +1,14 @@
-"""Which classes a training step scores, and which of them count for which image.
+"""Selection of the classes that a training step scores, and of those that count for each image.
 
 A federated data set (LVIS, arXiv:1908.03195) annotates each image for a few classes only, so a class without boxes in
-an image may be absent or merely unannotated. Three rules:
+an image may be absent or merely unannotated. There are three rules:
 
 - `strict`: a class counts for an image iff it has boxes there or was verified to be absent.
 - `sampled`: every sampled class counts (federated loss, arXiv:2103.07461).
-- `all`: the data set is fully annotated (COCO), every class counts.
+- `all`: the data set is fully annotated (COCO), so every class counts.
 
 Under the first two, a class that is not exhaustively annotated in an image does not count at its unmatched points. Nor
-does a text in the image of its own image-text pair: what has no box may be there.
+does a text in the image of its own image-text pair, since the object may be there without a box.
 """
 
 from typing import assert_never
@@ -22,7 +22,7 @@ from ovd.structures import Targets
 
 
 def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
-    """The classes that a batch cannot do without: those with a box in it, under `strict` its verified negatives."""
+    """The classes that a batch requires: those with a box in it and, under `strict`, its verified negatives."""
     needed = [image.classes for image in targets]
     if negatives == "strict":
         needed += [image.negative_classes for image in targets]
@@ -38,7 +38,7 @@ def sample_class_ids(
     power: float = 0.5,
     generator: torch.Generator,
 ) -> Int[Tensor, " K"]:
-    """The classes that one step scores, shared by its images: sorted, each once.
+    """The classes that one step scores for all of its images: sorted, each once.
 
     These are the needed classes and `sampled_classes` more, drawn without replacement with probability proportional to
     (number of training images) ** `power`; classes without training images are never drawn. Under `strict` a drawn
@@ -68,7 +68,7 @@ def sample_class_ids(
 def class_mask(
     targets: tuple[Targets, ...], class_ids: Int[Tensor, " K"], *, negatives: NegativeRule
 ) -> Bool[Tensor, "B K"]:
-    """Whether a class counts at an image's points that are not matched to it; matched points always count."""
+    """Whether a class counts at an image's points that are not matched to it; at matched points it always counts."""
     mask = torch.zeros(len(targets), len(class_ids), dtype=torch.bool, device=class_ids.device)
     for row, image in enumerate(targets):
         mask[row] = _image_mask(image, class_ids, negatives)

@@ -1,6 +1,6 @@
-"""The sigmoid focal loss (arXiv:1708.02002) over large vocabularies: points x classes numbers are never held.
+"""The sigmoid focal loss (arXiv:1708.02002) over large vocabularies, without a tensor of points x classes in memory.
 
-Its forward pass computes the gradients as well, chunk by chunk of points, with few buffers and few passes over them.
+The forward pass computes the gradients as well, chunk by chunk of points, with few buffers and few passes over them.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ovd.model.similarity import TextClassifier
 
 @dataclass(frozen=True)
 class _Settings:
-    """As explained in `chunked_focal_loss`."""
+    """Arguments of `chunked_focal_loss`."""
 
     alpha: float
     gamma: float
@@ -37,31 +37,31 @@ def chunked_focal_loss(
     chunk_size: int | None = None,
     use_compiled: bool = False,
 ) -> Float[Tensor, ""]:
-    """Sum of the sigmoid focal loss over points and classes, without ever holding N x C numbers.
+    """Sum of the sigmoid focal loss over points and classes, without N x C numbers in memory.
 
     The pair (point, class) counts iff `class_mask[group[point], class]` or `labels[point] == class`. Chunk by chunk of
     points, the forward pass computes logits, loss and gradients, and keeps only the gradients, which have the shapes
-    of the inputs; so the memory beyond them is that of a few chunks, and a second derivative does not exist.
+    of the inputs. The additional memory is that of a few chunks; there is no second derivative.
 
-    Under autocast the matrix products take and return autocast's dtype; logits get their bias, and the focal loss and
-    its derivative are computed, in the embeddings' dtype. The result does not depend on the run: no atomic additions.
+    Under autocast the matrix products take and return autocast's dtype; the bias is added, and the focal loss and its
+    derivative are computed, in the embeddings' dtype. The result is deterministic: no atomic additions.
 
     Args:
         embeddings: unit rows, float32 (or float64).
         classifier: at least one text row, of the same dtype.
         labels: row of the classifier that each point is a positive of, or -1 for background.
-        class_mask: which classes count for a group of points; None if all do.
-        group: row of `class_mask` that each point uses; None with a None mask.
-        alpha: weight of positives, and 1 - alpha that of the rest.
+        class_mask: whether a class counts for a group of points; None if all do.
+        group: row of `class_mask` for each point; None with a None mask.
+        alpha: weight of positives; negatives have 1 - alpha.
         gamma: focusing exponent, at least 0; 2 is computed faster than others.
         chunk_size: points per chunk; None chooses it by device and number of classes.
-        use_compiled: on a GPU let torch.compile fuse what is computed for each pair; equal but for rounding. On a CPU
-            the form below is faster than the compiler's.
+        use_compiled: whether torch.compile fuses the computation of each pair, for a GPU; equal except for rounding. On
+            a CPU the uncompiled form is faster.
     """
     assert len(classifier) > 0, "the focal loss needs at least one class"
     assert (class_mask is None) == (group is None), "class_mask and group come together"
     if chunk_size is None:
-        # On a CPU 16 MiB of buffers, which a last-level cache holds; a GPU wants more work per kernel instead.
+        # On a CPU 16 MiB of buffers, which fit a last-level cache; a GPU needs more work per kernel instead.
         chunk_size = max(1, (2**20 if embeddings.device.type == "cpu" else 2**24) // len(classifier))
     learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
     fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size, use_compiled))
@@ -110,7 +110,7 @@ def _focal_loss_and_gradients(
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
     gradient_text = torch.zeros_like(text) if needs_text else None
     chunk_starts = range(0, len(embeddings), chunk_size)
-    # Float32 sums of float32 sums lose less than one running total.
+    # Float32 sums of float32 sums are more precise than one running total.
     sums_loss, sums_scale, sums_bias = embeddings.new_zeros(3, len(chunk_starts))
     buffers = embeddings.new_empty(4, min(chunk_size, len(embeddings)), len(text))
 
@@ -159,11 +159,11 @@ def _slopes_and_losses(
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
     """Derivative and value of the loss of each pair; overwrites `logits` and `spare`.
 
-    Nearly all pairs are negatives: all are treated as such, then each point's own class is put right.
+    Nearly all pairs are negatives: all are computed as such, then the values of each point's own class are replaced.
 
     Args:
-        label: -1 for background.
-        weight: of negatives.
+        label: each point's own class, -1 for background.
+        weight: weight of negatives.
     """
     positive = label >= 0
     column = label.clamp(min=0)
@@ -211,7 +211,7 @@ def _background_focal_(
 def _background_focal(
     logits: Float[Tensor, "N C"], weight: Float[Tensor, "N C"] | float, gamma: float
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
-    """The same written down plainly, for the compiler to fuse."""
+    """`_background_focal_` without buffers, for the compiler to fuse."""
     probability = logits.sigmoid()
     modulation = weight * (probability * probability if gamma == 2 else probability**gamma)
     losses = F.softplus(logits, threshold=40) * modulation

@@ -7,23 +7,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NUM_LEVELS = 5
-"""P3 to P7: strides 8 to 128, where the finest is 8."""
+"""Number of levels: P3 to P7, strides 8 to 128 if the finest is 8."""
 CHANNELS_PER_GROUP = 8
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Wu and He 2018: independent of the batch, as batches of detection data are small."""
+    """Group norm (Wu and He 2018), which does not depend on the batch: batches of detection data are small."""
     return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
 
 
 class FeaturePyramid(nn.Module):
-    """Five levels of one width: one for each of the backbone's features, the others strided down."""
+    """Five levels of one width: one per feature map of the backbone, the others by strided convolutions."""
 
     def __init__(self, backbone_channels: tuple[int, ...], backbone_strides: tuple[int, ...], channels: int):
         """
         Args:
-            backbone_channels, backbone_strides: of the backbone's features, finest first; each stride is twice the one
-                before.
+            backbone_channels, backbone_strides: those of the backbone's features, finest first; each stride is twice
+                the one before.
             channels: width of the pyramid, a multiple of 32.
         """
         super().__init__()
@@ -50,13 +50,14 @@ class FeaturePyramid(nn.Module):
 class SimplePyramid(nn.Module):
     """Five levels from the single map of a plain transformer (ViTDet, arXiv:2203.16527).
 
-    Half the map's stride by a transposed convolution, its own, twice it by max-pooling, the others strided down.
+    The levels have half the map's stride (a transposed convolution), its own stride, twice its stride (max-pooling),
+    and the next two (strided convolutions).
     """
 
     def __init__(self, backbone_channels: int, backbone_stride: int, channels: int):
         """
         Args:
-            backbone_channels, backbone_stride: of the backbone's only feature map; the stride even.
+            backbone_channels, backbone_stride: those of the backbone's only feature map; the stride is even.
             channels: width of the pyramid, a multiple of 32.
         """
         super().__init__()
@@ -84,7 +85,7 @@ class SimplePyramid(nn.Module):
 
 
 def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
-    """Convolutions that make each level of the one below."""
+    """Strided convolutions, each of which computes a level from the next finer one."""
     return nn.ModuleList(
         nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), group_norm(channels))
         for _ in range(num_levels)
@@ -92,7 +93,7 @@ def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
 
 
 def extend(levels: list[Float[Tensor, "B C ..."]], extras: nn.ModuleList) -> list[Float[Tensor, "B C ..."]]:
-    """The levels, and those that `strided_levels` makes of the last one."""
+    """Append the levels that the convolutions of `strided_levels` compute from the last one."""
     for extra in extras:
         features = F.relu(levels[-1])
         if features.shape[-2:] == (1, 1):

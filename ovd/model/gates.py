@@ -1,6 +1,6 @@
-"""Gated shortcuts: the text-aligned feature passes unchanged, and the learned path is let in beside it.
+"""Gated shortcuts: the text-aligned feature passes unchanged, and a gated learned path is added to it.
 
-The idea is the second of the "three ways" (arXiv:2303.13518). The form of the gate, the starting values, the unit norm
+The idea is the second of the "three ways" (arXiv:2303.13518). The form of the gate, the initial values, the unit norm
 of the shortcut and the filter over it are choices of this toolkit.
 """
 
@@ -19,7 +19,7 @@ _Slices = tuple[slice, slice, slice]
 
 
 def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 1 x 1 convolution that gives zeros until it has learned something."""
+    """A 1 x 1 convolution whose initial output is zero."""
     projection = nn.Conv2d(in_channels, out_channels, 1)
     assert projection.bias is not None
     nn.init.zeros_(projection.weight)
@@ -28,7 +28,7 @@ def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 1 x 1 convolution that gives about unit length from group-normalized input."""
+    """A 1 x 1 convolution whose output has about unit length for group-normalized input."""
     projection = nn.Conv2d(in_channels, out_channels, 1)
     nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
     assert projection.bias is not None
@@ -37,10 +37,10 @@ def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class GatedProjection(nn.Module):
-    """gate * projection(x) into the text space, 1 x 1; nothing at the start, since the projection starts at zero.
+    """gate * projection(x) into the text space, 1 x 1; initially zero, since the projection starts at zero.
 
-    The gate, one trainable factor for all channels or one for each, starts at 1. With it at zero instead, and a random
-    projection behind it, the learned path starts late, as the projection learns nothing before the gate has opened.
+    The gate, one trainable factor for all channels or one per channel, starts at 1. With a gate at zero and a random
+    projection instead, the learned path starts late, since the projection gets no gradient before the gate has opened.
     """
 
     def __init__(self, in_channels: int, text_dim: int, *, per_channel: bool):
@@ -53,19 +53,19 @@ class GatedProjection(nn.Module):
 
 
 class ShortcutFilter(nn.Module):
-    """Adds to the shortcut at each point a weighted sum of the shortcuts around it; zero weights at the start.
+    """Adds to the shortcut at each point a weighted sum of the shortcuts around it; the weights are initially zero.
 
-    The weights come from what the learned path sees there, and are the same for all channels, so whatever they are, the
-    result is a combination of text-aligned features: where to look is learned on the base classes, what is seen
-    there stays CLIP's, for all classes alike. Average pooling in CLIP leaves each location with traces of the
-    objects around it, and this is what takes them out.
+    The weights are computed from the learned path's features at the point, and are the same for all channels. With any
+    weights the result is therefore a combination of text-aligned features: the positions are learned on the base
+    classes, the content stays CLIP's for all classes. Because of average pooling in CLIP, each location contains traces
+    of the objects around it, which this filter removes.
     """
 
     def __init__(self, in_channels: int, size: int):
         """
         Args:
-            in_channels: of the learned path's features.
-            size: side of the square of points looked at; odd.
+            in_channels: channels of the learned path's features.
+            size: side of the square of points that are summed; odd.
         """
         super().__init__()
         self.size = size
@@ -75,14 +75,14 @@ class ShortcutFilter(nn.Module):
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B D h w"]:
         weights = self.weights(features).float()
-        return _WeightedNeighbours.apply(shortcut, weights, self.size)
+        return _WeightedNeighbors.apply(shortcut, weights, self.size)
 
 
-class _WeightedNeighbours(torch.autograd.Function):
+class _WeightedNeighbors(torch.autograd.Function):
     """shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
 
-    Written out with its gradient, since autograd would keep a copy of the shortcut for every offset: a fifth of a
-    training step.
+    The gradient is written out, since autograd would keep a copy of the shortcut for every offset, which takes a fifth
+    of a training step.
     """
 
     @staticmethod
@@ -91,7 +91,7 @@ class _WeightedNeighbours(torch.autograd.Function):
     ) -> Float[Tensor, "B D h w"]:
         ctx.save_for_backward(shortcut, weights)
         ctx.size = size
-        last = shortcut.permute(0, 2, 3, 1)  # channels last, as a detector on a CPU or GPU in bf16 has it already
+        last = shortcut.permute(0, 2, 3, 1)  # channels last, which is the layout in bf16 already
         filtered = last.clone(memory_format=torch.contiguous_format)
         for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], size)):
             filtered[here].addcmul_(weights[:, index, :, :, None][here], last[there])
@@ -111,7 +111,7 @@ class _WeightedNeighbours(torch.autograd.Function):
 
 
 def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slices]]:
-    """For every offset of a square of side `size`: the points whose neighbour at it exists, and those neighbours."""
+    """Yield, for every offset in a square of side `size`, the points with a neighbor at it, and those neighbors."""
 
     def along(length: int, offset: int) -> tuple[slice, slice]:
         low, high = max(0, -offset), max(0, length - max(0, offset))
@@ -126,9 +126,9 @@ def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slic
 def resample_dense(
     dense: Float[Tensor, "B D h w"], dense_stride: int, size: tuple[int, int], stride: int
 ) -> Float[Tensor, "B D H W"]:
-    """S_l: the dense CLIP feature resampled to a pyramid level, then unit length at every location.
+    """S_l: the dense CLIP feature, resampled to a pyramid level and then normalized to unit length at every location.
 
-    Bilinear upwards; downwards the mean over the cells that a coarser cell covers. No parameters.
+    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters.
     """
     if stride < dense_stride:
         dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=False)
@@ -169,10 +169,9 @@ class HeadShortcut(nn.Module):
 
 
 class GatedShortcuts(nn.Module):
-    """Class embeddings that are the dense feature until the learned path has learned to add to it.
+    """Class embeddings that are initially exactly the dense feature, and to which the learned path adds.
 
-    With both places, e_l = filter(S_l + g_l * U_l(P_l)) + h * W(class tower(P_l)) at every level l. A fresh one gives
-    the dense feature, exactly.
+    With both places, e_l = filter(S_l + g_l * U_l(P_l)) + h * W(class tower(P_l)) at every level l.
     """
 
     uses_dense = True
@@ -190,12 +189,12 @@ class GatedShortcuts(nn.Module):
     ):
         """
         Args:
-            num_levels: of the pyramid.
+            num_levels: levels of the pyramid.
             channels: width of pyramid and head.
-            text_dim: D, of the text space.
-            places: where the learned path joins the dense feature, at least one.
-            per_channel: one gate per channel of the text space, or one for all.
-            filter_size: side of the square of points that the head's shortcut filter looks at; odd.
+            text_dim: D, dimensions of the text space.
+            places: where the learned path is added to the dense feature, at least one.
+            per_channel: whether there is one gate per channel of the text space, or one for all.
+            filter_size: side of the square of points that the head's shortcut filter covers; odd.
         """
         super().__init__()
         assert places, "gated shortcuts need a place"
@@ -207,7 +206,7 @@ class GatedShortcuts(nn.Module):
 
     @property
     def uses_class_features(self) -> bool:
-        """Whether anything is learned through the head's class features."""
+        """Whether `forward` needs the head's class features."""
         return self.head is not None
 
     def forward(
@@ -241,5 +240,5 @@ class PlainProjection(nn.Module):
         pyramid: list[Float[Tensor, "B C ..."]],
         class_features: list[Float[Tensor, "B C ..."]],
     ) -> list[Float[Tensor, "B D ..."]]:
-        """The class embeddings of every level; `dense` and `pyramid` are not looked at."""
+        """The class embeddings of every level; `dense` and `pyramid` are not used."""
         return [self.projection(features) for features in class_features]

@@ -1,4 +1,4 @@
-"""Image-level labels on the largest proposal: Detic's way to learn from images without boxes (arXiv:2201.02605)."""
+"""Image-level labels on the largest proposal: Detic's training on images without boxes (arXiv:2201.02605)."""
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,11 @@ def image_label_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the pairs' texts at the largest proposal of each pair's image; summed over the pairs.
 
-    A one-stage detector has no class-agnostic proposals: the `NUM_PROPOSALS` points of highest score for any text of
-    the pairs stand in for them. A text of the pair itself is true there, one of another pair is not.
+    A one-stage detector has no class-agnostic proposals; the `NUM_PROPOSALS` points of highest score for any text of
+    the pairs are used instead. At the largest, texts of the pair itself are positives, those of other pairs negatives.
 
     Args:
-        classifier: of the texts of the step's pairs, those of other ranks and parts included.
+        classifier: of the texts of the step's pairs, including those of other ranks and parts.
     """
     loss = predictions.embeddings.sum() * 0
     pairs = batch.is_pair.nonzero().flatten().tolist()

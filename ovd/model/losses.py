@@ -1,4 +1,4 @@
-"""The detection losses of FCOS (arXiv:1904.01355), with a class loss made for large vocabularies (focal.py)."""
+"""The detection losses of FCOS (arXiv:1904.01355), with a class loss for large vocabularies (focal.py)."""
 
 from dataclasses import dataclass
 
@@ -19,34 +19,35 @@ class ClassMasks:
     """Which classes of a classifier count for an image; the class of the box that a point is matched to always does."""
 
     unmatched: Bool[Tensor, "B C"]
-    """At points that are matched to no box (`federated.class_mask`)."""
+    """Whether a class counts at points that are matched to no box (`federated.class_mask`)."""
     in_boxes: Bool[Tensor, "B C"]
-    """At points that are matched to a box of another class."""
+    """Whether a class counts at points that are matched to a box of another class."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The M matched points of a batch, and what is learned at its points besides the class."""
+    """The M matched points of a batch, and the targets of the box and the quality loss."""
 
     image: Int[Tensor, " M"]
     point: Int[Tensor, " M"]
     box: Int[Tensor, " M"]
-    """Row of the box that the point is matched to, among all the batch's boxes together."""
-    teaches_box: Bool[Tensor, " M"]
-    """False in images whose boxes are left out of the box and the quality loss."""
+    """Row of the box that the point is matched to, among all boxes of the batch."""
+    has_box_loss: Bool[Tensor, " M"]
+    """False in images that are left out of the box and the quality loss."""
     true_boxes: Float[Tensor, "N 4"]
-    """Of the N matches that teach the box."""
+    """Matched boxes of the N points with a box loss."""
     weights: Float[Tensor, " N"]
-    """Of these: their alignment where the assignment has it, else their true centerness."""
+    """Weights of these points: their alignment if the assignment has it, else their true centerness."""
     wrong_scale: Bool[Tensor, "B P"]
-    """Points whose quality is pushed to 0."""
+    """Points whose quality has the target 0."""
 
     def normalizers(self) -> Float[Tensor, "3"]:
-        """What the losses `class`, `box` and `quality` are divided by; added up where a batch is spread over ranks.
+        """Divisors of the losses `class`, `box` and `quality`, to be summed over the ranks of a batch.
 
-        The number of matched points, the sum of their boxes' weights, and the number of points that teach the quality.
+        These are the number of matched points, the sum of the box loss's weights, and the number of points with a
+        quality loss.
         """
-        num_quality = self.teaches_box.sum() + self.wrong_scale.sum()
+        num_quality = self.has_box_loss.sum() + self.wrong_scale.sum()
         return torch.stack(
             [torch.tensor(len(self.box), device=self.box.device), self.weights.sum(), num_quality]
         ).float()
@@ -58,19 +59,19 @@ def match_points(
     """The matched points of a batch, one by one.
 
     Args:
-        no_box_loss: images whose boxes teach what is in them but not where their sides are.
+        no_box_loss: images whose boxes are targets of the class loss only.
     """
     image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
     box = first_box[image] + assignment.matched[image, point]
-    teaches_box = ~no_box_loss[image]
-    true_boxes = torch.cat([t.boxes for t in targets])[box[teaches_box]]
+    has_box_loss = ~no_box_loss[image]
+    true_boxes = torch.cat([t.boxes for t in targets])[box[has_box_loss]]
     if assignment.alignment is None:
-        weights = centerness(side_distances(points.centers[point[teaches_box]], true_boxes))
+        weights = centerness(side_distances(points.centers[point[has_box_loss]], true_boxes))
     else:
-        weights = assignment.alignment[image[teaches_box], point[teaches_box]]
+        weights = assignment.alignment[image[has_box_loss], point[has_box_loss]]
     wrong_scale = assignment.wrong_scale & ~assignment.ignored & ~no_box_loss[:, None]
-    return Matches(image, point, box, teaches_box, true_boxes, weights, wrong_scale)
+    return Matches(image, point, box, has_box_loss, true_boxes, weights, wrong_scale)
 
 
 def detection_losses(
@@ -86,16 +87,16 @@ def detection_losses(
 ) -> dict[str, Tensor]:
     """The losses `class`, `box` and `quality` of a batch, for the log and to be summed.
 
-    They are finite and reach every prediction in the graph even when no image has a box.
+    They are finite and connected to every prediction in the graph even when no image has a box.
 
     Args:
         predictions: embeddings of any length; normalized here in float32.
         matches: `match_points` of the assignment and the targets.
-        classifier: of the classes this step scores; it holds every class of `targets`.
-        normalizers: `Matches.normalizers`, of these images or of more that they are a part of.
-        use_compiled: compile the focal loss, see `chunked_focal_loss`.
+        classifier: of the classes scored in this step, which include every class of `targets`.
+        normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
+        use_compiled: whether to compile the focal loss, see `chunked_focal_loss`.
     """
-    image, point = matches.image[matches.teaches_box], matches.point[matches.teaches_box]
+    image, point = matches.image[matches.has_box_loss], matches.point[matches.has_box_loss]
     loss_box, loss_quality = box_and_quality_losses(
         predictions.boxes[image, point],
         predictions.quality[image, point],
@@ -117,12 +118,12 @@ def detection_losses(
         labels[counts],
         torch.cat([masks.unmatched, masks.in_boxes]),
         group[counts],
-        use_compiled=use_compiled and predictions.embeddings.device.type != "cpu",  # there it is slower
+        use_compiled=use_compiled and predictions.embeddings.device.type != "cpu",  # slower on a CPU
     )
     num_matched, sum_weights, num_quality = normalizers
     return {
         "class": loss_class / num_matched.clamp(min=1),
-        "box": loss_box / sum_weights.clamp(min=1e-6),  # the limit matters for no box alone
+        "box": loss_box / sum_weights.clamp(min=1e-6),  # the limit only matters without any box
         "quality": loss_quality / num_quality.clamp(min=1),
     }
 
@@ -137,14 +138,14 @@ def box_and_quality_losses(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sums of the weighted GIoU loss and of the cross-entropy between the predicted quality and the weights.
 
-    Unlike in FCOS, the quality of a point on a true box that belongs to another level is pushed to 0. A shortcut makes
-    such a point sure of the class (at P7 of everything in the image), so that something must say "not at this scale".
-    Empty background teaches the quality nothing, since it may hold objects that nobody annotated.
+    Unlike in FCOS, a point on a true box that belongs to another level has the quality target 0. A shortcut gives such
+    a point a high class probability (at P7, for every class in the image), so that only its quality can lower its
+    score. Background points have no quality loss, since they may lie on objects that are not annotated.
 
     Args:
         boxes, quality: predictions of the M positive points; quality is a logit.
-        true_boxes: the box each of them is matched to.
-        weights: of the points, 0 to 1: their true centerness, or their alignment.
+        true_boxes: the box that each of them is matched to.
+        weights: weights of the points, 0 to 1: their true centerness, or their alignment.
         wrong_scale_quality: logits of the W points of the wrong level.
     """
     giou = generalized_box_iou_loss(boxes.float(), true_boxes)
@@ -155,7 +156,7 @@ def box_and_quality_losses(
 
 
 def centerness(distances: Float[Tensor, "M 4"]) -> Float[Tensor, " M"]:
-    """Equation 3 of arXiv:1904.01355: 1 at the box's centre, 0 at its sides."""
+    """Centerness (equation 3 of arXiv:1904.01355): 1 at the box's center, 0 at its sides."""
     left, top, right, bottom = distances.unbind(dim=1)
     across = torch.minimum(left, right) / torch.maximum(left, right)
     down = torch.minimum(top, bottom) / torch.maximum(top, bottom)

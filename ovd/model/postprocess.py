@@ -1,4 +1,4 @@
-"""From predictions to detections, in pixels of the original images."""
+"""Post-processing: from predictions to detections, in pixels of the original images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from ovd.structures import Detections, Predictions
 
 @dataclass(frozen=True)
 class ScoreEnsemble:
-    """Ranking by the detector and by CLIP, whose dense feature is then part of the predictions."""
+    """Combination of the detector's scores with CLIP's, for predictions that include the dense CLIP feature."""
 
     weights: Float[Tensor, " C"]
-    """CLIP's share in each class's probability, 0 to 1."""
+    """CLIP's weight in each class's probability, 0 to 1."""
     clip_scale: float
-    """CLIP's factor from cosine to logit; its probability is the softmax over the classes asked for."""
+    """CLIP's factor from cosine to logit; its probability is the softmax over the vocabulary's classes."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ def postprocess(
 ) -> tuple[Detections, ...]:
     """Score, select, suppress duplicates and rescale.
 
-    The score of a point for a class is sqrt(class probability * sigmoid(quality)). Per image: boxes are clipped to the
-    image and those left without area dropped; the `candidates` best (point, class) pairs above `score_threshold` go
-    through class-aware NMS, and the `max_detections` best survivors are returned, best first. Pairs of equal score
-    are in the order of point, then class. With an `ensemble` the class probability is the geometric mean of the
-    detector's and CLIP's, weighted by class.
+    The score of a point for a class is sqrt(class probability * sigmoid(quality)). Per image, boxes are clipped to the
+    image and those left without area are dropped; the `candidates` best (point, class) pairs above `score_threshold` go
+    through class-aware NMS, and the `max_detections` best are returned, best first. Pairs of equal score are in the
+    order of point, then class. With an `ensemble` the class probability is the geometric mean of the detector's and
+    CLIP's, weighted by class.
 
     Args:
-        classifier: of the vocabulary that is searched for, at least one class; detections name its rows.
-        input_sizes: height and width of the images as the detector saw them, before padding.
-        original_sizes: height and width of the images that the boxes are returned for.
-        use_compiled: let torch.compile fuse what is computed for each pair of point and class; equal but for rounding.
+        classifier: of the vocabulary to detect, at least one class; `Detections.classes` are its rows.
+        input_sizes: height and width of the detector's input images before padding.
+        original_sizes: height and width of the original images, which the boxes are rescaled to.
+        use_compiled: whether torch.compile fuses the computation of each pair; equal except for rounding.
 
     Raises:
-        ValueError: the predictions or text rows hold NaN.
+        ValueError: the predictions or text rows contain NaN.
     """
     assert len(classifier) > 0, "postprocess needs at least one class"
     assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
@@ -115,9 +115,9 @@ def _postprocess_image(
     point, classes, scores = _best_pairs(image, scores_of, options, points_at_a_time)
     boxes = boxes[point]
 
-    # Class-aware by shifting each class's boxes to a place of their own, as torchvision's batched_nms does, but in
-    # float64: in float32 the shifts of a thousand classes would leave fractions of a pixel in doubt. On a CPU
-    # batched_nms loops over the classes instead, which is many times slower.
+    # NMS is class-aware because the boxes of each class are shifted by a distance of its own, as in torchvision's
+    # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
+    # CPU batched_nms loops over the classes instead, which is many times slower.
     shifts = classes * (input_size.max() + 1)
     kept = nms(boxes.double() + shifts[:, None], scores.double(), options.nms_iou)[: options.max_detections]
     return Detections(
@@ -128,9 +128,9 @@ def _postprocess_image(
 def _best_pairs(
     image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, points_at_a_time: int
 ) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"], Float[Tensor, " K"]]:
-    """Point, class and score of an image's best pairs, best first."""
-    # The best pairs lie in the points with the best best-class: at least `candidates` pairs, one of each chosen point,
-    # score no less than any pair of the others. Ties fall as in one sort of all pairs, since both sorts are stable.
+    """Point, class and score of an image's best (point, class) pairs, best first."""
+    # The best pairs are at the `candidates` points with the highest best score: their best pairs alone score no less
+    # than any pair of the other points. Ties are ordered as in one sort of all pairs, since both sorts are stable.
     candidates = options.candidates
     chosen = torch.arange(len(image.embeddings), device=image.embeddings.device)
     if len(chosen) > candidates:
@@ -141,7 +141,7 @@ def _best_pairs(
     for chunk in chosen.split(points_at_a_time):
         scores = scores_of(image[chunk])
         wanted = scores > options.score_threshold
-        if scores.numel() > candidates:  # only what can be among the best pairs is worth sorting
+        if scores.numel() > candidates:  # only pairs that can be among the best are sorted
             wanted &= scores >= scores.flatten().topk(candidates, sorted=False).values.amin()
         rows, classes = wanted.nonzero().unbind(dim=1)
         pairs.append((chunk[rows], classes, scores[rows, classes]))

@@ -1,4 +1,4 @@
-"""From class embeddings and text rows to class logits: logit = scale * cosine + bias."""
+"""Class logits from class embeddings and text rows: logit = scale * cosine + bias."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from torch import Tensor
 from ovd.distributed import sum_over_ranks
 
 EPSILON = 1e-6
-"""Embeddings shorter than this keep their direction but not unit length, so that a zero has a finite gradient."""
+"""Embeddings shorter than this are not scaled to unit length, so that a zero has a finite gradient."""
 
 CHUNK_ELEMENTS = 2**22
-"""Logits alive at a time where points are taken chunk by chunk: 16 MiB."""
+"""Number of logits in memory at a time where points are processed chunk by chunk: 16 MiB."""
 
 
 def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-    """Normalised in float32, whatever came in: the squares of half-precision embeddings may overflow."""
+    """Normalize in float32, whatever the input's dtype: the squares of half-precision embeddings may overflow."""
     return F.normalize(embeddings.float(), dim=-1, eps=EPSILON)
 
 
@@ -29,10 +29,10 @@ def cosine_logits(
     scale: Float[Tensor, ""] | float,
     bias: Float[Tensor, ""] | float,
 ) -> Float[Tensor, "*N C"]:
-    """Class logits, all at once: whoever has many points and classes calls this chunk by chunk.
+    """Class logits, all at once; for many points and classes, call it chunk by chunk.
 
     Args:
-        embeddings: of any length; normalised here.
+        embeddings: of any length; normalized here.
         text: unit rows.
     """
     cosines = unit_embeddings(embeddings) @ text.T
@@ -41,12 +41,12 @@ def cosine_logits(
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """What class embeddings are compared with: a text row per class, and the scale and bias of the logits."""
+    """A text row per class, which class embeddings are compared with, and the scale and bias of the logits."""
 
     text: Float[Tensor, "C D"]
     """Unit rows."""
     class_ids: Int[Tensor, " C"]
-    """Which class each row is of: its position in the vocabulary, or the id of a pair's text. Ascending."""
+    """Class of each row: its position in the vocabulary, or the id of a pair's text. Ascending."""
     scale: Float[Tensor, ""]
     bias: Float[Tensor, ""]
 
@@ -65,11 +65,11 @@ class TextClassifier:
         return rows
 
     def of_classes(self, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
-        """A row for each of these classes, in their order; one may come twice, so that ids no longer ascend."""
+        """A row for each of these classes, in their order; classes may repeat, so ids need not ascend."""
         return replace(self, text=self.text[self.positions(class_ids)], class_ids=class_ids)
 
     def select(self, mask: Bool[Tensor, " C"]) -> "TextClassifier":
-        """Only these rows."""
+        """The classifier of only these rows."""
         return replace(self, text=self.text[mask], class_ids=self.class_ids[mask])
 
 
@@ -83,14 +83,14 @@ def initial_bias(
 ) -> float:
     """The bias at which a fresh detector's mean class probability is `target` (the prior of arXiv:1708.02002, 3.3).
 
-    Setting the mean logit instead would leave a far larger mean probability, since the dense CLIP feature is confident
-    on background too. The cosines are counted chunk by chunk into bins 1.2e-4 wide; the bisection runs on the counts
-    of all ranks together.
+    Setting the mean logit instead would give a far larger mean probability, since the dense CLIP feature is confident
+    on background too. The cosines are counted chunk by chunk in bins of width 1.2e-4; the bisection uses the counts of
+    all ranks together.
 
     Args:
-        embeddings: of the points of the first batch, of any length. Leave out points in the padding.
+        embeddings: embeddings of any length at the points of the first batch, without those in the padding.
         text: unit rows.
-        scale: the logit scale training starts from.
+        scale: initial logit scale.
 
     Raises:
         ValueError: no embeddings, no text, or NaN among them.
@@ -111,7 +111,7 @@ def initial_bias(
     def mean_probability(bias: float) -> float:
         return float((counts * torch.sigmoid(scale * cosines + bias)).sum() / counts.sum())
 
-    # Were every cosine 1, or every cosine -1, these would be the answers.
+    # The solutions if every cosine were 1, and if every cosine were -1.
     target_logit = math.log(target / (1 - target))
     low, high = target_logit - abs(scale), target_logit + abs(scale)
     for _ in range(50):

@@ -1,7 +1,7 @@
-"""Task-aligned head (TOOD, Feng et al. 2021, arXiv:2108.07755): both tasks read the same features, each its own mix.
+"""Task-aligned head (TOOD, Feng et al. 2021, arXiv:2108.07755): both tasks mix the same interactive features.
 
-It stands behind the border of `FcosHead`. The class features meet the text space elsewhere (gates.py), and what aligns
-the two tasks in the paper, a probability that multiplies the class scores, is the quality here: scores are
+It has the interface of `FcosHead`. The class features are projected into the text space in gates.py. The probability
+that multiplies the class scores in the paper, and so aligns the two tasks, is the quality here: scores are
 sqrt(class probability x quality).
 """
 
@@ -14,11 +14,11 @@ from ovd.model.fcos_head import boxes_around
 from ovd.model.fpn import group_norm
 
 REDUCTION = 4
-"""How much narrower the layers that look at all interactive features at once are."""
+"""Factor by which the layers over all interactive features together are narrower."""
 
 
 class TaskDecomposition(nn.Module):
-    """A task's features from the stack of interactive ones: layers weighed by attention, then mixed."""
+    """A task's features from the stack of interactive features: layers are weighted by attention, then mixed."""
 
     def __init__(self, channels: int, num_layers: int):
         super().__init__()
@@ -37,14 +37,14 @@ class TaskDecomposition(nn.Module):
 
 
 class TaskAlignedHead(nn.Module):
-    """Interactive convolutions for both tasks; boxes whose sides are looked up where they are seen best."""
+    """Interactive convolutions for both tasks; each side of a box is sampled at a learned offset."""
 
     def __init__(self, channels: int, num_convs: int, strides: list[int]):
         """
         Args:
-            channels: of the pyramid, a multiple of 32.
-            num_convs: interactive convolutions; each of their outputs is seen by both tasks.
-            strides: of the pyramid's levels.
+            channels: width of the pyramid, a multiple of 32.
+            num_convs: number of interactive convolutions; both tasks use the outputs of all.
+            strides: strides of the pyramid's levels.
         """
         super().__init__()
         self.strides = strides
@@ -60,7 +60,7 @@ class TaskAlignedHead(nn.Module):
         self.quality = nn.Sequential(nn.Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_quality)
         self.offsets = nn.Sequential(nn.Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_offsets)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
-        # A bias of 2 makes boxes about four strides wide to begin with; offsets begin at nought.
+        # A bias of 2 makes initial boxes about four strides wide; offsets start at zero.
         for layer, bias in ((self.distances, 2.0), (last_of_quality, 0.0)):
             assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
@@ -89,17 +89,17 @@ class TaskAlignedHead(nn.Module):
 
 
 def look_up(distances: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) -> Float[Tensor, "B 4 h w"]:
-    """Each side's distance as predicted elsewhere: at the point moved by that side's offset, bilinearly.
+    """Sample each side's distance bilinearly at the point moved by that side's offset.
 
     Args:
-        offsets: x and y of left, top, right, bottom in turn, in cells; beyond the border the border's value is taken.
+        offsets: x and y of left, top, right, bottom in turn, in cells; beyond the border the border's value is used.
     """
     batch, _, height, width = distances.shape
     y, x = torch.meshgrid(
         torch.arange(height, device=distances.device), torch.arange(width, device=distances.device), indexing="ij"
     )
     cells = torch.stack([x, y], dim=-1) + offsets.reshape(batch * 4, 2, height, width).permute(0, 2, 3, 1)
-    # grid_sample takes the outer borders of the first and last cell as -1 and 1.
+    # For grid_sample the outer borders of the first and last cell are -1 and 1.
     grid = (2 * cells + 1) / torch.tensor([width, height], device=distances.device) - 1
     sampled = F.grid_sample(
         distances.reshape(batch * 4, 1, height, width), grid, padding_mode="border", align_corners=False

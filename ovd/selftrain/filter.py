@@ -1,8 +1,7 @@
-"""Which of a teacher's boxes are kept, decided after the fact: no threshold costs another run of the teacher.
+"""Filters of a teacher's boxes, applied after labelling: another threshold needs no other run of the teacher.
 
-A predicate looks at the boxes of one shard and says of each whether it passes; nothing is changed or lost unseen, since
-every box removed is counted under the predicate that removed it. Sets have millions of images, so nothing here loops
-over them, but for the captions' words.
+A predicate gives a mask over the boxes of one shard; every removed box is counted under the predicate that removed it.
+Data sets have millions of images, so nothing here loops over them, except for the words of captions.
 """
 
 from collections.abc import Sequence
@@ -20,19 +19,20 @@ SAME_PLACE_IOU = 0.5
 def filter_labels(
     labels: ShardLabels, filters: BoxFilters, *, captions: Sequence[str] | None = None
 ) -> tuple[Bool[np.ndarray, " M"], dict[str, int]]:
-    """Which boxes of a shard are kept, and how many each predicate removed.
+    """Filter the boxes of a shard, and count how many each predicate removes.
 
-    First each box is looked at by itself, then those left compete for their image (`keep`). Equal scores go by order.
+    First each box is checked by itself, then `keep` selects among those left in each image. Of equal scores, the first
+    is preferred.
 
     Args:
-        captions: of every pair; only `caption_match` needs them.
+        captions: the caption of every pair; only `caption_match` needs them.
 
     Returns:
         A mask over the boxes; and the number of boxes by the name of the first predicate that they fail, and under
         "kept". The numbers add up to all boxes.
 
     Raises:
-        ValueError: `caption_match` without captions, or with those of other pairs.
+        ValueError: `caption_match` without captions, or with another number than there are pairs.
     """
     if filters.caption_match and captions is None:
         raise ValueError("caption_match compares with captions; give those of the shard")
@@ -56,24 +56,27 @@ def filter_labels(
 
 
 def score_at_least(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
+    """Whether each box has at least this score."""
     return labels.scores.values >= least
 
 
 def side_at_least_px(labels: ShardLabels, least: float) -> Bool[np.ndarray, " M"]:
+    """Whether each box's shorter side has at least this length, in pixels of the pair's image."""
     return _sides(labels).min(axis=1) >= least
 
 
 def relative_area_at_most(labels: ShardLabels, most: float) -> Bool[np.ndarray, " M"]:
+    """Whether each box covers at most this fraction of its image."""
     return _sides(labels).prod(axis=1) <= most * _image_sizes(labels).prod(axis=1)
 
 
 def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.ndarray, " M"]:
-    """Whether the words of each box's text stand in its pair's caption, side by side, in any case and number."""
+    """Whether the words of each box's text occur side by side in its pair's caption, in any case and number."""
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
     padded_captions = [f" {normalized(caption)} " for caption in captions]
     padded_texts = [f" {normalized(text)} " for text in labels.texts]
-    # An image has many boxes of a text: each combination is looked up once.
+    # An image has many boxes per text: each combination is compared once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [
         padded_texts[text] in padded_captions[pair]
@@ -92,17 +95,18 @@ def best_of_text_in_image(labels: ShardLabels, candidates: Bool[np.ndarray, " M"
     return _best_candidates(_pair_and_text(labels), labels, candidates)
 
 
-def one_text_a_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
-    """In each image one box a text and one text a place: the best candidate first, then the best of those that are
-    neither of a text already served nor at a place already taken (IoU above 0.5), and so on.
+def one_text_per_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+    """In each image one box per text and one text per place: greedily the best candidate whose text has no chosen box
+    yet and which overlaps no chosen box (IoU above 0.5).
 
-    Two texts of a caption are seldom of one object; where both fit it best, the weaker one takes its next best place.
+    Two texts of a caption rarely name one object; if both score best on the same one, the lower-scoring text gets its
+    next best place.
     """
     chosen = np.zeros(len(candidates), dtype=bool)
     images, texts, boxes = labels.boxes.images_of_values(), labels.box_texts.values, labels.boxes.values
     rows = np.flatnonzero(candidates)
     rows = rows[np.lexsort([-labels.scores.values[rows], images[rows]])]
-    while len(rows):  # as many rounds as an image has boxes chosen
+    while len(rows):  # one round per chosen box of an image
         is_best = np.diff(images[rows], prepend=-1) > 0
         best = rows[is_best]
         chosen[best] = True
@@ -112,7 +116,7 @@ def one_text_a_place(labels: ShardLabels, candidates: Bool[np.ndarray, " M"]) ->
     return chosen
 
 
-_CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": one_text_a_place}
+_CHOICES = {"top1": best_of_image, "top1_per_text": best_of_text_in_image, "one_to_one": one_text_per_place}
 
 
 def best_of_group(
@@ -129,7 +133,7 @@ def best_of_group(
 
 
 def paired_iou(boxes: Float32[np.ndarray, "M 4"], others: Float32[np.ndarray, "M 4"]) -> Float32[np.ndarray, " M"]:
-    """Of each box with the one in the same row; 0 for two boxes without area."""
+    """IoU of each box with the one in the same row; 0 for two boxes without area."""
     corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     intersection = corners.clip(min=0).prod(axis=1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1) - intersection
@@ -147,7 +151,7 @@ def _best_candidates(
 
 
 def _pair_and_text(labels: ShardLabels) -> Int64[np.ndarray, " M"]:
-    """One number for the pair and the text of each box."""
+    """A number that identifies the pair and the text of each box."""
     return labels.boxes.images_of_values() * len(labels.texts) + labels.box_texts.values
 
 

@@ -2,7 +2,7 @@
 
     teacher = HuggingFaceTeacher("google/owlv2-base-patch16-ensemble", device=torch.device("cuda"), ...)
 
-transformers is an extra of this toolkit (`teachers`), imported when a teacher is made.
+transformers is an extra of this toolkit (`teachers`), imported when a teacher is constructed.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 
 _PROMPTS_PER_PASS = 512
-"""Of OWL models, which set no limit; memory grows with it, and every further pass runs the backbone again."""
+"""Prompts per pass of OWL models, which have no limit: memory grows with it, and each pass runs the backbone again."""
 
 _CANDIDATES = 5000
-"""Highest-scoring (box, query) pairs of an image that enter non-maximum suppression."""
+"""Number of (box, query) pairs per image that enter non-maximum suppression, those with the best scores."""
 
 _LARGEST_ASPECT = 32
-"""Thinner images are padded to this: processors that keep the aspect ratio would shrink their short side to nothing."""
+"""Thinner images are padded to this: processors that keep the aspect ratio would shrink their short side to zero."""
 
 _NUM_LISTED = 20
 
@@ -51,9 +51,9 @@ class _Pass:
 class HuggingFaceTeacher:
     """A zero-shot detector of transformers as a Teacher.
 
-    Images are taken one at a time, in float32: padding a batch changes some models' boxes, OWL models score the queries
-    that fill up a batch as if they had been asked for, and bf16 would leave box corners in doubt by 4 pixels in 1,000.
-    So an image's labels do not depend on what it was batched with.
+    Images are processed one at a time, in float32, so that an image's labels do not depend on its batch: padding a
+    batch changes some models' boxes, and OWL models score the queries that pad a batch like real ones. bf16 would round
+    box corners by up to 4 pixels in 1,000.
 
     Every pair of a box and a query scores, not each box's best query alone. Grounding DINO scores tokens; a query's
     score is the mean over its tokens, as in its authors' COCO evaluation. OWL models read 16 tokens of a prompt,
@@ -77,11 +77,11 @@ class HuggingFaceTeacher:
         """Load the model and its processor.
 
         Args:
-            name_or_folder: a name on the hub (downloaded once; HF_HUB_OFFLINE=1 keeps to what is cached) or a folder
+            name_or_folder: a name on the hub (downloaded once; with HF_HUB_OFFLINE=1 only from the cache) or a folder
                 that `save_pretrained` wrote, with its processor.
-            score_threshold: boxes must score more.
-            max_boxes: most boxes of an image, the best ones.
-            nms_iou: overlap above which the weaker of two boxes of the same query is dropped.
+            score_threshold: only boxes that score more are kept.
+            max_boxes: maximum number of boxes per image, the best ones.
+            nms_iou: IoU above which the lower-scoring of two boxes of the same query is dropped.
             templates: what names and phrases are put into, cleaned (text/prompts.py), for example ("a photo of
                 {article} {}",); with None, the model reads a query as it stands, as captions are.
 
@@ -110,10 +110,10 @@ class HuggingFaceTeacher:
         )
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
-        """Boxes of every image for its own queries; `texts` are positions in its tuple. RGB images of any size.
+        """Detect in RGB images of any size, each with its own queries; `texts` are positions in the image's queries.
 
         Raises:
-            ValueError: the model gives NaN.
+            ValueError: the model outputs NaN.
         """
         return [self._detect_image(image, texts) for image, texts in zip(images, queries, strict=True)]
 
@@ -171,9 +171,9 @@ class HuggingFaceTeacher:
         return _grounding_dino_passes(self._processor.tokenizer, prompts, self._model.config.max_text_len)
 
     def _to_pixels(self, boxes: Float[Tensor, "P 4"], size: tuple[int, int]) -> Float[Tensor, "P 4"]:
-        """From fractions (centre, size) of what the model saw to corners in the image of this height and width.
+        """Convert the model's boxes (center and size, relative to its input) to corners in pixels of the image.
 
-        Models see the whole image, OWLv2 after its processor has padded it to a square at the right and bottom.
+        The model's input is the whole image; OWLv2's processor first pads it to a square at the right and bottom.
         """
         if self._family == "owlv2" and self._processor.image_processor.do_pad:
             size = (max(size), max(size))
@@ -201,7 +201,7 @@ def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
             "OWL-ViT or OWLv2"
         )
     processor = _read(AutoProcessor, name)
-    # transformers would load in the precision of the file, and fill weights that are missing with random ones.
+    # By default, transformers loads in the precision of the file, and initializes missing weights at random.
     model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:

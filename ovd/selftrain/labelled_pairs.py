@@ -1,4 +1,4 @@
-"""Image-text pairs with a teacher's labels as training data: what the loader reads like an annotated data set."""
+"""Image-text pairs with a teacher's labels as training data, with the loader's interface of annotated data sets."""
 
 import hashlib
 from collections import Counter
@@ -20,31 +20,32 @@ from ovd.text.pair_texts import PairTexts
 
 @dataclass(frozen=True)
 class KeptLabels:
-    """What training takes of a shard's N pairs and Q texts.
+    """The part of a shard's labels that training needs, for its N pairs and Q texts.
 
-    No strings, and of the boxes those that pass the filters: every rank holds this of a whole set, millions of pairs
-    with up to a hundred boxes each. Nor are the names of a vocabulary repeated for each of the images that were
-    searched for it.
+    It has no strings, and only the boxes that pass the filters: every rank keeps it in memory for the whole data set,
+    millions of pairs with up to a hundred boxes each. For the same reason a vocabulary that is the query of many images
+    is stored once.
     """
 
     image_sizes: Int32[np.ndarray, "N 2"]
     """Height and width in pixels; 0 where the image could not be read."""
     pair_counts: Int32[np.ndarray, " Q"]
-    """The number of pairs that each text was asked for in."""
+    """Number of pairs that each text is a query of."""
     query_lists: Ragged
-    """Rows of texts that were asked for together in an image, int32."""
+    """Lists of queries: rows of texts, int32."""
     list_of_pair: Int32[np.ndarray, " N"]
-    """Which of them was asked for in each pair's image."""
+    """Row of each pair's list in `query_lists`."""
     boxes: Ragged
     """xyxy in pixels of the pair's image, float32, best first."""
     scores: Ragged
-    """float32."""
+    """Scores of the boxes, float32."""
     box_texts: Ragged
-    """Row of the text that each box answers to, int32."""
+    """Row of each box's text, int32."""
 
     @classmethod
     def of(cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"]) -> "KeptLabels":
-        """
+        """The part of a shard's labels that training needs.
+
         Args:
             mask: which of the M boxes are kept.
         """
@@ -61,7 +62,7 @@ class KeptLabels:
         )
 
     def select(self, mask: Bool[np.ndarray, " K"]) -> "KeptLabels":
-        """Only these of its boxes."""
+        """The labels with only these boxes."""
         boxes = self.boxes.select(mask)
         return replace(
             self,
@@ -71,7 +72,7 @@ class KeptLabels:
         )
 
     def queries(self, pair: int) -> Int32[np.ndarray, " K"]:
-        """Rows of the texts that were asked for in the pair's image."""
+        """Rows of the texts that are queries of the pair."""
         return self.query_lists[int(self.list_of_pair[pair])]
 
     def num_queries(self) -> Int64[np.ndarray, " N"]:
@@ -82,9 +83,10 @@ class KeptLabels:
 
 
 def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
-    """The lists of N images, those that are equal in a row only once, and the number of each image's list."""
+    """The lists of N images, with consecutive equal lists only once, and the row of each image's list."""
     lengths, images = np.diff(lists.offsets), lists.images_of_values()
-    # Of lists as long as the one before, an element's counterpart lies one length before it; of others it is anything.
+    # In a list as long as the one before it, an element's counterpart is one length before the element. In other lists
+    # the value is arbitrary, and not used.
     counterparts = lists.values[np.arange(len(lists.values)) - lengths[images]]
     is_new = np.diff(lengths, prepend=-1) != 0
     is_new[images[lists.values != counterparts]] = True
@@ -95,13 +97,13 @@ def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
 def read_kept_labels(
     files: Sequence[Path], filters: BoxFilters, shards: PairShards
 ) -> tuple[list[KeptLabels], Counter[str]]:
-    """Reads and filters one file after another.
+    """Read and filter label files one after another.
 
     Args:
-        shards: those of the files (`open_labelled_shards`).
+        shards: the shards of the files (`open_labelled_shards`).
 
     Returns:
-        What is left, and the number of boxes by the predicate that removed them, and under "kept".
+        The labels that are left, and the number of boxes by the predicate that removed them, and under "kept".
     """
     kept, counts = [], Counter[str]()
     for file, name in progress(zip(files, shards.file_names, strict=True), len(files), "labels"):
@@ -116,10 +118,10 @@ def read_kept_labels(
 
 
 def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> tuple[list[KeptLabels], int]:
-    """At most `count` boxes of a text over the whole set, the best scores first; of equal ones, the first.
+    """Keep at most `count` boxes per text over the whole set, those with the best scores; of equal ones, the first.
 
     Returns:
-        What is left, and the number of boxes removed.
+        The labels that are left, and the number of boxes removed.
     """
     ids = [np.zeros(0, np.int64), *(texts.ids(number)[of.box_texts.values] for number, of in enumerate(kept))]
     scores = [np.zeros(0, np.float32), *(of.scores.values for of in kept)]
@@ -130,22 +132,23 @@ def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> 
 
 
 class LabelledPairs:
-    """The pairs that have something to teach, in the order of their shards; an `ImageSource` of the loader.
+    """The pairs with a label to train on, in the order of their shards; an `ImageSource` of the loader.
 
-    The classes of a record are ids of texts; its `image_texts` are all that were asked for in its image. A teacher's
-    best boxes are not all there is, so the negatives of a pair are the texts of other pairs.
+    The classes of a record are ids of texts; its `image_texts` are all queries of its image. An image may show more
+    than its kept boxes, so the negatives of a pair are the texts of other pairs.
     """
 
     def __init__(self, shards: PairShards, labels: Sequence[KeptLabels], texts: PairTexts, *, with_boxes: bool):
         """
         Args:
-            shards: of the same pairs as the labels, in the same order (`open_labelled_shards`).
+            shards: the same pairs as in the labels, in the same order (`open_labelled_shards`).
             labels: one per shard.
-            texts: gives every text of the labels its id.
-            with_boxes: only pairs with a kept box; else every pair with a text, and no boxes at all.
+            texts: the ids of the labels' texts.
+            with_boxes: whether to use pairs with a kept box, with their boxes; else every pair with a query, without
+                boxes.
 
         Raises:
-            ValueError: shards and labels are not of as many pairs, or no pair is left.
+            ValueError: shards and labels have different numbers of pairs, or no pair is left.
         """
         self._shards = shards
         self._labels = labels
@@ -153,21 +156,21 @@ class LabelledPairs:
         self._with_boxes = with_boxes
         self._starts = np.cumsum([0, *map(len, labels)])
         self.num_labelled = len(shards)
-        """Pairs that the teacher was given, also those that have nothing to teach."""
+        """Number of pairs given to the teacher, including those without a label to train on."""
         if self._starts[-1] != len(shards):
-            raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels speak of {self._starts[-1]}")
+            raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels have {self._starts[-1]}")
         counts = [np.diff(of.boxes.offsets) if with_boxes else of.num_queries() for of in labels]
         positions = np.flatnonzero(np.concatenate([np.zeros(0, np.int64), *counts]))
         if len(positions) == 0:
             raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")
         self.image_ids = -1 - positions
-        """Minus one minus the pair's position in the shards: never an image id of the detection data."""
+        """-1 - the pair's position in the shards: negative, unlike any image id of the detection data."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def fingerprint(self) -> str:
-        """Hash of what is held: which pairs, their boxes and the ids of their texts."""
+        """Hash of the pairs, their boxes and the ids of their texts."""
         digest = hashlib.sha256(self.image_ids.tobytes())
         for number, labels in enumerate(self._labels):
             digest.update(self._texts.ids(number).tobytes())

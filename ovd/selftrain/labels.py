@@ -1,7 +1,7 @@
-"""What a teacher found in one shard of image-text pairs, and the file that holds it.
+"""A teacher's labels of one shard of image-text pairs, and their file.
 
-Nothing is decided here: every box above a low score is kept, with the text it answers to, so that filters
-(filter.py) can be changed without asking the teacher again.
+Every box above a low score is stored, with its text, so that the filters (filter.py) can be changed without another run
+of the teacher.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ from ovd.text.tensor_file import file_header
 
 FORMAT = "labels of a shard of image-text pairs, 2"
 
-# The safetensors package refuses to read a longer one.
+# The safetensors package does not read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class TeacherBoxes:
-    """What a teacher finds in one image: K boxes, best first."""
+    """A teacher's K boxes in one image, best first."""
 
     boxes: Float32[np.ndarray, "K 4"]
     """xyxy in pixels of the image."""
     scores: Float32[np.ndarray, " K"]
     texts: Int64[np.ndarray, " K"]
-    """Position in the list of texts that was asked for in this image."""
+    """Position of each box's text in the image's queries."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class ShardLabels:
 
     keys: tuple[str, ...]
     reasons: tuple[str, ...]
-    """Empty for a pair that the teacher looked at; else "CODE why" it was not."""
+    """Empty for a pair that was given to the teacher; else "CODE why" it was not."""
     image_sizes: Int64[np.ndarray, "N 2"]
     """Height and width in pixels; 0 where the image could not be read."""
     texts: tuple[str, ...]
     queries: Ragged
-    """Rows of `texts` that were asked for in each pair's image."""
+    """Queries of each pair: rows of `texts`."""
     boxes: Ragged
     """xyxy in pixels of the pair's image, float32, best first."""
     scores: Ragged
-    """float32."""
+    """Scores of the boxes, float32."""
     box_texts: Ragged
-    """Row of `texts` that each box answers to."""
+    """Row of `texts` of each box."""
 
 
 def write_labels(
@@ -68,21 +68,21 @@ def write_labels(
     text_tower: str,
     settings: dict[str, Any],
 ) -> str:
-    """Writes a shard's labels and its texts' embeddings as one safetensors file; its bytes depend on these alone.
+    """Write a shard's labels and its texts' embeddings as one safetensors file; its bytes depend on these alone.
 
     `TextBank` opens the same file: its classes are the texts.
 
     Args:
-        index: of the shard, so that who trains on the labels need not read through it again.
+        index: index of the shard, stored so that training on the labels need not scan the shard.
         variants: V unit rows for each of the Q texts.
         text_tower: fingerprint of the text tower that they come from.
-        settings: whatever else the labels depend on, JSON-able.
+        settings: all settings that the labels depend on, JSON-able.
 
     Returns:
         The file's SHA-256.
 
     Raises:
-        ValueError: the shard has more text than such a file can hold.
+        ValueError: the shard has too much text for the file's header.
     """
     arrays = {
         "image_sizes": labels.image_sizes,
@@ -117,7 +117,8 @@ def write_labels(
 
 
 def read_labels(path: Path) -> ShardLabels:
-    """
+    """Read the labels of a shard.
+
     Raises:
         ValueError: not a whole file of `write_labels`.
     """
@@ -137,7 +138,7 @@ def read_labels(path: Path) -> ShardLabels:
 
 
 def read_shard_index(path: Path) -> ShardIndex:
-    """Where the pairs lie in the shard that a labels file is about.
+    """Read the positions of the pairs in a shard from its labels file.
 
     Raises:
         ValueError: not a whole file of `write_labels`.
@@ -153,7 +154,7 @@ def read_shard_index(path: Path) -> ShardIndex:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """An open labels file and its metadata; what goes wrong with it is one kind of error."""
+    """An open labels file and its metadata; every failure raises a ValueError."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -167,7 +168,7 @@ def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
 
 
 def label_files(folder: Path) -> list[Path]:
-    """The labels in a folder, in the order of their shards.
+    """The label files in a folder, in the order of their shards.
 
     Raises:
         ValueError: there are none.
@@ -183,7 +184,7 @@ def _shard_name(file: Path) -> str:
 
 
 def labels_fingerprint(files: Sequence[Path]) -> str:
-    """Hash of the ledgers: of the shards, what they were labelled with and what was found, text embeddings included."""
+    """Hash of the ledgers, which cover the shards, the settings and the labels with their text embeddings."""
     ledgers = (_ledger_path(file).read_bytes() for file in files)
     return hashlib.sha256(b"".join(hashlib.sha256(ledger).digest() for ledger in ledgers)).hexdigest()[:16]
 
@@ -193,17 +194,17 @@ def _ledger_path(file: Path) -> Path:
 
 
 def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
-    """The shards that labels were made of, by the index that is kept with the labels: none is read through again.
+    """Open the labelled shards by the index that is stored with the labels, without scanning them.
 
     Args:
-        folder: of the shards.
+        folder: folder of the shards.
         files: the labels (`label_files`).
-        text_tower: fingerprint of the text tower that their text embeddings must come from.
+        text_tower: required fingerprint of the text tower that the text embeddings come from.
 
     Raises:
-        ValueError: a labels file has no ledger, so that it may not be whole; or the manifest of the folder tells of
-            another shard of that name; or the files were made with different settings, or another text tower.
-        DataError: F13 a shard has another size than the one that was labelled.
+        ValueError: a labels file has no ledger, so that it may be incomplete; or the folder's manifest lists another
+            shard of that name; or the files were made with different settings, or another text tower.
+        DataError: F13 a shard has another size than when it was labelled.
     """
     listed = list_shards(folder)
     common: dict[str, Any] | None = None
@@ -216,11 +217,11 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
             text_tower_of_file = settings["text_tower"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again, it makes what is missing"
+                f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again to label this shard"
             ) from None
         expected = listed.get(name)
         if expected is not None and expected.sha256 != sha256:
-            raise ValueError(f"{file} was made of another {name} than the one that is there now: label that one")
+            raise ValueError(f"{file} was made from another {name} than the present one; label it again")
         if text_tower not in (None, text_tower_of_file):
             raise ValueError(
                 f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
@@ -230,8 +231,8 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
         different = [key for key in sorted(common.keys() | settings.keys()) if common.get(key) != settings.get(key)]
         if different:
             raise ValueError(
-                f"{file} was made otherwise than {files[0].name} ({', '.join(different)}); remove what does not belong "
-                "to the others and run tools/pseudo_label.py again"
+                f"{file} was made with other settings than {files[0].name} ({', '.join(different)}); remove the files "
+                "that do not match the others and run tools/pseudo_label.py again"
             )
     indexes = {_shard_name(file): read_shard_index(file) for file in files}
     shards = PairShards(folder, only=indexes, known=indexes)

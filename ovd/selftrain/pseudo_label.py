@@ -1,8 +1,8 @@
-"""The pseudo-labelling job: a teacher over shards of image-text pairs, to a labels file and a ledger for each shard.
+"""The pseudo-labelling job: a teacher labels shards of image-text pairs, with a labels file and a ledger per shard.
 
 A shard is labelled whole or not at all, and its files depend on the shard and the settings alone: not on how the
-shards are divided among workers, nor on where an earlier worker was killed. The ledger, written last, says that a
-shard is done.
+shards are divided among workers, nor on where an earlier worker was killed. The ledger is written last and marks a
+shard as done.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from ovd.selftrain.queries import caption_queries, ngram_queries, noun_queries
 from ovd.selftrain.teacher import Teacher, TextVariants
 
 MAX_CAPTION_CHARACTERS = 1_000
-"""A longer one is the text of a page rather than a caption."""
+"""Longer captions are skipped; they are texts of pages rather than captions."""
 
 _QUERIES_OF_CAPTION = {"caption": caption_queries, "ngrams": ngram_queries, "nouns": noun_queries}
 _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
@@ -44,19 +44,19 @@ _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What became of the pairs of one shard or several."""
+    """Counts of pairs, boxes and texts in one or several shards."""
 
     pairs: int
     pairs_with_boxes: int
     capped_pairs: int
-    """With more boxes than are kept."""
+    """Pairs with more boxes than are kept."""
     boxes: int
     texts: int
-    """Distinct within a shard."""
+    """Texts that are distinct within a shard."""
     long_texts: int
-    """Of these, how many fill the text tower's context, which may have cut them."""
+    """Texts that fill the text tower's context, and may have been cut."""
     reasons: dict[str, int]
-    """Pairs that the teacher did not look at, by the code of the reason."""
+    """Number of pairs not given to the teacher, by the code of the reason."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,20 @@ def label_shards(
     world: int = 1,
     num_shards: int | None = None,
 ) -> LabelCounts:
-    """Writes `<shard>.safetensors` (labels.py) and, when that is whole, the ledger `<shard>.json` for every shard.
+    """Write `<shard>.safetensors` (labels.py) and, once that is complete, the ledger `<shard>.json` for every shard.
 
-    A shard that has both is passed over; a labels file that its ledger does not describe is made again.
+    A shard that has both is skipped; a labels file that does not match its ledger is written again.
 
     Args:
-        texts: encodes what is asked for, for the labels file: of the text tower that a student will speak.
-        rank, world: this worker takes the shards number rank, rank + world, ...
-        num_shards: of the folder's shards, only the first so many.
+        texts: encodes the queries for the labels file, with the text tower that students are trained with.
+        rank, world: this worker labels the shards number rank, rank + world, ...
+        num_shards: number of the folder's shards to label, from the first; all by default.
 
     Returns:
-        The counts of this worker's shards, those done before included.
+        The counts of this worker's shards, including those done before.
 
     Raises:
-        ValueError: a shard was labelled with other settings before, or the teacher gives what is not a number.
+        ValueError: a shard was labelled with other settings before, or the teacher outputs NaN or infinity.
         DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of this
             worker's and at least 5, cannot be read.
     """
@@ -160,22 +160,22 @@ def label_shards(
 
 
 def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """A worker's number and how many there are: as given, else RANK and WORLD_SIZE (torchrun), else 0 of 1.
+    """A worker's number and the number of workers: as given, else RANK and WORLD_SIZE (torchrun), else 0 and 1.
 
     Raises:
-        ValueError: one of them without the other, or not a number.
+        ValueError: one of the two is missing, or not a number.
     """
     if (rank is None) != (world is None):
         raise ValueError(f"rank {rank} of {world} workers: give both or neither")
     if rank is not None and world is not None:
         return rank, world
     if ("RANK" in environment) != ("WORLD_SIZE" in environment):
-        raise ValueError("of RANK and WORLD_SIZE the environment has only one; set both, or give --rank and --world")
+        raise ValueError("the environment has only one of RANK and WORLD_SIZE; set both, or give --rank and --world")
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
 
 
 def _settings(teacher: Teacher, texts: TextVariants, options: LabelOptions) -> dict[str, Any]:
-    """All that the labels of a shard depend on besides the shard."""
+    """All settings that the labels of a shard depend on."""
     classes = json.dumps(options.classes).encode()
     return {
         "format": FORMAT,
@@ -212,10 +212,10 @@ def _write_ledger(
 def _read_done(
     output: Path, shard: str, shard_sha256: str, settings: dict[str, Any], report: DataReport
 ) -> LabelCounts | None:
-    """The counts of a shard that is labelled; None for one that is to be labelled, perhaps again.
+    """The counts of a labelled shard; None for one that is to be labelled, for the first time or again.
 
     Args:
-        report: counts the images of a labelled shard.
+        report: gets the images of a labelled shard.
     """
     path, labels_path = _ledger_path(output, shard), _labels_path(output, shard)
     if not path.exists():
@@ -234,9 +234,9 @@ def _read_done(
         if before.get(key) != now.get(key)
     ]
     if different:
-        raise ValueError(f"{path} was made otherwise: {'; '.join(different)}; give another --output")
+        raise ValueError(f"{path} was made with other settings: {'; '.join(different)}; give another --output")
     if not labels_path.exists() or sha256_of(labels_path) != labels_sha256:
-        print(f"{labels_path} is missing or not the file that its ledger describes; {shard} is labelled again")
+        print(f"{labels_path} is missing or does not match its ledger; {shard} is labelled again")
         return None
     labels = read_labels(labels_path)
     for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
@@ -245,7 +245,7 @@ def _read_done(
 
 
 def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
-    """All pairs in order, decoded by a thread while the teacher looks at those before."""
+    """All pairs in order, decoded by a thread while the teacher processes the previous ones."""
 
     def decode(position: int) -> _Decoded:
         key = shards.key(position)
@@ -272,7 +272,7 @@ def _count_image(report: DataReport, where: str, reason: str) -> None:
 
 
 def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[str]]:
-    """What each pair's image is asked for, and the reason where that is nothing."""
+    """The queries of each pair, and the reason if it has none."""
     if options.queries == "classes":
         return [options.classes] * len(captions), [""] * len(captions)
     reasons = [_fault(caption) for caption in captions]
@@ -282,7 +282,7 @@ def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ..
         for caption, reason in zip(captions, reasons, strict=True)
     ]
     return asked, [
-        reason or ("" if queries else "F30 the caption has nothing to ask for")
+        reason or ("" if queries else "F30 the caption has no query")
         for reason, queries in zip(reasons, asked, strict=True)
     ]
 
@@ -292,7 +292,7 @@ def _fault(caption: str) -> str:
         return "F30 the caption is empty"
     if len(caption) > MAX_CAPTION_CHARACTERS:
         return f"F30 the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}"
-    if "\ufffd" in caption:  # what pairs.py reads bad bytes as; the embedding would be that of another text
+    if "\ufffd" in caption:  # pairs.py's replacement for bad bytes; the embedding would be that of another text
         return "F30 the caption is not UTF-8"
     return ""
 
@@ -351,7 +351,7 @@ def _to_labels(pairs: list[_Labelled], texts: tuple[str, ...]) -> ShardLabels:
 
 
 def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
-    """Args: empty: gives shape and dtype where there are no arrays."""
+    """Join arrays to one ragged array; `empty` gives shape and dtype if there are none."""
     lengths = np.array([len(array) for array in arrays], np.int64)
     return Ragged(np.concatenate([empty, *arrays]), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
 

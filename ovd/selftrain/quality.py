@@ -1,8 +1,8 @@
-"""How good a teacher's labels are, where the true objects of the pairs are known.
+"""Quality of a teacher's labels on pairs whose true objects are known.
 
-A label is right in place if it overlaps a true object with an IoU of at least 0.5, and right in name if its text also
-names that object. This is no average precision: several labels may be right about one object, since a training image
-is not made worse by them.
+A label is correct in place if it overlaps a true object with an IoU of at least 0.5, and correct in name if its text
+also names that object. Unlike in average precision, several labels may be correct for one object, since duplicates do
+not harm training.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,22 +24,22 @@ MIN_IOU = 0.5
 
 @dataclass(frozen=True)
 class TrueObjects:
-    """What the N pairs of a shard really show, and say."""
+    """The true objects and the captions of a shard's N pairs."""
 
     is_known: Bool[np.ndarray, " N"]
-    """False for a pair that brings no true objects: neither its labels nor it itself counts."""
+    """False for a pair whose true objects are not known; it is left out, with its labels."""
     boxes: Ragged
     """xyxy in pixels of the pair's image, float32; K in all."""
     names: tuple[str, ...]
-    """Of all K objects, end to end."""
+    """Names of all K objects."""
     captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class QualityRow:
-    """The labels kept by one rule at one score. A share is None where there is nothing to take it of.
+    """Precision and recall of the labels kept by one rule at one score; None without labels or objects.
 
-    `in_name` shares are None, too, if the texts are whole captions: these name nothing in particular.
+    Values `in_name` are also None if the texts are whole captions, which do not name single objects.
     """
 
     keep: Keep
@@ -66,10 +66,10 @@ class _Hits:
 
 
 def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObjects:
-    """From the pairs' info members: `boxes` (xyxy in pixels) and `names`.
+    """Read true objects from the pairs' info members: `boxes` (xyxy in pixels) and `names`.
 
     Raises:
-        ValueError: an info member whose boxes and names do not fit together.
+        ValueError: an info member has different numbers of boxes and names, or a box without four numbers.
     """
     is_known, counts, captions = [], [], []
     boxes: list[list[float]] = []
@@ -82,7 +82,7 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
         if len(its_boxes) != len(its_names) or any(len(box) != 4 for box in its_boxes):
             raise ValueError(
                 f"{pairs.directory}/{pairs.location(position)}: its JSON has boxes {its_boxes} and names {its_names}; "
-                f"give as many names as boxes, and four numbers for a box"
+                f"give as many names as boxes, and four numbers per box"
             )
         counts.append(len(its_boxes))
         boxes += its_boxes
@@ -104,17 +104,17 @@ def measure_quality(
     synonyms: Mapping[str, Collection[str]] | None = None,
     rare: Collection[str] = (),
 ) -> tuple[QualityRow, ...]:
-    """Precision and recall of what each `keep` rule keeps at each score.
+    """Precision and recall of the labels that each `keep` rule keeps at each score.
 
     Args:
-        shards, truth: in the same order, of the same pairs.
+        shards, truth: labels and true objects of the same pairs, in the same order.
         synonyms: other names of a true object, by its name.
-        rare: names of the true objects that are also reported by themselves.
+        rare: names of the true objects that are also reported separately.
     """
     names_of = {normalized(name): {normalized(other) for other in others} for name, others in (synonyms or {}).items()}
     rare_names = {normalized(name) for name in rare}
     rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
-    counts = np.zeros((len(rules), 7), dtype=np.int64)  # columns as `_counts` has them
+    counts = np.zeros((len(rules), 7), dtype=np.int64)  # columns as in `_counts`
     num_objects = num_rare_objects = 0
     for labels, objects in zip(shards, truth, strict=True):
         names = [normalized(name) for name in objects.names]
@@ -152,7 +152,7 @@ def measure_quality(
 
 
 def format_quality(rows: Sequence[QualityRow]) -> str:
-    """A Markdown table, shares in percent; "-" where there is none."""
+    """Format rows as a Markdown table, in percent; "-" for None."""
     columns = {
         "keep": [row.keep for row in rows],
         "score from": [f"{row.min_score:g}" for row in rows],
@@ -184,16 +184,16 @@ def _asks_for_whole_captions(labels: ShardLabels, objects: TrueObjects) -> bool:
 def _hits(
     labels: ShardLabels, objects: TrueObjects, names: Sequence[str], names_of: Mapping[str, Collection[str]]
 ) -> _Hits:
-    """Compares each label with every true object of its pair.
+    """Compare each label with every true object of its pair.
 
     Args:
-        names: of all objects, normalised.
-        names_of: further normalised names by these.
+        names: normalized names of all objects.
+        names_of: normalized synonyms by normalized name.
     """
     pairs = labels.boxes.images_of_values()
     num_objects = np.diff(objects.boxes.offsets)[pairs]
     label_rows = np.repeat(np.arange(len(pairs)), num_objects)
-    # 0, 1, ... up to the number of objects, again for each label.
+    # 0, 1, ... up to the number of objects, for each label.
     within = np.arange(len(label_rows)) - np.repeat(np.cumsum(num_objects) - num_objects, num_objects)
     object_rows = objects.boxes.offsets[pairs][label_rows] + within
     overlaps = paired_iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
@@ -208,7 +208,8 @@ def _hits(
 
 
 def _counts(hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> Int64[np.ndarray, "7"]:
-    """Labels, those right in place and in name; objects found in place and with name; the same of the rare ones."""
+    """Number of labels, of those correct in place and in name; of objects found in place and with name; the same for
+    rare objects."""
     in_place = is_kept[hits.labels]
     in_name = in_place & hits.is_named
     found, found_with_name = np.unique(hits.objects[in_place]), np.unique(hits.objects[in_name])

@@ -1,7 +1,7 @@
-"""From a caption to the texts that a teacher is asked for in its image.
+"""Queries for a teacher from a caption.
 
-Rules for English web captions; they need no data, no tagger and no training. Other languages pass through: their words
-are kept, but none of them is known as a function word.
+These are rules for English web captions, without data, tagger or training. Words of other languages are kept, but none
+of them is recognized as a function word.
 """
 
 import functools
@@ -39,7 +39,7 @@ _FUNCTION_WORDS = (
     )
 )
 _OBJECT_VERBS = _set_of(
-    # After a noun these take an object ("man riding horse"); before one they describe it ("playing card").
+    # After a noun these take an object ("man riding horse"); before a noun they describe it ("playing card").
     "riding holding wearing eating drinking using carrying showing featuring including containing making taking having "
     "playing driving watching looking sitting standing walking reading pulling pushing selling buying"
 )
@@ -48,25 +48,25 @@ _ING_NOUNS = _set_of(
     "morning painting pudding railing seedling wedding"
 )
 _PICTURE_WORDS = _set_of(
-    # About the picture rather than what is in it.
+    # Words for the picture itself, not for an object in it.
     "photo photos photograph photographs photography picture pictures pic image images drawing drawings illustration "
     "illustrations clipart sketch closeup close-up view shot vector stock background wallpaper"
 )
 _AMOUNTS_AND_PARTS = _set_of(
-    # Before "of", how much or which part rather than what.
+    # Before "of", these are an amount or a part, not an object.
     "pair pairs couple group groups set lot lots number variety kind type bunch row rows piece pieces slice slices "
     "top front side middle end"
 )
 _ONE = _set_of("one 1")
 _NUMBERS = _set_of("one two three four five six seven eight nine ten eleven twelve dozen hundred thousand")
-_COLOURS = _set_of(
+_COLORS = _set_of(
     "black white red green blue yellow orange purple pink brown gray grey beige teal turquoise maroon cyan"
 )
 _ADJECTIVES = _set_of(
     "small big large little tiny huge old new young beautiful cute pretty nice lovely amazing great good best bright "
     "colorful colourful colored coloured different various modern vintage royalty-free free"
 )
-_DESCRIBING = _COLOURS | _ADJECTIVES
+_DESCRIBING = _COLORS | _ADJECTIVES
 _IN_FRONT = _NUMBERS | _DESCRIBING
 
 _SPELLING = str.maketrans({"\u2018": "'", "\u2019": "'", "\u2010": "-", "_": " ", "&": " and "})
@@ -88,15 +88,15 @@ _NO_SINGULAR = _set_of(
 
 
 def caption_queries(caption: str) -> tuple[str, ...]:
-    """The whole caption, white space folded; nothing if it has no word."""
+    """The whole caption, with white space collapsed; empty if it has no word."""
     return (" ".join(caption.split()),) if words_of(caption) else ()
 
 
 def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = 300) -> tuple[str, ...]:
     """Every run of up to `max_words` words that neither begins nor ends with a function word (OWLv2's rule).
 
-    Lower-cased, over punctuation, without duplicates; short ones first, then in the order of the caption, so that the
-    limit cuts off the longest.
+    They are lower-cased, may span punctuation, and have no duplicates. Short ones come first, then the order is that of
+    the caption, so that the limit removes the longest.
     """
     words = words_of(caption)
     queries: dict[str, None] = {}
@@ -113,30 +113,30 @@ def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = 300) 
 def noun_queries(caption: str, *, max_queries: int = 300) -> tuple[str, ...]:
     """Noun phrases, in the order of the caption, without duplicates.
 
-    A phrase is what stands between punctuation, function words and verbs, less the count, colours and other common
-    adjectives in front of it ("two red umbrellas" -> "umbrella") and words about the picture itself ("a photo of").
-    What "of" joins is one phrase ("cup of coffee"); what "with" joins is asked for together and one by one. "and" joins
-    nothing: there are far more captions like "a dog and a cat" than like "a bow and arrow".
+    A phrase is a run of words between punctuation, function words and verbs, without the count, colors and other common
+    adjectives in front of it ("two red umbrellas" -> "umbrella") and without words for the picture itself ("a photo
+    of"). "of" joins two phrases to one ("cup of coffee"); "with" gives the joined phrase and both parts. "and" joins
+    nothing: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
     """
     phrases = (phrase for clause in _clauses(caption) for phrase in _phrases_of_clause(clause))
     return tuple(islice(dict.fromkeys(phrases), max_queries))
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-cased words without punctuation; hyphens and apostrophes inside a word stay."""
+    """Lower-cased words without punctuation; hyphens and apostrophes inside a word are kept."""
     return [word for clause in _clauses(text) for word in clause]
 
 
 def normalized(text: str) -> str:
-    """What two texts share that differ in case, punctuation and singular or plural only.
+    """Normalize case, punctuation and plural.
 
-    Two names are equal, and a query occurs in its caption, after this.
+    Names are compared with each other, and queries with their caption, in this form.
     """
     return " ".join(map(_singular, words_of(text)))
 
 
 def _clauses(text: str) -> list[list[str]]:
-    """The words between punctuation marks; "&" reads "and"."""
+    """Lists of the words between punctuation marks; "&" becomes "and"."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = re.sub(r"https?://\S+|www\.\S+", ",", text).translate(_SPELLING)
     text = "".join(_kept_character(char) for char in text)
@@ -147,21 +147,21 @@ def _clauses(text: str) -> list[list[str]]:
 
 @functools.cache
 def _kept_character(char: str) -> str:
-    """Parts of words and white space stay, invisible marks vanish, anything else ends a clause."""
+    """Keep parts of words and white space, remove invisible marks, replace others by a comma, which ends a clause."""
     category = unicodedata.category(char)
-    # M: the vowel signs and accents that \w of a regular expression leaves out.
+    # M: vowel signs and accents, which a regular expression's \w does not match.
     if category[0] in "LMN" or char in "'-" or char.isspace():
         return char
     return "" if category == "Cf" else ","
 
 
 def _is_function_word(word: str) -> bool:
-    """Contractions such as "it's" and "isn't" included."""
+    """Whether a word is a function word, including contractions such as "it's" and "isn't"."""
     return word.partition("'")[0] in _FUNCTION_WORDS or word.endswith("n't")
 
 
 def _singular(word: str) -> str:
-    """The singular of a plain English plural; any other word as it is."""
+    """The singular of a regular or common irregular English plural; other words are unchanged."""
     if word in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[word]
     if len(word) < 4 or not word.endswith("s") or word in _NO_SINGULAR or word.endswith(("ss", "us", "is", "'s")):
@@ -179,15 +179,15 @@ class _Chunk:
     """Words between two boundaries that hold a noun phrase."""
 
     link: tuple[str, ...]
-    """What stands between the chunk before and this one."""
+    """Words between the previous chunk and this one."""
     words: tuple[str, ...]
-    """As in the caption."""
+    """Words of the chunk, as in the caption."""
     phrase: str
-    """Without what stands in front of the noun phrase, and in the singular."""
+    """The noun phrase in the singular, without the words in front of it."""
 
 
 def _phrases_of_clause(clause: list[str]) -> Iterator[str]:
-    # What stands after "of" says which thing is meant, what stands after "with" is often a thing of its own.
+    # A phrase after "of" specifies the object; one after "with" is often a separate object.
     things = [_joined(chain) for chain in _chains(_chunks(clause), "of")]
     for chain in _chains(things, "with"):
         if len(chain) > 1:
@@ -196,7 +196,7 @@ def _phrases_of_clause(clause: list[str]) -> Iterator[str]:
 
 
 def _chains(chunks: Iterable[_Chunk], preposition: str) -> Iterator[list[_Chunk]]:
-    """Chunks that the preposition ties to the one before, perhaps with a determiner, come together."""
+    """Group chunks that the preposition, possibly with a determiner, links to the one before."""
     chain: list[_Chunk] = []
     for chunk in chunks:
         if chain and not (chunk.link[0] == preposition and _DETERMINERS.issuperset(chunk.link[1:])):
@@ -214,7 +214,7 @@ def _joined(chain: list[_Chunk]) -> _Chunk:
 
 
 def _chunks(clause: list[str]) -> Iterator[_Chunk]:
-    """Cuts at function words and verbs; words at a chunk's end that belong to no noun go into the next one's link."""
+    """Split at function words and verbs; words at a chunk's end that belong to no noun are added to the next link."""
     link: list[str] = []
     words: list[str] = []
     for word in [*clause, None]:
@@ -234,7 +234,7 @@ def _chunks(clause: list[str]) -> Iterator[_Chunk]:
 
 
 def _is_verb(word: str, words: list[str], link: list[str]) -> bool:
-    """Whether a word such as "playing" takes an object here: after a noun, or after "is" and its like."""
+    """Whether a word such as "playing" takes an object here: after a noun, or after a form of "be"."""
     if words:
         return word in _OBJECT_VERBS and not _IN_FRONT.issuperset(words)
     return word in _OBJECT_VERBS and bool(_FORMS_OF_BE.intersection(link[-1:]))
@@ -243,18 +243,18 @@ def _is_verb(word: str, words: list[str], link: list[str]) -> bool:
 def _is_tail(word: str) -> bool:
     """Whether a word at the end of a chunk is no noun: "umbrella illustration", "dog running", "apple isolated"."""
     if word.endswith("ing"):
-        # "ring", "string": no vowel, no verb.
+        # "ring", "string": no verb without a vowel before "ing".
         return word not in _ING_NOUNS and re.search("[aeiouy]", word[:-3]) is not None
     is_participle = len(word) > 5 and word.endswith("ed") and not word.endswith(("eed", "bed", "sled"))
     return is_participle or word in _PICTURE_WORDS
 
 
 def _phrase(words: list[str], *, follows_singular_article: bool) -> str:
-    """The noun phrase: nothing if there are but numbers, adjectives or a letter."""
+    """The noun phrase; empty if there are only numbers, adjectives or a single letter."""
     if not words:
         return ""
     head = words[-1] if follows_singular_article else _singular(words[-1])
-    # A number that no plural follows is no count: "six pointed star", "three piece suit".
+    # A number before a singular is not a count: "six pointed star", "three piece suit".
     is_plural = head != words[-1] or head in _NO_SINGULAR
     start = int(words[0] in _ONE or (_is_number(words[0]) and is_plural and not follows_singular_article))
     while start < len(words) - 1 and _is_adjective(words[start], words[start + 1]):
@@ -269,5 +269,5 @@ def _is_number(word: str) -> bool:
 
 
 def _is_adjective(word: str, following: str) -> bool:
-    """Whether it describes without naming; "light" and "dark" do in front of a colour ("light bulb")."""
-    return word in _DESCRIBING or (word in ("light", "dark") and following in _COLOURS)
+    """Whether a word is a common adjective; "light" and "dark" are only in front of a color (unlike "light bulb")."""
+    return word in _DESCRIBING or (word in ("light", "dark") and following in _COLORS)

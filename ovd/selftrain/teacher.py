@@ -1,4 +1,4 @@
-"""Who finds boxes for the texts that are asked for: any `Teacher`, and our own detectors as one."""
+"""Teachers, which detect boxes for queries: the protocol `Teacher`, and its implementation by our own detectors."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -21,27 +21,27 @@ from ovd.text.prompts import clean_name, fill
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A detector that is asked for other texts in every image."""
+    """A detector whose queries differ from image to image."""
 
     name: str
-    """Everything that its boxes depend on."""
+    """Description of everything that its boxes depend on."""
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
-        """The boxes of every image, RGB of any size, for its own queries, best first.
+        """Detect in RGB images of any size, each with its own queries; boxes are sorted best first.
 
-        `texts` are positions in the image's queries; without any there are no boxes.
+        `texts` are positions in the image's queries; an image without queries has no boxes.
         """
         ...
 
 
 class TextVariants:
-    """Texts in V prompts each, through the frozen text tower: every distinct text once, until others are loaded."""
+    """Embeddings of distinct texts, in V prompts each, from the frozen text tower; kept until others are loaded."""
 
     def __init__(self, clip: Clip, templates: tuple[str, ...] | None):
         """
         Args:
-            templates: what names and phrases are put into, cleaned (text/prompts.py); without any, a text is encoded
-                as it stands, as captions are.
+            templates: prompt templates of names and phrases, which are cleaned (text/prompts.py); None encodes texts
+                unchanged, for captions.
         """
         self.templates = templates
         self.text_tower = text_tower_fingerprint(clip)
@@ -51,10 +51,10 @@ class TextVariants:
         self._row: dict[str, int] = {}
         self._means = torch.empty(0, clip.dim)
         self.num_long = 0
-        """Of the texts loaded, those with a prompt that fills the text tower's context: it read no further."""
+        """Number of loaded texts with a prompt that fills the text tower's context, and may be cut there."""
 
     def load(self, texts: Sequence[str]) -> Float16[np.ndarray, "Q V D"]:
-        """Encodes distinct texts, and forgets those before. Unit rows, by text and template."""
+        """Encode distinct texts in place of the previous ones; returns unit rows by text and template."""
         variants = np.empty((len(texts), self._num_variants, self._clip.dim), np.float16)
         self._means = torch.empty(len(texts), self._clip.dim)
         self.num_long = 0
@@ -71,7 +71,7 @@ class TextVariants:
         return variants
 
     def means(self, texts: Iterable[str]) -> Float[Tensor, "C D"]:
-        """One unit row per text, the mean over the templates; only of texts that are loaded."""
+        """One unit row per text, the mean over the templates; the texts must be loaded."""
         return self._means[[self._row[text] for text in texts]]
 
     def __contains__(self, text: str) -> bool:
@@ -84,14 +84,14 @@ class TextVariants:
 
 
 class OvdTeacher:
-    """One of our detectors as a Teacher: images in batches, each asked for its own queries alone."""
+    """One of our detectors as a Teacher: images in batches, each with its own queries alone."""
 
     def __init__(self, inference: Inference, texts: TextVariants, *, run: str):
         """
         Args:
-            inference: the detector and how it is run.
-            texts: of the text tower that the detector was trained with; queries that are not loaded are loaded.
-            run: where the detector comes from.
+            inference: the detector with its inference settings.
+            texts: encodes queries with the text tower that the detector was trained with; loads those not yet loaded.
+            run: the detector's run folder, for `name`.
         """
         precision = "bf16" if inference.low_precision else "float32"
         fingerprint = weights_fingerprint(inference.detector)
@@ -102,7 +102,7 @@ class OvdTeacher:
 
     @torch.no_grad()
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
-        """As `Teacher.detect`. Images are padded to a common size, which moves boxes of unlike images a little."""
+        """As `Teacher.detect`. Images are padded to a common size, which moves boxes a little if shapes differ."""
         if not images:
             return []
         distinct = dict.fromkeys(text for asked in queries for text in asked)

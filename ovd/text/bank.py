@@ -1,10 +1,10 @@
 """The text bank: V variants of every class on disk, of which a training step reads the few rows it needs.
 
-The first of the "three ways" (arXiv:2303.13518): variants of the text embeddings keep the detector from overfitting
-to few training classes, and, being precomputed, leave the text tower out of training altogether.
+This is the first of the "three ways" (arXiv:2303.13518): variants of the text embeddings keep the detector from
+overfitting to few training classes. Since they are precomputed, training does not run the text tower.
 
-One safetensors file per bank, C x V x D float16 unit rows, read by position (pread): a mapped file was seen to grow
-the process by hundreds of MB in one step.
+A bank is one safetensors file, C x V x D float16 unit rows, read by position (pread): with a mapped file the process
+was seen to grow by hundreds of MB in one step.
 """
 
 import hashlib
@@ -36,23 +36,23 @@ FORMAT_VERSION = 4
 
 @dataclass(frozen=True)
 class VariantRows:
-    """Where a file holds V variants of each of its texts, in D dimensions: all that reading them takes."""
+    """Position of the rows in a file with V variants of each text, in D dimensions."""
 
     path: Path
     num_variants: int
     dim: int
     start: int
-    """Byte of the first row."""
+    """Byte offset of the first row."""
 
     def read(self, texts: Int[np.ndarray, " K"], variants: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-        """Unit rows, float32, by a text's place in the file and the variant.
+        """Unit rows, float32, by the text's position in the file and the variant.
 
         Raises:
             ValueError: the file has become shorter.
         """
         row_bytes = 2 * self.dim
         offsets = self.start + (texts.astype(np.int64) * self.num_variants + variants) * row_bytes
-        # Opened for each call: the label files of a large set would pass the limit on open files.
+        # Opened for each call, since the label files of a large set would exceed the limit on open files.
         file = os.open(self.path, os.O_RDONLY)
         try:
             content = bytearray().join(os.pread(file, row_bytes, offset) for offset in offsets.tolist())
@@ -70,13 +70,13 @@ class TextBank:
     def __init__(self, path: Path, *, text_tower: str | None = None, names: Sequence[str] | None = None):
         """
         Args:
-            path: a file that `build_bank` wrote, or any safetensors file with such a tensor and metadata.
-            text_tower: fingerprint of the text tower that the rows must come from.
-            names: the classes wanted, in this order; those of the file by default.
+            path: a file from `build_bank`, or any safetensors file with such a tensor and metadata.
+            text_tower: required fingerprint of the text tower that the rows come from.
+            names: the classes to read, in this order; by default those of the file.
 
         Raises:
-            ValueError: the file is not a bank or shorter than its header says, comes from another text tower, or lacks
-                a class.
+            ValueError: the file is not a bank, is shorter than its header declares, comes from another text tower, or
+                lacks a class.
         """
         self.path = path
         try:
@@ -98,7 +98,7 @@ class TextBank:
         if missing:
             raise ValueError(
                 f"{path} has no variants of {len(missing)} classes ({', '.join(missing[:5])}); "
-                "build a bank that has with tools/build_text_bank.py"
+                "build a bank with them (tools/build_text_bank.py)"
             )
         self.names = tuple(position if names is None else names)
         self._positions = np.array([position[name] for name in self.names], np.int64)
@@ -113,13 +113,13 @@ class TextBank:
     def sample(
         self, classes: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0
     ) -> Float[Tensor, "K D"]:
-        """One variant of every class asked for, drawn uniformly; with `noise`, a Gaussian of that length on top."""
+        """Draw one variant per class uniformly; with `noise`, add Gaussian noise of that length."""
         variants = torch.randint(self.variants.num_variants, (len(classes),), generator=generator)
         return add_noise(self.rows(classes.cpu().numpy(), variants.numpy()), noise, generator)
 
 
 def add_noise(rows: Float[Tensor, "K D"], noise: float, generator: torch.Generator) -> Float[Tensor, "K D"]:
-    """Unit rows with a Gaussian of about length `noise` added, renormalised."""
+    """Add Gaussian noise of about length `noise` to unit rows and normalize them again."""
     if noise == 0:
         return rows
     return F.normalize(rows + noise * rows.shape[1] ** -0.5 * torch.randn(rows.shape, generator=generator), dim=-1)
@@ -128,12 +128,12 @@ def add_noise(rows: Float[Tensor, "K D"], noise: float, generator: torch.Generat
 def class_texts(
     name: str, synonyms: Sequence[str], paraphrases: Sequence[str], sources: TextSources, num_paraphrases: int
 ) -> list[str]:
-    """The texts of a class, as many for every class: one with fewer synonyms repeats its names, one with fewer
-    paraphrases its prompts.
+    """The texts of a class, the same number for every class: a class with fewer synonyms repeats its names, one with
+    fewer paraphrases repeats its prompts.
 
     Args:
-        paraphrases: whole texts about the class; each counts as one variant and is put into no template.
-        num_paraphrases: the most that any class has.
+        paraphrases: whole texts about the class; each is one variant, without a template.
+        num_paraphrases: the largest number of paraphrases of any class.
     """
     forms = class_forms(name, synonyms, sources.num_synonyms)
     texts = [fill(template, form) for form in forms for template in TEMPLATES[sources.templates]]
@@ -153,10 +153,10 @@ def build_bank(
 ) -> TextBank:
     """Encode every class's variants, or open the bank that an earlier call with the same inputs wrote.
 
-    Written class by class, so that a bank may be larger than memory, to a file that gets its name when it is complete.
+    The file is written class by class, so that a bank may be larger than memory, and is renamed when it is complete.
 
     Args:
-        names, synonyms, paraphrases: of the same classes, in the same order; no paraphrases when not given.
+        names, synonyms, paraphrases: those of the same classes, in the same order; by default no paraphrases.
 
     Raises:
         ValueError: a class is given twice.
@@ -168,7 +168,7 @@ def build_bank(
     texts = [class_texts(*of_class, sources, num_paraphrases) for of_class in per_class]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"a text bank needs every class once, {twice!r} is given more often")
+        raise ValueError(f"a text bank needs every class once, but {twice!r} is given more often")
     random = {name: getattr(sources, name) for name in ("draws", "token_drop", "tower_dropout", "seed")}
     description = [FORMAT_VERSION, text_tower, names, texts, random]
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
@@ -180,7 +180,7 @@ def build_bank(
 
 
 def _write(file: IO[bytes], clip: Clip, metadata: dict[str, str], texts: list[list[str]], sources: TextSources) -> None:
-    """A safetensors file of one C x V x D float16 tensor, C x texts x draws in that order along V."""
+    """Write a safetensors file of one C x V x D float16 tensor, where V is texts x draws in that order."""
     per_class = len(texts[0]) * sources.draws if texts else 0
     classes_at_a_time = max(1, BATCH // max(1, per_class))
     starts = range(0, len(texts), classes_at_a_time)

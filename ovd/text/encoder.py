@@ -1,4 +1,4 @@
-"""The frozen text tower: strings to unit embeddings, before anything trains or detects. Never in an optimizer."""
+"""Encoding of strings to unit embeddings by the frozen text tower, before training or detection."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ BATCH = 256
 
 @contextmanager
 def text_tower_on(clip: Clip, device: torch.device) -> Iterator[None]:
-    """Within, the text tower works on this device; the backbone stays where it is."""
+    """A context in which the text tower is on this device; the backbone is not moved."""
     _move_text_side(clip, device)
     try:
         yield
@@ -40,10 +40,10 @@ def _move_text_side(clip: Clip, device: torch.device) -> None:
 
 @torch.no_grad()
 def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
-    """Unit embeddings, float32, on the CPU.
+    """Encode tokens to unit embeddings, float32, on the CPU.
 
-    Padding after a batch's longest text is not computed where the text tower cannot see it: class names in prompts fill
-    a sixth of CLIP's context or less, and take as much less time.
+    Padding after a batch's longest text is left out if the text tower does not attend to it: prompts with class names
+    fill a sixth of CLIP's context or less, and take correspondingly less time.
     """
     text_side, device = _TextSide(clip.model), clip.model.logit_scale.device
     rows = []
@@ -68,8 +68,8 @@ class _TextSide(nn.Module):
 
 
 def _shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
-    """What a text tower has for each place of its context, for the first `length` places; nothing for a tower that
-    looks at what follows a text: one without causal attention, or whose embedding is not read where the text ends."""
+    """A text tower's per-position tensors for the first `length` positions; empty if its embedding depends on the
+    positions after a text: without causal attention, or if it is not read at the text's end."""
     text_tower = getattr(clip.model, "text", clip.model)
     mask = getattr(text_tower, "attn_mask", None)
     pooling = getattr(text_tower, "text_pool_type", getattr(text_tower, "pool_type", None))
@@ -83,7 +83,7 @@ def _shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
 
 
 def encode_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "N D"]:
-    """Unit embeddings, float32, on the CPU."""
+    """Encode texts to unit embeddings, float32, on the CPU."""
     if not texts:
         return torch.empty(0, clip.dim)
     return encode_tokens(clip, clip.tokenizer(texts))
@@ -96,10 +96,10 @@ def encode_classes(
     synonyms: Sequence[Sequence[str]] | None = None,
     num_synonyms: int = 0,
 ) -> Float[Tensor, "C D"]:
-    """One unit row per class: the renormalised mean over the templates, as CLIP is evaluated.
+    """Encode one unit row per class: the normalized mean over the templates, as in CLIP's evaluation.
 
     Args:
-        synonyms: of each class; `num_synonyms` of them count like its name.
+        synonyms: those of each class; `num_synonyms` of them are used like its name.
     """
     synonyms = [()] * len(names) if synonyms is None else synonyms
     forms = [class_forms(name, others, num_synonyms) for name, others in zip(names, synonyms, strict=True)]
@@ -115,11 +115,11 @@ def encode_classes(
 
 
 def text_tower_fingerprint(clip: Clip) -> str:
-    """Hash of everything but the backbone, and of the tokenizer: what an embedding of a text depends on."""
+    """Hash of all that text embeddings depend on: the CLIP model except its backbone, and the tokenizer."""
     digest = hashlib.sha256()
     modules = clip.model.named_modules()
     if any(isinstance(module, QuickGELU) for name, module in modules if not name.startswith("visual")):
-        digest.update(b"quick_gelu")  # which has no weights to tell it by
+        digest.update(b"quick_gelu")  # it has no weights to hash
     for name, tensor in sorted(clip.model.state_dict().items()):
         if not name.startswith("visual."):
             digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""The texts of image-text pairs as class rows: every distinct text has an id, and its variants lie in a label file."""
+"""The texts of image-text pairs as classes: every distinct text has an id, and its variants are in a label file."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,21 +12,21 @@ from ovd.text.bank import TextBank, VariantRows, add_noise
 
 
 class PairTexts:
-    """Texts of many banks, each text once: a caption or phrase that comes in several shards is one class.
+    """The distinct texts of many banks: a caption or phrase that occurs in several shards is one class.
 
-    Texts are told apart by 64 bits of a hash; the texts themselves, which may be tens of millions, are not kept.
+    Texts are compared by 64 bits of a hash; the texts themselves, which may be tens of millions, are not kept.
     """
 
     def __init__(self, banks: Iterable[TextBank], pair_counts: Sequence[Int[np.ndarray, " Q"]], *, first_id: int):
         """
         Args:
-            banks: those of the shards' label files, all of the same text tower; opened one after another if they come
-                from a generator.
-            pair_counts: for every bank the number of pairs that each of its texts belongs to.
-            first_id: id of the first text; the training vocabulary has the ids below.
+            banks: those of the shards' label files, all from the same text tower; read once, so a generator can open
+                them one after another.
+            pair_counts: for every bank, the number of pairs that each of its texts belongs to.
+            first_id: id of the first text; lower ids are those of the training vocabulary.
 
         Raises:
-            ValueError: the banks come from several text towers.
+            ValueError: the banks come from different text towers.
         """
         self._banks: list[VariantRows] = []
         self.first_id = first_id
@@ -35,7 +35,7 @@ class PairTexts:
         for bank in banks:
             text_tower = text_tower or bank.text_tower
             if bank.text_tower != text_tower:
-                raise ValueError(f"{bank.path} and {self._banks[0].path} speak of different text towers")
+                raise ValueError(f"{bank.path} and {self._banks[0].path} come from different text towers")
             self._banks.append(bank.variants)
             of_banks.append(np.array([_hash(name) for name in bank.names], np.int64))
         lengths = [len(hashes) for hashes in of_banks]
@@ -54,17 +54,17 @@ class PairTexts:
         return self._places.shape[1]
 
     def ids(self, bank: int) -> Int64[np.ndarray, " Q"]:
-        """Ids of a bank's texts, in its order."""
+        """Ids of a bank's texts, in the bank's order."""
         return self._ids[bank]
 
     def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " K"]:
-        """Ids of at most `count` texts, each once, drawn in proportion to (number of pairs) ** 0.5."""
+        """Draw at most `count` distinct texts with probability proportional to (number of pairs) ** 0.5; their ids."""
         luck = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * self._ends[-1:].sum()
         drawn = np.searchsorted(self._ends, luck, side="right").clip(max=max(0, len(self) - 1))
         return self.first_id + torch.from_numpy(np.unique(drawn[: count if len(self) else 0]))
 
     def sample(self, ids: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0) -> Float[Tensor, "K D"]:
-        """One variant of every text asked for, as `TextBank.sample`."""
+        """Draw one variant per text, as `TextBank.sample`."""
         luck = torch.rand(len(ids), generator=generator).numpy()
         of_bank, rows = self._places[:, ids.cpu().numpy() - self.first_id]
         sampled = torch.empty(len(ids), self._banks[0].dim)

@@ -1,4 +1,4 @@
-"""Random changes to a text's embedding that stay on the text tower's own manifold: dropped tokens, dropout inside."""
+"""Random changes of text embeddings that stay on the text tower's manifold: dropped tokens, dropout in the tower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from ovd.clip.load import Clip
 def drop_tokens(
     tokens: Int[Tensor, "N L"], clip: Clip, probability: float, generator: torch.Generator
 ) -> Int[Tensor, "N L"]:
-    """Leave out each token of a text with this probability, but never the start, the end, or all of the rest.
+    """Drop each token of a text with this probability, except the start, the end, and at least one other token.
 
     Raises:
-        ValueError: the tokenizer does not say which tokens start and end a text (those of CLIP do).
+        ValueError: the tokenizer does not define start and end tokens (those of CLIP do).
     """
     try:
         start, end = clip.tokenizer.sot_token_id, clip.tokenizer.eot_token_id  # type: ignore[attr-defined]
@@ -28,18 +28,19 @@ def drop_tokens(
     luckiest = luck.masked_fill(~content, -1.0).argmax(dim=1, keepdim=True)
     dropped = content & (luck < probability)
     dropped.scatter_(1, luckiest, False)
-    order = dropped.to(torch.uint8).argsort(dim=1, stable=True)  # what is kept moves to the left
+    order = dropped.to(torch.uint8).argsort(dim=1, stable=True)  # kept tokens move to the left
     return tokens.gather(1, order).masked_fill(dropped.gather(1, order), 0)
 
 
 @contextmanager
 def tower_dropout(clip: Clip, probability: float, generator: torch.Generator) -> Iterator[None]:
-    """Within, the text tower drops outputs of attention and MLP, before they join the residual stream.
+    """A context in which dropout is applied to the outputs of the text tower's attention and MLP, before the residual
+    sum.
 
-    open_clip's text towers have no dropout of their own; it is added by hooks, which are gone afterwards.
+    open_clip's text towers have no dropout of their own; it is added by hooks, which are removed at the end.
 
     Raises:
-        ValueError: the text tower is not built of open_clip's residual blocks (one from Hugging Face is not).
+        ValueError: the text tower is not built of open_clip's residual blocks (for example one from Hugging Face).
     """
     if probability == 0:
         yield
@@ -63,5 +64,5 @@ def _residual_blocks(model: Any) -> list[Any]:
     text_tower = getattr(model, "text", model)
     blocks = list(getattr(getattr(text_tower, "transformer", None), "resblocks", []))
     if not blocks or not all(hasattr(block, "ls_1") and hasattr(block, "ls_2") for block in blocks):
-        raise ValueError("dropout needs a text tower of open_clip's own; set bank.tower_dropout=0 for this model")
+        raise ValueError("dropout needs one of open_clip's own text towers; set bank.tower_dropout=0 for this model")
     return blocks

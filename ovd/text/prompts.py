@@ -1,4 +1,4 @@
-"""Class names cleaned once, and the prompts they are put into."""
+"""Cleaned class names, and prompt templates for them."""
 
 from collections.abc import Sequence
 
@@ -20,17 +20,17 @@ TEMPLATES: dict[Templates, tuple[str, ...]] = {"none": ("{}",), "short": SHORT_T
 
 
 def clean_name(name: str) -> str:
-    """A category name as a person would write it.
+    """Clean a category name, so that it reads like ordinary text.
 
-    Underscores become spaces, slashes "or", and white space is folded. A bracketed sense stays, as "bow (weapon)":
-    without it, LVIS's base class "bow_(decorative_ribbons)" and its rare "bow_(weapon)" would be one text. Case is
-    kept; tokenizers lower it.
+    Underscores become spaces, slashes become "or", and white space is collapsed. A sense in brackets is kept, as "bow
+    (weapon)": without it, LVIS's base class "bow_(decorative_ribbons)" and its rare "bow_(weapon)" would be one text.
+    Case is kept; tokenizers lower it.
     """
     return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
 
 
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
-    """1 + num_synonyms cleaned names of a class, its own first; one with fewer synonyms repeats what it has."""
+    """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
     # LVIS's synonyms begin with the name itself.
     forms = list(dict.fromkeys(clean_name(form) for form in (name, *synonyms)))[: 1 + num_synonyms]
     return [forms[index % len(forms)] for index in range(1 + num_synonyms)]

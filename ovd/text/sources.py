@@ -1,4 +1,4 @@
-"""The settings of a text bank's variants, which configs extend."""
+"""Settings of a text bank's variants, which configs extend."""
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -7,19 +7,20 @@ from ovd.section import Section
 
 
 class TextSources(Section):
-    """What the variants of a class are made of (bank.py). Every source can be used alone or with any other."""
+    """Sources of the variants of a class (bank.py). Every source can be used alone or with any other."""
 
     templates: Templates = "short"
-    """`none` is the bare class name; `short` 7 prompts, `full` the 80 of CLIP's ImageNet evaluation."""
+    """Prompts: `none` is the bare class name, `short` 7 templates, `full` the 80 of CLIP's ImageNet evaluation."""
     num_synonyms: NonNegativeInt = 0
-    """Other names of a class that are used like its own, in training and evaluation, where the annotation file has
-    them; at most this many."""
+    """Maximum number of synonyms per class, from the annotation file, that are used like its name in training and
+    evaluation."""
     draws: PositiveInt = 1
-    """Training variants made of each text: the text as it is, and draws - 1 changed at random as the next two say."""
+    """Training variants per text: the text as it is, and draws - 1 random changes of it by `token_drop` and
+    `tower_dropout`, of which at least one must then be above 0."""
     token_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that a token is left out of a changed text."""
+    """Probability that a token is dropped from a changed text."""
     tower_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout inside the text tower for a changed text, after attention and MLP."""
+    """Dropout probability in the text tower, after attention and MLP, for a changed text."""
     seed: NonNegativeInt = 0
     """Seed of the random changes."""
 
@@ -29,6 +30,6 @@ class TextSources(Section):
         if random != (self.draws > 1):
             raise ValueError(
                 f"draws={self.draws}, token_drop={self.token_drop}, tower_dropout={self.tower_dropout}: several draws "
-                "need a chance above 0, and the other way round"
+                "need a chance above 0, and a chance above 0 needs several draws"
             )
         return self

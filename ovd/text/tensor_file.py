@@ -1,7 +1,7 @@
-"""Safetensors files whose bytes depend on their content alone, with parts that can be written and read piece by piece.
+"""Safetensors files whose bytes depend on their content alone, and whose tensors can be written piece by piece.
 
-The safetensors package orders a file's metadata by chance, so that equal contents give unequal bytes; and it wants all
-of a tensor in memory.
+The safetensors package writes a file's metadata in random order, so that equal contents give different bytes, and needs
+a whole tensor in memory.
 """
 
 import json
@@ -15,7 +15,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def file_header(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """Everything before the first tensor's bytes; the tensors follow it in this order, without gaps.
+    """The bytes before the first tensor; the tensors follow in the order of `shapes`, without gaps.
 
     Args:
         shapes: dtype and shape by tensor name.

@@ -1,9 +1,9 @@
 """Canonical correlation: the last, linear layers of a CLIP model, solved for in closed form.
 
 Contrastive training from random weights can end in a text space that uses few of its dimensions: the first directions
-that tell captions apart grow, and an embedding is only ever pushed within the span of those it is compared with. The
-layers before the projections hold more than that. Canonical correlation analysis (Hotelling 1936) finds all directions
-in which images and captions agree, and gives each its due length.
+that separate captions grow, and an embedding's gradient stays within the span of those it is compared with. The layers
+before the projections contain more. Canonical correlation analysis (Hotelling 1936) finds all directions in which
+images and captions agree, with the correlation of each.
 """
 
 import torch
@@ -16,14 +16,14 @@ def canonical_projections(
 ) -> tuple[Float[Tensor, "I K"], Float[Tensor, "T K"], Float[Tensor, " K"]]:
     """Linear maps of paired features into a common space, and the correlation of each of its dimensions, descending.
 
-    Features are not centred, as CLIP's projections have no bias, so the first dimension is what all pairs share, with a
-    correlation near 1. Over the N pairs, projected features have second moments I (up to the ridge), and those of
-    images against texts are diag(correlations).
+    Features are not centered, as CLIP's projections have no bias, so the first dimension is the one that all pairs
+    share, with a correlation near 1. Over the N pairs, the second moments of projected features are I (up to the
+    ridge), and those between images and texts are diag(correlations).
 
     Args:
         images, texts: features of the same N pairs; K = min(I, T).
         ridge: added to the second moments, as a fraction of their mean over the dimensions, so that directions that
-            hardly vary are not blown up.
+            hardly vary are not amplified.
 
     Raises:
         ValueError: fewer pairs than dimensions.
@@ -46,9 +46,9 @@ def _whitening(features: Float[Tensor, "N F"], ridge: float) -> Float[Tensor, "F
 
 
 def participation_ratio(rows: Float[Tensor, "N D"]) -> float:
-    """How many dimensions rows vary in: (sum of variances)^2 / sum of squared variances, along principal axes.
+    """Effective number of dimensions of rows: (sum of variances)^2 / sum of squared variances, along principal axes.
 
-    The names of LVIS have 85 in CLIP ViT-B/32 (287 of them, 512 dimensions).
+    For 287 names of LVIS it is 85 in CLIP ViT-B/32, which has 512 dimensions.
     """
     variances = torch.linalg.svdvals((rows - rows.mean(dim=0)).double()).square()
     return (variances.sum().square() / variances.square().sum()).item()

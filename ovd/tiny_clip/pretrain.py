@@ -36,7 +36,7 @@ ZERO_SHOT_STREAM = 1_000_003
 
 
 def load_pairs(folder: Path) -> tuple[UInt8[np.ndarray, "N S S 3"], list[str]]:
-    """All pairs in memory: 60,000 of 112 px are 2.3 GB. Pairs with an empty caption are left out."""
+    """Load all pairs into memory (60,000 of 112 px are 2.3 GB), except those with an empty caption."""
     shards = PairShards(folder)
     images, captions = [], []
     for index in progress(range(len(shards)), len(shards), "reading pairs"):
@@ -74,14 +74,14 @@ def batch_of_step(
 
 
 def normalize(images: UInt8[Tensor, "B 3 H W"], clip: Clip) -> Float[Tensor, "B 3 H W"]:
-    """To CLIP's mean and spread."""
+    """Normalize images by CLIP's mean and standard deviation."""
     mean = torch.tensor(clip.mean).view(3, 1, 1)
     std = torch.tensor(clip.std).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
 def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[str], config: PretrainConfig) -> None:
-    """Train `clip.model` in place with CLIP's symmetric contrastive loss; resumes from the run folder's checkpoint."""
+    """Train `clip.model` in place with CLIP's symmetric contrastive loss; resume from the run folder's checkpoint."""
     device = torch.device("cpu")
     low_precision = use_low_precision(config.precision, device)
     model = clip.model.train().to(memory_format=memory_format(low_precision))
@@ -130,9 +130,9 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
 def zero_shot_accuracy(
     clip: Clip, settings: Settings, *, per_class: int = 8, size_px: int = 112
 ) -> Float[np.ndarray, " C"]:
-    """Top-1 accuracy per class at naming one centred object of 48 to 96 px, on scenes drawn from a stream of its own.
+    """Top-1 accuracy per class of naming one centered object of 48 to 96 px, on scenes of a separate seed.
 
-    The class text is the renormalised mean over seven short prompts.
+    The class text is the normalized mean over seven short prompts.
     """
     glyphs = load_glyphs()
     text = encode_classes(clip, [glyph.name for glyph in glyphs], SHORT_TEMPLATES)

@@ -1,8 +1,8 @@
-"""The end of pretraining: the tiny CLIP's last layers are solved for anew, so that its space has many dimensions.
+"""The last step of pretraining: solve for the tiny CLIP's last layers again, so that its space has many dimensions.
 
-Real CLIP models tell the names of LVIS apart in some 85 dimensions (participation ratio), the tiny one after its few
-thousand steps in 9. In so small a space a few hundred base classes fix the map from images to text for all others
-too, and keeping the alignment would be no task.
+In real CLIP models the names of LVIS vary in some 85 dimensions (participation ratio), in the tiny one after its few
+thousand steps in 9. In so small a space a few hundred base classes determine the map from images to text for all other
+classes too, so that keeping the alignment would be trivial.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class Features:
-    """What the image and the text side of a CLIP model hand to its projections, for the same pairs."""
+    """Inputs of the projections of a CLIP model's image and text side, for the same pairs."""
 
     images: Float[Tensor, "N I"]
     texts: Float[Tensor, "N T"]
@@ -37,7 +37,7 @@ class Features:
 def pair_features(
     clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[str], *, crop: int, low_precision: bool
 ) -> Features:
-    """Of the images' central crops and their captions, in eval mode."""
+    """Features of the images' central crops and their captions, in eval mode."""
     model = clip.model.eval()
     margin = (images.shape[1] - crop) // 2
     projection, model.text_projection = model.text_projection, None
@@ -60,13 +60,13 @@ def pair_features(
 def respread(clip: Clip, features: Features, held_out: Features) -> None:
     """Replace both projections and the logit scale of a CLIP model, in place.
 
-    Each direction in which images and captions agree gets the square root of its correlation as its length; the first,
-    which all pairs share, is left out. Dimensions beyond the backbones' own stay empty.
+    The length of each direction in which images and captions agree is the square root of its correlation; the first,
+    which all pairs share, is left out. Dimensions beyond those of the features stay zero.
 
     Args:
-        clip: with a linear image projection without bias.
-        features: the projections are solved for on these pairs,
-        held_out: and the scale with the lowest contrastive loss is chosen on these, in batches as in training.
+        clip: a model with a linear image projection without bias.
+        features: pairs on which the projections are solved for.
+        held_out: pairs on which the scale with the lowest contrastive loss is chosen, in batches as in training.
     """
     model = clip.model
     to_image, to_text, correlations = canonical_projections(features.images, features.texts, ridge=RIDGE)

@@ -19,7 +19,7 @@ def weights_file(tmp_path_factory) -> str:
 
 
 def test_a_local_file_must_be_told_its_activation(weights_file):
-    with pytest.raises(ValueError, match=r"model\.pt does not say which activation .* give clip\.activation=gelu"):
+    with pytest.raises(ValueError, match=r"model\.pt does not record which activation .* give clip\.activation=gelu"):
         load_clip(SMALL, weights_file, **HALVES)
     with pytest.raises(ValueError, match=r"was trained with QuickGELU, .* has GELU; open_clip has no such model"):
         load_clip(SMALL, weights_file, activation="quick_gelu", **HALVES)
@@ -36,7 +36,7 @@ def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, 
     elsewhere = str(tmp_path / "other.pt")
     (tmp_path / "other.pt").touch()
     for name, count in (("ViT-L-14", 2), (SMALL, 0), ("NFNet-F0", 0)):
-        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalisations.* give clip.mean"):
+        with pytest.raises(ValueError, match=f"weights of {name} have {count} normalizations.* give clip.mean"):
             load_clip(name, elsewhere, activation="gelu")
     assert _normalization("ViT-B-32", elsewhere, None, None)["mean"] == OPENAI_MEAN
     assert _normalization("ViT-B-16-SigLIP", elsewhere, None, None)["mean"] == (0.5, 0.5, 0.5)
@@ -59,7 +59,7 @@ def test_weights_of_another_model_are_refused(weights_file):
         ),
         ("ViT-B-32", None, r"clip\.weights is missing for ViT-B-32; give a local file, `random`, or one of: openai"),
         ("ViT-B-33", "openai", "neither a folder nor one of open_clip"),
-        ("tiny", "openai", "brings its own weights"),
+        ("tiny", "openai", "includes its own weights"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_downloaded(name, weights, message):

@@ -388,7 +388,7 @@ def test_other_content_is_a_clear_error(tmp_path):
     empty.write_bytes(b"")
     for path, message in (
         (nested, r"\(state_dict, epoch\)"),
-        (listed, "holds a list"),
+        (listed, "contains a list"),
         (empty, "refused"),
         (tmp_path / "absent.pt", "no weights file"),
     ):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ovd.engine import curves, log
-from ovd.engine.log import RunLog, Stages, format_duration, open_log
+from ovd.engine.log import RunLog, StageTimes, format_duration, open_log
 from ovd.progress import progress
 
 
@@ -260,7 +260,7 @@ def test_evaluations_and_gates_have_a_panel_only_where_there_are_records(tmp_pat
 def test_stages_add_up_also_when_one_fails(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    stages = Stages()
+    stages = StageTimes()
     stages.add("installation", 61.0)
     for _ in range(2):
         with stages.measure("training"):
@@ -279,7 +279,7 @@ def test_stages_add_up_also_when_one_fails(monkeypatch):
         ["evaluation", "0:00:02"],
         ["total", "2:01:03"],
     ]
-    assert Stages().table().split() == ["total", "0:00:00"]
+    assert StageTimes().table().split() == ["total", "0:00:00"]
 
 
 def test_durations_carry_when_rounded():

@@ -89,7 +89,7 @@ def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_
         fine_tune(make_config(tmp_path / "a", source, data={"classes": "all"}), weight=0.5)
     del source["val_annotations"]
     config = make_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
-    with pytest.raises(ValueError, match="the fine-tuning names no validation set"):
+    with pytest.raises(ValueError, match="the fine-tuning has no validation set"):
         fine_tune(config, weight=0.5)
 
 

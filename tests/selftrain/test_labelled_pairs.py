@@ -98,7 +98,7 @@ def test_nothing_left_and_other_shards_are_errors(parts):
     shards, labels, texts = parts
     with pytest.raises(ValueError, match="passes the filters"):
         LabelledPairs(shards, kept_of(labels, [~mask for mask in everything(labels)]), texts, with_boxes=True)
-    with pytest.raises(ValueError, match="6 pairs, its labels speak of 3"):
+    with pytest.raises(ValueError, match="6 pairs, its labels have 3"):
         LabelledPairs(shards, kept_of(labels[:1], everything(labels)[:1]), texts, with_boxes=True)
 
 

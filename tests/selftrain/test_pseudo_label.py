@@ -226,7 +226,7 @@ def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, c
         assert labels.texts == ("gear", "anchor")
         assert [labels.queries[row].tolist() for row in range(len(captions))] == [[0, 1]] * len(captions)
         return
-    for row, reason in ((1, "empty"), (2, "empty"), (3, "not UTF-8"), (5, "1500 characters"), (6, "nothing to ask")):
+    for row, reason in ((1, "empty"), (2, "empty"), (3, "not UTF-8"), (5, "1500 characters"), (6, "no query")):
         assert labels.reasons[row].startswith("F30 the caption ")
         assert reason in labels.reasons[row]
         assert len(labels.queries[row]) == len(labels.boxes[row]) == 0
@@ -334,7 +334,7 @@ def test_a_damaged_labels_file_is_made_again(tmp_path, captions_alone, capsys, d
     if damage != "remove":
         victim.write_bytes(content if damage == "flip" else content[:-1])
     label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
-    assert f"{victim} is missing or not the file that its ledger describes" in capsys.readouterr().out
+    assert f"{victim} is missing or does not match its ledger" in capsys.readouterr().out
     assert files(tmp_path / "out") == before
 
 
@@ -358,10 +358,10 @@ def test_other_settings_are_refused_and_named(tmp_path, captions_alone):
             r"classes was '0 names.*, is '1 names",
         ),
     ):
-        with pytest.raises(ValueError, match=rf"00000\.json was made otherwise: .*{message}.*another --output"):
+        with pytest.raises(ValueError, match=rf"00000\.json was made with other settings: .*{message}.*--output"):
             label_shards(folder, output, teacher, captions_alone, options)
     folder = shard_folder(tmp_path / "others", some_pairs(13)[1:])
-    with pytest.raises(ValueError, match=r"00000\.json was made otherwise: shard_sha256 was"):
+    with pytest.raises(ValueError, match=r"00000\.json was made with other settings: shard_sha256 was"):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
     assert files(output) == before
     (output / "00000.json").write_text("{}")
