@@ -17,15 +17,15 @@
 set -euo pipefail
 
 if [ "$1" = label ]; then
-    # Task N takes the shards number N, N + WORLD, ... and passes over those that are done; failed tasks are started
-    # again with --array 3,17 and the same WORLD, and give the same bytes.
+    # Task N takes the shards number N, N + WORLD, ... and skips those that are done; failed tasks are started again
+    # with --array 3,17 and the same WORLD, and their files are byte-identical.
     exec srun --ntasks 1 .venv/bin/python tools/pseudo_label.py "$RUN" --pairs data/cc12m --queries nouns \
         --templates none --threads "$SLURM_CPUS_PER_TASK" --output data/cc12m_labels \
         --rank "$SLURM_ARRAY_TASK_ID" --world "$WORLD"
 fi
 
-# Five minutes before its time is up the job gets SIGTERM: the ranks finish the step, save and exit with 143. Then the job
-# queues up again and goes on from there; --resume starts anew where there is nothing to resume.
+# Five minutes before its time is up the job gets SIGTERM: the ranks finish the step, save and exit with 143. Then the
+# job queues up again and goes on from there; --resume starts anew where there is nothing to resume.
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 started=$SECONDS
 srun .venv/bin/torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 \

@@ -1,0 +1,422 @@
+"""The README is true: its commands run from top to bottom on miniatures of the data sets, and what it names exists.
+
+A command runs in this process, from a folder that looks like a checkout with data. `torchrun --nproc-per-node N`
+becomes one rank, and a training becomes a few steps of the tiny backbone at 64 px (`MINIATURE`). What would install or
+fetch something is checked for its form (`FORM_ONLY`), and so are the commands of the other pages and of the configs.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import real_layouts
+import torch
+from PIL import Image
+
+import ovd.build.data
+import ovd.data.world.build
+from ovd.config import AblationConfig, PretrainConfig, TrainConfig, _known_keys, load_config
+from ovd.cost import count_cost
+from ovd.data.pairs import write_pair_shards
+from ovd.data.world.build import pair_scene
+from ovd.data.world.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *(ROOT / "docs").glob("*.md")])
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+LANGUAGES = {"sh", "python", "text", "bibtex"}
+
+INSTALLS = "it installs packages"
+FORM_ONLY = {
+    "make install": INSTALLS,
+    "source .venv/bin/activate": "there is no environment in the folder that the commands run in",
+    "pip install -r requirements.txt": INSTALLS,
+    "pip install --no-deps -r requirements-no-deps.txt -e .": INSTALLS,
+    "make test": "it would run itself",
+    "make test-all": "it would run itself",
+    "make lint": "it checks the whole tree, which is not a test's job",
+}
+"""Commands of the README that are not run, each with the reason."""
+
+SMALL = [
+    "clip.name=tiny", "clip.weights=null", "bank.templates=none", "bank.num_synonyms=0", "detector.channels=32",
+    "detector.num_convs=1", "data.size=64", "data.workers=0", "train.steps=2", "train.batch_size=2",
+    "train.warmup_steps=1", "train.sampled_classes=10", "train.threads=2", "eval.candidates=100",
+]  # fmt: skip
+MINIATURE = {
+    "train.py": SMALL,
+    "fine_tune.py": SMALL,
+    "quickstart.py": SMALL,
+    "build_text_bank.py": SMALL,
+    "pseudo_label.py": ["--threads", "2"],
+}
+"""What is added to a tool's arguments, so that the last word is the miniature's."""
+
+NUM_IMAGES = 12
+NUM_PAIRS = 12
+TINY_WORLD = Settings(max_images_per_class=1, val_boxes_per_class=1, num_pairs=NUM_PAIRS, num_transfer_images=8)
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Language and content of every fenced block."""
+    for indent, language, content in re.findall(r"^( *)```(\S*)\n(.*?)^\1```$", page.read_text(), re.DOTALL | re.M):
+        yield language, re.sub(f"^{indent}", "", content, flags=re.M)
+
+
+def commands_of(shell: str) -> list[str]:
+    """Logical lines without comments, continued lines joined."""
+    lines = shell.replace("\\\n", " ").splitlines()
+    return [" ".join(shlex.split(line, comments=True, posix=False)) for line in lines if line.strip("# ")]
+
+
+def readme_commands() -> list[str]:
+    return [command for language, content in blocks(README) if language == "sh" for command in commands_of(content)]
+
+
+def inline_code(page: Path) -> list[str]:
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.DOTALL | re.M)
+    if page.suffix == ".yaml":
+        text = re.sub(r"^# ?", "", text, flags=re.M)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
+@cache
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tool_{Path(name).stem}", ROOT / "tools" / name)
+    assert spec is not None, name
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_recipe(target: str) -> list[str] | None:
+    """The commands of a target of the Makefile; None where there is no such target."""
+    found = re.search(rf"^{target}:[^\n]*\n((?:\t[^\n]*\n)*)", (ROOT / "Makefile").read_text(), re.M)
+    return None if found is None else [line.strip() for line in found[1].splitlines()]
+
+
+def to_tool(command: str) -> tuple[str, list[str]] | None:
+    """The tool of a command and its arguments; None for a command of another kind."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        assigned = dict(word.split("=", 1) for word in words[2:])
+        first = next(iter(make_recipe(words[1]) or [""]), "")
+        words = shlex.split(first.replace("$(PY)", "python").replace("$(ARGS)", assigned.get("ARGS", "")))
+    if words and words[0] == "torchrun":
+        words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
+    if len(words) > 1 and words[0] == "python" and (found := re.fullmatch(r"(?:\.\./)?tools/(\w+\.py)", words[1])):
+        return found[1], words[2:]
+    return None
+
+
+def run(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """Run a command of the README at miniature size."""
+    named = to_tool(command)
+    assert named is not None, f"no test covers the README's command {command!r}"
+    name, arguments = named
+    print(f"$ {command}")
+    monkeypatch.setattr(sys, "argv", [f"tools/{name}", *arguments, *MINIATURE.get(name, [])])
+    try:
+        tool(name).main()
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, SystemExit) or error.code:
+            raise AssertionError(f"the README's command fails: {command}") from error
+
+
+class _ParsedError(Exception):
+    """Ends a tool once its arguments are parsed."""
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]) -> argparse.Namespace:
+    """The arguments as the tool's own parser reads them; nothing else of the tool runs."""
+    parsed = argparse.Namespace()
+
+    def stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., argparse.Namespace]:
+        def parse_and_stop(parser: argparse.ArgumentParser) -> argparse.Namespace:
+            original(parser, namespace=parsed)
+            raise _ParsedError
+
+        return parse_and_stop
+
+    with monkeypatch.context() as patched:
+        parsers = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_intermixed_args
+        patched.setattr(argparse.ArgumentParser, "parse_args", lambda parser: stopping(parsers[0])(parser))
+        patched.setattr(argparse.ArgumentParser, "parse_intermixed_args", lambda parser: stopping(parsers[1])(parser))
+        patched.setattr(sys, "argv", [f"tools/{name}", *arguments])
+        with pytest.raises(_ParsedError):
+            tool(name).main()
+    return parsed
+
+
+def check_form(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """The files, targets, options and config keys of a command exist."""
+    words = shlex.split(command)
+    named = to_tool(command)
+    if named is not None:
+        check_config(named[0], parse(monkeypatch, *named))
+    elif words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert make_recipe(words[1]) is not None, f"the Makefile has no target {words[1]}"
+        variables = [word.partition("=")[0] for word in words[2:]]
+        assert all(re.search(rf"^{name} \?=|\$\({name}\)", makefile, re.M) for name in variables), command
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), words[1]
+    elif words[0] == "sbatch":
+        script = next(position for position, word in enumerate(words) if word.endswith(".sh"))
+        assert (ROOT / words[script]).is_file(), words[script]
+        if words[script + 1].endswith(".yaml"):
+            load_config(ROOT / words[script + 1], words[script + 2 :], TrainConfig)
+    elif words[0] == "pip":
+        assert words[1] == "install"
+        assert all((ROOT / file).is_file() for option, file in pairwise(words) if option == "-r"), command
+    elif words[0] == "source":
+        assert "VENV ?= .venv\n" in (ROOT / "Makefile").read_text()
+        assert words[1] == ".venv/bin/activate"
+    else:
+        raise AssertionError(f"what is {command!r}? tests/test_readme.py does not know {words[0]}")
+
+
+def check_config(name: str, arguments: argparse.Namespace) -> None:
+    """The config that a tool is given exists, and its overrides are keys of it."""
+    if "config" not in arguments:
+        return
+    path, overrides = ROOT / arguments.config, arguments.overrides
+    match name:
+        case "ablate.py":
+            load_config(path, [], AblationConfig)
+        case "pretrain_clip.py":
+            load_config(path, overrides, PretrainConfig)
+        case _:
+            load_config(path, overrides, TrainConfig)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, miniature_world) -> Path:
+    """A folder with the checkout's configs, and miniatures of all data sets where the README says that they are."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    data, world = folder / "data", tmp_path_factory.mktemp("small") / "world"
+    shutil.copytree(miniature_world, data / "world" / TINY_WORLD.key())
+    shutil.copytree(miniature_world, world)
+    for part in ("train", "val"):
+        path = world / "annotations" / f"lvis_{part}.json"
+        content = json.loads(path.read_text())
+        content["images"] = content["images"][:NUM_IMAGES]
+        ids = {image["id"] for image in content["images"]}
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in ids]
+        path.write_text(json.dumps(content))
+
+    real_layouts.lvis(world, data)
+    real_layouts.objects365(world, data)
+    own_boxes(world, data / "mine")
+    real_layouts.coco(world, data)
+    write_pair_shards(data / "cc12m", (pair_scene(k, "pairs", TINY_WORLD) for k in range(NUM_PAIRS)), pairs_per_shard=6)
+    truth = json.loads((data / "lvis" / "lvis_v1_val.json").read_text())
+    rows = [{key: row[key] for key in ("image_id", "category_id", "bbox")} for row in truth["annotations"]]
+    (folder / "results.json").write_text(json.dumps([{**row, "score": 0.5} for row in rows]))
+    return folder
+
+
+def own_boxes(world: Path, mine: Path) -> None:
+    """The same scenes as COCO JSON, Pascal VOC and YOLO in one folder."""
+    for part in ("train", "val"):
+        content = json.loads((world / "annotations" / f"lvis_{part}.json").read_text())
+        for image in content["images"]:
+            image["file_name"] = f"{part}_{image['id']}.jpg"
+            target = mine / "images" / image["file_name"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(world / "images" / "/".join(image.pop("coco_url").split("/")[-2:]), target)
+        (mine / f"{part}.json").write_text(json.dumps(content))
+    for layout in (real_layouts.voc(world, mine.parent), real_layouts.yolo(world, mine.parent)):
+        root = layout.train_images.parent if layout.format == "voc" else layout.train_images
+        shutil.copytree(root, mine, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch, checkout) -> None:
+    """A checkout as the current folder, and a world that is drawn at once."""
+    monkeypatch.chdir(checkout)
+    for variable in ("OVD_DATA", "DETECTRON2_DATASETS", "OVD_START", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    given = {name: value for name, value in vars(TINY_WORLD).items() if name != "seed"}
+    monkeypatch.setattr(ovd.build.data, "Settings", partial(Settings, **given))
+    monkeypatch.setattr(
+        ovd.data.world.build, "draw_in_parallel", lambda function, count, _: map(function, range(count))
+    )
+
+
+PROMISED = [
+    "runs/quickstart/example.detections.png",
+    "runs/quickstart/example.detections.json",
+    "runs/quickstart/naming.json",
+    "runs/quickstart/naming.png",
+    "runs/lvis_base_rn50/eval/metrics.json",
+    "runs/lvis_base_rn50/eval-objects365-zhiyuan_objv2_val/metrics.json",
+    "runs/self_training_cc12m/metrics.json",
+]
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_every_command_runs_from_top_to_bottom(monkeypatch):
+    """In one go, since one command uses what another has made, as for a reader."""
+    try:
+        for language, content in blocks(README):
+            if language == "python":
+                exec(compile(content, "README.md", "exec"), {})
+            elif language == "sh":
+                for command in commands_of(content):
+                    check_form(monkeypatch, command)
+                    if command not in FORM_ONLY:
+                        run(monkeypatch, command)
+    finally:
+        torch.set_num_threads(2)
+    assert [path for path in PROMISED if not Path(path).is_file()] == []
+    with Image.open("runs/quickstart/example.detections.png") as picture:
+        picture.load()
+
+
+@pytest.mark.parametrize("command", ["docker run ovd", "python train.py", "pip install -r none.txt", "make none"])
+def test_a_command_that_no_test_covers_is_noticed(command, monkeypatch):
+    with pytest.raises(AssertionError):
+        check_form(monkeypatch, command)
+
+
+def test_the_readme_has_no_command_beside_its_blocks():
+    assert {language for language, _ in blocks(README)} == LANGUAGES
+    outside = re.sub(r"^( *)```.*?^\1```$", "", README.read_text(), flags=re.DOTALL | re.M)
+    assert "```" not in outside
+    assert re.findall(r"^ {4}.*", outside, re.M) == [], "commands stand in blocks of ```sh, which the tests find"
+    assert FORM_ONLY.keys() <= set(readme_commands()), "exceptions for commands that are gone"
+
+
+def written_commands(page: Path) -> list[str]:
+    """Commands in a page, in the comment of a config and in the docstring of a tool, and in the prose of all three."""
+    text = re.sub(r"\\\n[# ]*", " ", page.read_text())
+    lines = re.findall(r"^[# ]*((?:python|torchrun|sbatch|make|pip) .*)$", text, re.M)
+    spans = [span for span in inline_code(page) if re.match(r"(python|torchrun|make|pip) \S", span)]
+    return [command for line in [*lines, *spans] if "$" not in line for command in commands_of(line)]
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *CONFIGS, *sorted((ROOT / "tools").glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_written_commands_have_files_options_and_keys_that_exist(page, monkeypatch):
+    commands = written_commands(page)
+    assert commands or page.suffix == ".md"
+    for command in commands:
+        check_form(monkeypatch, command)
+
+
+TEXT = [page for page in PAGES if page.name not in ("log.md", "results.md")]
+
+
+@pytest.mark.parametrize("page", TEXT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_names_exists(page):
+    text, spans = page.read_text(), inline_code(page)
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+    files = [span for span in spans if re.fullmatch(r"[a-z_]+/([\w./-]+\.(py|md|yaml|sh)|[a-z_/]*/)", span)]
+    made = ("runs/", "data/mine")
+    missing = [file for file in files if not any((root / file).exists() for root in (ROOT, ROOT / "ovd"))]
+    assert [file for file in missing if not file.startswith(made) and not re.search("[A-Z]{3}", file)] == []
+
+    keys = set(_known_keys(TrainConfig))
+    sections = "clip|bank|detector|data|train|eval"
+    named = [match for span in spans if (match := re.fullmatch(rf"((?:{sections})\.[a-z_.]+)(=.*|: .*)?", span))]
+    unknown = [match[1] for match in named if match[1].rstrip(".") not in keys and not match[1].endswith(".yaml")]
+    assert unknown == []
+
+
+def test_contributing_names_what_is_in_the_code():
+    files = [file for folder in ("ovd", "tests", "tools") for file in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(file.read_text() for file in files if file != Path(__file__))
+    spans = inline_code(ROOT / "CONTRIBUTING.md")
+    names = [span for span in spans if re.fullmatch(r"test_\w+|\w*[A-Z]\w*", span)]
+    assert len(names) > 20
+    assert [name for name in names if name != "FORM_ONLY" and not re.search(rf"\b{name}\b", code)] == []
+
+
+WRAPPED = [*(page for page in PAGES if page.name != "results.md"), *CONFIGS, ROOT / "docs" / "slurm.sh"]
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_are_short(page):
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_architecture_page_has_every_file_and_the_ladder():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = {
+        folder + line.split()[0]
+        for folder, content in re.findall(r"^### `([^`]+)`\n.*?```text\n(.*?)```", text, re.DOTALL | re.M)
+        for line in content.splitlines()
+    }
+    files = {str(path.relative_to(ROOT)) for folder in ("ovd", "tools") for path in (ROOT / folder).rglob("*.py")}
+    assert listed == {file for file in files if not file.endswith("__init__.py")}
+
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    _, ladder = next(block for block in blocks(ROOT / "docs" / "architecture.md") if block[1].startswith(layers[0]))
+    assert [re.split(r" {3,}", line)[0] for line in ladder.splitlines()] == layers
+
+
+def test_the_layout_in_the_readme_exists():
+    _, layout = next(block for block in blocks(README) if block[1].startswith("configs/"))
+    for line in layout.splitlines():
+        folder = ROOT / "ovd" if line.startswith("  ") else ROOT
+        for name in re.findall(r"(?:^| )([a-z0-9_]+(?:/|\.py))(?= |$)", line.strip()[:60].split("  ")[0]):
+            assert (folder / name).exists(), name
+
+
+def test_the_reading_order_is_as_short_as_it_says():
+    paragraph = README.read_text().partition("**Reading order.**")[2].partition("How they are trained")[0]
+    stated = int(re.search(r"in ([\d,]+) lines", paragraph)[1].replace(",", ""))  # type: ignore[index]
+    files = re.findall(r"`(ovd/[\w/]+\.py)`", paragraph)
+    assert len(files) == 7
+    lines = sum((ROOT / file).read_text().count("\n") for file in files)
+    assert lines < 1200
+    assert lines == pytest.approx(stated, rel=0.02)
+
+
+def backbone_table() -> dict[str, list[str]]:
+    rows = [line.strip("|").split("|") for line in README.read_text().splitlines() if line.startswith("| `")]
+    return {row[0].strip(" `"): [cell.strip() for cell in row[4:]] for row in rows if len(row) == 7}
+
+
+def test_the_table_of_backbones_has_the_figures_of_the_configs():
+    table = backbone_table()
+    with_figures = {path.stem for path in CONFIGS if "GFLOP per image in training" in path.read_text()}
+    assert with_figures < table.keys()
+    for name in with_figures:
+        comment = " ".join((ROOT / "configs" / f"{name}.yaml").read_text().replace("\n#", " ").split())
+        figures = re.search(r"([\d,]+) GFLOP per image in training, (\d+) GiB(?: per GPU, ([\d.]+) h)?", comment)
+        assert figures is not None, name
+        assert table[name] == [figures[1], figures[2], figures[3] or "< 0.1"], name
+
+
+@pytest.mark.parametrize("name", [name for name in backbone_table() if name != "quickstart"])
+def test_the_predicted_figures_are_those_of_the_tool(name):
+    config = load_config(ROOT / "configs" / f"{name}.yaml", [], TrainConfig)
+    cost = count_cost(config, round(0.75 * config.data.size), config.data.size)
+    num_gpus = {"lvis_base_nfnet_f6": 16, "custom_coco_rn50": 1}.get(name, 8)
+    images = config.train.batch_size
+    memory = cost.training_bytes(-(-images // num_gpus // config.train.accumulate)) / 2**30
+    hours = cost.training_hours(steps=config.train.steps, images=images, peak_tflops=num_gpus * 989.0, utilization=0.3)
+    flops, stated_memory, stated_hours = backbone_table()[name]
+    assert flops == f"{cost.training_flops / 1e9:,.0f}"
+    assert abs(memory - float(stated_memory)) < 0.6
+    assert stated_hours == (f"{hours:.1f}" if hours > 0.05 else "< 0.1")
