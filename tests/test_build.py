@@ -57,7 +57,7 @@ def train_config(**detector) -> TrainConfig:
     return parse_config({"output": "x", "detector": detector, "train": train}, TrainConfig, "test")
 
 
-def test_first_layers_of_the_tower_are_frozen(untrained_clip):
+def test_first_layers_of_the_backbone_are_frozen(untrained_clip):
     backbone = build_backbone(train_config(frozen_layers=2), untrained_clip.model.visual)
     layers = backbone.layers()
     assert [any(p.requires_grad for p in layer) for layer in layers] == [False, False] + [True] * (len(layers) - 2)
@@ -67,7 +67,7 @@ def test_first_layers_of_the_tower_are_frozen(untrained_clip):
         build_backbone(train_config(window=7), untrained_clip.model.visual)
 
 
-def test_layers_of_the_tower_learn_more_slowly_towards_the_input(untrained_clip):
+def test_layers_of_the_backbone_learn_more_slowly_towards_the_input(untrained_clip):
     config = train_config(layer_decay=0.5, channels=32, num_convs=1)
     detector = build_detector(config, untrained_clip)
     groups = build_groups(detector, config.train)

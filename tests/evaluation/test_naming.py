@@ -113,7 +113,7 @@ def at_boxes(report: NamingReport) -> dict[str, float]:
     return metrics | {"boxes_without_point": report.num_boxes_without_point}
 
 
-def answering_reference(points: Points, boxes: np.ndarray) -> list[int]:
+def nearest_reference(points: Points, boxes: np.ndarray) -> list[int]:
     """FCOS's rules, box by box and point by point."""
     strides = points.strides.tolist()
     best = [(np.inf, -1)] * len(boxes)
@@ -152,18 +152,18 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         cosines = [(feature * before).sum(dim=1).tolist() for feature in (after, backbone)]
         points = detector.points(images)
         strides = points.strides.tolist()
-        for box, cls, answer in zip(
-            record.labels.boxes, record.labels.classes, answering_reference(points, record.labels.boxes), strict=True
+        for box, cls, nearest in zip(
+            record.labels.boxes, record.labels.classes, nearest_reference(points, record.labels.boxes), strict=True
         ):
-            if answer < 0:
+            if nearest < 0:
                 num_without += 1
                 continue
             for point, (x, y) in enumerate(points.centers.tolist()):
                 inside = box[0] < x < box[2] and box[1] < y < box[3]
-                if inside and strides[point] == strides[answer]:
+                if inside and strides[point] == strides[nearest]:
                     row = [*(float(names[point] == cls) for names in named), *(values[point] for values in cosines)]
                     point_rows.append(row)
-                    if point == answer:
+                    if point == nearest:
                         rows.append(row)
                         frequencies.append(index.categories[cls].frequency)
     assert len(rows) > 15
@@ -252,7 +252,7 @@ def test_the_nearest_point_is_one_of_those_matched():
     centers = torch.tensor([[4.0, 4], [12, 4], [20, 4], [8, 4], [30, 4]])
     points = Points(centers, torch.full((5,), 8.0))
     boxes = torch.tensor([[0.0, 0, 16, 8], [10, 0, 30, 8], [50, 0, 60, 8]])
-    # The point in the middle of the first box answers for none; of the two equally near ones the first is taken.
+    # The point in the middle of the first box is matched to none; of the two equally near ones the first is taken.
     matched = torch.tensor([0, 0, 1, -1, 1])
     assert nearest_matched_points(points, boxes, matched).tolist() == [0, 2, -1]
     assert nearest_matched_points(points, boxes[:0], torch.full((5,), -1)).tolist() == []

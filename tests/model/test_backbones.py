@@ -355,7 +355,7 @@ def test_windows_are_joined_as_they_were_split(grid):
     torch.testing.assert_close(join_windows(windows, grid, 3, 1), tokens)
 
 
-def test_unknown_towers_are_refused():
+def test_unknown_backbones_are_refused():
     with pytest.raises(ValueError, match="Linear is not a supported backbone"):
         backbone_of(nn.Linear(1, 1))
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["convnext"]))

@@ -52,7 +52,7 @@ def test_points_are_cell_centers_row_by_row():
     assert points.strides.tolist() == [8] * 6
 
 
-def test_training_mode_leaves_the_tower_frozen_in_its_statistics(detector):
+def test_training_mode_leaves_the_backbone_frozen_in_its_statistics(detector):
     detector.train()
     before = {name: buffer.clone() for name, buffer in detector.backbone.named_buffers()}
     detector(images(2, 64, 64))
@@ -117,7 +117,7 @@ def test_filter_keeps_to_the_span_of_the_shortcut():
     assert layer(shortcut, torch.randn(1, 3, 5, 5))[:, 2].abs().max() == 0
 
 
-def test_sides_that_the_tower_cannot_take_are_refused(detector):
+def test_sides_that_the_backbone_cannot_take_are_refused(detector):
     with pytest.raises(ValueError, match=r"\(60, 64\) are not multiples of 32"):
         detector(images(1, 60, 64))
 

@@ -84,7 +84,7 @@ def test_on_a_gpu_the_rows_are_the_same(untrained_clip):
 
 
 @pytest.mark.parametrize("form", ["plain", "custom"])
-def test_the_text_tower_moves_without_the_image_tower(form, untrained_clip):
+def test_the_text_tower_moves_without_the_backbone(form, untrained_clip):
     clip = untrained_clip if form == "plain" else clip_with()
     image_side = {name for name, _ in clip.model.named_parameters() if name.startswith("visual.")}
     names = list(clip.model.state_dict())

@@ -46,7 +46,7 @@ def test_same_inputs_open_the_same_file_and_others_another(bank, untrained_clip,
     assert other_tower.path != bank.path
 
 
-def test_image_tower_does_not_change_the_bank(bank, untrained_clip, tmp_path):
+def test_the_backbone_does_not_change_the_bank(bank, untrained_clip, tmp_path):
     with torch.no_grad():
         untrained_clip.model.visual.head.proj.weight.add_(1)
     again = build_bank(untrained_clip, NAMES, SYNONYMS, TextSources(), folder=tmp_path)
