@@ -6,6 +6,8 @@
     python tools/eval.py --results results.json --format lvis --annotations lvis_v1_val.json --engine official
 
 LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
+Beside AP, which ranks detections, tables say what they are worth as decisions (decisions.json, reliability.png) and, of
+a detector, how often true boxes are named right (naming.json, naming.png).
 """
 
 import argparse
@@ -62,7 +64,7 @@ def main() -> None:
     output = arguments.output or arguments.run / name
     trained = load_detector(arguments.run, arguments.device)
     evaluate_run(trained, output=output, index=given_data(arguments), engine=arguments.engine, size=arguments.size)
-    print(f"results.json, metrics.json, per_class.csv and precision_recall.png are in {output}")
+    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
 
 
 def given_data(arguments: argparse.Namespace) -> AnnotationIndex | None:

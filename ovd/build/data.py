@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ovd.config import (
     WorldData,
     parse_config,
 )
-from ovd.data.annotations import NO_OPTIONS, load_annotations
+from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.buckets import shape_groups
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
@@ -99,8 +100,13 @@ def load_evaluation_index(
     options: FormatOptions = NO_OPTIONS,
     with_truth: bool = True,
 ) -> AnnotationIndex:
-    """A data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`."""
+    """A data set with the vocabulary and the images that its benchmark evaluates; see `load_annotations`.
+
+    With its truth it also has the exhaustive one, where the format or the embedded world provides it.
+    """
     index = load_annotations(annotations, images, format=format, report=report, options=options, with_truth=with_truth)
+    if index.truth is not None:
+        index = replace(index, exhaustive_truth=exhaustive_truth(index.truth, format))
     return FORMATS[format].evaluation_split(index)
 
 

@@ -10,6 +10,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, index_of, truth_of
 from ovd.data.truth import Truth
+from ovd.data.world.hidden import with_hidden_boxes
 
 NO_OPTIONS = FormatOptions()
 
@@ -59,6 +60,16 @@ def load_truth(
     """
     request = ReadRequest(annotations, images, options, index=False, truth=True)
     return truth_of(_read(request, format, DataReport()))
+
+
+def exhaustive_truth(truth: Truth, format: DataFormatName) -> Truth | None:
+    """The truth in which every object of every class has a box: the truth itself in a format whose sets are annotated
+    exhaustively, and that of the embedded world; None for other federated files.
+
+    Raises:
+        DataError: the world's hidden boxes cannot be used, see `with_hidden_boxes`.
+    """
+    return truth if FORMATS[format].is_exhaustive else with_hidden_boxes(truth)
 
 
 def _read(request: ReadRequest, format: DataFormatName, report: DataReport) -> AnnotationTable:

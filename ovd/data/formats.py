@@ -30,6 +30,8 @@ class DataFormat:
     read: Callable[[ReadRequest, DataReport], AnnotationTable]
     protocol: Literal["lvis", "coco"]
     """Metrics that its evaluation reports."""
+    is_exhaustive: bool = True
+    """Whether every object of every class has a box in every image; LVIS annotates an image for some classes only."""
     groups: Mapping[str, Collection[str]] | None = None
     """Names of classes in groups with an AP50 of their own; nothing but their classes is evaluated."""
     base_split: Split | None = None
@@ -45,7 +47,9 @@ class DataFormat:
 
 
 FORMATS: dict[DataFormatName, DataFormat] = {
-    "lvis": DataFormat(read=partial(read_coco_json, federated=True), protocol="lvis", base_split=split_lvis_base),
+    "lvis": DataFormat(
+        read=partial(read_coco_json, federated=True), protocol="lvis", is_exhaustive=False, base_split=split_lvis_base
+    ),
     "coco": DataFormat(read=partial(read_coco_json, federated=False), protocol="coco"),
     "coco_zero_shot": DataFormat(
         read=partial(read_coco_json, federated=False),

@@ -110,6 +110,9 @@ class AnnotationIndex:
     truth: Truth | None = None
     """What evaluators compare detections with, of the whole file also where the index has a part of it (`take`,
     `keep_classes`); None for training sets, which do not need it."""
+    exhaustive_truth: Truth | None = None
+    """The truth with every object of every class, in the whole file; None where that is not known, and for training
+    sets."""
 
     def __len__(self) -> int:
         return len(self.image_ids)

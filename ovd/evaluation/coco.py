@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from ovd.choices import Engine
 from ovd.data.truth import Truth
 from ovd.evaluation.evaluator import BoxEvaluator
+from ovd.evaluation.groups import Group, members_of
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results
@@ -91,6 +92,28 @@ class COCOEvaluator(BoxEvaluator):
                 Curve("IoU 0.75", figures.curve(iou_percent=75)),
             ),
         )
+
+
+def exhaustive_metrics(truth: Truth, results: Results, *, engine: Engine = "hotcoco") -> ProtocolMetrics:
+    """COCO box AP by frequency of classes, `AP_exhaustive APr_exhaustive ...`: beside the AP of a federated set.
+
+    Unlike a federated AP it counts detections of every class in every image.
+
+    Args:
+        truth: exhaustive.
+        results: detections of the truth's images and classes.
+    """
+    figures = _ENGINES[engine](truth, results)
+    groups: dict[str, Group] = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
+    return ProtocolMetrics(
+        f"COCO box AP on the exhaustive truth, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
+        {
+            f"{name}_exhaustive": figures.average_precision(
+                categories=np.flatnonzero(members_of(group, truth.categories))
+            )
+            for name, group in groups.items()
+        },
+    )
 
 
 def _only_classes(truth: Truth, names: set[str]) -> Truth:

@@ -1,46 +1,42 @@
 """How often true boxes are named right, by CLIP before training and by the detector after it.
 
 Training on some classes may bend the features away from the text space, so that the other classes are no longer
-recognized. Here localization, scores and suppression are left aside: at the point of a true box that is nearest to its
-centre, is the box's class the most similar text, for CLIP's dense feature (before) and for the detector's class
-embedding (after)?
+recognized. Here localization, scores and suppression are left aside: for a true box, is its class the most similar of
+all names? CLIP answers three times: by its dense feature at one point, by the mean of this feature over the box, and on
+a crop of the box, which is the bound of what can be read from its features (CLIPSelf, arXiv:2310.01403, section 3). The
+detector answers by its class embedding at the same point.
+
+Rare classes are named wrong for two reasons: their features are poor, or the names that were trained on attract them.
+Rare boxes named among the rare names alone tell them apart.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from ovd.boxes import side_distances
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
-from ovd.evaluation.report import ClassRow
-from ovd.files import whole_file
+from ovd.evaluation.groups import FREQUENCIES, Group, members_of
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos
 from ovd.model.backbone import Backbone
+from ovd.model.crops import square_crops, without_padding
 from ovd.model.gates import resample_dense
 from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits, unit_embeddings
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress
-from ovd.structures import Points, Targets
+from ovd.structures import Batch, Points, Targets
 
-Group = Literal["all", "base", "rare", "common", "frequent"]
-"""Classes by LVIS's frequency. The rare ones are the novel ones, where a detector was trained on base classes."""
-_FREQUENCIES: dict[Group, tuple[str | None, ...]] = {
-    "all": ("r", "c", "f", None),
-    "base": ("c", "f"),
-    "rare": ("r",),
-    "common": ("c",),
-    "frequent": ("f",),
-}
+CROPS_AT_A_TIME = 128
+"""Number of crops in one call of CLIP."""
+BINS_OF_BOX = 7
+"""The mean over a box is over so many bins by so many, with 2 x 2 samples in each."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,31 @@ class NamingScores:
 
 
 @dataclass(frozen=True)
+class BoxNamingScores(NamingScores):
+    """Means over true boxes, at one point each."""
+
+    naming_mean: float
+    """Share of boxes named right by the mean of CLIP's dense feature over the box."""
+    naming_crop: float
+    """Share of boxes named right by CLIP on the tight square crop of the box."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A share of boxes, or a difference of shares, for each way to name a box; see `BoxNamingScores`."""
+
+    naming_before: float
+    naming_mean: float
+    naming_crop: float
+    naming_after: float
+
+
+@dataclass(frozen=True)
 class GroupNaming:
     """The true boxes of some of the classes."""
 
     group: Group
-    boxes: NamingScores
+    boxes: BoxNamingScores
     """At one point per box, of those matched to it the one nearest to its centre."""
     points: NamingScores
     """At every point inside a box on the pyramid level of that point. `naming_after` may be lower here without harm:
@@ -81,6 +97,11 @@ class NamingReport:
     num_images: int
     num_boxes_without_point: int
     """Too small, or covered by smaller ones: no point is matched to them, and they count nowhere else."""
+    crop_side_px: int
+    rare_among_rare: Shares | None = None
+    """Share of rare boxes named right where only the rare names may be chosen; None without a rare box."""
+    base_bias: Shares | None = None
+    """`rare_among_rare` less the share among all names: boxes that would be named right but for a base name."""
 
 
 @torch.no_grad()
@@ -90,6 +111,7 @@ def measure_naming(
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
+    crop_side: int,
     batch_size: int,
     workers: int,
     max_images: int | None = None,
@@ -104,6 +126,8 @@ def measure_naming(
             Moved to the detector's device.
         text: one unit row per category of `index`, in its order.
         index: with its whole vocabulary.
+        crop_side: side in pixels of CLIP's crops (`ovd.model.crops.crop_side`). They are cut out of the images at the
+            size that the detector sees.
         batch_size, workers: as for `Inference.dataset`.
         max_images: at most so many, evenly spread over the data set; None takes all.
 
@@ -111,40 +135,25 @@ def measure_naming(
         ValueError: not one row of text per category.
         DataError: an image is missing or cannot be read.
     """
-    detector = inference.detector
-    if len(text) != len(index.categories):
-        raise ValueError(f"{index.path} has {len(index.categories)} classes, but there are {len(text)} rows of text")
-    shared = next(clip_backbone.parameters()) is next(detector.backbone.parameters())
-    assert not shared, "the detector's own backbone does not tell what CLIP was"
-    device = inference.device
-    clip_backbone.to(device).to(memory_format=memory_format(inference.low_precision))
-    text = text.to(device)
+    namer = _Namer(inference, clip_backbone, text, index, crop_side)
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
-
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
     num_without_point = 0
-    loader = eval_loader(
-        index, size=inference.size, batch_size=batch_size, workers=workers, size_divisor=detector.size_divisor
-    )
+    divisor = inference.detector.size_divisor
+    loader = eval_loader(index, size=inference.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
     for batch, _ in progress(loader, -(-len(index) // batch_size), "naming true boxes"):
-        batch = batch.to(device)
-        points = detector.points(batch.images)
+        batch = batch.to(inference.device)
+        points = inference.detector.points(batch.images)
         matched = assign_fcos(points, batch.targets, sizes=batch.sizes).matched
         inside = _points_in_boxes(points, batch.targets, matched)
         num_without_point += sum(len(targets.boxes) for targets in batch.targets) - int(inside.is_nearest.sum())
         if len(inside.classes) == 0:
             continue
-        values = _compare(inference, clip_backbone, text, batch.images, inside)
-        at_boxes.add(inside.classes[inside.is_nearest], values[inside.is_nearest])
-        at_points.add(inside.classes, values)
-
-    groups = []
-    for group, frequencies in _FREQUENCIES.items():
-        members = torch.tensor([category.frequency in frequencies for category in index.categories], dtype=torch.bool)
-        if at_boxes.counts[members].any():
-            groups.append(GroupNaming(group, at_boxes.scores(members), at_points.scores(members)))
-    return NamingReport(tuple(groups), len(text), len(index), num_without_point)
+        of_points, of_boxes = namer.name(batch, inside)
+        at_points.add(inside.classes, of_points)
+        at_boxes.add(inside.classes[inside.is_nearest], of_boxes)
+    return _report(at_boxes, at_points, index, num_without_point, crop_side)
 
 
 def nearest_matched_points(
@@ -161,83 +170,38 @@ def nearest_matched_points(
     return torch.where(offset < torch.inf, nearest, -1)
 
 
-def group_average_precision(classes: Sequence[ClassRow]) -> dict[Group, float]:
-    """Mean AP of each group's classes that have a true box, 0 to 1; `rare` is LVIS's APr, `all` is AP."""
-    means: dict[Group, float] = {}
-    for group, frequencies in _FREQUENCIES.items():
-        known = [row.AP for row in classes if (row.frequency or None) in frequencies and row.AP > -1]
-        if known:
-            means[group] = float(np.mean(known))
-    return means
-
-
-def format_naming(report: NamingReport, average_precision: Mapping[Group, float]) -> str:
-    """A table for a console: a row per group of classes, before and after.
-
-    Args:
-        average_precision: of the detector, from `group_average_precision`.
-    """
-    lines = [
-        f"Naming of true boxes among {report.num_classes} classes (per cent right), CLIP before, detector after",
-        f"{'classes':<8}  {'boxes':>7}  before   after  change  cosine  backbone      AP",
-    ]
-    for item in report.groups:
-        scores = item.boxes
-        before, after = 100 * scores.naming_before, 100 * scores.naming_after
-        precision = f"{100 * average_precision[item.group]:6.2f}" if item.group in average_precision else f"{'-':>6}"
-        lines.append(
-            f"{item.group:<8}  {scores.count:>7}  {before:6.2f}  {after:6.2f}  {after - before:+6.2f}  "
-            f"{scores.cosine:6.3f}  {scores.backbone_cosine:8.3f}  {precision}"
-        )
-    lines.append("")
-    lines += [
-        f"- at all {item.points.count} points inside boxes ({item.group}): "
-        f"{100 * item.points.naming_before:.2f} before, {100 * item.points.naming_after:.2f} after"
-        for item in report.groups
-        if item.group in ("all", "rare")
-    ]
-    lines += [
-        "- cosine: the detector's class embedding with CLIP's dense feature; backbone: its own with CLIP's",
-        f"- {report.num_images} images; boxes left out, as no point is matched to them: "
-        f"{report.num_boxes_without_point}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def write_naming(report: NamingReport, folder: Path) -> None:
-    """Writes naming.json and naming.png, replacing those of an earlier run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "naming.json") as file:
-        json.dump(asdict(report), file, indent=2, allow_nan=False)
-        file.write("\n")
-    draw_naming(report).savefig(folder / "naming.png")
-
-
-def draw_naming(report: NamingReport) -> Figure:
-    """Bars of the share of true boxes named right, before and after, by group of classes."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.4
-    positions = np.arange(len(report.groups))
-    for offset, label, color, shares in (
-        (-width / 2, "before (CLIP)", "0.65", [item.boxes.naming_before for item in report.groups]),
-        (width / 2, "after (detector)", "tab:blue", [item.boxes.naming_after for item in report.groups]),
-    ):
-        bars = axes.bar(positions + offset, [100 * share for share in shares], width, label=label, color=color)
-        axes.bar_label(bars, fmt="%.1f", fontsize="small")
-    axes.set_xticks(positions, [f"{item.group}\n{item.boxes.count} boxes" for item in report.groups])
-    axes.set(ylim=(0, 108), ylabel="true boxes named right (%)")
-    axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+def _report(
+    at_boxes: "_Tally", at_points: "_Tally", index: AnnotationIndex, num_without_point: int, crop_side: int
+) -> NamingReport:
+    groups, rare_among_rare, base_bias = [], None, None
+    for group in FREQUENCIES:
+        members = torch.from_numpy(members_of(group, index.categories))
+        if not at_boxes.counts[members].any():
+            continue
+        boxes = BoxNamingScores(**at_boxes.means(members, BoxNamingScores))
+        groups.append(GroupNaming(group, boxes, NamingScores(**at_points.means(members, NamingScores))))
+        if group == "rare":
+            rare_among_rare = Shares(**at_boxes.means(members, Shares, prefix=_AMONG_RARE))
+            base_bias = Shares(**{name: share - getattr(boxes, name) for name, share in vars(rare_among_rare).items()})
+    return NamingReport(
+        groups=tuple(groups),
+        num_classes=len(index.categories),
+        num_images=len(index),
+        num_boxes_without_point=num_without_point,
+        crop_side_px=crop_side,
+        rare_among_rare=rare_among_rare,
+        base_bias=base_bias,
+    )
 
 
 @dataclass(frozen=True)
 class _PointsInBoxes:
-    """Points inside true boxes of a batch; a point in several boxes comes several times."""
+    """Points inside true boxes of a batch, by image; a point in several boxes comes several times."""
 
     images: Int[Tensor, " N"]
     points: Int[Tensor, " N"]
+    boxes: Float[Tensor, "N 4"]
+    """The true box."""
     classes: Int[Tensor, " N"]
     """Of the true box."""
     is_nearest: Bool[Tensor, " N"]
@@ -252,47 +216,114 @@ def _points_in_boxes(points: Points, targets: tuple[Targets, ...], matched: Int[
         inside = (side_distances(points.centers[:, None], true.boxes) > 0).all(dim=2)
         same_level = points.strides[:, None] == points.strides[nearest]
         point, box = (inside & same_level & (nearest >= 0)).nonzero().unbind(dim=1)
-        parts.append((torch.full_like(point, image), point, true.classes[box], point == nearest[box]))
+        is_nearest = point == nearest[box]
+        parts.append((torch.full_like(point, image), point, true.boxes[box], true.classes[box], is_nearest))
     return _PointsInBoxes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _compare(
-    inference: Inference,
-    clip_backbone: Backbone,
-    text: Float[Tensor, "C D"],
-    images: UInt8[Tensor, "B 3 H W"],
-    inside: _PointsInBoxes,
-) -> Float[Tensor, "N 4"]:
-    """At each point what `NamingScores` is the mean of, in its order."""
-    detector, layout = inference.detector, memory_format(inference.low_precision)
-    pixels = ((images.float() - detector.mean) / detector.std).contiguous(memory_format=layout)
+class _Namer:
+    """CLIP, a detector and the names to choose from."""
 
-    def dense(backbone: Backbone) -> Float[Tensor, "N D"]:
-        feature, stride = backbone.dense(pixels), backbone.strides[-1]
+    def __init__(
+        self,
+        inference: Inference,
+        clip_backbone: Backbone,
+        text: Float[Tensor, "C D"],
+        index: AnnotationIndex,
+        crop_side: int,
+    ):
+        if len(text) != len(index.categories):
+            raise ValueError(
+                f"{index.path} has {len(index.categories)} classes, but there are {len(text)} rows of text"
+            )
+        shared = next(clip_backbone.parameters()) is next(inference.detector.backbone.parameters())
+        assert not shared, "the detector's own backbone does not tell what CLIP was"
+        self._inference = inference
+        self._layout = memory_format(inference.low_precision)
+        self._clip = clip_backbone.to(inference.device).to(memory_format=self._layout)
+        self._text = text.to(inference.device)
+        self._rare = torch.from_numpy(np.flatnonzero(members_of("rare", index.categories))).to(inference.device)
+        self._crop_side = crop_side
+
+    def name(
+        self, batch: Batch, inside: _PointsInBoxes
+    ) -> tuple[dict[str, Float[Tensor, " N"]], dict[str, Float[Tensor, " K"]]]:
+        """What `NamingScores` is the mean of at each point; and what `BoxNamingScores` is, for each box that has a
+        nearest point among them, with the same among the rare names."""
+        detector, images = self._inference.detector, batch.images
+        pixels = ((images.float() - detector.mean) / detector.std).contiguous(memory_format=self._layout)
+        nearest = inside.is_nearest
+        image_of_box, boxes, classes = inside.images[nearest], inside.boxes[nearest], inside.classes[nearest]
+        with autocast(images.device, self._inference.low_precision):
+            dense, own_dense = self._clip.dense(pixels), detector.backbone.dense(pixels)
+            after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
+            of_crops = self._of_crops(without_padding(pixels, batch.sizes), image_of_box, boxes)
+        before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
+        of_points = {
+            "naming_before": self._is_right(before, inside.classes),
+            "naming_after": self._is_right(after, inside.classes),
+            "cosine": (after * before).sum(dim=1),
+            "backbone_cosine": (own * before).sum(dim=1),
+        }
+        ways = {
+            "naming_before": before[nearest],
+            "naming_mean": mean_over_boxes(dense.float(), image_of_box, boxes, self._clip.strides[-1]),
+            "naming_crop": of_crops,
+            "naming_after": after[nearest],
+        }
+        of_boxes = {name: values[nearest] for name, values in of_points.items()}
+        of_boxes |= {name: self._is_right(embeddings, classes) for name, embeddings in ways.items()}
+        if len(self._rare):
+            for name, embeddings in ways.items():
+                of_boxes[_AMONG_RARE + name] = self._is_right(embeddings, classes, self._rare)
+        return of_points, of_boxes
+
+    def _at_points(
+        self, dense: Float[Tensor, "B D h w"], inside: _PointsInBoxes, images: UInt8[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, "N D"]:
+        """The dense feature as each pyramid level gets it."""
+        stride = self._clip.strides[-1]
         levels = [
-            resample_dense(feature, stride, (-(-images.shape[-2] // level), -(-images.shape[-1] // level)), level)
-            for level in detector.strides
+            resample_dense(dense, stride, (-(-images.shape[-2] // level), -(-images.shape[-1] // level)), level)
+            for level in self._inference.detector.strides
         ]
         return torch.cat([level.flatten(2) for level in levels], dim=2)[inside.images, :, inside.points]
 
-    with autocast(images.device, inference.low_precision):
-        before, own = dense(clip_backbone), dense(detector.backbone)
-        after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
-    return torch.stack(
-        [
-            (_nearest(before, text) == inside.classes).float(),
-            (_nearest(after, text) == inside.classes).float(),
-            (after * before).sum(dim=1),
-            (own * before).sum(dim=1),
-        ],
-        dim=1,
-    )
+    def _of_crops(
+        self, pixels: Float[Tensor, "B 3 H W"], images: Int[Tensor, " K"], boxes: Float[Tensor, "K 4"]
+    ) -> Float[Tensor, "K D"]:
+        """CLIP's unit embedding of each box's crop; the boxes are in the order of their images."""
+        of_images = [boxes[images == image] for image in range(len(pixels))]
+        crops = square_crops(pixels, of_images, self._crop_side).contiguous(memory_format=self._layout)
+        return torch.cat([unit_embeddings(self._clip.encode(some)) for some in crops.split(CROPS_AT_A_TIME)])
+
+    def _is_right(
+        self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], rows: Int[Tensor, " R"] | None = None
+    ) -> Float[Tensor, " N"]:
+        """1 where the class is the most similar text, of all or of those at `rows`."""
+        text = self._text if rows is None else self._text[rows]
+        chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(text)))
+        best = torch.cat([cosine_logits(chunk, text, scale=1.0, bias=0.0).argmax(dim=1) for chunk in chunks])
+        return ((best if rows is None else rows[best]) == classes).float()
 
 
-def _nearest(embeddings: Float[Tensor, "N D"], text: Float[Tensor, "C D"]) -> Int[Tensor, " N"]:
-    """The most similar text's row."""
-    chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(text)))
-    return torch.cat([cosine_logits(chunk, text, scale=1.0, bias=0.0).argmax(dim=1) for chunk in chunks])
+def mean_over_boxes(
+    dense: Float[Tensor, "B D h w"], images: Int[Tensor, " K"], boxes: Float[Tensor, "K 4"], stride: int
+) -> Float[Tensor, "K D"]:
+    """The mean of a dense feature over each box, unit length. Bilinear between cells, constant beyond the outer ones.
+
+    Args:
+        images: the image of each box.
+        boxes: xyxy in pixels.
+        stride: of the dense feature, in pixels.
+    """
+    regions = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1).to(dense.dtype)
+    bins = roi_align(dense, regions, BINS_OF_BOX, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+    return unit_embeddings(bins.mean(dim=(2, 3)))
+
+
+_AMONG_RARE = "among_rare_"
+"""Prefix of the names of values that are measured among the rare names alone."""
 
 
 class _Tally:
@@ -300,12 +331,20 @@ class _Tally:
 
     def __init__(self, num_classes: int):
         self.counts = torch.zeros(num_classes, dtype=torch.int64)
-        self._sums = torch.zeros(num_classes, 4, dtype=torch.float64)
+        self._sums: dict[str, Float[Tensor, " C"]] = {}
 
-    def add(self, classes: Int[Tensor, " N"], values: Float[Tensor, "N 4"]) -> None:
+    def add(self, classes: Int[Tensor, " N"], values: dict[str, Float[Tensor, " N"]]) -> None:
         self.counts += classes.bincount(minlength=len(self.counts)).cpu()
-        self._sums.index_add_(0, classes.cpu(), values.cpu().double())
+        for name, of_rows in values.items():
+            sums = self._sums.setdefault(name, torch.zeros(len(self.counts), dtype=torch.float64))
+            sums.index_add_(0, classes.cpu(), of_rows.cpu().double())
 
-    def scores(self, members: Bool[Tensor, " C"]) -> NamingScores:
+    def means(self, members: Bool[Tensor, " C"], kind: type, *, prefix: str = "") -> dict[str, Any]:
+        """A value for each field of a dataclass: the number of rows for `count`, else a mean."""
         count = int(self.counts[members].sum())
-        return NamingScores(count, *(self._sums[members].sum(dim=0) / count).tolist())
+        return {
+            field.name: count
+            if field.name == "count"
+            else float(self._sums[prefix + field.name][members].sum()) / count
+            for field in fields(kind)
+        }

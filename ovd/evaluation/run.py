@@ -1,16 +1,19 @@
-"""Evaluating a results file: no detector, no images."""
+"""The evaluation of detections, whatever found them: all measures and files, and those of a results file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ovd.choices import DataFormatName, Engine
-from ovd.data.annotations import NO_OPTIONS, load_truth
+from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_truth
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
 from ovd.data.truth import Truth
-from ovd.evaluation.coco import COCOEvaluator
+from ovd.evaluation.coco import COCOEvaluator, exhaustive_metrics
+from ovd.evaluation.decision_report import format_decisions, measure_decisions, write_decisions
 from ovd.evaluation.evaluator import BoxEvaluator
+from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.report import format_table, write_report
+from ovd.evaluation.report import Evaluation, format_table, write_report
 from ovd.evaluation.results import load_results
 
 
@@ -23,6 +26,38 @@ def box_evaluator(
     return COCOEvaluator(truth, category_ids, engine=engine, groups=FORMATS[format].groups)
 
 
+def evaluate_results(
+    evaluator: BoxEvaluator,
+    format: DataFormatName,
+    *,
+    exhaustive: Truth | None,
+    engine: Engine = "hotcoco",
+    output_dir: Path | None = None,
+) -> Evaluation:
+    """Compute the metrics of the format's benchmark and judge the decisions; print both and write their files.
+
+    Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too.
+
+    Args:
+        evaluator: has all detections.
+        exhaustive: the truth with every object of every class (`exhaustive_truth`); None if it is not known.
+        output_dir: where the files go; None writes none.
+    """
+    evaluation, results = evaluator.evaluate(), evaluator.results()
+    truth = evaluator.truth  # of a benchmark with groups of classes only their part
+    if truth.is_federated and exhaustive is not None:
+        truth = exhaustive
+        section = exhaustive_metrics(truth, results, engine=engine)
+        evaluation = replace(evaluation, sections=(*evaluation.sections, section))
+    decisions = measure_decisions(truth, results, base_and_novel(truth.categories, FORMATS[format].groups))
+    print(format_table(evaluation))
+    print(format_decisions(decisions))
+    if output_dir is not None:
+        write_report(evaluation, output_dir)
+        write_decisions(decisions, output_dir)
+    return evaluation
+
+
 def evaluate_results_file(
     annotations: Path,
     results: Path,
@@ -33,7 +68,7 @@ def evaluate_results_file(
     images: Path | None = None,
     options: FormatOptions = NO_OPTIONS,
 ) -> dict[str, float]:
-    """Prints the metrics with their protocols, writes the report's files and returns the metrics.
+    """Prints the metrics with their protocols and the decisions, writes their files and returns the metrics.
 
     Args:
         annotations: the data set that was detected in, as `load_annotations` takes it.
@@ -47,8 +82,5 @@ def evaluate_results_file(
     truth = load_truth(annotations, images, format=format, options=options)
     evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
-    evaluation = evaluator.evaluate()
-    print(format_table(evaluation))
-    if output_dir is not None:
-        write_report(evaluation, output_dir)
-    return evaluation.metrics
+    exhaustive = exhaustive_truth(truth, format)
+    return evaluate_results(evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir).metrics

@@ -14,16 +14,14 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
-from ovd.evaluation.naming import (
-    NamingReport,
-    format_naming,
-    group_average_precision,
-    measure_naming,
-    write_naming,
-)
-from ovd.evaluation.report import Evaluation, format_table, write_report
+from ovd.evaluation.groups import group_average_precision
+from ovd.evaluation.naming import NamingReport, measure_naming
+from ovd.evaluation.naming_report import format_naming, write_naming
+from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
+from ovd.evaluation.run import evaluate_results
 from ovd.model.backbone_families import backbone_of
+from ovd.model.crops import crop_side
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -82,9 +80,13 @@ def evaluate_run(
     evaluator = detect_all(trained, index, text, engine=engine, size=size)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
-    evaluation = evaluator.evaluate()
-    print(format_table(evaluation))
-    write_report(evaluation, output)
+    evaluation = evaluate_results(
+        evaluator,
+        index.format,
+        exhaustive=index.exhaustive_truth,
+        engine=engine or config.eval.engine,
+        output_dir=output,
+    )
     report = naming_of(trained, index, text, size=size)
     print(format_naming(report, group_average_precision(evaluation.classes)))
     write_naming(report, output)
@@ -107,6 +109,7 @@ def naming_of(
         backbone_of(untouched.model.visual),
         text,
         index,
+        crop_side=crop_side(untouched.model.visual),
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
         max_images=NAMING_IMAGES,

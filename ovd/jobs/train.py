@@ -34,7 +34,7 @@ from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
-from ovd.evaluation.report import format_table, write_report
+from ovd.evaluation.run import evaluate_results
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine
@@ -184,9 +184,13 @@ def _evaluation_of(
         evaluator = detect_all(TrainedDetector(averaged, config, clip, classes), validation, text)
         metrics: dict[str, float] = {}
         if is_main():
-            evaluation = evaluator.evaluate()
-            print(format_table(evaluation))
-            write_report(evaluation, config.output)
+            evaluation = evaluate_results(
+                evaluator,
+                validation.format,
+                exhaustive=validation.exhaustive_truth,
+                engine=config.eval.engine,
+                output_dir=config.output,
+            )
             metrics = evaluation.metrics
         return gather(metrics)[0]
 

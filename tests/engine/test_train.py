@@ -168,7 +168,10 @@ def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
 def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
     evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval")
     assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed"} <= evaluation.metrics.keys()
-    for name in ("results.json", "metrics.json", "per_class.csv", "precision_recall.png"):
+    for name in (
+        "results.json", "metrics.json", "per_class.csv", "precision_recall.png", "decisions.json", "reliability.png",
+        "naming.json", "naming.png",
+    ):  # fmt: skip
         assert (tmp_path / "eval" / name).stat().st_size > 0
 
 

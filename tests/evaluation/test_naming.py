@@ -15,16 +15,17 @@ from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.images import decode_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
+from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.naming import (
     GroupNaming,
     NamingReport,
-    format_naming,
-    group_average_precision,
+    NamingScores,
+    mean_over_boxes,
     measure_naming,
     nearest_matched_points,
-    write_naming,
 )
+from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import ClassRow
 from ovd.inference import Inference
 from ovd.model.backbone_families import backbone_of
@@ -35,6 +36,7 @@ from ovd.structures import Detections, Points
 from ovd.text.encoder import encode_classes
 
 SIZE = 96
+CROP_SIDE = 64
 NUM_IMAGES = 6
 
 
@@ -62,7 +64,7 @@ def run_with(detector: Detector, size: int) -> Inference:
 def measure(
     detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, size: int = SIZE, **options
 ) -> NamingReport:
-    defaults = {"batch_size": 4, "workers": 0, "max_images": NUM_IMAGES}
+    defaults = {"crop_side": CROP_SIDE, "batch_size": 4, "workers": 0, "max_images": NUM_IMAGES}
     clip_backbone = backbone_of(clip.model.visual)
     return measure_naming(run_with(detector, size), clip_backbone, text, index, **{**defaults, **options})
 
@@ -133,12 +135,54 @@ def nearest_reference(points: Points, boxes: np.ndarray) -> list[int]:
     return [point for _, point in best]
 
 
+def mean_reference(dense: torch.Tensor, box: np.ndarray) -> torch.Tensor:
+    """The mean over 14 x 14 samples of a box, each interpolated between the four cells around it; stride 16."""
+    channels, height, width = dense.shape
+    total = torch.zeros(channels)
+    for step_y in range(14):
+        for step_x in range(14):
+            x = (box[0] + (step_x + 0.5) / 14 * (box[2] - box[0])) / 16 - 0.5
+            y = (box[1] + (step_y + 0.5) / 14 * (box[3] - box[1])) / 16 - 0.5
+            x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+            left, top = int(x), int(y)
+            right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+            upper = dense[:, top, left] * (left + 1 - x) + dense[:, top, right] * (x - left)
+            lower = dense[:, bottom, left] * (left + 1 - x) + dense[:, bottom, right] * (x - left)
+            total += upper * (top + 1 - y) + lower * (y - top)
+    return F.normalize(total, dim=0)
+
+
+def crop_reference(pixels: np.ndarray, box: np.ndarray, clip) -> torch.Tensor:
+    """CLIP's own embedding of the square around the box, cut out of a canvas of the mean color by whole pixels."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    side = int(max(box[2] - box[0], box[3] - box[1]))
+    left, top = (round((low + high - side) / 2) for low, high in ((box[0], box[2]), (box[1], box[3])))
+    normalized = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
+    canvas = F.pad(normalized, (200, 200, 200, 200))
+    crop = canvas[None, :, top + 200 : top + 200 + side, left + 200 : left + 200 + side]
+    crop = F.interpolate(crop, size=(CROP_SIDE, CROP_SIDE), mode="bilinear", antialias=True)
+    return clip.model.encode_image(crop, normalize=True)[0]
+
+
+def test_means_over_boxes_are_those_of_a_loop_over_samples():
+    """Boxes inside, over the border, smaller than a cell and of the whole map, on a map that is not square."""
+    dense = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[10.0, 20, 50, 44], [0, 0, 9, 6], [90, 60, 112, 80], [0, 0, 112, 80]])
+    images = torch.tensor([0, 1, 1, 0])
+    found = mean_over_boxes(dense, images, boxes, 16)
+    for row, (image, box) in enumerate(zip(images.tolist(), boxes.numpy(), strict=True)):
+        torch.testing.assert_close(found[row], mean_reference(dense[image], box), atol=1e-5, rtol=0)
+    assert mean_over_boxes(dense, images[:0], boxes[:0], 16).shape == (0, 3)
+
+
 def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     """CLIP's dense feature is what a fresh gated detector predicts; that it is, test_alignment.py shows."""
     detector, clip = trained(tiny_clip), build(tiny_clip, gated=True)
     drifted = build(tiny_clip, gated=True)
     drifted.backbone.load_state_dict(detector.backbone.state_dict())
     rows: list[list[float]] = []
+    box_rows: list[list[float]] = []
+    rare = [row for row, category in enumerate(index.categories) if category.frequency == "r"]
     point_rows: list[list[float]] = []
     frequencies, num_without = [], 0
     for image in np.linspace(0, len(index) - 1, NUM_IMAGES).round().astype(int).tolist():
@@ -148,6 +192,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         with torch.no_grad():
             before, backbone, after = (F.normalize(d(images).embeddings[0], dim=1) for d in (clip, drifted, detector))
+            dense = clip.backbone.dense((images - clip.mean) / clip.std)[0]
         named = [(feature @ text.T).argmax(dim=1).tolist() for feature in (before, after)]
         cosines = [(feature * before).sum(dim=1).tolist() for feature in (after, backbone)]
         points = detector.points(images)
@@ -165,6 +210,13 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
                     point_rows.append(row)
                     if point == nearest:
                         rows.append(row)
+                        with torch.no_grad():
+                            ways = [before[point], mean_reference(dense, box), crop_reference(pixels, box, tiny_clip)]
+                        ways.append(after[point])
+                        box_rows.append(
+                            [float((way @ text.T).argmax() == cls) for way in ways]
+                            + [float(rare[int((way @ text[rare].T).argmax())] == cls) for way in ways]
+                        )
                         frequencies.append(index.categories[cls].frequency)
     assert len(rows) > 15
 
@@ -178,9 +230,21 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         assert figures.count == len(chosen)
         values = (figures.naming_before, figures.naming_after, figures.cosine, figures.backbone_cosine)
         np.testing.assert_allclose(values, chosen.mean(axis=0), atol=1e-4)
-    figures = found["all"].points
-    assert figures.count == len(point_rows)
-    values = (figures.naming_before, figures.naming_after, figures.cosine, figures.backbone_cosine)
+        right = np.array([row for row, letter in zip(box_rows, frequencies, strict=True) if letter in letters])
+        assert figures.naming_mean == pytest.approx(right[:, 1].mean(), abs=1e-6)
+        # The reference cuts at whole pixels, so that a crop may be named otherwise.
+        assert figures.naming_crop == pytest.approx(right[:, 2].mean(), abs=1.5 / len(right))
+    of_rare = np.array([row for row, letter in zip(box_rows, frequencies, strict=True) if letter == "r"]).mean(axis=0)
+    among_rare = vars(report.rare_among_rare)
+    bias = vars(report.base_bias)
+    assert list(among_rare) == list(bias) == ["naming_before", "naming_mean", "naming_crop", "naming_after"]
+    for number, name in enumerate(among_rare):
+        tolerance = 1.5 / found["rare"].boxes.count if name == "naming_crop" else 1e-6
+        assert among_rare[name] == pytest.approx(of_rare[4 + number], abs=tolerance)
+        assert bias[name] == pytest.approx(among_rare[name] - getattr(found["rare"].boxes, name))
+    inside = found["all"].points
+    assert inside.count == len(point_rows)
+    values = (inside.naming_before, inside.naming_after, inside.cosine, inside.backbone_cosine)
     np.testing.assert_allclose(values, np.mean(point_rows, axis=0), atol=1e-4)
     all_boxes = found["all"].boxes
     assert all_boxes.naming_before != all_boxes.naming_after
@@ -191,7 +255,8 @@ def test_a_fresh_gated_detector_has_kept_everything(tiny_clip, index, text):
     report = measure(build(tiny_clip, gated=True), tiny_clip, text, index)
     assert [item.group for item in report.groups] == ["all", "base", "rare", "common", "frequent"]
     for item in report.groups:
-        for figures in (item.boxes, item.points):
+        both: tuple[NamingScores, ...] = (item.boxes, item.points)
+        for figures in both:
             assert figures.naming_after == figures.naming_before
             assert figures.cosine == pytest.approx(1, abs=1e-5)
             assert figures.backbone_cosine == pytest.approx(1, abs=1e-5)
@@ -224,6 +289,7 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
     assert report.num_boxes_without_point == 1
     assert item.boxes.cosine == pytest.approx(1, abs=1e-5)
     assert item.boxes.naming_after == item.boxes.naming_before
+    assert (report.rare_among_rare, report.base_bias) == (None, None)
     # Of the points of P3, at 4, 12, 20 .. in x and y: those between (10, 4) and (50, 54), (5, 60) and (35, 90).
     assert item.points.count == 5 * 6 + 3 * 3
 
@@ -231,7 +297,7 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
 def test_without_boxes_there_is_nothing_to_tell(tiny_clip, odd_images, tmp_path):
     text = encode_classes(tiny_clip, NAMES, ("{}",))
     report = measure(build(tiny_clip, gated=True), tiny_clip, text, odd_images, max_images=0)
-    assert report == NamingReport((), num_classes=3, num_images=0, num_boxes_without_point=0)
+    assert report == NamingReport((), num_classes=3, num_images=0, num_boxes_without_point=0, crop_side_px=CROP_SIDE)
     assert at_boxes(report) == {"boxes_without_point": 0}
     assert "0 images" in format_naming(report, {})
     write_naming(report, tmp_path / "run")
@@ -244,8 +310,9 @@ def test_faulty_calls_are_refused(tiny_clip, odd_images):
         measure(detector, tiny_clip, torch.ones(2, 256), odd_images)
     with pytest.raises(AssertionError, match="own backbone"):
         measure_naming(
-            run_with(detector, 64), detector.backbone, torch.ones(3, 256), odd_images, batch_size=1, workers=0
-        )
+            run_with(detector, 64), detector.backbone, torch.ones(3, 256), odd_images,
+            crop_side=32, batch_size=1, workers=0,
+        )  # fmt: skip
 
 
 def test_the_nearest_point_is_one_of_those_matched():
@@ -290,17 +357,20 @@ def test_precision_of_groups_is_that_of_the_evaluator(index):
 def test_report(tiny_clip, index, text, tmp_path):
     report = measure(trained(tiny_clip), tiny_clip, text, index)
     metrics = at_boxes(report)
-    assert len(metrics) == 5 * 5 + 1
+    assert len(metrics) == 5 * 7 + 1
     rare = by_group(report)["rare"].boxes
     assert metrics["naming_after_rare"] == rare.naming_after
     assert metrics["count_rare"] == rare.count
 
-    lines = {line.split()[0]: line.split() for line in format_naming(report, {"rare": 0.1234}).splitlines() if line}
+    table = format_naming(report, {"rare": 0.1234}).splitlines()
+    lines = {line[:15].strip(): line[15:].split() for line in table if line}
     before, after = 100 * rare.naming_before, 100 * rare.naming_after
     assert lines["rare"] == [
-        "rare", f"{rare.count}", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}",
-        f"{rare.cosine:.3f}", f"{rare.backbone_cosine:.3f}", "12.34",
+        f"{rare.count}", f"{before:.2f}", f"{100 * rare.naming_mean:.2f}", f"{100 * rare.naming_crop:.2f}",
+        f"{after:.2f}", f"{after - before:+.2f}", f"{rare.cosine:.3f}", f"{rare.backbone_cosine:.3f}", "12.34",
     ]  # fmt: skip
+    for title, shares in (("rare among rare", report.rare_among_rare), ("base bias", report.base_bias)):
+        assert lines[title] == [f"{rare.count}", *(f"{100 * share:.2f}" for share in vars(shares).values())]
     assert lines["base"][-1] == "-"
     assert len(lines["classes"]) == len(lines["rare"])
 
@@ -308,6 +378,8 @@ def test_report(tiny_clip, index, text, tmp_path):
     stored = json.loads((tmp_path / "naming.json").read_text())
     assert [item["group"] for item in stored["groups"]] == ["all", "base", "rare", "common", "frequent"]
     assert stored["groups"][2]["boxes"]["naming_after"] == rare.naming_after
+    assert stored["rare_among_rare"] == vars(report.rare_among_rare)
+    assert stored["base_bias"] == vars(report.base_bias)
     assert stored["num_images"] == NUM_IMAGES
     with Image.open(tmp_path / "naming.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10

@@ -131,6 +131,8 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
         "metrics.txt",
         "per_class.csv",
         "precision_recall.png",
+        "decisions.json",
+        "reliability.png",
     }
     printed = capsys.readouterr().out
     assert printed.startswith(f"{file_format.upper()} box AP, ")

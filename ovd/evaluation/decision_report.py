@@ -1,0 +1,139 @@
+"""What the decisions of a detector are worth, group by group: table, decisions.json and the reliability plot."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from matplotlib.figure import Figure
+
+from ovd.data.truth import Truth
+from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions
+from ovd.evaluation.results import Results
+from ovd.files import whole_file
+
+
+@dataclass(frozen=True)
+class GroupDecisions:
+    """The decisions and the scores of the detections of some classes."""
+
+    group: str
+    num_classes: int
+    decisions: Decisions
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class DecisionReport:
+    """The decisions about each group of classes."""
+
+    groups: tuple[GroupDecisions, ...]
+    """`all` first."""
+    is_exhaustive: bool
+    """Whether all pairs of an image and a class are judged; else the positives and verified negatives of each image."""
+    chosen_on: str
+    """Group of classes that the thresholds are chosen on."""
+    thresholds: tuple[float, float]
+    """For the images at even and at odd positions in the order of their ids, each chosen on the others."""
+    num_images: int
+
+
+def measure_decisions(truth: Truth, results: Results, groups: Mapping[str, Bool[np.ndarray, " C"]]) -> DecisionReport:
+    """Judge the detections of a data set as decisions.
+
+    Args:
+        truth: exhaustive or federated.
+        results: all detections; their images and classes are those of the truth.
+        groups: which of the truth's categories belong to each group, `all` first. Thresholds are chosen on the classes
+            of `base`, or on all classes without it.
+    """
+    chosen_on = "base" if "base" in groups else "all"
+    evaluator = DecisionEvaluator(truth, results, base=groups[chosen_on])
+    thresholds = evaluator.thresholds()
+    return DecisionReport(
+        groups=tuple(
+            GroupDecisions(group, int(mask.sum()), evaluator.decide(mask, thresholds), evaluator.calibrate(mask))
+            for group, mask in groups.items()
+        ),
+        is_exhaustive=not truth.is_federated,
+        chosen_on=chosen_on,
+        thresholds=thresholds,
+        num_images=len(truth.images),
+    )
+
+
+def format_decisions(report: DecisionReport) -> str:
+    """A table for a console: a row per group of classes."""
+    judged = "all classes in all images" if report.is_exhaustive else "each image's positives and verified negatives"
+    even, odd = report.thresholds
+    lines = [
+        f"Decisions of {report.num_images} images, judged for {judged}",
+        f"{'classes':<8}  {'number':>6}   cgF1  cgF1_macro   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
+    ]
+    for item in report.groups:
+        made, scores = item.decisions, item.calibration
+        lines.append(
+            f"{item.group:<8}  {item.num_classes:>6}  {made.cgF1:5.1f}  {made.cgF1_macro:10.1f}  {made.pmF1:5.3f}  "
+            f"{made.IL_MCC:6.3f}  {made.absent_per_image:12.2f}  {scores.error:5.3f}  {scores.brier:5.3f}  "
+            f"{scores.recall:6.3f}"
+        )
+    lines += [
+        "",
+        "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_macro is SAM 3's: F1 averaged over pairs",
+        "  of image and class and over IoU 0.5 to 0.95",
+        f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
+        f"{report.chosen_on} classes on the other half",
+        "- absent/image: classes that are reported in an image without being there",
+        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections above {FLOOR}, right at IoU 0.5",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_decisions(report: DecisionReport, folder: Path) -> None:
+    """Writes decisions.json and reliability.png, replacing those of an earlier run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "is_exhaustive": report.is_exhaustive,
+        "num_images": report.num_images,
+        "chosen_on": report.chosen_on,
+        "thresholds": report.thresholds,
+        "groups": [
+            {
+                "group": item.group,
+                "num_classes": item.num_classes,
+                **asdict(item.decisions),
+                "ECE": item.calibration.error,
+                "Brier": item.calibration.brier,
+                "recall": item.calibration.recall,
+                "reliability": {
+                    "scores": item.calibration.scores.tolist(),
+                    "outcomes": item.calibration.outcomes.tolist(),
+                },
+            }
+            for item in report.groups
+        ],
+    }
+    with whole_file(folder / "decisions.json") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+    draw_reliability(report).savefig(folder / "reliability.png")
+
+
+def draw_reliability(report: DecisionReport) -> Figure:
+    """Share of right detections over their mean score, a point for each bin; on the diagonal scores are probabilities.
+
+    A group without detections is named in the legend, not drawn.
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
+    for item, color, marker in zip(report.groups, ("0.35", "tab:blue", "tab:red"), ("o", "s", "^"), strict=False):
+        scores = item.calibration
+        label = f"{item.group}, ECE {scores.error:.3f}" if len(scores.scores) else f"{item.group} (no detection)"
+        axes.plot(scores.scores, scores.outcomes, marker=marker, markersize=4, color=color, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right detections (IoU 0.5)", aspect="equal")
+    axes.set_title(f"Reliability of scores above {FLOOR}", fontsize="medium")
+    axes.legend(loc="upper left")
+    return figure

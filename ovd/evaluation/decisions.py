@@ -1,0 +1,318 @@
+"""Whether what a detector reports is there: presence of a class in an image, and boxes where it is present.
+
+AP ranks the detections of one class over images and never asks for a decision. Here every detection above a threshold
+is a decision. Classification-gated F1 and IL_MCC are SAM 3's (arXiv:2511.16719); the variant `cgF1` with its micro
+average at IoU 0.5 and its thresholds from the other half of the images is this toolkit's.
+
+A pair of an image and a class is judged if the truth knows whether the class is there: on an exhaustively annotated set
+every pair, on a federated one the classes that are annotated in the image or verified to be absent. Boxes count in the
+judged pairs of which every object has a box: not where a federated truth says that some are missing, nor where there
+is a crowd region. A pair with nothing but a crowd region is not judged, as in COCO's metrics.
+
+All arrays are sparse: only pairs with a true box or with a detection have an entry.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from ovd.data.truth import Truth
+from ovd.evaluation.results import Results
+
+IOUS = np.arange(0.5, 0.951, 0.05)
+FLOOR = 0.05
+"""Detections of a lower score take part in no decision."""
+NUM_BINS = 15
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The decisions about a group of classes, each half of the images at the threshold that is best on the other."""
+
+    cgF1: float
+    """100 x pmF1 x IL_MCC."""
+    cgF1_macro: float
+    """The same with SAM 3's own average of F1: over pairs and over IoU 0.5 to 0.95."""
+    pmF1: float
+    """F1 of boxes at IoU 0.5, counted over all pairs whose class is present, 0 to 1."""
+    IL_MCC: float
+    """Matthews correlation of reported and true presence over all judged pairs, -1 to 1."""
+    absent_per_image: float
+    """Classes per image that are reported but not present."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores as probabilities: of all detections above `FLOOR`, right at IoU 0.5 with a true box of their class."""
+
+    error: float
+    """Expected calibration error over `NUM_BINS` bins of equal count."""
+    brier: float
+    """Mean squared difference of score and outcome."""
+    recall: float
+    """Share of true boxes that a detection overlaps."""
+    scores: Float64[np.ndarray, " B"]
+    """Mean score of each bin."""
+    outcomes: Float64[np.ndarray, " B"]
+    """Share of right detections in each bin."""
+
+
+class DecisionEvaluator:
+    """Compares the detections of a data set with its truth; groups of classes are then looked at without new matching.
+
+    Args:
+        truth: of the data set.
+        results: all detections.
+        base: which of the truth's categories choose the thresholds.
+    """
+
+    def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"]):
+        self._base = base
+        self._num_images, self._num_classes = len(truth.images), len(truth.categories)
+        self._image_ids = np.array([image.id for image in truth.images], np.int64)
+        self._class_ids = np.array([category.id for category in truth.categories], np.int64)
+        real = ~truth.crowd
+        results = results.take(results.scores > FLOOR)
+        self._scores = results.scores
+        true_pair = self._numbers(truth.image_ids[real], truth.category_ids[real])
+        pair = self._numbers(results.image_ids, results.category_ids)
+        self._pairs = np.unique(np.concatenate([true_pair, pair]))
+        self._pair, self._true_pair = np.searchsorted(self._pairs, pair), np.searchsorted(self._pairs, true_pair)
+        true_boxes, boxes = _corners(truth.boxes_xywh[real]), _corners(results.boxes_xywh)
+        self._overlap, self._hits, self._found = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
+
+        self._num_true = np.bincount(self._true_pair, minlength=len(self._pairs))
+        self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pairs))
+        np.maximum.at(self._best, self._pair, self._scores)
+        self._judge(truth, true_pair)
+
+    def _judge(self, truth: Truth, true_pair: Int64[np.ndarray, " R"]) -> None:
+        """Find out which pairs are judged, and in which of them boxes count."""
+        self._known: Int64[np.ndarray, " J"] | None = None
+        self._unknown: Int64[np.ndarray, " J"] = np.zeros(0, np.int64)
+        if truth.is_federated:
+            absent = self._listed((image.id, image.negative_category_ids) for image in truth.images)
+            incomplete = self._listed((image.id, image.not_exhaustive_category_ids) for image in truth.images)
+            self._known = np.union1d(true_pair, absent)
+            self._judged = np.isin(self._pairs, self._known)
+        else:
+            incomplete = np.unique(self._numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
+            self._judged = (self._num_true > 0) | ~np.isin(self._pairs, incomplete)
+            self._unknown = np.setdiff1d(incomplete, true_pair)
+        self._is_complete = self._judged & ~np.isin(self._pairs, incomplete)
+
+    def thresholds(self) -> tuple[float, float]:
+        """The threshold for the even images and for the odd ones: each the best for base classes on the others.
+
+        Every score of a detection is tried; of equally good ones, the lowest is taken.
+        """
+        candidates = np.unique(np.concatenate([[FLOOR], self._scores]))
+        best = []
+        for half in (1, 0):
+            counts = self._count(self._base, half, candidates)
+            best.append(float(candidates[int(np.argmax(_f1(counts) * _mcc(counts)))]))
+        return best[0], best[1]
+
+    def decide(self, classes: Bool[np.ndarray, " C"], thresholds: tuple[float, float]) -> Decisions:
+        """The decisions about a group of classes.
+
+        Args:
+            thresholds: for the even images and for the odd ones.
+        """
+        parts = [self._count(classes, half, np.array([threshold])) for half, threshold in enumerate(thresholds)]
+        total = _Counts(*(sum(getattr(part, field.name) for part in parts) for field in fields(_Counts)))
+        f1 = np.concatenate([self._f1_of_pairs(classes, half, threshold) for half, threshold in enumerate(thresholds)])
+        mcc, micro = float(_mcc(total)[0]), float(_f1(total)[0])
+        macro = float(f1.mean()) if len(f1) else 0.0
+        return Decisions(
+            cgF1=100 * micro * mcc,
+            cgF1_macro=100 * macro * mcc,
+            pmF1=micro,
+            IL_MCC=mcc,
+            absent_per_image=float(total.false_present[0]) / max(1, self._num_images),
+        )
+
+    def calibrate(self, classes: Bool[np.ndarray, " C"]) -> Calibration:
+        """How well the scores of a group of classes are probabilities, in the pairs where boxes count."""
+        chosen = (classes[self._class_rows()] & self._is_complete)[self._pair]
+        scores, right = self._scores[chosen], self._overlap[chosen]
+        order = np.argsort(scores, kind="stable")
+        bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
+        means = np.array([scores[part].mean() for part in bins])
+        outcomes = np.array([right[part].mean() for part in bins])
+        weights = np.array([len(part) for part in bins]) / max(1, len(order))
+        of_true = classes[self._class_rows()][self._true_pair]
+        return Calibration(
+            error=float((weights * np.abs(means - outcomes)).sum()),
+            brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
+            recall=float(self._found[of_true].mean()) if of_true.any() else 0.0,
+            scores=means,
+            outcomes=outcomes,
+        )
+
+    def _numbers(
+        self, image_ids: Int64[np.ndarray, " R"], category_ids: Int64[np.ndarray, " R"]
+    ) -> Int64[np.ndarray, " R"]:
+        """One number for each pair of an image and a class: image row x number of classes + class row."""
+        images, classes = np.searchsorted(self._image_ids, image_ids), np.searchsorted(self._class_ids, category_ids)
+        return images * self._num_classes + classes
+
+    def _listed(self, categories_of_images: Iterable[tuple[int, tuple[int, ...]]]) -> Int64[np.ndarray, " R"]:
+        """The numbers of the pairs that a federated truth lists: image id and category ids."""
+        pairs = [(image, category) for image, categories in categories_of_images for category in categories]
+        rows = np.array(pairs, np.int64).reshape(-1, 2)
+        return np.unique(self._numbers(rows[:, 0], rows[:, 1]))
+
+    def _class_rows(self) -> Int64[np.ndarray, " S"]:
+        return self._pairs % self._num_classes
+
+    def _in(self, classes: Bool[np.ndarray, " C"], half: int, pairs: Int64[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
+        """Which pairs, by number, are of these classes and of the even (0) or odd (1) images."""
+        return classes[pairs % self._num_classes] & (pairs // self._num_classes % 2 == half)
+
+    def _num_judged(self, classes: Bool[np.ndarray, " C"], half: int) -> int:
+        if self._known is not None:
+            return int(self._in(classes, half, self._known).sum())
+        num_images = len(range(half, self._num_images, 2))
+        return num_images * int(classes.sum()) - int(self._in(classes, half, self._unknown).sum())
+
+    def _count(self, classes: Bool[np.ndarray, " C"], half: int, thresholds: Float64[np.ndarray, " T"]) -> "_Counts":
+        chosen = self._in(classes, half, self._pairs)
+        present = chosen & self._judged & (self._num_true > 0)
+        absent = chosen & self._judged & (self._num_true == 0)
+        counted = present & self._is_complete
+        reported = counted[self._pair]
+        true_present = _num_above(self._best[present], thresholds)
+        false_present = _num_above(self._best[absent], thresholds)
+        num_present = int(present.sum())
+        return _Counts(
+            true_present=true_present,
+            false_present=false_present,
+            false_absent=num_present - true_present,
+            true_absent=self._num_judged(classes, half) - num_present - false_present,
+            hits=_num_above(self._scores[reported & self._hits[:, 0]], thresholds),
+            reported=_num_above(self._scores[reported], thresholds),
+            true=np.full(len(thresholds), self._num_true[counted].sum(), np.float64),
+        )
+
+    def _f1_of_pairs(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Float64[np.ndarray, " Q"]:
+        """F1, mean over the IoUs, of each pair whose class is present and whose boxes count."""
+        counted = self._in(classes, half, self._pairs) & self._is_complete & (self._num_true > 0)
+        reported = counted[self._pair] & (self._scores > threshold)
+        num_boxes = np.bincount(self._pair[reported], minlength=len(self._pairs)) + self._num_true
+        hits = np.zeros(len(self._pairs))
+        for column in range(len(IOUS)):
+            hits += np.bincount(self._pair[reported & self._hits[:, column]], minlength=len(self._pairs))
+        return 2 * hits[counted] / len(IOUS) / num_boxes[counted]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """At each threshold, numbers of pairs by reported and true presence, and of boxes where the class is present."""
+
+    true_present: Float64[np.ndarray, " T"]
+    false_present: Float64[np.ndarray, " T"]
+    false_absent: Float64[np.ndarray, " T"]
+    true_absent: Float64[np.ndarray, " T"]
+    hits: Float64[np.ndarray, " T"]
+    reported: Float64[np.ndarray, " T"]
+    true: Float64[np.ndarray, " T"]
+
+
+def _num_above(values: Float64[np.ndarray, " V"], thresholds: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
+    """How many of the values are above each threshold."""
+    return (len(values) - np.searchsorted(np.sort(values), thresholds, side="right")).astype(np.float64)
+
+
+def _mcc(counts: _Counts) -> Float64[np.ndarray, " T"]:
+    a, b, c, d = counts.true_present, counts.false_present, counts.false_absent, counts.true_absent
+    product = (a + b) * (a + c) * (d + b) * (d + c)
+    return np.divide(a * d - b * c, product**0.5, out=np.zeros_like(product), where=product > 0)
+
+
+def _f1(counts: _Counts) -> Float64[np.ndarray, " T"]:
+    boxes = counts.reported + counts.true
+    return np.divide(2 * counts.hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
+
+
+def _corners(boxes_xywh: Float64[np.ndarray, "R 4"]) -> Float64[np.ndarray, "R 4"]:
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+
+
+def _match(
+    true_pair: Int64[np.ndarray, " R"],
+    true_boxes: Float64[np.ndarray, "R 4"],
+    pair: Int64[np.ndarray, " K"],
+    boxes: Float64[np.ndarray, "K 4"],
+    scores: Float64[np.ndarray, " K"],
+) -> tuple[Bool[np.ndarray, " K"], Bool[np.ndarray, "K T"], Bool[np.ndarray, " R"]]:
+    """Which detections overlap a true box of their pair at IoU 0.5; which are matched one to one at each of `IOUS`; and
+    which true boxes are overlapped.
+
+    A pair's detections are matched best score first, each to the true box it overlaps most of those that are left, so
+    a higher threshold never changes the matches of what remains. All pairs are matched together: first the best
+    detection of each, then the second, and so on.
+    """
+    overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
+    hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
+    rows, true_rows, iou = _overlaps(true_pair, true_boxes, pair, boxes, scores)
+    overlap[rows] = found[true_rows] = True
+    rank = _ranks(rows, pair[rows])
+    by_rank = np.argsort(rank, kind="stable")
+    for turn in np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1) if len(rows) else ():
+        true = true_rows[turn]
+        free = np.where((iou[turn, None] >= IOUS) & ~taken[true], iou[turn, None], -1)
+        starts = np.flatnonzero(np.diff(rows[turn], prepend=-1))
+        best = np.maximum.reduceat(free, starts)
+        is_best = (free == np.repeat(best, np.diff(starts, append=len(turn)), axis=0)) & (free >= 0)
+        # Of equally good true boxes the first is taken.
+        position = np.where(is_best, np.arange(len(turn))[:, None], len(turn))
+        detection, column = np.nonzero(best >= 0)
+        chosen = np.minimum.reduceat(position, starts)[detection, column]
+        taken[true[chosen], column] = True
+        hits[rows[turn][chosen], column] = True
+    return overlap, hits, found
+
+
+def _overlaps(
+    true_pair: Int64[np.ndarray, " R"],
+    true_boxes: Float64[np.ndarray, "R 4"],
+    pair: Int64[np.ndarray, " K"],
+    boxes: Float64[np.ndarray, "K 4"],
+    scores: Float64[np.ndarray, " K"],
+) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Float64[np.ndarray, " E"]]:
+    """Each detection with each true box of its pair at IoU 0.5 or more: their rows, and the IoU.
+
+    By pair, then the best score first, then in the order of the true boxes.
+    """
+    true_order = np.argsort(true_pair, kind="stable")
+    first, end = (np.searchsorted(true_pair[true_order], pair, side=side) for side in ("left", "right"))
+    some = np.flatnonzero(end > first)
+    some = some[np.lexsort([-scores[some], pair[some]])]
+    counts = (end - first)[some]
+    rows = np.repeat(some, counts)
+    offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    true_rows = true_order[first[rows] + offsets]
+    iou = _iou(boxes[rows], true_boxes[true_rows])
+    near = iou >= IOUS[0]
+    return rows[near], true_rows[near], iou[near]
+
+
+def _ranks(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " E"]:
+    """Of each entry, how many other detections of its pair come before its own; both are in order."""
+    if not len(rows):
+        return rows
+    position = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)
+    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    return position - np.repeat(position[starts], np.diff(starts, append=len(rows)))
+
+
+def _iou(boxes: Float64[np.ndarray, "E 4"], others: Float64[np.ndarray, "E 4"]) -> Float64[np.ndarray, " E"]:
+    """Of each box with the other in its row; 0 where both are empty."""
+    corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    intersection = corners.clip(min=0).prod(axis=1)
+    areas, other_areas = ((some[:, 2:] - some[:, :2]).prod(axis=1) for some in (boxes, others))
+    union = areas + other_areas - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)

@@ -1,0 +1,103 @@
+"""How true boxes are named, group by group: table, naming.json and naming.png."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ovd.evaluation.groups import Group
+from ovd.evaluation.naming import BoxNamingScores, NamingReport, Shares
+from ovd.files import whole_file
+
+_WAYS = ("naming_before", "naming_mean", "naming_crop", "naming_after")
+_HEADS = ("point", "mean", "crop", "detector")
+
+
+def format_naming(report: NamingReport, average_precision: Mapping[Group, float]) -> str:
+    """A table for a console: a row per group of classes, a column for each way to name a box.
+
+    Args:
+        average_precision: of the detector, from `group_average_precision`.
+    """
+    columns = "".join(f"  {head:>8}" for head in _HEADS)
+    lines = [
+        f"Naming of true boxes among {report.num_classes} classes (per cent right), by CLIP and by the detector",
+        f"{'classes':<15}  {'boxes':>7}{columns}  change  cosine  backbone      AP",
+    ]
+    for item in report.groups:
+        scores = item.boxes
+        shares = "".join(f"  {100 * getattr(scores, way):8.2f}" for way in _WAYS)
+        precision = f"{100 * average_precision[item.group]:6.2f}" if item.group in average_precision else f"{'-':>6}"
+        lines.append(
+            f"{item.group:<15}  {scores.count:>7}{shares}  {100 * (scores.naming_after - scores.naming_before):+6.2f}  "
+            f"{scores.cosine:6.3f}  {scores.backbone_cosine:8.3f}  {precision}"
+        )
+    lines += _rare_lines(report)
+    lines.append("")
+    lines += [
+        f"- at all {item.points.count} points inside boxes ({item.group}): "
+        f"{100 * item.points.naming_before:.2f} by CLIP, {100 * item.points.naming_after:.2f} by the detector"
+        for item in report.groups
+        if item.group in ("all", "rare")
+    ]
+    lines += [
+        "- point: CLIP's dense feature at the box's point; mean: its mean over the box; crop: CLIP on the box's crop, "
+        f"{report.crop_side_px} px, the bound",
+        "- change: from point to detector, which name by the same point before and after training",
+        "- cosine: the detector's class embedding with CLIP's dense feature; backbone: its own with CLIP's",
+        f"- {report.num_images} images; boxes left out, as no point is matched to them: "
+        f"{report.num_boxes_without_point}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rare_lines(report: NamingReport) -> list[str]:
+    """The rows that compare rare boxes among the rare names with rare boxes among all."""
+    if report.rare_among_rare is None or report.base_bias is None:
+        return []
+    (count,) = (item.boxes.count for item in report.groups if item.group == "rare")
+
+    def row(title: str, shares: Shares) -> str:
+        return f"{title:<15}  {count:>7}" + "".join(f"  {100 * getattr(shares, way):8.2f}" for way in _WAYS)
+
+    return [row("rare among rare", report.rare_among_rare), row("base bias", report.base_bias)]
+
+
+def write_naming(report: NamingReport, folder: Path) -> None:
+    """Writes naming.json and naming.png, replacing those of an earlier run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "naming.json") as file:
+        json.dump(asdict(report), file, indent=2, allow_nan=False)
+        file.write("\n")
+    draw_naming(report).savefig(folder / "naming.png")
+
+
+def draw_naming(report: NamingReport) -> Figure:
+    """Bars of the share of true boxes named right, in each way, by group of classes."""
+    rows: list[tuple[str, BoxNamingScores | Shares]] = [
+        (f"{item.group}\n{item.boxes.count} boxes", item.boxes) for item in report.groups
+    ]
+    if report.rare_among_rare is not None:
+        rows.append(("rare\namong rare", report.rare_among_rare))
+    figure = Figure(figsize=(max(6, 1.7 * len(rows)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    width = 0.2
+    positions = np.arange(len(rows))
+    styles = (
+        ("CLIP at a point", "0.75"),
+        ("CLIP, mean over the box", "0.5"),
+        ("CLIP on the crop (bound)", "0.25"),
+        ("detector", "tab:blue"),
+    )
+    for number, (way, (label, color)) in enumerate(zip(_WAYS, styles, strict=True)):
+        shares = [100 * getattr(values, way) for _, values in rows]
+        bars = axes.bar(positions + (number - 1.5) * width, shares, width, label=label, color=color)
+        axes.bar_label(bars, fmt="%.0f", fontsize="small")
+    axes.set_xticks(positions, [title for title, _ in rows])
+    axes.set(ylim=(0, 108), ylabel="true boxes named right (%)")
+    axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure

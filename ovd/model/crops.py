@@ -1,0 +1,59 @@
+"""Crops of boxes as a CLIP model's image input: what CLIP itself would see of an object."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from ovd.clip.tiny_net import TinyNet
+
+TINY_SIDE = 64
+"""Side of the tiny CLIP's crops. Of the true boxes of 300 of the world's validation images it names 78 % right on tight
+crops of this side, 75 % at 48 px, 68 % at 80, 46 % at 96 and 21 % at its native 112: it was trained on objects that
+fill half of their image or less."""
+
+
+def crop_side(visual: Any) -> int:
+    """The side in pixels at which a CLIP model encodes tight crops of boxes: its native size, but for the tiny CLIP.
+
+    Args:
+        visual: the image side of an open_clip model.
+    """
+    if isinstance(getattr(visual, "trunk", None), TinyNet):
+        return TINY_SIDE
+    return visual.image_size if isinstance(visual.image_size, int) else max(visual.image_size)
+
+
+def square_crops(
+    pixels: Float[Tensor, "B 3 H W"], boxes: Sequence[Float[Tensor, "_ 4"]], side: int, *, context: float = 1.0
+) -> Float[Tensor, "M 3 side side"]:
+    """The square around each box, resized to `side` pixels; of all images, in their order.
+
+    A square's side is the box's longer one times `context`, so that the aspect ratio of what is seen is kept. Each
+    pixel of a crop is the mean over the pixels that it covers.
+
+    Args:
+        pixels: normalized as the backbone expects them; what lies outside an image counts as its mean color, 0.
+        boxes: xyxy in pixels, of each image.
+    """
+    squares = []
+    for of_image in boxes:
+        centers = (of_image[:, :2] + of_image[:, 2:]) / 2
+        halves = (of_image[:, 2:] - of_image[:, :2]).amax(dim=1, keepdim=True) * context / 2
+        squares.append(torch.cat([centers - halves, centers + halves], dim=1).to(pixels.dtype))
+    return roi_align(pixels, squares, side, sampling_ratio=-1, aligned=True)
+
+
+def without_padding(pixels: Float[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
+    """The images of a batch with their padding in the mean color, so that crops do not depend on the other images.
+
+    Args:
+        pixels: normalized as the backbone expects them.
+        sizes: height and width of each image before padding.
+    """
+    rows, columns = (torch.arange(side, device=pixels.device) for side in pixels.shape[2:])
+    in_rows, in_columns = rows < sizes[:, :1], columns < sizes[:, 1:]
+    return pixels * (in_rows[:, None, :, None] & in_columns[:, None, None, :])

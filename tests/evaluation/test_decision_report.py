@@ -1,0 +1,237 @@
+"""Which truth an evaluation's decisions are judged by, AP on the exhaustive truth, and the files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_decisions import NUM_CLASSES, make_results, make_truth
+
+from ovd.build.data import load_evaluation_index
+from ovd.data.annotations import exhaustive_truth, load_truth
+from ovd.data.category import Category
+from ovd.data.report import DataError, DataReport
+from ovd.data.truth import Truth
+from ovd.evaluation.coco import COCOEvaluator, exhaustive_metrics
+from ovd.evaluation.decision_report import draw_reliability, format_decisions, measure_decisions, write_decisions
+from ovd.evaluation.decisions import DecisionEvaluator
+from ovd.evaluation.groups import base_and_novel
+from ovd.evaluation.results import Results, write_results
+from ovd.evaluation.run import evaluate_results_file
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """The annotations of a world of two images, of which some boxes are hidden; no image is drawn."""
+    folder = tmp_path_factory.mktemp("world")
+    categories = [
+        {"id": row + 1, "name": name, "synonyms": [name], "frequency": frequency, "image_count": 1}
+        for row, (name, frequency) in enumerate((("anchor", "r"), ("gear", "c"), ("owl", "f")))
+    ]
+    images = [
+        {"id": number, "height": 100, "width": 150, "coco_url": f"http://x/val/{number}.jpg",
+         "neg_category_ids": [2] if number == 2 else [], "not_exhaustive_category_ids": [1] if number == 1 else []}
+        for number in (1, 2)
+    ]  # fmt: skip
+
+    def rows(*objects: tuple[int, int, list[float]]) -> list[dict[str, Any]]:
+        return [
+            {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3]}
+            for number, (image, category, box) in enumerate(objects, start=1)
+        ]
+
+    shown = rows((1, 1, [10, 10, 20, 30]), (1, 2, [50, 10, 20, 30]), (2, 3, [100, 60, 40, 20]))
+    hidden = rows((1, 1, [90, 10, 20, 30]), (2, 1, [5, 5, 40, 10]))
+    content = {"images": images, "annotations": shown, "categories": categories}
+    (folder / "lvis_val.json").write_text(json.dumps(content))
+    (folder / "hidden_val.json").write_text(json.dumps({"annotations": hidden, "categories": categories}))
+    return folder
+
+
+def all_found(truth: Truth) -> Results:
+    return Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, np.full(len(truth.image_ids), 0.9))
+
+
+def decisions_in(folder: Path) -> dict[str, dict[str, Any]]:
+    content = json.loads((folder / "decisions.json").read_text())
+    return {item["group"]: item for item in content["groups"]} | {"report": content}
+
+
+def test_the_exhaustive_truth_has_the_shown_and_the_hidden_boxes(world):
+    federated = load_truth(world / "lvis_val.json", format="lvis")
+    truth = exhaustive_truth(federated, "lvis")
+    assert truth is not None
+    assert not truth.is_federated
+    assert all(image.negative_category_ids == image.not_exhaustive_category_ids == () for image in truth.images)
+    found = sorted(zip(truth.image_ids.tolist(), truth.category_ids.tolist(), truth.boxes_xywh.tolist(), strict=True))
+    assert found == [
+        (1, 1, [10, 10, 20, 30]), (1, 1, [90, 10, 20, 30]), (1, 2, [50, 10, 20, 30]), (2, 1, [5, 5, 40, 10]),
+        (2, 3, [100, 60, 40, 20]),
+    ]  # fmt: skip
+    assert truth.areas_px.tolist() == truth.boxes_xywh[:, 2:].prod(axis=1).tolist()
+    index = load_evaluation_index(world / "lvis_val.json", world, "lvis", report=DataReport())
+    assert index.exhaustive_truth is not None
+    np.testing.assert_array_equal(index.exhaustive_truth.boxes_xywh, truth.boxes_xywh)
+
+
+def test_a_drawn_world_hides_boxes_and_its_other_sets_are_exhaustive(miniature_world):
+    content = json.loads((miniature_world / "annotations" / "hidden_train.json").read_text())
+    index = load_evaluation_index(
+        miniature_world / "annotations" / "lvis_train.json", miniature_world / "images", "lvis", report=DataReport()
+    )
+    assert index.truth is not None
+    assert index.exhaustive_truth is not None
+    assert len(index.exhaustive_truth.image_ids) == len(index.truth.image_ids) + len(content["annotations"])
+
+
+def test_other_federated_files_have_no_exhaustive_truth_and_other_formats_are_exhaustive(world, tmp_path):
+    (tmp_path / "lvis_val.json").write_text((world / "lvis_val.json").read_text())
+    federated = load_truth(tmp_path / "lvis_val.json", format="lvis")
+    assert exhaustive_truth(federated, "lvis") is None
+    (tmp_path / "hidden_v1.json").write_text("{}")
+    (tmp_path / "v1.json").write_text((world / "lvis_val.json").read_text())
+    assert exhaustive_truth(load_truth(tmp_path / "v1.json", format="lvis"), "lvis") is None
+    as_coco = load_truth(world / "lvis_val.json", format="coco")
+    assert exhaustive_truth(as_coco, "coco") is as_coco
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("[{", "F1"),
+        ('{"annotations": [{"image_id": 1}]}', "F1"),
+        ('{"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 1, 1], "area": 1}]}', "F3"),
+        ('{"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1], "area": 1}]}', "F3"),
+    ],
+)
+def test_a_faulty_hidden_file_is_named(content, code, world, tmp_path):
+    (tmp_path / "lvis_val.json").write_text((world / "lvis_val.json").read_text())
+    (tmp_path / "hidden_val.json").write_text(content)
+    truth = load_truth(tmp_path / "lvis_val.json", format="lvis")
+    with pytest.raises(DataError, match=r"hidden_val\.json") as error:
+        exhaustive_truth(truth, "lvis")
+    assert error.value.code == code
+
+
+def test_a_results_file_of_the_world_is_judged_by_the_exhaustive_truth(world, tmp_path, capsys):
+    truth = exhaustive_truth(load_truth(world / "lvis_val.json", format="lvis"), "lvis")
+    assert truth is not None
+    write_results(tmp_path / "results.json", all_found(truth))
+    metrics = evaluate_results_file(world / "lvis_val.json", tmp_path / "results.json", "lvis", output_dir=tmp_path)
+    names = ["AP_exhaustive", "APr_exhaustive", "APc_exhaustive", "APf_exhaustive"]
+    assert [metrics[name] for name in names] == pytest.approx([1] * 4)
+    found = decisions_in(tmp_path)
+    assert found["report"]["is_exhaustive"]
+    assert list(found) == ["all", "base", "rare", "report"]
+    for group, num_classes in (("all", 3), ("base", 2), ("rare", 1)):
+        item = found[group]
+        assert (item["num_classes"], item["pmF1"], item["recall"], item["absent_per_image"]) == (num_classes, 1, 1, 0)
+    # A class in both images is never absent: presence cannot be correlated.
+    assert (found["rare"]["cgF1"], found["base"]["cgF1"]) == (0, 100)
+    assert found["all"]["Brier"] == pytest.approx(0.01)
+    assert found["all"]["ECE"] == pytest.approx(0.1)
+    # Without its hidden boxes the world's file is federated.
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    (lone / "lvis_val.json").write_text((world / "lvis_val.json").read_text())
+    metrics = evaluate_results_file(lone / "lvis_val.json", tmp_path / "results.json", "lvis", output_dir=lone)
+    assert not set(names) & metrics.keys()
+    assert not decisions_in(lone)["report"]["is_exhaustive"]
+    printed = capsys.readouterr().out
+    assert "judged for all classes in all images" in printed
+    assert "judged for each image's positives and verified negatives" in printed
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "official"])
+def test_exhaustive_ap_is_coco_ap_of_each_frequency(engine):
+    truth = make_truth()
+    results = make_results(truth)
+    found = exhaustive_metrics(truth, results, engine=engine).metrics
+    evaluator = COCOEvaluator(truth, ())
+    evaluator.add_results(results, source="results")
+    rows = [row for row in evaluator.evaluate().classes if row.AP > -1]
+    for name, letters in (("AP", "rcf"), ("APr", "r"), ("APc", "c"), ("APf", "f")):
+        expected = np.mean([row.AP for row in rows if row.frequency in letters])
+        assert found[f"{name}_exhaustive"] == pytest.approx(expected)
+        assert 0 < expected < 1
+
+
+def category(name: str, frequency: Any) -> Category:
+    return Category(1, name, (), frequency, 1)
+
+
+def test_groups_are_those_of_the_frequencies_or_of_the_benchmark():
+    some = [category("a", "r"), category("b", "c"), category("c", "f"), category("d", None)]
+    masks = {group: mask.tolist() for group, mask in base_and_novel(some).items()}
+    assert masks == {
+        "all": [True] * 4, "base": [False, True, True, False], "rare": [True, False, False, False],
+    }  # fmt: skip
+    assert list(base_and_novel([category("a", None)])) == ["all"]
+    assert list(base_and_novel([])) == ["all"]
+    named = base_and_novel(some, {"base": {"a", "d"}, "novel": {"b"}})
+    assert {group: mask.tolist() for group, mask in named.items()} == {
+        "all": [True] * 4, "base": [True, False, False, True], "novel": [False, True, False, False],
+    }  # fmt: skip
+
+
+def test_thresholds_are_chosen_on_base_classes_or_on_all():
+    truth = make_truth()
+    results = make_results(truth)
+    groups = base_and_novel(truth.categories)
+    report = measure_decisions(truth, results, groups)
+    assert report.chosen_on == "base"
+    base = DecisionEvaluator(truth, results, base=groups["base"])
+    assert report.thresholds == base.thresholds()
+    assert [item.decisions for item in report.groups] == [
+        base.decide(mask, report.thresholds) for mask in groups.values()
+    ]
+    silent = replace(truth, categories=tuple(replace(one, frequency=None) for one in truth.categories))
+    report = measure_decisions(silent, results, base_and_novel(silent.categories))
+    assert report.chosen_on == "all"
+    everything = DecisionEvaluator(truth, results, base=np.ones(NUM_CLASSES, bool))
+    assert report.thresholds == everything.thresholds()
+
+
+def test_files_and_table(tmp_path):
+    truth = make_truth()
+    results = make_results(truth)
+    report = measure_decisions(truth, results, base_and_novel(truth.categories))
+    for _ in range(2):
+        write_decisions(report, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"decisions.json", "reliability.png"}
+    stored = decisions_in(tmp_path / "run")
+    for item in report.groups:
+        row = stored[item.group]
+        assert row["cgF1"] == item.decisions.cgF1
+        assert row["IL_MCC"] == item.decisions.IL_MCC
+        assert (row["ECE"], row["Brier"]) == (item.calibration.error, item.calibration.brier)
+        assert row["reliability"]["scores"] == item.calibration.scores.tolist()
+    assert tuple(stored["report"]["thresholds"]) == report.thresholds
+    table = [line.split() for line in format_decisions(report).splitlines()]
+    rare = report.groups[2]
+    made, scores = rare.decisions, rare.calibration
+    assert table[4] == [
+        "rare", "2", f"{made.cgF1:.1f}", f"{made.cgF1_macro:.1f}", f"{made.pmF1:.3f}", f"{made.IL_MCC:.3f}",
+        f"{made.absent_per_image:.2f}", f"{scores.error:.3f}", f"{scores.brier:.3f}", f"{scores.recall:.3f}",
+    ]  # fmt: skip
+    assert len(table[1]) == len(table[4])
+    with Image.open(tmp_path / "run" / "reliability.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
+    truth = make_truth()
+    results = make_results(truth)
+    groups = base_and_novel(truth.categories)
+    report = measure_decisions(truth, results, groups)
+    _, *lines = draw_reliability(report).axes[0].get_lines()
+    for line, item in zip(lines, report.groups, strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), item.calibration.scores)
+        np.testing.assert_array_equal(line.get_ydata(), item.calibration.outcomes)
+        assert str(line.get_label()).startswith(f"{item.group}, ECE")
+    nothing = measure_decisions(truth, results.take(np.zeros(0, np.int64)), groups)
+    labels = [str(line.get_label()) for line in draw_reliability(nothing).axes[0].get_lines()]
+    assert labels[1:] == ["all (no detection)", "base (no detection)", "rare (no detection)"]

@@ -1,0 +1,281 @@
+"""Decisions and calibration against plain loops over images, classes and boxes."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovd.choices import Frequency
+from ovd.data.category import Category
+from ovd.data.truth import JudgedImage, Truth
+from ovd.evaluation.decisions import FLOOR, IOUS, DecisionEvaluator
+from ovd.evaluation.results import Results
+
+NUM_IMAGES, NUM_CLASSES = 24, 5
+
+
+FREQUENCIES: tuple[Frequency, ...] = ("r", "c", "f")
+
+
+def make_truth(seed: int = 0, *, federated: bool = False) -> Truth:
+    """Image ids and category ids have gaps, and one image has no box.
+
+    Of an exhaustive truth some boxes are crowds, with and without an object of their class beside them. Of a federated
+    one some classes with boxes are not exhaustive, and one without; one is called absent and has a box.
+    """
+    rng = np.random.default_rng(seed)
+    images, classes, boxes = [], [], []
+    for image in range(NUM_IMAGES - 1):
+        for _ in range(int(rng.integers(0, 4))):
+            images.append(10 * image + 3)
+            classes.append(2 * int(rng.integers(NUM_CLASSES)) + 1)
+            boxes.append([*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)])
+        if image == 4:  # two of a class in an image
+            images.append(images[-1])
+            classes.append(classes[-1])
+            boxes.append([*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)])
+    crowd = np.zeros(len(images), bool)
+    crowd[[2, images.index(43), 12]] = not federated
+    negatives = [tuple({2 * int(c) + 1 for c in rng.integers(0, NUM_CLASSES, 2)}) for _ in range(NUM_IMAGES)]
+    incomplete: list[tuple[int, ...]] = [()] * NUM_IMAGES
+    if federated:
+        for row in (0, 5, 9):
+            incomplete[images[row] // 10] = (classes[row],)
+        incomplete[NUM_IMAGES - 1] = (3,)
+    return Truth(
+        path=Path("truth.json"),
+        is_federated=federated,
+        images=tuple(
+            JudgedImage(10 * row + 3, negatives[row] if federated else (), incomplete[row]) for row in range(NUM_IMAGES)
+        ),
+        categories=tuple(
+            Category(2 * row + 1, f"class {row}", (), FREQUENCIES[row % 3], 1) for row in range(NUM_CLASSES)
+        ),
+        image_ids=np.array(images),
+        category_ids=np.array(classes),
+        boxes_xywh=np.array(boxes),
+        areas_px=np.array(boxes)[:, 2:].prod(axis=1),
+        crowd=crowd,
+        num_without_area=0,
+    )
+
+
+def make_results(truth: Truth, seed: int = 1) -> Results:
+    """Around true boxes, of the right class or another, and anywhere."""
+    rng = np.random.default_rng(seed)
+    images, classes, boxes, scores = [], [], [], []
+    for image, category, box in zip(truth.image_ids, truth.category_ids, truth.boxes_xywh, strict=True):
+        for _ in range(int(rng.integers(0, 4))):
+            images.append(image)
+            classes.append(category if rng.random() < 0.7 else 2 * rng.integers(NUM_CLASSES) + 1)
+            boxes.append(box + rng.normal(0, 3, 4))
+            scores.append(rng.uniform(0.02, 1))
+    for _ in range(30):
+        images.append(10 * rng.integers(NUM_IMAGES) + 3)
+        classes.append(2 * rng.integers(NUM_CLASSES) + 1)
+        boxes.append([*rng.uniform(0, 60, 2), *rng.uniform(10, 40, 2)])
+        scores.append(rng.uniform(0.02, 0.6))
+    arrays = np.array(images, np.int64), np.array(classes, np.int64), np.array(boxes).clip(min=1), np.array(scores)
+    return Results(*arrays)
+
+
+def iou(one, other) -> float:
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    inside = max(0.0, width) * max(0.0, height)
+    return inside / (one[2] * one[3] + other[2] * other[3] - inside)
+
+
+def matched(boxes: list, true: list, least: float) -> int:
+    """One to one, best score first; `boxes` are in that order."""
+    left, count = list(true), 0
+    for box in boxes:
+        overlaps = [iou(box, other) for other in left]
+        if overlaps and max(overlaps) >= least:
+            left.pop(int(np.argmax(overlaps)))
+            count += 1
+    return count
+
+
+def reference(truth: Truth, results: Results, classes: list[int], thresholds: tuple[float, float]) -> dict[str, float]:
+    table, hits, reported, num_true, f1 = np.zeros((2, 2)), 0, 0, 0, []
+    for row, image in enumerate(truth.images):
+        for class_row in classes:
+            category = truth.categories[class_row].id
+            of_truth = (truth.image_ids == image.id) & (truth.category_ids == category) & ~truth.crowd
+            true = truth.boxes_xywh[of_truth].tolist()
+            if truth.is_federated and not true and category not in image.negative_category_ids:
+                continue
+            in_crowd = ((truth.image_ids == image.id) & (truth.category_ids == category) & truth.crowd).any()
+            if in_crowd and not true:
+                continue
+            chosen = (results.image_ids == image.id) & (results.category_ids == category)
+            chosen &= results.scores > max(thresholds[row % 2], FLOOR)
+            boxes = [results.boxes_xywh[k].tolist() for k in np.argsort(-results.scores, kind="stable") if chosen[k]]
+            table[int(bool(true)), int(bool(boxes))] += 1
+            if true and not in_crowd and category not in image.not_exhaustive_category_ids:
+                hits += matched(boxes, true, 0.5)
+                reported, num_true = reported + len(boxes), num_true + len(true)
+                f1.append(np.mean([2 * matched(boxes, true, t) / (len(boxes) + len(true)) for t in IOUS]))
+    (tn, fp), (fn, tp) = table
+    mcc = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    micro = 2 * hits / (reported + num_true)
+    return {
+        "cgF1": 100 * micro * mcc,
+        "cgF1_macro": 100 * float(np.mean(f1)) * mcc,
+        "pmF1": micro,
+        "IL_MCC": mcc,
+        "absent_per_image": fp / NUM_IMAGES,
+    }
+
+
+@pytest.mark.parametrize("federated", [False, True])
+@pytest.mark.parametrize("classes", [[0, 1, 2, 3, 4], [1, 3]])
+def test_decisions_equal_loops(federated, classes):
+    truth = make_truth(federated=federated)
+    results = make_results(truth)
+    evaluator = DecisionEvaluator(truth, results, base=np.ones(NUM_CLASSES, bool))
+    mask = np.isin(np.arange(NUM_CLASSES), classes)
+    for thresholds in ((0.3, 0.5), (0.0, 0.2)):
+        found = vars(evaluator.decide(mask, thresholds))
+        assert found == pytest.approx(reference(truth, results, classes, thresholds))
+
+
+@pytest.mark.parametrize("federated", [False, True])
+def test_each_half_is_decided_at_the_threshold_that_is_best_on_the_other(federated):
+    truth = make_truth(federated=federated)
+    results = make_results(truth)
+    base = np.array([True, True, False, True, False])
+    evaluator = DecisionEvaluator(truth, results, base=base)
+    for_even, for_odd = evaluator.thresholds()
+    for half, threshold in ((1, for_even), (0, for_odd)):
+        images = np.array([image.id for row, image in enumerate(truth.images) if row % 2 == half])
+        part = truth.only(images, np.array([category.id for category in truth.categories]))
+        own_results = results.take(np.isin(results.image_ids, images))
+        own = DecisionEvaluator(part, own_results, base=base)
+        best = own.decide(base, (threshold, threshold)).cgF1
+        tried = np.concatenate([own_results.scores, np.linspace(0.05, 0.95, 20)])
+        assert best >= max(own.decide(base, (other, other)).cgF1 for other in tried.tolist()) - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_crowded_pairs_are_matched_as_one_after_the_other(seed):
+    """Many boxes of one class over each other, some equal, some with equal scores."""
+    rng = np.random.default_rng(seed)
+    truth = make_truth()
+    where, count = np.repeat([3, 13], 12), 24
+    boxes = np.concatenate([rng.uniform(0, 15, (count, 2)), rng.uniform(15, 25, (count, 2))], axis=1)
+    truth = replace(
+        truth, image_ids=where, category_ids=np.repeat([1, 3], 12), boxes_xywh=boxes,
+        areas_px=boxes[:, 2:].prod(axis=1), crowd=np.zeros(count, bool),
+    )  # fmt: skip
+    detected = np.concatenate([boxes, boxes[::-1], boxes + rng.normal(0, 2, boxes.shape)]).clip(min=1)
+    scores = rng.permutation(np.linspace(0.1, 0.9, len(detected)).round(2))
+    results = Results(np.tile(where, 3), np.tile(truth.category_ids, 3), detected, scores)
+    evaluator = DecisionEvaluator(truth, results, base=np.ones(NUM_CLASSES, bool))
+    for thresholds in ((0.05, 0.05), (0.4, 0.6)):
+        found = evaluator.decide(np.ones(NUM_CLASSES, bool), thresholds)
+        expected = reference(truth, results, list(range(NUM_CLASSES)), thresholds)
+        assert vars(found) == pytest.approx(expected)
+        assert 0 < found.pmF1 < 1
+
+
+def test_perfect_detections_and_none():
+    truth = make_truth()
+    real = ~truth.crowd
+    perfect = Results(truth.image_ids[real], truth.category_ids[real], truth.boxes_xywh[real], np.full(real.sum(), 0.9))
+    everything = np.ones(NUM_CLASSES, bool)
+    found = DecisionEvaluator(truth, perfect, base=everything).decide(everything, (0.5, 0.5))
+    assert (found.pmF1, found.IL_MCC, found.absent_per_image) == (1.0, 1.0, 0.0)
+    nothing = DecisionEvaluator(truth, perfect.take(np.zeros(real.sum(), bool)), base=everything)
+    assert nothing.thresholds() == (FLOOR, FLOOR)
+    assert vars(nothing.decide(everything, (0.5, 0.5))) == dict.fromkeys(vars(found), 0.0)
+    assert nothing.calibrate(everything).recall == 0
+
+
+def test_a_truth_without_boxes_or_images():
+    truth = make_truth()
+    no_boxes = truth.only(np.array([image.id for image in truth.images]), np.zeros(0, np.int64))
+    no_boxes = replace(no_boxes, categories=truth.categories)
+    results = make_results(truth)
+    everything = np.ones(NUM_CLASSES, bool)
+    evaluator = DecisionEvaluator(no_boxes, results, base=everything)
+    found = evaluator.decide(everything, evaluator.thresholds())
+    assert (found.cgF1, found.pmF1, found.IL_MCC) == (0, 0, 0)
+    kept = results.take(results.scores > FLOOR)
+    pairs = set(zip(kept.image_ids.tolist(), kept.category_ids.tolist(), strict=True))
+    assert evaluator.decide(everything, (0.0, 0.0)).absent_per_image == pytest.approx(len(pairs) / NUM_IMAGES)
+    assert evaluator.calibrate(everything).brier == pytest.approx((kept.scores**2).mean())
+    empty = DecisionEvaluator(replace(no_boxes, images=()), results.take(np.zeros(0, np.int64)), base=everything)
+    assert empty.decide(everything, empty.thresholds()).absent_per_image == 0
+
+
+@pytest.mark.parametrize("federated", [False, True])
+def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
+    truth = make_truth(federated=federated)
+    results = make_results(truth)
+    everything = np.ones(NUM_CLASSES, bool)
+    found = DecisionEvaluator(truth, results, base=everything).calibrate(everything)
+    images = {image.id: image for image in truth.images}
+
+    def counts(image: int, category: int) -> bool:
+        own = (truth.image_ids == image) & (truth.category_ids == category)
+        known = own.any() or category in images[image].negative_category_ids or not federated
+        return known and not truth.crowd[own].any() and category not in images[image].not_exhaustive_category_ids
+
+    counted = [counts(*pair) for pair in zip(results.image_ids.tolist(), results.category_ids.tolist(), strict=True)]
+    kept = results.take((results.scores > FLOOR) & np.array(counted))
+    right = np.array(
+        [
+            any(
+                iou(box, true) >= 0.5
+                for true, of_image, of_class, crowd in zip(
+                    truth.boxes_xywh, truth.image_ids, truth.category_ids, truth.crowd, strict=True
+                )
+                if (of_image, of_class) == (image, category) and not crowd
+            )
+            for box, image, category in zip(kept.boxes_xywh, kept.image_ids, kept.category_ids, strict=True)
+        ]
+    )
+    order = np.argsort(kept.scores, kind="stable")
+    parts = np.array_split(order, 15)
+    expected = sum(len(p) / len(order) * abs(kept.scores[p].mean() - right[p].mean()) for p in parts)
+    assert found.error == pytest.approx(expected)
+    assert found.brier == pytest.approx(np.mean((kept.scores - right) ** 2))
+    sure = Results(results.image_ids, results.category_ids, results.boxes_xywh, np.full(len(results), 0.99))
+    surely = DecisionEvaluator(truth, sure, base=everything).calibrate(everything)
+    assert surely.error == pytest.approx(abs(0.99 - surely.outcomes.mean()), abs=0.02)
+
+
+def test_a_large_set_is_judged_in_seconds():
+    rng = np.random.default_rng(0)
+    num_images, num_classes, each = 2000, 80, 300
+    true_images = np.repeat(np.arange(num_images), 7)
+    boxes = np.concatenate([rng.uniform(0, 400, (len(true_images), 2)), rng.uniform(20, 200, (len(true_images), 2))], 1)
+    truth = replace(
+        make_truth(),
+        images=tuple(JudgedImage(row, (), ()) for row in range(num_images)),
+        categories=tuple(Category(row, f"class {row}", (), None, 1) for row in range(num_classes)),
+        image_ids=true_images,
+        category_ids=rng.integers(0, num_classes, len(true_images)),
+        boxes_xywh=boxes,
+        areas_px=boxes[:, 2:].prod(axis=1),
+        crowd=np.zeros(len(true_images), bool),
+    )
+    rows = rng.integers(0, len(true_images), num_images * each)
+    results = Results(
+        image_ids=true_images[rows],
+        category_ids=np.where(
+            rng.random(len(rows)) < 0.5, truth.category_ids[rows], rng.integers(0, num_classes, len(rows))
+        ),
+        boxes_xywh=(boxes[rows] + rng.normal(0, 8, (len(rows), 4))).clip(min=1),
+        scores=rng.uniform(0.05, 1, len(rows)),
+    )
+    everything = np.ones(num_classes, bool)
+    start = time.perf_counter()
+    evaluator = DecisionEvaluator(truth, results, base=everything)
+    evaluator.decide(everything, evaluator.thresholds())
+    evaluator.calibrate(everything)
+    assert time.perf_counter() - start < 20  # some 2 s on two idle cores
