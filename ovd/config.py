@@ -41,6 +41,7 @@ from ovd.choices import (
 )
 from ovd.data.format_options import VocOptions
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.region_options import RegionOptions
 from ovd.plain_yaml import read_mapping
 from ovd.section import Section
 from ovd.text.sources import TextSources
@@ -256,7 +257,8 @@ class TrainSection(Section):
     batch_size: PositiveInt = 16
     """Images per optimizer step, over all ranks."""
     accumulate: PositiveInt = 1
-    """Number of parts that a rank's images are processed in, one after another: less memory, the same gradients."""
+    """Number of parts that a rank's images are processed in, one after another: less memory, the same gradients
+    (nearly, where a loss depends on predictions: `task_aligned`, `region_distillation`)."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of the data, augmentation and sampling."""
     learning_rate: PositiveFloat = 1e-3
@@ -291,6 +293,9 @@ class TrainSection(Section):
     sampled_classes: NonNegativeInt = 100
     """Number of classes drawn besides the batch's, with probability proportional to (number of images) ** 0.5; used
     with `negatives: sampled`."""
+    region_distillation: RegionOptions | None = None
+    """A further loss, `distill`, that pulls class embeddings at predicted boxes towards the original CLIP's embeddings
+    of these boxes' crops, so that training does not lead far from CLIP; `{}` is on with defaults. Off by default."""
     precision: Precision = "auto"
     """`auto` is bf16 where the hardware is fast at it, else float32."""
     device: str = "auto"

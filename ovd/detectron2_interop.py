@@ -250,6 +250,11 @@ class OvdDetector(nn.Module):
     ) -> dict[str, Tensor]:
         if self._texts_of is None:
             raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
+        if self._config.train.region_distillation is not None:
+            raise ValueError(
+                "train.region_distillation is not supported in detectron2; to train, give MODEL.OVD.CONFIG with "
+                "train.region_distillation=null in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
+            )
         image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
         targets = tuple(self._targets(given) for given in batched_inputs)
         batch = Batch.without_pairs(images, sizes, targets, image_ids)

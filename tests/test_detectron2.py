@@ -185,6 +185,14 @@ def test_what_it_cannot_do_is_refused(cfg):
         build_model(cfg)
 
 
+def test_region_distillation_is_refused_in_training(cfg, splits):
+    cfg.MODEL.OVD.OVERRIDES = [*cfg.MODEL.OVD.OVERRIDES, "train.region_distillation={}"]
+    model = build_model(cfg)
+    given = [mapper(True)(copy.deepcopy(item)) for item in DatasetCatalog.get("ovd_train")[:1]]
+    with pytest.raises(ValueError, match=r"train\.region_distillation=null in MODEL\.OVD\.OVERRIDES"):
+        model.train()(given)
+
+
 def test_it_wants_a_run_or_a_config(cfg):
     cfg.MODEL.OVD.CONFIG = ""
     with pytest.raises(ValueError, match=r"give MODEL\.OVD\.RUN, .* or MODEL\.OVD\.CONFIG"):

@@ -53,9 +53,9 @@ class RowStages:
     def hash(self) -> str:
         """Hash of all settings that a run's metrics depend on, the same for every seed.
 
-        Settings at their defaults are left out (except those of `data.pairs` and `eval.ensemble`, which are hashed
-        whole), so that a new setting without effect does not outdate records. When a default is changed, the old value
-        must be written into the configs that relied on it.
+        Settings at their defaults are left out (except those of `data.pairs`, `eval.ensemble` and
+        `train.region_distillation`, which are hashed whole), so that a new setting without effect does not outdate
+        records. When a default is changed, the old value must be written into the configs that relied on it.
         """
         defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
         content: list[dict[str, Any]] = []

@@ -1,5 +1,6 @@
 """Build the detector of a config (backbone, pyramid, head and shortcuts), and load trained ones from disk."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,12 +24,14 @@ from ovd.engine import checkpoint
 from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
+from ovd.model.crops import crop_side
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.region_distillation import RegionTeacher
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
@@ -94,6 +97,36 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
         mean=clip.mean,
         std=clip.std,
         logit_scale=clip.model.logit_scale.exp().item(),
+    )
+
+
+def build_region_teacher(
+    config: TrainConfig, clip: Clip, *, device: torch.device, uses_bf16: bool
+) -> RegionTeacher | None:
+    """Build the frozen CLIP of `train.region_distillation`, a copy of CLIP's image side as it is; None if not set.
+
+    Call it before `build_detector`, whose backbone is CLIP's image side itself, with weights that will change.
+
+    Raises:
+        ValueError: the configured side of a crop does not fit the backbone.
+    """
+    options = config.train.region_distillation
+    if options is None:
+        return None
+    backbone = backbone_of(copy.deepcopy(clip.model.visual)).to(device)
+    side = options.crop or crop_side(clip.model.visual)
+    if side % backbone.strides[-1]:
+        raise ValueError(
+            f"train.region_distillation.crop is {side}; it must be a multiple of {backbone.strides[-1]}, the stride of "
+            f"the backbone of {config.clip.name}"
+        )
+    return RegionTeacher(
+        backbone,
+        mean=clip.mean,
+        std=clip.std,
+        side=side,
+        context=options.context,
+        low_precision=uses_bf16,
     )
 
 

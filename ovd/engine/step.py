@@ -18,6 +18,7 @@ from ovd.model.assign import assign_by_annotations, assign_task_aligned
 from ovd.model.detector import Detector
 from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import ClassMasks, Matches, detection_losses, match_points
+from ovd.model.region_distillation import RegionTeacher, region_loss, select_regions
 from ovd.model.similarity import initial_bias
 from ovd.precision import autocast
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
@@ -29,6 +30,12 @@ class Criterion:
 
     train: TrainSection
     pairs: PairsConfig | None
+    teacher: RegionTeacher | None = None
+    """The original CLIP's image side, given if and only if `train.region_distillation` is."""
+
+    def __post_init__(self) -> None:
+        if (self.teacher is None) != (self.train.region_distillation is None):
+            raise ValueError("train.region_distillation needs a teacher (build_region_teacher), and nothing else does")
 
     def rule(self, step: int) -> AssignmentRule:
         """The assignment rule of a step: a rule that depends on predictions is not used in the first steps."""
@@ -76,6 +83,34 @@ class Criterion:
             losses["image"] = self.pairs.image_label_weight * of_images / max(1, num_pairs)
         return losses
 
+    def distillation(
+        self,
+        detector: Detector,
+        predictions: Predictions,
+        batch: Batch,
+        texts: StepTexts,
+        *,
+        points: Points,
+        num_parts: int = 1,
+    ) -> dict[str, Tensor]:
+        """The loss `distill`, the weighted mean over the points of all ranks' regions; empty if it is not configured.
+
+        Every rank calls it, since the number of points is summed over the ranks.
+
+        Args:
+            predictions: for the batch's images, at `points`.
+            texts: the texts that this step scores.
+            num_parts: number of parts of a batch whose losses are added up, each divided by its own number of points.
+        """
+        options = self.train.region_distillation
+        if options is None or self.teacher is None:
+            return {}
+        classifier = detector.classifier(texts.embeddings, texts.class_ids)
+        regions = select_regions(predictions, classifier, points=points, sizes=batch.sizes, options=options)
+        num_points = sum_over_ranks(torch.tensor(len(regions.point), device=batch.images.device))
+        loss = region_loss(predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
+        return {"distill": options.weight * loss / (num_parts * num_points.clamp(min=1))}
+
 
 def backward(
     parallel: nn.Module,
@@ -91,7 +126,8 @@ def backward(
 
     The losses are those of all ranks' batches as one, computed in `train.accumulate` parts. Their divisors are known
     from the annotations before the first part; if the assignment depends on predictions, each part has its own
-    divisors, and the parts are averaged.
+    divisors, and the parts are averaged. So is the loss of region distillation, since its points are known from
+    predictions only; a part without any point counts with a loss of 0.
 
     Args:
         parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
@@ -127,6 +163,9 @@ def backward(
                 points=points,
                 normalizers=divisors,
                 num_pairs=num_pairs,
+            )
+            losses |= criterion.distillation(
+                detector, predictions, part, its_texts, points=points, num_parts=len(parts)
             )
             # DDP averages the ranks' gradients, but these losses are parts of a sum.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()

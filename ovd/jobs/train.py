@@ -17,10 +17,12 @@ from ovd.build.data import (
 from ovd.build.detector import (
     TrainedDetector,
     build_detector,
+    build_region_teacher,
     check_text_tower,
     configured_clip,
     find_checkpoint,
     initialize,
+    low_precision,
     resolve_device,
 )
 from ovd.build.text import build_text_bank, text_of_index
@@ -76,6 +78,8 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         validation = load_validation_index(config, DataReport()) if evaluate else None
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
+    # Before the detector, which changes CLIP's weights.
+    teacher = build_region_teacher(config, clip, device=resolve_device(config), uses_bf16=low_precision(config))
     detector = build_detector(config, clip)
     start, first_samples = _choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
@@ -112,7 +116,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         report=report,
     )
     evaluate_average = None if validation is None else _evaluation_of(config, clip, bank.names, validation)
-    criterion = Criterion(config.train, config.data.pairs)
+    criterion = Criterion(config.train, config.data.pairs, teacher)
     _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average)
     return metrics
 

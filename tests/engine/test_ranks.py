@@ -110,6 +110,20 @@ def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_pa
     assert_same_losses(tmp_path / "two", tmp_path / "one", steps=6)
 
 
+def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_world, tmp_path):
+    """The points of region distillation are known from predictions only, and differ in number between the ranks."""
+    pairs, labels = tmp_path / "pairs", tmp_path / "labels"
+    write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
+    options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
+    pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
+    data = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one"}}
+    train = {"steps": 4, "region_distillation": {}}
+    train_from_config(make_config(tmp_path / "one", miniature_world, data=data, train=train), evaluate=False)
+    run_ranks(make_config(tmp_path / "two", miniature_world, data=data, train=train), tmp_path, 2)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", steps=4)
+    assert all(losses["distill"] > 0 for losses in losses_of(tmp_path / "two"))
+
+
 def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_world, tmp_path):
     """With the assignment that the ranks speak about in every part; one rank's parts would wait for ever."""
     images = tmp_path / "images"

@@ -1,0 +1,185 @@
+"""Region distillation: class embeddings are pulled towards the original CLIP's embeddings of crops of predicted boxes.
+
+The idea, CLIP's embedding of a crop as the target of a dense embedding, is CLIPSelf's (arXiv:2310.01403), which applies
+it to the backbone's dense feature. Its use for a detector's class embeddings at its own predicted boxes, and the
+selection of boxes and points, are choices of this toolkit. The loss needs no labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torchvision.ops import box_iou, nms
+
+from ovd.boxes import clip_boxes
+from ovd.model.backbone import Backbone
+from ovd.model.crops import square_crops
+from ovd.model.region_options import RegionOptions
+from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
+from ovd.precision import autocast, memory_format
+from ovd.structures import Points, Predictions
+
+MIN_SIDE_PX = 8.0
+"""Boxes with a shorter side of at most this length are not used: a crop would show nothing that CLIP could name."""
+NMS_IOU = 0.5
+"""IoU above which the lower-scoring of two boxes is dropped, whatever their classes."""
+AGREEMENT_IOU = 0.7
+"""IoU with a kept box above which a point's own predicted box agrees with it."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The kept boxes of a batch's images, K in all, and the N points whose predicted boxes agree with them."""
+
+    boxes: tuple[Float[Tensor, "_ 4"], ...]
+    """Kept boxes of each image, clipped to it, best first."""
+    image: Int[Tensor, " N"]
+    point: Int[Tensor, " N"]
+    box: Int[Tensor, " N"]
+    """Row of the point's box among the K boxes."""
+
+
+@torch.no_grad()
+def select_regions(
+    predictions: Predictions,
+    classifier: TextClassifier,
+    *,
+    points: Points,
+    sizes: Int[Tensor, "B 2"],
+    options: RegionOptions,
+) -> Regions:
+    """Select in each image the best predicted boxes, and the points whose predicted boxes agree with them.
+
+    A box is clipped to its image; it is a candidate if its shorter side is longer than `MIN_SIDE_PX` and if it scores
+    more than `min_score`. The score is the geometric mean of the highest class probability and the quality. The
+    `boxes` best candidates that survive class-agnostic NMS are kept; the `points` best candidates that overlap a kept
+    box by more than `AGREEMENT_IOU` are its points, and the box's own point is one of them.
+
+    Args:
+        classifier: of the texts scored in the step; without any, nothing is selected.
+        points: of the predictions. Those in an image's padding are left out.
+        sizes: height and width of each image before padding.
+    """
+    boxes, rows, num_boxes = [], [], 0
+    for image, padding in enumerate(points.in_padding(sizes)):
+        kept, point, box = _select_in_image(predictions, image, padding, sizes[image], classifier, options)
+        boxes.append(kept)
+        rows.append(torch.stack([torch.full_like(point, image), point, box + num_boxes]))
+        num_boxes += len(kept)
+    return Regions(tuple(boxes), *torch.cat(rows, dim=1))
+
+
+def _select_in_image(
+    predictions: Predictions,
+    image: int,
+    padding: Bool[Tensor, " P"],
+    size: Int[Tensor, "2"],
+    classifier: TextClassifier,
+    options: RegionOptions,
+) -> tuple[Float[Tensor, "K 4"], Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """An image's kept boxes; the points, and the row of each point's box."""
+    boxes = clip_boxes(predictions.boxes[image].float(), size)
+    is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > MIN_SIDE_PX
+    (point,) = (is_large & ~padding).nonzero(as_tuple=True)
+    scores = _scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
+    scores, order = scores.sort(descending=True, stable=True)
+    point = point[order][scores > options.min_score]
+    boxes, scores = boxes[point], scores[scores > options.min_score]
+    kept = nms(boxes, scores, NMS_IOU)[: options.boxes]
+    agrees = box_iou(boxes[kept], boxes) > AGREEMENT_IOU
+    agrees &= agrees.cumsum(dim=1) <= options.points  # the best ones, since points are sorted by score
+    box, column = agrees.nonzero(as_tuple=True)
+    return boxes[kept], point[column], box
+
+
+def _scores(
+    embeddings: Float[Tensor, "P D"], quality: Float[Tensor, " P"], classifier: TextClassifier
+) -> Float[Tensor, " P"]:
+    """The geometric mean of highest class probability and quality, chunk by chunk; 0 without any class."""
+    if len(classifier) == 0:
+        return torch.zeros_like(quality, dtype=torch.float32)
+    chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(classifier)))
+    best = torch.cat([classifier.logits(chunk).amax(dim=1) for chunk in chunks])
+    return (best.sigmoid() * quality.float().sigmoid()).sqrt()
+
+
+class RegionTeacher:
+    """The original CLIP's image side, frozen, which embeds crops of boxes.
+
+    It is not a part of the detector: neither an optimizer nor a checkpoint has its weights.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        side: int,
+        context: float,
+        low_precision: bool,
+    ):
+        """
+        Args:
+            backbone: shares no weights with a detector that is trained; on the training device.
+            mean, std: normalization of CLIP's input, RGB in 0..1.
+            side: of a crop, in pixels.
+            context: side of a crop as a factor of its box's longer side (`square_crops`).
+            low_precision: whether to use bf16 autocast.
+        """
+        self.backbone = backbone.to(memory_format=memory_format(low_precision)).eval().requires_grad_(False)
+        device = next(backbone.parameters()).device
+        self._mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
+        self.side = side
+        self.context = context
+        self._low_precision = low_precision
+
+    @torch.no_grad()
+    def embed(
+        self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], boxes: Sequence[Float[Tensor, "_ 4"]]
+    ) -> Float[Tensor, "K D"]:
+        """Unit embeddings of the crops of all images' boxes, in their order; at least one box.
+
+        What lies outside an image, its padding included, is shown in CLIP's mean color.
+
+        Args:
+            images: RGB, 0..255.
+            sizes: height and width of each image before padding.
+            boxes: xyxy in pixels, of each image.
+        """
+        crops = []
+        for image, (height, width), of_image in zip(images, sizes.tolist(), boxes, strict=True):
+            if len(of_image) > 0:
+                pixels = (image[None, :, :height, :width].float() - self._mean) / self._std
+                crops.append(square_crops(pixels, [of_image], self.side, context=self.context))
+        pixels = torch.cat(crops).contiguous(memory_format=memory_format(self._low_precision))
+        with autocast(pixels.device, self._low_precision):
+            embeddings = self.backbone.encode(pixels)
+        return unit_embeddings(embeddings)
+
+
+def region_loss(
+    embeddings: Float[Tensor, "B P D"],
+    regions: Regions,
+    images: UInt8[Tensor, "B 3 H W"],
+    sizes: Int[Tensor, "B 2"],
+    teacher: RegionTeacher,
+) -> Float[Tensor, ""]:
+    """The sum over the regions' points of 1 - cosine between the class embedding and CLIP's embedding of the crop.
+
+    Without any point it is 0, with a gradient of zeros.
+
+    Args:
+        embeddings: class embeddings of any length.
+        images, sizes: RGB, 0..255; height and width of each image before padding.
+    """
+    rows = regions.image * embeddings.shape[1] + regions.point
+    # The gradient of index_select adds the rows in their order, so that it has the same bits every time.
+    chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, rows))
+    if len(rows) == 0:
+        return chosen.sum()
+    wanted = teacher.embed(images, sizes, regions.boxes)[regions.box]
+    return (1 - (chosen * wanted).sum(dim=1)).sum()

@@ -1,0 +1,221 @@
+"""Training with region distillation: its loss, its frozen teacher, and what it leaves untouched."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import small_config
+
+from ovd.build.data import load_training_index, training_batches
+from ovd.build.detector import build_detector, build_region_teacher, configured_clip
+from ovd.clip.load import TINY_CLIP, Clip
+from ovd.config import ClipConfig, TrainConfig
+from ovd.data.report import DataReport
+from ovd.engine.step import Criterion, backward, set_initial_bias
+from ovd.engine.step_dump import write_step
+from ovd.engine.step_texts import StepTexts
+from ovd.jobs.replay_step import replay_step
+from ovd.jobs.train import train_from_config
+from ovd.model.backbone_families import backbone_of
+from ovd.model.detector import Detector
+from ovd.model.region_distillation import RegionTeacher
+from ovd.structures import Batch
+from ovd.text.encoder import encode_classes
+
+STEPS = 6
+CPU = torch.device("cpu")
+
+
+def distilling(output: Path, world: Path, **changes) -> TrainConfig:
+    options = changes.pop("region_distillation", {})
+    return small_config(output, world, train={"region_distillation": options, **changes.pop("train", {})}, **changes)
+
+
+def files_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.name: load_file(path) for path in (run / f"step-{STEPS:06d}").glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, miniature_world) -> Path:
+    run = tmp_path_factory.mktemp("distilled") / "run"
+    train_from_config(distilling(run, miniature_world), evaluate=False)
+    return run
+
+
+def test_the_log_has_the_loss_and_the_checkpoint_nothing_of_the_teacher(reference, miniature_world):
+    records = map(json.loads, (reference / "metrics.jsonl").read_text().splitlines())
+    logged = [record["losses"] for record in records if record["kind"] == "train"]
+    assert len(logged) == STEPS
+    assert all(list(losses) == ["class", "box", "quality", "distill"] for losses in logged)
+    assert all(0 < losses["distill"] < 1 for losses in logged)
+    config = distilling(reference, miniature_world)
+    clip = configured_clip(config.clip)
+    fresh = build_detector(config, clip)
+    saved = files_of(reference)
+    shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
+    for kind in ("model", "ema"):
+        assert {name: tensor.shape for name, tensor in saved[f"{kind}.safetensors"].items()} == shapes
+    num_trained = sum(parameter.numel() for parameter in fresh.parameters() if parameter.requires_grad)
+    moments = [tensor for name, tensor in saved["optimizer.safetensors"].items() if "exp_avg_sq" in name]
+    assert sum(tensor.numel() for tensor in moments) == num_trained
+
+
+def test_resumed_it_ends_with_the_same_bits(reference, tmp_path, miniature_world):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    shutil.rmtree(run / "step-000006")
+    train_from_config(distilling(run, miniature_world), resume=True, evaluate=False)
+    whole, resumed = files_of(reference), files_of(run)
+    assert whole.keys() == resumed.keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    for name, tensors in whole.items():
+        assert [key for key, tensor in tensors.items() if not torch.equal(tensor, resumed[name][key])] == []
+
+
+def teacher_of(config: TrainConfig, clip: Clip) -> RegionTeacher:
+    teacher = build_region_teacher(config, clip, device=CPU, uses_bf16=False)
+    assert teacher is not None
+    return teacher
+
+
+class Step:
+    """A detector, a batch of four images and its texts, and a criterion."""
+
+    def __init__(self, world: Path, output: Path):
+        self.config = distilling(output, world, train={"batch_size": 4})
+        index = load_training_index(self.config, DataReport())
+        self.batch: Batch = next(training_batches(self.config, index, first_samples=(0, 0), size_divisor=128)(0))
+        torch.manual_seed(0)
+        clip = configured_clip(self.config.clip)
+        names = [category.name for category in index.categories]
+        rows = encode_classes(clip, names, ("{}",))
+        mask = torch.ones(4, len(rows), dtype=torch.bool)
+        self.texts = StepTexts(torch.arange(len(rows)), rows, mask, mask, torch.zeros(len(rows), dtype=torch.bool))
+        self.teacher = teacher_of(self.config, clip)
+        self.detector: Detector = build_detector(self.config, clip).train()
+        set_initial_bias(self.detector, self.batch, rows, False)
+
+    def losses(self, rows: slice = slice(None), **train) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        """Losses and gradients of some of the images."""
+        section = self.config.train.model_copy(update=train)
+        criterion = Criterion(section, None, self.teacher if section.region_distillation else None)
+        self.detector.zero_grad()
+        part, texts = self.batch.of_images(rows), self.texts.of_images(rows)
+        losses = backward(self.detector, self.detector, part, texts, criterion, step=0, low_precision=False)
+        gradients = {name: p.grad.clone() for name, p in self.detector.named_parameters() if p.grad is not None}
+        return {name: loss.item() for name, loss in losses.items()}, gradients
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory, miniature_world) -> Step:
+    return Step(miniature_world, tmp_path_factory.mktemp("step") / "run")
+
+
+def test_parts_of_a_batch_each_have_their_own_mean(step):
+    parts = [step.losses(rows)[0]["distill"] for rows in (slice(0, 1), slice(1, 3))]
+    in_parts, _ = step.losses(slice(0, 3), accumulate=2)
+    assert in_parts["distill"] == pytest.approx(sum(parts) / 2, rel=1e-4)
+    whole, _ = step.losses(slice(0, 3))
+    assert whole["distill"] != pytest.approx(in_parts["distill"], rel=1e-3)  # one mean over all points
+
+
+def test_the_loss_grows_with_its_weight_and_adds_to_the_gradient(step):
+    plain, without = step.losses(region_distillation=None)
+    once, gradients = step.losses()
+    options = step.config.train.region_distillation.model_copy(update={"weight": 1.5})
+    thrice, more = step.losses(region_distillation=options)
+    assert thrice["distill"] == pytest.approx(3 * once.pop("distill"))
+    assert once == plain  # to the bit
+    name = next(key for key in gradients if key.startswith("shortcuts") and key.endswith("projection.weight"))
+    assert not torch.equal(gradients[name], without[name])
+    torch.testing.assert_close(more[name] - without[name], 3 * (gradients[name] - without[name]), atol=1e-5, rtol=1e-2)
+
+
+def test_a_step_without_a_kept_box_has_the_loss_zero_and_the_others_gradient(step):
+    options = step.config.train.region_distillation.model_copy(update={"min_score": 1.0})
+    losses, gradients = step.losses(region_distillation=options)
+    assert losses["distill"] == 0
+    plain, without = step.losses(region_distillation=None)
+    assert {**plain, "distill": 0.0} == losses
+    assert gradients.keys() == without.keys()
+    assert all(torch.equal(gradient, without[name]) for name, gradient in gradients.items())
+
+
+def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
+    blank = Batch.without_pairs(
+        torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64), step.batch.targets[:1], ()
+    )
+    predictions = step.detector(blank.images)
+    criterion = Criterion(step.config.train, None, step.teacher)
+    texts = step.texts.of_images(slice(0, 1))
+    losses = criterion.distillation(step.detector, predictions, blank, texts, points=step.detector.points(blank.images))
+    assert losses["distill"].item() == 0
+
+
+def assert_original(teacher: RegionTeacher) -> None:
+    """That a teacher's trunk and projection are those of the tiny CLIP as it is loaded."""
+    original = backbone_of(configured_clip(ClipConfig()).model.visual).state_dict()
+    held = teacher.backbone.state_dict()
+    assert held.keys() == original.keys()
+    assert [name for name, tensor in original.items() if not torch.equal(held[name], tensor)] == []
+
+
+def test_the_teacher_shares_no_weight_with_the_detector(step):
+    owned = {parameter.data_ptr() for parameter in step.detector.parameters()}
+    assert not owned & {parameter.data_ptr() for parameter in step.teacher.backbone.parameters()}
+    assert not any(parameter.requires_grad for parameter in step.teacher.backbone.parameters())
+    assert_original(step.teacher)
+
+
+def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
+    reference, tmp_path, miniature_world, monkeypatch
+):
+    seen = []
+
+    def build(config: TrainConfig, clip: Clip, **options) -> RegionTeacher | None:
+        seen.append(build_region_teacher(config, clip, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("ovd.jobs.train.build_region_teacher", build)
+    onward = {"train": {"steps": 1, "warmup_steps": 0}, "init_from": str(reference)}
+    train_from_config(distilling(tmp_path / "run", miniature_world, **onward), evaluate=False)
+    (teacher,) = seen
+    assert teacher is not None
+    assert_original(teacher)
+
+
+def test_a_replayed_step_shows_the_loss_of_each_image(step, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(json.dumps(step.config.model_dump(mode="json")))
+    losses, _ = step.losses()
+    tensors = {name: torch.tensor(value) for name, value in losses.items()}
+    dump = write_step(tmp_path, 0, detector=step.detector, batch=step.batch, texts=step.texts, losses=tensors)
+    replay_step(dump)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"distill {losses['distill']:.4g}" in lines[0]
+    for row, line in enumerate(lines[2:]):
+        alone, _ = step.losses(slice(row, row + 1))
+        shown = float(line.split("distill ")[1].split(";")[0])
+        assert shown == pytest.approx(alone["distill"], rel=2e-3)
+
+
+def test_a_criterion_has_a_teacher_exactly_if_it_distills(step):
+    with pytest.raises(ValueError, match=r"train\.region_distillation needs a teacher"):
+        Criterion(step.config.train, None)
+    plain = step.config.train.model_copy(update={"region_distillation": None})
+    with pytest.raises(ValueError, match="nothing else does"):
+        Criterion(plain, None, step.teacher)
+
+
+def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world, tiny_clip):
+    def side(**options) -> int:
+        return teacher_of(distilling(tmp_path / "run", miniature_world, **options), tiny_clip).side
+
+    assert side() == 64
+    assert side(clip={"name": str(TINY_CLIP)}) == 64  # told by the model, not by its name
+    assert side(region_distillation={"crop": 48}) == 48
+    with pytest.raises(ValueError, match=r"region_distillation\.crop is 50; it must be a multiple of 16"):
+        side(region_distillation={"crop": 50})
+    plain = small_config(tmp_path / "run", miniature_world)
+    assert build_region_teacher(plain, tiny_clip, device=CPU, uses_bf16=False) is None

@@ -1,0 +1,213 @@
+"""Region distillation against plain loops, and its teacher against open_clip's own encoding of a slice."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ovd.model.backbone_families import backbone_of
+from ovd.model.region_distillation import Regions, RegionTeacher, region_loss, select_regions
+from ovd.model.region_options import RegionOptions
+from ovd.model.similarity import TextClassifier
+from ovd.structures import Points, Predictions
+
+SIZES = torch.tensor([[96, 64], [48, 120], [0, 0]])
+"""A tall and a wide image in a batch of 96 x 128, and the blank image of a rank without any."""
+
+
+def make_classifier(num_classes: int = 5) -> TextClassifier:
+    generator = torch.Generator().manual_seed(1)
+    text = F.normalize(torch.randn(num_classes, 6, generator=generator), dim=1)
+    return TextClassifier(text, torch.arange(num_classes), torch.tensor(6.0), torch.tensor(-2.0))
+
+
+def make_points() -> Points:
+    rows, columns = torch.meshgrid(torch.arange(4, 96, 8), torch.arange(4, 128, 8), indexing="ij")
+    centers = torch.stack([columns, rows], dim=2).reshape(-1, 2).float()
+    return Points(centers, torch.full((len(centers),), 8.0))
+
+
+def make_predictions(seed: int) -> Predictions:
+    """Boxes near a few places, of which some reach into the padding, so that many agree and many overlap a little."""
+    generator = torch.Generator().manual_seed(seed)
+    num_points = len(make_points().centers)
+    places = torch.rand(3, 12, 4, generator=generator) * torch.tensor([110.0, 80, 40, 40])
+    places[..., 2:] += places[..., :2]
+    boxes = places[:, torch.randint(12, (num_points,), generator=generator)]
+    return Predictions(
+        embeddings=torch.randn(3, num_points, 6, generator=generator),
+        boxes=boxes + 2 * torch.randn(3, num_points, 4, generator=generator),
+        quality=torch.randn(3, num_points, generator=generator) - 1,
+    )
+
+
+def intersection_over_union(one: list[float], other: list[float]) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    common = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return common / (sum(areas) - common)
+
+
+def reference(
+    predictions: Predictions, image: int, classifier: TextClassifier, points: Points, options: RegionOptions
+) -> tuple[list[list[float]], list[tuple[int, int]]]:
+    """Kept boxes; pairs of a point and the row of its box."""
+    height, width = SIZES[image].tolist()
+    candidates = []
+    for point, (x, y) in enumerate(points.centers.tolist()):
+        embedding = predictions.embeddings[image, point]
+        length = math.sqrt(sum(value**2 for value in embedding.tolist()))
+        logits = [6 * float(row @ embedding) / length - 2 for row in classifier.text]
+        best = max((1 / (1 + math.exp(-logit)) for logit in logits), default=0.0)
+        score = math.sqrt(best / (1 + math.exp(-float(predictions.quality[image, point]))))
+        x0, y0, x1, y1 = predictions.boxes[image, point].tolist()
+        box = [min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height)]
+        is_large = box[2] - box[0] > 8 and box[3] - box[1] > 8
+        if x < width and y < height and is_large and score > options.min_score:
+            candidates.append((score, point, box))
+    candidates.sort(key=lambda candidate: -candidate[0])
+    kept: list[list[float]] = []
+    for _, _, box in candidates:
+        if len(kept) < options.boxes and all(intersection_over_union(box, other) <= 0.5 for other in kept):
+            kept.append(box)
+    pairs = []
+    for row, box in enumerate(kept):
+        agreeing = [point for _, point, other in candidates if intersection_over_union(box, other) > 0.7]
+        pairs += [(point, row) for point in agreeing[: options.points]]
+    return kept, pairs
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "options",
+    [RegionOptions(), RegionOptions(boxes=2, points=1, min_score=0.4), RegionOptions(boxes=50, points=50, min_score=0)],
+)
+def test_selection_equals_plain_loops(seed, options):
+    predictions, classifier, points = make_predictions(seed), make_classifier(), make_points()
+    found = select_regions(predictions, classifier, points=points, sizes=SIZES, options=options)
+    first = 0
+    for image in range(3):
+        kept, pairs = reference(predictions, image, classifier, points, options)
+        torch.testing.assert_close(found.boxes[image], torch.tensor(kept).reshape(-1, 4))
+        of_image = found.image == image
+        assert list(zip(found.point[of_image].tolist(), (found.box[of_image] - first).tolist(), strict=True)) == pairs
+        assert len(kept) > 1 or image == 2
+        first += len(kept)
+    assert len(found.boxes[2]) == 0
+    assert first < len(found.box) or options.points == 1  # some box has several points
+
+
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_nothing_is_selected_without_classes_or_without_a_box_that_scores_enough(num_classes):
+    options = RegionOptions(min_score=0.0 if num_classes == 0 else 1.0)
+    found = select_regions(
+        make_predictions(0), make_classifier(num_classes), points=make_points(), sizes=SIZES, options=options
+    )
+    assert [len(boxes) for boxes in found.boxes] == [0, 0, 0]
+    assert len(found.image) == len(found.point) == len(found.box) == 0
+
+
+def test_predictions_that_are_not_numbers_are_not_selected():
+    whole = make_predictions(0)
+    broken = replace(whole, embeddings=whole.embeddings.clone(), boxes=whole.boxes.clone())
+    broken.embeddings[:, ::2] = torch.nan
+    broken.boxes[:, ::3] = torch.nan
+    found = select_regions(
+        broken, make_classifier(), points=make_points(), sizes=SIZES, options=RegionOptions(min_score=0.0)
+    )
+    assert len(found.point) > 0
+    assert ((found.point % 2 != 0) & (found.point % 3 != 0)).all()
+
+
+def make_teacher(clip, **changes) -> RegionTeacher:
+    options = {"side": 32, "context": 1.0, "low_precision": False, **changes}
+    return RegionTeacher(backbone_of(copy.deepcopy(clip.model.visual)), mean=clip.mean, std=clip.std, **options)
+
+
+def random_images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (3, 3, 96, 128), generator=generator, dtype=torch.uint8)
+    for image, (height, width) in zip(images, SIZES.tolist(), strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images
+
+
+def of_slice(clip, image: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+    pixels = image[:, rows, columns].float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    with torch.no_grad():
+        return clip.model.encode_image(((pixels - mean) / std)[None], normalize=True)[0]
+
+
+def test_the_teacher_sees_what_open_clip_sees_in_a_slice(tiny_clip):
+    images = random_images()
+    boxes = [
+        torch.tensor([[16.0, 40, 48, 72], [32.0, 64, 64, 96]]),
+        torch.tensor([[88.0, 8, 120, 40]]),
+        torch.zeros(0, 4),
+    ]
+    found = make_teacher(tiny_clip).embed(images, SIZES, boxes)
+    expected = [
+        of_slice(tiny_clip, images[0], slice(40, 72), slice(16, 48)),
+        of_slice(tiny_clip, images[0], slice(64, 96), slice(32, 64)),
+        of_slice(tiny_clip, images[1], slice(8, 40), slice(88, 120)),
+    ]
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_what_lies_in_the_padding_does_not_matter(tiny_clip):
+    images = random_images()
+    teacher = make_teacher(tiny_clip, context=1.5)
+    boxes = [torch.tensor([[20.0, 50, 64, 96]]), torch.tensor([[60.0, 0, 120, 48]]), torch.zeros(0, 4)]
+    one = teacher.embed(images, SIZES, boxes)
+    images[0, :, :, 64:] = 255
+    images[1, :, 48:] = 255
+    assert torch.equal(teacher.embed(images, SIZES, boxes), one)
+    alone = teacher.embed(images[1:2, :, :48, :120], SIZES[1:2], boxes[1:2])
+    torch.testing.assert_close(alone, one[1:], atol=1e-5, rtol=0)
+
+
+def test_the_teacher_in_low_precision_is_near_the_exact_one(tiny_clip):
+    boxes = [torch.tensor([[16.0, 40, 48, 72]]), torch.tensor([[88.0, 8, 120, 40]]), torch.zeros(0, 4)]
+    exact, rounded = (
+        make_teacher(tiny_clip, low_precision=low).embed(random_images(), SIZES, boxes) for low in (False, True)
+    )
+    assert rounded.dtype == torch.float32
+    assert F.cosine_similarity(exact, rounded).min() > 0.999
+
+
+def test_the_loss_and_its_gradient_equal_a_loop(tiny_clip):
+    generator = torch.Generator().manual_seed(3)
+    embeddings = torch.randn(3, 7, 256, generator=generator, requires_grad=True)
+    boxes = (torch.tensor([[16.0, 40, 48, 72]]), torch.tensor([[88.0, 8, 120, 40], [0, 0, 40, 40]]), torch.zeros(0, 4))
+    # Point 2 of the second image agrees with both boxes.
+    image, point, box = torch.tensor([[0, 5, 0], [0, 1, 0], [1, 2, 1], [1, 2, 2]]).T
+    teacher = make_teacher(tiny_clip)
+    loss = region_loss(embeddings, Regions(boxes, image, point, box), random_images(), SIZES, teacher)
+    loss.backward()
+    wanted = teacher.embed(random_images(), SIZES, boxes)
+    again = embeddings.detach().clone().requires_grad_()
+    expected = torch.tensor(0.0)
+    for i, p, b in ((0, 5, 0), (0, 1, 0), (1, 2, 1), (1, 2, 2)):
+        expected = expected + 1 - F.cosine_similarity(again[i, p], wanted[b], dim=0)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    assert embeddings.grad is not None
+    torch.testing.assert_close(embeddings.grad, again.grad)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.backbone.parameters())
+
+
+def test_without_a_region_the_loss_is_zero_and_its_gradient_too(tiny_clip):
+    embeddings = torch.randn(3, 7, 256, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    regions = Regions((torch.zeros(0, 4),) * 3, nothing, nothing, nothing)
+    loss = region_loss(embeddings, regions, random_images(), SIZES, make_teacher(tiny_clip))
+    assert loss.item() == 0
+    loss.backward()
+    assert embeddings.grad is not None
+    assert (embeddings.grad == 0).all()
