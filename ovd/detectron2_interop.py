@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ovd.build.detector import (
     TrainedDetector,
     build_detector,
+    build_second_look,
     configured_clip,
     initialize,
     load_detector,
@@ -150,6 +151,7 @@ class OvdDetector(nn.Module):
         self.register_buffer("text", text, persistent=False)
         self._config = trained.config
         self._ensemble = score_ensemble(trained, test_classes)
+        self._second_look = build_second_look(trained.config, trained.config.eval.second_look)
         self._texts_of = texts_of
         self._row_of_id = row_of_id
         self._is_bgr = is_bgr
@@ -233,6 +235,7 @@ class OvdDetector(nn.Module):
             size=self._config.data.size,
             options=self._config.eval,
             low_precision=torch.is_autocast_enabled(self.device.type),
+            second_look=self._second_look,
         )
         found = inference.detect(self.text, images, sizes, torch.tensor(heights_widths), ensemble=self._ensemble)
         return [{"instances": to_instances(item, *size)} for item, size in zip(found, heights_widths, strict=True)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.data.padding import pad_images
 from ovd.data.transforms import eval_transform
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.postprocess import ScoreEnsemble, postprocess
@@ -22,18 +24,33 @@ from ovd.structures import Detections, Predictions
 class Inference:
     """A detector with the size of its images, its precision, and the settings of its post-processing."""
 
-    def __init__(self, detector: Detector, *, size: int, options: DetectionOptions, low_precision: bool):
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        size: int,
+        options: DetectionOptions,
+        low_precision: bool,
+        second_look: CropEncoder | None = None,
+    ):
         """
         Args:
             detector: in eval mode, on the device to run on, best in the precision's memory format.
             size: longest side in pixels that images are resized to.
             options: settings of post-processing.
             low_precision: whether to use bf16 autocast.
+            second_look: encodes crops, on the detector's device; exactly with `options.second_look`.
+
+        Raises:
+            ValueError: only one of `second_look` and `options.second_look` is given.
         """
+        if (second_look is None) != (options.second_look is None):
+            raise ValueError("second_look and options.second_look go together; give both or neither")
         self.detector = detector
         self.size = size
         self.options = options
         self.low_precision = low_precision
+        self.second_look = second_look
         self._use_compiled = False
 
     @property
@@ -79,7 +96,9 @@ class Inference:
             ensemble: combines the scores with CLIP's.
         """
         images, sizes = images.to(self.device), sizes.to(self.device)
-        return self.detections(self.predict(images, sizes), text, sizes, original_sizes, ensemble=ensemble)
+        return self.detections(
+            self.predict(images, sizes), text, sizes, original_sizes, images=images, ensemble=ensemble
+        )
 
     @torch.no_grad()
     def detections(
@@ -89,9 +108,18 @@ class Inference:
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
         *,
+        images: UInt8[Tensor, "B 3 H W"] | None = None,
         ensemble: ScoreEnsemble | None = None,
     ) -> tuple[Detections, ...]:
-        """Post-process predictions as `detect` does; the same ones may be used with several vocabularies."""
+        """Post-process predictions as `detect` does; the same ones may be used with several vocabularies.
+
+        Args:
+            images: that the predictions are for, on the detector's device; only a second look needs them.
+        """
+        look = None
+        if self.second_look is not None:
+            assert images is not None, "a second look needs the images"
+            look = partial(self.second_look, images, sizes)
         found = postprocess(
             predictions,
             self.detector.classifier(text),
@@ -99,6 +127,7 @@ class Inference:
             original_sizes=original_sizes.to(self.device),
             options=self.options,
             ensemble=ensemble,
+            look=look,
             use_compiled=self._use_compiled,
         )
         return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)

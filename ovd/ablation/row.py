@@ -53,7 +53,7 @@ class RowStages:
     def hash(self) -> str:
         """Hash of all settings that a run's metrics depend on, the same for every seed.
 
-        Settings at their defaults are left out (except those of `data.pairs`, `eval.ensemble` and
+        Settings at their defaults are left out (except those of `data.pairs`, `eval.ensemble`, `eval.second_look` and
         `train.region_distillation`, which are hashed whole), so that a new setting without effect does not outdate
         records. When a default is changed, the old value must be written into the configs that relied on it.
         """

@@ -24,14 +24,14 @@ from ovd.engine import checkpoint
 from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crops import crop_side
-from ovd.model.detection_options import DetectionOptions
+from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.detector import Detector
 from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.postprocess import ScoreEnsemble
-from ovd.model.region_distillation import RegionTeacher
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
@@ -102,7 +102,7 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
 
 def build_region_teacher(
     config: TrainConfig, clip: Clip, *, device: torch.device, uses_bf16: bool
-) -> RegionTeacher | None:
+) -> CropEncoder | None:
     """Build the frozen CLIP of `train.region_distillation`, a copy of CLIP's image side as it is; None if not set.
 
     Call it before `build_detector`, whose backbone is CLIP's image side itself, with weights that will change.
@@ -113,20 +113,14 @@ def build_region_teacher(
     options = config.train.region_distillation
     if options is None:
         return None
-    backbone = backbone_of(copy.deepcopy(clip.model.visual)).to(device)
-    side = options.crop or crop_side(clip.model.visual)
-    if side % backbone.strides[-1]:
-        raise ValueError(
-            f"train.region_distillation.crop is {side}; it must be a multiple of {backbone.strides[-1]}, the stride of "
-            f"the backbone of {config.clip.name}"
-        )
-    return RegionTeacher(
-        backbone,
-        mean=clip.mean,
-        std=clip.std,
-        side=side,
+    return _crop_encoder(
+        clip,
+        copy.deepcopy(clip.model.visual),
+        device,
+        uses_bf16,
+        setting="train.region_distillation.crop",
+        crop=options.crop,
         context=options.context,
-        low_precision=uses_bf16,
     )
 
 
@@ -197,13 +191,55 @@ def build_inference(
         options: settings of post-processing; by default those of its config.
     """
     config = trained.config
+    options = options or config.eval
     uses_bf16 = low_precision(config)
     return Inference(
         trained.detector.to(resolve_device(config)).to(memory_format=memory_format(uses_bf16)).eval(),
         size=size or config.data.size,
-        options=options or config.eval,
+        options=options,
         low_precision=uses_bf16,
+        second_look=build_second_look(config, options.second_look),
     )
+
+
+def untouched_clip(config: TrainConfig) -> Clip:
+    """CLIP as it was before training, which changes the modules that a detector is built from.
+
+    Leaves torch's global random state as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
+        return configured_clip(config.clip)
+
+
+def build_second_look(config: TrainConfig, options: SecondLookOptions | None) -> CropEncoder | None:
+    """Load CLIP's image side for second looks, on the run's device; None without options for it.
+
+    Raises:
+        ValueError: the configured side of a crop does not fit the backbone.
+    """
+    if options is None:
+        return None
+    clip = untouched_clip(config)
+    return _crop_encoder(
+        clip,
+        clip.model.visual,
+        resolve_device(config),
+        low_precision(config),
+        setting="second_look.crop",
+        crop=options.crop,
+        context=options.context,
+    )
+
+
+def _crop_encoder(
+    clip: Clip, visual: Any, device: torch.device, uses_bf16: bool, *, setting: str, crop: int | None, context: float
+) -> CropEncoder:
+    backbone = backbone_of(visual).to(device)
+    side = crop or crop_side(visual)
+    if side % backbone.strides[-1]:
+        raise ValueError(f"{setting} is {side}; it must be a multiple of {backbone.strides[-1]}, the backbone's stride")
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, side=side, context=context, low_precision=uses_bf16)
 
 
 def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:

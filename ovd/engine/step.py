@@ -15,10 +15,11 @@ from ovd.data.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.step_texts import StepTexts
 from ovd.model.assign import assign_by_annotations, assign_task_aligned
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import ClassMasks, Matches, detection_losses, match_points
-from ovd.model.region_distillation import RegionTeacher, region_loss, select_regions
+from ovd.model.region_distillation import region_loss, select_regions
 from ovd.model.similarity import initial_bias
 from ovd.precision import autocast
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
@@ -30,7 +31,7 @@ class Criterion:
 
     train: TrainSection
     pairs: PairsConfig | None
-    teacher: RegionTeacher | None = None
+    teacher: CropEncoder | None = None
     """The original CLIP's image side, given if and only if `train.region_distillation` is."""
 
     def __post_init__(self) -> None:

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.data import load_validation_index
-from ovd.build.detector import TrainedDetector, build_inference, configured_clip, score_ensemble
+from ovd.build.detector import TrainedDetector, build_inference, score_ensemble, untouched_clip
 from ovd.build.text import text_of_index
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
@@ -22,6 +21,7 @@ from ovd.evaluation.results import write_results
 from ovd.evaluation.run import evaluate_results
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crops import crop_side
+from ovd.model.detection_options import DetectionOptions
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -102,10 +102,9 @@ def naming_of(
         text: unit rows of the data set's classes (`text_of_index`).
     """
     config = trained.config
-    torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
-    untouched = configured_clip(config.clip)
+    untouched = untouched_clip(config)
     return measure_naming(
-        build_inference(trained, size=size),
+        build_inference(trained, size=size, options=DetectionOptions()),  # it looks at no scores and no second time
         backbone_of(untouched.model.visual),
         text,
         index,

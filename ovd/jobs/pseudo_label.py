@@ -60,6 +60,9 @@ def pseudo_label_run(
             nms_iou=config.eval.nms_iou,
             max_detections=max_boxes,
             candidates=config.eval.candidates,
+            competition=config.eval.competition,
+            competition_power=config.eval.competition_power,
+            second_look=config.eval.second_look,
         )
         teacher = OvdTeacher(build_inference(trained, size=size, options=own), texts, run=str(config.output))
     print(f"{output}: {teacher.name}, {describe_machine(device)}")

@@ -1,8 +1,24 @@
 """The settings of post-processing, which configs extend."""
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ovd.section import Section
+
+
+class SecondLookOptions(Section):
+    """CLIP itself looks at crops of an image's best boxes and helps to name them (crop_encoder.py)."""
+
+    crops: PositiveInt = 20
+    """Maximum number of boxes per image that are looked at, the best ones."""
+    weight: float = Field(default=0.4, gt=0, le=1)
+    """Weight of the crop's cosine with a name; the detector's has the rest."""
+    context: PositiveFloat = 1.15
+    """Side of a crop as a multiple of the box's longer side."""
+    crop: PositiveInt | None = None
+    """Side in pixels that crops are resized to; by default CLIP's own input size, and 64 for the tiny CLIP."""
 
 
 class DetectionOptions(Section):
@@ -16,3 +32,19 @@ class DetectionOptions(Section):
     """Maximum number of boxes per image, the best ones."""
     candidates: PositiveInt = 2000
     """Number of (point, class) pairs per image that enter non-maximum suppression, those with the best scores."""
+    competition: NonNegativeFloat = 0.0
+    """Factor of the cosines in a softmax over the names that are searched for together. A point's scores are multiplied
+    by it, so that names compete for the point and a name's score depends on the others. 0 leaves it out."""
+    competition_power: PositiveFloat = 0.5
+    """Exponent of that softmax."""
+    one_name_per_place: float | None = Field(default=None, gt=0, lt=1)
+    """IoU above which the lower-scoring of two boxes of any classes is dropped; by default only `nms_iou` is used."""
+    second_look: SecondLookOptions | None = None
+    """CLIP looks at crops of the best boxes and helps to name them; by default it does not."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What the repr shows. The later options appear only if set, since ledgers of pseudo-labels hold the repr."""
+        later = ("competition", "competition_power", "one_name_per_place", "second_look")
+        for name, value in super().__repr_args__():
+            if name not in later or value != type(self).model_fields[name].default:
+                yield name, value

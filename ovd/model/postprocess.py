@@ -1,7 +1,25 @@
-"""Post-processing: from predictions to detections, in pixels of the original images."""
+"""Post-processing: from predictions to detections, in pixels of the original images.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Three options make a detection depend on all classes that are searched for together. All are choices of this toolkit.
+
+Competition (`competition`): a point's score for a class is multiplied by softmax(competition * cosine) **
+competition_power, over all classes of the vocabulary. So a score may not be compared with one from another vocabulary.
+The only class of a vocabulary keeps its scores.
+
+One name per place (`one_name_per_place`): each point stands for its best class alone, and NMS over all classes comes
+before the class-aware one.
+
+Second look (`second_look`): the `candidates` best points above `score_threshold` are reduced by NMS over all classes at
+`PLACE_IOU`, by each point's best score; the others are dropped. CLIP looks at the crops of the best boxes that are
+kept. At their points the cosine with a class becomes (1 - weight) * the detector's + weight * the crop's, plus one
+number a point that makes the best cosine the detector's best: the logit's scale and bias were learned for the
+detector's cosines, and cosines of crops are higher or lower as a whole. The scores are then computed anew, with the
+competition. So it may change which class is the best of a point, but not that class's probability before the
+competition. A vocabulary of one class needs no second look and gets none.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,8 +29,11 @@ from torchvision.ops import nms
 from ovd.boxes import clip_boxes, rescale_boxes
 from ovd.model.compiled import compiled
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier
+from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, text_cosines, unit_embeddings
 from ovd.structures import Detections, Predictions
+
+PLACE_IOU = 0.7
+"""IoU above which the weaker of two points' boxes gets no second look, whatever their classes."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +54,18 @@ class _ImagePredictions:
     boxes: Float[Tensor, "P 4"]
     quality: Float[Tensor, " P"]
     clip: Float[Tensor, "P D"] | None
+    mixed: Float[Tensor, "P D"] | None = None
+    """After a second look, the vectors whose products with text rows are the mixed cosines."""
 
     def __getitem__(self, points: Int[Tensor, " p"]) -> "_ImagePredictions":
         clip = None if self.clip is None else self.clip[points]
-        return _ImagePredictions(self.embeddings[points], self.boxes[points], self.quality[points], clip)
+        mixed = None if self.mixed is None else self.mixed[points]
+        return _ImagePredictions(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)
 
 
 Scores = Callable[[_ImagePredictions], Float[Tensor, "P C"]]
+Look = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
+"""CLIP's unit embeddings of the crops of each image's boxes, which are in pixels of the input image."""
 
 
 @torch.no_grad()
@@ -51,6 +77,7 @@ def postprocess(
     original_sizes: Int[Tensor, "B 2"],
     options: DetectionOptions,
     ensemble: ScoreEnsemble | None = None,
+    look: Look | None = None,
     use_compiled: bool = False,
 ) -> tuple[Detections, ...]:
     """Score, select, suppress duplicates and rescale.
@@ -61,10 +88,13 @@ def postprocess(
     order of point, then class. With an `ensemble` the class probability is the geometric mean of the detector's and
     CLIP's, weighted by class.
 
+    `options` can add a competition between classes, NMS over all classes and a second look (see above).
+
     Args:
         classifier: of the vocabulary to detect, at least one class; `Detections.classes` are its rows.
         input_sizes: height and width of the detector's input images before padding.
         original_sizes: height and width of the original images, which the boxes are rescaled to.
+        look: encodes crops of the same images, for a second look.
         use_compiled: whether torch.compile fuses the computation of each pair; equal except for rounding.
 
     Raises:
@@ -72,31 +102,106 @@ def postprocess(
     """
     assert len(classifier) > 0, "postprocess needs at least one class"
     assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
+    scores_of = _scores_of(classifier, options, ensemble, use_compiled)
+    points_at_a_time = max(1, CHUNK_ELEMENTS // len(classifier))
+    images = _visible(predictions, input_sizes)
+    if options.second_look is not None and len(classifier) > 1:
+        assert look is not None, "a second look needs the encoder of crops"
+        images = _look_again(images, scores_of, look, options, points_at_a_time)
+    return tuple(
+        _postprocess_image(image, scores_of, input_size, original_size, options, points_at_a_time)
+        for image, input_size, original_size in zip(images, input_sizes, original_sizes, strict=True)
+    )
+
+
+def _scores_of(
+    classifier: TextClassifier, options: DetectionOptions, ensemble: ScoreEnsemble | None, use_compiled: bool
+) -> Scores:
+    """The function that computes the scores of points for all classes."""
     join = compiled(_join_scores) if use_compiled else _join_scores
+    compete = compiled(_compete) if use_compiled else _compete
 
     def scores_of(some: _ImagePredictions) -> Float[Tensor, "P C"]:
-        probability = classifier.logits(some.embeddings).sigmoid()
+        cosines = text_cosines(some.embeddings, classifier.text)
+        if some.mixed is not None:
+            mixed = some.mixed @ classifier.text.T
+            cosines = mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
+        probability = (classifier.scale * cosines + classifier.bias).sigmoid()
         if ensemble is not None:
             assert some.clip is not None
             named = (ensemble.clip_scale * some.clip @ classifier.text.T).softmax(dim=1)
             weights = ensemble.weights.to(named.device)
             probability = probability ** (1 - weights) * named**weights
         scores = join(probability, some.quality)
+        if options.competition > 0:
+            scores = compete(scores, cosines, options.competition, options.competition_power)
         if scores.isnan().any():
             raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
         return scores
 
-    points_at_a_time = max(1, CHUNK_ELEMENTS // len(classifier))
-    clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
-    per_image = zip(predictions.embeddings, predictions.boxes, predictions.quality, clips, strict=True)
-    return tuple(
-        _postprocess_image(_ImagePredictions(*image), scores_of, input_size, original_size, options, points_at_a_time)
-        for image, input_size, original_size in zip(per_image, input_sizes, original_sizes, strict=True)
-    )
+    return scores_of
 
 
 def _join_scores(probability: Float[Tensor, "P C"], quality: Float[Tensor, " P"]) -> Float[Tensor, "P C"]:
     return torch.sqrt(probability * torch.sigmoid(quality[:, None].float()))
+
+
+def _compete(
+    scores: Float[Tensor, "P C"], cosines: Float[Tensor, "P C"], competition: float, power: float
+) -> Float[Tensor, "P C"]:
+    # The power of the softmax in the log domain, where a small probability does not become 0 before its root is taken.
+    return scores * (power * (competition * cosines).log_softmax(dim=1)).exp()
+
+
+def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Iterator[_ImagePredictions]:
+    """The points of each image whose boxes have an area in it, the boxes clipped."""
+    clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
+    per_image = zip(predictions.embeddings, predictions.boxes, predictions.quality, clips, strict=True)
+    for image, input_size in zip(per_image, input_sizes, strict=True):
+        predicted = _ImagePredictions(*image)
+        if predicted.boxes.isnan().any():
+            raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
+        clipped = replace(predicted, boxes=clip_boxes(predicted.boxes.float(), input_size))
+        yield clipped[_has_area(clipped.boxes).nonzero().squeeze(1)]
+
+
+def _look_again(
+    images: Iterator[_ImagePredictions],
+    scores_of: Scores,
+    look: Look,
+    options: DetectionOptions,
+    points_at_a_time: int,
+) -> Iterator[_ImagePredictions]:
+    """The points that are left after NMS over all classes, with what CLIP sees at the best of them."""
+    assert options.second_look is not None
+    places, looked_at = [], []
+    for image in images:
+        points, rank = _places(image, scores_of, options, points_at_a_time).sort()  # in the order that ties are in
+        places.append(image[points])
+        looked_at.append((rank < options.second_look.crops).nonzero().squeeze(1))
+    crops = look([image.boxes[rows] for image, rows in zip(places, looked_at, strict=True)])
+    weight = options.second_look.weight
+    for image, rows, of_crops in zip(places, looked_at, crops, strict=True):
+        mixed = unit_embeddings(image.embeddings)
+        if len(rows) > 0:
+            mixed[rows] = (1 - weight) * mixed[rows] + weight * of_crops
+        yield replace(image, mixed=mixed)
+
+
+def _places(
+    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, points_at_a_time: int
+) -> Int[Tensor, " K"]:
+    """The points above the score threshold whose box no better one covers, best first."""
+    scores = _best_scores(image, scores_of, points_at_a_time)
+    order = scores.argsort(descending=True, stable=True)[: options.candidates]
+    order = order[scores[order] > options.score_threshold]
+    return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
+
+
+def _best_scores(image: _ImagePredictions, scores_of: Scores, points_at_a_time: int) -> Float[Tensor, " P"]:
+    """Each point's score for its best class."""
+    points = torch.arange(len(image.embeddings), device=image.embeddings.device)
+    return torch.cat([scores_of(image[chunk]).amax(dim=1) for chunk in points.split(points_at_a_time)])
 
 
 def _postprocess_image(
@@ -107,13 +212,11 @@ def _postprocess_image(
     options: DetectionOptions,
     points_at_a_time: int,
 ) -> Detections:
-    if image.boxes.isnan().any():
-        raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
-    boxes = clip_boxes(image.boxes.float(), input_size)
-    visible = _has_area(boxes).nonzero().squeeze(1)
-    boxes, image = boxes[visible], image[visible]
     point, classes, scores = _best_pairs(image, scores_of, options, points_at_a_time)
-    boxes = boxes[point]
+    boxes = image.boxes[point]
+    if options.one_name_per_place is not None:
+        kept = nms(boxes.double(), scores.double(), options.one_name_per_place)
+        boxes, classes, scores = boxes[kept], classes[kept], scores[kept]
 
     # NMS is class-aware because the boxes of each class are shifted by a distance of its own, as in torchvision's
     # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
@@ -134,14 +237,15 @@ def _best_pairs(
     candidates = options.candidates
     chosen = torch.arange(len(image.embeddings), device=image.embeddings.device)
     if len(chosen) > candidates:
-        chunks = chosen.split(points_at_a_time)
-        best_scores = torch.cat([scores_of(image[chunk]).amax(dim=1) for chunk in chunks])
+        best_scores = _best_scores(image, scores_of, points_at_a_time)
         chosen = best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
     pairs = []
     for chunk in chosen.split(points_at_a_time):
         scores = scores_of(image[chunk])
         wanted = scores > options.score_threshold
-        if scores.numel() > candidates:  # only pairs that can be among the best are sorted
+        if options.one_name_per_place is not None:  # a point's other classes have its box, and a lower score
+            wanted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(dim=1, keepdim=True)
+        elif scores.numel() > candidates:  # only pairs that can be among the best are sorted
             wanted &= scores >= scores.flatten().topk(candidates, sorted=False).values.amin()
         rows, classes = wanted.nonzero().unbind(dim=1)
         pairs.append((chunk[rows], classes, scores[rows, classes]))

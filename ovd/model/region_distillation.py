@@ -5,7 +5,6 @@ it to the backbone's dense feature. Its use for a detector's class embeddings at
 selection of boxes and points, are choices of this toolkit. The loss needs no labels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +13,9 @@ from torch import Tensor
 from torchvision.ops import box_iou, nms
 
 from ovd.boxes import clip_boxes
-from ovd.model.backbone import Backbone
-from ovd.model.crops import square_crops
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
-from ovd.precision import autocast, memory_format
 from ovd.structures import Points, Predictions
 
 MIN_SIDE_PX = 8.0
@@ -105,68 +102,12 @@ def _scores(
     return (best.sigmoid() * quality.float().sigmoid()).sqrt()
 
 
-class RegionTeacher:
-    """The original CLIP's image side, frozen, which embeds crops of boxes.
-
-    It is not a part of the detector: neither an optimizer nor a checkpoint has its weights.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        side: int,
-        context: float,
-        low_precision: bool,
-    ):
-        """
-        Args:
-            backbone: shares no weights with a detector that is trained; on the training device.
-            mean, std: normalization of CLIP's input, RGB in 0..1.
-            side: of a crop, in pixels.
-            context: side of a crop as a factor of its box's longer side (`square_crops`).
-            low_precision: whether to use bf16 autocast.
-        """
-        self.backbone = backbone.to(memory_format=memory_format(low_precision)).eval().requires_grad_(False)
-        device = next(backbone.parameters()).device
-        self._mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
-        self.side = side
-        self.context = context
-        self._low_precision = low_precision
-
-    @torch.no_grad()
-    def embed(
-        self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], boxes: Sequence[Float[Tensor, "_ 4"]]
-    ) -> Float[Tensor, "K D"]:
-        """Unit embeddings of the crops of all images' boxes, in their order; at least one box.
-
-        What lies outside an image, its padding included, is shown in CLIP's mean color.
-
-        Args:
-            images: RGB, 0..255.
-            sizes: height and width of each image before padding.
-            boxes: xyxy in pixels, of each image.
-        """
-        crops = []
-        for image, (height, width), of_image in zip(images, sizes.tolist(), boxes, strict=True):
-            if len(of_image) > 0:
-                pixels = (image[None, :, :height, :width].float() - self._mean) / self._std
-                crops.append(square_crops(pixels, [of_image], self.side, context=self.context))
-        pixels = torch.cat(crops).contiguous(memory_format=memory_format(self._low_precision))
-        with autocast(pixels.device, self._low_precision):
-            embeddings = self.backbone.encode(pixels)
-        return unit_embeddings(embeddings)
-
-
 def region_loss(
     embeddings: Float[Tensor, "B P D"],
     regions: Regions,
     images: UInt8[Tensor, "B 3 H W"],
     sizes: Int[Tensor, "B 2"],
-    teacher: RegionTeacher,
+    teacher: CropEncoder,
 ) -> Float[Tensor, ""]:
     """The sum over the regions' points of 1 - cosine between the class embedding and CLIP's embedding of the crop.
 
@@ -181,5 +122,5 @@ def region_loss(
     chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, rows))
     if len(rows) == 0:
         return chosen.sum()
-    wanted = teacher.embed(images, sizes, regions.boxes)[regions.box]
+    wanted = torch.cat(teacher(images, sizes, regions.boxes))[regions.box]
     return (1 - (chosen * wanted).sum(dim=1)).sum()

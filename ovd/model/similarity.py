@@ -35,8 +35,12 @@ def cosine_logits(
         embeddings: of any length; normalized here.
         text: unit rows.
     """
-    cosines = unit_embeddings(embeddings) @ text.T
-    return scale * cosines.float() + bias
+    return scale * text_cosines(embeddings, text) + bias
+
+
+def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
+    """Cosines, in float32, of embeddings of any length with unit rows; all at once."""
+    return (unit_embeddings(embeddings) @ text.T).float()
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,9 @@ class OvdTeacher:
         precision = "bf16" if inference.low_precision else "float32"
         fingerprint = weights_fingerprint(inference.detector)
         self.name = f"{run} sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
+        if inference.second_look is not None:
+            look = inference.second_look
+            self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} at {look.side} px"
         self._inference = inference
         self._texts = texts
         self._resize = eval_transform(size=inference.size)
@@ -121,7 +124,11 @@ class OvdTeacher:
                 found.append(TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)))
                 continue
             (detections,) = self._inference.detections(
-                predictions.of_images(only), self._texts.means(asked), sizes[only], original_sizes[only]
+                predictions.of_images(only),
+                self._texts.means(asked),
+                sizes[only],
+                original_sizes[only],
+                images=padded[only],
             )
             boxes, scores, texts = detections.boxes, detections.scores, detections.classes
             found.append(TeacherBoxes(boxes.numpy(), scores.numpy(), texts.numpy()))

@@ -20,8 +20,8 @@ from ovd.engine.step_texts import StepTexts
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
 from ovd.model.backbone_families import backbone_of
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
-from ovd.model.region_distillation import RegionTeacher
 from ovd.structures import Batch
 from ovd.text.encoder import encode_classes
 
@@ -74,7 +74,7 @@ def test_resumed_it_ends_with_the_same_bits(reference, tmp_path, miniature_world
         assert [key for key, tensor in tensors.items() if not torch.equal(tensor, resumed[name][key])] == []
 
 
-def teacher_of(config: TrainConfig, clip: Clip) -> RegionTeacher:
+def teacher_of(config: TrainConfig, clip: Clip) -> CropEncoder:
     teacher = build_region_teacher(config, clip, device=CPU, uses_bf16=False)
     assert teacher is not None
     return teacher
@@ -154,7 +154,7 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
     assert losses["distill"].item() == 0
 
 
-def assert_original(teacher: RegionTeacher) -> None:
+def assert_original(teacher: CropEncoder) -> None:
     """That a teacher's trunk and projection are those of the tiny CLIP as it is loaded."""
     original = backbone_of(configured_clip(ClipConfig()).model.visual).state_dict()
     held = teacher.backbone.state_dict()
@@ -174,7 +174,7 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
 ):
     seen = []
 
-    def build(config: TrainConfig, clip: Clip, **options) -> RegionTeacher | None:
+    def build(config: TrainConfig, clip: Clip, **options) -> CropEncoder | None:
         seen.append(build_region_teacher(config, clip, **options))
         return seen[-1]
 

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
-from ovd.model.region_distillation import Regions, RegionTeacher, region_loss, select_regions
+from ovd.model.crop_encoder import CropEncoder
+from ovd.model.region_distillation import Regions, region_loss, select_regions
 from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Points, Predictions
@@ -123,9 +124,9 @@ def test_predictions_that_are_not_numbers_are_not_selected():
     assert ((found.point % 2 != 0) & (found.point % 3 != 0)).all()
 
 
-def make_teacher(clip, **changes) -> RegionTeacher:
+def make_teacher(clip, **changes) -> CropEncoder:
     options = {"side": 32, "context": 1.0, "low_precision": False, **changes}
-    return RegionTeacher(backbone_of(copy.deepcopy(clip.model.visual)), mean=clip.mean, std=clip.std, **options)
+    return CropEncoder(backbone_of(copy.deepcopy(clip.model.visual)), mean=clip.mean, std=clip.std, **options)
 
 
 def random_images() -> torch.Tensor:
@@ -137,50 +138,6 @@ def random_images() -> torch.Tensor:
     return images
 
 
-def of_slice(clip, image: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
-    pixels = image[:, rows, columns].float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
-    with torch.no_grad():
-        return clip.model.encode_image(((pixels - mean) / std)[None], normalize=True)[0]
-
-
-def test_the_teacher_sees_what_open_clip_sees_in_a_slice(tiny_clip):
-    images = random_images()
-    boxes = [
-        torch.tensor([[16.0, 40, 48, 72], [32.0, 64, 64, 96]]),
-        torch.tensor([[88.0, 8, 120, 40]]),
-        torch.zeros(0, 4),
-    ]
-    found = make_teacher(tiny_clip).embed(images, SIZES, boxes)
-    expected = [
-        of_slice(tiny_clip, images[0], slice(40, 72), slice(16, 48)),
-        of_slice(tiny_clip, images[0], slice(64, 96), slice(32, 64)),
-        of_slice(tiny_clip, images[1], slice(8, 40), slice(88, 120)),
-    ]
-    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
-
-
-def test_what_lies_in_the_padding_does_not_matter(tiny_clip):
-    images = random_images()
-    teacher = make_teacher(tiny_clip, context=1.5)
-    boxes = [torch.tensor([[20.0, 50, 64, 96]]), torch.tensor([[60.0, 0, 120, 48]]), torch.zeros(0, 4)]
-    one = teacher.embed(images, SIZES, boxes)
-    images[0, :, :, 64:] = 255
-    images[1, :, 48:] = 255
-    assert torch.equal(teacher.embed(images, SIZES, boxes), one)
-    alone = teacher.embed(images[1:2, :, :48, :120], SIZES[1:2], boxes[1:2])
-    torch.testing.assert_close(alone, one[1:], atol=1e-5, rtol=0)
-
-
-def test_the_teacher_in_low_precision_is_near_the_exact_one(tiny_clip):
-    boxes = [torch.tensor([[16.0, 40, 48, 72]]), torch.tensor([[88.0, 8, 120, 40]]), torch.zeros(0, 4)]
-    exact, rounded = (
-        make_teacher(tiny_clip, low_precision=low).embed(random_images(), SIZES, boxes) for low in (False, True)
-    )
-    assert rounded.dtype == torch.float32
-    assert F.cosine_similarity(exact, rounded).min() > 0.999
-
-
 def test_the_loss_and_its_gradient_equal_a_loop(tiny_clip):
     generator = torch.Generator().manual_seed(3)
     embeddings = torch.randn(3, 7, 256, generator=generator, requires_grad=True)
@@ -190,7 +147,7 @@ def test_the_loss_and_its_gradient_equal_a_loop(tiny_clip):
     teacher = make_teacher(tiny_clip)
     loss = region_loss(embeddings, Regions(boxes, image, point, box), random_images(), SIZES, teacher)
     loss.backward()
-    wanted = teacher.embed(random_images(), SIZES, boxes)
+    wanted = torch.cat(teacher(random_images(), SIZES, boxes))
     again = embeddings.detach().clone().requires_grad_()
     expected = torch.tensor(0.0)
     for i, p, b in ((0, 5, 0), (0, 1, 0), (1, 2, 1), (1, 2, 2)):

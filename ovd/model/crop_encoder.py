@@ -1,0 +1,76 @@
+"""CLIP's embeddings of crops of boxes, for region distillation and second looks (postprocess.py).
+
+The dense feature that a detector names boxes by is less precise than CLIP's embedding of a tight crop (CLIPSelf,
+arXiv:2310.01403, section 3).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ovd.model.backbone import Backbone
+from ovd.model.crops import square_crops
+from ovd.model.similarity import unit_embeddings
+from ovd.precision import autocast, memory_format
+
+CROPS_AT_A_TIME = 256
+"""Number of crops in one call of the backbone."""
+
+
+class CropEncoder:
+    """The original CLIP's image side, frozen, which embeds crops of boxes.
+
+    It is not a part of the detector: neither an optimizer nor a checkpoint has its weights.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        side: int,
+        context: float,
+        low_precision: bool,
+    ):
+        """
+        Args:
+            backbone: on the device to run on. It shares no weights with a detector; its own are frozen here.
+            mean, std: normalization of the backbone's input, RGB in 0..1.
+            side: of a crop, in pixels.
+            context: side of the square that is cut out, as a multiple of the box's longer side (`square_crops`).
+            low_precision: whether to use bf16 autocast.
+        """
+        self.backbone = backbone.to(memory_format=memory_format(low_precision)).eval().requires_grad_(False)
+        self.side = side
+        self._context = context
+        self._low_precision = low_precision
+        device = next(backbone.parameters()).device
+        self._mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], boxes: Sequence[Float[Tensor, "_ 4"]]
+    ) -> tuple[Float[Tensor, "_ D"], ...]:
+        """Unit embeddings of the crops of each image's boxes; the crops of all images are encoded together.
+
+        What lies outside an image, the padding included, counts as CLIP's mean color.
+
+        Args:
+            images: RGB, padded at the right and bottom.
+            sizes: heights and widths before padding.
+            boxes: xyxy in pixels, of each image; an image may have none.
+        """
+        if sum(map(len, boxes)) == 0:
+            return tuple(self._mean.new_zeros(0, 0) for _ in boxes)
+        crops = []
+        for image, (height, width), own in zip(images, sizes.tolist(), boxes, strict=True):
+            pixels = (image[None, :, :height, :width] - self._mean) / self._std
+            crops.append(square_crops(pixels, [own], self.side, context=self._context))
+        joined = torch.cat(crops).contiguous(memory_format=memory_format(self._low_precision))
+        with autocast(joined.device, self._low_precision):
+            embeddings = [self.backbone.encode(some) for some in joined.split(CROPS_AT_A_TIME)]
+        return unit_embeddings(torch.cat(embeddings)).split([len(own) for own in boxes])

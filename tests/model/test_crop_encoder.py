@@ -1,0 +1,93 @@
+"""CLIP's embeddings of crops against open_clip's own encoder."""
+
+import copy
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ovd.model.backbone_families import backbone_of
+from ovd.model.crop_encoder import CropEncoder
+
+SIZES = [(60, 90), (80, 50)]
+
+
+def random_image(seed: int, height: int, width: int) -> np.ndarray:
+    """Coarse noise, of which crops at different places differ."""
+    coarse = torch.rand(1, 3, height // 10 + 1, width // 10 + 1, generator=torch.Generator().manual_seed(seed))
+    fine = F.interpolate(255 * coarse, (height, width), mode="bilinear")
+    return fine[0].permute(1, 2, 0).round().byte().numpy()
+
+
+def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A wide and a tall image in one batch; the padding is bright, so that it would be seen."""
+    images = torch.full((2, 3, 96, 96), 255, dtype=torch.uint8)
+    for row, (height, width) in enumerate(SIZES):
+        images[row, :, :height, :width] = torch.from_numpy(random_image(seed + row, height, width)).permute(2, 0, 1)
+    return images, torch.tensor(SIZES)
+
+
+def make_encoder(clip, side: int, *, context: float = 1.0, low_precision: bool = False) -> CropEncoder:
+    backbone = backbone_of(copy.deepcopy(clip.model.visual))
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, side=side, context=context, low_precision=low_precision)
+
+
+def encode(clip, pixels: torch.Tensor) -> torch.Tensor:
+    """By open_clip's own method; what is outside 0..255 stands for a place outside the image."""
+    mean, std = torch.tensor(clip.mean).view(3, 1, 1), torch.tensor(clip.std).view(3, 1, 1)
+    normalized = torch.where(pixels < 0, torch.zeros(()), (pixels / 255 - mean) / std)
+    with torch.no_grad():
+        return F.normalize(clip.model.encode_image(normalized[None]), dim=1)[0]
+
+
+def test_embeddings_are_those_of_clip_for_the_slices(tiny_clip, monkeypatch):
+    monkeypatch.setattr("ovd.model.crop_encoder.CROPS_AT_A_TIME", 2)
+    images, sizes = padded_pair()
+    boxes = [
+        torch.tensor([[8.0, 4.0, 40.0, 36.0], [58.0, 20.0, 90.0, 52.0]]),
+        torch.tensor([[2.0, 45.0, 34.0, 77.0]]),
+    ]
+    found = make_encoder(tiny_clip, 32)(images, sizes, boxes)
+    assert [len(of_image) for of_image in found] == [2, 1]
+    for row, of_image in enumerate(boxes):
+        for box, embedding in zip(of_image.int().tolist(), found[row], strict=True):
+            expected = encode(tiny_clip, images[row, :, box[1] : box[3], box[0] : box[2]].float())
+            torch.testing.assert_close(embedding, expected, atol=1e-4, rtol=0)
+    distinct = torch.cat(found)
+    assert (distinct @ distinct.T - torch.eye(3)).max() < 0.99
+
+
+def test_outside_the_image_is_mean_color_in_the_padding_too(tiny_clip):
+    images, sizes = padded_pair()
+    box = torch.tensor([[10.0, 28.0, 26.0, 60.0]])  # 16 x 32 at the bottom of the wide image; 64 px with context 2
+    (found, nothing) = make_encoder(tiny_clip, 64, context=2.0)(images, sizes, [box, torch.zeros(0, 4)])
+    canvas = torch.full((3, 64, 64), -1.0)  # x from -14 to 50, y from 12 to 76
+    inside = images[0, :, 12:60, :50].float()
+    canvas[:, :49, 13:] = F.pad(inside[None], (1, 0, 0, 1), mode="replicate")  # roi_align repeats the last pixel once
+    torch.testing.assert_close(found[0], encode(tiny_clip, canvas), atol=1e-4, rtol=0)
+    assert nothing.shape == (0, 256)
+
+
+def test_an_image_in_a_padded_batch_is_seen_as_alone(tiny_clip):
+    images, sizes = padded_pair()
+    boxes = [torch.tensor([[30.0, 20.0, 90.0, 60.0]]), torch.tensor([[0.0, 40.0, 50.0, 80.0], [5.0, 5.0, 9.0, 70.0]])]
+    encoder = make_encoder(tiny_clip, 64, context=1.15)
+    together = encoder(images, sizes, boxes)
+    for row, (height, width) in enumerate(SIZES):
+        (alone,) = encoder(images[row : row + 1, :, :height, :width], sizes[row : row + 1], boxes[row : row + 1])
+        torch.testing.assert_close(alone, together[row], atol=1e-5, rtol=0)
+
+
+def test_nothing_to_look_at(tiny_clip):
+    images, sizes = padded_pair()
+    assert [len(part) for part in make_encoder(tiny_clip, 64)(images, sizes, [torch.zeros(0, 4)] * 2)] == [0, 0]
+
+
+def test_low_precision_is_near_the_exact_one(tiny_clip):
+    images, sizes = padded_pair()
+    boxes = [torch.tensor([[16.0, 20.0, 48.0, 52.0]]), torch.tensor([[8.0, 8.0, 40.0, 40.0]])]
+    exact, rounded = (
+        torch.cat(make_encoder(tiny_clip, 32, low_precision=low)(images, sizes, boxes)) for low in (False, True)
+    )
+    assert rounded.dtype == torch.float32
+    assert F.cosine_similarity(exact, rounded).min() > 0.999
