@@ -34,3 +34,5 @@ QuerySource = Literal["caption", "ngrams", "nouns", "classes"]
 """Source of an image-text pair's queries (selftrain/queries.py)."""
 Templates = Literal["none", "short", "full"]
 """Prompt templates for a class name (text/prompts.py)."""
+WeightFormat = Literal["float16", "float32"]
+"""Number format of weights on disk."""

@@ -54,24 +54,32 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
         ValueError: the data set has no novel classes, and `data.classes` is `base`.
         VocabularyLeak: a novel class's name would be trained on.
     """
-    match config.data.source:
-        case WorldData() as source:
-            world = build_world(source.root, ("train",), Settings(seed=source.seed))
-            format: DataFormatName = "lvis"
-            annotations, options = world / "annotations" / "lvis_train.json", NO_OPTIONS
-            images: Path | None = world / "images"
-        case FileData() as source:
-            format, options = source.format, _format_options(source, source.train_split)
-            annotations = data_root() / source.train_annotations
-            images = _images_folder(source.train_images, format)
-    split = FORMATS[format].evaluation_split if config.data.classes == "all" else FORMATS[format].base_split
+    source = config.data.source
+    format = FORMATS[source.format if isinstance(source, FileData) else "lvis"]
+    split = format.evaluation_split if config.data.classes == "all" else format.base_split
     if split is None:
         with_novel = [name for name, other in FORMATS.items() if other.base_split is not None]
+        where = data_root() / source.train_annotations if isinstance(source, FileData) else source.root
         raise ValueError(
-            f"{annotations}: data.classes is `base`, but only the formats {' and '.join(with_novel)} tell novel "
+            f"{where}: data.classes is `base`, but only the formats {' and '.join(with_novel)} tell novel "
             "from base classes; set data.classes=all"
         )
-    return split(load_annotations(annotations, images, format=format, report=report, options=options))
+    return split(load_whole_training_set(source, report))
+
+
+def load_whole_training_set(source: WorldData | FileData, report: DataReport) -> AnnotationIndex:
+    """Load the training set of a source with all its classes."""
+    if isinstance(source, WorldData):
+        world = build_world(source.root, ("train",), Settings(seed=source.seed))
+        annotations = world / "annotations" / "lvis_train.json"
+        return load_annotations(annotations, world / "images", format="lvis", report=report)
+    return load_annotations(
+        data_root() / source.train_annotations,
+        _images_folder(source.train_images, source.format),
+        format=source.format,
+        report=report,
+        options=_format_options(source, source.train_split),
+    )
 
 
 def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:

@@ -113,7 +113,7 @@ def build_region_teacher(
     options = config.train.region_distillation
     if options is None:
         return None
-    return _crop_encoder(
+    return build_crop_encoder(
         clip,
         copy.deepcopy(clip.model.visual),
         device,
@@ -221,7 +221,7 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     if options is None:
         return None
     clip = untouched_clip(config)
-    return _crop_encoder(
+    return build_crop_encoder(
         clip,
         clip.model.visual,
         resolve_device(config),
@@ -232,9 +232,19 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     )
 
 
-def _crop_encoder(
+def build_crop_encoder(
     clip: Clip, visual: Any, device: torch.device, uses_bf16: bool, *, setting: str, crop: int | None, context: float
 ) -> CropEncoder:
+    """Build the encoder of crops.
+
+    Args:
+        visual: the image side of `clip`, or a copy of it; it is frozen.
+        setting: name of the setting of `crop`, for an error.
+        crop: side of a crop in pixels; by default the best one for the CLIP model (`crop_side`).
+
+    Raises:
+        ValueError: the backbone does not take crops of this side.
+    """
     backbone = backbone_of(visual).to(device)
     side = crop or crop_side(visual)
     if side % backbone.strides[-1]:

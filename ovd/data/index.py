@@ -63,6 +63,7 @@ class ImageRecord:
     path: Path
     """Its file; for an image in a tar shard, the shard and the key."""
     height: int
+    """In pixels, as annotated; 0, like `width`, for an image without annotation, whose size is known once decoded."""
     width: int
     labels: Labels
     """Boxes are inside the image, with sides of at least 1 px."""

@@ -187,8 +187,9 @@ class DetectionDataset(Dataset):
     def _load(self, image: int, seed: int, transform: Transform) -> _LoadedSample | str:
         record = self._source.record(image)
         encoded = self._source.encoded(image)
+        expected_size = (record.height, record.width) if record.height else None
         try:
-            decoded = decode_image(encoded, expected_size=(record.height, record.width))
+            decoded = decode_image(encoded, expected_size=expected_size)
         except ImageError as error:
             return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
         pixels, labels = transform(decoded.pixels, record.labels, seed)

@@ -222,10 +222,10 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(step_seed(seed, step))
 
 
-def data_parallel(detector: Detector, device: torch.device) -> nn.Module:
-    """Wrap the detector so that gradients are averaged over ranks; for a single process, it is returned as it is."""
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a module so that gradients are averaged over ranks; for a single process, it is returned as it is."""
     if world_size() == 1:
-        return detector
+        return module
     return DistributedDataParallel(
-        detector, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
     )

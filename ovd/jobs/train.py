@@ -27,7 +27,7 @@ from ovd.build.detector import (
 )
 from ovd.build.text import build_text_bank, text_of_index
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig, flatten, parse_config
+from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.distributed import gather, is_main, main_first, process_group, wait_for_all, world_size
@@ -201,18 +201,23 @@ def _evaluation_of(
     return evaluate
 
 
-def check_same_run(stored: dict[str, Any], config: TrainConfig) -> None:
+def check_same_run(
+    stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = FREE_ON_RESUME
+) -> None:
     """Check that a resume continues the same run. A setting that the run's version did not have counts as its default.
 
+    Args:
+        free: beginnings of the names of settings that may differ.
+
     Raises:
-        ValueError: names every setting that differs, except those that do not affect training.
+        ValueError: names every other setting that differs.
     """
-    then = parse_config(stored, TrainConfig, f"{config.output}, as it was started")
+    then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     different = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
+        if before.get(key) != now.get(key) and not key.startswith(free)
     ]
     if different:
         raise ValueError(f"{config.output} was started with other settings: {'; '.join(different)}")

@@ -10,10 +10,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from small_alignment import small_align_config, write_images
 from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip, load_clip
+from ovd.jobs.align_backbone import align_backbone
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
 from ovd.model.backbone_families import backbone_of
 from ovd.model.detector import Detector
@@ -105,6 +107,14 @@ def test_the_form_without_shortcuts_is_not(untrained_clip):
 def test_with_the_committed_weights(tiny_clip):
     assert largest_difference(tiny_clip, gated=True, training=True, size=(192, 192)) < 1e-5
     assert largest_difference(tiny_clip, gated=False, training=True, size=(192, 192)) > 0.05
+
+
+def test_with_an_aligned_backbone(tmp_path):
+    """The folder that tools/align_backbone.py writes is a CLIP model like any other."""
+    align_backbone(small_align_config(tmp_path / "run", write_images(tmp_path / "images", 4)), command="")
+    aligned = load_clip(str(tmp_path / "run"))
+    assert largest_difference(aligned, gated=True, training=True, size=(96, 160)) < 1e-5
+    assert largest_difference(aligned, gated=False, training=True, size=(96, 160)) > 0.05
 
 
 @pytest.mark.parametrize("gated", [True, False])

@@ -1,0 +1,343 @@
+"""Align a backbone in one explicit loop: load, find boxes, ask CLIP about their crops, step, save.
+
+Under torchrun every rank runs the loop on its part of each batch; losses, gradients and checkpoints are those of the
+whole batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ovd.alignment.boxes import boxes_of_step
+from ovd.alignment.distill import (
+    DenseFeature,
+    Normalization,
+    distillation_losses,
+)
+from ovd.alignment.images import UnlabelledImages
+from ovd.alignment.proposals import Proposals
+from ovd.config import AlignConfig, AlignSection
+from ovd.data.loader import TrainOrder, train_loader
+from ovd.data.report import DataError, DataReport
+from ovd.data.transforms import train_transform
+from ovd.distributed import device_of_rank, is_main, largest_over_ranks, rank, sum_over_ranks, wait_for_all, world_size
+from ovd.engine import checkpoint
+from ovd.engine.log import NoLog, RunLog, open_log
+from ovd.engine.optim import (
+    GroupSpec,
+    build_optimizer,
+    check_finite,
+    clip_gradients,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+)
+from ovd.engine.signals import StopRequest
+from ovd.engine.step import of_one_size
+from ovd.engine.train import EXIT_ON_SIGNAL, data_parallel
+from ovd.model.backbone import Backbone
+from ovd.model.crop_encoder import CropEncoder
+from ovd.precision import autocast, memory_format, use_low_precision
+from ovd.structures import Batch
+
+MIN_IMAGES_TO_HOLD_OUT = 100
+"""In a smaller set every image is trained on."""
+_HELD_OUT_STREAM = 2**32
+"""Added to the number of a batch of held-out images: its boxes differ from those of any step."""
+
+
+@dataclass(frozen=True)
+class AlignmentData:
+    """The batches of an alignment."""
+
+    batches_from: Callable[[int], Iterator[Batch]]
+    """The batches from a step on, as a pure function of the step."""
+    held_out: Callable[[], Iterator[Batch]]
+    """Batches of images that are not trained on; of a small set, of those that are."""
+    num_images: int
+    """Number of images trained on."""
+    num_held_out: int
+    """Number of images not trained on."""
+    report: DataReport
+    """Counts of the images that were used and left out."""
+
+
+def alignment_data(
+    images: UnlabelledImages, config: AlignConfig, report: DataReport, *, size_divisor: int
+) -> AlignmentData:
+    """Split the images into those to train on and those to measure on, and load this rank's part of their batches.
+
+    Args:
+        size_divisor: divisor of the padded image sides.
+
+    Raises:
+        ValueError: the batch size cannot be divided among the ranks.
+    """
+    data, train = config.data, config.train
+    num_held_out = min(train.held_out, len(images) // 10) if len(images) >= MIN_IMAGES_TO_HOLD_OUT else 0
+    is_held_out = np.zeros(len(images), dtype=bool)
+    is_held_out[np.linspace(0, len(images) - 1, num_held_out).round().astype(np.int64)] = True
+    trained = images.take(np.flatnonzero(~is_held_out))
+    measured = images.take(np.flatnonzero(is_held_out)) if num_held_out else images
+    augment = train_transform(size=data.size, scale=data.scale, flip=data.flip, color=data.color)
+    resize = train_transform(size=data.size, scale=(1.0, 1.0), flip=0.0, color=0.0)
+
+    def load(source: UnlabelledImages, transform: Any, steps: range) -> Iterator[Batch]:
+        order = TrainOrder(
+            num_images=len(source), repeat=np.ones(len(source)), seed=train.seed, batch_size=train.batch_size
+        )
+        part = (rank(), world_size())
+        return train_loader(source, order, transform, steps, workers=data.workers, part=part, size_divisor=size_divisor)
+
+    num_batches = -(-min(len(measured), train.held_out) // train.batch_size)
+    return AlignmentData(
+        lambda start: load(trained, augment, range(start, train.steps)),
+        lambda: load(measured, resize, range(num_batches)),
+        num_images=len(trained),
+        num_held_out=num_held_out,
+        report=report,
+    )
+
+
+class Distillation:
+    """A student backbone, its frozen teacher, and how a batch of images becomes a loss."""
+
+    def __init__(
+        self,
+        student: Backbone,
+        teacher: CropEncoder,
+        proposals: Proposals | None,
+        config: AlignConfig,
+        *,
+        normalization: Normalization,
+    ):
+        """
+        Args:
+            student: trained in place; moved to the run's device.
+            teacher: CLIP on crops; on the run's device.
+            proposals: finds boxes where an object may be; without it all boxes are random.
+        """
+        self.config = config
+        self.device = device_of_rank(config.train.device)
+        self.low_precision = use_low_precision(config.train.precision, self.device)
+        self.layout = memory_format(self.low_precision)
+        self.student = student.to(self.device).to(memory_format=self.layout).train()
+        self._teacher = teacher
+        self._normalization = normalization.to(self.device)
+        self._proposals = proposals
+        self.size_divisor = math.lcm(student.size_divisor, 1 if proposals is None else proposals.size_divisor)
+
+    def losses(self, dense_feature: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Sums of the losses over the boxes of a batch; sums over ranks are those of the whole batch.
+
+        Args:
+            dense_feature: the student's (`DenseFeature`), wrapped if there are several ranks.
+            number: of the step, which the random boxes depend on.
+        """
+        batch = batch.to(self.device)
+        boxes = self._boxes(batch, number)
+        pixels = self._normalization(batch.images)
+        targets = torch.cat(self._teacher(batch.images, batch.sizes, boxes))
+        with autocast(self.device, self.low_precision):
+            dense = dense_feature(pixels.contiguous(memory_format=self.layout))
+        return distillation_losses(dense, boxes, targets, self.student.strides[-1])
+
+    def num_boxes(self, batch: Batch) -> int:
+        """Number of boxes of a batch on this rank."""
+        return len(batch.image_ids) * (self.config.boxes.random + self.config.boxes.proposals)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Mean of 1 - cosine over the boxes of images, at their centres (`point`) and over them (`box`).
+
+        Raises:
+            DataError: none of the images can be read.
+        """
+        dense_feature = DenseFeature(self.student)
+        totals, count = torch.zeros(2, dtype=torch.float64), 0
+        for number, batch in enumerate(map(of_one_size, batches)):
+            if batch.image_ids:
+                losses = self.losses(dense_feature, batch, _HELD_OUT_STREAM + number)
+                totals += torch.stack([losses["point"], losses["box"]]).cpu().double()
+                count += self.num_boxes(batch)
+        num_boxes = int(sum_over_ranks(torch.tensor(count)))
+        if num_boxes == 0:
+            raise DataError("F9", "none of the images to measure on can be read; data_report.json says why")
+        point, box = (sum_over_ranks(totals) / num_boxes).tolist()
+        return {"point": point, "box": box}
+
+    def _boxes(self, batch: Batch, number: int) -> list[Float[Tensor, "K 4"]]:
+        proposals = [torch.zeros(0, 4)] * len(batch.images)
+        if self._proposals is not None:
+            proposals = self._proposals(batch.images, batch.sizes)
+        boxes = boxes_of_step(
+            batch.sizes.cpu(),
+            batch.image_ids,
+            proposals,
+            self.config.boxes,
+            sides_px=sides_px(self.config),
+            seeds=(self.config.train.seed, number),
+        )
+        return [of_image.to(self.device) for of_image in boxes]
+
+
+def sides_px(config: AlignConfig) -> tuple[float, float]:
+    """Smallest and largest mean side of a box in pixels."""
+    smallest, largest = config.boxes.sides
+    return smallest * config.data.size, largest * config.data.size
+
+
+def build_groups(student: Backbone, settings: AlignSection) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups: CLIP's trunk, and its pooling and projection."""
+    projection = student.projection_parameters()
+    if settings.projection_rate == 0:
+        for parameter in projection:
+            parameter.requires_grad_(False)
+    trunk = [parameter for layer in student.layers() for parameter in layer]
+    return parameter_groups(
+        student,
+        {
+            "trunk": GroupSpec(trunk, weight_decay=settings.weight_decay),
+            "projection": GroupSpec(projection, settings.projection_rate, settings.weight_decay),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses of the held-out images, before and after: 1 - cosine with CLIP on the crop."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def align(
+    distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, extra: Mapping[str, Any]
+) -> Losses:
+    """Train the student in place, from its present weights or from a checkpoint of the same run.
+
+    Args:
+        extra: JSON-able data for the checkpoints.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
+        DataError: too many images cannot be read.
+        SystemExit: 143, after a checkpoint, on SIGTERM or SIGUSR1.
+    """
+    config, student = distillation.config, distillation.student
+    settings = config.train
+    if settings.recompute:
+        student.checkpoint_activations()
+    optimizer = build_optimizer(build_groups(student, settings), lr=settings.learning_rate)
+    start = 0
+    if found is not None:
+        checkpoint.restore(found, module=student, optimizer=optimizer)
+        start = found.step
+    if found is None:
+        before = distillation.measure(_counted(data.held_out(), data.report, config.output))
+    else:
+        before = found.extra["before"]
+    saver = _Saver(config, student, optimizer, data.report, {**extra, "before": before})
+    dense_feature = data_parallel(DenseFeature(student), distillation.device)
+    run_log = open_log(config.output, settings.steps, start, None, saver.config)
+    with run_log as log, StopRequest() as stop:
+        batches = islice(data.batches_from(start), settings.steps - start)
+        for step, batch in enumerate(batches, start):
+            _take_step(distillation, dense_feature, optimizer, batch, data, step=step, log=log)
+            last = step + 1 == settings.steps
+            stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
+            if last or stopping or (step + 1) % settings.save_every == 0:
+                saver.save(step + 1)
+            if stopping and not last:
+                log.message(f"stopped by a signal after step {step + 1}; the same command continues from there")
+                raise SystemExit(EXIT_ON_SIGNAL)
+        after = distillation.measure(data.held_out())
+        log.evaluation(settings.steps, {f"held-out {name}": value for name, value in after.items()})
+    return Losses(before, after)
+
+
+def _counted(batches: Iterator[Batch], report: DataReport, run_dir: Path) -> Iterator[Batch]:
+    """The batches, whose samples the report counts; it is written at their end."""
+    for batch in batches:
+        report.add_batch(batch)
+        yield batch
+    report.write(report_file(run_dir))
+
+
+def _take_step(
+    distillation: Distillation,
+    dense_feature: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    data: AlignmentData,
+    *,
+    step: int,
+    log: RunLog | NoLog,
+) -> None:
+    """One optimizer step; none where no image of the batch can be read, on any rank."""
+    settings = distillation.config.train
+    data.report.add_batch(batch)
+    if batch.skipped:
+        data.report.raise_if_too_many(data.num_images)
+    num_images, num_boxes = sum_over_ranks(torch.tensor([len(batch.image_ids), distillation.num_boxes(batch)])).tolist()
+    if num_images == 0:
+        log.message(f"step {step}: every image was skipped ({batch.skipped[0]}); no optimizer step")
+        return
+    factor = learning_rate_factor(step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay="cosine")
+    set_learning_rate(optimizer, factor)
+    sums = distillation.losses(dense_feature, of_one_size(batch), step)
+    # Data parallelism averages the ranks' gradients, but these losses are parts of a sum.
+    (world_size() * torch.stack(list(sums.values())).sum() / num_boxes).backward()
+    total = sum_over_ranks(torch.stack(list(sums.values())).detach()) / num_boxes
+    losses = dict(zip(sums, total, strict=True))
+    norm = clip_gradients(distillation.student.parameters(), settings.clip_norm)
+    check_finite(losses, norm, batch.image_ids)
+    optimizer.step()
+    optimizer.zero_grad()
+    numbers = {name: loss.item() for name, loss in losses.items()}
+    log.train(step + 1, numbers, lr=settings.learning_rate * factor, num_images=num_images)
+
+
+class _Saver:
+    """Writes a run's checkpoints and data reports."""
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        student: Backbone,
+        optimizer: torch.optim.Optimizer,
+        report: DataReport,
+        extra: Mapping[str, Any],
+    ):
+        self.config = config.model_dump(mode="json")
+        self._run_dir = config.output
+        self._keep = config.train.keep_checkpoints
+        self._student, self._optimizer, self._report, self._extra = student, optimizer, report, extra
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written."""
+        if is_main():
+            checkpoint.save(
+                self._run_dir,
+                step=step,
+                module=self._student,
+                optimizer=self._optimizer,
+                config=self.config,
+                extra=self._extra,
+                keep=self._keep,
+            )
+        self._report.write(report_file(self._run_dir))
+        wait_for_all()
+
+
+def report_file(run_dir: Path) -> Path:
+    """This rank's file of counts of the images used and left out since the run was last started."""
+    return run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")

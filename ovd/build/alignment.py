@@ -1,0 +1,77 @@
+"""Build what aligning a backbone needs from its config: the images, the proposals, student and teacher."""
+
+import copy
+from typing import assert_never
+
+from ovd.alignment.distill import Normalization
+from ovd.alignment.images import UnlabelledImages, images_of_folder, images_of_index, images_of_shards
+from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
+from ovd.alignment.train import Distillation, sides_px
+from ovd.build.data import data_root, load_whole_training_set
+from ovd.build.detector import build_crop_encoder, build_inference, load_detector
+from ovd.build.text import evaluation_text
+from ovd.clip.load import Clip
+from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, WorldData
+from ovd.data.report import DataReport
+from ovd.distributed import device_of_rank
+from ovd.model.backbone_families import backbone_of
+from ovd.precision import use_low_precision
+
+
+def load_unlabelled_images(data: AlignData, report: DataReport) -> UnlabelledImages:
+    """List the images of a config's source.
+
+    Args:
+        report: counts what an annotation file leaves out.
+
+    Raises:
+        ValueError: there are no images.
+        DataError: an annotation file or a shard that cannot be used.
+    """
+    match data.source:
+        case FolderData() as source:
+            return images_of_folder(data_root() / source.images)
+        case ShardData() as source:
+            return images_of_shards(data_root() / source.shards, source.num_shards)
+        case WorldData() | FileData() as source:
+            return images_of_index(load_whole_training_set(source, report))
+        case other:
+            assert_never(other)
+
+
+def build_proposals(config: AlignConfig) -> Proposals | None:
+    """The source of boxes where an object may be; None if the config wants random ones alone."""
+    options, sides = config.boxes, sides_px(config)
+    if options.proposals == 0:
+        return None
+    if options.detector is None:
+        return EdgeProposals(sides_px=sides, count=options.proposals)
+    trained = load_detector(options.detector, str(device_of_rank(config.train.device)))
+    text = evaluation_text(trained.config, trained.clip, trained.classes)
+    inference = build_inference(trained, size=config.data.size)
+    return DetectorProposals(inference, text, smallest_px=sides[0], count=options.proposals)
+
+
+def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
+    """Student and teacher; the student's modules are those of `clip.model`.
+
+    Raises:
+        ValueError: the backbone's family is not supported, or CLIP does not take crops of this size.
+    """
+    device = device_of_rank(config.train.device)
+    teacher = build_crop_encoder(
+        clip,
+        copy.deepcopy(clip.model.visual),
+        device,
+        use_low_precision(config.train.precision, device),
+        setting="crop",
+        crop=config.crop,
+        context=1.0,
+    )
+    return Distillation(
+        backbone_of(clip.model.visual),
+        teacher,
+        build_proposals(config),
+        config,
+        normalization=Normalization(clip.mean, clip.std),
+    )

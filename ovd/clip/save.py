@@ -1,0 +1,88 @@
+"""Write a CLIP model as a folder that `load_clip` reads."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ovd.choices import WeightFormat
+from ovd.clip.load import TINY_CLIP, Clip
+from ovd.files import whole_file
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+TOKENIZER_FILES = frozenset(
+    {
+        "merges.txt.gz", "merges.txt", "vocab.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+    }
+)  # fmt: skip
+"""Files that open_clip's and transformers' tokenizers are made from."""
+
+
+def save_clip(clip: Clip, name: str, folder: Path, *, weight_format: WeightFormat) -> None:
+    """Write a model's present weights with all that they need: architecture, activation, normalization, tokenizer.
+
+    The config is written last, so an interrupted write leaves nothing that `load_clip` would take.
+
+    Args:
+        clip: the model, whose weights may have changed since it was loaded.
+        name: the name that it was loaded by (`load_clip`).
+        weight_format: of the backbone's weights. A tensor of the text tower is stored as float16 only where that is
+            exact, so that text embeddings stay the same.
+
+    Raises:
+        ValueError: a weight is too large for float16, the folder is the one that the model was loaded from, or the
+            tokenizer cannot be written.
+    """
+    source = TINY_CLIP if name == "tiny" else Path(name)
+    if source.resolve() == folder.resolve():
+        raise ValueError(f"{folder} is the folder of the model to align; give another output")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    if (source / CONFIG).is_file():
+        config = json.loads((source / CONFIG).read_text())
+        for path in sorted(path for path in source.iterdir() if path.name in TOKENIZER_FILES):
+            shutil.copyfile(path, folder / path.name)
+    else:
+        config = _config_of_name(clip, name)
+        _write_tokenizer(clip.tokenizer, name, config["model_cfg"], folder)
+    temporary = folder / f"{WEIGHTS}.tmp"
+    save_file(_weights(clip.model.state_dict(), weight_format), temporary)
+    temporary.replace(folder / WEIGHTS)
+    with whole_file(folder / CONFIG) as file:
+        file.write(json.dumps(config, indent=2) + "\n")
+
+
+def _config_of_name(clip: Clip, name: str) -> dict[str, Any]:
+    preprocessing = {**open_clip.get_model_preprocess_cfg(clip.model), "mean": list(clip.mean), "std": list(clip.std)}
+    return {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocessing}
+
+
+def _write_tokenizer(tokenizer: Any, name: str, model_config: dict[str, Any], folder: Path) -> None:
+    """Write the tokenizer's files, unless it is open_clip's own, which a folder without any gets."""
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    elif model_config["text_cfg"].get("hf_tokenizer_name") or not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        raise ValueError(f"the tokenizer of {name}, {type(tokenizer).__name__}, cannot be written to a folder")
+
+
+def _weights(state: dict[str, Tensor], weight_format: WeightFormat) -> dict[str, Tensor]:
+    weights = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if weight_format == "float16" and tensor.is_floating_point():
+            half = tensor.half()
+            if name.startswith("visual."):
+                if half.isinf().any():
+                    raise ValueError(f"{name} has values beyond float16's range; set weights=float32")
+                tensor = half
+            elif torch.equal(half.to(tensor.dtype), tensor):
+                tensor = half
+        weights[name] = tensor
+    return weights

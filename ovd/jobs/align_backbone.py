@@ -1,0 +1,112 @@
+"""Align a CLIP model's dense feature with what the model says of crops, without labels."""
+
+import json
+import math
+from typing import Any
+
+import torch
+import yaml
+
+from ovd.alignment.train import align, alignment_data
+from ovd.build.alignment import build_distillation, load_unlabelled_images
+from ovd.build.detector import configured_clip
+from ovd.clip.save import save_clip
+from ovd.config import AlignConfig
+from ovd.data.report import DataReport
+from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, wait_for_all, world_size
+from ovd.engine.checkpoint import latest
+from ovd.files import whole_file
+from ovd.jobs.train import check_same_data, check_same_run
+from ovd.precision import describe_machine
+
+FREE_ON_RESUME = (
+    "output", "weights", "clip.activation", "data.workers", "train.save_every", "train.keep_checkpoints",
+)  # fmt: skip
+
+
+def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
+    """Align, under torchrun as one of its ranks; write the aligned model and `report.json` to the run folder.
+
+    A call with the settings of an interrupted run continues it; with those of a finished one, it writes model and
+    report again.
+
+    Args:
+        command: the command line, for the report.
+
+    Returns:
+        The content of `report.json`, on the main process; empty on others.
+
+    Raises:
+        ValueError: the run folder holds a run with other settings or of other images, there are no images, or the
+            batch cannot be divided among the ranks.
+    """
+    with process_group():
+        return _align(config, command)
+
+
+def _align(config: AlignConfig, command: str) -> dict[str, Any]:
+    if config.train.warmup_steps > config.train.steps:
+        raise ValueError(
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
+        )
+    found = latest(config.output)
+    if found is not None:
+        check_same_run(found.config, config, free=FREE_ON_RESUME)
+    torch.set_num_threads(config.train.threads)
+    _open_run_folder(config)
+    report = DataReport()
+    with main_first():  # it may have to draw the world
+        images = load_unlabelled_images(config.data, DataReport())
+    data_of_run = {"images": images.fingerprint}
+    if found is not None:
+        check_same_data(found.extra.get("data", {}), data_of_run, config.output)
+    torch.manual_seed(config.train.seed)  # should the CLIP weights be random
+    clip = configured_clip(config.clip)
+    distillation = build_distillation(config, clip)
+    data = alignment_data(images, config, report, size_divisor=distillation.size_divisor)
+    losses = align(distillation, data, found, {"data": data_of_run})
+    num_left_out = int(sum_over_ranks(torch.tensor(report.num_seen() - report.num_used())))
+    if not is_main():
+        return {}
+    save_clip(clip, config.clip.name, config.output, weight_format=config.weights)
+    content = {
+        "command": command,
+        "config": config.model_dump(mode="json"),
+        "machine": describe_machine(device_of_rank(config.train.device)),
+        "ranks": world_size(),
+        "images": data.num_images,
+        "held_out_images": data.num_held_out,
+        "times_an_image_was_not_read": num_left_out,
+        "training_s": round(_training_seconds(config), 1),
+        "losses_before": losses.before,
+        "losses_after": losses.after,
+    }
+    with whole_file(config.output / "report.json") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The losses before and after as angles too, for a console."""
+    lines = [f"{'held-out images':<16}{'before':>18}{'after':>18}"]
+    for name, label in (("point", "centre of a box"), ("box", "mean over it")):
+        values = [report["losses_before"][name], report["losses_after"][name]]
+        cells = [f"{value:.4f} ({math.degrees(math.acos(max(-1.0, 1 - value))):.1f} deg)" for value in values]
+        lines.append(f"{label:<16}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _open_run_folder(config: AlignConfig) -> None:
+    wait_for_all()  # until every rank has checked whether there is a run
+    if is_main():
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
+        print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
+
+
+def _training_seconds(config: AlignConfig) -> float:
+    """Time spent in training steps, over all starts of the run."""
+    with (config.output / "metrics.jsonl").open() as file:
+        records = [record for record in map(json.loads, file) if record["kind"] == "train"]
+    return sum(config.train.batch_size / record["images_per_s"] for record in records)
