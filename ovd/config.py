@@ -41,6 +41,7 @@ from ovd.choices import (
     WeightFormat,
 )
 from ovd.data.format_options import VocOptions
+from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.region_options import RegionOptions
 from ovd.plain_yaml import read_mapping
@@ -500,14 +501,12 @@ class AlignSection(Section):
     """Number of checkpoints kept on disk, the newest ones."""
 
 
-class AlignConfig(Section):
+class AlignConfig(CropOptions):
     """Aligning a backbone's dense feature with CLIP on crops: `tools/align_backbone.py`."""
 
     output: Path
     """Run folder. At the end it also is the folder of the aligned CLIP model, for `clip.name`."""
     clip: ClipConfig = ClipConfig()
-    crop: PositiveInt | None = None
-    """Side, in pixels, of the crops that CLIP is asked about; by default its input size, and 64 for the tiny CLIP."""
     weights: WeightFormat = "float32"
     """Number format of the aligned model's weights. The text tower is stored without loss in any case."""
     data: AlignData = AlignData()

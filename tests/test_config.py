@@ -6,6 +6,7 @@ import yaml
 from ovd.config import (
     RENAMED,
     AblationConfig,
+    AlignConfig,
     ConfigError,
     GatedShortcutsConfig,
     NoShortcutsConfig,
@@ -30,6 +31,7 @@ MINIMAL = "output: runs/x\ntrain: {steps: 5}\n"
 
 
 KINDS: dict[str, type[Section]] = {
+    "align_tiny.yaml": AlignConfig,
     "pretrain_tiny_clip.yaml": PretrainConfig,
     "ablation.yaml": AblationConfig,
     "length.yaml": AblationConfig,

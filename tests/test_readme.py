@@ -26,7 +26,7 @@ from PIL import Image
 
 import ovd.build.data
 import ovd.data.world.build
-from ovd.config import AblationConfig, PretrainConfig, TrainConfig, _known_keys, load_config
+from ovd.config import AblationConfig, AlignConfig, PretrainConfig, TrainConfig, _known_keys, load_config
 from ovd.cost import count_cost
 from ovd.data.pairs import write_pair_shards
 from ovd.data.world.build import pair_scene
@@ -197,6 +197,8 @@ def check_config(name: str, arguments: argparse.Namespace) -> None:
     match name:
         case "ablate.py":
             load_config(path, [], AblationConfig)
+        case "align_backbone.py":
+            load_config(path, overrides, AlignConfig)
         case "pretrain_clip.py":
             load_config(path, overrides, PretrainConfig)
         case _:

@@ -1,6 +1,5 @@
 """Build what aligning a backbone needs from its config: the images, the proposals, student and teacher."""
 
-import copy
 from typing import assert_never
 
 from ovd.alignment.distill import Normalization
@@ -59,15 +58,8 @@ def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
         ValueError: the backbone's family is not supported, or CLIP does not take crops of this size.
     """
     device = device_of_rank(config.train.device)
-    teacher = build_crop_encoder(
-        clip,
-        copy.deepcopy(clip.model.visual),
-        device,
-        use_low_precision(config.train.precision, device),
-        setting="crop",
-        crop=config.crop,
-        context=1.0,
-    )
+    uses_bf16 = use_low_precision(config.train.precision, device)
+    teacher = build_crop_encoder(clip, config, device, uses_bf16, section="the config")
     return Distillation(
         backbone_of(clip.model.visual),
         teacher,

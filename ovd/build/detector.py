@@ -1,6 +1,5 @@
 """Build the detector of a config (backbone, pyramid, head and shortcuts), and load trained ones from disk."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +23,8 @@ from ovd.engine import checkpoint
 from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
-from ovd.model.crop_encoder import CropEncoder
+from ovd.model.crop_encoder import CropEncoder, View
+from ovd.model.crop_options import CropOptions
 from ovd.model.crops import crop_side
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.detector import Detector
@@ -103,7 +103,7 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
 def build_region_teacher(
     config: TrainConfig, clip: Clip, *, device: torch.device, uses_bf16: bool
 ) -> CropEncoder | None:
-    """Build the frozen CLIP of `train.region_distillation`, a copy of CLIP's image side as it is; None if not set.
+    """Build the frozen CLIP of `train.region_distillation`; None if not set.
 
     Call it before `build_detector`, whose backbone is CLIP's image side itself, with weights that will change.
 
@@ -113,15 +113,7 @@ def build_region_teacher(
     options = config.train.region_distillation
     if options is None:
         return None
-    return build_crop_encoder(
-        clip,
-        copy.deepcopy(clip.model.visual),
-        device,
-        uses_bf16,
-        setting="train.region_distillation.crop",
-        crop=options.crop,
-        context=options.context,
-    )
+    return build_crop_encoder(clip, options, device, uses_bf16, section="train.region_distillation")
 
 
 def build_detector_on_meta(config: TrainConfig) -> Detector:
@@ -220,36 +212,33 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     """
     if options is None:
         return None
-    clip = untouched_clip(config)
     return build_crop_encoder(
-        clip,
-        clip.model.visual,
-        resolve_device(config),
-        low_precision(config),
-        setting="second_look.crop",
-        crop=options.crop,
-        context=options.context,
+        untouched_clip(config), options, resolve_device(config), low_precision(config), section="second_look"
     )
 
 
 def build_crop_encoder(
-    clip: Clip, visual: Any, device: torch.device, uses_bf16: bool, *, setting: str, crop: int | None, context: float
+    clip: Clip, options: CropOptions, device: torch.device, uses_bf16: bool, *, section: str
 ) -> CropEncoder:
-    """Build the encoder of crops.
+    """Build the encoder of crops from a copy of CLIP's image side, as it was before its dense feature was aligned.
 
     Args:
-        visual: the image side of `clip`, or a copy of it; it is frozen.
-        setting: name of the setting of `crop`, for an error.
-        crop: side of a crop in pixels; by default the best one for the CLIP model (`crop_side`).
+        section: name of the options' section in a config, for an error.
 
     Raises:
-        ValueError: the backbone does not take crops of this side.
+        ValueError: the backbone does not take crops of a configured size.
     """
+    visual = clip.visual_for_crops()
     backbone = backbone_of(visual).to(device)
-    side = crop or crop_side(visual)
-    if side % backbone.strides[-1]:
-        raise ValueError(f"{setting} is {side}; it must be a multiple of {backbone.strides[-1]}, the backbone's stride")
-    return CropEncoder(backbone, mean=clip.mean, std=clip.std, side=side, context=context, low_precision=uses_bf16)
+    crop, stride = options.crop or crop_side(visual), backbone.strides[-1]
+    views = [View(round(relative * crop), context) for context, relative in options.views]
+    for view in views:
+        if view.side_px % stride or not view.side_px:
+            raise ValueError(
+                f"{section}.crop and {section}.views ask for crops of {view.side_px} px; the sides must be "
+                f"multiples of {stride}, the backbone's stride"
+            )
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=uses_bf16)
 
 
 def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:

@@ -1,5 +1,6 @@
 """Load a CLIP model, its tokenizer and its normalization, all through open_clip."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import open_clip
 import torch
 from jaxtyping import Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
@@ -33,7 +35,20 @@ class Clip:
     """Standard deviation that images are normalized with, RGB in 0..1."""
     dim: int
     """D, dimensions of the text-image space."""
+    weights_before_alignment: Path | None = None
+    """Of the image side, if the model's dense feature was aligned (save.py); None otherwise."""
 
+    def visual_for_crops(self) -> Any:
+        """A copy of the image side that embeds whole images and crops as CLIP was trained to: without the alignment of
+        the dense feature, which makes that worse."""
+        visual = copy.deepcopy(self.model.visual)
+        if self.weights_before_alignment is not None:
+            visual.load_state_dict(load_file(self.weights_before_alignment))
+        return visual
+
+
+BEFORE_ALIGNMENT = "image_side_before_alignment.safetensors"
+"""In the folder of an aligned model, the weights of the image side that taught it."""
 
 MOST_LINES = 21
 """Lines shown of torch's error about weights that do not fit: the first, then one per weight."""
@@ -197,12 +212,14 @@ def _load_folder(folder: Path) -> Clip:
         tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=model.context_length)
     else:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    return _with_preprocessing(model, tokenizer, _folder_dim(folder))
+    before = folder / BEFORE_ALIGNMENT
+    return _with_preprocessing(model, tokenizer, _folder_dim(folder), before if before.is_file() else None)
 
 
-def _with_preprocessing(model: nn.Module, tokenizer, dim: int) -> Clip:
+def _with_preprocessing(model: nn.Module, tokenizer, dim: int, before_alignment: Path | None = None) -> Clip:
     preprocessing = open_clip.get_model_preprocess_cfg(model)
-    return Clip(model.eval(), tokenizer, tuple(preprocessing["mean"]), tuple(preprocessing["std"]), dim)
+    mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+    return Clip(model.eval(), tokenizer, mean, std, dim, before_alignment)
 
 
 def build_untrained_tiny_clip() -> Clip:

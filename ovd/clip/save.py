@@ -1,4 +1,4 @@
-"""Write a CLIP model as a folder that `load_clip` reads."""
+"""Write an aligned CLIP model as a folder that `load_clip` reads."""
 
 import json
 import shutil
@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ovd.choices import WeightFormat
-from ovd.clip.load import TINY_CLIP, Clip
+from ovd.clip.load import BEFORE_ALIGNMENT, TINY_CLIP, Clip
 from ovd.files import whole_file
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+VISUAL = "visual."
+"""Beginning of the names of the image side's weights."""
 TOKENIZER_FILES = frozenset(
     {
         "merges.txt.gz", "merges.txt", "vocab.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json",
@@ -25,15 +27,16 @@ TOKENIZER_FILES = frozenset(
 """Files that open_clip's and transformers' tokenizers are made from."""
 
 
-def save_clip(clip: Clip, name: str, folder: Path, *, weight_format: WeightFormat) -> None:
-    """Write a model's present weights with all that they need: architecture, activation, normalization, tokenizer.
+def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_format: WeightFormat) -> None:
+    """Write an aligned model's weights with all that they need: architecture, activation, normalization, tokenizer.
 
     The config is written last, so an interrupted write leaves nothing that `load_clip` would take.
 
     Args:
         clip: the model, whose weights may have changed since it was loaded.
         name: the name that it was loaded by (`load_clip`).
-        weight_format: of the backbone's weights. A tensor of the text tower is stored as float16 only where that is
+        teacher: the image side before alignment, which goes on to embed crops (`Clip.visual_for_crops`).
+        weight_format: of the image side's weights. A tensor of the text tower is stored as float16 only where that is
             exact, so that text embeddings stay the same.
 
     Raises:
@@ -52,9 +55,15 @@ def save_clip(clip: Clip, name: str, folder: Path, *, weight_format: WeightForma
     else:
         config = _config_of_name(clip, name)
         _write_tokenizer(clip.tokenizer, name, config["model_cfg"], folder)
-    temporary = folder / f"{WEIGHTS}.tmp"
-    save_file(_weights(clip.model.state_dict(), weight_format), temporary)
-    temporary.replace(folder / WEIGHTS)
+    before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
+    before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
+    for file_name, weights in (
+        (BEFORE_ALIGNMENT, before),
+        (WEIGHTS, _weights(clip.model.state_dict(), weight_format)),
+    ):
+        temporary = folder / f"{file_name}.tmp"
+        save_file(weights, temporary)
+        temporary.replace(folder / file_name)
     with whole_file(folder / CONFIG) as file:
         file.write(json.dumps(config, indent=2) + "\n")
 
@@ -78,7 +87,7 @@ def _weights(state: dict[str, Tensor], weight_format: WeightFormat) -> dict[str,
         tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         if weight_format == "float16" and tensor.is_floating_point():
             half = tensor.half()
-            if name.startswith("visual."):
+            if name.startswith(VISUAL):
                 if half.isinf().any():
                     raise ValueError(f"{name} has values beyond float16's range; set weights=float32")
                 tensor = half

@@ -26,15 +26,13 @@ from ovd.evaluation.groups import FREQUENCIES, Group, members_of
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos
 from ovd.model.backbone import Backbone
-from ovd.model.crops import square_crops, without_padding
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.gates import resample_dense
 from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits, unit_embeddings
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
-CROPS_AT_A_TIME = 128
-"""Number of crops in one call of CLIP."""
 BINS_OF_BOX = 7
 """The mean over a box is over so many bins by so many, with 2 x 2 samples in each."""
 
@@ -111,7 +109,7 @@ def measure_naming(
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
-    crop_side: int,
+    crops: CropEncoder,
     batch_size: int,
     workers: int,
     max_images: int | None = None,
@@ -126,8 +124,7 @@ def measure_naming(
             Moved to the detector's device.
         text: one unit row per category of `index`, in its order.
         index: with its whole vocabulary.
-        crop_side: side in pixels of CLIP's crops (`ovd.model.crops.crop_side`). They are cut out of the images at the
-            size that the detector sees.
+        crops: embeds tight crops, cut out of the images at the size that the detector sees.
         batch_size, workers: as for `Inference.dataset`.
         max_images: at most so many, evenly spread over the data set; None takes all.
 
@@ -135,7 +132,7 @@ def measure_naming(
         ValueError: not one row of text per category.
         DataError: an image is missing or cannot be read.
     """
-    namer = _Namer(inference, clip_backbone, text, index, crop_side)
+    namer = _Namer(inference, clip_backbone, text, index, crops)
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
@@ -153,7 +150,7 @@ def measure_naming(
         of_points, of_boxes = namer.name(batch, inside)
         at_points.add(inside.classes, of_points)
         at_boxes.add(inside.classes[inside.is_nearest], of_boxes)
-    return _report(at_boxes, at_points, index, num_without_point, crop_side)
+    return _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
 
 
 def nearest_matched_points(
@@ -230,7 +227,7 @@ class _Namer:
         clip_backbone: Backbone,
         text: Float[Tensor, "C D"],
         index: AnnotationIndex,
-        crop_side: int,
+        crops: CropEncoder,
     ):
         if len(text) != len(index.categories):
             raise ValueError(
@@ -243,7 +240,7 @@ class _Namer:
         self._clip = clip_backbone.to(inference.device).to(memory_format=self._layout)
         self._text = text.to(inference.device)
         self._rare = torch.from_numpy(np.flatnonzero(members_of("rare", index.categories))).to(inference.device)
-        self._crop_side = crop_side
+        self._crops = crops
 
     def name(
         self, batch: Batch, inside: _PointsInBoxes
@@ -257,7 +254,7 @@ class _Namer:
         with autocast(images.device, self._inference.low_precision):
             dense, own_dense = self._clip.dense(pixels), detector.backbone.dense(pixels)
             after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
-            of_crops = self._of_crops(without_padding(pixels, batch.sizes), image_of_box, boxes)
+        of_crops = self._crops(images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))])
         before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
         of_points = {
             "naming_before": self._is_right(before, inside.classes),
@@ -268,7 +265,7 @@ class _Namer:
         ways = {
             "naming_before": before[nearest],
             "naming_mean": mean_over_boxes(dense.float(), image_of_box, boxes, self._clip.strides[-1]),
-            "naming_crop": of_crops,
+            "naming_crop": torch.cat(of_crops),
             "naming_after": after[nearest],
         }
         of_boxes = {name: values[nearest] for name, values in of_points.items()}
@@ -288,14 +285,6 @@ class _Namer:
             for level in self._inference.detector.strides
         ]
         return torch.cat([level.flatten(2) for level in levels], dim=2)[inside.images, :, inside.points]
-
-    def _of_crops(
-        self, pixels: Float[Tensor, "B 3 H W"], images: Int[Tensor, " K"], boxes: Float[Tensor, "K 4"]
-    ) -> Float[Tensor, "K D"]:
-        """CLIP's unit embedding of each box's crop; the boxes are in the order of their images."""
-        of_images = [boxes[images == image] for image in range(len(pixels))]
-        crops = square_crops(pixels, of_images, self._crop_side).contiguous(memory_format=self._layout)
-        return torch.cat([unit_embeddings(self._clip.encode(some)) for some in crops.split(CROPS_AT_A_TIME)])
 
     def _is_right(
         self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], rows: Int[Tensor, " R"] | None = None

@@ -10,7 +10,7 @@ import yaml
 from ovd.alignment.train import align, alignment_data
 from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
-from ovd.clip.save import save_clip
+from ovd.clip.save import save_aligned
 from ovd.config import AlignConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, wait_for_all, world_size
@@ -62,13 +62,14 @@ def _align(config: AlignConfig, command: str) -> dict[str, Any]:
         check_same_data(found.extra.get("data", {}), data_of_run, config.output)
     torch.manual_seed(config.train.seed)  # should the CLIP weights be random
     clip = configured_clip(config.clip)
+    teacher = clip.visual_for_crops()
     distillation = build_distillation(config, clip)
     data = alignment_data(images, config, report, size_divisor=distillation.size_divisor)
     losses = align(distillation, data, found, {"data": data_of_run})
     num_left_out = int(sum_over_ranks(torch.tensor(report.num_seen() - report.num_used())))
     if not is_main():
         return {}
-    save_clip(clip, config.clip.name, config.output, weight_format=config.weights)
+    save_aligned(clip, config.clip.name, config.output, teacher=teacher, weight_format=config.weights)
     content = {
         "command": command,
         "config": config.model_dump(mode="json"),

@@ -6,7 +6,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.data import load_validation_index
-from ovd.build.detector import TrainedDetector, build_inference, score_ensemble, untouched_clip
+from ovd.build.detector import (
+    TrainedDetector,
+    build_crop_encoder,
+    build_inference,
+    low_precision,
+    resolve_device,
+    score_ensemble,
+    untouched_clip,
+)
 from ovd.build.text import text_of_index
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
@@ -20,7 +28,7 @@ from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
 from ovd.evaluation.run import evaluate_results
 from ovd.model.backbone_families import backbone_of
-from ovd.model.crops import crop_side
+from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 
 NAMING_IMAGES = 300
@@ -103,12 +111,19 @@ def naming_of(
     """
     config = trained.config
     untouched = untouched_clip(config)
+    crops = build_crop_encoder(
+        untouched,
+        CropOptions(views=((1.0, 1.0),)),
+        resolve_device(config),
+        low_precision(config),
+        section="naming",
+    )
     return measure_naming(
         build_inference(trained, size=size, options=DetectionOptions()),  # it looks at no scores and no second time
         backbone_of(untouched.model.visual),
         text,
         index,
-        crop_side=crop_side(untouched.model.visual),
+        crops=crops,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
         max_images=NAMING_IMAGES,

@@ -5,6 +5,7 @@ arXiv:2310.01403, section 3).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,6 +20,16 @@ CROPS_AT_A_TIME = 256
 """Number of crops in one call of the backbone."""
 
 
+@dataclass(frozen=True)
+class View:
+    """One of the crops of a box."""
+
+    side_px: int
+    """The crop's side."""
+    context: float
+    """Side of the square that is cut out, as a multiple of the box's longer side (`square_crops`)."""
+
+
 class CropEncoder:
     """The original CLIP's image side, frozen, which embeds crops of boxes.
 
@@ -31,21 +42,18 @@ class CropEncoder:
         *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        side: int,
-        context: float,
+        views: Sequence[View],
         low_precision: bool,
     ):
         """
         Args:
             backbone: on the device to run on. It shares no weights with a detector; its own are frozen here.
             mean, std: normalization of the backbone's input, RGB in 0..1.
-            side: of a crop, in pixels.
-            context: side of the square that is cut out, as a multiple of the box's longer side (`square_crops`).
+            views: the crops of each box, at least one; the mean of their embeddings counts.
             low_precision: whether to use bf16 autocast.
         """
         self.backbone = backbone.to(memory_format=memory_format(low_precision)).eval().requires_grad_(False)
-        self.side = side
-        self._context = context
+        self.views = tuple(views)
         self._low_precision = low_precision
         device = next(backbone.parameters()).device
         self._mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
@@ -66,11 +74,23 @@ class CropEncoder:
         """
         if sum(map(len, boxes)) == 0:
             return tuple(self._mean.new_zeros(0, 0) for _ in boxes)
-        crops = []
-        for image, (height, width), own in zip(images, sizes.tolist(), boxes, strict=True):
-            pixels = (image[None, :, :height, :width] - self._mean) / self._std
-            crops.append(square_crops(pixels, [own], self.side, context=self._context))
-        joined = torch.cat(crops).contiguous(memory_format=memory_format(self._low_precision))
-        with autocast(joined.device, self._low_precision):
-            embeddings = [self.backbone.encode(some) for some in joined.split(CROPS_AT_A_TIME)]
-        return unit_embeddings(torch.cat(embeddings)).split([len(own) for own in boxes])
+        pixels = [
+            (image[None, :, :height, :width] - self._mean) / self._std
+            for image, (height, width) in zip(images, sizes.tolist(), strict=True)
+        ]
+        embeddings = torch.stack([self._of_view(pixels, boxes, view) for view in self.views])
+        return unit_embeddings(embeddings.mean(dim=0)).split([len(own) for own in boxes])
+
+    def _of_view(
+        self, pixels: Sequence[Float[Tensor, "1 3 _ _"]], boxes: Sequence[Float[Tensor, "_ 4"]], view: View
+    ) -> Float[Tensor, "K D"]:
+        """Unit embeddings of one crop of each box."""
+        crops = torch.cat(
+            [
+                square_crops(image, [own], view.side_px, context=view.context)
+                for image, own in zip(pixels, boxes, strict=True)
+            ]
+        ).contiguous(memory_format=memory_format(self._low_precision))
+        with autocast(crops.device, self._low_precision):
+            embeddings = [self.backbone.encode(some) for some in crops.split(CROPS_AT_A_TIME)]
+        return unit_embeddings(torch.cat(embeddings))

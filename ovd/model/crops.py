@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -45,15 +45,3 @@ def square_crops(
         halves = (of_image[:, 2:] - of_image[:, :2]).amax(dim=1, keepdim=True) * context / 2
         squares.append(torch.cat([centers - halves, centers + halves], dim=1).to(pixels.dtype))
     return roi_align(pixels, squares, side, sampling_ratio=-1, aligned=True)
-
-
-def without_padding(pixels: Float[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
-    """The images of a batch with their padding in the mean color, so that crops do not depend on the other images.
-
-    Args:
-        pixels: normalized as the backbone expects them.
-        sizes: height and width of each image before padding.
-    """
-    rows, columns = (torch.arange(side, device=pixels.device) for side in pixels.shape[2:])
-    in_rows, in_columns = rows < sizes[:, :1], columns < sizes[:, 1:]
-    return pixels * (in_rows[:, None, :, None] & in_columns[:, None, None, :])

@@ -5,20 +5,17 @@ from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ovd.model.crop_options import CropOptions
 from ovd.section import Section
 
 
-class SecondLookOptions(Section):
+class SecondLookOptions(CropOptions):
     """CLIP itself looks at crops of an image's best boxes and helps to name them (crop_encoder.py)."""
 
     crops: PositiveInt = 20
     """Maximum number of boxes per image that are looked at, the best ones."""
     weight: float = Field(default=0.4, gt=0, le=1)
     """Weight of the crop's cosine with a name; the detector's has the rest."""
-    context: PositiveFloat = 1.15
-    """Side of a crop as a multiple of the box's longer side."""
-    crop: PositiveInt | None = None
-    """Side in pixels that crops are resized to; by default CLIP's own input size, and 64 for the tiny CLIP."""
 
 
 class DetectionOptions(Section):

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ovd.section import Section
+from ovd.model.crop_options import CropOptions
 
 
-class RegionOptions(Section):
+class RegionOptions(CropOptions):
     """Settings of the loss `distill`, which pulls class embeddings towards CLIP's of crops (region_distillation.py)."""
 
     weight: PositiveFloat = 0.5
@@ -18,7 +18,3 @@ class RegionOptions(Section):
     """Maximum number of points per box that are pulled towards the crop's embedding, those with the best scores."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Only boxes that score more are used; the score is sqrt(highest class probability x quality)."""
-    context: Annotated[float, Field(ge=1)] = 1.1
-    """Side of a square crop, as a factor of its box's longer side."""
-    crop: PositiveInt | None = None
-    """Side in pixels that a crop is resized to; by default CLIP's own input size, and 64 for the tiny CLIP."""

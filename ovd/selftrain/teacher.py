@@ -98,7 +98,7 @@ class OvdTeacher:
         self.name = f"{run} sha256 {fingerprint} at {inference.size} px in {precision}, {inference.options!r}"
         if inference.second_look is not None:
             look = inference.second_look
-            self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} at {look.side} px"
+            self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
         self._inference = inference
         self._texts = texts
         self._resize = eval_transform(size=inference.size)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,14 @@ import torch
 from safetensors import safe_open
 
 from ovd.clip.load import Clip, load_clip
-from ovd.clip.save import save_clip
+from ovd.clip.save import save_aligned
 from ovd.text.encoder import encode_texts, text_tower_fingerprint
 
 SMALL = "ViT-S-32-alt"
+
+
+def save(clip: Clip, name: str, folder: Path, **options) -> None:
+    save_aligned(clip, name, folder, teacher=clip.visual_for_crops(), **options)
 
 
 def changed(clip: Clip) -> Clip:
@@ -29,7 +34,7 @@ def changed(clip: Clip) -> Clip:
 def test_the_tiny_clip_keeps_its_text_tower_to_the_bit(tiny_clip, weight_format, tmp_path):
     torch.manual_seed(0)
     clip = changed(tiny_clip)
-    save_clip(clip, "tiny", tmp_path / "aligned", weight_format=weight_format)
+    save(clip, "tiny", tmp_path / "aligned", weight_format=weight_format)
     loaded = load_clip(str(tmp_path / "aligned"))
     assert text_tower_fingerprint(loaded) == text_tower_fingerprint(clip)
     assert (loaded.mean, loaded.std, loaded.dim) == (clip.mean, clip.std, clip.dim)
@@ -41,7 +46,10 @@ def test_the_tiny_clip_keeps_its_text_tower_to_the_bit(tiny_clip, weight_format,
         assert torch.equal(stored, tensor if exact or not tensor.is_floating_point() else tensor.half().float())
     with safe_open(tmp_path / "aligned" / "open_clip_model.safetensors", framework="pt") as file:
         assert file.get_tensor("visual.trunk.stem.0.0.weight").dtype == getattr(torch, weight_format)
-    save_clip(loaded, str(tmp_path / "aligned"), tmp_path / "again", weight_format="float32")
+    before = loaded.visual_for_crops().state_dict()
+    for name, tensor in clip.visual_for_crops().state_dict().items():
+        assert torch.equal(before[name], tensor if exact or not tensor.is_floating_point() else tensor.half().float())
+    save(loaded, str(tmp_path / "aligned"), tmp_path / "again", weight_format="float32")
     again = load_clip(str(tmp_path / "again"))
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in loaded.model.state_dict().items())
 
@@ -55,7 +63,7 @@ def test_a_named_model_takes_activation_and_normalization_with_it(tmp_path):
     torch.save(load_clip("ViT-B-32-quickgelu", "random").model.state_dict(), weights)
     own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     clip = load_clip("ViT-B-32-quickgelu", str(weights), activation="quick_gelu", **own)
-    save_clip(clip, "ViT-B-32-quickgelu", tmp_path / "folder", weight_format="float16")
+    save(clip, "ViT-B-32-quickgelu", tmp_path / "folder", weight_format="float16")
     loaded = load_clip(str(tmp_path / "folder"))
     assert {"mean": loaded.mean, "std": loaded.std} == own
     assert any(isinstance(module, QuickGELU) for module in loaded.model.visual.modules())
@@ -77,11 +85,11 @@ def test_a_tokenizer_of_transformers_is_written_too(tmp_path):
             (folder / "tokenizer.json").write_text("{}")
 
     tokenizer: Any = Tokenizer()
-    save_clip(Clip(clip.model, tokenizer, clip.mean, clip.std, clip.dim), SMALL, tmp_path, weight_format="float32")
+    save(Clip(clip.model, tokenizer, clip.mean, clip.std, clip.dim), SMALL, tmp_path, weight_format="float32")
     assert (tmp_path / "tokenizer.json").is_file()
     other: Any = len
     with pytest.raises(ValueError, match="builtin_function_or_method, cannot be written"):
-        save_clip(Clip(clip.model, other, clip.mean, clip.std, clip.dim), SMALL, tmp_path, weight_format="float32")
+        save(Clip(clip.model, other, clip.mean, clip.std, clip.dim), SMALL, tmp_path, weight_format="float32")
 
 
 def test_mistakes_are_named_and_leave_no_folder_that_loads(tiny_clip, tmp_path):
@@ -89,9 +97,9 @@ def test_mistakes_are_named_and_leave_no_folder_that_loads(tiny_clip, tmp_path):
     with torch.no_grad():
         next(clip.model.visual.parameters())[0] = 1e6
     with pytest.raises(ValueError, match=r"visual\..* beyond float16's range; set weights=float32"):
-        save_clip(clip, "tiny", tmp_path, weight_format="float16")
+        save(clip, "tiny", tmp_path, weight_format="float16")
     assert not (tmp_path / "open_clip_config.json").exists()
-    save_clip(clip, "tiny", tmp_path, weight_format="float32")
+    save(clip, "tiny", tmp_path, weight_format="float32")
     assert json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == clip.dim
     with pytest.raises(ValueError, match="is the folder of the model to align"):
-        save_clip(clip, str(tmp_path), tmp_path, weight_format="float32")
+        save(clip, str(tmp_path), tmp_path, weight_format="float32")

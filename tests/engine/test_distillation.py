@@ -210,12 +210,15 @@ def test_a_criterion_has_a_teacher_exactly_if_it_distills(step):
 
 def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world, tiny_clip):
     def side(**options) -> int:
-        return teacher_of(distilling(tmp_path / "run", miniature_world, **options), tiny_clip).side
+        return teacher_of(distilling(tmp_path / "run", miniature_world, **options), tiny_clip).views[0].side_px
 
     assert side() == 64
     assert side(clip={"name": str(TINY_CLIP)}) == 64  # told by the model, not by its name
     assert side(region_distillation={"crop": 48}) == 48
-    with pytest.raises(ValueError, match=r"region_distillation\.crop is 50; it must be a multiple of 16"):
+    with pytest.raises(
+        ValueError,
+        match=r"region_distillation\.crop and .*ask for crops of 50 px; .*multiples of 16",
+    ):
         side(region_distillation={"crop": 50})
     plain = small_config(tmp_path / "run", miniature_world)
     assert build_region_teacher(plain, tiny_clip, device=CPU, uses_bf16=False) is None

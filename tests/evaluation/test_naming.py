@@ -1,5 +1,6 @@
 """Naming of true boxes against a reference, box by box, and what must hold of detectors whose answer is known."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import ClassRow
 from ovd.inference import Inference
 from ovd.model.backbone_families import backbone_of
+from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
@@ -61,10 +63,15 @@ def run_with(detector: Detector, size: int) -> Inference:
     return Inference(detector, size=size, options=DetectionOptions(), low_precision=False)
 
 
+def make_crops(clip) -> CropEncoder:
+    backbone = backbone_of(copy.deepcopy(clip.model.visual))
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=[View(CROP_SIDE, 1.0)], low_precision=False)
+
+
 def measure(
     detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, size: int = SIZE, **options
 ) -> NamingReport:
-    defaults = {"crop_side": CROP_SIDE, "batch_size": 4, "workers": 0, "max_images": NUM_IMAGES}
+    defaults = {"crops": make_crops(clip), "batch_size": 4, "workers": 0, "max_images": NUM_IMAGES}
     clip_backbone = backbone_of(clip.model.visual)
     return measure_naming(run_with(detector, size), clip_backbone, text, index, **{**defaults, **options})
 
@@ -311,7 +318,7 @@ def test_faulty_calls_are_refused(tiny_clip, odd_images):
     with pytest.raises(AssertionError, match="own backbone"):
         measure_naming(
             run_with(detector, 64), detector.backbone, torch.ones(3, 256), odd_images,
-            crop_side=32, batch_size=1, workers=0,
+            crops=make_crops(tiny_clip), batch_size=1, workers=0,
         )  # fmt: skip
 
 

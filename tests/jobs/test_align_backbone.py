@@ -20,7 +20,7 @@ from ovd.alignment.train import align, alignment_data
 from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
 from ovd.clip.load import load_clip
-from ovd.clip.save import save_clip
+from ovd.clip.save import save_aligned
 from ovd.data.report import DataError, DataReport
 from ovd.jobs.align_backbone import align_backbone, format_report
 from ovd.model.backbone import Backbone
@@ -176,7 +176,7 @@ def test_mistakes_end_in_one_line(images, tmp_path):
     empty = message(folder, f"data.source.images={tmp_path / 'empty'}")
     assert "empty: no images (.jpg" in empty
     assert "set data.source.images to the folder that holds them" in empty
-    assert "must be a multiple of 16" in message(folder, f"data.source.images={images}", "crop=50")
+    assert "the sides must be multiples of 16" in message(folder, f"data.source.images={images}", "crop=50")
     assert "did you mean train.steps" in message("train.step=5")
 
 
@@ -234,7 +234,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     assert before["point"] > 0.01
     assert after["point"] < 0.9 * before["point"]
     assert after["box"] < 0.9 * before["box"]
-    save_clip(clip, config.clip.name, config.output, weight_format="float32")
+    save_aligned(clip, config.clip.name, config.output, teacher=clip.model.visual, weight_format="float32")
     original, aligned = load_clip(str(source)), load_clip(str(config.output))
     assert text_tower_fingerprint(aligned) == text_tower_fingerprint(original)
     assert (aligned.mean, aligned.std) == (original.mean, original.std) == ((0.4, 0.45, 0.5), (0.2, 0.25, 0.3))

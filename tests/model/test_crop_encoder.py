@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
-from ovd.model.crop_encoder import CropEncoder
+from ovd.model.crop_encoder import CropEncoder, View
 
 SIZES = [(60, 90), (80, 50)]
 
@@ -27,9 +27,11 @@ def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.tensor(SIZES)
 
 
-def make_encoder(clip, side: int, *, context: float = 1.0, low_precision: bool = False) -> CropEncoder:
+def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False) -> CropEncoder:
     backbone = backbone_of(copy.deepcopy(clip.model.visual))
-    return CropEncoder(backbone, mean=clip.mean, std=clip.std, side=side, context=context, low_precision=low_precision)
+    return CropEncoder(
+        backbone, mean=clip.mean, std=clip.std, views=[View(*view) for view in views], low_precision=low_precision
+    )
 
 
 def encode(clip, pixels: torch.Tensor) -> torch.Tensor:
@@ -47,7 +49,7 @@ def test_embeddings_are_those_of_clip_for_the_slices(tiny_clip, monkeypatch):
         torch.tensor([[8.0, 4.0, 40.0, 36.0], [58.0, 20.0, 90.0, 52.0]]),
         torch.tensor([[2.0, 45.0, 34.0, 77.0]]),
     ]
-    found = make_encoder(tiny_clip, 32)(images, sizes, boxes)
+    found = make_encoder(tiny_clip, (32, 1.0))(images, sizes, boxes)
     assert [len(of_image) for of_image in found] == [2, 1]
     for row, of_image in enumerate(boxes):
         for box, embedding in zip(of_image.int().tolist(), found[row], strict=True):
@@ -57,10 +59,21 @@ def test_embeddings_are_those_of_clip_for_the_slices(tiny_clip, monkeypatch):
     assert (distinct @ distinct.T - torch.eye(3)).max() < 0.99
 
 
+def test_of_several_views_the_mean_counts(tiny_clip):
+    images, sizes = padded_pair()
+    boxes = [torch.tensor([[8.0, 4.0, 40.0, 30.0]]), torch.zeros(0, 4)]
+    views = [(64, 1.0), (64, 1.3), (48, 1.15)]
+    (joined, nothing) = make_encoder(tiny_clip, *views)(images, sizes, boxes)
+    each = torch.cat([make_encoder(tiny_clip, view)(images, sizes, boxes)[0] for view in views])
+    torch.testing.assert_close(joined, F.normalize(each.mean(dim=0, keepdim=True), dim=1), atol=1e-5, rtol=0)
+    assert (each @ each.T).min() < 0.99
+    assert nothing.shape == (0, 256)
+
+
 def test_outside_the_image_is_mean_color_in_the_padding_too(tiny_clip):
     images, sizes = padded_pair()
     box = torch.tensor([[10.0, 28.0, 26.0, 60.0]])  # 16 x 32 at the bottom of the wide image; 64 px with context 2
-    (found, nothing) = make_encoder(tiny_clip, 64, context=2.0)(images, sizes, [box, torch.zeros(0, 4)])
+    (found, nothing) = make_encoder(tiny_clip, (64, 2.0))(images, sizes, [box, torch.zeros(0, 4)])
     canvas = torch.full((3, 64, 64), -1.0)  # x from -14 to 50, y from 12 to 76
     inside = images[0, :, 12:60, :50].float()
     canvas[:, :49, 13:] = F.pad(inside[None], (1, 0, 0, 1), mode="replicate")  # roi_align repeats the last pixel once
@@ -71,7 +84,7 @@ def test_outside_the_image_is_mean_color_in_the_padding_too(tiny_clip):
 def test_an_image_in_a_padded_batch_is_seen_as_alone(tiny_clip):
     images, sizes = padded_pair()
     boxes = [torch.tensor([[30.0, 20.0, 90.0, 60.0]]), torch.tensor([[0.0, 40.0, 50.0, 80.0], [5.0, 5.0, 9.0, 70.0]])]
-    encoder = make_encoder(tiny_clip, 64, context=1.15)
+    encoder = make_encoder(tiny_clip, (64, 1.15), (32, 1.0))
     together = encoder(images, sizes, boxes)
     for row, (height, width) in enumerate(SIZES):
         (alone,) = encoder(images[row : row + 1, :, :height, :width], sizes[row : row + 1], boxes[row : row + 1])
@@ -80,14 +93,14 @@ def test_an_image_in_a_padded_batch_is_seen_as_alone(tiny_clip):
 
 def test_nothing_to_look_at(tiny_clip):
     images, sizes = padded_pair()
-    assert [len(part) for part in make_encoder(tiny_clip, 64)(images, sizes, [torch.zeros(0, 4)] * 2)] == [0, 0]
+    assert [len(part) for part in make_encoder(tiny_clip, (64, 1.0))(images, sizes, [torch.zeros(0, 4)] * 2)] == [0, 0]
 
 
 def test_low_precision_is_near_the_exact_one(tiny_clip):
     images, sizes = padded_pair()
     boxes = [torch.tensor([[16.0, 20.0, 48.0, 52.0]]), torch.tensor([[8.0, 8.0, 40.0, 40.0]])]
     exact, rounded = (
-        torch.cat(make_encoder(tiny_clip, 32, low_precision=low)(images, sizes, boxes)) for low in (False, True)
+        torch.cat(make_encoder(tiny_clip, (32, 1.0), low_precision=low)(images, sizes, boxes)) for low in (False, True)
     )
     assert rounded.dtype == torch.float32
     assert F.cosine_similarity(exact, rounded).min() > 0.999

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from ovd.clip.load import build_on_meta
-from ovd.model.crops import TINY_SIDE, crop_side, square_crops, without_padding
+from ovd.model.crops import TINY_SIDE, crop_side, square_crops
 
 
 def make_pixels() -> torch.Tensor:
@@ -37,25 +37,6 @@ def test_a_long_box_becomes_the_square_around_it_with_the_mean_color_outside():
 
 def test_images_without_boxes_have_no_crops():
     assert square_crops(make_pixels(), [torch.zeros(0, 4), torch.zeros(0, 4)], 16).shape == (0, 3, 16, 16)
-
-
-def test_crops_do_not_depend_on_the_padding_of_the_batch():
-    pixels = make_pixels()
-    sizes = torch.tensor([[40, 56], [24, 30]])
-    boxes = [torch.tensor([[0.0, 0.0, 56.0, 40.0]]), torch.tensor([[10.0, 2.0, 30.0, 24.0], [2.0, 2.0, 9.0, 20.0]])]
-    in_batch = square_crops(without_padding(pixels, sizes), boxes, 16)
-    alone = [
-        square_crops(pixels[row : row + 1, :, : int(height), : int(width)], [boxes[row]], 16)
-        for row, (height, width) in enumerate(sizes)
-    ]
-    # At the border of a shorter image, roi_align repeats the last pixels for half a pixel.
-    torch.testing.assert_close(in_batch[0], alone[0][0])
-    inner = square_crops(
-        without_padding(pixels, sizes), [torch.zeros(0, 4), torch.tensor([[2.0, 2.0, 20.0, 20.0]])], 16
-    )
-    torch.testing.assert_close(inner[0], square_crops(pixels[1:], [torch.tensor([[2.0, 2.0, 20.0, 20.0]])], 16)[0])
-    assert (in_batch[1] - alone[1][0]).abs()[:, :, :-1].mean() < 0.03
-    assert without_padding(pixels[:0], sizes[:0]).shape == (0, 3, 40, 56)
 
 
 def test_the_side_of_crops_is_the_native_one_but_for_the_tiny_clip(tiny_clip):

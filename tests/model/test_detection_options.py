@@ -347,5 +347,5 @@ def test_the_repr_is_that_of_before_where_the_options_are_off() -> None:
     shown = repr(DetectionOptions.model_validate({"competition": 40, "second_look": LOOK}))
     assert shown.endswith(
         "candidates=2000, competition=40.0, "
-        "second_look=SecondLookOptions(crops=12, weight=0.4, context=1.15, crop=None))"
+        "second_look=SecondLookOptions(crop=None, views=((1.1, 1.0),), crops=12, weight=0.4))"
     )

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
-from ovd.model.crop_encoder import CropEncoder
+from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.region_distillation import Regions, region_loss, select_regions
 from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import TextClassifier
@@ -125,7 +125,7 @@ def test_predictions_that_are_not_numbers_are_not_selected():
 
 
 def make_teacher(clip, **changes) -> CropEncoder:
-    options = {"side": 32, "context": 1.0, "low_precision": False, **changes}
+    options = {"views": [View(32, 1.0)], "low_precision": False, **changes}
     return CropEncoder(backbone_of(copy.deepcopy(clip.model.visual)), mean=clip.mean, std=clip.std, **options)
 
 

@@ -21,6 +21,7 @@ from ovd.inference import Inference
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.model.backbone_families import backbone_of
+from ovd.model.crop_encoder import View
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.predictor import Predictor
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
@@ -77,7 +78,7 @@ def test_it_is_clip_before_training_and_is_never_trained(trained, tiny_clip):
     look = build_second_look(trained.config, trained.config.eval.second_look)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert look is not None
-    assert look.side == 64
+    assert look.views == (View(64, 1.1),)
     for parameter, original in zip(
         look.backbone.parameters(), backbone_of(tiny_clip.model.visual).parameters(), strict=True
     ):
@@ -86,7 +87,7 @@ def test_it_is_clip_before_training_and_is_never_trained(trained, tiny_clip):
     assert all(parameter.requires_grad for parameter in trained.detector.backbone.parameters())
     native = build_second_look(trained.config, SecondLookOptions())
     assert native is not None
-    assert native.side == 64
+    assert native.views == (View(64, 1.1),)
     assert build_second_look(trained.config, None) is None
 
 
@@ -136,8 +137,8 @@ def test_the_predictor_and_the_teacher_look_again(trained, inference):
     assert several.texts.tolist() == expected.classes.tolist()
     assert len(one.scores) > 0
     assert len(none.scores) == 0
-    assert "second_look=SecondLookOptions(crops=5" in teacher.name
-    assert "at 64 px" in teacher.name
+    assert "second_look=SecondLookOptions(crop=64, views=((1.1, 1.0),), crops=5" in teacher.name
+    assert "in (View(side_px=64, context=1.1),)" in teacher.name
 
 
 def evaluation_text_of(trained: TrainedDetector, names: list[str]) -> torch.Tensor:
@@ -171,4 +172,4 @@ def test_the_ledger_of_pseudo_labels_says_that_it_was_used(trained, tmp_path: Pa
     assert counts.boxes > 0
     teacher = json.loads((tmp_path / "out" / "00000.json").read_text())["settings"]["teacher"]
     assert "competition=40.0" in teacher
-    assert "second_look=SecondLookOptions(crops=5" in teacher
+    assert "second_look=SecondLookOptions(crop=64, views=((1.1, 1.0),), crops=5" in teacher
