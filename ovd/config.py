@@ -41,6 +41,7 @@ from ovd.choices import (
     WeightFormat,
 )
 from ovd.data.format_options import VocOptions
+from ovd.data.held_out import CalibrationOptions
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.region_options import RegionOptions
@@ -298,6 +299,12 @@ class TrainSection(Section):
     region_distillation: RegionOptions | None = None
     """A further loss, `distill`, that pulls class embeddings at predicted boxes towards the original CLIP's embeddings
     of these boxes' crops, so that training does not lead far from CLIP; `{}` is on with defaults. Off by default."""
+    name_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the class names that are left out of a step, drawn anew in each. The boxes of these classes are trained
+    on as those of `calibration.names` are."""
+    calibration: CalibrationOptions | None = None
+    """Hold images and names out of the training, and at its end calibrate on them: against the bias towards trained
+    names, and so that scores are probabilities; `{}` is on with defaults. Off by default."""
     precision: Precision = "auto"
     """`auto` is bf16 where the hardware is fast at it, else float32."""
     device: str = "auto"

@@ -17,6 +17,8 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.postprocess import ScoreEnsemble, postprocess
+from ovd.model.score_calibration import ScoreCalibration
+from ovd.model.similarity import TextClassifier
 from ovd.precision import autocast
 from ovd.structures import Detections, Predictions
 
@@ -32,6 +34,7 @@ class Inference:
         options: DetectionOptions,
         low_precision: bool,
         second_look: CropEncoder | None = None,
+        calibration: ScoreCalibration | None = None,
     ):
         """
         Args:
@@ -40,6 +43,7 @@ class Inference:
             options: settings of post-processing.
             low_precision: whether to use bf16 autocast.
             second_look: encodes crops, on the detector's device; exactly with `options.second_look`.
+            calibration: of the detector; its map is used if it was fitted with these options.
 
         Raises:
             ValueError: only one of `second_look` and `options.second_look` is given.
@@ -51,7 +55,24 @@ class Inference:
         self.options = options
         self.low_precision = low_precision
         self.second_look = second_look
+        self.calibration = calibration
         self._use_compiled = False
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which boxes are best reported; None if it is not known for these options."""
+        if self.calibration is None or not self.calibration.applies_to(self.options):
+            return None
+        return self.calibration.threshold
+
+    def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
+        """The classifier of these unit rows, corrected for the bias towards trained names."""
+        classifier = self.detector.classifier(text)
+        if self.calibration is None or self.calibration.name_bias == 0:
+            return classifier
+        return replace(
+            classifier, lowered=(self.calibration.name_bias * self.calibration.nearness(text)).to(self.device)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -116,13 +137,13 @@ class Inference:
         Args:
             images: that the predictions are for, on the detector's device; only a second look needs them.
         """
-        look = None
+        classifier, look = self.classifier(text), None
         if self.second_look is not None:
             assert images is not None, "a second look needs the images"
             look = partial(self.second_look, images, sizes)
         found = postprocess(
             predictions,
-            self.detector.classifier(text),
+            classifier,
             input_sizes=sizes,
             original_sizes=original_sizes.to(self.device),
             options=self.options,
@@ -130,7 +151,11 @@ class Inference:
             look=look,
             use_compiled=self._use_compiled,
         )
-        return tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
+        found = tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
+        if self.calibration is None or self.threshold is None or ensemble is not None:  # fitted to the detector alone
+            return found
+        nearness, score_map = self.calibration.nearness(text), self.calibration.score_map
+        return tuple(_mapped(item, score_map(item.scores, nearness[item.classes])) for item in found)
 
     def image(
         self, text: Float[Tensor, "C D"], image: UInt8[np.ndarray, "H W 3"], *, ensemble: ScoreEnsemble | None = None
@@ -173,3 +198,9 @@ class Inference:
         for batch, original_sizes in loader:
             found = self.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
             yield from zip(batch.image_ids, found, strict=True)
+
+
+def _mapped(found: Detections, scores: Float[Tensor, " K"]) -> Detections:
+    """The detections with these scores, best first."""
+    scores, order = scores.sort(descending=True, stable=True)
+    return Detections(found.boxes[order], scores, found.classes[order])

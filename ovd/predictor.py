@@ -21,6 +21,8 @@ from ovd.data.images import read_image
 from ovd.structures import Detections
 
 NAME_LISTS_KEPT = 8
+UNCALIBRATED_THRESHOLD = 0.45
+"""Score above which boxes are shown, of a detector that was not calibrated."""
 
 
 class Predictor:
@@ -35,6 +37,18 @@ class Predictor:
         self._trained = trained
         self._inference = build_inference(trained, size=size)
         self._text_of = lru_cache(NAME_LISTS_KEPT)(self._encode)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which boxes are best reported: of a calibrated detector a probability, which has the highest
+        expected F1 on images held out of its training (`train.calibration`); else 0.45."""
+        threshold = self._inference.threshold
+        return UNCALIBRATED_THRESHOLD if threshold is None else threshold
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities of a box of this name being there."""
+        return self._inference.threshold is not None
 
     @classmethod
     def load(cls, run: Path | str, *, device: str | None = None, size: int | None = None) -> "Predictor":

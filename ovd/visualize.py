@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from matplotlib import colormaps, get_data_path
 from PIL import Image, ImageDraw, ImageFont
@@ -11,21 +12,24 @@ from torchvision.ops import nms
 
 from ovd.structures import Detections
 
-DEFAULT_THRESHOLD = 0.45
-"""Minimum score of detections that are shown."""
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
 
 
 def choose_shown(
-    detections: Detections, threshold: float, *, most: int | None = None, overlapping: bool = False
+    detections: Detections, threshold: float | Sequence[float], *, most: int | None = None, overlapping: bool = False
 ) -> Detections:
     """Select the detections to draw: those of at least this score, best first, at most `most` of them.
 
     Unless `overlapping`, NMS across classes (IoU 0.5) leaves only the best one at every place: metrics count every
     class's score for a box, but a picture should show one.
+
+    Args:
+        threshold: one for all classes, or one for each.
     """
-    shown = (detections.scores >= threshold).nonzero().flatten()
+    minimum = torch.as_tensor(threshold, dtype=detections.scores.dtype)
+    wanted = detections.scores >= (minimum if minimum.ndim == 0 else minimum[detections.classes])
+    shown = wanted.nonzero().flatten()
     if not overlapping:
         shown = shown[nms(detections.boxes[shown], detections.scores[shown], SAME_PLACE_IOU)]
     shown = shown[:most]

@@ -31,6 +31,7 @@ MINIMAL = "output: runs/x\ntrain: {steps: 5}\n"
 
 
 KINDS: dict[str, type[Section]] = {
+    "align_rn50.yaml": AlignConfig,
     "align_tiny.yaml": AlignConfig,
     "pretrain_tiny_clip.yaml": PretrainConfig,
     "ablation.yaml": AblationConfig,

@@ -1,7 +1,8 @@
 """Make a CLIP model's dense feature say at a place what the model says of a crop of it, by self-distillation.
 
     python tools/align_backbone.py configs/align_tiny.yaml
-    python tools/align_backbone.py configs/align_rn50.yaml data.source.shards=cc12m output=runs/rn50_on_cc12m
+    python tools/align_backbone.py configs/align_rn50.yaml data.source.kind=shards \
+        data.source.shards=cc12m output=runs/rn50_on_cc12m
     torchrun --nproc-per-node 8 tools/align_backbone.py configs/align_rn50.yaml
 
 Needs images only, no labels and no captions. The run folder then is also the folder of the aligned model, which

@@ -31,7 +31,7 @@ from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.predictor import Predictor
 from ovd.structures import Detections
-from ovd.visualize import DEFAULT_THRESHOLD, choose_shown, draw_detections, grid
+from ovd.visualize import choose_shown, draw_detections, grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1
@@ -62,16 +62,16 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
     for record in records:
         image = read_image(record.path)
         found = predictor(image, names)
-        pictures.append(draw_detections(image, choose_shown(found, DEFAULT_THRESHOLD), names))
+        pictures.append(draw_detections(image, choose_shown(found, predictor.threshold), names))
         if record is records[0]:
             shutil.copyfile(record.path, output / "example.jpg")
             pictures[0].save(output / "example.detections.png")
-            scored = choose_shown(found, DEFAULT_THRESHOLD, overlapping=True)
+            scored = choose_shown(found, predictor.threshold, overlapping=True)
             hits, total = count_rare_found(index, record, scored)
             wanted = sorted({names[c] for c in record.labels.classes if index.categories[c].frequency == "r"})
             print(
                 f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
-                f"({', '.join(wanted)}) among {len(names)} classes at threshold {DEFAULT_THRESHOLD}; "
+                f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; "
                 "the picture shows the best class at every place"
             )
     grid(pictures, columns=4).save(output / "predictions.png")

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
@@ -22,6 +23,7 @@ from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.buckets import shape_groups
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
+from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
@@ -65,6 +67,34 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
             "from base classes; set data.classes=all"
         )
     return split(load_whole_training_set(source, report))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run does not train on, to calibrate on it."""
+
+    index: AnnotationIndex
+    """The images, with the vocabulary of the training."""
+    names: Bool[np.ndarray, " C"]
+    """The classes of the vocabulary whose names are not trained on."""
+
+
+def hold_out(config: TrainConfig, index: AnnotationIndex) -> tuple[AnnotationIndex, HeldOut | None]:
+    """Split a training set into what is trained on and what `train.calibration` holds out of it.
+
+    Raises:
+        ValueError: the training set is too small.
+    """
+    options = config.train.calibration
+    if options is None:
+        return index, None
+    images = held_out_images(index, options)
+    if not images.any():
+        raise ValueError(
+            f"{index.path} has {len(index)} images to train on, too few to hold some out; leave out train.calibration"
+        )
+    held_out = HeldOut(index.take(np.flatnonzero(images)), held_out_names(index, options))
+    return index.take(np.flatnonzero(~images)), held_out
 
 
 def load_whole_training_set(source: WorldData | FileData, report: DataReport) -> AnnotationIndex:

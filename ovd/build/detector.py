@@ -1,12 +1,13 @@
 """Build the detector of a config (backbone, pyramid, head and shortcuts), and load trained ones from disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from torch import Tensor
 
 from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
@@ -32,6 +33,7 @@ from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
@@ -47,6 +49,8 @@ class TrainedDetector:
     clip: Clip
     classes: tuple[str, ...]
     """Names of the classes that it was trained on."""
+    calibration: ScoreCalibration | None = None
+    """Of its scores, from the end of its training; None if nothing was held out to calibrate on."""
 
 
 def configured_clip(config: ClipConfig) -> Clip:
@@ -191,6 +195,7 @@ def build_inference(
         options=options,
         low_precision=uses_bf16,
         second_look=build_second_look(config, options.second_look),
+        calibration=trained.calibration,
     )
 
 
@@ -285,7 +290,14 @@ def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
     check_text_tower(found, clip)
     detector = build_detector(config, clip)
     checkpoint.load_into(detector, found.weights)
-    return TrainedDetector(detector.eval(), config, clip, tuple(found.extra.get("classes", ())))
+    classes = tuple(found.extra.get("classes", ()))
+    return TrainedDetector(detector.eval(), config, clip, classes, stored_calibration(found.extra, found.attached()))
+
+
+def stored_calibration(extra: Mapping[str, Any], attached: Mapping[str, Tensor]) -> ScoreCalibration | None:
+    """The calibration that a checkpoint stores as `calibration` and `trained_text`; None if it has none."""
+    content = extra.get("calibration")
+    return None if content is None else ScoreCalibration.from_json(content, attached["trained_text"])
 
 
 def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:

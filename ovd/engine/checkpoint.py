@@ -6,6 +6,7 @@ A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps
     ema.safetensors        the averaged weights under the same names; absent if the run keeps no average
     optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header;
                            absent from a checkpoint of weights alone, which cannot be resumed
+    attached.safetensors   the caller's other tensors; absent if it has none
     state.json             step, resolved config, and the caller's `extra`
     manifest.json          sha256 of each file above
 
@@ -34,6 +35,7 @@ from ovd.files import sha256_of
 _MODEL = "model.safetensors"
 _EMA = "ema.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
+_ATTACHED = "attached.safetensors"
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 _NUM_LISTED = 20
@@ -59,6 +61,11 @@ class Checkpoint:
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
 
+    def attached(self) -> dict[str, Tensor]:
+        """Load the caller's other tensors."""
+        file = self.folder / _ATTACHED
+        return load_file(file) if file.is_file() else {}
+
 
 def save(
     run_dir: Path,
@@ -69,6 +76,7 @@ def save(
     config: Mapping[str, Any],
     ema: Ema | None = None,
     extra: Mapping[str, Any] | None = None,
+    attached: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Write the checkpoint of `step` under `run_dir` and remove all except the newest `keep` up to that step.
@@ -79,6 +87,7 @@ def save(
         step: optimizer steps done.
         config: the resolved config, JSON-able.
         extra: other JSON-able data that a resumed run needs.
+        attached: other tensors.
 
     Returns:
         The checkpoint's folder.
@@ -96,6 +105,8 @@ def save(
     }
     if ema is not None:
         tensor_files[_EMA] = (_storable(ema.state_dict()), {"num_updates": str(ema.num_updates)})
+    if attached:
+        tensor_files[_ATTACHED] = (_storable(attached), None)
     return _write(run_dir, step, tensor_files, config, extra or {}, keep)
 
 
@@ -347,7 +358,7 @@ def _damage(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         needed = {_MODEL, _STATE}
-        if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA}:
+        if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
             return f"{_MANIFEST} does not name the files of a checkpoint"
         for name, expected in manifest.items():
             if sha256_of(folder / name) != expected:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ovd.data.report import DataReport
 from ovd.distributed import is_main, rank, wait_for_all
@@ -69,7 +70,9 @@ class Checkpoints:
         self._report_file = run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
         self.config = config
         self._keep = keep
-        self._extra = extra
+        self.extra = dict(extra)
+        self.attached: dict[str, Tensor] = {}
+        """Other tensors for the checkpoints."""
         self._num_failed = 0
 
     def save(
@@ -94,7 +97,8 @@ class Checkpoints:
                     optimizer=state.optimizer,
                     config=self.config,
                     ema=state.ema,
-                    extra=self._extra,
+                    extra=self.extra,
+                    attached=self.attached,
                     keep=self._keep,
                 )
             self.write_report(report)

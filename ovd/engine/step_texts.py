@@ -51,6 +51,10 @@ class TextSampler:
     """Texts of the image-text pairs; None without pairs."""
     sampled_texts: int
     """Number of pairs' texts drawn besides those of the batch."""
+    held_out: Bool[Tensor, " C"] | None = None
+    """Classes of the vocabulary whose names are never trained on; None if there are none."""
+    name_dropout: float = 0.0
+    """Share of the vocabulary's names that are left out of a step, drawn anew in each."""
 
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
         """Draw the classes of `sample_class_ids` for detection data; for pairs, the batch's texts and further ones.
@@ -69,6 +73,7 @@ class TextSampler:
             self.image_counts,
             negatives=self.negatives,
             sampled_classes=self.sampled_classes,
+            left_out=self._left_out(generator),
             generator=generator,
         )
         embeddings = self.bank.sample(class_ids, generator=generator, noise=self.noise)
@@ -89,6 +94,15 @@ class TextSampler:
             _apart(batch.is_pair, mask, torch.ones_like(of_ids)),
             torch.cat([of_pairs, torch.isin(ids, of_batch)]),
         )
+
+    def _left_out(self, generator: torch.Generator) -> Bool[Tensor, " C"] | None:
+        """The classes whose names this step does not use."""
+        if self.name_dropout == 0:
+            return self.held_out
+        left_out = torch.rand(len(self.image_counts), generator=generator) < self.name_dropout
+        if self.held_out is not None:
+            left_out |= self.held_out
+        return self.held_out if left_out.all() else left_out  # one name is needed
 
 
 def _apart(

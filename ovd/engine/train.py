@@ -66,6 +66,7 @@ def train(
     checkpoints: Checkpoints,
     *,
     evaluate: Callable[[Detector], dict[str, float]] | None,
+    calibrate: Callable[[Detector], None] | None = None,
 ) -> tuple[Detector, dict[str, float]]:
     """Train in place; return the averaged (EMA) detector and its last evaluation.
 
@@ -73,6 +74,7 @@ def train(
         criterion: the losses; its `train` section has the settings of the loop as well.
         start: initial weights and first step of the run.
         evaluate: called with the averaged detector in eval mode.
+        calibrate: called with the same after the last step, before its checkpoint, to which it may add.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
@@ -98,6 +100,7 @@ def train(
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 state.step += 1
                 if last:
+                    _calibrate(calibrate, state, averaged)
                     checkpoints.save(state, data.report, must_succeed=True, message=log.message)
                 continue
             rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
@@ -108,6 +111,8 @@ def train(
             stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
             if detector.is_gated and is_main() and (last or state.step % GATE_INTERVAL == 0):
                 log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))
+            if last:
+                _calibrate(calibrate, state, averaged)
             if last or stopping or state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=last or stopping, message=log.message)
             if stopping and not last:
@@ -121,6 +126,12 @@ def train(
         if metrics:
             log.evaluation(settings.steps, metrics)
     return averaged, metrics
+
+
+def _calibrate(calibrate: Callable[[Detector], None] | None, state: TrainState, averaged: Detector) -> None:
+    if calibrate:
+        state.ema.copy_to(averaged)
+        calibrate(averaged)
 
 
 def begin(

@@ -24,11 +24,11 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.evaluation.groups import FREQUENCIES, Group, members_of
 from ovd.inference import Inference
-from ovd.model.assign import assign_fcos
+from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.gates import resample_dense
-from ovd.model.similarity import CHUNK_ELEMENTS, cosine_logits, unit_embeddings
+from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
@@ -153,20 +153,6 @@ def measure_naming(
     return _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
 
 
-def nearest_matched_points(
-    points: Points, boxes: Float[Tensor, "R 4"], matched: Int[Tensor, " P"]
-) -> Int[Tensor, " R"]:
-    """Of the points matched to each box the one nearest to its centre, the first of equal ones; -1 without any.
-
-    Args:
-        matched: which box each point is matched to, a row of `Assignment.matched`.
-    """
-    offsets = (points.centers[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).norm(dim=2)
-    is_matched = matched[:, None] == torch.arange(len(boxes), device=matched.device)
-    offset, nearest = torch.where(is_matched, offsets, torch.inf).min(dim=0)
-    return torch.where(offset < torch.inf, nearest, -1)
-
-
 def _report(
     at_boxes: "_Tally", at_points: "_Tally", index: AnnotationIndex, num_without_point: int, crop_side: int
 ) -> NamingReport:
@@ -238,8 +224,9 @@ class _Namer:
         self._inference = inference
         self._layout = memory_format(inference.low_precision)
         self._clip = clip_backbone.to(inference.device).to(memory_format=self._layout)
-        self._text = text.to(inference.device)
-        self._rare = torch.from_numpy(np.flatnonzero(members_of("rare", index.categories))).to(inference.device)
+        self._clip_text = inference.detector.classifier(text)
+        self._own_text = inference.classifier(text)
+        self._rare = torch.from_numpy(members_of("rare", index.categories)).to(inference.device)
         self._crops = crops
 
     def name(
@@ -257,8 +244,8 @@ class _Namer:
         of_crops = self._crops(images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))])
         before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
         of_points = {
-            "naming_before": self._is_right(before, inside.classes),
-            "naming_after": self._is_right(after, inside.classes),
+            "naming_before": self._is_right(before, inside.classes, self._clip_text),
+            "naming_after": self._is_right(after, inside.classes, self._own_text),
             "cosine": (after * before).sum(dim=1),
             "backbone_cosine": (own * before).sum(dim=1),
         }
@@ -269,10 +256,11 @@ class _Namer:
             "naming_after": after[nearest],
         }
         of_boxes = {name: values[nearest] for name, values in of_points.items()}
-        of_boxes |= {name: self._is_right(embeddings, classes) for name, embeddings in ways.items()}
-        if len(self._rare):
-            for name, embeddings in ways.items():
-                of_boxes[_AMONG_RARE + name] = self._is_right(embeddings, classes, self._rare)
+        for name, embeddings in ways.items():
+            names = self._own_text if name == "naming_after" else self._clip_text
+            of_boxes[name] = self._is_right(embeddings, classes, names)
+            if self._rare.any():
+                of_boxes[_AMONG_RARE + name] = self._is_right(embeddings, classes, names.select(self._rare))
         return of_points, of_boxes
 
     def _at_points(
@@ -287,13 +275,12 @@ class _Namer:
         return torch.cat([level.flatten(2) for level in levels], dim=2)[inside.images, :, inside.points]
 
     def _is_right(
-        self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], rows: Int[Tensor, " R"] | None = None
+        self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], names: TextClassifier
     ) -> Float[Tensor, " N"]:
-        """1 where the class is the most similar text, of all or of those at `rows`."""
-        text = self._text if rows is None else self._text[rows]
-        chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(text)))
-        best = torch.cat([cosine_logits(chunk, text, scale=1.0, bias=0.0).argmax(dim=1) for chunk in chunks])
-        return ((best if rows is None else rows[best]) == classes).float()
+        """1 where the class is the most similar name."""
+        chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(names)))
+        best = torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])
+        return (names.class_ids[best] == classes).float()
 
 
 def mean_over_boxes(

@@ -8,6 +8,8 @@ import torch
 import yaml
 
 from ovd.build.data import (
+    HeldOut,
+    hold_out,
     load_labelled_pairs,
     load_training_index,
     load_validation_index,
@@ -24,6 +26,7 @@ from ovd.build.detector import (
     initialize,
     low_precision,
     resolve_device,
+    stored_calibration,
 )
 from ovd.build.text import build_text_bank, text_of_index
 from ovd.clip.load import Clip
@@ -36,7 +39,9 @@ from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
+from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
+from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine
@@ -74,7 +79,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     _open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
-        index = load_training_index(config, report)
+        index, held_out = hold_out(config, load_training_index(config, report))
         validation = load_validation_index(config, DataReport()) if evaluate else None
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
@@ -100,6 +105,9 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
             "data": fingerprints,
         },
     )
+    if found is not None and found.step == config.train.steps:  # of a finished run
+        checkpoints.extra |= {"calibration": found.extra.get("calibration")}
+        checkpoints.attached |= found.attached()
     texts = TextSampler(
         bank=bank,
         image_counts=torch.tensor([category.image_count for category in index.categories]),
@@ -108,6 +116,8 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         noise=config.bank.noise,
         pair_texts=pair_texts,
         sampled_texts=config.data.pairs.sampled_texts if config.data.pairs is not None else 0,
+        held_out=None if held_out is None else torch.from_numpy(held_out.names),
+        name_dropout=config.train.name_dropout,
     )
     data = TrainingData(
         training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor),
@@ -115,9 +125,10 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         num_samples=len(index) if pairs is None else min(len(index), len(pairs)),
         report=report,
     )
-    evaluate_average = None if validation is None else _evaluation_of(config, clip, bank.names, validation)
+    evaluate_average = None if validation is None else _evaluation_of(config, clip, validation, checkpoints)
+    calibrate = None if held_out is None else _calibration_of(config, clip, held_out, checkpoints)
     criterion = Criterion(config.train, config.data.pairs, teacher)
-    _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average)
+    _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
     return metrics
 
 
@@ -178,14 +189,35 @@ def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPa
     return data
 
 
+def _calibration_of(
+    config: TrainConfig, clip: Clip, held_out: HeldOut, checkpoints: Checkpoints
+) -> Callable[[Detector], None]:
+    """A function that calibrates a detector on the main process, for the next checkpoint."""
+
+    def calibrate(averaged: Detector) -> None:
+        if is_main():
+            trained = TrainedDetector(averaged, config, clip, tuple(checkpoints.extra["classes"]))
+            try:
+                calibration = calibrate_detector(trained, held_out)
+            except CalibrationError as error:
+                print(f"warning: {error}; the detector has no calibration")
+                return
+            checkpoints.extra["calibration"] = calibration.to_json()
+            checkpoints.attached["trained_text"] = calibration.trained_text
+
+    return calibrate
+
+
 def _evaluation_of(
-    config: TrainConfig, clip: Clip, classes: tuple[str, ...], validation: AnnotationIndex
+    config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: Checkpoints
 ) -> Callable[[Detector], dict[str, float]]:
     """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
     text = text_of_index(config, clip, validation)
 
     def evaluate(averaged: Detector) -> dict[str, float]:
-        evaluator = detect_all(TrainedDetector(averaged, config, clip, classes), validation, text)
+        calibration = stored_calibration(checkpoints.extra, checkpoints.attached)
+        trained = TrainedDetector(averaged, config, clip, tuple(checkpoints.extra["classes"]), calibration)
+        evaluator = detect_all(trained, validation, text)
         metrics: dict[str, float] = {}
         if is_main():
             evaluation = evaluate_results(

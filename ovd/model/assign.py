@@ -131,15 +131,17 @@ def assign_task_aligned(
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
-        classifier: of the classes scored in the step, which include every class of `targets`.
+        classifier: of the classes scored in the step. The probability of another class counts as 1.
     """
     parts = []
     for image, (target, padding) in enumerate(zip(targets, points.in_padding(sizes), strict=True)):
         matched = torch.full_like(padding, -1, dtype=torch.int64)
         alignment = torch.zeros(len(padding), device=padding.device)
         if len(target.boxes) > 0:
-            own = classifier.of_classes(target.classes)
-            probability = own.logits(predictions.embeddings[image]).sigmoid()
+            has_name = classifier.has(target.classes)
+            own = classifier.of_classes(target.classes[has_name])
+            probability = torch.ones(len(padding), len(has_name), device=padding.device)
+            probability[:, has_name] = own.logits(predictions.embeddings[image]).sigmoid()
             overlap = box_iou(predictions.boxes[image].float(), target.boxes)
             inside = _inside(points, target.boxes) & ~padding[:, None]
             score = (probability * overlap**beta) * inside
@@ -155,6 +157,20 @@ def assign_task_aligned(
         parts.append((*_finish(points, target, matched, padding, central), alignment))
     matched, ignored, wrong_scale, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
     return Assignment(matched, ignored, wrong_scale, alignment)
+
+
+def nearest_matched_points(
+    points: Points, boxes: Float[Tensor, "R 4"], matched: Int[Tensor, " P"]
+) -> Int[Tensor, " R"]:
+    """Of the points matched to each box the one nearest to its centre, the first of equal ones; -1 without any.
+
+    Args:
+        matched: which box each point is matched to, a row of `Assignment.matched`.
+    """
+    offsets = (points.centers[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).norm(dim=2)
+    is_matched = matched[:, None] == torch.arange(len(boxes), device=matched.device)
+    offset, nearest = torch.where(is_matched, offsets, torch.inf).min(dim=0)
+    return torch.where(offset < torch.inf, nearest, -1)
 
 
 def _assign_image(

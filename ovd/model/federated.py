@@ -36,6 +36,7 @@ def sample_class_ids(
     negatives: NegativeRule,
     sampled_classes: int,
     power: float = 0.5,
+    left_out: Bool[Tensor, " C"] | None = None,
     generator: torch.Generator,
 ) -> Int[Tensor, " K"]:
     """The classes that one step scores for all of its images: sorted, each once.
@@ -48,20 +49,24 @@ def sample_class_ids(
     Args:
         needed: `needed_classes` of the batch, on all ranks together.
         image_counts: number of training images of each class of the vocabulary.
+        left_out: classes that are not scored, needed or not; none by default.
         generator: on the device of `image_counts` and `needed`.
     """
+    if left_out is None:
+        left_out = torch.zeros_like(image_counts, dtype=torch.bool)
     if negatives == "all":
-        return torch.arange(len(image_counts), device=image_counts.device)
-    wanted = torch.zeros_like(image_counts, dtype=torch.bool)
+        return (~left_out).nonzero().squeeze(1)
+    wanted = torch.zeros_like(left_out)
     wanted[needed] = True
+    wanted &= ~left_out
     if negatives != "strict":
-        drawable = ~wanted & (image_counts > 0)
+        drawable = ~wanted & ~left_out & (image_counts > 0)
         num_drawn = min(sampled_classes, int(drawable.sum()))
         if num_drawn > 0:
             weights = torch.where(drawable, image_counts.double() ** power, 0)
             wanted[torch.multinomial(weights, num_drawn, replacement=False, generator=generator)] = True
     if not wanted.any():  # a batch without objects, and nothing to draw: one row, which `strict` masks out
-        wanted[image_counts.argmax()] = True
+        wanted[torch.where(left_out, -1, image_counts).argmax()] = True
     return wanted.nonzero().squeeze(1)
 
 

@@ -92,7 +92,7 @@ def detection_losses(
     Args:
         predictions: embeddings of any length; normalized here in float32.
         matches: `match_points` of the assignment and the targets.
-        classifier: of the classes scored in this step, which include every class of `targets`.
+        classifier: of the classes scored in this step. Points matched to a box of another class have no class loss.
         normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
         use_compiled: whether to compile the focal loss, see `chunked_focal_loss`.
     """
@@ -106,9 +106,11 @@ def detection_losses(
     )
 
     labels = torch.full_like(assignment.matched, -1)
-    true_classes = torch.cat([t.classes for t in targets])
-    labels[matches.image, matches.point] = classifier.positions(true_classes)[matches.box]
     counts = ~assignment.ignored
+    classes_at_points = torch.cat([t.classes for t in targets])[matches.box]
+    has_name = classifier.has(classes_at_points)
+    labels[matches.image[has_name], matches.point[has_name]] = classifier.positions(classes_at_points[has_name])
+    counts[matches.image[~has_name], matches.point[~has_name]] = False
     # Two groups of points per image: those matched to no box, then those matched to one.
     number = torch.arange(len(targets), device=labels.device)[:, None]
     group = number + len(targets) * (assignment.matched >= 0)

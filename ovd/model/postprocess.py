@@ -29,7 +29,7 @@ from torchvision.ops import nms
 from ovd.boxes import clip_boxes, rescale_boxes
 from ovd.model.compiled import compiled
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, text_cosines, unit_embeddings
+from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
 PLACE_IOU = 0.7
@@ -122,9 +122,11 @@ def _scores_of(
     compete = compiled(_compete) if use_compiled else _compete
 
     def scores_of(some: _ImagePredictions) -> Float[Tensor, "P C"]:
-        cosines = text_cosines(some.embeddings, classifier.text)
+        cosines = classifier.cosines(some.embeddings)
         if some.mixed is not None:
             mixed = some.mixed @ classifier.text.T
+            if classifier.lowered is not None:
+                mixed = mixed - classifier.lowered
             cosines = mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
         probability = (classifier.scale * cosines + classifier.bias).sigmoid()
         if ensemble is not None:

@@ -53,14 +53,21 @@ class TextClassifier:
     """Class of each row: its position in the vocabulary, or the id of a pair's text. Ascending."""
     scale: Float[Tensor, ""]
     bias: Float[Tensor, ""]
+    lowered: Float[Tensor, " C"] | None = None
+    """Taken off the cosines with each row, against a bias towards names that were trained on; None for nothing."""
 
     def __len__(self) -> int:
         """C, the number of classes."""
         return len(self.text)
 
+    def cosines(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
+        """Cosines of embeddings of any length, less `lowered`, all at once."""
+        cosines = text_cosines(embeddings, self.text)
+        return cosines if self.lowered is None else cosines - self.lowered
+
     def logits(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
-        """Class logits of embeddings of any length, all at once (`cosine_logits`)."""
-        return cosine_logits(embeddings, self.text, scale=self.scale, bias=self.bias)
+        """Class logits of embeddings of any length, all at once."""
+        return self.scale * self.cosines(embeddings) + self.bias
 
     def positions(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The rows of these classes, each of which must have one."""
@@ -68,13 +75,21 @@ class TextClassifier:
         assert torch.equal(self.class_ids[rows], class_ids), "a class has no text row, or class_ids do not ascend"
         return rows
 
+    def has(self, class_ids: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
+        """Which of these classes have a row."""
+        return torch.isin(class_ids, self.class_ids)
+
     def of_classes(self, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
         """A row for each of these classes, in their order; classes may repeat, so ids need not ascend."""
-        return replace(self, text=self.text[self.positions(class_ids)], class_ids=class_ids)
+        return self._of_rows(self.positions(class_ids), class_ids)
 
     def select(self, mask: Bool[Tensor, " C"]) -> "TextClassifier":
         """The classifier of only these rows."""
-        return replace(self, text=self.text[mask], class_ids=self.class_ids[mask])
+        return self._of_rows(mask, self.class_ids[mask])
+
+    def _of_rows(self, rows: Tensor, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
+        lowered = None if self.lowered is None else self.lowered[rows]
+        return replace(self, text=self.text[rows], class_ids=class_ids, lowered=lowered)
 
 
 @torch.no_grad()

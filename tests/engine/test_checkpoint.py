@@ -214,6 +214,53 @@ def test_damaged_newest_falls_back_and_both_are_named(tmp_path, capsys, name, da
         checkpoint.read(tmp_path / "step-000002")
 
 
+def test_attached_tensors_come_back_and_are_not_written_where_there_are_none(tmp_path):
+    run = Run()
+    rows = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    attached = {"rows": rows[::2], "mask": torch.tensor([True, False])}
+    folder = run.save(tmp_path, attached=attached)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "attached.safetensors"])
+    found = checkpoint.latest(tmp_path, strict=True)
+    assert found is not None
+    assert found.attached().keys() == attached.keys()
+    for name, tensor in attached.items():
+        assert found.attached()[name].dtype == tensor.dtype
+        assert torch.equal(found.attached()[name], tensor)
+    resumed = Run(seed=1)
+    resumed.restore(found)
+    assert_same_bits(run, resumed)
+    nothing: tuple[dict[str, torch.Tensor] | None, ...] = (None, {})
+    for step, none in enumerate(nothing, start=1):
+        run.step = step
+        folder = run.save(tmp_path, attached=none)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+        assert checkpoint.read(folder).attached() == {}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_attached_tensors_are_damage_of_the_checkpoint(tmp_path, capsys, damage):
+    run = Run()
+    for _ in range(2):
+        run.train(1)
+        run.save(tmp_path, attached={"rows": torch.ones(3, 4)})
+    assert checkpoint.read(tmp_path / "step-000002").step == 2
+    victim = tmp_path / "step-000002" / "attached.safetensors"
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    elif damage == "cut":
+        victim.write_bytes(content[:-1])
+    else:
+        victim.unlink()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.step == 1
+    assert "attached.safetensors" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"step-000002.*attached\.safetensors"):
+        checkpoint.read(tmp_path / "step-000002")
+
+
 def test_all_damaged_stops_instead_of_starting_over(tmp_path):
     run = Run()
     for _ in range(2):

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import save
 
 from ovd.engine.step_texts import TextSampler
+from ovd.engine.train import step_generator
 from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
@@ -127,3 +128,63 @@ def test_parts_of_a_batch_keep_their_pairs():
     assert [part.is_pair.tolist() for part in parts] == [[True], [True], [False]]
     assert [part.targets for part in parts] == [(targets,) for targets in shuffled.targets]
     assert shuffled.of_images(slice(1, 3)).to(torch.device("cpu")).is_pair.tolist() == [True, False]
+
+
+def sampler_of(path, num_names: int, **changes) -> TextSampler:
+    """Without pairs; class c is in c + 1 images."""
+    vocabulary = bank(path / "many", [f"c{row}" for row in range(num_names)])
+    counts = torch.arange(1, num_names + 1)
+    defaults = {"negatives": "sampled", "sampled_classes": 5, "noise": 0.0, "pair_texts": None, "sampled_texts": 0}
+    return TextSampler(vocabulary, counts, **{**defaults, **changes})
+
+
+@pytest.mark.parametrize("negatives", ["sampled", "strict", "all"])
+@pytest.mark.parametrize("name_dropout", [0.0, 0.4])
+def test_names_that_are_held_out_are_never_drawn(tmp_path, negatives, name_dropout):
+    held_out = torch.arange(20) % 3 == 2
+    of = sampler_of(tmp_path, 20, negatives=negatives, held_out=held_out, name_dropout=name_dropout)
+    drawn = set()
+    for step in range(50):
+        one = replace(annotated([step % 20, 8]), negative_classes=torch.tensor([2, (7 * step + 1) % 20]))
+        texts = of.sample(batch([one, annotated([])], []), step_generator(0, step))
+        assert len(texts.class_ids) == len(texts.embeddings) == texts.mask.shape[1] > 0
+        assert not held_out[texts.class_ids].any()
+        drawn |= set(texts.class_ids.tolist())
+        if name_dropout == 0 and step % 20 % 3 != 2:
+            assert step % 20 in texts.class_ids
+    assert drawn == set((~held_out).nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize("negatives", ["sampled", "strict", "all"])
+def test_a_name_that_is_held_out_stays_so_where_all_others_are_dropped(tmp_path, negatives):
+    held_out = torch.tensor([True, False, True, False])
+    of = sampler_of(tmp_path, 4, negatives=negatives, held_out=held_out, name_dropout=0.9)
+    for step in range(50):
+        texts = of.sample(batch([annotated([0, 1])], []), step_generator(0, step))
+        assert not held_out[texts.class_ids].any()
+        assert len(texts.class_ids) > 0
+
+
+def test_dropout_leaves_out_its_share_of_the_names_anew_in_each_step(tmp_path):
+    of = sampler_of(tmp_path, 200, negatives="all", name_dropout=0.3)
+    steps = [of.sample(batch([annotated([5])], []), step_generator(0, step)).class_ids for step in range(50)]
+    assert sum(map(len, steps)) / (50 * 200) == pytest.approx(0.7, abs=0.02)
+    share_of_name = torch.bincount(torch.cat(steps), minlength=200) / 50
+    assert 0.35 < share_of_name.min() < share_of_name.max() < 0.98
+    assert len({tuple(ids.tolist()) for ids in steps}) == 50
+    whole = replace(of, name_dropout=0.0).sample(batch([annotated([5])], []), step_generator(0, 0))
+    assert whole.class_ids.tolist() == list(range(200))
+
+
+@pytest.mark.parametrize("negatives", ["sampled", "strict", "all"])
+def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path, negatives):
+    def draws(steps: range) -> list:
+        held_out = torch.arange(60) % 7 == 3
+        of = sampler_of(tmp_path, 60, negatives=negatives, held_out=held_out, name_dropout=0.3)
+        one = replace(annotated([4, 9, 30, 51]), negative_classes=torch.tensor([1, 2, 8]))
+        return [of.sample(batch([one], []), step_generator(7, step)) for step in steps]
+
+    for one, other in zip(draws(range(20))[12:], draws(range(12, 20)), strict=True):
+        assert torch.equal(one.class_ids, other.class_ids)
+        assert torch.equal(one.embeddings, other.embeddings)
+        assert torch.equal(one.mask, other.mask)

@@ -24,11 +24,11 @@ from ovd.evaluation.naming import (
     NamingScores,
     mean_over_boxes,
     measure_naming,
-    nearest_matched_points,
 )
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import ClassRow
 from ovd.inference import Inference
+from ovd.model.assign import nearest_matched_points
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.detection_options import DetectionOptions

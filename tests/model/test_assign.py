@@ -289,6 +289,40 @@ def test_task_aligned_equals_a_loop_over_boxes_and_points(seed):
     assert (found.alignment[0][found.matched[0] < 0] == 0).all()
 
 
+@pytest.mark.parametrize("classes", [[4, 7], [7, 7]], ids=["one without a row", "none with a row"])
+def test_task_aligned_matches_a_box_of_a_class_without_a_row_by_its_overlap_alone(classes):
+    generator = torch.Generator().manual_seed(0)
+    points = make_points(96, 128)
+    targets = make_targets([[4, 4, 50, 44], [70, 30, 120, 90]])  # far apart
+    targets = replace(targets, classes=torch.tensor(classes))
+    reach = 8 + 24 * torch.rand(1, len(points.centers), 2, generator=generator)
+    predictions = Predictions(
+        torch.randn(1, len(points.centers), 8, generator=generator),
+        torch.cat([points.centers - reach, points.centers + reach], dim=2),
+        torch.zeros(1, len(points.centers)),
+    )
+    text = F.normalize(torch.randn(2, 8, generator=generator), dim=1)
+    classifier = TextClassifier(text, torch.tensor([0, 4]), torch.tensor(5.0), torch.tensor(-1.0))
+    sizes = torch.tensor([[96, 128]])
+    found = assign_task_aligned(points, (targets,), predictions, sizes=sizes, classifier=classifier)
+    assert found.alignment is not None
+    overlap = box_iou(predictions.boxes[0], targets.boxes)
+    for row in [row for row, of_class in enumerate(classes) if of_class == 7]:
+        x0, y0, x1, y1 = targets.boxes[row].tolist()
+        inside = [p for p, (x, y) in enumerate(points.centers.tolist()) if x0 < x < x1 and y0 < y < y1]
+        best = sorted((p for p in inside if overlap[p, row] > 0), key=lambda p: -overlap[p, row].item())[:13]
+        assert (found.matched[0] == row).nonzero()[:, 0].tolist() == sorted(best)
+        highest = overlap[best[0], row].item()
+        for p in best:
+            expected = (overlap[p, row].item() / highest) ** 6 * highest
+            assert found.alignment[0, p].item() == pytest.approx(expected, rel=1e-4)
+    if classes[0] == 4:
+        alone = replace(targets, boxes=targets.boxes[:1], classes=targets.classes[:1])
+        expected = assign_task_aligned(points, (alone,), predictions, sizes=sizes, classifier=classifier)
+        assert torch.equal(found.matched[0] == 0, expected.matched[0] == 0)
+        assert (expected.matched == 0).any()
+
+
 def test_rules_that_look_at_annotations_alone_are_found_by_name():
     points = make_points(64, 96)
     targets = (make_targets([[4, 4, 90, 30], [10, 2, 40, 60]], [[60, 0, 96, 64]]), make_targets([]))

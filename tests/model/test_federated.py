@@ -84,6 +84,49 @@ def test_sampled_rows(
     assert len(drawn) == num_expected
 
 
+@settings(deadline=None)
+@given(
+    targets=batches,
+    counts=image_counts,
+    negatives=rules,
+    left_out=st.sets(st.integers(0, NUM_CLASSES - 1), max_size=NUM_CLASSES - 1),
+    sampled_classes=st.integers(0, 40),
+)
+def test_classes_that_are_left_out_are_never_scored_and_all_others_are_as_before(
+    targets: tuple[Targets, ...],
+    counts: torch.Tensor,
+    negatives: NegativeRule,
+    left_out: set[int],
+    sampled_classes: int,
+) -> None:
+    needed = needed_classes(targets, negatives=negatives)
+    mask = torch.tensor([row in left_out for row in range(NUM_CLASSES)])
+    sampled = sample_class_ids(
+        needed,
+        counts,
+        negatives=negatives,
+        sampled_classes=sampled_classes,
+        left_out=mask,
+        generator=torch.Generator().manual_seed(0),
+    ).tolist()
+    others = set(range(NUM_CLASSES)) - left_out
+    assert sampled == sorted(set(sampled))
+    assert set(sampled) <= others
+    if negatives == "all":
+        assert set(sampled) == others
+        return
+    wanted = set(needed.tolist()) - left_out
+    drawable = {row for row in others - wanted if counts[row] > 0} if negatives == "sampled" else set()
+    num_drawn = min(sampled_classes, len(drawable))
+    if not wanted and num_drawn == 0:  # never no row at all
+        assert len(sampled) == 1
+        assert counts[sampled[0]] == max(int(counts[row]) for row in others)
+        return
+    assert wanted <= set(sampled)
+    assert set(sampled) - wanted <= drawable
+    assert len(sampled) == len(wanted) + num_drawn
+
+
 def test_draws_follow_the_root_of_the_image_count() -> None:
     counts = torch.tensor([100, 400, 1600, 0])
     generator = torch.Generator().manual_seed(0)

@@ -446,10 +446,42 @@ def test_ignored_points_get_no_gradient() -> None:
     assert torch.equal(touched, ~result["assignment"].ignored)
 
 
-def test_a_class_that_is_not_scored_is_an_error() -> None:
-    for missing in (4, 21):
-        with pytest.raises(AssertionError, match="a class has no text row"):
-            losses_of(make_predictions(1), (make_targets([[4.0, 4.0, 30.0, 24.0]], [missing]),))
+@pytest.mark.parametrize("missing", [4, 21], ids=["between", "after all"])
+def test_boxes_of_a_class_without_a_row_teach_the_box_and_the_quality_but_no_name(missing: int) -> None:
+    boxes = [[4.0, 4.0, 30.0, 24.0], [40.0, 10.0, 75.0, 45.0]]
+    named_targets, targets = (
+        (make_targets(boxes, [first, 3]), make_targets([[10.0, 10.0, 50.0, 40.0]], [first])) for first in (8, missing)
+    )
+    named, nameless = make_predictions(2), make_predictions(2)
+    expected, found = losses_of(named, named_targets), losses_of(nameless, targets)
+    matched = expected["assignment"].matched
+    assert torch.equal(found["assignment"].matched, matched)
+    without_name = (matched == 0) | ((matched >= 0) & torch.tensor([[False], [True]]))
+    assert without_name.any(dim=1).all()
+    assert torch.equal(found["normalizers"], expected["normalizers"])
+    for name in ("box", "quality"):
+        assert torch.equal(found["losses"][name], expected["losses"][name])
+    assert found["losses"]["class"] < expected["losses"]["class"]
+    sum(expected["losses"].values()).backward()
+    sum(found["losses"].values()).backward()
+    for name in ("boxes", "quality"):
+        assert torch.equal(getattr(nameless, name).grad, getattr(named, name).grad)
+    assert named.embeddings.grad is not None
+    assert nameless.embeddings.grad is not None
+    assert (nameless.embeddings.grad[without_name] == 0).all()
+    assert (named.embeddings.grad[without_name] != 0).any(dim=1).all()
+    torch.testing.assert_close(nameless.embeddings.grad[~without_name], named.embeddings.grad[~without_name])
+    assert ((matched >= 0) & ~without_name).any()
+
+
+def test_no_box_of_a_class_with_a_row_keeps_the_graph() -> None:
+    predictions = make_predictions(1)
+    losses = losses_of(predictions, (make_targets([[4.0, 4.0, 30.0, 24.0]], [99]),))["losses"]
+    sum(losses.values()).backward()
+    for prediction in (predictions.embeddings, predictions.boxes, predictions.quality):
+        assert prediction.grad is not None
+        assert prediction.grad.isfinite().all()
+        assert (prediction.grad != 0).any()
 
 
 def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone() -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,6 +59,35 @@ def test_a_classifier_finds_rows_by_the_id_of_their_class() -> None:
 def test_a_classifier_has_no_row_for_other_classes(missing: int) -> None:
     with pytest.raises(AssertionError, match="a class has no text row"):
         make_classifier().positions(torch.tensor([3, missing]))
+
+
+def test_a_classifier_knows_which_classes_have_a_row() -> None:
+    classifier = make_classifier()
+    assert classifier.has(torch.tensor([20, 4, 3, 3, 21, 0])).tolist() == [True, False, True, True, False, False]
+    assert classifier.has(torch.arange(0)).tolist() == []
+    assert classifier.select(torch.zeros(4, dtype=torch.bool)).has(torch.tensor([3, 20])).tolist() == [False, False]
+
+
+def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:
+    plain, embeddings = make_classifier(), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)) * 7
+    lowered = torch.tensor([0.0, 0.05, 0.1, -0.2])
+    classifier = replace(plain, lowered=lowered)
+    cosines = torch.cosine_similarity(embeddings[:, :, None], plain.text, dim=-1) - lowered
+    torch.testing.assert_close(classifier.cosines(embeddings), cosines)
+    torch.testing.assert_close(classifier.logits(embeddings), 20 * cosines - 3)
+    torch.testing.assert_close(plain.cosines(embeddings), cosines + lowered)
+    mask = torch.tensor([False, True, False, True])
+    for part, rows in (
+        (classifier.select(mask), [1, 3]),
+        (classifier.of_classes(torch.tensor([20, 3, 20, 5])), [3, 0, 3, 1]),
+        (classifier.of_classes(torch.tensor([20, 5])).select(torch.tensor([True, False])), [3]),
+    ):
+        torch.testing.assert_close(part.cosines(embeddings), cosines[..., rows])
+        torch.testing.assert_close(part.logits(embeddings), 20 * cosines[..., rows] - 3)
+    assert plain.select(mask).lowered is None
+    assert plain.of_classes(torch.tensor([3])).lowered is None
+    nothing = replace(plain, lowered=torch.zeros(4))
+    assert torch.equal(nothing.logits(embeddings), plain.logits(embeddings))
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])

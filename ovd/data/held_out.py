@@ -1,0 +1,46 @@
+"""What is held out of a training set to calibrate on: some images, and some names.
+
+The choice depends on ids and names alone, so that all stages of a training hold out the same.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool
+from pydantic import Field, PositiveInt
+
+from ovd.data.index import AnnotationIndex
+from ovd.section import Section
+
+LARGEST_SHARE = 10
+"""At most one in so many images of a training set is held out."""
+
+
+class CalibrationOptions(Section):
+    """What is held out of the training set to calibrate scores on at the end (evaluation/calibrate.py)."""
+
+    images: PositiveInt = 400
+    """Number of images that are not trained on; at most a tenth of the training set."""
+    names: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the classes whose names are never trained on, as if they were novel: their boxes teach the box branch
+    and the quality alone. 0 trains on all names; then the bias towards trained names is not measured."""
+
+
+def held_out_images(index: AnnotationIndex, options: CalibrationOptions) -> Bool[np.ndarray, " N"]:
+    """Which images are held out."""
+    return _first(map(str, index.image_ids.tolist()), min(options.images, len(index) // LARGEST_SHARE))
+
+
+def held_out_names(index: AnnotationIndex, options: CalibrationOptions) -> Bool[np.ndarray, " C"]:
+    """Which classes' names are held out."""
+    names = [category.name for category in index.categories]
+    return _first(names, min(round(options.names * len(names)), len(names) - 1))
+
+
+def _first(names: Iterable[str], count: int) -> Bool[np.ndarray, " N"]:
+    """The `count` names that come first in the order of their hashes."""
+    order = np.argsort([hashlib.sha256(name.encode()).hexdigest() for name in names], kind="stable")
+    chosen = np.zeros(len(order), bool)
+    chosen[order[:count]] = True
+    return chosen

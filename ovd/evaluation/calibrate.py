@@ -1,0 +1,229 @@
+"""Fit a detector's calibration on images, and on names, that were held out of its training (score_calibration.py).
+
+The bias towards trained names is the number that, taken off the cosines with names by their nearness to the trained
+ones, makes the names of the true boxes most likely: the mean log of the softmax over all names. Held-out and trained
+classes count alike, as if there were as many of the former; the scale of the softmax is fitted, too.
+
+The map is fitted on detections that are known to be right or wrong. One is right at IoU 0.5 with a true box of its
+class, and wrong if no such box can be missing or if it lies on a true box of another class. Other detections of classes
+that are not annotated in their image are known to be wrong for verified negatives only; these stand for all, by their
+weight.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from ovd.data.index import AnnotationIndex, Labels
+from ovd.data.loader import eval_loader
+from ovd.inference import Inference
+from ovd.model.assign import assign_fcos, nearest_matched_points
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap, features, nearness_to
+from ovd.model.similarity import text_cosines
+from ovd.progress import progress
+from ovd.structures import Detections
+
+BIASES = np.linspace(0.0, 0.15, 61)
+"""The values of the bias that are tried."""
+SCALES = (10.0, 20.0, 30.0, 40.0, 60.0, 80.0)
+"""The scales of the softmax that are tried."""
+RIGHT_IOU = 0.5
+RIDGE = 1e-6
+"""Of the map's fit, per unit of weight: keeps it finite where scores tell right from wrong perfectly."""
+NEWTON_STEPS = 50
+SAME_TEXT = 1e-4
+"""A text is a trained one if it is so near to it."""
+MIN_RIGHT = 20
+"""Number of right detections of held-out names that the map's term for them needs."""
+
+
+class CalibrationError(ValueError):
+    """There is nothing to calibrate on."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Detections that are known to be right or wrong."""
+
+    scores: Float[Tensor, " K"]
+    classes: Int[Tensor, " K"]
+    right: Bool[Tensor, " K"]
+    weights: Float[Tensor, " K"]
+    """Number of detections that each stands for."""
+
+
+def calibrate(
+    inference: Inference,
+    text: Float[Tensor, "C D"],
+    index: AnnotationIndex,
+    *,
+    held_out: Bool[np.ndarray, " C"],
+    is_exhaustive: bool,
+    batch_size: int,
+    workers: int,
+) -> ScoreCalibration:
+    """Fit on images that were not trained on.
+
+    Args:
+        inference: without a calibration.
+        text: one unit row per category of `index`, in its order.
+        index: the images, with the vocabulary of the training.
+        held_out: which names were not trained on.
+        is_exhaustive: whether every object of every class has a box.
+        batch_size, workers: as for `Inference.dataset`.
+
+    Raises:
+        CalibrationError: no detection is known to be right.
+        DataError: an image is missing or cannot be read.
+    """
+    trained = text[torch.from_numpy(~held_out)]
+    nearness = nearness_to(text, trained)
+    bias = 0.0
+    if held_out.any():
+        bias = _fit_bias(inference, text, index, nearness, held_out, batch_size=batch_size, workers=workers)
+    # The map with a slope and a curve of 1 leaves scores as they are.
+    unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)
+    corrected = Inference(
+        inference.detector,
+        size=inference.size,
+        options=inference.options,
+        low_precision=inference.low_precision,
+        second_look=inference.second_look,
+        calibration=unmapped,
+    )
+    found = corrected.dataset(text, index, batch_size=batch_size, workers=workers)
+    parts = [
+        judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=is_exhaustive)
+        for row, (_, detections) in enumerate(progress(found, len(index), "calibrating scores"))
+    ]
+    judged = Judged(*(torch.cat([getattr(part, name) for part in parts]) for name in Judged.__annotations__))
+    if not judged.right.any():
+        raise CalibrationError(
+            f"{index.path}: no box of the {len(index)} held-out images is found; nothing to calibrate on"
+        )
+    score_map = fit_map(judged, nearness)
+    probabilities = score_map(judged.scores, nearness[judged.classes])
+    threshold = best_threshold(probabilities, judged.weights, num_true=len(index.boxes.values))
+    return ScoreCalibration(bias, score_map, threshold, inference.options, trained)
+
+
+def _fit_bias(
+    inference: Inference,
+    text: Float[Tensor, "C D"],
+    index: AnnotationIndex,
+    nearness: Float[Tensor, " C"],
+    held_out: Bool[np.ndarray, " C"],
+    *,
+    batch_size: int,
+    workers: int,
+) -> float:
+    """The most likely bias; 0 without true boxes of trained and of held-out names."""
+    at_boxes = _at_true_boxes(inference, text, index, batch_size, workers)
+    cosines, classes = (torch.cat(part) for part in zip(*at_boxes, strict=True))
+    is_out = torch.from_numpy(held_out)[classes]
+    if not is_out.any() or is_out.all():
+        return 0.0
+    weights = (1 / torch.bincount(classes, minlength=len(text)))[classes].double()
+    for group in (is_out, ~is_out):
+        weights[group] /= weights[group].sum()
+    # As if there were as many held-out names as trained ones: else a trained one had few of them to lose to.
+    out = torch.from_numpy(held_out)
+    more = torch.where(out, math.log(int((~out).sum()) / int(out.sum())), 0.0)
+    likelihoods = {}
+    for bias, scale in product(BIASES.tolist(), SCALES):
+        logits = scale * (cosines - bias * nearness) + more
+        likelihoods[bias, scale] = -float((weights * F.cross_entropy(logits, classes, reduction="none")).sum())
+    bias, _ = max(likelihoods, key=lambda pair: likelihoods[pair])
+    return bias
+
+
+def _at_true_boxes(
+    inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, batch_size: int, workers: int
+) -> Iterator[tuple[Float[Tensor, "R C"], Int[Tensor, " R"]]]:
+    """Cosines with all names at the point of each true box, and its class; nothing for boxes without a point."""
+    divisor = inference.detector.size_divisor
+    loader = eval_loader(index, size=inference.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
+    for batch, _ in progress(loader, -(-len(index) // batch_size), "measuring the bias towards trained names"):
+        batch = batch.to(inference.device)
+        predictions, points = inference.predict(batch.images, batch.sizes), inference.detector.points(batch.images)
+        matched = assign_fcos(points, batch.targets, sizes=batch.sizes).matched
+        for row, targets in enumerate(batch.targets):
+            nearest = nearest_matched_points(points, targets.boxes, matched[row])
+            at_box = predictions.embeddings[row, nearest[nearest >= 0]]
+            yield text_cosines(at_box, text.to(inference.device)).cpu(), targets.classes[nearest >= 0].cpu()
+
+
+def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive: bool) -> Judged:
+    """The detections in an image that are known to be right or wrong."""
+    true_boxes, true_classes = torch.from_numpy(labels.boxes), torch.from_numpy(labels.classes)
+    overlaps = box_iou(found.boxes, true_boxes) >= RIGHT_IOU
+    own = found.classes[:, None] == true_classes
+    right, on_another = (overlaps & own).any(dim=1), (overlaps & ~own).any(dim=1)
+    in_crowd = (box_iou(found.boxes, torch.from_numpy(labels.crowd_boxes)) > 0).any(dim=1)
+    incomplete = torch.isin(found.classes, torch.from_numpy(labels.not_exhaustive_classes)) | in_crowd
+    present = torch.isin(found.classes, true_classes) & ~incomplete
+    weights = torch.zeros(len(found.scores), dtype=torch.float64)
+    if is_exhaustive:
+        weights[~incomplete] = 1.0
+    else:
+        negative = torch.isin(found.classes, torch.from_numpy(labels.negative_classes))
+        num_unknown = num_classes - len(np.union1d(labels.classes, labels.not_exhaustive_classes))
+        weights[negative] = num_unknown / max(1, len(np.unique(labels.negative_classes)))
+    weights[right | on_another | present] = 1.0
+    known = weights > 0
+    return Judged(found.scores[known], found.classes[known], right[known], weights[known])
+
+
+def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
+    """Beta calibration by weighted logistic regression, with slopes that are not negative."""
+    nearness_of_each = nearness[judged.classes]
+    inputs = features(judged.scores, nearness_of_each)
+    right, weights = judged.right.double(), judged.weights.double()
+    used = [0, 1, 2, 3] if int(right[nearness_of_each < 1 - SAME_TEXT].sum()) >= MIN_RIGHT else [0, 1, 2]
+    while True:
+        fitted = _logistic_regression(inputs[:, used], right, weights)
+        negative = [column for column, weight in zip(used, fitted.tolist(), strict=True) if column < 2 and weight < 0]
+        if not negative:
+            break
+        used.remove(negative[0])
+    result = torch.zeros(4, dtype=torch.float64)
+    result[used] = fitted
+    return ScoreMap(*result.tolist())
+
+
+def _logistic_regression(
+    inputs: Float[Tensor, "K F"], right: Float[Tensor, " K"], weights: Float[Tensor, " K"]
+) -> Float[Tensor, " F"]:
+    """By Newton's method, with a ridge."""
+    fitted = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    ridge = RIDGE * weights.sum() * torch.eye(len(fitted), dtype=torch.float64)
+    for _ in range(NEWTON_STEPS):
+        probability = (inputs @ fitted).sigmoid()
+        gradient = inputs.T @ (weights * (probability - right)) + ridge @ fitted
+        curvature = (inputs * (weights * probability * (1 - probability))[:, None]).T @ inputs + ridge
+        step = torch.linalg.solve(curvature, gradient)
+        fitted = fitted - step
+        if step.abs().max() < 1e-9:
+            break
+    return fitted
+
+
+def best_threshold(probabilities: Float[Tensor, " K"], weights: Float[Tensor, " K"], *, num_true: int) -> float:
+    """The probability with the highest expected F1 of the detections above it.
+
+    Args:
+        weights: number of detections that each stands for.
+        num_true: number of true boxes.
+    """
+    ordered, order = probabilities.double().sort(descending=True)
+    weights = weights.double()[order]
+    f1 = 2 * (weights * ordered).cumsum(0) / (weights.cumsum(0) + num_true)
+    return float(ordered[int(f1.argmax())])

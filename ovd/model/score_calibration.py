@@ -1,0 +1,112 @@
+"""The calibration of a detector: scores that are probabilities, and no bias towards the names that it was trained on.
+
+Training raises the cosines of embeddings with the texts that are trained on. So a novel class loses its boxes to the
+trained names. `name_bias` is taken off the cosine with a text in proportion to its nearness to the trained texts.
+
+A score is then mapped to the probability that a box of this name is there (beta calibration, Kull et al., AISTATS
+2017), with a term for names that are far from the trained ones. The map keeps the order of the boxes of a class.
+
+The correction by nearness and the term in the map are choices of this toolkit. Both are fitted on images, and on names
+of base classes, that were held out of the training (evaluation/calibrate.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ovd.model.detection_options import DetectionOptions
+
+EPSILON = 1e-6
+"""Scores are kept so far from 0 and 1."""
+
+MEANING = (
+    "nms_iou", "competition", "competition_power", "one_name_per_place", "second_look",
+)  # fmt: skip
+"""The settings of post-processing that a score's meaning depends on."""
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """Log odds of a detection being right: slope * ln(score) - curve * ln(1 - score) + offset + distance * (1 -
+    nearness)."""
+
+    slope: float
+    curve: float
+    offset: float
+    distance: float
+    """Weight of a name's distance from the trained names."""
+
+    def __call__(self, scores: Float[Tensor, " K"], nearness: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """Probabilities of detections.
+
+        Args:
+            nearness: of each detection's name to the trained ones.
+        """
+        return (features(scores, nearness) @ self.weights.to(scores.device)).sigmoid().to(scores.dtype)
+
+    @property
+    def weights(self) -> Float[Tensor, "4"]:
+        return torch.tensor([self.slope, self.curve, self.offset, self.distance], dtype=torch.float64)
+
+
+def features(scores: Float[Tensor, " K"], nearness: Float[Tensor, " K"]) -> Float[Tensor, "K 4"]:
+    """What a `ScoreMap` is linear in, float64."""
+    inner = scores.double().clamp(EPSILON, 1 - EPSILON)
+    return torch.stack([inner.log(), -(1 - inner).log(), torch.ones_like(inner), 1 - nearness.double()], dim=1)
+
+
+@dataclass(frozen=True)
+class ScoreCalibration:
+    """What was fitted for a detector."""
+
+    name_bias: float
+    """Taken off the cosine with a text of nearness 1."""
+    score_map: ScoreMap
+    threshold: float
+    """The probability above which boxes are best reported: the highest expected F1 on the held-out images."""
+    options: DetectionOptions
+    """Settings of post-processing that the map was fitted with."""
+    trained_text: Float[Tensor, "T D"]
+    """Unit rows of the names that were trained on."""
+
+    def nearness(self, text: Float[Tensor, "C D"]) -> Float[Tensor, " C"]:
+        """Of each unit row, the highest cosine with one that was trained on, 0 to 1."""
+        return nearness_to(text, self.trained_text)
+
+    def applies_to(self, options: DetectionOptions) -> bool:
+        """Whether scores with these settings mean what they did when the map was fitted."""
+        return all(getattr(options, name) == getattr(self.options, name) for name in MEANING)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but `trained_text`."""
+        return {
+            "name_bias": self.name_bias,
+            "score_map": asdict(self.score_map),
+            "threshold": self.threshold,
+            "options": {name: self.options.model_dump(mode="json")[name] for name in MEANING},
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], trained_text: Float[Tensor, "T D"]) -> "ScoreCalibration":
+        return cls(
+            content["name_bias"],
+            ScoreMap(**content["score_map"]),
+            content["threshold"],
+            DetectionOptions.model_validate(content["options"]),
+            trained_text,
+        )
+
+
+def nearness_to(text: Float[Tensor, "C D"], trained: Float[Tensor, "T D"]) -> Float[Tensor, " C"]:
+    """Of each text, the highest cosine with a trained one, at least 0; 1 for those that were trained on.
+
+    Args:
+        text, trained: unit rows.
+    """
+    if len(trained) == 0:
+        return torch.zeros(len(text))
+    return (text @ trained.T).amax(dim=1).clamp(0, 1)

@@ -1,0 +1,273 @@
+"""Training that holds out images and names to calibrate on, and inference with what it stores."""
+
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_detector import build_detector
+from small_run import small_config
+
+import ovd.jobs.train
+from ovd.build.data import hold_out, load_training_index
+from ovd.build.detector import build_inference, load_detector
+from ovd.build.text import text_of_index
+from ovd.config import TrainConfig
+from ovd.data.report import DataReport
+from ovd.engine.step_texts import TextSampler
+from ovd.inference import Inference
+from ovd.jobs.calibrate import calibrate_detector
+from ovd.jobs.train import train_from_config
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.model.similarity import unit_embeddings
+from ovd.structures import Detections
+from ovd.text.encoder import encode_classes
+
+# --- training
+
+STEPS = 6
+HELD_OUT = {"images": 4, "names": 0.3}
+
+
+def calibrating(output: Path, world: Path) -> TrainConfig:
+    return small_config(output, world, train={"calibration": HELD_OUT, "name_dropout": 0.2})
+
+
+def extra_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / f"step-{STEPS:06d}" / "state.json").read_text())["extra"]
+
+
+def files_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.name: load_file(path) for path in (run / f"step-{STEPS:06d}").glob("*.safetensors")}
+
+
+@dataclass
+class Watched:
+    """A run, and what its steps were given."""
+
+    run: Path
+    image_ids: set[int] = field(default_factory=set)
+    class_ids: set[int] = field(default_factory=set)
+    num_batches: int = 0
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, miniature_world) -> Watched:
+    watched = Watched(tmp_path_factory.mktemp("calibrated") / "run")
+    sample = TextSampler.sample
+
+    def watch(self, batch, generator):
+        texts = sample(self, batch, generator)
+        watched.image_ids |= set(batch.image_ids)
+        watched.class_ids |= set(texts.class_ids.tolist())
+        watched.num_batches += 1
+        return texts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextSampler, "sample", watch)
+        train_from_config(calibrating(watched.run, miniature_world), evaluate=False)
+    return watched
+
+
+def test_no_step_sees_what_is_held_out(calibrated, miniature_world):
+    config = calibrating(calibrated.run, miniature_world)
+    trained, held_out = hold_out(config, load_training_index(config, DataReport()))
+    assert held_out is not None
+    assert calibrated.num_batches == STEPS + 1  # the bias is solved on the first batch
+    assert len(calibrated.image_ids) == 2 * STEPS
+    assert calibrated.image_ids <= set(trained.image_ids.tolist())
+    assert not calibrated.image_ids & set(held_out.index.image_ids.tolist())
+    assert not held_out.names[list(calibrated.class_ids)].any()
+    assert len(calibrated.class_ids) > 20
+
+
+def test_the_last_checkpoint_has_the_calibration_and_no_earlier_one(calibrated, miniature_world):
+    config = calibrating(calibrated.run, miniature_world)
+    stored, files = extra_of(calibrated.run)["calibration"], files_of(calibrated.run)
+    assert files["attached.safetensors"].keys() == {"trained_text"}
+    _, held_out = hold_out(config, load_training_index(config, DataReport()))
+    assert held_out is not None
+    assert len(files["attached.safetensors"]["trained_text"]) == (~held_out.names).sum()
+    assert 0 < stored["threshold"] < 1
+    earlier = calibrated.run / "step-000004"
+    assert not (earlier / "attached.safetensors").exists()
+    assert "calibration" not in json.loads((earlier / "state.json").read_text())["extra"]
+
+
+def test_a_loaded_detector_is_calibrated(calibrated, miniature_world):
+    trained = load_detector(calibrated.run)
+    assert trained.calibration is not None
+    assert trained.calibration.to_json() == extra_of(calibrated.run)["calibration"]
+    _, held_out = hold_out(trained.config, load_training_index(trained.config, DataReport()))
+    assert held_out is not None
+    text = text_of_index(trained.config, trained.clip, held_out.index)
+    torch.testing.assert_close(trained.calibration.trained_text, text[torch.from_numpy(~held_out.names)])
+    nearness = trained.calibration.nearness(text)
+    torch.testing.assert_close(nearness[torch.from_numpy(~held_out.names)], torch.ones((~held_out.names).sum()))
+    assert (nearness[torch.from_numpy(held_out.names)] < 0.999).all()
+    inference = build_inference(trained)
+    assert inference.threshold == trained.calibration.threshold
+    assert inference.calibration is trained.calibration
+
+
+def test_what_is_stored_is_fitted_to_the_averaged_weights(calibrated):
+    trained = load_detector(calibrated.run)
+    assert trained.calibration is not None
+    _, held_out = hold_out(trained.config, load_training_index(trained.config, DataReport()))
+    assert held_out is not None
+    again = calibrate_detector(replace(trained, calibration=None), held_out)
+    assert again.name_bias == trained.calibration.name_bias
+    assert again.threshold == pytest.approx(trained.calibration.threshold, rel=1e-3)
+    torch.testing.assert_close(again.score_map.weights, trained.calibration.score_map.weights, rtol=1e-3, atol=1e-3)
+
+
+def test_resumed_it_ends_with_the_same_bits_and_the_same_calibration(calibrated, tmp_path, miniature_world):
+    run = tmp_path / "run"
+    shutil.copytree(calibrated.run, run)
+    shutil.rmtree(run / "step-000006")
+    train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
+    whole, resumed = files_of(calibrated.run), files_of(run)
+    assert whole.keys() == resumed.keys()
+    assert "attached.safetensors" in whole
+    for name, tensors in whole.items():
+        assert [key for key, tensor in tensors.items() if not torch.equal(tensor, resumed[name][key])] == []
+    assert extra_of(run) == extra_of(calibrated.run)
+
+
+def test_a_finished_run_is_evaluated_with_its_calibration(calibrated, tmp_path, miniature_world, monkeypatch):
+    run, used = tmp_path / "run", []
+    shutil.copytree(calibrated.run, run)
+    detect_all = ovd.jobs.train.detect_all
+
+    def watch(trained, *arguments):
+        used.append(trained.calibration)
+        return detect_all(trained, *arguments)
+
+    monkeypatch.setattr(ovd.jobs.train, "detect_all", watch)
+    assert "APr" in train_from_config(calibrating(run, miniature_world), resume=True)
+    assert [calibration.to_json() for calibration in used] == [extra_of(calibrated.run)["calibration"]]
+
+
+def test_a_run_that_holds_nothing_out_stores_no_calibration(tmp_path, miniature_world):
+    run = tmp_path / "run"
+    train_from_config(small_config(run, miniature_world), evaluate=False)
+    assert extra_of(run).get("calibration") is None
+    assert files_of(run).keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    trained = load_detector(run)
+    assert trained.calibration is None
+    assert build_inference(trained).threshold is None
+
+
+# --- inference
+
+NAMES = ["anchor", "gear", "umbrella", "cat face"]
+NAME_BIAS = 0.08
+UNCHANGED = ScoreMap(1.0, 1.0, 0.0, 0.0)
+PUSHING = ScoreMap(1.4, 0.3, 0.2, -3.0)
+"""Lowers the scores of names that are far from trained ones."""
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_clip) -> torch.Tensor:
+    """The last one between a trained name and another."""
+    rows = encode_classes(tiny_clip, NAMES, ("{}",))
+    return torch.cat([rows, unit_embeddings(rows[:1] + rows[2:3])])
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+
+
+def calibration_of(texts: torch.Tensor, name_bias: float, score_map: ScoreMap, **options: Any) -> ScoreCalibration:
+    """Trained on the first two names."""
+    return ScoreCalibration(name_bias, score_map, 0.42, DetectionOptions(**options), texts[:2])
+
+
+def detect(
+    clip, texts: torch.Tensor, image: np.ndarray, calibration: ScoreCalibration | None, *, lower: float = 0.0,
+    **options: Any,
+) -> Detections:  # fmt: skip
+    """Boxes of a fresh detector, all of whose logits are lowered as if its cosines were `lower` less."""
+    detector = build_detector(clip, "pyramid", "head").eval()
+    detector.set_bias((detector.bias - detector.scale * lower).detach().item())
+    inference = Inference(
+        detector, size=96, options=DetectionOptions(**options), low_precision=False, calibration=calibration
+    )
+    return inference.image(texts, image)
+
+
+def of_class(found: Detections, row: int) -> Detections:
+    own = found.classes == row
+    return Detections(found.boxes[own], found.scores[own], found.classes[own])
+
+
+def test_names_are_lowered_by_the_bias_times_their_nearness(tiny_clip, texts, image):
+    """Each name as if it were searched for alone by a detector with a lower bias."""
+    calibration = calibration_of(texts, NAME_BIAS, UNCHANGED)
+    nearness = calibration.nearness(texts)
+    assert 0.5 < nearness[4] < 0.95
+    found = detect(tiny_clip, texts, image, calibration)
+    plain = detect(tiny_clip, texts, image, None)
+    assert len(found.scores) < 1000  # none was left out
+    for row in range(len(texts)):
+        lower = NAME_BIAS * nearness[row].item()
+        expected = detect(tiny_clip, texts[row : row + 1], image, None, lower=lower)
+        own = of_class(found, row)
+        torch.testing.assert_close(own.scores, expected.scores, atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(own.boxes, expected.boxes)
+        if row in (0, 1, 4):
+            assert own.scores.max() < of_class(plain, row).scores.max()
+
+
+def test_without_a_bias_the_classifier_is_the_detectors(tiny_clip, texts):
+    detector = build_detector(tiny_clip, "pyramid", "head").eval()
+    for calibration in (None, calibration_of(texts, 0.0, PUSHING)):
+        inference = Inference(
+            detector, size=96, options=DetectionOptions(), low_precision=False, calibration=calibration
+        )
+        assert inference.classifier(texts).lowered is None
+
+
+def test_a_map_changes_scores_and_neither_boxes_nor_the_order_within_a_class(tiny_clip, texts, image):
+    calibration = calibration_of(texts, 0.0, PUSHING)
+    found, plain = (detect(tiny_clip, texts, image, used) for used in (calibration, None))
+    assert len(found.scores) == len(plain.scores) > 100
+    nearness = calibration.nearness(texts)
+    for row in range(len(texts)):
+        own, before = of_class(found, row), of_class(plain, row)
+        assert torch.equal(own.boxes, before.boxes)
+        assert (own.scores.diff() <= 0).all()
+        odds = before.scores**1.4 / (1 - before.scores) ** 0.3 * torch.exp(0.2 - 3 * (1 - nearness[row]))
+        torch.testing.assert_close(own.scores, odds / (1 + odds), atol=1e-6, rtol=1e-3)
+
+
+def test_mapped_detections_are_best_first_over_all_classes(tiny_clip, texts, image):
+    found = detect(tiny_clip, texts, image, calibration_of(texts, 0.0, PUSHING))
+    assert (found.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("options", [{"nms_iou": 0.5}, {"competition": 20.0}], ids=str)
+def test_with_other_options_the_bias_is_corrected_but_no_map_applied(tiny_clip, texts, image, options):
+    detector = build_detector(tiny_clip, "pyramid", "head").eval()
+    calibration = calibration_of(texts, NAME_BIAS, PUSHING)
+
+    def inference_with(**given: Any) -> Inference:
+        return Inference(
+            detector, size=96, options=DetectionOptions(**given), low_precision=False, calibration=calibration
+        )
+
+    assert inference_with(**options).threshold is None
+    assert inference_with(score_threshold=0.01).threshold == 0.42
+    found = inference_with(**options).image(texts, image)
+    unmapped = detect(tiny_clip, texts, image, calibration_of(texts, NAME_BIAS, UNCHANGED, **options), **options)
+    torch.testing.assert_close(found.scores, unmapped.scores, atol=2e-6, rtol=1e-4)
+    assert torch.equal(found.boxes, unmapped.boxes)
+    plain = detect(tiny_clip, texts, image, None, **options)
+    assert plain.scores.max() > found.scores.max()
