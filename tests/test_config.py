@@ -35,6 +35,7 @@ KINDS: dict[str, type[Section]] = {
     "align_tiny.yaml": AlignConfig,
     "pretrain_tiny_clip.yaml": PretrainConfig,
     "ablation.yaml": AblationConfig,
+    "alignment.yaml": AblationConfig,
     "length.yaml": AblationConfig,
 }
 

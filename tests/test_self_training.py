@@ -34,6 +34,7 @@ from ovd.engine import checkpoint
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
+from ovd.model.detection_options import SecondLookOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -218,6 +219,14 @@ def test_a_row_with_a_teacher_runs_all_stages_once(tmp_path, small_world, capsys
     again = run_row("self_training", stages, 3, tmp_path / "runs")
     assert "step " not in capsys.readouterr().out  # nothing is trained twice
     assert replace(again, date=record.date) == record
+    looking = student.eval.model_copy(update={"second_look": SecondLookOptions(crops=2)})
+    with_look = replace(stages, final=student.model_copy(update={"eval": looking}))
+    assert with_look.hash() != stages.hash()
+    looked = run_row("second_look", with_look, 3, tmp_path / "runs")
+    assert "step " not in capsys.readouterr().out  # the same training serves both
+    assert (looked.config_hash, looked.rare_named) == (with_look.hash(), record.rare_named)
+    assert looked.cgF1 is not None
+    assert looked.AP != record.AP
     other = run_row("gated", at_length(RowStages(teacher, None, None), 1), 3, tmp_path)
     assert other.steps == 1
 

@@ -112,7 +112,9 @@ def write_yolo(data: Path) -> tuple[str, ...]:
     return "--annotations", str(data / "data.yaml"), "--images", str(data)
 
 
-@pytest.mark.parametrize(("format", "write"), [("voc", write_voc), ("yolo", write_yolo)])
+@pytest.mark.parametrize(
+    ("format", "write"), [("voc", write_voc), pytest.param("yolo", write_yolo, marks=pytest.mark.slow)]
+)
 def test_voc_and_yolo_are_checked_trained_on_and_evaluated(format, write, custom_data, tmp_path):
     where = write(custom_data)
     checked = run_tool("tools/check_data.py", format, *where).stdout

@@ -32,6 +32,20 @@ class Record:
     APf: Metric
     coco_AP: Metric
     o365_AP: Metric
+    exhaustive_APr: Metric | None = None
+    """COCO's AP of rare classes on the exhaustive truth. This and the following are None in early records."""
+    rare_named: Metric | None = None
+    """Share of true boxes of rare classes, and of base classes, that the detector names right among all names."""
+    base_named: Metric | None = None
+    cgF1: NonNegativeFloat | None = None
+    """Decisions about all classes (evaluation/decisions.py), 0 to 100, and about rare ones; thresholds of base ones."""
+    cgF1_rare: NonNegativeFloat | None = None
+    IL_MCC: Metric | None = None
+    absent_per_image: NonNegativeFloat | None = None
+    """Absent classes per image that are reported at the detector's own threshold, or at that of base classes."""
+    ece_rare: Metric | None = None
+    """Expected calibration error and Brier score of rare classes."""
+    brier_rare: Metric | None = None
     hours: NonNegativeFloat
     config_hash: str
     """Hash of the row's config, the same for every seed."""

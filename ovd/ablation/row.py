@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ovd.ablation.records import Record
-from ovd.build.data import draw_world, load_evaluation_index
-from ovd.build.detector import load_detector, resolve_device
+from ovd.build.data import draw_world, hold_out, load_evaluation_index, load_training_index
+from ovd.build.detector import TrainedDetector, load_detector, resolve_device
 from ovd.build.text import text_of_index
 from ovd.config import (
     AblationRow,
@@ -30,6 +30,7 @@ from ovd.config import (
 )
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
+from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
@@ -49,6 +50,11 @@ class RowStages:
     @property
     def steps(self) -> int:
         return self.final.train.steps + (self.teacher.train.steps if self.teacher is not None else 0)
+
+    def training_hash(self) -> str:
+        """Hash of the settings that the final weights depend on: `hash` without the final run's evaluation."""
+        final = self.final.model_copy(update={"eval": TrainConfig.model_fields["eval"].default})
+        return replace(self, final=final).hash()
 
     def hash(self) -> str:
         """Hash of all settings that a run's metrics depend on, the same for every seed.
@@ -96,7 +102,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     `hours` are those of training and labelling, including those of a teacher that was trained for another row.
     """
     config_hash = stages.hash()
-    folder = runs / f"seed-{seed}" / f"{name}-{config_hash}"
+    folder = runs / f"seed-{seed}" / stages.training_hash()  # shared by rows that differ in post-processing alone
     torch.set_num_threads(stages.final.train.threads)  # also if an earlier call did all the training
     config, hours = at_seed(stages.final, seed, folder), 0.0
     world = draw_world(config)
@@ -109,10 +115,11 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         config = with_labels(config, teacher.output, folder / "labels")
     hours += timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
 
-    trained = load_detector(folder)
-    metrics = evaluate_run(trained, output=folder).metrics
-    report = json.loads((folder / "naming.json").read_text())
-    naming = {f"naming_{group['group']}": group["boxes"]["naming_after"] for group in report["groups"]}
+    trained = with_post_processing(load_detector(folder), config)
+    output = runs / f"seed-{seed}" / f"{name}-{config_hash}"
+    metrics = evaluate_run(trained, output=output).metrics
+    naming = of_groups(output / "naming.json")
+    decisions = of_groups(output / "decisions.json")
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
         index = load_evaluation_index(
@@ -120,6 +127,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         )
         text = text_of_index(config, trained.clip, index)
         transfer[part] = detect_all(trained, index, text).compute()["AP"]
+    everything, rare = decisions["all"], decisions.get("rare", {})
     device = resolve_device(config)
     return Record(
         row=name,
@@ -130,6 +138,15 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         APf=metrics["APf"],
         coco_AP=transfer["coco"],
         o365_AP=transfer["objects365"],
+        exhaustive_APr=metrics.get("APr_exhaustive"),
+        rare_named=naming.get("rare", {}).get("boxes", {}).get("naming_after"),
+        base_named=naming.get("base", {}).get("boxes", {}).get("naming_after"),
+        cgF1=everything["cgF1"],
+        cgF1_rare=rare.get("cgF1"),
+        IL_MCC=everything["IL_MCC"],
+        absent_per_image=(everything["at_own_threshold"] or everything)["absent_per_image"],
+        ece_rare=rare.get("ECE"),
+        brier_rare=rare.get("Brier"),
         hours=round(hours, 4),
         config_hash=config_hash,
         steps=stages.steps,
@@ -137,8 +154,23 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         instruction_set=f"{instruction_set()}, {torch.get_num_threads()} threads",
         versions={"python": platform.python_version(), **{package: version(package) for package in VERSIONED}},
         date=datetime.date.today().isoformat(),
-        extra=naming,
+        extra={f"naming_{group}": of_group["boxes"]["naming_after"] for group, of_group in naming.items()},
     )
+
+
+def of_groups(file: Path) -> dict[str, Any]:
+    """A report's groups of classes, by name."""
+    return {group["group"]: group for group in json.loads(file.read_text())["groups"]}
+
+
+def with_post_processing(trained: TrainedDetector, config: TrainConfig) -> TrainedDetector:
+    """A detector with the post-processing of a config, for which it is calibrated anew if it was for another."""
+    trained = replace(trained, config=config)
+    if config.train.calibration is None or trained.threshold is not None:
+        return trained
+    _, held_out = hold_out(config, load_training_index(config, DataReport()))
+    assert held_out is not None
+    return replace(trained, calibration=calibrate_detector(replace(trained, calibration=None), held_out))
 
 
 def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> None:

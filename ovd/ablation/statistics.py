@@ -64,7 +64,7 @@ def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.nd
     values = [
         UNKNOWN if record is None else getattr(record, metric, record.extra.get(metric, UNKNOWN)) for record in records
     ]
-    return np.array([math.nan if value == UNKNOWN else value for value in values], float)
+    return np.array([math.nan if value in (UNKNOWN, None) else value for value in values], float)
 
 
 def records_by_seed(records: Sequence[Record], row: str) -> dict[int, Record]:

@@ -21,6 +21,14 @@ STEPS = (
     ("gated", "gated_no_text"),
 )
 """Compared rows: the method's three ways, each added to the one before; then shortcuts without text augmentation."""
+ALIGNMENT = (
+    ("today_longer", "today"),
+    ("one_pass", "today"),
+    ("one_pass", "today_longer"),
+    ("second_look", "today"),
+    ("second_look", "one_pass"),
+)
+"""Compared rows of the table on alignment."""
 BASELINES = ("oracle", "frozen_backbone", "image_labels", "ngrams", "caption_top1")
 """Rows that self-training is compared with."""
 LENGTH_TITLES = {
@@ -30,6 +38,20 @@ LENGTH_TITLES = {
 }
 """Metrics of the tables over lengths of training. Naming is the share of true boxes, of rare and of base classes, whose
 own class has the highest score."""
+
+
+DECISION_TITLES = {
+    "rare_named": ("rare named right", 100),
+    "base_named": ("base named right", 100),
+    "cgF1": ("cgF1", 1),
+    "cgF1_rare": ("cgF1 rare", 1),
+    "IL_MCC": ("IL_MCC", 1),
+    "absent_per_image": ("absent names an image", 1),
+    "ece_rare": ("ECE rare", 1),
+    "brier_rare": ("Brier rare", 1),
+    "exhaustive_APr": ("exhaustive APr", 100),
+}
+"""Metrics of names and decisions, with the factor that they are shown with; early records lack them."""
 
 
 def format_report(selection: Selection, rows: Sequence[str]) -> str:
@@ -47,7 +69,16 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
     ]
     steps = [pair for pair in STEPS if set(pair) <= set(rows)]
     baselines = [("self_training", row) for row in BASELINES if {"self_training", row} <= set(rows)]
-    for title, pairs in (("Steps", steps), ("Self-training against the other rows", baselines)):
+    if any(record.cgF1 is not None for record in records):
+        parts += [
+            "Names, decisions and probabilities, mean (95 % interval, t):",
+            _decision_table(records, rows),
+        ]
+    for title, pairs in (
+        ("Steps", steps),
+        ("Self-training against the other rows", baselines),
+        ("Alignment", [pair for pair in ALIGNMENT if set(pair) <= set(rows)]),
+    ):
         if pairs:
             parts += [
                 f"{title}: mean difference over the seeds that both rows have (95 % interval, paired, t):",
@@ -105,6 +136,27 @@ def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
         hours = f"{np.mean([record.hours for record in of_row]):.2f}" if of_row else "-"
         lines.append([row, str(len(of_row)), *metrics, hours])
     return _table(lines)
+
+
+def _decision_table(records: Sequence[Record], rows: Sequence[str]) -> str:
+    lines = [["row", "seeds", *(title for title, _ in DECISION_TITLES.values())]]
+    for row in rows:
+        cells = [
+            _interval_cell(row_estimate(records, row, metric), factor)
+            for metric, (_, factor) in DECISION_TITLES.items()
+        ]
+        lines.append([row, str(len(records_by_seed(records, row))), *cells])
+    return _table(lines)
+
+
+def _interval_cell(estimate: Estimate | None, factor: float) -> str:
+    if estimate is None:
+        return "-"
+    digits = 1 if abs(factor * estimate.mean) >= 10 else 3
+    mean = f"{factor * estimate.mean:.{digits}f}"
+    if estimate.interval is None:
+        return mean
+    return f"{mean} ({' to '.join(f'{factor * end:.{digits}f}' for end in estimate.interval)})"
 
 
 def _difference_table(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> str:

@@ -52,6 +52,13 @@ class TrainedDetector:
     calibration: ScoreCalibration | None = None
     """Of its scores, from the end of its training; None if nothing was held out to calibrate on."""
 
+    @property
+    def threshold(self) -> float | None:
+        """Its own, for the post-processing of its config; None if it was not calibrated for that."""
+        if self.calibration is None or not self.calibration.applies_to(self.config.eval):
+            return None
+        return self.calibration.threshold
+
 
 def configured_clip(config: ClipConfig) -> Clip:
     """Load the CLIP model of a config."""

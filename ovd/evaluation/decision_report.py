@@ -23,6 +23,8 @@ class GroupDecisions:
     num_classes: int
     decisions: Decisions
     calibration: Calibration
+    at_own_threshold: Decisions | None = None
+    """At the detector's own threshold; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,17 @@ class DecisionReport:
     thresholds: tuple[float, float]
     """For the images at even and at odd positions in the order of their ids, each chosen on the others."""
     num_images: int
+    own_threshold: float | None = None
+    """The detector's, from its calibration."""
 
 
-def measure_decisions(truth: Truth, results: Results, groups: Mapping[str, Bool[np.ndarray, " C"]]) -> DecisionReport:
+def measure_decisions(
+    truth: Truth,
+    results: Results,
+    groups: Mapping[str, Bool[np.ndarray, " C"]],
+    *,
+    own_threshold: float | None = None,
+) -> DecisionReport:
     """Judge the detections of a data set as decisions.
 
     Args:
@@ -48,19 +58,27 @@ def measure_decisions(truth: Truth, results: Results, groups: Mapping[str, Bool[
         results: all detections; their images and classes are those of the truth.
         groups: which of the truth's categories belong to each group, `all` first. Thresholds are chosen on the classes
             of `base`, or on all classes without it.
+        own_threshold: the detector's own, at which decisions are judged as well.
     """
     chosen_on = "base" if "base" in groups else "all"
     evaluator = DecisionEvaluator(truth, results, base=groups[chosen_on])
     thresholds = evaluator.thresholds()
     return DecisionReport(
         groups=tuple(
-            GroupDecisions(group, int(mask.sum()), evaluator.decide(mask, thresholds), evaluator.calibrate(mask))
+            GroupDecisions(
+                group,
+                int(mask.sum()),
+                evaluator.decide(mask, thresholds),
+                evaluator.calibrate(mask),
+                None if own_threshold is None else evaluator.decide(mask, (own_threshold, own_threshold)),
+            )
             for group, mask in groups.items()
         ),
         is_exhaustive=not truth.is_federated,
         chosen_on=chosen_on,
         thresholds=thresholds,
         num_images=len(truth.images),
+        own_threshold=own_threshold,
     )
 
 
@@ -79,6 +97,13 @@ def format_decisions(report: DecisionReport) -> str:
             f"{made.IL_MCC:6.3f}  {made.absent_per_image:12.2f}  {scores.error:5.3f}  {scores.brier:5.3f}  "
             f"{scores.recall:6.3f}"
         )
+    for item in report.groups:
+        if item.at_own_threshold is not None:
+            made = item.at_own_threshold
+            lines.append(
+                f"{item.group:<8}  {'own':>6}  {made.cgF1:5.1f}  {made.cgF1_macro:10.1f}  {made.pmF1:5.3f}  "
+                f"{made.IL_MCC:6.3f}  {made.absent_per_image:12.2f}"
+            )
     lines += [
         "",
         "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_macro is SAM 3's: F1 averaged over pairs",
@@ -88,6 +113,8 @@ def format_decisions(report: DecisionReport) -> str:
         "- absent/image: classes that are reported in an image without being there",
         f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections above {FLOOR}, right at IoU 0.5",
     ]
+    if report.own_threshold is not None:
+        lines.append(f"- own: at the detector's own threshold, {report.own_threshold:.3f}")
     return "\n".join(lines) + "\n"
 
 
@@ -99,11 +126,13 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
         "num_images": report.num_images,
         "chosen_on": report.chosen_on,
         "thresholds": report.thresholds,
+        "own_threshold": report.own_threshold,
         "groups": [
             {
                 "group": item.group,
                 "num_classes": item.num_classes,
                 **asdict(item.decisions),
+                "at_own_threshold": None if item.at_own_threshold is None else asdict(item.at_own_threshold),
                 "ECE": item.calibration.error,
                 "Brier": item.calibration.brier,
                 "recall": item.calibration.recall,

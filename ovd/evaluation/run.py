@@ -33,6 +33,7 @@ def evaluate_results(
     exhaustive: Truth | None,
     engine: Engine = "hotcoco",
     output_dir: Path | None = None,
+    own_threshold: float | None = None,
 ) -> Evaluation:
     """Compute the metrics of the format's benchmark and judge the decisions; print both and write their files.
 
@@ -42,6 +43,7 @@ def evaluate_results(
         evaluator: has all detections.
         exhaustive: the truth with every object of every class (`exhaustive_truth`); None if it is not known.
         output_dir: where the files go; None writes none.
+        own_threshold: the detector's, at which decisions are judged as well.
     """
     evaluation, results = evaluator.evaluate(), evaluator.results()
     truth = evaluator.truth  # of a benchmark with groups of classes only their part
@@ -49,7 +51,8 @@ def evaluate_results(
         truth = exhaustive
         section = exhaustive_metrics(truth, results, engine=engine)
         evaluation = replace(evaluation, sections=(*evaluation.sections, section))
-    decisions = measure_decisions(truth, results, base_and_novel(truth.categories, FORMATS[format].groups))
+    groups = base_and_novel(truth.categories, FORMATS[format].groups)
+    decisions = measure_decisions(truth, results, groups, own_threshold=own_threshold)
     print(format_table(evaluation))
     print(format_decisions(decisions))
     if output_dir is not None:

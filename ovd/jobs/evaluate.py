@@ -94,6 +94,7 @@ def evaluate_run(
         exhaustive=index.exhaustive_truth,
         engine=engine or config.eval.engine,
         output_dir=output,
+        own_threshold=trained.threshold,
     )
     report = naming_of(trained, index, text, size=size)
     print(format_naming(report, group_average_precision(evaluation.classes)))

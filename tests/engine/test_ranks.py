@@ -110,6 +110,7 @@ def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_pa
     assert_same_losses(tmp_path / "two", tmp_path / "one", steps=6)
 
 
+@pytest.mark.slow
 def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_world, tmp_path):
     """The points of region distillation are known from predictions only, and differ in number between the ranks."""
     pairs, labels = tmp_path / "pairs", tmp_path / "labels"
@@ -124,6 +125,7 @@ def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_w
     assert all(losses["distill"] > 0 for losses in losses_of(tmp_path / "two"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_world, tmp_path):
     """With the assignment that the ranks speak about in every part; one rank's parts would wait for ever."""
     images = tmp_path / "images"

@@ -222,6 +222,28 @@ def test_files_and_table(tmp_path):
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_decisions_at_the_detectors_own_threshold_stand_beside_the_others(tmp_path):
+    truth = make_truth()
+    results = make_results(truth)
+    groups = base_and_novel(truth.categories)
+    without, report = (
+        measure_decisions(truth, results, groups),
+        measure_decisions(truth, results, groups, own_threshold=0.5),
+    )
+    assert replace(report, groups=without.groups, own_threshold=None) == without
+    evaluator = DecisionEvaluator(truth, results, base=groups["base"])
+    for item in report.groups:
+        assert item.at_own_threshold == evaluator.decide(groups[item.group], (0.5, 0.5))
+    table = format_decisions(report)
+    assert sum(line.split()[1:2] == ["own"] for line in table.splitlines()) == len(report.groups)
+    assert "own threshold, 0.500" in table
+    assert "own threshold" not in format_decisions(without)
+    write_decisions(report, tmp_path)
+    stored = decisions_in(tmp_path)
+    assert stored["report"]["own_threshold"] == 0.5
+    assert stored["rare"]["at_own_threshold"]["IL_MCC"] == evaluator.decide(groups["rare"], (0.5, 0.5)).IL_MCC
+
+
 def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
     truth = make_truth()
     results = make_results(truth)

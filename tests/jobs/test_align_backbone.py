@@ -134,6 +134,7 @@ def run_ranks(config: Any, folder: Path, count: int) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_two_ranks_align_as_one_does_with_an_image_that_one_of_them_cannot_read(images, tmp_path):
     damaged = tmp_path / "images"
     shutil.copytree(images, damaged)
@@ -163,6 +164,7 @@ def test_a_folder_of_damaged_images_is_an_error(tmp_path):
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["skipped_by_code"] == {"F9": 4}
 
 
+@pytest.mark.slow
 def test_mistakes_end_in_one_line(images, tmp_path):
     (tmp_path / "empty").mkdir()
 
