@@ -152,6 +152,7 @@ class OvdDetector(nn.Module):
         self._config = trained.config
         self._ensemble = score_ensemble(trained, test_classes)
         self._second_look = build_second_look(trained.config, trained.config.eval.second_look)
+        self._calibration = trained.calibration
         self._texts_of = texts_of
         self._row_of_id = row_of_id
         self._is_bgr = is_bgr
@@ -201,6 +202,7 @@ class OvdDetector(nn.Module):
                 noise=config.bank.noise,
                 pair_texts=None,
                 sampled_texts=0,
+                name_dropout=config.train.name_dropout,
             )
         test_classes = list(tested.thing_classes)
         return {
@@ -236,6 +238,7 @@ class OvdDetector(nn.Module):
             options=self._config.eval,
             low_precision=torch.is_autocast_enabled(self.device.type),
             second_look=self._second_look,
+            calibration=self._calibration,
         )
         found = inference.detect(self.text, images, sizes, torch.tensor(heights_widths), ensemble=self._ensemble)
         return [{"instances": to_instances(item, *size)} for item, size in zip(found, heights_widths, strict=True)]
@@ -253,11 +256,12 @@ class OvdDetector(nn.Module):
     ) -> dict[str, Tensor]:
         if self._texts_of is None:
             raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
-        if self._config.train.region_distillation is not None:
-            raise ValueError(
-                "train.region_distillation is not supported in detectron2; to train, give MODEL.OVD.CONFIG with "
-                "train.region_distillation=null in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
-            )
+        for name in ("region_distillation", "calibration"):
+            if getattr(self._config.train, name) is not None:
+                raise ValueError(
+                    f"train.{name} is not supported in detectron2; to train, give MODEL.OVD.CONFIG with "
+                    f"train.{name}=null in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
+                )
         image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
         targets = tuple(self._targets(given) for given in batched_inputs)
         batch = Batch.without_pairs(images, sizes, targets, image_ids)

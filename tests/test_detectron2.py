@@ -185,11 +185,12 @@ def test_what_it_cannot_do_is_refused(cfg):
         build_model(cfg)
 
 
-def test_region_distillation_is_refused_in_training(cfg, splits):
-    cfg.MODEL.OVD.OVERRIDES = [*cfg.MODEL.OVD.OVERRIDES, "train.region_distillation={}"]
+@pytest.mark.parametrize("setting", ["region_distillation", "calibration"])
+def test_what_detectron2s_loop_cannot_do_is_refused_in_training(cfg, splits, setting):
+    cfg.MODEL.OVD.OVERRIDES = [*cfg.MODEL.OVD.OVERRIDES, f"train.{setting}={{}}"]
     model = build_model(cfg)
     given = [mapper(True)(copy.deepcopy(item)) for item in DatasetCatalog.get("ovd_train")[:1]]
-    with pytest.raises(ValueError, match=r"train\.region_distillation=null in MODEL\.OVD\.OVERRIDES"):
+    with pytest.raises(ValueError, match=rf"train\.{setting}=null in MODEL\.OVD\.OVERRIDES"):
         model.train()(given)
 
 
