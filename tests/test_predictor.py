@@ -1,5 +1,7 @@
 """Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from ovd.build.text import evaluation_text
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
 from ovd.inference import Inference
-from ovd.predictor import Predictor
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.predictor import UNCALIBRATED_THRESHOLD, Predictor
 
 NAMES = ["anchor", "umbrella", "cat face"]
 
@@ -45,6 +48,18 @@ def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(traine
     alone = inference.image(text, image)
     assert not torch.equal(found.scores, alone.scores)
     assert not torch.equal(found.boxes, Predictor(trained, size=64)(image, NAMES).boxes)
+
+
+def test_its_threshold_is_that_of_the_calibration_for_the_runs_own_post_processing(trained):
+    assert not Predictor(trained).is_calibrated
+    assert Predictor(trained).threshold == UNCALIBRATED_THRESHOLD
+    text = evaluation_text(trained.config, trained.clip, ["anchor"])
+    calibration = ScoreCalibration(0.0, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.31, trained.config.eval, text)
+    calibrated = Predictor(replace(trained, calibration=calibration))
+    assert calibrated.is_calibrated
+    assert calibrated.threshold == 0.31
+    other = replace(calibration, options=trained.config.eval.model_copy(update={"competition": 20.0}))
+    assert not Predictor(replace(trained, calibration=other)).is_calibrated
 
 
 def test_files_are_read_and_names_encoded_once(trained, image, tmp_path, monkeypatch):

@@ -361,6 +361,14 @@ def test_lines_are_short(page):
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
+def test_the_reading_order_is_as_long_as_the_readme_says():
+    paragraph = README.read_text().split("**Reading order.**")[1].split("How they are trained")[0]
+    files = re.findall(r"`(ovd/\S+\.py)`", paragraph)
+    assert len(files) == 7
+    num_lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
+    assert f"in {num_lines:,} lines" in paragraph
+
+
 def test_the_architecture_page_has_every_file_and_the_ladder():
     text = (ROOT / "docs" / "architecture.md").read_text()
     listed = {

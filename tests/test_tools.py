@@ -159,12 +159,20 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
     with Image.open(tmp_path / "3.detections.png") as picture:
         assert picture.width >= 384
     assert "5 objects" in result.stdout
+    result = run_tool(
+        "tools/demo.py", image, "--classes", "umbrella:1.0, red tile, 3:4 tile", "--run", trained, "--threshold", "0",
+        "--overlapping", "--output", tmp_path,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "3.detections.json").read_text())["detections"]
+    assert {row["class"] for row in found} == {"red tile", "3:4 tile"}
+    assert "score of at least 0.00, or the one after its name" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("tools/demo.py", "no.png", "--classes", " , "), "has no class name"),
+        (("tools/demo.py", "no.png", "--classes", "umbrella, anchor:1.5"), "'anchor:1.5': write it as NAME:0.8"),
         (("tools/eval.py", "runs/none-such"), "neither a run folder nor a checkpoint"),
         (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),

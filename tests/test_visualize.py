@@ -19,6 +19,12 @@ def test_only_the_best_at_a_place_is_shown_unless_overlaps_are_wanted():
     assert len(choose_shown(NOTHING, 0.0).scores) == 0
 
 
+def test_each_class_may_have_a_threshold_of_its_own():
+    assert choose_shown(FOUND, [0.95, 0.75], overlapping=True).scores.tolist() == FOUND.scores[1:2].tolist()
+    assert choose_shown(FOUND, [0.0, 0.75], overlapping=True).scores.tolist() == FOUND.scores[[0, 1, 3]].tolist()
+    assert len(choose_shown(NOTHING, [0.5, 0.5]).scores) == 0
+
+
 def test_small_non_square_images_are_enlarged_and_boxes_drawn_where_they_are():
     image = np.zeros((64, 96, 3), np.uint8)
     picture = draw_detections(image, choose_shown(FOUND, 0.5), ["first", "second"], with_scores=False)
