@@ -56,23 +56,27 @@ class Inference:
         self.low_precision = low_precision
         self.second_look = second_look
         self.calibration = calibration
+        self._latest: tuple[Tensor, Tensor] | None = None
         self._use_compiled = False
 
     @property
     def threshold(self) -> float | None:
         """The score above which boxes are best reported; None if it is not known for these options."""
-        if self.calibration is None or not self.calibration.applies_to(self.options):
-            return None
-        return self.calibration.threshold
+        return None if self.calibration is None else self.calibration.threshold_for(self.options)
 
     def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         """The classifier of these unit rows, corrected for the bias towards trained names."""
         classifier = self.detector.classifier(text)
         if self.calibration is None or self.calibration.name_bias == 0:
             return classifier
-        return replace(
-            classifier, lowered=(self.calibration.name_bias * self.calibration.nearness(text)).to(self.device)
-        )
+        lowered = self.calibration.name_bias * self._nearness(text, self.calibration)
+        return replace(classifier, lowered=lowered.to(self.device))
+
+    def _nearness(self, text: Float[Tensor, "C D"], calibration: ScoreCalibration) -> Float[Tensor, " C"]:
+        """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
+        if self._latest is None or self._latest[0] is not text:
+            self._latest = (text, calibration.nearness(text))
+        return self._latest[1]
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +158,7 @@ class Inference:
         found = tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
         if self.calibration is None or self.threshold is None or ensemble is not None:  # fitted to the detector alone
             return found
-        nearness, score_map = self.calibration.nearness(text), self.calibration.score_map
+        nearness, score_map = self._nearness(text, self.calibration), self.calibration.score_map
         return tuple(_mapped(item, score_map(item.scores, nearness[item.classes])) for item in found)
 
     def image(

@@ -6,8 +6,7 @@ place, so the former can teach the latter, without labels.
 
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
@@ -24,26 +23,6 @@ class DenseFeature(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         return self.backbone.dense(pixels)
-
-
-class Normalization(nn.Module):
-    """Normalizes padded images as CLIP expects them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        """
-        Args:
-            mean, std: RGB in 0..1.
-        """
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1))
-
-    def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """The images as the detector gets them, with black padding."""
-        return (images.float() - self.mean) / self.std
 
 
 def dense_at_boxes(

@@ -1,6 +1,5 @@
 """Boxes where an object may be, of no class: from edges, without labels or training, or from a trained detector."""
 
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +10,7 @@ from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes
 from ovd.inference import Inference
-from ovd.model.similarity import CHUNK_ELEMENTS
+from ovd.model.similarity import point_scores
 
 NMS_IOU = 0.5
 CANDIDATES = 1000
@@ -169,16 +168,14 @@ class DetectorProposals:
         boxes_of_images = [
             clip_boxes(boxes.float(), size) for boxes, size in zip(predictions.boxes, sizes, strict=True)
         ]
-        scores_of_images = map(self._scores, predictions.embeddings, predictions.quality)
+        classifier = self._inference.detector.classifier(self._text)
+        scores_of_images = [
+            point_scores(embeddings, quality, classifier)
+            for embeddings, quality in zip(predictions.embeddings, predictions.quality, strict=True)
+        ]
         return [
             self._best(boxes, scores).cpu() for boxes, scores in zip(boxes_of_images, scores_of_images, strict=True)
         ]
-
-    def _scores(self, embeddings: Float[Tensor, "P D"], quality: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-        classifier = self._inference.detector.classifier(self._text)
-        chunks: Sequence[Tensor] = embeddings.split(max(1, CHUNK_ELEMENTS // len(self._text)))
-        logits = torch.cat([classifier.logits(chunk).amax(dim=1) for chunk in chunks])
-        return (logits.sigmoid() * quality.float().sigmoid()).sqrt()
 
     def _best(self, boxes: Float[Tensor, "P 4"], scores: Float[Tensor, " P"]) -> Float[Tensor, "K 4"]:
         mean_sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ovd.alignment.boxes import boxes_of_step
-from ovd.alignment.distill import (
-    DenseFeature,
-    Normalization,
-    distillation_losses,
-)
+from ovd.alignment.distill import DenseFeature, distillation_losses
 from ovd.alignment.images import UnlabelledImages
 from ovd.alignment.proposals import Proposals
 from ovd.config import AlignConfig, AlignSection
 from ovd.data.loader import TrainOrder, train_loader
 from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import train_transform
-from ovd.distributed import device_of_rank, is_main, largest_over_ranks, rank, sum_over_ranks, wait_for_all, world_size
+from ovd.distributed import device_of_rank, largest_over_ranks, rank, sum_over_ranks, wait_for_all, world_size
 from ovd.engine import checkpoint
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.optim import (
@@ -41,6 +36,7 @@ from ovd.engine.optim import (
     set_learning_rate,
 )
 from ovd.engine.signals import StopRequest
+from ovd.engine.state import Checkpoints
 from ovd.engine.step import of_one_size
 from ovd.engine.train import EXIT_ON_SIGNAL, data_parallel
 from ovd.model.backbone import Backbone
@@ -116,8 +112,6 @@ class Distillation:
         teacher: CropEncoder,
         proposals: Proposals | None,
         config: AlignConfig,
-        *,
-        normalization: Normalization,
     ):
         """
         Args:
@@ -131,7 +125,6 @@ class Distillation:
         self.layout = memory_format(self.low_precision)
         self.student = student.to(self.device).to(memory_format=self.layout).train()
         self._teacher = teacher
-        self._normalization = normalization.to(self.device)
         self._proposals = proposals
         self.size_divisor = math.lcm(student.size_divisor, 1 if proposals is None else proposals.size_divisor)
 
@@ -144,7 +137,7 @@ class Distillation:
         """
         batch = batch.to(self.device)
         boxes = self._boxes(batch, number)
-        pixels = self._normalization(batch.images)
+        pixels = self._teacher.normalize(batch.images)
         targets = torch.cat(self._teacher(batch.images, batch.sizes, boxes))
         with autocast(self.device, self.low_precision):
             dense = dense_feature(pixels.contiguous(memory_format=self.layout))
@@ -241,13 +234,16 @@ def align(
     if found is not None:
         checkpoint.restore(found, module=student, optimizer=optimizer)
         start = found.step
+    checkpoints = Checkpoints(
+        config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), extra=extra
+    )
     if found is None:
-        before = distillation.measure(_counted(data.held_out(), data.report, config.output))
+        before = distillation.measure(_counted(data.held_out(), data.report, checkpoints))
     else:
         before = found.extra["before"]
-    saver = _Saver(config, student, optimizer, data.report, {**extra, "before": before})
+    checkpoints.extra["before"] = before
     dense_feature = data_parallel(DenseFeature(student), distillation.device)
-    run_log = open_log(config.output, settings.steps, start, None, saver.config)
+    run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         batches = islice(data.batches_from(start), settings.steps - start)
         for step, batch in enumerate(batches, start):
@@ -255,7 +251,8 @@ def align(
             last = step + 1 == settings.steps
             stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
             if last or stopping or (step + 1) % settings.save_every == 0:
-                saver.save(step + 1)
+                checkpoints.write(step + 1, student, optimizer, data.report)
+                wait_for_all()
             if stopping and not last:
                 log.message(f"stopped by a signal after step {step + 1}; the same command continues from there")
                 raise SystemExit(EXIT_ON_SIGNAL)
@@ -264,12 +261,12 @@ def align(
     return Losses(before, after)
 
 
-def _counted(batches: Iterator[Batch], report: DataReport, run_dir: Path) -> Iterator[Batch]:
+def _counted(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpoints) -> Iterator[Batch]:
     """The batches, whose samples the report counts; it is written at their end."""
     for batch in batches:
         report.add_batch(batch)
         yield batch
-    report.write(report_file(run_dir))
+    checkpoints.write_report(report)
 
 
 def _take_step(
@@ -304,40 +301,3 @@ def _take_step(
     optimizer.zero_grad()
     numbers = {name: loss.item() for name, loss in losses.items()}
     log.train(step + 1, numbers, lr=settings.learning_rate * factor, num_images=num_images)
-
-
-class _Saver:
-    """Writes a run's checkpoints and data reports."""
-
-    def __init__(
-        self,
-        config: AlignConfig,
-        student: Backbone,
-        optimizer: torch.optim.Optimizer,
-        report: DataReport,
-        extra: Mapping[str, Any],
-    ):
-        self.config = config.model_dump(mode="json")
-        self._run_dir = config.output
-        self._keep = config.train.keep_checkpoints
-        self._student, self._optimizer, self._report, self._extra = student, optimizer, report, extra
-
-    def save(self, step: int) -> None:
-        """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written."""
-        if is_main():
-            checkpoint.save(
-                self._run_dir,
-                step=step,
-                module=self._student,
-                optimizer=self._optimizer,
-                config=self.config,
-                extra=self._extra,
-                keep=self._keep,
-            )
-        self._report.write(report_file(self._run_dir))
-        wait_for_all()
-
-
-def report_file(run_dir: Path) -> Path:
-    """This rank's file of counts of the images used and left out since the run was last started."""
-    return run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")

@@ -2,7 +2,6 @@
 
 from typing import assert_never
 
-from ovd.alignment.distill import Normalization
 from ovd.alignment.images import UnlabelledImages, images_of_folder, images_of_index, images_of_shards
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.alignment.train import Distillation, sides_px
@@ -65,5 +64,4 @@ def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
         teacher,
         build_proposals(config),
         config,
-        normalization=Normalization(clip.mean, clip.std),
     )

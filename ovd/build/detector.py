@@ -55,9 +55,7 @@ class TrainedDetector:
     @property
     def threshold(self) -> float | None:
         """Its own, for the post-processing of its config; None if it was not calibrated for that."""
-        if self.calibration is None or not self.calibration.applies_to(self.config.eval):
-            return None
-        return self.calibration.threshold
+        return None if self.calibration is None else self.calibration.threshold_for(self.config.eval)
 
 
 def configured_clip(config: ClipConfig) -> Clip:

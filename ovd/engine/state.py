@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovd.data.report import DataReport
 from ovd.distributed import is_main, rank, wait_for_all
@@ -89,25 +89,41 @@ class Checkpoints:
             SaveError, OSError: writing failed.
         """
         try:
-            if is_main():
-                checkpoint.save(
-                    self.run_dir,
-                    step=state.step,
-                    module=state.detector,
-                    optimizer=state.optimizer,
-                    config=self.config,
-                    ema=state.ema,
-                    extra=self.extra,
-                    attached=self.attached,
-                    keep=self._keep,
-                )
-            self.write_report(report)
+            self.write(state.step, state.detector, state.optimizer, report, ema=state.ema)
         except (SaveError, OSError) as error:
             self._num_failed += 1
             if must_succeed or self._num_failed > FAILED_SAVES_SURVIVED:
                 raise
             message(f"warning: {error}")
         wait_for_all()
+
+    def write(
+        self,
+        step: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        report: DataReport,
+        *,
+        ema: Ema | None = None,
+    ) -> None:
+        """Write a checkpoint on the main process, and this rank's report.
+
+        Raises:
+            SaveError, OSError: writing failed.
+        """
+        if is_main():
+            checkpoint.save(
+                self.run_dir,
+                step=step,
+                module=module,
+                optimizer=optimizer,
+                config=self.config,
+                ema=ema,
+                extra=self.extra,
+                attached=self.attached,
+                keep=self._keep,
+            )
+        self.write_report(report)
 
     def write_report(self, report: DataReport) -> None:
         """Write `data_report.json`, one file per rank."""

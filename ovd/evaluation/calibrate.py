@@ -12,7 +12,7 @@ weight.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 
 import numpy as np
@@ -104,7 +104,7 @@ def calibrate(
         judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=is_exhaustive)
         for row, (_, detections) in enumerate(progress(found, len(index), "calibrating scores"))
     ]
-    judged = Judged(*(torch.cat([getattr(part, name) for part in parts]) for name in Judged.__annotations__))
+    judged = Judged(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Judged)))
     if not judged.right.any():
         raise CalibrationError(
             f"{index.path}: no box of the {len(index)} held-out images is found; nothing to calibrate on"

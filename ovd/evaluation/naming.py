@@ -235,7 +235,7 @@ class _Namer:
         """What `NamingScores` is the mean of at each point; and what `BoxNamingScores` is, for each box that has a
         nearest point among them, with the same among the rare names."""
         detector, images = self._inference.detector, batch.images
-        pixels = ((images.float() - detector.mean) / detector.std).contiguous(memory_format=self._layout)
+        pixels = self._crops.normalize(images).contiguous(memory_format=self._layout)
         nearest = inside.is_nearest
         image_of_box, boxes, classes = inside.images[nearest], inside.boxes[nearest], inside.classes[nearest]
         with autocast(images.device, self._inference.low_precision):

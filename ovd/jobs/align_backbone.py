@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import torch
-import yaml
 
 from ovd.alignment.train import align, alignment_data
 from ovd.build.alignment import build_distillation, load_unlabelled_images
@@ -13,10 +12,10 @@ from ovd.build.detector import configured_clip
 from ovd.clip.save import save_aligned
 from ovd.config import AlignConfig
 from ovd.data.report import DataReport
-from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, wait_for_all, world_size
+from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
 from ovd.engine.checkpoint import latest
 from ovd.files import whole_file
-from ovd.jobs.train import check_same_data, check_same_run
+from ovd.jobs.train import check_same_data, check_same_run, check_warmup, open_run_folder
 from ovd.precision import describe_machine
 
 FREE_ON_RESUME = (
@@ -45,15 +44,12 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
 
 
 def _align(config: AlignConfig, command: str) -> dict[str, Any]:
-    if config.train.warmup_steps > config.train.steps:
-        raise ValueError(
-            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
-        )
+    check_warmup(config)
     found = latest(config.output)
     if found is not None:
         check_same_run(found.config, config, free=FREE_ON_RESUME)
     torch.set_num_threads(config.train.threads)
-    _open_run_folder(config)
+    open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
         images = load_unlabelled_images(config.data, DataReport())
@@ -95,15 +91,6 @@ def format_report(report: dict[str, Any]) -> str:
         cells = [f"{value:.4f} ({math.degrees(math.acos(max(-1.0, 1 - value))):.1f} deg)" for value in values]
         lines.append(f"{label:<16}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
-
-
-def _open_run_folder(config: AlignConfig) -> None:
-    wait_for_all()  # until every rank has checked whether there is a run
-    if is_main():
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
-        print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
 
 
 def _training_seconds(config: AlignConfig) -> float:

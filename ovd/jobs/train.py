@@ -33,7 +33,7 @@ from ovd.clip.load import Clip
 from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.distributed import gather, is_main, main_first, process_group, wait_for_all, world_size
+from ovd.distributed import device_of_rank, gather, is_main, main_first, process_group, wait_for_all, world_size
 from ovd.engine.checkpoint import Checkpoint, latest
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion
@@ -76,7 +76,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     weights are initialized right after the seed is set."""
     found = _find_run(config, resume=resume, strict_resume=strict_resume)
     torch.set_num_threads(config.train.threads)
-    _open_run_folder(config)
+    open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
         index, held_out = hold_out(config, load_training_index(config, report))
@@ -134,10 +134,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
 
 def _find_run(config: TrainConfig, *, resume: bool, strict_resume: bool) -> Checkpoint | None:
     """The checkpoint to resume from; None for a new run."""
-    if config.train.warmup_steps > config.train.steps:
-        raise ValueError(
-            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
-        )
+    check_warmup(config)
     found = latest(config.output, strict=strict_resume)
     if found is not None:
         if not resume:
@@ -146,13 +143,26 @@ def _find_run(config: TrainConfig, *, resume: bool, strict_resume: bool) -> Chec
     return found
 
 
-def _open_run_folder(config: TrainConfig) -> None:
+def check_warmup(config: TrainConfig | AlignConfig) -> None:
+    """Check that the warm-up ends within the run.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if config.train.warmup_steps > config.train.steps:
+        raise ValueError(
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
+        )
+
+
+def open_run_folder(config: TrainConfig | AlignConfig) -> None:
+    """Make the run folder with its config, and say what the run computes on."""
     wait_for_all()  # until every rank has checked whether there is a run
     if is_main():
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
-        print(f"{config.output}: {describe_machine(resolve_device(config))}{ranks}")
+        print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
 
 
 def _choose_start(

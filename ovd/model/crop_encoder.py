@@ -75,11 +75,15 @@ class CropEncoder:
         if sum(map(len, boxes)) == 0:
             return tuple(self._mean.new_zeros(0, 0) for _ in boxes)
         pixels = [
-            (image[None, :, :height, :width] - self._mean) / self._std
+            self.normalize(image[None, :, :height, :width])
             for image, (height, width) in zip(images, sizes.tolist(), strict=True)
         ]
         embeddings = torch.stack([self._of_view(pixels, boxes, view) for view in self.views])
         return unit_embeddings(embeddings.mean(dim=0)).split([len(own) for own in boxes])
+
+    def normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """RGB images, 0..255, as CLIP expects them."""
+        return (images.float() - self._mean) / self._std
 
     def _of_view(
         self, pixels: Sequence[Float[Tensor, "1 3 _ _"]], boxes: Sequence[Float[Tensor, "_ 4"]], view: View

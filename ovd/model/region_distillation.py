@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, nms
 from ovd.boxes import clip_boxes
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.region_options import RegionOptions
-from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier, point_scores, unit_embeddings
 from ovd.structures import Points, Predictions
 
 MIN_SIDE_PX = 8.0
@@ -80,7 +80,7 @@ def _select_in_image(
     boxes = clip_boxes(predictions.boxes[image].float(), size)
     is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > MIN_SIDE_PX
     (point,) = (is_large & ~padding).nonzero(as_tuple=True)
-    scores = _scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
+    scores = point_scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
     scores, order = scores.sort(descending=True, stable=True)
     point = point[order][scores > options.min_score]
     boxes, scores = boxes[point], scores[scores > options.min_score]
@@ -89,17 +89,6 @@ def _select_in_image(
     agrees &= agrees.cumsum(dim=1) <= options.points  # the best ones, since points are sorted by score
     box, column = agrees.nonzero(as_tuple=True)
     return boxes[kept], point[column], box
-
-
-def _scores(
-    embeddings: Float[Tensor, "P D"], quality: Float[Tensor, " P"], classifier: TextClassifier
-) -> Float[Tensor, " P"]:
-    """The geometric mean of highest class probability and quality, chunk by chunk; 0 without any class."""
-    if len(classifier) == 0:
-        return torch.zeros_like(quality, dtype=torch.float32)
-    chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(classifier)))
-    best = torch.cat([classifier.logits(chunk).amax(dim=1) for chunk in chunks])
-    return (best.sigmoid() * quality.float().sigmoid()).sqrt()
 
 
 def region_loss(

@@ -81,6 +81,10 @@ class ScoreCalibration:
         """Whether scores with these settings mean what they did when the map was fitted."""
         return all(getattr(options, name) == getattr(self.options, name) for name in MEANING)
 
+    def threshold_for(self, options: DetectionOptions) -> float | None:
+        """The threshold, if scores with these settings mean what they did when the map was fitted; else None."""
+        return self.threshold if self.applies_to(options) else None
+
     def to_json(self) -> dict[str, Any]:
         """All but `trained_text`."""
         return {

@@ -93,6 +93,22 @@ class TextClassifier:
 
 
 @torch.no_grad()
+def point_scores(
+    embeddings: Float[Tensor, "P D"], quality: Float[Tensor, " P"], classifier: TextClassifier
+) -> Float[Tensor, " P"]:
+    """Of each point, the geometric mean of its highest class probability and its quality; 0 without any class.
+
+    Args:
+        quality: logits.
+    """
+    if len(classifier) == 0:
+        return torch.zeros_like(quality, dtype=torch.float32)
+    chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(classifier)))
+    best = torch.cat([classifier.logits(chunk).amax(dim=1) for chunk in chunks])
+    return (best.sigmoid() * quality.float().sigmoid()).sqrt()
+
+
+@torch.no_grad()
 def initial_bias(
     embeddings: Float[Tensor, "N D"],
     text: Float[Tensor, "C D"],
