@@ -36,7 +36,7 @@ from ovd.selftrain.pseudo_label import label_shards
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.encoder import encode_texts
 
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "three_ways.yaml"
 NUM_PAIRS, PAIRS_PER_SHARD = 128, 64
 ROUNDS = 3
 NUM_COMPARED = 5

@@ -296,6 +296,9 @@ class TrainSection(Section):
     sampled_classes: NonNegativeInt = 100
     """Number of classes drawn besides the batch's, with probability proportional to (number of images) ** 0.5; used
     with `negatives: sampled`."""
+    pair_negatives: bool = False
+    """Use the texts of `data.pairs` as negatives of annotated images, too, unless they may mean a class that is there.
+    Otherwise novel names are negatives in pairs alone, and then are found on the background."""
     region_distillation: RegionOptions | None = None
     """A further loss, `distill`, that pulls class embeddings at predicted boxes towards the original CLIP's embeddings
     of these boxes' crops, so that training does not lead far from CLIP; `{}` is on with defaults. Off by default."""
@@ -371,6 +374,10 @@ class TrainConfig(Section):
             raise ValueError("eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's")
         if self.data.mosaic and self.data.shape_groups > 1:
             raise ValueError("data.mosaic cannot be combined with data.shape_groups: a mosaic has none of their shapes")
+        if self.train.pair_negatives and (self.data.pairs is None or self.train.negatives == "strict"):
+            raise ValueError(
+                "train.pair_negatives needs data.pairs, and not train.negatives=strict: no text is verified as absent"
+            )
         if self.data.mosaic and self.train.negatives == "strict":
             raise ValueError(
                 "data.mosaic cannot be combined with train.negatives=strict: no class is verified in all four images"
@@ -558,10 +565,14 @@ class AblationRow(Section):
 
     config: Path
     """Config of the run, or of the student, whose `init_from` and `data.pairs.labels` are filled in."""
+    overrides: tuple[str, ...] = ()
+    """Settings that differ from those of `config`, each of the form `eval.competition=20`."""
     teacher: Path | None = None
     """Config of the teacher's run, which is shared by all rows that name it; together with `labels`."""
     labels: LabelsConfig | None = None
     """How the teacher labels the pairs for its student."""
+    align: Path | None = None
+    """Config of `tools/align_backbone.py`, whose aligned model takes the place of `clip.name` in the row's runs."""
 
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":

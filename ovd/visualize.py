@@ -16,6 +16,9 @@ SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
 
 
+MISSED_COLOR = (255, 255, 255)
+
+
 def choose_shown(
     detections: Detections, threshold: float | Sequence[float], *, most: int | None = None, overlapping: bool = False
 ) -> Detections:
@@ -43,28 +46,61 @@ def class_color(row: int) -> tuple[int, int, int]:
 
 
 def draw_detections(
-    image: UInt8[np.ndarray, "H W 3"], detections: Detections, names: Sequence[str], *, with_scores: bool = True
+    image: UInt8[np.ndarray, "H W 3"],
+    detections: Detections,
+    names: Sequence[str],
+    *,
+    with_scores: bool = True,
+    missed: Detections | None = None,
 ) -> Image.Image:
-    """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small."""
+    """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small.
+
+    Args:
+        missed: true objects that no detection is right about. They get a thin white box, and under it their name in
+            parentheses.
+    """
     zoom = max(1, -(-SMALLEST_SHOWN_PX // max(image.shape[:2])))
     canvas = Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     side = max(canvas.size)
     font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), max(11, side // 45))
+    if missed is not None:
+        for box, row in zip(missed.boxes.tolist(), missed.classes.tolist(), strict=True):
+            x0, y0, x1, y1 = (zoom * value for value in box)
+            draw.rectangle((x0, y0, x1, y1), outline=MISSED_COLOR, width=1)
+            _draw_label(draw, font, f"({names[row]})", x0, y1, MISSED_COLOR)
     width = max(2, side // 250)
     rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
     for box, score, row in reversed(list(rows)):  # the best on top
         x0, y0, x1, y1 = (zoom * value for value in box)
-        color = class_color(row)
-        draw.rectangle((x0, y0, x1, y1), outline=color, width=width)
+        draw.rectangle((x0, y0, x1, y1), outline=class_color(row), width=width)
         label = f"{names[row]} {score:.2f}" if with_scores else names[row]
-        left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-        label_x = min(max(0, x0), max(0, canvas.width - (right - left) - 4))
-        label_y = y0 - (bottom - top) - 5 if y0 > (bottom - top) + 5 else y0
-        draw.rectangle((label_x, label_y, label_x + right - left + 4, label_y + bottom - top + 5), fill=color)
-        light = sum(color) > 380
-        draw.text((label_x + 2 - left, label_y + 2 - top), label, fill="black" if light else "white", font=font)
+        height = _label_height(draw, font, label)
+        _draw_label(draw, font, label, x0, y0 - height if y0 > height else y0, class_color(row))
     return canvas
+
+
+def _label_height(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, label: str) -> float:
+    _, top, _, bottom = draw.textbbox((0, 0), label, font=font)
+    return bottom - top + 5
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont,
+    label: str,
+    x: float,
+    y: float,
+    color: tuple[int, int, int],
+) -> None:
+    """Draw text on a ground of this color, moved to where it is in the picture."""
+    left, top, right, _ = draw.textbbox((0, 0), label, font=font)
+    height = _label_height(draw, font, label)
+    canvas_width, canvas_height = draw.im.size
+    x = min(max(0, x), max(0, canvas_width - (right - left) - 4))
+    y = min(y, max(0, canvas_height - height))
+    draw.rectangle((x, y, x + right - left + 4, y + height), fill=color)
+    draw.text((x + 2 - left, y + 2 - top), label, fill="black" if sum(color) > 380 else "white", font=font)
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -164,7 +164,7 @@ def test_missing_runs_finish_whole_seeds_first():
     assert missing_runs([], [5], records, HASHES) == []
 
 
-def test_one_table_is_of_one_machine_and_present_configs():
+def test_one_table_is_of_one_machine_where_it_can_be_and_of_present_configs():
     here = [record(row, 5) for row in HASHES]
     records = [
         record("gated", 5, device="GPU"),
@@ -176,13 +176,17 @@ def test_one_table_is_of_one_machine_and_present_configs():
         record("gated", 7, versions={"torch": "2.15.0"}),
     ]
     selection = select(records, HASHES.items(), range(100))
-    assert sorted(selection.records, key=str) == sorted(here, key=str)
+    on_gpu, newer = record("gated", 6, device="GPU"), record("gated", 7, versions={"torch": "2.15.0"})
+    assert sorted(selection.records, key=str) == sorted([*here, on_gpu, newer], key=str)
     assert selection.notes == (
         "records of other configs: 1 scratch",
         "records of runs that were done again later: 1",
-        "records of another machine (GPU, AVX512, torch 2.14.1): 2 gated",
+        "records of another machine (GPU, AVX512, torch 2.14.1): 1 gated",
         "records of another machine (CPU, AVX2, torch 2.14.1): 1 gated",
-        "records of another machine (CPU, AVX512, torch 2.15.0): 1 gated",
+    )
+    assert selection.elsewhere == (
+        "on another machine (GPU, AVX512, torch 2.14.1): 1 gated",
+        "on another machine (CPU, AVX512, torch 2.15.0): 1 gated",
     )
     assert select(here, HASHES.items(), range(100)).notes == ()
     assert select([], HASHES.items(), range(100)).records == ()

@@ -79,6 +79,11 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
             "output: x\ntrain: {steps: 5}\ndata: {mosaic: 0.5, shape_groups: 2}\n",
             "cannot be combined with data.shape_groups",
         ),
+        ("output: x\ntrain: {steps: 5, pair_negatives: true}\n", "train.pair_negatives needs data.pairs"),
+        (
+            "output: x\ntrain: {steps: 5, pair_negatives: true, negatives: strict}\ndata: {pairs: {labels: y}}\n",
+            "and not train.negatives=strict",
+        ),
         ("- 1\n- 2\n", "expected a mapping"),
         ("output: x\noutput: y\n", "the key 'output' occurs twice"),
         ("output: [x\n", "not plain YAML"),

@@ -29,7 +29,7 @@ from ovd.structures import Detections
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart_base.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "three_ways_base.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,20 @@ def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detecti
     return int(((overlap >= 0.5) & same_class).any(1).sum()), len(rare)
 
 
+def missed_objects(index: AnnotationIndex, image_id: int, shown: Detections) -> Detections:
+    """The true objects of an image that none of these detections is right about (IoU 0.5, same class)."""
+    truth = index.exhaustive_truth
+    assert truth is not None, "the world knows all of its objects"
+    rows = truth.image_ids == image_id
+    boxes = torch.from_numpy(truth.boxes_xywh[rows]).float()
+    boxes[:, 2:] += boxes[:, :2]
+    ids = [category.id for category in index.categories]
+    classes = torch.tensor([ids.index(category) for category in truth.category_ids[rows]], dtype=torch.int64)
+    is_right = (box_iou(boxes, shown.boxes) >= 0.5) & (classes[:, None] == shown.classes)
+    missed = ~is_right.any(dim=1)
+    return Detections(boxes[missed], torch.zeros(int(missed.sum())), classes[missed])
+
+
 def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
     """Draw example.detections.png of the first image with rare objects, and predictions.png, a grid of several."""
     names = [category.name.replace("_", " ") for category in index.categories]
@@ -62,7 +76,9 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
     for record in records:
         image = read_image(record.path)
         found = predictor(image, names)
-        pictures.append(draw_detections(image, choose_shown(found, predictor.threshold), names))
+        shown = choose_shown(found, predictor.threshold)
+        missed = missed_objects(index, record.id, shown)
+        pictures.append(draw_detections(image, shown, names, missed=missed))
         if record is records[0]:
             shutil.copyfile(record.path, output / "example.jpg")
             pictures[0].save(output / "example.detections.png")
@@ -72,7 +88,7 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
             print(
                 f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
                 f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; "
-                "the picture shows the best class at every place"
+                "the picture shows the best class at every place, and in white and parentheses what it missed"
             )
     grid(pictures, columns=4).save(output / "predictions.png")
 

@@ -147,15 +147,18 @@ def missing_runs(
 
 @dataclass(frozen=True)
 class Selection:
-    """Records that can be in one table: one machine, present configs, one record per run."""
+    """Records that can be in one table: present configs, one record per run, of one machine as far as possible."""
 
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     """Descriptions of the records that were left out."""
+    elsewhere: tuple[str, ...] = ()
+    """Descriptions of the records that are of another machine than most."""
 
 
 def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seeds: Collection[int]) -> Selection:
-    """Select the records of one table: those of its configs and seeds on the machine that has most of them.
+    """Select the records of one table: those of its configs and seeds on the machine that has most of them, and for
+    runs that were not done on it those of other machines, which `Selection.elsewhere` counts.
 
     If a run was done twice on one machine, the later record is used; of machines with equally many records, the one
     that is first in the file.
@@ -178,13 +181,17 @@ def select(records: Sequence[Record], configs: Collection[tuple[str, str]], seed
     num_repeated = len(present) - sum(map(len, by_machine.values()))
     if num_repeated:
         notes.append(f"records of runs that were done again later: {num_repeated}")
-    taken = max(by_machine.values(), key=len, default={})
-    notes += [
-        f"records of another machine ({machine}): {_count_by_row(runs.values())}"
-        for machine, runs in by_machine.items()
-        if runs is not taken
-    ]
-    return Selection(tuple(taken.values()), tuple(notes))
+    taken: dict[tuple[str, str, int], Record] = {}
+    elsewhere = []
+    for machine, runs in sorted(by_machine.items(), key=lambda of: len(of[1]), reverse=True):
+        more = {run: record for run, record in runs.items() if run not in taken}
+        if taken and more:
+            elsewhere.append(f"on another machine ({machine}): {_count_by_row(more.values())}")
+        if len(more) < len(runs):
+            left = [record for run, record in runs.items() if run not in more]
+            notes.append(f"records of another machine ({machine}): {_count_by_row(left)}")
+        taken |= more
+    return Selection(tuple(taken.values()), tuple(notes), tuple(elsewhere))
 
 
 def _count_by_row(records: Collection[Record]) -> str:

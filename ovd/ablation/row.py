@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from ovd.build.detector import TrainedDetector, load_detector, resolve_device
 from ovd.build.text import text_of_index
 from ovd.config import (
     AblationRow,
+    AlignConfig,
     ConfigError,
     LabelOptions,
     LabelsConfig,
@@ -30,12 +31,15 @@ from ovd.config import (
 )
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
+from ovd.jobs.align_backbone import align_backbone
 from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.precision import cpu_name, instruction_set
 
+UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
+"""Settings without a say in a row's metrics: how batches are loaded, and paths that a row fills in."""
 VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
 
 
@@ -46,6 +50,7 @@ class RowStages:
     final: TrainConfig
     teacher: TrainConfig | None
     labels: LabelsConfig | None
+    align: AlignConfig | None = None
 
     @property
     def steps(self) -> int:
@@ -59,17 +64,35 @@ class RowStages:
     def hash(self) -> str:
         """Hash of all settings that a run's metrics depend on, the same for every seed.
 
-        Settings at their defaults are left out (except those of `data.pairs`, `eval.ensemble`, `eval.second_look` and
-        `train.region_distillation`, which are hashed whole), so that a new setting without effect does not outdate
-        records. When a default is changed, the old value must be written into the configs that relied on it.
+        `UNHASHED` settings are left out, and so are those at their defaults (except those of `data.pairs`,
+        `eval.ensemble`, `eval.second_look` and `train.region_distillation`, which are hashed whole), so that a new
+        setting without effect does not outdate records. When a default is changed, the old value must be written into
+        the configs that relied on it.
         """
         defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
         content: list[dict[str, Any]] = []
         for stage in (self.final, self.teacher):
             settings = flatten(at_seed(stage, 0, Path()).model_dump(mode="json")) if stage else {}
+            for name in UNHASHED:
+                settings.pop(name, None)
             content.append({name: value for name, value in settings.items() if defaults.get(name, ...) != value})
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        if self.align is not None:
+            content.append(at_seed(self.align, 0, Path()).model_dump(mode="json"))
+        return _hash(content)
+
+    def on_backbone(self, aligned: Path) -> "RowStages":
+        """The same stages with the CLIP model of a folder; `align` is done."""
+        final, teacher = (
+            stage and stage.model_copy(update={"clip": stage.clip.model_copy(update={"name": str(aligned)})})
+            for stage in (self.final, self.teacher)
+        )
+        assert final is not None
+        return RowStages(final, teacher, self.labels)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
@@ -81,19 +104,24 @@ def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:
     Raises:
         ConfigError: a config that cannot be used, or not on the embedded world.
     """
-    configs = [load_config(folder / path, overrides, TrainConfig) for path in (row.config, row.teacher) if path]
-    for config in configs:
-        if not isinstance(config.data.source, WorldData):
+    final = load_config(folder / row.config, [*row.overrides, *overrides], TrainConfig)
+    teacher = load_config(folder / row.teacher, overrides, TrainConfig) if row.teacher else None
+    align = load_config(folder / row.align, [], AlignConfig) if row.align else None
+    for config in (final, teacher, align):
+        if config is not None and not isinstance(config.data.source, WorldData):
             raise ConfigError(f"{folder / row.config}: the ablation's seeds draw worlds; use data.source.kind=world")
-    return RowStages(configs[0], configs[1] if row.teacher else None, row.labels)
+    return RowStages(final, teacher, row.labels, align)
 
 
-def at_seed(config: TrainConfig, seed: int, output: Path) -> TrainConfig:
+ConfigType = TypeVar("ConfigType", TrainConfig, AlignConfig)
+
+
+def at_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
     """The config with this seed for the world and the training."""
     values = config.model_dump(mode="json")
     values["output"] = str(output)
     values["train"]["seed"] = values["data"]["source"]["seed"] = seed
-    return TrainConfig.model_validate(values)
+    return type(config).model_validate(values)
 
 
 def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
@@ -104,11 +132,17 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     config_hash = stages.hash()
     folder = runs / f"seed-{seed}" / stages.training_hash()  # shared by rows that differ in post-processing alone
     torch.set_num_threads(stages.final.train.threads)  # also if an earlier call did all the training
-    config, hours = at_seed(stages.final, seed, folder), 0.0
+    hours = 0.0
+    if stages.align is not None:
+        aligned = runs / f"seed-{seed}" / f"aligned-{_hash(flatten(stages.align.model_dump(mode='json')))}"
+        align = at_seed(stages.align, seed, aligned)
+        hours += timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
+        stages = stages.on_backbone(aligned)
+    config = at_seed(stages.final, seed, folder)
     world = draw_world(config)
     if stages.teacher is not None:
         assert stages.labels is not None
-        hash_of_teacher = RowStages(stages.teacher, None, None).hash()
+        hash_of_teacher = RowStages(stages.teacher, None, None).hash()  # names the aligned model's folder too
         teacher = at_seed(stages.teacher, seed, runs / f"seed-{seed}" / f"teacher-{hash_of_teacher}")
         hours += timed(teacher.output, "training", lambda: train_from_config(teacher, resume=True, evaluate=False))
         hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))

@@ -1,6 +1,6 @@
 """Markdown tables of the ablation: rows, steps between them, self-training against its alternatives, lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ from ovd.files import whole_file
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
 COMPARED = ("APr", "AP", "coco_AP", "o365_AP")
 """Metrics of differences and plots: novel classes, all classes, and transfer."""
+COMPARED_TITLES = {metric: (TITLES[metric], 100) for metric in COMPARED}
+"""Their titles, and what they are multiplied by."""
 STEPS = (
     ("text_augmentation", "scratch"),
     ("gated", "text_augmentation"),
@@ -22,13 +24,19 @@ STEPS = (
 )
 """Compared rows: the method's three ways, each added to the one before; then shortcuts without text augmentation."""
 ALIGNMENT = (
+    ("aligned_backbone", "today"),
+    ("region_distillation", "today"),
+    ("pair_negatives", "today"),
+    ("calibration", "today"),
+    ("competition", "today"),
+    ("second_look_alone", "today"),
     ("today_longer", "today"),
     ("one_pass", "today"),
     ("one_pass", "today_longer"),
     ("second_look", "today"),
     ("second_look", "one_pass"),
 )
-"""Compared rows of the table on alignment."""
+"""Compared rows of the table on alignment: each part alone, length, all parts together."""
 BASELINES = ("oracle", "frozen_backbone", "image_labels", "ngrams", "caption_top1")
 """Rows that self-training is compared with."""
 LENGTH_TITLES = {
@@ -82,9 +90,14 @@ def format_report(selection: Selection, rows: Sequence[str]) -> str:
         if pairs:
             parts += [
                 f"{title}: mean difference over the seeds that both rows have (95 % interval, paired, t):",
-                _difference_table(records, pairs),
+                _difference_table(records, pairs, COMPARED_TITLES),
             ]
-    parts += [f"Left out: {note}." for note in selection.notes]
+            if any(record.cgF1 is not None for record in records):
+                parts += [
+                    f"{title}, names and decisions:",
+                    _difference_table(records, pairs, DECISION_TITLES),
+                ]
+    parts += [f"Runs {note}." for note in selection.elsewhere] + [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,7 +132,7 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
             "Mean difference over the seeds that both rows have (95 % interval, paired, t):",
             _table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
         ]
-    parts += [f"Left out: {note}." for note in selection.notes]
+    parts += [f"Runs {note}." for note in selection.elsewhere] + [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -159,11 +172,16 @@ def _interval_cell(estimate: Estimate | None, factor: float) -> str:
     return f"{mean} ({' to '.join(f'{factor * end:.{digits}f}' for end in estimate.interval)})"
 
 
-def _difference_table(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> str:
-    lines = [["difference", "seeds", *(TITLES[metric] for metric in COMPARED)]]
+def _difference_table(
+    records: Sequence[Record], pairs: Sequence[tuple[str, str]], columns: Mapping[str, tuple[str, int]]
+) -> str:
+    lines = [["difference", "seeds", *(title for title, _ in columns.values())]]
     for row, other in pairs:
         num_seeds = len(records_by_seed(records, row).keys() & records_by_seed(records, other).keys())
-        differences = [_difference_cell(paired_difference(records, row, other, metric)) for metric in COMPARED]
+        differences = [
+            _difference_cell(paired_difference(records, row, other, metric), factor)
+            for metric, (_, factor) in columns.items()
+        ]
         lines.append([f"{row} - {other}", str(num_seeds), *differences])
     return _table(lines)
 
@@ -175,11 +193,14 @@ def _mean_cell(estimate: Estimate | None) -> str:
     return f"{100 * estimate.mean:.2f}{deviation}"
 
 
-def _difference_cell(estimate: Estimate | None) -> str:
+def _difference_cell(estimate: Estimate | None, factor: float = 100) -> str:
     if estimate is None:
         return "-"
-    interval = "-" if estimate.interval is None else " to ".join(f"{100 * end:.2f}" for end in estimate.interval)
-    return f"{100 * estimate.mean:+.2f} ({interval})"
+    digits = 2 if factor == 100 else 3
+    interval = "-"
+    if estimate.interval is not None:
+        interval = " to ".join(f"{factor * end:.{digits}f}" for end in estimate.interval)
+    return f"{factor * estimate.mean:+.{digits}f} ({interval})"
 
 
 def _table(lines: list[list[str]]) -> str:

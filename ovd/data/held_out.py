@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from ovd.data.index import AnnotationIndex
 from ovd.section import Section
@@ -25,6 +25,9 @@ class CalibrationOptions(Section):
     names: float = Field(default=0.1, ge=0, lt=1)
     """Share of the classes whose names are never trained on, as if they were novel: their boxes teach the box branch
     and the quality alone. 0 trains on all names; then the bias towards trained names is not measured."""
+    name_bias: NonNegativeFloat | None = None
+    """The bias towards trained names, taken off their cosines, where it is known from a run that held out names; by
+    default it is measured."""
 
 
 def held_out_images(index: AnnotationIndex, options: CalibrationOptions) -> Bool[np.ndarray, " N"]:

@@ -1,17 +1,23 @@
 """The texts that a training step scores, and the images that they count for."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ovd.choices import NegativeRule
 from ovd.distributed import union_over_ranks
 from ovd.model.federated import class_mask, needed_classes, sample_class_ids
-from ovd.structures import Batch
+from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
+
+NEAREST_CLASSES = 3
+"""A pair's text may mean one of so many classes, the nearest to it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class TextSampler:
     """Texts of the image-text pairs; None without pairs."""
     sampled_texts: int
     """Number of pairs' texts drawn besides those of the batch."""
+    pair_negatives: bool = False
+    """Whether the pairs' texts are negatives of annotated images, too."""
     held_out: Bool[Tensor, " C"] | None = None
     """Classes of the vocabulary whose names are never trained on; None if there are none."""
     name_dropout: float = 0.0
@@ -59,10 +67,12 @@ class TextSampler:
     def sample(self, batch: Batch, generator: torch.Generator) -> StepTexts:
         """Draw the classes of `sample_class_ids` for detection data; for pairs, the batch's texts and further ones.
 
-        Pairs' texts are no negatives of annotated images, and classes none of pairs: an object that a caption names
-        may be in an annotated image without a label, and the other way round. The negatives of a pair are therefore
+        Classes are no negatives of pairs, since a caption does not name all that is there. The negatives of a pair are
         texts of other pairs: those of the batch, as in contrastive training, and further ones drawn from all pairs. Its
         own texts are negatives only in each other's boxes, since elsewhere the teacher may have missed an object.
+
+        With `pair_negatives` the same texts are negatives of annotated images, but for those that may mean a class
+        which is there. Otherwise a novel name is never a negative outside of pairs.
         """
         is_pair = batch.is_pair.tolist()
         annotated = tuple(of for of, paired in zip(batch.targets, is_pair, strict=True) if not paired)
@@ -87,13 +97,32 @@ class TextSampler:
             return StepTexts(class_ids, embeddings, mask, mask, of_pairs)
         ids = torch.cat([of_batch, self.pair_texts.draw(self.sampled_texts, generator)]).unique()
         of_ids = class_mask(pairs, ids, negatives="sampled")
+        texts = self.pair_texts.sample(ids, generator=generator, noise=self.noise)
+        if self.pair_negatives:
+            of_annotated = torch.cat([mask, self._mean_no_class_of(annotated, texts)], dim=1)
+        else:
+            of_annotated = F.pad(mask, (0, len(ids)))  # False
         return StepTexts(
             torch.cat([class_ids, ids]),
-            torch.cat([embeddings, self.pair_texts.sample(ids, generator=generator, noise=self.noise)]),
-            _apart(batch.is_pair, mask, of_ids),
-            _apart(batch.is_pair, mask, torch.ones_like(of_ids)),
+            torch.cat([embeddings, texts]),
+            _join(batch.is_pair, of_annotated, of_ids),
+            _join(batch.is_pair, of_annotated, torch.ones_like(of_ids)),
             torch.cat([of_pairs, torch.isin(ids, of_batch)]),
         )
+
+    def _mean_no_class_of(self, images: tuple[Targets, ...], texts: Float[Tensor, "M D"]) -> Bool[Tensor, "_ M"]:
+        """Whether none of the classes that are nearest to a text has a box in an image."""
+        nearest = (texts @ self._class_rows.T).topk(min(NEAREST_CLASSES, len(self.image_counts)), dim=1).indices
+        mask = torch.ones(len(images), len(texts), dtype=torch.bool)
+        for row, image in enumerate(images):
+            mask[row] = ~torch.isin(nearest, image.classes).any(dim=1)
+        return mask
+
+    @cached_property
+    def _class_rows(self) -> Float[Tensor, "C D"]:
+        """One variant of each class of the vocabulary."""
+        classes = np.arange(len(self.image_counts))
+        return self.bank.rows(classes, np.zeros_like(classes))
 
     def _left_out(self, generator: torch.Generator) -> Bool[Tensor, " C"] | None:
         """The classes whose names this step does not use."""
@@ -105,12 +134,11 @@ class TextSampler:
         return self.held_out if left_out.all() else left_out  # one name is needed
 
 
-def _apart(
-    is_pair: Bool[Tensor, " B"], annotated: Bool[Tensor, "_ L"], pairs: Bool[Tensor, "_ M"]
+def _join(
+    is_pair: Bool[Tensor, " B"], annotated: Bool[Tensor, "_ K"], pairs: Bool[Tensor, "_ M"]
 ) -> Bool[Tensor, "B K"]:
-    """Join the masks of annotated images and of pairs in the images' order; neither counts for the other's texts."""
-    num_classes = annotated.shape[1]
-    mask = torch.zeros(len(is_pair), num_classes + pairs.shape[1], dtype=torch.bool)
-    mask[~is_pair, :num_classes] = annotated
-    mask[is_pair, num_classes:] = pairs
+    """Join the masks of annotated images and of pairs in the images' order; only the last M texts count for pairs."""
+    mask = torch.zeros(len(is_pair), annotated.shape[1], dtype=torch.bool)
+    mask[~is_pair] = annotated
+    mask[is_pair, annotated.shape[1] - pairs.shape[1] :] = pairs
     return mask

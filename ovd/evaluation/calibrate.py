@@ -67,6 +67,7 @@ def calibrate(
     *,
     held_out: Bool[np.ndarray, " C"],
     is_exhaustive: bool,
+    name_bias: float | None = None,
     batch_size: int,
     workers: int,
 ) -> ScoreCalibration:
@@ -78,6 +79,7 @@ def calibrate(
         index: the images, with the vocabulary of the training.
         held_out: which names were not trained on.
         is_exhaustive: whether every object of every class has a box.
+        name_bias: the bias towards trained names, if it is not to be measured.
         batch_size, workers: as for `Inference.dataset`.
 
     Raises:
@@ -86,8 +88,8 @@ def calibrate(
     """
     trained = text[torch.from_numpy(~held_out)]
     nearness = nearness_to(text, trained)
-    bias = 0.0
-    if held_out.any():
+    bias = name_bias or 0.0
+    if name_bias is None and held_out.any():
         bias = _fit_bias(inference, text, index, nearness, held_out, batch_size=batch_size, workers=workers)
     # The map with a slope and a curve of 1 leaves scores as they are.
     unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)

@@ -29,6 +29,7 @@ def calibrate_detector(
         held_out.index,
         held_out=held_out.names,
         is_exhaustive=FORMATS[held_out.index.format].is_exhaustive,
+        name_bias=None if config.train.calibration is None else config.train.calibration.name_bias,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
     )

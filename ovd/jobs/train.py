@@ -116,6 +116,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         noise=config.bank.noise,
         pair_texts=pair_texts,
         sampled_texts=config.data.pairs.sampled_texts if config.data.pairs is not None else 0,
+        pair_negatives=config.train.pair_negatives,
         held_out=None if held_out is None else torch.from_numpy(held_out.names),
         name_dropout=config.train.name_dropout,
     )

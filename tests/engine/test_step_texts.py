@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+import ovd.engine.step_texts
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import step_generator
 from ovd.structures import Batch, Targets
@@ -82,6 +83,42 @@ def test_detection_data_and_pairs_are_not_held_against_each_other(sampler):
     expected[2:, 2:] = True  # in boxes of one another they are
     assert torch.equal(texts.mask_in_boxes, expected)
     assert texts.embeddings.shape == (5, 4)
+
+
+def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp_path):
+    rows = np.eye(8, dtype=np.float16)
+    files = {"classes": rows[:6], "texts": np.stack([rows[2], rows[7] + rows[4] / 8])}
+    for name, variants in files.items():
+        metadata = {"tower": "t", "names": json.dumps([f"{name}{row}" for row in range(len(variants))])}
+        (tmp_path / name).write_bytes(save({"variants": variants[:, None]}, metadata))
+    of = TextSampler(
+        TextBank(tmp_path / "classes"),
+        torch.full((6,), 5),
+        negatives="sampled",
+        sampled_classes=6,
+        noise=0.0,
+        pair_texts=PairTexts([TextBank(tmp_path / "texts")], [np.ones(2, np.int64)], first_id=6),
+        sampled_texts=0,
+        pair_negatives=True,
+    )
+    same_as_2, like_4 = of.pair_texts.ids(0).tolist()
+    images = [annotated([2]), annotated([4, 5]), annotated([])]
+    pairs = [pair([same_as_2], (same_as_2,)), pair([like_4], (like_4,))]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ovd.engine.step_texts, "NEAREST_CLASSES", 1)
+        texts = of.sample(batch(images, pairs), torch.Generator().manual_seed(0))
+    assert texts.class_ids.tolist() == [*range(6), *sorted([same_as_2, like_4])]
+    assert texts.mask[:3, :6].all()
+    columns = {text: texts.class_ids.tolist().index(text) for text in (same_as_2, like_4)}
+    assert texts.mask[:3, columns[same_as_2]].tolist() == [False, True, True]
+    assert texts.mask[:3, columns[like_4]].tolist() == [True, False, True]
+    assert torch.equal(texts.mask_in_boxes[:3], texts.mask[:3])
+    plain = replace(of, pair_negatives=False).sample(batch(images, pairs), torch.Generator().manual_seed(0))
+    assert not plain.mask[:3, 6:].any()
+    assert torch.equal(plain.mask[3:], texts.mask[3:])  # nothing changes for pairs
+    assert torch.equal(plain.embeddings, texts.embeddings)
+    only_pairs = of.sample(batch([], pairs), torch.Generator().manual_seed(0))
+    assert only_pairs.mask.shape == (2, len(only_pairs.class_ids))
 
 
 def test_without_pairs_it_is_what_it_was(sampler):

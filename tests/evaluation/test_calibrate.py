@@ -366,8 +366,8 @@ def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference,
 # --- all of it
 
 
-def fitted(inference: Inference, text: torch.Tensor, index: AnnotationIndex, held_out: np.ndarray):
-    return calibrate(inference, text, index, held_out=held_out, is_exhaustive=False, batch_size=4, workers=0)
+def fitted(inference: Inference, text: torch.Tensor, index: AnnotationIndex, held_out: np.ndarray, **more: Any):
+    return calibrate(inference, text, index, held_out=held_out, is_exhaustive=False, batch_size=4, workers=0, **more)
 
 
 def test_without_held_out_names_there_is_a_map_but_no_bias_and_no_distance(inference, index, text) -> None:
@@ -378,6 +378,21 @@ def test_without_held_out_names_there_is_a_map_but_no_bias_and_no_distance(infer
     assert torch.equal(found.trained_text, text)
     assert found.options is inference.options
     assert 0 < found.threshold < 1
+
+
+@pytest.mark.parametrize("name_bias", [0.0, 0.0375])
+def test_a_known_bias_is_taken_instead_of_a_measured_one(inference, index, text, name_bias) -> None:
+    held_out = np.arange(len(text)) % 3 == 0
+    found = fitted(inference, text, index, held_out, name_bias=name_bias)
+    assert found.name_bias == name_bias
+    calibrated = Inference(
+        inference.detector, size=96, options=inference.options, low_precision=False, calibration=found
+    )
+    lowered = calibrated.classifier(text).lowered
+    if name_bias == 0:
+        assert lowered is None
+    else:
+        torch.testing.assert_close(lowered, name_bias * found.nearness(text))
 
 
 def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index, text) -> None:
