@@ -18,6 +18,7 @@ STEPS = (
     ("text_augmentation", "scratch"),
     ("gated", "text_augmentation"),
     ("self_training", "gated"),
+    ("today", "gated"),
     ("gated", "scratch"),
     ("gated_no_text", "scratch"),
     ("gated", "gated_no_text"),
