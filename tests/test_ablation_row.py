@@ -8,7 +8,7 @@ import pytest
 import ovd.build.data
 import ovd.data.world.build
 from ovd.ablation.row import read_row, run_row
-from ovd.config import AblationRow
+from ovd.config import AblationRow, LabelsConfig
 from ovd.data.world.settings import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -17,7 +17,7 @@ SMALL = [
     "data.workers=0", "train.steps=2", "train.batch_size=2", "train.warmup_steps=0", "train.sampled_classes=10",
     "train.save_every=100", "eval.candidates=100",
 ]  # fmt: skip
-LABELS = {"queries": "nouns", "shards": 1}
+LABELS = LabelsConfig(queries="nouns", shards=1)
 
 
 @pytest.fixture
@@ -60,5 +60,6 @@ def test_rows_share_what_they_have_in_common(small_world, tmp_path):
     used = [path for path in (runs / "seed-3").glob("*/config.yaml") if f"name: {folder}" in path.read_text()]
     assert len(used) == 2  # teacher and student
     for record in records.values():
+        assert record.cgF1 is not None
         assert 0 <= record.cgF1 <= 100
         assert record.steps == 4

@@ -11,13 +11,10 @@ from torch.nn import functional as F
 
 from ovd.choices import NegativeRule
 from ovd.distributed import union_over_ranks
-from ovd.model.federated import class_mask, needed_classes, sample_class_ids
-from ovd.structures import Batch, Targets
+from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
+from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
-
-NEAREST_CLASSES = 3
-"""A pair's text may mean one of so many classes, the nearest to it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class TextSampler:
         of_ids = class_mask(pairs, ids, negatives="sampled")
         texts = self.pair_texts.sample(ids, generator=generator, noise=self.noise)
         if self.pair_negatives:
-            of_annotated = torch.cat([mask, self._mean_no_class_of(annotated, texts)], dim=1)
+            of_annotated = torch.cat([mask, text_mask(annotated, texts, self._class_rows)], dim=1)
         else:
             of_annotated = F.pad(mask, (0, len(ids)))  # False
         return StepTexts(
@@ -109,14 +106,6 @@ class TextSampler:
             _join(batch.is_pair, of_annotated, torch.ones_like(of_ids)),
             torch.cat([of_pairs, torch.isin(ids, of_batch)]),
         )
-
-    def _mean_no_class_of(self, images: tuple[Targets, ...], texts: Float[Tensor, "M D"]) -> Bool[Tensor, "_ M"]:
-        """Whether none of the classes that are nearest to a text has a box in an image."""
-        nearest = (texts @ self._class_rows.T).topk(min(NEAREST_CLASSES, len(self.image_counts)), dim=1).indices
-        mask = torch.ones(len(images), len(texts), dtype=torch.bool)
-        for row, image in enumerate(images):
-            mask[row] = ~torch.isin(nearest, image.classes).any(dim=1)
-        return mask
 
     @cached_property
     def _class_rows(self) -> Float[Tensor, "C D"]:

@@ -14,11 +14,14 @@ does a text in the image of its own image-text pair, since the object may be the
 from typing import assert_never
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovd.choices import NegativeRule
 from ovd.structures import Targets
+
+NEAREST_CLASSES = 3
+"""A text of an image-text pair may mean one of so many classes, the nearest to it."""
 
 
 def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:
@@ -77,6 +80,22 @@ def class_mask(
     mask = torch.zeros(len(targets), len(class_ids), dtype=torch.bool, device=class_ids.device)
     for row, image in enumerate(targets):
         mask[row] = _image_mask(image, class_ids, negatives)
+    return mask
+
+
+def text_mask(
+    targets: tuple[Targets, ...], texts: Float[Tensor, "M D"], class_rows: Float[Tensor, "C D"]
+) -> Bool[Tensor, "B M"]:
+    """Whether a text of an image-text pair counts as a negative of an annotated image: none of the `NEAREST_CLASSES`
+    to it has a box there.
+
+    Args:
+        texts, class_rows: unit rows of the texts, and of the vocabulary that the targets' classes are from.
+    """
+    nearest = (texts @ class_rows.T).topk(min(NEAREST_CLASSES, len(class_rows)), dim=1).indices
+    mask = torch.ones(len(targets), len(texts), dtype=torch.bool)
+    for row, image in enumerate(targets):
+        mask[row] = ~torch.isin(nearest, image.classes).any(dim=1)
     return mask
 
 

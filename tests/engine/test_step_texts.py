@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-import ovd.engine.step_texts
+import ovd.model.federated
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import step_generator
 from ovd.structures import Batch, Targets
@@ -91,21 +91,22 @@ def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp
     for name, variants in files.items():
         metadata = {"tower": "t", "names": json.dumps([f"{name}{row}" for row in range(len(variants))])}
         (tmp_path / name).write_bytes(save({"variants": variants[:, None]}, metadata))
+    pair_texts = PairTexts([TextBank(tmp_path / "texts")], [np.ones(2, np.int64)], first_id=6)
     of = TextSampler(
         TextBank(tmp_path / "classes"),
         torch.full((6,), 5),
         negatives="sampled",
         sampled_classes=6,
         noise=0.0,
-        pair_texts=PairTexts([TextBank(tmp_path / "texts")], [np.ones(2, np.int64)], first_id=6),
+        pair_texts=pair_texts,
         sampled_texts=0,
         pair_negatives=True,
     )
-    same_as_2, like_4 = of.pair_texts.ids(0).tolist()
+    same_as_2, like_4 = pair_texts.ids(0).tolist()
     images = [annotated([2]), annotated([4, 5]), annotated([])]
     pairs = [pair([same_as_2], (same_as_2,)), pair([like_4], (like_4,))]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ovd.engine.step_texts, "NEAREST_CLASSES", 1)
+        patched.setattr(ovd.model.federated, "NEAREST_CLASSES", 1)
         texts = of.sample(batch(images, pairs), torch.Generator().manual_seed(0))
     assert texts.class_ids.tolist() == [*range(6), *sorted([same_as_2, like_4])]
     assert texts.mask[:3, :6].all()
