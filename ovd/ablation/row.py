@@ -40,8 +40,6 @@ from ovd.precision import cpu_name, instruction_set
 
 UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
 """Settings without a say in a row's metrics: how batches are loaded, and paths that a row fills in."""
-HASHED_IF_SET = ("train.calibration.name_distance",)
-"""Settings of a section that is off by default, which were added after records of runs with this section."""
 VERSIONED = ("torch", "torchvision", "open_clip_torch", "timm", "albumentations", "hotcoco", "numpy")
 
 
@@ -77,9 +75,6 @@ class RowStages:
             settings = flatten(at_seed(stage, 0, Path()).model_dump(mode="json")) if stage else {}
             for name in UNHASHED:
                 settings.pop(name, None)
-            for name in HASHED_IF_SET:
-                if settings.get(name) is None:
-                    settings.pop(name, None)
             content.append({name: value for name, value in settings.items() if defaults.get(name, ...) != value})
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
         if self.align is not None:

@@ -28,9 +28,6 @@ class CalibrationOptions(Section):
     name_bias: NonNegativeFloat | None = None
     """The bias towards trained names, taken off their cosines, where it is known from a run that held out names; by
     default it is measured."""
-    name_distance: float | None = None
-    """The map's weight of a name's distance from the trained names, where it is known from such a run; by default it is
-    fitted, and 0 if no names are held out. Negative if boxes of novel names are less sure than their scores."""
 
 
 def held_out_images(index: AnnotationIndex, options: CalibrationOptions) -> Bool[np.ndarray, " N"]:

@@ -68,7 +68,6 @@ def calibrate(
     held_out: Bool[np.ndarray, " C"],
     is_exhaustive: bool,
     name_bias: float | None = None,
-    name_distance: float | None = None,
     batch_size: int,
     workers: int,
 ) -> ScoreCalibration:
@@ -81,7 +80,6 @@ def calibrate(
         held_out: which names were not trained on.
         is_exhaustive: whether every object of every class has a box.
         name_bias: the bias towards trained names, if it is not to be measured.
-        name_distance: the map's weight of a name's distance from the trained names, if it is not to be fitted.
         batch_size, workers: as for `Inference.dataset`.
 
     Raises:
@@ -113,7 +111,7 @@ def calibrate(
         raise CalibrationError(
             f"{index.path}: no box of the {len(index)} held-out images is found; nothing to calibrate on"
         )
-    score_map = fit_map(judged, nearness, distance=name_distance)
+    score_map = fit_map(judged, nearness)
     probabilities = score_map(judged.scores, nearness[judged.classes])
     threshold = best_threshold(probabilities, judged.weights, num_true=len(index.boxes.values))
     return ScoreCalibration(bias, score_map, threshold, inference.options, trained)
@@ -186,43 +184,31 @@ def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive:
     return Judged(found.scores[known], found.classes[known], right[known], weights[known])
 
 
-def fit_map(judged: Judged, nearness: Float[Tensor, " C"], *, distance: float | None = None) -> ScoreMap:
-    """Beta calibration by weighted logistic regression, with slopes that are not negative.
-
-    Args:
-        distance: the weight of a name's distance from the trained names; by default it is fitted if there are enough
-            right detections of other names, else 0.
-    """
+def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
+    """Beta calibration by weighted logistic regression, with slopes that are not negative."""
     nearness_of_each = nearness[judged.classes]
     inputs = features(judged.scores, nearness_of_each)
     right, weights = judged.right.double(), judged.weights.double()
-    has_others = int(right[nearness_of_each < 1 - SAME_TEXT].sum()) >= MIN_RIGHT
-    used = [0, 1, 2, 3] if distance is None and has_others else [0, 1, 2]
-    known = inputs[:, 3] * (distance or 0.0)
+    used = [0, 1, 2, 3] if int(right[nearness_of_each < 1 - SAME_TEXT].sum()) >= MIN_RIGHT else [0, 1, 2]
     while True:
-        fitted = _logistic_regression(inputs[:, used], known, right, weights)
+        fitted = _logistic_regression(inputs[:, used], right, weights)
         negative = [column for column, weight in zip(used, fitted.tolist(), strict=True) if column < 2 and weight < 0]
         if not negative:
             break
         used.remove(negative[0])
     result = torch.zeros(4, dtype=torch.float64)
     result[used] = fitted
-    if distance is not None:
-        result[3] = distance
     return ScoreMap(*result.tolist())
 
 
 def _logistic_regression(
-    inputs: Float[Tensor, "K F"],
-    known: Float[Tensor, " K"],
-    right: Float[Tensor, " K"],
-    weights: Float[Tensor, " K"],
+    inputs: Float[Tensor, "K F"], right: Float[Tensor, " K"], weights: Float[Tensor, " K"]
 ) -> Float[Tensor, " F"]:
-    """By Newton's method, with a ridge; `known` is a term of the log odds that is not fitted."""
+    """By Newton's method, with a ridge."""
     fitted = torch.zeros(inputs.shape[1], dtype=torch.float64)
     ridge = RIDGE * weights.sum() * torch.eye(len(fitted), dtype=torch.float64)
     for _ in range(NEWTON_STEPS):
-        probability = (inputs @ fitted + known).sigmoid()
+        probability = (inputs @ fitted).sigmoid()
         gradient = inputs.T @ (weights * (probability - right)) + ridge @ fitted
         curvature = (inputs * (weights * probability * (1 - probability))[:, None]).T @ inputs + ridge
         step = torch.linalg.solve(curvature, gradient)

@@ -23,15 +23,13 @@ def calibrate_detector(
         CalibrationError: nothing is found in the held-out images.
     """
     config = trained.config
-    known = config.train.calibration
     return calibrate(
         build_inference(trained, options=options),
         text_of_index(config, trained.clip, held_out.index),
         held_out.index,
         held_out=held_out.names,
         is_exhaustive=FORMATS[held_out.index.format].is_exhaustive,
-        name_bias=None if known is None else known.name_bias,
-        name_distance=None if known is None else known.name_distance,
+        name_bias=None if config.train.calibration is None else config.train.calibration.name_bias,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
     )

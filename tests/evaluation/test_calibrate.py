@@ -395,31 +395,6 @@ def test_a_known_bias_is_taken_instead_of_a_measured_one(inference, index, text,
         torch.testing.assert_close(lowered, name_bias * found.nearness(text))
 
 
-def test_a_known_distance_is_taken_and_changes_nothing_else_if_all_names_were_trained_on(
-    inference, index, text
-) -> None:
-    none_held_out = np.zeros(len(text), bool)
-    free = fitted(inference, text, index, none_held_out)
-    known = fitted(inference, text, index, none_held_out, name_distance=-3.7)
-    assert known.score_map.distance == -3.7
-    torch.testing.assert_close(known.score_map.weights[:3], free.score_map.weights[:3])
-    assert known.threshold == pytest.approx(free.threshold)
-
-
-def test_a_known_distance_is_part_of_what_the_rest_of_the_map_is_fitted_to() -> None:
-    """The log odds of the scores are 0.5 too low for the one far name: the offset must be for the near one alone."""
-    generator = torch.Generator().manual_seed(0)
-    odds = torch.randn(20_000, generator=generator)
-    classes = torch.arange(20_000) % 2
-    nearness = torch.tensor([1.0, 0.8])
-    right = torch.rand(20_000, generator=generator) < (odds + 0.5 * classes).sigmoid()
-    judged = Judged(odds.sigmoid(), classes, right, torch.ones(20_000, dtype=torch.float64))
-    found = fit_map(judged, nearness, distance=2.5)
-    assert found.distance == 2.5
-    assert (found.slope, found.curve, found.offset) == pytest.approx((1, 1, 0), abs=0.06)
-    assert fit_map(judged, nearness, distance=0.0).offset == pytest.approx(0.25, abs=0.06)
-
-
 def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index, text) -> None:
     held_out = np.arange(len(text)) % 3 == 0
     found = fitted(inference, text, index, held_out)
