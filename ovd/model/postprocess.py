@@ -4,7 +4,8 @@ Three options make a detection depend on all classes that are searched for toget
 
 Competition (`competition`): a point's score for a class is multiplied by softmax(competition * cosine) **
 competition_power, over all classes of the vocabulary. So a score may not be compared with one from another vocabulary.
-The only class of a vocabulary keeps its scores.
+The only class of a vocabulary keeps its scores. The correction of the bias towards trained names is then in the softmax
+alone.
 
 One name per place (`one_name_per_place`): each point stands for its best class alone, and NMS over all classes comes
 before the class-aware one.
@@ -128,7 +129,10 @@ def _scores_of(
             if classifier.lowered is not None:
                 mixed = mixed - classifier.lowered
             cosines = mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
-        probability = (classifier.scale * cosines + classifier.bias).sigmoid()
+        # A bias towards names is one in the choice between them: where they compete, it is corrected there alone.
+        is_chosen = options.competition > 0 and classifier.lowered is not None
+        absolute = cosines + classifier.lowered if is_chosen else cosines
+        probability = (classifier.scale * absolute + classifier.bias).sigmoid()
         if ensemble is not None:
             assert some.clip is not None
             named = (ensemble.clip_scale * some.clip @ classifier.text.T).softmax(dim=1)

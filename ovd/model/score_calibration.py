@@ -1,7 +1,8 @@
 """The calibration of a detector: scores that are probabilities, and no bias towards the names that it was trained on.
 
 Training raises the cosines of embeddings with the texts that are trained on. So a novel class loses its boxes to the
-trained names. `name_bias` is taken off the cosine with a text in proportion to its nearness to the trained texts.
+trained names. `name_bias` is taken off the cosine with a text in proportion to its nearness to the trained texts; where
+names compete for a place (`competition`), in that choice alone, so that the bias is none of how sure a box is.
 
 A score is then mapped to the probability that a box of this name is there (beta calibration, Kull et al., AISTATS
 2017), with a term for names that are far from the trained ones. The map keeps the order of the boxes of a class.

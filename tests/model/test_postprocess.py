@@ -5,6 +5,7 @@ from torchvision.ops import nms
 from ovd.model import similarity
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.postprocess import ScoreEnsemble, postprocess
+from ovd.model.similarity import TextClassifier
 from ovd.structures import Detections, Predictions
 
 SCALE, BIAS = 12.0, -2.0
@@ -208,3 +209,23 @@ def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
     assert [
         (round(box[0] / 10), row) for box, row in zip(found.boxes.tolist(), found.classes.tolist(), strict=True)
     ] == [(point, row) for _, point, row in expected]
+
+
+def test_with_competition_a_lowered_name_is_lowered_in_the_choice_alone() -> None:
+    """One point; two names. The reference is the formula in float64."""
+    embedding, text = torch.tensor([[1.0, 0.2]]), torch.eye(2)
+    lowered = torch.tensor([0.1, 0.02])
+    classifier = TextClassifier(text, torch.arange(2), torch.tensor(9.0), torch.tensor(-4.0), lowered)
+    predictions = Predictions(embedding[None], torch.tensor([[[0.0, 0, 8, 8]]]), torch.zeros(1, 1))
+    sizes = torch.tensor([[16, 16]])
+    cosines = torch.nn.functional.normalize(embedding.double(), dim=1)[0]
+    for competition in (0.0, 30.0):
+        options = DetectionOptions(competition=competition)
+        (found,) = postprocess(predictions, classifier, input_sizes=sizes, original_sizes=sizes, options=options)
+        chosen = cosines - lowered.double()
+        absolute = cosines if competition else chosen
+        expected = ((9 * absolute - 4).sigmoid() * 0.5).sqrt() * (competition * chosen).softmax(dim=0).sqrt()
+        if not competition:
+            expected = ((9 * absolute - 4).sigmoid() * 0.5).sqrt()
+        order = found.classes.argsort()
+        torch.testing.assert_close(found.scores[order].double(), expected, atol=1e-6, rtol=1e-5)
