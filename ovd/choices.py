@@ -32,6 +32,8 @@ Precision = Literal["auto", "bf16", "float32"]
 """Numerical precision; `auto` is bf16 where the hardware is fast at it (precision.py)."""
 QuerySource = Literal["caption", "ngrams", "nouns", "classes"]
 """Source of an image-text pair's queries (selftrain/queries.py)."""
+SamePlace = Literal["base_stays", "surer", "both"]
+"""What becomes of boxes of the base detector and of an expert at one place (experts/merge.py)."""
 Templates = Literal["none", "short", "full"]
 """Prompt templates for a class name (text/prompts.py)."""
 WeightFormat = Literal["float16", "float32"]

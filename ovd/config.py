@@ -351,6 +351,14 @@ class EvalSection(DetectionOptions):
     CLIP's. By default the detector's scores alone."""
 
 
+class ExpertSection(Section):
+    """An expert: a detector of new names beside the one of `init_from`, which goes on to answer for all other words."""
+
+    own_layers: NonNegativeInt | Literal["all"] = 0
+    """Number of the backbone's last layers that the expert trains as its own; the others, with none also CLIP's
+    projection, are frozen and shared. More of them fit new pictures better, and take more time and memory."""
+
+
 class TrainConfig(Section):
     """Training a detector: `tools/train.py`."""
 
@@ -367,6 +375,8 @@ class TrainConfig(Section):
     data: DataConfig = DataConfig()
     train: TrainSection
     eval: EvalSection = EvalSection()
+    expert: ExpertSection | None = None
+    """Train an expert of `init_from`'s detector, with `tools/fine_tune.py`; by default a detector of its own."""
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
@@ -384,6 +394,13 @@ class TrainConfig(Section):
             )
         if self.init_state == "training" and self.init_from is None:
             raise ValueError("init_state=training needs init_from: the run to continue from")
+        if self.expert is not None:
+            if self.init_from is None or self.init_state == "training":
+                raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")
+            if self.detector.freeze_backbone or self.detector.frozen_layers:
+                raise ValueError(
+                    "expert.own_layers says which layers learn; leave out detector.freeze_backbone and frozen_layers"
+                )
         return self
 
 

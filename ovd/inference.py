@@ -1,6 +1,6 @@
 """Inference with a detector: on an image, a batch of images, or a data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -98,6 +98,16 @@ class Inference:
         """
         with autocast(images.device, self.low_precision):
             predictions = self.detector(images)
+        return self.without_padding(predictions, images, sizes)
+
+    def without_padding(
+        self, predictions: Predictions, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
+    ) -> Predictions:
+        """The predictions with no box at points in the padding.
+
+        Args:
+            images, sizes: as for `predict`.
+        """
         # Points in the padding, and beyond the border on a coarse level, are never trained.
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
@@ -160,6 +170,32 @@ class Inference:
             return found
         nearness, score_map = self._nearness(text, self.calibration), self.calibration.score_map
         return tuple(_mapped(item, score_map(item.scores, nearness[item.classes])) for item in found)
+
+    @torch.no_grad()
+    def detect_each(
+        self,
+        texts: Sequence[Float[Tensor, "_ D"]],
+        images: UInt8[Tensor, "B 3 H W"],
+        sizes: Int[Tensor, "B 2"],
+        original_sizes: Int[Tensor, "B 2"],
+    ) -> tuple[Detections, ...]:
+        """As `detect`, with classes of its own for each image.
+
+        Args:
+            texts: unit rows for each image, none for an image to pass over.
+        """
+        images, sizes = images.to(self.device), sizes.to(self.device)
+        predictions = self.predict(images, sizes)
+        found = []
+        for row, text in enumerate(texts):
+            only = slice(row, row + 1)
+            if len(text) == 0:
+                found.append(Detections.empty())
+                continue
+            found += self.detections(
+                predictions.of_images(only), text, sizes[only], original_sizes[only], images=images[only]
+            )
+        return tuple(found)
 
     def image(
         self, text: Float[Tensor, "C D"], image: UInt8[np.ndarray, "H W 3"], *, ensemble: ScoreEnsemble | None = None

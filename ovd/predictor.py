@@ -16,7 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
+from ovd.build.experts import ExpertGroup
 from ovd.build.text import evaluation_text
+from ovd.choices import SamePlace
 from ovd.data.images import read_image
 from ovd.structures import Detections
 
@@ -51,17 +53,32 @@ class Predictor:
         return self._inference.threshold is not None
 
     @classmethod
-    def load(cls, run: Path | str, *, device: str | None = None, size: int | None = None) -> "Predictor":
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        experts: Sequence[Path | str] = (),
+        same_place: SamePlace = "base_stays",
+        nearest: bool = False,
+        device: str | None = None,
+        size: int | None = None,
+    ) -> "Predictor":
         """Load a run folder or a checkpoint folder.
 
         Args:
+            experts: folders of experts of this detector (`tools/fine_tune.py`), or the run folders that they are in.
+                Each answers for its own names and their synonyms, the detector for all others.
+            same_place: what becomes of boxes of the detector and of an expert at one place. `base_stays` drops the
+                expert's if it is the less probable; `surer` drops the less probable; `both` keeps both.
+            nearest: whether experts answer queries in other words, too, that are near to their names.
             device: such as "cpu" or "cuda:1"; by default as in training.
             size: as in `__init__`.
 
         Raises:
-            ValueError: no intact checkpoint there.
+            ValueError: no intact checkpoint there, or an expert is missing, damaged or of another detector.
         """
-        return cls(load_detector(Path(run), device), size=size)
+        group = ExpertGroup(tuple(map(Path, experts)), same_place, nearest) if experts else None
+        return cls(load_detector(Path(run), device, experts=group), size=size)
 
     def __call__(self, image: Path | str | UInt8[np.ndarray, "H W 3"], names: Sequence[str]) -> Detections:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.

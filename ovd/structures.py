@@ -158,3 +158,8 @@ class Detections:
     scores: Float[Tensor, " K"]
     classes: Int[Tensor, " K"]
     """Rows of the vocabulary that was detected with."""
+
+    @classmethod
+    def empty(cls) -> "Detections":
+        """Detections of an image in which nothing is found."""
+        return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

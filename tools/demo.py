@@ -12,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
+from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.detector import load_detector
 from ovd.cli import run_tool
 from ovd.data.images import read_image
 from ovd.predictor import Predictor
@@ -43,6 +45,7 @@ def main() -> None:
         "--classes", required=True, help="comma-separated class names, any words; NAME:0.8 for a minimum score"
     )
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
+    add_expert_options(parser)
     parser.add_argument("--threshold", type=float, help="minimum score shown (default: the detector's own)")
     parser.add_argument("--top", type=int, default=100, help="maximum number of boxes shown (%(default)s)")
     parser.add_argument("--overlapping", action="store_true", help="show several classes at the same place")
@@ -55,7 +58,9 @@ def main() -> None:
         raise ValueError(f"--classes {arguments.classes!r} has no class name; write it as --classes 'umbrella, anchor'")
     names = [name for name, _ in asked]
 
-    predictor = Predictor.load(arguments.run, device=arguments.device, size=arguments.size)
+    predictor = Predictor(
+        load_detector(arguments.run, arguments.device, experts=expert_group(arguments)), size=arguments.size
+    )
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if own is None else own for _, own in asked]
     image = read_image(arguments.image)

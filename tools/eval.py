@@ -16,7 +16,7 @@ from typing import get_args
 
 import torch
 
-from ovd.build.arguments import add_format_options, format_options
+from ovd.build.arguments import add_expert_options, add_format_options, expert_group, format_options
 from ovd.build.data import load_evaluation_index
 from ovd.build.detector import load_detector
 from ovd.choices import DataFormatName
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of its images")
     parser.add_argument("--format", choices=get_args(DataFormatName))
     add_format_options(parser, default_split="val")
+    add_expert_options(parser)
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
     parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval-NAME)")
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
@@ -62,7 +63,7 @@ def main() -> None:
     file = arguments.annotations
     name = "-".join(["eval", *([file.parent.name, file.stem] if file else []), *filter(None, [arguments.split])])
     output = arguments.output or arguments.run / name
-    trained = load_detector(arguments.run, arguments.device)
+    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
     evaluate_run(trained, output=output, index=given_data(arguments), engine=arguments.engine, size=arguments.size)
     print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
 

@@ -16,6 +16,7 @@ from typing import get_args
 
 import torch
 
+from ovd.build.arguments import add_expert_options, expert_group
 from ovd.build.detector import load_detector
 from ovd.choices import QuerySource
 from ovd.cli import run_tool
@@ -45,6 +46,7 @@ def _arguments() -> argparse.Namespace:
                         "Grounding DINO take `none` alone, a single prompt")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
                         "Hugging Face (name or folder), which detects the boxes in place of RUN")  # fmt: skip
+    add_expert_options(parser)
     parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
                         help="only boxes that score more are kept; keep it low, filters come later "
                         "(default: %(default)s)")  # fmt: skip
@@ -79,7 +81,7 @@ def main() -> None:
     if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     counts = pseudo_label_run(
-        load_detector(arguments.run, device),
+        load_detector(arguments.run, device, experts=expert_group(arguments)),
         pairs=arguments.pairs,
         output=arguments.output,
         options=options,

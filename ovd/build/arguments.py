@@ -1,8 +1,11 @@
-"""From the command line of a tool to a data set in any format."""
+"""From the command line of a tool to a data set in any format, and to experts."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import get_args
 
+from ovd.build.experts import ExpertGroup
+from ovd.choices import SamePlace
 from ovd.data.format_options import FormatOptions
 
 
@@ -20,3 +23,31 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
 def format_options(arguments: Namespace) -> FormatOptions:
     """The settings that some formats need besides paths."""
     return FormatOptions(split=arguments.split, class_names=arguments.class_names, zero_based=arguments.zero_based)
+
+
+def add_expert_options(parser: ArgumentParser) -> None:
+    """Adds the arguments that `expert_group` takes."""
+    parser.add_argument(
+        "--expert",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of an expert of this detector (tools/fine_tune.py), which answers for its own names; repeatable",
+    )
+    parser.add_argument(
+        "--same-place",
+        choices=get_args(SamePlace),
+        default="base_stays",
+        help="boxes of the detector and of an expert at one place: drop the expert's if it is the less probable "
+        "(base_stays, the default), drop the less probable (surer), or keep both",
+    )
+    parser.add_argument(
+        "--nearest", action="store_true", help="experts also answer other words that are near to their names"
+    )
+
+
+def expert_group(arguments: Namespace) -> ExpertGroup | None:
+    """The experts to use, and how; None without any."""
+    if not arguments.expert:
+        return None
+    return ExpertGroup(tuple(arguments.expert), arguments.same_place, arguments.nearest)

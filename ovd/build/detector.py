@@ -9,6 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
+from ovd.build.experts import ExpertGroup, add_experts, check_experts, own_layers
 from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config import (
@@ -34,6 +35,7 @@ from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.postprocess import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
+from ovd.model.shared_layers import shared_parameters
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
@@ -51,6 +53,10 @@ class TrainedDetector:
     """Names of the classes that it was trained on."""
     calibration: ScoreCalibration | None = None
     """Of its scores, from the end of its training; None if nothing was held out to calibrate on."""
+    weights: Path | None = None
+    """The file that its weights were read from."""
+    experts: ExpertGroup | None = None
+    """Experts that answer beside it; None for none."""
 
     @property
     def threshold(self) -> float | None:
@@ -89,6 +95,9 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
         if options.frozen_layers > len(layers):
             raise ValueError(f"detector.frozen_layers is {options.frozen_layers}; {config.clip.name} has {len(layers)}")
         for parameter in chain.from_iterable(layers[: options.frozen_layers]):
+            parameter.requires_grad_(False)
+    if config.expert is not None:
+        for parameter in shared_parameters(backbone, own_layers(config.expert, backbone)):
             parameter.requires_grad_(False)
     if options.recompute:
         backbone.checkpoint_activations()
@@ -192,16 +201,20 @@ def build_inference(
         options: settings of post-processing; by default those of its config.
     """
     config = trained.config
-    options = options or config.eval
+    of_config = options or config.eval
     uses_bf16 = low_precision(config)
-    return Inference(
+    inference = Inference(
         trained.detector.to(resolve_device(config)).to(memory_format=memory_format(uses_bf16)).eval(),
         size=size or config.data.size,
-        options=options,
+        options=of_config,
         low_precision=uses_bf16,
-        second_look=build_second_look(config, options.second_look),
+        second_look=build_second_look(config, of_config.second_look),
         calibration=trained.calibration,
     )
+    if trained.experts is None:
+        return inference
+    assert trained.weights is not None, "experts belong to a detector that was read from a file"
+    return add_experts(inference, trained.experts, trained.weights, options=options)
 
 
 def untouched_clip(config: TrainConfig) -> Clip:
@@ -275,12 +288,13 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
+def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup | None = None) -> TrainedDetector:
     """Load a trained detector: the averaged weights, in eval mode.
 
     Args:
         path: run folder or checkpoint folder.
         device: replaces the device of the run's config.
+        experts: answer beside it, wherever it detects.
 
     Raises:
         ValueError: no intact checkpoint there, its weights do not fit its config, or the config's CLIP model no longer
@@ -296,7 +310,10 @@ def load_detector(path: Path, device: str | None = None) -> TrainedDetector:
     detector = build_detector(config, clip)
     checkpoint.load_into(detector, found.weights)
     classes = tuple(found.extra.get("classes", ()))
-    return TrainedDetector(detector.eval(), config, clip, classes, stored_calibration(found.extra, found.attached()))
+    calibration = stored_calibration(found.extra, found.attached())
+    if experts is not None:
+        check_experts(experts, found.weights)
+    return TrainedDetector(detector.eval(), config, clip, classes, calibration, found.weights, experts)
 
 
 def stored_calibration(extra: Mapping[str, Any], attached: Mapping[str, Tensor]) -> ScoreCalibration | None:

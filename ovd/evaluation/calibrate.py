@@ -26,7 +26,7 @@ from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loader import eval_loader
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
-from ovd.model.score_calibration import ScoreCalibration, ScoreMap, features, nearness_to
+from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, features, nearness_to
 from ovd.model.similarity import text_cosines
 from ovd.progress import progress
 from ovd.structures import Detections
@@ -39,8 +39,6 @@ RIGHT_IOU = 0.5
 RIDGE = 1e-6
 """Of the map's fit, per unit of weight: keeps it finite where scores tell right from wrong perfectly."""
 NEWTON_STEPS = 50
-SAME_TEXT = 1e-4
-"""A text is a trained one if it is so near to it."""
 MIN_RIGHT = 20
 """Number of right detections of held-out names that the map's term for them needs."""
 

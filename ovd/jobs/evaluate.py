@@ -96,9 +96,10 @@ def evaluate_run(
         output_dir=output,
         own_threshold=trained.threshold,
     )
-    report = naming_of(trained, index, text, size=size)
-    print(format_naming(report, group_average_precision(evaluation.classes)))
-    write_naming(report, output)
+    if trained.experts is None:  # it is of one detector's embeddings
+        report = naming_of(trained, index, text, size=size)
+        print(format_naming(report, group_average_precision(evaluation.classes)))
+        write_naming(report, output)
     return evaluation
 
 

@@ -1,23 +1,27 @@
 """Fine-tune a trained detector on other data, and evaluate the gain on the new and the loss on the original data.
 
-The detectors before and after and the average of their weights are each evaluated on the new data's validation set and
-on that of the original training.
+With `expert` in the config, the result is an expert: the detector beside it stays as it is. Otherwise it is one set of
+weights; then the detectors before and after and the average of their weights are each evaluated. Evaluations are on the
+new data's validation set and on that of the original training.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ovd.build.data import load_validation_index
-from ovd.build.detector import find_checkpoint, load_detector
+from ovd.build.data import load_training_index, load_validation_index
+from ovd.build.detector import TrainedDetector, find_checkpoint, load_detector
+from ovd.build.experts import ExpertGroup
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
+from ovd.experts.folder import read_description, write_description
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.experts import save_expert
 from ovd.jobs.train import check_same_run, train_from_config
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
@@ -28,7 +32,7 @@ class Outcome:
     """One detector's metrics, 0 to 1."""
 
     detector: str
-    """`before`, `after` or `ensemble`."""
+    """`before`; `expert`, the detector with its expert; `after` or `ensemble`."""
     new: dict[str, float]
     """Metrics on the new data."""
     kept: dict[str, float]
@@ -36,13 +40,14 @@ class Outcome:
 
 
 def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
-    """Train, average and evaluate; steps that an earlier call finished are not repeated.
+    """Train, make the expert or the average, and evaluate; steps that an earlier call finished are not repeated.
 
-    The evaluations and `fine_tuning.json` are written to the run folder, the averaged detector to its `ensemble`.
+    The evaluations and `fine_tuning.json` are written to the run folder, the expert to its `expert`, the averaged
+    detector to its `ensemble`.
 
     Args:
         config: config of the fine-tuning; `init_from` is the detector to start from.
-        weight: weight of the fine-tuned detector in the average, 0 to 1.
+        weight: weight of the fine-tuned detector in the average, 0 to 1; not used for an expert.
 
     Raises:
         ValueError: no `init_from`, one of the two validation sets is missing, the detector's settings differ from the
@@ -65,6 +70,35 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
         check_same_run(found.config, config)
     if found is None or found.step < config.train.steps:
         train_from_config(config, resume=found is not None, evaluate=False)
+    if config.expert is not None:
+        outcomes = _with_expert(config, start, new, home)
+    else:
+        outcomes = _averaged(config, config.init_from, weight, new, home)
+    with whole_file(config.output / "fine_tuning.json") as file:
+        json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
+    return outcomes
+
+
+def _with_expert(
+    config: TrainConfig, start: TrainedDetector, new: AnnotationIndex, home: AnnotationIndex
+) -> tuple[Outcome, ...]:
+    """Write the expert of a finished training; evaluate without and with it."""
+    assert config.init_from is not None
+    folder = config.output / "expert"
+    save_expert(folder, config, start, load_detector(config.output), load_training_index(config, DataReport()))
+    experts = ExpertGroup((folder,))
+    outcomes = (
+        _outcome("before", config, config.init_from, new, home),
+        _outcome("expert", config, config.init_from, new, home, experts=experts),
+    )
+    write_description(folder, replace(read_description(folder), metrics={"new": outcomes[1].new}))
+    return outcomes
+
+
+def _averaged(
+    config: TrainConfig, start: Path, weight: float, new: AnnotationIndex, home: AnnotationIndex
+) -> tuple[Outcome, ...]:
+    """Average the weights before and after a finished training; evaluate all three."""
     ensemble = config.output / "ensemble"
     averaged = latest(ensemble)
     if averaged is not None and averaged.extra["ensemble"]["weight"] != weight:
@@ -73,19 +107,25 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
             "use tools/ensemble.py to average with another weight into a new folder"
         )
     if averaged is None:
-        save_ensemble(find_checkpoint(config.init_from), find_checkpoint(config.output), weight=weight, output=ensemble)
-    stages = {"before": config.init_from, "after": config.output, "ensemble": ensemble}
-    outcomes = tuple(
-        Outcome(
-            name,
-            _evaluate(path, new, config.output / f"eval-new-{name}"),
-            _evaluate(path, home, config.output / f"eval-kept-{name}"),
-        )
-        for name, path in stages.items()
+        save_ensemble(find_checkpoint(start), find_checkpoint(config.output), weight=weight, output=ensemble)
+    stages = {"before": start, "after": config.output, "ensemble": ensemble}
+    return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
+
+
+def _outcome(
+    name: str,
+    config: TrainConfig,
+    path: Path,
+    new: AnnotationIndex,
+    home: AnnotationIndex,
+    *,
+    experts: ExpertGroup | None = None,
+) -> Outcome:
+    return Outcome(
+        name,
+        _evaluate(path, new, config.output / f"eval-new-{name}", experts),
+        _evaluate(path, home, config.output / f"eval-kept-{name}", experts),
     )
-    with whole_file(config.output / "fine_tuning.json") as file:
-        json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
-    return outcomes
 
 
 def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
@@ -106,7 +146,7 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
         yield f"{outcome.detector:10}" + "".join(f"{100 * value:11.2f}" for value in values)
 
 
-def _evaluate(path: Path, index: AnnotationIndex, output: Path) -> dict[str, float]:
+def _evaluate(path: Path, index: AnnotationIndex, output: Path, experts: ExpertGroup | None) -> dict[str, float]:
     """The metrics of a detector on a data set; read from the folder if it holds those of the same two."""
     done, source = output / "metrics.json", output / "evaluated.json"
     evaluated = {
@@ -114,9 +154,11 @@ def _evaluate(path: Path, index: AnnotationIndex, output: Path) -> dict[str, flo
         "annotations": str(index.path),
         "fingerprint": index.fingerprint(),  # a data.yaml has several sets
     }
+    if experts is not None:
+        evaluated["experts"] = ", ".join(read_description(folder).sha256 for folder in experts.folders)
     if not (done.exists() and source.exists() and json.loads(source.read_text()) == evaluated):
         print(f"{path} on {index.path}")
         source.unlink(missing_ok=True)
-        evaluate_run(load_detector(path), output=output, index=index)
+        evaluate_run(load_detector(path, experts=experts), output=output, index=index)
         source.write_text(json.dumps(evaluated))
     return json.loads(done.read_text())["metrics"]

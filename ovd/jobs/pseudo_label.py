@@ -36,8 +36,16 @@ def pseudo_label_run(
         teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
             names and phrases as they stand; the text variants are then still in the run's.
         size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
+
+    Raises:
+        ValueError: experts together with `templates` or `teacher_hf`.
     """
     config = trained.config
+    if trained.experts is not None and (teacher_hf or templates not in (None, config.bank.templates)):
+        raise ValueError(
+            "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
+            "--templates and --teacher-hf with --expert"
+        )
     device = resolve_device(config)
     prompts = None if options.queries == "caption" else TEMPLATES[templates or config.bank.templates]
     texts = TextVariants(trained.clip, prompts)

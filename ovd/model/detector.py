@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ovd.model.backbone import Backbone
+from ovd.model.backbone import Backbone, BackboneOutput
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection, resample_dense
@@ -113,7 +113,14 @@ class Detector(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """Predict for RGB images, 0..255, with sides that are multiples of `size_divisor`."""
-        output = self.backbone(self._normalize(images))
+        return self.predict_from(self.features(images))
+
+    def features(self, images: UInt8[Tensor, "B 3 H W"]) -> BackboneOutput:
+        """The backbone's features of the images that `forward` takes."""
+        return self.backbone(self._normalize(images))
+
+    def predict_from(self, output: BackboneOutput) -> Predictions:
+        """Predict from the backbone's features."""
         pyramid = self.pyramid(output.features)
         class_features, boxes, quality = self.head(pyramid)
         keeps_clip = self.keeps_clip and not self.training

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ovd.clip.load import Clip
 from ovd.data.padding import pad_images
 from ovd.data.transforms import eval_transform
+from ovd.experts.inference import ExpertInference
 from ovd.inference import Inference
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -99,6 +100,8 @@ class OvdTeacher:
         if inference.second_look is not None:
             look = inference.second_look
             self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
+        if isinstance(inference, ExpertInference):
+            self.name += f", with {inference.describe_experts()}"
         self._inference = inference
         self._texts = texts
         self._resize = eval_transform(size=inference.size)
@@ -111,28 +114,12 @@ class OvdTeacher:
         distinct = dict.fromkeys(text for asked in queries for text in asked)
         if not all(text in self._texts for text in distinct):
             self._texts.load(list(distinct))
-        device = self._inference.device
         original_sizes = torch.tensor([image.shape[:2] for image in images])
         resized = [torch.from_numpy(self._resize(image)).permute(2, 0, 1) for image in images]
         padded, sizes = pad_images(resized, divisor=self._inference.detector.size_divisor)
-        padded, sizes = padded.to(device), sizes.to(device)
-        predictions = self._inference.predict(padded, sizes)
-        found = []
-        for row, asked in enumerate(queries):
-            only = slice(row, row + 1)
-            if not asked:
-                found.append(TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)))
-                continue
-            (detections,) = self._inference.detections(
-                predictions.of_images(only),
-                self._texts.means(asked),
-                sizes[only],
-                original_sizes[only],
-                images=padded[only],
-            )
-            boxes, scores, texts = detections.boxes, detections.scores, detections.classes
-            found.append(TeacherBoxes(boxes.numpy(), scores.numpy(), texts.numpy()))
-        return found
+        texts = [self._texts.means(asked) for asked in queries]
+        found = self._inference.detect_each(texts, padded, sizes, original_sizes)
+        return [TeacherBoxes(item.boxes.numpy(), item.scores.numpy(), item.classes.numpy()) for item in found]
 
 
 def weights_fingerprint(model: nn.Module) -> str:

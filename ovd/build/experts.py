@@ -1,0 +1,136 @@
+"""Build the experts of a detector from their folders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ovd.choices import SamePlace
+from ovd.config import ExpertSection, TrainConfig, parse_config
+from ovd.experts.folder import (
+    BASE_TEXT,
+    TEXT,
+    TRAINED_TEXT,
+    ExpertDescription,
+    ExpertError,
+    check_base,
+    read_description,
+    read_tensors,
+)
+from ovd.experts.inference import Expert, ExpertInference
+from ovd.experts.names import ExpertNames
+from ovd.files import sha256_of
+from ovd.inference import Inference
+from ovd.model.backbone import Backbone
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.detector import Detector
+from ovd.model.score_calibration import ScoreCalibration
+from ovd.model.shared_layers import copy_sharing_layers
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The experts that are used with a detector, and how."""
+
+    folders: tuple[Path, ...]
+    """Expert folders, or the run folders that they are in; at least one."""
+    same_place: SamePlace = "base_stays"
+    """What becomes of boxes of the base detector and of an expert at one place."""
+    nearest: bool = False
+    """Whether experts answer queries in other words that are near to their names."""
+
+
+def own_layers(section: ExpertSection, backbone: Backbone) -> int:
+    """The number of the backbone's layers that an expert owns."""
+    return len(backbone.layers()) if section.own_layers == "all" else section.own_layers
+
+
+def check_experts(group: ExpertGroup, weights: Path) -> None:
+    """Check that experts belong to the detector with these weights.
+
+    Args:
+        weights: the detector's file.
+
+    Raises:
+        ExpertError: one is missing or damaged, or belongs to another detector.
+    """
+    base_sha256 = sha256_of(weights)
+    for folder in group.folders:
+        check_base(read_description(folder), folder, base_sha256, weights)
+
+
+def add_experts(
+    base: Inference, group: ExpertGroup, weights: Path, *, options: DetectionOptions | None
+) -> ExpertInference:
+    """The inference of a detector with its experts.
+
+    Args:
+        base: of the detector.
+        weights: the detector's file.
+        options: settings of post-processing of the experts, too; by default those that each was trained with.
+
+    Raises:
+        ExpertError: an expert is missing or damaged, or belongs to another detector.
+    """
+    check_experts(group, weights)
+    return ExpertInference(
+        base,
+        [_load_expert(base, folder, options) for folder in group.folders],
+        same_place=group.same_place,
+        nearest=group.nearest,
+    )
+
+
+def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None) -> Expert:
+    description = read_description(folder)
+    tensors = read_tensors(folder, description)
+    config = parse_config(description.config, TrainConfig, f"{folder}, its config")
+    detector, shared = copy_sharing_layers(base.detector, description.own_layers)
+    load_own(detector, base.detector, tensors, folder)
+    if options is None:
+        # Crops are looked at as the base detector does it, by the encoder that it has.
+        options = config.eval.model_copy(
+            update={"second_look": base.options.second_look, "max_detections": base.options.max_detections}
+        )
+    calibration = None
+    if description.calibration is not None:
+        calibration = ScoreCalibration.from_json(description.calibration, tensors[TRAINED_TEXT])
+    return Expert(
+        description.sha256,
+        names_of(description, tensors),
+        Inference(
+            detector.eval(),
+            size=base.size,
+            options=options,
+            low_precision=base.low_precision,
+            second_look=base.second_look,
+            calibration=calibration,
+        ),
+        shared,
+    )
+
+
+def names_of(description: ExpertDescription, tensors: Mapping[str, Tensor]) -> ExpertNames:
+    """The names of a stored expert."""
+    return ExpertNames(description.names, tensors[TEXT], tensors[BASE_TEXT], description.margin)
+
+
+def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
+    """The parameters of a copy that are not the base detector's own tensors, by name."""
+    shared = {id(parameter) for parameter in base.parameters()}
+    return {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
+
+
+def load_own(detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Load an expert's own parameters into a copy of the base detector.
+
+    Raises:
+        ExpertError: one is missing or has another shape.
+    """
+    for name, parameter in own_parameters(detector, base).items():
+        stored = tensors.get(name)
+        if stored is None or stored.shape != parameter.shape:
+            shape = None if stored is None else tuple(stored.shape)
+            raise ExpertError(f"{folder}: {name} is {shape} in its file, {tuple(parameter.shape)} in a detector")
+        parameter.data.copy_(stored)

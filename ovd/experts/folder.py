@@ -1,0 +1,131 @@
+"""An expert on disk: a folder with what it owns, which is nothing without the base detector that it names.
+
+expert.safetensors   the expert's own parameters by their names in a detector; `expert.text` and `expert.base_text`,
+                     text rows of its names and of the base detector's; with a calibration, `expert.trained_text`
+expert.json          names, base detector, settings, calibration, metrics, and the sha256 of the other file
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ovd.files import sha256_of, whole_file
+
+TENSORS = "expert.safetensors"
+DESCRIPTION = "expert.json"
+TEXT = "expert.text"
+BASE_TEXT = "expert.base_text"
+TRAINED_TEXT = "expert.trained_text"
+
+
+class ExpertError(ValueError):
+    """A folder that holds no intact expert, or one of another base detector."""
+
+
+@dataclass(frozen=True)
+class ExpertDescription:
+    """All that is stored of an expert besides tensors."""
+
+    base_sha256: str
+    """Of the base detector's weights file."""
+    base: str
+    """The base detector's run folder, for messages."""
+    own_layers: int
+    """Number of the backbone's last layers that it owns."""
+    names: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...]
+    """Of each name."""
+    margin: float
+    """See `ExpertNames`."""
+    config: dict[str, Any]
+    """The resolved config of its training."""
+    calibration: dict[str, Any] | None = None
+    """`ScoreCalibration.to_json`."""
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By evaluated set, 0 to 1."""
+    sha256: str = ""
+    """Of the tensors' file; set by `write_expert`."""
+
+
+def find_expert(path: Path) -> Path:
+    """The expert's folder: `path` itself, or `expert` in a run folder.
+
+    Raises:
+        ExpertError: neither holds an expert.
+    """
+    for folder in (path, path / "expert"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    raise ExpertError(f"{path} holds no expert: neither {DESCRIPTION} nor expert/{DESCRIPTION} is in it")
+
+
+def write_expert(folder: Path, description: ExpertDescription, tensors: Mapping[str, Tensor]) -> None:
+    """Write both files; the description last, so that a folder with one is complete.
+
+    Args:
+        folder: made if missing; an expert in it is replaced.
+        tensors: parameters by name, and the text rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    with whole_file(folder / TENSORS, "wb") as file:
+        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    write_description(folder, description)
+
+
+def write_description(folder: Path, description: ExpertDescription) -> None:
+    """Write the description beside the tensors."""
+    content = asdict(description) | {"sha256": sha256_of(folder / TENSORS)}
+    with whole_file(folder / DESCRIPTION) as file:
+        json.dump(content, file, indent=1)
+
+
+def read_description(path: Path) -> ExpertDescription:
+    """Read what is stored of an expert besides tensors.
+
+    Raises:
+        ExpertError: there is no expert, or its description is damaged.
+    """
+    file = find_expert(path) / DESCRIPTION
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["names"] = tuple(content["names"])
+        content["synonyms"] = tuple(map(tuple, content["synonyms"]))
+        return ExpertDescription(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExpertError(f"{file} is not an expert's description: {error}") from None
+
+
+def read_tensors(path: Path, description: ExpertDescription) -> dict[str, Tensor]:
+    """Read an expert's tensors.
+
+    Raises:
+        ExpertError: the file is missing or damaged, or is not the one that was described.
+    """
+    file = find_expert(path) / TENSORS
+    try:
+        if sha256_of(file) != description.sha256:
+            raise ExpertError(f"{file} is not the file that {DESCRIPTION} describes: its sha256 differs")
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ExpertError(f"{file} cannot be read: {error}") from None
+
+
+def check_base(description: ExpertDescription, expert: Path, base_sha256: str, base: Path) -> None:
+    """Check that an expert belongs to a base detector.
+
+    Raises:
+        ExpertError: it was trained on another one; names both hashes.
+    """
+    if description.base_sha256 != base_sha256:
+        raise ExpertError(
+            f"{expert} is an expert of another detector: it was trained on {description.base} with weights of sha256 "
+            f"{description.base_sha256}; those of {base} have {base_sha256}. Train it again on this one, or restore "
+            "the other"
+        )

@@ -1,0 +1,93 @@
+"""Make an expert of a finished training, and look after expert folders."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ovd.build.detector import TrainedDetector
+from ovd.build.experts import own_layers
+from ovd.build.text import evaluation_text, text_of_index
+from ovd.config import TrainConfig
+from ovd.data.index import AnnotationIndex
+from ovd.experts.folder import (
+    BASE_TEXT,
+    TEXT,
+    TRAINED_TEXT,
+    ExpertDescription,
+    ExpertError,
+    write_expert,
+)
+from ovd.experts.names import fit_margin
+from ovd.files import sha256_of
+from ovd.model.shared_layers import shared_parameters
+
+
+def save_expert(
+    folder: Path, config: TrainConfig, base: TrainedDetector, tuned: TrainedDetector, index: AnnotationIndex
+) -> None:
+    """Write what a fine-tuned detector does not share with the one that it started from.
+
+    Args:
+        config: of the fine-tuning, with its `expert`.
+        index: the training set, for its names and their synonyms.
+
+    Raises:
+        ExpertError: training changed a parameter that should be shared.
+    """
+    assert config.expert is not None
+    assert base.weights is not None
+    num_own = own_layers(config.expert, tuned.detector.backbone)
+    text, of_name = _own_text(base, index)
+    base_text = evaluation_text(base.config, base.clip, base.classes)
+    tensors = _own_tensors(base, tuned, num_own) | {TEXT: text, BASE_TEXT: base_text}
+    if tuned.calibration is not None:
+        tensors[TRAINED_TEXT] = tuned.calibration.trained_text
+    description = ExpertDescription(
+        base_sha256=sha256_of(base.weights),
+        base=str(config.init_from),
+        own_layers=num_own,
+        names=tuple(category.name for category in index.categories),
+        synonyms=tuple(category.synonyms for category in index.categories),
+        margin=fit_margin(text, of_name, base_text),
+        config=config.model_dump(mode="json"),
+        calibration=None if tuned.calibration is None else tuned.calibration.to_json(),
+    )
+    write_expert(folder, description, tensors)
+
+
+def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) -> dict[str, Tensor]:
+    """The parameters that are not shared, by name.
+
+    Raises:
+        ExpertError: another tensor differs.
+    """
+    shared = {id(parameter) for parameter in shared_parameters(tuned.detector.backbone, num_own)}
+    own = {name: parameter for name, parameter in tuned.detector.named_parameters() if id(parameter) not in shared}
+    before = base.detector.state_dict()
+    changed = [
+        name
+        for name, tensor in tuned.detector.state_dict().items()
+        if name not in own and not torch.equal(tensor, before[name])
+    ]
+    if changed:
+        raise ExpertError(
+            f"{tuned.config.output} cannot be an expert of {base.config.output}: training changed "
+            f"{len(changed)} shared tensors, {', '.join(changed[:10])}"
+        )
+    return dict(own)
+
+
+def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tensor, "K D"], Int[Tensor, " K"]]:
+    """The text rows by which queries are known as an expert's own, encoded as queries are, and the name of each."""
+    names = [category.name for category in index.categories]
+    synonyms = [(row, synonym) for row, category in enumerate(index.categories) for synonym in category.synonyms]
+    parts = [
+        text_of_index(base.config, base.clip, index),
+        evaluation_text(base.config, base.clip, names),
+        *([evaluation_text(base.config, base.clip, [synonym for _, synonym in synonyms])] if synonyms else []),
+    ]
+    each = torch.arange(len(names))
+    of_name = torch.cat([each, each, torch.tensor([row for row, _ in synonyms], dtype=torch.int64)])
+    return torch.cat(parts), of_name
