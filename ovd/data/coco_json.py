@@ -206,7 +206,7 @@ class _Source:
         return np.array(areas, dtype=np.float64)
 
     def category(self, row: dict[str, Any], request: ReadRequest, federated: bool) -> Category:
-        """A class; only an index of LVIS needs its synonyms and its frequency."""
+        """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
         name = self.field(row, "categories", "name", str)
         frequency: Frequency | None = None
         synonyms: tuple[str, ...] = ()
@@ -216,8 +216,9 @@ class _Source:
             is_required = federated and request.index
             if frequency not in ("r", "c", "f") and (is_required or frequency is not None):
                 raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
-        if federated and request.index:
+        if request.index and (federated or "synonyms" in row):
             synonyms = tuple(str(synonym) for synonym in self.field(row, "categories", "synonyms", list))
+        if federated and request.index:
             image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
         return Category(row["id"], name, synonyms, frequency, image_count)
 

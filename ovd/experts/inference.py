@@ -115,7 +115,7 @@ class ExpertInference(Inference):
         routes = [self._route(text) for text in texts]
         is_asked = [any(len(rows) > 0 for rows in of_answerer) for of_answerer in zip(*routes, strict=True)]
         predictions = self._predict(images, sizes, is_asked)
-        found = []
+        found: list[Detections] = []
         for row, (text, asked) in enumerate(zip(texts, routes, strict=True)):
             only = slice(row, row + 1)
             of_image = [None if item is None else item.of_images(only) for item in predictions]

@@ -81,13 +81,16 @@ def test_coco_records_crowds_and_file_names(tmp_path):
         row["file_name"] = f"{row['id']}.jpg"
         del row["neg_category_ids"], row["not_exhaustive_category_ids"]
     content["annotations"][2]["iscrowd"] = 1
+    for row in content["categories"][1:]:
+        del row["synonyms"]
     index, _ = load(tmp_path, content, format="coco", images=None)
     record = index.record(2)
     assert record.path == Path("20.jpg")
     assert record.labels.boxes.tolist() == [[10, 20, 40, 60], [0, 0, 100, 100]]
     assert record.labels.crowd_boxes.tolist() == [[1, 2, 4, 6]]
     assert record.labels.negative_classes.tolist() == record.labels.not_exhaustive_classes.tolist() == []
-    assert [(c.frequency, c.synonyms, c.image_count) for c in index.categories] == [(None, (), 1)] * 3
+    assert [(c.frequency, c.image_count) for c in index.categories] == [(None, 1)] * 3
+    assert [c.synonyms for c in index.categories] == [tuple(content["categories"][0]["synonyms"]), (), ()]
 
 
 def test_lvis_with_file_names_only(tmp_path):

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -106,6 +106,7 @@ Layer = tuple[UInt8[np.ndarray, "S S"], Float[np.ndarray, "3"]]
 
 def foreign_classes(domain: Domain) -> tuple[ForeignClass, ...]:
     """The classes of a domain: 64 shapes, 24 strokes, 16 composites."""
+    named: list[tuple[tuple[str, ...], str]]
     if domain == "shapes":
         named = [((color, shape), f"{color} {shape}") for shape, color in product(SHAPES, COLORS)]
     elif domain == "strokes":
@@ -141,7 +142,8 @@ def _draw(folder: Path, settings: ForeignSettings) -> None:
         for row, item in enumerate(foreign_classes(settings.domain))
     ]
     for part, count in (("train", settings.num_train), ("val", settings.num_val)):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         (folder / "images" / part).mkdir(parents=True, exist_ok=True)
         scenes = draw_in_parallel(partial(_scene, part=part, settings=settings), count, f"drawing {part}")
         for index, (encoded, objects) in enumerate(scenes):

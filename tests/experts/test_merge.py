@@ -1,0 +1,95 @@
+"""The merged list: what of two answers at one place stays."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import box_iou
+
+from ovd.experts.merge import PLACE_IOU, merge
+from ovd.structures import Detections
+
+PLACE, NEARLY, ELSEWHERE = [0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]
+
+
+def found(*rows: tuple[list, float, int]) -> Detections:
+    if not rows:
+        return Detections.empty()
+    boxes, scores, classes = zip(*rows, strict=True)
+    return Detections(torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(classes))
+
+
+def listed(item: Detections) -> list[tuple[float, int]]:
+    return [(round(score, 3), row) for score, row in zip(item.scores.tolist(), item.classes.tolist(), strict=True)]
+
+
+def merged(base: Detections, *experts: Detections, same_place: str = "base_stays", max_detections: int = 100):
+    return merge(base, experts, same_place=same_place, nms_iou=0.6, max_detections=max_detections)  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("same_place", "sure_base", "sure_expert"),
+    [
+        ("base_stays", [(0.9, 0)], [(0.9, 1), (0.5, 0)]),
+        ("surer", [(0.9, 0)], [(0.9, 1)]),
+        ("both", [(0.9, 0), (0.5, 1)], [(0.9, 1), (0.5, 0)]),
+    ],
+)
+def test_boxes_at_one_place(same_place, sure_base, sure_expert) -> None:
+    base, expert = found((PLACE, 0.9, 0)), found((NEARLY, 0.5, 1))
+    assert listed(merged(base, expert, same_place=same_place)[0]) == sure_base
+    base, expert = found((PLACE, 0.5, 0)), found((NEARLY, 0.9, 1))
+    assert listed(merged(base, expert, same_place=same_place)[0]) == sure_expert
+
+
+def test_boxes_elsewhere_stay_and_the_best_come_first() -> None:
+    base, expert = found((PLACE, 0.5, 0)), found((ELSEWHERE, 0.7, 1), ([80, 80, 90, 90], 0.2, 1))
+    for same_place in ("base_stays", "surer", "both"):
+        assert listed(merged(base, expert, same_place=same_place)[0]) == [(0.7, 1), (0.5, 0), (0.2, 1)]
+
+
+def test_the_cap_is_counted() -> None:
+    kept, num_capped = merged(found((PLACE, 0.5, 0)), found((ELSEWHERE, 0.7, 1)), max_detections=1)
+    assert listed(kept) == [(0.7, 1)]
+    assert num_capped == 1
+
+
+def test_a_class_of_two_experts_gives_one_box_at_a_place() -> None:
+    first, second = found((PLACE, 0.8, 3)), found((NEARLY, 0.9, 3), (ELSEWHERE, 0.1, 3))
+    assert listed(merged(Detections.empty(), first, second)[0]) == [(0.9, 3), (0.1, 3)]
+    first, second = found((PLACE, 0.8, 3)), found((NEARLY, 0.9, 4))
+    assert listed(merged(Detections.empty(), first, second)[0]) == [(0.9, 4), (0.8, 3)]
+
+
+def test_nothing_found_by_anybody() -> None:
+    kept, num_capped = merged(Detections.empty(), Detections.empty())
+    assert len(kept.scores) == num_capped == 0
+
+
+@st.composite
+def detections(draw, classes: range) -> Detections:
+    count = draw(st.integers(0, 8))
+    rows = [
+        (
+            [x := draw(st.integers(0, 30)), y := draw(st.integers(0, 30)), x + 20, y + 20],
+            draw(st.sampled_from([0.1, 0.25, 0.5, 0.75])),
+            draw(st.sampled_from(classes)),
+        )
+        for _ in range(count)
+    ]
+    return found(*sorted(rows, key=lambda row: -row[1]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(detections(range(3)), detections(range(3, 6)), detections(range(6, 9)))
+def test_no_answer_of_the_base_changes_and_removing_an_expert_changes_no_other(base, one, other) -> None:
+    both, _ = merged(base, one, other)
+    of_base = both.classes < 3
+    assert listed(Detections(both.boxes[of_base], both.scores[of_base], both.classes[of_base])) == listed(base)
+    alone, _ = merged(base, one)
+    without = both.classes < 6
+    for name in ("boxes", "scores", "classes"):
+        assert torch.equal(getattr(both, name)[without], getattr(alone, name))
+    dropped = len(one.scores) + len(base.scores) - len(alone.scores)
+    covered = (box_iou(base.boxes, one.boxes) >= PLACE_IOU) & (base.scores[:, None] >= one.scores)
+    assert dropped == int(covered.any(dim=0).sum())

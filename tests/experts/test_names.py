@@ -1,0 +1,77 @@
+"""Who answers which query."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovd.experts.names import ExpertNames, fit_margin, route
+
+BASE = F.normalize(torch.eye(6)[:3], dim=1)
+
+
+def near(row: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
+    return F.normalize(row + weight * other, dim=-1)
+
+
+def expert(*rows: torch.Tensor, margin: float = 0.1) -> ExpertNames:
+    return ExpertNames(tuple(map(str, range(len(rows)))), torch.stack(rows), BASE, margin)
+
+
+ONE, OTHER = torch.eye(6)[3], torch.eye(6)[4]
+
+
+def rows_of(text: torch.Tensor, *experts: ExpertNames, nearest: bool = False) -> list[list[int]]:
+    return [rows.tolist() for rows in route(text, experts, nearest=nearest)]
+
+
+def test_own_names_go_to_the_expert_and_all_others_to_the_base() -> None:
+    text = torch.stack([BASE[0], ONE, near(ONE, OTHER, 0.3), torch.eye(6)[5]])
+    assert rows_of(text, expert(ONE)) == [[0, 2, 3], [1]]
+
+
+def test_a_name_of_two_experts_is_answered_by_both() -> None:
+    text = torch.stack([ONE, OTHER])
+    assert rows_of(text, expert(ONE), expert(OTHER, ONE)) == [[], [0], [0, 1]]
+
+
+def test_an_experts_name_is_its_own_even_if_the_base_was_trained_on_it() -> None:
+    assert rows_of(BASE[:1], expert(BASE[0])) == [[], [0]]
+
+
+def test_near_queries_go_to_the_nearest_expert_if_asked_to_and_never_trained_names() -> None:
+    query = near(ONE, OTHER, 0.4)
+    text = torch.stack([query, BASE[1], near(BASE[0], ONE, 0.5), near(OTHER, ONE, 0.2)])
+    assert rows_of(text, expert(ONE), expert(OTHER)) == [[0, 1, 2, 3], [], []]
+    assert rows_of(text, expert(ONE), expert(OTHER), nearest=True) == [[1, 2], [0], [3]]
+    assert rows_of(text, expert(ONE, margin=0.95), expert(OTHER), nearest=True) == [[1, 2], [], [0, 3]]
+
+
+def test_no_query_is_lost_or_asked_twice_of_one_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = F.normalize(torch.randn(50, 6, generator=generator), dim=1)
+    asked = rows_of(text, expert(text[0], text[7]), expert(text[9]), nearest=True)
+    assert sorted(sum(asked, [])) == list(range(50))
+
+
+def test_the_margin_separates_held_out_names_of_both_sides() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def around(center: torch.Tensor, count: int) -> torch.Tensor:
+        return F.normalize(center + 0.25 * torch.randn(count, 6, generator=generator), dim=1)
+
+    new, base = around(ONE, 40), around(BASE[0], 60)
+    margin = fit_margin(new, torch.arange(40), base)
+    names = ExpertNames((), new, base, margin)
+    assert names.lead(around(ONE, 100)).gt(0).float().mean() > 0.95
+    assert names.lead(around(BASE[0], 100)).gt(0).float().mean() < 0.05
+
+
+def test_a_names_own_synonyms_do_not_count_where_it_is_held_out() -> None:
+    """Each name stands twice: with its twin it would be at a cosine of 1 from the expert's names."""
+    new = F.normalize(torch.stack([torch.eye(6)[3], torch.eye(6)[4]]), dim=1)
+    margin = fit_margin(new.repeat(2, 1), torch.tensor([0, 1, 0, 1]), BASE)
+    assert margin == pytest.approx(fit_margin(new, torch.tensor([0, 1]), BASE), abs=1e-6)
+
+
+def test_a_margin_without_names_of_the_base_is_finite() -> None:
+    assert torch.isfinite(torch.tensor(fit_margin(torch.stack([ONE, OTHER]), torch.arange(2), torch.zeros(0, 6))))

@@ -1,0 +1,248 @@
+"""Experts as users make and use them: each answers for its own names, and no other word's answer changes."""
+
+import json
+import shutil
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import real_layouts
+import torch
+from safetensors.torch import load_file
+from small_run import source_of
+
+from ovd.build.data import load_validation_index
+from ovd.build.detector import load_detector
+from ovd.build.experts import ExpertGroup
+from ovd.config import ConfigError, TrainConfig, parse_config
+from ovd.data.report import DataReport
+from ovd.experts.folder import ExpertError, read_description
+from ovd.experts.inference import ExpertInference
+from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.fine_tune import fine_tune, format_outcomes
+from ovd.jobs.train import train_from_config
+from ovd.predictor import Predictor
+from ovd.structures import Detections
+
+NEW = ("striped heart", "oak leaf", "paper boat")
+HOME = ["umbrella", "anchor", "coffee cup", "snowman"]
+
+
+def make_config(output: Path, source: dict, **changes) -> TrainConfig:
+    values: dict[str, Any] = {
+        "output": str(output),
+        "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
+        "data": {"source": {"kind": "files", **source}, "size": 64, "workers": 0, **changes.pop("data", {})},
+        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 1, "precision": "float32"},
+        "detector": {"channels": 32, "num_convs": 1},
+        "eval": {"candidates": 200, "max_detections": 50},
+    }
+    for name, change in changes.items():
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
+    return parse_config(values, TrainConfig, "test")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, miniature_world) -> Path:
+    """A detector of the miniature world."""
+    folder = tmp_path_factory.mktemp("start")
+    train_from_config(make_config(folder / "run", source_of(miniature_world)), evaluate=False)
+    return folder / "run"
+
+
+def new_data(folder: Path, world: Path, names: tuple[str, ...], synonyms: tuple[str, ...] = ()) -> dict[str, str]:
+    """The world's images in COCO's form, with its boxes under other names."""
+    layout = real_layouts.coco(world, folder)
+    for path in {layout.train_annotations, layout.val_annotations}:
+        content = json.loads(Path(path).read_text())
+        kept = [category["id"] for category in content["categories"][: len(names)]]
+        for row in content["annotations"]:
+            row["category_id"] = kept[row["category_id"] % len(kept)]
+        content["categories"] = [
+            {"id": identifier, "name": name, "synonyms": list(synonyms) if number == 0 else []}
+            for number, (identifier, name) in enumerate(zip(kept, names, strict=True))
+        ]
+        Path(path).write_text(json.dumps(content))
+    return {name: str(value) for name, value in vars(layout).items()}
+
+
+def make_expert(start: Path, output: Path, source: dict, seed: int = 0, **expert) -> Path:
+    config = make_config(
+        output, source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all", "seed": seed},
+        expert=expert,
+    )  # fmt: skip
+    fine_tune(config, weight=0.5)
+    return output
+
+
+@pytest.fixture(scope="module")
+def experts(start, tmp_path_factory, miniature_world) -> list[Path]:
+    """Three: of three names with the whole backbone shared, of one with two layers, and of two that share a name."""
+    folder = tmp_path_factory.mktemp("experts")
+    sources = [
+        new_data(folder / "data0", miniature_world, NEW, synonyms=("heart with stripes",)),
+        new_data(folder / "data1", miniature_world, ("brass key",)),
+        new_data(folder / "data2", miniature_world, ("oak leaf", "tin can")),
+    ]
+    settings: list[dict[str, Any]] = [{"own_layers": 0}, {"own_layers": 2}, {"own_layers": "all"}]
+    return [
+        make_expert(start, folder / f"run{number}", source, seed=number, **expert)
+        for number, (source, expert) in enumerate(zip(sources, settings, strict=True))
+    ]
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+
+
+def same(one: Detections, other: Detections) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "classes"))
+
+
+def of_names(found: Detections, rows: list[int]) -> Detections:
+    chosen = torch.isin(found.classes, torch.tensor(rows))
+    return Detections(found.boxes[chosen], found.scores[chosen], found.classes[chosen])
+
+
+def test_what_is_stored(start, experts) -> None:
+    tensors = [load_file(path / "expert" / "expert.safetensors") for path in experts]
+    base = load_detector(start)
+    names = dict(base.detector.named_parameters())
+    backbone = [sum(name.startswith("backbone") for name in of_expert) for of_expert in tensors]
+    num_parameters = sum(name.startswith("backbone") for name in names)
+    assert backbone[0] == 0 < backbone[1] < num_parameters
+    assert backbone[2] == num_parameters
+    learned = {name for name in names if not name.startswith("backbone")}
+    for of_expert in tensors:
+        assert learned <= of_expert.keys()
+    description = read_description(experts[0])
+    assert description.names == NEW
+    assert description.synonyms == (("heart with stripes",), (), ())
+    assert description.own_layers == 0
+    assert "AP" in description.metrics["new"]
+    assert read_description(experts[2]).own_layers == len(base.detector.backbone.layers())
+
+
+def test_home_is_as_before_to_the_bit_alone_and_together(start, experts, image) -> None:
+    before = Predictor.load(start)(image, HOME)
+    assert len(before.scores) > 0
+    for used in (experts[:1], experts[1:2], experts):
+        # A cap on the merged list would cut answers off, which is counted; here nothing is.
+        predictor = Predictor.load(start, experts=used)
+        assert same(predictor(image, HOME), before)
+        together = predictor(image, [*HOME, *NEW, "brass key"])
+        found = of_names(together, list(range(len(HOME))))
+        inference = predictor._inference
+        assert isinstance(inference, ExpertInference)
+        if inference.num_capped == 0:
+            assert same(found, before)
+        else:  # the best of them
+            assert same(found, Detections(*(getattr(before, name)[: len(found.scores)] for name in vars(before))))
+
+
+def test_an_expert_answers_for_its_names_and_synonyms_in_any_spelling(start, experts, image) -> None:
+    base, with_expert = Predictor.load(start), Predictor.load(start, experts=experts[:1], same_place="both")
+    own = with_expert(image, ["paper boat"])
+    assert not same(own, base(image, ["paper boat"]))
+    assert same(with_expert(image, ["Paper_Boat"]), own)
+    assert not same(with_expert(image, ["heart with stripes"]), base(image, ["heart with stripes"]))
+    assert same(with_expert(image, ["heart"]), base(image, ["heart"]))
+
+
+def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts, image) -> None:
+    """The fine-tuned detector has all layers of its own and was stored apart, as an ordinary run."""
+    for path, names in zip(experts, [[*NEW], ["brass key"], ["oak leaf", "tin can"]], strict=True):
+        assert same(Predictor.load(start, experts=[path])(image, names), Predictor.load(path)(image, names))
+
+
+def test_order_does_not_matter_and_one_removed_changes_no_other(start, experts, image) -> None:
+    asked = [*HOME, "brass key", *NEW, "tin can"]
+    found = [Predictor.load(start, experts=order)(image, asked) for order in permutations(experts)]
+    assert all(same(other, found[0]) for other in found)
+    fewer = Predictor.load(start, experts=experts[:2])
+    all_three = Predictor.load(start, experts=[*experts[:2], experts[2]])
+    only = ["brass key", "paper boat", *HOME]  # names that the third does not have
+    assert same(fewer(image, only), all_three(image, only))
+    with pytest.raises(ValueError, match="given twice"):
+        Predictor.load(start, experts=[experts[0], experts[0] / "expert"])
+
+
+def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) -> None:
+    from ovd.build.detector import build_inference
+    from ovd.build.text import evaluation_text
+
+    trained = load_detector(start, experts=ExpertGroup(tuple(experts)))
+    inference = build_inference(trained)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[64, 96], [64, 80], [64, 96]])
+    asked = [["umbrella", "paper boat"], [], ["brass key"]]
+    texts = [
+        evaluation_text(trained.config, trained.clip, names) if names else torch.zeros(0, trained.clip.dim)
+        for names in asked
+    ]
+    found = inference.detect_each(texts, images, sizes, sizes)
+    assert len(found[1].scores) == 0
+    for row in (0, 2):
+        (alone,) = inference.detect(texts[row], images[row : row + 1], sizes[row : row + 1], sizes[row : row + 1])
+        torch.testing.assert_close(found[row].boxes, alone.boxes, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found[row].scores, alone.scores, atol=1e-4, rtol=1e-3)
+
+
+def test_evaluation_at_home_is_the_same_file_and_the_new_sets_is_that_of_the_tuned_run(start, experts, tmp_path):
+    home = load_validation_index(load_detector(start).config, DataReport())
+    assert home is not None
+    group = ExpertGroup((experts[1],))
+    evaluate_run(load_detector(start), output=tmp_path / "without", index=home)
+    evaluate_run(load_detector(start, experts=group), output=tmp_path / "with", index=home)
+    results = [(tmp_path / name / "results.json").read_bytes() for name in ("without", "with")]
+    assert results[0] == results[1]
+    outcomes = json.loads((experts[1] / "fine_tuning.json").read_text())
+    assert [outcome["detector"] for outcome in outcomes] == ["before", "expert"]
+    assert outcomes[0]["kept"] == outcomes[1]["kept"]
+    assert outcomes[1]["new"] == read_description(experts[1]).metrics["new"]
+
+
+def test_a_base_that_was_trained_again_is_refused_with_both_hashes(start, experts, tmp_path, miniature_world) -> None:
+    again = tmp_path / "again"
+    config = make_config(again, source_of(miniature_world), train={"seed": 5})
+    train_from_config(config, evaluate=False)
+    with pytest.raises(ExpertError, match=r"expert of another detector: .* sha256 [0-9a-f]{64}; .* have [0-9a-f]{64}"):
+        Predictor.load(again, experts=experts[:1])
+    moved = tmp_path / "moved"
+    shutil.copytree(start, moved)
+    Predictor.load(moved, experts=experts[:1])
+
+
+def test_training_that_changes_what_is_shared_is_refused(start, experts, tmp_path) -> None:
+    """The checkpoint says that it has no layers of its own, but its backbone was trained."""
+    from ovd.build.data import load_training_index
+    from ovd.jobs.experts import save_expert
+
+    tuned = load_detector(experts[2])
+    config = tuned.config.model_copy(update={"expert": load_detector(experts[0]).config.expert})
+    index = load_training_index(config, DataReport())
+    with pytest.raises(ExpertError, match=r"training changed \d+ shared tensors"):
+        save_expert(tmp_path / "x", config, load_detector(start), tuned, index)
+    assert not (tmp_path / "x").exists()
+
+
+def test_settings_that_contradict_an_expert(start, tmp_path, miniature_world) -> None:
+    source = source_of(miniature_world)
+    with pytest.raises(ConfigError, match="expert needs init_from"):
+        make_config(tmp_path, source, expert={})
+    with pytest.raises(ConfigError, match=r"expert\.own_layers says which layers learn"):
+        make_config(tmp_path, source, init_from=str(start), expert={}, detector={"frozen_layers": 1})
+    too_many = make_config(tmp_path / "many", source, init_from=str(start), expert={"own_layers": 99})
+    with pytest.raises(ValueError, match=r"own_layers is 99; the backbone has \d+ layers"):
+        fine_tune(too_many, weight=0.5)
+
+
+def test_the_table_names_the_expert(experts) -> None:
+    from ovd.jobs.fine_tune import Outcome
+
+    outcomes = tuple(Outcome(**row) for row in json.loads((experts[0] / "fine_tuning.json").read_text()))
+    assert format_outcomes(outcomes).splitlines()[2].startswith("expert")
