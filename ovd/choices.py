@@ -10,6 +10,8 @@ ClassSplit = Literal["base", "all"]
 """Which classes of a data set are trained on."""
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
 """Formats of annotations (data/formats.py has one record for each)."""
+Domain = Literal["shapes", "strokes", "composites"]
+"""Foreign data sets (data/world/foreign.py)."""
 Engine = Literal["hotcoco", "official"]
 """Package that computes the metrics: hotcoco, or the protocol's own (lvis, pycocotools), which is slower."""
 Frequency = Literal["r", "c", "f"]

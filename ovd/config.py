@@ -28,6 +28,7 @@ from ovd.choices import (
     AssignmentRule,
     ClassSplit,
     DataFormatName,
+    Domain,
     Engine,
     Head,
     InitState,
@@ -261,7 +262,7 @@ class TrainSection(Section):
     """Images per optimizer step, over all ranks."""
     accumulate: PositiveInt = 1
     """Number of parts that a rank's images are processed in, one after another: less memory, the same gradients
-    (nearly, where a loss depends on predictions: `task_aligned`, `region_distillation`)."""
+    (nearly, where a loss depends on predictions: `task_aligned`, the distillations)."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of the data, augmentation and sampling."""
     learning_rate: PositiveFloat = 1e-3
@@ -302,6 +303,9 @@ class TrainSection(Section):
     region_distillation: RegionOptions | None = None
     """A further loss, `distill`, that pulls class embeddings at predicted boxes towards the original CLIP's embeddings
     of these boxes' crops, so that training does not lead far from CLIP; `{}` is on with defaults. Off by default."""
+    start_distillation: NonNegativeFloat = 0.0
+    """Weight of the losses `keep_class`, `keep_quality` and `keep_box`, which pull predictions at points without a box
+    towards those of the detector of `init_from`, so that fine-tuning forgets less. 0 leaves them out."""
     name_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the class names that are left out of a step, drawn anew in each. The boxes of these classes are trained
     on as those of `calibration.names` are."""
@@ -394,6 +398,8 @@ class TrainConfig(Section):
             )
         if self.init_state == "training" and self.init_from is None:
             raise ValueError("init_state=training needs init_from: the run to continue from")
+        if self.train.start_distillation and self.init_from is None:
+            raise ValueError("train.start_distillation needs init_from: the detector to stay near to")
         if self.expert is not None:
             if self.init_from is None or self.init_state == "training":
                 raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")
@@ -612,6 +618,43 @@ class AblationConfig(Section):
     lengths: tuple[PositiveInt, ...] = ()
     """Train every row for each of these numbers of steps instead of its config's; tables and picture compare them."""
     rows: dict[str, AblationRow]
+    """The table's rows by name, in order."""
+
+
+class FineTuningRow(Section):
+    """A row of a table of fine-tuning."""
+
+    config: Path
+    """Config of the fine-tuning, relative to the table's."""
+    overrides: tuple[str, ...] = ()
+    """Overrides of the config, of the form key=value."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight of the fine-tuned detector in the average with its start; not for an expert."""
+    replay: bool = False
+    """Train on the world's image-text pairs, too, labelled by the starting detector."""
+    boxes_per_class: PositiveInt | None = None
+    """Train on a few images: as few as hold so many boxes of every class; by default on all."""
+
+
+class FineTuningTable(Section):
+    """A table of ways to fine-tune on a foreign domain x seeds: `tools/fine_tuning_table.py`."""
+
+    start: Path
+    """Table of `tools/ablate.py` that has the row of the starting detectors, relative to this file."""
+    start_row: str
+    records: Path
+    """JSON lines file, one line per finished run, from which the table and the picture are made."""
+    runs: Path
+    """Folder of the run folders."""
+    picture: Path
+    """File of the picture."""
+    data: Path = Path("data/foreign")
+    """Folder of the drawn foreign data sets."""
+    domain: Domain = "shapes"
+    """Domain of the new data."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    """Seeds of the starting detectors, of the new data and of the fine-tuning."""
+    rows: dict[str, FineTuningRow]
     """The table's rows by name, in order."""
 
 

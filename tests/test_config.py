@@ -8,6 +8,7 @@ from ovd.config import (
     AblationConfig,
     AlignConfig,
     ConfigError,
+    FineTuningTable,
     GatedShortcutsConfig,
     NoShortcutsConfig,
     PretrainConfig,
@@ -37,6 +38,7 @@ KINDS: dict[str, type[Section]] = {
     "ablation.yaml": AblationConfig,
     "alignment.yaml": AblationConfig,
     "length.yaml": AblationConfig,
+    "fine_tuning.yaml": FineTuningTable,
 }
 
 

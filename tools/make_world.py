@@ -2,15 +2,19 @@
 
     python tools/make_world.py                       # all except the pairs for pretraining the tiny CLIP
     python tools/make_world.py --parts train val     # only these
+    python tools/make_world.py --foreign shapes      # a data set that shares nothing with the world, to fine-tune on
 
 Existing parts are not drawn again.
 """
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from ovd.choices import Domain
 from ovd.cli import run_tool
 from ovd.data.world.build import PARTS, build_world
+from ovd.data.world.foreign import ForeignSettings, build_foreign
 from ovd.data.world.settings import Settings
 
 
@@ -25,7 +29,15 @@ def main() -> None:
         help="parts to draw (default: all except pretraining_pairs)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and the rare split (%(default)s)")
+    parser.add_argument(
+        "--foreign",
+        choices=get_args(Domain),
+        help="draw this foreign data set instead, in the folder foreign beside --root",
+    )
     arguments = parser.parse_args()
+    if arguments.foreign is not None:
+        print(build_foreign(arguments.root.parent / "foreign", ForeignSettings(arguments.foreign, seed=arguments.seed)))
+        return
     print(build_world(arguments.root, tuple(arguments.parts), Settings(seed=arguments.seed)))
 
 

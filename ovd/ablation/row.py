@@ -124,12 +124,19 @@ def at_seed(config: ConfigType, seed: int, output: Path) -> ConfigType:
     return type(config).model_validate(values)
 
 
-def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
-    """Train, label and train again as the row defines, continuing an interrupted call; then evaluate.
+@dataclass(frozen=True)
+class TrainedRow:
+    """A row's finished training with one seed."""
 
-    `hours` are those of training and labelling, including those of a teacher that was trained for another row.
-    """
-    config_hash = stages.hash()
+    config: TrainConfig
+    """Of the final stage; `output` is the run folder."""
+    world: Path
+    hours: float
+    """Of training and labelling, including those of a teacher that was trained for another row."""
+
+
+def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
+    """Train, label and train again as the row defines, continuing an interrupted call; what is done is not repeated."""
     folder = runs / f"seed-{seed}" / stages.training_hash()  # shared by rows that differ in post-processing alone
     torch.set_num_threads(stages.final.train.threads)  # also if an earlier call did all the training
     hours = 0.0
@@ -148,7 +155,14 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         hours += timed(folder, "labelling", lambda: label(teacher.output, world, folder / "labels", stages.labels))
         config = with_labels(config, teacher.output, folder / "labels")
     hours += timed(folder, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+    return TrainedRow(config, world, hours)
 
+
+def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
+    """Train the row, and evaluate it."""
+    config_hash = stages.hash()
+    done = train_row(stages, seed, runs)
+    config, world, folder = done.config, done.world, done.config.output
     trained = with_post_processing(load_detector(folder), config)
     output = runs / f"seed-{seed}" / f"{name}-{config_hash}"
     metrics = evaluate_run(trained, output=output).metrics
@@ -181,7 +195,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         absent_per_image=(everything["at_own_threshold"] or everything)["absent_per_image"],
         ece_rare=rare.get("ECE"),
         brier_rare=rare.get("Brier"),
-        hours=round(hours, 4),
+        hours=round(done.hours, 4),
         config_hash=config_hash,
         steps=stages.steps,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),

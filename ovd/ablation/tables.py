@@ -126,12 +126,12 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
     parts = [
         _runs(records),
         "In per cent, mean ± standard deviation over the seeds:",
-        _table([head, *means]),
+        markdown_table([head, *means]),
     ]
     if differences:
         parts += [
             "Mean difference over the seeds that both rows have (95 % interval, paired, t):",
-            _table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
+            markdown_table([["difference", "steps", *LENGTH_TITLES.values()], *differences]),
         ]
     parts += [f"Runs {note}." for note in selection.elsewhere] + [f"Left out: {note}." for note in selection.notes]
     return "\n\n".join(parts) + "\n"
@@ -149,7 +149,7 @@ def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
         metrics = [_mean_cell(row_estimate(records, row, metric)) for metric in TITLES]
         hours = f"{np.mean([record.hours for record in of_row]):.2f}" if of_row else "-"
         lines.append([row, str(len(of_row)), *metrics, hours])
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def _decision_table(records: Sequence[Record], rows: Sequence[str]) -> str:
@@ -160,7 +160,7 @@ def _decision_table(records: Sequence[Record], rows: Sequence[str]) -> str:
             for metric, (_, factor) in DECISION_TITLES.items()
         ]
         lines.append([row, str(len(records_by_seed(records, row))), *cells])
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def _interval_cell(estimate: Estimate | None, factor: float) -> str:
@@ -184,7 +184,7 @@ def _difference_table(
             for metric, (_, factor) in columns.items()
         ]
         lines.append([f"{row} - {other}", str(num_seeds), *differences])
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def _mean_cell(estimate: Estimate | None) -> str:
@@ -204,7 +204,7 @@ def _difference_cell(estimate: Estimate | None, factor: float = 100) -> str:
     return f"{factor * estimate.mean:+.{digits}f} ({interval})"
 
 
-def _table(lines: list[list[str]]) -> str:
+def markdown_table(lines: list[list[str]]) -> str:
     """A Markdown table; the first line is its header."""
     head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])

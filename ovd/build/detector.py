@@ -134,6 +134,21 @@ def build_region_teacher(
     return build_crop_encoder(clip, options, device, uses_bf16, section="train.region_distillation")
 
 
+def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -> Detector | None:
+    """Build the starting detector of `train.start_distillation`, frozen; None if not set.
+
+    Raises:
+        ValueError: as `initialize`.
+    """
+    if not config.train.start_distillation or config.init_from is None:
+        return None
+    clip = untouched_clip(config)
+    with torch.random.fork_rng(devices=[]):
+        detector = build_detector(config, clip)
+    initialize(detector, config.init_from, clip)
+    return detector.requires_grad_(False).to(device).to(memory_format=memory_format(uses_bf16)).eval()
+
+
 def build_detector_on_meta(config: TrainConfig) -> Detector:
     """Build a detector without memory for its weights, to count its parameters and operations."""
     model, dim = build_on_meta(config.clip.name)

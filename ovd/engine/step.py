@@ -21,6 +21,7 @@ from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import ClassMasks, Matches, detection_losses, match_points
 from ovd.model.region_distillation import region_loss, select_regions
 from ovd.model.similarity import initial_bias
+from ovd.model.start_distillation import free_points, start_losses
 from ovd.precision import autocast
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
@@ -33,10 +34,14 @@ class Criterion:
     pairs: PairsConfig | None
     teacher: CropEncoder | None = None
     """The original CLIP's image side, given if and only if `train.region_distillation` is."""
+    start: Detector | None = None
+    """The detector that the training starts from, in eval mode, given if and only if `train.start_distillation` is."""
 
     def __post_init__(self) -> None:
         if (self.teacher is None) != (self.train.region_distillation is None):
             raise ValueError("train.region_distillation needs a teacher (build_region_teacher), and nothing else does")
+        if (self.start is None) == (self.train.start_distillation > 0):
+            raise ValueError("train.start_distillation needs the starting detector, and nothing else does")
 
     def rule(self, step: int) -> AssignmentRule:
         """The assignment rule of a step: a rule that depends on predictions is not used in the first steps."""
@@ -112,6 +117,30 @@ class Criterion:
         loss = region_loss(predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
         return {"distill": options.weight * loss / (num_parts * num_points.clamp(min=1))}
 
+    def keeping(
+        self,
+        predictions: Predictions,
+        assignment: Assignment,
+        batch: Batch,
+        *,
+        points: Points,
+        low_precision: bool,
+        num_parts: int = 1,
+    ) -> dict[str, Tensor]:
+        """The weighted losses of `start_losses`; empty if they are not configured.
+
+        Args:
+            predictions, assignment: for the batch's images, at `points`.
+            num_parts: number of parts of a batch whose losses are added up, each divided by its own number of points.
+        """
+        if self.start is None:
+            return {}
+        with torch.no_grad(), autocast(batch.images.device, low_precision):
+            before = self.start(batch.images)
+        free = free_points(assignment, points, batch.sizes)
+        losses = start_losses(predictions, before, free, over_all=sum_over_ranks)
+        return {name: self.train.start_distillation / num_parts * loss for name, loss in losses.items()}
+
 
 def backward(
     parallel: nn.Module,
@@ -127,8 +156,8 @@ def backward(
 
     The losses are those of all ranks' batches as one, computed in `train.accumulate` parts. Their divisors are known
     from the annotations before the first part; if the assignment depends on predictions, each part has its own
-    divisors, and the parts are averaged. So is the loss of region distillation, since its points are known from
-    predictions only; a part without any point counts with a loss of 0.
+    divisors, and the parts are averaged. So are the losses of region and of start distillation; a part
+    without any point counts with a loss of 0.
 
     Args:
         parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
@@ -167,6 +196,9 @@ def backward(
             )
             losses |= criterion.distillation(
                 detector, predictions, part, its_texts, points=points, num_parts=len(parts)
+            )
+            losses |= criterion.keeping(
+                predictions, assignment, part, points=points, low_precision=low_precision, num_parts=len(parts)
             )
             # DDP averages the ranks' gradients, but these losses are parts of a sum.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()

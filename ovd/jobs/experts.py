@@ -6,22 +6,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.build.detector import TrainedDetector
-from ovd.build.experts import own_layers
+from ovd.build.detector import TrainedDetector, build_inference, load_detector
+from ovd.build.experts import ExpertGroup, own_layers
 from ovd.build.text import evaluation_text, text_of_index
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.experts.folder import (
     BASE_TEXT,
+    DESCRIPTION,
+    TENSORS,
     TEXT,
     TRAINED_TEXT,
     ExpertDescription,
     ExpertError,
+    find_expert,
+    read_description,
     write_expert,
 )
 from ovd.experts.names import fit_margin
 from ovd.files import sha256_of
 from ovd.model.shared_layers import shared_parameters
+
+NAMES_SHOWN = 8
 
 
 def save_expert(
@@ -91,3 +97,44 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
     each = torch.arange(len(names))
     of_name = torch.cat([each, each, torch.tensor([row for row, _ in synonyms], dtype=torch.int64)])
     return torch.cat(parts), of_name
+
+
+def describe_expert(folder: Path) -> str:
+    """What an expert knows and needs, in a few lines."""
+    found = read_description(folder)
+    size = sum(path.stat().st_size for path in find_expert(folder).iterdir()) / 1e6
+    names = ", ".join(found.names[:NAMES_SHOWN])
+    more = f" and {len(found.names) - NAMES_SHOWN} more" if len(found.names) > NAMES_SHOWN else ""
+    measured = "".join(
+        f", AP {100 * values['AP']:.1f} on {of}" for of, values in found.metrics.items() if "AP" in values
+    )
+    calibrated = "calibrated" if found.calibration is not None else "not calibrated"
+    return (
+        f"{folder}: {len(found.names)} names ({names}{more})\n"
+        f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own; "
+        f"{size:.1f} MB; {calibrated}{measured}"
+    )
+
+
+def check_expert(run: Path, folder: Path) -> None:
+    """Check that an expert is whole and belongs to a detector.
+
+    Raises:
+        ExpertError: it is missing or damaged, or belongs to another detector.
+        ValueError: no intact checkpoint in `run`.
+    """
+    build_inference(load_detector(run, experts=ExpertGroup((folder,))))
+
+
+def remove_expert(folder: Path) -> Path:
+    """Remove an expert's two files, and its folder if nothing else is in it; its run stays.
+
+    Raises:
+        ExpertError: there is none.
+    """
+    found = find_expert(folder)
+    for name in (DESCRIPTION, TENSORS):
+        (found / name).unlink(missing_ok=True)
+    if not any(found.iterdir()):
+        found.rmdir()
+    return found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ovd.build.detector import build_detector, build_region_teacher, configured_clip
+from ovd.build.detector import build_detector, build_region_teacher, build_start, configured_clip
 from ovd.config import TrainConfig, load_config
 from ovd.engine.step import Criterion, backward
 from ovd.engine.step_dump import read_step
@@ -26,7 +26,8 @@ def replay_step(dump: Path) -> None:
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     print(f"weights that are not finite: {', '.join(bad[:20]) or 'none'}")
-    criterion = Criterion(config.train, config.data.pairs, teacher)
+    before = build_start(config, device=torch.device("cpu"), uses_bf16=False)
+    criterion = Criterion(config.train, config.data.pairs, teacher, before)
     for row, image_id in enumerate(batch.image_ids):
         image = slice(row, row + 1)
         one, its_texts = batch.of_images(image), texts.of_images(image)

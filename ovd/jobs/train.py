@@ -20,6 +20,7 @@ from ovd.build.detector import (
     TrainedDetector,
     build_detector,
     build_region_teacher,
+    build_start,
     check_text_tower,
     configured_clip,
     find_checkpoint,
@@ -128,7 +129,8 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     )
     evaluate_average = None if validation is None else _evaluation_of(config, clip, validation, checkpoints)
     calibrate = None if held_out is None else _calibration_of(config, clip, held_out, checkpoints)
-    criterion = Criterion(config.train, config.data.pairs, teacher)
+    before = build_start(config, device=resolve_device(config), uses_bf16=low_precision(config))
+    criterion = Criterion(config.train, config.data.pairs, teacher, before)
     _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
     return metrics
 

@@ -1,5 +1,7 @@
 """Who answers which query."""
 
+from itertools import chain
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,7 +52,7 @@ def test_no_query_is_lost_or_asked_twice_of_one_side() -> None:
     generator = torch.Generator().manual_seed(0)
     text = F.normalize(torch.randn(50, 6, generator=generator), dim=1)
     asked = rows_of(text, expert(text[0], text[7]), expert(text[9]), nearest=True)
-    assert sorted(sum(asked, [])) == list(range(50))
+    assert sorted(chain(*asked)) == list(range(50))
 
 
 def test_the_margin_separates_held_out_names_of_both_sides() -> None:

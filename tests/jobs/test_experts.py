@@ -1,6 +1,7 @@
 """Experts as users make and use them: each answers for its own names, and no other word's answer changes."""
 
 import json
+import runpy
 import shutil
 from itertools import permutations
 from pathlib import Path
@@ -246,3 +247,25 @@ def test_the_table_names_the_expert(experts) -> None:
 
     outcomes = tuple(Outcome(**row) for row in json.loads((experts[0] / "fine_tuning.json").read_text()))
     assert format_outcomes(outcomes).splitlines()[2].startswith("expert")
+
+
+def test_the_tool_lists_checks_and_removes(start, experts, tmp_path, monkeypatch, capsys) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "experts.py"))["main"]
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", ["experts.py", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    shown = call("list", experts[0])
+    assert "3 names (striped heart, oak leaf, paper boat)" in shown
+    assert "0 backbone layers of its own" in shown
+    assert "not calibrated, AP" in shown
+    assert call("check", start, experts[0]).endswith(f"{experts[0]}: whole, and an expert of {start}\n")
+    copied = tmp_path / "copied"
+    shutil.copytree(experts[0], copied)
+    assert call("remove", copied).endswith(f"removed {copied / 'expert'}\n")
+    assert not (copied / "expert").exists()
+    assert next(copied.glob("step-*")).exists()
+    with pytest.raises(ExpertError, match="holds no expert"):
+        call("check", start, copied)

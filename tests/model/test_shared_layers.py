@@ -106,5 +106,3 @@ def test_an_original_can_be_copied_after_it_has_been_shared() -> None:
     images = images_for(base, seed=5)
     with torch.no_grad():
         assert torch.equal(again(images).embeddings, base(images).embeddings)
-
-

@@ -15,21 +15,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ovd.choices import Domain
 from ovd.data.pairs import Pair, write_pair_shards
 from ovd.data.world.build import draw_in_parallel, encode_jpeg, write_json
 from ovd.data.world.captions import COUNTS, pluralise, with_article
 from ovd.data.world.scene import PLACEMENT_TRIES, overlaps, paint, sample_size
 
-Domain = Literal["shapes", "strokes", "composites"]
-"""The foreign domains."""
 _STREAM = {"train": 1, "val": 2, "pairs": 3}
 CANVAS_PX = 256
 """Side of the canvas that an object is drawn on before it is scaled."""
@@ -90,12 +89,13 @@ _COMPOSITES: dict[str, tuple[tuple[str, tuple[float, ...]], ...]] = {
                   ("poly", (0.5, 0.05, 0.75, 0.45, 0.25, 0.45))),
     "table": (("rect", (0.15, 0.4, 0.25, 0.9)), ("rect", (0.75, 0.4, 0.85, 0.9)), ("rect", (0.05, 0.3, 0.95, 0.42))),
     "chair": (("rect", (0.22, 0.08, 0.32, 0.92)), ("rect", (0.68, 0.5, 0.78, 0.92)), ("rect", (0.22, 0.48, 0.78, 0.6))),
-    "top hat": (("rect", (0.28, 0.15, 0.72, 0.72)), ("rect", (0.28, 0.55, 0.72, 0.66)), ("oval", (0.5, 0.75, 0.45, 0.1))),
+    "top hat": (("rect", (0.28, 0.15, 0.72, 0.72)), ("rect", (0.28, 0.55, 0.72, 0.66)),
+                ("oval", (0.5, 0.75, 0.45, 0.1))),
     "tent": (("poly", (0.5, 0.15, 0.95, 0.85, 0.05, 0.85)), ("poly", (0.5, 0.45, 0.65, 0.85, 0.35, 0.85))),
     "spoon": (("rect", (0.47, 0.4, 0.53, 0.95)), ("oval", (0.5, 0.24, 0.15, 0.2))),
     "snail": (("poly", (0.08, 0.85, 0.9, 0.85, 0.95, 0.45, 0.82, 0.72)), ("oval", (0.45, 0.52, 0.3, 0.3)),
               ("oval", (0.45, 0.52, 0.15, 0.15))),
-    "caterpillar": tuple(("oval", (0.14 + 0.18 * number, 0.55 - 0.07 * (number % 2), 0.13, 0.13)) for number in range(5)),
+    "caterpillar": tuple(("oval", (0.14 + 0.18 * part, 0.55 - 0.07 * (part % 2), 0.13, 0.13)) for part in range(5)),
     "truck": (("rect", (0.05, 0.3, 0.6, 0.7)), ("rect", (0.62, 0.45, 0.95, 0.7)), ("oval", (0.25, 0.74, 0.1, 0.1)),
               ("oval", (0.75, 0.74, 0.1, 0.1))),
     "bin": (("poly", (0.22, 0.3, 0.78, 0.3, 0.7, 0.92, 0.3, 0.92)), ("rect", (0.15, 0.18, 0.85, 0.28))),
@@ -133,6 +133,34 @@ def build_foreign(root: Path, settings: ForeignSettings) -> Path:
                 _draw(folder, settings)
                 marker.touch()
     return folder
+
+
+def few_images(folder: Path, boxes_per_class: int, seed: int) -> Path:
+    """Write a training file of few images, in which every class has at least so many boxes, as far as it has them.
+
+    Images are taken in a random order, each if it has a class that lacks boxes; all boxes of an image stay.
+
+    Returns:
+        `train-<boxes_per_class>.json` in the data set's folder.
+    """
+    content = json.loads((folder / "train.json").read_text())
+    classes_of: dict[int, list[int]] = {image["id"]: [] for image in content["images"]}
+    for row in content["annotations"]:
+        classes_of[row["image_id"]].append(row["category_id"])
+    counts: Counter[int] = Counter()
+    taken = set()
+    for image_id in np.random.default_rng([seed, boxes_per_class]).permutation(sorted(classes_of)).tolist():
+        if any(counts[category] < boxes_per_class for category in classes_of[image_id]):
+            taken.add(image_id)
+            counts.update(classes_of[image_id])
+    few = {
+        "images": [row for row in content["images"] if row["id"] in taken],
+        "annotations": [row for row in content["annotations"] if row["image_id"] in taken],
+        "categories": content["categories"],
+    }
+    path = folder / f"train-{boxes_per_class}.json"
+    write_json(path, few)
+    return path
 
 
 def _draw(folder: Path, settings: ForeignSettings) -> None:
@@ -276,7 +304,7 @@ def _stroke_layers(rng: np.random.Generator, parts: tuple[str, ...]) -> list[Lay
     for line in _lines(stroke):
         points = np.rint(line * CANVAS_PX).astype(np.int32)
         if style == "dashed":
-            dense = np.concatenate([np.linspace(a, b, 24) for a, b in zip(line[:-1], line[1:], strict=True)])
+            dense = np.concatenate([np.linspace(a, b, 24) for a, b in pairwise(line)])
             steps = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(dense, axis=0), axis=1))])
             for first, last, at in zip(dense[:-1], dense[1:], steps, strict=False):
                 if at % 0.14 < 0.08:

@@ -1,0 +1,183 @@
+"""Ways to fine-tune on a foreign domain, each with several seeds: what is gained there, and what is kept at home."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ovd.ablation.row import RowStages, label, of_groups, timed, train_row
+from ovd.ablation.statistics import Estimate, estimate
+from ovd.ablation.tables import markdown_table
+from ovd.build.detector import resolve_device
+from ovd.config import FineTuningRow, FineTuningTable, LabelsConfig, TrainConfig, load_config
+from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
+from ovd.jobs.fine_tune import Outcome, fine_tune
+from ovd.jobs.train import train_from_config
+from ovd.precision import cpu_name
+
+BEFORE = "before"
+"""Row of the starting detector itself."""
+METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "kept_cgF1": "kept cgF1"}
+
+
+@dataclass(frozen=True)
+class FineTuningRecord:
+    """One finished run. Metrics are in per cent."""
+
+    row: str
+    seed: int
+    domain: str
+    new_AP: float
+    """COCO's AP on the foreign validation set."""
+    new_AP50: float
+    kept_AP: float
+    """LVIS's on the world's validation set, over all classes and over rare ones."""
+    kept_APr: float
+    kept_cgF1: float
+    minutes: float
+    """Of training."""
+    megabytes: float
+    """Of what has to be stored beside the starting detector."""
+    steps: int
+    device: str
+    date: str
+
+
+def read_table(path: Path) -> list[FineTuningRecord]:
+    """The records of a JSON lines file; none if there is no file."""
+    if not path.is_file():
+        return []
+    return [FineTuningRecord(**json.loads(line)) for line in path.read_text().splitlines() if line]
+
+
+def run_fine_tuning(
+    name: str, row: FineTuningRow, seed: int, table: FineTuningTable, folder: Path, start: RowStages
+) -> list[FineTuningRecord]:
+    """Train a row's starting detector if it is missing, fine-tune it, and evaluate both on both data sets.
+
+    Args:
+        folder: folder that the row's config is relative to.
+        start: stages of the starting detector.
+
+    Returns:
+        The records of the row and of `before`.
+    """
+    before = train_row(start, seed, table.runs / "start")
+    data = build_foreign(table.data, ForeignSettings(table.domain, seed=seed))
+    output = table.runs / f"seed-{seed}" / f"{table.domain}-{name}"
+    train = data / "train.json"
+    if row.boxes_per_class is not None:
+        train = few_images(data, row.boxes_per_class, seed)
+    overrides = [
+        f"output={output}",
+        f"init_from={before.config.output}",
+        f"data.source.train_annotations={train.resolve()}",
+        f"data.source.train_images={(data / 'images' / 'train').resolve()}",
+        f"data.source.val_annotations={(data / 'val.json').resolve()}",
+        f"data.source.val_images={(data / 'images' / 'val').resolve()}",
+        f"train.seed={seed}",
+        *row.overrides,
+    ]
+    if row.replay:
+        labels = table.runs / f"seed-{seed}" / "replay_labels"
+        timed(
+            labels,
+            "labelling",
+            lambda: label(before.config.output, before.world, labels, LabelsConfig(queries="nouns", shards=1)),
+        )
+        overrides += [f"data.pairs.labels={labels}", f"data.pairs.shards={(before.world / 'pairs').resolve()}"]
+    config = load_config(folder / row.config, overrides, TrainConfig)
+    torch.set_num_threads(config.train.threads)
+    hours = timed(output, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+    outcomes = {outcome.detector: outcome for outcome in fine_tune(config, weight=row.weight)}
+    if config.expert is not None:
+        chosen = "expert"
+        stored = sum(path.stat().st_size for path in (output / "expert").iterdir())
+    else:
+        chosen = "after" if row.weight == 1 else "ensemble"
+        stored = next((output / "ensemble").glob("step-*/model.safetensors")).stat().st_size
+    device = resolve_device(config)
+
+    def record(of: str, outcome: Outcome, minutes: float, megabytes: float, steps: int) -> FineTuningRecord:
+        decisions = of_groups(output / f"eval-kept-{outcome.detector}" / "decisions.json")
+        return FineTuningRecord(
+            row=of,
+            seed=seed,
+            domain=table.domain,
+            new_AP=_per_cent(outcome.new["AP"]),
+            new_AP50=_per_cent(outcome.new["AP50"]),
+            kept_AP=_per_cent(outcome.kept["AP"]),
+            kept_APr=_per_cent(outcome.kept["APr"]),
+            kept_cgF1=round(decisions["all"]["cgF1"], 2),
+            minutes=round(minutes, 2),
+            megabytes=round(megabytes, 1),
+            steps=steps,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            date=datetime.date.today().isoformat(),
+        )
+
+    return [
+        record(BEFORE, outcomes["before"], 0.0, 0.0, 0),
+        record(name, outcomes[chosen], 60 * hours, stored / 1e6, config.train.steps),
+    ]
+
+
+def append_records(path: Path, records: Sequence[FineTuningRecord]) -> None:
+    """Append the records of runs that the file does not have yet."""
+    known = {(record.row, record.seed, record.domain) for record in read_table(path)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for record in records:
+            if (record.row, record.seed, record.domain) not in known:
+                file.write(json.dumps(asdict(record)) + "\n")
+
+
+def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> str:
+    """A Markdown table: mean over the seeds and 95 % interval of each metric."""
+    lines = [["row", "seeds", *METRICS.values(), "MB", "minutes"]]
+    for row in (BEFORE, *rows):
+        of_row = [record for record in records if record.row == row]
+        if not of_row:
+            continue
+        cells = [_cell(_estimate(of_row, metric)) for metric in METRICS]
+        more = [f"{_estimate(of_row, name).mean:.1f}" for name in ("megabytes", "minutes")]
+        lines.append([row, str(len(of_row)), *cells, *more])
+    return markdown_table(lines) + "\n"
+
+
+def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: Path) -> None:
+    """Draw AP at home over AP on the new data: a dot per seed, a diamond for each row's mean."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate((BEFORE, *rows)):
+        of_row = [record for record in records if record.row == row]
+        if not of_row:
+            continue
+        new, kept = ([getattr(record, name) for record in of_row] for name in ("new_AP", "kept_AP"))
+        axes.plot(new, kept, "o", color=f"C{number % 10}", ms=4, alpha=0.5)
+        axes.plot(np.mean(new), np.mean(kept), "D", color=f"C{number % 10}", ms=8)
+        axes.annotate(row, (float(np.mean(new)), float(np.mean(kept))), xytext=(7, 4), textcoords="offset points")
+    axes.set(xlabel="AP on the new data", ylabel="AP kept at home", title="What is gained, and what is kept")
+    axes.grid(alpha=0.3)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=110)
+
+
+def _estimate(records: Sequence[FineTuningRecord], name: str) -> Estimate:
+    assert name in {field.name for field in fields(FineTuningRecord)}
+    return estimate(np.array([getattr(record, name) for record in records], dtype=np.float64))
+
+
+def _cell(value: Estimate) -> str:
+    if value.interval is None:
+        return f"{value.mean:.1f}"
+    return f"{value.mean:.1f} ({value.interval[0]:.1f} to {value.interval[1]:.1f})"
+
+
+def _per_cent(value: float) -> float:
+    return round(100 * value, 2)

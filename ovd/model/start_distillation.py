@@ -1,0 +1,56 @@
+"""Distillation to the detector that a fine-tuning starts from, wherever the new annotations say nothing.
+
+At points that are matched to no box, embeddings, quality and boxes are pulled towards those of the starting detector
+(learning without forgetting, arXiv:1606.09282, at the points of a detector). The losses and their form are choices of
+this toolkit. One set of weights keeps more of its old words so, and learns less of the new ones (docs/fine_tuning.md).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from ovd.model.similarity import unit_embeddings
+from ovd.structures import Assignment, Points, Predictions
+
+SURE_QUALITY = 0.3
+"""Boxes are distilled where the starting detector's quality is above this."""
+
+
+def free_points(assignment: Assignment, points: Points, sizes: Tensor) -> Bool[Tensor, "B P"]:
+    """The points that the annotations say nothing about."""
+    matched = assignment.matched >= 0
+    return ~matched & ~assignment.ignored & ~assignment.wrong_scale & ~points.in_padding(sizes)
+
+
+def start_losses(
+    predictions: Predictions,
+    start: Predictions,
+    free: Bool[Tensor, "B P"],
+    *,
+    over_all: Callable[[Tensor], Tensor] = lambda value: value,
+) -> dict[str, Float[Tensor, ""]]:
+    """The losses `keep_class`, `keep_quality` and `keep_box`, means over the free points, each 0 without any.
+
+    Args:
+        start: the starting detector's predictions for the same images.
+        free: points that are distilled.
+        over_all: sums a divisor over the ranks of a batch.
+    """
+    probability = start.quality.float().sigmoid()
+    sure = free & (probability > SURE_QUALITY)
+    weights = probability[sure]
+    distance = 1 - (unit_embeddings(predictions.embeddings[free]) * unit_embeddings(start.embeddings[free])).sum(dim=1)
+    quality = F.binary_cross_entropy_with_logits(
+        predictions.quality[free].float(), probability[free], reduction="none"
+    ) - F.binary_cross_entropy_with_logits(start.quality[free].float(), probability[free], reduction="none")
+    boxes = generalized_box_iou_loss(predictions.boxes[sure].float(), start.boxes[sure].float())
+    num_free, weight = over_all(torch.stack([free.sum().float(), weights.sum()])).clamp(min=1).unbind()
+    return {
+        "keep_class": distance.sum() / num_free,
+        "keep_quality": quality.sum() / num_free,
+        "keep_box": (boxes * weights).sum() / weight,
+    }

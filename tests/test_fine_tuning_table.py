@@ -1,0 +1,43 @@
+"""The table of ways to fine-tune: rows, resumption, table and picture."""
+
+from pathlib import Path
+
+import pytest
+
+from ovd.ablation.fine_tuning import FineTuningRecord, append_records, draw_trade, format_table, read_table
+
+RECORD = FineTuningRecord(
+    row="keeping", seed=1, domain="shapes", new_AP=30.0, new_AP50=50.0, kept_AP=70.0, kept_APr=60.0, kept_cgF1=65.0,
+    minutes=1.5, megabytes=6.3, steps=300, device="CPU", date="2026-01-01",
+)  # fmt: skip
+
+
+def record(row: str, seed: int, **values: float) -> FineTuningRecord:
+    return FineTuningRecord(**{**vars(RECORD), "row": row, "seed": seed, **values})
+
+
+@pytest.fixture
+def records() -> list[FineTuningRecord]:
+    return [record(row, seed, new_AP=30.0 + seed) for row in ("before", "keeping") for seed in (1, 2, 3)]
+
+
+def test_records_are_kept_once(tmp_path: Path, records) -> None:
+    path = tmp_path / "results" / "table.jsonl"
+    assert read_table(path) == []
+    append_records(path, records[:2])
+    append_records(path, [record("before", 1, new_AP=0.0), *records[2:]])  # `before` is measured with every row
+    assert read_table(path) == records
+
+
+def test_the_table_has_means_and_intervals_over_the_seeds(records) -> None:
+    lines = format_table(records, ["keeping", "missing"]).splitlines()
+    assert lines[0].startswith("| row | seeds | new AP | kept AP |")
+    assert len(lines) == 4
+    # Mean 32, standard deviation 1, Student's t of two degrees of freedom 4.303: 4.303 / sqrt(3) = 2.48.
+    assert lines[3].startswith("| keeping | 3 | 32.0 (29.5 to 34.5) | 70.0 (70.0 to 70.0) |")
+    assert format_table(records[:1], []).splitlines()[2].startswith("| before | 1 | 31.0 | 70.0 |")
+
+
+def test_the_picture_is_drawn(tmp_path: Path, records) -> None:
+    draw_trade(records, ["keeping", "missing"], tmp_path / "pictures" / "trade.png")
+    assert (tmp_path / "pictures" / "trade.png").stat().st_size > 10_000
