@@ -4,7 +4,7 @@ Competition between names, suppression and the number of boxes per image run wit
 So the base detector's answers are those that it would give alone, to the last bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -100,8 +100,15 @@ class ExpertInference(Inference):
     ) -> tuple[Detections, ...]:
         images, sizes = images.to(self.device), sizes.to(self.device)
         asked = self._route(text)
-        predictions = self._predict(images, sizes, [len(rows) > 0 for rows in asked])
-        return self._answers(predictions, asked, text, sizes, original_sizes, images, ensemble)
+        answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
+        for number, predictions in self._predictions(images, sizes, [len(rows) > 0 for rows in asked]):
+            rows = asked[number]
+            of_base = None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[rows])
+            found = self._answerers[number].detections(
+                predictions, text[rows], sizes, original_sizes, images=images, ensemble=of_base
+            )
+            answers[number] = [replace(item, classes=rows[item.classes]) for item in found]
+        return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
 
     @torch.no_grad()
     def detect_each(
@@ -114,13 +121,16 @@ class ExpertInference(Inference):
         images, sizes = images.to(self.device), sizes.to(self.device)
         routes = [self._route(text) for text in texts]
         is_asked = [any(len(rows) > 0 for rows in of_answerer) for of_answerer in zip(*routes, strict=True)]
-        predictions = self._predict(images, sizes, is_asked)
-        found: list[Detections] = []
-        for row, (text, asked) in enumerate(zip(texts, routes, strict=True)):
-            only = slice(row, row + 1)
-            of_image = [None if item is None else item.of_images(only) for item in predictions]
-            found += self._answers(of_image, asked, text, sizes[only], original_sizes[only], images[only], None)
-        return tuple(found)
+        answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
+        for number, predictions in self._predictions(images, sizes, is_asked):
+            for row, (text, asked) in enumerate(zip(texts, routes, strict=True)):
+                rows, only = asked[number], slice(row, row + 1)
+                if len(rows) > 0:
+                    (found,) = self._answerers[number].detections(
+                        predictions.of_images(only), text[rows], sizes[only], original_sizes[only], images=images[only]
+                    )
+                    answers[number][row] = replace(found, classes=rows[found.classes])
+        return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
 
     def _route(self, text: Float[Tensor, "C D"]) -> list[Int[Tensor, " _"]]:
         """The rows that each answerer is asked for, the base detector first; computed once for batch after batch."""
@@ -129,54 +139,34 @@ class ExpertInference(Inference):
             self._routed = (text, route(text, names, nearest=self._nearest))
         return self._routed[1]
 
-    def _predict(
+    def _predictions(
         self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], is_asked: Sequence[bool]
-    ) -> list[Predictions | None]:
-        """The predictions of those answerers that are asked; the layers that they share run once."""
-        predictions: list[Predictions | None] = []
-        shared = [expert.shared for expert, asked in zip(self.experts, is_asked[1:], strict=True) if asked]
+    ) -> Iterator[tuple[int, Predictions]]:
+        """Yield number and predictions of each answerer that is asked, one at a time; shared layers run once."""
+        asked = [number for number, wanted in enumerate(is_asked) if wanted]
         with ExitStack() as recordings:
-            for layers in shared:
+            for number in asked:
+                layers = self._layers_of(number)
                 if layers is not None:
                     recordings.enter_context(layers.recording())
             with autocast(images.device, self.low_precision):
                 features = self.detector.features(images)
-                for number, (answerer, asked) in enumerate(zip(self._answerers, is_asked, strict=True)):
-                    if not asked:
-                        predictions.append(None)
-                        continue
-                    has_own_layers = number > 0 and self.experts[number - 1].shared is not None
-                    own = answerer.detector.features(images) if has_own_layers else features
-                    predictions.append(answerer.detector.predict_from(own))
-        return [None if item is None else self.without_padding(item, images, sizes) for item in predictions]
+            for number in asked:
+                detector = self._answerers[number].detector
+                with autocast(images.device, self.low_precision):
+                    own = features if self._layers_of(number) is None else detector.features(images)
+                    predictions = detector.predict_from(own)
+                yield number, self.without_padding(predictions, images, sizes)
 
-    def _answers(
-        self,
-        predictions: Sequence[Predictions | None],
-        asked: Sequence[Int[Tensor, " _"]],
-        text: Float[Tensor, "C D"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-        images: UInt8[Tensor, "B 3 H W"],
-        ensemble: ScoreEnsemble | None,
-    ) -> tuple[Detections, ...]:
-        """The merged detections of each image."""
-        answers = []
-        for number, (answerer, of_batch, rows) in enumerate(zip(self._answerers, predictions, asked, strict=True)):
-            if of_batch is None or len(rows) == 0:
-                answers.append([Detections.empty()] * len(sizes))
-                continue
-            with_clip = None
-            if ensemble is not None and number == 0:
-                with_clip = replace(ensemble, weights=ensemble.weights[rows])
-            found = answerer.detections(of_batch, text[rows], sizes, original_sizes, images=images, ensemble=with_clip)
-            answers.append([replace(item, classes=rows[item.classes]) for item in found])
-        return tuple(self._merge(base, experts) for base, *experts in zip(*answers, strict=True))
+    def _layers_of(self, number: int) -> SharedLayers | None:
+        """The layers that an answerer with layers of its own replays."""
+        return self.experts[number - 1].shared if number > 0 else None
 
-    def _merge(self, base: Detections, experts: Sequence[Detections]) -> Detections:
+    def _merge(self, answers: Sequence[Detections]) -> Detections:
+        """One image's answers of the base detector and of the experts in one list."""
         found, num_capped = merge(
-            base,
-            experts,
+            answers[0],
+            answers[1:],
             same_place=self._same_place,
             nms_iou=self.options.nms_iou,
             max_detections=self.options.max_detections,
