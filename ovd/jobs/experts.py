@@ -1,5 +1,6 @@
 """Make an expert of a finished training, and look after expert folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector
-from ovd.build.experts import ExpertGroup, own_layers
+from ovd.build.experts import ExpertGroup, names_of, own_layers
 from ovd.build.text import evaluation_text, text_of_index
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
@@ -21,10 +22,12 @@ from ovd.experts.folder import (
     ExpertError,
     find_expert,
     read_description,
+    read_tensors,
     write_expert,
 )
-from ovd.experts.names import fit_margin
+from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
+from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
 
 NAMES_SHOWN = 8
@@ -124,6 +127,38 @@ def check_expert(run: Path, folder: Path) -> None:
         ValueError: no intact checkpoint in `run`.
     """
     build_inference(load_detector(run, experts=ExpertGroup((folder,))))
+
+
+def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -> str:
+    """Who answers each query, by default and with `nearest`, and how near it is to each side, as a table.
+
+    Raises:
+        ExpertError: an expert is missing or damaged, or belongs to another detector.
+        ValueError: no query, or no intact checkpoint in `run`.
+    """
+    if not names:
+        raise ValueError("give at least one query")
+    base = load_detector(run, experts=ExpertGroup(tuple(folders)))
+    experts = [
+        names_of(found, read_tensors(folder, found)) for folder in folders for found in [read_description(folder)]
+    ]
+    text = evaluation_text(base.config, base.clip, names)
+    answerers = [str(run), *map(str, folders)]
+    by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]
+    width = max(map(len, ("query", *names))) + 2
+    wide = max(map(len, answerers)) + 2
+    lines = [f"{'query':{width}}{'answered by':{wide}}{'with --nearest':{wide}}cosine with the nearest name of each"]
+    for row, name in enumerate(names):
+        by = [
+            " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())
+            for routed in by_mode
+        ]
+        of_each = [
+            nearness_to(text[row : row + 1], rows) for rows in (experts[0].base_text, *(e.text for e in experts))
+        ]
+        cosines = ", ".join(f"{float(nearness):.3f}" for nearness in of_each)
+        lines.append(f"{name:{width}}{by[0]:{wide}}{by[1]:{wide}}{cosines}")
+    return "\n".join(lines)
 
 
 def remove_expert(folder: Path) -> Path:

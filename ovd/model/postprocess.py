@@ -129,9 +129,10 @@ def _scores_of(
             if classifier.lowered is not None:
                 mixed = mixed - classifier.lowered
             cosines = mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
-        # A bias towards names is one in the choice between them: where they compete, it is corrected there alone.
-        is_chosen = options.competition > 0 and classifier.lowered is not None
-        absolute = cosines + classifier.lowered if is_chosen else cosines
+        absolute = cosines
+        if options.competition > 0 and classifier.lowered is not None:
+            # A bias towards names is one in the choice between them: where they compete, it is corrected there alone.
+            absolute = cosines + classifier.lowered
         probability = (classifier.scale * absolute + classifier.bias).sigmoid()
         if ensemble is not None:
             assert some.clip is not None

@@ -36,6 +36,7 @@ def test_names_are_distinct_and_none_is_the_worlds() -> None:
         assert len(classes) == count
         assert len(set(texts)) == len(texts)
         assert not known & set(texts)
+        assert len({item.words for item in classes} | set(texts)) == len(texts) + count
     assert [item.synonyms for item in foreign_classes("shapes") if item.name == "red ring"] == [("red hoop",)]
 
 
@@ -75,6 +76,19 @@ def test_boxes_are_inside_and_lie_on_something_drawn(domain: Domain, folders) ->
                 assert 0 <= x < x + width <= image["width"]
                 assert 0 <= y < y + height <= image["height"]
                 assert pixels[y : y + height, x : x + width].std(axis=(0, 1)).max() > 5
+
+
+def test_the_same_boxes_under_other_names(folders) -> None:
+    folder = folders["shapes"]
+    val, synonyms, words = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("val", "val_synonyms", "val_words")
+    )
+    assert words["annotations"] == val["annotations"]
+    assert [row["id"] for row in words["categories"]] == [row["id"] for row in val["categories"]]
+    assert words["categories"][0]["name"] == "octagon colored red"
+    named = {row["id"]: row["name"] for row in synonyms["categories"]}
+    assert named == {row["id"]: row["synonyms"][0] for row in val["categories"] if row["synonyms"]}
+    assert synonyms["annotations"] == [row for row in val["annotations"] if row["category_id"] in named]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(folders, tmp_path) -> None:

@@ -262,6 +262,12 @@ def test_the_tool_lists_checks_and_removes(start, experts, tmp_path, monkeypatch
     assert "0 backbone layers of its own" in shown
     assert "not calibrated, AP" in shown
     assert call("check", start, experts[0]).endswith(f"{experts[0]}: whole, and an expert of {start}\n")
+    answered = call("who", start, *experts[:2], "--classes", "umbrella, oak leaf, brass key").splitlines()
+    assert answered[0].split()[0] == "query"
+    assert answered[1].startswith("umbrella")
+    assert str(experts[0]) not in answered[1]
+    assert f"oak leaf   {experts[0]}" in answered[2]
+    assert f"brass key  {experts[1]}" in answered[3]
     copied = tmp_path / "copied"
     shutil.copytree(experts[0], copied)
     assert call("remove", copied).endswith(f"removed {copied / 'expert'}\n")

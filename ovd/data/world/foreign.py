@@ -5,6 +5,7 @@ are line drawings, "dashed spiral"; `composites` are objects of several parts, "
 
 <root>/<key>/images/{train,val}/*.jpg
 <root>/<key>/{train,val}.json          COCO format, with synonyms of some categories
+<root>/<key>/val_{synonyms,words}.json the same boxes under synonyms (of classes that have one), and under other words
 <root>/<key>/pairs/00000.tar ...       captioned scenes
 """
 
@@ -60,6 +61,8 @@ class ForeignClass:
 
     name: str
     synonyms: tuple[str, ...]
+    words: str
+    """The name in other words."""
     parts: tuple[str, ...]
     """What it is drawn from: a shape and its color, a stroke and its style, or an object."""
 
@@ -71,6 +74,7 @@ COLORS = {
 SHAPES = ("octagon", "ellipse", "semicircle", "trapezoid", "parallelogram", "ring", "teardrop", "wedge")
 STROKES = ("zigzag", "spiral", "ripple", "staircase", "comb", "ladder", "lattice", "loop")
 STYLES = ("thin", "thick", "dashed")
+_WORDS: dict[Domain, str] = {"shapes": "{} colored {}", "strokes": "{} drawn {}", "composites": "toy {}"}
 SYNONYMS = {"ellipse": "oval", "ring": "hoop", "wedge": "slice", "lattice": "grid", "ripple": "wavy line",
             "staircase": "steps", "mushroom": "toadstool", "boat": "sailboat", "bin": "trash can"}  # fmt: skip
 
@@ -117,7 +121,8 @@ def foreign_classes(domain: Domain) -> tuple[ForeignClass, ...]:
     for parts, name in named:
         other = SYNONYMS.get(parts[-1])
         synonyms = () if other is None else (" ".join((*parts[:-1], other)),)
-        classes.append(ForeignClass(name, synonyms, parts))
+        words = _WORDS[domain].format(*reversed(parts))
+        classes.append(ForeignClass(name, synonyms, words, parts))
     return tuple(classes)
 
 
@@ -191,7 +196,21 @@ def _draw(folder: Path, settings: ForeignSettings) -> None:
                 )
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_json(folder / f"{part}.json", content)
+        if part == "val":
+            classes = foreign_classes(settings.domain)
+            synonyms = {row + 1: item.synonyms[0] for row, item in enumerate(classes) if item.synonyms}
+            write_json(folder / "val_synonyms.json", _renamed(content, synonyms))
+            write_json(folder / "val_words.json", _renamed(content, {n + 1: of.words for n, of in enumerate(classes)}))
     write_pair_shards(folder / "pairs", _pairs(settings), pairs_per_shard=settings.num_pairs)
+
+
+def _renamed(content: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+    """The annotations of the categories that have another name, under this name."""
+    return {
+        "images": content["images"],
+        "annotations": [row for row in content["annotations"] if row["category_id"] in names],
+        "categories": [{"id": identifier, "name": name} for identifier, name in names.items()],
+    }
 
 
 def _pairs(settings: ForeignSettings) -> Iterator[Pair]:
