@@ -5,8 +5,9 @@
     python tools/experts.py who runs/quickstart runs/mine --classes "my thing, umbrella, parasol"
     python tools/experts.py remove runs/mine
 
-Experts are made by tools/fine_tune.py. One is used by naming its folder (--expert of demo.py, eval.py and pseudo_label.py, `experts` of Predictor.load),
-so nothing has to be registered, and one that is added or removed changes no other's answers.
+Experts are made by tools/fine_tune.py. One is used by naming its folder (--expert of demo.py, eval.py and
+pseudo_label.py, `experts` of Predictor.load), so nothing has to be registered, and one that is added or removed changes
+no other's answers.
 """
 
 import argparse
