@@ -1,5 +1,6 @@
 """Build the experts of a detector from their folders."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,13 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
     calibration = None
     if description.calibration is not None:
         calibration = ScoreCalibration.from_json(description.calibration, tensors[TRAINED_TEXT])
+    if (calibration is None) != (base.calibration is None):
+        which = "the expert" if calibration is None else "the detector"
+        print(
+            f"warning: {folder}: {which} is not calibrated (train.calibration), so its scores and the other's mean "
+            "different things where they are compared",
+            file=sys.stderr,
+        )
     return Expert(
         description.sha256,
         names_of(description, tensors),

@@ -27,6 +27,7 @@ from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
 from ovd.evaluation.run import evaluate_results
+from ovd.experts.inference import ExpertInference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
@@ -52,7 +53,7 @@ def detect_all(
     inference = build_inference(trained, size=size)
     if config.eval.compile:
         inference.compile()
-    return evaluate_detector(
+    evaluator = evaluate_detector(
         inference,
         text,
         index,
@@ -61,6 +62,9 @@ def detect_all(
         workers=config.data.workers,
         ensemble=score_ensemble(trained, [category.name for category in index.categories]),
     )
+    if isinstance(inference, ExpertInference) and inference.num_capped:
+        print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
+    return evaluator
 
 
 def evaluate_run(
