@@ -12,6 +12,8 @@ DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", 
 """Formats of annotations (data/formats.py has one record for each)."""
 Domain = Literal["shapes", "strokes", "composites"]
 """Foreign data sets (data/world/foreign.py)."""
+ExpertPart = Literal["path", "names"]
+"""What an expert learns: a pyramid, a head and shortcuts of its own, or only a text row for each of its names."""
 Engine = Literal["hotcoco", "official"]
 """Package that computes the metrics: hotcoco, or the protocol's own (lvis, pycocotools), which is slower."""
 Frequency = Literal["r", "c", "f"]

@@ -30,6 +30,7 @@ from ovd.choices import (
     DataFormatName,
     Domain,
     Engine,
+    ExpertPart,
     Head,
     InitState,
     Keep,
@@ -358,6 +359,8 @@ class EvalSection(DetectionOptions):
 class ExpertSection(Section):
     """An expert: a detector of new names beside the one of `init_from`, which goes on to answer for all other words."""
 
+    learn: ExpertPart = "path"
+    """`path` trains a pyramid, a head and shortcuts; `names` trains a text row for each name and nothing else."""
     own_layers: NonNegativeInt | Literal["all"] = 0
     """Number of the backbone's last layers that the expert trains as its own; the others, with none also CLIP's
     projection, are frozen and shared. More of them fit new pictures better, and take more time and memory."""
@@ -400,7 +403,11 @@ class TrainConfig(Section):
             raise ValueError("init_state=training needs init_from: the run to continue from")
         if self.train.start_distillation and self.init_from is None:
             raise ValueError("train.start_distillation needs init_from: the detector to stay near to")
+        if self.train.start_distillation and self.expert is not None:
+            raise ValueError("train.start_distillation is for one set of weights; an expert changes no old answer")
         if self.expert is not None:
+            if self.expert.learn == "names" and self.expert.own_layers != 0:
+                raise ValueError("expert.learn=names learns no layers; leave out expert.own_layers")
             if self.init_from is None or self.init_state == "training":
                 raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")
             if self.detector.freeze_backbone or self.detector.frozen_layers:

@@ -106,8 +106,13 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
     return backbone
 
 
-def build_detector(config: TrainConfig, clip: Clip) -> Detector:
-    """Build an untrained detector on CLIP's backbone. Uses torch's global random state for the learned path."""
+def build_detector(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
+    """Build an untrained detector on CLIP's backbone. Uses torch's global random state for the learned path.
+
+    Args:
+        num_classes: of the vocabulary; needed for `expert.learn=names` alone.
+    """
+    learns_names = config.expert is not None and config.expert.learn == "names"
     return _assemble(
         config,
         clip.model.visual,
@@ -115,6 +120,7 @@ def build_detector(config: TrainConfig, clip: Clip) -> Detector:
         mean=clip.mean,
         std=clip.std,
         logit_scale=clip.model.logit_scale.exp().item(),
+        learned_names=(num_classes, clip.dim) if learns_names else None,
     )
 
 
@@ -164,11 +170,12 @@ def _assemble(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     logit_scale: float,
+    learned_names: tuple[int, int] | None = None,
 ) -> Detector:
     options = config.detector
     backbone = build_backbone(config, visual)
     pyramid = _build_pyramid(backbone, options.channels)
-    return Detector(
+    detector = Detector(
         backbone,
         pyramid,
         _HEADS[options.head](options.channels, options.num_convs, pyramid.strides),
@@ -177,7 +184,12 @@ def _assemble(
         std=std,
         logit_scale=logit_scale,
         keeps_clip=config.eval.ensemble is not None,
+        learned_names=learned_names,
     )
+    if detector.name_offsets is not None:
+        detector.requires_grad_(False)
+        detector.name_offsets.requires_grad_(True)
+    return detector
 
 
 def _build_pyramid(backbone: Backbone, channels: int) -> FeaturePyramid | SimplePyramid:
@@ -322,9 +334,9 @@ def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
     clip = configured_clip(config.clip)
     check_text_tower(found, clip)
-    detector = build_detector(config, clip)
-    checkpoint.load_into(detector, found.weights)
     classes = tuple(found.extra.get("classes", ()))
+    detector = build_detector(config, clip, num_classes=len(classes))
+    checkpoint.load_into(detector, found.weights)
     calibration = stored_calibration(found.extra, found.attached())
     if experts is not None:
         check_experts(experts, found.weights)
@@ -350,12 +362,18 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
     """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
 
+    Learned names start at their text rows.
+
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
     """
-    if init_from.is_file():
-        checkpoint.load_into(detector, init_from)
-        return
-    found = find_checkpoint(init_from)
-    check_text_tower(found, clip)
-    checkpoint.load_into(detector, found.weights)
+    path = init_from
+    if not path.is_file():
+        found = find_checkpoint(init_from)
+        check_text_tower(found, clip)
+        path = found.weights
+    tensors = checkpoint.load_weights(path)
+    if detector.name_offsets is not None:
+        tensors.setdefault("name_offsets", detector.name_offsets.data)
+    checkpoint.check_fit(detector, tensors, source=path)
+    detector.load_state_dict(tensors)

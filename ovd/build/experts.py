@@ -10,6 +10,7 @@ from torch import Tensor
 from ovd.choices import SamePlace
 from ovd.config import ExpertSection, TrainConfig, parse_config
 from ovd.experts.folder import (
+    ANSWERS,
     BASE_TEXT,
     TEXT,
     TRAINED_TEXT,
@@ -87,8 +88,10 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
     description = read_description(folder)
     tensors = read_tensors(folder, description)
     config = parse_config(description.config, TrainConfig, f"{folder}, its config")
-    detector, shared = copy_sharing_layers(base.detector, description.own_layers)
-    load_own(detector, base.detector, tensors, folder)
+    detector, shared = base.detector, None
+    if description.learn == "path":
+        detector, shared = copy_sharing_layers(base.detector, description.own_layers)
+        load_own(detector, base.detector, tensors, folder)
     if options is None:
         # Crops are looked at as the base detector does it, by the encoder that it has.
         options = config.eval.model_copy(
@@ -121,7 +124,7 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
 
 def names_of(description: ExpertDescription, tensors: Mapping[str, Tensor]) -> ExpertNames:
     """The names of a stored expert."""
-    return ExpertNames(description.names, tensors[TEXT], tensors[BASE_TEXT], description.margin)
+    return ExpertNames(description.names, tensors[TEXT], tensors[BASE_TEXT], description.margin, tensors.get(ANSWERS))
 
 
 def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, A
             **_backbone_groups(detector.backbone, settings),
             "learned": GroupSpec(learned, weight_decay=decay),
             "gates": GroupSpec(gates, lr_factor=settings.gate_rate),
+            **({} if detector.name_offsets is None else {"names": GroupSpec([detector.name_offsets])}),
             "logit": GroupSpec([detector.log_scale, detector.threshold], lr_factor=settings.logit_rate),
         },
     )

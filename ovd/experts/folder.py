@@ -1,7 +1,8 @@
 """An expert on disk: a folder with what it owns, which is nothing without the base detector that it names.
 
 expert.safetensors   the expert's own parameters by their names in a detector; `expert.text` and `expert.base_text`,
-                     text rows of its names and of the base detector's; with a calibration, `expert.trained_text`
+                     text rows of its names and of the base detector's; `expert.answers`, rows learned in the place of
+                     the former, if there are any; with a calibration, `expert.trained_text`
 expert.json          names, base detector, settings, calibration, metrics, and the sha256 of the other file
 """
 
@@ -15,12 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ovd.choices import ExpertPart
 from ovd.files import sha256_of, whole_file
 
 TENSORS = "expert.safetensors"
 DESCRIPTION = "expert.json"
 TEXT = "expert.text"
 BASE_TEXT = "expert.base_text"
+ANSWERS = "expert.answers"
 TRAINED_TEXT = "expert.trained_text"
 
 
@@ -36,6 +39,8 @@ class ExpertDescription:
     """Of the base detector's weights file."""
     base: str
     """The base detector's run folder, for messages."""
+    learn: ExpertPart
+    """What it learned."""
     own_layers: int
     """Number of the backbone's last layers that it owns."""
     names: tuple[str, ...]

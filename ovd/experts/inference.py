@@ -30,7 +30,7 @@ class Expert:
     """Of its file; experts are asked in its order, so that the order in which they are given does not matter."""
     names: ExpertNames
     inference: Inference
-    """Of the expert's detector."""
+    """Of the expert's detector; the base detector itself if it learned names alone."""
     shared: SharedLayers | None
     """The layers that are replayed in its own pass through the backbone; None if it has the base's features."""
 
@@ -75,6 +75,7 @@ class ExpertInference(Inference):
         self.num_capped = 0
         """Detections so far that the merged lists had no room for (`max_detections`)."""
         self._answerers = [base, *(expert.inference for expert in self.experts)]
+        self._keeps_predictions = any(expert.inference.detector is base.detector for expert in self.experts)
         self._same_place = same_place
         self._nearest = nearest
         self._routed: tuple[Tensor, list[Int[Tensor, " _"]]] | None = None
@@ -105,7 +106,7 @@ class ExpertInference(Inference):
             rows = asked[number]
             of_base = None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[rows])
             found = self._answerers[number].detections(
-                predictions, text[rows], sizes, original_sizes, images=images, ensemble=of_base
+                predictions, self._rows(number, text[rows]), sizes, original_sizes, images=images, ensemble=of_base
             )
             answers[number] = [replace(item, classes=rows[item.classes]) for item in found]
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
@@ -127,7 +128,11 @@ class ExpertInference(Inference):
                 rows, only = asked[number], slice(row, row + 1)
                 if len(rows) > 0:
                     (found,) = self._answerers[number].detections(
-                        predictions.of_images(only), text[rows], sizes[only], original_sizes[only], images=images[only]
+                        predictions.of_images(only),
+                        self._rows(number, text[rows]),
+                        sizes[only],
+                        original_sizes[only],
+                        images=images[only],
                     )
                     answers[number][row] = replace(found, classes=rows[found.classes])
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
@@ -151,12 +156,22 @@ class ExpertInference(Inference):
                     recordings.enter_context(layers.recording())
             with autocast(images.device, self.low_precision):
                 features = self.detector.features(images)
+            of_base: Predictions | None = None
             for number in asked:
                 detector = self._answerers[number].detector
+                if detector is self.detector and of_base is not None:  # it learned names alone
+                    yield number, of_base
+                    continue
                 with autocast(images.device, self.low_precision):
                     own = features if self._layers_of(number) is None else detector.features(images)
-                    predictions = detector.predict_from(own)
-                yield number, self.without_padding(predictions, images, sizes)
+                    predictions = self.without_padding(detector.predict_from(own), images, sizes)
+                if detector is self.detector and self._keeps_predictions:
+                    of_base = predictions
+                yield number, predictions
+
+    def _rows(self, number: int, text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
+        """The rows that an answerer detects with."""
+        return self.experts[number - 1].names.answering(text) if number > 0 else text
 
     def _layers_of(self, number: int) -> SharedLayers | None:
         """The layers that an answerer with layers of its own replays."""

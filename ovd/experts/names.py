@@ -27,6 +27,12 @@ class ExpertNames:
     """Unit rows of the names that the base detector was trained on."""
     margin: float
     """A query that is nearer to `text` than to `base_text`, by more than this, may be given to the expert."""
+    answers: Float[Tensor, "K D"] | None = None
+    """Unit rows that were learned for those of `text`; None if none were."""
+
+    def answering(self, text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
+        """The rows to detect with for queries that the expert answers: those learned for the nearest of its names."""
+        return text if self.answers is None else self.answers[(text @ self.text.T).argmax(dim=1)]
 
     def are_own(self, text: Float[Tensor, "C D"]) -> Bool[Tensor, " C"]:
         """Which rows are one of the expert's."""

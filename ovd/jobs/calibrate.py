@@ -1,5 +1,7 @@
 """Calibrate a detector on what was held out of its training."""
 
+import torch
+
 from ovd.build.data import HeldOut
 from ovd.build.detector import TrainedDetector, build_inference
 from ovd.build.text import text_of_index
@@ -23,9 +25,12 @@ def calibrate_detector(
         CalibrationError: nothing is found in the held-out images.
     """
     config = trained.config
+    text = text_of_index(config, trained.clip, held_out.index)
+    if trained.detector.name_offsets is not None:
+        text = trained.detector.learned_text(text, torch.arange(len(text))).detach()
     return calibrate(
         build_inference(trained, options=options),
-        text_of_index(config, trained.clip, held_out.index),
+        text,
         held_out.index,
         held_out=held_out.names,
         is_exhaustive=FORMATS[held_out.index.format].is_exhaustive,

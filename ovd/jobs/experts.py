@@ -13,6 +13,7 @@ from ovd.build.text import evaluation_text, text_of_index
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.experts.folder import (
+    ANSWERS,
     BASE_TEXT,
     DESCRIPTION,
     TENSORS,
@@ -51,11 +52,14 @@ def save_expert(
     text, of_name = _own_text(base, index)
     base_text = evaluation_text(base.config, base.clip, base.classes)
     tensors = _own_tensors(base, tuned, num_own) | {TEXT: text, BASE_TEXT: base_text}
+    if tuned.detector.name_offsets is not None:
+        tensors[ANSWERS] = tuned.detector.learned_text(text, of_name).cpu()
     if tuned.calibration is not None:
         tensors[TRAINED_TEXT] = tuned.calibration.trained_text
     description = ExpertDescription(
         base_sha256=sha256_of(base.weights),
         base=str(config.init_from),
+        learn=config.expert.learn,
         own_layers=num_own,
         names=tuple(category.name for category in index.categories),
         synonyms=tuple(category.synonyms for category in index.categories),
@@ -72,20 +76,22 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
     Raises:
         ExpertError: another tensor differs.
     """
-    shared = {id(parameter) for parameter in shared_parameters(tuned.detector.backbone, num_own)}
-    own = {name: parameter for name, parameter in tuned.detector.named_parameters() if id(parameter) not in shared}
+    own: dict[str, Tensor] = {}
+    if tuned.detector.name_offsets is None:  # else the names alone
+        shared = {id(parameter) for parameter in shared_parameters(tuned.detector.backbone, num_own)}
+        own = {name: parameter for name, parameter in tuned.detector.named_parameters() if id(parameter) not in shared}
     before = base.detector.state_dict()
     changed = [
         name
         for name, tensor in tuned.detector.state_dict().items()
-        if name not in own and not torch.equal(tensor, before[name])
+        if name not in own and name in before and not torch.equal(tensor, before[name])
     ]
     if changed:
         raise ExpertError(
             f"{tuned.config.output} cannot be an expert of {base.config.output}: training changed "
             f"{len(changed)} shared tensors, {', '.join(changed[:10])}"
         )
-    return dict(own)
+    return own
 
 
 def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tensor, "K D"], Int[Tensor, " K"]]:

@@ -21,7 +21,7 @@ def replay_step(dump: Path) -> None:
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     teacher = build_region_teacher(config, clip, device=torch.device("cpu"), uses_bf16=False)
-    detector = build_detector(config, clip)
+    detector = build_detector(config, clip, num_classes=len(weights.get("name_offsets", ())))
     detector.load_state_dict(weights)
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]

@@ -86,7 +86,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     clip = configured_clip(config.clip)
     # Before the detector, which changes CLIP's weights.
     teacher = build_region_teacher(config, clip, device=resolve_device(config), uses_bf16=low_precision(config))
-    detector = build_detector(config, clip)
+    detector = build_detector(config, clip, num_classes=len(index.categories))
     start, first_samples = _choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
     fingerprints = _fingerprints(config, index, pairs)

@@ -8,7 +8,7 @@ from ovd.model.backbone import Backbone, BackboneOutput
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection, resample_dense
-from ovd.model.similarity import TextClassifier
+from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.model.t_head import TaskAlignedHead
 from ovd.structures import Points, Predictions
 
@@ -39,6 +39,7 @@ class Detector(nn.Module):
         std: tuple[float, ...],
         logit_scale: float,
         keeps_clip: bool = False,
+        learned_names: tuple[int, int] | None = None,
     ):
         """
         Args:
@@ -49,6 +50,7 @@ class Detector(nn.Module):
             mean, std: normalization of the backbone's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
             keeps_clip: whether to output the dense feature, too, in eval mode, for score ensembling.
+            learned_names: number of classes whose text rows are learned, as offsets that start at zero, and D.
         """
         super().__init__()
         self.backbone = backbone
@@ -65,6 +67,7 @@ class Detector(nn.Module):
                 parameter.requires_grad_(False)
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
         self.threshold = nn.Parameter(torch.tensor(0.0))
+        self.name_offsets = None if learned_names is None else nn.Parameter(torch.zeros(learned_names))
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -109,7 +112,16 @@ class Detector(nn.Module):
         """
         if class_ids is None:
             class_ids = torch.arange(len(text))
+        elif self.name_offsets is not None:
+            text = self.learned_text(text, class_ids)
         return TextClassifier(text.to(self.device), class_ids.to(self.device), self.scale, self.bias)
+
+    def learned_text(self, text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"]) -> Float[Tensor, "C D"]:
+        """Unit rows as they were learned; ids that have no offset, those of pairs' texts, keep theirs."""
+        assert self.name_offsets is not None
+        has_offset = class_ids < len(self.name_offsets)
+        offsets = self.name_offsets[class_ids.clamp(max=len(self.name_offsets) - 1)] * has_offset[:, None]
+        return unit_embeddings(text.to(self.device) + offsets)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """Predict for RGB images, 0..255, with sides that are multiples of `size_divisor`."""

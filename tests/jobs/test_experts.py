@@ -275,3 +275,39 @@ def test_the_tool_lists_checks_and_removes(start, experts, tmp_path, monkeypatch
     assert next(copied.glob("step-*")).exists()
     with pytest.raises(ExpertError, match="holds no expert"):
         call("check", start, copied)
+
+
+def test_an_expert_that_learns_names_alone_has_nothing_else_and_costs_no_second_pass(
+    start, tmp_path, miniature_world, image, monkeypatch
+) -> None:
+    source = new_data(tmp_path / "data", miniature_world, ("oak leaf", "tin can"), synonyms=("leaf of an oak",))
+    path = make_expert(start, tmp_path / "run", source, learn="names")
+    stored = load_file(path / "expert" / "expert.safetensors")
+    assert set(stored) == {"expert.text", "expert.base_text", "expert.answers"}
+    assert not torch.equal(stored["expert.text"], stored["expert.answers"])
+    torch.testing.assert_close(stored["expert.answers"].norm(dim=1), torch.ones(len(stored["expert.text"])))
+    before, predictor = Predictor.load(start), Predictor.load(start, experts=[path], same_place="both")
+    assert same(predictor(image, HOME), before(image, HOME))
+    assert not same(predictor(image, ["oak leaf"]), before(image, ["oak leaf"]))
+    assert not same(predictor(image, ["leaf of an oak"]), before(image, ["leaf of an oak"]))
+    num_passes = 0
+    detector = predictor._inference.detector
+    whole = detector.predict_from
+
+    def counted(features):
+        nonlocal num_passes
+        num_passes += 1
+        return whole(features)
+
+    monkeypatch.setattr(detector, "predict_from", counted)
+    together = predictor(image, [*HOME, "oak leaf"])
+    assert num_passes == 1
+    assert same(of_names(together, list(range(len(HOME)))), before(image, HOME))
+
+
+def test_learned_names_take_no_layers(start, tmp_path, miniature_world) -> None:
+    source = source_of(miniature_world)
+    with pytest.raises(ConfigError, match=r"expert\.learn=names learns no layers"):
+        make_config(tmp_path, source, init_from=str(start), expert={"learn": "names", "own_layers": 1})
+    with pytest.raises(ConfigError, match=r"start_distillation is for one set of weights"):
+        make_config(tmp_path, source, init_from=str(start), expert={}, train={"start_distillation": 1.0})
