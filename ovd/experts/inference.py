@@ -35,6 +35,16 @@ class Expert:
     """The layers that are replayed in its own pass through the backbone; None if it has the base's features."""
 
 
+@dataclass(frozen=True)
+class _Query:
+    """What one answerer is asked for."""
+
+    rows: Int[Tensor, " c"]
+    """Rows of the vocabulary."""
+    text: Float[Tensor, "c D"]
+    """The unit rows that it detects with."""
+
+
 class ExpertInference(Inference):
     """A base detector with experts, in the place of the base detector's own inference.
 
@@ -78,7 +88,7 @@ class ExpertInference(Inference):
         self._keeps_predictions = any(expert.inference.detector is base.detector for expert in self.experts)
         self._same_place = same_place
         self._nearest = nearest
-        self._routed: tuple[Tensor, list[Int[Tensor, " _"]]] | None = None
+        self._routed: tuple[Tensor, list[_Query]] | None = None
 
     def describe_experts(self) -> str:
         """The experts and how they are used, in words that change with any of it."""
@@ -102,13 +112,15 @@ class ExpertInference(Inference):
         images, sizes = images.to(self.device), sizes.to(self.device)
         asked = self._route(text)
         answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
-        for number, predictions in self._predictions(images, sizes, [len(rows) > 0 for rows in asked]):
-            rows = asked[number]
-            of_base = None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[rows])
-            found = self._answerers[number].detections(
-                predictions, self._rows(number, text[rows]), sizes, original_sizes, images=images, ensemble=of_base
+        for number, predictions in self._predictions(images, sizes, [len(query.rows) > 0 for query in asked]):
+            query = asked[number]
+            of_base = (
+                None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[query.rows])
             )
-            answers[number] = [replace(item, classes=rows[item.classes]) for item in found]
+            found = self._answerers[number].detections(
+                predictions, query.text, sizes, original_sizes, images=images, ensemble=of_base
+            )
+            answers[number] = [replace(item, classes=query.rows[item.classes]) for item in found]
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
 
     @torch.no_grad()
@@ -121,27 +133,26 @@ class ExpertInference(Inference):
     ) -> tuple[Detections, ...]:
         images, sizes = images.to(self.device), sizes.to(self.device)
         routes = [self._route(text) for text in texts]
-        is_asked = [any(len(rows) > 0 for rows in of_answerer) for of_answerer in zip(*routes, strict=True)]
+        is_asked = [any(len(query.rows) > 0 for query in of_answerer) for of_answerer in zip(*routes, strict=True)]
         answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
         for number, predictions in self._predictions(images, sizes, is_asked):
-            for row, (text, asked) in enumerate(zip(texts, routes, strict=True)):
-                rows, only = asked[number], slice(row, row + 1)
-                if len(rows) > 0:
+            for row, asked in enumerate(routes):
+                query, only = asked[number], slice(row, row + 1)
+                if len(query.rows) > 0:
                     (found,) = self._answerers[number].detections(
-                        predictions.of_images(only),
-                        self._rows(number, text[rows]),
-                        sizes[only],
-                        original_sizes[only],
-                        images=images[only],
+                        predictions.of_images(only), query.text, sizes[only], original_sizes[only], images=images[only]
                     )
-                    answers[number][row] = replace(found, classes=rows[found.classes])
+                    answers[number][row] = replace(found, classes=query.rows[found.classes])
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
 
-    def _route(self, text: Float[Tensor, "C D"]) -> list[Int[Tensor, " _"]]:
-        """The rows that each answerer is asked for, the base detector first; computed once for batch after batch."""
+    def _route(self, text: Float[Tensor, "C D"]) -> list[_Query]:
+        """What each answerer is asked for, the base detector first; computed once for batch after batch."""
         if self._routed is None or self._routed[0] is not text:
             names = [expert.names for expert in self.experts]
-            self._routed = (text, route(text, names, nearest=self._nearest))
+            of_base, *of_experts = route(text, names, nearest=self._nearest)
+            asked = [_Query(of_base, text[of_base])]
+            asked += [_Query(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)]
+            self._routed = (text, asked)
         return self._routed[1]
 
     def _predictions(
@@ -168,10 +179,6 @@ class ExpertInference(Inference):
                 if detector is self.detector and self._keeps_predictions:
                     of_base = predictions
                 yield number, predictions
-
-    def _rows(self, number: int, text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
-        """The rows that an answerer detects with."""
-        return self.experts[number - 1].names.answering(text) if number > 0 else text
 
     def _layers_of(self, number: int) -> SharedLayers | None:
         """The layers that an answerer with layers of its own replays."""
