@@ -24,7 +24,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/expert.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
-    parser.add_argument("--weight", type=float, default=0.5, help="weight of the new one in the average (%(default)s)")
+    parser.add_argument("--weight", type=float, default=0.5, help="weight of the new one in the average; "
+                        "1 makes none (%(default)s)")  # fmt: skip
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     print(format_outcomes(fine_tune(config, weight=arguments.weight)))

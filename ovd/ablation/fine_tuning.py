@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from ovd.ablation.row import RowStages, label, of_groups, timed, train_row
 from ovd.ablation.statistics import Estimate, estimate
 from ovd.ablation.tables import markdown_table
-from ovd.build.detector import resolve_device
+from ovd.build.detector import find_checkpoint, resolve_device
 from ovd.config import FineTuningRow, FineTuningTable, LabelsConfig, TrainConfig, load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.jobs.fine_tune import Outcome, fine_tune
@@ -94,13 +95,16 @@ def run_fine_tuning(
     config = load_config(folder / row.config, overrides, TrainConfig)
     torch.set_num_threads(config.train.threads)
     hours = timed(output, "training", lambda: train_from_config(config, resume=True, evaluate=False))
+    for path in (table.runs / f"seed-{seed}").glob(f"{table.domain}-*/eval-*-{BEFORE}"):
+        if not (output / path.name).exists():  # the starting detector, as it was evaluated for another row
+            shutil.copytree(path, output / path.name)
     outcomes = {outcome.detector: outcome for outcome in fine_tune(config, weight=row.weight)}
     if config.expert is not None:
         chosen = "expert"
         stored = sum(path.stat().st_size for path in (output / "expert").iterdir())
     else:
         chosen = "after" if row.weight == 1 else "ensemble"
-        stored = next((output / "ensemble").glob("step-*/model.safetensors")).stat().st_size
+        stored = find_checkpoint(output if row.weight == 1 else output / "ensemble").weights.stat().st_size
     device = resolve_device(config)
 
     def record(of: str, outcome: Outcome, minutes: float, megabytes: float, steps: int) -> FineTuningRecord:

@@ -47,7 +47,8 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
 
     Args:
         config: config of the fine-tuning; `init_from` is the detector to start from.
-        weight: weight of the fine-tuned detector in the average, 0 to 1; not used for an expert.
+        weight: weight of the fine-tuned detector in the average, 0 to 1; not used for an expert. With 1 there is no
+            average.
 
     Raises:
         ValueError: no `init_from`, one of the two validation sets is missing, the detector's settings differ from the
@@ -98,7 +99,10 @@ def _with_expert(
 def _averaged(
     config: TrainConfig, start: Path, weight: float, new: AnnotationIndex, home: AnnotationIndex
 ) -> tuple[Outcome, ...]:
-    """Average the weights before and after a finished training; evaluate all three."""
+    """Average the weights before and after a finished training, unless the weight is 1; evaluate all of them."""
+    if weight == 1:
+        stages = {"before": start, "after": config.output}
+        return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
     ensemble = config.output / "ensemble"
     averaged = latest(ensemble)
     if averaged is not None and averaged.extra["ensemble"]["weight"] != weight:
