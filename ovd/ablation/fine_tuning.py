@@ -23,6 +23,8 @@ from ovd.precision import cpu_name
 
 BEFORE = "before"
 """Row of the starting detector itself."""
+REPLAY = "share: 0.5, keep: one_to_one, min_score: 0.15, box_loss: true"
+"""How the starting detector's labels are trained on: its boxes, too, since people's are of other images."""
 METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "kept_cgF1": "kept cgF1"}
 
 
@@ -91,7 +93,8 @@ def run_fine_tuning(
             "labelling",
             lambda: label(before.config.output, before.world, labels, LabelsConfig(queries="nouns", shards=1)),
         )
-        overrides += [f"data.pairs.labels={labels}", f"data.pairs.shards={(before.world / 'pairs').resolve()}"]
+        where = f"labels: {labels}, shards: {(before.world / 'pairs').resolve()}"
+        overrides.append(f"data.pairs={{{where}, {REPLAY}}}")
     config = load_config(folder / row.config, overrides, TrainConfig)
     torch.set_num_threads(config.train.threads)
     hours = timed(output, "training", lambda: train_from_config(config, resume=True, evaluate=False))
