@@ -88,8 +88,9 @@ def run_fine_tuning(
     ]
     if row.replay:
         labels = table.runs / f"seed-{seed}" / "replay_labels"
+        labels.parent.mkdir(parents=True, exist_ok=True)
         timed(
-            labels,
+            labels.parent,
             "labelling",
             lambda: label(before.config.output, before.world, labels, LabelsConfig(queries="nouns", shards=1)),
         )
