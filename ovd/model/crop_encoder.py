@@ -74,11 +74,11 @@ class CropEncoder:
         """
         if sum(map(len, boxes)) == 0:
             return tuple(self._mean.new_zeros(0, 0) for _ in boxes)
-        pixels = [
-            self.normalize(image[None, :, :height, :width])
-            for image, (height, width) in zip(images, sizes.tolist(), strict=True)
+        groups = [
+            (rows, self.normalize(images[rows, :, :height, :width]))
+            for (height, width), rows in _rows_by_size(sizes).items()
         ]
-        embeddings = torch.stack([self._of_view(pixels, boxes, view) for view in self.views])
+        embeddings = torch.stack([self._of_view(groups, boxes, view) for view in self.views])
         return unit_embeddings(embeddings.mean(dim=0)).split([len(own) for own in boxes])
 
     def normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
@@ -86,15 +86,31 @@ class CropEncoder:
         return (images.float() - self._mean) / self._std
 
     def _of_view(
-        self, pixels: Sequence[Float[Tensor, "1 3 _ _"]], boxes: Sequence[Float[Tensor, "_ 4"]], view: View
+        self,
+        groups: Sequence[tuple[list[int], Float[Tensor, "_ 3 _ _"]]],
+        boxes: Sequence[Float[Tensor, "_ 4"]],
+        view: View,
     ) -> Float[Tensor, "K D"]:
-        """Unit embeddings of one crop of each box."""
-        crops = torch.cat(
-            [
-                square_crops(image, [own], view.side_px, context=view.context)
-                for image, own in zip(pixels, boxes, strict=True)
-            ]
-        ).contiguous(memory_format=memory_format(self._low_precision))
+        """Unit embeddings of one crop of each box.
+
+        Args:
+            groups: rows and pixels of the images of each size.
+        """
+        of_image: dict[int, Tensor] = {}
+        for rows, pixels in groups:
+            own = [boxes[row] for row in rows]
+            crops = square_crops(pixels, own, view.side_px, context=view.context)
+            of_image |= dict(zip(rows, crops.split(list(map(len, own))), strict=True))
+        crops = torch.cat([of_image[row] for row in range(len(boxes))])
+        crops = crops.contiguous(memory_format=memory_format(self._low_precision))
         with autocast(crops.device, self._low_precision):
             embeddings = [self.backbone.encode(some) for some in crops.split(CROPS_AT_A_TIME)]
         return unit_embeddings(torch.cat(embeddings))
+
+
+def _rows_by_size(sizes: Int[Tensor, "B 2"]) -> dict[tuple[int, int], list[int]]:
+    """The rows of the images of each height and width, which are cropped together."""
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, (height, width) in enumerate(sizes.tolist()):
+        rows.setdefault((height, width), []).append(row)
+    return rows

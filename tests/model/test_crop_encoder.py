@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder, View
+from ovd.model.crops import square_crops
 
 SIZES = [(60, 90), (80, 50)]
 
@@ -104,3 +105,34 @@ def test_low_precision_is_near_the_exact_one(tiny_clip):
     )
     assert rounded.dtype == torch.float32
     assert F.cosine_similarity(exact, rounded).min() > 0.999
+
+
+def test_crops_of_images_of_several_sizes_are_those_cut_out_image_by_image(tiny_clip, monkeypatch):
+    """The reference cuts one image at a time; the encoder sees the same crops, in the images' order, to the bit."""
+    pair, pair_sizes = padded_pair()
+    other, _ = padded_pair(seed=5)
+    images, sizes = torch.cat([pair, other]), pair_sizes.repeat(2, 1)
+    boxes = [
+        torch.tensor([[8.0, 4.0, 40.5, 36.0], [58.0, 20.0, 90.0, 59.0]]),
+        torch.tensor([[2.0, 45.0, 34.0, 77.0]]),
+        torch.zeros(0, 4),
+        torch.tensor([[1.0, 1.5, 20.0, 30.0]]),
+    ]
+    encoder = make_encoder(tiny_clip, (32, 1.2))
+    expected = torch.cat(
+        [
+            square_crops(encoder.normalize(image[None, :, :height, :width]), [own], 32, context=1.2)
+            for image, (height, width), own in zip(images, sizes.tolist(), boxes, strict=True)
+        ]
+    )
+    seen = []
+    whole = encoder.backbone.encode
+
+    def encode_seen(crops: torch.Tensor) -> torch.Tensor:
+        seen.append(crops)
+        return whole(crops)
+
+    monkeypatch.setattr(encoder.backbone, "encode", encode_seen)
+    found = encoder(images, sizes, boxes)
+    assert torch.equal(torch.cat(seen), expected)
+    assert [len(of_image) for of_image in found] == [2, 1, 0, 1]
