@@ -364,6 +364,9 @@ class ExpertSection(Section):
     own_layers: NonNegativeInt | Literal["all"] = 0
     """Number of the backbone's last layers that the expert trains as its own; the others, with none also CLIP's
     projection, are frozen and shared. More of them fit new pictures better, and take more time and memory."""
+    rank: NonNegativeInt = 0
+    """Rank of low-rank adapters in all layers of the backbone, in the place of own layers; 0 for none. They take little
+    memory, but the expert's backbone runs apart from the detector's."""
 
 
 class TrainConfig(Section):
@@ -406,8 +409,10 @@ class TrainConfig(Section):
         if self.train.start_distillation and self.expert is not None:
             raise ValueError("train.start_distillation is for one set of weights; an expert changes no old answer")
         if self.expert is not None:
-            if self.expert.learn == "names" and self.expert.own_layers != 0:
-                raise ValueError("expert.learn=names learns no layers; leave out expert.own_layers")
+            if self.expert.learn == "names" and (self.expert.own_layers != 0 or self.expert.rank):
+                raise ValueError("expert.learn=names learns no layers; leave out expert.own_layers and expert.rank")
+            if self.expert.rank and self.expert.own_layers != 0:
+                raise ValueError("expert.rank is for layers that are not the expert's own; leave out expert.own_layers")
             if self.init_from is None or self.init_state == "training":
                 raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")
             if self.detector.freeze_backbone or self.detector.frozen_layers:

@@ -33,6 +33,7 @@ from ovd.model.detector import Detector
 from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
+from ovd.model.low_rank import add_adapters, with_adapter_names
 from ovd.model.postprocess import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import shared_parameters
@@ -99,6 +100,8 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
     if config.expert is not None:
         for parameter in shared_parameters(backbone, own_layers(config.expert, backbone)):
             parameter.requires_grad_(False)
+        if config.expert.rank:
+            add_adapters(backbone, config.expert.rank)
     if options.recompute:
         backbone.checkpoint_activations()
     if options.drop_path:
@@ -362,7 +365,7 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
     """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
 
-    Learned names start at their text rows.
+    Learned names start at their text rows, adapters at no effect.
 
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
@@ -372,7 +375,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
         found = find_checkpoint(init_from)
         check_text_tower(found, clip)
         path = found.weights
-    tensors = checkpoint.load_weights(path)
+    tensors = with_adapter_names(checkpoint.load_weights(path), detector)
     if detector.name_offsets is not None:
         tensors.setdefault("name_offsets", detector.name_offsets.data)
     checkpoint.check_fit(detector, tensors, source=path)

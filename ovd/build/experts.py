@@ -27,6 +27,7 @@ from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
+from ovd.model.low_rank import add_stored
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers
 
@@ -90,8 +91,9 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
     config = parse_config(description.config, TrainConfig, f"{folder}, its config")
     detector, shared = base.detector, None
     if description.learn == "path":
-        detector, shared = copy_sharing_layers(base.detector, description.own_layers)
-        load_own(detector, base.detector, tensors, folder)
+        num_own = len(base.detector.backbone.layers()) if description.rank else description.own_layers
+        detector, shared = copy_sharing_layers(base.detector, num_own)
+        load_own(detector, base.detector, tensors, folder, has_adapters=description.rank > 0)
     if options is None:
         # Crops are looked at as the base detector does it, by the encoder that it has.
         options = config.eval.model_copy(
@@ -133,13 +135,18 @@ def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
 
 
-def load_own(detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Load an expert's own parameters into a copy of the base detector.
+def load_own(
+    detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path, *, has_adapters: bool
+) -> None:
+    """Load an expert's own parameters into a copy of the base detector; adapters are added to the copy's weights.
 
     Raises:
         ExpertError: one is missing or has another shape.
     """
     for name, parameter in own_parameters(detector, base).items():
+        if has_adapters and name.startswith("backbone."):
+            parameter.data.copy_(add_stored(name, parameter.data.cpu(), tensors))
+            continue
         stored = tensors.get(name)
         if stored is None or stored.shape != parameter.shape:
             shape = None if stored is None else tuple(stored.shape)

@@ -43,6 +43,8 @@ class ExpertDescription:
     """What it learned."""
     own_layers: int
     """Number of the backbone's last layers that it owns."""
+    rank: int
+    """Rank of its adapters in the backbone; 0 for none."""
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
     """Of each name."""

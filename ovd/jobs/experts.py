@@ -28,6 +28,7 @@ from ovd.experts.folder import (
 )
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
+from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
 
@@ -61,6 +62,7 @@ def save_expert(
         base=str(config.init_from),
         learn=config.expert.learn,
         own_layers=num_own,
+        rank=config.expert.rank,
         names=tuple(category.name for category in index.categories),
         synonyms=tuple(category.synonyms for category in index.categories),
         margin=fit_margin(text, of_name, base_text),
@@ -76,14 +78,15 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
     Raises:
         ExpertError: another tensor differs.
     """
-    own: dict[str, Tensor] = {}
-    if tuned.detector.name_offsets is None:  # else the names alone
-        shared = {id(parameter) for parameter in shared_parameters(tuned.detector.backbone, num_own)}
-        own = {name: parameter for name, parameter in tuned.detector.named_parameters() if id(parameter) not in shared}
-    before = base.detector.state_dict()
+    detector, own = tuned.detector, dict[str, Tensor]()
+    if detector.name_offsets is None:  # else the names alone
+        shared = {id(parameter) for parameter in shared_parameters(detector.backbone, num_own)}
+        shared -= {id(parameter) for adapter in adapters_of(detector) for parameter in adapter.parameters()}
+        own = {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
+    before = with_adapter_names(dict(base.detector.state_dict()), detector)
     changed = [
         name
-        for name, tensor in tuned.detector.state_dict().items()
+        for name, tensor in detector.state_dict().items()
         if name not in own and name in before and not torch.equal(tensor, before[name])
     ]
     if changed:
@@ -120,7 +123,8 @@ def describe_expert(folder: Path) -> str:
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (
         f"{folder}: {len(found.names)} names ({names}{more})\n"
-        f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own; "
+        f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own"
+        f"{f', adapters of rank {found.rank}' if found.rank else ''}; "
         f"{size:.1f} MB; {calibrated}{measured}"
     )
 

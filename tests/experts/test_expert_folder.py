@@ -20,8 +20,8 @@ from ovd.experts.folder import (
 )
 
 EXPERT = ExpertDescription(
-    base_sha256="aa", base="runs/base", learn="path", own_layers=1, names=("red ring",), synonyms=(("red hoop",),),
-    margin=0.1, config={"output": "x"}, calibration=None, metrics={"new": {"AP": 0.5}},
+    base_sha256="aa", base="runs/base", learn="path", own_layers=1, rank=0, names=("red ring",),
+    synonyms=(("red hoop",),), margin=0.1, config={"output": "x"}, calibration=None, metrics={"new": {"AP": 0.5}},
 )  # fmt: skip
 CONTENT = {"head.weight": torch.arange(6.0).view(2, 3), "expert.text": torch.eye(2)}
 

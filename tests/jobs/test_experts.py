@@ -311,3 +311,22 @@ def test_learned_names_take_no_layers(start, tmp_path, miniature_world) -> None:
         make_config(tmp_path, source, init_from=str(start), expert={"learn": "names", "own_layers": 1})
     with pytest.raises(ConfigError, match=r"start_distillation is for one set of weights"):
         make_config(tmp_path, source, init_from=str(start), expert={}, train={"start_distillation": 1.0})
+
+
+def test_adapters_are_all_that_is_stored_of_the_backbone(start, tmp_path, miniature_world, image) -> None:
+    source = new_data(tmp_path / "data", miniature_world, ("oak leaf", "tin can"))
+    path = make_expert(start, tmp_path / "run", source, rank=2)
+    stored = load_file(path / "expert" / "expert.safetensors")
+    of_backbone = {name.rpartition(".")[2] for name in stored if name.startswith("backbone.")}
+    assert of_backbone == {"up", "down"}
+    assert any(tensor.abs().sum() > 0 for name, tensor in stored.items() if name.endswith(".up"))
+    asked = ["oak leaf", "tin can"]
+    with_expert = Predictor.load(start, experts=[path])
+    assert same(with_expert(image, asked), Predictor.load(path)(image, asked))
+    assert same(with_expert(image, HOME), Predictor.load(start)(image, HOME))
+
+
+def test_adapters_stand_in_the_place_of_own_layers(start, tmp_path, miniature_world) -> None:
+    source = source_of(miniature_world)
+    with pytest.raises(ConfigError, match=r"leave out expert\.own_layers"):
+        make_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": 1})

@@ -1,0 +1,70 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) in a backbone's convolutions and linear layers: weight + up @ down.
+
+`up` starts at zero, so that a fresh adapter changes nothing. Weights that a library reads under another name than
+`weight`, such as the joint projection of torch's attention, get none.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class LowRank(nn.Module):
+    """Adds a product of two matrices to a weight, whose first dimension are the outputs."""
+
+    def __init__(self, weight: Float[Tensor, "O ..."], rank: int):
+        """
+        Args:
+            rank: columns of `up` and rows of `down`; at most as many as the weight has.
+        """
+        super().__init__()
+        num_outputs, num_inputs = len(weight), weight[0].numel()
+        rank = min(rank, num_outputs, num_inputs)
+        self.down = nn.Parameter(torch.randn(rank, num_inputs) * num_inputs**-0.5)
+        self.up = nn.Parameter(torch.zeros(num_outputs, rank))
+
+    def forward(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
+        # In float32 under autocast, too, so that a stored sum has the same bits.
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight + (self.up @ self.down).view_as(weight)
+
+
+def add_adapters(backbone: nn.Module, rank: int) -> None:
+    """Put adapters into a backbone, and freeze all else of it. Uses torch's global random state."""
+    backbone.requires_grad_(False)
+    for module in list(backbone.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+
+
+def adapters_of(module: nn.Module) -> list[LowRank]:
+    """The adapters in a module."""
+    return [part for part in module.modules() if isinstance(part, LowRank)]
+
+
+def add_stored(name: str, weight: Float[Tensor, "O ..."], tensors: Mapping[str, Tensor]) -> Float[Tensor, "O ..."]:
+    """A weight with its stored adapter, as a module with adapters has it; without an adapter, itself.
+
+    Args:
+        name: of the weight in a module without adapters.
+        tensors: state of a module with adapters.
+    """
+    prefix = name.removesuffix("weight") + "parametrizations.weight.0"
+    up, down = tensors.get(f"{prefix}.up"), tensors.get(f"{prefix}.down")
+    return weight if up is None or down is None else weight + (up @ down).view_as(weight)
+
+
+def with_adapter_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a module without adapters, by the names that they have in one with adapters, and its adapters' own."""
+    renamed = dict(tensors)
+    for path, adapter in module.named_modules():
+        if isinstance(adapter, LowRank):
+            of_weight = path.removesuffix(".0")
+            name = of_weight.replace(".parametrizations.weight", ".weight")
+            if name in renamed:
+                renamed[f"{of_weight}.original"] = renamed.pop(name)
+                renamed |= {f"{path}.{part}": tensor.data for part, tensor in adapter.named_parameters()}
+    return renamed

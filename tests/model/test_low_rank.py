@@ -1,0 +1,40 @@
+"""Low-rank adapters: nothing at the start, and then the sum that their definition says, in every family."""
+
+import pytest
+import torch
+from small_backbones import FAMILIES, SLOW, random_visual
+
+from ovd.model.backbone_families import backbone_of
+from ovd.model.low_rank import LowRank, adapters_of, add_adapters, add_stored, with_adapter_names
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else []) for f in FAMILIES])
+def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: str) -> None:
+    plain, adapted = backbone_of(random_visual(family)), backbone_of(random_visual(family))
+    weights = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    images = torch.randn(1, 3, *2 * (2 * plain.size_divisor,), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    num_layers = len(plain.layers())
+    add_adapters(adapted, rank=2)
+    assert len(adapted.layers()) == num_layers
+    assert torch.equal(adapted.dense(images), plain.dense(images))
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * len(adapters_of(adapted)) > 4
+
+    for adapter in adapters_of(adapted):
+        adapter.up.copy_(0.05 * torch.randn(adapter.up.shape))
+    state = adapted.state_dict()
+    for name, parameter in plain.named_parameters():
+        parameter.copy_(add_stored(name, parameter.data, state))
+    assert torch.equal(adapted.dense(images), plain.dense(images))
+    renamed = with_adapter_names(weights, adapted)
+    assert renamed.keys() == state.keys()
+    adapted.load_state_dict(renamed)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in adapted.state_dict().items())
+
+
+def test_a_rank_beyond_the_weights_is_theirs() -> None:
+    adapter = LowRank(torch.zeros(3, 2, 1, 1), rank=10)
+    assert adapter.up.shape == (3, 2)
+    assert adapter.down.shape == (2, 2)
