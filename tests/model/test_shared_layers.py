@@ -12,7 +12,9 @@ from ovd.model.backbone_families import backbone_of
 from ovd.model.detector import Detector
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 
-CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FAMILIES]
+LARGE = {"siglip", "eva02"}
+"""Whose smallest form has twelve blocks."""
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW | LARGE else []) for name in FAMILIES]
 
 
 def detector_of(family: str) -> Detector:

@@ -36,6 +36,7 @@ TRANSFER_PARTS = ("coco", "objects365")
 PARTS = ("train", "val", "pairs", "pretraining_pairs", *TRANSFER_PARTS)
 _STREAM = {"layout": 0, **{part: index + 1 for index, part in enumerate(PARTS)}, "objects": 7}
 JPEG_QUALITY = 90
+FEW_SCENES = 100
 
 
 def generator(settings: Settings, stream: str, index: int = 0) -> np.random.Generator:
@@ -95,7 +96,10 @@ def pair_scene(index: int, part: str, settings: Settings) -> Pair:
 
 
 def draw_in_parallel(function, count: int, description: str) -> Iterator:
-    """`function(0), function(1), ...` in order, drawn by all cores, with a progress bar."""
+    """`function(0), function(1), ...` in order, drawn by all cores with a progress bar; a few by this process alone."""
+    if count <= FEW_SCENES:  # sooner drawn than other processes have started
+        yield from map(function, range(count))
+        return
     workers = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from progress(pool.imap(function, range(count), chunksize=32), count, description)
