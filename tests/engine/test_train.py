@@ -239,9 +239,9 @@ def test_the_task_aligned_head_and_assignment_train(tmp_path, miniature_world):
 
 
 def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_world, monkeypatch):
-    def build(config, clip):
+    def build(config, clip, **options):
         """With noise on what the pyramid gets, drawn as timm draws which blocks are dropped."""
-        detector = build_detector(config, clip)
+        detector = build_detector(config, clip, **options)
         detector.pyramid.register_forward_pre_hook(
             lambda pyramid, maps: (tuple(x + 0.1 * torch.randn_like(x) for x in maps[0]),) if pyramid.training else None
         )
