@@ -39,6 +39,7 @@ KINDS: dict[str, type[Section]] = {
     "alignment.yaml": AblationConfig,
     "length.yaml": AblationConfig,
     "fine_tuning.yaml": FineTuningTable,
+    "fine_tuning_few.yaml": FineTuningTable,
 }
 
 
