@@ -17,15 +17,8 @@ from ovd.jobs.train import train_from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OTHERS = {
-    "ablation",
-    "align_rn50",
-    "align_tiny",
-    "alignment",
-    "fine_tuning",
-    "fine_tuning_few",
-    "length",
-    "pretrain_tiny_clip",
-}
+    "ablation", "align_rn50", "align_tiny", "alignment", "fine_tuning", "fine_tuning_few", "length", "pretrain_tiny_clip",
+}  # fmt: skip
 TRAINING = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 OF_THE_FIELD = [
     name
