@@ -17,8 +17,15 @@ from ovd.jobs.train import train_from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OTHERS = {
-    "ablation", "align_rn50", "align_tiny", "alignment", "fine_tuning", "fine_tuning_few", "length", "pretrain_tiny_clip",
-}  # fmt: skip
+    "ablation",
+    "align_rn50",
+    "align_tiny",
+    "alignment",
+    "fine_tuning",
+    "fine_tuning_few",
+    "length",
+    "pretrain_tiny_clip",
+}
 TRAINING = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 OF_THE_FIELD = [
     name
