@@ -52,7 +52,8 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
 
     Raises:
         ValueError: no `init_from`, one of the two validation sets is missing, the detector's settings differ from the
-            config's so that the two have no average, or an earlier call had other settings or another weight.
+            config's so that the two have no average, or the size of images so that they share no features, or an
+            earlier call had other settings or another weight.
     """
     if config.init_from is None:
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
@@ -60,6 +61,11 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     different = different_detectors(start.config.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
         raise ValueError(f"the config's detector is not that of {config.init_from}; different: {'; '.join(different)}")
+    if config.expert is not None and config.data.size != start.config.data.size:
+        raise ValueError(
+            f"an expert sees the images that its detector sees: data.size is {config.data.size}, that of "
+            f"{config.init_from} {start.config.data.size}"
+        )
     home = load_validation_index(start.config, DataReport())
     new = load_validation_index(config, DataReport())
     if home is None or new is None:

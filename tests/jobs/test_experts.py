@@ -237,6 +237,9 @@ def test_settings_that_contradict_an_expert(start, tmp_path, miniature_world) ->
         make_config(tmp_path, source, expert={})
     with pytest.raises(ConfigError, match=r"expert\.own_layers says which layers learn"):
         make_config(tmp_path, source, init_from=str(start), expert={}, detector={"frozen_layers": 1})
+    larger = make_config(tmp_path / "larger", source, init_from=str(start), expert={}, data={"size": 96})
+    with pytest.raises(ValueError, match=r"data\.size is 96, that of \S+ 64"):
+        fine_tune(larger, weight=0.5)
     too_many = make_config(tmp_path / "many", source, init_from=str(start), expert={"own_layers": 99})
     with pytest.raises(ValueError, match=r"own_layers is 99; the backbone has \d+ layers"):
         fine_tune(too_many, weight=0.5)
