@@ -118,7 +118,7 @@ def time_detection(detector, batch, rows, size: int, low_precision: bool) -> dic
     @torch.no_grad()
     def rest():
         with autocast(batch.images.device, low_precision):
-            predictions = detector.predict_from(computed)
+            predictions = detector.predict_from(computed, batch.images)
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
         return base.detections(predictions, rows[0], batch.sizes, sizes)
 

@@ -364,6 +364,9 @@ class ExpertSection(Section):
     own_layers: NonNegativeInt | Literal["all"] = 0
     """Number of the backbone's last layers that the expert trains as its own; the others, with none also CLIP's
     projection, are frozen and shared. More of them fit new pictures better, and take more time and memory."""
+    side: bool = True
+    """Add a small net of the expert's own, from the image to the pyramid's input, for what the shared layers have
+    lost, such as colors; with `learn: path`, for backbones whose strides are powers of 2."""
     rank: NonNegativeInt = 0
     """Rank of low-rank adapters in all layers of the backbone, in the place of own layers; 0 for none. They take little
     memory, but the expert's backbone runs apart from the detector's."""

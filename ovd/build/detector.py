@@ -37,6 +37,7 @@ from ovd.model.low_rank import add_adapters, with_adapter_names
 from ovd.model.postprocess import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import shared_parameters
+from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
@@ -178,6 +179,7 @@ def _assemble(
     options = config.detector
     backbone = build_backbone(config, visual)
     pyramid = _build_pyramid(backbone, options.channels)
+    has_side = config.expert is not None and config.expert.learn == "path" and config.expert.side
     detector = Detector(
         backbone,
         pyramid,
@@ -188,6 +190,7 @@ def _assemble(
         logit_scale=logit_scale,
         keeps_clip=config.eval.ensemble is not None,
         learned_names=learned_names,
+        side=SideBranch(backbone.channels, backbone.strides) if has_side else None,
     )
     if detector.name_offsets is not None:
         detector.requires_grad_(False)
@@ -365,7 +368,7 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
 def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
     """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
 
-    Learned names start at their text rows, adapters at no effect.
+    Learned names start at their text rows, adapters and side branch at no effect.
 
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
@@ -376,7 +379,8 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
         check_text_tower(found, clip)
         path = found.weights
     tensors = with_adapter_names(checkpoint.load_weights(path), detector)
-    if detector.name_offsets is not None:
-        tensors.setdefault("name_offsets", detector.name_offsets.data)
+    for name, tensor in detector.state_dict().items():
+        if name == "name_offsets" or name.startswith("side."):
+            tensors.setdefault(name, tensor)
     checkpoint.check_fit(detector, tensors, source=path)
     detector.load_state_dict(tensors)

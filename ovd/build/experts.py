@@ -30,6 +30,8 @@ from ovd.model.detector import Detector
 from ovd.model.low_rank import add_stored
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers
+from ovd.model.side_branch import SideBranch
+from ovd.precision import memory_format
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
     if description.learn == "path":
         num_own = len(base.detector.backbone.layers()) if description.rank else description.own_layers
         detector, shared = copy_sharing_layers(base.detector, num_own)
+        if any(name.startswith("side.") for name in tensors):
+            detector.side = SideBranch(detector.backbone.channels, detector.backbone.strides)
+            detector.side.to(base.device).to(memory_format=memory_format(base.low_precision))
         load_own(detector, base.detector, tensors, folder, has_adapters=description.rank > 0)
     if options is None:
         # Crops are looked at as the base detector does it, by the encoder that it has.

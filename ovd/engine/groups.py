@@ -15,6 +15,8 @@ def build_groups(detector: Detector, settings: TrainSection) -> list[dict[str, A
     """The optimizer's parameter groups of a detector, with the configured learning rates."""
     decay = settings.weight_decay
     learned: list[nn.Module | nn.Parameter] = [detector.pyramid, detector.head]
+    if detector.side is not None:
+        learned.append(detector.side)
     gates: list[nn.Module | nn.Parameter] = []
     for module in detector.shortcuts.modules():
         if isinstance(module, GatedProjection):

@@ -175,7 +175,7 @@ class ExpertInference(Inference):
                     continue
                 with autocast(images.device, self.low_precision):
                     own = features if self._layers_of(number) is None else detector.features(images)
-                    predictions = self.without_padding(detector.predict_from(own), images, sizes)
+                    predictions = self.without_padding(detector.predict_from(own, images), images, sizes)
                 if detector is self.detector and self._keeps_predictions:
                     of_base = predictions
                 yield number, predictions

@@ -8,6 +8,7 @@ from ovd.model.backbone import Backbone, BackboneOutput
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection, resample_dense
+from ovd.model.side_branch import SideBranch
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.model.t_head import TaskAlignedHead
 from ovd.structures import Points, Predictions
@@ -40,6 +41,7 @@ class Detector(nn.Module):
         logit_scale: float,
         keeps_clip: bool = False,
         learned_names: tuple[int, int] | None = None,
+        side: SideBranch | None = None,
     ):
         """
         Args:
@@ -50,6 +52,7 @@ class Detector(nn.Module):
             mean, std: normalization of the backbone's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
             keeps_clip: whether to output the dense feature, too, in eval mode, for score ensembling.
+            side: adds to the features that the pyramid gets; None for nothing.
             learned_names: number of classes whose text rows are learned, as offsets that start at zero, and D.
         """
         super().__init__()
@@ -57,6 +60,7 @@ class Detector(nn.Module):
         self.pyramid = pyramid
         self.head = head
         self.shortcuts = shortcuts
+        self.side = side
         self.strides = pyramid.strides
         self.keeps_clip = keeps_clip
         # Parts that the shortcuts do not use get no gradient.
@@ -125,15 +129,21 @@ class Detector(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """Predict for RGB images, 0..255, with sides that are multiples of `size_divisor`."""
-        return self.predict_from(self.features(images))
+        return self.predict_from(self.features(images), images)
 
     def features(self, images: UInt8[Tensor, "B 3 H W"]) -> BackboneOutput:
         """The backbone's features of the images that `forward` takes."""
         return self.backbone(self._normalize(images))
 
-    def predict_from(self, output: BackboneOutput) -> Predictions:
-        """Predict from the backbone's features."""
-        pyramid = self.pyramid(output.features)
+    def predict_from(self, output: BackboneOutput, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
+        """Predict from the backbone's features of these images."""
+        features = output.features
+        if self.side is not None:
+            added = self.side(self._normalize(images))
+            features = tuple(
+                feature + added[stride] for feature, stride in zip(features, self.backbone.strides, strict=True)
+            )
+        pyramid = self.pyramid(features)
         class_features, boxes, quality = self.head(pyramid)
         keeps_clip = self.keeps_clip and not self.training
         dense = self._dense(output.last, pyramid) if self.shortcuts.uses_dense or keeps_clip else []

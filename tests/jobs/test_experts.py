@@ -297,10 +297,10 @@ def test_an_expert_that_learns_names_alone_has_nothing_else_and_costs_no_second_
     detector = predictor._inference.detector
     whole = detector.predict_from
 
-    def counted(features):
+    def counted(features, images):
         nonlocal num_passes
         num_passes += 1
-        return whole(features)
+        return whole(features, images)
 
     monkeypatch.setattr(detector, "predict_from", counted)
     together = predictor(image, [*HOME, "oak leaf"])

@@ -60,7 +60,7 @@ def test_predictions_with_shared_layers_are_those_of_a_whole_detector(family: st
         if shared is None:
             assert own_layers == 0
             features = base.features(images)
-            found, of_base_now = expert.predict_from(features), base.predict_from(features)
+            found, of_base_now = expert.predict_from(features, images), base.predict_from(features, images)
         else:
             with shared.recording():
                 of_base_now = base(images)
