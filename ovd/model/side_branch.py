@@ -30,7 +30,7 @@ class SideBranch(nn.Module):
         """
         if any(stride & (stride - 1) for stride in strides):
             raise ValueError(
-                f"expert.side needs a backbone whose strides are powers of 2, not {tuple(strides)}; set expert.side=false"
+                f"expert.side needs strides that are powers of 2, the backbone's are {tuple(strides)}; set expert.side=false"
             )
         super().__init__()
         self.steps, self.outputs = nn.ModuleList(), nn.ModuleDict()
