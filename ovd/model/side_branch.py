@@ -29,8 +29,9 @@ class SideBranch(nn.Module):
             ValueError: a stride is not a power of 2.
         """
         if any(stride & (stride - 1) for stride in strides):
+            strides_text = ", ".join(map(str, strides))
             raise ValueError(
-                f"expert.side needs strides that are powers of 2, the backbone's are {tuple(strides)}; set expert.side=false"
+                f"expert.side needs strides that are powers of 2, not {strides_text}; set expert.side=false"
             )
         super().__init__()
         self.steps, self.outputs = nn.ModuleList(), nn.ModuleDict()
