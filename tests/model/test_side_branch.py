@@ -1,0 +1,51 @@
+"""The side branch of an expert: nothing at the start, features of the backbone's shapes, and color afterwards."""
+
+import pytest
+import torch
+from small_backbones import random_visual
+from small_detector import detector_around
+
+from ovd.model.backbone_families import backbone_of
+from ovd.model.side_branch import SideBranch
+
+
+@pytest.mark.parametrize("family", ["clip_resnet", "vit"])
+def test_a_fresh_branch_changes_no_prediction_and_gets_gradients(family: str) -> None:
+    backbone = backbone_of(random_visual(family))
+    side = 4 * backbone.size_divisor
+    with torch.no_grad():
+        dim = backbone.dense(torch.zeros(1, 3, side, side)).shape[1]
+    detector = detector_around(backbone, "pyramid", "head", text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, side, 2 * side), dtype=torch.uint8, generator=generator)
+    with torch.no_grad():
+        before = detector(images)
+    detector.side = SideBranch(backbone.channels, backbone.strides)
+    now = detector(images)
+    for name in ("embeddings", "boxes", "quality"):
+        assert torch.equal(getattr(now, name), getattr(before, name))
+    now.boxes.sum().backward()
+    outputs = list(detector.side.outputs.values())
+    assert len(outputs) == len(backbone.strides)
+    assert all(output.weight.grad is not None and output.weight.grad.abs().sum() > 0 for output in outputs)
+
+
+def test_its_features_have_the_backbones_strides_and_channels_and_see_color() -> None:
+    branch = SideBranch((128, 256), (8, 16))
+    for output in branch.outputs.values():
+        torch.nn.init.normal_(output.weight)
+    gray = torch.zeros(1, 3, 64, 96)
+    red = gray.clone()
+    red[:, 0] = 1
+    with torch.no_grad():
+        of_gray, of_red = branch(gray), branch(red)
+    assert {stride: tuple(added.shape) for stride, added in of_red.items()} == {
+        8: (1, 128, 8, 12),
+        16: (1, 256, 4, 6),
+    }
+    assert all((of_red[stride] - of_gray[stride]).abs().max() > 0.1 for stride in (8, 16))
+
+
+def test_strides_that_are_no_powers_of_2_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"powers of 2, not 14; set expert\.side=false"):
+        SideBranch((64,), (14,))
