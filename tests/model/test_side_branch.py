@@ -25,15 +25,15 @@ def test_a_fresh_branch_changes_no_prediction_and_gets_gradients(family: str) ->
     for name in ("embeddings", "boxes", "quality"):
         assert torch.equal(getattr(now, name), getattr(before, name))
     now.boxes.sum().backward()
-    outputs = list(detector.side.outputs.values())
-    assert len(outputs) == len(backbone.strides)
-    assert all(output.weight.grad is not None and output.weight.grad.abs().sum() > 0 for output in outputs)
+    gradients = [parameter.grad for parameter in detector.side.outputs.parameters()]
+    assert len(gradients) == 2 * len(backbone.strides)
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_its_features_have_the_backbones_strides_and_channels_and_see_color() -> None:
     branch = SideBranch((128, 256), (8, 16))
-    for output in branch.outputs.values():
-        torch.nn.init.normal_(output.weight)
+    for parameter in branch.outputs.parameters():
+        torch.nn.init.normal_(parameter)
     gray = torch.zeros(1, 3, 64, 96)
     red = gray.clone()
     red[:, 0] = 1
