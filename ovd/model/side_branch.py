@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from ovd.model.gates import silent_projection
 
-WIDTHS = (32, 64, 128)
-"""Channels at strides 2, 4, and 8 and coarser."""
+FIRST_STRIDE = 4
+"""Of the first convolution, which sees each pixel once: finer strides would take most of the branch's time."""
+WIDTHS = (64, 128)
+"""Channels at the first stride, and at coarser ones."""
 NORM_GROUPS = 8
 
 
 class SideBranch(nn.Module):
-    """3 x 3 convolutions of stride 2 from the image down to the backbone's strides, which are powers of 2."""
+    """Convolutions from the image down to the backbone's strides, which are powers of 2."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]):
         """
@@ -26,24 +28,23 @@ class SideBranch(nn.Module):
             channels, strides: of the backbone's features, finest first.
 
         Raises:
-            ValueError: a stride is not a power of 2.
+            ValueError: a stride is not a power of 2, or less than 4.
         """
-        if any(stride & (stride - 1) for stride in strides):
-            strides_text = ", ".join(map(str, strides))
+        if any(stride & (stride - 1) or stride < FIRST_STRIDE for stride in strides):
+            listed = ", ".join(map(str, strides))
             raise ValueError(
-                f"expert.side needs strides that are powers of 2, not {strides_text}; set expert.side=false"
+                f"expert.side needs strides that are powers of 2 from 4 on, not {listed}; set expert.side=false"
             )
         super().__init__()
-        self.steps, self.outputs = nn.ModuleList(), nn.ModuleDict()
-        stride, width = 1, 3
+        self.steps, self.outputs = nn.ModuleDict(), nn.ModuleDict()
+        stride, width = FIRST_STRIDE, WIDTHS[0]
+        self.steps[str(stride)] = _step(nn.Conv2d(3, width, FIRST_STRIDE, FIRST_STRIDE, bias=False))
         while stride < max(strides):
             stride *= 2
-            wider = WIDTHS[min(len(self.steps), len(WIDTHS) - 1)]
-            convolution = nn.Conv2d(width, wider, 3, 2, 1, bias=False)
-            self.steps.append(nn.Sequential(convolution, nn.GroupNorm(NORM_GROUPS, wider), nn.ReLU()))
-            width = wider
-            if stride in strides:
-                self.outputs[str(stride)] = silent_projection(width, channels[list(strides).index(stride)])
+            self.steps[str(stride)] = _step(nn.Conv2d(width, WIDTHS[1], 3, 2, 1, bias=False))
+            width = WIDTHS[1]
+        for number, own in zip(channels, strides, strict=True):
+            self.outputs[str(own)] = silent_projection(WIDTHS[own > FIRST_STRIDE], number)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[int, Float[Tensor, "B C h w"]]:
         """What is added to the backbone's feature of each stride.
@@ -52,9 +53,12 @@ class SideBranch(nn.Module):
             images: normalized as the backbone expects them.
         """
         added, x = {}, images
-        for number, step in enumerate(self.steps):
+        for stride, step in self.steps.items():
             x = step(x)
-            stride = 2 ** (number + 1)
-            if str(stride) in self.outputs:
-                added[stride] = self.outputs[str(stride)](x)
+            if stride in self.outputs:
+                added[int(stride)] = self.outputs[stride](x)
         return added
+
+
+def _step(convolution: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.GroupNorm(NORM_GROUPS, convolution.out_channels), nn.ReLU())
