@@ -9,6 +9,7 @@ from ovd.data.formats import FORMATS
 from ovd.evaluation.calibrate import calibrate
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration
+from ovd.model.similarity import with_offsets
 
 
 def calibrate_detector(
@@ -27,7 +28,7 @@ def calibrate_detector(
     config = trained.config
     text = text_of_index(config, trained.clip, held_out.index)
     if trained.detector.name_offsets is not None:
-        text = trained.detector.learned_text(text, torch.arange(len(text))).detach()
+        text = with_offsets(text, torch.arange(len(text)), trained.detector.name_offsets.detach().cpu())
     return calibrate(
         build_inference(trained, options=options),
         text,

@@ -31,6 +31,7 @@ from ovd.files import sha256_of
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
+from ovd.model.similarity import with_offsets
 
 NAMES_SHOWN = 8
 
@@ -54,7 +55,7 @@ def save_expert(
     base_text = evaluation_text(base.config, base.clip, base.classes)
     tensors = _own_tensors(base, tuned, num_own) | {TEXT: text, BASE_TEXT: base_text}
     if tuned.detector.name_offsets is not None:
-        tensors[ANSWERS] = tuned.detector.learned_text(text, of_name).cpu()
+        tensors[ANSWERS] = with_offsets(text, of_name, tuned.detector.name_offsets.detach().cpu())
     if tuned.calibration is not None:
         tensors[TRAINED_TEXT] = tuned.calibration.trained_text
     description = ExpertDescription(

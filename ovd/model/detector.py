@@ -9,7 +9,7 @@ from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection, resample_dense
 from ovd.model.side_branch import SideBranch
-from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier, with_offsets
 from ovd.model.t_head import TaskAlignedHead
 from ovd.structures import Points, Predictions
 
@@ -117,15 +117,8 @@ class Detector(nn.Module):
         if class_ids is None:
             class_ids = torch.arange(len(text))
         elif self.name_offsets is not None:
-            text = self.learned_text(text, class_ids)
+            text = with_offsets(text.to(self.device), class_ids.to(self.device), self.name_offsets)
         return TextClassifier(text.to(self.device), class_ids.to(self.device), self.scale, self.bias)
-
-    def learned_text(self, text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"]) -> Float[Tensor, "C D"]:
-        """Unit rows as they were learned; ids that have no offset, those of pairs' texts, keep theirs."""
-        assert self.name_offsets is not None
-        has_offset = class_ids < len(self.name_offsets)
-        offsets = self.name_offsets[class_ids.clamp(max=len(self.name_offsets) - 1)] * has_offset[:, None]
-        return unit_embeddings(text.to(self.device) + offsets)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """Predict for RGB images, 0..255, with sides that are multiples of `size_divisor`."""
@@ -139,10 +132,7 @@ class Detector(nn.Module):
         """Predict from the backbone's features of these images."""
         features = output.features
         if self.side is not None:
-            added = self.side(self._normalize(images))
-            features = tuple(
-                feature + added[stride] for feature, stride in zip(features, self.backbone.strides, strict=True)
-            )
+            features = tuple(map(torch.add, features, self.side(self._normalize(images))))
         pyramid = self.pyramid(features)
         class_features, boxes, quality = self.head(pyramid)
         keeps_clip = self.keeps_clip and not self.training

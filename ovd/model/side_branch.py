@@ -46,18 +46,18 @@ class SideBranch(nn.Module):
         for number, own in zip(channels, strides, strict=True):
             self.outputs[str(own)] = silent_projection(WIDTHS[own > FIRST_STRIDE], number)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[int, Float[Tensor, "B C h w"]]:
-        """What is added to the backbone's feature of each stride.
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B ..."], ...]:
+        """What is added to the backbone's features, finest first.
 
         Args:
             images: normalized as the backbone expects them.
         """
-        added, x = {}, images
+        added, x = [], images
         for stride, step in self.steps.items():
             x = step(x)
             if stride in self.outputs:
-                added[int(stride)] = self.outputs[stride](x)
-        return added
+                added.append(self.outputs[stride](x))
+        return tuple(added)
 
 
 def _step(convolution: nn.Conv2d) -> nn.Sequential:

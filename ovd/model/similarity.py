@@ -43,6 +43,18 @@ def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) 
     return (unit_embeddings(embeddings) @ text.T).float()
 
 
+def with_offsets(
+    text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"], offsets: Float[Tensor, "N D"]
+) -> Float[Tensor, "C D"]:
+    """Unit rows moved by what was learned for their classes.
+
+    Args:
+        class_ids: of each row; those from N on, of pairs' texts, have no offset.
+    """
+    own = offsets[class_ids.clamp(max=len(offsets) - 1)] * (class_ids < len(offsets))[:, None]
+    return unit_embeddings(text + own)
+
+
 @dataclass(frozen=True)
 class TextClassifier:
     """A text row per class, which class embeddings are compared with, and the scale and bias of the logits."""
