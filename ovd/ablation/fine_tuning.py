@@ -168,10 +168,11 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
             continue
         new, kept = ([getattr(record, name) for record in of_row] for name in ("new_AP", "kept_AP"))
         axes.plot(new, kept, "o", color=f"C{number % 10}", ms=4, alpha=0.5)
-        axes.plot(np.mean(new), np.mean(kept), "D", color=f"C{number % 10}", ms=8)
-        axes.annotate(row, (float(np.mean(new)), float(np.mean(kept))), xytext=(7, 4), textcoords="offset points")
+        axes.plot(np.mean(new), np.mean(kept), "D", color=f"C{number % 10}", ms=8, label=row)
     axes.set(xlabel="AP on the new data", ylabel="AP kept at home", title="What is gained, and what is kept")
     axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="center left")
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=110)
 
