@@ -5,7 +5,8 @@
 
 Random images and unit text rows, fresh detectors. Detection with the base detector and 1 or 3 experts of no own layers,
 each asked for its own names, is compared with the backbone once plus pyramid, head and scoring of each, timed apart.
-A training step is forward, losses, backward and AdamW. All forms take turns.
+The experts have their side branches, the parts have none. A training step is forward, losses, backward and AdamW. All
+forms take turns.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from ovd.experts.names import ExpertNames
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
+from ovd.model.side_branch import SideBranch
 from ovd.precision import autocast, describe_machine, memory_format, use_low_precision
 
 ROUNDS = 9
@@ -91,6 +93,12 @@ def main() -> None:
     save(f"experts_{arguments.config.stem}", result)
 
 
+def side_of(detector, low_precision: bool) -> SideBranch:
+    """A fresh side branch for an expert."""
+    branch = SideBranch(detector.backbone.channels, detector.backbone.strides)
+    return branch.to(detector.device).to(memory_format=memory_format(low_precision))
+
+
 def time_detection(detector, batch, rows, size: int, low_precision: bool) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
@@ -99,11 +107,12 @@ def time_detection(detector, batch, rows, size: int, low_precision: bool) -> dic
         return Inference(one, size=size, options=options, low_precision=low_precision)
 
     base = inference_of(detector)
-    experts = [
-        Expert(str(number), ExpertNames((), rows[number], rows[0], 1.0), inference_of(copied), shared)
-        for number in (1, 2, 3)
-        for copied, shared in [copy_sharing_layers(detector, 0)]
-    ]
+    experts = []
+    for number in (1, 2, 3):
+        copied, shared = copy_sharing_layers(detector, 0)
+        copied.side = side_of(copied, low_precision)
+        names = ExpertNames((), rows[number], rows[0], 1.0)
+        experts.append(Expert(str(number), names, inference_of(copied), shared))
     sizes = torch.full((len(batch.images), 2), size)
     asked = {count: torch.cat(rows[: count + 1]) for count in NUM_EXPERTS}
     grouped = {count: ExpertInference(base, experts[:count], same_place="both") for count in NUM_EXPERTS}
@@ -146,6 +155,7 @@ def time_training(detector, batch, text, config: TrainConfig, low_precision: boo
     for own in (*OWN_LAYERS, "full"):
         learner = copy.deepcopy(detector).train()
         if own != "full":
+            learner.side = side_of(learner, low_precision)
             layers = learner.backbone.layers()
             for parameter in shared_parameters(learner.backbone, len(layers) if own == "all" else int(own)):
                 parameter.requires_grad_(False)
