@@ -316,6 +316,7 @@ def test_learned_names_take_no_layers(start, tmp_path, miniature_world) -> None:
         make_config(tmp_path, source, init_from=str(start), expert={}, train={"start_distillation": 1.0})
 
 
+@pytest.mark.slow
 def test_adapters_are_all_that_is_stored_of_the_backbone(start, tmp_path, miniature_world, image) -> None:
     source = new_data(tmp_path / "data", miniature_world, ("oak leaf", "tin can"))
     path = make_expert(start, tmp_path / "run", source, rank=2)
