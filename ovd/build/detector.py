@@ -58,7 +58,7 @@ class TrainedDetector:
     weights: Path | None = None
     """The file that its weights were read from."""
     experts: ExpertGroup | None = None
-    """Experts that answer beside it; None for none."""
+    """Experts that answer beside it and belong to it (`check_experts`); None for none."""
 
     @property
     def threshold(self) -> float | None:
@@ -246,8 +246,7 @@ def build_inference(
     )
     if trained.experts is None:
         return inference
-    assert trained.weights is not None, "experts belong to a detector that was read from a file"
-    return add_experts(inference, trained.experts, trained.weights, options=options)
+    return add_experts(inference, trained.experts, options=options)
 
 
 def untouched_clip(config: TrainConfig) -> Clip:

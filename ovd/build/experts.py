@@ -65,20 +65,17 @@ def check_experts(group: ExpertGroup, weights: Path) -> None:
         check_base(read_description(folder), folder, base_sha256, weights)
 
 
-def add_experts(
-    base: Inference, group: ExpertGroup, weights: Path, *, options: DetectionOptions | None
-) -> ExpertInference:
+def add_experts(base: Inference, group: ExpertGroup, *, options: DetectionOptions | None) -> ExpertInference:
     """The inference of a detector with its experts.
 
     Args:
         base: of the detector.
-        weights: the detector's file.
+        group: experts that belong to it (`check_experts`).
         options: settings of post-processing of the experts, too; by default those that each was trained with.
 
     Raises:
-        ExpertError: an expert is missing or damaged, or belongs to another detector.
+        ExpertError: an expert is missing or damaged.
     """
-    check_experts(group, weights)
     return ExpertInference(
         base,
         [_load_expert(base, folder, options) for folder in group.folders],

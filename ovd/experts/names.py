@@ -39,8 +39,8 @@ class ExpertNames:
         return nearness_to(text, self.text) > 1 - SAME_TEXT
 
     def lead(self, text: Float[Tensor, "C D"]) -> Float[Tensor, " C"]:
-        """How far above the margin rows are nearer to the expert's names than to the base detector's; of the base
-        detector's own names, not at all."""
+        """Of each row, its nearness to the expert's names less that to the base detector's and less the margin; 0 where
+        that is negative, and for the base detector's own names."""
         to_base = nearness_to(text, self.base_text)
         lead = nearness_to(text, self.text) - to_base - self.margin
         return lead.masked_fill(to_base > 1 - SAME_TEXT, 0).clamp(min=0)
