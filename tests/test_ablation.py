@@ -19,7 +19,8 @@ from PIL import Image
 from scipy import stats
 
 from ovd.ablation.plots import draw_lengths, draw_rows
-from ovd.ablation.records import Record, append_record, missing_runs, read_records, select
+from ovd.ablation.record_file import append_record, read_records
+from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.statistics import estimate, paired_difference, row_estimate
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 
@@ -48,11 +49,11 @@ def record(row: str = "gated", seed: int = 5, **changed: Any) -> Record:
 
 def test_records_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "ablation.jsonl"
-    assert read_records(path) == []
+    assert read_records(path, Record) == []
     written = [record(seed=5, APr=1 / 3, extra={"naming_all": -2.5}), record("scratch", 6, APc=-1.0)]
     for one in written:
         append_record(path, one)
-    assert read_records(path) == written
+    assert read_records(path, Record) == written
     assert [json.loads(line) for line in path.read_text().splitlines()] == list(map(dataclasses.asdict, written))
 
 
@@ -71,11 +72,11 @@ def test_a_torn_last_line_is_dropped_and_the_next_record_replaces_it(tmp_path, c
     second = path.read_bytes()[len(whole) : -1]
     path.write_bytes(whole + second[:kept])
 
-    assert [one.seed for one in read_records(path)] == [5]
+    assert [one.seed for one in read_records(path, Record)] == [5]
     assert f"line 2: torn, dropped ({len(second[:kept])} bytes)" in capsys.readouterr().err
     append_record(path, record(seed=7))
     assert "torn" in capsys.readouterr().err
-    assert [one.seed for one in read_records(path)] == [5, 7]
+    assert [one.seed for one in read_records(path, Record)] == [5, 7]
     assert capsys.readouterr().err == ""
 
 
@@ -83,9 +84,9 @@ def test_a_whole_last_line_without_its_line_end_counts(tmp_path, capsys):
     path = tmp_path / "ablation.jsonl"
     append_record(path, record(seed=5))
     path.write_bytes(path.read_bytes()[:-1])
-    assert [one.seed for one in read_records(path)] == [5]
+    assert [one.seed for one in read_records(path, Record)] == [5]
     append_record(path, record(seed=6))
-    assert [one.seed for one in read_records(path)] == [5, 6]
+    assert [one.seed for one in read_records(path, Record)] == [5, 6]
     assert capsys.readouterr().err == ""
 
 
@@ -107,7 +108,7 @@ def test_damage_before_the_last_line_names_file_line_and_field(tmp_path, damage,
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], damage(lines[1]), lines[2]]) + "\n")
     with pytest.raises(ValueError, match=rf"ablation\.jsonl, line 2: .*{named}"):
-        read_records(path)
+        read_records(path, Record)
 
 
 def test_two_processes_append_whole_lines(tmp_path):
@@ -115,7 +116,8 @@ def test_two_processes_append_whole_lines(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from ovd.ablation.records import Record, append_record
+from ovd.ablation.record_file import append_record
+from ovd.ablation.records import Record
 figures = {f"figure {i}": i / 7 for i in range(250)}  # lines longer than a page
 metrics = dict.fromkeys(("AP", "APr", "APc", "APf", "coco_AP", "o365_AP"), 0.5)
 for seed in range(200):
@@ -124,7 +126,7 @@ for seed in range(200):
 """
     writers = [subprocess.Popen([sys.executable, "-c", script, str(path), row]) for row in ("scratch", "gated")]
     assert [writer.wait() for writer in writers] == [0, 0]
-    records = read_records(path)
+    records = read_records(path, Record)
     for row in ("scratch", "gated"):
         assert [one.seed for one in records if one.row == row] == list(range(200))
     assert len(records) == 400

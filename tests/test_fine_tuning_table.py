@@ -1,14 +1,19 @@
 """The table of ways to fine-tune: rows, resumption, table and picture."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from ovd.ablation.fine_tuning import FineTuningRecord, append_records, draw_trade, format_table, read_table
+from ovd.ablation.fine_tuning import FineTuningRecord, append_new, draw_trade, format_table, row_hashes
+from ovd.ablation.record_file import read_records
+from ovd.ablation.row import read_row
+from ovd.config import AblationConfig, FineTuningTable, load_config
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 RECORD = FineTuningRecord(
     row="keeping", seed=1, domain="shapes", new_AP=30.0, new_AP50=50.0, kept_AP=70.0, kept_APr=60.0, kept_cgF1=65.0,
-    minutes=1.5, megabytes=6.3, steps=300, device="CPU", date="2026-01-01",
+    minutes=1.5, megabytes=6.3, steps=300, config_hash="a", device="CPU", date="2026-01-01",
 )  # fmt: skip
 
 
@@ -23,10 +28,28 @@ def records() -> list[FineTuningRecord]:
 
 def test_records_are_kept_once(tmp_path: Path, records) -> None:
     path = tmp_path / "results" / "table.jsonl"
-    assert read_table(path) == []
-    append_records(path, records[:2])
-    append_records(path, [record("before", 1, new_AP=0.0), *records[2:]])  # `before` is measured with every row
-    assert read_table(path) == records
+    append_new(path, records[:2])
+    append_new(path, [record("before", 1, new_AP=0.0), *records[2:]])  # `before` is measured with every row
+    assert read_records(path, FineTuningRecord) == records
+    with pytest.raises(ValueError, match="new_AP"):
+        record("keeping", 4, new_AP=math.nan)
+
+
+def test_a_rows_hash_holds_all_that_its_metrics_depend_on() -> None:
+    """Its own settings, the domain and the start; not the paths. So no record of other settings is in a table."""
+
+    def hashes(*overrides: str) -> dict[str, str]:
+        table = load_config(CONFIGS / "fine_tuning.yaml", list(overrides), FineTuningTable)
+        starts = load_config(CONFIGS / table.start, [], AblationConfig)
+        return row_hashes(table, CONFIGS, read_row(starts.rows[table.start_row], CONFIGS, []))
+
+    now = hashes()
+    assert len(set(now.values())) == len(now) == 12
+    assert hashes("runs=elsewhere", "data=there") == now
+    changed = hashes("rows.keeping.overrides=[expert.own_layers=2]", "rows.averaged.weight=0.6")
+    assert {row for row in now if changed[row] != now[row]} == {"keeping", "averaged"}
+    for other in (hashes("domain=strokes"), hashes("start_row=today")):
+        assert not set(other.values()) & set(now.values())
 
 
 def test_the_table_has_means_and_intervals_over_the_seeds(records) -> None:

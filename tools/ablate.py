@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from ovd.ablation.plots import draw_lengths, draw_rows
-from ovd.ablation.records import append_record, missing_runs, read_records, select
+from ovd.ablation.record_file import append_record, read_records
+from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 from ovd.cli import run_tool
@@ -25,7 +26,7 @@ from ovd.config import AblationConfig, load_config
 def report(config: AblationConfig, variants: list[dict[str, RowStages]], results: Path | None) -> None:
     """Draw the picture, and put the tables into `results`."""
     configs = {(row, stages.hash()) for variant in variants for row, stages in variant.items()}
-    selection = select(read_records(config.records), configs, config.seeds)
+    selection = select(read_records(config.records, Record), configs, config.seeds)
     rows = list(config.rows)
     config.picture.parent.mkdir(parents=True, exist_ok=True)
     draw, tables = (draw_lengths, format_lengths) if config.lengths else (draw_rows, format_report)
@@ -55,7 +56,7 @@ def main() -> None:
     variants = [{name: at_length(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]
     if not arguments.report:
         rows, seeds = arguments.rows or list(config.rows), arguments.seeds or config.seeds
-        records = read_records(config.records)
+        records = read_records(config.records, Record)
         missing = [
             (row, seed, variant[row])
             for variant in variants

@@ -11,7 +11,16 @@ docs/results.md the table is written between two marker lines of that file, name
 import argparse
 from pathlib import Path
 
-from ovd.ablation.fine_tuning import append_records, draw_trade, format_table, read_table, run_fine_tuning
+from ovd.ablation.fine_tuning import (
+    FineTuningRecord,
+    append_new,
+    draw_trade,
+    format_table,
+    row_hashes,
+    run_fine_tuning,
+)
+from ovd.ablation.record_file import read_records
+from ovd.ablation.records import missing_runs
 from ovd.ablation.row import read_row
 from ovd.ablation.tables import write_between_markers
 from ovd.cli import run_tool
@@ -32,17 +41,20 @@ def main() -> None:
     unknown = sorted(set(arguments.rows or ()) - table.rows.keys())
     if unknown:
         raise ValueError(f"{arguments.table} has no rows {unknown}; it has {', '.join(table.rows)}")
+    starts = load_config(folder / table.start, [], AblationConfig)
+    start = read_row(starts.rows[table.start_row], (folder / table.start).parent, [])
+    hashes = row_hashes(table, folder, start)
     if not arguments.report:
-        starts = load_config(folder / table.start, [], AblationConfig)
-        start = read_row(starts.rows[table.start_row], (folder / table.start).parent, [])
-        for seed in arguments.seeds or table.seeds:
-            for name in arguments.rows or table.rows:
-                done = {(record.row, record.seed, record.domain) for record in read_table(table.records)}
-                if (name, seed, table.domain) not in done:
-                    print(f"{name}, seed {seed}", flush=True)
-                    found = run_fine_tuning(name, table.rows[name], seed, table, folder, start)
-                    append_records(table.records, found)
-    records = [record for record in read_table(table.records) if record.domain == table.domain]
+        records = read_records(table.records, FineTuningRecord)
+        missing = missing_runs(arguments.rows or list(table.rows), arguments.seeds or table.seeds, records, hashes)
+        for number, (name, seed) in enumerate(missing, start=1):
+            print(f"run {number} of {len(missing)}: {name}, seed {seed}", flush=True)
+            append_new(table.records, run_fine_tuning(name, seed, table, folder, start, hashes))
+    records = [
+        record
+        for record in read_records(table.records, FineTuningRecord)
+        if record.config_hash == hashes.get(record.row) and record.seed in table.seeds
+    ]
     rows = list(table.rows)
     text = format_table(records, rows)
     print(text)

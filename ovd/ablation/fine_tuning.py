@@ -1,21 +1,23 @@
 """Ways to fine-tune on a foreign domain, each with several seeds: what is gained there, and what is kept at home."""
 
 import datetime
-import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import torch
 from matplotlib.figure import Figure
+from pydantic import ConfigDict
 
-from ovd.ablation.row import RowStages, label, of_groups, timed, train_row
+from ovd.ablation.record_file import append_record, read_records
+from ovd.ablation.row import RowStages, changed_settings, hash_of, label, of_groups, timed, train_row
 from ovd.ablation.statistics import Estimate, estimate
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import find_checkpoint, resolve_device
-from ovd.config import FineTuningRow, FineTuningTable, LabelsConfig, TrainConfig, load_config
+from ovd.config import FineTuningTable, LabelsConfig, TrainConfig, load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config
@@ -28,7 +30,9 @@ REPLAY = "share: 0.5, keep: one_to_one, min_score: 0.15, box_loss: true"
 METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "kept_cgF1": "kept cgF1"}
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(
+    frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+)
 class FineTuningRecord:
     """One finished run. Metrics are in per cent."""
 
@@ -47,29 +51,46 @@ class FineTuningRecord:
     megabytes: float
     """Of what has to be stored beside the starting detector."""
     steps: int
+    config_hash: str
+    """Hash of the row's settings, the same for every seed."""
     device: str
     date: str
 
 
-def read_table(path: Path) -> list[FineTuningRecord]:
-    """The records of a JSON lines file; none if there is no file."""
-    if not path.is_file():
-        return []
-    return [FineTuningRecord(**json.loads(line)) for line in path.read_text().splitlines() if line]
+def row_hashes(table: FineTuningTable, folder: Path, start: RowStages) -> dict[str, str]:
+    """Hash of all settings that each row's metrics depend on, by row, with that of `before`.
+
+    Args:
+        folder: folder that the configs of the rows are relative to.
+        start: stages of the starting detector.
+    """
+    shared = [start.hash(), ForeignSettings(table.domain).key()]
+    hashes = {BEFORE: hash_of(shared)}
+    for name, row in table.rows.items():
+        config = load_config(
+            folder / row.config, ["output=.", "init_from=.", "train.seed=0", *row.overrides], TrainConfig
+        )
+        settings = changed_settings(config)
+        settings = {key: value for key, value in settings.items() if not key.startswith("data.source.")}
+        options = row.model_dump(mode="json", exclude={"config", "overrides"}, exclude_defaults=True)
+        hashes[name] = hash_of([*shared, settings, options, REPLAY if row.replay else None])
+    return hashes
 
 
 def run_fine_tuning(
-    name: str, row: FineTuningRow, seed: int, table: FineTuningTable, folder: Path, start: RowStages
+    name: str, seed: int, table: FineTuningTable, folder: Path, start: RowStages, hashes: Mapping[str, str]
 ) -> list[FineTuningRecord]:
     """Train a row's starting detector if it is missing, fine-tune it, and evaluate both on both data sets.
 
     Args:
         folder: folder that the row's config is relative to.
         start: stages of the starting detector.
+        hashes: of `row_hashes`.
 
     Returns:
         The records of the row and of `before`.
     """
+    row = table.rows[name]
     before = train_row(start, seed, table.runs / "start")
     data = build_foreign(table.data, ForeignSettings(table.domain, seed=seed))
     output = table.runs / f"seed-{seed}" / f"{table.domain}-{name}"
@@ -125,6 +146,7 @@ def run_fine_tuning(
             minutes=round(minutes, 2),
             megabytes=round(megabytes, 1),
             steps=steps,
+            config_hash=hashes[of],
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             date=datetime.date.today().isoformat(),
         )
@@ -135,14 +157,12 @@ def run_fine_tuning(
     ]
 
 
-def append_records(path: Path, records: Sequence[FineTuningRecord]) -> None:
-    """Append the records of runs that the file does not have yet."""
-    known = {(record.row, record.seed, record.domain) for record in read_table(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        for record in records:
-            if (record.row, record.seed, record.domain) not in known:
-                file.write(json.dumps(asdict(record)) + "\n")
+def append_new(path: Path, records: Sequence[FineTuningRecord]) -> None:
+    """Append the records of runs that the file does not have yet: `before` is measured with every row."""
+    known = {(record.row, record.seed, record.config_hash) for record in read_records(path, FineTuningRecord)}
+    for record in records:
+        if (record.row, record.seed, record.config_hash) not in known:
+            append_record(path, record)
 
 
 def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> str:

@@ -1,16 +1,12 @@
-"""Records of the ablation's finished runs, one JSON object per line; missing runs, and the selection for a table."""
+"""Records of the ablation's finished runs; missing runs, and the selection for a table."""
 
-import fcntl
-import os
-import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 import pydantic
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 Metric = Annotated[float, Field(ge=-1, le=1)]
 """A metric, 0 to 1; -1 if there is no true box to measure it on."""
@@ -66,75 +62,20 @@ class Record:
         return ", ".join([self.device, self.instruction_set, *versions])
 
 
-_RECORD = TypeAdapter(Record)
+@runtime_checkable
+class Run(Protocol):
+    """What any record has."""
 
-
-def append_record(path: Path, record: Record) -> None:
-    """Append a line; on return it is on the disk. Any number of processes may append to one file.
-
-    A last line that was torn by a kill is removed first; followed by another line, it would be an error.
-
-    Raises:
-        OSError: the line could not be written whole; the file is unchanged.
-    """
-    line = _RECORD.dump_json(record) + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # no other process may append between reading the end and writing
-        content = os.pread(file, os.fstat(file).st_size, 0)
-        end = content.rfind(b"\n") + 1
-        if _is_torn(content[end:]):
-            print(f"warning: {path}: cut off a torn last line of {len(content) - end} bytes", file=sys.stderr)
-            os.ftruncate(file, end)
-        elif content[end:]:  # whole, but an editor removed its line end
-            end = len(content)
-            line = b"\n" + line
-        written = os.write(file, line)
-        if written < len(line):
-            os.ftruncate(file, end)
-            raise OSError(f"{path}: only {written} of {len(line)} bytes could be written; is the disk full?")
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def read_records(path: Path) -> list[Record]:
-    """Read all records in the file's order; none if there is no file. A torn last line is dropped with a warning.
-
-    Raises:
-        ValueError: a line is not a record, or has missing, unknown or wrong fields; names file, line and field.
-    """
-    if not path.is_file():
-        return []
-    *lines, last = path.read_bytes().split(b"\n")
-    if _is_torn(last):
-        print(f"warning: {path}, line {len(lines) + 1}: torn, dropped ({len(last)} bytes)", file=sys.stderr)
-    elif last:
-        lines.append(last)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(_RECORD.validate_json(line))
-        except ValidationError as error:
-            problems = "; ".join(" ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors())
-            raise ValueError(f"{path}, line {number}: {problems}; repair the line or move the file away") from error
-    return records
-
-
-def _is_torn(last: bytes) -> bool:
-    """Whether the bytes after the last line end are the beginning of a line whose writer was killed."""
-    if not last:
-        return False
-    try:
-        _RECORD.validate_json(last)
-    except ValidationError as error:
-        return any(fault["type"] == "json_invalid" for fault in error.errors())
-    return False
+    @property
+    def row(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def config_hash(self) -> str: ...
 
 
 def missing_runs(
-    rows: Sequence[str], seeds: Sequence[int], records: Sequence[Record], hashes: Mapping[str, str]
+    rows: Sequence[str], seeds: Sequence[int], records: Sequence[Run], hashes: Mapping[str, str]
 ) -> list[tuple[str, int]]:
     """Rows and seeds without a record, seed by seed, so that an interruption leaves as many complete seeds as possible.
 

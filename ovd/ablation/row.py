@@ -62,24 +62,13 @@ class RowStages:
         return replace(self, final=final).hash()
 
     def hash(self) -> str:
-        """Hash of all settings that a run's metrics depend on, the same for every seed.
-
-        `UNHASHED` settings are left out, and so are those at their defaults (except those of `data.pairs`,
-        `eval.ensemble`, `eval.second_look` and `train.region_distillation`, which are hashed whole), so that a new
-        setting without effect does not outdate records. When a default is changed, the old value must be written into
-        the configs that relied on it.
-        """
-        defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
-        content: list[dict[str, Any]] = []
-        for stage in (self.final, self.teacher):
-            settings = flatten(at_seed(stage, 0, Path()).model_dump(mode="json")) if stage else {}
-            for name in UNHASHED:
-                settings.pop(name, None)
-            content.append({name: value for name, value in settings.items() if defaults.get(name, ...) != value})
+        """Hash of all settings that a run's metrics depend on, the same for every seed."""
+        stages = [self.final, self.teacher]
+        content = [changed_settings(at_seed(stage, 0, Path())) if stage is not None else {} for stage in stages]
         content.append(self.labels.model_dump(mode="json", exclude_defaults=True) if self.labels else {})
         if self.align is not None:
             content.append(at_seed(self.align, 0, Path()).model_dump(mode="json"))
-        return _hash(content)
+        return hash_of(content)
 
     def on_backbone(self, aligned: Path) -> "RowStages":
         """The same stages with the CLIP model of a folder; `align` is done."""
@@ -91,7 +80,23 @@ class RowStages:
         return RowStages(final, teacher, self.labels)
 
 
-def _hash(content: object) -> str:
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run's metrics depend on and that are not at their defaults, by dotted name, for a hash.
+
+    `UNHASHED` settings are left out. Settings at their defaults are, too (except those of `data.pairs`,
+    `eval.ensemble`, `eval.second_look` and `train.region_distillation`, which are hashed whole), so that a new setting
+    without effect does not outdate records. When a default is changed, the old value must be written into the configs
+    that relied on it.
+    """
+    defaults = flatten(TrainConfig(output=Path(), train=TrainSection(steps=1)).model_dump(mode="json"))
+    settings = flatten(config.model_dump(mode="json"))
+    return {
+        name: value for name, value in settings.items() if name not in UNHASHED and defaults.get(name, ...) != value
+    }
+
+
+def hash_of(content: object) -> str:
+    """Hash of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -141,7 +146,7 @@ def train_row(stages: RowStages, seed: int, runs: Path) -> TrainedRow:
     torch.set_num_threads(stages.final.train.threads)  # also if an earlier call did all the training
     hours = 0.0
     if stages.align is not None:
-        aligned = runs / f"seed-{seed}" / f"aligned-{_hash(flatten(stages.align.model_dump(mode='json')))}"
+        aligned = runs / f"seed-{seed}" / f"aligned-{hash_of(flatten(stages.align.model_dump(mode='json')))}"
         align = at_seed(stages.align, seed, aligned)
         hours += timed(aligned, "alignment", lambda: align_backbone(align, command="tools/ablate.py"))
         stages = stages.on_backbone(aligned)
