@@ -7,69 +7,33 @@ backward) of a fresh detector in the config's form, and detection up to the boxe
 of the compiled form is timed apart; a difference of losses above a thousandth, and there is no ratio.
 """
 
-import argparse
 import copy
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import torch
-from measured import save
-from torch.nn import functional as F
+from fresh import argument_parser, fresh_detector
+from measured import medians, save
 
-from ovd.build.detector import build_detector, configured_clip
-from ovd.config import TrainConfig, load_config
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
-from ovd.precision import describe_machine, memory_format, use_low_precision
-from ovd.structures import Batch, Targets
+from ovd.precision import describe_machine
 
-ROUNDS = 9
 LARGEST_DIFFERENCE = 1e-3
 
 
-def random_batch(batch_size: int, size: int, num_classes: int, generator: torch.Generator) -> Batch:
-    corners = torch.rand(batch_size, 3, 2, generator=generator) * size * 0.6
-    sides = (0.1 + 0.3 * torch.rand(batch_size, 3, 2, generator=generator)) * size
-    return Batch.without_pairs(
-        images=torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=generator),
-        sizes=torch.full((batch_size, 2), size),
-        targets=tuple(
-            replace(
-                Targets.empty(),
-                boxes=torch.cat([corner, corner + side], dim=1),
-                classes=torch.randint(num_classes, (3,), generator=generator),
-            )
-            for corner, side in zip(corners, sides, strict=True)
-        ),
-        image_ids=tuple(range(batch_size)),
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/gated.yaml"), help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    parser = argument_parser(__doc__, config="configs/gated.yaml", batch_size=8)
     parser.add_argument("--classes", type=int, default=1203, help="rows of a step and of detection (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    torch.set_num_threads(2)
-    is_tiny = load_config(arguments.config, [], TrainConfig).clip.name == "tiny"
-    config = load_config(arguments.config, [] if is_tiny else ["clip.weights=random"], TrainConfig)
-    low_precision = use_low_precision("auto", device)
-    torch.manual_seed(0)
-    clip = configured_clip(config.clip)
-    plain = build_detector(config, clip).to(device)
-    plain = plain.to(memory_format=memory_format(low_precision)).train()
-    generator = torch.Generator().manual_seed(0)
-    batch = random_batch(arguments.batch_size, arguments.size, arguments.classes, generator).to(device)
-    rows = F.normalize(torch.randn(arguments.classes, clip.dim, generator=generator), dim=1).to(device)
+    device = arguments.device
+    fresh = fresh_detector(arguments.config, device)
+    config, plain, low_precision = fresh.config, fresh.detector, fresh.low_precision
+    batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
+    rows = fresh.text(arguments.classes)
     mask = torch.ones(arguments.batch_size, arguments.classes, dtype=torch.bool, device=device)
     texts = StepTexts(torch.arange(arguments.classes, device=device), rows, mask, mask, torch.zeros_like(mask[0]))
     set_initial_bias(plain, batch, rows, low_precision)
@@ -98,12 +62,12 @@ def main() -> None:
         "settings": {name: str(value) for name, value in vars(arguments).items()},
     }
     for name, work in (("training step", step), ("detection", look)):
-        result[name] = compare(work)
+        result[name] = compare(work, device)
         print(f"{name}: {result[name]}", flush=True)
     save("compile", result)
 
 
-def compare(work: Callable[[bool], float]) -> dict[str, object]:
+def compare(work: Callable[[bool], float], device: torch.device) -> dict[str, object]:
     """Seconds of both forms, taking turns, and their ratio.
 
     Args:
@@ -116,17 +80,11 @@ def compare(work: Callable[[bool], float]) -> dict[str, object]:
     difference = abs(measured - expected) / abs(expected)
     if difference > LARGEST_DIFFERENCE:
         raise SystemExit(f"no ratio: compiled {measured}, else {expected}")
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(ROUNDS):
-        for use_compiled in (False, True):
-            start = time.perf_counter()
-            work(use_compiled)
-            seconds[use_compiled].append(time.perf_counter() - start)
-    medians = {use_compiled: statistics.median(values) for use_compiled, values in seconds.items()}
+    seconds = medians({"plain": partial(work, False), "compiled": partial(work, True)}, device)
     return {
-        "ratio": round(medians[False] / medians[True], 3),
-        "plain_s": round(medians[False], 4),
-        "compiled_s": round(medians[True], 4),
+        "ratio": round(seconds["plain"] / seconds["compiled"], 3),
+        "plain_s": round(seconds["plain"], 4),
+        "compiled_s": round(seconds["compiled"], 4),
         "first_compiled_s": round(first, 1),
         "relative_difference": float(f"{difference:.1e}"),
     }

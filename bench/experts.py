@@ -9,22 +9,16 @@ The experts have their side branches, the parts have none. A training step is fo
 forms take turns.
 """
 
-import argparse
 import copy
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from compile import random_batch
-from measured import save
-from torch.nn import functional as F
+from fresh import Fresh, argument_parser, fresh_detector
+from measured import medians, save
+from torch import Tensor
 
-from ovd.build.detector import build_detector, configured_clip
-from ovd.config import TrainConfig, load_config
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
 from ovd.experts.inference import Expert, ExpertInference
@@ -33,56 +27,28 @@ from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
-from ovd.precision import autocast, describe_machine, memory_format, use_low_precision
+from ovd.precision import autocast, describe_machine, memory_format
+from ovd.structures import Batch
 
-ROUNDS = 9
 NUM_EXPERTS = (1, 3)
 OWN_LAYERS = (0, 1, 3, "all")
 NAMES = 64
 """Names of each answerer."""
 
 
-def medians(forms: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Seconds of each form; they take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for number in range(ROUNDS + 1):  # the first is a warm-up
-        for name, form in forms.items():
-            start = time.perf_counter()
-            form()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/gated.yaml"), help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser = argument_parser(__doc__, config="configs/gated.yaml", batch_size=8)
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    torch.set_num_threads(2)
-    is_tiny = load_config(arguments.config, [], TrainConfig).clip.name == "tiny"
-    config = load_config(arguments.config, [] if is_tiny else ["clip.weights=random"], TrainConfig)
-    low_precision = use_low_precision("auto", device)
-    torch.manual_seed(0)
-    clip = configured_clip(config.clip)
-    detector = build_detector(config, clip).to(device).to(memory_format=memory_format(low_precision)).eval()
-    generator = torch.Generator().manual_seed(0)
-    batch = random_batch(arguments.batch_size, arguments.size, NAMES, generator).to(device)
-    text = F.normalize(torch.randn(4 * NAMES, clip.dim, generator=generator), dim=1)
-    rows = [text[number * NAMES : (number + 1) * NAMES] for number in range(4)]
-    set_initial_bias(detector, batch, rows[0].to(device), low_precision)
-    detection = time_detection(detector, batch, rows, arguments.size, low_precision)
-    training = time_training(detector, batch, rows[0].to(device), config, low_precision)
+    device = arguments.device
+    fresh = fresh_detector(arguments.config, device)
+    batch = fresh.batch(arguments.batch_size, arguments.size, NAMES)
+    rows = [fresh.text(NAMES) for _ in range(1 + max(NUM_EXPERTS))]
+    set_initial_bias(fresh.detector, batch, rows[0], fresh.low_precision)
     result = {
         "machine": describe_machine(device),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
-        "detection": detection,
-        "training": training,
+        "detection": time_detection(fresh, batch, rows),
+        "training": time_training(fresh, batch, rows[0]),
         "peak_memory_MB": round(
             torch.cuda.max_memory_allocated(device) / 2**20
             if device.type == "cuda"
@@ -93,14 +59,16 @@ def main() -> None:
     save(f"experts_{arguments.config.stem}", result)
 
 
-def side_of(detector, low_precision: bool) -> SideBranch:
+def side_of(fresh: Fresh) -> SideBranch:
     """A fresh side branch for an expert."""
-    branch = SideBranch(detector.backbone.channels, detector.backbone.strides)
-    return branch.to(detector.device).to(memory_format=memory_format(low_precision))
+    backbone = fresh.detector.backbone
+    branch = SideBranch(backbone.channels, backbone.strides)
+    return branch.to(fresh.device).to(memory_format=memory_format(fresh.low_precision))
 
 
-def time_detection(detector, batch, rows, size: int, low_precision: bool) -> dict[str, object]:
+def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
+    detector, low_precision, size = fresh.detector, fresh.low_precision, batch.images.shape[-1]
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
     def inference_of(one) -> Inference:
@@ -108,9 +76,9 @@ def time_detection(detector, batch, rows, size: int, low_precision: bool) -> dic
 
     base = inference_of(detector)
     experts = []
-    for number in (1, 2, 3):
+    for number in range(1, 1 + max(NUM_EXPERTS)):
         copied, shared = copy_sharing_layers(detector, 0)
-        copied.side = side_of(copied, low_precision)
+        copied.side = side_of(fresh)
         names = ExpertNames((), rows[number], rows[0], 1.0)
         experts.append(Expert(str(number), names, inference_of(copied), shared))
     sizes = torch.full((len(batch.images), 2), size)
@@ -146,16 +114,16 @@ def time_detection(detector, batch, rows, size: int, low_precision: bool) -> dic
     }
 
 
-def time_training(detector, batch, text, config: TrainConfig, low_precision: bool) -> dict[str, object]:
+def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]:
     """Milliseconds of a step by own layers, and their ratio to a full step."""
-    criterion = Criterion(config.train.model_copy(update={"region_distillation": None}), None)
+    criterion = Criterion(fresh.config.train.model_copy(update={"region_distillation": None}), None)
     mask = torch.ones(len(batch.images), len(text), dtype=torch.bool, device=text.device)
     texts = StepTexts(torch.arange(len(text), device=text.device), text, mask, mask, torch.zeros_like(mask[0]))
     forms: dict[str, Callable[[], object]] = {}
     for own in (*OWN_LAYERS, "full"):
-        learner = copy.deepcopy(detector).train()
+        learner = copy.deepcopy(fresh.detector).train()
         if own != "full":
-            learner.side = side_of(learner, low_precision)
+            learner.side = side_of(fresh)
             layers = learner.backbone.layers()
             for parameter in shared_parameters(learner.backbone, len(layers) if own == "all" else int(own)):
                 parameter.requires_grad_(False)
@@ -165,7 +133,7 @@ def time_training(detector, batch, text, config: TrainConfig, low_precision: boo
 
         def step(learner=learner, optimizer=optimizer) -> None:
             optimizer.zero_grad(set_to_none=True)
-            backward(learner, learner, batch, texts, criterion, step=0, low_precision=low_precision)
+            backward(learner, learner, batch, texts, criterion, step=0, low_precision=fresh.low_precision)
             optimizer.step()
 
         forms[str(own)] = step
