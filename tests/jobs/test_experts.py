@@ -12,12 +12,13 @@ import pytest
 import real_layouts
 import torch
 from safetensors.torch import load_file
+from small_fine_tuning import fine_tuning_config
 from small_run import source_of
 
 from ovd.build.data import load_validation_index
 from ovd.build.detector import load_detector
 from ovd.build.experts import ExpertGroup
-from ovd.config import ConfigError, TrainConfig, parse_config
+from ovd.config import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
 from ovd.experts.inference import ExpertInference
@@ -29,28 +30,6 @@ from ovd.structures import Detections
 
 NEW = ("striped heart", "oak leaf", "paper boat")
 HOME = ["umbrella", "anchor", "coffee cup", "snowman"]
-
-
-def make_config(output: Path, source: dict, **changes) -> TrainConfig:
-    values: dict[str, Any] = {
-        "output": str(output),
-        "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
-        "data": {"source": {"kind": "files", **source}, "size": 64, "workers": 0, **changes.pop("data", {})},
-        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 1, "precision": "float32"},
-        "detector": {"channels": 32, "num_convs": 1},
-        "eval": {"candidates": 200, "max_detections": 50},
-    }
-    for name, change in changes.items():
-        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
-    return parse_config(values, TrainConfig, "test")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, miniature_world) -> Path:
-    """A detector of the miniature world."""
-    folder = tmp_path_factory.mktemp("start")
-    train_from_config(make_config(folder / "run", source_of(miniature_world)), evaluate=False)
-    return folder / "run"
 
 
 def new_data(folder: Path, world: Path, names: tuple[str, ...], synonyms: tuple[str, ...] = ()) -> dict[str, str]:
@@ -70,7 +49,7 @@ def new_data(folder: Path, world: Path, names: tuple[str, ...], synonyms: tuple[
 
 
 def make_expert(start: Path, output: Path, source: dict, seed: int = 0, **expert) -> Path:
-    config = make_config(
+    config = fine_tuning_config(
         output, source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all", "seed": seed},
         expert=expert,
     )  # fmt: skip
@@ -209,7 +188,7 @@ def test_evaluation_at_home_is_the_same_file_and_the_new_sets_is_that_of_the_tun
 
 def test_a_base_that_was_trained_again_is_refused_with_both_hashes(start, experts, tmp_path, miniature_world) -> None:
     again = tmp_path / "again"
-    config = make_config(again, source_of(miniature_world), train={"seed": 5})
+    config = fine_tuning_config(again, source_of(miniature_world), train={"seed": 5})
     train_from_config(config, evaluate=False)
     with pytest.raises(ExpertError, match=r"expert of another detector: .* sha256 [0-9a-f]{64}; .* have [0-9a-f]{64}"):
         Predictor.load(again, experts=experts[:1])
@@ -234,13 +213,13 @@ def test_training_that_changes_what_is_shared_is_refused(start, experts, tmp_pat
 def test_settings_that_contradict_an_expert(start, tmp_path, miniature_world) -> None:
     source = source_of(miniature_world)
     with pytest.raises(ConfigError, match="expert needs init_from"):
-        make_config(tmp_path, source, expert={})
+        fine_tuning_config(tmp_path, source, expert={})
     with pytest.raises(ConfigError, match=r"expert\.own_layers says which layers learn"):
-        make_config(tmp_path, source, init_from=str(start), expert={}, detector={"frozen_layers": 1})
-    larger = make_config(tmp_path / "larger", source, init_from=str(start), expert={}, data={"size": 96})
+        fine_tuning_config(tmp_path, source, init_from=str(start), expert={}, detector={"frozen_layers": 1})
+    larger = fine_tuning_config(tmp_path / "larger", source, init_from=str(start), expert={}, data={"size": 96})
     with pytest.raises(ValueError, match=r"data\.size is 96, that of \S+ 64"):
         fine_tune(larger, weight=0.5)
-    too_many = make_config(tmp_path / "many", source, init_from=str(start), expert={"own_layers": 99})
+    too_many = fine_tuning_config(tmp_path / "many", source, init_from=str(start), expert={"own_layers": 99})
     with pytest.raises(ValueError, match=r"own_layers is 99; the backbone has \d+ layers"):
         fine_tune(too_many, weight=0.5)
 
@@ -311,9 +290,9 @@ def test_an_expert_that_learns_names_alone_has_nothing_else_and_costs_no_second_
 def test_learned_names_take_no_layers(start, tmp_path, miniature_world) -> None:
     source = source_of(miniature_world)
     with pytest.raises(ConfigError, match=r"expert\.learn=names learns no layers"):
-        make_config(tmp_path, source, init_from=str(start), expert={"learn": "names", "own_layers": 1})
+        fine_tuning_config(tmp_path, source, init_from=str(start), expert={"learn": "names", "own_layers": 1})
     with pytest.raises(ConfigError, match=r"start_distillation is for one set of weights"):
-        make_config(tmp_path, source, init_from=str(start), expert={}, train={"start_distillation": 1.0})
+        fine_tuning_config(tmp_path, source, init_from=str(start), expert={}, train={"start_distillation": 1.0})
 
 
 @pytest.mark.slow
@@ -333,4 +312,4 @@ def test_adapters_are_all_that_is_stored_of_the_backbone(start, tmp_path, miniat
 def test_adapters_stand_in_the_place_of_own_layers(start, tmp_path, miniature_world) -> None:
     source = source_of(miniature_world)
     with pytest.raises(ConfigError, match=r"leave out expert\.own_layers"):
-        make_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": 1})
+        fine_tuning_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": 1})

@@ -7,39 +7,15 @@ from pathlib import Path
 import pytest
 import real_layouts
 from safetensors.torch import load_file
-from small_run import source_of
+from small_fine_tuning import fine_tuning_config
 
-from ovd.config import TrainConfig, parse_config
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
-from ovd.jobs.train import train_from_config
-
-SMALL = {"detector": {"channels": 32, "num_convs": 1}, "eval": {"candidates": 200}}
-
-
-def make_config(output: Path, source: dict, **changes) -> TrainConfig:
-    values = {
-        "output": str(output),
-        "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
-        "data": {"source": {"kind": "files", **source}, "size": 64, "workers": 0, **changes.pop("data", {})},
-        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 1, **changes.pop("train", {})},
-        **SMALL,
-        **changes,
-    }
-    return parse_config(values, TrainConfig, "test")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, miniature_world) -> Path:
-    """A detector of the miniature world."""
-    folder = tmp_path_factory.mktemp("start")
-    train_from_config(make_config(folder / "run", source_of(miniature_world)), evaluate=False)
-    return folder / "run"
 
 
 def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_path, capsys):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
-    config = make_config(
+    config = fine_tuning_config(
         tmp_path / "tuned", source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all"}
     )
     outcomes = fine_tune(config, weight=0.25)
@@ -76,7 +52,7 @@ def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_tra
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
     wider = {"channels": 64, "num_convs": 1}
-    config = make_config(tmp_path / "c", source, init_from=str(start), data={"classes": "all"}, detector=wider)
+    config = fine_tuning_config(tmp_path / "c", source, init_from=str(start), data={"classes": "all"}, detector=wider)
     with pytest.raises(ValueError, match=r"different: detector\.channels \(32 and 64\)"):
         fine_tune(config, weight=0.5)
     assert not (tmp_path / "c").exists()
@@ -86,9 +62,9 @@ def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
     with pytest.raises(ValueError, match="needs init_from"):
-        fine_tune(make_config(tmp_path / "a", source, data={"classes": "all"}), weight=0.5)
+        fine_tune(fine_tuning_config(tmp_path / "a", source, data={"classes": "all"}), weight=0.5)
     del source["val_annotations"]
-    config = make_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
+    config = fine_tuning_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
     with pytest.raises(ValueError, match="the fine-tuning has no validation set"):
         fine_tune(config, weight=0.5)
 

@@ -1,0 +1,21 @@
+"""The config of a short fine-tuning on any data, which tests of fine-tuning and of experts start from."""
+
+from pathlib import Path
+from typing import Any
+
+from ovd.config import TrainConfig, parse_config
+
+
+def fine_tuning_config(output: Path, source: dict[str, str], **changes: Any) -> TrainConfig:
+    """Two steps of two images; what `changes` says of a section is merged into it."""
+    values: dict[str, Any] = {
+        "output": str(output),
+        "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
+        "data": {"source": {"kind": "files", **source}, "size": 64, "workers": 0},
+        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 1, "precision": "float32"},
+        "detector": {"channels": 32, "num_convs": 1},
+        "eval": {"candidates": 200, "max_detections": 50},
+    }
+    for name, change in changes.items():
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
+    return parse_config(values, TrainConfig, "test")
