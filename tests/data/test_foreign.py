@@ -13,6 +13,7 @@ from PIL import Image
 from ovd.choices import Domain
 from ovd.data.report import DataReport
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images, foreign_classes
+from ovd.data.world.foreign_drawing import LAYERS
 from ovd.data.world.glyphs import load_glyphs
 
 DOMAINS: tuple[Domain, ...] = ("shapes", "strokes", "composites")
@@ -43,11 +44,9 @@ def test_names_are_distinct_and_none_is_the_worlds() -> None:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_class_of_a_domain_is_drawn_unlike_the_others(domain: Domain) -> None:
     """The same random numbers, so that only the class can make a difference."""
-    from ovd.data.world.foreign import _LAYERS
-
     pictures = []
     for item in foreign_classes(domain):
-        layers = _LAYERS[domain](np.random.default_rng(0), item.parts)
+        layers = LAYERS[domain](np.random.default_rng(0), item.parts)
         canvas = np.full((*layers[0][0].shape, 3), 128.0)
         for mask, color in layers:
             assert (mask > 127).any()
