@@ -16,10 +16,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
-from ovd.build.experts import ExpertGroup
 from ovd.build.text import evaluation_text
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
+from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
 
 NAME_LISTS_KEPT = 8

@@ -14,19 +14,12 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from ovd.build.arguments import add_expert_options, add_format_options, expert_group, format_options
-from ovd.build.data import load_evaluation_index
-from ovd.build.detector import load_detector
 from ovd.choices import DataFormatName
 from ovd.cli import run_tool
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
-from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataReport
 from ovd.evaluation.run import evaluate_results_file
-from ovd.jobs.evaluate import evaluate_run
 
 
 def main() -> None:
@@ -59,26 +52,34 @@ def main() -> None:
             options=format_options(arguments),
         )
         return
-    torch.set_num_threads(arguments.threads)
-    file = arguments.annotations
-    name = "-".join(["eval", *([file.parent.name, file.stem] if file else []), *filter(None, [arguments.split])])
-    output = arguments.output or arguments.run / name
-    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
-    evaluate_run(trained, output=output, index=given_data(arguments), engine=arguments.engine, size=arguments.size)
-    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
+    evaluate_detector(arguments)
 
 
-def given_data(arguments: argparse.Namespace) -> AnnotationIndex | None:
-    """The data set named on the command line; None stands for the run's validation set."""
+def evaluate_detector(arguments: argparse.Namespace) -> None:
+    """Evaluate the run on the data set that is named, or on its validation set."""
+    import torch  # here, since a results file needs none of these, which take seconds to import
+
+    from ovd.build.data import load_evaluation_index
+    from ovd.build.detector import load_detector
+    from ovd.data.report import DataReport
+    from ovd.jobs.evaluate import evaluate_run
+
     annotations, images, format = arguments.annotations, arguments.images, arguments.format
     options = format_options(arguments)
     if annotations is None:
         if images is not None or format is not None or options != FormatOptions():
             raise ValueError("--images, --format and its options belong to --annotations, which is missing")
-        return None
-    if format is None or (images is None and not FORMATS[format].finds_images):
+    elif format is None or (images is None and not FORMATS[format].finds_images):
         raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
-    return load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
+    torch.set_num_threads(arguments.threads)
+    named = [annotations.parent.name, annotations.stem] if annotations else []
+    output = arguments.output or arguments.run / "-".join(["eval", *named, *filter(None, [arguments.split])])
+    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    index = None
+    if annotations is not None:
+        index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
+    evaluate_run(trained, output=output, index=index, engine=arguments.engine, size=arguments.size)
+    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
 
 
 if __name__ == "__main__":

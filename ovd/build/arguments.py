@@ -4,9 +4,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
-from ovd.build.experts import ExpertGroup
 from ovd.choices import SamePlace
 from ovd.data.format_options import FormatOptions
+from ovd.experts.group import ExpertGroup
 
 
 def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:

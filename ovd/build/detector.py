@@ -9,7 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
-from ovd.build.experts import ExpertGroup, add_experts, check_experts, own_layers
+from ovd.build.experts import add_experts, check_experts, own_layers
 from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
 from ovd.config import (
@@ -22,6 +22,7 @@ from ovd.config import (
 )
 from ovd.distributed import device_of_rank
 from ovd.engine import checkpoint
+from ovd.experts.group import ExpertGroup
 from ovd.inference import Inference
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of

@@ -2,12 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from ovd.choices import SamePlace
 from ovd.config import ExpertSection, TrainConfig, parse_config
 from ovd.experts.folder import (
     ANSWERS,
@@ -20,6 +18,7 @@ from ovd.experts.folder import (
     read_description,
     read_tensors,
 )
+from ovd.experts.group import ExpertGroup
 from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
 from ovd.files import sha256_of
@@ -32,18 +31,6 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers
 from ovd.model.side_branch import SideBranch
 from ovd.precision import memory_format
-
-
-@dataclass(frozen=True)
-class ExpertGroup:
-    """The experts that are used with a detector, and how."""
-
-    folders: tuple[Path, ...]
-    """Expert folders, or the run folders that they are in; at least one."""
-    same_place: SamePlace = "base_stays"
-    """What becomes of boxes of the base detector and of an expert at one place."""
-    nearest: bool = False
-    """Whether experts answer queries in other words that are near to their names."""
 
 
 def own_layers(section: ExpertSection, backbone: Backbone) -> int:

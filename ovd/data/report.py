@@ -7,10 +7,12 @@ skipped.
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ovd.files import whole_file
-from ovd.structures import Batch
+
+if TYPE_CHECKING:  # torch, which evaluating a results file does not need
+    import ovd.structures
 
 Unit = Literal["sample", "box"]
 
@@ -78,7 +80,7 @@ class DataReport:
         self._most_in_a_row[unit] = max(self._most_in_a_row[unit], self._skipped_in_a_row[unit])
         self._keep(f"{code} skipped", where)
 
-    def add_batch(self, batch: Batch) -> None:
+    def add_batch(self, batch: "ovd.structures.Batch") -> None:
         """Counts a batch's samples as used, and each line of its `skipped` and `repaired`."""
         for line in batch.repaired:
             self.repaired(*line.split(" ", 1))

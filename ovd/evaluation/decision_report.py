@@ -4,15 +4,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool
-from matplotlib.figure import Figure
 
 from ovd.data.truth import Truth
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions
 from ovd.evaluation.results import Results
 from ovd.files import whole_file
+
+if TYPE_CHECKING:  # takes a quarter of a second to import
+    import matplotlib.figure
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,13 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
     draw_reliability(report).savefig(folder / "reliability.png")
 
 
-def draw_reliability(report: DecisionReport) -> Figure:
+def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     """Share of right detections over their mean score, a point for each bin; on the diagonal scores are probabilities.
 
     A group without detections is named in the legend, not drawn.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")

@@ -1,6 +1,7 @@
 """What the evaluators of both protocols share: collecting detections and refusing what makes figures meaningless."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool
@@ -8,7 +9,9 @@ from jaxtyping import Bool
 from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
-from ovd.structures import Detections
+
+if TYPE_CHECKING:  # torch, which evaluating a results file does not need
+    import ovd.structures
 
 
 class BoxEvaluator(ABC):
@@ -34,7 +37,7 @@ class BoxEvaluator(ABC):
         if len(unknown):
             raise ValueError(f"category_ids: {truth.path} has no categories {unknown[:20].tolist()}")
 
-    def update(self, image_id: int, detections: Detections) -> None:
+    def update(self, image_id: int, detections: "ovd.structures.Detections") -> None:
         """Adds one image's detections, in any order, in pixels of the original image.
 
         Raises:

@@ -7,15 +7,18 @@ import csv
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64
-from matplotlib.figure import Figure
 
 from ovd.data.truth import Truth
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall, mean_of_known
 from ovd.evaluation.results import Results
 from ovd.files import whole_file
+
+if TYPE_CHECKING:  # takes a quarter of a second to import
+    import matplotlib.figure
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,10 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
     draw_curves(evaluation).savefig(output_dir / "precision_recall.png")
 
 
-def draw_curves(evaluation: Evaluation) -> Figure:
+def draw_curves(evaluation: Evaluation) -> "matplotlib.figure.Figure":
     """Precision over recall. A curve without any true box is named in the legend, not drawn."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     for curve in evaluation.curves:

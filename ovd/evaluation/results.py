@@ -8,9 +8,12 @@ detections it was written from give the same figures to the last bit.
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
@@ -73,11 +76,39 @@ def load_results(path: Path) -> Results:
     Raises:
         ValueError: not JSON, not a list, or a record lacks a key or has a wrong type; names file and record.
     """
-    with path.open(encoding="utf-8") as file:
-        try:
-            records = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from error
+    content = path.read_bytes()
+    try:
+        return _columns(msgspec.json.decode(content, type=list[_Record]))
+    except (msgspec.MsgspecError, OverflowError):  # read again, slowly, by what can say which record is at fault
+        return _load_with_care(path, content)
+
+
+class _Record(msgspec.Struct, gc=False):
+    """A record of the file; msgspec checks the types, and is as strict as `_record_problem`."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def _columns(records: list[_Record]) -> Results:
+    num = len(records)
+    boxes = chain.from_iterable(map(attrgetter("bbox"), records))
+    return Results(
+        image_ids=np.fromiter(map(attrgetter("image_id"), records), np.int64, num),
+        category_ids=np.fromiter(map(attrgetter("category_id"), records), np.int64, num),
+        boxes_xywh=np.fromiter(boxes, np.float64, 4 * num).reshape(num, 4),
+        scores=np.fromiter(map(attrgetter("score"), records), np.float64, num),
+    )
+
+
+def _load_with_care(path: Path, content: bytes) -> Results:
+    """`load_results` record by record; NaN and infinity, which JSON does not have, are read."""
+    try:
+        records = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{path}: a results file is a list of records, this one is a {type(records).__name__}")
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector
-from ovd.build.experts import ExpertGroup, names_of, own_layers
+from ovd.build.experts import names_of, own_layers
 from ovd.build.text import evaluation_text, text_of_index
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
@@ -26,6 +26,7 @@ from ovd.experts.folder import (
     read_tensors,
     write_expert,
 )
+from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
 from ovd.model.low_rank import adapters_of, with_adapter_names

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ovd.build.data import load_training_index, load_validation_index
 from ovd.build.detector import TrainedDetector, find_checkpoint, load_detector
-from ovd.build.experts import ExpertGroup
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.experts.folder import read_description, write_description
+from ovd.experts.group import ExpertGroup
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert

@@ -1,6 +1,9 @@
 """Results files, caps, and the evaluation of a file."""
 
 import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +73,20 @@ def test_malformed_files_are_named(content, message, tmp_path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match=rf"results\.json: {message}"):
         load_results(tmp_path / "results.json")
+
+
+def test_nan_which_is_not_json_is_read_as_python_writes_it(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps([GOOD, GOOD | {"score": math.nan, "bbox": [0, 1e400, 2, 3]}]))
+    results = load_results(tmp_path / "results.json")
+    np.testing.assert_array_equal(results.scores, [0.5, math.nan])
+    assert results.boxes_xywh[1].tolist() == [0, math.inf, 2, 3]
+
+
+def test_a_results_file_is_evaluated_without_torch():
+    """It takes longer to import than the evaluation of half a million detections does."""
+    script = "import sys, ovd.evaluation.run; print(sorted({'torch', 'matplotlib', 'open_clip'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_unread_keys_do_no_harm(tmp_path):

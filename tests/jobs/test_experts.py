@@ -17,10 +17,10 @@ from small_run import source_of
 
 from ovd.build.data import load_validation_index
 from ovd.build.detector import load_detector
-from ovd.build.experts import ExpertGroup
 from ovd.config import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
+from ovd.experts.group import ExpertGroup
 from ovd.experts.inference import ExpertInference
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.fine_tune import fine_tune, format_outcomes

@@ -1,0 +1,225 @@
+"""Annotation files in LVIS's or COCO's form, record by record: what is wrong with a file is named exactly."""
+
+import gc
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from ovd.choices import Frequency
+from ovd.data.category import Category
+from ovd.data.report import DataError
+from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
+
+_NUM_NAMED = 20
+
+_FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def read_records(request: ReadRequest, content: bytes, *, federated: bool) -> AnnotationTable:
+    """`read_coco_json` of a file's content."""
+    path = request.annotations
+    source = Source(path, _parse(path, content))
+    images, objects = source.records("images"), source.records("annotations")
+    category_rows = sorted(source.records("categories"), key=lambda row: source.field(row, "categories", "id"))
+    row_of_image = source.rows_by_id(images, "images")
+    row_of_category = source.rows_by_id(category_rows, "categories")
+    source.rows_by_id(objects, "annotations")
+    if federated:
+        source.check_federated_labels(images)
+    source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
+
+    sizes, files = None, None
+    if request.index:
+        sizes = np.array(
+            [[source.positive(row, "images", side) for side in ("height", "width")] for row in images], dtype=np.int64
+        ).reshape(-1, 2)
+        files = tuple(source.image_file(row, federated) for row in images)
+    boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf)
+    object_ids = [row["id"] for row in objects]
+    return AnnotationTable(
+        path=path,
+        categories=source.categories(category_rows, request, federated),
+        image_ids=np.array([row["id"] for row in images], dtype=np.int64),
+        image_of_object=np.array([row_of_image[row["image_id"]] for row in objects], dtype=np.int64),
+        class_of_object=np.array([row_of_category[row["category_id"]] for row in objects], dtype=np.int64),
+        boxes_xywh=boxes,
+        is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in objects], dtype=bool),
+        name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
+        areas_px=source.areas(objects, federated) if request.truth else None,
+        images_root=request.images,
+        image_files=files,
+        image_sizes=sizes,
+        federated=_federated_labels(images) if federated else None,
+    )
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    """What an annotation file holds, without its masks."""
+
+    def without_masks(record: dict[str, Any]) -> dict[str, Any]:
+        # Masks are nine tenths of an LVIS file, and the detector has no use for them: freed while parsing.
+        record.pop("segmentation", None)
+        return record
+
+    was_collecting = gc.isenabled()
+    # The parser makes millions of objects and no cycles: searching for cycles doubles its time.
+    gc.disable()
+    try:
+        text = content.decode()
+        return json.loads(text, object_hook=without_masks)
+    except UnicodeDecodeError as error:
+        raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+    except json.JSONDecodeError as error:
+        byte = len(text[: error.pos].encode())
+        raise DataError("F1", f"{path}: not whole JSON at byte {byte} of {len(content)}: {error.msg}") from error
+    except RecursionError as error:
+        raise DataError("F1", f"{path}: JSON nested too deeply") from error
+    finally:
+        if was_collecting:
+            gc.enable()
+
+
+class Source:
+    """Reads required fields; an error names the file, the list, the record and the field."""
+
+    def __init__(self, path: Path, content: Any):
+        self.path = path
+        self._content = content
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        rows = self._content.get(name) if isinstance(self._content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError("F1", f"{self.path}: no list of records named {name!r}; is this an annotation file?")
+        return rows
+
+    def field(self, row: dict[str, Any], name: str, field: str, kind: type = int) -> Any:
+        value = row.get(field)
+        if type(value) is not kind or (isinstance(value, int) and abs(value) > np.iinfo(np.int64).max):
+            raise DataError(
+                "F1",
+                f"{self.path}: {name} record {row.get('id', '(no id)')}: {field} is {value!r}, not {kind.__name__}",
+            )
+        return value
+
+    def positive(self, row: dict[str, Any], name: str, field: str) -> int:
+        value = self.field(row, name, field)
+        if not 0 < value < LARGEST_COORDINATE:
+            raise DataError("F1", f"{self.path}: {name} record {row['id']}: {field} is {value}")
+        return value
+
+    def rows_by_id(self, rows: list[dict[str, Any]], name: str) -> dict[int, int]:
+        by_id: dict[int, int] = {}
+        for position, row in enumerate(rows):
+            first = by_id.setdefault(self.field(row, name, "id"), position)
+            if first != position:
+                raise DataError("F2", f"{self.path}: {name} records {first} and {position} share the id {row['id']}")
+        return by_id
+
+    def check_federated_labels(self, images: list[dict[str, Any]]) -> None:
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                if not isinstance(row.get(field), list):
+                    raise DataError(
+                        "F7",
+                        f"{self.path}: image {row['id']} has no {field}; LVIS metrics would change without a word. "
+                        f"Use format 'coco' for files without federated labels",
+                    )
+
+    def check_references(
+        self,
+        images: list[dict[str, Any]],
+        objects: list[dict[str, Any]],
+        row_of_image: dict[int, int],
+        row_of_category: dict[int, int],
+    ) -> None:
+        unknown = []
+        for row in objects:
+            if not _is_known(row.get("image_id"), row_of_image):
+                unknown.append(f"annotation {row['id']} of image {row.get('image_id')!r}")
+            if not _is_known(row.get("category_id"), row_of_category):
+                unknown.append(f"annotation {row['id']} of category {row.get('category_id')!r}")
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                labels = row.get(field)  # COCO's form has none, and nothing depends on them there
+                unknown += [
+                    f"image {row['id']}, {field}, category {category_id!r}"
+                    for category_id in (labels if isinstance(labels, list) else ())
+                    if not _is_known(category_id, row_of_category)
+                ]
+        if unknown:
+            raise DataError(
+                "F3",
+                f"{self.path}: {len(unknown)} references to unknown images or categories: "
+                f"{'; '.join(unknown[:_NUM_NAMED])}",
+            )
+
+    def boxes(self, objects: list[dict[str, Any]], limit: float) -> Float64[np.ndarray, "M 4"]:
+        """xywh of every object, with each number under the limit."""
+        numbers: list[float] = []
+        for row in objects:
+            box = row.get("bbox")
+            if not (isinstance(box, list) and len(box) == 4 and all(_is_number(number, limit) for number in box)):
+                raise DataError("F6", f"{self.path}: annotation {row['id']}: bbox is {box!r}, not four finite numbers")
+            numbers.extend(box)
+        return np.array(numbers, dtype=np.float64).reshape(-1, 4)
+
+    def areas(self, objects: list[dict[str, Any]], federated: bool) -> Float64[np.ndarray, " M"]:
+        """The `area` of every object; where COCO's form has none, that of the box."""
+        areas: list[float] = []
+        for row in objects:
+            area: Any = row.get("area") if federated else row.get("area", row["bbox"][2] * row["bbox"][3])
+            if not _is_number(area, math.inf):
+                raise DataError("F6", f"{self.path}: annotation {row['id']}: area is {area!r}, not a finite number")
+            if federated and row.get("ignore"):
+                # lvis-api honours the key, hotcoco does not: their metrics would differ
+                raise DataError(
+                    "F7", f"{self.path}: annotation {row['id']}: LVIS has no 'ignore'; remove the annotation or the key"
+                )
+            areas.append(area)
+        return np.array(areas, dtype=np.float64)
+
+    def categories(self, rows: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[Category, ...]:
+        return tuple(self._category(row, request, federated) for row in rows)
+
+    def _category(self, row: dict[str, Any], request: ReadRequest, federated: bool) -> Category:
+        """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
+        name = self.field(row, "categories", "name", str)
+        frequency: Frequency | None = None
+        synonyms: tuple[str, ...] = ()
+        image_count = UNCOUNTED
+        if federated or request.truth:
+            frequency = row.get("frequency")
+            is_required = federated and request.index
+            if frequency not in ("r", "c", "f") and (is_required or frequency is not None):
+                raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
+        if request.index and (federated or "synonyms" in row):
+            synonyms = tuple(str(synonym) for synonym in self.field(row, "categories", "synonyms", list))
+        if federated and request.index:
+            image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
+        return Category(row["id"], name, synonyms, frequency, image_count)
+
+    def image_file(self, row: dict[str, Any], federated: bool) -> str:
+        """The path under the folder of images."""
+        if federated and "coco_url" in row:
+            # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
+            return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
+        return self.field(row, "images", "file_name", str)
+
+
+def _federated_labels(images: list[dict[str, Any]]) -> FederatedLabels:
+    return FederatedLabels(*(tuple(tuple(row[field]) for row in images) for field in _FEDERATED_FIELDS))
+
+
+def _is_known(value: Any, row_of_id: dict[int, int]) -> bool:
+    # Equal is not enough: true and 1.0 would be found as 1, and a list cannot be looked up.
+    return type(value) is int and value in row_of_id
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    # Types are compared, since numpy would turn the string "1.5" and true into numbers.
+    return type(value) in (int, float) and abs(value) < limit and abs(value) <= sys.float_info.max

@@ -1,0 +1,18 @@
+"""Which experts a detector is used with, and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.choices import SamePlace
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The experts that are used with a detector, and how."""
+
+    folders: tuple[Path, ...]
+    """Expert folders, or the run folders that they are in; at least one."""
+    same_place: SamePlace = "base_stays"
+    """What becomes of boxes of the base detector and of an expert at one place."""
+    nearest: bool = False
+    """Whether experts answer queries in other words that are near to their names."""
