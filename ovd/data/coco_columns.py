@@ -127,7 +127,7 @@ def _numbers(values: Iterable[float], count: int) -> Float64[np.ndarray, " N"]:
 
 
 def _are_unique(ids: Int64[np.ndarray, " N"]) -> bool:
-    return len(np.unique(ids)) == len(ids)
+    return bool((np.diff(np.sort(ids)) > 0).all())
 
 
 def _positions(known: Int64[np.ndarray, " K"], values: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"] | None:

@@ -171,5 +171,6 @@ def images_per_class(
     images: Int64[np.ndarray, " M"], classes: Int64[np.ndarray, " M"], num_classes: int
 ) -> Int64[np.ndarray, " C"]:
     """In how many images each class has an object, from the image and the class of every object."""
-    pairs = np.unique(np.stack([images, classes], axis=1), axis=0)
-    return np.bincount(pairs[:, 1], minlength=num_classes)
+    pairs = np.sort(images * num_classes + classes)  # many times faster than np.unique
+    is_first = np.diff(pairs, prepend=-1) > 0
+    return np.bincount(pairs[is_first] % max(num_classes, 1), minlength=num_classes)
