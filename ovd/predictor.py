@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.text import evaluation_text
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
+from ovd.data.pixels import ImageInMemory, as_pixels
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
 
@@ -80,22 +80,25 @@ class Predictor:
         group = ExpertGroup(tuple(map(Path, experts)), same_place, nearest) if experts else None
         return cls(load_detector(Path(run), device, experts=group), size=size)
 
-    def __call__(self, image: Path | str | UInt8[np.ndarray, "H W 3"], names: Sequence[str]) -> Detections:
+    def __call__(self, image: Path | str | ImageInMemory, names: str | Sequence[str]) -> Detections:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
-            image: a file, or RGB pixels.
-            names: any class names, at least one.
+            image: a file, or a PIL image, an array or a tensor, which are read by the rules of `ovd.data.pixels`.
+            names: any class names, at least one; one name may stand alone.
 
         Raises:
             ImageError: the file is missing or not an image.
-            ValueError: no names.
+            ValueError: an image in memory that the rules do not read, no names, or a blank one.
         """
+        names = (names,) if isinstance(names, str) else tuple(names)
         if not names:
             raise ValueError("give at least one class name to detect")
+        if blank := [position for position, name in enumerate(names) if not name.strip()]:
+            raise ValueError(f"class names {blank} (counted from 0) are blank")
         return self._inference.image(
-            self._text_of(tuple(names)),
-            image if isinstance(image, np.ndarray) else read_image(Path(image)),
+            self._text_of(names),
+            read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image),
             ensemble=score_ensemble(self._trained, names),
         )
 

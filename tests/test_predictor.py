@@ -80,3 +80,15 @@ def test_files_are_read_and_names_encoded_once(trained, image, tmp_path, monkeyp
         predictor(tmp_path / "none.png", NAMES)
     with pytest.raises(ValueError, match="at least one"):
         predictor(image, [])
+
+
+def test_one_name_may_stand_alone_and_images_in_memory_are_all_alike(trained, image):
+    predictor = Predictor(trained)
+    expected = predictor(image, ["anchor"])
+    for given in (Image.fromarray(image), torch.from_numpy(image).permute(2, 0, 1), image / 255):
+        found = predictor(given, "anchor")
+        assert torch.equal(found.boxes, expected.boxes)
+        assert torch.equal(found.scores, expected.scores)
+    for names in (["anchor", " "], ""):
+        with pytest.raises(ValueError, match=r"class names \[\d\] \(counted from 0\) are blank"):
+            predictor(image, names)

@@ -10,7 +10,7 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from ovd.data.report import DataError
@@ -62,8 +62,8 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP or BMP file to RGB as a viewer shows it.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit values keep their high byte, and
-    of an animation the first frame is read.
+    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit values are brought to 8 bits by
+    `to_eight_bits`, and of an animation the first frame is read.
 
     Args:
         source: a file or its bytes.
@@ -84,7 +84,7 @@ def decode_image(
         width, height = image.size
         image.load()
         orientation = _orientation(image)
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
 
     stored_size = (height, width)
     shown_size = _shown_size(width, height, orientation)
@@ -224,12 +224,22 @@ def _orientation(
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, its transparent pixels over white."""
     if image.mode.startswith("I"):
         # 16-bit grey: convert() would clip at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(to_eight_bits(np.asarray(image).astype(np.uint16))).convert("RGB")
     if image.has_transparency_data:
         shown = image.convert("RGBA")
         white = Image.new("RGBA", shown.size, "white")
         return Image.alpha_composite(white, shown).convert("RGB")
     return image.convert("RGB")
+
+
+def to_eight_bits(values: UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """The highest eight of the bits that an image uses: 8, 10, 12, 14 or 16, the fewest that hold its largest value.
+
+    Cameras and microscopes store 10 or 12 bits in 16; by the high byte alone such an image would be nearly black.
+    """
+    used = next(bits for bits in (8, 10, 12, 14, 16) if values.max(initial=0) < 1 << bits)
+    return (values >> (used - 8)).astype(np.uint8)

@@ -1,0 +1,79 @@
+"""An image as people hold it in memory, read as RGB pixels by rules that leave nothing to guess.
+
+| given | read as |
+|---|---|
+| `PIL.Image` of any mode | its pixels as they are, the EXIF rotation not applied; transparent ones over white |
+| array (H W), (H W 1) | grey |
+| array (H W 3), (H W 4) | RGB; RGBA over white. The order of OpenCV, BGR, cannot be seen: turn it first |
+| array (1 H W), (3 H W), (4 H W) | the same, channels first; a tensor that could be either is channels first |
+| integers | 0 to 255 |
+| uint16 with a value above 255 | by the bits that are used: 10, 12, 14 or 16, the highest eight of them |
+| floats, all from 0 to 1 | 1 is white |
+| floats, all from 0 to 255 | 255 is white |
+
+All else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
+"""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from ovd.data.images import to_eight_bits, to_rgb
+
+ImageInMemory = Image.Image | np.ndarray | Tensor
+
+
+def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
+    """The RGB pixels of an image in memory, by the rules above.
+
+    Raises:
+        ValueError: it is none that the rules read; says what it is.
+    """
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"the image has no pixels: {image.size[0]} x {image.size[1]}")
+        if image.mode not in ("I", "F"):  # of 32 bits, which Pillow would cut at 255
+            return np.array(to_rgb(image))
+        image = np.asarray(image)
+    is_tensor = isinstance(image, Tensor)
+    values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    values = _eight_bits(_channels_last(values, prefer_first=is_tensor))
+    if values.shape[2] == 3:
+        return np.ascontiguousarray(values)
+    return np.array(to_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)))
+
+
+def _channels_last(values: np.ndarray, *, prefer_first: bool) -> np.ndarray:
+    """The values as (H W C), C one of 1, 3 and 4."""
+    shape = values.shape
+    if 0 in shape:
+        raise ValueError(f"the image has no pixels: its shape is {shape}")
+    if len(shape) == 2:
+        return values[..., None]
+    if len(shape) != 3:
+        raise ValueError(f"one image has two or three dimensions; the shape of this one is {shape}")
+    is_first, is_last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+    if not is_first and not is_last:
+        raise ValueError(f"an image has 1, 3 or 4 channels, first or last; the shape of this one is {shape}")
+    return values.transpose(1, 2, 0) if is_first and (prefer_first or not is_last) else values
+
+
+def _eight_bits(values: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
+    if values.dtype == np.uint8:
+        return values
+    if not np.issubdtype(values.dtype, np.integer) and not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"values of type {values.dtype} are not pixels; give integers or floats")
+    lowest, highest = float(values.min()), float(values.max())
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError("the image has values that are not finite")
+    if values.dtype == np.uint16 and highest > 255:
+        return to_eight_bits(values)
+    if lowest < 0 or highest > 255:
+        raise ValueError(
+            f"the image has values from {lowest:g} to {highest:g}; they may lie from 0 to 1 (floats) or from 0 to 255. "
+            f"A normalised image has to be turned back first"
+        )
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.rint(values.astype(np.float64) * (255 if highest <= 1 else 1))
+    return values.astype(np.uint8)

@@ -1,0 +1,90 @@
+"""Images in memory: every form of one picture gives the same pixels, and what could be two things gives none."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovd.data.images import to_eight_bits
+from ovd.data.pixels import as_pixels
+
+RGB = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+RGB[0, 0] = (0, 128, 255)
+GREY = RGB[..., 0]
+ALPHA = np.where(np.arange(9) < 4, 255, 0).astype(np.uint8) * np.ones((7, 1), np.uint8)
+RGBA = np.dstack([RGB, ALPHA])
+OVER_WHITE = np.where(ALPHA[..., None] == 255, RGB, 255)
+GREY_RGB = np.dstack([GREY] * 3)
+
+FORMS: dict[str, tuple[Any, np.ndarray]] = {
+    "RGB": (RGB, RGB),
+    "PIL": (Image.fromarray(RGB), RGB),
+    "tensor, channels first": (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
+    "tensor, channels last": (torch.from_numpy(RGB), RGB),
+    "array, channels first": (RGB.transpose(2, 0, 1), RGB),
+    "floats to 1": (RGB.astype(np.float32) / 255, RGB),
+    "half floats to 1": (torch.from_numpy(RGB).permute(2, 0, 1).half() / 255, RGB),
+    "floats to 255": (RGB.astype(np.float64), RGB),
+    "int64": (torch.from_numpy(RGB).long(), RGB),
+    "uint16 of 8 bits": (RGB.astype(np.uint16), RGB),
+    "RGBA": (RGBA, OVER_WHITE),
+    "PIL RGBA": (Image.fromarray(RGBA), OVER_WHITE),
+    "RGBA, channels first": (torch.from_numpy(RGBA).permute(2, 0, 1), OVER_WHITE),
+    "grey": (GREY, GREY_RGB),
+    "PIL of 32-bit floats": (Image.fromarray(GREY.astype(np.float32) / 255), GREY_RGB),
+    "PIL of 32-bit integers": (Image.fromarray(GREY.astype(np.int32)), GREY_RGB),
+    "PIL grey": (Image.fromarray(GREY), GREY_RGB),
+    "grey, one channel last": (GREY[..., None], GREY_RGB),
+    "grey, one channel first": (torch.from_numpy(GREY)[None], GREY_RGB),
+    "a view": (np.ascontiguousarray(RGB[:, ::-1])[:, ::-1], RGB),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_picture_gives_its_pixels(form: str):
+    given, expected = FORMS[form]
+    before = given.copy() if isinstance(given, np.ndarray) else None
+    pixels = as_pixels(given)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected)
+    if before is not None:
+        np.testing.assert_array_equal(given, before)
+
+
+def test_a_shape_that_could_be_either_is_channels_first_as_a_tensor_and_last_as_an_array():
+    values = np.random.default_rng(1).integers(0, 256, (3, 5, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(as_pixels(values), values)
+    np.testing.assert_array_equal(as_pixels(torch.from_numpy(values)), values.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
+    values = (RGB.astype(np.uint16) << (bits - 8)) | ((1 << (bits - 8)) - 1)  # 255 becomes the largest value
+    np.testing.assert_array_equal(to_eight_bits(values), RGB)
+    np.testing.assert_array_equal(as_pixels(values), RGB)
+    grey = Image.fromarray(values[..., 2])
+    assert grey.mode == "I;16"
+    np.testing.assert_array_equal(as_pixels(grey), np.dstack([RGB[..., 2]] * 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), r"no pixels: its shape is \(0, 5, 3\)"),
+        (Image.new("RGB", (0, 4)), "no pixels: 0 x 4"),
+        (torch.zeros(1, 3, 8, 8), r"two or three dimensions; the shape of this one is \(1, 3, 8, 8\)"),
+        (np.zeros((8, 8, 2)), r"1, 3 or 4 channels, first or last; .* \(8, 8, 2\)"),
+        (np.zeros(5), "two or three dimensions"),
+        (np.full((4, 4, 3), -0.5), "from -0.5 to -0.5; .* normalised"),
+        (np.full((4, 4, 3), 256), "from 256 to 256"),
+        (np.full((4, 4, 3), np.nan), "not finite"),
+        (np.zeros((4, 4, 3), bool), "bool are not pixels"),
+        (np.zeros((4, 4, 3), complex), "complex128 are not pixels"),
+    ],
+)
+def test_what_is_no_picture_is_refused(given: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        as_pixels(given)
