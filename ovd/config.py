@@ -42,7 +42,7 @@ from ovd.choices import (
     QuerySource,
     WeightFormat,
 )
-from ovd.data.format_options import VocOptions
+from ovd.data.format_options import SharedOptions
 from ovd.data.held_out import CalibrationOptions
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
@@ -160,7 +160,7 @@ class WorldData(Section):
     """Seed of the scenes and of the rare split."""
 
 
-class FileData(VocOptions):
+class FileData(SharedOptions):
     """Annotation files of a data set. Relative paths start at the data root: OVD_DATA, else DETECTRON2_DATASETS, else
     ./data."""
 

@@ -17,12 +17,18 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
     """
     parser.add_argument("--split", help=f"yolo: key of data.yaml that lists the images (default: {default_split})")
     parser.add_argument("--class-names", type=Path, help="voc: text file of class names (default: from objects)")
+    parser.add_argument("--xyxy", action="store_true", help="JSON: boxes are [x1, y1, x2, y2], not COCO's form")
     parser.add_argument("--zero-based", action="store_true", help="voc: corners are box edges that count from 0")
 
 
 def format_options(arguments: Namespace) -> FormatOptions:
     """The settings that some formats need besides paths."""
-    return FormatOptions(split=arguments.split, class_names=arguments.class_names, zero_based=arguments.zero_based)
+    return FormatOptions(
+        split=arguments.split,
+        class_names=arguments.class_names,
+        zero_based=arguments.zero_based,
+        xyxy=arguments.xyxy,
+    )
 
 
 def add_expert_options(parser: ArgumentParser) -> None:

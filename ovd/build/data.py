@@ -156,7 +156,7 @@ def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
 
 def _format_options(source: FileData, split: str | None) -> FormatOptions:
     class_names = None if source.class_names is None else data_root() / source.class_names
-    return FormatOptions(split=split, class_names=class_names, zero_based=source.zero_based)
+    return FormatOptions(split=split, class_names=class_names, zero_based=source.zero_based, xyxy=source.xyxy)
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:

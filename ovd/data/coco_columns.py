@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -41,7 +41,7 @@ class _Object(Struct, gc=False):
     category_id: int
     bbox: _Box
     area: float | UnsetType = UNSET
-    iscrowd: int = 0
+    iscrowd: Literal[0, 1] = 0
     ignore: int = 0
 
 
@@ -74,6 +74,8 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
     image_of_object = _positions(image_ids[order], _integers(objects, "image_id"))
     class_of_object = _positions(category_ids, _integers(objects, "category_id"))
     boxes = _numbers(chain.from_iterable(map(attrgetter("bbox"), objects)), 4 * len(objects)).reshape(-1, 4)
+    if request.options.xyxy:
+        boxes[:, 2:] -= boxes[:, :2]
     limit = LARGEST_COORDINATE if request.index else sys.float_info.max
     is_right = (
         _are_unique(image_ids)

@@ -1,7 +1,9 @@
 """Reader of JSON annotation files: LVIS's form and COCO's, which Objects365 uses too."""
 
+import codecs
 import sys
 
+from ovd.data.box_form import check_box_form, notice_doubles
 from ovd.data.coco_columns import read_columns
 from ovd.data.coco_records import read_records
 from ovd.data.report import DataReport
@@ -15,18 +17,27 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     Category ids may have gaps. What a record has to have depends on the request: file names and image sizes, and for
     LVIS synonyms and frequencies, are needed for an index alone, so that a results file can be evaluated without them.
 
+    What has one meaning is read: a byte order mark before the text; ids written as 7.0 or "7"; annotations without ids
+    or whose ids restart, which are numbered anew; `iscrowd` as true, false, "0" or "1".
+
     Args:
         request: `images` is the folder under which the images lie. LVIS: the one that holds `train2017/` and
             `val2017/`. COCO: the one that `file_name` is relative to. Objects365: that of the split, with its `patch`
             folders or, v1, the images themselves. None leaves paths relative, for work that needs no pixels.
-        report: not written to; a reader of files that may lack an image would count it here.
+        report: counts objects and names that are there twice, and files whose annotations have no ids of their own.
         federated: whether images have LVIS's federated labels. `iscrowd` does not count in the evaluation then.
 
     Raises:
-        DataError: F1 not whole JSON, or a record without a required field; F2 an id twice; F3 unknown images or
-            categories; F6 a box that is not four finite numbers, or an area that is none; F7 LVIS without its federated
-            labels, or with a field that its evaluators disagree on.
+        DataError: F1 not whole JSON, or a record without a required field; F2 an id of an image or a category twice; F3
+            unknown images or categories; F5 boxes of another form; F6 a box that is not four finite numbers or not in
+            pixels, or an area that is none; F7 LVIS without its federated labels, or with a field that its evaluators
+            disagree on.
     """
-    content = read_bytes(request.annotations, sys.maxsize)
+    content = read_bytes(request.annotations, sys.maxsize).removeprefix(codecs.BOM_UTF8)
     table = read_columns(request, content, federated=federated)
-    return read_records(request, content, federated=federated) if table is None else table
+    if table is None:
+        table = read_records(request, content, report, federated=federated)
+    if not request.options.xyxy:
+        check_box_form(table)
+    notice_doubles(table, report)
+    return table

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,33 @@ from jaxtyping import Float64
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
-from ovd.data.report import DataError
+from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
 
 _NUM_NAMED = 20
 
+_CROWD: dict[Any, bool] = {0: False, 1: True, "0": False, "1": True}  # 0 and 1 are false and true, too
+
 _FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-def read_records(request: ReadRequest, content: bytes, *, federated: bool) -> AnnotationTable:
-    """`read_coco_json` of a file's content."""
+def read_records(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:
+    """`read_coco_json` of a file's content, a byte order mark taken off."""
     path = request.annotations
     source = Source(path, _parse(path, content))
-    images, objects = source.records("images"), source.records("annotations")
-    category_rows = sorted(source.records("categories"), key=lambda row: source.field(row, "categories", "id"))
+    images, objects, category_rows = map(source.records, ("images", "annotations", "categories"))
+    _read_ids(images, "id", *_FEDERATED_FIELDS)
+    _read_ids(objects, "id", "image_id", "category_id")
+    _read_ids(category_rows, "id")
+    category_rows = sorted(category_rows, key=lambda row: source.field(row, "categories", "id"))
     row_of_image = source.rows_by_id(images, "images")
     row_of_category = source.rows_by_id(category_rows, "categories")
-    source.rows_by_id(objects, "annotations")
+    if _name_nothing([row.get("id") for row in objects]):
+        report.repaired("F2", f"{path}: annotations have no ids of their own, and are numbered from 1")
+        for number, row in enumerate(objects, start=1):
+            row["id"] = number
+    for row in objects:
+        source.field(row, "annotations", "id")
     if federated:
         source.check_federated_labels(images)
     source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
@@ -40,6 +51,8 @@ def read_records(request: ReadRequest, content: bytes, *, federated: bool) -> An
         ).reshape(-1, 2)
         files = tuple(source.image_file(row, federated) for row in images)
     boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf)
+    if request.options.xyxy:
+        boxes[:, 2:] -= boxes[:, :2]
     object_ids = [row["id"] for row in objects]
     return AnnotationTable(
         path=path,
@@ -48,9 +61,9 @@ def read_records(request: ReadRequest, content: bytes, *, federated: bool) -> An
         image_of_object=np.array([row_of_image[row["image_id"]] for row in objects], dtype=np.int64),
         class_of_object=np.array([row_of_category[row["category_id"]] for row in objects], dtype=np.int64),
         boxes_xywh=boxes,
-        is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in objects], dtype=bool),
+        is_crowd=np.array([source.crowd(row) for row in objects], dtype=bool),
         name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
-        areas_px=source.areas(objects, federated) if request.truth else None,
+        areas_px=source.areas(objects, boxes, federated) if request.truth else None,
         images_root=request.images,
         image_files=files,
         image_sizes=sizes,
@@ -168,11 +181,20 @@ class Source:
             numbers.extend(box)
         return np.array(numbers, dtype=np.float64).reshape(-1, 4)
 
-    def areas(self, objects: list[dict[str, Any]], federated: bool) -> Float64[np.ndarray, " M"]:
+    def crowd(self, row: dict[str, Any]) -> bool:
+        """Whether an object is a crowd. Types are compared, since 1.0 equals 1."""
+        value = row.get("iscrowd", 0)
+        if type(value) not in (int, bool, str) or value not in _CROWD:
+            raise DataError("F1", f"{self.path}: annotation {row['id']}: iscrowd is {value!r}, not 0 or 1")
+        return _CROWD[value]
+
+    def areas(
+        self, objects: list[dict[str, Any]], boxes: Float64[np.ndarray, "M 4"], federated: bool
+    ) -> Float64[np.ndarray, " M"]:
         """The `area` of every object; where COCO's form has none, that of the box."""
         areas: list[float] = []
-        for row in objects:
-            area: Any = row.get("area") if federated else row.get("area", row["bbox"][2] * row["bbox"][3])
+        for row, box_area in zip(objects, (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True):
+            area: Any = row.get("area") if federated else row.get("area", box_area)
             if not _is_number(area, math.inf):
                 raise DataError("F6", f"{self.path}: annotation {row['id']}: area is {area!r}, not a finite number")
             if federated and row.get("ignore"):
@@ -189,6 +211,8 @@ class Source:
     def _category(self, row: dict[str, Any], request: ReadRequest, federated: bool) -> Category:
         """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
         name = self.field(row, "categories", "name", str)
+        if not name.strip():
+            raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
         frequency: Frequency | None = None
         synonyms: tuple[str, ...] = ()
         image_count = UNCOUNTED
@@ -209,6 +233,32 @@ class Source:
             # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
             return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
         return self.field(row, "images", "file_name", str)
+
+
+def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:
+    """Writes ids that are whole but of another type, 7.0 and "7", as whole numbers; lists of ids, too."""
+    for row in rows:
+        for field in fields:
+            value = row.get(field)
+            if isinstance(value, list):
+                row[field] = [_whole_number(item) for item in value]
+            elif type(value) in (float, str):
+                row[field] = _whole_number(value)
+
+
+def _whole_number(value: Any) -> Any:
+    """The whole number that a value stands for; the value itself if it stands for none."""
+    if type(value) is float and value.is_integer() and abs(value) <= 2**53:
+        return int(value)
+    if type(value) is str and re.fullmatch(r"-?(0|[1-9]\d{0,18})", value, re.ASCII):
+        return int(value)
+    return value
+
+
+def _name_nothing(ids: list[Any]) -> bool:
+    """Whether the ids of annotations tell no two apart: missing, or used again, as where they restart per image."""
+    whole = [identifier for identifier in ids if identifier is not None]
+    return len(whole) < len(ids) or len(set(map(repr, whole))) < len(ids)
 
 
 def _federated_labels(images: list[dict[str, Any]]) -> FederatedLabels:

@@ -5,16 +5,18 @@ from pathlib import Path
 from ovd.section import Section
 
 
-class VocOptions(Section):
-    """Settings of Pascal VOC, the same for all sets of a data set."""
+class SharedOptions(Section):
+    """Such settings that are the same for all sets of a data set."""
 
     class_names: Path | None = None
     """`voc`: a text file with one class name per line; if not given, a set has the classes of its own objects."""
     zero_based: bool = False
     """`voc`: corners are box edges that count from 0 instead of inclusive pixels that count from 1."""
+    xyxy: bool = False
+    """JSON: `bbox` is [x1, y1, x2, y2] instead of COCO's [x, y, width, height]."""
 
 
-class FormatOptions(VocOptions):
+class FormatOptions(SharedOptions):
     """All such settings of one set. A format refuses those it does not have."""
 
     split: str | None = None

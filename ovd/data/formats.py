@@ -46,19 +46,26 @@ class DataFormat:
     """Whether the annotations say where the images are, so that their folder may be left out."""
 
 
+JSON_OPTIONS = frozenset({"xyxy"})
+
 FORMATS: dict[DataFormatName, DataFormat] = {
     "lvis": DataFormat(
-        read=partial(read_coco_json, federated=True), protocol="lvis", is_exhaustive=False, base_split=split_lvis_base
+        read=partial(read_coco_json, federated=True),
+        protocol="lvis",
+        is_exhaustive=False,
+        base_split=split_lvis_base,
+        options=JSON_OPTIONS,
     ),
-    "coco": DataFormat(read=partial(read_coco_json, federated=False), protocol="coco"),
+    "coco": DataFormat(read=partial(read_coco_json, federated=False), protocol="coco", options=JSON_OPTIONS),
     "coco_zero_shot": DataFormat(
         read=partial(read_coco_json, federated=False),
         protocol="coco",
         groups=GROUPS,
         base_split=split_coco_base,
         evaluation_split=split_coco_evaluation,
+        options=JSON_OPTIONS,
     ),
-    "objects365": DataFormat(read=read_objects365, protocol="coco"),
+    "objects365": DataFormat(read=read_objects365, protocol="coco", options=JSON_OPTIONS),
     "voc": DataFormat(
         read=read_voc, protocol="coco", options=frozenset({"class_names", "zero_based"}), is_coco_json=False
     ),

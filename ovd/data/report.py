@@ -1,10 +1,11 @@
-"""What happened to the data: counts of everything repaired or skipped, by fault code.
+"""What happened to the data: counts of everything repaired, skipped, or noticed and left as it is, by fault code.
 
 Codes are those of data/README.md: F4 and F5 concern single boxes, the others whole samples. Always: seen = used +
 skipped.
 """
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,6 +53,7 @@ class DataReport:
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._most_in_a_row: Counter[Unit] = Counter()
         self._repaired: Counter[str] = Counter()
+        self._noticed: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._skipped_records: dict[str, set[str]] = {}
         self._first: dict[str, list[str]] = {}
@@ -80,6 +82,13 @@ class DataReport:
         self._most_in_a_row[unit] = max(self._most_in_a_row[unit], self._skipped_in_a_row[unit])
         self._keep(f"{code} skipped", where)
 
+    def noticed(self, code: str, where: str) -> None:
+        """Counts what is used as it is though it may be a mistake, and warns of the first; `where` says what it is."""
+        self._noticed[code] += 1
+        if self._noticed[code] == 1:
+            print(f"warning[{code}]: {where}", file=sys.stderr)
+        self._keep(f"{code} noticed", where)
+
     def add_batch(self, batch: "ovd.structures.Batch") -> None:
         """Counts a batch's samples as used, and each line of its `skipped` and `repaired`."""
         for line in batch.repaired:
@@ -100,6 +109,9 @@ class DataReport:
 
     def num_repaired(self, code: str) -> int:
         return self._repaired[code]
+
+    def num_noticed(self, code: str) -> int:
+        return self._noticed[code]
 
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
         """Stops when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were skipped.
@@ -125,7 +137,7 @@ class DataReport:
 
     def counts(self) -> dict[str, int]:
         """How often each thing was found, such as {"F9 skipped": 2}."""
-        kinds = (("skipped", self._skipped), ("repaired", self._repaired))
+        kinds = (("skipped", self._skipped), ("repaired", self._repaired), ("noticed", self._noticed))
         return {f"{code} {kind}": count for kind, counts in kinds for code, count in sorted(counts.items())}
 
     def first_records(self) -> dict[str, list[str]]:
@@ -141,6 +153,7 @@ class DataReport:
             "skipped": {unit: self.num_seen(unit) - self._used[unit] for unit in units},
             "skipped_by_code": dict(sorted(self._skipped.items())),
             "repaired_by_code": dict(sorted(self._repaired.items())),
+            "noticed_by_code": dict(sorted(self._noticed.items())),
             "first_records": dict(sorted(self._first.items())),
         }
         with whole_file(path) as file:

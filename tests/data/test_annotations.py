@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovd.data.annotations import load_annotations
+from ovd.data.annotations import load_annotations, load_truth
+from ovd.data.format_options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 
@@ -170,7 +172,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_annotations(tmp_path / "none.json", None, format="coco", report=DataReport())
 
 
-@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("name", ["images", "categories"])
 def test_duplicate_ids_name_both_records(tmp_path, name):
     content = lvis_content()
     content[name][2]["id"] = content[name][0]["id"]
@@ -231,7 +233,13 @@ def test_lvis_without_federated_labels_stops(tmp_path, field):
         ("images", "height", 0),
         ("images", "width", "640"),
         ("images", "id", None),
-        ("annotations", "id", 1.0),
+        ("annotations", "id", 1.5),
+        ("annotations", "id", "one"),
+        ("images", "id", "0x1"),
+        ("annotations", "iscrowd", 2),
+        ("annotations", "iscrowd", 1.0),
+        ("annotations", "iscrowd", "yes"),
+        ("annotations", "iscrowd", None),
         ("categories", "frequency", "x"),
         ("categories", "name", 3),
         ("annotations", "id", 2**70),
@@ -242,6 +250,114 @@ def test_a_missing_or_senseless_field_is_named(tmp_path, name, field, value):
     content[name][0][field] = value
     with pytest.raises(DataError, match=field):
         load(tmp_path, content)
+
+
+@pytest.mark.parametrize("form", [str, float])
+def test_ids_of_another_type_are_the_numbers_they_stand_for(tmp_path, form):
+    content = lvis_content()
+    expected, _ = load(tmp_path, content)
+    for row in (*content["images"], *content["categories"], *content["annotations"]):
+        row.update({field: form(row[field]) for field in ("id", "image_id", "category_id") if field in row})
+    for row in content["images"]:
+        row["neg_category_ids"] = [form(value) for value in row["neg_category_ids"]]
+    assert load(tmp_path, content)[0].fingerprint() == expected.fingerprint()
+
+
+def test_an_id_as_a_number_and_as_text_is_the_same_id_twice(tmp_path):
+    content = lvis_content()
+    content["images"][1]["id"] = str(content["images"][0]["id"])
+    with pytest.raises(DataError, match="images records 0 and 1 share the id") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F2"
+
+
+@pytest.mark.parametrize("ids", [[None, None, None, None], [1, 2, 1, 2], [7, 7, 7, 7]])
+def test_annotations_whose_ids_name_nothing_are_numbered_anew_and_counted(tmp_path, ids):
+    content = lvis_content()
+    expected, _ = load(tmp_path, content)
+    for row, identifier in zip(content["annotations"], ids, strict=False):
+        row["id"] = identifier
+        if identifier is None:
+            del row["id"]
+    index, report = load(tmp_path, content)
+    assert index.fingerprint() == expected.fingerprint()
+    assert report.num_repaired("F2") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"), [(0, False), (1, True), (False, False), (True, True), ("0", False), ("1", True)]
+)
+def test_a_crowd_is_what_iscrowd_means(tmp_path, value, crowd):
+    content = lvis_content()
+    content["annotations"] = [{"id": 1, "image_id": 20, "category_id": 2, "bbox": [1, 1, 5, 5], "iscrowd": value}]
+    index, _ = load(tmp_path, content)
+    assert (len(index.boxes.values), len(index.crowd_boxes.values)) == ((0, 1) if crowd else (1, 0))
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "marked.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(lvis_content()).encode())
+    index = load_annotations(path, Path("root"), format="lvis", report=DataReport())
+    assert index.fingerprint() == load(tmp_path, lvis_content())[0].fingerprint()
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_class_without_a_name_stops(tmp_path, name):
+    content = lvis_content()
+    content["categories"][0]["name"] = name
+    with pytest.raises(DataError, match=r"category \d+ has an empty name"):
+        load(tmp_path, content)
+
+
+def test_names_and_objects_that_are_there_twice_are_counted(tmp_path, capsys):
+    content = lvis_content()
+    content["categories"][0]["name"], content["categories"][1]["name"] = "Coffee cup", "coffee_cup "
+    content["annotations"] += [content["annotations"][0] | {"id": 50}, content["annotations"][0] | {"id": 51}]
+    index, report = load(tmp_path, content)
+    assert report.num_noticed("F2") == 3
+    assert len(index.boxes.values) == len(load(tmp_path, lvis_content())[0].boxes.values) + 2
+    assert "warning[F2]" in capsys.readouterr().err
+    report.write(tmp_path / "report.json")
+    first = json.loads((tmp_path / "report.json").read_text())["first_records"]["F2 noticed"]
+    assert "annotation 50: has the image, class and box of an earlier one" in first[0]
+    assert "'coffee_cup ' and 'Coffee cup'" in first[2] or "'Coffee cup' and 'coffee_cup '" in first[2]
+
+
+def many_boxes(boxes: Sequence[Sequence[float]]) -> dict:
+    content = lvis_content()
+    content["images"][0].update(height=50, width=100)
+    content["annotations"] = [
+        {"id": row, "image_id": 30, "category_id": 2, "bbox": list(box)} for row, box in enumerate(boxes)
+    ]
+    return content
+
+
+def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
+    corners = [[60, 20, 95, 45], [50, 5, 80, 40], [70, 30, 90, 50], [55, 1, 100, 9], [1, 1, 9, 9]]
+    with pytest.raises(DataError, match=r"4 of 5 boxes leave their image .* data\.source\.xyxy=true") as caught:
+        load(tmp_path, many_boxes(corners))
+    assert caught.value.code == "F5"
+    path = tmp_path / "corners.json"
+    path.write_text(json.dumps(many_boxes(corners)))
+    options = FormatOptions(xyxy=True)
+    index = load_annotations(path, Path("root"), format="lvis", report=DataReport(), options=options)
+    assert index.record(0).labels.boxes.tolist() == corners
+    sides = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in corners]
+    expected = load_truth(path, format="coco", options=options)
+    path.write_text(json.dumps(many_boxes(sides)))
+    truth = load_truth(path, format="coco")
+    np.testing.assert_array_equal(truth.boxes_xywh, expected.boxes_xywh)
+    np.testing.assert_array_equal(truth.areas_px, expected.areas_px)
+    few = [*sides, *corners[:3]]  # three that leave the image are damage, and clamped
+    assert load(tmp_path, many_boxes(few))[1].num_repaired("F5") == 3
+    mixed = [*corners, [80, 5, 10, 10]]  # which is no pair of corners
+    assert load(tmp_path, many_boxes(mixed))[1].num_repaired("F5") == 4
+
+
+def test_boxes_as_shares_of_the_image_are_named(tmp_path):
+    with pytest.raises(DataError, match="all boxes lie from 0 to 1") as caught:
+        load(tmp_path, many_boxes([[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1], [0.3, 0.3, 0.1, 0.2], [0.5, 0, 0.5, 1]]))
+    assert caught.value.code == "F6"
 
 
 @pytest.mark.parametrize(

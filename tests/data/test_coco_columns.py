@@ -11,6 +11,7 @@ import pytest
 from ovd.data.coco_columns import read_columns
 from ovd.data.coco_records import read_records
 from ovd.data.format_options import FormatOptions
+from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest
 
 ODD: tuple[Any, ...] = (
@@ -64,14 +65,14 @@ def test_a_file_as_it_should_be_is_read_alike(federated: bool, index: bool, trut
         content = json.dumps(file).encode()
         table = read_columns(request, content, federated=federated)
         assert table is not None
-        assert_equal(table, read_records(request, content, federated=federated))
+        assert_equal(table, read_records(request, content, DataReport(), federated=federated))
 
 
 def assert_read_alike(path: Path, *, federated: bool) -> None:
     request = request_of(path, index=True, truth=True)
     table = read_columns(request, path.read_bytes(), federated=federated)
     assert table is not None
-    assert_equal(table, read_records(request, path.read_bytes(), federated=federated))
+    assert_equal(table, read_records(request, path.read_bytes(), DataReport(), federated=federated))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_whatever_is_edited_it_reads_the_same_or_leaves_the_file_to_the_careful_
         table = read_columns(request, content, federated=federated)
         if table is not None:
             num_read += 1
-            assert_equal(table, read_records(request, content, federated=federated))
+            assert_equal(table, read_records(request, content, DataReport(), federated=federated))
     assert 50 < num_read < 950
 
 

@@ -1,0 +1,75 @@
+"""Whether the boxes of a JSON file are what its form says, [x, y, width, height] in pixels, each once."""
+
+import re
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import AnnotationTable
+
+FEW = 3
+"""So many boxes, or so many that leave their image, say nothing of the file's form."""
+TOLERANCE_PX = 1.0
+
+
+def check_box_form(table: AnnotationTable) -> None:
+    """Judge the boxes of a file with image sizes as a whole.
+
+    Raises:
+        DataError: F5 more than `FEW` boxes leave their image as [x, y, width, height], and all boxes fit as
+            [x1, y1, x2, y2]; F6 all numbers of more than `FEW` boxes lie from 0 to 1.
+    """
+    if table.image_sizes is None or len(table.boxes_xywh) <= FEW:
+        return
+    boxes, limits = table.boxes_xywh, table.image_sizes[table.image_of_object][:, ::-1].astype(np.float64)
+    if boxes.min() >= 0 and 0 < boxes.max() <= 1 and limits.min() > 1:
+        raise DataError(
+            "F6",
+            f"{table.path}: all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and "
+            f"width by the image's width, y and height by its height",
+        )
+    leaves = (boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE_PX).any(axis=1)
+    if leaves.sum() > FEW and _fit_as_corners(boxes, limits).all():
+        raise DataError(
+            "F5",
+            f"{table.path}: {int(leaves.sum())} of {len(boxes)} boxes leave their image if read as "
+            f"[x, y, width, height], and all fit as [x1, y1, x2, y2]: convert them, or read them as such with "
+            f"data.source.xyxy=true (tools: --xyxy)",
+        )
+
+
+def _fit_as_corners(boxes: np.ndarray, limits: np.ndarray) -> Bool[np.ndarray, " M"]:
+    first, last = boxes[:, :2], boxes[:, 2:]
+    fits = (first >= -TOLERANCE_PX) & (last > first) & (last <= limits + TOLERANCE_PX)
+    return np.all(fits, axis=1)
+
+
+def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
+    """Count objects that have image, class and box of an earlier one, and classes whose names are nearly the same."""
+    for row in _doubles(table).tolist():
+        report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
+    first: dict[str, str] = {}
+    for category in table.categories:
+        same = first.setdefault(re.sub(r"[\s_-]+", " ", category.name).strip().casefold(), category.name)
+        if same is not category.name:
+            where = f"categories {same!r} and {category.name!r} differ in case or spaces at most; both are trained on"
+            report.noticed("F2", f"{table.path}: {where}")
+
+
+def _doubles(table: AnnotationTable) -> Int64[np.ndarray, " D"]:
+    """The objects that have image, class and box of an earlier one."""
+    columns = [table.image_of_object, table.class_of_object, *(table.boxes_xywh + 0.0).T]  # + 0.0: -0.0 is 0.0
+    mixed = np.zeros(len(table.boxes_xywh), np.uint64)
+    for column in columns:
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.ascontiguousarray(column).view(np.uint64)
+    ordered = np.sort(mixed)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    seen: set[tuple[float, ...]] = set()
+    found = []
+    for row in np.flatnonzero(np.isin(mixed, repeated)).tolist() if len(repeated) else []:
+        values = tuple(column[row].item() for column in columns)
+        if values in seen:
+            found.append(row)
+        seen.add(values)
+    return np.array(found, np.int64)
