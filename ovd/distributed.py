@@ -54,10 +54,20 @@ def local_rank() -> int:
 
 
 def device_of_rank(name: str) -> torch.device:
-    """The device for a configured name; `auto` is this process's GPU if there is one, else the CPU."""
+    """The device for a configured name; `auto` is this process's GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: the name is none, or of a GPU that is not there.
+    """
     if name == "auto":
         return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is no device; auto, cpu, cuda and cuda:1 are") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here; auto takes what there is")
+    return device
 
 
 def is_main() -> bool:

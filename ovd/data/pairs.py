@@ -22,6 +22,7 @@ from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
 NUM_THREADS = 4
+COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,15 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     """The shards of a folder by file name, in order, none of them opened; None where there is no manifest.
 
     Raises:
-        DataError: F13 no shards, or other shards than the manifest names.
+        DataError: F13 no shards, compressed ones, or other shards than the manifest names.
     """
+    compressed = sorted(path.name for pattern in COMPRESSED for path in directory.glob(pattern))
+    if compressed:
+        raise DataError(
+            "F13",
+            f"{directory}: {len(compressed)} compressed shards ({', '.join(compressed[:3])}); shards are read by "
+            f"position, so unpack them first: gunzip {directory}/{compressed[0]}",
+        )
     manifest = _read_manifest(directory)
     names = sorted(path.name for path in directory.glob("*.tar"))
     if manifest is None:

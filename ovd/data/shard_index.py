@@ -18,6 +18,7 @@ MEMBER_NAMES = ("image", "caption", "info")
 
 _MEMBER_OF_SUFFIX = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
 _ABSENT = -1
+_GZIP_SIGNATURE = b"\x1f\x8b"
 # POSIX: an archive ends with two blocks of zeros.
 _END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
 
@@ -143,6 +144,9 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
     the last member is looked at here: two zero blocks at least, and nothing but zeros.
     """
     end = 0
+    if file.read(2) == _GZIP_SIGNATURE:
+        raise ShardFault("compressed by gzip, whatever its name says; unpack it first", 0)
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:

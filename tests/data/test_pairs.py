@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
+from ovd.data.report import DataError
 
 
 def some_pairs(count: int) -> list[Pair]:
@@ -298,3 +300,13 @@ def test_a_shard_that_shrinks_after_indexing_stops(tmp_path):
     for read in (shards.__getitem__, shards.caption):
         with pytest.raises(ValueError, match="changed since indexed"):
             read(2)
+
+
+@pytest.mark.parametrize("name", ["00001.tar.gz", "00001.tgz", "00001.tar.zst", "00000.tar"])
+def test_compressed_shards_are_named(tmp_path, name):
+    write_pair_shards(tmp_path, some_pairs(2), pairs_per_shard=2)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "00000.tar").read_bytes()))
+    with pytest.raises(DataError, match=rf"{name}.*unpack|compressed by gzip") as caught:
+        PairShards(tmp_path)
+    assert caught.value.code == "F13"
