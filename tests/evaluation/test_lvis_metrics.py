@@ -327,8 +327,6 @@ def break_dataset(dataset: dict, fault: str) -> None:
             del annotation["area"]
         case "image twice":
             image["id"] = dataset["images"][0]["id"]
-        case "annotation twice":
-            annotation["id"] = dataset["annotations"][0]["id"]
         case "unknown category":
             annotation["category_id"] = 99
         case "no images":
@@ -345,7 +343,6 @@ def break_dataset(dataset: dict, fault: str) -> None:
         ("box", "F6", "annotation 3: bbox"),
         ("area", "F6", "annotation 3: area is None"),
         ("image twice", "F2", "images records 0 and 1 share the id 9"),
-        ("annotation twice", "F2", "annotations records 0 and 2 share the id 1"),
         ("unknown category", "F3", "annotation 3 of category 99"),
         ("no images", "F1", "no list of records named 'images'"),
     ],
