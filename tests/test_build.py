@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.build.data import training_batches
+from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.engine.groups import build_groups
 from ovd.structures import Batch
 
@@ -102,3 +102,27 @@ def test_mosaics_are_made_of_tiles_of_half_the_size(miniature_world):
         boxes = targets.boxes
         assert ((boxes[:, 2:] - boxes[:, :2]) <= 48).all()
         assert (boxes[:, :2] // 48 == (boxes[:, 2:] - 1e-3) // 48).all()  # each inside one tile
+
+
+@pytest.mark.parametrize(
+    ("annotations", "categories", "message"),
+    [
+        ([], [], "has no category"),
+        ([], ["cup"], r"none of its 1 images has a box to train on \(0 are crowds"),
+        ([{"iscrowd": 1, "bbox": [1, 1, 9, 9]}], ["cup"], r"has a box to train on \(1 are crowds"),
+        ([{"bbox": [1, 1, 0.5, 9]}], ["cup"], r"0 are crowds, which are not trained on; 1 were left out as faulty"),
+    ],
+)
+def test_a_training_set_with_nothing_to_learn_stops(tmp_path, annotations, categories, message):
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 20, "height": 20}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": 1, **row} for n, row in enumerate(annotations)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(categories, start=1)],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    source = {"kind": "files", "format": "coco", "train_annotations": str(path), "train_images": str(tmp_path)}
+    values = {"output": "run", "train": {"steps": 1}, "data": {"source": source, "classes": "all"}}
+    with pytest.raises(DataError, match=message) as caught:
+        load_training_index(parse_config(values, TrainConfig, "test"), DataReport())
+    assert caught.value.code == "F1"

@@ -27,7 +27,7 @@ from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import Transform, train_transform
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
@@ -55,6 +55,7 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
     Raises:
         ValueError: the data set has no novel classes, and `data.classes` is `base`.
         VocabularyLeak: a novel class's name would be trained on.
+        DataError: F1 there is no class, or no box that could be learned from.
     """
     source = config.data.source
     format = FORMATS[source.format if isinstance(source, FileData) else "lvis"]
@@ -66,7 +67,17 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
             f"{where}: data.classes is `base`, but only the formats {' and '.join(with_novel)} tell novel "
             "from base classes; set data.classes=all"
         )
-    return split(load_whole_training_set(source, report))
+    index = split(load_whole_training_set(source, report))
+    if not index.categories:
+        raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
+    if not len(index.boxes.values) and config.data.pairs is None:
+        raise DataError(
+            "F1",
+            f"{index.path}: none of its {len(index)} images has a box to train on ({len(index.crowd_boxes.values)} are "
+            f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
+            f"faulty)",
+        )
+    return index
 
 
 @dataclass(frozen=True)
