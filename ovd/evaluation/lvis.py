@@ -9,6 +9,7 @@ forgiven where the class was not annotated exhaustively.
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -61,13 +62,17 @@ class LVISEvaluator(BoxEvaluator):
         }
 
     def evaluate(self) -> Evaluation:
-        """Runs the engine once for each protocol. Per-class rows and curves are ordinary AP's."""
+        """Runs the engine once for each protocol, or once for both where they judge the same detections. Per-class rows
+        and curves are ordinary AP's."""
         results = self.results()
         capped_by_image = limit_per_image(results, MAX_PER_IMAGE)
         capped_by_class = limit_per_class(results, self._max_per_class)
         # lvis-api drops detections without area, after its cap; hotcoco would judge them
-        ordinary = self._run_engine(self.truth, _with_area(capped_by_image))
-        fixed = self._run_engine(self.truth, _with_area(capped_by_class))
+        judged = [_with_area(capped_by_image)]
+        if len(capped_by_image) < len(results) or len(capped_by_class) < len(results):
+            judged.append(_with_area(capped_by_class))
+        ordinary, *others = self._run_engine(self.truth, judged)
+        fixed = others[0] if others else ordinary
         return Evaluation(
             engine=self._engine,
             sections=(
@@ -133,20 +138,29 @@ def _with_area(results: Results) -> Results:
     return results.take(results.boxes_xywh[:, 2] * results.boxes_xywh[:, 3] > 0)
 
 
-def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:
+def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
+    """The figures of each of several sets of detections."""
     dataset = hotcoco.COCO(truth.as_dataset())
-    rows = np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
-    # max_dets on the results, not on the evaluator: COCOeval(lvis_style=True) keeps 300 whatever its params say
-    detections = hotcoco.LVISResults(dataset, rows, max_dets=-1)
-    evaluation = hotcoco.LVISEval(dataset, detections, "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    assert evaluation.eval is not None
-    return PrecisionRecall(precision=evaluation.eval["precision"][..., 0], recall=evaluation.eval["recall"])
+    figures = []
+    for results in judged:
+        rows = np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
+        # max_dets on the results, not on the evaluator: COCOeval(lvis_style=True) keeps 300 whatever its params say
+        detections = hotcoco.LVISResults(dataset, rows, max_dets=-1)
+        evaluation = hotcoco.LVISEval(dataset, detections, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        assert evaluation.eval is not None
+        figures.append(PrecisionRecall(evaluation.eval["precision"][..., 0], evaluation.eval["recall"]))
+    return figures
 
 
-def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
+def _run_official(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
+    """The figures of each of several sets of detections."""
     lvis = _import_lvis()
+    return [_run_lvis(lvis, truth, results) for results in judged]
+
+
+def _run_lvis(lvis: ModuleType, truth: Truth, results: Results) -> PrecisionRecall:
     dataset = _index(lvis.LVIS, truth.as_dataset())
     columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)
     rows = zip(*(column.tolist() for column in columns), strict=True)
