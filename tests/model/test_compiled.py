@@ -55,7 +55,9 @@ def test_scores():
 
 
 def test_a_detector_its_gradients_its_weights_names_and_its_copies(tiny_clip, monkeypatch, tmp_path):
-    # Torch's cache hands out what it compiled for other sizes, with their strides written into it.
+    # Torch's cache hands out what it compiled for other sizes, with their strides written into it, and so does the
+    # process that compiled it.
+    torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     plain = build_detector(tiny_clip, "pyramid", "head")
