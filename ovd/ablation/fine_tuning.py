@@ -187,8 +187,9 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
         if not of_row:
             continue
         new, kept = ([getattr(record, name) for record in of_row] for name in ("new_AP", "kept_AP"))
-        axes.plot(new, kept, "o", color=f"C{number % 10}", ms=4, alpha=0.5)
-        axes.plot(np.mean(new), np.mean(kept), "D", color=f"C{number % 10}", ms=8, label=row)
+        color, marker = f"C{number % 10}", "D^"[number // 10 % 2]
+        axes.plot(new, kept, "o", color=color, ms=4, alpha=0.5)
+        axes.plot(np.mean(new), np.mean(kept), marker, color=color, ms=8, label=row)
     axes.set(xlabel="AP on the new data", ylabel="AP kept at home", title="What is gained, and what is kept")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
