@@ -14,10 +14,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from measured import medians, save
+from measured import medians, resident_bytes, save
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
@@ -104,14 +103,9 @@ def peak_bytes(case: Case, form: str) -> int:
         before = torch.cuda.memory_allocated(case.device)
         work()
         return torch.cuda.max_memory_allocated(case.device) - before
-    before = _status("VmRSS")
+    before = resident_bytes()
     work()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return resident_bytes(peak=True) - before
 
 
 def main() -> None:

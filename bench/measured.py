@@ -33,7 +33,7 @@ def save(name: str, figures: Any) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def resident_bytes() -> int:
-    """VmRSS of this process, as Linux tells it."""
+def resident_bytes(*, peak: bool = False) -> int:
+    """Memory that this process holds, or the most it has held, as Linux tells it."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))

@@ -10,9 +10,8 @@ import numpy as np
 import pydantic
 import torch
 from matplotlib.figure import Figure
-from pydantic import ConfigDict
 
-from ovd.ablation.record_file import append_record, read_records
+from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
 from ovd.ablation.row import RowStages, changed_settings, hash_of, label, of_groups, timed, train_row
 from ovd.ablation.statistics import Estimate, estimate
 from ovd.ablation.tables import markdown_table
@@ -30,9 +29,7 @@ REPLAY = "share: 0.5, keep: one_to_one, min_score: 0.15, box_loss: true"
 METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "kept_cgF1": "kept cgF1"}
 
 
-@pydantic.dataclasses.dataclass(
-    frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-)
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
 class FineTuningRecord:
     """One finished run. Metrics are in per cent."""
 

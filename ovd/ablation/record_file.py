@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+RECORD_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""Of a record's class: values are checked when a record is made, not hours later when a table is made."""
 
 RecordType = TypeVar("RecordType")
 

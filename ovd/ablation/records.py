@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated, Protocol, runtime_checkable
 
 import pydantic
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from ovd.ablation.record_file import RECORD_CONFIG
 
 Metric = Annotated[float, Field(ge=-1, le=1)]
 """A metric, 0 to 1; -1 if there is no true box to measure it on."""
 
 
-# pydantic's dataclass: values are checked when a record is made, not hours later when a table is made.
-@pydantic.dataclasses.dataclass(
-    frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-)
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
 class Record:
     """The record of one finished run."""
 

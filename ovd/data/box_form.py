@@ -3,7 +3,7 @@
 import re
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import AnnotationTable
@@ -47,7 +47,7 @@ def _fit_as_corners(boxes: np.ndarray, limits: np.ndarray) -> Bool[np.ndarray, "
 
 def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     """Count objects that have image, class and box of an earlier one, and classes whose names are nearly the same."""
-    for row in _doubles(table).tolist():
+    for row in _doubles(table):
         report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
     first: dict[str, str] = {}
     for category in table.categories:
@@ -57,8 +57,8 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
             report.noticed("F2", f"{table.path}: {where}")
 
 
-def _doubles(table: AnnotationTable) -> Int64[np.ndarray, " D"]:
-    """The objects that have image, class and box of an earlier one."""
+def _doubles(table: AnnotationTable) -> list[int]:
+    """Positions of the objects that have image, class and box of an earlier one, ascending."""
     columns = [table.image_of_object, table.class_of_object, *(table.boxes_xywh + 0.0).T]  # + 0.0: -0.0 is 0.0
     mixed = np.zeros(len(table.boxes_xywh), np.uint64)
     for column in columns:
@@ -72,4 +72,4 @@ def _doubles(table: AnnotationTable) -> Int64[np.ndarray, " D"]:
         if values in seen:
             found.append(row)
         seen.add(values)
-    return np.array(found, np.int64)
+    return found

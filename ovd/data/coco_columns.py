@@ -1,4 +1,4 @@
-"""Annotation files in LVIS's or COCO's form that are as they should be, column by column, in a tenth of the time.
+"""Annotation files in LVIS's or COCO's form that are as they should be, column by column, in a quarter of the time.
 
 msgspec reads the known fields of a file straight into typed records and passes over all else, masks above all. A file
 with anything that is not as expected is left to coco_records.py, which reads it slowly and says what is wrong.
