@@ -58,9 +58,7 @@ class Case:
         scale, bias = (torch.tensor(value, device=self.device) for value in (SCALE, BIAS))
         with self._autocast():
             classifier = TextClassifier(self.text, ids, scale, bias)
-            loss = chunked_focal_loss(
-                embeddings, classifier, self.labels, None, None, use_compiled=self.device.type == "cuda"
-            )
+            loss = chunked_focal_loss(embeddings, classifier, self.labels, None, None)
         loss.backward()
         return loss.detach(), embeddings.grad
 

@@ -320,8 +320,11 @@ class TrainSection(Section):
     threads: PositiveInt = 2
     """Number of CPU threads; the bits of a result depend on it."""
     compile: bool = False
-    """Compile pyramid and head with torch.compile, on a GPU the class loss too: a slow start, then faster steps
-    (docs/results.md). On a CPU it needs a C++ compiler."""
+    """Compile pyramid and head with torch.compile: a slow start, then faster steps on a CPU (docs/results.md), where it
+    needs a C++ compiler. A GPU is faster without."""
+    cuda_graphs: bool = True
+    """On a GPU, launch forward and backward pass as a whole: for one process, with `accumulate` 1, and without
+    `compile` and `detector.recompute`. The first batch of each shape takes some seconds more."""
     save_every: PositiveInt = 250
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+IGNORED = -2
+"""Label of a point that the class loss leaves out; background is -1."""
+
 
 @dataclass(frozen=True)
 class Points:

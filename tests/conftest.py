@@ -7,16 +7,22 @@ import jaxtyping
 import pytest
 import torch
 
-# Before anything of ovd is imported. PEP 484's numeric backbone: an int passes where a float is declared.
-jaxtyping.install_import_hook("ovd", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before anything of ovd is imported; not in kernels/, whose functions Triton compiles. PEP 484's numeric tower: an int
+# passes where a float is declared.
+jaxtyping.install_import_hook(
+    [f"ovd.{path.stem}" for path in sorted((ROOT / "ovd").iterdir()) if path.stem not in ("__init__", "kernels")],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # Before albumentations and matplotlib are imported.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 torch.set_num_threads(2)
-
-ROOT = Path(__file__).resolve().parents[1]
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
 
 @pytest.fixture(scope="session")

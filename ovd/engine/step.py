@@ -82,7 +82,6 @@ class Criterion:
             classifier=classifier,
             masks=ClassMasks(texts.mask, texts.mask_in_boxes),
             normalizers=normalizers,
-            use_compiled=self.train.compile,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
             of_images = image_label_loss(predictions, batch, classifier.select(texts.of_pairs), points)
@@ -162,12 +161,7 @@ def backward(
     Args:
         parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
     """
-    points = detector.points(batch.images)
-    given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
-    normalizers = None
-    if given is not None:
-        normalizers = sum_over_ranks(criterion.match(given, batch, points).normalizers())
-    num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
+    given, normalizers, num_pairs = None, None, 0
     parts = _parts(len(batch.targets), criterion.train.accumulate)
     sums: dict[str, Tensor] = {}
     for rows in parts:
@@ -175,6 +169,12 @@ def backward(
         with _gradients_stay_here(parallel, until_last=rows is not parts[-1]):
             with autocast(batch.images.device, low_precision):
                 predictions = parallel(part.images)
+            if rows is parts[0]:  # after the first forward pass has begun, since a GPU then works meanwhile
+                points = detector.points(batch.images)
+                given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
+                if given is not None:
+                    normalizers = sum_over_ranks(criterion.match(given, batch, points).normalizers())
+                num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
             if given is not None and normalizers is not None:
                 assignment, divisors = given.of_images(rows), normalizers
             else:

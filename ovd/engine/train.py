@@ -20,6 +20,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.distributed import device_of_rank, is_main, largest_over_ranks, rank, sum_over_ranks, world_size
 from ovd.engine import checkpoint
 from ovd.engine.gate_statistics import gate_statistics
+from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
 from ovd.engine.log import open_log
 from ovd.engine.optim import (
@@ -90,7 +91,10 @@ def train(
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
-    parallel = data_parallel(detector, device)
+    if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
+        parallel: nn.Module = GraphedDetector(detector, low_precision=low_precision)
+    else:
+        parallel = data_parallel(detector, device)
     run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         for batch in islice(data.batches_from(state.step), settings.steps - state.step):

@@ -9,6 +9,7 @@ from typing import assert_never
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
 from ovd.boxes import side_distances
@@ -16,6 +17,8 @@ from ovd.choices import AssignmentRule
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Assignment, Points, Predictions, Targets
 
+PAIRS_AT_A_TIME = 2**22
+"""Pairs of a point and a box in memory at a time, unless one image has more."""
 CENTER_RADIUS = 1.5
 """Center sampling: maximum distance in x and y of a point from a box's center, in strides."""
 
@@ -38,12 +41,14 @@ def assign_fcos(
         sizes: height and width of each image before padding. Points in the padding are never matched.
         center_radius: in strides.
     """
-    images = [
-        _assign_image(points, image_targets, padding, center_radius)
-        for image_targets, padding in zip(targets, points.in_padding(sizes), strict=True)
-    ]
-    matched, ignored, wrong_scale = zip(*images, strict=True)
-    return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
+    most_boxes = max(len(image.boxes) for image in targets)
+    images_at_a_time = max(1, PAIRS_AT_A_TIME // max(1, len(points.centers) * most_boxes))
+    padding = points.in_padding(sizes)
+    parts = []
+    for first in range(0, len(targets), images_at_a_time):
+        rows = slice(first, first + images_at_a_time)
+        parts.append(_assign_images(points, targets[rows], padding[rows], center_radius))
+    return Assignment(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def assign_atss(
@@ -109,7 +114,7 @@ def _assign_image_atss(
         wanted = candidate & _inside(points, boxes) & (overlap >= mean + variance.sqrt())
         best, row = torch.where(wanted, overlap, -1.0).max(dim=1)
         matched = torch.where(best >= 0, row, matched)
-    return _finish(points, targets, matched, padding, _central(points, boxes, CENTER_RADIUS))
+    return _finish(points, targets.crowd_boxes, matched, padding, _central(points, boxes, CENTER_RADIUS))
 
 
 @torch.no_grad()
@@ -154,7 +159,7 @@ def assign_task_aligned(
             scaled = score / highest * (overlap * is_own).amax(dim=0)
             alignment = (scaled * is_own).sum(dim=1)
         central = _central(points, target.boxes, CENTER_RADIUS)
-        parts.append((*_finish(points, target, matched, padding, central), alignment))
+        parts.append((*_finish(points, target.crowd_boxes, matched, padding, central), alignment))
     matched, ignored, wrong_scale, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
     return Assignment(matched, ignored, wrong_scale, alignment)
 
@@ -173,47 +178,50 @@ def nearest_matched_points(
     return torch.where(offset < torch.inf, nearest, -1)
 
 
-def _assign_image(
-    points: Points, targets: Targets, padding: Bool[Tensor, " P"], center_radius: float
-) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
+def _assign_images(
+    points: Points, targets: tuple[Targets, ...], padding: Bool[Tensor, "B P"], center_radius: float
+) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"], Bool[Tensor, "B P"]]:
+    # Boxes are padded to the same number in each image with empty ones, which no point is inside of.
+    boxes = pad_sequence([image.boxes for image in targets], batch_first=True)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
-    central = _central(points, targets.boxes, center_radius) & ~padding[:, None]
-    if len(targets.boxes) > 0:
-        candidate = central & _of_level(points, targets.boxes)
-        widths, heights = (targets.boxes[:, 2:] - targets.boxes[:, :2]).unbind(dim=1)
-        area, smallest = torch.where(candidate, widths * heights, torch.inf).min(dim=1)
+    central = _central(points, boxes, center_radius) & ~padding[..., None]
+    if boxes.shape[1] > 0:
+        candidate = central & _of_level(points, boxes)
+        widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(dim=2)
+        area, smallest = torch.where(candidate, (widths * heights)[:, None], torch.inf).min(dim=2)
         matched = torch.where(area < torch.inf, smallest, matched)
-    return _finish(points, targets, matched, padding, central)
+    crowd_boxes = pad_sequence([image.crowd_boxes for image in targets], batch_first=True)
+    return _finish(points, crowd_boxes, matched, padding, central)
 
 
 def _finish(
     points: Points,
-    targets: Targets,
-    matched: Int[Tensor, " P"],
-    padding: Bool[Tensor, " P"],
-    central: Bool[Tensor, "P R"],
-) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
-    """An image's matched, ignored and wrong-scale points; `central` is from `_central`."""
+    crowd_boxes: Float[Tensor, "*B I 4"],
+    matched: Int[Tensor, "*B P"],
+    padding: Bool[Tensor, "*B P"],
+    central: Bool[Tensor, "*B P R"],
+) -> tuple[Int[Tensor, "*B P"], Bool[Tensor, "*B P"], Bool[Tensor, "*B P"]]:
+    """Matched, ignored and wrong-scale points of images; `central` is from `_central`."""
     unmatched = matched < 0
-    crowd = _inside(points, targets.crowd_boxes).any(dim=1)
-    return matched, padding | (crowd & unmatched), central.any(dim=1) & ~padding & unmatched
+    crowd = _inside(points, crowd_boxes).any(dim=-1)
+    return matched, padding | (crowd & unmatched), central.any(dim=-1) & ~padding & unmatched
 
 
-def _inside(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:
-    return (side_distances(points.centers[:, None], boxes) > 0).all(dim=2)
+def _inside(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
+    return (side_distances(points.centers[:, None], boxes[..., None, :, :]) > 0).all(dim=-1)
 
 
-def _central(points: Points, boxes: Float[Tensor, "R 4"], center_radius: float) -> Bool[Tensor, "P R"]:
+def _central(points: Points, boxes: Float[Tensor, "*B R 4"], center_radius: float) -> Bool[Tensor, "*B P R"]:
     """Whether a point is inside a box and less than `center_radius` strides from its center."""
-    box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    offset = (points.centers[:, None] - box_centers).abs().amax(dim=2)
+    box_centers = (boxes[..., None, :, :2] + boxes[..., None, :, 2:]) / 2
+    offset = (points.centers[:, None] - box_centers).abs().amax(dim=-1)
     return _inside(points, boxes) & (offset < center_radius * points.strides[:, None])
 
 
-def _of_level(points: Points, boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "P R"]:
+def _of_level(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
     """Whether the largest distance from a point to a box's sides belongs to the point's level."""
     strides = points.strides
     lower = torch.where(strides == strides.min(), 0, 4 * strides)
     upper = torch.where(strides == strides.max(), torch.inf, 8 * strides)
-    largest = side_distances(points.centers[:, None], boxes).amax(dim=2)
+    largest = side_distances(points.centers[:, None], boxes[..., None, :, :]).amax(dim=-1)
     return (largest > lower[:, None]) & (largest <= upper[:, None])

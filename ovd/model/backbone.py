@@ -42,6 +42,9 @@ class Backbone(nn.Module, ABC):
     size_divisor: int
     """Divisor of the image sides that the backbone takes."""
 
+    recomputes = False
+    """Whether activations are recomputed in the backward pass."""
+
     drops_paths = False
     """Whether stochastic depth is on at present; with a rate of 0 it has no effect."""
 

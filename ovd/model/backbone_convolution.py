@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ovd.clip.folded_norm import fold_norms
+from ovd.clip.pooling import use_halving_pools
 from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
 
 FINEST_STRIDE = 8
@@ -36,6 +38,7 @@ class TimmConvolutionBackbone(Backbone):
         if "pool" in visual.head._modules:
             raise ValueError("convolutional timm backbones that pool by attention are not supported")
         self.trunk = visual.trunk
+        fold_norms(self.trunk)
         self.projection = visual.head
         stages = [
             (index, info["num_chs"], info["reduction"])
@@ -74,6 +77,7 @@ class TimmConvolutionBackbone(Backbone):
                 f"{type(self.trunk).__name__} cannot recompute its activations; set detector.recompute=false"
             )
         self.trunk.set_grad_checkpointing(True)
+        self.recomputes = True
 
     def set_drop_path(self, rate: float) -> None:
         blocks = [
@@ -95,10 +99,11 @@ class ClipResNetBackbone(Backbone):
     def __init__(self, visual: ModifiedResNet):
         super().__init__()
         self.visual = visual
+        fold_norms(visual)
+        use_halving_pools(visual)
         self.channels = tuple(stage[-1].bn3.num_features for stage in (visual.layer2, visual.layer3, visual.layer4))
         self.strides = (8, 16, 32)
         self.size_divisor = SIZE_DIVISOR
-        self._checkpoints = False
         pool = visual.attnpool
         # Only the pooling of a whole image depends on these.
         for unused in (pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()):
@@ -134,7 +139,7 @@ class ClipResNetBackbone(Backbone):
         return list(self.visual.attnpool.parameters())
 
     def checkpoint_activations(self) -> None:
-        self._checkpoints = True
+        self.recomputes = True
 
     def set_drop_path(self, rate: float) -> None:
         raise ValueError("CLIP's ResNets have no stochastic depth; leave detector.drop_path at 0")
@@ -144,9 +149,12 @@ class ClipResNetBackbone(Backbone):
 
     def _features(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B ..."]]:
         """Feature maps of strides 8, 16 and 32."""
-        x, features = self.visual.stem(images), []
+        x, features = images, []
+        for number in (1, 2, 3):  # the convolutions apply norm and ReLU, as `visual.stem` would
+            x = getattr(self.visual, f"bn{number}")(getattr(self.visual, f"conv{number}")(x))
+        x = self.visual.avgpool(x)
         for stage in self._stages():
-            recompute = self._checkpoints and torch.is_grad_enabled()
+            recompute = self.recomputes and torch.is_grad_enabled()
             x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
             features.append(x)
         return features[1:]

@@ -55,7 +55,6 @@ class TransformerBackbone(Backbone):
         self._blocks = list(blocks)  # registered by the subclass, under CLIP's own names
         self._window = window
         self._num_global = global_blocks
-        self._checkpoints = False
         self._drop_path_rate = 0.0
 
     @abstractmethod
@@ -91,7 +90,7 @@ class TransformerBackbone(Backbone):
         return self.pool(self._run(self.embed(images, grid), grid, len(self._blocks)))
 
     def checkpoint_activations(self) -> None:
-        self._checkpoints = True
+        self.recomputes = True
 
     def set_drop_path(self, rate: float) -> None:
         self._drop_path_rate = rate
@@ -117,7 +116,7 @@ class TransformerBackbone(Backbone):
         for number, block in enumerate(self._blocks[:num_blocks]):
             windowed = self._window > 0 and number < num_before and number not in attend_to_all
             arguments = (block, tokens, in_window if windowed else everywhere, grid if windowed else None)
-            if self._checkpoints and torch.is_grad_enabled():
+            if self.recomputes and torch.is_grad_enabled():
                 result = checkpoint(self._run_one, *arguments, use_reentrant=False)
             else:
                 result = self._run_one(*arguments)

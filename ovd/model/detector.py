@@ -138,7 +138,8 @@ class Detector(nn.Module):
         keeps_clip = self.keeps_clip and not self.training
         dense = self._dense(output.last, pyramid) if self.shortcuts.uses_dense or keeps_clip else []
         embeddings = self.shortcuts(dense, pyramid, class_features)
-        return Predictions(_concatenate(embeddings), boxes, quality, _concatenate(dense) if keeps_clip else None)
+        clip = _concatenate(dense).float() if keeps_clip else None
+        return Predictions(_concatenate(embeddings), boxes, quality, clip)
 
     def _normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """Normalize images as the backbone expects them, in the memory format of the weights."""
@@ -179,4 +180,4 @@ class Detector(nn.Module):
 
 
 def _concatenate(levels: list[Float[Tensor, "B D ..."]]) -> Float[Tensor, "B P D"]:
-    return torch.cat([level.float().flatten(2).transpose(1, 2) for level in levels], dim=1)
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)

@@ -1,20 +1,23 @@
 """FCOS head (Tian et al. 2019): two convolutional towers shared by all levels; boxes and centerness at every point."""
 
+from collections import OrderedDict
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.model.fpn import group_norm
+from ovd.model.group_norm import GroupNorm
 from ovd.structures import Points
 
 
 def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
     """3 x 3 convolutions, each with group norm and ReLU."""
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU()]
-    return nn.Sequential(*layers)
+    layers: dict[str, nn.Module] = {}
+    for first in range(0, 3 * num_convs, 3):  # weights have the names that they have where a ReLU is a module
+        layers[str(first)] = nn.Conv2d(channels, channels, 3, padding=1)
+        layers[str(first + 1)] = GroupNorm(channels, relu=True)
+    return nn.Sequential(OrderedDict(layers))
 
 
 class FcosHead(nn.Module):

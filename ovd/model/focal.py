@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ovd.model.compiled import compiled
-from ovd.model.similarity import TextClassifier
+from ovd import kernels
+from ovd.model.similarity import EPSILON, TextClassifier, unit_embeddings
+from ovd.structures import IGNORED
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,38 @@ class _Settings:
     alpha: float
     gamma: float
     chunk_size: int
-    use_compiled: bool
+
+
+def point_focal_loss(
+    embeddings: Float[Tensor, "N D"],
+    classifier: TextClassifier,
+    labels: Int[Tensor, " N"],
+    class_mask: Bool[Tensor, "G C"],
+    group: Int[Tensor, " N"],
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Float[Tensor, ""]:
+    """`chunked_focal_loss` of embeddings of any length, with points that are left out; on a GPU with a kernel.
+
+    Args:
+        labels: as there, and `IGNORED` for a point to be left out.
+    """
+    if kernels.applies_to(embeddings):
+        from ovd.kernels.focal import FocalLoss
+
+        learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
+        return FocalLoss.apply(*learned, labels, class_mask, group, alpha, gamma, EPSILON)
+    counts = labels != IGNORED
+    return chunked_focal_loss(
+        unit_embeddings(embeddings[counts]),
+        classifier,
+        labels[counts],
+        class_mask,
+        group[counts],
+        alpha=alpha,
+        gamma=gamma,
+    )
 
 
 def chunked_focal_loss(
@@ -35,7 +67,6 @@ def chunked_focal_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
     chunk_size: int | None = None,
-    use_compiled: bool = False,
 ) -> Float[Tensor, ""]:
     """Sum of the sigmoid focal loss over points and classes, without N x C numbers in memory.
 
@@ -55,8 +86,6 @@ def chunked_focal_loss(
         alpha: weight of positives; negatives have 1 - alpha.
         gamma: focusing exponent, at least 0; 2 is computed faster than others.
         chunk_size: points per chunk; None chooses it by device and number of classes.
-        use_compiled: whether torch.compile fuses the computation of each pair, for a GPU; equal except for rounding. On
-            a CPU the uncompiled form is faster.
     """
     assert len(classifier) > 0, "the focal loss needs at least one class"
     assert (class_mask is None) == (group is None), "class_mask and group come together"
@@ -64,7 +93,7 @@ def chunked_focal_loss(
         # On a CPU 16 MiB of buffers, which fit a last-level cache; a GPU needs more work per kernel instead.
         chunk_size = max(1, (2**20 if embeddings.device.type == "cpu" else 2**24) // len(classifier))
     learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-    fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size, use_compiled))
+    fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size))
     if torch.is_grad_enabled() and any(x.requires_grad for x in learned):
         return _FocalLoss.apply(*learned, *fixed)
     loss, _ = _focal_loss_and_gradients(*learned, *fixed, needs_gradient=(False,) * 4)
@@ -168,10 +197,7 @@ def _slopes_and_losses(
     positive = label >= 0
     column = label.clamp(min=0)
     positive_logits = logits.gather(1, column)
-    if settings.use_compiled:
-        slopes, losses = compiled(_background_focal)(logits, weight, settings.gamma)
-    else:
-        slopes, losses = _background_focal_(logits, spare, weight, settings.gamma)
+    slopes, losses = _background_focal_(logits, spare, weight, settings.gamma)
     # A positive of logit z is a background of logit -z.
     positive_slopes, positive_losses = _background_focal_(
         -positive_logits, [torch.empty_like(positive_logits) for _ in spare], settings.alpha, settings.gamma
@@ -206,16 +232,6 @@ def _background_focal_(
     # d/dz = gamma * loss * (1 - p) + modulation * p = gamma * loss + p * (modulation - gamma * loss)
     slopes = probability.mul_(modulation.sub_(losses, alpha=gamma)).add_(losses, alpha=gamma)
     return slopes, losses
-
-
-def _background_focal(
-    logits: Float[Tensor, "N C"], weight: Float[Tensor, "N C"] | float, gamma: float
-) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
-    """`_background_focal_` without buffers, for the compiler to fuse."""
-    probability = logits.sigmoid()
-    modulation = weight * (probability * probability if gamma == 2 else probability**gamma)
-    losses = F.softplus(logits, threshold=40) * modulation
-    return gamma * losses + probability * (modulation - gamma * losses), losses
 
 
 def _softplus(x: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]]) -> Float[Tensor, "N C"]:

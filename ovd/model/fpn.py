@@ -6,14 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.model.group_norm import GroupNorm
+
 NUM_LEVELS = 5
 """Number of levels: P3 to P7, strides 8 to 128 if the finest is 8."""
-CHANNELS_PER_GROUP = 8
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm (Wu and He 2018), which does not depend on the batch: batches of detection data are small."""
-    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
 
 
 class FeaturePyramid(nn.Module):
@@ -33,7 +29,7 @@ class FeaturePyramid(nn.Module):
             )
         self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in backbone_channels)
         self.outputs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels)) for _ in backbone_channels
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels)) for _ in backbone_channels
         )
         self.extras = strided_levels(channels, NUM_LEVELS - len(backbone_strides))
         self.strides = [backbone_strides[0] * 2**level for level in range(NUM_LEVELS)]
@@ -63,14 +59,14 @@ class SimplePyramid(nn.Module):
         super().__init__()
         self.finer = nn.Sequential(
             nn.ConvTranspose2d(backbone_channels, backbone_channels // 2, 2, stride=2),
-            group_norm(backbone_channels // 2),
+            GroupNorm(backbone_channels // 2),
             nn.GELU(),
             nn.Conv2d(backbone_channels // 2, channels, 1),
         )
         self.same = nn.Conv2d(backbone_channels, channels, 1)
         self.coarser = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(backbone_channels, channels, 1))
         self.outputs = nn.ModuleList(
-            nn.Sequential(group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels))
+            nn.Sequential(GroupNorm(channels), nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels))
             for _ in range(3)
         )
         self.extras = strided_levels(channels, NUM_LEVELS - 3)
@@ -87,7 +83,7 @@ class SimplePyramid(nn.Module):
 def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
     """Strided convolutions, each of which computes a level from the next finer one."""
     return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), group_norm(channels))
+        nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), GroupNorm(channels))
         for _ in range(num_levels)
     )
 

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ovd import kernels
 from ovd.choices import Place
+
+EPSILON = 1e-12
+"""Shortcuts shorter than this are not scaled to unit length."""
 
 _Slices = tuple[slice, slice, slice]
 
@@ -49,7 +53,9 @@ class GatedProjection(nn.Module):
         self.gate = nn.Parameter(torch.ones(text_dim if per_channel else 1))
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        return self.projection(x) * self.gate[:, None, None]
+        weight, bias = self.projection.weight, self.projection.bias
+        assert bias is not None
+        return F.conv2d(x, weight * self.gate[:, None, None, None], bias * self.gate)
 
 
 class ShortcutFilter(nn.Module):
@@ -75,6 +81,11 @@ class ShortcutFilter(nn.Module):
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B D h w"]:
         weights = self.weights(features).float()
+        if kernels.applies_to(shortcut):
+            from ovd.kernels.neighbors import WeightedNeighbors
+
+            filtered = WeightedNeighbors.apply(shortcut.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1), self.size)
+            return filtered.permute(0, 3, 1, 2)
         return _WeightedNeighbors.apply(shortcut, weights, self.size)
 
 
@@ -131,10 +142,33 @@ def resample_dense(
     Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters.
     """
     if stride < dense_stride:
-        dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=False)
+        dense = _upsample(dense, size)
     elif stride > dense_stride:
         dense = F.avg_pool2d(dense, stride // dense_stride, ceil_mode=True, count_include_pad=False)
-    return F.normalize(dense.float(), dim=1)
+    if kernels.applies_to(dense):
+        from ovd.kernels.rows import UnitRows
+
+        return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
+    return F.normalize(dense.float(), dim=1, eps=EPSILON)
+
+
+def _upsample(dense: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B D H W"]:
+    """Bilinear interpolation (align_corners=False) as two matrix products, down and across.
+
+    On a GPU the gradient of torch's own has another sum in every run, and takes longer.
+    """
+    batch, channels, height, width = dense.shape
+    down, across = (_interpolation(old, new, dense) for old, new in zip((height, width), size, strict=True))
+    rows = down @ dense.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    rows = rows.view(batch * size[0], width, channels)
+    return torch.bmm(across.expand(len(rows), -1, -1), rows).view(batch, *size, channels).permute(0, 3, 1, 2)
+
+
+def _interpolation(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
+    """The weights of old positions along a line at new ones."""
+    at = ((torch.arange(new, device=like.device) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
+    distance = (at[:, None] - torch.arange(old, device=like.device)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)
 
 
 class PyramidShortcut(nn.Module):

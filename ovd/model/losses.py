@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from ovd.boxes import side_distances
-from ovd.model.focal import chunked_focal_loss
-from ovd.model.similarity import TextClassifier, unit_embeddings
-from ovd.structures import Assignment, Points, Predictions, Targets
+from ovd.model.focal import point_focal_loss
+from ovd.model.similarity import TextClassifier
+from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,6 @@ def detection_losses(
     classifier: TextClassifier,
     masks: ClassMasks,
     normalizers: Float[Tensor, "3"],
-    use_compiled: bool = False,
 ) -> dict[str, Tensor]:
     """The losses `class`, `box` and `quality` of a batch, for the log and to be summed.
 
@@ -94,7 +93,6 @@ def detection_losses(
         matches: `match_points` of the assignment and the targets.
         classifier: of the classes scored in this step. Points matched to a box of another class have no class loss.
         normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
-        use_compiled: whether to compile the focal loss, see `chunked_focal_loss`.
     """
     image, point = matches.image[matches.has_box_loss], matches.point[matches.has_box_loss]
     loss_box, loss_quality = box_and_quality_losses(
@@ -105,22 +103,18 @@ def detection_losses(
         wrong_scale_quality=predictions.quality[matches.wrong_scale],
     )
 
-    labels = torch.full_like(assignment.matched, -1)
-    counts = ~assignment.ignored
+    labels = torch.where(assignment.ignored, IGNORED, -1)
     classes_at_points = torch.cat([t.classes for t in targets])[matches.box]
-    has_name = classifier.has(classes_at_points)
-    labels[matches.image[has_name], matches.point[has_name]] = classifier.positions(classes_at_points[has_name])
-    counts[matches.image[~has_name], matches.point[~has_name]] = False
+    labels[matches.image, matches.point] = classifier.labels(classes_at_points)
     # Two groups of points per image: those matched to no box, then those matched to one.
     number = torch.arange(len(targets), device=labels.device)[:, None]
     group = number + len(targets) * (assignment.matched >= 0)
-    loss_class = chunked_focal_loss(
-        unit_embeddings(predictions.embeddings[counts]),
+    loss_class = point_focal_loss(
+        predictions.embeddings.flatten(0, 1),
         classifier,
-        labels[counts],
+        labels.flatten(),
         torch.cat([masks.unmatched, masks.in_boxes]),
-        group[counts],
-        use_compiled=use_compiled and predictions.embeddings.device.type != "cpu",  # slower on a CPU
+        group.flatten(),
     )
     num_matched, sum_weights, num_quality = normalizers
     return {

@@ -30,7 +30,7 @@ from torchvision.ops import nms
 from ovd.boxes import clip_boxes, rescale_boxes
 from ovd.model.compiled import compiled
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
 from ovd.structures import Detections, Predictions
 
 PLACE_IOU = 0.7
@@ -104,13 +104,13 @@ def postprocess(
     assert len(classifier) > 0, "postprocess needs at least one class"
     assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
     scores_of = _scores_of(classifier, options, ensemble, use_compiled)
-    points_at_a_time = max(1, CHUNK_ELEMENTS // len(classifier))
+    at_a_time = points_at_a_time(len(classifier), predictions.boxes.device)
     images = _visible(predictions, input_sizes)
     if options.second_look is not None and len(classifier) > 1:
         assert look is not None, "a second look needs the encoder of crops"
-        images = _look_again(images, scores_of, look, options, points_at_a_time)
+        images = _look_again(images, scores_of, look, options, at_a_time)
     return tuple(
-        _postprocess_image(image, scores_of, input_size, original_size, options, points_at_a_time)
+        _postprocess_image(image, scores_of, input_size, original_size, options, at_a_time)
         for image, input_size, original_size in zip(images, input_sizes, original_sizes, strict=True)
     )
 
@@ -142,8 +142,6 @@ def _scores_of(
         scores = join(probability, some.quality)
         if options.competition > 0:
             scores = compete(scores, cosines, options.competition, options.competition_power)
-        if scores.isnan().any():
-            raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
         return scores
 
     return scores_of
@@ -177,13 +175,13 @@ def _look_again(
     scores_of: Scores,
     look: Look,
     options: DetectionOptions,
-    points_at_a_time: int,
+    at_a_time: int,
 ) -> Iterator[_ImagePredictions]:
     """The points that are left after NMS over all classes, with what CLIP sees at the best of them."""
     assert options.second_look is not None
     places, looked_at = [], []
     for image in images:
-        points, rank = _places(image, scores_of, options, points_at_a_time).sort()  # in the order that ties are in
+        points, rank = _places(image, scores_of, options, at_a_time).sort()  # in the order that ties are in
         places.append(image[points])
         looked_at.append((rank < options.second_look.crops).nonzero().squeeze(1))
     crops = look([image.boxes[rows] for image, rows in zip(places, looked_at, strict=True)])
@@ -196,19 +194,26 @@ def _look_again(
 
 
 def _places(
-    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, points_at_a_time: int
+    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, at_a_time: int
 ) -> Int[Tensor, " K"]:
     """The points above the score threshold whose box no better one covers, best first."""
-    scores = _best_scores(image, scores_of, points_at_a_time)
+    scores = _best_scores(image, scores_of, at_a_time)
     order = scores.argsort(descending=True, stable=True)[: options.candidates]
     order = order[scores[order] > options.score_threshold]
     return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
 
 
-def _best_scores(image: _ImagePredictions, scores_of: Scores, points_at_a_time: int) -> Float[Tensor, " P"]:
+def _best_scores(image: _ImagePredictions, scores_of: Scores, at_a_time: int) -> Float[Tensor, " P"]:
     """Each point's score for its best class."""
     points = torch.arange(len(image.embeddings), device=image.embeddings.device)
-    return torch.cat([scores_of(image[chunk]).amax(dim=1) for chunk in points.split(points_at_a_time)])
+    return _whole(torch.cat([scores_of(image[chunk]).amax(dim=1) for chunk in points.split(at_a_time)]))
+
+
+def _whole(best_scores: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """The same scores, none of which is NaN; the highest of several is if any of them is."""
+    if best_scores.isnan().any():
+        raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
+    return best_scores
 
 
 def _postprocess_image(
@@ -217,9 +222,9 @@ def _postprocess_image(
     input_size: Int[Tensor, "2"],
     original_size: Int[Tensor, "2"],
     options: DetectionOptions,
-    points_at_a_time: int,
+    at_a_time: int,
 ) -> Detections:
-    point, classes, scores = _best_pairs(image, scores_of, options, points_at_a_time)
+    point, classes, scores = _best_pairs(image, scores_of, options, at_a_time)
     boxes = image.boxes[point]
     if options.one_name_per_place is not None:
         kept = nms(boxes.double(), scores.double(), options.one_name_per_place)
@@ -236,19 +241,14 @@ def _postprocess_image(
 
 
 def _best_pairs(
-    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, points_at_a_time: int
+    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, at_a_time: int
 ) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"], Float[Tensor, " K"]]:
     """Point, class and score of an image's best (point, class) pairs, best first."""
     # The best pairs are at the `candidates` points with the highest best score: their best pairs alone score no less
     # than any pair of the other points. Ties are ordered as in one sort of all pairs, since both sorts are stable.
     candidates = options.candidates
-    chosen = torch.arange(len(image.embeddings), device=image.embeddings.device)
-    if len(chosen) > candidates:
-        best_scores = _best_scores(image, scores_of, points_at_a_time)
-        chosen = best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
     pairs = []
-    for chunk in chosen.split(points_at_a_time):
-        scores = scores_of(image[chunk])
+    for chunk, scores in _scores_of_best_points(image, scores_of, candidates, at_a_time):
         wanted = scores > options.score_threshold
         if options.one_name_per_place is not None:  # a point's other classes have its box, and a lower score
             wanted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(dim=1, keepdim=True)
@@ -260,6 +260,26 @@ def _best_pairs(
     scores, order = scores.sort(descending=True, stable=True)
     order = order[:candidates]
     return point[order], classes[order], scores[:candidates]
+
+
+def _scores_of_best_points(
+    image: _ImagePredictions, scores_of: Scores, candidates: int, at_a_time: int
+) -> Iterator[tuple[Int[Tensor, " p"], Float[Tensor, "p C"]]]:
+    """The `candidates` points of the highest best score, in their order, and their scores, chunk by chunk."""
+    if len(image.embeddings) <= at_a_time:  # all scores fit into memory, and are computed once
+        scores = scores_of(image)
+        chosen = _best_points(_whole(scores.amax(dim=1)), candidates)
+        yield chosen, scores if len(chosen) == len(scores) else scores[chosen]
+        return
+    chosen = _best_points(_best_scores(image, scores_of, at_a_time), candidates)
+    for chunk in chosen.split(at_a_time):
+        yield chunk, scores_of(image[chunk])
+
+
+def _best_points(best_scores: Float[Tensor, " P"], candidates: int) -> Int[Tensor, " p"]:
+    if len(best_scores) <= candidates:
+        return torch.arange(len(best_scores), device=best_scores.device)
+    return best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
 
 
 def _has_area(boxes: Float[Tensor, "P 4"]) -> Bool[Tensor, " P"]:

@@ -9,12 +9,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovd.distributed import sum_over_ranks
+from ovd.structures import IGNORED
 
 EPSILON = 1e-6
 """Embeddings shorter than this are not scaled to unit length, so that a zero has a finite gradient."""
 
 CHUNK_ELEMENTS = 2**22
 """Number of logits in memory at a time where points are processed chunk by chunk: 16 MiB."""
+GPU_CHUNK_ELEMENTS = 2**27
+"""The same on a GPU, which needs more work at a time: 512 MiB."""
+ALIGNMENT = 64
+"""On a GPU, text rows are padded to a multiple of this many: matrix products with other numbers take several times as
+long."""
 
 
 def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
@@ -40,7 +46,28 @@ def cosine_logits(
 
 def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
     """Cosines, in float32, of embeddings of any length with unit rows; all at once."""
+    if embeddings.is_cuda and embeddings.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        return _cosines_of_low_precision(embeddings, text)
     return (unit_embeddings(embeddings) @ text.T).float()
+
+
+def _cosines_of_low_precision(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
+    """`text_cosines` as exact as in float32, on the tensor cores: text rows are sums of two bfloat16 ones."""
+    rows = embeddings.flatten(0, -2)
+    padded = -(-len(text) // ALIGNMENT) * ALIGNMENT
+    both = torch.zeros(2, padded, text.shape[1], dtype=torch.bfloat16, device=text.device)
+    both[0, : len(text)] = text
+    both[1, : len(text)] = text - both[0, : len(text)].float()
+    products = torch.mm(rows, both.flatten(0, 1).T, out_dtype=torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32).clamp(min=EPSILON)
+    cosines = (products[:, : len(text)] + products[:, padded : padded + len(text)]) / lengths
+    return cosines.view(*embeddings.shape[:-1], len(text))
+
+
+def points_at_a_time(num_classes: int, device: torch.device) -> int:
+    """Number of points whose logits are in memory at a time."""
+    elements = GPU_CHUNK_ELEMENTS if device.type == "cuda" else CHUNK_ELEMENTS
+    return max(1, elements // max(1, num_classes))
 
 
 def with_offsets(
@@ -87,6 +114,11 @@ class TextClassifier:
         assert torch.equal(self.class_ids[rows], class_ids), "a class has no text row, or class_ids do not ascend"
         return rows
 
+    def labels(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
+        """The rows of these classes, `IGNORED` for a class without one."""
+        rows = torch.searchsorted(self.class_ids, class_ids).clamp(max=len(self) - 1)
+        return torch.where(self.class_ids[rows] == class_ids, rows, IGNORED)
+
     def has(self, class_ids: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
         """Which of these classes have a row."""
         return torch.isin(class_ids, self.class_ids)
@@ -115,7 +147,7 @@ def point_scores(
     """
     if len(classifier) == 0:
         return torch.zeros_like(quality, dtype=torch.float32)
-    chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(classifier)))
+    chunks = embeddings.split(points_at_a_time(len(classifier), embeddings.device))
     best = torch.cat([classifier.logits(chunk).amax(dim=1) for chunk in chunks])
     return (best.sigmoid() * quality.float().sigmoid()).sqrt()
 
@@ -144,7 +176,7 @@ def initial_bias(
     """
     num_bins = 2**14
     counts = torch.zeros(num_bins, dtype=torch.float64)
-    for chunk in embeddings.split(max(1, CHUNK_ELEMENTS // max(1, len(text)))):
+    for chunk in embeddings.split(points_at_a_time(len(text), embeddings.device)):
         cosines = cosine_logits(chunk, text, scale=1.0, bias=0.0).clamp(-1, 1)
         if cosines.isnan().any():
             raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")

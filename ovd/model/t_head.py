@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.model.fcos_head import boxes_around
-from ovd.model.fpn import group_norm
+from ovd.model.group_norm import GroupNorm
 
 REDUCTION = 4
 """Factor by which the layers over all interactive features together are narrower."""
@@ -28,7 +28,7 @@ class TaskDecomposition(nn.Module):
             nn.Linear(channels // REDUCTION, num_layers),
             nn.Sigmoid(),
         )
-        self.mix = nn.Sequential(nn.Conv2d(num_layers * channels, channels, 1), group_norm(channels), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(num_layers * channels, channels, 1), GroupNorm(channels, relu=True))
 
     def forward(self, layers: list[Float[Tensor, "B C h w"]]) -> Float[Tensor, "B C h w"]:
         pooled = torch.cat([layer.mean(dim=(2, 3)) for layer in layers], dim=1)
@@ -49,7 +49,7 @@ class TaskAlignedHead(nn.Module):
         super().__init__()
         self.strides = strides
         self.interactive = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU())
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels, relu=True))
             for _ in range(num_convs)
         )
         self.class_tower = TaskDecomposition(channels, num_convs)

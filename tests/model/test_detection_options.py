@@ -178,7 +178,7 @@ OPTIONS: list[dict] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("num_classes", [1, 40])
 def test_equals_plain_loops(num_classes: int, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovd.model.postprocess.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("ovd.model.similarity.CHUNK_ELEMENTS", 1000)
     predictions, text = make_predictions(2, 100), make_text(num_classes)
     settings = DetectionOptions.model_validate(options)
     found = detect(predictions, text, settings, look=Looker())
@@ -215,7 +215,7 @@ def test_the_only_class_keeps_its_scores(options: dict) -> None:
 @pytest.mark.parametrize("chunk_elements", [1, 7_000, 10**9])
 def test_chunks_do_not_matter_with_thousands_of_names(chunk_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One, two or all points at a time: the softmax needs all classes of a point, and no other point."""
-    monkeypatch.setattr("ovd.model.postprocess.CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr("ovd.model.similarity.CHUNK_ELEMENTS", chunk_elements)
     num_classes, options = 3000, DetectionOptions(competition=60.0, candidates=30, nms_iou=1.0)
     predictions, text = make_predictions(1, 80), make_text(num_classes)
     (found,) = detect(predictions, text, options)

@@ -103,7 +103,7 @@ INPUT_SIZES, ORIGINAL_SIZES = [(96, 160), (128, 100)], [(300, 480), (64, 51)]
     ids=str,
 )
 def test_equals_a_full_sort(num_classes: int, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovd.model.postprocess.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("ovd.model.similarity.CHUNK_ELEMENTS", 1000)
     predictions, text = make_predictions(2, 150), make_text(num_classes)
     detections = detections_of(predictions, text, torch.tensor(INPUT_SIZES), torch.tensor(ORIGINAL_SIZES), **options)
     for image in range(2):

@@ -1,0 +1,104 @@
+"""Batch norms with fixed statistics, folded into the convolutions before them: no pass of their own over the maps.
+
+The weight and bias of a norm go on learning, through the convolution's. Names of weights stay, and a norm in train mode
+is computed as ever.
+"""
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd import kernels
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that in the norm's eval mode applies the batch norm behind it, too, and the ReLU behind that."""
+
+    following: tuple["FoldedNorm"]
+    """The norm, in a tuple, so that it is not a part of the convolution."""
+    relu: bool
+
+    def forward(
+        self, x: Float[Tensor, "B C h w"], shortcut: Float[Tensor, "B K H W"] | None = None
+    ) -> Float[Tensor, "B K H W"]:
+        """
+        Args:
+            shortcut: added before the ReLU, in eval mode.
+        """
+        (norm,) = self.following
+        if norm.training:
+            return super().forward(x)
+        if kernels.applies_to(x) and x.is_contiguous(memory_format=torch.channels_last):
+            return self._with_kernels(x, norm, shortcut)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        with torch.autocast(x.device.type, enabled=False):
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            weight = self.weight * scale[:, None, None, None]
+            bias = norm.bias - norm.running_mean * scale
+        out = self._conv_forward(x, weight, bias)
+        out = out if shortcut is None else out + shortcut
+        return F.relu(out, inplace=True) if self.relu else out
+
+    def _with_kernels(
+        self, x: Float[Tensor, "B C h w"], norm: "FoldedNorm", shortcut: Float[Tensor, "B K H W"] | None
+    ) -> Float[Tensor, "B K H W"]:
+        from ovd.kernels.bias_relu import BiasRelu
+        from ovd.kernels.fold import Fold
+
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        fixed = (norm.running_mean, norm.running_var, norm.eps, dtype)
+        weight, bias = Fold.apply(self.weight, norm.weight, norm.bias, *fixed)
+        out = self._conv_forward(x, weight, None).contiguous(memory_format=torch.channels_last)
+        return BiasRelu.apply(out, bias, shortcut, self.relu)
+
+
+class FoldedNorm(nn.BatchNorm2d):
+    """A batch norm that in eval mode is left to the `FoldedConv2d` before it."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return super().forward(x) if self.training else x
+
+
+class FoldedBottleneck(Bottleneck):
+    """A block of CLIP's ResNets whose convolutions apply all else but the pooling."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+        if self.bn1.training:
+            return super().forward(x)
+        out = self.avgpool(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.bn3(self.conv3(out, shortcut))
+
+
+def fold_norms(trunk: nn.Module) -> None:
+    """Fold all batch norms of a trunk into the convolutions that each directly follows, in place.
+
+    These are neighbors in an `nn.Sequential`, and those of the same number in CLIP's ResNets, where a ReLU is folded,
+    too.
+    """
+    for parent in list(trunk.modules()):
+        if isinstance(parent, nn.Sequential):
+            for convolution, norm in pairwise(parent.children()):
+                if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                    _fold(convolution, norm, relu=False)
+        elif type(parent) in (ModifiedResNet, Bottleneck):
+            for number in (1, 2, 3):
+                _fold(getattr(parent, f"conv{number}"), getattr(parent, f"bn{number}"), relu=True)
+            if type(parent) is Bottleneck:
+                parent.__class__ = FoldedBottleneck
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> None:
+    # Modules keep their identity, their hooks and their weights; only what they compute changes.
+    assert convolution.bias is None
+    norm.__class__ = FoldedNorm
+    convolution.__class__ = FoldedConv2d
+    folded = cast(FoldedConv2d, convolution)
+    folded.following, folded.relu = (cast(FoldedNorm, norm),), relu

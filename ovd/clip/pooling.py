@@ -1,0 +1,25 @@
+"""Average pooling by 2 x 2 cells with a kernel on a GPU, where torch's own takes a tenth of CLIP's ResNets' time."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ovd import kernels
+
+
+class HalvingPool(nn.AvgPool2d):
+    """`nn.AvgPool2d(2)`."""
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        if kernels.applies_to(x) and x.is_contiguous(memory_format=torch.channels_last):
+            from ovd.kernels.pool import Halve
+
+            return Halve.apply(x)
+        return super().forward(x)
+
+
+def use_halving_pools(trunk: nn.Module) -> None:
+    """Replace the computation of all 2 x 2 average pools of a trunk, in place."""
+    for module in trunk.modules():
+        if type(module) is nn.AvgPool2d and module.kernel_size == module.stride == 2 and module.padding == 0:
+            module.__class__ = HalvingPool

@@ -1,0 +1,196 @@
+"""The sigmoid focal loss over points and classes: its matrix products, and one pass over the logits between them."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE = 4096
+"""Products that a program computes at a time."""
+CHUNK = 2**26
+"""Products in memory at a time."""
+ALIGNMENT = 64
+"""Text rows are padded to a multiple of this many, without which the matrix products take several times as long."""
+
+
+class FocalLoss(torch.autograd.Function):
+    """The sum of `chunked_focal_loss`, for embeddings of any length, with all gradients computed in the forward pass.
+
+    The products are in autocast's dtype, or else in the embeddings'; all sums are in float32 and in a fixed order. An
+    embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed: with the slope g of the
+    loss by a logit, the gradient is scale * r * (sum of g * t - r * e * sum of g * cosine).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Float[Tensor, "N D"],
+        text: Float[Tensor, "C D"],
+        scale: Float[Tensor, ""],
+        bias: Float[Tensor, ""],
+        labels: Int[Tensor, " N"],
+        class_mask: Bool[Tensor, "G C"] | None,
+        group: Int[Tensor, " N"] | None,
+        alpha: float,
+        gamma: float,
+        epsilon: float,
+    ) -> Float[Tensor, ""]:
+        """
+        Args:
+            embeddings: of any length.
+            labels: row of the text that each point is a positive of, -1 for background, `IGNORED` to count nowhere.
+            class_mask, group, alpha, gamma: as for `chunked_focal_loss`.
+            epsilon: shorter embeddings are not scaled to unit length.
+        """
+        device = embeddings.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
+        ctx.dtypes = embeddings.dtype, text.dtype
+        needs_embeddings, needs_text = ctx.needs_input_grad[:2]
+        num_points, num_classes = len(embeddings), len(text)
+        padded = -(-num_classes // ALIGNMENT) * ALIGNMENT
+        rows = text.new_zeros(padded, text.shape[1], dtype=dtype)
+        rows[:num_classes] = text
+        with torch.autocast(device, enabled=False):
+            embeddings = embeddings.to(dtype).contiguous()
+            length = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float32)
+            inverse = 1 / length.clamp(min=epsilon)
+            sums = torch.empty(3, num_points, dtype=torch.float32, device=embeddings.device)
+            of_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
+            of_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
+            chunk_size = max(1, CHUNK // padded)
+            for start in range(0, num_points, chunk_size):
+                chunk = slice(start, start + chunk_size)
+                slopes = embeddings[chunk] @ rows.T
+                focal_rows_(
+                    slopes, num_classes, inverse[chunk], scale, bias, labels[chunk], class_mask,
+                    None if group is None else group[chunk], sums[:, chunk], alpha=alpha, gamma=gamma,
+                )  # fmt: skip
+                if of_embeddings is not None:
+                    torch.mm(slopes, rows, out=of_embeddings[chunk])
+                if of_text is not None:
+                    of_text += slopes.T @ embeddings[chunk]
+            losses, slope, along = sums
+            turned = -scale * inverse.square() * along
+        ctx.save_for_backward(of_embeddings, embeddings, turned, of_text, along.sum(), slope.sum())
+        ctx.num_classes = num_classes
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
+        of_embeddings, embeddings, turned, of_text, of_scale, of_bias = ctx.saved_tensors
+        of_dtype, text_dtype = ctx.dtypes
+        if of_embeddings is not None:
+            out = torch.empty_like(embeddings)
+            num_points, dim = out.shape
+            if num_points > 0:
+                block = triton.next_power_of_2(dim)
+                _add_scaled[(num_points,)](of_embeddings, embeddings, turned, gradient, out, dim, BLOCK=block)
+            of_embeddings = out.to(of_dtype)
+        if of_text is not None:
+            of_text = (of_text[: ctx.num_classes] * gradient).to(text_dtype)
+        return of_embeddings, of_text, of_scale * gradient, of_bias * gradient, *[None] * 6
+
+
+def focal_rows_(
+    products: Float[Tensor, "N K"],
+    num_classes: int,
+    inverse: Float[Tensor, " N"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    labels: Int[Tensor, " N"],
+    class_mask: Bool[Tensor, "G C"] | None,
+    group: Int[Tensor, " N"] | None,
+    sums: Float[Tensor, "3 N"],
+    *,
+    alpha: float,
+    gamma: float,
+) -> None:
+    """Replace the product of each embedding with each text row by the derivative of the loss by it.
+
+    Args:
+        products: columns from `num_classes` on are padding; they become 0.
+        inverse: of each embedding's length: cosine = product * inverse, logit = scale * cosine + bias.
+        labels, class_mask, group, alpha, gamma: as for `FocalLoss`.
+        sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
+            times the cosines.
+    """
+    num_rows, padded = products.shape
+    if num_rows > 0:
+        columns = min(TILE, triton.next_power_of_2(padded))
+        rows = max(1, TILE // columns)
+        mask = products if class_mask is None else class_mask
+        _focal[(triton.cdiv(num_rows, rows),)](
+            products, inverse, scale, bias, labels, mask, labels if group is None else group, sums,
+            sums.stride(0), num_rows, num_classes, padded, alpha, gamma,
+            MASKED=class_mask is not None, SQUARE=gamma == 2, ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
+
+
+@triton.jit
+def _background(logit, gamma, SQUARE: tl.constexpr):
+    """Derivative and value of p**gamma * -log(1 - p), p = sigmoid(logit)."""
+    small = tl.exp(-tl.abs(logit))
+    probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
+    # log(1 + small), of which a plain logarithm would lose a small number's last digits
+    rest = tl.where(small > 1e-4, tl.log(1.0 + small), small * (1.0 - 0.5 * small))
+    surprise = tl.maximum(logit, 0.0) + rest
+    logarithm = tl.minimum(logit, 0.0) - rest  # of the probability
+    modulation = probability * probability if SQUARE else tl.exp(gamma * logarithm)
+    loss = surprise * modulation
+    return gamma * loss + probability * (modulation - gamma * loss), loss
+
+
+@triton.jit
+def _focal(
+    products, inverse, scale, bias, labels, mask, group, sums, stride, num_rows, num_classes, padded, alpha, gamma,
+    MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    is_row = row < num_rows
+    factor = tl.load(inverse + row, mask=is_row, other=0.0)
+    label = tl.load(labels + row, mask=is_row, other=-2)
+    multiplier = tl.load(scale).to(tl.float32)
+    offset = tl.load(bias).to(tl.float32)
+    if MASKED:
+        of_group = tl.load(group + row, mask=is_row, other=0)
+    losses = tl.zeros((ROWS,), dtype=tl.float32)
+    slopes = tl.zeros((ROWS,), dtype=tl.float32)
+    along = tl.zeros((ROWS,), dtype=tl.float32)
+    for start in range(0, padded, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        at = row[:, None] * padded + column[None, :]
+        inside = is_row[:, None] & (column < padded)[None, :]
+        cosine = tl.load(products + at, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
+        positive = column[None, :] == label[:, None]
+        counts = (column < num_classes)[None, :] & (label >= -1)[:, None]
+        if MASKED:
+            of_mask = of_group[:, None] * num_classes + column[None, :]
+            counts = counts & (tl.load(mask + of_mask, mask=counts, other=0).to(tl.int1) | positive)
+        logit = multiplier * cosine + offset
+        # A positive of logit z is a background of logit -z.
+        slope, loss = _background(tl.where(positive, -logit, logit), gamma, SQUARE)
+        weight = tl.where(counts, tl.where(positive, alpha, 1.0 - alpha), 0.0)
+        slope = slope * tl.where(positive, -weight, weight)
+        losses += tl.sum(loss * weight, axis=1)
+        slopes += tl.sum(slope, axis=1)
+        along += tl.sum(slope * cosine, axis=1)
+        tl.store(products + at, slope * multiplier * factor[:, None], mask=inside)
+    tl.store(sums + row, losses, mask=is_row)
+    tl.store(sums + stride + row, slopes, mask=is_row)
+    tl.store(sums + 2 * stride + row, along, mask=is_row)
+
+
+@triton.jit
+def _add_scaled(gradient, embeddings, along, factor, out, dim, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    at = row * dim + column
+    values = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(embeddings + at, mask=inside, other=0.0).to(tl.float32) * tl.load(along + row)
+    tl.store(out + at, values * tl.load(factor).to(tl.float32), mask=inside)

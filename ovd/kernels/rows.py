@@ -1,0 +1,58 @@
+"""Rows of unit length."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class UnitRows(torch.autograd.Function):
+    """x / max(length, epsilon) along the last dimension, summed in float32, in the dtype of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "*N D"], epsilon: float) -> Float[Tensor, "*N D"]:
+        rows = x.reshape(-1, x.shape[-1])
+        unit = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        inverse = torch.empty(len(rows), dtype=torch.float32, device=x.device)
+        if len(rows) > 0:
+            block = triton.next_power_of_2(rows.shape[1])
+            _forward[(len(rows),)](rows, unit, inverse, rows.stride(0), rows.shape[1], epsilon, BLOCK=block)
+        ctx.save_for_backward(unit, inverse)
+        return unit.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N D"], None]:
+        unit, inverse = ctx.saved_tensors
+        slopes = gradient.reshape(unit.shape)
+        of_rows = torch.empty_like(unit)
+        if len(unit) > 0:
+            block = triton.next_power_of_2(unit.shape[1])
+            _backward[(len(unit),)](slopes, unit, inverse, of_rows, slopes.stride(0), unit.shape[1], BLOCK=block)
+        return of_rows.view(gradient.shape), None
+
+
+@triton.jit
+def _forward(x, unit, inverse, stride, dim, epsilon, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    values = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    factor = 1.0 / tl.maximum(tl.sqrt(tl.sum(values * values, axis=0)), epsilon)
+    tl.store(unit + row * dim + column, values * factor, mask=inside)
+    tl.store(inverse + row, factor)
+
+
+@triton.jit
+def _backward(slopes, unit, inverse, of_rows, stride, dim, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    slope = tl.load(slopes + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    direction = tl.load(unit + row * dim + column, mask=inside, other=0.0).to(tl.float32)
+    along = tl.sum(slope * direction, axis=0)
+    tl.store(of_rows + row * dim + column, (slope - along * direction) * tl.load(inverse + row), mask=inside)

@@ -1,0 +1,177 @@
+"""The Triton kernels compute what torch's own operations do; without a GPU in Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+pytest.importorskip("triton")
+
+from ovd.kernels.bias_relu import BiasRelu
+from ovd.kernels.focal import FocalLoss
+from ovd.kernels.fold import Fold
+from ovd.kernels.group_norm import GroupNormRelu
+from ovd.kernels.neighbors import WeightedNeighbors
+from ovd.kernels.pool import Halve
+from ovd.kernels.rows import UnitRows
+from ovd.model.gates import _WeightedNeighbors
+from ovd.structures import IGNORED
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    weights = random(*output.shape, seed=9).to(output.dtype) if output.ndim else output.new_tensor(1.5)
+    return torch.autograd.grad(output, inputs, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 24), (7, 1), (0, 8)])
+def test_unit_rows(dtype, shape):
+    x = random(*shape).to(dtype).requires_grad_()
+    unit = UnitRows.apply(x, 1e-12)
+    reference = F.normalize(x.float(), dim=-1)
+    assert unit.dtype == dtype
+    relative, absolute = (1e-2, 2e-2) if dtype == torch.bfloat16 else (1e-5, 1e-6)
+    torch.testing.assert_close(unit.float(), reference, rtol=relative, atol=absolute)
+    (measured,), (expected,) = gradients(unit, x), gradients(reference, x)
+    torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
+
+
+def test_a_row_of_zeros_stays_zero():
+    x = torch.zeros(2, 4, device=DEVICE, requires_grad=True)
+    unit = UnitRows.apply(x, 1e-12)
+    assert torch.equal(unit, torch.zeros_like(x))
+    unit.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 40), (1, 1, 1, 8), (1, 3, 19, 130)])
+def test_weighted_neighbors(size, shape):
+    x = random(*shape).requires_grad_()
+    weights = random(*shape[:3], size * size, seed=1).requires_grad_()
+    measured = WeightedNeighbors.apply(x, weights, size)
+    expected = _WeightedNeighbors.apply(x.permute(0, 3, 1, 2), weights.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+    torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(measured, x, weights), gradients(expected, x, weights), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (33, 70)])
+def test_group_norm(relu, size):
+    x = (3 * random(2, 32, *size) + random(1, 32, 1, 1, seed=2)).requires_grad_()
+    weight, bias = random(32, seed=3).requires_grad_(), random(32, seed=4).requires_grad_()
+    measured = GroupNormRelu.apply(x, weight, bias, 4, 1e-5, relu)
+    expected = F.group_norm(x, 4, weight, bias, 1e-5)
+    expected = F.relu(expected) if relu else expected
+    torch.testing.assert_close(measured, expected, rtol=1e-4, atol=1e-5)
+    assert measured.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        gradients(measured, x, weight, bias), gradients(expected, x, weight, bias), rtol=1e-3, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("num_points", "num_classes"), [(50, 7), (9, 200), (1, 1), (0, 3)])
+def test_focal_loss(num_points, num_classes, masked, gamma, monkeypatch):
+    """Against torchvision's loss of all logits, in float64, for embeddings of any length."""
+    monkeypatch.setattr("ovd.kernels.focal.CHUNK", 64 * 20)  # several chunks
+    embeddings = (random(num_points, 16) * (0.1 + random(num_points, 1, seed=1).abs())).requires_grad_()
+    text = F.normalize(random(num_classes, 16, seed=2), dim=1).requires_grad_()
+    scale = torch.tensor(20.0, device=DEVICE, requires_grad=True)
+    bias = torch.tensor(-3.0, device=DEVICE, requires_grad=True)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(IGNORED, num_classes, (num_points,), generator=generator).to(DEVICE)
+    mask = (torch.rand(3, num_classes, generator=generator) < 0.6).to(DEVICE) if masked else None
+    group = torch.randint(0, 3, (num_points,), generator=generator).to(DEVICE) if masked else None
+    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, 0.25, gamma, 1e-6)
+
+    inputs = embeddings, text, scale, bias
+    logits = scale.double() * (F.normalize(embeddings.double(), dim=1) @ text.double().T) + bias.double()
+    own = labels[:, None] == torch.arange(num_classes, device=DEVICE)
+    counts = torch.ones_like(own) if mask is None or group is None else mask[group] | own
+    counts = counts & (labels != IGNORED)[:, None]
+    expected = (sigmoid_focal_loss(logits, own.double(), alpha=0.25, gamma=gamma) * counts).sum()
+    torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(gradients(measured, *inputs), gradients(expected, *inputs), strict=True):
+        error = (found.double() - wanted.double()).abs()  # a small gradient is a difference of larger numbers
+        assert error.numel() == 0 or error.max() <= 1e-5 * wanted.double().abs().max()
+
+
+def test_focal_loss_in_bfloat16_is_near():
+    embeddings = random(60, 32).bfloat16().requires_grad_()
+    text = F.normalize(random(40, 32, seed=2), dim=1)
+    scale, bias = torch.tensor(20.0, device=DEVICE), torch.tensor(-3.0, device=DEVICE)
+    labels = torch.arange(60, device=DEVICE) % 42 - 2
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        given = embeddings.detach().to(dtype).requires_grad_()
+        loss = FocalLoss.apply(given, text, scale, bias, labels, None, None, 0.25, 2.0, 1e-6)
+        found[dtype] = (loss.detach(), torch.autograd.grad(loss, given)[0].float())
+    (low, low_gradient), (high, gradient) = found.values()
+    assert abs(low - high) < 1e-2 * high
+    assert (low_gradient - gradient).norm() < 2e-2 * gradient.norm()
+
+
+@pytest.mark.parametrize("kept", [(True, True), (True, False), (False, True)])
+def test_focal_loss_of_what_needs_a_gradient(kept):
+    embeddings, text = random(6, 8).requires_grad_(kept[0]), random(5, 8, seed=1).requires_grad_(kept[1])
+    constants = torch.tensor(2.0, device=DEVICE), torch.tensor(0.0, device=DEVICE)
+    labels = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    FocalLoss.apply(embeddings, text, *constants, labels, None, None, 0.25, 2.0, 1e-6).backward()
+    assert [embeddings.grad is not None, text.grad is not None] == list(kept)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(2, 40, 5, 7), (1, 70, 9, 9), (1, 3, 1, 1)])
+def test_bias_shortcut_and_relu(shape, added, relu):
+    x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bias, shortcut = random(shape[1], seed=1).requires_grad_(), random(*shape, seed=2).requires_grad_()
+    measured = BiasRelu.apply(x * 1, bias, shortcut if added else None, relu)
+    expected = x + bias[:, None, None] + (shortcut if added else 0)
+    expected = F.relu(expected) if relu else expected
+    torch.testing.assert_close(measured, expected)
+    inputs = [x, bias, *([shortcut] if added else [])]
+    torch.testing.assert_close(gradients(measured, *inputs), gradients(expected, *inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 6, 8), (1, 70, 5, 7), (1, 3, 2, 67), (1, 4, 1, 1)])
+def test_halving(shape):
+    x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    measured = Halve.apply(x)
+    assert measured.is_contiguous(memory_format=torch.channels_last)
+    if min(shape[2:]) < 2:  # torch refuses it
+        assert measured.numel() == 0
+        return
+    expected = F.avg_pool2d(x, 2)
+    torch.testing.assert_close(measured, expected)
+    torch.testing.assert_close(gradients(measured, x), gradients(expected, x))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(5, 6, 3, 3), (3, 130, 3, 3), (4, 7, 1, 1)])
+def test_a_folded_norm(shape, memory_format):
+    weight = random(*shape).contiguous(memory_format=memory_format).requires_grad_()
+    norm = torch.nn.BatchNorm2d(shape[0]).to(DEVICE).eval()
+    with torch.no_grad():
+        for number, tensor in enumerate((norm.weight, norm.bias, norm.running_mean, norm.running_var)):
+            assert tensor is not None
+            tensor.copy_(random(shape[0], seed=number + 1).abs() + 0.1)
+    x = random(2, shape[1], 5, 5, seed=7)
+    fixed = (norm.running_mean, norm.running_var, norm.eps, torch.float32)
+    measured = F.conv2d(x, *Fold.apply(weight, norm.weight, norm.bias, *fixed))
+    expected = norm(F.conv2d(x, weight))
+    torch.testing.assert_close(measured, expected, rtol=1e-4, atol=1e-4)
+    inputs = weight, norm.weight, norm.bias
+    torch.testing.assert_close(gradients(measured, *inputs), gradients(expected, *inputs), rtol=1e-3, atol=1e-3)
