@@ -41,10 +41,10 @@ def point_focal_loss(
         labels: as there, and `IGNORED` for a point to be left out.
     """
     if kernels.applies_to(embeddings):
-        from ovd.kernels.focal import FocalLoss
+        from ovd.kernels.focal import FocalLoss, FocalSettings
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-        return FocalLoss.apply(*learned, labels, class_mask, group, alpha, gamma, EPSILON)
+        return FocalLoss.apply(*learned, labels, class_mask, group, FocalSettings(alpha, gamma, EPSILON))
     counts = labels != IGNORED
     return chunked_focal_loss(
         unit_embeddings(embeddings[counts]),
