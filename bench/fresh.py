@@ -1,6 +1,7 @@
-"""What the benchmarks run: a fresh detector of a config, random images with boxes, and random unit text rows."""
+"""What the benchmarks run: a fresh detector of a config, its training step, random images, random unit text rows."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from torch.nn import functional as F
 
 from ovd.build.detector import build_detector, configured_clip
 from ovd.config import TrainConfig, load_config
+from ovd.engine.graphed import GraphedDetector, can_be_graphed
+from ovd.engine.groups import build_groups
+from ovd.engine.optim import Ema, build_optimizer, check_finite, clip_gradients
+from ovd.engine.step import Criterion, backward, set_initial_bias
+from ovd.engine.step_texts import StepTexts
 from ovd.model.detector import Detector
 from ovd.precision import memory_format, use_low_precision
 from ovd.structures import Batch, Targets
@@ -18,14 +24,25 @@ BOXES = 3
 """Boxes of each image."""
 
 
-def argument_parser(description: str | None, *, config: str, batch_size: int) -> argparse.ArgumentParser:
-    """The options that name a detector, its images and its device, with these defaults."""
+def argument_parser(
+    description: str | None, *, config: str, batch_size: int | None = None, size: int | None = 192
+) -> argparse.ArgumentParser:
+    """The options that name a detector, its images and its device, with these defaults; None depends on the device."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(config), help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=batch_size, help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=size, help=f"side of the images in pixels ({size or '320 or 800'})")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help=f"default: {batch_size or '2 or 16'}")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default: %(default)s")
     return parser
+
+
+def parse_with_sizes(description: str | None) -> argparse.Namespace:
+    """The same options for the LVIS recipe: by default 2 images of 320 px on a CPU, 16 of 800 px on a GPU."""
+    arguments = argument_parser(description, config="configs/lvis_base_rn50.yaml", size=None).parse_args()
+    batch_size, size = (16, 800) if arguments.device.type == "cuda" else (2, 320)
+    arguments.batch_size = arguments.batch_size or batch_size
+    arguments.size = arguments.size or size
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -75,3 +92,27 @@ def fresh_detector(path: Path, device: torch.device) -> Fresh:
     clip = configured_clip(config.clip)
     detector = build_detector(config, clip).to(device).to(memory_format=memory_format(low_precision)).eval()
     return Fresh(config, detector, clip.dim, low_precision, torch.Generator().manual_seed(0), device)
+
+
+def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], object]:
+    """A whole training step as the loop takes it, with FCOS's assignment; every class is scored."""
+    detector, settings, low_precision = fresh.detector.train(), fresh.config.train, fresh.low_precision
+    rows = fresh.text(num_classes)
+    mask = torch.ones(len(batch.targets), num_classes, dtype=torch.bool, device=fresh.device)
+    texts = StepTexts(torch.arange(num_classes, device=fresh.device), rows, mask, mask, torch.zeros_like(mask[0]))
+    set_initial_bias(detector, batch, rows, low_precision)
+    optimizer = build_optimizer(build_groups(detector, settings), lr=1e-4)
+    average = Ema(detector, settings.ema_decay)
+    criterion = Criterion(settings.model_copy(update={"assignment": "fcos"}), fresh.config.data.pairs)
+    is_graphed = can_be_graphed(detector, accumulate=settings.accumulate)
+    parallel = GraphedDetector(detector, low_precision=low_precision) if is_graphed else detector
+
+    def step() -> None:
+        losses = backward(parallel, detector, batch, texts, criterion, step=0, low_precision=low_precision)
+        norm = clip_gradients(detector.parameters(), settings.clip_norm)
+        check_finite(losses, norm, batch.image_ids)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(detector)
+
+    return step

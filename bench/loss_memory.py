@@ -137,7 +137,8 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     settings = {"points": arguments.points, "dim": DIM}
-    save("loss_memory", {"machine": describe_machine(arguments.device), "settings": settings, "rows": rows})
+    result = {"machine": describe_machine(arguments.device), "settings": settings, "rows": rows}
+    save("loss_memory", result, arguments.device)
 
 
 def peak_of_process(arguments: argparse.Namespace, classes: int, dtype: str, form: str) -> int:

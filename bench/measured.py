@@ -1,6 +1,7 @@
 """What the benchmarks share: times of forms that take turns, memory of a process, and where the figures go."""
 
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,9 +15,16 @@ ROUNDS = 9
 
 
 def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Median seconds of each form over `ROUNDS`, in which they take turns, after one that is not counted."""
+    """Median of `seconds_of` each form."""
+    return {name: statistics.median(values) for name, values in seconds_of(forms, device).items()}
+
+
+def seconds_of(
+    forms: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of each form in every round; they take turns, after a round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for name, form in forms.items():
             start = time.perf_counter()
             form()
@@ -24,13 +32,45 @@ def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> 
                 torch.cuda.synchronize(device)
             if number > 0:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
-def save(name: str, figures: Any) -> None:
-    """Write `bench/results/NAME.json`, in place of an earlier one."""
+def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The raw times as results have them."""
+    return {name: [round(1000 * value, 2) for value in values] for name, values in seconds.items()}
+
+
+def time_ratio(seconds: Mapping[str, list[float]], ours: str, peer: str) -> float:
+    """Median time of a form over that of its peer."""
+    return round(statistics.median(seconds[ours]) / statistics.median(seconds[peer]), 3)
+
+
+def save(name: str, figures: Any, device: torch.device | None = None) -> None:
+    """Write `bench/results/NAME.json`, in place of an earlier one; `NAME_cuda.json` for a GPU."""
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    suffix = "_cuda" if device is not None and device.type == "cuda" else ""
+    (FOLDER / f"{name}{suffix}.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def added_bytes(work: Callable[..., object], *arguments: Any, device: torch.device) -> int:
+    """Memory that a call adds at its peak, in a process of its own; on a GPU, what torch allocates there.
+
+    Args:
+        work: a function of a module, called with `arguments`.
+    """
+    context = multiprocessing.get_context("forkserver")  # imports the script once for all its processes
+    context.set_forkserver_preload(["__main__"])
+    with context.Pool(1) as pool:
+        return pool.apply(_added_here, (work, arguments, str(device)))
+
+
+def _added_here(work: Callable[..., object], arguments: tuple[Any, ...], device: str) -> int:
+    if device != "cpu":
+        work(*arguments)
+        return torch.cuda.max_memory_allocated(device)
+    before = resident_bytes()
+    work(*arguments)
+    return resident_bytes(peak=True) - before
 
 
 def resident_bytes(*, peak: bool = False) -> int:

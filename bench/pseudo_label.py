@@ -142,7 +142,7 @@ def main() -> None:
         "largest_difference": max(differences),
     }
     print(json.dumps(result, indent=2))
-    save("pseudo_label", result)
+    save("pseudo_label", result, device)
 
 
 if __name__ == "__main__":

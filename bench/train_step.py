@@ -1,0 +1,77 @@
+"""A training step, from images to new weights and their average, against the same of torchvision's FCOS.
+
+    python bench/train_step.py                     # CLIP's ResNet-50, 2 images of 320 px
+    python bench/train_step.py --device cuda       # 16 images of 800 px
+
+Random images with three boxes each, 91 and 1,203 classes, random weights. Both clip gradients, take a step of fused
+AdamW and update an average of the weights. torchvision's is timed as it is shipped, in float32 (on a CPU), and tuned:
+bf16 autocast and channels last where ours has them. All forms take turns; peak memory, of ours and tuned, is what model
+and steps add to a process of their own.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fresh import fresh_detector, parse_with_sizes
+from fresh import own_step as step_of_fresh
+from measured import added_bytes, milliseconds, save, seconds_of, time_ratio
+from peer import torchvision_fcos, torchvision_step
+
+from ovd.precision import describe_machine
+
+CLASSES = (91, 1203)
+ROUNDS = 5
+STEPS_FOR_MEMORY = 2
+"""The second has the optimizer's state as well."""
+
+
+def make_step(
+    form: str, num_classes: int, config: Path, batch_size: int, size: int, device: torch.device
+) -> Callable[[], object]:
+    """A function that takes a step of a form."""
+    fresh = fresh_detector(config, device)
+    batch = fresh.batch(batch_size, size, num_classes)
+    if form == "ours":
+        return step_of_fresh(fresh, batch, num_classes)
+    tuned = form == "tuned" and fresh.low_precision
+    del fresh
+    return torchvision_step(torchvision_fcos(num_classes, size, device, tuned=tuned), batch, tuned=tuned)
+
+
+def take_steps(*arguments) -> None:
+    """Make a form (see `make_step`), and take steps of it."""
+    step = make_step(*arguments)
+    for _ in range(STEPS_FOR_MEMORY):
+        step()
+
+
+def main() -> None:
+    arguments = parse_with_sizes(__doc__)
+    device = arguments.device
+    compared = ("ours", "tuned")
+    forms = (*compared, "shipped") if device.type == "cpu" else compared
+    rows, ratio = [], {}
+    for num_classes in CLASSES:
+        settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, device)
+        peak = {form: added_bytes(take_steps, form, *settings, device=device) for form in compared}
+        seconds = seconds_of({form: make_step(form, *settings) for form in forms}, device, rounds=ROUNDS)
+        for peer in forms[1:]:
+            ratio[f"time of {peer}, {num_classes:,} classes"] = time_ratio(seconds, "ours", peer)
+        ratio[f"memory of tuned, {num_classes:,} classes"] = round(peak["ours"] / peak["tuned"], 3)
+        rows.append(
+            {
+                "classes": num_classes,
+                "milliseconds": milliseconds(seconds),
+                "peak_MB": {form: round(value / 2**20) for form, value in peak.items()},
+            }
+        )
+        print(rows[-1], flush=True)
+    print(ratio)
+    settings_used = {name: str(value) for name, value in vars(arguments).items()}
+    result = {"machine": describe_machine(device), "settings": settings_used, "ratio": ratio, "rows": rows}
+    save("train_step", result, device)
+
+
+if __name__ == "__main__":
+    main()
