@@ -104,7 +104,7 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
     optimizer = build_optimizer(build_groups(detector, settings), lr=1e-4)
     average = Ema(detector, settings.ema_decay)
     criterion = Criterion(settings.model_copy(update={"assignment": "fcos"}), fresh.config.data.pairs)
-    is_graphed = can_be_graphed(detector, accumulate=settings.accumulate)
+    is_graphed = settings.cuda_graphs and can_be_graphed(detector, accumulate=settings.accumulate)
     parallel = GraphedDetector(detector, low_precision=low_precision) if is_graphed else detector
 
     def step() -> None:

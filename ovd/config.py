@@ -266,6 +266,9 @@ class TrainSection(Section):
     (nearly, where a loss depends on predictions: `task_aligned`, the distillations)."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights, the order of the data, augmentation and sampling."""
+    deterministic: bool = False
+    """On a GPU, compute with the same bits every time, so that a resumed run is the same as an uninterrupted one to the
+    bit, too; slower (docs/results.md). On a CPU it is always so."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate (AdamW)."""
     backbone_rate: NonNegativeFloat = 0.1

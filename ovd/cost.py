@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovd.build.detector import build_detector_on_meta
 from ovd.config import TrainConfig
+from ovd.model.detector import Detector
 
 BYTES_FLOAT32 = 4
 BYTES_BF16 = 2
@@ -55,9 +56,26 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
     """
     detector = build_detector_on_meta(config).train()
     divisor = detector.size_divisor
-    images = torch.empty(
-        1, 3, -(-height // divisor) * divisor, -(-width // divisor) * divisor, dtype=torch.uint8, device="meta"
+    size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        of_one = _saved_elements(detector, 1, size)
+    of_two = _saved_elements(detector, 2, size)
+    forward = counter.get_total_flops()
+    backbone = sum(counter.get_flop_counts()["Detector.backbone"].values())
+    backbone_learns = any(p.requires_grad for p in detector.backbone.parameters())
+    parameters = list(detector.parameters())
+    return Cost(
+        parameters=sum(p.numel() for p in parameters),
+        trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        forward_flops=forward,
+        training_flops=3 * forward - (0 if backbone_learns else 2 * backbone),
+        activation_bytes=BYTES_BF16 * (of_two - of_one),
     )
+
+
+def _saved_elements(detector: Detector, num_images: int, size: tuple[int, int]) -> int:
+    """Numbers that a forward pass keeps for the backward pass, besides the parameters."""
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -65,18 +83,6 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
             saved[tensor.untyped_storage()._cdata] = tensor  # held, so that no two have the same address
         return tensor
 
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        detector(images)
-    forward = counter.get_total_flops()
-    backbone = sum(counter.get_flop_counts()["Detector.backbone"].values())
-    backbone_learns = any(p.requires_grad for p in detector.backbone.parameters())
-    elements = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in saved.values())
-    parameters = list(detector.parameters())
-    return Cost(
-        parameters=sum(p.numel() for p in parameters),
-        trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        forward_flops=forward,
-        training_flops=3 * forward - (0 if backbone_learns else 2 * backbone),
-        activation_bytes=BYTES_BF16 * elements,
-    )
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        detector(torch.empty(num_images, 3, *size, dtype=torch.uint8, device="meta"))
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in saved.values())

@@ -283,7 +283,7 @@ class OvdDetector(nn.Module):
         criterion, points = Criterion(self._config.train, pairs=None), self.detector.points(batch.images)
         assignment = assign_by_annotations(self._config.train.assignment, points, batch.targets, sizes=batch.sizes)
         assert assignment is not None, "from_config refuses assignments that depend on predictions"
-        normalizers = sum_over_ranks(criterion.match(assignment, batch, points).normalizers())
+        matches = criterion.match(assignment, batch, points)
         return criterion.losses(
             self.detector,
             predictions,
@@ -291,7 +291,8 @@ class OvdDetector(nn.Module):
             batch,
             texts,
             points=points,
-            normalizers=normalizers / world_size(),  # DDP averages what are parts of a sum
+            matches=matches,
+            normalizers=sum_over_ranks(matches.normalizers()) / world_size(),  # DDP averages what are parts of a sum
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:

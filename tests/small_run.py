@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ovd.config import TrainConfig, parse_config
 
 
@@ -22,7 +24,14 @@ def small_config(output: Path, world: Path, **changes: Any) -> TrainConfig:
         "bank": {"cache": str(world / "banks")},
         "detector": {"channels": 32, "num_convs": 1},
         "data": {"source": source_of(world), "size": 96, "workers": 0},
-        "train": {"steps": 6, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 2, "save_every": 2},
+        "train": {
+            "steps": 6,
+            "batch_size": 2,
+            "sampled_classes": 10,
+            "warmup_steps": 2,
+            "save_every": 2,
+            "deterministic": torch.cuda.is_available(),
+        },
     }
     for name, change in changes.items():
         values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change

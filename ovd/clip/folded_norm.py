@@ -37,11 +37,9 @@ class FoldedConv2d(nn.Conv2d):
             return self._with_kernels(x, norm, shortcut)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        with torch.autocast(x.device.type, enabled=False):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            weight = self.weight * scale[:, None, None, None]
-            bias = norm.bias - norm.running_mean * scale
-        out = self._conv_forward(x, weight, bias)
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * scale
+        out = self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
         out = out if shortcut is None else out + shortcut
         return F.relu(out, inplace=True) if self.relu else out
 

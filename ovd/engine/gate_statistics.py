@@ -31,13 +31,14 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
     handles = []
 
     def watch(module: nn.Module, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Collect `measure` of the module's outputs: one per level if levels share the module."""
+        """Collect `measure` of what the module adds: one per level if levels share the module."""
         seen: list[Tensor] = []
-        handles.append(
-            module.register_forward_hook(
-                lambda _module, _inputs, output: seen.append(measure(output.float()).flatten())
-            )
-        )
+
+        def see(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            own = output.float() if len(inputs) == 1 else output.float() - inputs[1].float()
+            seen.append(measure(own).flatten())
+
+        handles.append(module.register_forward_hook(see))
         return seen
 
     learned = _learned_paths(shortcuts, detector.strides)

@@ -51,6 +51,9 @@ class GraphedDetector(nn.Module):
         return Predictions(embeddings, boxes, quality)
 
     def _capture(self, images: UInt8[Tensor, "B 3 H W"]) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        # Gradients are summed on the stream that captured, and torch says in every backward pass that it waits for it.
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # since torch 2.11
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         plain = _Plain(self._plain.detector, self._plain.low_precision)
         options = {"allow_unused_input": True, "pool": self._pool}
         return torch.cuda.make_graphed_callables(plain, (images.clone(),), **options)  # type: ignore[call-overload]
@@ -66,6 +69,9 @@ class _Plain(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
+        # Weights that autocast has cast before are not to be a part of the graph, which casts them in every step.
+        torch.clear_autocast_cache()
         with autocast(images.device, self.low_precision):
             predictions = self.detector(images)
+        torch.clear_autocast_cache()
         return predictions.embeddings, predictions.boxes, predictions.quality

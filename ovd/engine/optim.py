@@ -179,6 +179,7 @@ class Ema:
             raise ValueError(f"decay of the weight average {decay} is not in [0, 1)")
         self.decay = decay
         self.num_updates = 0
+        self._updated: tuple[nn.Module, dict[str, Tensor]] | None = None
         self._average = {
             name: tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
             for name, tensor in module.state_dict().items()
@@ -187,7 +188,9 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average towards the module's present weights; call once after every optimizer step."""
-        current = module.state_dict()
+        if self._updated is None or self._updated[0] is not module:
+            self._updated = module, module.state_dict()  # views of the weights, which change in place
+        current = self._updated[1]
         floating = [name for name, tensor in self._average.items() if tensor.is_floating_point()]
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         if floating:

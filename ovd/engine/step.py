@@ -62,6 +62,7 @@ class Criterion:
         texts: StepTexts,
         *,
         points: Points,
+        matches: Matches,
         normalizers: Float[Tensor, "3"],
         num_pairs: int = 0,
     ) -> dict[str, Tensor]:
@@ -70,6 +71,7 @@ class Criterion:
         Args:
             predictions, assignment: for the batch's images, at `points`.
             texts: the texts that this step scores.
+            matches: `match` of the assignment.
             normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
             num_pairs: number of image-text pairs in the same images or the larger batch.
         """
@@ -78,7 +80,7 @@ class Criterion:
             predictions,
             assignment,
             batch.targets,
-            self.match(assignment, batch, points),
+            matches,
             classifier=classifier,
             masks=ClassMasks(texts.mask, texts.mask_in_boxes),
             normalizers=normalizers,
@@ -173,17 +175,19 @@ def backward(
                 points = detector.points(batch.images)
                 given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
                 if given is not None:
-                    normalizers = sum_over_ranks(criterion.match(given, batch, points).normalizers())
+                    of_batch = criterion.match(given, batch, points)
+                    normalizers = sum_over_ranks(of_batch.normalizers())
                 num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
             if given is not None and normalizers is not None:
                 assignment, divisors = given.of_images(rows), normalizers
+                matches = of_batch if len(parts) == 1 else criterion.match(assignment, part, points)
             else:
                 classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
                 assignment = assign_task_aligned(
                     points, part.targets, predictions, sizes=part.sizes, classifier=classifier
                 )
-                of_part = criterion.match(assignment, part, points).normalizers()
-                divisors = len(parts) * sum_over_ranks(of_part)
+                matches = criterion.match(assignment, part, points)
+                divisors = len(parts) * sum_over_ranks(matches.normalizers())
             losses = criterion.losses(
                 detector,
                 predictions,
@@ -191,6 +195,7 @@ def backward(
                 part,
                 its_texts,
                 points=points,
+                matches=matches,
                 normalizers=divisors,
                 num_pairs=num_pairs,
             )

@@ -27,7 +27,7 @@ from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
-from ovd.model.gates import resample_dense
+from ovd.model.resample import resample_dense
 from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress

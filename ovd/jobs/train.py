@@ -45,7 +45,7 @@ from ovd.evaluation.run import evaluate_results
 from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
-from ovd.precision import describe_machine
+from ovd.precision import describe_machine, deterministic
 from ovd.selftrain.labelled_pairs import LabelledPairs
 from ovd.selftrain.labels import label_files, labels_fingerprint
 from ovd.text.pair_texts import PairTexts
@@ -68,7 +68,7 @@ def train_from_config(
         ValueError: the run folder already holds a run and `resume` is not set, or a batch cannot be divided among the
             ranks.
     """
-    with process_group():
+    with process_group(), deterministic(config.train.deterministic):
         return _train(config, resume=resume, strict_resume=strict_resume, evaluate=evaluate)
 
 

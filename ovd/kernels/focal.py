@@ -1,5 +1,6 @@
 """The sigmoid focal loss over points and classes: its matrix products, and one pass over the logits between them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,19 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class FocalSettings:
+    """Constants of the loss."""
+
+    alpha: float = 0.25
+    """Weight of positives; negatives have 1 - alpha."""
+    gamma: float = 2.0
+    """Focusing exponent."""
+    epsilon: float = 1e-6
+    """Shorter embeddings are not scaled to unit length."""
+
 
 TILE = 4096
 """Products that a program computes at a time."""
@@ -35,16 +49,13 @@ class FocalLoss(torch.autograd.Function):
         labels: Int[Tensor, " N"],
         class_mask: Bool[Tensor, "G C"] | None,
         group: Int[Tensor, " N"] | None,
-        alpha: float,
-        gamma: float,
-        epsilon: float,
+        settings: FocalSettings,
     ) -> Float[Tensor, ""]:
         """
         Args:
             embeddings: of any length.
             labels: row of the text that each point is a positive of, -1 for background, `IGNORED` to count nowhere.
-            class_mask, group, alpha, gamma: as for `chunked_focal_loss`.
-            epsilon: shorter embeddings are not scaled to unit length.
+            class_mask, group: as for `chunked_focal_loss`.
         """
         device = embeddings.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
@@ -57,7 +68,7 @@ class FocalLoss(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             embeddings = embeddings.to(dtype).contiguous()
             length = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float32)
-            inverse = 1 / length.clamp(min=epsilon)
+            inverse = 1 / length.clamp(min=settings.epsilon)
             sums = torch.empty(3, num_points, dtype=torch.float32, device=embeddings.device)
             of_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
             of_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
@@ -65,9 +76,10 @@ class FocalLoss(torch.autograd.Function):
             for start in range(0, num_points, chunk_size):
                 chunk = slice(start, start + chunk_size)
                 slopes = embeddings[chunk] @ rows.T
+                of_chunk = None if group is None else group[chunk]
                 focal_rows_(
-                    slopes, num_classes, inverse[chunk], scale, bias, labels[chunk], class_mask,
-                    None if group is None else group[chunk], sums[:, chunk], alpha=alpha, gamma=gamma,
+                    slopes, num_classes, inverse[chunk], scale, bias, labels[chunk], class_mask, of_chunk,
+                    sums[:, chunk], settings,
                 )  # fmt: skip
                 if of_embeddings is not None:
                     torch.mm(slopes, rows, out=of_embeddings[chunk])
@@ -93,7 +105,7 @@ class FocalLoss(torch.autograd.Function):
             of_embeddings = out.to(of_dtype)
         if of_text is not None:
             of_text = (of_text[: ctx.num_classes] * gradient).to(text_dtype)
-        return of_embeddings, of_text, of_scale * gradient, of_bias * gradient, *[None] * 6
+        return of_embeddings, of_text, of_scale * gradient, of_bias * gradient, *[None] * 4
 
 
 def focal_rows_(
@@ -106,16 +118,14 @@ def focal_rows_(
     class_mask: Bool[Tensor, "G C"] | None,
     group: Int[Tensor, " N"] | None,
     sums: Float[Tensor, "3 N"],
-    *,
-    alpha: float,
-    gamma: float,
+    settings: FocalSettings,
 ) -> None:
     """Replace the product of each embedding with each text row by the derivative of the loss by it.
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
         inverse: of each embedding's length: cosine = product * inverse, logit = scale * cosine + bias.
-        labels, class_mask, group, alpha, gamma: as for `FocalLoss`.
+        labels, class_mask, group, settings: as for `FocalLoss`.
         sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
             times the cosines.
     """
@@ -126,8 +136,8 @@ def focal_rows_(
         mask = products if class_mask is None else class_mask
         _focal[(triton.cdiv(num_rows, rows),)](
             products, inverse, scale, bias, labels, mask, labels if group is None else group, sums,
-            sums.stride(0), num_rows, num_classes, padded, alpha, gamma,
-            MASKED=class_mask is not None, SQUARE=gamma == 2, ROWS=rows, COLUMNS=columns,
+            sums.stride(0), num_rows, num_classes, padded, settings.alpha, settings.gamma,
+            MASKED=class_mask is not None, SQUARE=settings.gamma == 2, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
 

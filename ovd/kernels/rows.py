@@ -56,3 +56,37 @@ def _backward(slopes, unit, inverse, of_rows, stride, dim, BLOCK: tl.constexpr):
     direction = tl.load(unit + row * dim + column, mask=inside, other=0.0).to(tl.float32)
     along = tl.sum(slope * direction, axis=0)
     tl.store(of_rows + row * dim + column, (slope - along * direction) * tl.load(inverse + row), mask=inside)
+
+
+class Concatenate(torch.autograd.Function):
+    """The points of several maps behind each other; the gradient of each map is dense."""
+
+    @staticmethod
+    def forward(ctx: Any, *maps: Float[Tensor, "B H W D"]) -> Float[Tensor, "B P D"]:
+        ctx.shapes = [x.shape for x in maps]
+        return torch.cat([x.flatten(1, 2) for x in maps], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "B P D"]) -> tuple[Float[Tensor, "B H W D"], ...]:
+        gradient = gradient.contiguous()
+        num_points, dim = gradient.shape[1:]
+        first, parts = 0, []
+        for shape in ctx.shapes:
+            part = gradient.new_empty(shape)
+            size = shape[1] * shape[2]
+            if part.numel() > 0:
+                block = triton.next_power_of_2(dim)
+                _take[(shape[0] * size,)](gradient, part, size, num_points, first, dim, BLOCK=block)
+            parts.append(part)
+            first += size
+        return tuple(parts)
+
+
+@triton.jit
+def _take(rows, part, size, num_points, first, dim, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    source = row // size * num_points + first + row % size
+    values = tl.load(rows + source * dim + column, mask=column < dim)
+    tl.store(part + row * dim + column, values, mask=column < dim)

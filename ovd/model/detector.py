@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from ovd import kernels
 from ovd.model.backbone import Backbone, BackboneOutput
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
-from ovd.model.gates import GatedShortcuts, PlainProjection, resample_dense
+from ovd.model.gates import GatedShortcuts, PlainProjection
+from ovd.model.resample import resample_dense
 from ovd.model.side_branch import SideBranch
 from ovd.model.similarity import TextClassifier, with_offsets
 from ovd.model.t_head import TaskAlignedHead
@@ -180,4 +182,9 @@ class Detector(nn.Module):
 
 
 def _concatenate(levels: list[Float[Tensor, "B D ..."]]) -> Float[Tensor, "B P D"]:
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+    last = [level.permute(0, 2, 3, 1) for level in levels]
+    if kernels.applies_to(last[0]):
+        from ovd.kernels.rows import Concatenate
+
+        return Concatenate.apply(*last)
+    return torch.cat([level.flatten(1, 2) for level in last], dim=1)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.model.convolution import Conv2d
 from ovd.model.group_norm import GroupNorm
 from ovd.structures import Points
 
@@ -15,7 +16,7 @@ def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
     """3 x 3 convolutions, each with group norm and ReLU."""
     layers: dict[str, nn.Module] = {}
     for first in range(0, 3 * num_convs, 3):  # weights have the names that they have where a ReLU is a module
-        layers[str(first)] = nn.Conv2d(channels, channels, 3, padding=1)
+        layers[str(first)] = Conv2d(channels, channels, 3, padding=1)
         layers[str(first + 1)] = GroupNorm(channels, relu=True)
     return nn.Sequential(OrderedDict(layers))
 
@@ -28,8 +29,8 @@ class FcosHead(nn.Module):
         self.strides = strides
         self.class_tower = conv_tower(channels, num_convs)
         self.box_tower = conv_tower(channels, num_convs)
-        self.distances = nn.Conv2d(channels, 4, 3, padding=1)
-        self.quality = nn.Conv2d(channels, 1, 3, padding=1)
+        self.distances = Conv2d(channels, 4, 3, padding=1)
+        self.quality = Conv2d(channels, 1, 3, padding=1)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
         # A bias of 2 makes initial boxes about four strides wide.
         for layer, bias in ((self.distances, 2.0), (self.quality, 0.0)):

@@ -29,8 +29,8 @@ def point_focal_loss(
     embeddings: Float[Tensor, "N D"],
     classifier: TextClassifier,
     labels: Int[Tensor, " N"],
-    class_mask: Bool[Tensor, "G C"],
-    group: Int[Tensor, " N"],
+    class_mask: Bool[Tensor, "G C"] | None,
+    group: Int[Tensor, " N"] | None,
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
@@ -41,17 +41,17 @@ def point_focal_loss(
         labels: as there, and `IGNORED` for a point to be left out.
     """
     if kernels.applies_to(embeddings):
-        from ovd.kernels.focal import FocalLoss
+        from ovd.kernels.focal import FocalLoss, FocalSettings
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-        return FocalLoss.apply(*learned, labels, class_mask, group, alpha, gamma, EPSILON)
+        return FocalLoss.apply(*learned, labels, class_mask, group, FocalSettings(alpha, gamma, EPSILON))
     counts = labels != IGNORED
     return chunked_focal_loss(
         unit_embeddings(embeddings[counts]),
         classifier,
         labels[counts],
         class_mask,
-        group[counts],
+        None if group is None else group[counts],
         alpha=alpha,
         gamma=gamma,
     )

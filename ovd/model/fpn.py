@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.model.convolution import Conv2d
 from ovd.model.group_norm import GroupNorm
 
 NUM_LEVELS = 5
@@ -27,9 +28,9 @@ class FeaturePyramid(nn.Module):
             raise ValueError(
                 f"the backbone's strides are {backbone_strides}; a pyramid needs each to be twice the one before"
             )
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in backbone_channels)
+        self.laterals = nn.ModuleList(Conv2d(width, channels, 1) for width in backbone_channels)
         self.outputs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels)) for _ in backbone_channels
+            nn.Sequential(Conv2d(channels, channels, 3, padding=1), GroupNorm(channels)) for _ in backbone_channels
         )
         self.extras = strided_levels(channels, NUM_LEVELS - len(backbone_strides))
         self.strides = [backbone_strides[0] * 2**level for level in range(NUM_LEVELS)]
@@ -61,12 +62,12 @@ class SimplePyramid(nn.Module):
             nn.ConvTranspose2d(backbone_channels, backbone_channels // 2, 2, stride=2),
             GroupNorm(backbone_channels // 2),
             nn.GELU(),
-            nn.Conv2d(backbone_channels // 2, channels, 1),
+            Conv2d(backbone_channels // 2, channels, 1),
         )
-        self.same = nn.Conv2d(backbone_channels, channels, 1)
-        self.coarser = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(backbone_channels, channels, 1))
+        self.same = Conv2d(backbone_channels, channels, 1)
+        self.coarser = nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), Conv2d(backbone_channels, channels, 1))
         self.outputs = nn.ModuleList(
-            nn.Sequential(GroupNorm(channels), nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels))
+            nn.Sequential(GroupNorm(channels), Conv2d(channels, channels, 3, padding=1), GroupNorm(channels))
             for _ in range(3)
         )
         self.extras = strided_levels(channels, NUM_LEVELS - 3)
@@ -83,7 +84,7 @@ class SimplePyramid(nn.Module):
 def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
     """Strided convolutions, each of which computes a level from the next finer one."""
     return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), GroupNorm(channels))
+        nn.Sequential(Conv2d(channels, channels, 3, stride=2, padding=1), GroupNorm(channels))
         for _ in range(num_levels)
     )
 

@@ -4,22 +4,15 @@ The idea is the second of the "three ways" (arXiv:2303.13518). The form of the g
 of the shortcut and the filter over it are choices of this toolkit.
 """
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from ovd import kernels
 from ovd.choices import Place
-
-EPSILON = 1e-12
-"""Shortcuts shorter than this are not scaled to unit length."""
-
-_Slices = tuple[slice, slice, slice]
+from ovd.model.convolution import project
+from ovd.model.neighbors import add_neighbors
 
 
 def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -52,10 +45,16 @@ class GatedProjection(nn.Module):
         self.projection = silent_projection(in_channels, text_dim)
         self.gate = nn.Parameter(torch.ones(text_dim if per_channel else 1))
 
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+    def forward(
+        self, x: Float[Tensor, "B C h w"], added: Float[Tensor, "B D h w"] | None = None
+    ) -> Float[Tensor, "B D h w"]:
+        """
+        Args:
+            added: what the projection is added to.
+        """
         weight, bias = self.projection.weight, self.projection.bias
         assert bias is not None
-        return F.conv2d(x, weight * self.gate[:, None, None, None], bias * self.gate)
+        return project(x, weight * self.gate[:, None, None, None], bias * self.gate, added)
 
 
 class ShortcutFilter(nn.Module):
@@ -80,95 +79,7 @@ class ShortcutFilter(nn.Module):
     def forward(
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B D h w"]:
-        weights = self.weights(features).float()
-        if kernels.applies_to(shortcut):
-            from ovd.kernels.neighbors import WeightedNeighbors
-
-            filtered = WeightedNeighbors.apply(shortcut.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1), self.size)
-            return filtered.permute(0, 3, 1, 2)
-        return _WeightedNeighbors.apply(shortcut, weights, self.size)
-
-
-class _WeightedNeighbors(torch.autograd.Function):
-    """shortcut + sum over offsets i of weights_i * (shortcut moved by i), zeros beyond the border.
-
-    The gradient is written out, since autograd would keep a copy of the shortcut for every offset, which takes a fifth
-    of a training step.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
-    ) -> Float[Tensor, "B D h w"]:
-        ctx.save_for_backward(shortcut, weights)
-        ctx.size = size
-        last = shortcut.permute(0, 2, 3, 1)  # channels last, which is the layout in bf16 already
-        filtered = last.clone(memory_format=torch.contiguous_format)
-        for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], size)):
-            filtered[here].addcmul_(weights[:, index, :, :, None][here], last[there])
-        return filtered.permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, None]:
-        shortcut, weights = ctx.saved_tensors
-        last, slope = shortcut.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-        of_shortcut = slope.clone(memory_format=torch.contiguous_format)
-        of_weights = torch.zeros_like(weights)
-        for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], ctx.size)):
-            of_shortcut[there].addcmul_(weights[:, index, :, :, None][here], slope[here])
-            of_weights[:, index][here] = (slope[here] * last[there]).sum(dim=-1)
-        return of_shortcut.permute(0, 3, 1, 2), of_weights, None
-
-
-def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slices]]:
-    """Yield, for every offset in a square of side `size`, the points with a neighbor at it, and those neighbors."""
-
-    def along(length: int, offset: int) -> tuple[slice, slice]:
-        low, high = max(0, -offset), max(0, length - max(0, offset))
-        return slice(low, max(low, high)), slice(low + offset, max(low, high) + offset)
-
-    for dy in range(-(size // 2), size // 2 + 1):
-        for dx in range(-(size // 2), size // 2 + 1):
-            (y, y_there), (x, x_there) = along(height, dy), along(width, dx)
-            yield (slice(None), y, x), (slice(None), y_there, x_there)
-
-
-def resample_dense(
-    dense: Float[Tensor, "B D h w"], dense_stride: int, size: tuple[int, int], stride: int
-) -> Float[Tensor, "B D H W"]:
-    """S_l: the dense CLIP feature, resampled to a pyramid level and then normalized to unit length at every location.
-
-    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters.
-    """
-    if stride < dense_stride:
-        dense = _upsample(dense, size)
-    elif stride > dense_stride:
-        dense = F.avg_pool2d(dense, stride // dense_stride, ceil_mode=True, count_include_pad=False)
-    if kernels.applies_to(dense):
-        from ovd.kernels.rows import UnitRows
-
-        return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
-    return F.normalize(dense.float(), dim=1, eps=EPSILON)
-
-
-def _upsample(dense: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B D H W"]:
-    """Bilinear interpolation (align_corners=False) as two matrix products, down and across.
-
-    On a GPU the gradient of torch's own has another sum in every run, and takes longer.
-    """
-    batch, channels, height, width = dense.shape
-    down, across = (_interpolation(old, new, dense) for old, new in zip((height, width), size, strict=True))
-    rows = down @ dense.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    rows = rows.view(batch * size[0], width, channels)
-    return torch.bmm(across.expand(len(rows), -1, -1), rows).view(batch, *size, channels).permute(0, 3, 1, 2)
-
-
-def _interpolation(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
-    """The weights of old positions along a line at new ones."""
-    at = ((torch.arange(new, device=like.device) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
-    distance = (at[:, None] - torch.arange(old, device=like.device)).abs()
-    return (1 - distance).clamp(min=0).to(like.dtype)
+        return add_neighbors(shortcut, self.weights(features).float(), self.size)
 
 
 class PyramidShortcut(nn.Module):
@@ -184,7 +95,7 @@ class PyramidShortcut(nn.Module):
         self, shortcuts: list[Float[Tensor, "B D ..."]], pyramid: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
         levels = zip(shortcuts, pyramid, self.learned, strict=True)
-        return [shortcut + learned(level) for shortcut, level, learned in levels]
+        return [learned(level, shortcut) for shortcut, level, learned in levels]
 
 
 class HeadShortcut(nn.Module):
@@ -199,7 +110,7 @@ class HeadShortcut(nn.Module):
         self, aligned: list[Float[Tensor, "B D ..."]], class_features: list[Float[Tensor, "B C ..."]]
     ) -> list[Float[Tensor, "B D ..."]]:
         levels = zip(aligned, class_features, strict=True)
-        return [self.filter(level, features) + self.learned(features) for level, features in levels]
+        return [self.learned(features, self.filter(level, features)) for level, features in levels]
 
 
 class GatedShortcuts(nn.Module):

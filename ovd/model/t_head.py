@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.model.convolution import Conv2d
 from ovd.model.fcos_head import boxes_around
 from ovd.model.group_norm import GroupNorm
 
@@ -28,7 +29,7 @@ class TaskDecomposition(nn.Module):
             nn.Linear(channels // REDUCTION, num_layers),
             nn.Sigmoid(),
         )
-        self.mix = nn.Sequential(nn.Conv2d(num_layers * channels, channels, 1), GroupNorm(channels, relu=True))
+        self.mix = nn.Sequential(Conv2d(num_layers * channels, channels, 1), GroupNorm(channels, relu=True))
 
     def forward(self, layers: list[Float[Tensor, "B C h w"]]) -> Float[Tensor, "B C h w"]:
         pooled = torch.cat([layer.mean(dim=(2, 3)) for layer in layers], dim=1)
@@ -49,16 +50,16 @@ class TaskAlignedHead(nn.Module):
         super().__init__()
         self.strides = strides
         self.interactive = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels, relu=True))
+            nn.Sequential(Conv2d(channels, channels, 3, padding=1), GroupNorm(channels, relu=True))
             for _ in range(num_convs)
         )
         self.class_tower = TaskDecomposition(channels, num_convs)
         self.box_tower = TaskDecomposition(channels, num_convs)
-        self.distances = nn.Conv2d(channels, 4, 3, padding=1)
+        self.distances = Conv2d(channels, 4, 3, padding=1)
         narrow = channels // REDUCTION
-        last_of_quality, last_of_offsets = nn.Conv2d(narrow, 1, 3, padding=1), nn.Conv2d(narrow, 8, 3, padding=1)
-        self.quality = nn.Sequential(nn.Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_quality)
-        self.offsets = nn.Sequential(nn.Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_offsets)
+        last_of_quality, last_of_offsets = Conv2d(narrow, 1, 3, padding=1), Conv2d(narrow, 8, 3, padding=1)
+        self.quality = nn.Sequential(Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_quality)
+        self.offsets = nn.Sequential(Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_offsets)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
         # A bias of 2 makes initial boxes about four strides wide; offsets start at zero.
         for layer, bias in ((self.distances, 2.0), (last_of_quality, 0.0)):

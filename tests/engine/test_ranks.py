@@ -32,7 +32,7 @@ STEPS = 20
 
 
 def make_config(output: Path, world: Path, **changes) -> TrainConfig:
-    train = {"steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 10}
+    train = {"device": "cpu", "steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 10}
     train |= changes.pop("train", {})
     data = {"source": source_of(world, validated=False), **changes.pop("data", {})}
     return small_config(output, world, train=train, data=data, bank={"templates": "none"}, **changes)
@@ -64,8 +64,9 @@ def losses_of(run: Path) -> list[dict[str, float]]:
 def assert_same_losses(run: Path, reference: Path, *, steps: int = STEPS) -> None:
     here, there = losses_of(run), losses_of(reference)
     assert len(here) == len(there) == steps
-    for one, other in zip(here, there, strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+    for step, (one, other) in enumerate(zip(here, there, strict=True)):
+        tolerance = 3e-5 if step < 5 else 2e-3  # what rounding differs by grows from step to step
+        assert one == pytest.approx(other, rel=tolerance, abs=tolerance), step
 
 
 @pytest.fixture(scope="module")

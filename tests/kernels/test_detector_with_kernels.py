@@ -37,7 +37,10 @@ def outputs_and_gradients(detector, images):
     }, gradients
 
 
-@pytest.mark.parametrize("places", [("pyramid", "head"), ("head",), ()])
+@pytest.mark.parametrize(
+    "places",
+    [("pyramid", "head"), pytest.param(("head",), marks=pytest.mark.slow), pytest.param((), marks=pytest.mark.slow)],
+)
 def test_a_detector_with_kernels_is_the_same(places, untrained_clip, monkeypatch):
     torch.manual_seed(0)
     plain = build_detector(untrained_clip, *places).train().to(memory_format=torch.channels_last)

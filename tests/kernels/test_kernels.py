@@ -11,13 +11,13 @@ from torchvision.ops import sigmoid_focal_loss
 pytest.importorskip("triton")
 
 from ovd.kernels.bias_relu import BiasRelu
-from ovd.kernels.focal import FocalLoss
+from ovd.kernels.focal import FocalLoss, FocalSettings
 from ovd.kernels.fold import Fold
 from ovd.kernels.group_norm import GroupNormRelu
 from ovd.kernels.neighbors import WeightedNeighbors
 from ovd.kernels.pool import Halve
 from ovd.kernels.rows import UnitRows
-from ovd.model.gates import _WeightedNeighbors
+from ovd.model.neighbors import _WeightedNeighbors
 from ovd.structures import IGNORED
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
@@ -94,7 +94,7 @@ def test_focal_loss(num_points, num_classes, masked, gamma, monkeypatch):
     labels = torch.randint(IGNORED, num_classes, (num_points,), generator=generator).to(DEVICE)
     mask = (torch.rand(3, num_classes, generator=generator) < 0.6).to(DEVICE) if masked else None
     group = torch.randint(0, 3, (num_points,), generator=generator).to(DEVICE) if masked else None
-    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, 0.25, gamma, 1e-6)
+    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, FocalSettings(gamma=gamma))
 
     inputs = embeddings, text, scale, bias
     logits = scale.double() * (F.normalize(embeddings.double(), dim=1) @ text.double().T) + bias.double()
@@ -116,7 +116,7 @@ def test_focal_loss_in_bfloat16_is_near():
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         given = embeddings.detach().to(dtype).requires_grad_()
-        loss = FocalLoss.apply(given, text, scale, bias, labels, None, None, 0.25, 2.0, 1e-6)
+        loss = FocalLoss.apply(given, text, scale, bias, labels, None, None, FocalSettings())
         found[dtype] = (loss.detach(), torch.autograd.grad(loss, given)[0].float())
     (low, low_gradient), (high, gradient) = found.values()
     assert abs(low - high) < 1e-2 * high
@@ -128,7 +128,7 @@ def test_focal_loss_of_what_needs_a_gradient(kept):
     embeddings, text = random(6, 8).requires_grad_(kept[0]), random(5, 8, seed=1).requires_grad_(kept[1])
     constants = torch.tensor(2.0, device=DEVICE), torch.tensor(0.0, device=DEVICE)
     labels = torch.zeros(6, dtype=torch.int64, device=DEVICE)
-    FocalLoss.apply(embeddings, text, *constants, labels, None, None, 0.25, 2.0, 1e-6).backward()
+    FocalLoss.apply(embeddings, text, *constants, labels, None, None, FocalSettings()).backward()
     assert [embeddings.grad is not None, text.grad is not None] == list(kept)
 
 
@@ -164,14 +164,18 @@ def test_halving(shape):
 def test_a_folded_norm(shape, memory_format):
     weight = random(*shape).contiguous(memory_format=memory_format).requires_grad_()
     norm = torch.nn.BatchNorm2d(shape[0]).to(DEVICE).eval()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     with torch.no_grad():
         for number, tensor in enumerate((norm.weight, norm.bias, norm.running_mean, norm.running_var)):
-            assert tensor is not None
             tensor.copy_(random(shape[0], seed=number + 1).abs() + 0.1)
-    x = random(2, shape[1], 5, 5, seed=7)
+    x = random(2, shape[1], 5, 5, seed=7).double()  # in float32, a GPU's convolution rounds its inputs
     fixed = (norm.running_mean, norm.running_var, norm.eps, torch.float32)
-    measured = F.conv2d(x, *Fold.apply(weight, norm.weight, norm.bias, *fixed))
-    expected = norm(F.conv2d(x, weight))
+    folded, bias = Fold.apply(weight, norm.weight, norm.bias, *fixed)
+    measured = F.conv2d(x, folded.double(), bias.double())
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    offset = norm.bias.double() - norm.running_mean.double() * scale
+    expected = F.conv2d(x, weight.double()) * scale[:, None, None] + offset[:, None, None]
     torch.testing.assert_close(measured, expected, rtol=1e-4, atol=1e-4)
     inputs = weight, norm.weight, norm.bias
     torch.testing.assert_close(gradients(measured, *inputs), gradients(expected, *inputs), rtol=1e-3, atol=1e-3)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
 from ovd.model.backbone_transformer import TransformerBackbone, join_windows, split_windows
-from ovd.model.gates import resample_dense
+from ovd.model.resample import resample_dense
 
 
 @pytest.fixture(

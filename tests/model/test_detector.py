@@ -4,7 +4,8 @@ from small_detector import build_detector
 
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
-from ovd.model.gates import GatedProjection, ShortcutFilter, resample_dense
+from ovd.model.gates import GatedProjection, ShortcutFilter
+from ovd.model.resample import resample_dense
 from ovd.model.t_head import TaskAlignedHead
 
 

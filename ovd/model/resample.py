@@ -1,0 +1,48 @@
+"""The dense CLIP feature at the levels of a pyramid."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd import kernels
+
+EPSILON = 1e-12
+"""Features shorter than this are not scaled to unit length."""
+
+
+def resample_dense(
+    dense: Float[Tensor, "B D h w"], dense_stride: int, size: tuple[int, int], stride: int
+) -> Float[Tensor, "B D H W"]:
+    """S_l: the dense CLIP feature, resampled to a pyramid level and then normalized to unit length at every location.
+
+    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters.
+    """
+    if stride < dense_stride:
+        dense = _upsample(dense, size)
+    elif stride > dense_stride:
+        dense = F.avg_pool2d(dense, stride // dense_stride, ceil_mode=True, count_include_pad=False)
+    if kernels.applies_to(dense):
+        from ovd.kernels.rows import UnitRows
+
+        return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
+    return F.normalize(dense.float(), dim=1, eps=EPSILON)
+
+
+def _upsample(dense: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B D H W"]:
+    """Bilinear interpolation (align_corners=False) as two matrix products, down and across.
+
+    On a GPU the gradient of torch's own has another sum in every run, and takes longer.
+    """
+    batch, channels, height, width = dense.shape
+    down, across = (_interpolation(old, new, dense) for old, new in zip((height, width), size, strict=True))
+    rows = down @ dense.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    rows = rows.view(batch * size[0], width, channels)
+    return torch.bmm(across.expand(len(rows), -1, -1), rows).view(batch, *size, channels).permute(0, 3, 1, 2)
+
+
+def _interpolation(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
+    """The weights of old positions along a line at new ones."""
+    at = ((torch.arange(new, device=like.device) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
+    distance = (at[:, None] - torch.arange(old, device=like.device)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)
