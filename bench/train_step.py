@@ -21,7 +21,7 @@ from peer import torchvision_fcos, torchvision_step
 from ovd.precision import describe_machine
 
 CLASSES = (91, 1203)
-ROUNDS = 5
+ROUNDS = 3
 STEPS_FOR_MEMORY = 2
 """The second has the optimizer's state as well."""
 
