@@ -1,5 +1,6 @@
 """What the benchmarks share: times of forms that take turns, memory of a process, and where the figures go."""
 
+import datetime
 import json
 import multiprocessing
 import statistics
@@ -45,31 +46,38 @@ def time_ratio(seconds: Mapping[str, list[float]], ours: str, peer: str) -> floa
     return round(statistics.median(seconds[ours]) / statistics.median(seconds[peer]), 3)
 
 
-def save(name: str, figures: Any, device: torch.device | None = None) -> None:
-    """Write `bench/results/NAME.json`, in place of an earlier one; `NAME_cuda.json` for a GPU."""
-    FOLDER.mkdir(exist_ok=True)
-    suffix = "_cuda" if device is not None and device.type == "cuda" else ""
-    (FOLDER / f"{name}{suffix}.json").write_text(json.dumps(figures, indent=2) + "\n")
+def results_file(name: str, device: str) -> Path:
+    """Where the results of a script are."""
+    return FOLDER / f"{name}{'' if device == 'cpu' else f'_{device}'}.json"
 
 
-def added_bytes(work: Callable[..., object], *arguments: Any, device: torch.device) -> int:
-    """Memory that a call adds at its peak, in a process of its own; on a GPU, what torch allocates there.
+def save(name: str, figures: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Write the results of a script with the date, in place of earlier ones.
 
     Args:
-        work: a function of a module, called with `arguments`.
+        device: that they are of; by default the CPU.
     """
+    FOLDER.mkdir(exist_ok=True)
+    content = {"date": datetime.date.today().isoformat(), **figures}
+    results_file(name, "cpu" if device is None else device.type).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def alone(function: Callable[..., int], *arguments: Any) -> int:
+    """What a function of a script returns in a process of its own."""
     context = multiprocessing.get_context("forkserver")  # imports the script once for all its processes
     context.set_forkserver_preload(["__main__"])
     with context.Pool(1) as pool:
-        return pool.apply(_added_here, (work, arguments, str(device)))
+        return pool.apply(function, arguments)
 
 
-def _added_here(work: Callable[..., object], arguments: tuple[Any, ...], device: str) -> int:
-    if device != "cpu":
-        work(*arguments)
-        return torch.cuda.max_memory_allocated(device)
+def added_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Memory that work adds at its peak to this process, if nothing has held more before; on a GPU, to torch's own."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
     before = resident_bytes()
-    work(*arguments)
+    work()
     return resident_bytes(peak=True) - before
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from fresh import fresh_detector, parse_with_sizes
 from fresh import own_step as step_of_fresh
-from measured import added_bytes, milliseconds, save, seconds_of, time_ratio
+from measured import added_bytes, alone, milliseconds, save, seconds_of, time_ratio
 from peer import torchvision_fcos, torchvision_step
 
 from ovd.precision import describe_machine
@@ -39,11 +39,15 @@ def make_step(
     return torchvision_step(torchvision_fcos(num_classes, size, device, tuned=tuned), batch, tuned=tuned)
 
 
-def take_steps(*arguments) -> None:
-    """Make a form (see `make_step`), and take steps of it."""
-    step = make_step(*arguments)
-    for _ in range(STEPS_FOR_MEMORY):
-        step()
+def peak_bytes(form: str, *settings) -> int:
+    """Memory that a form adds to this process (see `make_step`)."""
+
+    def work() -> None:
+        step = make_step(form, *settings)
+        for _ in range(STEPS_FOR_MEMORY):
+            step()
+
+    return added_bytes(work, settings[-1])
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def main() -> None:
     rows, ratio = [], {}
     for num_classes in CLASSES:
         settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, device)
-        peak = {form: added_bytes(take_steps, form, *settings, device=device) for form in compared}
+        peak = {form: alone(peak_bytes, form, *settings) for form in compared}
         seconds = seconds_of({form: make_step(form, *settings) for form in forms}, device, rounds=ROUNDS)
         for peer in forms[1:]:
             ratio[f"time of {peer}, {num_classes:,} classes"] = time_ratio(seconds, "ours", peer)
