@@ -24,7 +24,7 @@ from ovd.precision import describe_machine
 
 DIM, CLASSES, SCALE, BIAS = 1024, (100, 1203, 13_000), 100.0, -20.0
 POINTS_PER_POSITIVE = 500
-ROUNDS = 5
+ROUNDS = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}
 """Of the loss and of the length of the gradient, relative."""

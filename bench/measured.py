@@ -13,6 +13,8 @@ import torch
 
 FOLDER = Path(__file__).parent / "results"
 ROUNDS = 9
+PRELOADED = ("ovd.jobs.train", "torchvision")
+"""What is imported before a process is started, since it takes seconds."""
 
 
 def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
@@ -64,8 +66,8 @@ def save(name: str, figures: Mapping[str, Any], device: torch.device | None = No
 
 def alone(function: Callable[..., int], *arguments: Any) -> int:
     """What a function of a script returns in a process of its own."""
-    context = multiprocessing.get_context("forkserver")  # imports the script once for all its processes
-    context.set_forkserver_preload(["__main__"])
+    context = multiprocessing.get_context("forkserver")  # imports once for all processes
+    context.set_forkserver_preload(list(PRELOADED))
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)
 

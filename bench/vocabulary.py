@@ -19,7 +19,7 @@ from ovd.precision import describe_machine
 
 VOCABULARIES = (80, 1203, 4585, 13_000, 20_000)
 OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
-ROUNDS = 5
+ROUNDS = 3
 ROUNDING = 1e-3
 
 
