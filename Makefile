@@ -18,7 +18,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt requirements-no-deps.txt
 # Seconds since the epoch at which make began, so that the quick start can count the installation as a stage.
 export OVD_START := $(shell date +%s)
 
-.PHONY: install quickstart test test-all test-lowest lint world clean
+.PHONY: install quickstart test test-all test-lowest lint world bench clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,10 @@ lint: $(INSTALLED)
 
 world: $(INSTALLED)
 	$(PY) tools/make_world.py
+
+# Minutes; no other work should run meanwhile. ARGS=--only-join runs nothing.
+bench: $(INSTALLED)
+	$(PY) bench/join.py $(ARGS)
 
 # Caches only: the environment, data/ and runs/ stay.
 clean:

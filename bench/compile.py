@@ -64,7 +64,7 @@ def main() -> None:
     for name, work in (("training step", step), ("detection", look)):
         result[name] = compare(work, device)
         print(f"{name}: {result[name]}", flush=True)
-    save("compile", result)
+    save("compile", result, device)
 
 
 def compare(work: Callable[[bool], float], device: torch.device) -> dict[str, object]:

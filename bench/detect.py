@@ -1,76 +1,75 @@
-"""Detection, from images to boxes, against torchvision's FCOS.
+"""Detection, from images to boxes, against torchvision's FCOS, and our forward pass alone.
 
     python bench/detect.py                     # CLIP's ResNet-50, 2 images of 320 px
     python bench/detect.py --device cuda       # 16 images of 800 px
 
-Random images, 91 and 1,203 classes, random weights; bf16 autocast and channels last for both where ours uses them. Ours
-is timed up to the boxes on the CPU, and its forward pass alone. There is no score threshold, so that each image gives
-as many boxes as it may.
+Random images, 91 and 1,203 classes, random weights; bf16 autocast and channels last for both where ours has them. Both
+have no score threshold, as many candidates and the same suppression; unless they give equal numbers of boxes, there is
+no ratio. Their boxes are on the CPU in the end.
 """
 
 from collections.abc import Callable
 
 import torch
-from fresh import Fresh, argument_parser, fresh_detector
-from measured import medians, save
-from peer import torchvision_fcos
+from fresh import Fresh, fresh_detector, parse_with_sizes
+from measured import milliseconds, save, seconds_of, time_ratio
+from peer import torchvision_fcos, torchvision_images
+from torch import Tensor
 
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import autocast, describe_machine
 
 CLASSES = (91, 1203)
-CPU_IMAGES, GPU_IMAGES = (2, 320), (16, 800)
-MAX_DETECTIONS, NMS_IOU = 300, 0.6
-CANDIDATES = 5000
-"""As many as torchvision's, which takes 1,000 from each of its five levels."""
+OPTIONS = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=5000)
+"""torchvision takes 1,000 candidates from each of its five levels."""
 
 
-def make_forms(fresh: Fresh, classes: int, batch_size: int, size: int) -> dict[str, Callable[[], object]]:
-    """Ours, our forward pass, and torchvision's, on the same images."""
-    batch, text = fresh.batch(batch_size, size, classes), fresh.text(classes)
-    options = DetectionOptions(
-        score_threshold=0.0, nms_iou=NMS_IOU, max_detections=MAX_DETECTIONS, candidates=CANDIDATES
+def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> dict[str, Callable[[], list[Tensor]]]:
+    """Ours, our forward pass, and torchvision's on the same images; each returns its boxes by image."""
+    batch, text, low_precision = (
+        fresh.batch(batch_size, size, num_classes),
+        fresh.text(num_classes),
+        fresh.low_precision,
     )
-    low_precision = fresh.low_precision
-    inference = Inference(fresh.detector.eval(), size=size, options=options, low_precision=low_precision)
-    peer = torchvision_fcos(classes, size, fresh.device, tuned=low_precision).eval()
-    peer.score_thresh, peer.detections_per_img, peer.nms_thresh = 0.0, MAX_DETECTIONS, NMS_IOU
-    pixels = [image.float() / 255 for image in batch.images]
+    inference = Inference(fresh.detector, size=size, options=OPTIONS, low_precision=low_precision)
+    peer = torchvision_fcos(num_classes, size, fresh.device, tuned=low_precision).eval()
+    peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
+    peer.detections_per_img = OPTIONS.max_detections
+    images = torchvision_images(batch)
+
+    def ours() -> list[Tensor]:
+        return [found.boxes for found in inference.detect(text, batch.images, batch.sizes, batch.sizes)]
+
+    def forward() -> list[Tensor]:
+        return list(inference.predict(batch.images, batch.sizes).boxes)
 
     @torch.no_grad()
-    def torchvision() -> None:
+    def torchvision() -> list[Tensor]:
         with autocast(fresh.device, low_precision):
-            found = peer(list(pixels))
-        for item in found:
-            item["boxes"].cpu()
+            found = peer(images)
+        return [{name: part.cpu() for name, part in item.items()}["boxes"] for item in found]
 
-    return {
-        "ours": lambda: inference.detect(text, batch.images, batch.sizes, batch.sizes),
-        "forward": lambda: inference.predict(batch.images, batch.sizes),
-        "torchvision": torchvision,
-    }
+    return {"ours": ours, "forward": forward, "torchvision": torchvision}
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, config="configs/lvis_base_rn50.yaml", batch_size=None, size=None)
-    arguments = parser.parse_args()
+    arguments = parse_with_sizes(__doc__)
     device = arguments.device
-    images, side = GPU_IMAGES if device.type == "cuda" else CPU_IMAGES
-    batch_size, size = arguments.batch_size or images, arguments.size or side
-    rows = []
-    for classes in CLASSES:
-        seconds = medians(make_forms(fresh_detector(arguments.config, device), classes, batch_size, size), device)
-        rows.append(
-            {
-                "classes": classes,
-                "milliseconds": {form: round(1000 * value, 1) for form, value in seconds.items()},
-                "time_ratio": round(seconds["ours"] / seconds["torchvision"], 3),
-            }
-        )
+    rows, ratio = [], {}
+    for num_classes in CLASSES:
+        fresh = fresh_detector(arguments.config, device)
+        forms = make_forms(fresh, num_classes, arguments.batch_size, arguments.size)
+        counts = {form: list(map(len, forms[form]())) for form in ("ours", "torchvision")}
+        if counts["ours"] != counts["torchvision"]:
+            raise SystemExit(f"no ratio: numbers of boxes are {counts}")
+        seconds = seconds_of(forms, device)
+        ratio[f"time, {num_classes:,} classes"] = time_ratio(seconds, "ours", "torchvision")
+        rows.append({"classes": num_classes, "milliseconds": milliseconds(seconds)})
         print(rows[-1], flush=True)
-    settings = {"config": str(arguments.config), "batch_size": batch_size, "size": size}
-    save("detect", {"machine": describe_machine(device), "settings": settings, "rows": rows})
+    print(ratio)
+    settings = {name: str(value) for name, value in vars(arguments).items()}
+    save("detect", {"machine": describe_machine(device), "settings": settings, "ratio": ratio, "rows": rows}, device)
 
 
 if __name__ == "__main__":

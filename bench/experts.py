@@ -56,7 +56,7 @@ def main() -> None:
         ),
     }
     print(result)
-    save(f"experts_{arguments.config.stem}", result)
+    save(f"experts_{arguments.config.stem}", result, device)
 
 
 def side_of(fresh: Fresh) -> SideBranch:

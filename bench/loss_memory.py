@@ -10,13 +10,10 @@ of the embeddings differs from ours, there is no ratio.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
-from measured import medians, resident_bytes, save
+from measured import added_bytes, alone, milliseconds, save, seconds_of, time_ratio
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
@@ -27,6 +24,7 @@ from ovd.precision import describe_machine
 
 DIM, CLASSES, SCALE, BIAS = 1024, (100, 1203, 13_000), 100.0, -20.0
 POINTS_PER_POSITIVE = 500
+ROUNDS = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}
 """Of the loss and of the length of the gradient, relative."""
@@ -99,59 +97,45 @@ def difference(case: Case) -> float:
     return max(float(of_gradient), abs(float(loss) / float(expected) - 1))
 
 
-def peak_bytes(case: Case, form: str) -> int:
-    """What a form adds to the memory of its process, at its peak."""
-    work = case.forms()[form]
-    if case.device.type == "cuda":
-        before = torch.cuda.memory_allocated(case.device)
-        work()
-        return torch.cuda.max_memory_allocated(case.device) - before
-    before = resident_bytes()
-    work()
-    return resident_bytes(peak=True) - before
+def peak_bytes(points: int, classes: int, dtype: str, device: torch.device, form: str) -> int:
+    """What a form adds to the memory of this process, at its peak."""
+    return added_bytes(Case(points, classes, dtype, device).forms()[form], device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=8_525, help="default: %(default)s")
+    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES, help="default: %(default)s")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default: %(default)s")
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
-    parser.add_argument("--memory-of", nargs=3, metavar=("CLASSES", "DTYPE", "FORM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    if arguments.memory_of:
-        classes, dtype, form = arguments.memory_of
-        print(peak_bytes(Case(arguments.points, int(classes), dtype, arguments.device), form))
-        return
-    rows = []
-    for classes in CLASSES:
+    rows, ratio = [], {}
+    for classes in arguments.classes:
         for dtype in DTYPES:
-            case = Case(arguments.points, classes, dtype, arguments.device)
+            settings = (arguments.points, classes, dtype, arguments.device)
+            case = Case(*settings)
             forms = case.forms()
             if "torchvision" in forms and (found := difference(case)) > LARGEST_DIFFERENCE[dtype]:
                 raise SystemExit(f"no ratio: at {classes} classes in {dtype} ours differs by {found}")
-            seconds = medians(forms, arguments.device)
-            measured = () if arguments.no_memory else forms
-            memory = {name: peak_of_process(arguments, classes, dtype, name) for name in measured}
+            seconds = seconds_of(forms, arguments.device, rounds=ROUNDS)
+            peak = {} if arguments.no_memory else {form: alone(peak_bytes, *settings, form) for form in forms}
+            row = f"{classes:,} classes, {dtype}"
+            ratio |= {f"time of {form}, {row}": time_ratio(seconds, "ours", form) for form in forms if form != "ours"}
+            if "torchvision" in peak:
+                ratio[f"memory of torchvision, {row}"] = round(peak["ours"] / peak["torchvision"], 3)
             rows.append(
                 {
                     "classes": classes,
                     "dtype": dtype,
-                    "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
-                    "time_ratio": {name: round(seconds["ours"] / seconds[name], 2) for name in forms if name != "ours"},
-                    "peak_MB": {name: round(value / 2**20) for name, value in memory.items()},
+                    "milliseconds": milliseconds(seconds),
+                    "peak_MB": {form: round(value / 2**20) for form, value in peak.items()},
                 }
             )
             print(rows[-1], flush=True)
-    settings = {"points": arguments.points, "dim": DIM}
-    save("loss_memory", {"machine": describe_machine(arguments.device), "settings": settings, "rows": rows})
-
-
-def peak_of_process(arguments: argparse.Namespace, classes: int, dtype: str, form: str) -> int:
-    """`peak_bytes` in a process of its own."""
-    command = [sys.executable, __file__, "--points", str(arguments.points), "--device", str(arguments.device)]
-    done = subprocess.run([*command, "--memory-of", str(classes), dtype, form], check=True, capture_output=True)
-    return int(json.loads(done.stdout))
+    print(ratio)
+    result = {"machine": describe_machine(arguments.device), "settings": {"points": arguments.points, "dim": DIM}}
+    save("loss_memory", result | {"ratio": ratio, "rows": rows}, arguments.device)
 
 
 if __name__ == "__main__":

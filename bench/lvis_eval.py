@@ -96,7 +96,8 @@ def main() -> None:
         "detections": len(detections),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "ratio": {
-            name: round(seconds[name] / seconds[f"{name}, hotcoco alone"], 2) for name in ("from files", "from arrays")
+            f"time of hotcoco alone, {name}": round(seconds[name] / seconds[f"{name}, hotcoco alone"], 3)
+            for name in ("from files", "from arrays")
         },
     }
     print(json.dumps(result, indent=2))

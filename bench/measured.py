@@ -1,6 +1,8 @@
 """What the benchmarks share: times of forms that take turns, memory of a process, and where the figures go."""
 
+import datetime
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,12 +13,21 @@ import torch
 
 FOLDER = Path(__file__).parent / "results"
 ROUNDS = 9
+PRELOADED = ("ovd.jobs.train", "torchvision")
+"""What is imported before a process is started, since it takes seconds."""
 
 
 def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Median seconds of each form over `ROUNDS`, in which they take turns, after one that is not counted."""
+    """Median of `seconds_of` each form."""
+    return {name: statistics.median(values) for name, values in seconds_of(forms, device).items()}
+
+
+def seconds_of(
+    forms: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of each form in every round; they take turns, after a round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for name, form in forms.items():
             start = time.perf_counter()
             form()
@@ -24,13 +35,52 @@ def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> 
                 torch.cuda.synchronize(device)
             if number > 0:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
-def save(name: str, figures: Any) -> None:
-    """Write `bench/results/NAME.json`, in place of an earlier one."""
+def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """The raw times as results have them."""
+    return {name: [round(1000 * value, 2) for value in values] for name, values in seconds.items()}
+
+
+def time_ratio(seconds: Mapping[str, list[float]], ours: str, peer: str) -> float:
+    """Median time of a form over that of its peer."""
+    return round(statistics.median(seconds[ours]) / statistics.median(seconds[peer]), 3)
+
+
+def results_file(name: str, device: str) -> Path:
+    """Where the results of a script are."""
+    return FOLDER / f"{name}{'' if device == 'cpu' else f'_{device}'}.json"
+
+
+def save(name: str, figures: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Write the results of a script with the date, in place of earlier ones.
+
+    Args:
+        device: that they are of; by default the CPU.
+    """
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    content = {"date": datetime.date.today().isoformat(), **figures}
+    results_file(name, "cpu" if device is None else device.type).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def alone(function: Callable[..., int], *arguments: Any) -> int:
+    """What a function of a script returns in a process of its own."""
+    context = multiprocessing.get_context("forkserver")  # imports once for all processes
+    context.set_forkserver_preload(list(PRELOADED))
+    with context.Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def added_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Memory that work adds at its peak to this process, if nothing has held more before; on a GPU, to torch's own."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    before = resident_bytes()
+    work()
+    return resident_bytes(peak=True) - before
 
 
 def resident_bytes(*, peak: bool = False) -> int:

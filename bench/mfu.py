@@ -1,103 +1,151 @@
 """The share of a machine's peak that a training step reaches, and on a GPU what its time goes to.
 
-    python bench/mfu.py                                                        # 2 images of 320 px
+    python bench/mfu.py                                                              # 2 images of 320 px
     python bench/mfu.py --device cuda [--config configs/lvis_base_convnext_b.yaml]   # 16 images of 800 px
 
-A step's operations are counted (ovd/cost.py), without the losses. The peaks of a matrix product and of a convolution,
-in the precision of the step, and of a copy are measured in the same run.
+A step's operations are counted (ovd/cost.py), without its losses. The peaks of a matrix product and of a convolution,
+in the precision of the step, and the rate of a copy are measured in the same run. Ratios are to the time that the
+step's operations would take at a peak, and to the time in which the GPU computes anything. The forward pass of the
+split is launch by launch, the step's own is a CUDA graph on a GPU.
 """
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
-from fresh import argument_parser, fresh_detector, own_step
-from measured import medians, save
+from fresh import Fresh, fresh_detector, own_step, parse_with_sizes
+from measured import medians, milliseconds, save, seconds_of
+from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from ovd.cost import count_cost
-from ovd.precision import describe_machine
+from ovd.engine.groups import build_groups
+from ovd.engine.optim import Ema, build_optimizer, clip_gradients
+from ovd.precision import autocast, describe_machine
 
-CPU_IMAGES, GPU_IMAGES = (2, 320), (16, 800)
-CLASSES, PROFILED_STEPS, LISTED = 1203, 3, 25
+NUM_CLASSES = 1203
+PROFILED_STEPS = 3
+LISTED = 25
+"""Kernels that are listed, the most expensive ones."""
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, config="configs/lvis_base_rn50.yaml", batch_size=None, size=None)
-    arguments = parser.parse_args()
+    arguments = parse_with_sizes(__doc__)
     device = arguments.device
-    images, side = GPU_IMAGES if device.type == "cuda" else CPU_IMAGES
-    batch_size, size = arguments.batch_size or images, arguments.size or side
     fresh = fresh_detector(arguments.config, device)
-    step = own_step(fresh, fresh.batch(batch_size, size, CLASSES), CLASSES)
+    batch = fresh.batch(arguments.batch_size, arguments.size, NUM_CLASSES)
+    step = own_step(fresh, batch, NUM_CLASSES)
+    step()
+
+    def forward() -> object:
+        with autocast(device, fresh.low_precision):
+            return fresh.detector(batch.images)
+
+    raw = seconds_of({"step": step, "forward": forward, "optimizer": optimizer_step(fresh)}, device)
+    seconds = {name: statistics.median(values) for name, values in raw.items()}
     peaks = measured_peaks(device, torch.bfloat16 if fresh.low_precision else torch.float32)
-    seconds = medians({"step": step}, device)["step"]
-    tflops = batch_size * count_cost(fresh.config, size, size).training_flops / seconds / 1e12
+    flops = arguments.batch_size * count_cost(fresh.config, arguments.size, arguments.size).training_flops
     result = {
         "machine": describe_machine(device),
-        "settings": {"config": str(arguments.config), "batch_size": batch_size, "size": size, "classes": CLASSES},
-        "step_ms": round(1000 * seconds, 1),
-        "images_per_s": round(batch_size / seconds, 1),
-        "tflop_per_s": round(tflops, 3),
+        "settings": {name: str(value) for name, value in vars(arguments).items()} | {"classes": NUM_CLASSES},
+        "ratio": {
+            f"time at the peak of {form}": round(seconds["step"] * peaks[f"{form}_tflop_per_s"] * 1e12 / flops, 3)
+            for form in ("convolutions", "products")
+        },
+        "milliseconds": milliseconds(raw),
+        "backward_and_losses_ms": round(1000 * (2 * seconds["step"] - sum(seconds.values())), 1),
+        "images_per_s": round(arguments.batch_size / seconds["step"], 1),
+        "tflop_per_s": round(flops / seconds["step"] / 1e12, 3),
         "peaks": peaks,
-        "share_of_matmul_peak": round(tflops / peaks["matmul_tflop_per_s"], 3),
-        "share_of_conv_peak": round(tflops / peaks["conv_tflop_per_s"], 3),
-        **(profiled(step, seconds) if device.type == "cuda" else {}),
     }
+    if device.type == "cuda":
+        result["gpu"] = profiled(step)
+        result["ratio"]["time in which it is busy"] = round(1000 * seconds["step"] / result["gpu"]["busy_ms"], 3)
     for name, value in result.items():
-        print(f"{name}: {value}" if name != "kernels" else "\n".join(value))
-    save(f"mfu_{arguments.config.stem}", result)
+        print(f"{name}: {value}")
+    save(f"mfu_{arguments.config.stem}", result, device)
+
+
+def optimizer_step(fresh: Fresh) -> Callable[[], object]:
+    """Clip gradients, which stay the same, take a step of AdamW and update the average, without a change of weights."""
+    parameters = [parameter for parameter in fresh.detector.parameters() if parameter.requires_grad]
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+    optimizer = build_optimizer(build_groups(fresh.detector, fresh.config.train), lr=0.0)
+    average = Ema(fresh.detector, fresh.config.train.ema_decay)
+
+    def work() -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        clip_gradients(parameters, fresh.config.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(fresh.detector)
+
+    return work
 
 
 def measured_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Of a square matrix product, of a 3 x 3 convolution of 256 channels, and of a copy, counting both ways."""
+    """Of a square matrix product, of a 3 x 3 convolution of 256 channels, and of a copy, which reads and writes."""
     is_gpu = device.type == "cuda"
-    side, maps = (8192, 16) if is_gpu else (2048, 2)
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    x = torch.randn(maps, 256, 100, 100, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    source = torch.empty(2**28 if is_gpu else 2**26, device=device)
+    side, maps, numbers = (8192, 16, 2**28) if is_gpu else (2048, 2, 2**25)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    x, weight = (
+        torch.randn(*shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        for shape in ((maps, 256, 100, 100), (256, 256, 3, 3))
+    )
+    source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
-    forms: dict[str, Callable[[], object]] = {
-        "matmul": lambda: a @ b, "conv": lambda: F.conv2d(x, weight, padding=1), "copy": lambda: target.copy_(source),
-    }  # fmt: skip
-    seconds = medians(forms, device)
+    seconds = medians(
+        {
+            "products": lambda: left @ right,
+            "convolutions": partial(F.conv2d, x, weight, padding=1),
+            "copy": lambda: target.copy_(source),
+        },
+        device,
+    )
     return {
-        "matmul_tflop_per_s": round(2 * side**3 / seconds["matmul"] / 1e12, 2),
-        "conv_tflop_per_s": round(2 * x.numel() * weight[0].numel() / seconds["conv"] / 1e12, 2),
+        "products_tflop_per_s": round(2 * side**3 / seconds["products"] / 1e12, 3),
+        "convolutions_tflop_per_s": round(2 * x.numel() * weight[0].numel() / seconds["convolutions"] / 1e12, 3),
         "copy_gb_per_s": round(2 * source.nbytes / seconds["copy"] / 1e9, 1),
     }
 
 
-def profiled(step: Callable[[], object], seconds: float) -> dict[str, object]:
-    """Kernels, and waits of the host, of a step.
-
-    Args:
-        seconds: of a step that is not profiled.
-    """
+def profiled(step: Callable[[], object]) -> dict[str, object]:
+    """Kernels of a step, the waits of the host in it, and the time in which any kernel runs."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(PROFILED_STEPS):
             step()
         torch.cuda.synchronize()
-    events = profiler.key_averages()
-    kernels = [
-        event for event in events
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.key.startswith("Optimizer.step")
-    ]  # fmt: skip
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    spans = ((event.time_range.start, event.time_range.end) for event in events if not event.is_user_annotation)
+    summed = profiler.key_averages()
+    kernels = [event for event in summed if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     kernels.sort(key=lambda event: -event.self_device_time_total)
-    busy_ms = sum(event.self_device_time_total for event in kernels) / 1000 / PROFILED_STEPS
-    waits = sum(event.count for event in events if event.key in ("cudaStreamSynchronize", "cudaDeviceSynchronize"))
+    waits = sum(event.count for event in summed if event.key == "cudaStreamSynchronize")
     return {
-        "busy_ms": round(busy_ms, 1),
-        "busy_share": round(busy_ms / 1000 / seconds, 3),
-        "launches": round(sum(event.count for event in kernels) / PROFILED_STEPS),
-        "waits_of_the_host": round(waits / PROFILED_STEPS),
-        "kernels": [
-            f"{event.self_device_time_total / 1000 / PROFILED_STEPS:8.2f} ms {event.count / PROFILED_STEPS:6.0f} x "
-            f"{event.key[:100]}"
+        "busy_ms": round(covered(spans) / 1000 / PROFILED_STEPS, 2),
+        "kernels_per_step": round(sum(event.count for event in kernels) / PROFILED_STEPS),
+        "host_synchronizations_per_step": round(waits / PROFILED_STEPS, 1),
+        "most_expensive": [
+            {
+                "ms_per_step": round(event.self_device_time_total / 1000 / PROFILED_STEPS, 2),
+                "per_step": round(event.count / PROFILED_STEPS, 1),
+                "kernel": event.key[:100],
+            }
             for event in kernels[:LISTED]
         ],
     }
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import torch
 from measured import save
 
 from ovd.choices import DataFormatName
@@ -19,9 +20,11 @@ from ovd.data.annotations import load_annotations
 from ovd.data.buckets import padded_shape, shape_groups
 from ovd.data.loader import TrainOrder
 from ovd.data.report import DataReport
+from ovd.precision import describe_machine
 
 NUM_IMAGES, BATCH_SIZE, LONGEST_SIDE, DIVISOR = 20_000, 16, 1333, 32
 NUM_GROUPS = (1, 2, 4, 6, 8, 12)
+MOST_SHAPES = 8
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
     index = load_annotations(arguments.annotations, None, format=arguments.format, report=DataReport())
     known = index.image_sizes[index.image_sizes.min(axis=1) > 0]
     sizes = known[np.random.default_rng(0).integers(len(known), size=NUM_IMAGES)]
-    rows = []
+    rows: list[dict[str, float]] = []
     for num_groups in NUM_GROUPS:
         groups, shapes = shape_groups(sizes, num_groups, size=LONGEST_SIDE, divisor=DIVISOR)
         order = TrainOrder(
@@ -50,7 +53,9 @@ def main() -> None:
             used += int(resized.prod(axis=1).sum())
         rows.append({"groups": num_groups, "padding": padded / used - 1, "shapes": len(seen)})
         print(f"{num_groups:3} groups  padding {100 * rows[-1]['padding']:6.1f} %  {len(seen):4} shapes")
-    save("padding", rows)
+    fitting = min(row["padding"] for row in rows if row["shapes"] <= MOST_SHAPES)
+    ratio = {f"pixels of the images' own, {MOST_SHAPES} shapes": round(1 + fitting, 3)}
+    save("padding", {"machine": describe_machine(torch.device("cpu")), "ratio": ratio, "rows": rows})
 
 
 if __name__ == "__main__":

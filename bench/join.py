@@ -1,0 +1,138 @@
+"""Run the benchmarks that this machine can run, and join all results into docs/benchmarks.json, .md and .png.
+
+    python bench/join.py                          # all rows of a CPU, or of a GPU where there is one
+    python bench/join.py --rows detect optimizer  # some of them
+    python bench/join.py --only-join              # run none
+
+The rows and their marks are in bench/rows.py. A script that finds that outputs differ leaves no result. The rows of a
+device of which there is no result here stay as docs/benchmarks.json has them.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from measured import results_file
+from rows import ANNOTATIONS, ROWS, Row
+
+from ovd.precision import describe_machine
+
+ROOT = Path(__file__).parents[1]
+JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
+HEAD = """# Benchmarks
+
+Written by `make bench`, which runs a script of `bench/` for each row; the script says what is measured, and
+`bench/rows.py` what is to be reached. A ratio is our time or memory over that of the peer in the same run, so lower is
+better. A CPU's ratio says nothing of a GPU's.
+
+![each ratio over its mark](benchmarks.png)
+
+| script | device | mark | ratio | at most | reached |
+|---|---|---|---|---|---|
+"""
+
+
+def run(row: Row) -> None:
+    """Run a row's script; it leaves no result if it fails."""
+    results_file(row.name, row.device).unlink(missing_ok=True)
+    command = row.command()
+    print(f"$ python bench/{' '.join(command)}", flush=True)
+    done = subprocess.run([sys.executable, f"bench/{command[0]}", *command[1:]], cwd=ROOT)
+    if done.returncode:
+        print(f"{row.name} on {row.device} has no result", flush=True)
+
+
+def joined(row: Row, raw: dict[str, Any]) -> dict[str, Any]:
+    """A row as the page has it, from what its script has written."""
+    ratio = raw["ratio"]
+    marks = {
+        mark: {"limit": round(limit, 3), "reached": mark in ratio and ratio[mark] <= limit}
+        for mark, limit in row.limits.items()
+    }
+    reached = all(mark["reached"] for mark in marks.values())
+    return {"name": row.name, "device": row.device, "ratio": ratio, "marks": marks, "reached": reached, "raw": raw}
+
+
+def all_rows() -> list[dict[str, Any]]:
+    """The rows that have a result, here or, for another device, on the page."""
+    before = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
+    files = [(row, results_file(row.name, row.device)) for row in ROWS]
+    here = {row.device for row, file in files if file.exists()}
+    rows = []
+    for row, file in files:
+        if file.exists():
+            rows.append(joined(row, json.loads(file.read_text())))
+        elif row.device not in here and (row.name, row.device) in before:
+            rows.append(joined(row, before[row.name, row.device]))
+    return rows
+
+
+def _rows_of_page() -> list[dict[str, Any]]:
+    return json.loads(JSON.read_text())["rows"] if JSON.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The page."""
+    lines = [
+        f"| {row['name']} | {row['device']} | {mark} | {row['ratio'].get(mark, 'none')} | {known['limit']} | "
+        f"{'yes' if known['reached'] else 'no'} |"
+        for row in rows
+        for mark, known in row["marks"].items()
+    ]
+    machines = sorted({f"- {row['device']}: {row['raw']['machine']}, {row['raw']['date']}" for row in rows})
+    there = {(row["name"], row["device"]) for row in rows}
+    missing = [f"- {row.name}, {row.device}" for row in ROWS if (row.name, row.device) not in there]
+    parts = [HEAD + "\n".join(lines), "Machines:", "\n".join(machines)]
+    if missing:
+        parts += ["Without a result:", "\n".join(missing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def picture(rows: list[dict[str, Any]]) -> Figure:
+    """A bar for each mark: the ratio over its limit, from 1, where the mark is reached."""
+    bars = [
+        (f"{row['name']}, {row['device']}: {mark}", row["ratio"][mark] / known["limit"], known["reached"])
+        for row in reversed(rows)
+        for mark, known in reversed(row["marks"].items())
+        if mark in row["ratio"]
+    ]
+    figure = Figure(figsize=(9, 1 + 0.24 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:green" if reached else "tab:red" for _, _, reached in bars]
+    axes.barh([name for name, _, _ in bars], [value - 1 for _, value, _ in bars], left=1, color=colors)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("ratio over its mark; the mark is reached on the left of 1")
+    axes.tick_params(axis="y", labelsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, choices=("cpu", "cuda"), help="default: %(default)s")
+    parser.add_argument("--rows", nargs="+", choices=sorted({row.name for row in ROWS}), help="run only these")
+    parser.add_argument("--only-join", action="store_true", help="run none, join what is there")
+    arguments = parser.parse_args()
+    for row in ROWS if not arguments.only_join else ():
+        is_wanted = row.device == arguments.device and row.name in (arguments.rows or [row.name])
+        if is_wanted and (ANNOTATIONS not in row.arguments or (ROOT / ANNOTATIONS).exists()):
+            run(row)
+    rows = all_rows()
+    machine = describe_machine(torch.device(arguments.device))
+    content = {"machine": machine, "date": datetime.date.today().isoformat(), "rows": rows}
+    JSON.write_text(json.dumps(content, indent=1) + "\n")
+    TABLE.write_text(table(rows))
+    picture(rows).savefig(PICTURE, dpi=100)
+    print(f"{sum(row['reached'] for row in rows)} of {len(rows)} rows reach all their marks; {TABLE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
