@@ -28,6 +28,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
 from ovd.data.report import DataError, DataReport
+from ovd.data.small_objects import count_small_objects
 from ovd.data.transforms import Transform, train_transform
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
@@ -55,7 +56,8 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
     Raises:
         ValueError: the data set has no novel classes, and `data.classes` is `base`.
         VocabularyLeak: a novel class's name would be trained on.
-        DataError: F1 there is no class, or no box that could be learned from.
+        DataError: F1 there is no class, or no box that could be learned from; F4 all objects are too small at
+            `data.size`.
     """
     source = config.data.source
     format = FORMATS[source.format if isinstance(source, FileData) else "lvis"]
@@ -77,6 +79,9 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
             f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
             f"faulty)",
         )
+    # The tiles of mosaics are half as large; where no sample is anything else, that is the size.
+    size = max(1, config.data.size // 2) if config.data.mosaic == 1 else config.data.size
+    count_small_objects(index, report, size=size, largest_scale=config.data.scale[1])
     return index
 
 
