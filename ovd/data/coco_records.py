@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
+from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
 
@@ -44,12 +45,11 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         source.check_federated_labels(images)
     source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
 
-    sizes, files = None, None
+    sizes, files, is_available = None, None, None
     if request.index:
-        sizes = np.array(
-            [[source.positive(row, "images", side) for side in ("height", "width")] for row in images], dtype=np.int64
-        ).reshape(-1, 2)
         files = tuple(source.image_file(row, federated) for row in images)
+        stated = [source.size(row, required=request.images is None) for row in images]
+        sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
     boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf)
     if request.options.xyxy:
         boxes[:, 2:] -= boxes[:, :2]
@@ -67,6 +67,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         images_root=request.images,
         image_files=files,
         image_sizes=sizes,
+        is_available=is_available,
         federated=_federated_labels(images) if federated else None,
     )
 
@@ -124,6 +125,12 @@ class Source:
         if not 0 < value < LARGEST_COORDINATE:
             raise DataError("F1", f"{self.path}: {name} record {row['id']}: {field} is {value}")
         return value
+
+    def size(self, row: dict[str, Any], *, required: bool) -> tuple[int, int]:
+        """Height and width; two zeros if one of them is missing and not `required`."""
+        if not required and (row.get("height") is None or row.get("width") is None):
+            return 0, 0
+        return self.positive(row, "images", "height"), self.positive(row, "images", "width")
 
     def rows_by_id(self, rows: list[dict[str, Any]], name: str) -> dict[int, int]:
         by_id: dict[int, int] = {}

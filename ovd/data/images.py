@@ -99,22 +99,30 @@ def decode_image(
     return DecodedImage(pixels=np.array(rgb), unrotated=unrotated)
 
 
-def read_sizes(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> list[tuple[int, int] | ImageError]:
+def read_sizes(
+    paths: Sequence[Path], *, expected: Sequence[tuple[int, int]] | None = None, max_pixels: int = MAX_PIXELS
+) -> list[tuple[int, int] | ImageError]:
     """Height and width of each image as `decode_image` would return it, from the headers; or why it cannot be used.
 
     The errors are those of `decode_image`; damage behind a header is found when the image is decoded.
+
+    Args:
+        expected: height and width that the annotation gives to each. Another size is no error; where only the stored,
+            unrotated sides agree with it, these are returned.
     """
 
-    def read(path: Path) -> tuple[int, int] | ImageError:
+    def read(path: Path, expected_size: tuple[int, int] | None) -> tuple[int, int] | ImageError:
         try:
-            return _read_size(path, max_pixels)
+            shown_size, stored_size = _read_size(path, max_pixels)
         except ImageError as error:
             return error
+        return stored_size if stored_size == expected_size else shown_size
 
     sizes: list[tuple[int, int] | ImageError] = []
     with _without_remarks(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
         for start in range(0, len(paths), _SIZES_IN_FLIGHT):
-            sizes += pool.map(read, paths[start : start + _SIZES_IN_FLIGHT])
+            part = slice(start, start + _SIZES_IN_FLIGHT)
+            sizes += pool.map(read, paths[part], [None] * len(paths[part]) if expected is None else expected[part])
     return sizes
 
 
@@ -180,7 +188,8 @@ def _opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Itera
         raise ImageError("F9", f"{name}: cannot be decoded: {error!r}") from error
 
 
-def _read_size(path: Path, max_pixels: int) -> tuple[int, int]:
+def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width as a viewer shows the image, and as it is stored."""
     with _file_errors(path):
         if _check_file(path) == 0:
             raise ImageError("F9", f"{path}: file is empty")
@@ -191,7 +200,7 @@ def _read_size(path: Path, max_pixels: int) -> tuple[int, int]:
                 orientation = _orientation(image, Image.Image.getexif)
             else:
                 orientation = _orientation(image)
-            return _shown_size(width, height, orientation)
+            return _shown_size(width, height, orientation), (height, width)
 
 
 def _has_late_metadata(path: Path) -> bool:

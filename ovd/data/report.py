@@ -48,7 +48,7 @@ class DataReport:
         Args:
             stops: whether too many skips are an error; a check of a data set wants to see them all.
         """
-        self._stops = stops
+        self.stops = stops
         self._used: Counter[Unit] = Counter()
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._most_in_a_row: Counter[Unit] = Counter()
@@ -141,7 +141,7 @@ class DataReport:
         Raises:
             DataError: with the code that was counted most and its first records.
         """
-        if not self._stops:
+        if not self.stops:
             return
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
