@@ -24,6 +24,7 @@ from ovd.data.buckets import shape_groups
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
 from ovd.data.held_out import held_out_images, held_out_names
+from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
@@ -164,6 +165,19 @@ def load_evaluation_index(
     return FORMATS[format].evaluation_split(index)
 
 
+def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> int:
+    """Count the images of a set that are missing; none of them is opened.
+
+    Raises:
+        DataError: F8 one is missing and `all_needed`, or too many are.
+    """
+    by_base_name = isinstance(source, FileData) and source.by_base_name
+    has_option = "by_base_name" in FORMATS[index.format].options and not by_base_name
+    return check_images_exist(
+        index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
+    )
+
+
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
     if folder is None and not FORMATS[format].finds_images:
         raise ValueError(f"data.source.train_images is missing: format {format} needs the folder of images")
@@ -172,7 +186,13 @@ def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
 
 def _format_options(source: FileData, split: str | None) -> FormatOptions:
     class_names = None if source.class_names is None else data_root() / source.class_names
-    return FormatOptions(split=split, class_names=class_names, zero_based=source.zero_based, xyxy=source.xyxy)
+    return FormatOptions(
+        split=split,
+        class_names=class_names,
+        zero_based=source.zero_based,
+        xyxy=source.xyxy,
+        by_base_name=source.by_base_name,
+    )
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
+from ovd.data.image_names import files_by_base_name
 from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
@@ -48,6 +49,8 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
     sizes, files, is_available = None, None, None
     if request.index:
         files = tuple(source.image_file(row, federated) for row in images)
+        if request.options.by_base_name:
+            files = files_by_base_name(path, files, request.images)
         stated = [source.size(row, required=request.images is None) for row in images]
         sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
     boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf)

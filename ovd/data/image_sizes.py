@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from ovd.data.image_files import readable_sizes
+from ovd.data.image_names import check_images_exist
 from ovd.data.images import ImageError, read_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
@@ -40,6 +41,14 @@ def fill_sizes(
     missing = np.flatnonzero((sizes == 0).any(axis=1))
     if not len(missing) or request.images is None:
         return sizes, None
+    if report.stops:
+        check_images_exist(
+            request.annotations,
+            files,
+            request.images,
+            all_needed=False,
+            has_option=not request.options.by_base_name,
+        )
     paths = [request.images / files[row] for row in missing.tolist()]
     found, found_sizes = readable_sizes(paths, report, stops=request.truth)
     where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
