@@ -45,6 +45,8 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
     if federated:
         source.check_federated_labels(images)
     source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
+    if federated:
+        source.check_label_ids(images)
 
     sizes, files, is_available = None, None, None
     if request.index:
@@ -94,6 +96,8 @@ def _parse(path: Path, content: bytes) -> Any:
     except json.JSONDecodeError as error:
         byte = len(text[: error.pos].encode())
         raise DataError("F1", f"{path}: not whole JSON at byte {byte} of {len(content)}: {error.msg}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError("F1", f"{path}: a number has too many digits ({error})") from error
     except RecursionError as error:
         raise DataError("F1", f"{path}: JSON nested too deeply") from error
     finally:
@@ -152,6 +156,15 @@ class Source:
                         f"{self.path}: image {row['id']} has no {field}; LVIS metrics would change without a word. "
                         f"Use format 'coco' for files without federated labels",
                     )
+
+    def check_label_ids(self, images: list[dict[str, Any]]) -> None:
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                for category_id in row[field]:
+                    if type(category_id) is not int or abs(category_id) > np.iinfo(np.int64).max:
+                        raise DataError(
+                            "F7", f"{self.path}: image {row['id']}: {field} has {category_id!r}, which is no id"
+                        )
 
     def check_references(
         self,
@@ -223,6 +236,8 @@ class Source:
         name = self.field(row, "categories", "name", str)
         if not name.strip():
             raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
+        if _is_broken(name):
+            raise DataError("F1", f"{self.path}: category {row['id']}: {name!r} has half a character")
         frequency: Frequency | None = None
         synonyms: tuple[str, ...] = ()
         image_count = UNCOUNTED
@@ -233,6 +248,8 @@ class Source:
                 raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
         if request.index and (federated or "synonyms" in row):
             synonyms = tuple(str(synonym) for synonym in self.field(row, "categories", "synonyms", list))
+            if broken := [synonym for synonym in synonyms if _is_broken(synonym)]:
+                raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
         if federated and request.index:
             image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
         return Category(row["id"], name, synonyms, frequency, image_count)
@@ -243,6 +260,11 @@ class Source:
             # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
             return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
         return self.field(row, "images", "file_name", str)
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, as JSON can write it and UTF-8 cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:

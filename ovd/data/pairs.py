@@ -306,7 +306,7 @@ def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
     try:
         rows = json.loads(path.read_bytes())["shards"]
         return {row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
 
 
