@@ -28,9 +28,10 @@ from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataReport
 from ovd.data.small_objects import count_small_objects
 from ovd.data.transforms import Transform, train_transform
+from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
 from ovd.distributed import rank, world_size
@@ -71,15 +72,7 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
             "from base classes; set data.classes=all"
         )
     index = split(load_whole_training_set(source, report))
-    if not index.categories:
-        raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
-    if not len(index.boxes.values) and config.data.pairs is None:
-        raise DataError(
-            "F1",
-            f"{index.path}: none of its {len(index)} images has a box to train on ({len(index.crowd_boxes.values)} are "
-            f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
-            f"faulty)",
-        )
+    check_trainable(index, report, needs_boxes=config.data.pairs is None)
     # The tiles of mosaics are half as large; where no sample is anything else, that is the size.
     size = max(1, config.data.size // 2) if config.data.mosaic == 1 else config.data.size
     count_small_objects(index, report, size=size, largest_scale=config.data.scale[1])

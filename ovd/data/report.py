@@ -134,22 +134,25 @@ class DataReport:
         return self._noticed[code]
 
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
-        """Stops when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were skipped.
-
-        A record that comes again in every epoch counts once.
+        """Stops at `too_many`, if the report stops at all.
 
         Raises:
             DataError: with the code that was counted most and its first records.
         """
-        if not self.stops:
-            return
+        error = self.too_many(total, unit=unit)
+        if self.stops and error is not None:
+            raise error
+
+    def too_many(self, total: int, *, unit: Unit = "sample") -> DataError | None:
+        """The error of a run when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were
+        skipped. A record that comes again in every epoch counts once."""
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
         in_a_row = self._most_in_a_row[unit]
         if in_a_row < _MAX_SKIPPED_IN_A_ROW and num_skipped < max(_MIN_SKIPPED_TO_STOP, _MAX_SKIPPED_SHARE * total):
-            return
+            return None
         code = counts.most_common(1)[0][0]
-        raise DataError(
+        return DataError(
             code,
             f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
             f"first: {'; '.join(self._first[f'{code} skipped'][:3])}",
