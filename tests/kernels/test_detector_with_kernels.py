@@ -48,7 +48,7 @@ def test_a_detector_with_kernels_is_the_same(places, untrained_clip, monkeypatch
         for parameter in plain.shortcuts.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     fused = copy.deepcopy(plain)
-    images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     expected, gradients = outputs_and_gradients(plain, images)
     monkeypatch.setattr(kernels, "applies_to", lambda x: True)
     found, found_gradients = outputs_and_gradients(fused, images)
