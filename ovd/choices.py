@@ -10,6 +10,8 @@ ClassSplit = Literal["base", "all"]
 """Which classes of a data set are trained on."""
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
 """Formats of annotations (data/formats.py has one record for each)."""
+ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "open_images"]
+"""What tools/import_boxes.py reads (data/import_boxes.py)."""
 Domain = Literal["shapes", "strokes", "composites"]
 """Foreign data sets (data/world/foreign.py)."""
 ExpertPart = Literal["path", "names"]

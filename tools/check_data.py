@@ -9,7 +9,8 @@
     python ../tools/check_data.py pairs --shards cc12m
 
 Every record is checked and every image decoded, as in training and evaluation; nothing is changed. Prints class counts,
-and each kind of fault with its first 20 records; the codes are explained in data/README.md. Exits with 2 if there is a
+each kind of fault with its first 20 records, and what training and an evaluation would do with the set as a whole; the
+codes are explained in data/README.md. Exits with 2 if there is a
 fault that training would leave out or that would stop an evaluation.
 """
 
@@ -25,6 +26,7 @@ from ovd.data.check import check_images, check_pairs, describe, describe_finding
 from ovd.data.formats import FORMATS
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
+from ovd.data.verdict import evaluation_verdict, training_verdict
 
 
 def main() -> None:
@@ -60,6 +62,8 @@ def main() -> None:
         if not arguments.no_images:
             check_images(index, report)
         print(describe(index, report))
+        if not arguments.no_images:
+            print(f"\n{training_verdict(index, report)}\n{evaluation_verdict(report)}")
     nothing = report.num_used() == 0 and not arguments.no_images
     if nothing or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.cli import run_tool
+from ovd.data.annotations import load_truth
 
 
 def main() -> None:
@@ -24,7 +25,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 < arguments.share < 1:
         parser.error(f"--share {arguments.share} is not between 0 and 1")
-    content = json.loads(arguments.annotations.read_text(encoding="utf-8"))
+    load_truth(arguments.annotations, format="coco")  # says what is wrong with the file, where anything is
+    content = json.loads(arguments.annotations.read_text(encoding="utf-8-sig"))
     images = content["images"]
     order = np.random.default_rng(arguments.seed).permutation(len(images))
     num_first = round(arguments.share * len(images))
@@ -32,8 +34,8 @@ def main() -> None:
         if path.exists():
             raise ValueError(f"{path} exists; give another file")
         kept = [images[row] for row in sorted(rows.tolist())]
-        ids = {image["id"] for image in kept}
-        annotations = [row for row in content["annotations"] if row["image_id"] in ids]
+        ids = {int(image["id"]) for image in kept}
+        annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**content, "images": kept, "annotations": annotations}), encoding="utf-8")
         print(f"{path}: {len(kept):,} images, {len(annotations):,} annotations")

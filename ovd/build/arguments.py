@@ -18,6 +18,9 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
     parser.add_argument("--split", help=f"yolo: key of data.yaml that lists the images (default: {default_split})")
     parser.add_argument("--class-names", type=Path, help="voc: text file of class names (default: from objects)")
     parser.add_argument("--xyxy", action="store_true", help="JSON: boxes are [x1, y1, x2, y2], not COCO's form")
+    parser.add_argument(
+        "--by-base-name", action="store_true", help="JSON, voc: find images by the last part of their names"
+    )
     parser.add_argument("--zero-based", action="store_true", help="voc: corners are box edges that count from 0")
 
 
@@ -28,6 +31,7 @@ def format_options(arguments: Namespace) -> FormatOptions:
         class_names=arguments.class_names,
         zero_based=arguments.zero_based,
         xyxy=arguments.xyxy,
+        by_base_name=arguments.by_base_name,
     )
 
 

@@ -24,11 +24,14 @@ from ovd.data.buckets import shape_groups
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
 from ovd.data.held_out import held_out_images, held_out_names
+from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataReport
+from ovd.data.small_objects import count_small_objects
 from ovd.data.transforms import Transform, train_transform
+from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
 from ovd.distributed import rank, world_size
@@ -55,7 +58,8 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
     Raises:
         ValueError: the data set has no novel classes, and `data.classes` is `base`.
         VocabularyLeak: a novel class's name would be trained on.
-        DataError: F1 there is no class, or no box that could be learned from.
+        DataError: F1 there is no class, or no box that could be learned from; F4 all objects are too small at
+            `data.size`.
     """
     source = config.data.source
     format = FORMATS[source.format if isinstance(source, FileData) else "lvis"]
@@ -68,15 +72,10 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
             "from base classes; set data.classes=all"
         )
     index = split(load_whole_training_set(source, report))
-    if not index.categories:
-        raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
-    if not len(index.boxes.values) and config.data.pairs is None:
-        raise DataError(
-            "F1",
-            f"{index.path}: none of its {len(index)} images has a box to train on ({len(index.crowd_boxes.values)} are "
-            f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
-            f"faulty)",
-        )
+    check_trainable(index, report, needs_boxes=config.data.pairs is None)
+    # The tiles of mosaics are half as large; where no sample is anything else, that is the size.
+    size = max(1, config.data.size // 2) if config.data.mosaic == 1 else config.data.size
+    count_small_objects(index, report, size=size, largest_scale=config.data.scale[1])
     return index
 
 
@@ -159,6 +158,19 @@ def load_evaluation_index(
     return FORMATS[format].evaluation_split(index)
 
 
+def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> int:
+    """Count the images of a set that are missing; none of them is opened.
+
+    Raises:
+        DataError: F8 one is missing and `all_needed`, or too many are.
+    """
+    by_base_name = isinstance(source, FileData) and source.by_base_name
+    has_option = "by_base_name" in FORMATS[index.format].options and not by_base_name
+    return check_images_exist(
+        index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
+    )
+
+
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
     if folder is None and not FORMATS[format].finds_images:
         raise ValueError(f"data.source.train_images is missing: format {format} needs the folder of images")
@@ -167,7 +179,13 @@ def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
 
 def _format_options(source: FileData, split: str | None) -> FormatOptions:
     class_names = None if source.class_names is None else data_root() / source.class_names
-    return FormatOptions(split=split, class_names=class_names, zero_based=source.zero_based, xyxy=source.xyxy)
+    return FormatOptions(
+        split=split,
+        class_names=class_names,
+        zero_based=source.zero_based,
+        xyxy=source.xyxy,
+        by_base_name=source.by_base_name,
+    )
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:

@@ -52,7 +52,7 @@ def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
             isinstance(of_class, list) and all(isinstance(text, str) for text in of_class) for of_class in lists
         ):
             raise TypeError("not lists of texts by class name")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f'{path}: needs JSON of the form {{"class name": ["a text", ...]}} ({error})') from None
     if not set(texts) & set(names):
         raise ValueError(f"{path} has texts about {len(texts)} classes, none of which is in the vocabulary")

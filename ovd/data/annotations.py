@@ -6,6 +6,7 @@ from pathlib import Path
 from ovd.choices import DataFormatName
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
+from ovd.data.image_sizes import with_real_sizes
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, index_of, truth_of
@@ -41,11 +42,12 @@ def load_annotations(
 
     Raises:
         DataError: F1 not whole, or a record without a required field; F2 an id or an image twice; F3 unknown images or
-            categories; F6 a box that is not four finite numbers; F7 LVIS without its federated labels.
+            categories; F6 a box that is not four finite numbers; F7 LVIS without its federated labels; F12 many records
+            with another size than their image, which their boxes leave.
         ValueError: an option that the format does not have, or no folder of images where one is needed.
     """
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
-    table = _read(request, format, report)
+    table = with_real_sizes(_read(request, format, report), report)
     index = index_of(table, format, report)
     return replace(index, truth=truth_of(table)) if with_truth else index
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from ovd.progress import progress
 
 NUM_THREADS = 8
 IN_FLIGHT = 64
+
+Found = list[tuple[Literal["skipped", "repaired"], str, str]]
+"""What became of a sample: kind, fault code, and its name with words. Nothing where it is as it should be."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,13 @@ class ClassCount:
 def check_images(index: AnnotationIndex, report: DataReport) -> None:
     """Decode every image and compare its size with the annotation; `report` counts what is found."""
 
-    def look(image: int) -> tuple[str, str, str] | None:
+    def look(image: int) -> Found:
         record = index.record(image)
         try:
             decoded = decode_image(index.encoded(image), expected_size=(record.height, record.width))
         except ImageError as error:
-            return "skipped", error.code, str(error)
-        return ("repaired", "F12", f"{record.path}: EXIF rotation not applied") if decoded.unrotated else None
+            return [("skipped", error.code, str(error))]
+        return [("repaired", code, f"{record.path}: {words}") for code, words in decoded.repairs()]
 
     for found in progress(_in_threads(look, range(len(index))), len(index), "reading images"):
         _count(found, report)
@@ -47,16 +51,18 @@ def check_images(index: AnnotationIndex, report: DataReport) -> None:
 def check_pairs(shards: PairShards, report: DataReport) -> None:
     """Decode every image, and look at every caption; the shards themselves were checked when they were opened."""
 
-    def look(position: int) -> tuple[str, str, str] | None:
+    def look(position: int) -> Found:
         where = f"{shards.directory}/{shards.location(position)}"
         try:
             pair = shards[position]
-            decode_image(pair.image)
+            decoded = decode_image(pair.image)
         except ImageError as error:
-            return "skipped", error.code, f"{where}: {error}"
+            return [("skipped", error.code, f"{where}: {error}")]
         except ValueError as error:
-            return "skipped", "F30", str(error)
-        return None if pair.caption.strip() else ("skipped", "F30", f"{where}: the caption is empty")
+            return [("skipped", "F30", str(error))]
+        if not pair.caption.strip():
+            return [("skipped", "F30", f"{where}: the caption is empty")]
+        return [("repaired", code, f"{where}: {words}") for code, words in decoded.repairs()]
 
     for found in progress(_in_threads(look, range(len(shards))), len(shards), "reading pairs"):
         _count(found, report)
@@ -106,18 +112,16 @@ def describe_findings(report: DataReport) -> Iterator[str]:
         yield from (f"    {record}" for record in report.first_records()[kind])
 
 
-def _count(found: tuple[str, str, str] | None, report: DataReport) -> None:
-    if found is not None and found[0] == "skipped":
-        report.skipped(*found[1:])
-        return
-    if found is not None:
-        report.repaired(*found[1:])
+def _count(found: Found, report: DataReport) -> None:
+    for kind, code, where in found:
+        if kind == "skipped":
+            report.skipped(code, where)
+            return
+        report.repaired(code, where)
     report.used()
 
 
-def _in_threads(
-    look: Callable[[int], tuple[str, str, str] | None], items: Iterable[int]
-) -> Iterator[tuple[str, str, str] | None]:
+def _in_threads(look: Callable[[int], Found], items: Iterable[int]) -> Iterator[Found]:
     """Results in order; decoding lets other threads run. A bounded number is under way, for memory's sake."""
     remaining = iter(items)
     with ThreadPoolExecutor(NUM_THREADS) as pool:

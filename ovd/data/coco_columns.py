@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from msgspec import UNSET, Struct, UnsetType
 
 from ovd.data.coco_records import Source
+from ovd.data.image_names import files_by_base_name
 from ovd.data.report import DataError
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, FederatedLabels, ReadRequest
 
@@ -94,6 +95,8 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
         names = [_image_file(row, federated) for row in images]
         is_right &= bool(((sizes > 0) & (sizes < LARGEST_COORDINATE)).all()) and None not in names
         files = tuple(name for name in names if name is not None)
+        if request.options.by_base_name:
+            files = files_by_base_name(path, files, request.images)
     areas = None
     if request.truth:
         areas = _areas(objects, boxes, required=federated)

@@ -13,6 +13,8 @@ from jaxtyping import Float64
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
+from ovd.data.image_names import files_by_base_name
+from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
 
@@ -43,13 +45,16 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
     if federated:
         source.check_federated_labels(images)
     source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
+    if federated:
+        source.check_label_ids(images)
 
-    sizes, files = None, None
+    sizes, files, is_available = None, None, None
     if request.index:
-        sizes = np.array(
-            [[source.positive(row, "images", side) for side in ("height", "width")] for row in images], dtype=np.int64
-        ).reshape(-1, 2)
         files = tuple(source.image_file(row, federated) for row in images)
+        if request.options.by_base_name:
+            files = files_by_base_name(path, files, request.images)
+        stated = [source.size(row, required=request.images is None) for row in images]
+        sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
     boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf)
     if request.options.xyxy:
         boxes[:, 2:] -= boxes[:, :2]
@@ -67,6 +72,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         images_root=request.images,
         image_files=files,
         image_sizes=sizes,
+        is_available=is_available,
         federated=_federated_labels(images) if federated else None,
     )
 
@@ -90,6 +96,8 @@ def _parse(path: Path, content: bytes) -> Any:
     except json.JSONDecodeError as error:
         byte = len(text[: error.pos].encode())
         raise DataError("F1", f"{path}: not whole JSON at byte {byte} of {len(content)}: {error.msg}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError("F1", f"{path}: a number has too many digits ({error})") from error
     except RecursionError as error:
         raise DataError("F1", f"{path}: JSON nested too deeply") from error
     finally:
@@ -125,6 +133,12 @@ class Source:
             raise DataError("F1", f"{self.path}: {name} record {row['id']}: {field} is {value}")
         return value
 
+    def size(self, row: dict[str, Any], *, required: bool) -> tuple[int, int]:
+        """Height and width; two zeros if one of them is missing and not `required`."""
+        if not required and (row.get("height") is None or row.get("width") is None):
+            return 0, 0
+        return self.positive(row, "images", "height"), self.positive(row, "images", "width")
+
     def rows_by_id(self, rows: list[dict[str, Any]], name: str) -> dict[int, int]:
         by_id: dict[int, int] = {}
         for position, row in enumerate(rows):
@@ -142,6 +156,15 @@ class Source:
                         f"{self.path}: image {row['id']} has no {field}; LVIS metrics would change without a word. "
                         f"Use format 'coco' for files without federated labels",
                     )
+
+    def check_label_ids(self, images: list[dict[str, Any]]) -> None:
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                for category_id in row[field]:
+                    if type(category_id) is not int or abs(category_id) > np.iinfo(np.int64).max:
+                        raise DataError(
+                            "F7", f"{self.path}: image {row['id']}: {field} has {category_id!r}, which is no id"
+                        )
 
     def check_references(
         self,
@@ -213,6 +236,8 @@ class Source:
         name = self.field(row, "categories", "name", str)
         if not name.strip():
             raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
+        if _is_broken(name):
+            raise DataError("F1", f"{self.path}: category {row['id']}: {name!r} has half a character")
         frequency: Frequency | None = None
         synonyms: tuple[str, ...] = ()
         image_count = UNCOUNTED
@@ -223,6 +248,8 @@ class Source:
                 raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
         if request.index and (federated or "synonyms" in row):
             synonyms = tuple(str(synonym) for synonym in self.field(row, "categories", "synonyms", list))
+            if broken := [synonym for synonym in synonyms if _is_broken(synonym)]:
+                raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
         if federated and request.index:
             image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
         return Category(row["id"], name, synonyms, frequency, image_count)
@@ -233,6 +260,11 @@ class Source:
             # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
             return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
         return self.field(row, "images", "file_name", str)
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, as JSON can write it and UTF-8 cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:

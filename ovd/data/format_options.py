@@ -15,6 +15,10 @@ class SharedOptions(Section):
     xyxy: bool = False
     """JSON: `bbox` is [x1, y1, x2, y2] instead of COCO's [x, y, width, height]."""
 
+    by_base_name: bool = False
+    """JSON, `voc`: an image is the file below the folder of images with the last part of its name, in whatever folder;
+    for names like "../upload/1/x.jpg", with a suffix in other case, or percent-encoded."""
+
 
 class FormatOptions(SharedOptions):
     """All such settings of one set. A format refuses those it does not have."""

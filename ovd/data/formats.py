@@ -46,7 +46,7 @@ class DataFormat:
     """Whether the annotations say where the images are, so that their folder may be left out."""
 
 
-JSON_OPTIONS = frozenset({"xyxy"})
+JSON_OPTIONS = frozenset({"xyxy", "by_base_name"})
 
 FORMATS: dict[DataFormatName, DataFormat] = {
     "lvis": DataFormat(
@@ -67,7 +67,10 @@ FORMATS: dict[DataFormatName, DataFormat] = {
     ),
     "objects365": DataFormat(read=read_objects365, protocol="coco", options=JSON_OPTIONS),
     "voc": DataFormat(
-        read=read_voc, protocol="coco", options=frozenset({"class_names", "zero_based"}), is_coco_json=False
+        read=read_voc,
+        protocol="coco",
+        options=frozenset({"class_names", "zero_based", "by_base_name"}),
+        is_coco_json=False,
     ),
     "yolo": DataFormat(
         read=read_yolo, protocol="coco", options=frozenset({"split"}), is_coco_json=False, finds_images=True

@@ -10,11 +10,11 @@ from jaxtyping import Int64
 from ovd.data.images import ImageError, read_sizes
 from ovd.data.report import DataReport
 
-READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 """Usual suffixes of the formats that are read."""
 
-# Files with these suffixes are images too: listed with the others, so that they are counted as unreadable (F9).
-_OTHER_SUFFIXES = (".tif", ".tiff", ".gif", ".heic", ".avif", ".dng", ".jfif", ".jpe", ".jp2", ".mpo", ".pfm", ".ppm")
+# Files with these suffixes are images too: listed with the others, so that one that is unreadable is counted (F9).
+_OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".ppm")
 
 
 def is_image_name(name: str) -> bool:

@@ -13,10 +13,12 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
+from ovd.data.jpeg_end import with_end
 from ovd.data.report import DataError
 
-# Pillow reads dozens of formats, some through code that is seldom attacked or fixed.
-ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Pillow reads dozens of formats, some through code that is seldom attacked or fixed. It may be built without the
+# decoder of one of these; such an image is then one that cannot be decoded (F9).
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
 
@@ -48,6 +50,13 @@ class DecodedImage:
     """RGB."""
     unrotated: bool
     """True where the sides agree with the annotation only when the EXIF rotation is not applied (F12, a repair)."""
+    without_end: bool = False
+    """True for a JPEG that lacks its end marker and nothing else (F9, a repair)."""
+
+    def repairs(self) -> list[tuple[str, str]]:
+        """What was repaired: fault code and words."""
+        repairs = [("F12", "EXIF rotation not applied, as in the annotation")] if self.unrotated else []
+        return repairs + ([("F9", "the end marker is missing, all rows are there")] if self.without_end else [])
 
 
 def read_image(
@@ -60,10 +69,11 @@ def read_image(
 def decode_image(
     source: Path | bytes, *, expected_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> DecodedImage:
-    """Decodes a JPEG, PNG, WebP or BMP file to RGB as a viewer shows it.
+    """Decodes a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000 file to RGB as a viewer shows it.
 
     The EXIF orientation is applied, transparent pixels are laid over white, 16-bit values are brought to 8 bits by
-    `to_eight_bits`, and of an animation the first frame is read.
+    `to_eight_bits`, and of an animation or of several pages the first is read. A JPEG may lack its end marker, as long
+    as all rows are there (jpeg_end.py).
 
     Args:
         source: a file or its bytes.
@@ -80,11 +90,19 @@ def decode_image(
     if not content:
         raise ImageError("F9", f"{name}: file is empty")
 
+    without_end = False
     with _without_remarks(), _opened(BytesIO(content), name, max_pixels) as image:
         width, height = image.size
-        image.load()
         orientation = _orientation(image)
-        rgb = to_rgb(image)
+        try:
+            image.load()
+            rgb = to_rgb(image)
+        except OSError:
+            whole = with_end(content)
+            if whole is None:
+                raise
+            without_end = True
+            rgb = to_rgb(Image.open(BytesIO(whole), formats=("JPEG",)))
 
     stored_size = (height, width)
     shown_size = _shown_size(width, height, orientation)
@@ -96,25 +114,33 @@ def decode_image(
         )  # fmt: skip
     if orientation != 1 and not unrotated:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    return DecodedImage(pixels=np.array(rgb), unrotated=unrotated)
+    return DecodedImage(np.array(rgb), unrotated, without_end)
 
 
-def read_sizes(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> list[tuple[int, int] | ImageError]:
+def read_sizes(
+    paths: Sequence[Path], *, expected: Sequence[tuple[int, int]] | None = None, max_pixels: int = MAX_PIXELS
+) -> list[tuple[int, int] | ImageError]:
     """Height and width of each image as `decode_image` would return it, from the headers; or why it cannot be used.
 
     The errors are those of `decode_image`; damage behind a header is found when the image is decoded.
+
+    Args:
+        expected: height and width that the annotation gives to each. Another size is no error; where only the stored,
+            unrotated sides agree with it, these are returned.
     """
 
-    def read(path: Path) -> tuple[int, int] | ImageError:
+    def read(path: Path, expected_size: tuple[int, int] | None) -> tuple[int, int] | ImageError:
         try:
-            return _read_size(path, max_pixels)
+            shown_size, stored_size = _read_size(path, max_pixels)
         except ImageError as error:
             return error
+        return stored_size if stored_size == expected_size else shown_size
 
     sizes: list[tuple[int, int] | ImageError] = []
     with _without_remarks(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
         for start in range(0, len(paths), _SIZES_IN_FLIGHT):
-            sizes += pool.map(read, paths[start : start + _SIZES_IN_FLIGHT])
+            part = slice(start, start + _SIZES_IN_FLIGHT)
+            sizes += pool.map(read, paths[part], [None] * len(paths[part]) if expected is None else expected[part])
     return sizes
 
 
@@ -180,7 +206,8 @@ def _opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Itera
         raise ImageError("F9", f"{name}: cannot be decoded: {error!r}") from error
 
 
-def _read_size(path: Path, max_pixels: int) -> tuple[int, int]:
+def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width as a viewer shows the image, and as it is stored."""
     with _file_errors(path):
         if _check_file(path) == 0:
             raise ImageError("F9", f"{path}: file is empty")
@@ -191,7 +218,7 @@ def _read_size(path: Path, max_pixels: int) -> tuple[int, int]:
                 orientation = _orientation(image, Image.Image.getexif)
             else:
                 orientation = _orientation(image)
-            return _shown_size(width, height, orientation)
+            return _shown_size(width, height, orientation), (height, width)
 
 
 def _has_late_metadata(path: Path) -> bool:
@@ -217,6 +244,8 @@ def _orientation(
     image: Image.Image, read_exif: Callable[[Image.Image], Image.Exif] = lambda image: image.getexif()
 ) -> int:
     """1 (upright) to 8; damaged EXIF data counts as none, since the pixels are sound."""
+    if image.format == "TIFF":  # Pillow turns these itself, their size too
+        return 1
     try:
         orientation = read_exif(image).get(_EXIF_ORIENTATION, 1)
     except Exception:  # the EXIF parser raises as freely as the decoders
@@ -225,10 +254,19 @@ def _orientation(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, its transparent pixels over white."""
+    """An image of any mode as RGB, its transparent pixels over white.
+
+    Raises:
+        ValueError: pixels of 32 bits, of which nothing says what is white.
+    """
     if image.mode.startswith("I"):
         # 16-bit grey: convert() would clip at 255 instead of scaling.
-        return Image.fromarray(to_eight_bits(np.asarray(image).astype(np.uint16))).convert("RGB")
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+            raise ValueError(f"values from {values.min()} to {values.max()}; save the image with 8 or 16 bits")
+        return Image.fromarray(to_eight_bits(values.astype(np.uint16))).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("values are floats, and nothing says which is white; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         shown = image.convert("RGBA")
         white = Image.new("RGBA", shown.size, "white")

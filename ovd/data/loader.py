@@ -193,8 +193,8 @@ class DetectionDataset(Dataset):
         except ImageError as error:
             return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
         pixels, labels = transform(decoded.pixels, record.labels, seed)
-        unrotated = f"F12 {record.path}: EXIF rotation not applied, as in the annotation"
-        return _LoadedSample(record.id, pixels, labels, (unrotated,) if decoded.unrotated else ())
+        repaired = tuple(f"{code} {record.path}: {words}" for code, words in decoded.repairs())
+        return _LoadedSample(record.id, pixels, labels, repaired)
 
 
 def to_targets(labels: Labels) -> Targets:

@@ -54,6 +54,7 @@ def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable
     if table.image_files is None:
         return replace(table, categories=categories)
     released = np.array([is_released(file) for file in table.image_files], dtype=bool)
+    is_available = released if table.is_available is None else released & table.is_available
     for row in np.flatnonzero(~released).tolist():
         report.repaired(
             "F8", f"{table.path}: image {table.image_ids[row]}, {table.image_files[row]}: left out, no archive holds it"
@@ -62,7 +63,7 @@ def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable
         table,
         categories=categories,
         image_files=tuple(image_file(file) for file in table.image_files),
-        is_available=None if released.all() else released,
+        is_available=None if is_available.all() else is_available,
     )
 
 

@@ -1,22 +1,31 @@
 """Image-text pairs in tar shards, in the layout that img2dataset and WebDataset share.
 
 A shard `00000.tar` holds, for every sample, `<key>.jpg`, `<key>.txt` (the caption) and optionally `<key>.json`.
-Shards are read by position through an index (shard_index.py).
+Shards are read by position through an index (shard_index.py, which has the rules of names).
 """
 
 import json
+import sys
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from ovd.data.report import DataError
-from ovd.data.shard_index import MEMBER_NAMES, Rejected, ShardFault, ShardIndex, index_shard, read_member
+from ovd.data.shard_index import (
+    MEMBER_NAMES,
+    Rejected,
+    ShardFault,
+    ShardIndex,
+    caption_in,
+    index_shard,
+    read_member,
+)
 from ovd.files import sha256_of, whole_file
 from ovd.progress import progress
 
@@ -108,6 +117,7 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     if manifest is None:
         if not names:
             raise DataError("F13", f"{directory}: no .tar shards here")
+        _notice_gaps(directory, names)
         return dict.fromkeys(names)
     missing, unknown = sorted(manifest.keys() - set(names)), sorted(set(names) - manifest.keys())
     if missing or unknown:
@@ -117,6 +127,18 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
             f"shards not in the manifest: {unknown[:20]}",
         )
     return {name: manifest[name] for name in names}
+
+
+def _notice_gaps(directory: Path, names: list[str]) -> None:
+    """Warn where shards are numbered and numbers are left out: a download may be unfinished."""
+    numbers = sorted(int(Path(name).stem) for name in names if Path(name).stem.isdecimal())
+    gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
+    if gaps:
+        print(
+            f"warning[F13]: {directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
+            f"no {MANIFEST_NAME} says whether a shard is missing; the {len(names)} that are there are read",
+            file=sys.stderr,
+        )
 
 
 class PairShards:
@@ -135,14 +157,15 @@ class PairShards:
     Attributes:
         file_names: of the shards that are open, in order.
         rejected: members of the shards indexed here that are not used: unsafe names (absolute, `..`), links, devices,
-            sparse files, pickles and any other suffix (what follows the name's first dot), and the rest of a sample
-            with an unsafe member.
+            sparse files, pickles and any other suffix, parts of samples, and the rest of a sample with an unsafe
+            member.
+        num_failed: samples of these shards without an image, as failed downloads leave them.
         num_undecodable_captions: captions read so far that were not UTF-8 (their bad bytes read as U+FFFD).
 
     Raises:
-        DataError: F13 no shards, or a shard that is damaged, has half a sample or differs from the manifest (the
-            message names the shard, the samples expected and found, and the SHA-256), or a known one that has another
-            size now. F14 a member twice.
+        DataError: F13 no shards, or a shard that is damaged, has an image without a caption or differs from the
+            manifest (the message names the shard, the samples expected and found, and the SHA-256), or a known one that
+            has another size now. F14 a member twice, or one that may be of two samples.
         ValueError: a shard of `only` is not in the folder.
     """
 
@@ -166,6 +189,7 @@ class PairShards:
                 rejected.append(of_shard)
         self._ends = np.cumsum([len(self._indexes[name]) for name in self.file_names], dtype=np.int64)
         self.rejected = sum(of_shard.count for of_shard in rejected)
+        self.num_failed = sum(of_shard.num_failed for of_shard in rejected)
         self._first_rejected = next((of_shard.first for of_shard in rejected if of_shard.count), ())
         self._undecodable: set[int] = set()
 
@@ -177,9 +201,10 @@ class PairShards:
         return len(self._undecodable)
 
     def describe_rejected(self) -> str:
-        """How many members are not used, and the names of the first."""
-        names = f", such as {', '.join(self._first_rejected)} (a key ends at its first dot)" if self.rejected else ""
-        return f"{self.rejected:,} members of the shards are not used{names}"
+        """How many members are not used, and the names of the first; how many samples have no image."""
+        names = f", such as {', '.join(self._first_rejected)}" if self.rejected else ""
+        failed = f"; {self.num_failed:,} samples have no image (failed downloads)" if self.num_failed else ""
+        return f"{self.rejected:,} members of the shards are not used{names}{failed}"
 
     def __getitem__(self, position: int) -> Pair:
         """Reads one sample.
@@ -240,6 +265,9 @@ class PairShards:
         return read_member(self.directory / name, self._indexes[name], row, member)
 
     def _decode_caption(self, content: bytes, position: int) -> str:
+        name, row = self._find(position)
+        if self._indexes[name].has_caption_in_info(row):
+            return caption_in(content) or ""
         try:
             return content.decode()
         except UnicodeDecodeError:
@@ -278,7 +306,7 @@ def _read_manifest(directory: Path) -> dict[str, ManifestEntry] | None:
     try:
         rows = json.loads(path.read_bytes())["shards"]
         return {row["file"]: ManifestEntry(int(row["samples"]), str(row["sha256"]), int(row["bytes"])) for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError("F13", f"{path} is not a shard manifest: {error!r}") from error
 
 

@@ -1,7 +1,7 @@
 """What happened to the data: counts of everything repaired, skipped, or noticed and left as it is, by fault code.
 
 Codes are those of data/README.md: F4 and F5 concern single boxes, the others whole samples. Always: seen = used +
-skipped.
+skipped, boxes that are left out at the size of the images among the skipped.
 """
 
 import json
@@ -48,12 +48,13 @@ class DataReport:
         Args:
             stops: whether too many skips are an error; a check of a data set wants to see them all.
         """
-        self._stops = stops
+        self.stops = stops
         self._used: Counter[Unit] = Counter()
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._most_in_a_row: Counter[Unit] = Counter()
         self._repaired: Counter[str] = Counter()
         self._noticed: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._skipped_records: dict[str, set[str]] = {}
         self._first: dict[str, list[str]] = {}
@@ -89,6 +90,21 @@ class DataReport:
             print(f"warning[{code}]: {where}", file=sys.stderr)
         self._keep(f"{code} noticed", where)
 
+    def left_out_at_size(self, code: str, count: int, first: list[str]) -> None:
+        """Counts boxes that are sound, were counted as used, and cannot be used at the size of the images; warns.
+
+        Unlike `skipped` boxes they never stop a run by their number: small objects are no damage.
+
+        Args:
+            first: the file and record of the first of them, and which size would keep each.
+        """
+        unit = _unit(code)
+        self._used[unit] -= count
+        self._left_out[code] += count
+        print(f"warning[{code}]: {count:,} objects are left out at this size; the first: {first[0]}", file=sys.stderr)
+        for where in first:
+            self._keep(f"{code} left out at this size", where)
+
     def add_batch(self, batch: "ovd.structures.Batch") -> None:
         """Counts a batch's samples as used, and each line of its `skipped` and `repaired`."""
         for line in batch.repaired:
@@ -101,11 +117,15 @@ class DataReport:
         return self._used[unit]
 
     def num_seen(self, unit: Unit = "sample") -> int:
-        """Used and skipped."""
-        return self._used[unit] + sum(count for code, count in self._skipped.items() if _unit(code) == unit)
+        """Used, skipped and left out at their size."""
+        not_used = self._skipped + self._left_out
+        return self._used[unit] + sum(count for code, count in not_used.items() if _unit(code) == unit)
 
     def num_skipped(self, code: str) -> int:
         return self._skipped[code]
+
+    def num_left_out(self, code: str) -> int:
+        return self._left_out[code]
 
     def num_repaired(self, code: str) -> int:
         return self._repaired[code]
@@ -114,22 +134,25 @@ class DataReport:
         return self._noticed[code]
 
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
-        """Stops when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were skipped.
-
-        A record that comes again in every epoch counts once.
+        """Stops at `too_many`, if the report stops at all.
 
         Raises:
             DataError: with the code that was counted most and its first records.
         """
-        if not self._stops:
-            return
+        error = self.too_many(total, unit=unit)
+        if self.stops and error is not None:
+            raise error
+
+    def too_many(self, total: int, *, unit: Unit = "sample") -> DataError | None:
+        """The error of a run when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were
+        skipped. A record that comes again in every epoch counts once."""
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
         in_a_row = self._most_in_a_row[unit]
         if in_a_row < _MAX_SKIPPED_IN_A_ROW and num_skipped < max(_MIN_SKIPPED_TO_STOP, _MAX_SKIPPED_SHARE * total):
-            return
+            return None
         code = counts.most_common(1)[0][0]
-        raise DataError(
+        return DataError(
             code,
             f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
             f"first: {'; '.join(self._first[f'{code} skipped'][:3])}",
@@ -137,7 +160,12 @@ class DataReport:
 
     def counts(self) -> dict[str, int]:
         """How often each thing was found, such as {"F9 skipped": 2}."""
-        kinds = (("skipped", self._skipped), ("repaired", self._repaired), ("noticed", self._noticed))
+        kinds = (
+            ("skipped", self._skipped),
+            ("left out at this size", self._left_out),
+            ("repaired", self._repaired),
+            ("noticed", self._noticed),
+        )
         return {f"{code} {kind}": count for kind, counts in kinds for code, count in sorted(counts.items())}
 
     def first_records(self) -> dict[str, list[str]]:
@@ -152,6 +180,7 @@ class DataReport:
             "used": {unit: self._used[unit] for unit in units},
             "skipped": {unit: self.num_seen(unit) - self._used[unit] for unit in units},
             "skipped_by_code": dict(sorted(self._skipped.items())),
+            "left_out_at_size_by_code": dict(sorted(self._left_out.items())),
             "repaired_by_code": dict(sorted(self._repaired.items())),
             "noticed_by_code": dict(sorted(self._noticed.items())),
             "first_records": dict(sorted(self._first.items())),

@@ -2,22 +2,43 @@
 
 A shard is never streamed: a streaming reader takes a damaged header for the end of the archive and loses the rest of
 the shard without a word.
+
+| members | read as |
+|---|---|
+| `k.jpg` (any suffix of an image), `k.txt` or `k.caption` | a sample: image and caption |
+| `k.jpg`, `k.json` with a text `caption`, neither `k.txt` nor `k.caption` | a sample with this caption |
+| `a.1.jpg`, `a.1.txt` | sample `a.1`: what stands before the last dot is the key |
+| the same beside `a.jpg` or `a.txt` | stops (F14): they may be parts of sample `a` |
+| `a.seg.png` without `a.seg.txt`; any other suffix | not used, counted |
+| `k.txt` or `k.json` without an image | a failed download, counted; more than half of a shard, and 5, stop |
+| `k.jpg` without a caption; an image or a caption twice | stops (F13; F14) |
 """
 
+import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
 
+from ovd.data.image_files import READ_SUFFIXES
+
 MEMBER_NAMES = ("image", "caption", "info")
 
-_MEMBER_OF_SUFFIX = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
+_MEMBER_OF_SUFFIX = {
+    **{suffix.removeprefix("."): 0 for suffix in READ_SUFFIXES},
+    "txt": 1,
+    "caption": 1,
+    "json": 2,
+}
 _ABSENT = -1
+_MIN_FAILED_TO_STOP = 5
+_MAX_FAILED_SHARE = 0.5
+_MAX_INFO_BYTES = 16 * 1024 * 1024
 _GZIP_SIGNATURE = b"\x1f\x8b"
 # POSIX: an archive ends with two blocks of zeros.
 _END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
@@ -30,7 +51,8 @@ class ShardIndex:
     keys: np.ndarray
     """N UTF-8 byte strings."""
     offsets: Int64[np.ndarray, "N 3"]
-    """Of the first byte of image, caption and info; -1 for an absent info member."""
+    """Of the first byte of image, caption and info; -1 for an absent info member. Where caption and info are one, the
+    caption is in the JSON."""
     sizes: Int64[np.ndarray, "N 3"]
     """In bytes."""
     num_bytes: int
@@ -42,6 +64,9 @@ class ShardIndex:
     def key(self, row: int) -> str:
         return self.keys[row].decode(errors="replace")
 
+    def has_caption_in_info(self, row: int) -> bool:
+        return bool(self.offsets[row, 1] == self.offsets[row, 2])
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -50,6 +75,8 @@ class Rejected:
     count: int
     first: tuple[str, ...]
     """Names of at most three."""
+    num_failed: int
+    """Samples with a caption or info and without an image, which a downloader leaves where it failed."""
 
 
 class ShardFault(Exception):
@@ -62,47 +89,94 @@ class ShardFault(Exception):
 
 
 def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
-    """Reads all headers of a shard, and its end.
+    """Reads all headers of a shard, its end, and the info of samples that have no other caption.
 
     Raises:
-        ShardFault: a header is damaged, the end is missing, a sample has no image or no caption, or one of them twice.
+        ShardFault: a header is damaged, the end is missing, a sample has an image and no caption, one of them twice, or
+            a name that means two things; or most samples have no image.
     """
-    rows: dict[str, tuple[list[int], list[int]]] = {}
+    rows: dict[str, _Sample] = {}
     keys_with_rejected: set[str] = set()
-    rejected = 0
-    first_rejected: list[str] = []
+    rejected: list[str] = []
     for member in _members(file, rows):
         name = member.name.removeprefix("./")
-        key, suffix = _split_name(name)
+        key, suffix, first_key = _split_name(name)
         slot = _MEMBER_OF_SUFFIX.get(suffix)
         is_unsafe = not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse()
         if is_unsafe:
-            keys_with_rejected.add(key)
+            keys_with_rejected |= {key, first_key}
         elif member.isdir():
             continue
         if is_unsafe or slot is None:
-            rejected += 1
-            first_rejected = [*first_rejected, member.name][:3]
+            rejected.append(member.name)
             continue
-        offsets, sizes = rows.setdefault(key, ([_ABSENT] * 3, [0] * 3))
-        if offsets[slot] != _ABSENT:
+        sample = rows.setdefault(key, _Sample(first_key))
+        sample.names.append(member.name)
+        if sample.offsets[slot] != _ABSENT:
             raise ShardFault(f"sample {key!r} has its {MEMBER_NAMES[slot]} member twice", len(rows), "F14")
-        offsets[slot], sizes[slot] = member.offset_data, member.size
+        sample.offsets[slot], sample.sizes[slot] = member.offset_data, member.size
+    num_bytes = file.tell()  # every byte of the end has been looked at
 
-    for key in [key for key, (offsets, _) in rows.items() if _ABSENT in offsets[:2]]:
-        offsets, _ = rows[key]
-        if key not in keys_with_rejected:
-            missing = MEMBER_NAMES[offsets.index(_ABSENT)]
-            raise ShardFault(f"sample {key!r} has no {missing} member", len(rows))
-        rejected += sum(offset != _ABSENT for offset in offsets)
+    num_failed = 0
+    found = dict(rows)
+    for key, sample in found.items():
+        _take_caption_from_info(file, sample)
+        has_image, has_caption = (offset != _ABSENT for offset in sample.offsets[:2])
+        is_part = sample.first_key != key
+        if has_image and has_caption:
+            if is_part and sample.first_key in found:
+                raise ShardFault(
+                    f"{sample.names[0]} may be sample {key!r} or a part of sample {sample.first_key!r}; rename one",
+                    len(rows),
+                    "F14",
+                )
+            continue
         del rows[key]
+        if is_part or key in keys_with_rejected:
+            rejected += sample.names
+        elif has_image:
+            raise ShardFault(f"sample {key!r} has no caption member, nor a text `caption` in its json", len(rows))
+        else:
+            num_failed += 1
+    if num_failed >= _MIN_FAILED_TO_STOP and num_failed > _MAX_FAILED_SHARE * (num_failed + len(rows)):
+        raise ShardFault(f"{num_failed} of {num_failed + len(rows)} samples have no image member", len(rows))
     index = ShardIndex(
         keys=np.array([key.encode(errors="surrogateescape") for key in rows], dtype=np.bytes_),
-        offsets=np.array([offsets for offsets, _ in rows.values()], dtype=np.int64).reshape(-1, 3),
-        sizes=np.array([sizes for _, sizes in rows.values()], dtype=np.int64).reshape(-1, 3),
-        num_bytes=file.tell(),  # every byte of the end has been looked at
+        offsets=np.array([sample.offsets for sample in rows.values()], dtype=np.int64).reshape(-1, 3),
+        sizes=np.array([sample.sizes for sample in rows.values()], dtype=np.int64).reshape(-1, 3),
+        num_bytes=num_bytes,
     )
-    return index, Rejected(rejected, tuple(first_rejected))
+    return index, Rejected(len(rejected), tuple(rejected[:3]), num_failed)
+
+
+@dataclass
+class _Sample:
+    """The members of one key as they are found."""
+
+    first_key: str
+    """The key by WebDataset's rule, which ends at the first dot."""
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=lambda: [_ABSENT] * 3)
+    sizes: list[int] = field(default_factory=lambda: [0] * 3)
+
+
+def _take_caption_from_info(file: BinaryIO, sample: _Sample) -> None:
+    """Let the info be the caption of a sample that has none, if it has one in it."""
+    image, caption, info = sample.offsets
+    if image == _ABSENT or caption != _ABSENT or info == _ABSENT or sample.sizes[2] > _MAX_INFO_BYTES:
+        return
+    file.seek(info)
+    if caption_in(file.read(sample.sizes[2])) is not None:
+        sample.offsets[1], sample.sizes[1] = sample.offsets[2], sample.sizes[2]
+
+
+def caption_in(info: bytes) -> str | None:
+    """The text `caption` of a sample's JSON member; None if it has none, or is no JSON object."""
+    try:
+        caption = json.loads(info)["caption"]
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError):
+        return None
+    return caption if isinstance(caption, str) else None
 
 
 def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
@@ -167,11 +241,12 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
         raise ShardFault(f"cut: no end-of-archive marker after byte {end}", len(rows))
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the folder and the file name up to its first dot are the key, the rest is the suffix."""
+def _split_name(name: str) -> tuple[str, str, str]:
+    """Key and suffix, which the last dot parts, and the key by WebDataset's rule, which ends at the first dot."""
     folder, slash, file_name = name.rpartition("/")
-    stem, _, suffix = file_name.partition(".")
-    return folder + slash + stem, suffix.lower()
+    stem, dot, suffix = file_name.rpartition(".")
+    first = file_name.partition(".")[0]
+    return folder + slash + (stem if dot else file_name), suffix.lower() if dot else "", folder + slash + first
 
 
 def _is_safe(name: str) -> bool:

@@ -93,10 +93,10 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
         DataError: too many boxes were skipped.
     """
     if table.is_available is not None:
-        table = _with_images(table, table.is_available)
+        table = with_images(table, table.is_available)
     assert table.image_sizes is not None
     assert table.image_files is not None
-    boxes, is_kept = _clean_boxes(table, table.image_sizes[table.image_of_object], report)
+    boxes, is_kept = clean_boxes(table, table.image_sizes[table.image_of_object], report)
     report.raise_if_too_many(len(boxes), unit="box")
     num_images = len(table.image_ids)
 
@@ -167,8 +167,8 @@ def _no_labels(num_images: int) -> FederatedLabels:
     return FederatedLabels(nothing, nothing)
 
 
-def _with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> AnnotationTable:
-    """Only some of the images of a table for an index, and their objects."""
+def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> AnnotationTable:
+    """Only some of the images of a table of an index, and their objects."""
     assert table.image_sizes is not None
     assert table.image_files is not None
     objects = np.flatnonzero(kept[table.image_of_object])
@@ -188,7 +188,7 @@ def _with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> Annota
         boxes_xywh=table.boxes_xywh[objects],
         is_crowd=table.is_crowd[objects],
         name_of_object=lambda row: table.name_of_object(objects[row]),
-        areas_px=None,
+        areas_px=None if table.areas_px is None else table.areas_px[objects],
         is_available=None,
         federated=federated,
     )
@@ -205,7 +205,7 @@ def _counted(
     )
 
 
-def _clean_boxes(
+def clean_boxes(
     table: AnnotationTable, sizes: Int64[np.ndarray, "M 2"], report: DataReport
 ) -> tuple[Float32[np.ndarray, "M 4"], Bool[np.ndarray, " M"]]:
     """Boxes as xyxy clamped to their image of height and width `sizes`, and which of them are fit for use."""

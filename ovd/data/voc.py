@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -14,6 +14,7 @@ from jaxtyping import Int64
 
 from ovd.data.category import Category
 from ovd.data.image_files import READ_SUFFIXES, is_image_name, readable_sizes
+from ovd.data.image_names import check_images_exist, files_by_base_name
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_bytes, read_lines, read_names
@@ -64,6 +65,9 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     """
     paths = _xml_paths(request.annotations)
     images = [_read_image(path, request) for path in paths]
+    if request.options.by_base_name:
+        files = files_by_base_name(request.annotations, [image.file for image in images], request.images)
+        images = [replace(image, file=file) for image, file in zip(images, files, strict=True)]
     _refuse_same_files(images)
     names = _class_names(images, request.options.class_names)
     row_of_name = {name: row for row, name in enumerate(names)}
@@ -218,6 +222,14 @@ def _sizes(
         if request.images is None:
             path = images[without[0]].path
             raise DataError("F1", f"{path}: no <size>, and no folder of images is given to read it from the image")
+        if report.stops:
+            check_images_exist(
+                request.annotations,
+                [image.file for image in images],
+                request.images,
+                all_needed=False,
+                has_option=not request.options.by_base_name,
+            )
         files = [request.images / images[position].file for position in without]
         found, sizes = readable_sizes(files, report, stops=request.truth)
         size_of |= {without[row]: tuple(size) for row, size in zip(found.tolist(), sizes.tolist(), strict=True)}

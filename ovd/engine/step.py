@@ -13,6 +13,7 @@ from ovd.choices import AssignmentRule
 from ovd.config import PairsConfig, TrainSection
 from ovd.data.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
+from ovd.engine.beside import Beside
 from ovd.engine.step_texts import StepTexts
 from ovd.model.assign import assign_by_annotations, assign_task_aligned
 from ovd.model.crop_encoder import CropEncoder
@@ -164,6 +165,7 @@ def backward(
         parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
     """
     given, normalizers, num_pairs = None, None, 0
+    beside = Beside(batch.images.device)
     parts = _parts(len(batch.targets), criterion.train.accumulate)
     sums: dict[str, Tensor] = {}
     for rows in parts:
@@ -171,13 +173,14 @@ def backward(
         with _gradients_stay_here(parallel, until_last=rows is not parts[-1]):
             with autocast(batch.images.device, low_precision):
                 predictions = parallel(part.images)
-            if rows is parts[0]:  # after the first forward pass has begun, since a GPU then works meanwhile
-                points = detector.points(batch.images)
-                given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
-                if given is not None:
-                    of_batch = criterion.match(given, batch, points)
-                    normalizers = sum_over_ranks(of_batch.normalizers())
-                num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
+            if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
+                with beside:
+                    points = detector.points(batch.images)
+                    given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
+                    if given is not None:
+                        of_batch = criterion.match(given, batch, points)
+                        normalizers = sum_over_ranks(of_batch.normalizers())
+                    num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
             if given is not None and normalizers is not None:
                 assignment, divisors = given.of_images(rows), normalizers
                 matches = of_batch if len(parts) == 1 else criterion.match(assignment, part, points)

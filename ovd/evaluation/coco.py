@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ovd.choices import Engine
 from ovd.data.truth import Truth
+from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import Group, members_of
 from ovd.evaluation.precision_recall import PrecisionRecall
@@ -54,12 +55,11 @@ class COCOEvaluator(BoxEvaluator):
             for name, members in (groups or {}).items()
         }
         self._engine = engine
-        self._run_engine = _ENGINES[engine]
 
     def evaluate(self) -> Evaluation:
         """Runs the engine."""
         results = self.results()
-        figures = self._run_engine(self.truth, results)
+        figures = _figures(self._engine, self.truth, results)
         return Evaluation(
             engine=self._engine,
             sections=(
@@ -103,7 +103,7 @@ def exhaustive_metrics(truth: Truth, results: Results, *, engine: Engine = "hotc
         truth: exhaustive.
         results: detections of the truth's images and classes.
     """
-    figures = _ENGINES[engine](truth, results)
+    figures = _figures(engine, truth, results)
     groups: dict[str, Group] = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
     return ProtocolMetrics(
         f"COCO box AP on the exhaustive truth, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
@@ -123,6 +123,11 @@ def _only_classes(truth: Truth, names: set[str]) -> Truth:
         raise ValueError(f"{truth.path} lacks classes of the benchmark: {', '.join(missing[:20])}")
     category_ids = np.array([ids[name] for name in names], np.int64)
     return truth.only(np.unique(truth.image_ids[np.isin(truth.category_ids, category_ids)]), category_ids)
+
+
+def _figures(engine: Engine, truth: Truth, results: Results) -> PrecisionRecall:
+    exact, (judged,) = with_exact_ids(truth, [results])
+    return _ENGINES[engine](exact, judged)
 
 
 def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ovd.choices import Engine
 from ovd.data.truth import Truth
+from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
@@ -71,7 +72,7 @@ class LVISEvaluator(BoxEvaluator):
         judged = [_with_area(capped_by_image)]
         if len(capped_by_image) < len(results) or len(capped_by_class) < len(results):
             judged.append(_with_area(capped_by_class))
-        ordinary, *others = self._run_engine(self.truth, judged)
+        ordinary, *others = self._run_engine(*with_exact_ids(self.truth, judged))
         fixed = others[0] if others else ordinary
         return Evaluation(
             engine=self._engine,

@@ -5,6 +5,7 @@ The file format is COCO's results format: a list of `{"image_id", "category_id",
 detections it was written from give the same figures to the last bit.
 """
 
+import codecs
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -79,10 +80,14 @@ def load_results(path: Path) -> Results:
     Raises:
         ValueError: not JSON, not a list, or a record lacks a key or has a wrong type; names file and record.
     """
-    content = path.read_bytes()
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         return _columns(msgspec.json.decode(content, type=list[_Record]))
-    except (msgspec.MsgspecError, OverflowError):  # read again, slowly, by what can say which record is at fault
+    except (
+        msgspec.MsgspecError,
+        OverflowError,
+        RecursionError,
+    ):  # read again, slowly, by what can say which record is at fault
         return _load_with_care(path, content)
 
 
@@ -112,6 +117,8 @@ def _load_with_care(path: Path, content: bytes) -> Results:
         records = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: JSON nested too deeply") from error
     if not isinstance(records, list):
         raise ValueError(f"{path}: a results file is a list of records, this one is a {type(records).__name__}")
 

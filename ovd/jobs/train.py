@@ -9,6 +9,7 @@ import yaml
 
 from ovd.build.data import (
     HeldOut,
+    check_all_exist,
     hold_out,
     load_labelled_pairs,
     load_training_index,
@@ -82,6 +83,9 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     with main_first():  # it may have to draw the world
         index, held_out = hold_out(config, load_training_index(config, report))
         validation = load_validation_index(config, DataReport()) if evaluate else None
+        check_all_exist(index, config.data.source, all_needed=False)
+        if validation is not None:
+            check_all_exist(validation, config.data.source, all_needed=True)
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     # Before the detector, which changes CLIP's weights.

@@ -32,14 +32,16 @@ class Matches:
     point: Int[Tensor, " M"]
     box: Int[Tensor, " M"]
     """Row of the box that the point is matched to, among all boxes of the batch."""
-    has_box_loss: Bool[Tensor, " M"]
-    """False in images that are left out of the box and the quality loss."""
+    boxed_image: Int[Tensor, " N"]
+    """Of the N points with a box loss: those of images that are not left out of the box and the quality loss."""
+    boxed_point: Int[Tensor, " N"]
     true_boxes: Float[Tensor, "N 4"]
-    """Matched boxes of the N points with a box loss."""
+    """Boxes that these points are matched to."""
     weights: Float[Tensor, " N"]
     """Weights of these points: their alignment if the assignment has it, else their true centerness."""
-    wrong_scale: Bool[Tensor, "B P"]
-    """Points whose quality has the target 0."""
+    wrong_image: Int[Tensor, " W"]
+    """Of the W points of the wrong scale, whose quality has the target 0."""
+    wrong_point: Int[Tensor, " W"]
 
     def normalizers(self) -> Float[Tensor, "3"]:
         """Divisors of the losses `class`, `box` and `quality`, to be summed over the ranks of a batch.
@@ -47,10 +49,10 @@ class Matches:
         These are the number of matched points, the sum of the box loss's weights, and the number of points with a
         quality loss.
         """
-        num_quality = self.has_box_loss.sum() + self.wrong_scale.sum()
-        return torch.stack(
-            [torch.tensor(len(self.box), device=self.box.device), self.weights.sum(), num_quality]
-        ).float()
+        num_matched, num_quality = self.weights.new_tensor(
+            [len(self.box), len(self.boxed_image) + len(self.wrong_image)]
+        )
+        return torch.stack([num_matched, self.weights.sum(), num_quality])
 
 
 def match_points(
@@ -64,14 +66,17 @@ def match_points(
     image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
     box = first_box[image] + assignment.matched[image, point]
-    has_box_loss = ~no_box_loss[image]
-    true_boxes = torch.cat([t.boxes for t in targets])[box[has_box_loss]]
+    (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
+    boxed_image, boxed_point = image[boxed], point[boxed]
+    true_boxes = torch.cat([t.boxes for t in targets])[box[boxed]]
     if assignment.alignment is None:
-        weights = centerness(side_distances(points.centers[point[has_box_loss]], true_boxes))
+        weights = centerness(side_distances(points.centers[boxed_point], true_boxes))
     else:
-        weights = assignment.alignment[image[has_box_loss], point[has_box_loss]]
+        weights = assignment.alignment[boxed_image, boxed_point]
     wrong_scale = assignment.wrong_scale & ~assignment.ignored & ~no_box_loss[:, None]
-    return Matches(image, point, box, has_box_loss, true_boxes, weights, wrong_scale)
+    return Matches(
+        image, point, box, boxed_image, boxed_point, true_boxes, weights, *wrong_scale.nonzero(as_tuple=True)
+    )
 
 
 def detection_losses(
@@ -94,13 +99,13 @@ def detection_losses(
         classifier: of the classes scored in this step. Points matched to a box of another class have no class loss.
         normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
     """
-    image, point = matches.image[matches.has_box_loss], matches.point[matches.has_box_loss]
+    image, point = matches.boxed_image, matches.boxed_point
     loss_box, loss_quality = box_and_quality_losses(
         predictions.boxes[image, point],
         predictions.quality[image, point],
         true_boxes=matches.true_boxes,
         weights=matches.weights,
-        wrong_scale_quality=predictions.quality[matches.wrong_scale],
+        wrong_scale_quality=predictions.quality[matches.wrong_image, matches.wrong_point],
     )
 
     labels = torch.where(assignment.ignored, IGNORED, -1)

@@ -126,7 +126,7 @@ def label_shards(
 
     todo = [name for name in names if done[name] is None]
     shards = PairShards(folder, only=todo)
-    if shards.rejected:
+    if shards.rejected or shards.num_failed:
         print(f"{folder}: {shards.describe_rejected()}")
     num_pairs = len(shards) + sum(of_shard.pairs for of_shard in counts)
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ovd.data.images import ImageError, decode_image, read_image, read_sizes
+from ovd.data.jpeg_end import with_end
 
 HEIGHT, WIDTH = 40, 60
 
@@ -134,6 +135,64 @@ def test_no_cut_of_a_jpeg_is_read_as_half_an_image(tmp_path, options):
     assert num_refused > 140
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0, "restart_marker_blocks": 2}, {"optimize": True}]
+)
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_read_and_one_that_lacks_more_is_not(mode, options):
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT + 3, WIDTH + 5, 3)).astype(np.uint8)
+    whole = encode(Image.fromarray(noise).convert(mode), "JPEG", quality=90, **options)
+    expected = decode_image(whole)
+    assert whole[-2:] == b"\xff\xd9"
+    assert expected.repairs() == []
+    for content in (whole[:-2], whole[:-1]):
+        decoded = decode_image(content)
+        np.testing.assert_array_equal(decoded.pixels, expected.pixels)
+        assert decoded.repairs() == [("F9", "the end marker is missing, all rows are there")]
+    for cut in range(5, len(whole) - 20, 37):
+        with pytest.raises(ImageError, match=r"cannot be decoded|not a JPEG"):
+            read_image(whole[:-cut])
+    assert with_end(whole) is None
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_refused():
+    whole = encode(Image.fromarray(scene()), "JPEG", progressive=True, quality=90)
+    scans = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for place in scans[1:]:
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            read_image(whole[:place])
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "tolerance"),
+    [
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("TIFF", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}, 0),
+        ("GIF", {"save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))]}, 9),
+        ("AVIF", {"quality": 95}, 3),
+        ("JPEG2000", {}, 0),
+    ],
+)
+def test_further_formats_are_read_their_first_frame_or_page(tmp_path, format, options, tolerance):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encode(Image.fromarray(scene()), format, **options))
+    pixels = read_image(path, expected_size=(HEIGHT, WIDTH))
+    assert np.abs(pixels.astype(int) - scene()).mean() <= tolerance
+    assert read_sizes([path]) == [(HEIGHT, WIDTH)]
+
+
+def test_tiff_of_16_bits_is_read_and_of_32_bits_only_where_they_are_16():
+    values = np.arange(HEIGHT * WIDTH, dtype=np.int32).reshape(HEIGHT, WIDTH)
+    for dtype in (np.uint16, np.int32):
+        pixels = read_image(encode(Image.fromarray(values.astype(dtype)), "TIFF"))
+        np.testing.assert_array_equal(pixels[..., 0], values >> 4)  # 12 bits are used
+    for array in (values * 1000, values - 1, values.astype(np.float32)):
+        with pytest.raises(ImageError, match="save the image with 8 or 16 bits"):
+            read_image(encode(Image.fromarray(array), "TIFF"))
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + b"x" * 99])
 def test_what_is_no_image_is_refused(content):
     with pytest.raises(ImageError) as caught:
@@ -142,10 +201,10 @@ def test_what_is_no_image_is_refused(content):
 
 
 def test_other_formats_are_refused_whatever_their_name(tmp_path):
-    for format in ("GIF", "TIFF", "PPM", "EPS"):
+    for format in ("PPM", "EPS", "PCX", "TGA"):
         path = tmp_path / f"{format}.jpg"
         path.write_bytes(encode(Image.fromarray(scene()), format))
-        with pytest.raises(ImageError, match="not a JPEG, PNG, WEBP, BMP image"):
+        with pytest.raises(ImageError, match="not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF, JPEG2000 image"):
             read_image(path, expected_size=None)
 
 
@@ -231,7 +290,10 @@ def test_sizes_from_headers_are_those_of_the_decoded_images(tmp_path):
         "f.png": with_late_exif(encode(image, "PNG"), exif),
         "g.jpg": b"",
         "h.jpg": b"no image",
-        "i.gif": encode(image, "GIF"),
+        "i.gif": encode(image, "PCX"),
+        "k.tif": encode(image, "TIFF", exif=exif),
+        "l.tif": encode(image, "TIFF", exif=exif, compression="tiff_lzw"),
+        "m.avif": encode(image, "AVIF", exif=exif),
         "j.jpg": encode(image, "JPEG")[:-30],
     }
     for name, content in contents.items():

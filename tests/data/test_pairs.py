@@ -169,10 +169,55 @@ def test_interleaved_keys_are_joined_and_a_second_member_stops(tmp_path):
         PairShards(tmp_path)
 
 
-def test_half_a_sample_stops(tmp_path):
-    write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.txt", b"A"), ("b.txt", b"B")])
-    with pytest.raises(ValueError, match="sample 'b' has no image member"):
+def test_an_image_without_a_caption_stops(tmp_path):
+    for info in ([], [("b.json", b'{"caption": null}')], [("b.json", b"[1]")], [("b.json", b"[" * 100_000)]):
+        write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.txt", b"A"), ("b.jpg", b"B"), *info])
+        with pytest.raises(DataError, match=r"sample 'b' has no caption member, nor a text `caption` in its json"):
+            PairShards(tmp_path)
+
+
+def test_failed_downloads_are_counted_and_stop_where_they_are_most_of_a_shard(tmp_path):
+    good = [(f"{row}.{kind}", b"%d" % row) for row in range(5) for kind in ("jpg", "txt")]
+    failed = [
+        ("f1.txt", b"F"),
+        ("f2.json", b"{}"),
+        ("f3.txt", b"F"),
+        ("f3.json", b"{}"),
+        ("f4.txt", b""),
+        ("f5.txt", b""),
+    ]
+    write_tar(tmp_path / "x.tar", [*failed, *good])
+    shards = PairShards(tmp_path)
+    assert [shards.key(row) for row in range(len(shards))] == ["0", "1", "2", "3", "4"]
+    assert (shards.num_failed, shards.rejected) == (5, 0)
+    assert shards.describe_rejected().endswith("not used; 5 samples have no image (failed downloads)")
+    write_tar(tmp_path / "x.tar", [*failed, *good[2:]])
+    with pytest.raises(DataError, match="5 of 9 samples have no image member"):
         PairShards(tmp_path)
+
+
+def test_captions_may_be_in_the_info_or_in_a_member_of_their_name(tmp_path):
+    members = [("a.jpg", b"1"), ("a.json", b'{"caption": "one \\u00e9"}'), ("b.gif", b"2"), ("b.caption", b"two"),
+               ("c.avif", b"3"), ("c.txt", b"three"), ("c.json", b'{"caption": "another"}')]  # fmt: skip
+    write_tar(tmp_path / "x.tar", members)
+    shards = PairShards(tmp_path)
+    assert [shards[row].caption for row in range(3)] == ["one é", "two", "three"]
+    assert [shards[row].info for row in range(3)] == [{"caption": "one é"}, {}, {"caption": "another"}]
+    again = PairShards(tmp_path, known={"x.tar": shards.index("x.tar")})
+    assert [again.caption(row) for row in range(3)] == ["one é", "two", "three"]
+    write_tar(tmp_path / "x.tar", [*members, ("b.txt", b"two")])
+    with pytest.raises(DataError, match="sample 'b' has its caption member twice"):
+        PairShards(tmp_path)
+
+
+def test_gaps_in_the_numbers_of_shards_are_named_and_the_others_read(tmp_path, capsys):
+    write_pair_shards(tmp_path, some_pairs(4), pairs_per_shard=1)
+    (tmp_path / MANIFEST_NAME).unlink()
+    assert len(PairShards(tmp_path)) == 4
+    assert "gaps" not in capsys.readouterr().err
+    (tmp_path / "00001.tar").unlink()
+    assert len(PairShards(tmp_path)) == 3
+    assert "the numbers of its shards have 1 gaps, the first at 1, and no manifest.json" in capsys.readouterr().err
 
 
 class CreatesFileWhenUnpickled:
@@ -216,11 +261,32 @@ def test_unsafe_members_are_counted_and_nothing_is_written_or_unpickled(tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_samples_whose_keys_have_dots_are_named(tmp_path):
-    write_tar(tmp_path / "x.tar", [("v1.0_1.jpg", b""), ("v1.0_1.txt", b""), ("a.jpg", b"image"), ("a.txt", b"text")])
+def test_samples_whose_keys_have_dots_are_paired_by_the_name_before_the_last(tmp_path):
+    members = [
+        ("v1.0_1.jpg", b"1"),
+        ("v1.0_1.txt", b"2"),
+        ("v1.0_2.jpg", b"3"),
+        ("v1.0_2.txt", b"4"),
+        ("v1.0_2.json", b"{}"),
+    ]
+    write_tar(tmp_path / "x.tar", [*members, ("a.jpg", b"image"), ("a.txt", b"text"), ("a.seg.png", b"part")])
     shards = PairShards(tmp_path)
-    assert len(shards) == 1
-    assert shards.describe_rejected().endswith("such as v1.0_1.jpg, v1.0_1.txt (a key ends at its first dot)")
+    assert [shards[row] for row in range(len(shards))] == [
+        Pair("v1.0_1", b"1", "2", {}), Pair("v1.0_2", b"3", "4", {}), Pair("a", b"image", "text", {})
+    ]  # fmt: skip
+    assert shards.describe_rejected().endswith("1 members of the shards are not used, such as a.seg.png")
+
+
+def test_a_key_that_may_be_a_part_of_another_sample_stops(tmp_path):
+    parts = [("a.1.jpg", b"1"), ("a.1.txt", b"2")]
+    whole = [("a.jpg", b"3"), ("a.txt", b"4")]
+    for members in (parts + whole, whole + parts):
+        write_tar(tmp_path / "x.tar", members)
+        with pytest.raises(
+            DataError, match=r"a\.1\.jpg may be sample 'a\.1' or a part of sample 'a'; rename"
+        ) as caught:
+            PairShards(tmp_path)
+        assert caught.value.code == "F14"
 
 
 def test_captions_that_are_not_utf8_are_read_and_counted_once(tmp_path):

@@ -305,9 +305,9 @@ def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_wo
     (images / "train" / f"{first.image_ids[0]:012d}.jpg").write_bytes(b"")
     train_from_config(config, evaluate=False)
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["skipped_by_code"] == {"F9": 1}
-    shutil.rmtree(images)
-    images.mkdir()
-    with pytest.raises(DataError, match=r"no image could be read; the last: F8 .*file is missing"):
+    for path in images.glob("train/*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"no image could be read; the last: F9 .*file is empty"):
         train_from_config(config.model_copy(update={"output": tmp_path / "other"}), evaluate=False)
 
 
@@ -347,3 +347,13 @@ def test_faulty_input_ends_in_one_line_and_exit_code_2(tmp_path):
     assert result.returncode == 2
     assert "unknown key train.stepz; did you mean train.steps?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_missing_images_of_either_set_are_found_before_the_first_step(tmp_path, miniature_world):
+    config = small_config(tmp_path / "run", miniature_world)
+    for part, message in (("train", "none of its .* images are in"), ("val", "none of its .* images are in")):
+        source = {**config.data.source.model_dump(mode="json"), f"{part}_images": str(tmp_path)}
+        with pytest.raises(DataError, match=rf"lvis_{part}\.json: {message}") as caught:
+            train_from_config(small_config(tmp_path / part, miniature_world, data={"source": source}))
+        assert caught.value.code == "F8"
+        assert not list((tmp_path / part).glob("step-*"))

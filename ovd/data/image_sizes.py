@@ -1,0 +1,112 @@
+"""Heights and widths of images where the annotation file does not say them, or says those of another image.
+
+| the record | done |
+|---|---|
+| has no height or no width | both are read from the image's header, in threads; one line in the report |
+| says a size that its boxes leave, and all of them fit into the image itself | the image decides; counted (F12) |
+| the same, for 5 records and 1 % of them | stops: this is no slip, and boxes may be those of other images |
+| says another size, and its boxes leave it or not | the image is left out when it is loaded, and counted (F12) |
+
+Only the headers of images with boxes that leave them are read for this; `tools/check_data.py` decodes all images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from ovd.data.image_files import readable_sizes
+from ovd.data.image_names import check_images_exist
+from ovd.data.images import ImageError, read_sizes
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
+
+TOLERANCE_PX = 1.0
+MIN_WRONG_TO_STOP = 5
+MAX_WRONG_SHARE = 0.01
+_NUM_NAMED = 3
+
+
+def fill_sizes(
+    sizes: Int64[np.ndarray, "N 2"], files: Sequence[str], request: ReadRequest, report: DataReport
+) -> tuple[Int64[np.ndarray, "N 2"], Bool[np.ndarray, " N"] | None]:
+    """The sizes, those that are 0 read from the images; and which images are left out since they cannot be read.
+
+    Raises:
+        ImageError: F8, F9, F10 an image cannot be read, where a truth is wanted.
+        DataError: too many images cannot be read.
+    """
+    missing = np.flatnonzero((sizes == 0).any(axis=1))
+    if not len(missing) or request.images is None:
+        return sizes, None
+    if report.stops:
+        check_images_exist(
+            request.annotations,
+            files,
+            request.images,
+            all_needed=False,
+            has_option=not request.options.by_base_name,
+        )
+    paths = [request.images / files[row] for row in missing.tolist()]
+    found, found_sizes = readable_sizes(paths, report, stops=request.truth)
+    where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
+    report.repaired("F12", where)
+    filled = sizes.copy()
+    filled[missing] = int(LARGEST_COORDINATE) - 1  # of those that are left out, so that no box leaves them
+    filled[missing[found]] = found_sizes
+    is_available = np.ones(len(sizes), dtype=bool)
+    is_available[np.delete(missing, found)] = False
+    return filled, None if is_available.all() else is_available
+
+
+def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTable:
+    """The table with the size of the image itself where boxes leave the stated one, and all fit into the real one.
+
+    Raises:
+        DataError: F12 these are more than a few.
+    """
+    if table.image_sizes is None or table.image_files is None or table.images_root is None:
+        return table
+    leaves = _leaves(table, table.image_sizes)
+    suspects = np.flatnonzero(np.bincount(table.image_of_object[leaves], minlength=len(table.image_ids)))
+    paths = [table.images_root / table.image_files[image] for image in suspects.tolist()]
+    stated = [(height, width) for height, width in table.image_sizes[suspects].tolist()]
+    sizes = table.image_sizes.copy()
+    for image, size in zip(suspects.tolist(), read_sizes(paths, expected=stated), strict=True):
+        if not isinstance(size, ImageError):
+            sizes[image] = size
+    still_left = np.bincount(table.image_of_object[_leaves(table, sizes)], minlength=len(table.image_ids)) > 0
+    wrong = np.flatnonzero((sizes != table.image_sizes).any(axis=1) & ~still_left)
+    if not len(wrong):
+        return table
+    for image in wrong.tolist():
+        report.repaired("F12", _described(table, sizes, image))
+    if report.stops and len(wrong) >= max(MIN_WRONG_TO_STOP, MAX_WRONG_SHARE * len(sizes)):
+        raise DataError(
+            "F12",
+            f"{table.path}: boxes of {len(wrong)} images leave the height and width of their record, and fit into the "
+            f"image: {'; '.join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())}. Are "
+            f"height and width swapped? Correct them, or take both out: missing ones are read from the images",
+        )
+    decided = table.image_sizes.copy()
+    decided[wrong] = sizes[wrong]
+    return replace(table, image_sizes=decided)
+
+
+def _leaves(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " M"]:
+    """Which objects end outside images of these sizes, or begin outside."""
+    limits = sizes[table.image_of_object][:, ::-1]
+    first, last = table.boxes_xywh[:, :2], table.boxes_xywh[:, :2] + table.boxes_xywh[:, 2:]
+    return np.any((first < -TOLERANCE_PX) | (last > limits + TOLERANCE_PX), axis=1)
+
+
+def _described(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"], image: int) -> str:
+    assert table.image_files is not None
+    assert table.image_sizes is not None
+    (stated_height, stated_width), (height, width) = table.image_sizes[image].tolist(), sizes[image].tolist()
+    return (
+        f"image {table.image_ids[image]}, {Path(table.image_files[image])}: {height} x {width}, "
+        f"the record says {stated_height} x {stated_width}"
+    )

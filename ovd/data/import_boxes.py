@@ -1,0 +1,158 @@
+"""From what annotation tools export to one JSON file in COCO's form; files are read, none is copied or changed."""
+
+import codecs
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ovd.choices import ImportFormatName
+from ovd.data.annotations import NO_OPTIONS
+from ovd.data.formats import FORMATS
+from ovd.data.image_names import check_images_exist
+from ovd.data.image_sizes import with_real_sizes
+from ovd.data.labelme import read_labelme
+from ovd.data.open_images import read_open_images
+from ovd.data.report import DataReport
+from ovd.data.table import AnnotationTable, ReadRequest, clean_boxes, with_images
+from ovd.files import whole_file
+
+ROBOFLOW_NAME = "_annotations.coco.json"
+
+
+@dataclass(frozen=True)
+class _Import:
+    read: Callable[[ReadRequest, DataReport], AnnotationTable]
+    options: frozenset[str]
+    is_json: bool = False
+
+
+_IMPORTS: dict[ImportFormatName, _Import] = {
+    "coco": _Import(FORMATS["coco"].read, FORMATS["coco"].options, is_json=True),
+    "voc": _Import(FORMATS["voc"].read, FORMATS["voc"].options),
+    "yolo": _Import(FORMATS["yolo"].read, FORMATS["yolo"].options),
+    "labelme": _Import(read_labelme, frozenset({"by_base_name"})),
+    "open_images": _Import(read_open_images, frozenset({"class_names"})),
+}
+
+
+@dataclass(frozen=True)
+class ImportedBoxes:
+    """A set in COCO's form."""
+
+    content: dict[str, list[dict[str, Any]]]
+    images_root: Path
+    """The folder that `file_name` is relative to."""
+
+
+def import_boxes(request: ReadRequest, format: ImportFormatName, report: DataReport) -> ImportedBoxes:
+    """Reads a whole set and makes clean records of it, as training would take them: boxes clamped to their image, those
+    under 1 px left out, sizes of images filled in, ids that name something.
+
+    Args:
+        request: `annotations` of format `coco` may be a folder of Roboflow's, with the images beside the file.
+        report: counts what was changed and left out.
+
+    Raises:
+        DataError, ValueError: as the reader of the format; F8 the images are not there.
+    """
+    entry = _IMPORTS[format]
+    for option, value in request.options:
+        if option not in entry.options and value != getattr(NO_OPTIONS, option):
+            raise ValueError(f"{request.annotations}: {format} has no option {option}")
+    if entry.is_json and request.annotations.is_dir():
+        images = request.images or request.annotations
+        request = replace(request, annotations=request.annotations / ROBOFLOW_NAME, images=images)
+    table = with_real_sizes(entry.read(request, report), report)
+    if table.is_available is not None:
+        table = with_images(table, table.is_available)
+    if entry.is_json:
+        table = _without_parents(table, report)
+    assert table.image_sizes is not None
+    assert table.image_files is not None
+    if table.images_root is None:
+        raise ValueError(f"{request.annotations}: give the folder of images")
+    has_option = "by_base_name" in entry.options and not request.options.by_base_name
+    check_images_exist(table.path, table.image_files, table.images_root, all_needed=False, has_option=has_option)
+    return ImportedBoxes(_content(table, report), table.images_root)
+
+
+def write_boxes(path: Path, imported: ImportedBoxes) -> None:
+    """Writes the records; the file appears whole or not at all.
+
+    Raises:
+        ValueError: the file exists.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists; give another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(json.dumps(imported.content) + "\n")
+
+
+def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[str, Any]]]:
+    assert table.image_sizes is not None
+    assert table.image_files is not None
+    boxes, is_kept = clean_boxes(table, table.image_sizes[table.image_of_object], report)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    box_areas = sides.prod(axis=1).astype(np.float64)
+    areas = box_areas if table.areas_px is None else np.minimum(table.areas_px, box_areas)
+    columns = (table.image_ids[table.image_of_object], np.round(np.concatenate([boxes[:, :2], sides], axis=1), 3))
+    category_ids = np.array([category.id for category in table.categories], np.int64)
+    rows = zip(
+        *(column[is_kept].tolist() for column in columns),
+        category_ids[table.class_of_object[is_kept]].tolist(),
+        areas[is_kept].round(2).tolist(),
+        table.is_crowd[is_kept].astype(int).tolist(),
+        strict=True,
+    )
+    images = zip(table.image_ids.tolist(), table.image_files, table.image_sizes.tolist(), strict=True)
+    return {
+        "images": [
+            {"id": image_id, "file_name": file, "height": height, "width": width}
+            for image_id, file, (height, width) in images
+        ],
+        "annotations": [
+            {"id": number, "image_id": image_id, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+            for number, (image_id, box, category, area, crowd) in enumerate(rows, start=1)
+        ],
+        "categories": [
+            {"id": category.id, "name": category.name, **({"synonyms": category.synonyms} if category.synonyms else {})}
+            for category in table.categories
+        ],
+    }
+
+
+class _Categories(msgspec.Struct):
+    categories: list[dict[str, Any]]
+
+
+def _without_parents(table: AnnotationTable, report: DataReport) -> AnnotationTable:
+    """Without the classes of Roboflow that are no class but the project: the supercategory of others, without boxes."""
+    content = table.path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        rows = msgspec.json.decode(content, type=_Categories).categories
+    except (msgspec.MsgspecError, RecursionError):  # odd, and read by the careful reader; not by Roboflow
+        return table
+    parents = {row.get("supercategory") for row in rows if row.get("supercategory") != row.get("name")}
+    counts = np.bincount(table.class_of_object, minlength=len(table.categories)).tolist()
+    kept = [
+        row
+        for row, category in enumerate(table.categories)
+        if counts[row] or category.name not in parents or len(table.categories) == 1
+    ]
+    for row, category in enumerate(table.categories):
+        if row not in kept:
+            where = f"{table.path}: category {category.id}, {category.name!r}, is the parent of others and has no box"
+            report.repaired("F2", f"{where}: left out")
+    new_row = np.full(len(table.categories), -1, np.int64)
+    new_row[kept] = np.arange(len(kept))
+    return replace(
+        table,
+        categories=tuple(table.categories[row] for row in kept),
+        class_of_object=new_row[table.class_of_object],
+    )

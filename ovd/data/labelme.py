@@ -1,0 +1,157 @@
+"""Reader of LabelMe's files: one JSON file per image, beside it or in a folder of their own."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd.data.category import Category
+from ovd.data.image_names import files_by_base_name
+from ovd.data.image_sizes import fill_sizes
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.text_files import read_bytes
+
+_CORNERS, _OUTLINES = ("rectangle", "mask"), ("polygon",)
+_WITHOUT_BOX = ("point", "points", "line", "linestrip")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    label: str
+    box: tuple[float, float, float, float]
+    """xyxy"""
+    where: str
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One JSON file."""
+
+    path: Path
+    file: str
+    size: tuple[int, int]
+    """Height and width; 0 where the file has none."""
+    shapes: tuple[_Shape, ...]
+
+
+def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    """Reads and checks a folder of LabelMe's files, in the order of their names.
+
+    Rectangles are read as they are, of polygons, circles and masks the bounding box is taken; points and lines have no
+    box, and are left out and counted (F4). Image ids and category ids are positions from 0, classes are sorted.
+
+    Args:
+        request: `annotations` is the folder of JSON files, `images` the one of the images (None: the same). An image is
+            `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the folder of images.
+        report: counts shapes without a box, and images that cannot be read though their size is missing.
+
+    Raises:
+        DataError: F1 no JSON files, or one that is not LabelMe's; F2 an image twice; F6 a shape that is not finite
+            points, or of an unknown type.
+    """
+    paths = sorted(path for path in request.annotations.rglob("*.json") if not path.name.startswith("."))
+    if not paths:
+        raise DataError("F1", f"{request.annotations}: no .json file in this folder")
+    root = request.images or request.annotations
+    images = [_read_image(path, root, report) for path in paths]
+    files = tuple(image.file for image in images)
+    if request.options.by_base_name:
+        files = files_by_base_name(request.annotations, files, root)
+    _refuse_same_files(images, files)
+    names = sorted({shape.label for image in images for shape in image.shapes})
+    stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+    with_root = ReadRequest(request.annotations, root, request.options, request.index, request.truth)
+    sizes, is_available = fill_sizes(stated, files, with_root, report)
+    shapes = [shape for image in images for shape in image.shapes]
+    boxes = np.array([shape.box for shape in shapes], np.float64).reshape(-1, 4)
+    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return AnnotationTable(
+        path=request.annotations,
+        categories=tuple(Category(row, name, (), None, UNCOUNTED) for row, name in enumerate(names)),
+        image_ids=np.arange(len(images)),
+        image_of_object=np.repeat(np.arange(len(images)), [len(image.shapes) for image in images]),
+        class_of_object=np.array([names.index(shape.label) for shape in shapes], np.int64),
+        boxes_xywh=boxes_xywh,
+        is_crowd=np.zeros(len(shapes), dtype=bool),
+        name_of_object=lambda row: shapes[row].where,
+        areas_px=boxes_xywh[:, 2:].prod(axis=1),
+        images_root=root,
+        image_files=files,
+        image_sizes=sizes,
+        is_available=is_available,
+    )
+
+
+def _read_image(path: Path, root: Path, report: DataReport) -> _Image:
+    content = _parse(path)
+    image_path, shapes = content.get("imagePath"), content.get("shapes")
+    if not isinstance(image_path, str) or not image_path.strip() or not isinstance(shapes, list):
+        raise DataError("F1", f"{path}: no imagePath or no list of shapes; is this LabelMe's file of one image?")
+    file = os.path.normpath(path.parent / image_path.strip().replace("\\", "/"))
+    sides = [content.get(key) for key in ("imageHeight", "imageWidth")]
+    if not all(side is None or (type(side) is int and 0 < side < LARGEST_COORDINATE) for side in sides):
+        raise DataError("F1", f"{path}: imageHeight and imageWidth are {sides}, not numbers of pixels")
+    read = [_read_shape(shape, f"{path}: shape {number}", report) for number, shape in enumerate(shapes, start=1)]
+    return _Image(
+        path,
+        os.path.relpath(file, os.path.normpath(root)),
+        (sides[0] or 0, sides[1] or 0),
+        tuple(shape for shape in read if shape is not None),
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_bytes(path).decode("utf-8-sig"))
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError("F1", f"{path}: not whole JSON in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError("F1", f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
+    """The box of a shape; None for one that has none."""
+    label = shape.get("label") if isinstance(shape, dict) else None
+    if not isinstance(label, str) or not label.strip():
+        raise DataError("F1", f"{where}: its label is {label!r}, not a name")
+    kind, points = shape.get("shape_type", "polygon"), _points(shape.get("points"))
+    if kind in _WITHOUT_BOX:
+        report.skipped("F4", f"{where}: a {kind} has no box")
+        return None
+    needed = 2 if kind in (*_CORNERS, "circle") else 3
+    if kind not in (*_CORNERS, *_OUTLINES, "circle"):
+        raise DataError("F6", f"{where}: shape_type is {kind!r}; rectangles, polygons, circles and masks are read")
+    if points is None or len(points) < needed or (needed == 2 and len(points) != 2):
+        raise DataError("F6", f"{where}: points are {str(shape.get('points'))[:80]}, not those of a {kind}")
+    low, high = points.min(axis=0), points.max(axis=0)
+    if kind == "circle":
+        radius = math.dist(points[0], points[1])
+        low, high = points[0] - radius, points[0] + radius
+    return _Shape(label.strip(), (float(low[0]), float(low[1]), float(high[0]), float(high[1])), where)
+
+
+def _points(value: Any) -> np.ndarray | None:
+    """Points (P 2); None if they are no finite numbers."""
+    rows = value if isinstance(value, list) else []
+    for row in rows:
+        if not (isinstance(row, list) and len(row) == 2 and all(type(number) in (int, float) for number in row)):
+            return None
+        if not all(abs(number) < LARGEST_COORDINATE for number in row):
+            return None
+    return np.array(rows, np.float64).reshape(-1, 2)
+
+
+def _refuse_same_files(images: Sequence[_Image], files: Sequence[str]) -> None:
+    first: dict[str, Path] = {}
+    for image, file in zip(images, files, strict=True):
+        if (other := first.setdefault(file, image.path)) != image.path:
+            raise DataError("F2", f"{other} and {image.path} are both of the image {file}")

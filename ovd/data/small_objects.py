@@ -1,0 +1,57 @@
+"""Objects that are too small at the training size: the transform drops them each time that they come."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float64
+
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataError, DataReport
+from ovd.data.transforms import MIN_SIDE_PX
+
+_NUM_NAMED = 20
+
+
+def count_small_objects(index: AnnotationIndex, report: DataReport, *, size: int, largest_scale: float) -> None:
+    """Count the objects of which a side stays under 2 px even at the largest scale, so that no sample has them.
+
+    Args:
+        report: counts them, with the size that would keep each.
+        size: longest side of an image in training (`data.size`).
+        largest_scale: of the scale jitter (`data.scale`).
+
+    Raises:
+        DataError: F4 the set has objects, and all of them are left out.
+    """
+    images = index.boxes.images_of_values()
+    image_sizes = index.image_sizes[images].astype(np.float64)
+    longest = image_sizes.max(axis=1, initial=1)
+    largest_side = max(1, round(size * largest_scale))
+    sides = index.boxes.values[:, 2:].astype(np.float64) - index.boxes.values[:, :2]  # width, height
+    resized = np.rint(image_sizes * (largest_side / longest)[:, None])
+    shown = sides * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
+    small = np.flatnonzero(shown.min(axis=1, initial=np.inf) < MIN_SIDE_PX)
+    if not len(small):
+        return
+    # One pixel more than the proportion says, since the shorter side of an image is rounded.
+    sizes_that_keep = np.ceil((MIN_SIDE_PX * longest / sides.min(axis=1) + 1) / largest_scale)
+
+    def described(row: int) -> str:
+        file = index.image_files[images[row]]
+        return (
+            f"{file}: {_text(sides[row])} px of {_text(image_sizes[row, ::-1])} px is under {MIN_SIDE_PX:g} px at "
+            f"data.size={size}; data.size={math.ceil(sizes_that_keep[row])} keeps it"
+        )
+
+    if len(small) == len(sides):
+        raise DataError(
+            "F4",
+            f"{index.path}: all {len(sides)} objects are under {MIN_SIDE_PX:g} px at data.size={size}, so nothing can "
+            f"be learned; data.size={int(np.median(sizes_that_keep))} keeps half of them, "
+            f"data.size={int(sizes_that_keep.max())} all; the first: {described(0)}",
+        )
+    report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
+
+
+def _text(sides: Float64[np.ndarray, "2"]) -> str:
+    return " x ".join(f"{side:g}" for side in sides.round(2))

@@ -1,0 +1,62 @@
+"""What training and evaluation would do with a data set that was read and looked at as a whole."""
+
+from collections.abc import Iterator
+
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataError, DataReport, Unit
+
+_UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
+
+
+def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: bool = True) -> None:
+    """Check that there is something to learn.
+
+    Args:
+        report: of the reading.
+        needs_boxes: False where image-text pairs are trained on, too.
+
+    Raises:
+        DataError: F1 there is no class, or no box that could be learned from.
+    """
+    if not index.categories:
+        raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
+    if not len(index.boxes.values) and needs_boxes:
+        raise DataError(
+            "F1",
+            f"{index.path}: none of its {len(index)} images has a box to train on ({len(index.crowd_boxes.values)} are "
+            f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
+            f"faulty)",
+        )
+
+
+def training_verdict(index: AnnotationIndex, report: DataReport) -> str:
+    """One line: what training would do.
+
+    Args:
+        report: of reading the set and of looking at its images, without stops.
+    """
+    try:
+        check_trainable(index, report)
+    except DataError as error:
+        return f"training: stops, error[{error.code}]: {error}"
+    for unit, _ in _UNITS:
+        if (too_many := report.too_many(report.num_seen(unit), unit=unit)) is not None:
+            return f"training: stops, error[{too_many.code}]: {too_many}"
+    return "training: " + ", ".join(_used(report))
+
+
+def evaluation_verdict(report: DataReport) -> str:
+    """One line: what an evaluation would do, which leaves no image out; see `training_verdict`."""
+    num_skipped = report.num_seen() - report.num_used()
+    if num_skipped:
+        return f"evaluation: stops, {num_skipped:,} of {report.num_seen():,} images cannot be used"
+    return f"evaluation: takes all {report.num_used():,} images"
+
+
+def _used(report: DataReport) -> Iterator[str]:
+    for unit, name in _UNITS:
+        seen, used = report.num_seen(unit), report.num_used(unit)
+        if seen == used:
+            yield f"takes all {seen:,} {name}"
+        else:
+            yield f"takes {used:,} of {seen:,} {name} and leaves out and counts the others"

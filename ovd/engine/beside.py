@@ -1,0 +1,36 @@
+"""Work on a GPU beside what it does already."""
+
+from functools import cache
+from types import TracebackType
+
+import torch
+
+
+class Beside:
+    """A context whose work, on a GPU, waits only for what was launched before this object was made.
+
+    What is launched behind the context waits for both. On a CPU it does nothing.
+    """
+
+    def __init__(self, device: torch.device):
+        self._side: torch.cuda.StreamContext | None = None
+        if device.type == "cuda":
+            self._main, side = torch.cuda.current_stream(device), _side_stream(device)
+            side.wait_stream(self._main)
+            self._stream, self._side = side, torch.cuda.stream(side)
+
+    def __enter__(self) -> None:
+        if self._side is not None:
+            self._side.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._side is not None:
+            self._side.__exit__(kind, error, traceback)
+            self._main.wait_stream(self._stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

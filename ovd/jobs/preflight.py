@@ -1,0 +1,81 @@
+"""All that can stop or spoil a training, found before it: both sets, every image file, the vocabulary, the pairs."""
+
+import torch
+
+from ovd.build.data import (
+    check_all_exist,
+    hold_out,
+    images_per_step,
+    load_labelled_pairs,
+    load_training_index,
+    load_validation_index,
+)
+from ovd.build.detector import configured_clip
+from ovd.config import TrainConfig
+from ovd.data.check import check_images, describe, describe_findings
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataReport
+from ovd.data.verdict import evaluation_verdict, training_verdict
+from ovd.distributed import device_of_rank, world_size
+from ovd.jobs.train import check_warmup
+
+_NUM_NAMED = 10
+
+
+def preflight(config: TrainConfig) -> bool:
+    """Look at everything that a training reads, print it, and say whether the training would run to its end.
+
+    Every image of both sets is decoded, in threads, with progress: minutes for 100,000 images.
+
+    Raises:
+        ValueError: what stops a training before its first step; the message is the training's own.
+    """
+    check_warmup(config)
+    device_of_rank(config.train.device)
+    torch.set_num_threads(config.train.threads)
+    source, report = config.data.source, DataReport(stops=False)
+    index = load_training_index(config, report)
+    check_all_exist(index, source, all_needed=False)
+    validation_report = DataReport(stops=False)
+    validation = load_validation_index(config, validation_report)
+    if validation is not None:
+        check_all_exist(validation, source, all_needed=True)
+    trained, _ = hold_out(config, index)
+    clip = configured_clip(config.clip)
+    if config.data.pairs is not None:
+        pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=len(index.categories))
+        print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
+
+    print(f"training set {index.path}")
+    check_images(index, report)
+    print(describe(index, report))
+    verdicts = [training_verdict(index, report)]
+    if validation is not None:
+        print(f"\nvalidation set {validation.path}")
+        check_images(validation, validation_report)
+        print("\n".join(describe_findings(validation_report)))
+        verdicts.append(evaluation_verdict(validation_report))
+        print(f"\n{describe_vocabulary(index, validation)}")
+    samples = images_per_step(config)[0] * config.train.steps
+    print(
+        f"{config.train.steps:,} steps on {world_size()} ranks draw {samples:,} images, "
+        f"{samples / max(len(trained), 1):.3g} times the training set of {len(trained):,}"
+    )
+    print("\n".join(verdicts))
+    return not any(verdict.split(": ")[1].startswith("stops") for verdict in verdicts)
+
+
+def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:
+    """Which names are trained on, and which are asked for without that."""
+    trained = {category.name for category in training.categories}
+    asked = {category.name for category in validation.categories}
+    new, unused = sorted(asked - trained), sorted(trained - asked)
+    return (
+        f"{len(trained):,} names are trained on, {len(asked):,} are asked for in the evaluation\n"
+        f"{len(new):,} of these are not trained on{_named(new)}\n"
+        f"{len(unused):,} that are trained on are not asked for{_named(unused)}"
+    )
+
+
+def _named(names: list[str]) -> str:
+    return f": {', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''}" if names else ""

@@ -1,0 +1,252 @@
+"""What annotation tools export, by hand as they write it, becomes the same clean file in COCO's form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_tools import run_tool
+
+from ovd.choices import ImportFormatName
+from ovd.data.annotations import load_annotations
+from ovd.data.format_options import FormatOptions
+from ovd.data.import_boxes import import_boxes
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import ReadRequest
+
+# Two images of 60 x 40 and 30 x 50 (width x height) with a cat, a dog, and a cat that leaves the image.
+SIZES = {"a": (60, 40), "b": (30, 50)}
+EXPECTED = [("a.jpg", "cat", [5, 10, 20, 10]), ("a.jpg", "dog", [30, 0, 15, 40]), ("b.jpg", "cat", [10, 20, 20, 30])]
+OBJECTS = [("a", "cat", [5, 10, 20, 10]), ("a", "dog", [30, 0, 15, 40]), ("b", "cat", [10, 20, 25, 33])]
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in SIZES.items():
+        Image.new("RGB", size).save(folder / f"{name}.jpg")
+    return folder
+
+
+def imported(
+    annotations: Path, images: Path | None, format: ImportFormatName, **options: Any
+) -> tuple[list[tuple[str, str, list[float]]], dict[str, Any], DataReport]:
+    report = DataReport()
+    request = ReadRequest(annotations, images, FormatOptions(**options), index=True, truth=format == "coco")
+    content = import_boxes(request, format, report).content
+    files = {image["id"]: image["file_name"].rsplit("/")[-1] for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for image in content["images"]:
+        assert (image["width"], image["height"]) == SIZES[Path(image["file_name"]).stem]
+    objects = [
+        (files[row["image_id"]], names[row["category_id"]], [float(number) for number in row["bbox"]])
+        for row in content["annotations"]
+    ]
+    return sorted(objects), content, report
+
+
+def coco(folder: Path, file_name: str = "{}.jpg", **more: Any) -> dict[str, Any]:
+    ids = {"a": 4, "b": 9}
+    return {
+        "info": {"description": "exported"},
+        "licenses": [],
+        "images": [
+            {"id": ids[name], "file_name": file_name.format(name), "width": width, "height": height, "license": 1}
+            for name, (width, height) in SIZES.items()
+        ],
+        "categories": [{"id": 2, "name": "dog", **more}, {"id": 1, "name": "cat", **more}],
+        "annotations": [
+            {"id": number, "image_id": ids[image], "category_id": {"cat": 1, "dog": 2}[name], "bbox": box,
+             "area": 7.5, "iscrowd": 0, "segmentation": [], "attributes": {"occluded": False}}
+            for number, (image, name, box) in enumerate(OBJECTS)
+        ],
+    }  # fmt: skip
+
+
+def test_coco_and_cvat(tmp_path, images):
+    path = tmp_path / "instances_default.json"
+    path.write_text(json.dumps(coco(tmp_path)))
+    objects, content, report = imported(path, images, "coco")
+    assert objects == EXPECTED
+    assert report.counts() == {"F5 repaired": 1}
+    assert [row["area"] for row in content["annotations"]] == [7.5] * 3
+    assert [row["id"] for row in content["annotations"]] == [1, 2, 3]
+
+
+def test_label_studio_writes_folders_of_its_own(tmp_path, images):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(coco(tmp_path, "..\\..\\label-studio\\media\\upload\\1\\{}.jpg")))
+    with pytest.raises(DataError, match=r"by_base_name=true"):
+        imported(path, images, "coco")
+    objects, content, _ = imported(path, images, "coco", by_base_name=True)
+    assert objects == EXPECTED
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "b.jpg"]
+
+
+def test_roboflow_has_a_parent_class_without_boxes_and_a_file_beside_the_images(images):
+    content = coco(images, supercategory="pets")
+    content["categories"].append({"id": 0, "name": "pets", "supercategory": "none"})
+    (images / "_annotations.coco.json").write_text(json.dumps(content))
+    objects, content, report = imported(images, None, "coco")
+    assert objects == EXPECTED
+    assert [category["name"] for category in content["categories"]] == ["cat", "dog"]
+    assert report.num_repaired("F2") == 1
+    assert "category 0, 'pets', is the parent of others" in report.first_records()["F2 repaired"][0]
+
+
+def test_a_class_without_boxes_that_is_no_parent_stays(tmp_path, images):
+    content = coco(tmp_path)
+    content["categories"].append({"id": 7, "name": "cow", "supercategory": "cow"})
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    assert [row["name"] for row in imported(path, images, "coco")[1]["categories"]] == ["cat", "dog", "cow"]
+
+
+def labelme(folder: Path, image_path: str = "{}.jpg") -> None:
+    for name, (width, height) in SIZES.items():
+        shapes: list[dict[str, Any]] = []
+        for image, label, (x, y, w, h) in OBJECTS:
+            if image == name == "a" and label == "dog":  # corners in any order
+                shapes.append({"label": label, "shape_type": "rectangle", "points": [[x + w, y], [x, y + h]]})
+            elif image == name:
+                corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+                shapes.append({"label": label, "shape_type": "polygon", "points": corners, "group_id": None})
+        (folder / f"{name}.json").write_text(
+            json.dumps({"version": "5.4.1", "shapes": shapes, "imagePath": image_path.format(name), "imageData": None,
+                        "imageHeight": height, "imageWidth": width})
+        )  # fmt: skip
+
+
+def test_labelme(tmp_path, images):
+    labelme(images)
+    objects, _, report = imported(images, None, "labelme")
+    assert objects == EXPECTED
+    assert report.counts() == {"F5 repaired": 1}
+    content = json.loads((images / "a.json").read_text())
+    content["shapes"] += [
+        {"label": "cat", "shape_type": "circle", "points": [[30, 20], [33, 24]]},
+        {"label": "cat", "shape_type": "point", "points": [[3, 4]]},
+    ]
+    content["imageHeight"] = None
+    (images / "a.json").write_text(json.dumps(content))
+    objects, _, report = imported(images, None, "labelme")
+    assert ("a.jpg", "cat", [25.0, 15.0, 10.0, 10.0]) in objects
+    assert len(objects) == 4
+    assert report.counts() == {"F4 skipped": 1, "F5 repaired": 1, "F12 repaired": 1}
+    assert "shape 4: a point has no box" in report.first_records()["F4 skipped"][0]
+
+
+def test_labelme_in_a_folder_of_its_own(tmp_path, images):
+    (tmp_path / "json").mkdir()
+    labelme(tmp_path / "json", "..\\images\\{}.jpg")
+    objects, content, _ = imported(tmp_path / "json", images, "labelme")
+    assert objects == EXPECTED
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shape_type", "cuboid", r"a\.json: shape 1: shape_type is 'cuboid'"),
+        ("points", [[1, 2], [3, None]], r"a\.json: shape 1: points are"),
+        ("points", [[1, 2]], r"not those of a polygon"),
+        ("label", " ", r"shape 1: its label is ' '"),
+        ("label", None, r"shape 1: its label is None"),
+    ],
+)
+def test_labelme_shapes_that_are_none_are_named(images, field, value, message):
+    labelme(images)
+    content = json.loads((images / "a.json").read_text())
+    content["shapes"][0][field] = value
+    (images / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        imported(images, None, "labelme")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "{}", '{"shapes": [], "imagePath": 3}'])
+def test_files_that_are_not_labelmes_are_named(images, content):
+    (images / "x.json").write_text(content)
+    with pytest.raises(DataError, match=r"x\.json: ") as caught:
+        imported(images, None, "labelme")
+    assert caught.value.code == "F1"
+
+
+def open_images(folder: Path) -> tuple[Path, Path]:
+    lines = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"]
+    for image, name, (x, y, w, h) in EXPECTED:
+        width, height = SIZES[image[0]]
+        group = int(name == "dog")
+        sides = f"{x / width},{(x + w) / width},{y / height},{(y + h) / height}"
+        lines.append(f"{image[0]},xclick,/m/{name},1,{sides},0,0,{group}")
+    lines.append("absent,xclick,/m/cat,1,0,1,0,1,0,0,0")
+    (folder / "boxes.csv").write_text("\n".join(lines) + "\n")
+    (folder / "names.csv").write_text('/m/dog,dog\n/m/cat,cat\n/m/cow,"cow, bull"\n')
+    return folder / "boxes.csv", folder / "names.csv"
+
+
+def test_open_images(tmp_path, images):
+    boxes, names = open_images(tmp_path)
+    objects, content, report = imported(boxes, images, "open_images", class_names=names)
+    assert [(file, name, [round(number, 1) for number in box]) for file, name, box in objects] == EXPECTED
+    assert [row["iscrowd"] for row in content["annotations"]] == [0, 1, 0]
+    assert [row["name"] for row in content["categories"]] == ["dog", "cat", "cow, bull"]
+    assert "1 of 3 images are not in" in report.first_records()["F8 repaired"][0]
+    for damage, message in (
+        (lambda text: text.replace("XMin", "X"), "names no column XMin"),
+        (lambda text: text.replace("/m/dog", "/m/emu"), r"line 3 is of '/m/emu'"),
+        (lambda text: text.replace("xclick,", "", 1), r"line 2 has 10 values, not 11"),
+        (lambda text: text.replace("1,0,1,0,1", "1,0,1,1,0"), "line 5: .* is no box from 0 to 1"),
+        (lambda text: text.replace("1,0,1,0,1", "1,0,1,0,nan"), "is no box from 0 to 1"),
+        (lambda text: "\n".join([text.splitlines()[0], text.splitlines()[-1]]), "none of its 1 images is in"),
+    ):
+        damaged = tmp_path / "damaged.csv"
+        damaged.write_text(damage(boxes.read_text()))
+        with pytest.raises(DataError, match=message):
+            imported(damaged, images, "open_images", class_names=names)
+    with pytest.raises(ValueError, match="needs the folder of images and the CSV file of class names"):
+        imported(boxes, images, "open_images")
+
+
+def test_yolo_and_voc(tmp_path, images):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "Annotations").mkdir()
+    for name, (width, height) in SIZES.items():
+        rows, items = [], ""
+        for image, label, (x, y, w, h) in EXPECTED:
+            if image[0] == name:
+                class_id = ["dog", "cat"].index(label)
+                rows.append(f"{class_id} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}")
+                corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+                box = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items())
+                items += f"<object><name>{label}</name><bndbox>{box}</bndbox></object>"
+        (tmp_path / "labels" / f"{name}.txt").write_text("\n".join(rows))
+        xml = f"<annotation><filename>{name}.jpg</filename>{items}</annotation>"
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(xml)
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [dog, cat]\n")
+    for format, annotations in (("yolo", tmp_path / "data.yaml"), ("voc", tmp_path / "Annotations")):
+        objects, _, _ = imported(annotations, None if format == "yolo" else images, format)  # type: ignore[arg-type]
+        assert [(file, name, [round(number, 1) for number in box]) for file, name, box in objects] == EXPECTED
+
+
+def test_the_tool_writes_what_training_reads_as_it_is_and_changes_nothing(tmp_path, images):
+    labelme(images)
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    output = tmp_path / "mine" / "train.json"
+    arguments = ("labelme", "--annotations", images, "--output", output)
+    done = run_tool("tools/import_boxes.py", *arguments)
+    assert f"{output}: 2 images, 3 annotations, 2 categories; file names start at {images}" in done.stdout
+    assert json.loads(output.with_name("train.json.report.json").read_text())["repaired_by_code"] == {"F5": 1}
+    assert {path: path.read_bytes() for path in images.iterdir()} == before
+    report = DataReport()
+    index = load_annotations(output, images, format="coco", report=report, with_truth=True)
+    assert report.counts() == {}
+    assert len(index.boxes.values) == 3
+    assert "exists; give another file" in run_tool("tools/import_boxes.py", *arguments, expect=2).stderr
+
+
+def test_an_option_that_a_format_lacks_is_refused(images):
+    labelme(images)
+    with pytest.raises(ValueError, match="labelme has no option xyxy"):
+        imported(images, None, "labelme", xyxy=True)
