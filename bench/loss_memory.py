@@ -110,7 +110,8 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    rows, ratio = [], {}
+    rows: list[dict[str, object]] = []
+    ratio: dict[str, float] = {}
     for classes in arguments.classes:
         for dtype in DTYPES:
             settings = (arguments.points, classes, dtype, arguments.device)

@@ -19,7 +19,7 @@ import hotcoco
 import numpy as np
 import torch
 from annotations import detections_of, write_annotations
-from measured import medians, save
+from measured import milliseconds, save, seconds_of, time_ratio
 
 from ovd.data.annotations import load_truth
 from ovd.evaluation.lvis import MAX_PER_IMAGE, LVISEvaluator
@@ -27,6 +27,7 @@ from ovd.evaluation.results import write_results
 from ovd.precision import describe_machine
 
 ROOT = Path(__file__).parents[1]
+ROUNDS = 5
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 ALONE = """
 import json, sys
@@ -81,7 +82,7 @@ def main() -> None:
             evaluation.evaluate()
             evaluation.accumulate()
 
-        seconds = medians(
+        seconds = seconds_of(
             {
                 "from files": partial(ours, annotations, results, output),
                 "from files, hotcoco alone": partial(alone, annotations, results),
@@ -89,14 +90,15 @@ def main() -> None:
                 "from arrays, hotcoco alone": engine_alone,
             },
             torch.device("cpu"),
+            rounds=ROUNDS,
         )
     result = {
         "machine": describe_machine(torch.device("cpu")),
         "images": num_images,
         "detections": len(detections),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "milliseconds": milliseconds(seconds),
         "ratio": {
-            f"time of hotcoco alone, {name}": round(seconds[name] / seconds[f"{name}, hotcoco alone"], 3)
+            f"time of hotcoco alone, {name}": time_ratio(seconds, name, f"{name}, hotcoco alone")
             for name in ("from files", "from arrays")
         },
     }

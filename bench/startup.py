@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from annotations import write_annotations
-from measured import save
+from measured import milliseconds, save
 
 from ovd.precision import describe_machine
 
@@ -80,7 +80,7 @@ def main() -> None:
         "machine": describe_machine(torch.device("cpu")),
         "images": num_images,
         "file_MB": round(size / 1e6),
-        "seconds": {name: round(value, 3) for name, value in medians.items()},
+        "milliseconds": milliseconds(seconds),
         "peak_GiB": gib,
         "ratio": {
             **{f"time of {name}": round(medians["ovd"] / medians[name], 3) for name in ("pycocotools", "json")},

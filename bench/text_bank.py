@@ -80,9 +80,9 @@ def main() -> None:
             "machine": describe_machine(torch.device("cpu")),
             "raw": raw,
             "ratio": {
-                "time of the text tower": bank_ms / statistics.median(raw["tower_ms"]),
-                "time of 1 ms": bank_ms,
-                "memory of 64 MiB": max(grown) / 64,
+                "time of the text tower": round(bank_ms / statistics.median(raw["tower_ms"]), 6),
+                "time of 1 ms": round(bank_ms, 3),
+                "memory of 64 MiB": round(max(grown) / 64, 3),
             },
             "resident_mib_when_opened": (opened - before) / 2**20,
             "resident_mib_more_after_the_steps": grown,

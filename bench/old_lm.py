@@ -1,0 +1,158 @@
+"""The class loss, forward and backward, against its matrix products alone and against torchvision's focal loss.
+
+    python bench/loss_memory.py                    # 8,525 points of 1,024 dimensions, 100, 1,203 and 13,000 classes
+    python bench/loss_memory.py --device cuda --points 213488
+
+Random unit embeddings and text rows; one point in 500 is a positive. The products are the two that no such loss can do
+without: logits, and the gradient of the embeddings. Ours and torchvision's are timed in float32 and with autocast to
+bfloat16; memory is what a step adds at its peak, each in a process of its own. Where torchvision's loss or the gradient
+of the embeddings differs from ours, there is no ratio.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from measured import medians, resident_bytes, save
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from ovd.model.focal import point_focal_loss
+from ovd.model.similarity import TextClassifier
+from ovd.precision import describe_machine
+
+DIM, CLASSES, SCALE, BIAS = 1024, (100, 1203, 13_000), 100.0, -20.0
+POINTS_PER_POSITIVE = 500
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}
+"""Of the loss and of the length of the gradient, relative."""
+MAX_LOGITS = 2**27
+"""More numbers than this, and torchvision's loss, which keeps many copies of them, is left out."""
+
+
+class Case:
+    """The tensors of one measurement, and the forms of it."""
+
+    def __init__(self, points: int, classes: int, dtype: str, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        embeddings = F.normalize(torch.randn(points, DIM, generator=generator), dim=1)
+        # On a GPU a detector's embeddings have the step's precision; on a CPU they are float32.
+        self.embeddings = embeddings.to(device, DTYPES[dtype] if device.type == "cuda" else torch.float32)
+        self.text = F.normalize(torch.randn(classes, DIM, generator=generator), dim=1).to(device)
+        labels = torch.full((points,), -1)
+        positives = torch.arange(0, points, POINTS_PER_POSITIVE)
+        labels[positives] = torch.randint(classes, (len(positives),), generator=generator)
+        self.labels, self.dtype, self.device = labels.to(device), DTYPES[dtype], device
+
+    def _embeddings(self) -> Tensor:
+        return self.embeddings.detach().requires_grad_()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def ours(self) -> tuple[Tensor, Tensor | None]:
+        embeddings = self._embeddings()
+        ids = torch.arange(len(self.text), device=self.device)
+        scale, bias = (torch.tensor(value, device=self.device) for value in (SCALE, BIAS))
+        with self._autocast():
+            classifier = TextClassifier(self.text, ids, scale, bias)
+            loss = point_focal_loss(embeddings, classifier, self.labels, None, None)
+        loss.backward()
+        return loss.detach(), embeddings.grad
+
+    def torchvision(self) -> tuple[Tensor, Tensor | None]:
+        embeddings = self._embeddings()
+        targets = torch.zeros(len(embeddings), len(self.text), device=self.device)
+        positive = self.labels >= 0
+        targets[positive, self.labels[positive]] = 1
+        with self._autocast():
+            logits = (SCALE * embeddings) @ self.text.to(embeddings.dtype).T + BIAS
+            loss = sigmoid_focal_loss(logits, targets, reduction="sum")
+        loss.backward()
+        return loss.detach(), embeddings.grad
+
+    def products(self) -> tuple[Tensor, Tensor]:
+        embeddings, text = self.embeddings.to(self.dtype), self.text.to(self.dtype)
+        logits = embeddings @ text.T
+        return logits, logits @ text
+
+    def forms(self) -> dict[str, Callable[[], object]]:
+        forms: dict[str, Callable[[], object]] = {"ours": self.ours, "products": self.products}
+        if len(self.embeddings) * len(self.text) <= MAX_LOGITS:
+            forms["torchvision"] = self.torchvision
+        return forms
+
+
+def difference(case: Case) -> float:
+    """The largest relative difference between ours and torchvision's."""
+    (loss, gradient), (expected, wanted) = case.ours(), case.torchvision()
+    assert gradient is not None
+    assert wanted is not None
+    # Ours is the gradient of embeddings of any length, which has no part along them.
+    directions = case.embeddings.double()
+    wanted = wanted.double() - (wanted.double() * directions).sum(dim=1, keepdim=True) * directions
+    of_gradient = (gradient.double() - wanted).norm() / wanted.norm()
+    return max(float(of_gradient), abs(float(loss) / float(expected) - 1))
+
+
+def peak_bytes(case: Case, form: str) -> int:
+    """What a form adds to the memory of its process, at its peak."""
+    work = case.forms()[form]
+    if case.device.type == "cuda":
+        before = torch.cuda.memory_allocated(case.device)
+        work()
+        return torch.cuda.max_memory_allocated(case.device) - before
+    before = resident_bytes()
+    work()
+    return resident_bytes(peak=True) - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=8_525, help="default: %(default)s")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default: %(default)s")
+    parser.add_argument("--no-memory", action="store_true", help="measure time only")
+    parser.add_argument("--memory-of", nargs=3, metavar=("CLASSES", "DTYPE", "FORM"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    if arguments.memory_of:
+        classes, dtype, form = arguments.memory_of
+        print(peak_bytes(Case(arguments.points, int(classes), dtype, arguments.device), form))
+        return
+    rows = []
+    for classes in CLASSES:
+        for dtype in DTYPES:
+            case = Case(arguments.points, classes, dtype, arguments.device)
+            forms = case.forms()
+            if "torchvision" in forms and (found := difference(case)) > LARGEST_DIFFERENCE[dtype]:
+                raise SystemExit(f"no ratio: at {classes} classes in {dtype} ours differs by {found}")
+            seconds = medians(forms, arguments.device)
+            measured = () if arguments.no_memory else forms
+            memory = {name: peak_of_process(arguments, classes, dtype, name) for name in measured}
+            rows.append(
+                {
+                    "classes": classes,
+                    "dtype": dtype,
+                    "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
+                    "time_ratio": {name: round(seconds["ours"] / seconds[name], 2) for name in forms if name != "ours"},
+                    "peak_MB": {name: round(value / 2**20) for name, value in memory.items()},
+                }
+            )
+            print(rows[-1], flush=True)
+    settings = {"points": arguments.points, "dim": DIM}
+    save("loss_memory", {"machine": describe_machine(arguments.device), "settings": settings, "rows": rows})
+
+
+def peak_of_process(arguments: argparse.Namespace, classes: int, dtype: str, form: str) -> int:
+    """`peak_bytes` in a process of its own."""
+    command = [sys.executable, __file__, "--points", str(arguments.points), "--device", str(arguments.device)]
+    done = subprocess.run([*command, "--memory-of", str(classes), dtype, form], check=True, capture_output=True)
+    return int(json.loads(done.stdout))
+
+
+if __name__ == "__main__":
+    main()
