@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from ovd.model.focal import point_focal_loss
+from ovd.model.focal import chunked_focal_loss, point_focal_loss
 from ovd.model.similarity import TextClassifier
 from ovd.precision import describe_machine
 
@@ -58,7 +58,9 @@ class Case:
         scale, bias = (torch.tensor(value, device=self.device) for value in (SCALE, BIAS))
         with self._autocast():
             classifier = TextClassifier(self.text, ids, scale, bias)
-            loss = point_focal_loss(embeddings, classifier, self.labels, None, None)
+            # On a GPU the kernel takes embeddings of any length; on a CPU they are made unit rows before.
+            compute = point_focal_loss if self.device.type == "cuda" else chunked_focal_loss
+            loss = compute(embeddings, classifier, self.labels, None, None)
         loss.backward()
         return loss.detach(), embeddings.grad
 
@@ -90,9 +92,9 @@ def difference(case: Case) -> float:
     (loss, gradient), (expected, wanted) = case.ours(), case.torchvision()
     assert gradient is not None
     assert wanted is not None
-    # Ours is the gradient of embeddings of any length, which has no part along them.
-    directions = case.embeddings.double()
-    wanted = wanted.double() - (wanted.double() * directions).sum(dim=1, keepdim=True) * directions
+    if case.device.type == "cuda":  # a gradient of embeddings of any length has no part along them
+        directions = case.embeddings.double()
+        wanted = wanted.double() - (wanted.double() * directions).sum(dim=1, keepdim=True) * directions
     of_gradient = (gradient.double() - wanted).norm() / wanted.norm()
     return max(float(of_gradient), abs(float(loss) / float(expected) - 1))
 
