@@ -57,8 +57,10 @@ def read_columns(request: ReadRequest, content: bytes, *, federated: bool) -> An
     was_collecting = gc.isenabled()
     gc.disable()
     try:
+        if not content.isascii():
+            content.decode()  # msgspec does not look at the bytes of fields that it passes over
         return _table(request, msgspec.json.decode(content, type=_File), federated)
-    except (msgspec.MsgspecError, OverflowError, RecursionError, DataError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError, DataError):
         return None
     finally:
         if was_collecting:

@@ -134,9 +134,12 @@ class Source:
         return value
 
     def size(self, row: dict[str, Any], *, required: bool) -> tuple[int, int]:
-        """Height and width; two zeros if one of them is missing and not `required`."""
+        """Height and width, also as 640.0; two zeros if one of them is missing and not `required`."""
         if not required and (row.get("height") is None or row.get("width") is None):
             return 0, 0
+        for side in ("height", "width"):
+            if type(row.get(side)) is float:
+                row[side] = _whole_number(row[side])
         return self.positive(row, "images", "height"), self.positive(row, "images", "width")
 
     def rows_by_id(self, rows: list[dict[str, Any]], name: str) -> dict[int, int]:

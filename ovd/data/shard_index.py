@@ -229,7 +229,7 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
                     raise ShardFault(f"the header at byte {member.offset} has a negative size", len(rows))
                 end = archive.offset
                 yield member
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:  # OSError: a place beyond any file
         raise ShardFault(f"not a whole tar archive after byte {end} ({error})", len(rows)) from error
     file.seek(end)
     num_zeros = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise import damaged
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
@@ -277,3 +278,19 @@ def test_metadata_is_plain_json(tmp_path):
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     assert json.loads(metadata["settings"]) == SETTINGS
     assert tuple(json.loads(metadata["keys"])) == labels.keys
+
+
+@pytest.mark.parametrize("num_runs", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_noise_in_a_labels_file_is_read_or_named(tmp_path, num_runs):
+    path, rng, num_refused = tmp_path / "labels.safetensors", np.random.default_rng(3), 0
+    write(path, some_labels(6))
+    whole = path.read_bytes()
+    for _ in range(num_runs):
+        path.write_bytes(damaged(whole, rng))
+        for read in (read_labels, read_shard_index):
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(path) in str(error)  # noqa: PT017
+                num_refused += 1
+    assert num_refused > num_runs // 3
