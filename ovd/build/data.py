@@ -1,6 +1,7 @@
 """Build the data of a config: annotation indexes, labelled pairs, batches."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from ovd.data.transforms import Transform, train_transform
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
-from ovd.distributed import rank, world_size
+from ovd.distributed import is_main, rank, world_size
 from ovd.engine import checkpoint
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import label_files, open_labelled_shards
@@ -158,17 +159,20 @@ def load_evaluation_index(
     return FORMATS[format].evaluation_split(index)
 
 
-def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> int:
-    """Count the images of a set that are missing; none of them is opened.
+def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> None:
+    """Look for the images of a set, none of which is opened, and say how many are missing.
 
     Raises:
         DataError: F8 one is missing and `all_needed`, or too many are.
     """
     by_base_name = isinstance(source, FileData) and source.by_base_name
     has_option = "by_base_name" in FORMATS[index.format].options and not by_base_name
-    return check_images_exist(
+    num_missing = check_images_exist(
         index.path, index.image_files, index.images_root, all_needed=all_needed, has_option=has_option
     )
+    if num_missing and is_main():
+        where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
+        print(f"warning[F8]: {index.path}: {where}", file=sys.stderr)
 
 
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:

@@ -97,7 +97,7 @@ def _parse(path: Path, content: bytes) -> Any:
         byte = len(text[: error.pos].encode())
         raise DataError("F1", f"{path}: not whole JSON at byte {byte} of {len(content)}: {error.msg}") from error
     except ValueError as error:  # a number of thousands of digits
-        raise DataError("F1", f"{path}: a number has too many digits ({error})") from error
+        raise DataError("F1", f"{path}: a number has thousands of digits") from error
     except RecursionError as error:
         raise DataError("F1", f"{path}: JSON nested too deeply") from error
     finally:
@@ -120,12 +120,13 @@ class Source:
 
     def field(self, row: dict[str, Any], name: str, field: str, kind: type = int) -> Any:
         value = row.get(field)
-        if type(value) is not kind or (isinstance(value, int) and abs(value) > np.iinfo(np.int64).max):
-            raise DataError(
-                "F1",
-                f"{self.path}: {name} record {row.get('id', '(no id)')}: {field} is {value!r}, not {kind.__name__}",
-            )
-        return value
+        if type(value) is not kind:
+            problem = f"is {value!r}, not {kind.__name__}"
+        elif isinstance(value, int) and abs(value) > np.iinfo(np.int64).max:
+            problem = f"is {value}, more than 64 bits hold"
+        else:
+            return value
+        raise DataError("F1", f"{self.path}: {name} record {row.get('id', '(no id)')}: {field} {problem}")
 
     def positive(self, row: dict[str, Any], name: str, field: str) -> int:
         value = self.field(row, name, field)

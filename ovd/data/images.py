@@ -199,11 +199,12 @@ def _opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Itera
     except ImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError("F10", f"{name}: {error}") from error
+        raise ImageError("F10", f"{name}: its header says more than {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
     except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included
-        raise ImageError("F9", f"{name}: cannot be decoded: {error!r}") from error
+        reason = str(error) if isinstance(error, ValueError) and str(error) else repr(error)
+        raise ImageError("F9", f"{name}: cannot be decoded: {reason}") from error
 
 
 def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
