@@ -125,12 +125,17 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
         load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
 
 
-def test_pairs_do_not_hide_that_all_other_images_are_missing(tmp_path, miniature_world, teacher, pairs):
+def test_pairs_do_not_hide_that_all_other_images_are_missing_or_empty(tmp_path, miniature_world, teacher, pairs):
     config = student_config(tmp_path / "run", miniature_world, teacher, pairs)
     values = config.model_dump(mode="json")
     values["data"]["source"]["train_images"] = str(tmp_path)
     values["train"]["steps"] = 200
-    with pytest.raises(DataError, match=r"5 of \d+ skipped .*file is missing|6 of \d+ skipped .*file is missing"):
+    with pytest.raises(DataError, match=r"none of its \d+ images are in"):  # before the first step
+        train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
+    for path in (miniature_world / "images" / "train").iterdir():
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / path.name).touch()
+    with pytest.raises(DataError, match=r"5 of \d+ skipped .*file is empty|6 of \d+ skipped .*file is empty"):
         train_from_config(parse_config(values, TrainConfig, "test"), evaluate=False)
 
 

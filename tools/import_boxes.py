@@ -3,7 +3,7 @@
     python tools/import_boxes.py coco --annotations export/result.json --images export/images --output train.json
     python tools/import_boxes.py coco --annotations roboflow/train --output data/mine/train.json
     python tools/import_boxes.py labelme --annotations photos --output data/mine/train.json
-    python tools/import_boxes.py open_images --annotations train-annotations-bbox.csv --images oi/train \\
+    python tools/import_boxes.py open_images --annotations train-annotations-bbox.csv --images oi/train \
         --class-names class-descriptions-boxable.csv --output data/oi/train.json
 
 Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders with their parent class), `voc`, `yolo`,

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -27,8 +28,8 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(num_outputs, rank))
 
     def forward(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
-        # In float32 under autocast, too, so that a stored sum has the same bits.
-        with torch.autocast(weight.device.type, enabled=False):
+        # In float32 under autocast, too, so that a stored sum has the same bits. The meta device has no autocast.
+        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
             return weight + (self.up @ self.down).view_as(weight)
 
 
