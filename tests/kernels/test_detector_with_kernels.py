@@ -37,10 +37,8 @@ def outputs_and_gradients(detector, images):
     }, gradients
 
 
-@pytest.mark.parametrize(
-    "places",
-    [("pyramid", "head"), pytest.param(("head",), marks=pytest.mark.slow), pytest.param((), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("places", [("pyramid", "head"), ("head",), ()])
 def test_a_detector_with_kernels_is_the_same(places, untrained_clip, monkeypatch):
     torch.manual_seed(0)
     plain = build_detector(untrained_clip, *places).train().to(memory_format=torch.channels_last)
@@ -62,7 +60,7 @@ def test_a_detector_with_kernels_is_the_same(places, untrained_clip, monkeypatch
         assert error <= 1e-3 * gradient.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+@pytest.mark.parametrize("size", [pytest.param((64, 64), marks=pytest.mark.slow), (64, 96)])
 def test_clips_resnet_with_kernels_is_the_same(size, monkeypatch):
     torch.manual_seed(0)
     visual = ModifiedResNet(layers=[1, 2, 1, 1], output_dim=12, heads=2, image_size=64, width=8)
