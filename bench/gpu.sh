@@ -1,5 +1,5 @@
 #!/bin/bash
-# All that docs/results.md wants from a GPU, in about ten minutes: bench/gpu.sh [python]
+# All that docs/results.md wants from a GPU; not run as a whole yet: bench/gpu.sh [python]
 set -euo pipefail
 python=${1:-python}
 $python -m pytest -q tests/kernels tests/engine/test_graphed.py

@@ -268,7 +268,7 @@ class TrainSection(Section):
     """Seed of the initial weights, the order of the data, augmentation and sampling."""
     deterministic: bool = False
     """On a GPU, compute with the same bits every time, so that a resumed run is the same as an uninterrupted one to the
-    bit, too; slower (docs/results.md). On a CPU it is always so."""
+    bit, too (docs/results.md has the cost). On a CPU it is always so."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate (AdamW)."""
     backbone_rate: NonNegativeFloat = 0.1
@@ -323,8 +323,8 @@ class TrainSection(Section):
     threads: PositiveInt = 2
     """Number of CPU threads; the bits of a result depend on it."""
     compile: bool = False
-    """Compile pyramid and head with torch.compile: a slow start, then faster steps on a CPU (docs/results.md), where it
-    needs a C++ compiler. A GPU is faster without."""
+    """Compile pyramid and head with torch.compile: a slow start, then somewhat faster steps (docs/results.md), in the
+    place of kernels and CUDA graphs. On a CPU it needs a C++ compiler."""
     cuda_graphs: bool = True
     """On a GPU, launch forward and backward pass as a whole: for one process, with `accumulate` 1, and without
     `compile` and `detector.recompute`. The first batch of each shape takes some seconds more."""

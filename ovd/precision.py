@@ -40,7 +40,7 @@ def memory_format(enabled: bool) -> torch.memory_format:
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """A context in which a GPU, too, gives the same bits every time, at a cost; a CPU always does.
+    """A context in which a GPU, too, gives the same bits every time; a CPU always does.
 
     Enter it before anything is computed on a GPU.
     """
@@ -48,13 +48,15 @@ def deterministic(enabled: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as cuBLAS starts
-    before = torch.are_deterministic_algorithms_enabled()
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what was not written
+    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads what was not written
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 def describe_machine(device: torch.device | None = None) -> str:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ovd.data.category import Category
-from ovd.data.image_names import files_by_base_name
+from ovd.data.image_names import files_by_base_name, refuse_same_files
 from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
@@ -63,7 +62,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     files = tuple(image.file for image in images)
     if request.options.by_base_name:
         files = files_by_base_name(request.annotations, files, root)
-    _refuse_same_files(images, files)
+    refuse_same_files(paths, files)
     names = sorted({shape.label for image in images for shape in image.shapes})
     stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
     with_root = ReadRequest(request.annotations, root, request.options, request.index, request.truth)
@@ -148,10 +147,3 @@ def _points(value: Any) -> np.ndarray | None:
         if not all(abs(number) < LARGEST_COORDINATE for number in row):
             return None
     return np.array(rows, np.float64).reshape(-1, 2)
-
-
-def _refuse_same_files(images: Sequence[_Image], files: Sequence[str]) -> None:
-    first: dict[str, Path] = {}
-    for image, file in zip(images, files, strict=True):
-        if (other := first.setdefault(file, image.path)) != image.path:
-            raise DataError("F2", f"{other} and {image.path} are both of the image {file}")

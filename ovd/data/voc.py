@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from ovd.data.category import Category
 from ovd.data.image_files import READ_SUFFIXES, is_image_name, readable_sizes
-from ovd.data.image_names import check_images_exist, files_by_base_name
+from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_same_files
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_bytes, read_lines, read_names
@@ -68,7 +68,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     if request.options.by_base_name:
         files = files_by_base_name(request.annotations, [image.file for image in images], request.images)
         images = [replace(image, file=file) for image, file in zip(images, files, strict=True)]
-    _refuse_same_files(images)
+    refuse_same_files([image.path for image in images], [image.file for image in images])
     names = _class_names(images, request.options.class_names)
     row_of_name = {name: row for row, name in enumerate(names)}
 
@@ -185,14 +185,6 @@ def _image_file(path: Path, file_name: str | None, images: Path | None) -> str:
     if len(found) > 1:
         raise DataError("F2", f"{path}: the image may be {' or '.join(found)}; give its <filename> a suffix")
     return found[0] if found else name + READ_SUFFIXES[0]
-
-
-def _refuse_same_files(images: Sequence[_Image]) -> None:
-    first: dict[str, _Image] = {}
-    for image in images:
-        other = first.setdefault(image.file, image)
-        if other is not image:
-            raise DataError("F2", f"{other.path} and {image.path} are both of the image {image.file}")
 
 
 def _class_names(images: Sequence[_Image], source: Path | None) -> list[str]:

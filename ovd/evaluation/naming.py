@@ -28,7 +28,7 @@ from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.resample import resample_dense
-from ovd.model.similarity import CHUNK_ELEMENTS, TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
 from ovd.precision import autocast, memory_format
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
@@ -278,7 +278,7 @@ class _Namer:
         self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], names: TextClassifier
     ) -> Float[Tensor, " N"]:
         """1 where the class is the most similar name."""
-        chunks = embeddings.split(max(1, CHUNK_ELEMENTS // len(names)))
+        chunks = embeddings.split(points_at_a_time(len(names), embeddings.device))
         best = torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])
         return (names.class_ids[best] == classes).float()
 

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ovd.kernels import aligned
+
 
 @dataclass(frozen=True)
 class FocalSettings:
@@ -27,8 +29,6 @@ TILE = 4096
 """Products that a program computes at a time."""
 CHUNK = 2**26
 """Products in memory at a time."""
-ALIGNMENT = 64
-"""Text rows are padded to a multiple of this many, without which the matrix products take several times as long."""
 
 
 class FocalLoss(torch.autograd.Function):
@@ -62,7 +62,7 @@ class FocalLoss(torch.autograd.Function):
         ctx.dtypes = embeddings.dtype, text.dtype
         needs_embeddings, needs_text = ctx.needs_input_grad[:2]
         num_points, num_classes = len(embeddings), len(text)
-        padded = -(-num_classes // ALIGNMENT) * ALIGNMENT
+        padded = aligned(num_classes)
         rows = text.new_zeros(padded, text.shape[1], dtype=dtype)
         rows[:num_classes] = text
         with torch.autocast(device, enabled=False):

@@ -12,7 +12,7 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` with a bias."""
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
-        if kernels.applies_to(x) and x.is_contiguous(memory_format=torch.channels_last):
+        if kernels.applies_to_map(x):
             assert self.bias is not None
             return add_bias(self._conv_forward(x, self.weight, None), self.bias)
         return super().forward(x)
@@ -25,7 +25,7 @@ def project(
     added: Float[Tensor, "B D h w"] | None,
 ) -> Float[Tensor, "B D h w"]:
     """A 1 x 1 convolution with bias, plus a map."""
-    if kernels.applies_to(x) and x.is_contiguous(memory_format=torch.channels_last):
+    if kernels.applies_to_map(x):
         return add_bias(F.conv2d(x, weight), bias, added)
     projected = F.conv2d(x, weight, bias)
     return projected if added is None else projected + added

@@ -1,6 +1,5 @@
 """Group norm (Wu and He 2018), which does not depend on the batch: batches of detection data are small."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +18,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         is_power = x.shape[1] & (x.shape[1] - 1) == 0
-        if kernels.applies_to(x) and is_power and x.is_contiguous(memory_format=torch.channels_last):
+        if is_power and kernels.applies_to_map(x):
             from ovd.kernels.group_norm import GroupNormRelu
 
             return GroupNormRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.relu)

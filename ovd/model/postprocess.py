@@ -269,16 +269,19 @@ def _scores_of_best_points(
     if len(image.embeddings) <= at_a_time:  # all scores fit into memory, and are computed once
         scores = scores_of(image)
         chosen = _best_points(_whole(scores.amax(dim=1)), candidates)
-        yield chosen, scores if len(chosen) == len(scores) else scores[chosen]
+        yield chosen, scores if len(scores) <= candidates else scores[chosen]
         return
-    chosen = _best_points(_best_scores(image, scores_of, at_a_time), candidates)
+    if len(image.embeddings) > candidates:
+        chosen = _best_points(_best_scores(image, scores_of, at_a_time), candidates)
+    else:
+        chosen = torch.arange(len(image.embeddings), device=image.embeddings.device)
     for chunk in chosen.split(at_a_time):
-        yield chunk, scores_of(image[chunk])
+        scores = scores_of(image[chunk])
+        _whole(scores.amax(dim=1))
+        yield chunk, scores
 
 
 def _best_points(best_scores: Float[Tensor, " P"], candidates: int) -> Int[Tensor, " p"]:
-    if len(best_scores) <= candidates:
-        return torch.arange(len(best_scores), device=best_scores.device)
     return best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
 
 

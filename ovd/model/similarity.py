@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ovd import kernels
 from ovd.distributed import sum_over_ranks
 from ovd.structures import IGNORED
 
@@ -18,9 +19,6 @@ CHUNK_ELEMENTS = 2**22
 """Number of logits in memory at a time where points are processed chunk by chunk: 16 MiB."""
 GPU_CHUNK_ELEMENTS = 2**27
 """The same on a GPU, which needs more work at a time: 512 MiB."""
-ALIGNMENT = 64
-"""On a GPU, text rows are padded to a multiple of this many: matrix products with other numbers take several times as
-long."""
 
 
 def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
@@ -54,7 +52,7 @@ def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) 
 def _cosines_of_low_precision(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
     """`text_cosines` as exact as in float32, on the tensor cores: text rows are sums of two bfloat16 ones."""
     rows = embeddings.flatten(0, -2)
-    padded = -(-len(text) // ALIGNMENT) * ALIGNMENT
+    padded = kernels.aligned(len(text))
     both = torch.zeros(2, padded, text.shape[1], dtype=torch.bfloat16, device=text.device)
     both[0, : len(text)] = text
     both[1, : len(text)] = text - both[0, : len(text)].float()
@@ -110,8 +108,8 @@ class TextClassifier:
 
     def positions(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The rows of these classes, each of which must have one."""
-        rows = torch.searchsorted(self.class_ids, class_ids).clamp(max=len(self) - 1)
-        assert torch.equal(self.class_ids[rows], class_ids), "a class has no text row, or class_ids do not ascend"
+        rows = self.labels(class_ids)
+        assert (rows != IGNORED).all(), "a class has no text row, or class_ids do not ascend"
         return rows
 
     def labels(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
