@@ -6,6 +6,7 @@ fetch something is checked for its form (`FORM_ONLY`), and so are the commands o
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import re
@@ -26,6 +27,7 @@ from PIL import Image
 
 import ovd.build.data
 import ovd.data.world.build
+from ovd.__main__ import COMMANDS
 from ovd.config import AblationConfig, AlignConfig, PretrainConfig, TrainConfig, _known_keys, load_config
 from ovd.cost import count_cost
 from ovd.data.pairs import write_pair_shards
@@ -35,7 +37,12 @@ from ovd.data.world.settings import Settings
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", *(ROOT / "docs").glob("*.md")])
+SCRIPTS = [
+    *sorted((ROOT / "tools").glob("*.py")),
+    *(file for file in sorted((ROOT / "ovd" / "commands").glob("*.py")) if file.stem != "__init__"),
+]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+ALL_COMMANDS = {name for commands in COMMANDS.values() for name in commands}
 LANGUAGES = {"sh", "python", "text", "bibtex"}
 
 INSTALLS = "it installs packages"
@@ -56,11 +63,12 @@ SMALL = [
     "train.warmup_steps=1", "train.sampled_classes=10", "train.threads=2", "eval.candidates=100",
 ]  # fmt: skip
 MINIATURE = {
+    "train": SMALL,
     "train.py": SMALL,
-    "fine_tune.py": SMALL,
+    "fine-tune": SMALL,
     "quickstart.py": SMALL,
-    "build_text_bank.py": SMALL,
-    "pseudo_label.py": ["--threads", "2"],
+    "text-bank": SMALL,
+    "label-pairs": ["--threads", "2"],
 }
 """What is added to a tool's arguments, so that the last word is the miniature's."""
 
@@ -94,6 +102,9 @@ def inline_code(page: Path) -> list[str]:
 
 @cache
 def tool(name: str) -> ModuleType:
+    """The module of a script of tools/ (`train.py`) or of a command of ovd (`train`)."""
+    if not name.endswith(".py"):
+        return importlib.import_module(f"ovd.commands.{name.replace('-', '_')}")
     spec = importlib.util.spec_from_file_location(f"tool_{Path(name).stem}", ROOT / "tools" / name)
     assert spec is not None, name
     assert spec.loader is not None
@@ -109,14 +120,17 @@ def make_recipe(target: str) -> list[str] | None:
 
 
 def to_tool(command: str) -> tuple[str, list[str]] | None:
-    """The tool of a command and its arguments; None for a command of another kind."""
+    """The tool or ovd's command, and its arguments; None for a command of another kind."""
     words = shlex.split(command)
     if words[0] == "make":
         assigned = dict(word.split("=", 1) for word in words[2:])
         first = next(iter(make_recipe(words[1]) or [""]), "")
         words = shlex.split(first.replace("$(PY)", "python").replace("$(ARGS)", assigned.get("ARGS", "")))
     if words and words[0] == "torchrun":
-        words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
+        script = next(i for i, word in enumerate(words) if word == "ovd" or word.endswith(".py"))
+        words = words[script:] if words[script] == "ovd" else ["python", *words[script:]]
+    if len(words) > 1 and words[0] == "ovd" and words[1] in ALL_COMMANDS:
+        return words[1], words[2:]
     if len(words) > 1 and words[0] == "python" and (found := re.fullmatch(r"(?:\.\./)?tools/(\w+\.py)", words[1])):
         return found[1], words[2:]
     return None
@@ -197,7 +211,7 @@ def check_config(name: str, arguments: argparse.Namespace) -> None:
     match name:
         case "ablate.py":
             load_config(path, [], AblationConfig)
-        case "align_backbone.py":
+        case "align_backbone.py" | "align-backbone":
             load_config(path, overrides, AlignConfig)
         case "pretrain_clip.py":
             load_config(path, overrides, PretrainConfig)
@@ -307,14 +321,13 @@ def test_the_readme_has_no_command_beside_its_blocks():
 def written_commands(page: Path) -> list[str]:
     """Commands in a page, in the comment of a config and in the docstring of a tool, and in the prose of all three."""
     text = re.sub(r"\\\n[# ]*", " ", page.read_text())
-    lines = re.findall(r"^[# ]*((?:python|torchrun|sbatch|make|pip) .*)$", text, re.M)
+    known = "|".join(sorted(ALL_COMMANDS))
+    lines = re.findall(rf"^[# ]*((?:python|ovd (?:{known})|torchrun|sbatch|make|pip) .*)$", text, re.M)
     spans = [span for span in inline_code(page) if re.match(r"(python|torchrun|make|pip) \S", span)]
     return [command for line in [*lines, *spans] if "$" not in line for command in commands_of(line)]
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, *CONFIGS, *sorted((ROOT / "tools").glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_written_commands_have_files_options_and_keys_that_exist(page, monkeypatch):
     commands = written_commands(page)
     assert commands or page.suffix == ".md"
@@ -335,6 +348,9 @@ def test_what_a_page_names_exists(page):
     made = ("runs/", "data/mine")
     missing = [file for file in files if not any((root / file).exists() for root in (ROOT, ROOT / "ovd"))]
     assert [file for file in missing if not file.startswith(made) and not re.search("[A-Z]{3}", file)] == []
+
+    commands = [found[1] for span in spans if (found := re.match(r"ovd ([a-z]\S*)", span))]
+    assert [name for name in commands if name not in ALL_COMMANDS] == []
 
     keys = set(_known_keys(TrainConfig))
     sections = "clip|bank|detector|data|train|eval"

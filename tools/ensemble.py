@@ -1,31 +1,12 @@
 """Average the weights of two runs, for example before and after self-training, into a third that can be evaluated.
 
-    python tools/ensemble.py runs/base runs/selftrained --weight 0.5 --output runs/ensembled
-    python tools/eval.py runs/ensembled
+python tools/ensemble.py runs/base runs/selftrained --weight 0.5 --output runs/ensembled
 
-Both must have the same detector, CLIP and text tower. The output has no optimizer state: it cannot be resumed, but a
-new run can start from it with init_from=runs/ensembled.
+The same as `ovd ensemble`, whose --help explains it.
 """
 
-import argparse
-from pathlib import Path
-
-from ovd.build.detector import find_checkpoint
 from ovd.cli import run_tool
-from ovd.engine.ensemble import save_ensemble
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", type=Path, help="run folder (its newest checkpoint) or checkpoint folder")
-    parser.add_argument("second", type=Path, help="likewise; the output takes its data and evaluation settings")
-    parser.add_argument("--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (%(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="run folder to write")
-    arguments = parser.parse_args()
-    first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)
-    folder = save_ensemble(first, second, weight=arguments.weight, output=arguments.output)
-    print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")
-
+from ovd.commands.ensemble import main
 
 if __name__ == "__main__":
     run_tool(main)

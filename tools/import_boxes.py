@@ -1,54 +1,12 @@
 """Make one clean JSON file in COCO's form of what an annotation tool exported.
 
-    python tools/import_boxes.py coco --annotations export/result.json --images export/images --output train.json
-    python tools/import_boxes.py coco --annotations roboflow/train --output data/mine/train.json
-    python tools/import_boxes.py labelme --annotations photos --output data/mine/train.json
-    python tools/import_boxes.py open_images --annotations train-annotations-bbox.csv --images oi/train \
-        --class-names class-descriptions-boxable.csv --output data/oi/train.json
+python tools/import_boxes.py coco --annotations export/result.json --images export/images --output train.json
 
-Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders with their parent class), `voc`, `yolo`,
-`labelme` and `open_images`. Images and annotations are read where they are; nothing is copied or changed. Beside the
-output a report, OUTPUT.report.json, has all that was left out or repaired, with its first 20 records of each kind.
+The same as `ovd import-boxes`, whose --help explains it.
 """
 
-import argparse
-from pathlib import Path
-from typing import get_args
-
-from ovd.build.arguments import add_format_options, format_options
-from ovd.choices import ImportFormatName
 from ovd.cli import run_tool
-from ovd.data.check import describe_findings
-from ovd.data.import_boxes import import_boxes, write_boxes
-from ovd.data.report import DataReport
-from ovd.data.table import ReadRequest
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("format", choices=get_args(ImportFormatName))
-    parser.add_argument("--annotations", type=Path, required=True, help="the exported file, or folder")
-    parser.add_argument("--images", type=Path, help="folder of its images; for some formats the annotations say it")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write; must not exist")
-    add_format_options(parser, default_split="train")
-    arguments = parser.parse_args()
-    report = DataReport()
-    # With the areas of masks, which only JSON files have; an image that has no size and cannot be read stops then.
-    request = ReadRequest(
-        arguments.annotations,
-        arguments.images,
-        format_options(arguments),
-        index=True,
-        truth=arguments.format == "coco",
-    )
-    imported = import_boxes(request, arguments.format, report)
-    write_boxes(arguments.output, imported)
-    report.used(len(imported.content["images"]))
-    report.write(arguments.output.with_name(arguments.output.name + ".report.json"))
-    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in imported.content.items())
-    print("\n".join(describe_findings(report)))
-    print(f"{arguments.output}: {counts}; file names start at {imported.images_root}")
-
+from ovd.commands.import_boxes import main
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,40 +1,12 @@
 """Make tar shards of image-text pairs from a TSV file.
 
-    python tools/import_pairs.py cc3m.tsv --columns caption,path --images cc3m_images --output data/cc3m
-    python tools/import_pairs.py pairs.tsv --columns _,caption,base64 --output data/pairs
+python tools/import_pairs.py cc3m.tsv --columns caption,path --images cc3m_images --output data/cc3m
 
-The file has one pair per line, no header, and is UTF-8; `_` is a column to leave out. Images are decoded once as a
-check; pairs that cannot be used are reported by line in OUTPUT/data_report.json, and too many of them stop the import.
-The shards get a manifest, against which later reads are checked.
+The same as `ovd import-pairs`, whose --help explains it.
 """
 
-import argparse
-from pathlib import Path
-
 from ovd.cli import run_tool
-from ovd.data.pairs import PairShards, write_pair_shards
-from ovd.data.report import DataReport
-from ovd.data.tsv import COLUMNS, read_tsv
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tsv", type=Path, help="the file")
-    parser.add_argument("--columns", required=True, help=f"comma-separated names among {', '.join(COLUMNS)}")
-    parser.add_argument("--images", type=Path, help="folder that paths in the column `path` are relative to")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the shards; must not contain any")
-    parser.add_argument("--pairs-per-shard", type=int, default=1000, help="default: %(default)s")
-    arguments = parser.parse_args()
-    report = DataReport()
-    pairs = read_tsv(arguments.tsv, arguments.columns.split(","), arguments.images, report)
-    try:
-        write_pair_shards(arguments.output, pairs, pairs_per_shard=arguments.pairs_per_shard)
-    finally:
-        if report.num_seen():
-            report.write(arguments.output / "data_report.json")
-    skipped = ", ".join(f"{kind} {count}" for kind, count in report.counts().items())
-    print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")
-
+from ovd.commands.import_pairs import main
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,104 +1,12 @@
 """Label image-text pairs for self-training: a trained detector detects boxes, with queries from the captions.
 
-    python tools/pseudo_label.py runs/quickstart --pairs data/cc12m --output data/cc12m_labels
-    python tools/pseudo_label.py runs/quickstart --pairs FOLDER --output OTHER --queries classes --classes names.txt
-    torchrun --nproc-per-node 8 tools/pseudo_label.py runs/quickstart --pairs FOLDER --output OTHER
+python tools/pseudo_label.py runs/quickstart --pairs data/cc12m --output data/cc12m_labels
 
-FOLDER holds tar shards of .jpg and .txt files (img2dataset, WebDataset). For each shard, OUTPUT gets NAME.safetensors
-with the boxes and the text embeddings, and then NAME.json, a ledger with the settings, hashes and counts. The same
-command continues an interrupted run; several workers may share an output.
+The same as `ovd label-pairs`, whose --help explains it.
 """
 
-import argparse
-import os
-from pathlib import Path
-from typing import get_args
-
-import torch
-
-from ovd.build.arguments import add_expert_options, expert_group
-from ovd.build.detector import load_detector
-from ovd.choices import QuerySource
 from ovd.cli import run_tool
-from ovd.config import LabelOptions, parse_config
-from ovd.jobs.pseudo_label import pseudo_label_run
-from ovd.selftrain.pseudo_label import worker_of
-from ovd.text.prompts import TEMPLATES
-
-DEFAULTS = LabelOptions(queries="caption")
-
-
-def _arguments() -> argparse.Namespace:
-    """The command line, read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run or checkpoint folder of the detector; a student trained on "
-                        "the labels needs its text tower")  # fmt: skip
-    parser.add_argument("--pairs", type=Path, required=True, metavar="FOLDER", help="folder of tar shards")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for labels and ledgers")
-    parser.add_argument("--queries", choices=get_args(QuerySource), default="caption",
-                        help="what an image is asked for: its whole caption, the caption's n-grams or noun phrases, or "
-                        "the same class names in every image (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="for --queries classes: names, one a line")
-    parser.add_argument("--templates", choices=list(TEMPLATES), help="prompts that names and phrases are put into, for "
-                        "the detector and for the text embeddings of the labels (default: as the run was trained, but "
-                        "a detector of --teacher-hf reads names and phrases as they stand). Whole captions are never "
-                        "put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; Grounding DINO and MM "
-                        "Grounding DINO take `none` alone, a single prompt")  # fmt: skip
-    parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
-                        "Hugging Face (name or folder), which detects the boxes in place of RUN")  # fmt: skip
-    add_expert_options(parser)
-    parser.add_argument("--threshold", type=float, default=DEFAULTS.score_threshold,
-                        help="only boxes that score more are kept; keep it low, filters come later "
-                        "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
-                        help="maximum number of boxes per image (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
-    parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
-    parser.add_argument("--shards", type=int, metavar="N", help="label the first N shards only (default: all)")
-    parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
-                        "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
-    parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
-    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
-                        "LOCAL_RANK)")  # fmt: skip
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = _arguments()
-    torch.set_num_threads(arguments.threads)
-    rank, world = worker_of(arguments.rank, arguments.world, os.environ)
-    names = [] if arguments.classes is None else arguments.classes.read_text(encoding="utf-8").splitlines()
-    settings = {
-        "queries": arguments.queries,
-        "classes": tuple(dict.fromkeys(name.strip() for name in names if name.strip())),
-        "score_threshold": arguments.threshold,
-        "max_boxes": arguments.max_boxes,
-        "batch_size": arguments.batch_size,
-    }
-    options = parse_config(settings, LabelOptions, "command line")
-    device = arguments.device
-    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    counts = pseudo_label_run(
-        load_detector(arguments.run, device, experts=expert_group(arguments)),
-        pairs=arguments.pairs,
-        output=arguments.output,
-        options=options,
-        templates=arguments.templates,
-        teacher_hf=arguments.teacher_hf,
-        size=arguments.size,
-        rank=rank,
-        world=world,
-        num_shards=arguments.shards,
-    )
-    reasons = ", ".join(f"{count} {code}" for code, count in counts.reasons.items()) or "none"
-    print(
-        f"{arguments.output}: {counts.pairs} pairs, {counts.pairs_with_boxes} with boxes, {counts.boxes} boxes "
-        f"({counts.capped_pairs} pairs had more); {counts.texts} texts ({counts.long_texts} fill the text tower's "
-        f"context); pairs not labelled: {reasons}"
-    )
-
+from ovd.commands.label_pairs import main
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,22 +1,12 @@
 """Replay a training step whose loss or gradient was not finite.
 
-    python tools/replay_step.py runs/mine/failed-step-000120.rank0.pt
+python tools/replay_step.py runs/mine/failed-step-000120.rank0.pt
 
-Prints each image's losses in float32 and whether the detector's predictions for it are finite.
+The same as `ovd replay-step`, whose --help explains it.
 """
 
-import argparse
-from pathlib import Path
-
 from ovd.cli import run_tool
-from ovd.jobs.replay_step import replay_step
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dump", type=Path, help="failed-step-*.pt in a run folder, whose config.yaml is used")
-    replay_step(parser.parse_args().dump)
-
+from ovd.commands.replay_step import main
 
 if __name__ == "__main__":
     run_tool(main)

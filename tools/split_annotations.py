@@ -1,45 +1,12 @@
 """Split an annotation file into two by image, for example to train on one part and validate on the other.
 
-    python tools/split_annotations.py mine/all.json --share 0.8 --first mine/train.json --second mine/val.json
+python tools/split_annotations.py mine/all.json --share 0.8 --first mine/train.json --second mine/val.json
 
-It reads files in COCO's and LVIS's form. The same seed gives the same split; both parts keep all categories.
+The same as `ovd split`, whose --help explains it.
 """
 
-import argparse
-import json
-from pathlib import Path
-
-import numpy as np
-
 from ovd.cli import run_tool
-from ovd.data.annotations import load_truth
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path)
-    parser.add_argument("--share", type=float, default=0.8, help="share of the images in the first part (%(default)s)")
-    parser.add_argument("--first", type=Path, required=True, help="file to write")
-    parser.add_argument("--second", type=Path, required=True, help="file to write")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if not 0 < arguments.share < 1:
-        parser.error(f"--share {arguments.share} is not between 0 and 1")
-    load_truth(arguments.annotations, format="coco")  # says what is wrong with the file, where anything is
-    content = json.loads(arguments.annotations.read_text(encoding="utf-8-sig"))
-    images = content["images"]
-    order = np.random.default_rng(arguments.seed).permutation(len(images))
-    num_first = round(arguments.share * len(images))
-    for path, rows in ((arguments.first, order[:num_first]), (arguments.second, order[num_first:])):
-        if path.exists():
-            raise ValueError(f"{path} exists; give another file")
-        kept = [images[row] for row in sorted(rows.tolist())]
-        ids = {int(image["id"]) for image in kept}
-        annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**content, "images": kept, "annotations": annotations}), encoding="utf-8")
-        print(f"{path}: {len(kept):,} images, {len(annotations):,} annotations")
-
+from ovd.commands.split import main
 
 if __name__ == "__main__":
     run_tool(main)

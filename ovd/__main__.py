@@ -1,0 +1,80 @@
+"""The `ovd` command: `ovd COMMAND ...` runs `main` of the module of that name in `ovd/commands/`.
+
+Only that module is imported, so that help comes at once and what a command needs beyond the requirements is asked for
+by this command alone. Under torchrun: `torchrun --nproc-per-node 8 -m ovd train CONFIG`.
+"""
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+
+from ovd.cli import run_tool
+
+COMMANDS = {
+    "use a detector": {
+        "detect": "find named things in an image",
+        "experts": "list and check experts of a detector, say who answers which query",
+    },
+    "train": {
+        "train": "train a detector from a config",
+        "fine-tune": "learn from your own boxes, and keep every other word",
+        "label-pairs": "label image-text pairs with a detector, for self-training",
+        "ensemble": "average the weights of two runs",
+        "align-backbone": "teach a dense feature what CLIP says of crops, without labels",
+        "text-bank": "encode the text variants of many classes once",
+        "replay-step": "look again at a step whose loss was not finite",
+        "cost": "predict memory and time of a training",
+    },
+    "measure": {
+        "eval": "evaluate a detector on a data set, or a results file",
+        "check-backbone": "compare a backbone's dense feature with its pooled one",
+        "label-quality": "precision and recall of labelled pairs where the truth is known",
+    },
+    "prepare data": {
+        "check": "read a whole data set and print its faults",
+        "import-boxes": "make one COCO JSON of what an annotation tool exported",
+        "import-pairs": "make tar shards of image-text pairs from a TSV file",
+        "split": "split an annotation file in two by image",
+    },
+}
+"""Every command and what it does, in groups."""
+
+
+def help_text() -> str:
+    """What `ovd --help` prints."""
+    lines = ["usage: ovd COMMAND ...", "", "Open-vocabulary object detection: train, evaluate, detect.", ""]
+    for group, commands in COMMANDS.items():
+        lines += [f"{group}:", *(f"  {name:<16}{text}" for name, text in commands.items()), ""]
+    return "\n".join([*lines, "ovd COMMAND --help explains a command and has examples; ovd --version."])
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run the command that the first argument names with the others.
+
+    Raises:
+        ValueError: ovd has no such command.
+    """
+    name, names = arguments[0], [name for commands in COMMANDS.values() for name in commands]
+    if name not in names:
+        nearest = get_close_matches(name, names, 1)
+        raise ValueError(
+            f"ovd has no command {name!r}; {f'did you mean {nearest[0]}?' if nearest else 'ovd --help lists all'}"
+        )
+    sys.argv = [f"ovd {name}", *arguments[1:]]  # the name that help and usage errors print
+    import_module(f"ovd.commands.{name.replace('-', '_')}").main()
+
+
+def main() -> None:
+    """What `ovd` and `python -m ovd` do."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+    elif arguments[0] == "--version":
+        print(f"ovd {version('ovd')}")
+    else:
+        run_tool(lambda: run_command(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Make a CLIP model's dense feature say at a place what the model says of a crop of it, by self-distillation.
+
+    ovd align-backbone configs/align_tiny.yaml
+    ovd align-backbone configs/align_rn50.yaml data.source.kind=shards \
+        data.source.shards=cc12m output=runs/rn50_on_cc12m
+    torchrun --nproc-per-node 8 -m ovd align-backbone configs/align_rn50.yaml
+
+Needs images only, no labels and no captions. The run folder then is also the folder of the aligned model, which
+clip.name=FOLDER takes; its report.json has the losses before and after. The same command continues an interrupted run.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from ovd.config import AlignConfig, load_config
+from ovd.jobs.align_backbone import align_backbone, format_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a YAML file, see configs/align_tiny.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, AlignConfig)
+    report = align_backbone(config, command=shlex.join(["python", *sys.argv]))
+    if report:
+        print(format_report(report))
+        print(f"{config.output}: the aligned model, for clip.name={config.output}")

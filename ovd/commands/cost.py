@@ -1,0 +1,44 @@
+"""Predict the memory and time for training a config from counted operations.
+
+    ovd cost configs/lvis_base_rn50.yaml
+    ovd cost configs/lvis_base_nfnet_f6.yaml --gpus 16 --peak-tflops 459 --utilization 0.3
+
+Nothing is computed and no weights are needed. Hours follow from the operations of the image side and the expected share
+of the hardware's peak; loading, the losses and evaluation are not included.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.config import TrainConfig, load_config
+from ovd.cost import count_cost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.batch_size=32")
+    parser.add_argument("--height", type=int, help="height of an image in pixels (default: 3/4 of data.size)")
+    parser.add_argument("--gpus", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="peak per GPU in bf16 (%(default)s: H100 SXM)")
+    parser.add_argument("--utilization", type=float, default=0.3, help="share of the peak (%(default)s)")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)
+    height, width = arguments.height or round(0.75 * config.data.size), config.data.size
+    cost = count_cost(config, height, width)
+    train = config.train
+    per_rank = -(-train.batch_size // arguments.gpus // train.accumulate)
+    hours = cost.training_hours(
+        steps=train.steps, images=train.batch_size, peak_tflops=arguments.gpus * arguments.peak_tflops,
+        utilization=arguments.utilization,
+    )  # fmt: skip
+    parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6
+    memory = cost.training_bytes(per_rank) / 2**30
+    print(f"{arguments.config}: {config.clip.name}, {height} x {width} px")
+    print(f"parameters          {parameters:,.1f} M, {trained:,.1f} M of them trained")
+    print(f"GFLOP per image     {cost.forward_flops / 1e9:,.0f} forward, {cost.training_flops / 1e9:,.0f} in training")
+    print(f"memory, predicted   {memory:,.1f} GiB with {per_rank} images per GPU at a time")
+    print(
+        f"time, predicted     {hours:,.1f} h for {train.steps:,} steps of {train.batch_size} images on "
+        f"{arguments.gpus} GPUs of {arguments.peak_tflops:g} TFLOP/s at {arguments.utilization:.0%}"
+    )

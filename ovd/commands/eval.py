@@ -1,0 +1,81 @@
+"""Evaluate a trained detector on a data set with any vocabulary, or an existing results file.
+
+    ovd eval runs/quickstart                                     # the run's validation set
+    ovd eval runs/quickstart --format coco --annotations my.json --images my_images
+    ovd eval runs/quickstart --format yolo --annotations mine/data.yaml --split val
+    ovd eval --results results.json --format lvis --annotations lvis_v1_val.json --engine official
+
+LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
+Beside AP, which ranks detections, tables say what they are worth as decisions (decisions.json, reliability.png) and, of
+a detector, how often true boxes are named right (naming.json, naming.png).
+"""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from ovd.build.arguments import add_expert_options, add_format_options, expert_group, format_options
+from ovd.choices import DataFormatName
+from ovd.data.format_options import FormatOptions
+from ovd.data.formats import FORMATS
+from ovd.evaluation.run import evaluate_results_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", help="run folder or checkpoint folder of a trained detector")
+    parser.add_argument("--results", type=Path, help="evaluate this COCO-format results file instead of a detector")
+    parser.add_argument("--annotations", type=Path, help="annotation file (default: the run's validation set)")
+    parser.add_argument("--images", type=Path, help="folder of its images")
+    parser.add_argument("--format", choices=get_args(DataFormatName))
+    add_format_options(parser, default_split="val")
+    add_expert_options(parser)
+    parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval-NAME)")
+    parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    arguments = parser.parse_args()
+    if (arguments.run is None) == (arguments.results is None):
+        parser.error("give either a RUN or --results FILE")
+    if arguments.results is not None:
+        if arguments.annotations is None or arguments.format is None:
+            parser.error("--results needs --annotations and --format")
+        evaluate_results_file(
+            arguments.annotations,
+            arguments.results,
+            arguments.format,
+            arguments.engine or "hotcoco",
+            arguments.output,
+            images=arguments.images,
+            options=format_options(arguments),
+        )
+        return
+    evaluate_detector(arguments)
+
+
+def evaluate_detector(arguments: argparse.Namespace) -> None:
+    """Evaluate the run on the data set that is named, or on its validation set."""
+    import torch  # here, since a results file needs none of these, which take seconds to import
+
+    from ovd.build.data import load_evaluation_index
+    from ovd.build.detector import load_detector
+    from ovd.data.report import DataReport
+    from ovd.jobs.evaluate import evaluate_run
+
+    annotations, images, format = arguments.annotations, arguments.images, arguments.format
+    options = format_options(arguments)
+    if annotations is None:
+        if images is not None or format is not None or options != FormatOptions():
+            raise ValueError("--images, --format and its options belong to --annotations, which is missing")
+    elif format is None or (images is None and not FORMATS[format].finds_images):
+        raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
+    torch.set_num_threads(arguments.threads)
+    named = [annotations.parent.name, annotations.stem] if annotations else []
+    output = arguments.output or arguments.run / "-".join(["eval", *named, *filter(None, [arguments.split])])
+    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    index = None
+    if annotations is not None:
+        index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
+    evaluate_run(trained, output=output, index=index, engine=arguments.engine, size=arguments.size)
+    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")

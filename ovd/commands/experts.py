@@ -1,0 +1,45 @@
+"""List experts, check them against a detector, say who answers which query, remove one.
+
+    ovd experts list runs/mine runs/other
+    ovd experts check runs/quickstart runs/mine runs/other
+    ovd experts who runs/quickstart runs/mine --classes "my thing, umbrella, parasol"
+    ovd experts remove runs/mine
+
+Experts are made by `ovd fine-tune`. One is used by naming its folder (--expert of detect, eval and label-pairs,
+`experts` of Predictor.load), so nothing has to be registered, and one that is added or removed changes
+no other's answers.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="say what experts know and which detector they belong to")
+    listing.add_argument("experts", type=Path, nargs="+", help="expert folders, or the runs that they are in")
+    check = commands.add_parser("check", help="check that experts are whole and belong to a detector")
+    check.add_argument("run", type=Path, help="run or checkpoint folder of the detector")
+    check.add_argument("experts", type=Path, nargs="+", help="expert folders, or the runs that they are in")
+    who = commands.add_parser("who", help="say who answers which query")
+    who.add_argument("run", type=Path, help="run or checkpoint folder of the detector")
+    who.add_argument("experts", type=Path, nargs="+", help="expert folders, or the runs that they are in")
+    who.add_argument("--classes", required=True, help="comma-separated queries")
+    remove = commands.add_parser("remove", help="remove an expert's files; the run that made it stays")
+    remove.add_argument("expert", type=Path, help="expert folder, or the run that it is in")
+    arguments = parser.parse_args()
+    if arguments.command == "list":
+        for folder in arguments.experts:
+            print(describe_expert(folder))
+    elif arguments.command == "check":
+        for folder in arguments.experts:
+            check_expert(arguments.run, folder)
+            print(f"{folder}: whole, and an expert of {arguments.run}")
+    elif arguments.command == "who":
+        names = [name.strip() for name in arguments.classes.split(",") if name.strip()]
+        print(format_answerers(arguments.run, arguments.experts, names))
+    else:
+        print(f"removed {remove_expert(arguments.expert)}")

@@ -1,0 +1,30 @@
+"""Fine-tune a trained detector on your own boxes, and measure the gain on them and the loss on the original data.
+
+    ovd fine-tune configs/expert.yaml init_from=runs/quickstart output=runs/mine \
+        data.source.train_annotations=mine/train.json data.source.train_images=mine/images \
+        data.source.val_annotations=mine/val.json data.source.val_images=mine/images
+    ovd detect photo.jpg --classes "my thing, umbrella" --run runs/quickstart --expert runs/mine
+
+With `expert` in the config (configs/expert.yaml) it makes an expert, output/expert: it answers for your names beside
+the detector that it started from, which answers for every other word as before. Without (configs/custom_coco.yaml) it
+trains one set of weights, and evaluates the detectors before and after and the average of their weights. Evaluations
+are on your validation set and on that of the original training. docs/fine_tuning.md walks through it. The same command
+continues an interrupted run.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.config import TrainConfig, load_config
+from ovd.jobs.fine_tune import fine_tune, format_outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a YAML file, see configs/expert.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
+    parser.add_argument("--weight", type=float, default=0.5, help="weight of the new one in the average; "
+                        "1 makes none (%(default)s)")  # fmt: skip
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)
+    print(format_outcomes(fine_tune(config, weight=arguments.weight)))

@@ -1,0 +1,35 @@
+"""Make tar shards of image-text pairs from a TSV file.
+
+    ovd import-pairs cc3m.tsv --columns caption,path --images cc3m_images --output data/cc3m
+    ovd import-pairs pairs.tsv --columns _,caption,base64 --output data/pairs
+
+The file has one pair per line, no header, and is UTF-8; `_` is a column to leave out. Images are decoded once as a
+check; pairs that cannot be used are reported by line in OUTPUT/data_report.json, and too many of them stop the import.
+The shards get a manifest, against which later reads are checked.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.data.pairs import PairShards, write_pair_shards
+from ovd.data.report import DataReport
+from ovd.data.tsv import COLUMNS, read_tsv
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tsv", type=Path, help="the file")
+    parser.add_argument("--columns", required=True, help=f"comma-separated names among {', '.join(COLUMNS)}")
+    parser.add_argument("--images", type=Path, help="folder that paths in the column `path` are relative to")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the shards; must not contain any")
+    parser.add_argument("--pairs-per-shard", type=int, default=1000, help="default: %(default)s")
+    arguments = parser.parse_args()
+    report = DataReport()
+    pairs = read_tsv(arguments.tsv, arguments.columns.split(","), arguments.images, report)
+    try:
+        write_pair_shards(arguments.output, pairs, pairs_per_shard=arguments.pairs_per_shard)
+    finally:
+        if report.num_seen():
+            report.write(arguments.output / "data_report.json")
+    skipped = ", ".join(f"{kind} {count}" for kind, count in report.counts().items())
+    print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")

@@ -1,0 +1,59 @@
+"""Measure how many of a teacher's pseudo-labels are correct, and how many of the known true objects they find.
+
+    ovd label-quality LABELS_FOLDER --pairs data/world/KEY/pairs
+    ovd label-quality LABELS_FOLDER --pairs data/world/KEY/pairs \
+        --annotations data/world/KEY/annotations/lvis_train.json --thresholds 0.1 0.3 0.5
+
+The true objects are read from the pairs' JSON members (`boxes`, `names`); the embedded world's pairs have them. An LVIS
+file adds synonyms and the frequencies of the names.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ovd.data.annotations import load_annotations
+from ovd.data.category import Category
+from ovd.data.report import DataReport
+from ovd.selftrain.labels import label_files, open_labelled_shards, read_labels
+from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labels", type=Path, help="folder of label files from `ovd label-pairs`")
+    parser.add_argument("--pairs", type=Path, required=True, help="folder of the image-text shards they belong to")
+    parser.add_argument("--annotations", type=Path, help="LVIS file with the names' synonyms and frequencies")
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5], help="default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the same numbers")
+    arguments = parser.parse_args()
+
+    files = label_files(arguments.labels)
+    shards = [read_labels(file) for file in files]
+    pairs = open_labelled_shards(arguments.pairs, files)
+    truth = [read_true_objects(pairs, pairs.positions(name)) for name in pairs.file_names]
+
+    categories: tuple[Category, ...] = ()
+    if arguments.annotations is not None:
+        categories = load_annotations(arguments.annotations, None, format="lvis", report=DataReport()).categories
+    rows = measure_quality(
+        shards,
+        truth,
+        thresholds=arguments.thresholds,
+        synonyms={category.name: category.synonyms for category in categories},
+        rare=[category.name for category in categories if category.frequency == "r"],
+    )
+    num_pairs = sum(len(objects.captions) for objects in truth)
+    num_unknown = num_pairs - sum(int(objects.is_known.sum()) for objects in truth)
+    print(format_quality(rows))
+    print(f"{num_pairs - num_unknown} pairs; {num_unknown} more left out, whose true objects are not known")
+    if arguments.output is not None:
+        content = {
+            "num_pairs": num_pairs - num_unknown,
+            "num_pairs_left_out": num_unknown,
+            "rows": list(map(asdict, rows)),
+        }
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,17 @@
+"""Replay a training step whose loss or gradient was not finite.
+
+    ovd replay-step runs/mine/failed-step-000120.rank0.pt
+
+Prints each image's losses in float32 and whether the detector's predictions for it are finite.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.jobs.replay_step import replay_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump", type=Path, help="failed-step-*.pt in a run folder, whose config.yaml is used")
+    replay_step(parser.parse_args().dump)

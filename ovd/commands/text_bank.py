@@ -1,0 +1,39 @@
+"""Encode the text variants of many classes once, into a bank that trainings on any of these classes can read.
+
+    ovd text-bank configs/quickstart_base.yaml bank.draws=4 bank.tower_dropout=0.02
+    ovd text-bank configs/quickstart_base.yaml --classes names.txt     # one name per line
+    ovd train configs/quickstart_base.yaml bank.file=data/text_banks/KEY.safetensors
+
+The first form encodes the config's training classes. The file is named by a hash of all that it depends on; an existing
+file is not built again.
+"""
+
+import argparse
+from pathlib import Path
+
+from ovd.build.data import load_training_index
+from ovd.build.detector import configured_clip
+from ovd.build.text import build_class_bank
+from ovd.config import TrainConfig, load_config
+from ovd.data.report import DataReport
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="its `clip` and `bank` sections are used")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example bank.templates=full")
+    parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides, TrainConfig)
+    if config.bank.file is not None:
+        raise ValueError("bank.file is an existing bank; leave it out to build one")
+    if arguments.classes is None:
+        categories = load_training_index(config, DataReport()).categories
+        names = [category.name for category in categories]
+        synonyms = [category.synonyms for category in categories]
+    else:
+        lines = arguments.classes.read_text(encoding="utf-8").splitlines()
+        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        synonyms = [()] * len(names)
+    bank = build_class_bank(config, configured_clip(config.clip), names, synonyms)
+    print(f"{bank.path}: {len(bank.names)} classes x {bank.variants.num_variants} variants x {bank.variants.dim}")

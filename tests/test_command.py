@@ -1,0 +1,89 @@
+"""The `ovd` command: one subcommand per module of ovd/commands/, which is also what the script in tools/ runs."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import ovd.__main__ as command
+from ovd.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(name for commands in COMMANDS.values() for name in commands)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["ovd", *arguments])
+    command.main()
+
+
+def test_every_module_is_a_command_and_every_command_a_module():
+    files = {path.stem.replace("_", "-") for path in (ROOT / "ovd" / "commands").glob("*.py")} - {"--init--"}
+    assert files == set(NAMES)
+    assert len(NAMES) == len(set(NAMES))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_a_command_has_an_example(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, name, "--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: ovd {name} ")
+    assert f"    ovd {name} " in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(arguments, monkeypatch, capsys):
+    run(monkeypatch, *arguments)
+    listed = re.findall(r"^  ([a-z-]+)  +[a-z]", capsys.readouterr().out, re.M)
+    assert sorted(listed) == NAMES
+
+
+def test_help_comes_without_heavy_imports():
+    code = "import sys, ovd.__main__ as m; m.help_text(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("trian", "did you mean train?"), ("label", "did you mean"), ("xyz", "ovd --help lists all")]
+)
+def test_a_command_that_is_not_there(name, meant, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, name)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert f"ovd has no command '{name}'" in error
+    assert meant in error
+
+
+def test_a_bad_input_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "train", "configs/none-such.yaml")
+    assert stopped.value.code == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_installed_command_and_the_module_are_the_same():
+    installed = Path(sys.executable).with_name("ovd")
+    for words in ([str(installed)], [sys.executable, "-m", "ovd"]):
+        done = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True)
+        assert re.fullmatch(r"ovd \d+\.\d+\.\d+\n", done.stdout)
+
+
+SAME = re.compile(r"The same as\s`ovd ([a-z-]+)`")
+
+
+def test_a_script_that_says_so_runs_the_command():
+    scripts = {path.name: path.read_text() for path in (ROOT / "tools").glob("*.py")}
+    same = {name: found[1] for name, text in scripts.items() if (found := SAME.search(text))}
+    assert set(same.values()) <= set(NAMES)
+    assert {"train.py", "eval.py", "demo.py"} <= set(same)
+    for name, of in same.items():
+        module = f"ovd.commands.{of.replace('-', '_')}"
+        assert f"from {module} import main\n" in scripts[name]
+        assert callable(import_module(module).main)
