@@ -14,6 +14,7 @@ from ovd.cli import run_tool
 COMMANDS = {
     "use a detector": {
         "detect": "find named things in an image",
+        "serve": "a page for the browser and an HTTP API",
         "experts": "list and check experts of a detector, say who answers which query",
     },
     "train": {
