@@ -1,6 +1,7 @@
 """The routes of a server: the page, the detection, and what it says about itself."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -27,9 +28,10 @@ from ovd.serve.guard import Guard
 from ovd.serve.journal import Journal, Metrics
 from ovd.serve.limits import Limits, Refusal
 from ovd.serve.openapi import describe_api, docs_page
-from ovd.serve.replies import on_failure, on_http_exception, on_refusal
+from ovd.serve.replies import FAILURE, on_failure, on_http_exception, on_refusal
 from ovd.visualize import choose_shown
 
+_LOG = logging.getLogger("ovd.serve")
 _DECODERS = 2
 """Pictures that are decoded at once. Each may take about ten bytes per pixel."""
 _STATIC = {
@@ -96,6 +98,11 @@ class Server:
                 raise Refusal(
                     503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
                 ) from None
+            except Refusal:
+                raise
+            except Exception as error:
+                _LOG.exception("the detector failed")
+                raise Refusal(500, FAILURE) from error
             return self._reply(request, form, picture, answered, seconds=loop.time() - start)
 
     @contextmanager
@@ -196,7 +203,12 @@ def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], N
         exception_handlers={Refusal: on_refusal, HTTPException: on_http_exception, Exception: on_failure},
         lifespan=server.lifespan,
     )
-    guarded = Guard(app, hosts=settings.hosts, any_address=settings.any_address)
+    guarded = Guard(
+        app,
+        hosts=settings.hosts,
+        any_address=settings.any_address,
+        head_bytes=settings.limits.head_bytes,
+    )
     return Journal(guarded, metrics=server.metrics, paths=paths_of(routes), tell=tell)
 
 

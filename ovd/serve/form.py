@@ -59,7 +59,11 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
         raise Refusal(400, f"The multipart form cannot be read: {reason}") from None
     except ValueError:  # of a character set that does not decode
         raise Refusal(400, "The multipart form cannot be read: write it in UTF-8.") from None
-    return parse_form(form, limits)
+    try:
+        return parse_form(form, limits)
+    except Refusal:
+        await form.close()
+        raise
 
 
 def parse_form(form: FormData, limits: Limits) -> DetectForm:

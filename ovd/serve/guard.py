@@ -1,4 +1,4 @@
-"""Who may ask: requests that another site makes a browser send are refused.
+"""Which requests get in: not those with huge headers, nor those that another site makes a browser send.
 
 A site can make its visitors' browsers send requests to a server on their own machine, and with a host name of its own
 that leads there (DNS rebinding) even read the answers. Both show in the headers: `Origin` names the site, `Host` the
@@ -25,17 +25,19 @@ HEADERS = {
 
 
 class Guard:
-    """An ASGI application before another, which refuses requests of other sites and adds `HEADERS` to answers."""
+    """An ASGI application before another, which refuses requests by their headers and adds `HEADERS` to answers."""
 
-    def __init__(self, app: ASGIApp, *, hosts: frozenset[str], any_address: bool):
+    def __init__(self, app: ASGIApp, *, hosts: frozenset[str], any_address: bool, head_bytes: int):
         """
         Args:
             hosts: names that the server may be called by.
             any_address: whether it may also be called by any address; so where other machines may ask.
+            head_bytes: of the path and all headers, at most; uvicorn's bound is for those that come in parts.
         """
         self._app = app
         self._hosts = hosts
         self._any_address = any_address
+        self._head_bytes = head_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_guarded(message: Message) -> None:
@@ -49,13 +51,17 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(Headers(scope=scope))
+            self._check(scope)
         except Refusal as refusal:
             await refusal_reply(refusal)(scope, receive, send_guarded)
         else:
             await self._app(scope, receive, send_guarded)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, scope: Scope) -> None:
+        parts = [scope["raw_path"], scope["query_string"], *(part for header in scope["headers"] for part in header)]
+        if sum(map(len, parts)) > self._head_bytes:
+            raise Refusal(431, f"The address and the headers are longer than {self._head_bytes} bytes.")
+        headers = Headers(scope=scope)
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         name = host_name(hosts[0]) if len(hosts) == 1 else ""
         if name not in self._hosts and not (self._any_address and is_address(name)):

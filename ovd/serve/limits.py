@@ -21,6 +21,8 @@ class Limits:
     """Requests for detection that are read, waited for or answered at once."""
     connections: int = 256
     """Open connections."""
+    head_bytes: int = 16 * 1024
+    """Of the first line and all headers of a request."""
     head_seconds: float = 10.0
     """From the opening of a connection, or the end of its last answer, to the end of a request's headers."""
     body_seconds: float = 30.0

@@ -13,6 +13,7 @@ _REFUSALS = {
     413: "The picture has too many bytes or pixels.",
     415: "The file is no picture that can be read, or the body no form.",
     421: "The server does not go by the host name of the request.",
+    431: "The address and the headers are too long.",
     503: "The server is busy; try again.",
 }
 

@@ -8,6 +8,8 @@ from starlette.responses import JSONResponse, Response
 
 from ovd.serve.limits import Refusal
 
+FAILURE = "The server failed at this request; its terminal shows where."
+
 _SENTENCES = {
     404: "There is nothing at this address; /docs lists what there is.",
     405: "This address does not take requests of this method; /docs lists what there is.",
@@ -34,4 +36,4 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_failure(request: Request, error: Exception) -> Response:
     """The reply to a request at which the server itself failed; the terminal shows where."""
-    return JSONResponse({"error": "The server failed at this request; its terminal shows where."}, 500)
+    return JSONResponse({"error": FAILURE}, 500)

@@ -9,8 +9,6 @@ from starlette.types import ASGIApp
 from ovd.serve.connection import timed_connections
 from ovd.serve.limits import Limits
 
-_HEAD_BYTES = 16 * 1024
-"""Of the first line and all headers of a request."""
 _END_SECONDS = 5
 """That requests have to end in after an interrupt."""
 
@@ -50,7 +48,7 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         proxy_headers=False,
         limit_concurrency=limits.connections,
         timeout_graceful_shutdown=_END_SECONDS,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
+        h11_max_incomplete_event_size=limits.head_bytes,
     )
     return uvicorn.Server(config)
 
