@@ -40,8 +40,12 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
     Raises:
         Refusal: it is too large or too slow, no form, or a field is missing or wrong.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+    content_type = request.headers.get("content-type", "").lower()
+    if content_type.partition(";")[0].strip() != "multipart/form-data":
         raise Refusal(415, "Send the picture and the names as multipart/form-data.")
+    charset = re.search(r"charset\s*=\s*\"?([\w-]*)", content_type)
+    if charset and charset[1] not in ("utf-8", "utf8"):  # some of Python's codecs raise, or take long
+        raise Refusal(415, "Write the form in UTF-8.")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.max_body_bytes:
         raise _too_large(limits)
@@ -57,8 +61,6 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
     except (HTTPException, MultiPartException) as error:
         reason = error.detail if isinstance(error, HTTPException) else error.message
         raise Refusal(400, f"The multipart form cannot be read: {reason}") from None
-    except ValueError:  # of a character set that does not decode
-        raise Refusal(400, "The multipart form cannot be read: write it in UTF-8.") from None
     try:
         return parse_form(form, limits)
     except Refusal:
