@@ -44,6 +44,9 @@ from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.prompts import clean_name
 
+CLIP_FOLDER = "clip"
+"""In the folder of a detector that was given away, the CLIP model that it needs (packaged.py)."""
+
 
 @dataclass(frozen=True)
 class TrainedDetector:
@@ -335,6 +338,9 @@ def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup
     """
     found = find_checkpoint(path)
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    if found.extra.get("has_clip"):
+        own = config.clip.model_copy(update={"name": str(found.folder / CLIP_FOLDER)})
+        config = config.model_copy(update={"clip": own})
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
