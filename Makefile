@@ -18,7 +18,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt requirements-no-deps.txt
 # Seconds since the epoch at which make began, so that the quick start can count the installation as a stage.
 export OVD_START := $(shell date +%s)
 
-.PHONY: install quickstart test test-all test-lowest lint world bench clean
+.PHONY: install quickstart test test-all test-lowest lint docs world bench clean
 
 install: $(INSTALLED)
 
@@ -42,6 +42,11 @@ lint: $(INSTALLED)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+# The site of docs/, in site/; a broken link stops it. `make docs ARGS=serve` shows it while it is written.
+docs: $(INSTALLED)
+	$(PY) -m pip install --quiet -c constraints.txt 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
+	$(PY) -m mkdocs $(or $(ARGS),build)
 
 world: $(INSTALLED)
 	$(PY) tools/make_world.py
