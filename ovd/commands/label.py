@@ -125,8 +125,16 @@ def main() -> None:
     kind = "probability" if trained.threshold is not None else "score"
     print(_summary(labels, report, f"{kind} of at least {threshold:.2f}", output))
     if review is not None:
-        saved_as = f"{base.name}.reviewed.json"
-        shown = write_review(labels.kept, labels.below, thresholds, review, most=arguments.review, saved_as=saved_as)
+        shown = write_review(
+            labels.kept,
+            labels.below,
+            thresholds,
+            review,
+            most=arguments.review,
+            title=output.name,
+            saved_as=f"{base.name}.reviewed.json",
+            kind=kind,
+        )
         print(f"{review} shows the {shown} boxes nearest to the threshold")
 
 

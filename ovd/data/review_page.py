@@ -26,7 +26,15 @@ _CONTEXT = 2.5
 
 
 def write_review(
-    kept: LabelledSet, below: LabelledSet, thresholds: Sequence[float], path: Path, *, most: int, saved_as: str
+    kept: LabelledSet,
+    below: LabelledSet,
+    thresholds: Sequence[float],
+    path: Path,
+    *,
+    most: int,
+    title: str,
+    saved_as: str,
+    kind: str = "score",
 ) -> int:
     """Write the page.
 
@@ -35,6 +43,8 @@ def write_review(
         below: boxes under it of the same images; those shown are saved only if they are accepted.
         thresholds: of each class.
         most: at most so many boxes are shown, those whose score is nearest to the threshold.
+        title: what is reviewed.
+        kind: what a score is called.
         saved_as: name of the file that the page saves.
 
     Returns:
@@ -49,6 +59,8 @@ def write_review(
     position = {row: num_kept + number for number, row in enumerate(chosen_below)}
     crops = _crops(kept, rows, shown)
     data = {
+        "title": title,
+        "kind": kind,
         "saved_as": saved_as,
         "names": kept.names,
         "thresholds": [round(threshold, 4) for threshold in thresholds],
@@ -58,7 +70,7 @@ def write_review(
         "num_below": len(rows) - num_kept,
     }
     with whole_file(path) as file:
-        file.write(fill_page("review", title=f"{saved_as}: review", data=data))
+        file.write(fill_page("review", title=f"Review of {title}", data=data))
     return len(shown)
 
 

@@ -109,6 +109,7 @@ function chart(series, { x, y, diagonal = false }) {
 /* Boxes over a picture. Box: x, y, w, h in its pixels, kind (a class of the style), label or "". */
 function pictureWithBoxes(source, width, height, boxes, description) {
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": description });
+  svg.style.setProperty("--ratio", width / height);
   if (source) svg.append(draw("image", { href: source, width, height, preserveAspectRatio: "none" }));
   const labels = [];
   for (const { x, y, w, h, kind, label } of boxes) {

@@ -8,13 +8,20 @@ const rowsOfImage = new Map();
 data.boxes.forEach((box, row) => rowsOfImage.set(box[0], [...(rowsOfImage.get(box[0]) || []), row]));
 
 const numKept = data.boxes.filter((box) => box[7]).length;
-byId("title").textContent = data.saved_as;
+byId("title").textContent = `Review of ${data.title}`;
 byId("about").textContent = `The ${whole(entries.length)} boxes nearest to the threshold, of ${whole(numKept)} in `
   + `${whole(data.images.length)} images` + (data.num_below ? ` and ${whole(data.num_below)} candidates below it.` : ".");
 
+function thumbnail({ row, x, y, width, height, picture }) {
+  const [, , left, top, w, h] = data.boxes[row];
+  return draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "xMidYMid slice" },
+    draw("image", { href: picture, width, height, preserveAspectRatio: "none" }),
+    draw("rect", { class: "box asked", x: left - x, y: top - y, width: w, height: h }));
+}
+
 const thumbs = entries.map((entry, number) => make("button", { type: "button", class: "thumb",
   "aria-label": `Box ${number + 1}: ${entry.name}`, onclick: () => go(number) },
-  make("img", { src: entry.picture, alt: "", loading: "lazy" })));
+  thumbnail(entry)));
 byId("strip").append(...thumbs);
 
 function allNames() {
@@ -36,8 +43,8 @@ function show() {
   byId("picture").replaceChildren(pictureWithBoxes(entry.picture, entry.width, entry.height,
     [...others, { ...inCrop(data.boxes[entry.row]), kind: "asked", label: "" }], `Box of ${entry.name}`));
   byId("name").textContent = entry.name;
-  byId("score").textContent = ` ${score.toFixed(2)}` + { "": "", accepted: ", accepted", rejected: ", rejected" }[entry.verdict];
-  byId("below").textContent = kept ? "" : "below the threshold: saved only if accepted";
+  byId("score").textContent = `${data.kind} ${score.toFixed(2)}` + { "": "", accepted: ", accepted", rejected: ", rejected" }[entry.verdict];
+  byId("below").textContent = kept ? "" : "Below the threshold: saved only if accepted.";
   byId("file").textContent = `${at + 1} of ${entries.length}: ${data.images[image][0]}`;
   byId("new-name").value = "";
   byId("names").replaceChildren(...allNames().map((name) => make("option", { value: name })));
