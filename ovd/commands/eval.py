@@ -83,4 +83,6 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
     evaluate_run(trained, output=output, index=index, engine=arguments.engine, size=arguments.size, html=arguments.html)
-    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
+    files = ["results.json", "metrics.json", "decisions.json", "naming.json", "per_class.csv"]
+    files += ["report.html"] if arguments.html else []
+    print(f"{', '.join(files)} and their plots are in {output}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import AnnotationIndex
@@ -46,8 +46,10 @@ def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, 
     if index is None:
         return {"images": {}, "image_note": "No pictures: the folder of images was not given."}
     tally = _tally(measures)
+    has_file = np.isin([image.id for image in measures.truth.images], index.image_ids)
     shown = {
-        name: [_picture(measures, tally, index, row) for row in rows] for name, rows in chosen_images(tally).items()
+        name: [_picture(measures, tally, index, row) for row in rows]
+        for name, rows in chosen_images(tally, has_file).items()
     }
     note = (
         f"The images with the lowest and the highest F1 of boxes at IoU 0.5, of {len(measures.truth.images):,}; among "
@@ -71,11 +73,15 @@ def _tally(measures: Measures) -> _Tally:
     )
 
 
-def chosen_images(tally: _Tally) -> dict[str, list[int]]:
-    """Rows of the worst and of the best images, among those with a box that counts; none is in both."""
+def chosen_images(tally: _Tally, has_file: Bool[np.ndarray, " N"]) -> dict[str, list[int]]:
+    """Rows of the worst and of the best images, among those with a box that counts; none is in both.
+
+    Args:
+        has_file: which of the truth's images are in the index; some formats list images that do not exist.
+    """
     errors = tally.wrong + tally.missed
-    some = np.flatnonzero(errors + tally.right)
-    worst = some[np.lexsort([some, -errors[some], tally.f1[some]])]
+    some = np.flatnonzero((errors + tally.right > 0) & has_file)
+    worst = some[np.lexsort([some, tally.right[some], -errors[some], tally.f1[some]])]
     best = some[np.lexsort([some, -tally.right[some], -tally.f1[some]])]
     num_worst = min(NUM_PICTURES, -(-len(some) // 2))
     shown = worst[:num_worst].tolist()

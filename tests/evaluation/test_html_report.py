@@ -21,7 +21,8 @@ from ovd.data.truth import JudgedImage, Truth
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decisions import DecisionEvaluator
-from ovd.evaluation.html_report import write_html_report
+from ovd.evaluation.groups import base_and_novel
+from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.report_pictures import _Tally, chosen_images
 from ovd.evaluation.results import Results, write_results
@@ -123,9 +124,32 @@ def test_a_class_has_the_curve_of_an_evaluation_of_it_alone(federated):
 
 def test_worst_and_best_images_share_none():
     counts = np.array([[0, 0, 3], [0, 2, 2], [4, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]).T
-    assert chosen_images(_Tally(*counts)) == {"worst": [1, 0, 4], "best": [2, 3]}
-    assert chosen_images(_Tally(*counts[:, :1])) == {"worst": [0], "best": []}
-    assert chosen_images(_Tally(*counts[:, 5:])) == {"worst": [], "best": []}
+    every = np.ones(6, bool)
+    assert chosen_images(_Tally(*counts), every) == {"worst": [1, 0, 4], "best": [2, 3]}
+    assert chosen_images(_Tally(*counts), np.arange(6) > 1) == {"worst": [4, 3], "best": [2]}
+    assert chosen_images(_Tally(*counts[:, :1]), every[:1]) == {"worst": [0], "best": []}
+    assert chosen_images(_Tally(*counts[:, 5:]), every[:1]) == {"worst": [], "best": []}
+
+
+def test_groups_of_a_benchmark_have_curves_and_classes_their_group():
+    truth = make_truth()
+    truth = replace(truth, categories=tuple(replace(category, frequency=None) for category in truth.categories))
+    names = {"base": {"class 0", "class 2", "class 4"}, "novel": {"class 1", "class 3"}}
+    evaluator = COCOEvaluator(truth, (), groups=names)
+    results = make_results(truth)
+    known = np.isin(results.image_ids, [image.id for image in evaluator.truth.images])
+    evaluator.add_results(results.take(known), source="results")
+    measures = evaluate_results(evaluator, "coco", exhaustive=None)
+    measures = replace(measures, groups=base_and_novel(measures.truth.categories, names))
+    data = report_data(measures, title="", index=None, naming=None, is_trained=[True] * 5)
+    curves = {curve["label"]: np.array(curve["precision"]) / 1000 for curve in data["curves"]}
+    assert list(curves) == ["IoU 0.50", "IoU 0.75", "base, IoU 0.50", "novel, IoU 0.50"]
+    for name in names:
+        assert curves[f"{name}, IoU 0.50"].mean() == pytest.approx(
+            measures.evaluation.metrics[f"AP50_{name}"], abs=1e-3
+        )
+    assert [row[1] for row in data["classes"]] == ["base", "novel", "base", "novel", "base"]
+    assert data["groups"] == ["base", "novel"]
 
 
 @pytest.fixture(scope="module")

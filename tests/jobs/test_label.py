@@ -44,7 +44,9 @@ def photos(miniature_world, tmp_path_factory) -> Path:
 
 def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int) -> Labels:
     root, paths = images_at([str(photos)], recursive=True)
-    return label_images(load_detector(start), root, paths, NAMES, [LOW] * len(NAMES), report, workers=0, batch_size=batch_size)
+    return label_images(
+        load_detector(start), root, paths, NAMES, [LOW] * len(NAMES), report, workers=0, batch_size=batch_size
+    )
 
 
 def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos):
