@@ -18,6 +18,7 @@ from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
 from ovd.data.report import DataReport
 from ovd.data.truth import JudgedImage, Truth
+from ovd.evaluation import confusions
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decisions import DecisionEvaluator
@@ -104,6 +105,25 @@ def test_a_missed_box_has_the_name_of_the_best_wrong_detection_over_it():
     assert [item.count for item in pairs] == sorted((item.count for item in pairs), reverse=True)
     assert len(pairs) > 1
     assert most_confused(np.zeros((0, 2), np.int64), truth.categories) == ()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 100])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_of_several_wrong_detections_the_best_names_the_box(at_a_time, order, monkeypatch):
+    monkeypatch.setattr(confusions, "_BOXES_AT_A_TIME", at_a_time)
+    truth = make_truth()
+    truth = replace(
+        truth, image_ids=np.array([3]), category_ids=np.array([1]), boxes_xywh=np.array([[10.0, 10, 20, 20]]),
+        areas_px=np.array([400.0]), crowd=np.array([False]),
+    )  # fmt: skip
+    rows = np.array(order)
+    boxes = np.array([[10.0, 10, 20, 20], [11, 10, 20, 20], [10, 11, 20, 20], [60, 60, 20, 20]])
+    results = Results(np.full(4, 3), np.array([3, 5, 7, 9])[rows], boxes[rows], np.array([0.5, 0.8, 0.6, 0.9])[rows])
+    verdicts = DecisionEvaluator(truth, results, base=np.ones(5, bool)).verdicts((0.1, 0.1))
+    assert names_at_true_boxes(verdicts, truth).tolist() == [[0, 2]]
+    assert most_confused(names_at_true_boxes(verdicts, truth), truth.categories) == (
+        Confusion("class 0", "class 2", 1, 1),
+    )
 
 
 @pytest.mark.parametrize("federated", [False, True])
