@@ -14,6 +14,7 @@ from ovd.cli import run_tool
 COMMANDS = {
     "use a detector": {
         "detect": "find named things in an image",
+        "label": "label your own images with a detector: COCO, YOLO, VOC, Label Studio",
         "experts": "list and check experts of a detector, say who answers which query",
     },
     "train": {

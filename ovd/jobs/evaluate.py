@@ -22,6 +22,7 @@ from ovd.data.report import DataReport
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
+from ovd.evaluation.html_report import write_html_report
 from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import Evaluation
@@ -31,6 +32,7 @@ from ovd.experts.inference import ExpertInference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
+from ovd.text.prompts import clean_name
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -74,11 +76,13 @@ def evaluate_run(
     index: AnnotationIndex | None = None,
     engine: Engine | None = None,
     size: int | None = None,
+    html: bool = False,
 ) -> Evaluation:
     """Evaluate on a data set with a vocabulary of its own; write all files.
 
     Args:
         index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
+        html: whether to write report.html, too.
 
     Raises:
         ValueError: no data set is given and the run has none.
@@ -92,7 +96,7 @@ def evaluate_run(
     evaluator = detect_all(trained, index, text, engine=engine, size=size)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
-    evaluation = evaluate_results(
+    measures = evaluate_results(
         evaluator,
         index.format,
         exhaustive=index.exhaustive_truth,
@@ -100,11 +104,22 @@ def evaluate_run(
         output_dir=output,
         own_threshold=trained.threshold,
     )
+    naming = None
     if trained.experts is None:  # it is of one detector's embeddings
-        report = naming_of(trained, index, text, size=size)
-        print(format_naming(report, group_average_precision(evaluation.classes)))
-        write_naming(report, output)
-    return evaluation
+        naming = naming_of(trained, index, text, size=size)
+        print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
+        write_naming(naming, output)
+    if html:
+        trained_names = set(map(clean_name, trained.classes))
+        write_html_report(
+            measures,
+            output,
+            title=config.output.name,
+            index=index,
+            naming=None if naming is None else naming.confusions,
+            is_trained=[clean_name(category.name) in trained_names for category in measures.truth.categories],
+        )
+    return measures.evaluation
 
 
 def naming_of(

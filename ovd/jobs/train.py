@@ -237,14 +237,14 @@ def _evaluation_of(
         evaluator = detect_all(trained, validation, text)
         metrics: dict[str, float] = {}
         if is_main():
-            evaluation = evaluate_results(
+            measures = evaluate_results(
                 evaluator,
                 validation.format,
                 exhaustive=validation.exhaustive_truth,
                 engine=config.eval.engine,
                 output_dir=config.output,
             )
-            metrics = evaluation.metrics
+            metrics = measures.evaluation.metrics
         return gather(metrics)[0]
 
     return evaluate

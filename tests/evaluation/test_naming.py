@@ -254,6 +254,8 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     values = (inside.naming_before, inside.naming_after, inside.cosine, inside.backbone_cosine)
     np.testing.assert_allclose(values, np.mean(point_rows, axis=0), atol=1e-4)
     all_boxes = found["all"].boxes
+    assert sum(item.count for item in report.confusions) == round((1 - all_boxes.naming_after) * all_boxes.count)
+    assert all(item.name != item.named and item.count <= item.of for item in report.confusions)
     assert all_boxes.naming_before != all_boxes.naming_after
     assert 0.2 < all_boxes.cosine < all_boxes.backbone_cosine < 0.99
 
