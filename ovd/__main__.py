@@ -15,6 +15,7 @@ COMMANDS = {
     "use a detector": {
         "detect": "find named things in an image",
         "label": "label your own images with a detector: COCO, YOLO, VOC, Label Studio",
+        "serve": "a page for the browser and an HTTP API",
         "experts": "list and check experts of a detector, say who answers which query",
     },
     "train": {

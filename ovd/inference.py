@@ -178,11 +178,14 @@ class Inference:
         images: UInt8[Tensor, "B 3 H W"],
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
+        *,
+        ensembles: Sequence[ScoreEnsemble | None] | None = None,
     ) -> tuple[Detections, ...]:
         """As `detect`, with classes of its own for each image.
 
         Args:
             texts: unit rows for each image, none for an image to pass over.
+            ensembles: of each image, as for `detect`.
         """
         images, sizes = images.to(self.device), sizes.to(self.device)
         predictions = self.predict(images, sizes)
@@ -193,7 +196,12 @@ class Inference:
                 found.append(Detections.empty())
                 continue
             found += self.detections(
-                predictions.of_images(only), text, sizes[only], original_sizes[only], images=images[only]
+                predictions.of_images(only),
+                text,
+                sizes[only],
+                original_sizes[only],
+                images=images[only],
+                ensemble=None if ensembles is None else ensembles[row],
             )
         return tuple(found)
 

@@ -114,11 +114,13 @@ class ExpertInference(Inference):
         answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
         for number, predictions in self._predictions(images, sizes, [len(query.rows) > 0 for query in asked]):
             query = asked[number]
-            of_base = (
-                None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[query.rows])
-            )
             found = self._answerers[number].detections(
-                predictions, query.text, sizes, original_sizes, images=images, ensemble=of_base
+                predictions,
+                query.text,
+                sizes,
+                original_sizes,
+                images=images,
+                ensemble=_of_answerer(ensemble, number, query),
             )
             answers[number] = [replace(item, classes=query.rows[item.classes]) for item in found]
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
@@ -130,6 +132,8 @@ class ExpertInference(Inference):
         images: UInt8[Tensor, "B 3 H W"],
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
+        *,
+        ensembles: Sequence[ScoreEnsemble | None] | None = None,
     ) -> tuple[Detections, ...]:
         images, sizes = images.to(self.device), sizes.to(self.device)
         routes = [self._route(text) for text in texts]
@@ -140,7 +144,12 @@ class ExpertInference(Inference):
                 query, only = asked[number], slice(row, row + 1)
                 if len(query.rows) > 0:
                     (found,) = self._answerers[number].detections(
-                        predictions.of_images(only), query.text, sizes[only], original_sizes[only], images=images[only]
+                        predictions.of_images(only),
+                        query.text,
+                        sizes[only],
+                        original_sizes[only],
+                        images=images[only],
+                        ensemble=_of_answerer(None if ensembles is None else ensembles[row], number, query),
                     )
                     answers[number][row] = replace(found, classes=query.rows[found.classes])
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
@@ -195,3 +204,8 @@ class ExpertInference(Inference):
         )
         self.num_capped += num_capped
         return found
+
+
+def _of_answerer(ensemble: ScoreEnsemble | None, number: int, query: _Query) -> ScoreEnsemble | None:
+    """The ensemble for the names that an answerer is asked for: experts, after the base detector, use none."""
+    return None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[query.rows])

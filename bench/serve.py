@@ -1,0 +1,181 @@
+"""A served detector under load, against plain batched detection in the same run.
+
+    python bench/serve.py                                        # runs/quickstart, its example picture
+    python bench/serve.py --run RUN --images FOLDER --seconds 60
+
+Clients ask over HTTP, each as soon as it has its answer, in several rounds; between the rounds this process does the
+same work without a server: it decodes the same pictures and detects in them in batches of the same size. Printed are
+both rates, the errors, and the server's memory at the start, after the first round and in the end.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import torch
+from measured import save
+
+from ovd.build.detector import build_inference, load_detector, resolve_device
+from ovd.build.text import evaluation_text
+from ovd.data.padding import pad_images
+from ovd.precision import describe_machine
+from ovd.serve.answerer import Answerer
+
+NAMES = ("keyboard", "anchor", "a cat face", "umbrella", "coffee cup")
+BOUNDARY = "a9f3c1"
+MOST_PIXELS = 64_000_000
+GROWTH_ALLOWED = 0.03
+"""Of the server's memory after the first round."""
+
+
+class Clients:
+    """Clients that ask one server."""
+
+    def __init__(self, port: int, bodies: list[bytes], number: int):
+        self.port = port
+        self.bodies = bodies
+        self.number = number
+        self.statuses: Counter[int | str] = Counter()
+        self.seconds: list[float] = []
+
+    def ask_for(self, seconds: float) -> float:
+        """Ask from all clients at once; answers per second."""
+        end, before, turn = time.perf_counter() + seconds, self.statuses[200], count()
+        threads = [threading.Thread(target=self._one, args=(end, turn)) for _ in range(self.number)]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return (self.statuses[200] - before) / (time.perf_counter() - start)
+
+    def _one(self, end: float, turn: "count[int]") -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        while (start := time.perf_counter()) < end:
+            try:
+                connection.request("POST", "/api/detect", self.bodies[next(turn) % len(self.bodies)], headers)
+                answer = connection.getresponse()
+                content = json.loads(answer.read())
+                assert answer.status != 200 or len(content["categories"]) == len(NAMES)
+                status: int | str = answer.status
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                status = type(error).__name__
+                connection.close()
+            self.seconds.append(time.perf_counter() - start)
+            self.statuses[status] += 1
+        connection.close()
+
+
+def body_of(picture: bytes) -> bytes:
+    """A request's body: a picture and the names."""
+    head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=".encode()
+    return (
+        head + b'"image"; filename="a.jpg"\r\n\r\n' + picture + b"\r\n"
+        + head + b'"names"\r\n\r\n' + ",".join(NAMES).encode() + f"\r\n--{BOUNDARY}--\r\n".encode()
+    )  # fmt: skip
+
+
+def resident_megabytes(process: int) -> float:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024, 1)
+
+
+class Plain:
+    """The same work without a server: pictures decoded and detected in, batch after batch."""
+
+    def __init__(self, run: Path, pictures: list[bytes], batch: int):
+        trained = load_detector(run)
+        self.answerer = Answerer(trained)
+        self.inference = build_inference(trained)
+        self.text = evaluation_text(trained.config, trained.clip, NAMES)
+        self.pictures = pictures
+        self.batch = batch
+
+    def detect_for(self, seconds: float) -> float:
+        """Detect in picture after picture; pictures per second."""
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            files = [self.pictures[(done + i) % len(self.pictures)] for i in range(self.batch)]
+            prepared = [self.answerer.prepare(content, max_pixels=MOST_PIXELS) for content in files]
+            images, sizes = pad_images(
+                [picture.pixels for picture in prepared], divisor=self.inference.detector.size_divisor
+            )
+            self.inference.detect(self.text, images, sizes, torch.tensor([picture.shape for picture in prepared]))
+            done += self.batch
+        return done / (time.perf_counter() - start)
+
+
+def start_server(run: Path, batch: int) -> tuple[subprocess.Popen[str], int]:
+    """A server in a process of its own, and its port."""
+    command = [sys.executable, "-m", "ovd", "serve", str(run), "--port", "0", "--batch", str(batch)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    threading.Thread(target=process.stdout.read, daemon=True).start()  # or its lines would fill the pipe
+    return process, int(line.partition("http://127.0.0.1:")[2].split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--images", type=Path, help="folder of JPEG files (default: the run's example.jpg)")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load in all, after the first round")
+    parser.add_argument("--rounds", type=int, default=6)
+    arguments = parser.parse_args()
+    files = [arguments.run / "example.jpg"]
+    if arguments.images is not None:
+        files = sorted(arguments.images.rglob("*.jpg"))[:64]
+    pictures = [file.read_bytes() for file in files]
+    plain = Plain(arguments.run, pictures, arguments.batch)
+    process, port = start_server(arguments.run, arguments.batch)
+    try:
+        clients = Clients(port, list(map(body_of, pictures)), arguments.clients)
+        seconds = arguments.seconds / arguments.rounds
+        memory = {"start": resident_megabytes(process.pid)}
+        clients.ask_for(seconds)
+        plain.detect_for(seconds / 2)
+        memory["warm"] = resident_megabytes(process.pid)
+        clients.seconds.clear()
+        rates: dict[str, list[float]] = {"served": [], "plain": []}
+        for _ in range(arguments.rounds):
+            rates["served"].append(round(clients.ask_for(seconds), 2))
+            rates["plain"].append(round(plain.detect_for(seconds), 2))
+            print(f"served {rates['served'][-1]}, plain {rates['plain'][-1]} pictures per second", flush=True)
+        memory["end"] = resident_megabytes(process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)
+    ratios = [served / alone for served, alone in zip(rates["served"], rates["plain"], strict=True)]
+    errors = {str(status): number for status, number in clients.statuses.items() if status != 200}
+    waits = sorted(clients.seconds)
+    figures = {
+        "machine": describe_machine(resolve_device(load_detector(arguments.run).config)),
+        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "load_average": os.getloadavg(),
+        "answers": clients.statuses[200],
+        "errors": errors,
+        "ratio": {"throughput": round(statistics.median(ratios), 3)},
+        "pictures_per_second": rates,
+        "seconds": {"median": round(waits[len(waits) // 2], 3), "95 %": round(waits[int(0.95 * len(waits))], 3)},
+        "megabytes": memory,
+    }
+    print(json.dumps(figures, indent=1))
+    save("serve", figures)
+    if errors or memory["end"] > memory["warm"] * (1 + GROWTH_ALLOWED):
+        raise SystemExit("the server answered with errors, or its memory grew")
+
+
+if __name__ == "__main__":
+    main()

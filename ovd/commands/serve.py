@@ -1,0 +1,102 @@
+"""Serve a detector: a page for the browser, and an HTTP API.
+
+    ovd serve runs/quickstart
+    ovd serve runs/quickstart --port 9000 --device cuda --batch 16
+
+Open the address that it prints, drop a picture, type names. `POST /api/detect` is the same for programs; `/docs` has
+the API, docs/serve.md has examples, limits and what to do behind a reverse proxy. Ctrl-C ends it.
+
+Only programs on this machine can ask, unless --host says an address of the network and --public that this is meant.
+It needs `pip install 'ovd[serve]'`.
+"""
+
+import argparse
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.detector import load_detector
+from ovd.predictor import UNCALIBRATED_THRESHOLD
+from ovd.serve.answerer import Answerer
+from ovd.serve.hosts import is_address, is_loopback, known_hosts
+from ovd.serve.limits import Limits
+
+_PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+"""What `ovd[serve]` installs, by the names that are imported."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder or checkpoint of a trained detector")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (%(default)s)")
+    parser.add_argument("--public", action="store_true", help="other machines may ask; needed for such a --host")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that requests may call this server by, such as that of a reverse proxy; repeatable",
+    )
+    add_expert_options(parser)
+    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures that are detected in together (%(default)s)")
+    parser.add_argument("--gather-ms", type=float, default=5.0, help="how long one waits for others (%(default)s)")
+    parser.add_argument("--megabytes", type=float, default=20.0, help="largest picture file (%(default)s)")
+    parser.add_argument("--megapixels", type=float, default=64.0, help="largest picture (%(default)s)")
+    parser.add_argument("--names", type=int, default=500, help="most names in a request (%(default)s)")
+    parser.add_argument("--waiting", type=int, default=64, help="most requests that wait at once (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="longest wait for an answer (%(default)s)")
+    return parser
+
+
+def check_host(host: str, *, public: bool) -> None:
+    """Check that a server that other machines reach is meant to be one.
+
+    Raises:
+        ValueError: it is not, or the host is neither localhost nor an address.
+    """
+    if host != "localhost" and not is_address(host):
+        raise ValueError(f"--host {host}: write an address such as 127.0.0.1 or 0.0.0.0")
+    if not is_loopback(host) and not public:
+        raise ValueError(f"--host {host} lets other machines ask; say --public if this is meant (see docs/serve.md)")
+
+
+def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    check_host(arguments.host, public=arguments.public)
+    for option in ("batch", "megabytes", "megapixels", "names", "waiting", "seconds"):
+        if getattr(arguments, option) <= 0:
+            raise ValueError(f"--{option} {getattr(arguments, option)}: give a number above 0")
+    if missing := [package for package in _PACKAGES if find_spec(package) is None]:
+        raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
+    from ovd.serve.app import Settings, build_app
+    from ovd.serve.server import address, open_socket, run_server
+
+    limits = Limits(
+        megabytes=arguments.megabytes,
+        megapixels=arguments.megapixels,
+        names=arguments.names,
+        waiting=arguments.waiting,
+        answer_seconds=arguments.seconds,
+    )
+    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    answerer = Answerer(trained, size=arguments.size)
+    answerer.warm_up()
+    settings = Settings(
+        model=arguments.run.resolve().name,
+        threshold=UNCALIBRATED_THRESHOLD if answerer.threshold is None else answerer.threshold,
+        hosts=known_hosts(arguments.host, more=arguments.allow_host),
+        any_address=not is_loopback(arguments.host),
+        batch=arguments.batch,
+        gather_ms=arguments.gather_ms,
+        limits=limits,
+    )
+    tell = partial(print, flush=True)
+    listening = open_socket(arguments.host, arguments.port)
+    tell(f"{arguments.run} on {answerer.device}: {address(listening)} (Ctrl-C ends)")
+    run_server(build_app(answerer, settings, tell=tell), listening, limits)
+    tell("stopped")

@@ -1,0 +1,230 @@
+"""The routes of a server: the page, the detection, and what it says about itself."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ovd.data.images import ALLOWED_FORMATS, ImageError
+from ovd.serve.answerer import Answerer, Picture, Question
+from ovd.serve.batches import Answered, Batches
+from ovd.serve.coco_answer import coco_document
+from ovd.serve.form import DetectForm, read_form
+from ovd.serve.guard import Guard
+from ovd.serve.journal import Journal, Metrics
+from ovd.serve.limits import Limits, Refusal
+from ovd.serve.openapi import describe_api, docs_page
+from ovd.serve.replies import FAILURE, on_failure, on_http_exception, on_refusal
+from ovd.visualize import choose_shown
+
+_LOG = logging.getLogger("ovd.serve")
+_DECODERS = 2
+"""Pictures that are decoded at once. Each may take about ten bytes per pixel."""
+_STATIC = {
+    "/": ("index.html", "text/html"),
+    "/app.js": ("app.js", "text/javascript"),
+    "/style.css": ("style.css", "text/css"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server answers."""
+
+    model: str
+    """The detector's name."""
+    threshold: float
+    """Least score of the boxes that are reported where a request says no other."""
+    hosts: frozenset[str]
+    """Names that the server may be called by."""
+    any_address: bool = False
+    """Whether it may be called by any address."""
+    batch: int = 8
+    """Pictures that are detected in together, at most."""
+    gather_ms: float = 5.0
+    """Milliseconds that a request waits for company."""
+    limits: Limits = field(default_factory=Limits)
+
+
+class Server:
+    """What the routes share."""
+
+    def __init__(self, answerer: Answerer, settings: Settings):
+        self._answerer = answerer
+        self._settings = settings
+        self._limits = settings.limits
+        self._batches = Batches(answerer.answer, most=settings.batch, gather_s=settings.gather_ms / 1000)
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
+        self._answering: asyncio.Task[None] | None = None
+        self._num_waiting = 0
+        self.metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """The time in which the server answers."""
+        self._answering = asyncio.create_task(self._batches.run())
+        try:
+            yield
+        finally:
+            self._answering.cancel()
+            await asyncio.gather(self._answering, return_exceptions=True)
+            self._decoders.shutdown()
+
+    async def detect(self, request: Request) -> Response:
+        """POST /api/detect."""
+        with self._place():
+            form = await read_form(request, self._limits)
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            try:
+                async with asyncio.timeout(self._limits.answer_seconds):
+                    picture = await loop.run_in_executor(self._decoders, self._prepare, form.image)
+                    answered = await self._batches.ask(Question(picture, form.names))
+            except TimeoutError:
+                raise Refusal(
+                    503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
+                ) from None
+            except Refusal:
+                raise
+            except Exception as error:
+                _LOG.exception("the detector failed")
+                raise Refusal(500, FAILURE) from error
+            return self._reply(request, form, picture, answered, seconds=loop.time() - start)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the requests that are worked on; refused where there is none."""
+        if self._num_waiting >= self._limits.waiting:
+            raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
+        self._num_waiting += 1
+        self.metrics.waiting.set(self._num_waiting)
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+            self.metrics.waiting.set(self._num_waiting)
+
+    def _prepare(self, image: UploadFile) -> Picture:
+        """Decode a picture file; it is in memory only while it is decoded."""
+        with image.file as file:
+            content = file.read(self._limits.max_bytes + 1)
+        if len(content) > self._limits.max_bytes:
+            raise Refusal(413, f"The picture file is larger than {self._limits.megabytes:g} megabytes.")
+        try:
+            return self._answerer.prepare(content, max_pixels=self._limits.max_pixels)
+        except ImageError as error:
+            if error.code == "F10":
+                raise Refusal(
+                    413, f"The picture has more than {self._limits.megapixels:g} megapixels; make it smaller."
+                ) from None
+            raise Refusal(
+                415, f"The file is damaged or no picture; {', '.join(ALLOWED_FORMATS)} files are read."
+            ) from None
+
+    def _reply(
+        self, request: Request, form: DetectForm, picture: Picture, answered: Answered, *, seconds: float
+    ) -> Response:
+        threshold = self._settings.threshold if form.threshold is None else form.threshold
+        shown = choose_shown(answered.found, threshold, most=form.limit, overlapping=form.overlapping)
+        self.metrics.batch_size.observe(answered.batch_size)
+        self.metrics.boxes.inc(len(shown.scores))
+        request.scope["note"] += [
+            f"{picture.shape[1]} x {picture.shape[0]} px, {len(form.names)} names, {len(shown.scores)} boxes",
+            f"batch of {answered.batch_size}",
+        ]
+        info = {
+            "detector": self._settings.model,
+            "threshold": threshold,
+            "calibrated": self._answerer.threshold is not None,
+            "seconds": round(seconds, 4),
+        }
+        return JSONResponse(
+            coco_document(shown, form.names, shape=picture.shape, file_name=form.image.filename or "picture", info=info)
+        )
+
+    def info(self) -> dict[str, Any]:
+        """What GET /api/info says."""
+        return {
+            "model": self._settings.model,
+            "version": version("ovd"),
+            "threshold": self._settings.threshold,
+            "calibrated": self._answerer.threshold is not None,
+            "size": self._answerer.size,
+            "device": self._answerer.device.type,
+            "trained_names": list(self._answerer.trained_names),
+            "formats": list(ALLOWED_FORMATS),
+            "limits": asdict(self._limits),
+        }
+
+    async def health(self, request: Request) -> Response:
+        """GET /health."""
+        answers = self._answering is not None and not self._answering.done()
+        return JSONResponse({"status": "ok" if answers else "stopped"}, 200 if answers else 503)
+
+    async def figures(self, request: Request) -> Response:
+        """GET /metrics."""
+        return self.metrics.reply()
+
+
+def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], None]) -> ASGIApp:
+    """Build the ASGI application.
+
+    Args:
+        tell: takes a line about each request.
+    """
+    server = Server(answerer, settings)
+    info = server.info()
+    api = describe_api(info)
+    routes = [
+        Route("/api/detect", server.detect, methods=["POST"]),
+        _fixed("/api/info", JSONResponse(info)),
+        _fixed("/openapi.json", JSONResponse(api)),
+        _fixed("/docs", Response(docs_page(api), media_type="text/html")),
+        Route("/health", server.health),
+        Route("/metrics", server.figures),
+        *(_fixed(path, Response(_static(name), media_type=kind)) for path, (name, kind) in _STATIC.items()),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={Refusal: on_refusal, HTTPException: on_http_exception, Exception: on_failure},
+        lifespan=server.lifespan,
+    )
+    guarded = Guard(
+        app,
+        hosts=settings.hosts,
+        any_address=settings.any_address,
+        head_bytes=settings.limits.head_bytes,
+    )
+    return Journal(guarded, metrics=server.metrics, paths=paths_of(routes), tell=tell)
+
+
+def paths_of(routes: Sequence[Route]) -> frozenset[str]:
+    """The paths of routes."""
+    return frozenset(route.path for route in routes)
+
+
+def _fixed(path: str, response: Response) -> Route:
+    """A route that always answers the same, which is in memory: no request opens a file."""
+    return Route(path, partial(_always, response))
+
+
+async def _always(response: Response, request: Request) -> Response:
+    return response
+
+
+def _static(name: str) -> bytes:
+    return (files("ovd.serve") / "static" / name).read_bytes()

@@ -1,0 +1,47 @@
+"""What was found in a picture, as a JSON document in COCO's form."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ovd.data.buckets import Shape
+from ovd.structures import Detections
+
+_FILE_NAME_LENGTH = 200
+
+
+def coco_document(
+    found: Detections, names: Sequence[str], *, shape: Shape, file_name: str, info: dict[str, Any]
+) -> dict[str, Any]:
+    """COCO's `images`, `categories` and `annotations`, each of these with its score.
+
+    Args:
+        found: boxes in pixels of the picture; `classes` are positions in `names`.
+        shape: height and width of the picture.
+        file_name: as the sender called the picture; only what stands behind the last slash is kept.
+        info: about the detector and this answer.
+    """
+    height, width = shape
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+    return {
+        "info": info,
+        "images": [{"id": 1, "file_name": base_name(file_name), "width": width, "height": height}],
+        "categories": [{"id": position + 1, "name": name} for position, name in enumerate(names)],
+        "annotations": [
+            {
+                "id": number + 1,
+                "image_id": 1,
+                "category_id": row + 1,
+                "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
+                "area": round((x1 - x0) * (y1 - y0), 2),
+                "iscrowd": 0,
+                "score": round(score, 5),
+            }
+            for number, ((x0, y0, x1, y1), score, row) in enumerate(rows)
+        ],
+    }
+
+
+def base_name(file_name: str) -> str:
+    """A file name without folders and without what cannot be printed."""
+    base = file_name.replace("\\", "/").rpartition("/")[2]
+    return "".join(letter for letter in base if letter.isprintable())[:_FILE_NAME_LENGTH]

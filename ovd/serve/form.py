@@ -1,0 +1,162 @@
+"""From the body of a request to a picture file, names and options; whatever is wrong with it is a `Refusal`."""
+
+import asyncio
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from ovd.serve.limits import Limits, Refusal
+
+FIELDS = ("image", "names", "threshold", "limit", "overlapping")
+_WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+
+@dataclass(frozen=True)
+class DetectForm:
+    """What is asked for in a request."""
+
+    image: UploadFile
+    names: tuple[str, ...]
+    """Each once, in the order in which they came."""
+    threshold: float | None
+    """Least score of a box; None for the detector's own."""
+    limit: int
+    """Number of boxes, at most."""
+    overlapping: bool
+    """Whether there may be boxes of several names at one place."""
+
+
+async def read_form(request: Request, limits: Limits) -> DetectForm:
+    """Read the body of a request.
+
+    Raises:
+        Refusal: it is too large or too slow, no form, or a field is missing or wrong.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        raise Refusal(415, "Send the picture and the names as multipart/form-data.")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            form = await _bounded(request, limits).form(
+                max_files=1, max_fields=limits.names + len(FIELDS), max_part_size=limits.max_text_bytes
+            )
+    except TimeoutError:
+        raise Refusal(408, f"The request was not sent in {limits.body_seconds:g} seconds.") from None
+    except ClientDisconnect:
+        raise Refusal(400, "The request ended before its body did.") from None
+    except (HTTPException, MultiPartException) as error:
+        reason = error.detail if isinstance(error, HTTPException) else error.message
+        raise Refusal(400, f"The multipart form cannot be read: {reason}") from None
+    except ValueError:  # of a character set that does not decode
+        raise Refusal(400, "The multipart form cannot be read: write it in UTF-8.") from None
+    try:
+        return parse_form(form, limits)
+    except Refusal:
+        await form.close()
+        raise
+
+
+def parse_form(form: FormData, limits: Limits) -> DetectForm:
+    """Check the fields of a form.
+
+    Raises:
+        Refusal: one is missing, unknown or wrong.
+    """
+    if unknown := next((key for key in form if key not in FIELDS), None):
+        raise Refusal(400, f"There is no field {unknown[:40]!r}; the fields are {', '.join(FIELDS)}.")
+    images = form.getlist("image")
+    if len(images) != 1 or not isinstance(images[0], UploadFile):
+        raise Refusal(400, "Send one picture, as a file, in the field 'image'.")
+    threshold = _text(form, "threshold")
+    limit = _text(form, "limit")
+    overlapping = (_text(form, "overlapping") or "").lower()
+    if overlapping not in _WORDS:
+        raise Refusal(400, "The field 'overlapping' is true or false.")
+    return DetectForm(
+        images[0],
+        parse_names([_of_text(value, "names") for value in form.getlist("names")], limits),
+        None if threshold is None else _number(threshold),
+        limits.boxes if limit is None else _count(limit, limits.boxes),
+        _WORDS[overlapping],
+    )
+
+
+def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
+    """Names that stand apart by commas or line ends, each once.
+
+    Raises:
+        Refusal: none, too many, one that is too long, or one with control characters.
+    """
+    parts = [part for text in texts for part in re.split(r"[,\r\n]", text)]
+    if any(unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t" for part in parts for letter in part):
+        raise Refusal(400, "A name has a control character in it.")
+    names = tuple(dict.fromkeys(name for part in parts if (name := " ".join(part.split()))))
+    if not names:
+        raise Refusal(400, "Give at least one name to look for, in the field 'names'.")
+    if len(names) > limits.names:
+        raise Refusal(400, f"There are {len(names)} names; at most {limits.names} may be looked for at once.")
+    if longest := next((name for name in names if len(name) > limits.name_length), None):
+        raise Refusal(
+            400, f"The name that starts with {longest[:20]!r} is longer than {limits.name_length} characters."
+        )
+    return names
+
+
+def _bounded(request: Request, limits: Limits) -> Request:
+    """The same request, which is refused once its body has more bytes than allowed, also without a declared length."""
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > limits.max_body_bytes:
+            raise _too_large(limits)
+        return message
+
+    return Request(request.scope, receive)
+
+
+def _too_large(limits: Limits) -> Refusal:
+    return Refusal(413, f"The picture file is larger than {limits.megabytes:g} megabytes.")
+
+
+def _of_text(value: UploadFile | str, field: str) -> str:
+    if isinstance(value, UploadFile):
+        raise Refusal(400, f"The field {field!r} is text, not a file.")
+    return value
+
+
+def _text(form: FormData, field: str) -> str | None:
+    """The text of a field that comes once or not at all."""
+    values = form.getlist(field)
+    if len(values) > 1:
+        raise Refusal(400, f"The field {field!r} is there more than once.")
+    return _of_text(values[0], field).strip() if values else None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:  # NaN is not
+        raise Refusal(400, "The field 'threshold' is a number from 0 to 1.")
+    return value
+
+
+def _count(text: str, most: int) -> int:
+    value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if not 1 <= value <= most:
+        raise Refusal(400, f"The field 'limit' is a whole number from 1 to {most}.")
+    return value

@@ -1,0 +1,83 @@
+"""What a server tells: one line per request on the terminal, and figures in Prometheus' text form."""
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_PATH_LENGTH = 60
+
+
+class Metrics:
+    """The figures of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self.requests = Counter(
+            "ovd_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
+        )
+        self.seconds = Histogram(
+            "ovd_request_seconds", "Seconds from a request's headers to its answer.", registry=self._registry
+        )
+        self.batch_size = Histogram(
+            "ovd_batch_size",
+            "Pictures that were detected in together, of each picture.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self._registry,
+        )
+        self.boxes = Counter("ovd_boxes", "Boxes in answers.", registry=self._registry)
+        self.waiting = Gauge("ovd_waiting", "Detections that are asked for and not answered.", registry=self._registry)
+
+    def reply(self) -> Response:
+        """All figures, as Prometheus reads them."""
+        return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+class Journal:
+    """An ASGI application around another, which counts its requests and tells a line about each.
+
+    What a route says about its request in `scope["note"]`, a list of words, is in the line.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], tell: Callable[[str], None]):
+        """
+        Args:
+            paths: that are counted by name; all others count as "other", so that nobody can make ever more of them.
+            tell: takes a line.
+        """
+        self._app = app
+        self._metrics = metrics
+        self._paths = paths
+        self._tell = tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), "-"
+        scope["note"] = []
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        finally:
+            seconds, path = time.perf_counter() - start, scope["path"]
+            self._metrics.requests.labels(path if path in self._paths else "other", status).inc()
+            self._metrics.seconds.observe(seconds)
+            words = [status, scope["method"][:10], _printable(path), f"{seconds:.3f} s", *scope["note"]]
+            self._tell(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
+
+
+def _printable(path: str) -> str:
+    """A path as one short word, so that nobody writes lines of their own into a log."""
+    shown = path if len(path) <= _PATH_LENGTH else f"{path[:_PATH_LENGTH]}..."
+    return "".join(letter if letter.isprintable() and letter != " " else "?" for letter in shown)

@@ -1,0 +1,225 @@
+"""The description of the API in OpenAPI's form, and as a page."""
+
+import json
+from html import escape
+from typing import Any
+
+Json = dict[str, Any]
+
+_REFUSALS = {
+    400: "The form cannot be read, or a field is missing or wrong.",
+    403: "The request comes from a page of another site.",
+    408: "The request was not sent in time.",
+    413: "The picture has too many bytes or pixels.",
+    415: "The file is no picture that can be read, or the body no form.",
+    421: "The server does not go by the host name of the request.",
+    431: "The address and the headers are too long.",
+    503: "The server is busy; try again.",
+}
+
+
+def describe_api(info: Json) -> Json:
+    """The OpenAPI 3.1 description of a server.
+
+    Args:
+        info: what its /api/info says.
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"Detector {info['model']}",
+            "version": info["version"],
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Find anything you can name in a picture: send the picture and the names, get boxes.",
+        },
+        "paths": {
+            "/api/detect": {"post": _detect(info)},
+            "/api/info": _get("About the detector and the limits of this server", "Info", example=info),
+            "/openapi.json": _get("This description", None),
+            "/docs": _get("This description as a page", None, media="text/html"),
+            "/health": _get("Whether the server answers", None),
+            "/metrics": _get("Figures of the server, for Prometheus", None, media="text/plain"),
+            "/": _get("The page", None, media="text/html"),
+        },
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _detect(info: Json) -> Json:
+    limits, least = info["limits"], info["threshold"]
+    fields = {
+        "image": {
+            "type": "string",
+            "format": "binary",
+            "description": f"The picture: {', '.join(info['formats'])}; at most {limits['megabytes']:g} megabytes and "
+            f"{limits['megapixels']:g} megapixels.",
+        },
+        "names": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What to look for, in any words; several in one field stand apart by commas or line ends. "
+            f"At most {limits['names']} names of {limits['name_length']} characters.",
+        },
+        "threshold": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "default": least,
+            "description": "Least score of a box.",
+        },
+        "limit": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": limits["boxes"],
+            "default": limits["boxes"],
+            "description": "Number of boxes, at most; the best ones.",
+        },
+        "overlapping": {
+            "type": "boolean",
+            "default": False,
+            "description": "Whether there may be boxes of several names at one place.",
+        },
+    }
+    schema = {
+        "type": "object",
+        "required": ["image", "names"],
+        "additionalProperties": False,
+        "properties": fields,
+    }
+    refusals = {
+        str(status): {"description": text, "content": _content("application/json", "Error")}
+        for status, text in _REFUSALS.items()
+    }
+    return {
+        "summary": "Find named things in a picture",
+        "operationId": "detect",
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
+        "responses": {
+            "200": {
+                "description": "The boxes, best first, in COCO's form.",
+                "content": _content("application/json", "Found"),
+            },
+            **refusals,
+        },
+    }
+
+
+def _get(summary: str, schema: str | None, *, media: str = "application/json", example: Json | None = None) -> Json:
+    content = _content(media, schema)
+    if example is not None:
+        shortened = {**example, "trained_names": example["trained_names"][:3]}
+        content[media]["example"] = shortened
+    return {"get": {"summary": summary, "responses": {"200": {"description": summary, "content": content}}}}
+
+
+def _content(media: str, schema: str | None) -> Json:
+    return {media: {} if schema is None else {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _schemas() -> Json:
+    number, integer, text = {"type": "number"}, {"type": "integer"}, {"type": "string"}
+
+    def record(**properties: Json) -> Json:
+        return {"type": "object", "required": list(properties), "properties": properties}
+
+    def rows(**properties: Json) -> Json:
+        return {"type": "array", "items": record(**properties)}
+
+    box = {
+        "type": "array",
+        "items": number,
+        "minItems": 4,
+        "maxItems": 4,
+        "description": "x and y of the left upper corner, width and height, in pixels of the picture as it is shown.",
+    }
+    score = {
+        "type": "number",
+        "description": "From 0 to 1; of a calibrated detector, the probability that such a thing is there.",
+    }
+    return {
+        "Found": record(
+            info=record(detector=text, threshold=number, calibrated={"type": "boolean"}, seconds=number),
+            images=rows(id=integer, file_name=text, width=integer, height=integer),
+            categories=rows(id=integer, name=text),
+            annotations=rows(
+                id=integer, image_id=integer, category_id=integer, bbox=box, area=number, iscrowd=integer, score=score
+            ),
+        ),
+        "Info": record(
+            model=text,
+            version=text,
+            threshold={"type": "number", "description": "Least score of a box where a request says no other."},
+            calibrated={"type": "boolean", "description": "Whether scores are probabilities."},
+            size={"type": "integer", "description": "Longest side that pictures are resized to, in pixels."},
+            device=text,
+            trained_names={"type": "array", "items": text},
+            formats={"type": "array", "items": text},
+            limits={"type": "object", "additionalProperties": number},
+        ),
+        "Error": record(error={"type": "string", "description": "One plain sentence."}),
+    }
+
+
+def docs_page(api: Json) -> str:
+    """A description of an API as an HTML page, which needs nothing from elsewhere."""
+    parts = [_operation(path, method, of) for path, methods in api["paths"].items() for method, of in methods.items()]
+    schemas = [
+        f"<h3 id='{escape(name)}'>{escape(name)}</h3>{_schema_table(schema)}"
+        for name, schema in api["components"]["schemas"].items()
+    ]
+    title = escape(api["info"]["title"])
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{title}: API</title><link rel='icon' href='data:,'><link rel='stylesheet' href='style.css'></head>"
+        f"<body><header><h1>{title}: API</h1><nav><a href='./'>Page</a> <a href='openapi.json'>OpenAPI</a></nav>"
+        f"</header><main class='docs'><p>{escape(api['info']['description'])}</p>{''.join(parts)}"
+        f"<h2>Forms of answers</h2>{''.join(schemas)}</main></body></html>"
+    )
+
+
+def _operation(path: str, method: str, operation: Json) -> str:
+    parts = [f"<section><h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}.</p>"]
+    for media, of_media in operation.get("requestBody", {}).get("content", {}).items():
+        parts.append(f"<h3>Body: {escape(media)}</h3>{_schema_table(of_media['schema'])}")
+    rows = "".join(
+        f"<tr><td>{escape(status)}</td><td>{escape(reply['description'])}</td><td>{_media(reply)}</td></tr>"
+        for status, reply in operation["responses"].items()
+    )
+    parts.append(f"<table><thead><tr><th>Status<th>Meaning<th>Form</tr></thead><tbody>{rows}</tbody></table>")
+    return "".join(parts) + "</section>"
+
+
+def _media(reply: Json) -> str:
+    parts = []
+    for media, of_media in reply["content"].items():
+        schema = of_media.get("schema")
+        parts.append(_type(schema) if schema else escape(media))
+        if "example" in of_media:
+            parts.append(f"<pre>{escape(json.dumps(of_media['example'], indent=1))}</pre>")
+    return " ".join(parts)
+
+
+def _schema_table(schema: Json) -> str:
+    required = schema.get("required", ())
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{_type(of)}</td><td>{'yes' if name in required else 'no'}</td>"
+        f"<td>{escape(of.get('description', ''))}"
+        f"{' Default: ' + escape(json.dumps(of['default'])) + '.' if 'default' in of else ''}</td></tr>"
+        for name, of in schema["properties"].items()
+    )
+    head = "<tr><th>Field<th>Type<th>Always there<th>Meaning</tr>"
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def _type(schema: Json) -> str:
+    """The type of a value in a few words."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f"<a href='#{name}'>{name}</a>"
+    if schema["type"] == "array":
+        return f"list of {_type(schema['items'])}"
+    if schema["type"] == "object" and "properties" in schema:
+        fields = ", ".join(f"<code>{escape(name)}</code>" for name in schema["properties"])
+        return f"record ({fields})"
+    return "file" if schema.get("format") == "binary" else escape(schema["type"])

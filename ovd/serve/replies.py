@@ -1,0 +1,39 @@
+"""The form of replies that are not an answer."""
+
+from typing import cast
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ovd.serve.limits import Refusal
+
+FAILURE = "The server failed at this request; its terminal shows where."
+
+_SENTENCES = {
+    404: "There is nothing at this address; /docs lists what there is.",
+    405: "This address does not take requests of this method; /docs lists what there is.",
+}
+
+
+def refusal_reply(refusal: Refusal) -> JSONResponse:
+    """A refusal as JSON: {"error": its sentence}."""
+    headers = {"retry-after": "1"} if refusal.status == 503 else None
+    return JSONResponse({"error": refusal.sentence}, refusal.status, headers)
+
+
+async def on_refusal(request: Request, error: Exception) -> Response:
+    """The reply where a route refuses a request."""
+    return refusal_reply(cast(Refusal, error))
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """The reply where there is no route for a request."""
+    problem = cast(HTTPException, error)
+    sentence = _SENTENCES.get(problem.status_code, problem.detail)
+    return JSONResponse({"error": sentence}, problem.status_code, problem.headers)
+
+
+async def on_failure(request: Request, error: Exception) -> Response:
+    """The reply to a request at which the server itself failed; the terminal shows where."""
+    return JSONResponse({"error": FAILURE}, 500)

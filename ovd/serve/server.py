@@ -1,0 +1,59 @@
+"""An application under uvicorn, until it is interrupted."""
+
+import contextlib
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ovd.serve.connection import timed_connections
+from ovd.serve.limits import Limits
+
+_END_SECONDS = 5
+"""That requests have to end in after an interrupt."""
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ValueError: the port is taken, or the host is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ValueError(
+            f"{host} port {port} cannot be listened on: {error.strerror or error}; choose another with --port"
+        ) from None
+
+
+def address(listening: socket.socket) -> str:
+    """The URL of a server that listens on a socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+    """Uvicorn around an application, with limits for connections, headers and the end."""
+    config = uvicorn.Config(
+        app,
+        http=timed_connections(limits),
+        ws="none",
+        lifespan="on",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=_END_SECONDS,
+        h11_max_incomplete_event_size=limits.head_bytes,
+    )
+    return uvicorn.Server(config)
+
+
+def run_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> None:
+    """Serve until SIGINT; requests that are being answered then have a few seconds left."""
+    with contextlib.suppress(KeyboardInterrupt):
+        make_server(app, limits).run(sockets=[listening])

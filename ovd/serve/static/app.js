@@ -1,0 +1,189 @@
+"use strict";
+
+// All text that comes from outside is set through textContent, which makes no markup of it.
+
+const LEAST_SCORE = 0.05; // of the boxes that are asked for; the slider chooses among them without asking again
+const MOST_BOXES = 300;
+const LABEL_PX = 13;
+const MOST_ROWS = 300;
+
+const element = (id) => document.getElementById(id);
+let file = null;
+let found = null; // the answer for the picture that is shown
+let asking = null; // the request that is under way
+let limits = null;
+
+function showError(sentence) {
+  element("error").textContent = sentence;
+}
+
+function nameColor(id) {
+  return `hsl(${Math.round((id * 222.5 + 130) % 360)} 85% 32%)`;
+}
+
+function svg(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+function takePicture(given) {
+  if (asking) asking.abort();
+  file = given;
+  found = null;
+  showError("");
+  element("image-help").textContent = `${given.name}, ${(given.size / 1e6).toFixed(1)} MB`;
+  const picture = element("picture");
+  if (picture.src) URL.revokeObjectURL(picture.src);
+  picture.classList.remove("blank");
+  picture.src = URL.createObjectURL(given);
+  picture.alt = given.name;
+  element("boxes").replaceChildren();
+  element("status").textContent = "";
+  element("filter").hidden = true;
+  element("result").hidden = false;
+}
+
+function shown() {
+  const least = Number(element("threshold").value);
+  return found.annotations.filter((annotation) => annotation.score >= least);
+}
+
+function draw() {
+  if (!found) return;
+  const { width, height } = found.images[0];
+  const names = new Map(found.categories.map((category) => [category.id, category.name]));
+  const boxes = element("boxes");
+  boxes.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  boxes.replaceChildren();
+  const picture = element("picture");
+  picture.style.aspectRatio = `${width} / ${height}`;
+  const pixel = width / (picture.clientWidth || width); // of the screen, in pixels of the picture
+  const annotations = shown();
+  for (const annotation of [...annotations].reverse()) { // the best on top
+    const [x, y, w, h] = annotation.bbox;
+    const color = nameColor(annotation.category_id);
+    boxes.append(svg("rect", { x, y, width: w, height: h, fill: "none", stroke: "#fff", "stroke-width": 4 * pixel }));
+    boxes.append(svg("rect", { x, y, width: w, height: h, fill: "none", stroke: color, "stroke-width": 2 * pixel }));
+    const size = LABEL_PX * pixel;
+    const text = svg("text", { "font-size": size, fill: "#fff" });
+    text.textContent = `${names.get(annotation.category_id)} ${annotation.score.toFixed(2)}`;
+    boxes.append(text);
+    const wide = text.getComputedTextLength() + size * 0.5;
+    const left = Math.max(0, Math.min(x, width - wide));
+    const top = y >= size * 1.3 ? y - size * 1.3 : y;
+    text.setAttribute("x", left + size * 0.25);
+    text.setAttribute("y", top + size);
+    boxes.insertBefore(svg("rect", { x: left, y: top, width: wide, height: size * 1.3, fill: color }), text);
+  }
+  const rows = annotations.slice(0, MOST_ROWS).map((annotation) => {
+    const [x, y, w, h] = annotation.bbox.map(Math.round);
+    const row = document.createElement("tr");
+    const texts = [names.get(annotation.category_id), annotation.score.toFixed(2), `${x}, ${y}`, `${w} × ${h}`];
+    for (const text of texts) row.insertCell().textContent = text;
+    const swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.background = nameColor(annotation.category_id);
+    row.cells[0].prepend(swatch);
+    return row;
+  });
+  element("rows").replaceChildren(...rows);
+  element("threshold-value").textContent = Number(element("threshold").value).toFixed(2);
+  const counts = new Map();
+  for (const { category_id: id } of annotations) counts.set(id, (counts.get(id) || 0) + 1);
+  const listed = [...counts].map(([id, count]) => `${count} × ${names.get(id)}`).join(", ");
+  element("status").textContent = annotations.length
+    ? `${annotations.length} ${annotations.length === 1 ? "box" : "boxes"}: ${listed}.`
+    : "No box. Lower the least score, or try other words.";
+}
+
+async function ask(event) {
+  event.preventDefault();
+  if (!file) return showError("Choose a picture first.");
+  const names = element("names").value;
+  if (!/[^\s,]/.test(names)) return showError("Type at least one name to look for.");
+  if (limits && file.size > limits.megabytes * 1e6) {
+    return showError(`The picture file is larger than ${limits.megabytes} megabytes.`);
+  }
+  if (asking) asking.abort();
+  const request = new AbortController();
+  asking = request;
+  showError("");
+  element("find").setAttribute("aria-busy", "true");
+  element("status").textContent = "Looking…";
+  const body = new FormData();
+  body.append("image", file);
+  body.append("names", names);
+  body.append("threshold", String(LEAST_SCORE));
+  body.append("limit", String(limits ? Math.min(MOST_BOXES, limits.boxes) : MOST_BOXES));
+  try {
+    const reply = await fetch("api/detect", { method: "POST", body, signal: request.signal });
+    const answer = await reply.json().catch(() => null);
+    if (!reply.ok || !answer) throw new Error(answer ? answer.error : `The server answered with ${reply.status}.`);
+    found = answer;
+    element("filter").hidden = false;
+    element("picture").classList.toggle("blank", !element("picture").naturalWidth);
+    draw();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    found = null;
+    element("boxes").replaceChildren();
+    element("status").textContent = "";
+    element("filter").hidden = true;
+    showError(error instanceof TypeError ? "The server cannot be reached, or it ended the connection." : error.message);
+  } finally {
+    if (asking === request) {
+      asking = null;
+      element("find").removeAttribute("aria-busy");
+    }
+  }
+}
+
+function download() {
+  const filtered = { ...found, info: { ...found.info, threshold: Number(element("threshold").value) }, annotations: shown() };
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(filtered, null, 1)], { type: "application/json" }));
+  link.download = `${found.images[0].file_name.replace(/\.[^.]*$/, "")}.detections.json`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+async function readInfo() {
+  const info = await (await fetch("api/info")).json();
+  limits = info.limits;
+  element("model").textContent = `Detector ${info.model}, ${info.device}`;
+  element("score-word").textContent = info.calibrated ? "probability" : "score";
+  element("threshold").value = info.threshold;
+  element("threshold-value").textContent = info.threshold.toFixed(2);
+  element("trained-names").textContent = info.trained_names.join(", ");
+  element("trained").hidden = !info.trained_names.length;
+}
+
+element("form").addEventListener("submit", ask);
+element("image").addEventListener("change", () => element("image").files[0] && takePicture(element("image").files[0]));
+element("threshold").addEventListener("input", draw);
+element("download").addEventListener("click", download);
+element("picture").addEventListener("load", draw);
+new ResizeObserver(draw).observe(element("picture"));
+element("picture").addEventListener("error", () => element("picture").classList.add("blank"));
+element("names").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) element("form").requestSubmit();
+});
+document.addEventListener("paste", (event) => {
+  const [pasted] = event.clipboardData.files;
+  if (pasted) takePicture(pasted);
+});
+for (const name of ["dragenter", "dragover"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    document.body.classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("over");
+  const [dropped] = event.dataTransfer.files;
+  if (dropped) takePicture(dropped);
+});
+readInfo().catch(() => showError("The server cannot be reached."));

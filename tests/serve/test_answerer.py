@@ -1,0 +1,93 @@
+"""Answers in company are those that each picture gets alone, and those of the predictor."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_server import png
+
+from ovd.predictor import Predictor
+from ovd.serve.answerer import Answerer, Question
+from ovd.structures import Detections
+
+SHAPES = [(48, 64), (64, 64), (40, 61), (64, 48), (200, 90), (33, 64)]
+LISTS = [("anchor", "cat face"), ("umbrella",), ("cat face", "umbrella", "a red kite"), ("anchor",)]
+
+
+def questions_of(answerer: Answerer) -> list[Question]:
+    pixels = [np.random.default_rng(i).integers(0, 256, (*shape, 3)).astype(np.uint8) for i, shape in enumerate(SHAPES)]
+    return [Question(answerer.picture(image), LISTS[i % len(LISTS)]) for i, image in enumerate(pixels)]
+
+
+def assert_same(found: Detections | Exception, expected: Detections | Exception) -> None:
+    assert isinstance(found, Detections)
+    assert isinstance(expected, Detections)
+    assert torch.equal(found.classes, expected.classes)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+
+
+def test_a_picture_in_company_gets_the_answer_that_it_gets_alone(trained):
+    answerer = Answerer(trained)
+    questions = questions_of(answerer)
+    of_shape: dict[tuple[int, int], list[Question]] = {}
+    for question in questions:
+        of_shape.setdefault(question.picture.padded_shape, []).append(question)
+    assert max(map(len, of_shape.values())) > 2
+    for together in of_shape.values():
+        for question, found in zip(together, answerer.answer(together), strict=True):
+            (alone,) = answerer.answer([question])
+            assert_same(found, alone)
+
+
+@pytest.mark.parametrize("with_ensemble", [False, True])
+def test_it_answers_as_the_predictor_does(trained, with_ensemble):
+    if with_ensemble:
+        values = trained.config.model_dump()
+        values["eval"]["ensemble"] = {"base": 0.1, "novel": 0.9}
+        trained.detector.keeps_clip = True
+        trained = replace(trained, config=type(trained.config).model_validate(values))
+    try:
+        answerer, predictor = Answerer(trained), Predictor(trained)
+        for names in LISTS[1:3]:
+            (found,) = answerer.answer([Question(answerer.prepare(png(), max_pixels=10**6), names)])
+            image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+            assert_same(found, predictor(image, names))
+    finally:
+        trained.detector.keeps_clip = False
+
+
+def test_a_question_that_fails_does_not_stop_the_others(trained, monkeypatch):
+    answerer = Answerer(trained)
+    good = Question(answerer.picture(np.full((64, 64, 3), 90, dtype=np.uint8)), ("anchor",))
+    bad = Question(answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
+    original = answerer._inference.detect_each
+
+    def detect_each(texts, images, *others, **options):
+        if (images.flatten(1).amax(dim=1) == 0).any():
+            raise RuntimeError("a black picture")
+        return original(texts, images, *others, **options)
+
+    monkeypatch.setattr(answerer._inference, "detect_each", detect_each)
+    answers = answerer.answer([good, bad, good])
+    assert [type(answer).__name__ for answer in answers] == ["Detections", "RuntimeError", "Detections"]
+
+
+def test_rows_of_names_are_encoded_once_and_the_oldest_are_forgotten(trained, monkeypatch):
+    import ovd.serve.answerer as module
+
+    asked = []
+    encode = module.evaluation_text
+
+    def evaluation_text(config, clip, names):
+        asked.append(list(names))
+        return encode(config, clip, names)
+
+    monkeypatch.setattr(module, "evaluation_text", evaluation_text)
+    monkeypatch.setattr(module, "NAMES_KEPT", 2)
+    answerer = Answerer(trained)
+    picture = answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8))
+    for names in (("anchor", "cat"), ("cat", "dog"), ("dog", "cat"), ("anchor",)):
+        answerer.answer([Question(picture, names)])
+    assert asked == [["anchor", "cat"], ["dog"], ["anchor"]]

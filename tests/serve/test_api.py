@@ -1,0 +1,174 @@
+"""The HTTP API: what it answers, what it refuses, and what it says about itself."""
+
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_server import LIMITS, png, running
+
+from ovd.predictor import Predictor
+from ovd.serve.answerer import Answerer
+from ovd.serve.coco_answer import base_name
+
+
+def test_the_answer_is_the_predictors_in_cocos_form(served, trained):
+    content = png(37, 61, seed=3)
+    answer = served.detect(content, threshold=0.0, overlapping="true").json()
+    pixels = np.random.default_rng(3).integers(0, 256, (37, 61, 3)).astype(np.uint8)
+    found = Predictor(trained)(pixels, ["anchor", "cat face"])
+    assert answer["images"] == [{"id": 1, "file_name": "photo.png", "width": 61, "height": 37}]
+    assert answer["categories"] == [{"id": 1, "name": "anchor"}, {"id": 2, "name": "cat face"}]
+    assert len(answer["annotations"]) == len(found.scores) > 2
+    for row, (box, score, name) in zip(
+        answer["annotations"], zip(found.boxes, found.scores, found.classes, strict=True), strict=True
+    ):
+        x, y, width, height = row["bbox"]
+        assert [x, y, x + width, y + height] == pytest.approx(box.tolist(), abs=0.02)
+        assert row["score"] == pytest.approx(score.item(), abs=2e-5)
+        assert row["category_id"] == name.item() + 1
+
+
+def test_threshold_and_limit_choose_among_the_same_boxes(served):
+    of_all = served.detect(threshold=0.0).json()["annotations"]
+    middle = of_all[len(of_all) // 2]["score"]
+    assert served.detect(threshold=middle + 1e-4).json()["annotations"] == [
+        row for row in of_all if row["score"] > middle + 1e-4
+    ]
+    assert served.detect(threshold=0.0, limit=2).json()["annotations"] == of_all[:2]
+    assert len(served.detect(threshold=0.0, overlapping="true").json()["annotations"]) > len(of_all)
+
+
+def test_names_stand_apart_by_commas_and_lines_and_count_once(served):
+    answer = served.detect(names=[" anchor,cat  face\nanchor", "umbrella\r\n"]).json()
+    assert [row["name"] for row in answer["categories"]] == ["anchor", "cat face", "umbrella"]
+
+
+def test_rotated_pictures_have_the_size_that_a_viewer_shows(served, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
+    (image,) = served.detect((tmp_path / "turned.jpg").read_bytes()).json()["images"]
+    assert (image["width"], image["height"]) == (20, 40)
+
+
+def test_many_at_once_are_answered_each_as_alone(served):
+    contents = [png(40 + i % 3, 64, seed=i) for i in range(24)]
+    names = ["anchor", "cat face, umbrella", "kite"]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda i: served.detect(contents[i], names=names[i % 3], threshold=0), range(24)))
+    for i, answer in enumerate(together):
+        alone = served.detect(contents[i], names=names[i % 3], threshold=0)
+        assert answer.status_code == alone.status_code == 200
+        rows, expected = answer.json()["annotations"], alone.json()["annotations"]
+        assert [row["category_id"] for row in rows] == [row["category_id"] for row in expected]
+        for row, other in zip(rows, expected, strict=True):
+            assert row["bbox"] == pytest.approx(other["bbox"], abs=0.02)
+            assert row["score"] == pytest.approx(other["score"], abs=2e-5)
+    assert any("batch of 1" not in line for line in served.lines if "/api/detect" in line)
+
+
+def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
+    free = threading.Event()
+
+    class Held(Answerer):
+        def answer(self, questions):
+            assert free.wait(20)
+            return super().answer(questions)
+
+    with running(Held(trained), settings, waiting=3, answer_seconds=0.6) as held, ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: held.detect(), range(5)))
+        free.set()
+        assert held.detect().status_code == 200  # and it goes on
+    sentences = [answer.json()["error"] for answer in answers]
+    assert sentences.count("The server is busy with 3 requests; try again in a moment.") == 2
+    assert sentences.count("The server is busy and found nothing within 0.6 seconds.") == 3
+    assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
+
+
+def test_a_failing_detector_is_a_500_with_a_sentence_and_no_secret(trained, settings, caplog):
+    class Broken(Answerer):
+        def answer(self, questions):
+            return [RuntimeError("/secret/path") for _ in questions]
+
+    with running(Broken(trained), settings) as broken:
+        answer = broken.detect()
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "The server failed at this request; its terminal shows where."}
+        assert broken.client.get("/health").status_code == 200
+    assert "/secret/path" in caplog.text
+
+
+def test_info_health_and_metrics(served):
+    served.detect()
+    info = served.client.get("/api/info").json()
+    assert info["model"] == "tiny"
+    assert info["threshold"] == 0.05
+    assert info["calibrated"] is False
+    assert info["trained_names"] == ["anchor", "cat face"]
+    assert info["limits"]["names"] == LIMITS.names
+    assert served.client.get("/health").json() == {"status": "ok"}
+    served.client.get("/no/such/page")
+    text = served.client.get("/metrics").text
+    assert re.search(r'^ovd_requests_total\{path="/api/detect",status="200"\} [1-9]', text, re.M)
+    assert re.search(r'^ovd_requests_total\{path="other",status="404"\} [1-9]', text, re.M)
+    assert "no/such/page" not in text
+    assert re.search(r"^ovd_batch_size_count [1-9]", text, re.M)
+    assert re.search(r"^ovd_waiting 0", text, re.M)
+    assert "process_resident_memory_bytes" in text
+
+
+def test_the_description_is_of_what_is_there(served):
+    api = served.client.get("/openapi.json").json()
+    page = served.client.get("/docs").text
+    for path, methods in api["paths"].items():
+        for method, operation in methods.items():
+            answer = served.detect() if method == "post" else served.client.get(path)
+            media = operation["responses"]["200"]["content"]
+            assert answer.status_code == 200, path
+            assert answer.headers["content-type"].partition(";")[0] in media, path
+            assert f"{method.upper()} {path}" in page
+    schemas = api["components"]["schemas"]
+    assert set(served.detect().json()) == set(schemas["Found"]["required"])
+    assert set(served.client.get("/api/info").json()) == set(schemas["Info"]["required"])
+    row = served.detect().json()["annotations"][0]
+    assert set(row) == set(schemas["Found"]["properties"]["annotations"]["items"]["required"])
+    fields = api["paths"]["/api/detect"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    for name, of in fields["properties"].items():
+        if "maximum" in of:
+            assert served.detect(**{name: of["maximum"]}).status_code == 200
+            assert served.detect(**{name: of["maximum"] + 1}).status_code == 400
+    references = re.findall(r'"#/components/schemas/(\w+)"', str(api).replace("'", '"'))
+    assert set(references) == set(schemas)
+
+
+def test_pages_load_nothing_from_elsewhere(served):
+    for path in ("/", "/docs", "/app.js", "/style.css"):
+        answer = served.client.get(path)
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert not re.search(r"(src|href|url)\s*[=(]\s*['\"]?(https?:)?//", answer.text), path
+        assert "innerHTML" not in answer.text
+
+
+def test_a_request_is_a_line(served):
+    served.lines.clear()
+    served.detect()
+    served.client.get("/a%0Ab%20c" + 100 * "x")
+    deadline = time.monotonic() + 5
+    while len(served.lines) < 2 and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d  200  POST  /api/detect  \d\.\d{3} s  64 x 48 px, 2 names, \d+ boxes  batch of 1",
+        served.lines[0],
+    )
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  404  GET  /a\?b\?cx+\.\.\.  \d\.\d{3} s", served.lines[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("../../etc/passwd", "passwd"), ("C:\\a\\b.png", "b.png"), ("a\x00\n\u202eb.png", "ab.png")]
+)
+def test_file_names_lose_folders_and_what_cannot_be_printed(given, kept):
+    assert base_name(given) == kept

@@ -1,0 +1,100 @@
+"""Questions are answered together if they are of one shape, the oldest first."""
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from ovd.serve.answerer import Picture, Question
+from ovd.serve.batches import Batches
+from ovd.structures import Detections
+
+
+def question(name: str, side: int = 64) -> Question:
+    return Question(Picture(torch.zeros(3, side, side, dtype=torch.uint8), (side, side), (side, side)), (name,))
+
+
+class Recorder:
+    """Answers slowly, and remembers the batches."""
+
+    def __init__(self, seconds: float = 0.02):
+        self.batches: list[list[str]] = []
+        self.seconds = seconds
+
+    def __call__(self, questions):
+        time.sleep(self.seconds)
+        self.batches.append([question.names[0] for question in questions])
+        return [ValueError("bad") if question.names[0] == "bad" else Detections.empty() for question in questions]
+
+
+def run(batches: Batches, *asked: Question) -> list:
+    async def main():
+        running = asyncio.create_task(batches.run())
+        try:
+            return await asyncio.gather(*map(batches.ask, asked), return_exceptions=True)
+        finally:
+            running.cancel()
+
+    return asyncio.run(main())
+
+
+def test_the_oldest_shape_goes_first_and_batches_are_full():
+    recorder = Recorder()
+    asked = [question("a"), question("b", 32), question("c"), question("d"), question("e", 32), question("f")]
+    answers = run(Batches(recorder, most=3, gather_s=0.0), *asked)
+    assert recorder.batches == [["a", "c", "d"], ["b", "e"], ["f"]]
+    assert [answer.batch_size for answer in answers] == [3, 2, 3, 3, 2, 1]
+
+
+def test_a_wrong_question_is_told_to_its_owner_alone():
+    answers = run(Batches(Recorder(), most=8, gather_s=0.0), question("a"), question("bad"), question("c"))
+    assert [type(answer).__name__ for answer in answers] == ["Answered", "ValueError", "Answered"]
+
+
+@pytest.mark.parametrize(("gather_s", "batches"), [(0.3, [["a", "b"]]), (0.0, [["a"], ["b"]])])
+def test_a_question_waits_for_company_as_long_as_it_is_told(gather_s, batches):
+    recorder = Recorder()
+
+    async def main():
+        line = Batches(recorder, most=2, gather_s=gather_s)
+        running = asyncio.create_task(line.run())
+        first = asyncio.create_task(line.ask(question("a")))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, line.ask(question("b")))
+        running.cancel()
+
+    start = time.perf_counter()
+    asyncio.run(main())
+    assert recorder.batches == batches
+    assert time.perf_counter() - start < 0.25  # a full batch does not wait on
+
+
+def test_who_stops_waiting_is_not_answered():
+    recorder = Recorder(0.1)
+
+    async def main():
+        line = Batches(recorder, most=1, gather_s=0.0)
+        running = asyncio.create_task(line.run())
+        first = asyncio.create_task(line.ask(question("a")))
+        await asyncio.sleep(0.02)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(line.ask(question("gone")), 0.02)
+        await asyncio.gather(first, line.ask(question("b")))
+        running.cancel()
+
+    asyncio.run(main())
+    assert recorder.batches == [["a"], ["b"]]
+
+
+def test_who_is_in_line_at_the_end_is_cancelled():
+    async def main():
+        line = Batches(Recorder(0.05), most=1, gather_s=0.0)
+        running = asyncio.create_task(line.run())
+        waiting = [asyncio.create_task(line.ask(question(name))) for name in "abc"]
+        await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait(waiting[1:], timeout=2)
+        return [task.cancelled() for task in waiting[1:]]
+
+    assert asyncio.run(main()) == [True, True]

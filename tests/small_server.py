@@ -1,0 +1,63 @@
+"""A server of a small detector in a thread of the tests' process, behind a real socket."""
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from ovd.serve.answerer import Answerer
+from ovd.serve.app import Settings, build_app
+from ovd.serve.limits import Limits
+from ovd.serve.server import address, make_server, open_socket
+
+LIMITS = Limits(megabytes=1.0, megapixels=4.0, head_seconds=0.5, body_seconds=0.5, names=200)
+
+
+class Running:
+    """A server in a thread of this process."""
+
+    def __init__(self, url: str, lines: list[str]):
+        self.url = url
+        self.lines = lines
+        self.client = httpx.Client(base_url=url, timeout=20)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def detect(self, content: bytes | None = None, **fields: object) -> httpx.Response:
+        data = {"names": "anchor, cat face", **fields}
+        return self.client.post("/api/detect", files={"image": ("photo.png", content or png())}, data={**data})
+
+
+@contextmanager
+def running(answerer: Answerer, settings: Settings, **changes: Any) -> Iterator[Running]:
+    """A server with these settings, until the block ends."""
+    settings = replace(settings, limits=replace(settings.limits, **changes))
+    lines: list[str] = []
+    listening = open_socket("127.0.0.1", 0)
+    url = address(listening)
+    server = make_server(build_app(answerer, settings, tell=lines.append), settings.limits)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    found = Running(url, lines)
+    try:
+        yield found
+    finally:
+        found.client.close()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def png(height: int = 48, width: int = 64, *, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
