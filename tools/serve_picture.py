@@ -21,7 +21,7 @@ from ovd.cli import run_tool
 WIDE, PHONE = (1100, 800), (375, 800)
 """Width and height of the two windows, in pixels."""
 GAP_PX = 16
-COLORS = 128
+COLORS = 256
 
 
 def _browser(chromium: Path, driver: Path) -> Any:

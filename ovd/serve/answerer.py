@@ -20,6 +20,7 @@ from ovd.data.images import read_image
 from ovd.data.padding import pad_images
 from ovd.data.transforms import eval_transform
 from ovd.structures import Detections
+from ovd.text.prompts import clean_name
 
 NAMES_KEPT = 4096
 """Names whose text rows are kept, those that were asked for last."""
@@ -76,8 +77,8 @@ class Answerer:
 
     @property
     def trained_names(self) -> tuple[str, ...]:
-        """The names that the detector was trained on."""
-        return self._trained.classes
+        """The names that the detector was trained on, in ordinary words."""
+        return tuple(map(clean_name, self._trained.classes))
 
     def warm_up(self) -> None:
         """Answer a question, so that the first of a user does not wait for what torch does once.

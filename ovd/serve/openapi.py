@@ -164,7 +164,7 @@ def docs_page(api: Json) -> str:
     """A description of an API as an HTML page, which needs nothing from elsewhere."""
     parts = [_operation(path, method, of) for path, methods in api["paths"].items() for method, of in methods.items()]
     schemas = [
-        f"<h3 id='{escape(name)}'>{escape(name)}</h3>{_schema_table(schema)}"
+        f"<section id='{escape(name)}'><h3>{escape(name)}</h3>{_schema_table(schema)}</section>"
         for name, schema in api["components"]["schemas"].items()
     ]
     title = escape(api["info"]["title"])
@@ -187,17 +187,18 @@ def _operation(path: str, method: str, operation: Json) -> str:
         for status, reply in operation["responses"].items()
     )
     parts.append(f"<table><thead><tr><th>Status<th>Meaning<th>Form</tr></thead><tbody>{rows}</tbody></table>")
+    for reply in operation["responses"].values():
+        for of_media in reply["content"].values():
+            if "example" in of_media:
+                parts.append(f"<h3>Example</h3><pre>{escape(json.dumps(of_media['example'], indent=1))}</pre>")
     return "".join(parts) + "</section>"
 
 
 def _media(reply: Json) -> str:
-    parts = []
-    for media, of_media in reply["content"].items():
-        schema = of_media.get("schema")
-        parts.append(_type(schema) if schema else escape(media))
-        if "example" in of_media:
-            parts.append(f"<pre>{escape(json.dumps(of_media['example'], indent=1))}</pre>")
-    return " ".join(parts)
+    return " ".join(
+        _type(of_media["schema"]) if "schema" in of_media else escape(media)
+        for media, of_media in reply["content"].items()
+    )
 
 
 def _schema_table(schema: Json) -> str:
@@ -208,7 +209,7 @@ def _schema_table(schema: Json) -> str:
         f"{' Default: ' + escape(json.dumps(of['default'])) + '.' if 'default' in of else ''}</td></tr>"
         for name, of in schema["properties"].items()
     )
-    head = "<tr><th>Field<th>Type<th>Always there<th>Meaning</tr>"
+    head = "<tr><th>Field<th>Type<th>Required<th>Meaning</tr>"
     return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from small_server import LIMITS, png, running
 
 from ovd.predictor import Predictor
-from ovd.serve.answerer import Answerer
+from ovd.serve.answerer import Answerer, Question
 from ovd.serve.coco_answer import base_name
 
 
@@ -56,10 +56,10 @@ def test_rotated_pictures_have_the_size_that_a_viewer_shows(served, tmp_path):
 
 
 def test_many_at_once_are_answered_each_as_alone(served):
-    contents = [png(40 + i % 3, 64, seed=i) for i in range(24)]
+    contents = [png(40 + i % 3, 64, seed=i) for i in range(12)]
     names = ["anchor", "cat face, umbrella", "kite"]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda i: served.detect(contents[i], names=names[i % 3], threshold=0), range(24)))
+        together = list(pool.map(lambda i: served.detect(contents[i], names=names[i % 3], threshold=0), range(12)))
     for i, answer in enumerate(together):
         alone = served.detect(contents[i], names=names[i % 3], threshold=0)
         assert answer.status_code == alone.status_code == 200
@@ -79,13 +79,17 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
             assert free.wait(20)
             return super().answer(questions)
 
-    with running(Held(trained), settings, waiting=3, answer_seconds=0.6) as held, ThreadPoolExecutor(5) as pool:
+    answerer = Held(trained)
+    free.set()
+    answerer.answer([Question(answerer.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))])  # names are encoded
+    free.clear()
+    with running(answerer, settings, waiting=3, answer_seconds=1.5) as held, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda _: held.detect(), range(5)))
         free.set()
         assert held.detect().status_code == 200  # and it goes on
     sentences = [answer.json()["error"] for answer in answers]
     assert sentences.count("The server is busy with 3 requests; try again in a moment.") == 2
-    assert sentences.count("The server is busy and found nothing within 0.6 seconds.") == 3
+    assert sentences.count("The server is busy and found nothing within 1.5 seconds.") == 3
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
 
 

@@ -21,6 +21,14 @@ function nameColor(id) {
   return `hsl(${Math.round((id * 222.5 + 130) % 360)} 85% 32%)`;
 }
 
+function sizeWords(bytes) {
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+function showResult(hasAnswer) {
+  element("filter").hidden = element("list").hidden = !hasAnswer;
+}
+
 function svg(tag, attributes) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -32,7 +40,7 @@ function takePicture(given) {
   file = given;
   found = null;
   showError("");
-  element("image-help").textContent = `${given.name}, ${(given.size / 1e6).toFixed(1)} MB`;
+  element("image-help").textContent = `${given.name}, ${sizeWords(given.size)}`;
   const picture = element("picture");
   if (picture.src) URL.revokeObjectURL(picture.src);
   picture.classList.remove("blank");
@@ -40,7 +48,7 @@ function takePicture(given) {
   picture.alt = given.name;
   element("boxes").replaceChildren();
   element("status").textContent = "";
-  element("filter").hidden = true;
+  showResult(false);
   element("result").hidden = false;
 }
 
@@ -121,7 +129,7 @@ async function ask(event) {
     const answer = await reply.json().catch(() => null);
     if (!reply.ok || !answer) throw new Error(answer ? answer.error : `The server answered with ${reply.status}.`);
     found = answer;
-    element("filter").hidden = false;
+    showResult(true);
     element("picture").classList.toggle("blank", !element("picture").naturalWidth);
     draw();
   } catch (error) {
@@ -129,7 +137,7 @@ async function ask(event) {
     found = null;
     element("boxes").replaceChildren();
     element("status").textContent = "";
-    element("filter").hidden = true;
+    showResult(false);
     showError(error instanceof TypeError ? "The server cannot be reached, or it ended the connection." : error.message);
   } finally {
     if (asking === request) {
