@@ -24,6 +24,7 @@ from ovd.distributed import (
     largest_over_ranks,
     rank,
     sum_over_ranks,
+    together,
     world_size,
 )
 from ovd.engine import checkpoint
