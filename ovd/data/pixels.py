@@ -19,7 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from ovd.data.images import to_eight_bits, to_rgb
+from ovd.data.images import to_rgb
+from ovd.data.sixteen_bits import to_eight_bits
 
 ImageInMemory = Image.Image | np.ndarray | Tensor
 

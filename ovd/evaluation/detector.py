@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.distributed import gather, rank, world_size
+from ovd.distributed import failing_together, gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
@@ -43,8 +43,9 @@ def evaluate_detector(
     evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
     found = inference.dataset(text, own, batch_size=batch_size, workers=workers, ensemble=ensemble)
-    for image_id, detections in progress(found, len(own), "detecting"):
-        evaluator.update(image_id, detections)
+    with failing_together():
+        for image_id, detections in progress(found, len(own), "detecting"):
+            evaluator.update(image_id, detections)
     if world_size() == 1:
         return evaluator
     results = concatenate(gather(evaluator.results()))
