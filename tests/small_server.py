@@ -16,7 +16,7 @@ from ovd.serve.app import Settings, build_app
 from ovd.serve.limits import Limits
 from ovd.serve.server import address, make_server, open_socket
 
-LIMITS = Limits(megabytes=1.0, megapixels=4.0, head_seconds=0.5, body_seconds=0.5, names=200)
+LIMITS = Limits(megabytes=1.0, megapixels=4.0, head_seconds=5.0, body_seconds=2.0, names=200)
 
 
 class Running:
@@ -25,7 +25,7 @@ class Running:
     def __init__(self, url: str, lines: list[str]):
         self.url = url
         self.lines = lines
-        self.client = httpx.Client(base_url=url, timeout=20)
+        self.client = httpx.Client(base_url=url, timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
 
     @property
     def port(self) -> int:

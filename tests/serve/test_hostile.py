@@ -7,13 +7,13 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_server import LIMITS, Running, png
+from small_server import LIMITS, Running, png, running
 
 CLOSED = 0
 """The status of a connection that ended without an answer."""
@@ -250,6 +250,12 @@ def test_markup_in_names_comes_back_as_text(served: Running):
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.fixture(scope="module")
+def hasty(answerer, settings) -> Iterator[Running]:
+    with running(answerer, settings, head_seconds=0.4, body_seconds=0.4) as found:
+        yield found
+
+
 def closes_after(port: int, first: bytes, drip: bytes, *, most_s: float) -> float:
     """Seconds until the server ends a connection on which bytes drip."""
     start = time.monotonic()
@@ -282,9 +288,9 @@ def closes_after(port: int, first: bytes, drip: bytes, *, most_s: float) -> floa
     ],
     ids=["silence", "slow headers", "slow second headers", "slow body", "slow chunks", "endless rest"],
 )
-def test_slow_connections_end_in_time(served: Running, first: bytes, drip: bytes):
-    assert closes_after(served.port, first, drip, most_s=8.0) > 0.3
-    assert served.detect().status_code == 200
+def test_slow_connections_end_in_time(hasty: Running, first: bytes, drip: bytes):
+    assert closes_after(hasty.port, first, drip, most_s=8.0) > 0.3
+    assert hasty.client.get("/health").status_code == 200
 
 
 def test_many_slow_connections_leave_room_for_a_request(served: Running):

@@ -65,6 +65,9 @@ def test_names_that_a_server_goes_by(host, header, passes):
     async def send(message):
         statuses.append(message.get("status"))
 
+    async def receive():
+        return {"type": "http.disconnect"}
+
     statuses: list[int | None] = []
     guard = Guard(
         app,
@@ -74,7 +77,7 @@ def test_names_that_a_server_goes_by(host, header, passes):
     )
     scope = {"type": "http", "path": "/", "raw_path": b"/", "query_string": b"", "method": "GET"}
     scope["headers"] = [(b"host", header.encode())]
-    coroutine = guard(scope, None, send)
+    coroutine = guard(scope, receive, send)
     with pytest.raises(StopIteration):
         coroutine.send(None)  # nothing in it waits
     assert (reached == ["/"]) == passes
