@@ -17,7 +17,7 @@ byId("notes").append(make("p", {}, `Metrics are in per cent; engine ${data.engin
 let chosen = null;
 const columns = [
   { key: "name", label: "class", cell: (row) => make("button", { type: "button", "aria-pressed": String(row.number === chosen),
-    onclick: () => { chosen = row.number === chosen ? null : row.number; table.show(); showCurves(); } }, row.name) },
+    onclick: () => { chosen = row.number === chosen ? null : row.number; table.show(); showCurves(); } }, breakable(row.name)) },
   { key: "AP", label: "AP", shown: percent, help: "over IoU 0.5 to 0.95" },
   { key: "AP50", label: "AP50", shown: percent, help: "at IoU 0.5" },
   { key: "AR", label: "AR", shown: percent, help: "highest recall, over IoU 0.5 to 0.95" },
@@ -87,7 +87,7 @@ const imageButtons = Object.keys(data.images).map((which) => make("button", { ty
 byId("image-note").append(data.image_note);
 if (imageButtons.length) {
   byId("image-note").append(" Boxes: ", ...["right", "wrong", "missed", "unknown"].flatMap((kind) => [
-    make("b", { class: `${kind}-word` }, kind === "unknown" ? "not judged" : kind), " "]), "; true boxes dashed in white.");
+    make("b", { class: `${kind}-word` }, kind === "unknown" ? "not judged" : kind), ", "]), "true ones dashed in white.");
   byId("image-buttons").append(...imageButtons);
   showImages("worst" in data.images ? "worst" : Object.keys(data.images)[0]);
 }

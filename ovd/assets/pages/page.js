@@ -20,6 +20,8 @@ function filled(element, attributes, children) {
   return element;
 }
 
+/* A name that may be broken behind each underscore. */
+const breakable = (text) => text.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]);
 const whole = (value) => (value === null ? "–" : value.toLocaleString("en"));
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1));
 const fraction = (digits) => (value) => (value === null ? "–" : value.toFixed(digits));
@@ -57,7 +59,7 @@ function sortableTable(columns, rows, { sort, descending = true, most = 300, cla
     });
     body.replaceChildren(...kept.slice(0, limit).map((row) => make("tr", { class: classOf(row) },
       columns.map((column) => make("td", { class: column.shown ? "number" : column.cell || column.wide ? "name" : "" },
-        column.cell ? column.cell(row) : column.shown ? column.shown(row[column.key]) : row[column.key])))));
+        column.cell ? column.cell(row) : column.shown ? column.shown(row[column.key]) : breakable(row[column.key]))))));
     more.textContent = `Show all ${whole(kept.length)} rows`;
     more.classList.toggle("hidden", kept.length <= limit);
   }
