@@ -105,7 +105,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_
     run = tmp_path / "run"
     config = faults_config(run, miniature_world, data={"workers": workers}, steps=1000, save_every=2)
     with training(config, ranks=count) as ranks:
-        wait_until((run / "step-000002").is_dir, ranks)
+        wait_until(lambda: any(run.glob("step-*")), ranks)
         ranks.send(number, rank=count - 1, to_group=True)
         assert ranks.exit_codes() == [143] * count, ranks.output()
         output = ranks.output()
@@ -240,7 +240,7 @@ def test_a_broken_annotation_file_ends_all_ranks_alike(miniature_world, tmp_path
 def test_when_one_rank_is_killed_the_other_ends_within_a_minute(miniature_world, tmp_path):
     run = tmp_path / "run"
     with training(faults_config(run, miniature_world, steps=5000), ranks=2) as ranks:
-        wait_until((run / "step-000002").is_dir, ranks)
+        wait_until(lambda: any(run.glob("step-*")), ranks)
         ranks.send(signal.SIGKILL, rank=1)
         assert ranks.exit_codes(timeout_s=60) == [3, -signal.SIGKILL], ranks.output()
     assert checkpoint.latest(run) is not None

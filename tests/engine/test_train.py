@@ -109,6 +109,7 @@ def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
         train_from_config(small_config(reference, miniature_world))
 
 
+@pytest.mark.pictures
 def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
     evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval")
     assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed"} <= evaluation.metrics.keys()

@@ -303,6 +303,7 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
     assert item.points.count == 5 * 6 + 3 * 3
 
 
+@pytest.mark.pictures
 def test_without_boxes_there_is_nothing_to_tell(tiny_clip, odd_images, tmp_path):
     text = encode_classes(tiny_clip, NAMES, ("{}",))
     report = measure(build(tiny_clip, gated=True), tiny_clip, text, odd_images, max_images=0)
@@ -363,6 +364,7 @@ def test_precision_of_groups_is_that_of_the_evaluator(index):
         assert 0.05 < evaluation.metrics[name] < 0.95
 
 
+@pytest.mark.pictures
 def test_report(tiny_clip, index, text, tmp_path):
     report = measure(trained(tiny_clip), tiny_clip, text, index)
     metrics = at_boxes(report)
