@@ -15,6 +15,7 @@ COMMANDS = {
     "use a detector": {
         "detect": "find named things in an image",
         "experts": "list and check experts of a detector, say who answers which query",
+        "export": "write a detector as ONNX, to detect without torch",
     },
     "train": {
         "train": "train a detector from a config",

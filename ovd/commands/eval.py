@@ -3,6 +3,7 @@
     ovd eval runs/quickstart                                     # the run's validation set
     ovd eval runs/quickstart --format coco --annotations my.json --images my_images
     ovd eval runs/quickstart --format yolo --annotations mine/data.yaml --split val
+    ovd eval runs/quickstart --onnx model.onnx                   # what ovd export made of the run
     ovd eval --results results.json --format lvis --annotations lvis_v1_val.json --engine official
 
 LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--format", choices=get_args(DataFormatName))
     add_format_options(parser, default_split="val")
     add_expert_options(parser)
+    parser.add_argument("--onnx", type=Path, help="evaluate this file that ovd export wrote of the RUN")
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
     parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval-NAME)")
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
@@ -71,11 +73,15 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     elif format is None or (images is None and not FORMATS[format].finds_images):
         raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
     torch.set_num_threads(arguments.threads)
+    if arguments.onnx is not None and arguments.expert:
+        raise ValueError("--onnx evaluates an exported detector, which has no experts; leave --expert out")
     named = [annotations.parent.name, annotations.stem] if annotations else []
+    named += [arguments.onnx.stem] if arguments.onnx else []
     output = arguments.output or arguments.run / "-".join(["eval", *named, *filter(None, [arguments.split])])
     trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
-    evaluate_run(trained, output=output, index=index, engine=arguments.engine, size=arguments.size)
-    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
+    evaluate_run(trained, output=output, index=index, engine=arguments.engine, size=arguments.size, onnx=arguments.onnx)
+    naming = "naming.json, " if arguments.onnx is None else ""
+    print(f"results.json, metrics.json, decisions.json, {naming}per_class.csv and their plots are in {output}")
