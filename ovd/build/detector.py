@@ -42,7 +42,7 @@ from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
-from ovd.text.prompts import clean_name
+from ovd.text.names import clean_name
 
 CLIP_FOLDER = "clip"
 """In the folder of a detector that was given away, the CLIP model that it needs (packaged.py)."""

@@ -10,12 +10,12 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovd.data.jpeg_end import with_end
 from ovd.data.report import DataError
 from ovd.data.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
+from ovd.shapes import UInt8
 
 # Pillow reads dozens of formats, some through code that is seldom attacked or fixed. It may be built without the
 # decoder of one of these; such an image is then one that cannot be decoded (F9).

@@ -4,8 +4,9 @@ By the high byte alone such an image would be nearly black.
 """
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
 from PIL import Image
+
+from ovd.shapes import UInt8, UInt16
 
 _BYTE_BITS = 8
 _WHITE_IS_ZERO = 0

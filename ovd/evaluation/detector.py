@@ -1,5 +1,8 @@
 """Evaluate a detector on a data set with a vocabulary of its own: every class of the annotation file is asked for."""
 
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
@@ -10,13 +13,28 @@ from ovd.distributed import failing_together, gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
-from ovd.inference import Inference
 from ovd.model.postprocess import ScoreEnsemble
 from ovd.progress import progress
+from ovd.structures import Detections
+
+
+@runtime_checkable
+class DetectsInDataSets(Protocol):
+    """What is evaluated: `ovd.inference.Inference`, or an exported detector."""
+
+    def dataset(
+        self,
+        text: Float[Tensor, "C D"],
+        index: AnnotationIndex,
+        *,
+        batch_size: int,
+        workers: int,
+        ensemble: ScoreEnsemble | None = None,
+    ) -> Iterator[tuple[int, Detections]]: ...
 
 
 def evaluate_detector(
-    inference: Inference,
+    inference: DetectsInDataSets,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,

@@ -29,9 +29,12 @@ from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
 from ovd.evaluation.run import evaluate_results
 from ovd.experts.inference import ExpertInference
+from ovd.export.inference import OnnxInference
+from ovd.inference import Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
+from ovd.onnx.session import DetectionSession
 from ovd.text.prompts import clean_name
 
 NAMING_IMAGES = 300
@@ -45,15 +48,17 @@ def detect_all(
     *,
     engine: Engine | None = None,
     size: int | None = None,
+    exported: OnnxInference | None = None,
 ) -> BoxEvaluator:
     """Detect every class of a data set in each of its images.
 
     Args:
         text: unit rows of the data set's classes (`text_of_index`).
+        exported: detects in the detector's place.
     """
     config = trained.config
-    inference = build_inference(trained, size=size)
-    if config.eval.compile:
+    inference = exported or build_inference(trained, size=size)
+    if config.eval.compile and isinstance(inference, Inference):
         inference.compile()
     evaluator = evaluate_detector(
         inference,
@@ -62,7 +67,7 @@ def detect_all(
         engine=engine or config.eval.engine,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
-        ensemble=score_ensemble(trained, [category.name for category in index.categories]),
+        ensemble=None if exported else score_ensemble(trained, [category.name for category in index.categories]),
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
@@ -77,12 +82,14 @@ def evaluate_run(
     engine: Engine | None = None,
     size: int | None = None,
     html: bool = False,
+    onnx: Path | None = None,
 ) -> Evaluation:
     """Evaluate on a data set with a vocabulary of its own; write all files.
 
     Args:
         index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
         html: whether to write report.html, too.
+        onnx: file that the detector was exported to, which detects in its place; naming is not measured then.
 
     Raises:
         ValueError: no data set is given and the run has none.
@@ -93,7 +100,8 @@ def evaluate_run(
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_index(config, trained.clip, index)
-    evaluator = detect_all(trained, index, text, engine=engine, size=size)
+    exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
+    evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
     measures = evaluate_results(
@@ -102,10 +110,10 @@ def evaluate_run(
         exhaustive=index.exhaustive_truth,
         engine=engine or config.eval.engine,
         output_dir=output,
-        own_threshold=trained.threshold,
+        own_threshold=trained.threshold if exported is None else exported.threshold,
     )
     naming = None
-    if trained.experts is None:  # it is of one detector's embeddings
+    if trained.experts is None and exported is None:  # it is of one detector's embeddings
         naming = naming_of(trained, index, text, size=size)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)

@@ -115,6 +115,17 @@ def postprocess(
     )
 
 
+def score_points(
+    predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
+) -> Float[Tensor, "B P C"]:
+    """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
+    points = _ImagePredictions(
+        predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), clip=None
+    )
+    scores = _scores_of(classifier, options, None, False)(points)
+    return scores.unflatten(0, predictions.quality.shape)
+
+
 def _scores_of(
     classifier: TextClassifier, options: DetectionOptions, ensemble: ScoreEnsemble | None, use_compiled: bool
 ) -> Scores:
