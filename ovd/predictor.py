@@ -14,13 +14,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from jaxtyping import Float
-from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.model_card import model_card
 from ovd.build.packaged import save_packaged
-from ovd.build.text import evaluation_text
+from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels
@@ -48,7 +46,7 @@ class Predictor(ModelHubMixin):
         self._trained = trained
         self._hub_mixin_config = {"size": size}  # config.json: what `from_pretrained` gives back to this constructor
         self._inference = build_inference(trained, size=size)
-        self._text_of = lru_cache(NAME_LISTS_KEPT)(self._encode)
+        self._text_of = lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
 
     @property
     def threshold(self) -> float:
@@ -137,27 +135,25 @@ class Predictor(ModelHubMixin):
         """The card that `save_pretrained` writes as README.md (`model_card_kwargs={"repository": ...}`)."""
         return model_card(self._trained, repository)
 
-    def __call__(self, image: Path | str | ImageInMemory, names: str | Sequence[str]) -> Detections:
+    def __call__(self, image: Path | str | ImageInMemory, names: str | Prompt | Sequence[str | Prompt]) -> Detections:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
             image: a file, or a PIL image, an array or a tensor, which are read by the rules of `ovd.data.pixels`.
-            names: any class names, at least one; one name may stand alone.
+            names: any class names, or prompts of texts and example pictures, at least one; one may stand alone.
 
         Raises:
-            ImageError: the file is missing or not an image.
+            ImageError: the file, or that of an example, is missing or not an image.
             ValueError: an image in memory that the rules do not read, no names, or a blank one.
         """
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if not names:
+        asked = (names,) if isinstance(names, str | Prompt) else tuple(names)
+        if not asked:
             raise ValueError("give at least one class name to detect")
-        if blank := [position for position, name in enumerate(names) if not name.strip()]:
+        words = [prompt if isinstance(prompt, str) else prompt.name for prompt in asked]
+        if blank := [position for position, word in enumerate(words) if not word.strip()]:
             raise ValueError(f"class names {blank} (counted from 0) are blank")
         return self._inference.image(
-            self._text_of(names),
+            self._text_of(asked),
             read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image),
-            ensemble=score_ensemble(self._trained, names),
+            ensemble=score_ensemble(self._trained, words),
         )
-
-    def _encode(self, names: tuple[str, ...]) -> Float[Tensor, "C D"]:
-        return evaluation_text(self._trained.config, self._trained.clip, names)

@@ -4,10 +4,14 @@
     ovd detect photos 'more/*.png' --classes-file words.txt --write coco --output boxes.json
     ovd detect film.mp4 --classes "person, bicycle" --track
     cat photo.jpg | ovd detect - --classes umbrella --write lines
+    ovd detect photos --classes "umbrella" --prompt gadget=shop.jpg:40,30,120,90 --prompt gadget=other.jpg
 
 A source is an image, a video, a folder with images and videos in it or below, a pattern, or - for an image on standard
 input. A number after a name is the minimum score of its boxes. Without one it is --threshold, which is by default that
 of the detector: scores of a detector that was calibrated (train.calibration) are probabilities.
+
+--prompt asks by an example: a picture, or the box x,y,width,height of one. Several of one name count together, and if
+the name is among --classes its text counts, too.
 
 Writes photo.detections.png and photo.detections.json beside the image (or into --output); of a video
 film.detections.mp4 and film.detections.jsonl, with a line per frame. --write coco gives one file in COCO's form for all
@@ -16,6 +20,7 @@ on. Videos need the extra `video`: pip install 'ovd[video]'.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +28,7 @@ import torch
 
 from ovd.build.arguments import add_expert_options, expert_group
 from ovd.build.detector import load_detector
+from ovd.build.prompts import Example, Prompt
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.media import Picture, find_media
 from ovd.data.report import DataReport
@@ -51,13 +57,46 @@ def split_query(query: str) -> tuple[str, float | None]:
     return name.strip(), value
 
 
+def read_example(word: str) -> tuple[str, Example]:
+    """The name and the example of `NAME=IMAGE`, or of `NAME=IMAGE:x,y,width,height`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    name, equals, rest = word.partition("=")
+    if not equals or not name.strip() or not rest:
+        raise ValueError(f"--prompt {word}: write it as NAME=IMAGE or NAME=IMAGE:x,y,width,height")
+    found = re.fullmatch(r"(.+):([^:/]+,[^:/]+,[^:/]+,[^:/]+)", rest)
+    if found is None:
+        return name.strip(), Example(rest)
+    try:
+        x, y, width, height = map(float, found[2].split(","))
+    except ValueError:
+        raise ValueError(f"--prompt {word}: {found[2]} is not a box x,y,width,height in pixels") from None
+    return name.strip(), Example(found[1], (x, y, x + width, y + height))
+
+
+def with_examples(
+    asked: list[tuple[str, float | None]], words: list[str]
+) -> tuple[list[str | Prompt], list[float | None]]:
+    """What is asked for, and the minimum scores: names, names with examples, and examples alone."""
+    examples: dict[str, list[Example]] = {}
+    for name, example in map(read_example, words):
+        examples.setdefault(name, []).append(example)
+    by_name = [Prompt(name, (name,), tuple(examples.pop(name))) if name in examples else name for name, _ in asked]
+    alone = [Prompt(name, images=tuple(own)) for name, own in examples.items()]
+    return [*by_name, *alone], [*(minimum for _, minimum in asked), *(None for _ in alone)]
+
+
 def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None]]:
     """Names and minimum scores of --classes and --classes-file.
 
     Raises:
-        ValueError: there is none, or a minimum score is wrong.
+        ValueError: there is none and no --prompt, or a minimum score is wrong.
     """
     if arguments.classes is None and arguments.classes_file is None:
+        if arguments.prompt:
+            return []
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
     asked = [split_query(query) for query in (arguments.classes or "").split(",") if query.strip()]
     if arguments.classes_file is not None:
@@ -74,6 +113,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, video, folder, pattern, or - for stdin")
     parser.add_argument("--classes", help="comma-separated class names, any words; NAME:0.8 for a minimum score")
     parser.add_argument("--classes-file", type=Path, help="the same, one per line; a name may have commas")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="NAME=IMAGE[:x,y,w,h]",
+        help="an example of a class: an image, or a box in it; repeatable",
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
     add_expert_options(parser)
     parser.add_argument("--threshold", type=float, help="minimum score shown (default: the detector's own)")
@@ -113,7 +159,8 @@ def output_of(arguments: argparse.Namespace, sources: list[str], names: list[str
 def main() -> None:
     arguments = parser().parse_args()
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
-    names = [name for name, _ in asked]
+    prompts, minima = with_examples(asked, arguments.prompt)
+    names = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
     output = output_of(arguments, sources, names)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -121,14 +168,14 @@ def main() -> None:
         load_detector(arguments.run, arguments.device, experts=expert_group(arguments)), size=arguments.size
     )
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
-    thresholds = [threshold if own is None else own for _, own in asked]
+    thresholds = [threshold if own is None else own for own in minima]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else
     num_boxes = 0
 
     def detect(picture: Picture) -> Detections:
         nonlocal num_boxes
         found = choose_shown(
-            predictor(picture.pixels, names), thresholds, most=arguments.top, overlapping=arguments.overlapping
+            predictor(picture.pixels, prompts), thresholds, most=arguments.top, overlapping=arguments.overlapping
         )
         num_boxes += len(found.scores)
         if sources == [picture.source] and picture.frame is None and not is_data:
@@ -140,7 +187,7 @@ def main() -> None:
 
     report = detect_in(sources, detect, output, track_above=threshold if arguments.track else None)
     kind = "probability" if predictor.is_calibrated else "score"
-    own = ", or the one after its name" if any(minimum is not None for _, minimum in asked) else ""
+    own = ", or the one after its name" if any(minimum is not None for minimum in minima) else ""
     text = f"{num_boxes} objects with a {kind} of at least {threshold:.2f}{own}{where_written(output, arguments)}"
     print(text, file=sys.stderr if is_data else sys.stdout)
     report_unread(report, len(sources))
