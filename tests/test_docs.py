@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def navigation(entries: list[Any]) -> list[str]:
-    pages = []
+    pages: list[str] = []
     for entry in entries:
         (target,) = entry.values()
         pages += navigation(target) if isinstance(target, list) else [target]

@@ -34,6 +34,8 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     if trained.calibration is not None:
         extra["calibration"] = trained.calibration.to_json()
         attached["trained_text"] = trained.calibration.trained_text
+    if trained.mean_example is not None:
+        attached["mean_example"] = trained.mean_example
     if _is_local(trained.config.clip):
         extra["has_clip"] = True
         config["clip"] = {"name": CLIP_FOLDER}

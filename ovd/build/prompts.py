@@ -1,8 +1,10 @@
 """Classes that are asked for by texts, by example pictures, or by both: from a prompt to a row of the vocabulary.
 
-An example is embedded by the image side of the run's CLIP model, as it was before training: texts and pictures of a
-thing lie near to each other in its space. The row of several examples is their mean, and that of texts and examples the
-weighted mean of the two.
+An example is embedded by the image side of the run's CLIP model, as it was before training. CLIP's embeddings of
+pictures lie apart from those of texts: among names, a class that is asked for by raw embeddings of pictures takes the
+others' boxes. So the mean over crops of true boxes, which a calibrated run stores, is taken off, and the mean of the
+trained texts put in its place. The row of several examples is their mean, and that of texts and examples the weighted
+mean of the two.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_crop_encoder, low_precision, resolve_device, untouched_clip
 from ovd.build.text import evaluation_text
+from ovd.config import TrainConfig
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels
 from ovd.model.crop_encoder import CropEncoder
@@ -23,7 +26,7 @@ from ovd.model.similarity import unit_embeddings
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
 """How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
-SHARE_OF_IMAGES = 0.3
+SHARE_OF_IMAGES = 0.2
 """Weight of the examples in a row of both texts and examples, chosen on the base classes of the embedded world
 (docs/results.md, "Asked by pictures")."""
 
@@ -85,7 +88,7 @@ class PromptEncoder:
             return of_texts[0]
         if not prompt.images:
             return unit_embeddings(of_texts.mean(dim=0))
-        of_images = unit_embeddings(torch.stack([self._encode(example) for example in prompt.images]).mean(dim=0))
+        of_images = self._moved(torch.stack([self._encode(example) for example in prompt.images]).mean(dim=0))
         if not prompt.texts:
             return of_images
         share = prompt.share_of_images
@@ -109,14 +112,25 @@ class PromptEncoder:
         ((row,),) = self._crops(image, size, [box])
         return row.float().cpu()
 
+    def _moved(self, of_images: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        """The unit row of examples among rows of texts; where the mean example is not known, as CLIP gives it."""
+        mean_example, calibration = self._trained.mean_example, self._trained.calibration
+        if mean_example is None or calibration is None:
+            return unit_embeddings(of_images)
+        return unit_embeddings(unit_embeddings(of_images) - mean_example + calibration.trained_text.mean(dim=0))
+
     @cached_property
     def _crops(self) -> CropEncoder:
         """Loaded when the first example comes: a detector that is asked by names needs no second image side."""
-        config = self._trained.config
-        return build_crop_encoder(
-            untouched_clip(config),
-            CropOptions(views=EXAMPLE_VIEWS),
-            resolve_device(config),
-            low_precision(config),
-            section="examples",
-        )
+        return example_encoder(self._trained.config)
+
+
+def example_encoder(config: TrainConfig) -> CropEncoder:
+    """What embeds examples: the image side of a run's CLIP model, as it was before training."""
+    return build_crop_encoder(
+        untouched_clip(config),
+        CropOptions(views=EXAMPLE_VIEWS),
+        resolve_device(config),
+        low_precision(config),
+        section="examples",
+    )

@@ -35,7 +35,7 @@ from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.onnx.session import DetectionSession
-from ovd.text.prompts import clean_name
+from ovd.text.names import clean_name
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
