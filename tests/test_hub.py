@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from ovd.build.detector import TrainedDetector, build_detector, load_detector
+from ovd.build.prompts import Example, Prompt
 from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import copy_clip, save_clip
 from ovd.config import TrainConfig, parse_config
@@ -21,8 +22,8 @@ from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.predictor import Predictor
 from ovd.text.encoder import text_tower_fingerprint
 
-NAMES = ["anchor", "umbrella", "cat face"]
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+NAMES = ["anchor", "umbrella", Prompt("a thing", images=(Example(IMAGE[:30, :40]),))]
 SOURCE = {
     "kind": "files",
     "format": "coco",
@@ -56,7 +57,8 @@ def trained_detector(clip_name: str, clip_weights: str | None = None) -> Trained
             torch.nn.init.constant_(parameter, 0.1)
     text = torch.nn.functional.normalize(torch.randn(2, clip.dim), dim=1)
     calibration = ScoreCalibration(0.02, ScoreMap(0.9, 1.1, 0.1, 0.2), 0.31, config.eval, text)
-    return TrainedDetector(detector, config, clip, ("anchor", "umbrella"), calibration)
+    mean_example = 0.3 * torch.nn.functional.normalize(torch.randn(clip.dim), dim=0)
+    return TrainedDetector(detector, config, clip, ("anchor", "umbrella"), calibration, mean_example=mean_example)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,7 @@ def run(tmp_path_factory) -> Path:
     trained = trained_detector("tiny")
     folder = tmp_path_factory.mktemp("hub") / "run"
     assert trained.calibration is not None
+    assert trained.mean_example is not None
     checkpoint.save_weights(
         folder,
         tensors=trained.detector.state_dict(),
@@ -74,7 +77,7 @@ def run(tmp_path_factory) -> Path:
             "classes": list(trained.classes),
             "calibration": trained.calibration.to_json(),
         },
-        attached={"trained_text": trained.calibration.trained_text},
+        attached={"trained_text": trained.calibration.trained_text, "mean_example": trained.mean_example},
     )
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     return folder
