@@ -25,8 +25,9 @@ install: $(INSTALLED)
 quickstart: $(INSTALLED)
 	$(PY) tools/quickstart.py $(ARGS)
 
+# Two processes, each with the tests of whole files.
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest
@@ -62,10 +63,10 @@ clean:
 
 # ovd itself is installed editable, so that scripts and tests find it from any folder. torch brings the setuptools
 # that builds it, hence no build isolation and no second download.
-$(INSTALLED): requirements.txt requirements-dev.txt requirements-no-deps.txt constraints.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-extras.txt requirements-no-deps.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovd needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -r requirements-extras.txt -c constraints.txt
 	$(PY) -m pip install --no-deps -r requirements-no-deps.txt -c constraints.txt
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@
