@@ -3,8 +3,10 @@
 They are forked from a server that has imported everything, so that a start does not take seconds.
 """
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,13 +21,15 @@ import ovd.jobs.train
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, parse_config
 
+_PR_SET_PDEATHSIG = 1
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["forked", "pytest"])
+_SERVER.set_forkserver_preload(["ovd.commands.train", "ovd.jobs.replay_step", "pytest"])  # tests/ is not on its path
 
 
 def _train(values: dict[str, Any], options: dict[str, Any], variables: dict[str, str], output: str, fault: Any) -> None:
     """What a process does; its output goes to a file."""
     os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with the server, which ends with the tests
     os.environ.update(variables)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -57,7 +61,7 @@ class Ranks:
         with suppress(ProcessLookupError):
             (os.killpg if to_group else os.kill)(self.processes[rank].pid, number)
 
-    def exit_codes(self, timeout_s: float = 300) -> list[int | None]:
+    def exit_codes(self, timeout_s: float = 900) -> list[int | None]:
         """Wait for all; the code of one that has not ended in time is None, that of a killed one negative."""
         end = time.monotonic() + timeout_s
         for process in self.processes:
@@ -65,7 +69,8 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
     def output(self, rank: int = 0) -> str:
-        return self._outputs[rank].read_text()
+        """What one of them has printed so far."""
+        return self._outputs[rank].read_text() if self._outputs[rank].exists() else ""
 
 
 @contextmanager

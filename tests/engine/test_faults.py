@@ -54,7 +54,7 @@ def reference(tmp_path_factory, miniature_world) -> Path:
     return run
 
 
-def wait_until(happened: Callable[[], bool], ranks: Ranks, *, deadline_s: float = 300) -> None:
+def wait_until(happened: Callable[[], bool], ranks: Ranks, *, deadline_s: float = 900) -> None:
     end = time.monotonic() + deadline_s
     while not happened() and ranks.is_running():
         assert time.monotonic() < end
