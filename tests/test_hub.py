@@ -145,9 +145,10 @@ def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy_clip(TINY_CLIP, tmp_path / "my_clip")
     trained = trained_detector("my_clip")
+    expected = Predictor(trained)(IMAGE, NAMES)
     Predictor(trained).save_pretrained(tmp_path / "given")
     shutil.rmtree(tmp_path / "my_clip")
-    assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), Predictor(trained)(IMAGE, NAMES))
+    assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
 
 
 def test_a_named_model_with_local_weights_goes_along(untrained_clip, tmp_path):

@@ -1,5 +1,6 @@
 """Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +31,7 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ("anchor",))
+    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor",))
 
 
 @pytest.fixture

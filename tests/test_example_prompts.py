@@ -1,5 +1,6 @@
 """Classes that are asked for by texts, by examples, or by both; the rows are those of CLIP's own encoders."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ("anchor",))
+    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor",))
 
 
 @pytest.fixture(scope="module")
