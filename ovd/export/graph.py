@@ -1,6 +1,7 @@
 """The graph that is exported: a detector with the whole of its post-processing, and text rows as an input."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ovd.export.suppression import keeps
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.model.postprocess import score_points
+from ovd.model.postprocess import score_points, sigmoid
 from ovd.model.score_calibration import EPSILON, ScoreCalibration, ScoreMap, nearness_to
 from ovd.model.similarity import TextClassifier
 
@@ -128,7 +129,7 @@ def probabilities(
     """`ScoreMap` in float32, which every runtime has."""
     inner = scores.clamp(EPSILON, 1 - EPSILON)
     log_odds = score_map.slope * inner.log() - score_map.curve * (1 - inner).log() + score_map.offset
-    return (log_odds + score_map.distance * (1 - nearness)).sigmoid()
+    return sigmoid(log_odds + score_map.distance * (1 - nearness))
 
 
 def _has_area(boxes: Float[Tensor, "B P 4"]) -> Bool[Tensor, "B P"]:
@@ -139,6 +140,6 @@ def _gather(boxes: Float[Tensor, "B P 4"], rows: Int[Tensor, "B K"]) -> Float[Te
     return boxes.gather(1, rows[..., None].expand(-1, -1, 4))
 
 
-def _smaller(limit: int, size: int | Tensor) -> int | Tensor:
+def _smaller(limit: int, size: int | Tensor) -> Any:
     """The smaller of a limit and a size, which is a tensor while a graph is traced."""
     return torch.minimum(torch.tensor(limit), size) if isinstance(size, Tensor) else min(limit, size)

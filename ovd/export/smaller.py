@@ -22,7 +22,7 @@ INSIDE = "/detector/"
 """Beginning of the names of the operations inside the detector (`DetectionGraph.detector`)."""
 IMAGES = 100
 """Images at most that ranges are found on."""
-LAST = ("/head/distances/", "/head/quality/")
+LAST = ("/head/distances", "/head/quality")
 """Convolutions whose outputs are boxes and qualities themselves, which keep float32."""
 INT8_OPERATIONS = ("Conv", "MatMul", "Gemm")
 
@@ -57,14 +57,15 @@ def quantize(path: Path, images: Path, *, dim: int) -> None:
     if not paths:
         raise ValueError(f"{images} has no images to find the ranges of features on")
     chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
+    model = onnx.load(path)
     nodes = [
         node.name
-        for node in onnx.load(path).graph.node
+        for node in model.graph.node
         if node.op_type in INT8_OPERATIONS
         and node.name.startswith(INSIDE)
         and not any(part in node.name for part in LAST)
     ]
-    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quantization.shape_inference.quant_pre_process(path, prepared, skip_symbolic_shape=True)
@@ -74,6 +75,7 @@ def quantize(path: Path, images: Path, *, dim: int) -> None:
             _calibration(path, chosen, dim, quantization.CalibrationDataReader),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=True,  # products of 8 bits overflow the sums of CPUs without VNNI
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
             nodes_to_quantize=nodes,

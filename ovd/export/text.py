@@ -1,5 +1,6 @@
 """Export a CLIP model's text tower, and the table of its tokenizer as JSON."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import open_clip
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ovd.choices import Templates
 from ovd.clip.load import Clip
@@ -26,14 +26,21 @@ class TextGraph(nn.Module):
 
     def __init__(self, clip: Clip):
         super().__init__()
-        self.side = TextSide(clip.model)
-        self._clip = (clip,)  # in a tuple, so that it is not a part of this module a second time
+        self.side = TextSide(copy.deepcopy(clip.model))
+        self.side.model.visual = nn.Identity()
         self.shortens = bool(shortened_places(clip, 1))
         """Whether texts may have fewer tokens than the context, because the tower does not attend to padding."""
+        self._tower = (getattr(self.side.model, "text", self.side.model),)  # in a tuple: it is a part already
+        if self.shortens:
+            (tower,) = self._tower
+            self._positions, self._mask = tower.positional_embedding.detach(), tower.attn_mask
+            del tower.positional_embedding, tower.attn_mask
 
     def forward(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
-        (clip,) = self._clip
-        return functional_call(self.side, shortened_places(clip, tokens.shape[1]), tokens).float()
+        if self.shortens:
+            (tower,), length = self._tower, tokens.shape[1]
+            tower.positional_embedding, tower.attn_mask = self._positions[:length], self._mask[:length, :length]
+        return self.side(tokens).float()
 
 
 def export_text(clip: Clip, templates: Templates, model: Path) -> None:
@@ -43,12 +50,13 @@ def export_text(clip: Clip, templates: Templates, model: Path) -> None:
         ValueError: the tokenizer is not open_clip's `SimpleTokenizer` as CLIP has it, or a package is missing.
     """
     tower, table = text_files(model)
-    if not _is_simple(clip.tokenizer):
+    tokenizer: Any = clip.tokenizer
+    if not _is_simple(tokenizer):
         raise ValueError(
-            f"the tokenizer of the run's CLIP model is a {type(clip.tokenizer).__name__}, and only that of CLIP's own "
+            f"the tokenizer of the run's CLIP model is a {type(tokenizer).__name__}, and only that of CLIP's own "
             "models can be exported; --no-text exports the detector alone, and text rows are then made with torch"
         )
-    graph, tokens = TextGraph(clip).eval(), clip.tokenizer(["an anchor", "a cat"])
+    graph, tokens = TextGraph(clip).eval(), tokenizer(["an anchor", "a cat"])
     length = int(tokens.any(dim=0).sum())
     write_onnx(
         graph,
@@ -59,10 +67,10 @@ def export_text(clip: Clip, templates: Templates, model: Path) -> None:
         metadata={},
     )
     content = {
-        "context_length": clip.tokenizer.context_length,
+        "context_length": tokenizer.context_length,
         "shortens": graph.shortens,
         "templates": TEMPLATES[templates],
-        "merges": [" ".join(pair) for pair in clip.tokenizer.bpe_ranks],
+        "merges": [" ".join(pair) for pair in tokenizer.bpe_ranks],
     }
     with whole_file(table) as file:
         json.dump(content, file)

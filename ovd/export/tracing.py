@@ -6,7 +6,7 @@ writes for the example's size alone, is written here.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _bicubic(graph: Any, x: Any, size: Any, align_corners: Any, *scales: Any) ->
     return _of_any_size(resized, x, 4)
 
 
-_SYMBOLICS = {
+_SYMBOLICS: dict[str, Callable[..., Any]] = {
     "aten::unflatten": _unflatten,
     "aten::repeat_interleave": _repeat_interleave,
     "aten::_upsample_bicubic2d_aa": _bicubic,

@@ -57,6 +57,7 @@ def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | Non
         raise ValueError(f"{path}: file is missing")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     options.log_severity_level = 3  # errors; its warnings are about the graph's own constants
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
@@ -94,6 +95,7 @@ class DetectionSession:
         """
         inputs = {"images": images, "sizes": sizes, "text": text}
         boxes, scores, classes, counts = self._session.run(["boxes", "scores", "classes", "counts"], inputs)
+        classes = classes.astype(np.int64)  # onnxruntime's are C's long long, which numpy calls by another name
         return tuple(
             Detections(boxes[row, :count], scores[row, :count], classes[row, :count])
             for row, count in enumerate(counts)
