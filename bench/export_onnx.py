@@ -3,11 +3,11 @@
     python bench/export_onnx.py --run runs/quickstart --images data/world/KEY/images/val \
         --calibration data/world/KEY/images/train
 
-Each form in turn on single images, with two threads, from an array in memory to boxes; half precision and 8 bits beside
-float32. The run on 100 images of a folder, with its own vocabulary, with one of other words, and with 1,203 random
-text rows; every family of backbones at random weights and miniature size on 100 images of noise: detections without an equal
-on the other side (the class, IoU over 0.99, score within 1e-3) are counted. (A script of the name onnx.py would stand in
-the way of the package.)
+Each form in turn on single images, with two threads, from an array in memory to boxes; half precision and 8 bits
+beside float32. The run on 100 images of a folder, with its own vocabulary, with one of other words, and with 1,203
+random text rows; every family of backbones at random weights and miniature size on 100 images of noise: detections
+without an equal on the other side (the class, IoU over 0.99, score within 1e-3) are counted. (A script of the name
+onnx.py would stand in the way of the package.)
 """
 
 import argparse
