@@ -18,15 +18,16 @@ REQUIREMENTS := requirements.txt requirements-dev.txt requirements-no-deps.txt
 # Seconds since the epoch at which make began, so that the quick start can count the installation as a stage.
 export OVD_START := $(shell date +%s)
 
-.PHONY: install quickstart test test-all test-lowest lint world bench clean
+.PHONY: install quickstart test test-all test-lowest lint docs world bench clean
 
 install: $(INSTALLED)
 
 quickstart: $(INSTALLED)
 	$(PY) tools/quickstart.py $(ARGS)
 
+# Two processes, each with the tests of whole files.
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest
@@ -43,6 +44,11 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
+# The site of docs/, in site/; a broken link stops it. `make docs ARGS=serve` shows it while it is written.
+docs: $(INSTALLED)
+	$(PY) -m pip install --quiet -c constraints.txt 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
+	$(PY) -m mkdocs $(or $(ARGS),build)
+
 world: $(INSTALLED)
 	$(PY) tools/make_world.py
 
@@ -57,10 +63,10 @@ clean:
 
 # ovd itself is installed editable, so that scripts and tests find it from any folder. torch brings the setuptools
 # that builds it, hence no build isolation and no second download.
-$(INSTALLED): requirements.txt requirements-dev.txt requirements-no-deps.txt constraints.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-extras.txt requirements-no-deps.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovd needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -r requirements-extras.txt -c constraints.txt
 	$(PY) -m pip install --no-deps -r requirements-no-deps.txt -c constraints.txt
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@

@@ -14,8 +14,10 @@ from ovd.cli import run_tool
 COMMANDS = {
     "use a detector": {
         "detect": "find named things in an image",
+        "label": "label your own images with a detector: COCO, YOLO, VOC, Label Studio",
         "serve": "a page for the browser and an HTTP API",
         "experts": "list and check experts of a detector, say who answers which query",
+        "export": "write a detector as ONNX, to detect without torch",
     },
     "train": {
         "train": "train a detector from a config",

@@ -12,6 +12,8 @@ DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", 
 """Formats of annotations (data/formats.py has one record for each)."""
 ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "open_images"]
 """What tools/import_boxes.py reads (data/import_boxes.py)."""
+ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]
+"""What `ovd label` writes (data/export_boxes.py)."""
 Domain = Literal["shapes", "strokes", "composites"]
 """Foreign data sets (data/world/foreign.py)."""
 ExpertPart = Literal["path", "names"]

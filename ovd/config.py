@@ -10,7 +10,6 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -47,7 +46,7 @@ from ovd.data.held_out import CalibrationOptions
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.region_options import RegionOptions
-from ovd.plain_yaml import read_mapping
+from ovd.plain_yaml import read_mapping, read_value
 from ovd.section import Section
 from ovd.text.sources import TextSources
 
@@ -749,9 +748,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: not a plain YAML value: {error}") from None
+        value = read_value(text, f"override {override!r}")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if last == "kind" and section.get("kind") != value:
         section.clear()  # the settings of another kind do not apply
     section[last] = value

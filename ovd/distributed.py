@@ -114,8 +114,43 @@ def gather(value: Kind) -> list[Kind]:
 
 
 @contextmanager
+def failing_together() -> Iterator[None]:
+    """Run the block on every rank; an error of one is raised on all, so that none waits for one that has stopped.
+
+    Raises:
+        ValueError, RuntimeError: on the other ranks, as on the one that failed: bad input, or a fault at run time.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        failure = error
+    if int(largest_over_ranks(torch.tensor(int(failure is not None)))):
+        reports = gather(None if failure is None else (isinstance(failure, ValueError), str(failure)))
+        if failure is not None:
+            raise failure
+        of_rank, report = next((number, report) for number, report in enumerate(reports) if report is not None)
+        is_bad_input, message = report
+        raise (ValueError if is_bad_input else RuntimeError)(f"rank {of_rank}: {message}")
+
+
+def together(items: Iterator[Kind]) -> Iterator[Kind]:
+    """Yield the items, of which every rank has as many; see `failing_together` for an error of one of them."""
+    end = object()
+    while True:
+        with failing_together():
+            item = next(items, end)
+        if item is end:
+            return
+        yield item  # type: ignore[misc]  # the end is none
+
+
+@contextmanager
 def main_first() -> Iterator[None]:
-    """Run the block on the main process, then on the others, which find its files on disk; it may take hours."""
+    """Run the block on the main process, then on the others, which find its files on disk; it may take hours.
+
+    They also run it after an error of the main process, and meet a bad input as it did.
+    """
     if not dist.is_initialized():
         yield
         return
@@ -124,9 +159,11 @@ def main_first() -> Iterator[None]:
     try:
         if not is_main():
             dist.barrier(group)
-        yield
-        if is_main():
-            dist.barrier(group)
+        try:
+            yield
+        finally:
+            if is_main():
+                dist.barrier(group)
     finally:
         dist.destroy_process_group(group)
 

@@ -1,4 +1,4 @@
-"""YAML files of plain data: no tags, no aliases, no key twice."""
+"""YAML of plain data: no tags, no aliases, no key twice."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 50
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -18,18 +19,35 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{path}: {len(text)} characters, more than {MAX_CHARACTERS}")
-    try:
-        # Aliases can make a few lines grow without bound, and these files have no use for them.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError(f"{path}: YAML aliases (*name) are not allowed")
-        values = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: not plain YAML: {error}") from None
+    values = read_value(text, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, not {type(values).__name__}")
     return values
+
+
+def read_value(text: str, source: str) -> Any:
+    """The plain value that YAML text holds.
+
+    Args:
+        source: names the text in errors.
+
+    Raises:
+        ValueError: the text is too long, nested too deeply, or no plain value.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{source}: {len(text)} characters, more than {MAX_CHARACTERS}")
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # Aliases can make a few lines grow without bound, and plain data have no use for them.
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{source}: YAML aliases (*name) are not allowed")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:  # PyYAML's time grows with its square
+                raise ValueError(f"{source}: not plain YAML: nested more than {MAX_DEPTH} deep")
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{source}: not plain YAML: {error}") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,6 +1,6 @@
 """A trained detector for use from Python: image and class names in, boxes out.
 
-    predictor = Predictor.load("runs/quickstart")
+    predictor = Predictor.load("runs/quickstart")         # or Predictor.from_pretrained("name/detector")
     found = predictor("photo.jpg", ["umbrella", "coffee cup"])
     print(found.boxes, found.scores, found.classes)
 
@@ -10,12 +10,15 @@ Whole jobs, such as evaluating on a data set, are in `ovd/jobs/`.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
-from ovd.build.text import evaluation_text
+from ovd.build.model_card import model_card
+from ovd.build.packaged import save_packaged
+from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels
@@ -27,8 +30,12 @@ UNCALIBRATED_THRESHOLD = 0.45
 """Score above which boxes are shown, of a detector that was not calibrated."""
 
 
-class Predictor:
-    """Detects named classes in one image per call; text embeddings of the last few lists of names are cached."""
+class Predictor(ModelHubMixin):
+    """Detects named classes in one image per call; text embeddings of the last few lists of names are cached.
+
+    `from_pretrained`, `save_pretrained` and `push_to_hub` are those of huggingface_hub's mixin: a folder, or a
+    repository of the Hugging Face hub, with weights, config, calibration, and a model card of what was measured.
+    """
 
     def __init__(self, trained: TrainedDetector, *, size: int | None = None):
         """
@@ -37,8 +44,9 @@ class Predictor:
             size: longest side in pixels that images are resized to; by default as in training.
         """
         self._trained = trained
+        self._hub_mixin_config = {"size": size}  # config.json: what `from_pretrained` gives back to this constructor
         self._inference = build_inference(trained, size=size)
-        self._text_of = lru_cache(NAME_LISTS_KEPT)(self._encode)
+        self._text_of = lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
 
     @property
     def threshold(self) -> float:
@@ -80,27 +88,72 @@ class Predictor:
         group = ExpertGroup(tuple(map(Path, experts)), same_place, nearest) if experts else None
         return cls(load_detector(Path(run), device, experts=group), size=size)
 
-    def __call__(self, image: Path | str | ImageInMemory, names: str | Sequence[str]) -> Detections:
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Predictor":
+        """Load a detector of the Hugging Face hub, or of a folder that `save_pretrained` wrote.
+
+        Args:
+            options: `device` and `size` as for `load`, and those of huggingface_hub's mixin, such as `revision`.
+
+        Raises:
+            ValueError: there is no such repository, the hub cannot be reached, or the folder has no whole detector.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is neither a folder nor a detector that the hub gives out ({error}); "
+                "without a network only what was downloaded before is there (HF_HUB_OFFLINE, HF_HOME)"
+            ) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, device: str | None = None, size: int | None = None, **options: Any
+    ) -> "Predictor":
+        """What the mixin's `from_pretrained` calls."""
+        folder = Path(model_id)
+        return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), device=device, size=size)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` calls."""
+        save_packaged(self._trained, save_directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes; needs a login (`hf auth login`) or `token`.
+
+        Args:
+            repo_id: such as "name/detector"; made if it does not exist.
+            options: those of huggingface_hub's mixin, such as `private`, `token` and `branch`.
+
+        Returns:
+            The address of the commit.
+        """
+        options.setdefault("model_card_kwargs", {"repository": repo_id})
+        return super().push_to_hub(repo_id, **options)
+
+    def generate_model_card(self, repository: str = "FOLDER-OR-NAME", **_others: Any) -> ModelCard:
+        """The card that `save_pretrained` writes as README.md (`model_card_kwargs={"repository": ...}`)."""
+        return model_card(self._trained, repository)
+
+    def __call__(self, image: Path | str | ImageInMemory, names: str | Prompt | Sequence[str | Prompt]) -> Detections:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
             image: a file, or a PIL image, an array or a tensor, which are read by the rules of `ovd.data.pixels`.
-            names: any class names, at least one; one name may stand alone.
+            names: any class names, or prompts of texts and example pictures, at least one; one may stand alone.
 
         Raises:
-            ImageError: the file is missing or not an image.
+            ImageError: the file, or that of an example, is missing or not an image.
             ValueError: an image in memory that the rules do not read, no names, or a blank one.
         """
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if not names:
+        asked = (names,) if isinstance(names, str | Prompt) else tuple(names)
+        if not asked:
             raise ValueError("give at least one class name to detect")
-        if blank := [position for position, name in enumerate(names) if not name.strip()]:
+        words = [prompt if isinstance(prompt, str) else prompt.name for prompt in asked]
+        if blank := [position for position, word in enumerate(words) if not word.strip()]:
             raise ValueError(f"class names {blank} (counted from 0) are blank")
         return self._inference.image(
-            self._text_of(names),
+            self._text_of(asked),
             read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image),
-            ensemble=score_ensemble(self._trained, names),
+            ensemble=score_ensemble(self._trained, words),
         )
-
-    def _encode(self, names: tuple[str, ...]) -> Float[Tensor, "C D"]:
-        return evaluation_text(self._trained.config, self._trained.clip, names)

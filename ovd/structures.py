@@ -4,11 +4,19 @@ Boxes are xyxy, absolute pixels, float32 everywhere. Letters used in shapes:
 B images, P points of all pyramid levels concatenated, D text-image dimensions, C classes, R true boxes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+from ovd.extras import optional
+
+if TYPE_CHECKING:
+    import supervision
 
 IGNORED = -2
 """Label of a point that the class loss leaves out; background is -1."""
@@ -166,3 +174,45 @@ class Detections:
     def empty(cls) -> "Detections":
         """Detections of an image in which nothing is found."""
         return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+    def take(self, rows: Int[Tensor, " _"]) -> "Detections":
+        """Some of the detections, in the order of `rows`."""
+        return Detections(self.boxes[rows], self.scores[rows], self.classes[rows])
+
+    def to_torchvision(self) -> dict[str, Tensor]:
+        """As torchvision's detectors give them: `boxes`, `labels` and `scores`; labels are rows of the vocabulary."""
+        return {"boxes": self.boxes, "labels": self.classes, "scores": self.scores}
+
+    def to_supervision(self, names: Sequence[str] | None = None) -> "supervision.Detections":
+        """As `supervision.Detections`.
+
+        Args:
+            names: of the vocabulary; they go into `data["class_name"]`, which supervision's annotators show.
+
+        Raises:
+            ValueError: the package supervision is missing.
+        """
+        classes = self.classes.numpy()
+        return optional("supervision", "interop").Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=classes,
+            data={} if names is None else {"class_name": np.array(names, dtype=np.str_)[classes]},
+        )
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """As results in COCO's form, which pycocotools, FiftyOne and other tools read: boxes are x, y, width, height.
+
+        Args:
+            category_ids: the file's id of each class of the vocabulary; by default its row plus one.
+        """
+        boxes, scores, classes = self.boxes.tolist(), self.scores.tolist(), self.classes.tolist()
+        return [
+            {
+                "image_id": image_id,
+                "category_id": row + 1 if category_ids is None else category_ids[row],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
+            for (x0, y0, x1, y1), score, row in zip(boxes, scores, classes, strict=True)
+        ]

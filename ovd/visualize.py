@@ -1,6 +1,6 @@
 """Pictures: boxes with names on an image, and grids of such images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def class_color(row: int) -> tuple[int, int, int]:
 def draw_detections(
     image: UInt8[np.ndarray, "H W 3"],
     detections: Detections,
-    names: Sequence[str],
+    names: Sequence[str] | Mapping[int, str],
     *,
     with_scores: bool = True,
     missed: Detections | None = None,
@@ -56,6 +56,7 @@ def draw_detections(
     """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small.
 
     Args:
+        names: the name of each class that occurs.
         missed: true objects that no detection is right about. They get a thin white box, and under it their name in
             parentheses.
     """

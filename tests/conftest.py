@@ -1,11 +1,14 @@
 """Fixtures of all tests, and the run-time check of the shapes and types that ovd's signatures declare."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +26,42 @@ os.environ["MPLBACKEND"] = "Agg"
 torch.set_num_threads(2)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "pictures: a test of pictures, for which matplotlib's figures are drawn")
+
+
+class Figures:
+    """Whether matplotlib's figures are drawn when they are saved."""
+
+    are_drawn = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures() -> Iterator[type[Figures]]:
+    """Figures are saved blank, but in tests of pictures: drawing one takes longer than a few steps."""
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+
+    def savefig(figure: Figure, file: Any, **options: Any) -> None:
+        if Figures.are_drawn:
+            draw(figure, file, **options)
+        else:
+            Image.new("RGB", (1, 1)).save(file, "PNG")
+
+    Figure.savefig = savefig  # type: ignore[method-assign,assignment]
+    yield Figures
+    Figure.savefig = draw  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def _drawn(request: pytest.FixtureRequest, figures: type[Figures]) -> Iterator[None]:
+    """Tests of pictures are marked `pictures`."""
+    figures.are_drawn = request.node.get_closest_marker("pictures") is not None
+    yield
+    figures.are_drawn = False
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from PIL import Image
 
@@ -25,13 +25,13 @@ class Running:
     def __init__(self, url: str, lines: list[str]):
         self.url = url
         self.lines = lines
-        self.client = httpx.Client(base_url=url, timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+        self.client = httpx2.Client(base_url=url, timeout=20, limits=httpx2.Limits(max_keepalive_connections=0))
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    def detect(self, content: bytes | None = None, **fields: object) -> httpx.Response:
+    def detect(self, content: bytes | None = None, **fields: object) -> httpx2.Response:
         data = {"names": "anchor, cat face", **fields}
         return self.client.post("/api/detect", files={"image": ("photo.png", content or png())}, data={**data})
 

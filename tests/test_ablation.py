@@ -357,6 +357,7 @@ def contrast(path: Path) -> int:
         return int(np.ptp(np.asarray(image.convert("L"))))
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("num_seeds", [0, 1, 12])
 def test_pictures_are_drawn_of_none_one_and_many_seeds(tmp_path, num_seeds: int):
     rng = np.random.default_rng(0)
@@ -373,6 +374,7 @@ def test_pictures_are_drawn_of_none_one_and_many_seeds(tmp_path, num_seeds: int)
     assert contrast(tmp_path / "ablation.png") > 100
 
 
+@pytest.mark.pictures
 def test_rows_are_drawn_where_their_values_are(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("ovd.ablation.plots.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
@@ -389,6 +391,7 @@ def test_rows_are_drawn_where_their_values_are(tmp_path, monkeypatch):
     np.testing.assert_allclose([line.get_xdata()[0] for line in diamonds], [20, 40])
 
 
+@pytest.mark.pictures
 def test_lengths_are_drawn_with_means_over_seeds(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("ovd.ablation.plots.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))

@@ -50,7 +50,8 @@ def test_help_comes_without_heavy_imports():
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("trian", "did you mean train?"), ("label", "did you mean"), ("xyz", "ovd --help lists all")]
+    ("name", "meant"),
+    [("trian", "did you mean train?"), ("lable", "did you mean label?"), ("xyz", "ovd --help lists all")],
 )
 def test_a_command_that_is_not_there(name, meant, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:

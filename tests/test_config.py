@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,22 @@ def test_faulty_configs_are_refused_with_the_reason(tmp_path, monkeypatch, text,
         load_config(write(tmp_path, text), [], TrainConfig)
     assert message in str(error.value)
     assert not (tmp_path / "pwned").exists()
+
+
+BOMB = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"] + [
+    f"a{row}: &a{row} [{', '.join([f'*a{row - 1}'] * 9)}]" for row in range(1, 12)
+]
+
+
+@pytest.mark.parametrize("text", ["\n".join(BOMB), "output: " + "[" * 50_000, "output: x\n" * 100_000 + "a: &a b"])
+def test_a_config_that_would_grow_without_bound_is_refused_at_once(tmp_path, text):
+    path = write(tmp_path, text)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=r"aliases|not plain YAML|characters"):
+        load_config(path, [], TrainConfig)
+    with pytest.raises(ConfigError, match=r"aliases|not plain YAML"):
+        load_config(write(tmp_path, MINIMAL), ["output={" + ", ".join(BOMB) + "}"], TrainConfig)
+    assert time.process_time() - start < 1
 
 
 def nested(key: str, value: object) -> dict:

@@ -61,6 +61,7 @@ def test_the_table_has_means_and_intervals_over_the_seeds(records) -> None:
     assert format_table(records[:1], []).splitlines()[2].startswith("| before | 1 | 31.0 | 70.0 |")
 
 
+@pytest.mark.pictures
 def test_the_picture_is_drawn(tmp_path: Path, records) -> None:
     draw_trade(records, ["keeping", "missing"], tmp_path / "pictures" / "trade.png")
     assert (tmp_path / "pictures" / "trade.png").stat().st_size > 10_000

@@ -1,5 +1,6 @@
 """Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import ovd.predictor
+import ovd.build.prompts
 from ovd.build.detector import TrainedDetector, build_detector, score_ensemble
 from ovd.build.text import evaluation_text
 from ovd.config import TrainConfig, parse_config
@@ -30,7 +31,7 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ("anchor",))
+    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor",))
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_files_are_read_and_names_encoded_once(trained, image, tmp_path, monkeyp
         calls.append(names)
         return evaluation_text(config, clip, names)
 
-    monkeypatch.setattr(ovd.predictor, "evaluation_text", encode)
+    monkeypatch.setattr(ovd.build.prompts, "evaluation_text", encode)
     Image.fromarray(image).save(tmp_path / "image.png")
     predictor = Predictor(trained)
     of_file, of_pixels = predictor(tmp_path / "image.png", NAMES), predictor(image, tuple(NAMES))

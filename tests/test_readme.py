@@ -222,6 +222,16 @@ def check_config(name: str, arguments: argparse.Namespace) -> None:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, miniature_world) -> Path:
     """A folder with the checkout's configs, and miniatures of all data sets where the README says that they are."""
+    return make_checkout(tmp_path_factory, miniature_world)
+
+
+@pytest.fixture(scope="module")
+def checkout_of_guides(tmp_path_factory, miniature_world) -> Path:
+    """The same again: the guides have not run what the README says."""
+    return make_checkout(tmp_path_factory, miniature_world)
+
+
+def make_checkout(tmp_path_factory: pytest.TempPathFactory, miniature_world: Path) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "configs").symlink_to(ROOT / "configs")
     data, world = folder / "data", tmp_path_factory.mktemp("small") / "world"
@@ -256,15 +266,15 @@ def own_boxes(world: Path, mine: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(world / "images" / "/".join(image.pop("coco_url").split("/")[-2:]), target)
         (mine / f"{part}.json").write_text(json.dumps(content))
+    (mine / "words.txt").write_text("keyboard\nanchor\n")
     for layout in (real_layouts.voc(world, mine.parent), real_layouts.yolo(world, mine.parent)):
         root = layout.train_images.parent if layout.format == "voc" else layout.train_images
         shutil.copytree(root, mine, dirs_exist_ok=True)
 
 
 @pytest.fixture
-def few_scenes(monkeypatch, checkout) -> None:
-    """A checkout as the current folder, and a world that is drawn at once."""
-    monkeypatch.chdir(checkout)
+def few_scenes(monkeypatch) -> None:
+    """A world that is drawn at once."""
     for variable in ("OVD_DATA", "DETECTRON2_DATASETS", "OVD_START", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     given = {name: value for name, value in vars(TINY_WORLD).items() if name != "seed"}
@@ -285,13 +295,13 @@ PROMISED = [
 ]
 
 
-@pytest.mark.usefixtures("few_scenes")
-def test_every_command_runs_from_top_to_bottom(monkeypatch):
-    """In one go, since one command uses what another has made, as for a reader."""
+def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all commands and all Python of a page, in one go, since one uses what another has made, as for a reader."""
+    names: dict[str, object] = {}
     try:
-        for language, content in blocks(README):
+        for language, content in blocks(page):
             if language == "python":
-                exec(compile(content, "README.md", "exec"), {})
+                exec(compile(content, page.name, "exec"), names)
             elif language == "sh":
                 for command in commands_of(content):
                     check_form(monkeypatch, command)
@@ -299,9 +309,27 @@ def test_every_command_runs_from_top_to_bottom(monkeypatch):
                         run(monkeypatch, command)
     finally:
         torch.set_num_threads(2)
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_every_command_runs_from_top_to_bottom(monkeypatch, checkout):
+    monkeypatch.chdir(checkout)
+    run_page(README, monkeypatch)
     assert [path for path in PROMISED if not Path(path).is_file()] == []
     with Image.open("runs/quickstart/example.detections.png") as picture:
         picture.load()
+
+
+GUIDES = ["first_detection.md", "own_boxes.md", "fine_tuning.md", "lvis.md", "self_training.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_scenes")
+def test_every_command_of_the_guides_runs(monkeypatch, checkout_of_guides):
+    """In the order of the site's navigation, but for self-training, which starts from LVIS's run."""
+    monkeypatch.chdir(checkout_of_guides)
+    for guide in GUIDES:
+        run_page(ROOT / "docs" / guide, monkeypatch)
 
 
 @pytest.mark.parametrize("command", ["docker run ovd", "python train.py", "pip install -r none.txt", "make none"])

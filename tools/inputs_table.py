@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -269,6 +270,10 @@ def image_rows() -> Iterator[Row]:
         grey = np.linspace(0, 2**bits - 1, 600).astype(np.uint16).reshape(20, 30)
         content = encoded(Image.fromarray(grey), "PNG")
         yield image_row(f"grey PNG, {bits} of 16 bits used", partial(bytes, content), with_range=True)
+    for format in (".png", ".tif"):
+        colors = np.linspace(0, (1 << 12) - 1, 20 * 30 * 3).astype(np.uint16).reshape(20, 30, 3)
+        stored = cv2.imencode(format, colors)[1].tobytes()
+        yield image_row(f"colors, 12 of 16 bits used, {format}", partial(bytes, stored), with_range=True)
     yield image_row("TIFF of floats", lambda: encoded(Image.fromarray(np.ones((20, 30), np.float32)), "TIFF"))
     yield image_row("JPEG that lacks only its end marker", lambda: encoded(image, "JPEG")[:-2])
     yield image_row("JPEG that lacks more", lambda: encoded(image, "JPEG")[:-60])

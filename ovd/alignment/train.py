@@ -23,7 +23,15 @@ from ovd.config import AlignConfig, AlignSection
 from ovd.data.loader import TrainOrder, train_loader
 from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import train_transform
-from ovd.distributed import device_of_rank, largest_over_ranks, rank, sum_over_ranks, wait_for_all, world_size
+from ovd.distributed import (
+    device_of_rank,
+    largest_over_ranks,
+    rank,
+    sum_over_ranks,
+    together,
+    wait_for_all,
+    world_size,
+)
 from ovd.engine import checkpoint
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.optim import (
@@ -245,9 +253,9 @@ def align(
     dense_feature = data_parallel(DenseFeature(student), distillation.device)
     run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        batches = islice(data.batches_from(start), settings.steps - start)
+        batches = together(_checked(islice(data.batches_from(start), settings.steps - start), data))
         for step, batch in enumerate(batches, start):
-            _take_step(distillation, dense_feature, optimizer, batch, data, step=step, log=log)
+            _take_step(distillation, dense_feature, optimizer, batch, step=step, log=log)
             last = step + 1 == settings.steps
             stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
             if last or stopping or (step + 1) % settings.save_every == 0:
@@ -269,21 +277,26 @@ def _counted(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpoi
     checkpoints.write_report(report)
 
 
+def _checked(batches: Iterator[Batch], data: AlignmentData) -> Iterator[Batch]:
+    """The batches, whose samples the report counts; too many that cannot be read are an error."""
+    for batch in batches:
+        data.report.add_batch(batch)
+        if batch.skipped:
+            data.report.raise_if_too_many(data.num_images)
+        yield batch
+
+
 def _take_step(
     distillation: Distillation,
     dense_feature: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    data: AlignmentData,
     *,
     step: int,
     log: RunLog | NoLog,
 ) -> None:
     """One optimizer step; none where no image of the batch can be read, on any rank."""
     settings = distillation.config.train
-    data.report.add_batch(batch)
-    if batch.skipped:
-        data.report.raise_if_too_many(data.num_images)
     num_images, num_boxes = sum_over_ranks(torch.tensor([len(batch.image_ids), distillation.num_boxes(batch)])).tolist()
     if num_images == 0:
         log.message(f"step {step}: every image was skipped ({batch.skipped[0]}); no optimizer step")

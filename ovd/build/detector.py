@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.experts import add_experts, check_experts, own_layers
@@ -42,7 +43,10 @@ from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
-from ovd.text.prompts import clean_name
+from ovd.text.names import clean_name
+
+CLIP_FOLDER = "clip"
+"""In the folder of a detector that was given away, the CLIP model that it needs (packaged.py)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class TrainedDetector:
     """Of its scores, from the end of its training; None if nothing was held out to calibrate on."""
     weights: Path | None = None
     """The file that its weights were read from."""
+    mean_example: Float[Tensor, " D"] | None = None
+    """Mean of CLIP's unit embeddings of crops of true boxes held out of its training, by which rows of example pictures
+    are moved to where those of texts are (prompts.py); stored with the calibration."""
     experts: ExpertGroup | None = None
     """Experts that answer beside it and belong to it (`check_experts`); None for none."""
 
@@ -335,6 +342,9 @@ def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup
     """
     found = find_checkpoint(path)
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
+    if found.extra.get("has_clip"):
+        own = config.clip.model_copy(update={"name": str(found.folder / CLIP_FOLDER)})
+        config = config.model_copy(update={"clip": own})
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
@@ -343,10 +353,20 @@ def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup
     classes = tuple(found.extra.get("classes", ()))
     detector = build_detector(config, clip, num_classes=len(classes))
     checkpoint.load_into(detector, found.weights)
-    calibration = stored_calibration(found.extra, found.attached())
+    attached = found.attached()
+    calibration = stored_calibration(found.extra, attached)
     if experts is not None:
         check_experts(experts, found.weights)
-    return TrainedDetector(detector.eval(), config, clip, classes, calibration, found.weights, experts)
+    return TrainedDetector(
+        detector.eval(),
+        config,
+        clip,
+        classes,
+        calibration,
+        weights=found.weights,
+        mean_example=attached.get("mean_example"),
+        experts=experts,
+    )
 
 
 def stored_calibration(extra: Mapping[str, Any], attached: Mapping[str, Tensor]) -> ScoreCalibration | None:

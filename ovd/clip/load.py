@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,9 @@ def load_clip(
             if open_clip's weights of this name all have the same normalization.
 
     Raises:
-        ValueError: the name is unknown, a folder has no model, the weights of a name are missing, do not fit the model
-            (shapes, activation), or have an unknown activation or normalization; or `activation`, `mean` or `std` is
-            given without a local file.
+        ValueError: the name is unknown, a folder has no model, the weights of a name are missing or cannot be fetched,
+            are damaged, contain more than tensors, do not fit the model (shapes, activation), or have an unknown
+            activation or normalization; or `activation`, `mean` or `std` is given without a local file.
     """
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
@@ -113,14 +114,17 @@ def load_clip(
         needs_quick = _tag_needs_quick(name, weights)
     if needs_quick is not None:
         _check_activation(name, weights, needs_quick)
-    try:
-        model = open_clip.create_model(
-            name, pretrained=None if weights == "random" else weights, force_preprocess_cfg=preprocessing
-        )
-    except (RuntimeError, AssertionError) as error:  # the weights' keys or shapes are not the model's
-        lines = "\n".join(str(error).splitlines()[:MOST_LINES])
-        raise ValueError(f"clip.weights {weights!r} does not fit clip.name {name!r}: {lines}") from error
-    return _with_preprocessing(model, open_clip.get_tokenizer(name), _embed_dim(name))
+    with _hub_errors(f"the tokenizer of {name}"):
+        tokenizer = open_clip.get_tokenizer(name)
+    if weights == "random":
+        model = open_clip.create_model(name)
+    else:
+        if not is_file:
+            with _hub_errors(f"clip.weights {weights!r} of {name}", "; or give clip.weights=FILE"):
+                open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, weights))
+        with _weights_errors(f"clip.weights {weights!r}", name):
+            model = open_clip.create_model(name, pretrained=weights, force_preprocess_cfg=preprocessing)
+    return _with_preprocessing(model, tokenizer, _embed_dim(name))
 
 
 def build_on_meta(name: str) -> tuple[nn.Module, int]:
@@ -138,6 +142,38 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
         raise ValueError(f"clip.name {name!r} is not one of open_clip.list_models()")
     with torch.device("meta"):
         return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
+
+
+@contextmanager
+def _hub_errors(what: str, way_out: str = "") -> Iterator[None]:
+    """Turns what is raised where a hub cannot be reached into a ValueError that names what is missing."""
+    try:
+        yield
+    except Exception as error:  # the hub's client and those who call it raise what they like
+        raise ValueError(
+            f"{what} is not in the cache and cannot be fetched ({_first_line(error)}). Fetch it where there is a "
+            f"network, with HF_HUB_OFFLINE unset, and name the cache in HF_HOME{way_out}"
+        ) from error
+
+
+@contextmanager
+def _weights_errors(weights: str, name: str) -> Iterator[None]:
+    """Turns what damaged, hostile or other weights raise into a ValueError that names them."""
+    try:
+        yield
+    except Exception as error:  # torch's unpickler raises nearly anything on such bytes; it runs no code in them
+        lines = str(error).splitlines()
+        if isinstance(error, AssertionError) or (lines and lines[0].startswith("Error(s) in loading state_dict")):
+            shown = "\n".join(lines[:MOST_LINES])
+            raise ValueError(f"{weights} does not fit clip.name {name!r}: {shown}") from error
+        raise ValueError(
+            f"{weights} is refused: it is damaged, or contains more than tensors by name: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """The first sentence of what an error says."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _other_activation(name: str) -> str:
@@ -206,7 +242,8 @@ def _folder_dim(folder: Path) -> int:
 
 
 def _load_folder(folder: Path) -> Clip:
-    model = open_clip.create_model(f"local-dir:{folder}")
+    with _weights_errors(f"the model in {folder}", str(folder)):
+        model = open_clip.create_model(f"local-dir:{folder}")
     merges = folder / "merges.txt.gz"
     if merges.exists():
         tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=model.context_length)

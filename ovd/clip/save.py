@@ -46,6 +46,40 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
     source = TINY_CLIP if name == "tiny" else Path(name)
     if source.resolve() == folder.resolve():
         raise ValueError(f"{folder} is the folder of the model to align; give another output")
+    before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
+    before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
+    weights = {BEFORE_ALIGNMENT: before, WEIGHTS: _weights(clip.model.state_dict(), weight_format)}
+    _write_folder(clip, name, folder, weights)
+
+
+def save_clip(clip: Clip, name: str, folder: Path) -> None:
+    """Write a model's weights as they are, with all that they need, as `save_aligned` does.
+
+    Args:
+        clip: the model; not an aligned one (`copy_clip`).
+        name: the name that it was loaded by (`load_clip`).
+
+    Raises:
+        ValueError: the tokenizer cannot be written.
+    """
+    _write_folder(clip, name, folder, {WEIGHTS: _weights(clip.model.state_dict(), "float32")})
+
+
+def copy_clip(source: Path, folder: Path) -> None:
+    """Copy the folder of a CLIP model: the files that `load_clip` reads, the config last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = TOKENIZER_FILES | {WEIGHTS, BEFORE_ALIGNMENT}
+    for path in [*sorted(path for path in source.iterdir() if path.name in known), source / CONFIG]:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _write_folder(clip: Clip, name: str, folder: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+    """Write a model's folder; the config comes last.
+
+    Args:
+        weights: tensors by name, of each file.
+    """
+    source = TINY_CLIP if name == "tiny" else Path(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     if (source / CONFIG).is_file():
@@ -55,14 +89,9 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
     else:
         config = _config_of_name(clip, name)
         _write_tokenizer(clip.tokenizer, name, config["model_cfg"], folder)
-    before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
-    before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
-    for file_name, weights in (
-        (BEFORE_ALIGNMENT, before),
-        (WEIGHTS, _weights(clip.model.state_dict(), weight_format)),
-    ):
+    for file_name, tensors in weights.items():
         temporary = folder / f"{file_name}.tmp"
-        save_file(weights, temporary)
+        save_file(tensors, temporary)
         temporary.replace(folder / file_name)
     with whole_file(folder / CONFIG) as file:
         file.write(json.dumps(config, indent=2) + "\n")

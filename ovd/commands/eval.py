@@ -1,13 +1,16 @@
 """Evaluate a trained detector on a data set with any vocabulary, or an existing results file.
 
     ovd eval runs/quickstart                                     # the run's validation set
+    ovd eval runs/quickstart --html                              # and one page to look through (report.html)
     ovd eval runs/quickstart --format coco --annotations my.json --images my_images
     ovd eval runs/quickstart --format yolo --annotations mine/data.yaml --split val
+    ovd eval runs/quickstart --onnx model.onnx                   # what ovd export made of the run
     ovd eval --results results.json --format lvis --annotations lvis_v1_val.json --engine official
 
 LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
 Beside AP, which ranks detections, tables say what they are worth as decisions (decisions.json, reliability.png) and, of
-a detector, how often true boxes are named right (naming.json, naming.png).
+a detector, how often true boxes are named right (naming.json, naming.png). With --results, --html shows pictures if
+--images says where they are.
 """
 
 import argparse
@@ -30,8 +33,11 @@ def main() -> None:
     parser.add_argument("--format", choices=get_args(DataFormatName))
     add_format_options(parser, default_split="val")
     add_expert_options(parser)
+    parser.add_argument("--onnx", type=Path, help="evaluate this file that ovd export wrote of the RUN")
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
     parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval-NAME)")
+    parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "
+                        "classes, curves, confused names, best and worst images")  # fmt: skip
     parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
@@ -49,6 +55,7 @@ def main() -> None:
             arguments.output,
             images=arguments.images,
             options=format_options(arguments),
+            html=arguments.html,
         )
         return
     evaluate_detector(arguments)
@@ -71,11 +78,25 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     elif format is None or (images is None and not FORMATS[format].finds_images):
         raise ValueError(f"--annotations needs --images (their folder) and --format ({', '.join(FORMATS)})")
     torch.set_num_threads(arguments.threads)
+    if arguments.onnx is not None and arguments.expert:
+        raise ValueError("--onnx evaluates an exported detector, which has no experts; leave --expert out")
     named = [annotations.parent.name, annotations.stem] if annotations else []
+    named += [arguments.onnx.stem] if arguments.onnx else []
     output = arguments.output or arguments.run / "-".join(["eval", *named, *filter(None, [arguments.split])])
     trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
-    evaluate_run(trained, output=output, index=index, engine=arguments.engine, size=arguments.size)
-    print(f"results.json, metrics.json, decisions.json, naming.json, per_class.csv and their plots are in {output}")
+    evaluate_run(
+        trained,
+        output=output,
+        index=index,
+        engine=arguments.engine,
+        size=arguments.size,
+        html=arguments.html,
+        onnx=arguments.onnx,
+    )
+    files = ["results.json", "metrics.json", "decisions.json", "per_class.csv"]
+    files += ["naming.json"] if arguments.onnx is None else []
+    files += ["report.html"] if arguments.html else []
+    print(f"{', '.join(files)} and their plots are in {output}")

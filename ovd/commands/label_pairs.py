@@ -3,14 +3,17 @@
     ovd label-pairs runs/quickstart --pairs data/cc12m --output data/cc12m_labels
     ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER --queries classes --classes names.txt
     torchrun --nproc-per-node 8 -m ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER
+    ovd label-pairs runs/quickstart --pairs FOLDER --output OTHER --ray auto
 
 FOLDER holds tar shards of .jpg and .txt files (img2dataset, WebDataset). For each shard, OUTPUT gets NAME.safetensors
 with the boxes and the text embeddings, and then NAME.json, a ledger with the settings, hashes and counts. The same
-command continues an interrupted run; several workers may share an output.
+command continues an interrupted run; several workers may share an output. With --ray, all GPUs of a Ray cluster label,
+and what a worker that dies leaves is labelled by another (pip install 'ovd[ray]').
 """
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +24,8 @@ from ovd.build.detector import load_detector
 from ovd.choices import QuerySource
 from ovd.config import LabelOptions, parse_config
 from ovd.jobs.pseudo_label import pseudo_label_run
-from ovd.selftrain.pseudo_label import worker_of
+from ovd.jobs.ray_label import LabelRequest, label_on_ray
+from ovd.selftrain.pseudo_label import LabelCounts, worker_of
 from ovd.text.prompts import TEMPLATES
 
 DEFAULTS = LabelOptions(queries="caption")
@@ -57,16 +61,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
                         "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
+    parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="label on a Ray cluster: `auto` for "
+                        "the one that this machine belongs to; without an address one is started here")  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="for --ray: actors (default: one per GPU; without "
+                        "GPUs one per --threads cores)")  # fmt: skip
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = _arguments()
-    torch.set_num_threads(arguments.threads)
-    rank, world = worker_of(arguments.rank, arguments.world, os.environ)
+def label_options(arguments: argparse.Namespace) -> LabelOptions:
+    """What is asked and kept, as the command line says."""
     names = [] if arguments.classes is None else arguments.classes.read_text(encoding="utf-8").splitlines()
     settings = {
         "queries": arguments.queries,
@@ -75,11 +81,17 @@ def main() -> None:
         "max_boxes": arguments.max_boxes,
         "batch_size": arguments.batch_size,
     }
-    options = parse_config(settings, LabelOptions, "command line")
+    return parse_config(settings, LabelOptions, "command line")
+
+
+def label_here(arguments: argparse.Namespace, options: LabelOptions) -> LabelCounts:
+    """Label this process's shards."""
+    torch.set_num_threads(arguments.threads)
+    rank, world = worker_of(arguments.rank, arguments.world, os.environ)
     device = arguments.device
     if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    counts = pseudo_label_run(
+    return pseudo_label_run(
         load_detector(arguments.run, device, experts=expert_group(arguments)),
         pairs=arguments.pairs,
         output=arguments.output,
@@ -91,6 +103,38 @@ def main() -> None:
         world=world,
         num_shards=arguments.shards,
     )
+
+
+def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> LabelCounts:
+    """Label all shards on a Ray cluster.
+
+    Raises:
+        ValueError: options that belong to a single process.
+    """
+    if (arguments.rank, arguments.world, arguments.device) != (None, None, None):
+        raise ValueError("--rank, --world and --device belong to one process; with --ray the workers choose theirs")
+    experts = expert_group(arguments)
+    if experts is not None:
+        experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
+    request = LabelRequest(
+        run=arguments.run.resolve(),
+        pairs=arguments.pairs.resolve(),
+        output=arguments.output.resolve(),
+        options=options,
+        templates=arguments.templates,
+        teacher_hf=arguments.teacher_hf,
+        size=arguments.size,
+        experts=experts,
+        threads=arguments.threads,
+        num_shards=arguments.shards,
+    )
+    return label_on_ray(request, address=None if arguments.ray == "local" else arguments.ray, workers=arguments.workers)
+
+
+def main() -> None:
+    arguments = _arguments()
+    options = label_options(arguments)
+    counts = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     reasons = ", ".join(f"{count} {code}" for code, count in counts.reasons.items()) or "none"
     print(
         f"{arguments.output}: {counts.pairs} pairs, {counts.pairs_with_boxes} with boxes, {counts.boxes} boxes "

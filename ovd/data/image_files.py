@@ -1,13 +1,16 @@
 """Image files as readers of annotations find them: which files of a folder are images, and their sizes."""
 
+import glob
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from ovd.data.images import ImageError, read_sizes
+from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport
 
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
@@ -26,6 +29,63 @@ def images_below(folder: Path) -> list[Path]:
     """All images in a folder and the folders below it, by path; symbolic links are followed."""
     walk = os.walk(folder, followlinks=True)
     return sorted(Path(parent, name) for parent, _, names in walk for name in names if is_image_name(name))
+
+
+def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
+    """The images of folders, files and patterns such as `photos/*.jpg`, each once, and the folder that all lie in.
+
+    Args:
+        sources: a file is taken whatever its suffix; of a folder or a pattern, what is named as an image.
+        recursive: whether folders below a folder are looked into.
+
+    Raises:
+        ValueError: a source has no image.
+    """
+    folders, found = list[str](), list[str]()
+    for source in sources:
+        if os.path.isdir(source):
+            here = images_below(Path(source)) if recursive else sorted(filter(_is_image, Path(source).iterdir()))
+            if not here:
+                hint = "" if recursive else "; --recursive looks into the folders below it, too"
+                raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
+            folders.append(os.path.abspath(source))
+        else:
+            here = [Path(source)] if os.path.isfile(source) else []
+            here = here or sorted(filter(_is_image, map(Path, glob.glob(source, recursive=True))))
+            if not here:
+                raise ValueError(f"{source}: no such folder, no such file, and as a pattern it matches no image")
+            folders += [os.path.dirname(os.path.abspath(path)) for path in here]
+        found += [os.path.abspath(path) for path in here]
+    return Path(os.path.commonpath(folders)), [Path(path) for path in dict.fromkeys(found)]
+
+
+def _is_image(path: Path) -> bool:
+    return is_image_name(path.name) and path.is_file()
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images of which nothing but their size is known: an `ImageSource` of the loader; ids are positions."""
+
+    paths: tuple[Path, ...]
+    sizes: Int64[np.ndarray, "N 2"]
+    """Height and width in pixels."""
+
+    @property
+    def image_ids(self) -> Int64[np.ndarray, " N"]:
+        return np.arange(len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def record(self, image: int) -> ImageRecord:
+        """The image at a position, without labels."""
+        height, width = self.sizes[image].tolist()
+        return ImageRecord(image, self.paths[image], height, width, Labels.empty())
+
+    def encoded(self, image: int) -> Path:
+        """The image's file."""
+        return self.paths[image]
 
 
 def readable_sizes(

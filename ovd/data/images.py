@@ -10,11 +10,12 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovd.data.jpeg_end import with_end
 from ovd.data.report import DataError
+from ovd.data.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
+from ovd.shapes import UInt8
 
 # Pillow reads dozens of formats, some through code that is seldom attacked or fixed. It may be built without the
 # decoder of one of these; such an image is then one that cannot be decoded (F9).
@@ -71,9 +72,9 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000 file to RGB as a viewer shows it.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit values are brought to 8 bits by
-    `to_eight_bits`, and of an animation or of several pages the first is read. A JPEG may lack its end marker, as long
-    as all rows are there (jpeg_end.py).
+    The EXIF orientation is applied, transparent pixels are laid over white, values of 16 bits are brought to 8 by the
+    bits that are used (sixteen_bits.py), and of an animation or of several pages the first is read. A JPEG may lack its
+    end marker, as long as all rows are there (jpeg_end.py).
 
     Args:
         source: a file or its bytes.
@@ -93,10 +94,13 @@ def decode_image(
     without_end = False
     with _without_remarks(), _opened(BytesIO(content), name, max_pixels) as image:
         width, height = image.size
+        wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
         orientation = _orientation(image)
         try:
             image.load()
-            rgb = to_rgb(image)
+            rgb = to_rgb(with_used_bits(image, content) if wide else image)
+            if is_inverted(image):
+                rgb = ImageOps.invert(rgb)
         except OSError:
             whole = with_end(content)
             if whole is None:
@@ -273,12 +277,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", shown.size, "white")
         return Image.alpha_composite(white, shown).convert("RGB")
     return image.convert("RGB")
-
-
-def to_eight_bits(values: UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """The highest eight of the bits that an image uses: 8, 10, 12, 14 or 16, the fewest that hold its largest value.
-
-    Cameras and microscopes store 10 or 12 bits in 16; by the high byte alone such an image would be nearly black.
-    """
-    used = next(bits for bits in (8, 10, 12, 14, 16) if values.max(initial=0) < 1 << bits)
-    return (values >> (used - 8)).astype(np.uint8)

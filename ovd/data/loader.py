@@ -281,23 +281,13 @@ def eval_loader(
     """
     if len(index):
         index.encoded(0)
-    resize = eval_transform(size=size)
-
-    def transform(pixels: Pixels, labels: Labels, _seed: int) -> tuple[Pixels, Labels]:
-        resized = resize(pixels)
-        return resized, resize_labels(labels, pixels.shape[:2], resized.shape[:2])
-
-    dataset = DetectionDataset(index, transform)
-    steps = range(-(-len(index) // batch_size))
-
-    def batch(step: int) -> list[DrawnSample]:
-        first = step * batch_size
-        return [(image, 0) for image in range(first, min(first + batch_size, len(index)))]
+    batches = [range(first, min(first + batch_size, len(index))) for first in range(0, len(index), batch_size)]
 
     def checked() -> Iterator[tuple[Batch, Tensor]]:
         row = 0
-        pack = partial(_pack, size_divisor=size_divisor, shapes=())
-        for loaded in _load(dataset, index, steps, batch, workers, pack, timeout_s):
+        for loaded in image_loader(
+            index, batches, size=size, workers=workers, size_divisor=size_divisor, timeout_s=timeout_s
+        ):
             for line in loaded.skipped:
                 code, message = line.split(" ", 1)
                 raise DataError(code, f"{message}; evaluation needs every image of {index.path}")
@@ -306,6 +296,36 @@ def eval_loader(
             row += num_images
 
     return checked()
+
+
+def image_loader(
+    source: ImageSource,
+    batches: Sequence[Sequence[int]],
+    *,
+    size: int,
+    workers: int,
+    size_divisor: int = 32,
+    timeout_s: float = 300,
+) -> Iterator[Batch]:
+    """Yields batches of the images at these positions, resized to a longest side of `size`, their boxes with them.
+
+    An image that cannot be read is named in `Batch.skipped`.
+
+    Raises:
+        RuntimeError: as `train_loader`.
+    """
+    resize = eval_transform(size=size)
+
+    def transform(pixels: Pixels, labels: Labels, _seed: int) -> tuple[Pixels, Labels]:
+        resized = resize(pixels)
+        return resized, resize_labels(labels, pixels.shape[:2], resized.shape[:2])
+
+    def drawn(step: int) -> list[DrawnSample]:
+        return [(image, 0) for image in batches[step]]
+
+    pack = partial(_pack, size_divisor=size_divisor, shapes=())
+    dataset = DetectionDataset(source, transform)
+    return _load(dataset, source, range(len(batches)), drawn, workers, pack, timeout_s)
 
 
 @dataclass(frozen=True)

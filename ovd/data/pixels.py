@@ -14,14 +14,24 @@
 All else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
 """
 
+from typing import Any, Protocol, runtime_checkable
+
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
-from ovd.data.images import to_eight_bits, to_rgb
+from ovd.data.images import to_rgb
+from ovd.data.sixteen_bits import to_eight_bits
+from ovd.shapes import UInt8
 
-ImageInMemory = Image.Image | np.ndarray | Tensor
+
+@runtime_checkable
+class TensorLike(Protocol):
+    """A tensor of torch, which need not be installed."""
+
+    def detach(self) -> Any: ...
+
+
+ImageInMemory = Image.Image | np.ndarray | TensorLike
 
 
 def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
@@ -36,9 +46,8 @@ def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
         if image.mode not in ("I", "F"):  # of 32 bits, which Pillow would cut at 255
             return np.array(to_rgb(image))
         image = np.asarray(image)
-    is_tensor = isinstance(image, Tensor)
-    values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    values = _eight_bits(_channels_last(values, prefer_first=is_tensor))
+    values = image if isinstance(image, np.ndarray) else image.detach().cpu().numpy()
+    values = _eight_bits(_channels_last(values, prefer_first=not isinstance(image, np.ndarray)))
     if values.shape[2] == 3:
         return np.ascontiguousarray(values)
     return np.array(to_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)))

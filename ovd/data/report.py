@@ -113,6 +113,21 @@ class DataReport:
             self.skipped(*line.split(" ", 1))
         self.used(len(batch.image_ids))
 
+    def add(self, other: "DataReport") -> None:
+        """Counts what another report counted, as if after what this one did."""
+        self._used += other._used
+        self._repaired += other._repaired
+        self._noticed += other._noticed
+        self._left_out += other._left_out
+        self._skipped += other._skipped
+        for code, skipped in other._skipped_records.items():
+            self._skipped_records.setdefault(code, set()).update(skipped)
+        for unit, count in other._most_in_a_row.items():
+            self._most_in_a_row[unit] = max(self._most_in_a_row[unit], count)
+        for kind, records in other._first.items():
+            for where in records:
+                self._keep(kind, where)
+
     def num_used(self, unit: Unit = "sample") -> int:
         return self._used[unit]
 

@@ -111,13 +111,18 @@ def save(
 
 
 def save_weights(
-    run_dir: Path, *, tensors: Mapping[str, Tensor], config: Mapping[str, Any], extra: Mapping[str, Any]
+    run_dir: Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    attached: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write weights alone as the checkpoint of step 0 under `run_dir`, to be evaluated or to start other runs from.
 
     Args:
         tensors: a detector's state_dict.
-        config, extra: as in `save`.
+        config, extra, attached: as in `save`.
 
     Returns:
         The checkpoint's folder.
@@ -125,7 +130,10 @@ def save_weights(
     Raises:
         ValueError, SaveError: as in `save`.
     """
-    return _write(run_dir, 0, {_MODEL: (_storable(tensors), None)}, config, extra, keep=1)
+    tensor_files: dict[str, tuple[dict[str, Tensor], dict[str, str] | None]] = {_MODEL: (_storable(tensors), None)}
+    if attached:
+        tensor_files[_ATTACHED] = (_storable(attached), None)
+    return _write(run_dir, 0, tensor_files, config, extra, keep=1)
 
 
 def _write(

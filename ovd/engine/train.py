@@ -17,7 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovd.config import TrainSection
 from ovd.data.report import DataError, DataReport
-from ovd.distributed import device_of_rank, is_main, largest_over_ranks, rank, sum_over_ranks, world_size
+from ovd.distributed import (
+    device_of_rank,
+    failing_together,
+    is_main,
+    largest_over_ranks,
+    rank,
+    sum_over_ranks,
+    together,
+    world_size,
+)
 from ovd.engine import checkpoint
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
@@ -97,9 +106,10 @@ def train(
         parallel = data_parallel(detector, device)
     run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        for batch in islice(data.batches_from(state.step), settings.steps - state.step):
+        batches = islice(data.batches_from(state.step), settings.steps - state.step)
+        for batch in together(counted(batches, data, checkpoints)):
             last = state.step + 1 == settings.steps
-            num_images = count_images(batch, data, checkpoints)
+            num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 state.step += 1
@@ -199,17 +209,18 @@ def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> floa
     return factor
 
 
-def count_images(batch: Batch, data: TrainingData, checkpoints: Checkpoints) -> int:
-    """Number of images in a step over all ranks; this rank's samples are added to its report.
+def counted(batches: Iterator[Batch], data: TrainingData, checkpoints: Checkpoints) -> Iterator[Batch]:
+    """The batches, whose samples are added to this rank's report.
 
     Raises:
         DataError: too many samples were left out.
     """
-    data.report.add_batch(batch)
-    if batch.skipped:
-        checkpoints.write_report(data.report)
-        data.report.raise_if_too_many(data.num_samples)
-    return int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
+    for batch in batches:
+        data.report.add_batch(batch)
+        if batch.skipped:
+            checkpoints.write_report(data.report)
+            data.report.raise_if_too_many(data.num_samples)
+        yield batch
 
 
 def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
@@ -219,11 +230,12 @@ def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
         DataError: too many images in a row cannot be read, or all of them.
     """
     report = DataReport()
-    for batch in batches:
+    for batch in together(batches):
         if int(sum_over_ranks(torch.tensor(len(batch.image_ids)))):
             return of_one_size(batch)
-        report.add_batch(batch)
-        report.raise_if_too_many(num_samples)
+        with failing_together():
+            report.add_batch(batch)
+            report.raise_if_too_many(num_samples)
     raise DataError("F9", f"no image could be read; the last: {'; '.join(batch.skipped[:3])}")
 
 

@@ -91,6 +91,7 @@ class COCOEvaluator(BoxEvaluator):
                 Curve("IoU 0.50", figures.curve(iou_percent=50)),
                 Curve("IoU 0.75", figures.curve(iou_percent=75)),
             ),
+            class_precision=figures.class_curves(iou_percent=50),
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ovd.data.truth import Truth
-from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions
+from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import whole_file
 
@@ -43,6 +43,8 @@ class DecisionReport:
     thresholds: tuple[float, float]
     """For the images at even and at odd positions in the order of their ids, each chosen on the others."""
     num_images: int
+    verdicts: Verdicts = field(compare=False, repr=False)
+    """At the detector's own threshold, or at `thresholds` if it has none."""
     own_threshold: float | None = None
     """The detector's, from its calibration."""
 
@@ -81,6 +83,7 @@ def measure_decisions(
         chosen_on=chosen_on,
         thresholds=thresholds,
         num_images=len(truth.images),
+        verdicts=evaluator.verdicts(thresholds if own_threshold is None else (own_threshold, own_threshold)),
         own_threshold=own_threshold,
     )
 

@@ -59,6 +59,24 @@ class Calibration:
     """Share of right detections in each bin."""
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """What became of each detection above the thresholds, and of each true box, at IoU 0.5."""
+
+    reported: Results
+    """The detections above the threshold of their image."""
+    is_right: Bool[np.ndarray, " K"]
+    """Which of them are matched one to one with a true box of their class."""
+    is_counted: Bool[np.ndarray, " K"]
+    """Whether every object of its class in its image has a box, so that a detection is wrong if it is not right."""
+    is_absent: Bool[np.ndarray, " K"]
+    """Whether its class is known not to be in its image."""
+    true_rows: Int64[np.ndarray, " R"]
+    """Rows of the truth's boxes that count: no crowds, and none of a pair with missing boxes."""
+    is_found: Bool[np.ndarray, " R"]
+    """Which of them a right detection is matched with."""
+
+
 class DecisionEvaluator:
     """Compares the detections of a data set with its truth; groups of classes are then looked at without new matching.
 
@@ -75,13 +93,14 @@ class DecisionEvaluator:
         self._class_ids = np.array([category.id for category in truth.categories], np.int64)
         real = ~truth.crowd
         results = results.take(results.scores > FLOOR)
-        self._scores = results.scores
+        self._results, self._scores, self._true_rows = results, results.scores, np.flatnonzero(real)
         true_pair = self._numbers(truth.image_ids[real], truth.category_ids[real])
         pair = self._numbers(results.image_ids, results.category_ids)
         self._pairs = np.unique(np.concatenate([true_pair, pair]))
         self._pair, self._true_pair = np.searchsorted(self._pairs, pair), np.searchsorted(self._pairs, true_pair)
-        true_boxes, boxes = _corners(truth.boxes_xywh[real]), _corners(results.boxes_xywh)
-        self._overlap, self._hits, self._found = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
+        true_boxes, boxes = corners(truth.boxes_xywh[real]), corners(results.boxes_xywh)
+        matched = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
+        self._overlap, self._hits, self._found, self._score_of_true = matched
 
         self._num_true = np.bincount(self._true_pair, minlength=len(self._pairs))
         self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pairs))
@@ -150,6 +169,25 @@ class DecisionEvaluator:
             recall=float(self._found[of_true].mean()) if of_true.any() else 0.0,
             scores=means,
             outcomes=outcomes,
+        )
+
+    def verdicts(self, thresholds: tuple[float, float]) -> Verdicts:
+        """What became of each detection and each true box.
+
+        Args:
+            thresholds: for the even images and for the odd ones.
+        """
+        of_half, halves = np.array(thresholds), self._pairs // self._num_classes % 2
+        chosen = self._scores > of_half[halves[self._pair]]
+        pair = self._pair[chosen]
+        counted = self._is_complete[self._true_pair]
+        return Verdicts(
+            reported=self._results.take(chosen),
+            is_right=self._hits[chosen, 0],
+            is_counted=self._is_complete[pair],
+            is_absent=self._judged[pair] & (self._num_true[pair] == 0),
+            true_rows=self._true_rows[counted],
+            is_found=(self._score_of_true > of_half[halves[self._true_pair]])[counted],
         )
 
     def _numbers(
@@ -237,7 +275,8 @@ def _f1(counts: _Counts) -> Float64[np.ndarray, " T"]:
     return np.divide(2 * counts.hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
 
 
-def _corners(boxes_xywh: Float64[np.ndarray, "R 4"]) -> Float64[np.ndarray, "R 4"]:
+def corners(boxes_xywh: Float64[np.ndarray, "R 4"]) -> Float64[np.ndarray, "R 4"]:
+    """The boxes as xyxy."""
     return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
 
 
@@ -247,9 +286,9 @@ def _match(
     pair: Int64[np.ndarray, " K"],
     boxes: Float64[np.ndarray, "K 4"],
     scores: Float64[np.ndarray, " K"],
-) -> tuple[Bool[np.ndarray, " K"], Bool[np.ndarray, "K T"], Bool[np.ndarray, " R"]]:
-    """Which detections overlap a true box of their pair at IoU 0.5; which are matched one to one at each of `IOUS`; and
-    which true boxes are overlapped.
+) -> tuple[Bool[np.ndarray, " K"], Bool[np.ndarray, "K T"], Bool[np.ndarray, " R"], Float64[np.ndarray, " R"]]:
+    """Which detections overlap a true box of their pair at IoU 0.5; which are matched one to one at each of `IOUS`;
+    which true boxes are overlapped; and the score of the detection that each is matched with at IoU 0.5, or -1.
 
     A pair's detections are matched best score first, each to the true box it overlaps most of those that are left, so
     a higher threshold never changes the matches of what remains. All pairs are matched together: first the best
@@ -257,7 +296,8 @@ def _match(
     """
     overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
-    rows, true_rows, iou = _overlaps(true_pair, true_boxes, pair, boxes, scores)
+    score_of_true = np.full(len(true_pair), -1.0)
+    rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores)
     overlap[rows] = found[true_rows] = True
     rank = _ranks(rows, pair[rows])
     by_rank = np.argsort(rank, kind="stable")
@@ -273,19 +313,21 @@ def _match(
         chosen = np.minimum.reduceat(position, starts)[detection, column]
         taken[true[chosen], column] = True
         hits[rows[turn][chosen], column] = True
-    return overlap, hits, found
+        at_lowest = chosen[column == 0]
+        score_of_true[true[at_lowest]] = scores[rows[turn][at_lowest]]
+    return overlap, hits, found, score_of_true
 
 
-def _overlaps(
+def overlaps(
     true_pair: Int64[np.ndarray, " R"],
     true_boxes: Float64[np.ndarray, "R 4"],
     pair: Int64[np.ndarray, " K"],
     boxes: Float64[np.ndarray, "K 4"],
     scores: Float64[np.ndarray, " K"],
 ) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Float64[np.ndarray, " E"]]:
-    """Each detection with each true box of its pair at IoU 0.5 or more: their rows, and the IoU.
+    """Each detection with each true box of its pair, or other group, at IoU 0.5 or more: their rows, and the IoU.
 
-    By pair, then the best score first, then in the order of the true boxes.
+    By group, then the best score first, then in the order of the true boxes.
     """
     true_order = np.argsort(true_pair, kind="stable")
     first, end = (np.searchsorted(true_pair[true_order], pair, side=side) for side in ("left", "right"))

@@ -1,22 +1,40 @@
 """Evaluate a detector on a data set with a vocabulary of its own: every class of the annotation file is asked for."""
 
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.distributed import gather, rank, world_size
+from ovd.distributed import failing_together, gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
-from ovd.inference import Inference
 from ovd.model.postprocess import ScoreEnsemble
 from ovd.progress import progress
+from ovd.structures import Detections
+
+
+@runtime_checkable
+class DetectsInDataSets(Protocol):
+    """What is evaluated: `ovd.inference.Inference`, or an exported detector."""
+
+    def dataset(
+        self,
+        text: Float[Tensor, "C D"],
+        index: AnnotationIndex,
+        *,
+        batch_size: int,
+        workers: int,
+        ensemble: ScoreEnsemble | None = None,
+    ) -> Iterator[tuple[int, Detections]]: ...
 
 
 def evaluate_detector(
-    inference: Inference,
+    inference: DetectsInDataSets,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
@@ -43,8 +61,9 @@ def evaluate_detector(
     evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
     found = inference.dataset(text, own, batch_size=batch_size, workers=workers, ensemble=ensemble)
-    for image_id, detections in progress(found, len(own), "detecting"):
-        evaluator.update(image_id, detections)
+    with failing_together():
+        for image_id, detections in progress(found, len(own), "detecting"):
+            evaluator.update(image_id, detections)
     if world_size() == 1:
         return evaluator
     results = concatenate(gather(evaluator.results()))

@@ -102,6 +102,7 @@ class LVISEvaluator(BoxEvaluator):
                     for letter, name in _FREQUENCIES.items()
                 ),
             ),
+            class_precision=ordinary.class_curves(iou_percent=50),
         )
 
     def _average_precisions(self, figures: PrecisionRecall) -> dict[str, float]:

@@ -10,7 +10,7 @@ Rare classes are named wrong for two reasons: their features are poor, or the na
 Rare boxes named among the rare names alone tell them apart.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torchvision.ops import roi_align
 from ovd.boxes import side_distances
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
+from ovd.evaluation.confusions import Confusion, most_confused
 from ovd.evaluation.groups import FREQUENCIES, Group, members_of
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
@@ -100,6 +101,8 @@ class NamingReport:
     """Share of rare boxes named right where only the rare names may be chosen; None without a rare box."""
     base_bias: Shares | None = None
     """`rare_among_rare` less the share among all names: boxes that would be named right but for a base name."""
+    confusions: tuple[Confusion, ...] = ()
+    """The wrong names that the detector gives most often, at most `MAX_CONFUSIONS`."""
 
 
 @torch.no_grad()
@@ -136,7 +139,7 @@ def measure_naming(
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
-    num_without_point = 0
+    num_without_point, named = 0, list[Int[Tensor, "K 2"]]()
     divisor = inference.detector.size_divisor
     loader = eval_loader(index, size=inference.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
     for batch, _ in progress(loader, -(-len(index) // batch_size), "naming true boxes"):
@@ -147,10 +150,14 @@ def measure_naming(
         num_without_point += sum(len(targets.boxes) for targets in batch.targets) - int(inside.is_nearest.sum())
         if len(inside.classes) == 0:
             continue
-        of_points, of_boxes = namer.name(batch, inside)
+        of_points, of_boxes, names = namer.name(batch, inside)
+        classes = inside.classes[inside.is_nearest]
         at_points.add(inside.classes, of_points)
-        at_boxes.add(inside.classes[inside.is_nearest], of_boxes)
-    return _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
+        at_boxes.add(classes, of_boxes)
+        named.append(torch.stack([classes, names], dim=1).cpu())
+    report = _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
+    pairs = torch.cat(named).numpy() if named else np.zeros((0, 2), np.int64)
+    return replace(report, confusions=most_confused(pairs, index.categories))
 
 
 def _report(
@@ -231,9 +238,9 @@ class _Namer:
 
     def name(
         self, batch: Batch, inside: _PointsInBoxes
-    ) -> tuple[dict[str, Float[Tensor, " N"]], dict[str, Float[Tensor, " K"]]]:
-        """What `NamingScores` is the mean of at each point; and what `BoxNamingScores` is, for each box that has a
-        nearest point among them, with the same among the rare names."""
+    ) -> tuple[dict[str, Float[Tensor, " N"]], dict[str, Float[Tensor, " K"]], Int[Tensor, " K"]]:
+        """What `NamingScores` is the mean of at each point; what `BoxNamingScores` is, for each box that has a nearest
+        point among them, with the same among the rare names; and the detector's name of each such box."""
         detector, images = self._inference.detector, batch.images
         pixels = self._crops.normalize(images).contiguous(memory_format=self._layout)
         nearest = inside.is_nearest
@@ -243,9 +250,10 @@ class _Namer:
             after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
         of_crops = self._crops(images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))])
         before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
+        own_names = self._best(after, self._own_text)
         of_points = {
             "naming_before": self._is_right(before, inside.classes, self._clip_text),
-            "naming_after": self._is_right(after, inside.classes, self._own_text),
+            "naming_after": (own_names == inside.classes).float(),
             "cosine": (after * before).sum(dim=1),
             "backbone_cosine": (own * before).sum(dim=1),
         }
@@ -261,7 +269,7 @@ class _Namer:
             of_boxes[name] = self._is_right(embeddings, classes, names)
             if self._rare.any():
                 of_boxes[_AMONG_RARE + name] = self._is_right(embeddings, classes, names.select(self._rare))
-        return of_points, of_boxes
+        return of_points, of_boxes, own_names[nearest]
 
     def _at_points(
         self, dense: Float[Tensor, "B D h w"], inside: _PointsInBoxes, images: UInt8[Tensor, "B 3 H W"]
@@ -278,9 +286,12 @@ class _Namer:
         self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], names: TextClassifier
     ) -> Float[Tensor, " N"]:
         """1 where the class is the most similar name."""
+        return (self._best(embeddings, names) == classes).float()
+
+    def _best(self, embeddings: Float[Tensor, "N D"], names: TextClassifier) -> Int[Tensor, " N"]:
+        """The class of the most similar name."""
         chunks = embeddings.split(points_at_a_time(len(names), embeddings.device))
-        best = torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])
-        return (names.class_ids[best] == classes).float()
+        return names.class_ids[torch.cat([names.cosines(chunk).argmax(dim=1) for chunk in chunks])]
 
 
 def mean_over_boxes(

@@ -52,6 +52,10 @@ class PrecisionRecall:
         precision = self.precision[_threshold(iou_percent), :, :, 0][:, categories]
         return np.array([mean_of_known(at_point) for at_point in precision])
 
+    def class_curves(self, *, iou_percent: int) -> Float64[np.ndarray, "K R"]:
+        """The curve of each category; -1 where it has no true box."""
+        return self.precision[_threshold(iou_percent), :, :, 0].T
+
 
 def mean_of_known(values: Float[np.ndarray, "..."]) -> float:
     """Mean without the entries that are -1, or -1 where all are."""

@@ -5,7 +5,7 @@ A figure never stands without its protocol: LVIS ordinary AP, LVIS fixed AP and 
 
 import csv
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,10 @@ class Evaluation:
     """What was counted or left out, and what the annotation file cannot tell."""
     classes: tuple[ClassRow, ...]
     curves: tuple[Curve, ...]
+    class_precision: Float64[np.ndarray, "C R"] = field(
+        default_factory=lambda: np.zeros((0, len(RECALL_POINTS))), compare=False, repr=False
+    )
+    """Of each of `classes`, precision at IoU 0.5 at each of `RECALL_POINTS`; -1 without a true box."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -120,7 +124,7 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
         json.dump(summary, file, indent=2, allow_nan=False)
         file.write("\n")
     with whole_file(output_dir / "per_class.csv") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(ClassRow)], lineterminator="\n")
+        table = csv.DictWriter(file, [column.name for column in fields(ClassRow)], lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(row) for row in evaluation.classes)
     draw_curves(evaluation).savefig(output_dir / "precision_recall.png")

@@ -4,16 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from ovd.choices import DataFormatName, Engine
-from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_truth
+from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations, load_truth
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
+from ovd.data.report import DataReport
 from ovd.data.truth import Truth
 from ovd.evaluation.coco import COCOEvaluator, exhaustive_metrics
 from ovd.evaluation.decision_report import format_decisions, measure_decisions, write_decisions
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import base_and_novel
+from ovd.evaluation.html_report import write_html_report
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.report import Evaluation, format_table, write_report
+from ovd.evaluation.measures import Measures
+from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
 
@@ -34,7 +37,7 @@ def evaluate_results(
     engine: Engine = "hotcoco",
     output_dir: Path | None = None,
     own_threshold: float | None = None,
-) -> Evaluation:
+) -> Measures:
     """Compute the metrics of the format's benchmark and judge the decisions; print both and write their files.
 
     Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too.
@@ -58,7 +61,7 @@ def evaluate_results(
     if output_dir is not None:
         write_report(evaluation, output_dir)
         write_decisions(decisions, output_dir)
-    return evaluation
+    return Measures(evaluation, decisions, truth, results, groups)
 
 
 def evaluate_results_file(
@@ -70,6 +73,7 @@ def evaluate_results_file(
     *,
     images: Path | None = None,
     options: FormatOptions = NO_OPTIONS,
+    html: bool = False,
 ) -> dict[str, float]:
     """Prints the metrics with their protocols and the decisions, writes their files and returns the metrics.
 
@@ -77,13 +81,27 @@ def evaluate_results_file(
         annotations: the data set that was detected in, as `load_annotations` takes it.
         results: file in COCO results format, see `ovd.evaluation.results`.
         output_dir: where the report goes; None writes none.
-        images: folder of images, for formats whose boxes depend on the images' sizes (YOLO).
+        images: folder of images, for formats whose boxes depend on the images' sizes (YOLO), and for pictures.
+        html: whether to write report.html, too; with pictures where the images are known.
 
     Raises:
-        ValueError: a faulty file; names it and the record.
+        ValueError: a faulty file; names it and the record. A page without a folder to write it to.
     """
-    truth = load_truth(annotations, images, format=format, options=options)
+    if html and output_dir is None:
+        raise ValueError("the page needs a folder; give --output FOLDER")
+    index = None
+    if html and (images is not None or FORMATS[format].finds_images):
+        index = load_annotations(
+            annotations, images, format=format, report=DataReport(stops=False), options=options, with_truth=True
+        )
+        truth = index.truth
+        assert truth is not None
+    else:
+        truth = load_truth(annotations, images, format=format, options=options)
     evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
-    return evaluate_results(evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir).metrics
+    measures = evaluate_results(evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir)
+    if html and output_dir is not None:
+        write_html_report(measures, output_dir, title=results.name, index=index)
+    return measures.evaluation.metrics

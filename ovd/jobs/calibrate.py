@@ -1,15 +1,21 @@
 """Calibrate a detector on what was held out of its training."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ovd.build.data import HeldOut
-from ovd.build.detector import TrainedDetector, build_inference
+from ovd.build.detector import TrainedDetector, build_inference, resolve_device
+from ovd.build.prompts import example_encoder
 from ovd.build.text import text_of_index
+from ovd.config import TrainConfig
 from ovd.data.formats import FORMATS
+from ovd.data.images import read_image
 from ovd.evaluation.calibrate import calibrate
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import with_offsets
+from ovd.progress import progress
 
 
 def calibrate_detector(
@@ -39,3 +45,25 @@ def calibrate_detector(
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
     )
+
+
+def mean_example(config: TrainConfig, held_out: HeldOut) -> Float[Tensor, " D"]:
+    """The mean of CLIP's unit embeddings of crops of the true boxes of held-out images (build/prompts.py).
+
+    Raises:
+        ImageError: an image is missing or cannot be read.
+    """
+    encoder, index = example_encoder(config), held_out.index
+    device = resolve_device(config)
+    total, count = torch.zeros(0), 0
+    for row in progress(range(len(index)), len(index), "mean example"):
+        record = index.record(row)
+        boxes = torch.from_numpy(record.labels.boxes).float()
+        if len(boxes) == 0:
+            continue
+        pixels = read_image(record.path, expected_size=(record.height, record.width))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+        (rows,) = encoder(image, torch.tensor([pixels.shape[:2]], device=device), [boxes.to(device)])
+        total = rows.float().sum(dim=0).cpu() + (total if count else 0)
+        count += len(boxes)
+    return total / count

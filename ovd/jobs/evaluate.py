@@ -22,15 +22,20 @@ from ovd.data.report import DataReport
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
+from ovd.evaluation.html_report import write_html_report
 from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
 from ovd.evaluation.run import evaluate_results
 from ovd.experts.inference import ExpertInference
+from ovd.export.inference import OnnxInference
+from ovd.inference import Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
+from ovd.onnx.session import DetectionSession
+from ovd.text.names import clean_name
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -43,15 +48,17 @@ def detect_all(
     *,
     engine: Engine | None = None,
     size: int | None = None,
+    exported: OnnxInference | None = None,
 ) -> BoxEvaluator:
     """Detect every class of a data set in each of its images.
 
     Args:
         text: unit rows of the data set's classes (`text_of_index`).
+        exported: detects in the detector's place.
     """
     config = trained.config
-    inference = build_inference(trained, size=size)
-    if config.eval.compile:
+    inference = exported or build_inference(trained, size=size)
+    if config.eval.compile and isinstance(inference, Inference):
         inference.compile()
     evaluator = evaluate_detector(
         inference,
@@ -60,7 +67,7 @@ def detect_all(
         engine=engine or config.eval.engine,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
-        ensemble=score_ensemble(trained, [category.name for category in index.categories]),
+        ensemble=None if exported else score_ensemble(trained, [category.name for category in index.categories]),
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
@@ -74,11 +81,15 @@ def evaluate_run(
     index: AnnotationIndex | None = None,
     engine: Engine | None = None,
     size: int | None = None,
+    html: bool = False,
+    onnx: Path | None = None,
 ) -> Evaluation:
     """Evaluate on a data set with a vocabulary of its own; write all files.
 
     Args:
         index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
+        html: whether to write report.html, too.
+        onnx: file that the detector was exported to, which detects in its place; naming is not measured then.
 
     Raises:
         ValueError: no data set is given and the run has none.
@@ -89,22 +100,34 @@ def evaluate_run(
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_index(config, trained.clip, index)
-    evaluator = detect_all(trained, index, text, engine=engine, size=size)
+    exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
+    evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
-    evaluation = evaluate_results(
+    measures = evaluate_results(
         evaluator,
         index.format,
         exhaustive=index.exhaustive_truth,
         engine=engine or config.eval.engine,
         output_dir=output,
-        own_threshold=trained.threshold,
+        own_threshold=trained.threshold if exported is None else exported.threshold,
     )
-    if trained.experts is None:  # it is of one detector's embeddings
-        report = naming_of(trained, index, text, size=size)
-        print(format_naming(report, group_average_precision(evaluation.classes)))
-        write_naming(report, output)
-    return evaluation
+    naming = None
+    if trained.experts is None and exported is None:  # it is of one detector's embeddings
+        naming = naming_of(trained, index, text, size=size)
+        print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
+        write_naming(naming, output)
+    if html:
+        trained_names = set(map(clean_name, trained.classes))
+        write_html_report(
+            measures,
+            output,
+            title=config.output.name,
+            index=index,
+            naming=None if naming is None else naming.confusions,
+            is_trained=[clean_name(category.name) in trained_names for category in measures.truth.categories],
+        )
+    return measures.evaluation
 
 
 def naming_of(

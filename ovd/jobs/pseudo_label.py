@@ -1,10 +1,14 @@
 """Label image-text pairs with a detector."""
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ovd.build.detector import TrainedDetector, build_inference, resolve_device
 from ovd.choices import Templates
 from ovd.config import LabelOptions
+from ovd.data.report import DataReport
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
@@ -14,32 +18,50 @@ from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
 
 
-def pseudo_label_run(
+@dataclass(frozen=True)
+class Labeller:
+    """A teacher with all that labelling needs beside it."""
+
+    teacher: Teacher
+    texts: TextVariants
+    options: LabelOptions
+    trained: TrainedDetector
+    device: torch.device
+
+    def label(
+        self,
+        pairs: Path,
+        output: Path,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        num_shards: int | None = None,
+        report: DataReport | None = None,
+    ) -> LabelCounts:
+        """Label this worker's shards (`label_shards`)."""
+        with text_tower_on(self.trained.clip, self.device):
+            return label_shards(
+                pairs,
+                output,
+                self.teacher,
+                self.texts,
+                self.options,
+                rank=rank,
+                world=world,
+                num_shards=num_shards,
+                report=report,
+            )
+
+
+def build_labeller(
     trained: TrainedDetector,
-    *,
-    pairs: Path,
-    output: Path,
     options: LabelOptions,
+    *,
     templates: Templates | None = None,
     teacher_hf: str | None = None,
     size: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    num_shards: int | None = None,
-) -> LabelCounts:
-    """Detect boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
-
-    Args:
-        trained: the teacher; a student trained on the labels must have its text tower.
-        templates: one of TEMPLATES that names and phrases are asked for in, and stored in as text variants; the run's
-            by default. Captions are asked for as they stand.
-        teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
-            names and phrases as they stand; the text variants are then still in the run's.
-        size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
-
-    Raises:
-        ValueError: experts together with `templates` or `teacher_hf`.
-    """
+) -> Labeller:
+    """Build the teacher of a job; arguments and errors as for `pseudo_label_run`."""
     config = trained.config
     if trained.experts is not None and (teacher_hf or templates not in (None, config.bank.templates)):
         raise ValueError(
@@ -73,6 +95,35 @@ def pseudo_label_run(
             second_look=config.eval.second_look,
         )
         teacher = OvdTeacher(build_inference(trained, size=size, options=own), texts, run=str(config.output))
-    print(f"{output}: {teacher.name}, {describe_machine(device)}")
-    with text_tower_on(trained.clip, device):
-        return label_shards(pairs, output, teacher, texts, options, rank=rank, world=world, num_shards=num_shards)
+    return Labeller(teacher, texts, options, trained, device)
+
+
+def pseudo_label_run(
+    trained: TrainedDetector,
+    *,
+    pairs: Path,
+    output: Path,
+    options: LabelOptions,
+    templates: Templates | None = None,
+    teacher_hf: str | None = None,
+    size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    num_shards: int | None = None,
+) -> LabelCounts:
+    """Detect boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
+
+    Args:
+        trained: the teacher; a student trained on the labels must have its text tower.
+        templates: one of TEMPLATES that names and phrases are asked for in, and stored in as text variants; the run's
+            by default. Captions are asked for as they stand.
+        teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
+            names and phrases as they stand; the text variants are then still in the run's.
+        size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
+
+    Raises:
+        ValueError: experts together with `templates` or `teacher_hf`.
+    """
+    labeller = build_labeller(trained, options, templates=templates, teacher_hf=teacher_hf, size=size)
+    print(f"{output}: {labeller.teacher.name}, {describe_machine(labeller.device)}")
+    return labeller.label(pairs, output, rank=rank, world=world, num_shards=num_shards)

@@ -43,7 +43,7 @@ from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
-from ovd.jobs.calibrate import calibrate_detector
+from ovd.jobs.calibrate import calibrate_detector, mean_example
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine, deterministic
@@ -221,6 +221,7 @@ def _calibration_of(
                 return
             checkpoints.extra["calibration"] = calibration.to_json()
             checkpoints.attached["trained_text"] = calibration.trained_text
+            checkpoints.attached["mean_example"] = mean_example(config, held_out)
 
     return calibrate
 
@@ -237,14 +238,14 @@ def _evaluation_of(
         evaluator = detect_all(trained, validation, text)
         metrics: dict[str, float] = {}
         if is_main():
-            evaluation = evaluate_results(
+            measures = evaluate_results(
                 evaluator,
                 validation.format,
                 exhaustive=validation.exhaustive_truth,
                 engine=config.eval.engine,
                 output_dir=config.output,
             )
-            metrics = evaluation.metrics
+            metrics = measures.evaluation.metrics
         return gather(metrics)[0]
 
     return evaluate

@@ -82,7 +82,9 @@ class TransformerBackbone(Backbone):
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape
         sequences = last.permute(0, 2, 3, 1).reshape(-1, 1, channels)
-        projected = torch.cat([self._project(some) for some in sequences.split(LOCATIONS_AT_A_TIME)])
+        # A traced graph has no kernels of CUDA's, and would keep the number of parts of its example.
+        parts = [sequences] if torch.jit.is_tracing() else sequences.split(LOCATIONS_AT_A_TIME)
+        projected = torch.cat([self._project(some) for some in parts])
         return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
@@ -190,7 +192,7 @@ class OpenClipTransformerBackbone(TransformerBackbone):
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
         visual = self.visual
         patches = visual.conv1(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1), patches], dim=1)
+        tokens = torch.cat([visual.class_embedding.to(patches.dtype).expand(images.shape[0], 1, -1), patches], dim=1)
         positions = resample_abs_pos_embed(visual.positional_embedding[None], list(grid), list(visual.grid_size))
         return visual.ln_pre(tokens + positions.to(tokens.dtype))
 

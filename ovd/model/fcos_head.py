@@ -70,7 +70,7 @@ def make_points(image_size: tuple[int, int], strides: list[int], device: torch.d
     """The points of all levels for images of this height and width."""
     centers, point_strides = [], []
     for stride in strides:
-        size = (-(-image_size[0] // stride), -(-image_size[1] // stride))
+        size = ((image_size[0] + stride - 1) // stride, (image_size[1] + stride - 1) // stride)
         centers.append(level_centers(size, stride, device))
         point_strides.append(torch.full((len(centers[-1]),), float(stride), device=device))
     return Points(torch.cat(centers), torch.cat(point_strides))

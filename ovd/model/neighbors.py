@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ovd import kernels
 
@@ -27,7 +28,22 @@ def add_neighbors(
 
         filtered = WeightedNeighbors.apply(shortcut.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1), size)
         return filtered.permute(0, 3, 1, 2)
+    if torch.jit.is_tracing():
+        return _of_any_size(shortcut, weights, size)
     return _WeightedNeighbors.apply(shortcut, weights, size)
+
+
+def _of_any_size(
+    shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
+) -> Float[Tensor, "B D h w"]:
+    """The same by operations that a traced graph holds for maps of any size."""
+    height, width = shortcut.shape[2:]
+    padded = F.pad(shortcut, (size // 2,) * 4)
+    filtered = shortcut
+    for index in range(size * size):
+        dy, dx = divmod(index, size)
+        filtered = filtered + weights[:, index : index + 1] * padded[:, :, dy : dy + height, dx : dx + width]
+    return filtered
 
 
 class _WeightedNeighbors(torch.autograd.Function):

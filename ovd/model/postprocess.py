@@ -115,6 +115,17 @@ def postprocess(
     )
 
 
+def score_points(
+    predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
+) -> Float[Tensor, "B P C"]:
+    """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
+    points = _ImagePredictions(
+        predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), clip=None
+    )
+    scores = _scores_of(classifier, options, None, False)(points)
+    return scores.unflatten(0, predictions.quality.shape)
+
+
 def _scores_of(
     classifier: TextClassifier, options: DetectionOptions, ensemble: ScoreEnsemble | None, use_compiled: bool
 ) -> Scores:
@@ -133,7 +144,7 @@ def _scores_of(
         if options.competition > 0 and classifier.lowered is not None:
             # A bias towards names is one in the choice between them: where they compete, it is corrected there alone.
             absolute = cosines + classifier.lowered
-        probability = (classifier.scale * absolute + classifier.bias).sigmoid()
+        probability = sigmoid(classifier.scale * absolute + classifier.bias)
         if ensemble is not None:
             assert some.clip is not None
             named = (ensemble.clip_scale * some.clip @ classifier.text.T).softmax(dim=1)
@@ -148,7 +159,15 @@ def _scores_of(
 
 
 def _join_scores(probability: Float[Tensor, "P C"], quality: Float[Tensor, " P"]) -> Float[Tensor, "P C"]:
-    return torch.sqrt(probability * torch.sigmoid(quality[:, None].float()))
+    return torch.sqrt(probability * sigmoid(quality[:, None].float()))
+
+
+def sigmoid(logits: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """Probabilities, the small ones as exact as the large ones in a traced graph, too.
+
+    onnxruntime's own operation is exact to 1e-7, which changes the order of points that score little.
+    """
+    return 1 / (1 + (-logits).exp()) if torch.jit.is_tracing() else logits.sigmoid()
 
 
 def _compete(

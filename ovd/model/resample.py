@@ -18,7 +18,9 @@ def resample_dense(
 
     Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters.
     """
-    if stride < dense_stride:
+    if stride < dense_stride and torch.jit.is_tracing():  # one operation of a graph that is exported
+        dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=False)
+    elif stride < dense_stride:
         dense = _upsample(dense, size)
     elif stride > dense_stride:
         dense = F.avg_pool2d(dense, stride // dense_stride, ceil_mode=True, count_include_pad=False)

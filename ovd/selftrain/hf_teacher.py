@@ -22,7 +22,7 @@ from torchvision.ops import batched_nms, box_convert
 from ovd.boxes import clip_boxes
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.selftrain.teacher import weights_fingerprint
-from ovd.text.prompts import clean_name, fill
+from ovd.text.names import clean_name, fill
 
 _OWL = ("owlvit", "owlv2")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
@@ -82,7 +82,7 @@ class HuggingFaceTeacher:
             score_threshold: only boxes that score more are kept.
             max_boxes: maximum number of boxes per image, the best ones.
             nms_iou: IoU above which the lower-scoring of two boxes of the same query is dropped.
-            templates: what names and phrases are put into, cleaned (text/prompts.py), for example ("a photo of
+            templates: what names and phrases are put into, cleaned (text/names.py), for example ("a photo of
                 {article} {}",); with None, the model reads a query as it stands, as captions are.
 
         Raises:

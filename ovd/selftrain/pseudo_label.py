@@ -90,6 +90,7 @@ def label_shards(
     rank: int = 0,
     world: int = 1,
     num_shards: int | None = None,
+    report: DataReport | None = None,
 ) -> LabelCounts:
     """Write `<shard>.safetensors` (labels.py) and, once that is complete, the ledger `<shard>.json` for every shard.
 
@@ -99,6 +100,7 @@ def label_shards(
         texts: encodes the queries for the labels file, with the text tower that students are trained with.
         rank, world: this worker labels the shards number rank, rank + world, ...
         num_shards: number of the folder's shards to label, from the first; all by default.
+        report: counts the images; by default one that stops the job at too many that cannot be read.
 
     Returns:
         The counts of this worker's shards, including those done before.
@@ -118,7 +120,8 @@ def label_shards(
 
     entries = ((name, listed[name]) for name in names)
     sha256 = {name: entry.sha256 if entry is not None else sha256_of(folder / name) for name, entry in entries}
-    report = DataReport()
+    report = DataReport() if report is None else report
+    num_before = report.num_seen()
     done = {name: _read_done(output, name, sha256[name], settings, report) for name in names}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
@@ -154,8 +157,8 @@ def label_shards(
         counts.append(_count(pairs, len(distinct), texts.num_long))
         _write_ledger(output, name, sha256[name], settings, labels_sha256, counts[-1])
     assert next(decoded, None) is None
-    total = _total(counts)
-    assert total.pairs == num_pairs == report.num_seen()
+    total = total_counts(counts)
+    assert total.pairs == num_pairs == report.num_seen() - num_before
     return total
 
 
@@ -369,7 +372,8 @@ def _count(pairs: list[_Labelled], num_texts: int, num_long_texts: int) -> Label
     )
 
 
-def _total(counts: list[LabelCounts]) -> LabelCounts:
+def total_counts(counts: list[LabelCounts]) -> LabelCounts:
+    """The counts of several shards together."""
     numbers = [field.name for field in fields(LabelCounts) if field.name != "reasons"]
     reasons = sum((Counter(of_shard.reasons) for of_shard in counts), Counter())
     return LabelCounts(

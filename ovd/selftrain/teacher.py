@@ -17,7 +17,7 @@ from ovd.experts.inference import ExpertInference
 from ovd.inference import Inference
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
-from ovd.text.prompts import clean_name, fill
+from ovd.text.names import clean_name, fill
 
 
 @runtime_checkable
@@ -41,7 +41,7 @@ class TextVariants:
     def __init__(self, clip: Clip, templates: tuple[str, ...] | None):
         """
         Args:
-            templates: prompt templates of names and phrases, which are cleaned (text/prompts.py); None encodes texts
+            templates: prompt templates of names and phrases, which are cleaned (text/names.py); None encodes texts
                 unchanged, for captions.
         """
         self.templates = templates

@@ -20,7 +20,7 @@ from ovd.data.images import read_image
 from ovd.data.padding import pad_images
 from ovd.data.transforms import eval_transform
 from ovd.structures import Detections
-from ovd.text.prompts import clean_name
+from ovd.text.names import clean_name
 
 NAMES_KEPT = 4096
 """Names whose text rows are kept, those that were asked for last."""

@@ -26,8 +26,9 @@ from ovd.clip.load import Clip
 from ovd.files import whole_file
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
+from ovd.text.names import class_forms, fill
 from ovd.text.perturb import drop_tokens, tower_dropout
-from ovd.text.prompts import TEMPLATES, class_forms, fill
+from ovd.text.prompts import TEMPLATES
 from ovd.text.sources import TextSources
 from ovd.text.tensor_file import file_header
 

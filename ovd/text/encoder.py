@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.progress import progress
-from ovd.text.prompts import class_forms, fill
+from ovd.text.names import class_forms, fill
 
 BATCH = 256
 
@@ -45,18 +45,18 @@ def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"
     Padding after a batch's longest text is left out if the text tower does not attend to it: prompts with class names
     fill a sixth of CLIP's context or less, and take correspondingly less time.
     """
-    text_side, device = _TextSide(clip.model), clip.model.logit_scale.device
+    text_side, device = TextSide(clip.model), clip.model.logit_scale.device
     rows = []
     for batch in tokens.split(BATCH):
         used = batch.any(dim=0).nonzero()
         length = int(used[-1]) + 1 if len(used) else 1
-        shortened = _shortened_places(clip, length)
+        shortened = shortened_places(clip, length)
         batch = batch[:, :length] if shortened else batch
         rows.append(functional_call(text_side, shortened, batch.to(device)).float().cpu())
     return torch.cat(rows)
 
 
-class _TextSide(nn.Module):
+class TextSide(nn.Module):
     """A CLIP model whose forward is its `encode_text`."""
 
     def __init__(self, model: Any):
@@ -67,7 +67,7 @@ class _TextSide(nn.Module):
         return self.model.encode_text(tokens, normalize=True)
 
 
-def _shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
+def shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
     """A text tower's per-position tensors for the first `length` positions; empty if its embedding depends on the
     positions after a text: without causal attention, or if it is not read at the text's end."""
     text_tower = getattr(clip.model, "text", clip.model)

@@ -1,6 +1,4 @@
-"""Cleaned class names, and prompt templates for them."""
-
-from collections.abc import Sequence
+"""Prompt templates for class names."""
 
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
@@ -17,26 +15,3 @@ SHORT_TEMPLATES = (
 )
 FULL_TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 TEMPLATES: dict[Templates, tuple[str, ...]] = {"none": ("{}",), "short": SHORT_TEMPLATES, "full": FULL_TEMPLATES}
-
-
-def clean_name(name: str) -> str:
-    """Clean a category name, so that it reads like ordinary text.
-
-    Underscores become spaces, slashes become "or", and white space is collapsed. A sense in brackets is kept, as "bow
-    (weapon)": without it, LVIS's base class "bow_(decorative_ribbons)" and its rare "bow_(weapon)" would be one text.
-    Case is kept; tokenizers lower it.
-    """
-    return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
-
-
-def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
-    """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
-    # LVIS's synonyms begin with the name itself.
-    forms = list(dict.fromkeys(clean_name(form) for form in (name, *synonyms)))[: 1 + num_synonyms]
-    return [forms[index % len(forms)] for index in range(1 + num_synonyms)]
-
-
-def fill(template: str, name: str) -> str:
-    """Put a cleaned name into a template; `{article}` becomes "a" or "an"."""
-    article = "an" if name[:1].lower() in "aeiou" else "a"
-    return template.replace("{article}", article).replace("{}", name)

@@ -1,8 +1,14 @@
+import os
+import socket
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+from safetensors.torch import save_file
 
-from ovd.clip.load import _normalization, load_clip
+from ovd.clip.load import TINY_CLIP, _normalization, load_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
@@ -45,6 +51,79 @@ def test_a_local_files_normalization_is_that_of_its_name_or_given(weights_file, 
 def test_weights_of_another_model_are_refused(weights_file):
     with pytest.raises(ValueError, match=r"does not fit clip\.name 'RN50'"):
         load_clip("RN50", weights_file, activation="gelu", **HALVES)
+
+
+class Payload:
+    def __init__(self, witness: Path):
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.witness}",)
+
+
+def test_weights_with_more_than_tensors_in_them_are_refused_and_not_run(tmp_path):
+    witness = tmp_path / "ran"
+    torch.save({"weight": Payload(witness)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"clip\.weights '.*weights\.pt' is refused: .*more than tensors by name"):
+        load_clip(SMALL, str(tmp_path / "weights.pt"), activation="gelu", **HALVES)
+    assert not witness.exists()
+    torch.load(tmp_path / "weights.pt", weights_only=False)  # the payload is a working one
+    assert witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.pt", b""), ("a.pt", b"PK\x03\x04abc"), ("a.pt", b"\x80\x02]q\x00."), ("a.safetensors", b"")],
+)
+def test_damaged_weights_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"clip\.weights '.*{name}' is refused: it is damaged"):
+        load_clip(SMALL, str(tmp_path / name), activation="gelu", **HALVES)
+
+
+def test_a_damaged_folder_of_a_model_is_refused(tmp_path):
+    for file in TINY_CLIP.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (weights,) = tmp_path.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"the model in {tmp_path} is refused: it is damaged"):
+        load_clip(str(tmp_path))
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch) -> Path:
+    """What HF_HUB_OFFLINE=1 and HF_HOME set, which are read at import; and nothing gets through if it is not heeded."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, SMALL, {"tag": {"hf_hub": "nobody/small/"}})
+    return tmp_path
+
+
+def test_weights_that_are_not_cached_are_named_with_the_variable_that_forbids_to_fetch_them(offline):
+    with pytest.raises(ValueError, match=r"'tag' of ViT-S-32-alt is not in the cache .*nobody/small.* HF_HUB_OFFLINE"):
+        load_clip(SMALL, "tag")
+
+
+def test_cached_weights_need_no_hub(offline, weights_file):
+    stored = torch.load(weights_file)
+    snapshot = offline / "models--nobody--small" / "snapshots" / "0" / HF_SAFE_WEIGHTS_NAME
+    main = offline / "models--nobody--small" / "refs" / "main"
+    snapshot.parent.mkdir(parents=True)
+    main.parent.mkdir()
+    main.write_text("0")
+    save_file({name: tensor.clone() for name, tensor in stored.items()}, snapshot)
+    clip = load_clip(SMALL, "tag")
+    assert all(torch.equal(value, stored[name]) for name, value in clip.model.state_dict().items())
+
+
+def test_a_tokenizer_that_is_not_cached_is_named(offline):
+    with pytest.raises(ValueError, match=r"the tokenizer of ViT-B-16-SigLIP is not in the cache .*HF_HUB_OFFLINE"):
+        load_clip("ViT-B-16-SigLIP", "random")
 
 
 @pytest.mark.parametrize(

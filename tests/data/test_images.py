@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -45,20 +46,23 @@ def test_lossy_files_give_nearly_the_pixels(format):
     assert np.abs(pixels.astype(int) - scene()).mean() < 3
 
 
+# What a camera held in that way stores, by the EXIF standard: the inverse of what undoes it.
+STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     shown = scene()
-    # What a camera held in that way stores, by the EXIF standard: the inverse of what undoes it.
-    stored = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }[orientation](shown)
+    stored = STORED[orientation](shown)
     image = Image.fromarray(np.ascontiguousarray(stored))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -191,6 +195,79 @@ def test_tiff_of_16_bits_is_read_and_of_32_bits_only_where_they_are_16():
     for array in (values * 1000, values - 1, values.astype(np.float32)):
         with pytest.raises(ImageError, match="save the image with 8 or 16 bits"):
             read_image(encode(Image.fromarray(array), "TIFF"))
+
+
+def sixteen_bit_file(values: np.ndarray, format: str, orientation: int = 1) -> bytes:
+    """A PNG or TIFF file of (H W C) values, written here: Pillow writes 16 bits of grey alone."""
+    height, width, channels = values.shape
+    if format == "PNG":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+        header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+        chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND")
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+        )
+    pixels = values.astype("<u2").tobytes()
+    bits_at = 8 + len(pixels)
+    fields = {
+        256: width, 257: height, 258: bits_at, 259: 1, 262: 2, 273: 8, 274: orientation, 277: channels, 278: height,
+        279: len(pixels),
+    }  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, channels if tag == 258 else 1, value)
+        for tag, value in fields.items()
+    )
+    directory = struct.pack("<H", len(fields)) + entries + bytes(4)
+    bits = struct.pack(f"<{channels}H", *[16] * channels)
+    return b"II*\0" + struct.pack("<I", bits_at + len(bits)) + pixels + bits + directory
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_colors_of_16_bits_are_read_by_the_bits_that_are_used(format, bits):
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (HEIGHT, WIDTH, 3)).astype(np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    content, expected = sixteen_bit_file(values, format), values >> (bits - 8)
+    np.testing.assert_array_equal(read_image(content), expected)
+    num_refused = 0
+    for end in range(0, len(content), len(content) // 12):  # whole pixels or none
+        try:
+            np.testing.assert_array_equal(read_image(content[:end]), expected)
+        except ImageError as error:
+            assert error.code == "F9"  # noqa: PT017
+            num_refused += 1
+    assert num_refused > 10
+
+
+def test_colors_of_16_bits_with_transparency_are_laid_over_white():
+    values = np.random.default_rng(0).integers(0, 1 << 12, (HEIGHT, WIDTH, 4)).astype(np.uint16)
+    values[..., 3] = 65535
+    values[:, :10, 3] = 0
+    for channels in ([0, 1, 2, 3], [0, 3]):
+        expected = np.broadcast_to((values[..., channels[:-1]] >> 4).astype(np.uint8), (HEIGHT, WIDTH, 3)).copy()
+        expected[:, :10] = 255
+        np.testing.assert_array_equal(read_image(sixteen_bit_file(values[..., channels], "PNG")), expected)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_colors_of_16_bits_that_are_stored_turned_are_shown_upright(bits):
+    shown = np.random.default_rng(0).integers(0, 1 << bits, (HEIGHT, WIDTH, 3)).astype(np.uint16)
+    for orientation, turn in STORED.items():
+        content = sixteen_bit_file(turn(shown), "TIFF", orientation)
+        np.testing.assert_array_equal(read_image(content), shown >> (bits - 8), str(orientation))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_grey_tiff_in_which_0_is_white_is_turned_round(dtype):
+    values = scene()[..., 0].astype(dtype) * (257 if dtype == np.uint16 else 1)
+    values[0, 0] = np.iinfo(dtype).max
+    content = bytearray(encode(Image.fromarray(values), "TIFF"))
+    photometric = content.index(struct.pack("<HHI", 262, 3, 1))
+    assert content[photometric + 8] == 1
+    content[photometric + 8] = 0
+    expected = 255 - (values >> (8 * values.itemsize - 8)).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(bytes(content)), np.repeat(expected[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + b"x" * 99])

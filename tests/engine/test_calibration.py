@@ -16,6 +16,7 @@ from small_run import small_config
 import ovd.jobs.train
 from ovd.build.data import hold_out, load_training_index
 from ovd.build.detector import build_inference, load_detector
+from ovd.build.prompts import Example, Prompt, PromptEncoder
 from ovd.build.text import text_of_index
 from ovd.config import TrainConfig
 from ovd.data.report import DataReport
@@ -90,7 +91,7 @@ def test_no_step_sees_what_is_held_out(calibrated, miniature_world):
 def test_the_last_checkpoint_has_the_calibration_and_no_earlier_one(calibrated, miniature_world):
     config = calibrating(calibrated.run, miniature_world)
     stored, files = extra_of(calibrated.run)["calibration"], files_of(calibrated.run)
-    assert files["attached.safetensors"].keys() == {"trained_text"}
+    assert files["attached.safetensors"].keys() == {"mean_example", "trained_text"}
     _, held_out = hold_out(config, load_training_index(config, DataReport()))
     assert held_out is not None
     assert len(files["attached.safetensors"]["trained_text"]) == (~held_out.names).sum()
@@ -114,6 +115,22 @@ def test_a_loaded_detector_is_calibrated(calibrated, miniature_world):
     inference = build_inference(trained)
     assert inference.threshold == trained.calibration.threshold
     assert inference.calibration is trained.calibration
+
+
+def test_the_mean_example_is_that_of_the_held_out_boxes(calibrated):
+    trained = load_detector(calibrated.run)
+    _, held_out = hold_out(trained.config, load_training_index(trained.config, DataReport()))
+    assert held_out is not None
+    records = [held_out.index.record(row) for row in range(len(held_out.index))]
+    examples = [Example(record.path, tuple(box)) for record in records for box in record.labels.boxes.tolist()]
+    bare = replace(trained, mean_example=None)
+    rows = PromptEncoder(bare).rows(tuple(Prompt("x", images=(example,)) for example in examples))
+    assert trained.mean_example is not None
+    torch.testing.assert_close(trained.mean_example, rows.mean(dim=0), atol=1e-3, rtol=0)
+    assert trained.calibration is not None
+    moved = PromptEncoder(trained).rows((Prompt("x", images=(examples[0],)),))[0]
+    expected = rows[0] - trained.mean_example + trained.calibration.trained_text.mean(dim=0)
+    torch.testing.assert_close(moved, expected / expected.norm(), atol=1e-5, rtol=0)
 
 
 def test_what_is_stored_is_fitted_to_the_averaged_weights(calibrated):

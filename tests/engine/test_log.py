@@ -73,6 +73,7 @@ def test_damage_before_the_last_line_is_named(tmp_path):
         RunLog(tmp_path, total_steps=4, resumed_step=2)
 
 
+@pytest.mark.pictures
 def test_not_finite_values_are_null_and_drawn_as_gaps(tmp_path):
     with RunLog(tmp_path, total_steps=2) as run_log:
         run_log.evaluation(0, {"APr": math.nan, "AP": 0.5})
@@ -118,6 +119,7 @@ def test_console_in_a_terminal_redraws_one_line(tmp_path, monkeypatch):
     assert all(len(part) < 40 for part in redrawn)
 
 
+@pytest.mark.pictures
 def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
     with RunLog(tmp_path, total_steps=60, curves_interval=10**6) as run_log:
         train(run_log, range(1, 61))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import training
 from safetensors.torch import load_file
 from small_run import small_config, source_of
 
@@ -38,22 +38,22 @@ def make_config(output: Path, world: Path, **changes) -> TrainConfig:
     return small_config(output, world, train=train, data=data, bank={"templates": "none"}, **changes)
 
 
-def start_ranks(config: TrainConfig, folder: Path, count: int, *flags: str) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
+def run_torchrun(config: TrainConfig, folder: Path) -> str:
+    """Train on two ranks as a user starts them; what they print."""
     path = folder / "ranks.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    return subprocess.Popen(
-        [*launcher, "tools/train.py", str(path), *flags], cwd=ROOT, text=True, start_new_session=True,
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, "tools/train.py", str(path)], cwd=ROOT, text=True, timeout=600,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
-def run_ranks(config: TrainConfig, folder: Path, count: int, *flags: str) -> str:
-    with start_ranks(config, folder, count, *flags) as process:
-        output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+def train_on_two_ranks(config: TrainConfig, **options) -> None:
+    with training(config, ranks=2, **options) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
 
 
 def losses_of(run: Path) -> list[dict[str, float]]:
@@ -80,7 +80,7 @@ def reference(tmp_path_factory, miniature_world) -> Path:
 def two_ranks(tmp_path_factory, miniature_world) -> tuple[Path, str]:
     """An uninterrupted run on two ranks, and what it printed."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    return folder / "run", run_ranks(make_config(folder / "run", miniature_world), folder, 2)
+    return folder / "run", run_torchrun(make_config(folder / "run", miniature_world), folder)
 
 
 def test_two_ranks_train_as_one_does(reference, two_ranks):
@@ -107,7 +107,7 @@ def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_pa
     pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
     paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one", "use": use}}
     train_from_config(make_config(tmp_path / "one", miniature_world, data=paired, train={"steps": 6}), evaluate=False)
-    run_ranks(make_config(tmp_path / "two", miniature_world, data=paired, train={"steps": 6}), tmp_path, 2)
+    train_on_two_ranks(make_config(tmp_path / "two", miniature_world, data=paired, train={"steps": 6}))
     assert_same_losses(tmp_path / "two", tmp_path / "one", steps=6)
 
 
@@ -121,7 +121,7 @@ def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_w
     data = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one"}}
     train = {"steps": 4, "region_distillation": {}}
     train_from_config(make_config(tmp_path / "one", miniature_world, data=data, train=train), evaluate=False)
-    run_ranks(make_config(tmp_path / "two", miniature_world, data=data, train=train), tmp_path, 2)
+    train_on_two_ranks(make_config(tmp_path / "two", miniature_world, data=data, train=train))
     assert_same_losses(tmp_path / "two", tmp_path / "one", steps=4)
     assert all(losses["distill"] > 0 for losses in losses_of(tmp_path / "two"))
 
@@ -137,66 +137,30 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
     index = load_training_index(config, DataReport())
     batches = training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0)
     (images / "train" / f"{next(batches).image_ids[3]:012d}.jpg").unlink()  # of the second rank
-    run_ranks(config, tmp_path, 2)
+    train_on_two_ranks(config)
     assert len(losses_of(tmp_path / "run")) == 3
     assert json.loads((tmp_path / "run" / "data_report.rank1.json").read_text())["skipped_by_code"] == {"F8": 1}
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):
     config = make_config(tmp_path / "run", miniature_world, train={"batch_size": 3, "steps": 2})
-    with start_ranks(config, tmp_path, 2) as process:
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "a batch of 3 images cannot be divided among 2 ranks" in output
-
-
-def children(process: subprocess.Popen) -> list[int]:
-    """The ranks that a launcher started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rsplit(")", 1)[1].split()
-        except (OSError, IndexError):
-            continue
-        if int(fields[1]) == process.pid:
-            found.append(int(status.parent.name))
-    return sorted(found)
-
-
-def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
-    deadline = time.time() + 240
-    while checkpoint.latest(run) is None:
-        assert time.time() < deadline
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-
-
-def test_when_one_rank_dies_the_other_ends_within_a_minute(miniature_world, tmp_path):
-    config = make_config(tmp_path / "run", miniature_world, train={"steps": 5000, "save_every": 2})
-    with start_ranks(config, tmp_path, 2) as process:
-        wait_for_checkpoint(tmp_path / "run", process)
-        ranks = children(process)
-        assert len(ranks) == 2
-        os.kill(ranks[1], signal.SIGKILL)
-        start = time.time()
-        process.communicate(timeout=60)
-    assert time.time() - start < 60
-    assert process.returncode != 0
-    assert not Path(f"/proc/{ranks[0]}").exists()
+    with training(config, ranks=2) as ranks:
+        assert ranks.exit_codes() == [2, 2]
+        assert "a batch of 3 images cannot be divided among 2 ranks" in ranks.output()
 
 
 def test_sigterm_saves_once_and_resuming_ends_with_the_same_bits(two_ranks, miniature_world, tmp_path):
     run = tmp_path / "run"
     config = make_config(run, miniature_world, train={"save_every": 1, "keep_checkpoints": 1})
-    with start_ranks(config, tmp_path, 2) as process:
-        wait_for_checkpoint(run, process)
-        os.kill(children(process)[1], signal.SIGTERM)  # one of them is enough
-        output, _ = process.communicate(timeout=120)
-    assert re.search(r"exitcode *: 143 ", output), output
+    with training(config, ranks=2) as ranks:
+        while checkpoint.latest(run) is None and ranks.is_running():
+            time.sleep(0.01)
+        ranks.send(signal.SIGTERM, rank=1)  # one of them is enough
+        assert ranks.exit_codes() == [143, 143], ranks.output()
     found = checkpoint.latest(run)
     assert found is not None
     assert found.step < STEPS
-    run_ranks(config, tmp_path, 2, "--resume")
+    train_on_two_ranks(config, resume=True)
     assert_same_losses(run, two_ranks[0])
     for name in ("model", "ema", "optimizer"):
         resumed, whole = (load_file(r / f"step-{STEPS:06d}" / f"{name}.safetensors") for r in (run, two_ranks[0]))

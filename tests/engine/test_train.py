@@ -1,14 +1,9 @@
 """Training as a user runs it, a few steps on a miniature world: same seed, same bits, killed or not."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +16,6 @@ from small_run import small_config, source_of
 import ovd.engine.step
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector, load_detector
-from ovd.config import TrainConfig
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
@@ -60,56 +54,6 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(reference, tmp_path,
     train_from_config(small_config(tmp_path / "other", miniature_world, train={"seed": 1}), evaluate=False)
     one, other = (final_files(run)["model.safetensors"] for run in (reference, tmp_path / "other"))
     assert not torch.equal(one["head.distances.weight"], other["head.distances.weight"])
-
-
-@contextmanager
-def start_training(config: TrainConfig, tmp_path: Path, *flags: str) -> Iterator[subprocess.Popen]:
-    """A training process with a process group of its own, which does not outlive the block."""
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "tools/train.py", str(path), "data.source.val_annotations=null", *flags]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_for_checkpoint(run: Path, process: subprocess.Popen, step: int) -> None:
-    deadline = time.time() + 240
-    while not (run / f"step-{step:06d}").exists():
-        assert time.time() < deadline
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-
-
-def test_killed_and_resumed_ends_bit_identical(reference, tmp_path, miniature_world):
-    run = tmp_path / "killed"
-    with start_training(small_config(run, miniature_world), tmp_path) as process:
-        wait_for_checkpoint(run, process, 2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    train_from_config(small_config(run, miniature_world), resume=True, evaluate=False)
-    assert_same_bits(reference, run)
-    records = map(yaml.safe_load, (run / "metrics.jsonl").read_text().splitlines())
-    steps = [record["step"] for record in records if record["kind"] == "train"]
-    assert steps == list(range(1, STEPS + 1))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_to_the_process_group_saves_and_exits_with_143(tmp_path, miniature_world, workers):
-    run = tmp_path / "stopped"
-    config = small_config(run, miniature_world, train={"steps": 500}, data={"workers": workers})
-    with start_training(config, tmp_path) as process:
-        wait_for_checkpoint(run, process, 2)
-        os.killpg(process.pid, signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode == 143, output
-    found = checkpoint.latest(run)
-    assert found is not None
-    assert f"stopped by a signal after step {found.step}" in output
 
 
 def test_a_run_killed_after_its_last_checkpoint_still_gets_its_evaluation(reference, tmp_path, miniature_world):
@@ -165,6 +109,7 @@ def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
         train_from_config(small_config(reference, miniature_world))
 
 
+@pytest.mark.pictures
 def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
     evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval")
     assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed"} <= evaluation.metrics.keys()
@@ -325,18 +270,6 @@ def test_compiled_training_and_evaluation_end_where_the_plain_ones_do(tmp_path, 
         assert [line["step"] for line in lines if line["kind"] == "gates"] == [50, 52]
     for step, (plain, compiled) in enumerate(zip(*ends, strict=True)):
         assert compiled == pytest.approx(plain, rel=1e-3 if step < 5 else 0.1), step
-
-
-@pytest.mark.slow
-def test_twenty_random_kills_end_bit_identical(reference, tmp_path, miniature_world):
-    run = tmp_path / "killed"
-    config = small_config(run, miniature_world)
-    delays = torch.rand(20, generator=torch.Generator().manual_seed(0)) * 12
-    for delay in delays.tolist():
-        with start_training(config, tmp_path, "--resume") as process, suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=delay)
-    train_from_config(config, resume=True, evaluate=False)
-    assert_same_bits(reference, run)
 
 
 def test_faulty_input_ends_in_one_line_and_exit_code_2(tmp_path):

@@ -195,6 +195,7 @@ def test_thresholds_are_chosen_on_base_classes_or_on_all():
     assert report.thresholds == everything.thresholds()
 
 
+@pytest.mark.pictures
 def test_files_and_table(tmp_path):
     truth = make_truth()
     results = make_results(truth)

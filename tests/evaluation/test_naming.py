@@ -254,6 +254,8 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     values = (inside.naming_before, inside.naming_after, inside.cosine, inside.backbone_cosine)
     np.testing.assert_allclose(values, np.mean(point_rows, axis=0), atol=1e-4)
     all_boxes = found["all"].boxes
+    assert sum(item.count for item in report.confusions) == round((1 - all_boxes.naming_after) * all_boxes.count)
+    assert all(item.name != item.named and item.count <= item.of for item in report.confusions)
     assert all_boxes.naming_before != all_boxes.naming_after
     assert 0.2 < all_boxes.cosine < all_boxes.backbone_cosine < 0.99
 
@@ -301,6 +303,7 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
     assert item.points.count == 5 * 6 + 3 * 3
 
 
+@pytest.mark.pictures
 def test_without_boxes_there_is_nothing_to_tell(tiny_clip, odd_images, tmp_path):
     text = encode_classes(tiny_clip, NAMES, ("{}",))
     report = measure(build(tiny_clip, gated=True), tiny_clip, text, odd_images, max_images=0)
@@ -361,6 +364,7 @@ def test_precision_of_groups_is_that_of_the_evaluator(index):
         assert 0.05 < evaluation.metrics[name] < 0.95
 
 
+@pytest.mark.pictures
 def test_report(tiny_clip, index, text, tmp_path):
     report = measure(trained(tiny_clip), tiny_clip, text, index)
     metrics = at_boxes(report)

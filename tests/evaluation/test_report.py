@@ -98,6 +98,7 @@ def test_thresholds_areas_and_limits_are_read_from_their_axes():
     np.testing.assert_allclose(figures.curve(iou_percent=75), precision[5, :, known, 0].mean(axis=0))
 
 
+@pytest.mark.pictures
 def test_files_hold_the_evaluation(evaluation, tmp_path):
     for _ in range(2):  # a second run replaces the first
         write_report(evaluation, tmp_path / "a" / "report")
@@ -156,6 +157,7 @@ def test_drawing_keeps_each_curve_and_no_global_figure(evaluation):
     assert pyplot is None or not pyplot.get_fignums()
 
 
+@pytest.mark.pictures
 def test_an_evaluation_without_curves_still_draws(tmp_path):
     nothing = Evaluation("hotcoco", (ProtocolMetrics("p", {"AP": -1.0}),), (), (), (Curve("all", np.full(101, -1.0)),))
     write_report(nothing, tmp_path)

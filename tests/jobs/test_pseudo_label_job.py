@@ -1,5 +1,6 @@
 """What the pseudo-labelling job asks of a detector of transformers."""
 
+import copy
 import json
 from io import BytesIO
 from pathlib import Path
@@ -54,7 +55,7 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ())
+    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ())
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The pseudo-labelling job on shards of small drawn images: right labels, every pair counted, the same bytes always."""
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -92,7 +93,7 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ())
+    return TrainedDetector(build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ())
 
 
 def ovd_teacher(trained: TrainedDetector, texts: TextVariants) -> OvdTeacher:

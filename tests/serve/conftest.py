@@ -1,5 +1,6 @@
 """A small untrained detector, and a server of it, which the tests of the server ask."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,9 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    return TrainedDetector(build_detector(config, tiny_clip).eval(), config, tiny_clip, ("anchor", "cat face"))
+    return TrainedDetector(
+        build_detector(config, copy.deepcopy(tiny_clip)).eval(), config, tiny_clip, ("anchor", "cat face")
+    )
 
 
 @pytest.fixture(scope="session")

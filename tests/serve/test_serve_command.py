@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-import httpx
+import httpx2
 import pytest
 from small_run import small_config
 from small_server import png
@@ -129,9 +129,9 @@ def test_a_run_is_served_until_ctrl_c(miniature_world, tmp_path):
     assert process.stdout is not None
     line = process.stdout.readline()
     url = line.partition(": ")[2].split()[0]
-    answer = httpx.post(f"{url}/api/detect", files={"image": png()}, data={"names": "anchor"}, timeout=60)
+    answer = httpx2.post(f"{url}/api/detect", files={"image": png()}, data={"names": "anchor"}, timeout=60)
     assert answer.status_code == 200
-    assert httpx.get(f"{url}/api/info").json()["model"] == "run"
+    assert httpx2.get(f"{url}/api/info").json()["model"] == "run"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 0

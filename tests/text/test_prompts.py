@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from ovd.text.prompts import FULL_TEMPLATES, clean_name, fill
+from ovd.text.names import clean_name, fill
+from ovd.text.prompts import FULL_TEMPLATES
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
+from ovd.text.names import fill
 from ovd.text.perturb import drop_tokens, tower_dropout
-from ovd.text.prompts import fill
 from ovd.text.sources import TextSources
 
 NAMES = ["umbrella", "chess_king_(outlined)", "anchor"]

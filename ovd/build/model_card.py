@@ -1,0 +1,157 @@
+"""The model card of a trained detector, filled from its config and from what was measured of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ovd.build.detector import TrainedDetector
+
+METRICS = "metrics.json"
+NOT_MEASURED = "Nothing was measured of this detector: evaluate it on your data before you rely on it (`ovd eval`)."
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+An open-vocabulary object detector: it finds what you name. It was trained with ovd on the CLIP model
+{{ clip }}.
+
+```python
+from ovd.predictor import Predictor
+
+predictor = Predictor.from_pretrained("{{ repository }}")
+found = predictor("photo.jpg", ["umbrella", "coffee cup"])
+```
+
+## Training
+
+| | |
+|---|---|
+{{ training }}
+
+Classes that it was trained on: {{ classes }}.
+
+## Measured
+
+{{ measured }}
+
+## Scores
+
+{{ scores }}
+
+## What it may not be used for
+
+- It names what you ask for: where a thing is absent, a similar one may get its name. Check it on images that have none.
+- Names far from the classes above were not measured, unless a table above says so.
+- Not for decisions about people, and not where a missed or wrong box may cause harm, without an evaluation on data of
+  that very use.
+- The CLIP model's own licence and limits hold for this detector, too, and so do those of the training data.
+"""
+
+
+def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
+    """What was measured of these weights: the metrics.json beside them, or that of the run that ended with them."""
+    if trained.weights is None:
+        return None
+    folder = trained.weights.parent
+    beside = folder / METRICS
+    if beside.is_file():
+        return json.loads(beside.read_text(encoding="utf-8"))
+    newest = max(folder.parent.glob("step-*"), key=lambda path: path.name, default=None)
+    of_run = folder.parent / METRICS
+    return json.loads(of_run.read_text(encoding="utf-8")) if newest == folder and of_run.is_file() else None
+
+
+def model_card(trained: TrainedDetector, repository: str) -> ModelCard:
+    """The card, in the form of the Hugging Face hub.
+
+    Args:
+        repository: what `from_pretrained` takes, for the example.
+    """
+    metrics, title = metrics_of(trained), Path(repository).name
+    data = ModelCardData(
+        library_name="ovd",
+        pipeline_tag="zero-shot-object-detection",
+        tags=["object-detection", "open-vocabulary"],
+        model_name=title if metrics else None,
+        eval_results=_eval_results(trained, metrics) if metrics else None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        title=title,
+        repository=repository,
+        clip=f"`{trained.config.clip.name}`"
+        + (f" ({trained.config.clip.weights})" if trained.config.clip.weights else ""),
+        training=_training_rows(trained),
+        classes=", ".join(trained.classes) or "not recorded",
+        measured=NOT_MEASURED if metrics is None else _measured(trained, metrics),
+        scores=_scores(trained),
+    )
+
+
+def _data_of(trained: TrainedDetector, part: str) -> str:
+    """The name of a data set's annotation file; the folder that it lies in is nobody else's business."""
+    path = getattr(trained.config.data.source, f"{part}_annotations", None)
+    return trained.config.data.source.kind if path is None else Path(path).name
+
+
+def _training_rows(trained: TrainedDetector) -> str:
+    config = trained.config
+    rows = {
+        "annotations": _data_of(trained, "train"),
+        "classes": len(trained.classes),
+        "steps": f"{config.train.steps} of {config.train.batch_size} images",
+        "longest side of an image": f"{config.data.size} px",
+        "seed": config.train.seed,
+        "image-text pairs": "none" if config.data.pairs is None else "labelled by an earlier detector",
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _eval_results(trained: TrainedDetector, metrics: dict[str, Any]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="zero-shot-object-detection",
+            dataset_type=_data_of(trained, "val"),
+            dataset_name=protocol,
+            metric_type=name,
+            metric_value=round(100 * metrics["metrics"][name], 2),
+        )
+        for protocol, names in metrics["protocols"].items()
+        for name in names
+        if metrics["metrics"][name] >= 0
+    ]
+
+
+def _measured(trained: TrainedDetector, metrics: dict[str, Any]) -> str:
+    lines = [
+        f"One training, of seed {trained.config.train.seed}; so no spread is known. Per cent, on "
+        f"{_data_of(trained, 'val')}, computed by {metrics['engine']}.",
+        "",
+    ]
+    for protocol, names in metrics["protocols"].items():
+        values = [f"{100 * metrics['metrics'][name]:.2f}" if metrics["metrics"][name] >= 0 else "-" for name in names]
+        lines += [
+            f"**{protocol}**",
+            "",
+            "| " + " | ".join(names) + " |",
+            "|" + "---|" * len(names),
+            "| " + " | ".join(values) + " |",
+            "",
+        ]
+    return "\n".join([*lines, *(f"- {note}" for note in metrics["notes"])])
+
+
+def _scores(trained: TrainedDetector) -> str:
+    if trained.threshold is None:
+        return (
+            "The scores are not calibrated: they rank boxes, and are no probabilities. Choose a threshold on your data."
+        )
+    return (
+        "Scores are probabilities that a box of this name is there, fitted on images held out of the training. Boxes "
+        f"above {trained.threshold:.2f} had the highest expected F1 there."
+    )

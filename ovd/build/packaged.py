@@ -1,0 +1,68 @@
+"""A trained detector as a folder to give away: what `load_detector` needs, what was measured, and a model card."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ovd.build.detector import CLIP_FOLDER, TrainedDetector, untouched_clip
+from ovd.build.model_card import METRICS, metrics_of
+from ovd.clip.load import TINY_CLIP
+from ovd.clip.save import copy_clip, save_clip
+from ovd.config import ClipConfig
+from ovd.engine import checkpoint
+from ovd.files import whole_file
+from ovd.text.encoder import text_tower_fingerprint
+
+
+def save_packaged(trained: TrainedDetector, folder: Path) -> None:
+    """Write the weights that the detector is evaluated with, its config, calibration and metrics.
+
+    A CLIP model that others cannot load by its name, from a folder or a file, goes into the folder as well. The
+    manifest is written last, so an interrupted write leaves nothing that `load_detector` would take.
+
+    Raises:
+        ValueError: the detector has experts, which are folders of their own.
+        SaveError: writing failed.
+    """
+    if trained.experts is not None:
+        raise ValueError("a detector is saved without its experts: give their folders away beside it")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = trained.config.model_dump(mode="json")
+    extra: dict[str, Any] = {"text_tower": text_tower_fingerprint(trained.clip), "classes": list(trained.classes)}
+    attached = {}
+    if trained.calibration is not None:
+        extra["calibration"] = trained.calibration.to_json()
+        attached["trained_text"] = trained.calibration.trained_text
+    if trained.mean_example is not None:
+        attached["mean_example"] = trained.mean_example
+    if _is_local(trained.config.clip):
+        extra["has_clip"] = True
+        config["clip"] = {"name": CLIP_FOLDER}
+        _save_clip(trained, folder / CLIP_FOLDER)
+    if (metrics := metrics_of(trained)) is not None:
+        with whole_file(folder / METRICS) as file:
+            file.write(json.dumps(metrics, indent=2) + "\n")
+    with TemporaryDirectory(dir=folder) as temporary:
+        made = checkpoint.save_weights(
+            Path(temporary), tensors=trained.detector.state_dict(), config=config, extra=extra, attached=attached
+        )
+        for part in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):
+            part.replace(folder / part.name)
+
+
+def _is_local(clip: ClipConfig) -> bool:
+    """Whether a CLIP model is known on this machine alone."""
+    return clip.name != "tiny" and (Path(clip.name).is_dir() or clip.weights == "random" or _is_file(clip.weights))
+
+
+def _is_file(weights: str | None) -> bool:
+    return weights is not None and Path(weights).is_file()
+
+
+def _save_clip(trained: TrainedDetector, folder: Path) -> None:
+    name = trained.config.clip.name
+    if Path(name).is_dir() and Path(name) != TINY_CLIP:
+        copy_clip(Path(name), folder)
+    else:
+        save_clip(untouched_clip(trained.config), name, folder)

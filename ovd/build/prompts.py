@@ -1,0 +1,136 @@
+"""Classes that are asked for by texts, by example pictures, or by both: from a prompt to a row of the vocabulary.
+
+An example is embedded by the image side of the run's CLIP model, as it was before training. CLIP's embeddings of
+pictures lie apart from those of texts: among names, a class that is asked for by raw embeddings of pictures takes the
+others' boxes. So the mean over crops of true boxes, which a calibrated run stores, is taken off, and the mean of the
+trained texts put in its place. The row of several examples is their mean, and that of texts and examples the weighted
+mean of the two.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ovd.build.detector import TrainedDetector, build_crop_encoder, low_precision, resolve_device, untouched_clip
+from ovd.build.text import evaluation_text
+from ovd.config import TrainConfig
+from ovd.data.images import read_image
+from ovd.data.pixels import ImageInMemory, as_pixels
+from ovd.model.crop_encoder import CropEncoder
+from ovd.model.crop_options import CropOptions
+from ovd.model.similarity import unit_embeddings
+
+EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
+"""How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
+SHARE_OF_IMAGES = 0.2
+"""Weight of the examples in a row of both texts and examples, chosen on the base classes of the embedded world
+(docs/results.md, "Asked by pictures")."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A picture of a thing, or the part of a picture that shows it."""
+
+    image: Path | str | ImageInMemory
+    box: tuple[float, float, float, float] | None = None
+    """xyxy in pixels of the image; None for the whole image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A class to detect, by texts, by examples, or by both."""
+
+    name: str
+    """What it is called in results. It is not asked for, unless it is one of `texts`."""
+    texts: tuple[str, ...] = ()
+    """Names of the class, any words."""
+    images: tuple[Example, ...] = ()
+    """A few are better than one."""
+    share_of_images: float = SHARE_OF_IMAGES
+    """Weight of the examples, 0 to 1, where there are texts as well."""
+
+    def __post_init__(self) -> None:
+        if not self.texts and not self.images:
+            raise ValueError(f"the prompt {self.name!r} has neither a text nor an example")
+        if any(not text.strip() for text in (self.name, *self.texts)):
+            raise ValueError(f"the prompt {self.name!r} has a blank name or text")
+        if not 0 <= self.share_of_images <= 1:
+            raise ValueError(f"the prompt {self.name!r}: share_of_images is {self.share_of_images}, not from 0 to 1")
+
+
+class PromptEncoder:
+    """Encodes names and prompts for a detector."""
+
+    def __init__(self, trained: TrainedDetector):
+        self._trained = trained
+
+    def rows(self, prompts: tuple[str | Prompt, ...]) -> Float[Tensor, "C D"]:
+        """One unit row per name or prompt.
+
+        Raises:
+            ImageError: the file of an example is missing or not an image.
+            ValueError: an example's box is empty or outside its image.
+        """
+        texts = [(prompt,) if isinstance(prompt, str) else prompt.texts for prompt in prompts]
+        encoded = self._encode_texts(tuple(text for of_prompt in texts for text in of_prompt))
+        of_texts = encoded.split([len(of_prompt) for of_prompt in texts])
+        return torch.stack([self._row(prompt, own) for prompt, own in zip(prompts, of_texts, strict=True)])
+
+    def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
+        return evaluation_text(self._trained.config, self._trained.clip, texts)
+
+    def _row(self, prompt: str | Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
+        if isinstance(prompt, str):
+            return of_texts[0]
+        if not prompt.images:
+            return unit_embeddings(of_texts.mean(dim=0))
+        of_images = self._moved(torch.stack([self._encode(example) for example in prompt.images]).mean(dim=0))
+        if not prompt.texts:
+            return of_images
+        share = prompt.share_of_images
+        return unit_embeddings((1 - share) * unit_embeddings(of_texts.mean(dim=0)) + share * of_images)
+
+    def _encode(self, example: Example) -> Float[Tensor, " D"]:
+        """Unit row of an example."""
+        given = example.image
+        pixels = read_image(Path(given)) if isinstance(given, str | Path) else as_pixels(given)
+        height, width = pixels.shape[:2]
+        x0, y0, x1, y1 = (0.0, 0.0, float(width), float(height)) if example.box is None else example.box
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            where = given if isinstance(given, str | Path) else "an example"
+            raise ValueError(
+                f"{where}: the box {example.box} is empty or reaches out of the image, which is {width} x {height} "
+                "(boxes are x0, y0, x1, y1 in pixels)"
+            )
+        device = resolve_device(self._trained.config)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+        size, box = torch.tensor([[height, width]], device=device), torch.tensor([[x0, y0, x1, y1]], device=device)
+        ((row,),) = self._crops(image, size, [box])
+        return row.float().cpu()
+
+    def _moved(self, of_images: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        """The unit row of examples among rows of texts; where the mean example is not known, as CLIP gives it."""
+        mean_example, calibration = self._trained.mean_example, self._trained.calibration
+        if mean_example is None or calibration is None:
+            return unit_embeddings(of_images)
+        return unit_embeddings(unit_embeddings(of_images) - mean_example + calibration.trained_text.mean(dim=0))
+
+    @cached_property
+    def _crops(self) -> CropEncoder:
+        """Loaded when the first example comes: a detector that is asked by names needs no second image side."""
+        return example_encoder(self._trained.config)
+
+
+def example_encoder(config: TrainConfig) -> CropEncoder:
+    """What embeds examples: the image side of a run's CLIP model, as it was before training."""
+    return build_crop_encoder(
+        untouched_clip(config),
+        CropOptions(views=EXAMPLE_VIEWS),
+        resolve_device(config),
+        low_precision(config),
+        section="examples",
+    )

@@ -1,0 +1,156 @@
+"""Label your own images with a detector, for a person to correct and a smaller detector to learn from.
+
+    ovd label photos --classes-file words.txt --run runs/quickstart --output boxes.json
+    ovd label "photos/*.jpg" --classes "umbrella, anchor:0.8" --output labels --to yolo
+    ovd label photos --recursive --classes-file words.txt --output tasks.json --to label_studio
+
+The classes file has one name per line, which may have commas in it. Boxes are kept from the detector's own threshold
+on, or from --threshold; a number after a name of --classes is that of its boxes.
+
+Formats: `coco` (one JSON file, which ovd trains on and CVAT imports), `label_studio` (JSON tasks with predictions),
+`yolo` and `voc` (folders). Scores are kept. Beside the output, NAME.review.html shows the boxes that the detector is
+least sure of, to accept, reject and rename, and a report has every image that could not be read.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.detector import load_detector
+from ovd.choices import ExportFormatName
+from ovd.commands.detect import split_query
+from ovd.data.check import describe_findings
+from ovd.data.export_boxes import LOCAL_FILES, check_names, export_boxes, is_folder, outputs_of, refuse_existing
+from ovd.data.image_files import images_at
+from ovd.data.report import DataReport
+from ovd.data.review_page import write_review
+from ovd.data.text_files import read_lines
+from ovd.jobs.label import Labels, label_images
+from ovd.predictor import UNCALIBRATED_THRESHOLD
+
+
+def _arguments() -> argparse.Namespace:
+    """The command line, read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", help="folders, files, or patterns in quotes")
+    parser.add_argument("--recursive", action="store_true", help="look into the folders below a folder, too")
+    classes = parser.add_mutually_exclusive_group(required=True)
+    classes.add_argument("--classes-file", type=Path, help="text file of class names, one per line")
+    classes.add_argument("--classes", help="comma-separated class names; NAME:0.8 for a minimum score")
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
+    add_expert_options(parser)
+    parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
+    parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
+    parser.add_argument("--threshold", type=float, help="minimum score (default: the detector's own)")
+    parser.add_argument("--overlapping", action="store_true", help="keep several names at the same place")
+    parser.add_argument("--review", type=int, default=200, metavar="N",
+                        help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
+    parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
+    parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
+                        help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
+    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read images (%(default)s)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        parser.error(f"--threshold {arguments.threshold}: a score from 0 to 1")
+    if arguments.batch_size < 1 or arguments.review < 0:
+        parser.error("--batch-size has to be 1 or more, and --review 0 or more")
+    return arguments
+
+
+def asked_names(arguments: argparse.Namespace) -> tuple[list[str], list[float | None]]:
+    """The class names, and the minimum score that each has of its own.
+
+    Raises:
+        ValueError: no name, or one that cannot be written.
+    """
+    if arguments.classes_file is not None:
+        names = list(dict.fromkeys(line for _, line in read_lines(arguments.classes_file)))
+        minimums: list[float | None] = [None] * len(names)
+    else:
+        asked = dict(split_query(query) for query in arguments.classes.split(",") if query.strip())
+        names, minimums = list(asked), list(asked.values())
+    try:
+        check_names(names)
+    except ValueError as error:
+        raise ValueError(f"{arguments.classes_file or '--classes'}: {error}") from None
+    return names, minimums
+
+
+def main() -> None:
+    arguments = _arguments()
+    names, minimums = asked_names(arguments)
+    output: Path = arguments.output
+    base = output if is_folder(arguments.to) else output.with_suffix("")
+    review = base.with_name(f"{base.name}.review.html") if arguments.review else None
+    report_file = output.with_name(f"{output.name}.report.json")
+    for path in (*outputs_of(output, arguments.to), report_file, *([review] if review else [])):
+        refuse_existing(path)
+    root, paths = images_at(arguments.images, recursive=arguments.recursive)
+
+    torch.set_num_threads(arguments.threads)
+    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    own = UNCALIBRATED_THRESHOLD if trained.threshold is None else trained.threshold
+    threshold = own if arguments.threshold is None else arguments.threshold
+    thresholds = [threshold if minimum is None else minimum for minimum in minimums]
+    report = DataReport(stops=False)
+    labels = label_images(
+        trained,
+        root,
+        paths,
+        names,
+        thresholds,
+        report,
+        overlapping=arguments.overlapping,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        size=arguments.size,
+    )
+    export_boxes(
+        labels.kept,
+        output,
+        arguments.to,
+        source=f"ovd {arguments.run.name}",
+        copy_images=arguments.copy_images,
+        image_url=arguments.image_url,
+    )
+    report.write(report_file)
+    kind = "probability" if trained.threshold is not None else "score"
+    print(_summary(labels, report, f"{kind} of at least {threshold:.2f}", output))
+    if review is not None:
+        shown = write_review(
+            labels.kept,
+            labels.below,
+            thresholds,
+            review,
+            most=arguments.review,
+            title=output.name,
+            saved_as=f"{base.name}.reviewed.json",
+            kind=kind,
+        )
+        print(f"{review} shows the {shown} boxes nearest to the threshold")
+
+
+def _summary(labels: Labels, report: DataReport, limit: str, output: Path) -> str:
+    """What was found and written, in a few lines."""
+    kept = labels.kept
+    counts = Counter(kept.names[name] for image in kept.images for name in image.classes.tolist())
+    without = sum(len(image.boxes) == 0 for image in kept.images)
+    lines = list(describe_findings(report))
+    lines += [f"{count:>8,}  {name}" for name, count in counts.most_common(20)]
+    if len(counts) > 20:
+        lines.append(f"          and {len(counts) - 20} more classes")
+    num_unread = report.num_seen() - report.num_used()
+    unread = f"; {num_unread:,} images could not be read: {output.name}.report.json" if num_unread else ""
+    lines.append(
+        f"{output}: {len(kept.images):,} images, {kept.num_boxes:,} boxes of {len(counts):,} classes with a {limit}, "
+        f"{without:,} images without any{unread}; file names start at {kept.root}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,310 @@
+"""Boxes of images in the formats that annotation tools and trainers read: the inverse of the readers.
+
+| format | files | boxes | scores |
+|---|---|---|---|
+| coco | one JSON file | [x, y, width, height], two decimals | `score` beside each box |
+| label_studio | JSON tasks, and the labelling setup in NAME.config.xml | percent of the image | `score` of each box |
+| yolo | a folder: data.yaml, labels/, images/ | centre and sides in fractions, six decimals | scores.csv |
+| voc | a folder: Annotations/, ImageSets/Main/train.txt, class_names.txt | whole pixels that count from 1 | `<score>` |
+
+What is written appears whole or not at all, and nothing that exists is replaced.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+import numpy as np
+import yaml
+from jaxtyping import Float32, Float64, Int64
+
+from ovd.choices import ExportFormatName
+from ovd.files import whole_file
+
+MIN_SIDE_PX = 2.0
+"""Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""
+LOCAL_FILES = "/data/local-files/?d="
+"""What Label Studio calls files in its own local storage."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image and its boxes: xyxy in pixels, inside the image, in any order."""
+
+    file: str
+    """Relative to the set's folder, with `/`."""
+    height: int
+    width: int
+    boxes: Float32[np.ndarray, "K 4"]
+    classes: Int64[np.ndarray, " K"]
+    """Rows of the set's names."""
+    scores: Float32[np.ndarray, " K"]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Images with boxes of some classes."""
+
+    root: Path
+    names: tuple[str, ...]
+    images: tuple[LabelledImage, ...]
+
+    @property
+    def num_boxes(self) -> int:
+        return sum(len(image.boxes) for image in self.images)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that class names can be written in every format.
+
+    Raises:
+        ValueError: none, a blank one, one twice, or one with a character that cannot be printed.
+    """
+    if not names:
+        raise ValueError("give at least one class name")
+    for number, name in enumerate(names, start=1):
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"class name {number} is {name!r}: blank, or with characters that cannot be printed")
+        if name in names[: number - 1]:
+            raise ValueError(f"the class name {name!r} is given twice")
+
+
+def is_folder(format: ExportFormatName) -> bool:
+    """Whether the format is a folder of files."""
+    return format in ("yolo", "voc")
+
+
+def outputs_of(output: Path, format: ExportFormatName) -> list[Path]:
+    """What `export_boxes` writes: the output first."""
+    return [output, *([output.with_suffix(".config.xml")] if format == "label_studio" else [])]
+
+
+def export_boxes(
+    labelled: LabelledSet,
+    output: Path,
+    format: ExportFormatName,
+    *,
+    source: str,
+    copy_images: bool = False,
+    image_url: str = LOCAL_FILES,
+) -> None:
+    """Write a set.
+
+    Args:
+        output: the file, or the folder for `yolo` and `voc`.
+        source: what made the boxes; Label Studio shows it as the version of the model.
+        copy_images: yolo: copy images instead of linking to them.
+        image_url: label_studio: what stands before an image's name in its address.
+
+    Raises:
+        ValueError: the output exists, or a name cannot be written.
+        OSError: it cannot be written; for yolo also that links cannot be made here.
+    """
+    check_names(labelled.names)
+    for path in outputs_of(output, format):
+        refuse_existing(path)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    match format:
+        case "coco":
+            _write_json(output, coco_content(labelled))
+        case "label_studio":
+            _write_json(output, label_studio_tasks(labelled, source=source, image_url=image_url))
+            with whole_file(outputs_of(output, format)[1]) as file:
+                file.write(label_studio_setup(labelled.names))
+        case "yolo":
+            _whole_folder(output, lambda folder: _write_yolo(labelled, folder, copy_images=copy_images))
+        case "voc":
+            _whole_folder(output, lambda folder: _write_voc(labelled, folder))
+
+
+def refuse_existing(path: Path) -> None:
+    """
+    Raises:
+        ValueError: there is a file or a folder of that name.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists; give another name, or remove it")
+
+
+def coco_content(labelled: LabelledSet) -> dict[str, Any]:
+    """COCO's form. Ids count from 1, and each box has a `segmentation` without parts, which CVAT needs."""
+    annotations = list[dict[str, Any]]()
+    for image_id, image in enumerate(labelled.images, start=1):
+        corners = image.boxes.astype(np.float64).round(2)
+        for (x0, y0, x1, y1), name, score in _rows(corners, image):
+            width, height = round(x1 - x0, 2), round(y1 - y0, 2)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": name + 1,
+                    "bbox": [x0, y0, width, height],
+                    "area": round(width * height, 2),
+                    "iscrowd": 0,
+                    "segmentation": [],
+                    "score": score,
+                }
+            )
+    return {
+        "info": {"description": "boxes of a detector, with their scores"},
+        "licenses": [],
+        "images": [
+            {"id": number, "file_name": image.file, "height": image.height, "width": image.width}
+            for number, image in enumerate(labelled.images, start=1)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": row, "name": name} for row, name in enumerate(labelled.names, start=1)],
+    }
+
+
+def label_studio_tasks(labelled: LabelledSet, *, source: str, image_url: str = LOCAL_FILES) -> list[dict[str, Any]]:
+    """Label Studio's tasks with predictions: boxes in per cent of the image's sides. A task's score is that of its
+    least sure box, so that sorting by it brings up what needs a look."""
+    tasks = []
+    for image in labelled.images:
+        sides = np.array([image.width, image.height] * 2, np.float64)
+        percent = (100 * image.boxes.astype(np.float64) / sides).round(6)
+        result = [
+            {
+                "id": f"box-{number}",
+                "type": "rectanglelabels",
+                "from_name": "label",
+                "to_name": "image",
+                "original_width": image.width,
+                "original_height": image.height,
+                "image_rotation": 0,
+                "value": {
+                    "x": x0,
+                    "y": y0,
+                    "width": round(x1 - x0, 6),
+                    "height": round(y1 - y0, 6),
+                    "rotation": 0,
+                    "rectanglelabels": [labelled.names[name]],
+                },
+                "score": score,
+            }
+            for number, ((x0, y0, x1, y1), name, score) in enumerate(_rows(percent, image), start=1)
+        ]
+        lowest = {"score": round(float(image.scores.min()), 4)} if result else {}
+        prediction = {"model_version": source, **lowest, "result": result}
+        tasks.append({"data": {"image": image_url + quote(image.file)}, "predictions": [prediction]})
+    return tasks
+
+
+def label_studio_setup(names: Sequence[str]) -> str:
+    """The labelling setup that the tasks need."""
+    view = Element("View")
+    SubElement(view, "Image", name="image", value="$image")
+    labels = SubElement(view, "RectangleLabels", name="label", toName="image")
+    for name in names:
+        SubElement(labels, "Label", value=name)
+    return _xml(view)
+
+
+def _rows(
+    boxes: Float64[np.ndarray, "K 4"], image: LabelledImage
+) -> list[tuple[tuple[float, float, float, float], int, float]]:
+    """Box, class row and score of each object."""
+    scores = image.scores.astype(np.float64).round(4).tolist()
+    return list(zip(map(tuple, boxes.tolist()), image.classes.tolist(), scores, strict=True))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(content) + "\n")
+
+
+def _whole_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under another name, and rename it once it is complete."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        write(temporary)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def _write_yolo(labelled: LabelledSet, folder: Path, *, copy_images: bool) -> None:
+    """data.yaml, labels/, and images/ with links to the images, or copies: readers look for labels beside them."""
+    files = _flat([image.file for image in labelled.images])
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as scores_file:
+        table = csv.writer(scores_file, lineterminator="\n")
+        table.writerow(["labels", "line", "class", "score"])
+        for image, file in zip(labelled.images, files, strict=True):
+            link, labels = folder / "images" / file, (folder / "labels" / file).with_suffix(".txt")
+            _place(labelled.root / image.file, link, copy=copy_images)
+            boxes = image.boxes.astype(np.float64) / ([image.width, image.height] * 2)
+            centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            lines = []
+            for numbers, name, score in _rows(np.concatenate([centers, sides], axis=1), image):
+                lines.append(f"{name} " + " ".join(f"{number:.6f}" for number in numbers) + "\n")
+                table.writerow([str(labels.relative_to(folder)), len(lines), labelled.names[name], score])
+            labels.write_text("".join(lines), encoding="utf-8")
+    content = {"train": "images", "val": "images", "nc": len(labelled.names), "names": dict(enumerate(labelled.names))}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+def _place(image: Path, link: Path, *, copy: bool) -> None:
+    if copy:
+        shutil.copyfile(image, link)
+        return
+    try:
+        link.symlink_to(image.absolute())
+    except OSError as error:
+        raise OSError(f"{link}: cannot link to {image} ({error}); --copy-images copies images instead") from error
+
+
+def _write_voc(labelled: LabelledSet, folder: Path) -> None:
+    """An XML file for each image."""
+    (folder / "Annotations").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    stems = [os.path.splitext(file)[0] for file in _flat([image.file for image in labelled.images])]
+    for image, stem in zip(labelled.images, stems, strict=True):
+        root = Element("annotation")
+        SubElement(root, "filename").text = image.file
+        size = SubElement(root, "size")
+        for side, value in (("width", image.width), ("height", image.height), ("depth", 3)):
+            SubElement(size, side).text = str(value)
+        corners = image.boxes.astype(np.float64).round()
+        for (x0, y0, x1, y1), name, score in _rows(corners, image):
+            item = SubElement(root, "object")
+            SubElement(item, "name").text = labelled.names[name]
+            SubElement(item, "difficult").text = "0"
+            SubElement(item, "score").text = str(score)
+            box = SubElement(item, "bndbox")
+            # VOC's first pixel is 1, and the last one belongs to the box.
+            for corner, pixel in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
+                SubElement(box, corner).text = str(int(pixel))
+        (folder / "Annotations" / f"{stem}.xml").write_text(_xml(root), encoding="utf-8")
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in labelled.names), encoding="utf-8")
+
+
+def _flat(files: Sequence[str]) -> list[str]:
+    """Names for one folder, each with another stem: a/b.jpg becomes a__b.jpg, and b.png beside b.jpg b_2.png."""
+    taken, names = set[str](), []
+    for file in files:
+        stem, suffix = os.path.splitext(file.replace("/", "__"))
+        number, name = 1, stem
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        names.append(name + suffix)
+    return names
+
+
+def _xml(root: Element) -> str:
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"

@@ -1,0 +1,110 @@
+"""A page to look through the boxes that a detector is least sure of: accept, reject, rename, save as COCO JSON.
+
+It holds every box of the set, so that what is saved is the whole set with the changes; pictures are embedded of the
+boxes to look at only.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from ovd.data.export_boxes import LabelledSet
+from ovd.data.images import read_image
+from ovd.data.thumbnails import data_uri
+from ovd.files import whole_file
+from ovd.html_page import fill_page
+
+LONGEST_PX = 360
+"""Of a picture."""
+_SMALLEST_CROP_PX = 160
+_CONTEXT = 2.5
+"""Side of a crop, as a multiple of the box's longer side."""
+
+
+def write_review(
+    kept: LabelledSet,
+    below: LabelledSet,
+    thresholds: Sequence[float],
+    path: Path,
+    *,
+    most: int,
+    title: str,
+    saved_as: str,
+    kind: str = "score",
+) -> int:
+    """Write the page.
+
+    Args:
+        kept: all boxes at or above the threshold.
+        below: boxes under it of the same images; those shown are saved only if they are accepted.
+        thresholds: of each class.
+        most: at most so many boxes are shown, those whose score is nearest to the threshold.
+        title: what is reviewed.
+        kind: what a score is called.
+        saved_as: name of the file that the page saves.
+
+    Returns:
+        How many boxes are shown.
+    """
+    rows = _rows(kept, is_kept=True)
+    num_kept = len(rows)
+    rows += _rows(below, is_kept=False)
+    distance = np.array([abs(row[6] - thresholds[row[1]]) for row in rows])
+    shown = np.argsort(distance, kind="stable")[:most].tolist()
+    chosen_below = [row for row in shown if row >= num_kept]
+    position = {row: num_kept + number for number, row in enumerate(chosen_below)}
+    crops = _crops(kept, rows, shown)
+    data = {
+        "title": title,
+        "kind": kind,
+        "saved_as": saved_as,
+        "names": kept.names,
+        "thresholds": [round(threshold, 4) for threshold in thresholds],
+        "images": [[image.file, image.height, image.width] for image in kept.images],
+        "boxes": rows[:num_kept] + [rows[row] for row in chosen_below],
+        "shown": [[position.get(row, row), *crops[row]] for row in shown],
+        "num_below": len(rows) - num_kept,
+    }
+    with whole_file(path) as file:
+        file.write(fill_page("review", title=f"Review of {title}", data=data))
+    return len(shown)
+
+
+def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
+    """Of each box: image, class, x, y, width, height, score, and 1 for those at or above the threshold."""
+    rows = []
+    for number, image in enumerate(labelled.images):
+        corners = image.boxes.astype(np.float64).round(2).tolist()
+        scores = image.scores.astype(np.float64).round(4).tolist()
+        for (x0, y0, x1, y1), name, score in zip(corners, image.classes.tolist(), scores, strict=True):
+            rows.append([number, name, x0, y0, round(x1 - x0, 2), round(y1 - y0, 2), score, int(is_kept)])
+    return rows
+
+
+def _crops(kept: LabelledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -> dict[int, list[Any]]:
+    """For each box shown, x, y, width and height of the crop around it, and its picture; an image is read once."""
+    of_image = defaultdict[int, list[int]](list)
+    for row in shown:
+        of_image[rows[row][0]].append(row)
+    crops = {}
+    for number, here in of_image.items():
+        pixels = read_image(kept.root / kept.images[number].file)
+        for row in here:
+            x, y, width, height = crop_around(pixels, np.array(rows[row][2:6], np.float32))
+            picture = data_uri(pixels[y : y + height, x : x + width], longest_px=LONGEST_PX)
+            crops[row] = [x, y, width, height, picture]
+    return crops
+
+
+def crop_around(pixels: UInt8[np.ndarray, "H W 3"], box_xywh: Float32[np.ndarray, "4"]) -> list[int]:
+    """x, y, width and height of the part of an image that shows a box with what is around it."""
+    side = max(_SMALLEST_CROP_PX, _CONTEXT * float(box_xywh[2:].max()))
+    center = box_xywh[:2] + box_xywh[2:] / 2
+    limits = np.array([pixels.shape[1], pixels.shape[0]])
+    size = np.minimum(np.ceil(side), limits).astype(int)
+    start = np.clip((center - size / 2).round().astype(int), 0, limits - size)
+    return [*start.tolist(), *size.tolist()]

@@ -1,0 +1,19 @@
+"""Small JPEG pictures as text, for pages that hold their pictures themselves."""
+
+from base64 import b64encode
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+QUALITY = 80
+
+
+def data_uri(pixels: UInt8[np.ndarray, "H W 3"], *, longest_px: int) -> str:
+    """The picture as `data:image/jpeg;base64,...`, no side longer than `longest_px`; a smaller one keeps its size."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS, reducing_gap=2)
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + b64encode(file.getvalue()).decode()

@@ -1,0 +1,83 @@
+"""Which names are confused with which: true boxes of a class, and the wrong name that they get."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from ovd.data.category import Category
+from ovd.data.truth import Truth
+from ovd.evaluation.decisions import Verdicts, corners, overlaps
+
+MAX_CONFUSIONS = 200
+"""Pairs of a class and a wrong name in a report."""
+_BOXES_AT_A_TIME = 100_000
+"""Wrong detections that are compared with missed boxes at a time, which bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """True boxes of a class that get another name."""
+
+    name: str
+    named: str
+    """What they are called instead."""
+    count: int
+    of: int
+    """Number of true boxes of the class."""
+
+
+def most_confused(
+    named: Int64[np.ndarray, "N 2"], categories: Sequence[Category], *, most: int = MAX_CONFUSIONS
+) -> tuple[Confusion, ...]:
+    """The wrong names that are given most often; of equally frequent ones, in the order of the categories.
+
+    Args:
+        named: of each true box, the row of its class and the row of the name that it gets; -1 for none.
+    """
+    num_boxes = np.bincount(named[:, 0], minlength=len(categories))
+    wrong = named[(named[:, 0] != named[:, 1]) & (named[:, 1] >= 0)]
+    pairs, counts = np.unique(wrong, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return tuple(
+        Confusion(categories[row].name, categories[name].name, count, int(num_boxes[row]))
+        for (row, name), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    )
+
+
+def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "R 2"]:
+    """What the detections above the threshold call each true box that counts, as `most_confused` takes it.
+
+    A box that is found has its own name. A missed one has that of the best detection of another class, right nowhere
+    else, that overlaps it at IoU 0.5, or none.
+
+    Args:
+        truth: that the verdicts are about.
+    """
+    class_ids = np.array([category.id for category in truth.categories], np.int64)
+    image_ids = np.array([image.id for image in truth.images], np.int64)
+    own = np.searchsorted(class_ids, truth.category_ids[verdicts.true_rows])
+    names = np.where(verdicts.is_found, own, -1)
+    missed = verdicts.true_rows[~verdicts.is_found]
+    wrong = verdicts.reported.take(~verdicts.is_right)
+    image = np.searchsorted(image_ids, wrong.image_ids)
+    true_image = np.searchsorted(image_ids, truth.image_ids[missed])
+    row_of_missed = np.flatnonzero(~verdicts.is_found)
+    best = np.full(len(missed), -1.0)
+    for start in range(0, len(wrong), _BOXES_AT_A_TIME):
+        part = slice(start, start + _BOXES_AT_A_TIME)
+        rows, true, _ = overlaps(
+            true_image,
+            corners(truth.boxes_xywh[missed]),
+            image[part],
+            corners(wrong.boxes_xywh[part]),
+            wrong.scores[part],
+        )
+        order = np.argsort(wrong.scores[part][rows], kind="stable")  # the best is written last
+        rows, true = rows[order], true[order]
+        better = wrong.scores[part][rows] > best[true]
+        rows, true = rows[better], true[better]
+        best[true] = wrong.scores[part][rows]
+        names[row_of_missed[true]] = np.searchsorted(class_ids, wrong.category_ids[part][rows])
+    return np.stack([own, names], axis=1).astype(np.int64)

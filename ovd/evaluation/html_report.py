@@ -1,0 +1,192 @@
+"""report.html: what an evaluation found, in one page that opens from disk and needs no network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from ovd.data.index import AnnotationIndex
+from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
+from ovd.evaluation.decision_report import DecisionReport
+from ovd.evaluation.decisions import FLOOR, NUM_BINS, Decisions
+from ovd.evaluation.measures import Measures
+from ovd.evaluation.report import ClassRow, Curve
+from ovd.evaluation.report_pictures import pictures_of
+from ovd.files import whole_file
+from ovd.html_page import fill_page
+
+NAME = "report.html"
+_FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+_NUM_CURVES = 5
+"""Curves of all classes and of groups, which leaves the sixth color to a chosen class."""
+
+
+def write_html_report(
+    measures: Measures,
+    folder: Path,
+    *,
+    title: str,
+    index: AnnotationIndex | None = None,
+    naming: Sequence[Confusion] | None = None,
+    is_trained: Sequence[bool] | None = None,
+) -> Path:
+    """Write the page, replacing that of an earlier evaluation, and return its path.
+
+    Args:
+        title: of the page: the run's name, or the results file's.
+        index: where the images are; None leaves out the pictures.
+        naming: from the naming of true boxes (`NamingReport.confusions`); None if it was not measured.
+        is_trained: whether each category's name was trained on; None if it is not known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = report_data(measures, title=title, index=index, naming=naming, is_trained=is_trained)
+    with whole_file(folder / NAME) as file:
+        file.write(fill_page("evaluation", title=f"{title}: evaluation", data=data))
+    return folder / NAME
+
+
+def report_data(
+    measures: Measures,
+    *,
+    title: str,
+    index: AnnotationIndex | None,
+    naming: Sequence[Confusion] | None,
+    is_trained: Sequence[bool] | None,
+) -> dict[str, Any]:
+    """What the page shows, as its script reads it; arguments as of `write_html_report`."""
+    evaluation, decisions = measures.evaluation, measures.decisions
+    num_images = f"{len(measures.truth.images):,} images"
+    names = _groups_of_classes(measures)
+    found = most_confused(names_at_true_boxes(decisions.verdicts, measures.truth), measures.truth.categories)
+    return {
+        "title": title,
+        "source": f"{measures.truth.path}: {num_images}, {len(evaluation.classes):,} classes",
+        "engine": evaluation.engine,
+        "notes": list(evaluation.notes),
+        "protocols": [
+            {
+                "protocol": section.protocol,
+                "metrics": [[name, round(value, 5)] for name, value in section.metrics.items()],
+            }
+            for section in evaluation.sections
+        ],
+        "groups": sorted(set(filter(None, names)), key=names.index),
+        "classes": _classes(measures, names, is_trained),
+        "curves": [
+            {"label": curve.label, "precision": _per_mille(curve.precision)}
+            for curve in _curves(measures)[:_NUM_CURVES]
+        ],
+        "class_curves": [_per_mille(precision) for precision in evaluation.class_precision],
+        **pictures_of(measures, index),
+        "confusions": _confusions(naming, found, _threshold_words(decisions)),
+        "decisions": _decisions(decisions),
+        "reliability": {
+            "note": f"All detections above {FLOOR}, in {NUM_BINS} bins of equal count: their mean score, and how many "
+            "of them overlap a true box of their class at IoU 0.5. On the dashed line scores are probabilities.",
+            "groups": [
+                {
+                    "group": item.group,
+                    "error": round(item.calibration.error, 4),
+                    "scores": item.calibration.scores.round(4).tolist(),
+                    "outcomes": item.calibration.outcomes.round(4).tolist(),
+                }
+                for item in decisions.groups
+            ],
+        },
+    }
+
+
+def _classes(measures: Measures, groups: Sequence[str], is_trained: Sequence[bool] | None) -> list[list[Any]]:
+    """A row for each class: name, group, trained on, boxes, detections, AP, AP50, AR, images with a false alarm."""
+    alarms = _false_alarms(measures)
+
+    def row(number: int, item: ClassRow) -> list[Any]:
+        figures = [round(value, 4) for value in (item.AP, item.AP50, item.AR)]
+        trained = None if is_trained is None else is_trained[number]
+        counts = [item.num_true_boxes, item.num_detections]
+        return [item.name, groups[number], trained, *counts, *figures, alarms[number]]
+
+    return [row(number, item) for number, item in enumerate(measures.evaluation.classes)]
+
+
+def _groups_of_classes(measures: Measures) -> list[str]:
+    """LVIS's frequency of each class, else the benchmark's group, else nothing."""
+    names = [_FREQUENCIES.get(item.frequency, "") for item in measures.evaluation.classes]
+    if any(names):
+        return names
+    of_benchmark = {name: mask for name, mask in measures.groups.items() if name != "all"}
+    return [next((name for name, mask in of_benchmark.items() if mask[row]), "") for row in range(len(names))]
+
+
+def _false_alarms(measures: Measures) -> list[int]:
+    """In how many images each class is reported without being there."""
+    verdicts, truth = measures.decisions.verdicts, measures.truth
+    absent = verdicts.reported.take(verdicts.is_absent)
+    rows = np.searchsorted([category.id for category in truth.categories], absent.category_ids)
+    images = np.searchsorted([image.id for image in truth.images], absent.image_ids)
+    pairs = np.unique(images * len(truth.categories) + rows)
+    return np.bincount(pairs % max(1, len(truth.categories)), minlength=len(truth.categories)).tolist()
+
+
+def _curves(measures: Measures) -> list[Curve]:
+    """The evaluation's own curves, and those of a benchmark's groups of classes."""
+    evaluation = measures.evaluation
+    if any(item.frequency for item in evaluation.classes):
+        return list(evaluation.curves)
+    of_groups = []
+    for name, mask in measures.groups.items():
+        known = evaluation.class_precision[mask]
+        known = known[(known > -1).any(axis=1)]
+        if name != "all" and len(known):
+            of_groups.append(Curve(f"{name}, IoU 0.50", known.mean(axis=0)))
+    return [*evaluation.curves, *of_groups]
+
+
+def _per_mille(precision: Float64[np.ndarray, " R"]) -> list[int] | None:
+    return (1000 * precision).round().astype(int).tolist() if (precision > -1).any() else None
+
+
+def _threshold_words(decisions: DecisionReport) -> str:
+    if decisions.own_threshold is not None:
+        return f"the detector's own threshold, {decisions.own_threshold:.3f}"
+    even, odd = decisions.thresholds
+    return f"thresholds of {even:.3f} and {odd:.3f}, each chosen on the other half of the images"
+
+
+def _confusions(naming: Sequence[Confusion] | None, found: Sequence[Confusion], threshold: str) -> list[dict[str, Any]]:
+    tables = [
+        ("Missed boxes that have another name", "A true box that is not found, and the best wrong detection that "
+         f"overlaps it at IoU 0.5, at {threshold}.", found),
+    ]  # fmt: skip
+    if naming is not None:
+        note = "Every true box named by the detector among all names, whatever it detects (up to 300 images)."
+        tables.insert(0, ("Names of true boxes", note, naming))
+    return [
+        {"title": title, "note": note, "rows": [[item.name, item.named, item.count, item.of] for item in rows]}
+        for title, note, rows in tables
+    ]
+
+
+def _decisions(report: DecisionReport) -> dict[str, Any]:
+    def row(group: str, at: str, made: Decisions) -> dict[str, Any]:
+        return {
+            "group": group,
+            "at": at,
+            "cgF1": round(made.cgF1, 2),
+            "pmF1": round(made.pmF1, 4),
+            "IL_MCC": round(made.IL_MCC, 4),
+            "absent": round(made.absent_per_image, 4),
+        }
+
+    judged = "all classes in all images" if report.is_exhaustive else "each image's positives and verified negatives"
+    even, odd = report.thresholds
+    rows = [row(item.group, "chosen", item.decisions) for item in report.groups]
+    rows += [row(item.group, "own", item.at_own_threshold) for item in report.groups if item.at_own_threshold]
+    own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
+    return {
+        "note": f"Detections above a threshold as decisions, judged for {judged}. Chosen: {even:.3f} for one half of "
+        f"the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other half.{own}",
+        "groups": rows,
+    }

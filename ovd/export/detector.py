@@ -1,0 +1,94 @@
+"""Export a trained detector, and its text tower beside it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from ovd.build.detector import TrainedDetector
+from ovd.export.graph import DetectionGraph
+from ovd.export.text import export_text
+from ovd.export.tracing import write_onnx
+from ovd.onnx.session import METADATA
+from ovd.onnx.text import text_files
+
+CLASSES = 5
+"""Text rows of the example."""
+
+
+def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = True, plain: bool = False) -> list[Path]:
+    """Write a trained detector as one ONNX file, and its text tower and tokenizer beside it.
+
+    Args:
+        path: file name ending in `.onnx`.
+        with_text: whether to write the text tower, too.
+        plain: whether to leave out a second look and a score ensemble of the run's config, which a graph cannot have.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: the run has a second look, a score ensemble or experts, the tokenizer is not CLIP's, or a package is
+            missing.
+    """
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path}: the name of the exported file has to end in .onnx")
+    trained = _exportable(trained, plain=plain)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path]
+    if with_text:  # first, since it is what may be refused
+        export_text(trained.clip, trained.config.bank.templates, path)
+        files += text_files(path)
+    options, config = trained.config.eval, trained.config
+    detector = trained.detector.float().cpu().to(memory_format=torch.contiguous_format).eval()
+    write_detector(
+        DetectionGraph(detector, options, trained.calibration),
+        path,
+        size=config.data.size,
+        dim=trained.clip.dim,
+        threshold=trained.threshold,
+    )
+    return files
+
+
+def write_detector(graph: DetectionGraph, path: Path, *, size: int, dim: int, threshold: float | None) -> None:
+    """Write the graph of a detector with what its users have to know.
+
+    Args:
+        size: longest side in pixels that images are resized to.
+        dim: D, dimensions of the text rows.
+        threshold: the score above which boxes are best reported; None if it is not known.
+    """
+    divisor = graph.detector.size_divisor
+    generator = torch.Generator().manual_seed(0)
+    example = (
+        torch.randint(0, 256, (2, 2 * divisor, 3 * divisor, 3), dtype=torch.uint8, generator=generator),
+        torch.tensor([[2 * divisor, 3 * divisor], [divisor, 2 * divisor]]),
+        F.normalize(torch.randn(CLASSES, dim, generator=generator), dim=1),
+    )
+    rows = {0: "batch", 1: "detections"}
+    usage = {"size": size, "size_divisor": divisor, "threshold": threshold, "dim": dim}
+    write_onnx(
+        graph,
+        example,
+        path,
+        inputs={"images": {0: "batch", 1: "height", 2: "width"}, "sizes": {0: "batch"}, "text": {0: "names"}},
+        outputs={"boxes": rows, "scores": rows, "classes": rows, "counts": {0: "batch"}},
+        metadata={METADATA: json.dumps(usage)},
+    )
+
+
+def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
+    """The detector with settings of post-processing that a graph can have."""
+    if trained.experts is not None:
+        raise ValueError("a detector with experts cannot be exported; export it without them")
+    config = trained.config
+    beyond = [name for name in ("second_look", "ensemble") if getattr(config.eval, name) is not None]
+    if beyond and not plain:
+        raise ValueError(
+            f"the run's eval.{' and eval.'.join(beyond)} cannot be in a graph; --plain leaves it out and changes scores"
+        )
+    section = config.eval.model_copy(update=dict.fromkeys(beyond))
+    return replace(trained, config=config.model_copy(update={"eval": section}))

@@ -1,0 +1,61 @@
+"""An exported detector in the place of a detector's own inference, to evaluate it on a data set."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ovd.boxes import rescale_boxes
+from ovd.data.index import AnnotationIndex
+from ovd.data.loader import eval_loader
+from ovd.model.postprocess import ScoreEnsemble
+from ovd.onnx.session import DetectionSession
+from ovd.structures import Detections
+
+
+class OnnxInference:
+    """Detects in data sets as `ovd.inference.Inference` does."""
+
+    def __init__(self, session: DetectionSession, *, size: int | None = None):
+        """
+        Args:
+            size: longest side in pixels that images are resized to; by default as in training.
+        """
+        self.session = session
+        self.size = size or session.usage.size
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which boxes are best reported; None if it is not known."""
+        return self.session.usage.threshold
+
+    def dataset(
+        self,
+        text: Float[Tensor, "C D"],
+        index: AnnotationIndex,
+        *,
+        batch_size: int,
+        workers: int,
+        ensemble: ScoreEnsemble | None = None,
+    ) -> Iterator[tuple[int, Detections]]:
+        """Yield image id and detections of every image of a data set, in its order.
+
+        Args:
+            text, batch_size, workers: as for `Inference.dataset`.
+            ensemble: None; an exported detector has none.
+
+        Raises:
+            DataError: an image is missing or cannot be read.
+        """
+        assert ensemble is None
+        divisor = self.session.usage.size_divisor
+        loader = eval_loader(index, size=self.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
+        for batch, original_sizes in loader:
+            images = np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy())
+            found = self.session(images, batch.sizes.numpy(), text.numpy())
+            rows = zip(batch.image_ids, found, batch.sizes, original_sizes, strict=True)
+            for image_id, item, size, original in rows:
+                boxes = rescale_boxes(torch.from_numpy(item.boxes), size, original)
+                yield image_id, Detections(boxes, torch.from_numpy(item.scores), torch.from_numpy(item.classes))

@@ -1,0 +1,121 @@
+"""Smaller forms of an exported detector: half precision, and convolutions of 8 bits.
+
+What runs in another form are the operations inside the detector; scores, selection and suppression stay in float32.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd.data.image_files import images_below
+from ovd.data.images import read_image
+from ovd.files import whole_file
+from ovd.onnx.predictor import pad
+from ovd.onnx.resize import resize
+from ovd.onnx.session import DetectionSession
+
+INSIDE = "/detector/"
+"""Beginning of the names of the operations inside the detector (`DetectionGraph.detector`)."""
+IMAGES = 100
+"""Images at most that ranges are found on."""
+LAST = ("/head/distances", "/head/quality")
+"""Convolutions whose outputs are boxes and qualities themselves, which keep float32."""
+INT8_OPERATIONS = ("Conv", "MatMul", "Gemm")
+
+
+def to_half(path: Path) -> None:
+    """Convert an exported detector to float16, in place; inputs and outputs stay as they are.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+    onnx, float16 = _packages()[:2]
+    model = onnx.load(path)
+    outside = [node.name for node in model.graph.node if not node.name.startswith(INSIDE)]
+    converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=outside)
+    with whole_file(path, "wb") as file:
+        file.write(converted.SerializeToString())
+
+
+def quantize(path: Path, images: Path, *, dim: int) -> None:
+    """Convert the convolutions of an exported detector to 8 bits, in place.
+
+    Args:
+        images: folder of images like those to detect in; the ranges of features are those on 100 of them, evenly
+            spread.
+        dim: D, dimensions of the text rows.
+
+    Raises:
+        ValueError: a package is missing, or the folder has no images.
+    """
+    onnx, _, quantization = _packages()
+    paths = images_below(images)
+    if not paths:
+        raise ValueError(f"{images} has no images to find the ranges of features on")
+    chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
+    model = onnx.load(path)
+    nodes = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in INT8_OPERATIONS
+        and node.name.startswith(INSIDE)
+        and not any(part in node.name for part in LAST)
+    ]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quantization.shape_inference.quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            result,
+            _calibration(path, chosen, dim, quantization.CalibrationDataReader),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,  # products of 8 bits overflow the sums of CPUs without VNNI
+            weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            nodes_to_quantize=nodes,
+            op_types_to_quantize=list(INT8_OPERATIONS),
+        )
+        model = onnx.load(result)
+    onnx.helper.set_model_props(model, metadata)
+    with whole_file(path, "wb") as file:
+        file.write(model.SerializeToString())
+
+
+def _calibration(path: Path, chosen: list[Path], dim: int, reader: type) -> Any:
+    """What onnxruntime reads inputs from: an image at a time, and a text row, which no range depends on."""
+    usage = DetectionSession(path).usage
+    text = np.eye(1, dim, dtype=np.float32)
+
+    def inputs() -> Iterator[dict[str, np.ndarray]]:
+        for place in chosen:
+            image = resize(read_image(place), usage.size)
+            sizes = np.array([image.shape[:2]], dtype=np.int64)
+            yield {"images": pad(image, usage.size_divisor)[None], "sizes": sizes, "text": text}
+
+    class Reader(reader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.inputs = inputs()
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.inputs, None)
+
+    return Reader()
+
+
+def _packages() -> tuple[Any, Any, Any]:
+    """onnx, and onnxruntime's converter to float16 and its quantization."""
+    try:
+        import onnx
+        from onnxruntime import quantization
+        from onnxruntime.quantization import shape_inference  # noqa: F401  quantization.shape_inference
+        from onnxruntime.transformers import float16
+    except ImportError:
+        raise ValueError("other forms need onnx and onnxruntime: pip install 'ovd[onnx]'") from None
+    logging.getLogger("onnxruntime").setLevel(logging.ERROR)
+    return onnx, float16, quantization

@@ -1,0 +1,86 @@
+"""Export a CLIP model's text tower, and the table of its tokenizer as JSON."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ovd.choices import Templates
+from ovd.clip.load import Clip
+from ovd.export.tracing import write_onnx
+from ovd.files import whole_file
+from ovd.onnx.text import text_files
+from ovd.text.encoder import TextSide, shortened_places
+from ovd.text.prompts import TEMPLATES
+
+SAMPLE = "Two_Words&#39; (3)"
+"""A text that each kind of cleaning changes in another way."""
+
+
+class TextGraph(nn.Module):
+    """From token ids to unit embeddings."""
+
+    def __init__(self, clip: Clip):
+        super().__init__()
+        self.side = TextSide(copy.deepcopy(clip.model))
+        self.side.model.visual = nn.Identity()
+        self.shortens = bool(shortened_places(clip, 1))
+        """Whether texts may have fewer tokens than the context, because the tower does not attend to padding."""
+        self._tower = (getattr(self.side.model, "text", self.side.model),)  # in a tuple: it is a part already
+        if self.shortens:
+            (tower,) = self._tower
+            self._positions, self._mask = tower.positional_embedding.detach(), tower.attn_mask
+            del tower.positional_embedding, tower.attn_mask
+
+    def forward(self, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
+        if self.shortens:
+            (tower,), length = self._tower, tokens.shape[1]
+            tower.positional_embedding, tower.attn_mask = self._positions[:length], self._mask[:length, :length]
+        return self.side(tokens).float()
+
+
+def export_text(clip: Clip, templates: Templates, model: Path) -> None:
+    """Write text tower and table beside a detector's file.
+
+    Raises:
+        ValueError: the tokenizer is not open_clip's `SimpleTokenizer` as CLIP has it, or a package is missing.
+    """
+    tower, table = text_files(model)
+    tokenizer: Any = clip.tokenizer
+    if not _is_simple(tokenizer):
+        raise ValueError(
+            f"the tokenizer of the run's CLIP model is a {type(tokenizer).__name__}, and only that of CLIP's own "
+            "models can be exported; --no-text exports the detector alone, and text rows are then made with torch"
+        )
+    graph, tokens = TextGraph(clip).eval(), tokenizer(["an anchor", "a cat"])
+    length = int(tokens.any(dim=0).sum())
+    write_onnx(
+        graph,
+        (tokens[:, :length] if graph.shortens else tokens,),
+        tower,
+        inputs={"tokens": {0: "texts", 1: "length"} if graph.shortens else {0: "texts"}},
+        outputs={"rows": {0: "texts"}},
+        metadata={},
+    )
+    content = {
+        "context_length": tokenizer.context_length,
+        "shortens": graph.shortens,
+        "templates": TEMPLATES[templates],
+        "merges": [" ".join(pair) for pair in tokenizer.bpe_ranks],
+    }
+    with whole_file(table) as file:
+        json.dump(content, file)
+
+
+def _is_simple(tokenizer: Any) -> bool:
+    """Whether a tokenizer is CLIP's own: lowered text, two special tokens, and texts that are cut at the end."""
+    return (
+        isinstance(tokenizer, open_clip.SimpleTokenizer)
+        and tokenizer.clean_fn(SAMPLE) == "two_words' (3)"
+        and len(tokenizer.all_special_ids) == 2
+        and tokenizer.reduction_fn is None
+    )

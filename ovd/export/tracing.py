@@ -1,0 +1,146 @@
+"""A module as an ONNX file, for inputs of any size.
+
+torch's exporter of traced graphs is used: for one of these detectors torch's newer exporter takes minutes instead of
+seconds, since it follows every size as a symbol through the whole pyramid (torch 2.14). What the former lacks, or
+writes for the example's size alone, is written here.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
+
+from ovd.files import whole_file
+
+OPSET = 18
+INT64 = 7
+"""ONNX's number of the type."""
+CUBIC = -0.5
+"""The coefficient of torch's bicubic interpolation where it is antialiased."""
+
+
+def write_onnx(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    *,
+    inputs: Mapping[str, Mapping[int, str]],
+    outputs: Mapping[str, Mapping[int, str]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a module in eval mode on the CPU as an ONNX file.
+
+    Args:
+        example: inputs that it is traced with, of other sizes than 1.
+        inputs, outputs: their names, and the names of their axes of any size.
+
+    Raises:
+        ValueError: the onnx package is missing.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError("export needs the onnx package: pip install 'ovd[onnx]'") from None
+    with whole_file(path, "wb") as file, warnings.catch_warnings(), _exportable(), torch.no_grad():
+        warnings.simplefilter("ignore")  # on every shape that is compared, and on the exporter's age
+        torch.onnx.export(
+            module,
+            example,
+            file.name,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: dict(axes) for name, axes in {**inputs, **outputs}.items()},
+        )
+        model = onnx.load(file.name)
+        onnx.helper.set_model_props(model, dict(metadata))
+        file.write(model.SerializeToString())
+
+
+@contextmanager
+def _exportable() -> Iterator[None]:
+    """A context in which torch's exporter writes all operations of the detectors."""
+    has_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation that ONNX does not have
+    for name, symbolic in _SYMBOLICS.items():
+        register_custom_op_symbolic(name, symbolic, OPSET)
+    try:
+        yield
+    finally:
+        for name in _SYMBOLICS:
+            unregister_custom_op_symbolic(name, OPSET)
+        torch.backends.mha.set_fastpath_enabled(has_fast_path)
+
+
+def _integers(graph: Any, values: Sequence[int]) -> Any:
+    return graph.op("Constant", value_t=torch.tensor(list(values), dtype=torch.int64))
+
+
+def _of_any_size(result: Any, like: Any, rank: int) -> Any:
+    """A result without the example's sizes, which torch would otherwise take for constants further on."""
+    result.setType(like.type().with_sizes([None] * rank))
+    return result
+
+
+def _as_vector(graph: Any, sizes: Any) -> Any:
+    """A list of sizes, known or computed, as one tensor."""
+    if symbolic_helper._is_packed_list(sizes):
+        parts = [_as_vector(graph, size) for size in symbolic_helper._unpack_list(sizes)]
+        return graph.op("Concat", *parts, axis_i=0)
+    return graph.op("Reshape", graph.op("Cast", sizes, to_i=INT64), _integers(graph, [-1]))
+
+
+def _rank(value: Any) -> int:
+    rank = symbolic_helper._get_tensor_rank(value)
+    assert rank is not None
+    return rank
+
+
+def _unflatten(graph: Any, x: Any, dim: Any, sizes: Any) -> Any:
+    """torch's own keeps the example's sizes."""
+    rank = _rank(x)
+    at = symbolic_helper._get_const(dim, "i", "dim") % rank
+    known = symbolic_helper._maybe_get_const(sizes, "is")
+    number = len(symbolic_helper._unpack_list(sizes)) if symbolic_helper._is_packed_list(sizes) else len(known)
+    vector = _as_vector(graph, sizes) if symbolic_helper._is_packed_list(sizes) else _integers(graph, known)
+    shape = graph.op("Shape", x)
+    before = graph.op("Slice", shape, _integers(graph, [0]), _integers(graph, [at]))
+    after = graph.op("Slice", shape, _integers(graph, [at + 1]), _integers(graph, [rank]))
+    reshaped = graph.op("Reshape", x, graph.op("Concat", before, vector, after, axis_i=0))
+    return _of_any_size(reshaped, x, rank - 1 + number)
+
+
+def _repeat_interleave(graph: Any, x: Any, repeats: Any, dim: Any, output_size: Any = None) -> Any:
+    """Along the last dimension; torch's own changes constants that other operations use."""
+    rank = _rank(x)
+    number = symbolic_helper._get_const(repeats, "i", "repeats")
+    assert symbolic_helper._get_const(dim, "i", "dim") % rank == rank - 1
+    columns = graph.op("Unsqueeze", x, _integers(graph, [rank]))
+    repeated = graph.op("Tile", columns, _integers(graph, [*[1] * rank, number]))
+    return _of_any_size(graph.op("Reshape", repeated, _integers(graph, [*[0] * (rank - 1), -1])), x, rank)
+
+
+def _bicubic(graph: Any, x: Any, size: Any, align_corners: Any, *scales: Any) -> Any:
+    """Antialiased interpolation of position embeddings, which torch does not write."""
+    shape = graph.op("Slice", graph.op("Shape", x), _integers(graph, [0]), _integers(graph, [2]))
+    sizes = graph.op("Concat", shape, _as_vector(graph, size), axis_i=0)
+    none = graph.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
+    resized = graph.op(
+        "Resize", x, none, none, sizes,
+        mode_s="cubic", antialias_i=1, cubic_coeff_a_f=CUBIC, exclude_outside_i=1,
+        coordinate_transformation_mode_s="half_pixel",
+    )  # fmt: skip
+    return _of_any_size(resized, x, 4)
+
+
+_SYMBOLICS: dict[str, Callable[..., Any]] = {
+    "aten::unflatten": _unflatten,
+    "aten::repeat_interleave": _repeat_interleave,
+    "aten::_upsample_bicubic2d_aa": _bicubic,
+}

@@ -1,0 +1,259 @@
+"""Detect in pictures and videos one after another, and write what is found: pictures, COCO JSON, or lines of JSON."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+
+from ovd.data.images import ImageError
+from ovd.data.media import STANDARD_INPUT, Picture, is_video, pictures_of
+from ovd.data.report import DataReport
+from ovd.data.video import VideoWriter, describe_video
+from ovd.files import whole_file
+from ovd.jobs.track import Tracker
+from ovd.progress import progress
+from ovd.structures import Detections
+from ovd.visualize import draw_detections
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is shown of one picture."""
+
+    picture: Picture
+    detections: Detections
+    tracks: tuple[int, ...] | None = None
+    """Number of the object that each box follows through the video; None if objects are not tracked."""
+
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """One JSON-able row per box, best first."""
+        found = self.detections
+        boxes, scores, classes = found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()
+        rows: list[dict[str, Any]] = [
+            {"class": names[row], "score": round(score, 4), "box_xyxy": [round(value, 1) for value in box]}
+            for box, score, row in zip(boxes, scores, classes, strict=True)
+        ]
+        if self.tracks is not None:
+            rows = [{**row, "track": track} for row, track in zip(rows, self.tracks, strict=True)]
+        return rows
+
+
+@runtime_checkable
+class Output(Protocol):
+    """Where detections go."""
+
+    def add(self, found: Found) -> None:
+        """Takes those of one picture; the frames of a video come in their order, without others between them."""
+
+    def close(self) -> None:
+        """Writes what is left, after the last picture."""
+
+
+def detect_in(
+    sources: Sequence[str],
+    detect: Callable[[Picture], Detections],
+    output: Output,
+    *,
+    track_above: float | None = None,
+) -> DataReport:
+    """Detect in every picture of the sources; what cannot be read is counted, and the others go on.
+
+    Args:
+        sources: files, or "-" (`find_media`).
+        detect: what is to be shown of a picture.
+        track_above: the score of a box that may start a track in a video; by default nothing is tracked.
+
+    Raises:
+        ImageError: there is only one source, and it cannot be read.
+    """
+    report = DataReport(stops=False)
+    with_bar = len(sources) > 1
+    for source in progress(sources, len(sources), "detecting") if with_bar else sources:
+        try:
+            tracker = None
+            if track_above is not None and is_video(source):
+                tracker = Tracker(describe_video(Path(source))[0], track_above)
+            for picture in _with_bar(source) if not with_bar else pictures_of(source):
+                found = detect(picture)
+                output.add(Found(picture, found) if tracker is None else Found(picture, *tracker.update(found)))
+                report.used()
+        except ImageError as error:
+            if len(sources) == 1:
+                raise
+            report.skipped(error.code, str(error))
+    output.close()
+    return report
+
+
+def _with_bar(source: str) -> Iterator[Picture]:
+    """The pictures of the only source, with a progress bar over the frames of a video."""
+    pictures = pictures_of(source)
+    if is_video(source):
+        _, num_frames = describe_video(Path(source))
+        yield from progress(pictures, num_frames, "detecting")
+    else:
+        yield from pictures
+
+
+class PictureFiles:
+    """Writes, beside each source or into a folder, a picture with the boxes and a JSON file; of a video, a video and
+    lines of JSON."""
+
+    def __init__(self, sources: Sequence[str], names: Sequence[str], folder: Path | None):
+        """
+        Args:
+            folder: made if it does not exist; None writes beside the sources.
+
+        Raises:
+            ValueError: the files of two sources would have the same name.
+        """
+        self._names = list(names)
+        self._targets = targets(sources, folder)
+        self._video: VideoWriter | None = None
+        self._lines: IO[str] | None = None
+        self._of_video: str | None = None
+        self.written: list[Path] = []
+
+    def add(self, found: Found) -> None:
+        """Writes the files of an image; appends a frame."""
+        picture = found.picture
+        if self._of_video is not None and picture.source != self._of_video:
+            self._end_video()
+        target = self._targets[picture.source]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        drawn = self._drawn(found)
+        if picture.frame is None:
+            file = target.with_name(target.name + ".detections.png")
+            drawn.save(file)
+            content = {"image": picture.source, "detections": found.rows(self._names)}
+            with whole_file(file.with_suffix(".json")) as stream:
+                json.dump(content, stream, indent=1)
+            self.written.append(file)
+            return
+        if self._of_video is None:
+            self._begin_video(picture.source, target)
+        assert self._video is not None
+        assert self._lines is not None
+        self._video.add(drawn)
+        self._lines.write(_line(found, self._names))
+
+    def _drawn(self, found: Found) -> Image.Image:
+        """The picture with its boxes; one color per class, or per object that is followed."""
+        if found.tracks is None:
+            return draw_detections(found.picture.pixels, found.detections, self._names)
+        classes = found.detections.classes.tolist()
+        labels = {track: f"{self._names[row]} #{track}" for track, row in zip(found.tracks, classes, strict=True)}
+        of_tracks = replace(found.detections, classes=torch.tensor(found.tracks, dtype=torch.int64))
+        return draw_detections(found.picture.pixels, of_tracks, labels)
+
+    def _begin_video(self, source: str, target: Path) -> None:
+        file = target.with_name(target.name + ".detections.mp4")
+        self._video = VideoWriter(file, describe_video(Path(source))[0])
+        self._lines = file.with_suffix(".jsonl").open("w", encoding="utf-8")
+        self._of_video = source
+        self.written.append(file)
+
+    def _end_video(self) -> None:
+        assert self._video is not None
+        assert self._lines is not None
+        self._video.close()
+        self._lines.close()
+        self._of_video = None
+
+    def close(self) -> None:
+        """Ends the last video."""
+        if self._of_video is not None:
+            self._end_video()
+
+
+def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
+    """The path, without an ending, of the files that are written for each source.
+
+    Sources of one name keep their own ending in it: x.jpg and x.png give x.jpg.detections.png and
+    x.png.detections.png.
+
+    Raises:
+        ValueError: two sources have the same name.
+    """
+
+    def path(source: str, *, whole: bool) -> Path:
+        file = Path("stdin") if source == STANDARD_INPUT else Path(source)
+        return (folder or file.parent) / (file.name if whole else file.stem)
+
+    count = Counter(path(source, whole=False) for source in sources)
+    chosen = {source: path(source, whole=count[path(source, whole=False)] > 1) for source in sources}
+    of_path: dict[Path, str] = {}
+    for source, target in chosen.items():
+        if target in of_path:
+            raise ValueError(
+                f"{of_path[target]} and {source} would both be written to {target}.detections.png; leave --output "
+                "away, or write one file for all with --write coco or --write lines"
+            )
+        of_path[target] = source
+    return chosen
+
+
+class CocoFile:
+    """One file in COCO's form: images, categories, and annotations that have a score."""
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self._path = path
+        self._names = list(names)
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, found: Found) -> None:
+        """Takes the boxes of a picture; frames of a video have its name, their position and their time."""
+        picture, image_id = found.picture, len(self._images) + 1
+        height, width = picture.pixels.shape[:2]
+        frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": picture.time_s}
+        self._images.append({"id": image_id, "file_name": picture.source, "height": height, "width": width, **frame})
+        for row, class_row in zip(found.rows(self._names), found.detections.classes.tolist(), strict=True):
+            x0, y0, x1, y1 = row["box_xyxy"]
+            track = {"track_id": row["track"]} if "track" in row else {}
+            self._annotations.append(
+                {"id": len(self._annotations) + 1, "image_id": image_id, "category_id": class_row + 1,
+                 "bbox": [x0, y0, round(x1 - x0, 1), round(y1 - y0, 1)], "area": round((x1 - x0) * (y1 - y0), 1),
+                 "iscrowd": 0, "score": row["score"], **track}
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Writes the file."""
+        categories = [{"id": row + 1, "name": name} for row, name in enumerate(self._names)]
+        with whole_file(self._path) as file:
+            json.dump({"images": self._images, "categories": categories, "annotations": self._annotations}, file)
+
+
+class JsonLines:
+    """A line of JSON per picture, written at once, so that another program can follow."""
+
+    def __init__(self, path: Path | None, names: Sequence[str]):
+        """
+        Args:
+            path: None for standard output.
+        """
+        self._names = list(names)
+        self._file = sys.stdout if path is None else path.open("w", encoding="utf-8")
+
+    def add(self, found: Found) -> None:
+        """Writes the line of a picture."""
+        self._file.write(_line(found, self._names))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file, but not standard output."""
+        if self._file is not sys.stdout:
+            self._file.close()
+
+
+def _line(found: Found, names: Sequence[str]) -> str:
+    picture = found.picture
+    frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": round(picture.time_s or 0.0, 3)}
+    content = {"image": picture.source, **frame, "detections": found.rows(names)}
+    return json.dumps(content, ensure_ascii=False) + "\n"

@@ -1,0 +1,191 @@
+"""Label images with a detector: boxes of named classes, for a person to correct and a smaller detector to learn."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from os.path import relpath
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from ovd.build.detector import TrainedDetector, build_inference, score_ensemble
+from ovd.build.text import evaluation_text
+from ovd.data.export_boxes import MIN_SIDE_PX, LabelledImage, LabelledSet
+from ovd.data.image_files import ImageFiles, readable_sizes
+from ovd.data.loader import image_loader
+from ovd.data.report import DataReport
+from ovd.inference import Inference
+from ovd.model.postprocess import ScoreEnsemble
+from ovd.progress import progress
+from ovd.structures import Batch, Detections
+from ovd.visualize import SAME_PLACE_IOU, choose_shown
+
+BELOW_THRESHOLD = 0.5
+"""Boxes that score at least so large a part of their threshold are candidates for a review."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What was found in the images that could be read, in their order."""
+
+    kept: LabelledSet
+    """Boxes at or above the threshold."""
+    below: LabelledSet
+    """Boxes of the same images under it, where none is kept: candidates for a review."""
+
+
+def label_images(
+    trained: TrainedDetector,
+    root: Path,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    thresholds: Sequence[float],
+    report: DataReport,
+    *,
+    overlapping: bool = False,
+    batch_size: int = 8,
+    workers: int = 2,
+    size: int | None = None,
+) -> Labels:
+    """Detect names in images.
+
+    Images are padded and run with those of like shape only, so that what is found in one does not depend on the others
+    beside it.
+
+    Args:
+        root: a folder that all images lie in; their names start there.
+        names: of the classes, each once.
+        thresholds: the least score of each class.
+        report: counts the images, and the boxes too small to be of use (F4).
+        overlapping: whether several names may stay at one place.
+        batch_size: images at a time.
+        workers: processes that load ahead.
+        size: longest side in pixels that images are resized to; by default as in training.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    inference = build_inference(trained, size=size)
+    text = evaluation_text(trained.config, trained.clip, tuple(names))
+    ensemble = score_ensemble(trained, names)
+    readable, sizes = readable_sizes(paths, report, stops=False)
+    files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
+    found = dict(
+        answer
+        for answer in progress(
+            _answers(inference, text, files, report, ensemble, batch_size=batch_size, workers=workers),
+            len(files),
+            "labelling",
+        )
+        if answer is not None
+    )
+    if not found:
+        first = next(iter(report.first_records().values()), ["no image was given"])[0]
+        raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
+    kept, below = [], []
+    for image in sorted(found):
+        sure, unsure = choose(found[image], thresholds, overlapping=overlapping)
+        file = Path(relpath(files.paths[image], root)).as_posix()
+        height, width = sizes[image].tolist()
+        kept.append(_labelled(sure, file, height, width, report))
+        below.append(_labelled(unsure, file, height, width, None))
+    of_all = LabelledSet(root, tuple(names), tuple(kept))
+    return Labels(of_all, replace(of_all, images=tuple(below)))
+
+
+def _answers(
+    inference: Inference,
+    text: Float[Tensor, "C D"],
+    files: ImageFiles,
+    report: DataReport,
+    ensemble: ScoreEnsemble | None,
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[tuple[int, Detections] | None]:
+    """Yield position and detections of each image; None for one that cannot be read, which the report counts."""
+    divisor = inference.detector.size_divisor
+    batches = batches_of_like_shape(files.sizes, batch_size, size=inference.size, divisor=divisor)
+    for batch in image_loader(files, batches, size=inference.size, workers=workers, size_divisor=divisor):
+        report.add_batch(batch)
+        if batch.image_ids:
+            found = detect_alike(inference, text, batch, files.sizes, ensemble)
+            yield from zip(batch.image_ids, found, strict=True)
+        yield from [None] * len(batch.skipped)
+
+
+def batches_of_like_shape(
+    sizes: Int64[np.ndarray, "N 2"], batch_size: int, *, size: int, divisor: int
+) -> list[list[int]]:
+    """Positions of images in batches of those that have the same height and width once resized and padded.
+
+    Args:
+        sizes: height and width of each image.
+        size: longest side that images are resized to.
+        divisor: of the padded sides.
+    """
+    resized = np.maximum(1, np.round(sizes * (size / sizes.max(axis=1, keepdims=True, initial=1)))).astype(np.int64)
+    padded = -(-resized // divisor) * divisor
+    batches = []
+    for shape in np.unique(padded, axis=0):
+        alike = np.flatnonzero((padded == shape).all(axis=1)).tolist()
+        batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
+    return sorted(batches)  # in the order of the images, as far as can be
+
+
+def detect_alike(
+    inference: Inference,
+    text: Float[Tensor, "C D"],
+    batch: Batch,
+    original_sizes: Int64[np.ndarray, "N 2"],
+    ensemble: ScoreEnsemble | None,
+) -> list[Detections]:
+    """Detections of each image of a batch, each padded as if it were alone.
+
+    Args:
+        original_sizes: height and width of all images, by id.
+    """
+    divisor = inference.detector.size_divisor
+    padded = -(-batch.sizes // divisor) * divisor
+    found: dict[int, Detections] = {}
+    for height, width in padded.unique(dim=0).tolist():
+        rows = (padded == torch.tensor([height, width])).all(dim=1).nonzero().flatten()
+        before = torch.from_numpy(original_sizes[[batch.image_ids[row] for row in rows.tolist()]])
+        images = batch.images[rows][:, :, :height, :width]
+        answers = inference.detect(text, images, batch.sizes[rows], before, ensemble=ensemble)
+        found |= dict(zip(rows.tolist(), answers, strict=True))
+    return [found[row] for row in range(len(batch.image_ids))]
+
+
+def choose(found: Detections, thresholds: Sequence[float], *, overlapping: bool) -> tuple[Detections, Detections]:
+    """The boxes at or above the thresholds of their classes, and those below that may be worth a look."""
+    kept = choose_shown(found, thresholds, overlapping=overlapping)
+    limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
+    below = found.scores < limits
+    rest = Detections(found.boxes[below], found.scores[below], found.classes[below])
+    rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=overlapping)
+    if len(kept.boxes) and len(rest.boxes):
+        free = (box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1)
+        rest = Detections(rest.boxes[free], rest.scores[free], rest.classes[free])
+    return kept, rest
+
+
+def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:
+    """The image with the boxes that are large enough for every format."""
+    large = (found.boxes[:, 2:] - found.boxes[:, :2] >= MIN_SIDE_PX).all(dim=1)
+    if report is not None:
+        report.used(int(large.sum()), unit="box")
+        for box in found.boxes[~large].tolist():
+            rounded = [round(value, 1) for value in box]
+            report.skipped("F4", f"{file}: a side of the box {rounded} is under {MIN_SIDE_PX:g} px")
+    return LabelledImage(
+        file,
+        height,
+        width,
+        found.boxes[large].numpy(),
+        found.classes[large].numpy(),
+        found.scores[large].numpy(),
+    )

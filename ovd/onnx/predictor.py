@@ -1,0 +1,120 @@
+"""An exported detector for use from Python: image and class names in, boxes out. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd.data.images import read_image
+from ovd.data.pixels import ImageInMemory, as_pixels
+from ovd.onnx.resize import resize
+from ovd.onnx.session import Detections, DetectionSession
+from ovd.onnx.text import TextEncoder
+from ovd.shapes import Float32, UInt8
+
+NAME_LISTS_KEPT = 8
+UNCALIBRATED_THRESHOLD = 0.45
+"""Score above which boxes are shown, of a detector that was not calibrated."""
+
+
+class Predictor:
+    """Detects named classes in one image per call, as `ovd.predictor.Predictor` does; texts of names are cached."""
+
+    def __init__(self, session: DetectionSession, encode: TextEncoder | None = None, *, size: int | None = None):
+        """
+        Args:
+            encode: the text tower; without it only `detect` works.
+            size: longest side in pixels that images are resized to; by default as in training.
+        """
+        self._session = session
+        self._encode = encode
+        self._size = size or session.usage.size
+        self._text_of = lru_cache(NAME_LISTS_KEPT)(self._rows)
+
+    @classmethod
+    def load(
+        cls,
+        model: Path | str,
+        *,
+        size: int | None = None,
+        threads: int = 0,
+        providers: Sequence[Any] | None = None,
+    ) -> "Predictor":
+        """Load a file of `ovd export`, with the text tower's files beside it if they are there.
+
+        Args:
+            size: as in `__init__`.
+            threads: of one operation; 0 for as many as there are cores.
+            providers: onnxruntime's execution providers of the detector; by default the CPU.
+
+        Raises:
+            ValueError: onnxruntime or the file is missing, or the file is none of `ovd export`.
+        """
+        path = Path(model)
+        session = DetectionSession(path, threads=threads, providers=providers)
+        encode = TextEncoder(path, threads=threads) if path.with_suffix(".text.onnx").is_file() else None
+        return cls(session, encode, size=size)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which boxes are best reported: of a calibrated detector a probability, else 0.45."""
+        threshold = self._session.usage.threshold
+        return UNCALIBRATED_THRESHOLD if threshold is None else threshold
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities of a box of this name being there."""
+        return self._session.usage.threshold is not None
+
+    def __call__(self, image: Path | str | ImageInMemory, names: str | Sequence[str]) -> Detections:
+        """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
+
+        Args:
+            image: a file, or a PIL image or an array, which are read by the rules of `ovd.data.pixels`.
+            names: any class names, at least one; one name may stand alone.
+
+        Raises:
+            ImageError: the file is missing or not an image.
+            ValueError: an image in memory that the rules do not read, no names, a blank one, or no text tower.
+        """
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if not names:
+            raise ValueError("give at least one class name to detect")
+        if blank := [position for position, name in enumerate(names) if not name.strip()]:
+            raise ValueError(f"class names {blank} (counted from 0) are blank")
+        return self.detect(image, self._text_of(names))
+
+    def detect(self, image: Path | str | ImageInMemory, text: Float32[np.ndarray, "C D"]) -> Detections:
+        """Detect with text rows of one's own.
+
+        Args:
+            image: as for `__call__`.
+            text: unit rows; `classes` are their positions.
+
+        Raises:
+            ImageError, ValueError: as `__call__`; or the rows have another width than the detector's.
+        """
+        if text.ndim != 2 or len(text) == 0 or text.shape[1] != self._session.usage.dim:
+            raise ValueError(
+                f"text rows have the shape {text.shape}; the detector takes (C, {self._session.usage.dim})"
+            )
+        pixels = read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image)
+        resized = resize(pixels, self._size)
+        padded = pad(resized, self._session.usage.size_divisor)
+        (found,) = self._session(padded[None], np.array([resized.shape[:2]], dtype=np.int64), text)
+        (height, width), (old_height, old_width) = pixels.shape[:2], resized.shape[:2]
+        to = np.array([width, height] * 2, dtype=np.float32)
+        return replace(found, boxes=found.boxes * to / np.array([old_width, old_height] * 2, dtype=np.float32))
+
+    def _rows(self, names: tuple[str, ...]) -> Float32[np.ndarray, "C D"]:
+        if self._encode is None:
+            raise ValueError("the model was exported without its text tower (--no-text); call detect with text rows")
+        return self._encode(names)
+
+
+def pad(image: UInt8[np.ndarray, "h w 3"], divisor: int) -> UInt8[np.ndarray, "H W 3"]:
+    """The image with zeros at the right and bottom, its sides multiples of `divisor`."""
+    return np.pad(image, [*((0, -side % divisor) for side in image.shape[:2]), (0, 0)])

@@ -1,0 +1,102 @@
+"""An exported detector in onnxruntime: from padded images and text rows to detections."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd.shapes import Float32, Int64, UInt8
+
+METADATA = "ovd"
+"""Key of the model's metadata that says how it is used, as JSON."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's boxes, best first."""
+
+    boxes: Float32[np.ndarray, "K 4"]
+    """xyxy in pixels."""
+    scores: Float32[np.ndarray, " K"]
+    classes: Int64[np.ndarray, " K"]
+    """Rows of the text, or positions in the list of names."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How an exported detector is used."""
+
+    size: int
+    """Longest side in pixels that images are resized to."""
+    size_divisor: int
+    """Divisor that image sides must be padded to multiples of."""
+    threshold: float | None
+    """The score above which boxes are best reported; None if the detector was not calibrated."""
+    dim: int
+    """D, dimensions of the text rows."""
+
+
+def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | None = None) -> Any:
+    """Open a model.
+
+    Args:
+        threads: of one operation; 0 for as many as there are cores.
+        providers: onnxruntime's execution providers, the first that can run an operation does; by default the CPU.
+
+    Raises:
+        ValueError: onnxruntime is missing, or the file is missing or cannot be read.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("a model in ONNX form needs onnxruntime: pip install 'ovd[onnx]'") from None
+    if not path.is_file():
+        raise ValueError(f"{path}: file is missing")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
+    options.log_severity_level = 3  # errors; its warnings are about the graph's own constants
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ValueError(f"{path}: onnxruntime cannot load it: {error}") from error
+
+
+class DetectionSession:
+    """An exported detector that takes padded images."""
+
+    def __init__(self, path: Path, *, threads: int = 0, providers: Sequence[Any] | None = None):
+        """
+        Args:
+            path: file of `ovd export`.
+            threads, providers: as for `open_session`.
+
+        Raises:
+            ValueError: as `open_session`; or the file is none of `ovd export`.
+        """
+        self._session = open_session(path, threads=threads, providers=providers)
+        content = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if content is None:
+            raise ValueError(f"{path} is not a detector that ovd export wrote: its metadata has no {METADATA!r}")
+        self.usage = Usage(**json.loads(content))
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "B H W 3"], sizes: Int64[np.ndarray, "B 2"], text: Float32[np.ndarray, "C D"]
+    ) -> tuple[Detections, ...]:
+        """Detections in pixels of the padded images.
+
+        Args:
+            images: RGB, padded with zeros at the right and bottom to multiples of `usage.size_divisor`.
+            sizes: heights and widths before padding.
+            text: unit rows, at least one.
+        """
+        inputs = {"images": images, "sizes": sizes, "text": text}
+        boxes, scores, classes, counts = self._session.run(["boxes", "scores", "classes", "counts"], inputs)
+        classes = classes.astype(np.int64)  # onnxruntime's are C's long long, which numpy calls by another name
+        return tuple(
+            Detections(boxes[row, :count], scores[row, :count], classes[row, :count])
+            for row, count in enumerate(counts)
+        )

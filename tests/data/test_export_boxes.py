@@ -1,0 +1,206 @@
+"""What is written, read again: by ovd's own readers, and by the rules that other tools document."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ovd.choices import DataFormatName
+from ovd.data.annotations import load_annotations
+from ovd.data.export_boxes import LabelledImage, LabelledSet, check_names, export_boxes
+from ovd.data.format_options import FormatOptions
+from ovd.data.import_boxes import import_boxes
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataReport
+from ovd.data.table import ReadRequest
+
+NAMES = ("cat, black", "ü & <b>", "key: value", "no box")
+# An image without boxes, two that differ in their suffix alone, one that is named like another with its folder, and
+# folders that readers of YOLO's form look for.
+FILES = {
+    "a.jpg": (40, 60), "a.png": (51, 33), "sub/a.jpg": (200, 301), "sub__a.png": (37, 37), "images/b c.jpg": (90, 70),
+    "empty.jpg": (20, 30),
+}  # fmt: skip
+
+
+@pytest.fixture
+def labelled(tmp_path) -> LabelledSet:
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images" / "photos"
+    images = []
+    for file, (height, width) in FILES.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, height)).save(root / file)
+        num = 0 if file == "empty.jpg" else 5
+        limits = np.array([width, height])
+        start = rng.uniform(0, limits - 3, (num, 2))
+        end = start + rng.uniform(2, limits - start)
+        boxes = np.concatenate([start, end], axis=1).astype(np.float32)
+        if num:
+            boxes[0] = [0, 0, width, height]
+            boxes[1] = [width - 2, height - 2, width, height]
+        images.append(
+            LabelledImage(file, height, width, boxes, rng.integers(0, 3, num), rng.random(num).astype(np.float32))
+        )
+    return LabelledSet(root, NAMES, tuple(images))
+
+
+def read(annotations: Path, images: Path | None, format: DataFormatName, **options: Any) -> AnnotationIndex:
+    """Read it as training does; nothing may be repaired or left out."""
+    report = DataReport()
+    index = load_annotations(annotations, images, format=format, report=report, options=FormatOptions(**options))
+    assert report.counts() == {}
+    return index
+
+
+def check_same(index: AnnotationIndex, labelled: LabelledSet, tolerance_px: float) -> None:
+    """The index has every image of the set, found by what its file is, with the same boxes in the same order."""
+    assert [category.name for category in index.categories] == list(NAMES)
+    records = {index.record(row).path.resolve(): index.record(row) for row in range(len(index))}
+    assert len(records) == len(labelled.images)
+    for image in labelled.images:
+        record = records[(labelled.root / image.file).resolve()]
+        assert (record.height, record.width) == (image.height, image.width)
+        np.testing.assert_allclose(record.labels.boxes, image.boxes, atol=tolerance_px)
+        np.testing.assert_array_equal(record.labels.classes, image.classes)
+
+
+def test_coco_is_read_as_it_was(labelled, tmp_path):
+    export_boxes(labelled, tmp_path / "out" / "boxes.json", "coco", source="test")
+    check_same(read(tmp_path / "out" / "boxes.json", labelled.root, "coco"), labelled, 0.0051)
+    report = DataReport()
+    request = ReadRequest(tmp_path / "out" / "boxes.json", labelled.root, FormatOptions(), index=True, truth=True)
+    imported = import_boxes(request, "coco", report).content
+    assert (len(imported["images"]), len(imported["annotations"])) == (6, labelled.num_boxes)
+    assert report.counts() == {}
+    official = COCO(str(tmp_path / "out" / "boxes.json"))
+    scores = np.concatenate([image.scores for image in labelled.images])
+    assert [row["score"] for row in official.dataset["annotations"]] == pytest.approx(scores, abs=6e-5)
+    assert len(official.getAnnIds(imgIds=[2])) == 5
+
+
+def test_coco_is_as_cvat_asks(labelled, tmp_path):
+    """Datumaro, which reads COCO for CVAT, asks for these types; a box is a rectangle where its segmentation is empty,
+    a category of id 0 is no label, and an image is found by its name without suffix."""
+    export_boxes(labelled, tmp_path / "instances_default.json", "coco", source="test")
+    content = json.loads((tmp_path / "instances_default.json").read_text())
+    assert all(isinstance(content[key], list) for key in ("images", "annotations", "categories"))
+    ids = {row["id"] for row in content["images"]}
+    categories = {row["id"]: row["name"] for row in content["categories"]}
+    assert all(type(key) is int and key > 0 for key in categories)
+    for row in content["annotations"]:
+        assert row["segmentation"] == []
+        assert {key: type(row[key]) for key in ("id", "image_id", "category_id", "iscrowd")} == dict.fromkeys(
+            ("id", "image_id", "category_id", "iscrowd"), int
+        )
+        assert row["image_id"] in ids
+        assert row["category_id"] in categories
+        assert len(row["bbox"]) == 4
+        assert 0 <= row["score"] <= 1
+    assert len({row["id"] for row in content["annotations"]}) == len(content["annotations"])
+
+
+def test_yolo_is_read_as_it_was(labelled, tmp_path):
+    export_boxes(labelled, tmp_path / "yolo", "yolo", source="test")
+    index = read(tmp_path / "yolo" / "data.yaml", None, "yolo")
+    check_same(index, labelled, 1e-6 * 301 + 1e-5)
+    labels = {path.stem for path in (tmp_path / "yolo" / "labels").iterdir()}
+    assert labels == {path.stem for path in (tmp_path / "yolo" / "images").iterdir()}
+    assert len(labels) == 6
+    assert yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())["names"] == dict(enumerate(NAMES))
+    with (tmp_path / "yolo" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        line = (tmp_path / "yolo" / row["labels"]).read_text().splitlines()[int(row["line"]) - 1]
+        assert NAMES[int(line.split()[0])] == row["class"]
+    scores = np.concatenate([image.scores for image in labelled.images])
+    assert [float(row["score"]) for row in rows] == pytest.approx(scores, abs=6e-5)
+
+
+def test_yolo_copies_images_when_asked(labelled, tmp_path):
+    export_boxes(labelled, tmp_path / "yolo", "yolo", source="test", copy_images=True)
+    for path in (tmp_path / "yolo" / "images").iterdir():
+        assert not path.is_symlink()
+    assert (tmp_path / "yolo" / "images" / "a.jpg").read_bytes() == (labelled.root / "a.jpg").read_bytes()
+
+
+def test_voc_is_read_as_it_was(labelled, tmp_path):
+    export_boxes(labelled, tmp_path / "voc", "voc", source="test")
+    names = tmp_path / "voc" / "class_names.txt"
+    for annotations in (tmp_path / "voc" / "Annotations", tmp_path / "voc" / "ImageSets" / "Main" / "train.txt"):
+        check_same(read(annotations, labelled.root, "voc", class_names=names), labelled, 0.501)
+    scores = [
+        float(score.text or "")
+        for stem in (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").read_text().split("\n")[:-1]
+        for score in ElementTree.parse(tmp_path / "voc" / "Annotations" / f"{stem}.xml").getroot().iter("score")
+    ]
+    assert scores == pytest.approx(np.concatenate([image.scores for image in labelled.images]), abs=6e-5)
+
+
+def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
+    """Pixels are per cent of original_width and original_height / 100; from_name and to_name are those of the setup;
+    the labels are values of the setup."""
+    export_boxes(labelled, tmp_path / "tasks.json", "label_studio", source="ovd test", image_url="/files/?d=my/")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    setup = ElementTree.parse(tmp_path / "tasks.config.xml").getroot()
+    shown, labels = setup.find("Image"), setup.find("RectangleLabels")
+    assert shown is not None
+    assert labels is not None
+    assert [label.get("value") for label in labels] == list(NAMES)
+    assert labels.get("toName") == shown.get("name")
+    assert len(tasks) == len(labelled.images)
+    for task, image in zip(tasks, labelled.images, strict=True):
+        field = (shown.get("value") or "").removeprefix("$")
+        assert unquote(task["data"][field]) == f"/files/?d=my/{image.file}"
+        (prediction,) = task["predictions"]
+        assert prediction["model_version"] == "ovd test"
+        boxes = []
+        for item in prediction["result"]:
+            assert (item["type"], item["from_name"], item["to_name"]) == (
+                "rectanglelabels", labels.get("name"), shown.get("name")
+            )  # fmt: skip
+            value, width, height = item["value"], item["original_width"], item["original_height"]
+            x, y = value["x"] / 100 * width, value["y"] / 100 * height
+            boxes.append([x, y, x + value["width"] / 100 * width, y + value["height"] / 100 * height])
+        assert len({item["id"] for item in prediction["result"]}) == len(boxes)
+        np.testing.assert_allclose(np.array(boxes).reshape(-1, 4), image.boxes, atol=1e-4)
+        names = [item["value"]["rectanglelabels"] for item in prediction["result"]]
+        assert names == [[NAMES[name]] for name in image.classes]
+        assert [item["score"] for item in prediction["result"]] == pytest.approx(image.scores, abs=6e-5)
+        assert prediction.get("score") == (pytest.approx(image.scores.min(), abs=6e-5) if len(boxes) else None)
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "voc", "label_studio"])
+def test_nothing_is_replaced(format, labelled, tmp_path):
+    export_boxes(labelled, tmp_path / "out", format, source="test")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="exists"):
+        export_boxes(labelled, tmp_path / "out", format, source="test")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_appears_whole_or_not_at_all(labelled, tmp_path, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(OSError, match="--copy-images"):
+        export_boxes(labelled, tmp_path / "yolo", "yolo", source="test")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [([], "at least one"), (["a", " "], "class name 2"), (["a\nb"], "cannot be printed"), (["a", "b", "a"], "twice")],
+)
+def test_faulty_names_are_refused(names, words):
+    with pytest.raises(ValueError, match=words):
+        check_names(names)

@@ -1,0 +1,123 @@
+"""What a user points at: files, folders, patterns, standard input and videos."""
+
+import io
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovd.data.images import ImageError
+from ovd.data.media import find_media, is_video, pictures_of
+from ovd.data.video import VideoWriter, describe_video, read_frames
+
+PATTERN = np.kron(np.indices((4, 6)).sum(axis=0) % 2 * 200, np.ones((16, 16))).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("b.jpg", "a.PNG", "below/c.webp", "below/note.txt", ".hidden.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def names(found: list[str], folder: Path) -> list[str]:
+    return [str(Path(file).relative_to(folder)) for file in found]
+
+
+def test_a_folder_is_what_is_in_it_and_below(folder):
+    (folder / "film.mp4").write_bytes(b"x")
+    assert names(find_media([str(folder)]), folder) == ["a.PNG", "b.jpg", "below/c.webp", "film.mp4"]
+
+
+def test_each_file_is_named_once_in_the_order_of_the_words(folder):
+    words = [str(folder / "b.jpg"), str(folder), str(folder / "*.jpg")]
+    assert names(find_media(words), folder) == ["b.jpg", "a.PNG", "below/c.webp"]
+    assert names(find_media([str(folder / "**/*")]), folder) == ["a.PNG", "b.jpg", "below/c.webp"]
+
+
+def test_a_name_with_the_signs_of_a_pattern_is_a_file_where_there_is_one(folder):
+    (folder / "x[1].jpg").write_bytes(b"x")
+    assert names(find_media([str(folder / "x[1].jpg")]), folder) == ["x[1].jpg"]
+
+
+def test_nothing_found_is_an_error(folder):
+    for word in (folder / "*.mkv", folder / "none*"):
+        with pytest.raises(ValueError, match=r"there is no image and no video; names end in \.jpg"):
+            find_media([str(word)])
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: there is no image"):
+        find_media([str(folder / "empty")])
+    with pytest.raises(ValueError, match="once only"):
+        find_media(["-", "-"])
+    assert find_media([str(folder / "none.jpg")]) == [str(folder / "none.jpg")]  # reading it says that it is missing
+
+
+def test_standard_input(monkeypatch):
+    buffer = io.BytesIO()
+    Image.fromarray(PATTERN).save(buffer, "PNG")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(buffer.getvalue())))
+    (picture,) = pictures_of("-")
+    assert picture.source == "-"
+    assert picture.frame is None
+    assert np.array_equal(picture.pixels, np.repeat(PATTERN[..., None], 3, axis=2))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
+    with pytest.raises(ImageError, match="standard input"):
+        list(pictures_of("-"))
+
+
+def write_video(path: Path, frames: list[np.ndarray], rate: int = 10) -> None:
+    writer = VideoWriter(path, Fraction(rate))
+    for frame in frames:
+        writer.add(Image.fromarray(frame))
+    writer.close()
+
+
+@pytest.fixture
+def frames() -> list[np.ndarray]:
+    """Six frames, in which a grey pattern moves to the right; odd sides."""
+    whole = np.repeat(np.pad(PATTERN, ((0, 1), (0, 41)))[..., None], 3, axis=2)
+    return [np.roll(whole, 5 * step, axis=1) for step in range(6)]
+
+
+def test_a_video_gives_its_frames_in_order_with_their_times(tmp_path, frames):
+    pytest.importorskip("av", reason="the extra video is not installed")
+    path = tmp_path / "film.mp4"
+    write_video(path, frames)
+    assert is_video(str(path))
+    assert describe_video(path) == (Fraction(10), 6)
+    pictures = list(pictures_of(str(path)))
+    assert [picture.frame for picture in pictures] == list(range(6))
+    assert [picture.time_s for picture in pictures] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    for picture, frame in zip(pictures, frames, strict=True):
+        assert picture.pixels.shape == (64, 136, 3)  # an odd side loses a pixel
+        own = np.abs(picture.pixels.astype(int) - frame[:64, :136]).mean()
+        others = min(
+            np.abs(picture.pixels.astype(int) - other[:64, :136]).mean() for other in frames if other is not frame
+        )
+        assert own < 8 < others
+
+
+def test_what_is_no_video_is_an_image_error(tmp_path, frames):
+    pytest.importorskip("av", reason="the extra video is not installed")
+    (tmp_path / "text.mp4").write_text("no video")
+    for path, code in ((tmp_path / "text.mp4", "F9"), (tmp_path / "none.mp4", "F8")):
+        for read in (lambda path=path: list(read_frames(path)), lambda path=path: describe_video(path)):
+            with pytest.raises(ImageError) as raised:
+                read()
+            assert raised.value.code == code
+            assert str(path) in str(raised.value)
+    write_video(tmp_path / "whole.mp4", frames)
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 3])
+    with pytest.raises(ImageError, match="cannot be read as a video"):
+        list(read_frames(tmp_path / "cut.mp4"))
+
+
+def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"this needs the package av: pip install 'ovd\[video\]'"):
+        next(read_frames(tmp_path / "film.mp4"))

@@ -1,0 +1,306 @@
+"""Trainings that are killed, stopped, or made to fail: they go on to the same bits, and all ranks end alike."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from forked import Ranks, training
+from safetensors.torch import load_file
+from small_run import small_config, source_of
+
+import ovd.build.data
+import ovd.engine.step
+from ovd.config import TrainConfig
+from ovd.data import loader
+from ovd.data.report import DataReport
+from ovd.distributed import rank, world_size
+from ovd.engine import checkpoint
+from ovd.jobs.replay_step import replay_step
+
+STEPS = 5
+
+
+def faults_config(run: Path, world: Path, *, data: dict | None = None, **train) -> TrainConfig:
+    """Five steps of two images, each of which is saved."""
+    settings = {"device": "cpu", "steps": STEPS, "save_every": 1, "threads": 1, "precision": "float32", **train}
+    data = {"source": source_of(world, validated=False), "size": 64, "workers": 0, **(data or {})}
+    return small_config(run, world, train=settings, data=data, bank={"templates": "none"})
+
+
+def assert_same_bits(run: Path, reference: Path) -> None:
+    for name in ("model", "ema", "optimizer"):
+        one, other = (load_file(folder / f"step-{STEPS:06d}" / f"{name}.safetensors") for folder in (run, reference))
+        assert one.keys() == other.keys()
+        assert [key for key, tensor in one.items() if not torch.equal(tensor, other[key])] == [], name
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, miniature_world) -> Path:
+    """A run that nothing happened to."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    with training(faults_config(run, miniature_world)) as ranks:
+        assert ranks.exit_codes() == [0], ranks.output()
+    return run
+
+
+def wait_until(happened: Callable[[], bool], ranks: Ranks, *, deadline_s: float = 900) -> None:
+    end = time.monotonic() + deadline_s
+    while not happened() and ranks.is_running():
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(reference, miniature_world, tmp_path, kills):
+    """Every second kill waits for a save to begin, and comes somewhere in it; the others come anywhere."""
+    run, randomness = tmp_path / "run", random.Random(0)
+    config = faults_config(run, miniature_world)
+    num_inside = 0
+    for kill in range(kills):
+        with training(config, resume=True) as ranks:
+            if kill % 2 == 0:
+                wait_until(lambda: any(run.glob("step-*.tmp")), ranks)
+                time.sleep(randomness.uniform(0, 0.02))
+            else:
+                wait_until(lambda: bool(ranks.output()), ranks)
+                time.sleep(randomness.uniform(0, 3))
+            ranks.send(signal.SIGKILL)
+            ranks.exit_codes()
+        num_inside += any(run.glob("step-*.tmp"))
+        if (run / f"step-{STEPS:06d}").is_dir():  # nothing is left to kill
+            assert_same_bits(run, reference)
+            shutil.rmtree(run)
+    if kills > 2:
+        assert num_inside > kills // 10
+    with training(config, resume=True) as ranks:
+        assert ranks.exit_codes() == [0], ranks.output()
+    assert_same_bits(run, reference)
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert [record["step"] for record in records if record["kind"] == "train"] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "workers"),
+    [
+        (signal.SIGTERM, 1, 1),
+        (signal.SIGUSR1, 2, 0),
+        pytest.param(signal.SIGTERM, 1, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 1, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_path, number, count, workers):
+    """The signal goes to the rank's process group, of which its workers are no part."""
+    run = tmp_path / "run"
+    config = faults_config(run, miniature_world, data={"workers": workers}, steps=1000, save_every=2)
+    with training(config, ranks=count) as ranks:
+        wait_until(lambda: any(run.glob("step-*")), ranks)
+        ranks.send(number, rank=count - 1, to_group=True)
+        assert ranks.exit_codes() == [143] * count, ranks.output()
+        output = ranks.output()
+    found = checkpoint.latest(run, strict=True)
+    assert found is not None
+    assert f"stopped by a signal after step {found.step};" in output
+    assert list(run.glob("*.tmp")) == []
+
+
+def _losses_of_last_rank(change: Callable) -> None:
+    """Change the predictions of the last rank as it computes its losses in the third step."""
+    real, calls = ovd.engine.step.detection_losses, []
+
+    def losses(predictions, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3 and rank() == world_size() - 1:
+            predictions = replace(predictions, embeddings=change(predictions.embeddings))
+        return real(predictions, *arguments, **options)
+
+    ovd.engine.step.detection_losses = losses
+
+
+def with_a_loss_of_nan() -> None:
+    _losses_of_last_rank(lambda embeddings: embeddings * float("nan"))
+
+
+def with_an_infinite_gradient() -> None:
+    def change(embeddings: torch.Tensor) -> torch.Tensor:
+        embeddings.register_hook(lambda gradient: gradient * float("inf"))
+        return embeddings
+
+    _losses_of_last_rank(change)
+
+
+@pytest.mark.parametrize(
+    ("fault", "count", "named"),
+    [
+        (with_an_infinite_gradient, 2, "gradient norm = "),
+        pytest.param(with_an_infinite_gradient, 1, "gradient norm = ", marks=pytest.mark.slow),
+        pytest.param(with_a_loss_of_nan, 2, "class = nan", marks=pytest.mark.slow),
+        pytest.param(with_a_loss_of_nan, 1, "class = nan", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_not_finite_on_one_rank_stops_all_before_the_step(
+    miniature_world, tmp_path, capsys, fault, count, named
+):
+    run = tmp_path / "run"
+    with training(faults_config(run, miniature_world), ranks=count, fault=fault) as ranks:
+        assert ranks.exit_codes() == [3] * count, ranks.output()
+        for number in range(count):
+            assert f"error[NonFiniteError]: not finite before the optimizer step: {named}" in ranks.output(number)
+    found = checkpoint.latest(run, strict=True)
+    assert found is not None
+    assert found.step == 2
+    dumps = sorted(run.glob("failed-step-*"))
+    assert [dump.name for dump in dumps] == [f"failed-step-000002.rank{number}.pt" for number in range(count)]
+    replay_step(dumps[-1])
+    assert "weights that are not finite: none" in capsys.readouterr().out
+
+
+def with_a_killed_worker() -> None:
+    _in_a_worker_of_the_last_rank(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def with_a_hanging_worker() -> None:
+    ovd.build.data.train_loader = partial(loader.train_loader, timeout_s=4)
+    _in_a_worker_of_the_last_rank(lambda: time.sleep(300))
+
+
+def _in_a_worker_of_the_last_rank(happens: Callable[[], None]) -> None:
+    real, calls = loader.DetectionDataset._load, []
+
+    def load(*arguments):
+        calls.append(1)
+        if len(calls) > 4 and rank() == world_size() - 1 and torch.utils.data.get_worker_info() is not None:
+            happens()
+        return real(*arguments)
+
+    loader.DetectionDataset._load = load  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("fault", "reason"), [(with_a_killed_worker, "Killed"), (with_a_hanging_worker, "timed out")])
+def test_a_worker_that_dies_or_hangs_stops_all_ranks_and_the_run_goes_on(
+    reference, miniature_world, tmp_path, fault, reason, count
+):
+    run = tmp_path / "run"
+    config = faults_config(run, miniature_world, data={"workers": 1}, batch_size=2 * count)
+    with training(config, ranks=count, fault=fault) as ranks:
+        assert ranks.exit_codes() == [3] * count, ranks.output()
+        assert re.search(r"loading step \d \(image ids \[.*\]\) failed: .*" + reason, ranks.output(count - 1))
+    found = checkpoint.latest(run, strict=True)
+    assert found is not None
+    assert 1 <= found.step < STEPS
+    if count == 1:
+        with training(config, resume=True) as ranks:
+            assert ranks.exit_codes() == [0], ranks.output()
+        assert_same_bits(run, reference)
+
+
+def test_data_that_stop_one_rank_stop_all_with_its_exit_code_and_its_words(miniature_world, tmp_path):
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(miniature_world / "images", images)
+    source = {**source_of(miniature_world, validated=False), "train_images": str(images)}
+    config = faults_config(run, miniature_world, data={"source": source}, steps=6)
+    index = ovd.build.data.load_training_index(config, DataReport())
+    batches = ovd.build.data.training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0)
+    for batch in list(batches)[:5]:
+        (images / "train" / f"{batch.image_ids[1]:012d}.jpg").write_bytes(b"")  # of the second rank
+    with training(config, ranks=2) as ranks:
+        assert ranks.exit_codes() == [2, 2], ranks.output()
+        words = r"5 of \d+ skipped .*file is empty"
+        assert re.search(rf"^error\[F9\]: {words}", ranks.output(1), re.M)
+        assert re.search(rf"^error\[ValueError\]: rank 1: {words}", ranks.output(0), re.M)
+    found = checkpoint.latest(run, strict=True)
+    assert found is not None
+    assert found.step == 4
+
+
+@pytest.mark.slow
+def test_a_broken_annotation_file_ends_all_ranks_alike(miniature_world, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text((miniature_world / "annotations" / "lvis_train.json").read_text()[:-9])
+    source = {**source_of(miniature_world, validated=False), "train_annotations": str(broken)}
+    config = small_config(tmp_path / "run", miniature_world, data={"source": source})
+    with training(config, ranks=2) as ranks:
+        assert ranks.exit_codes() == [2, 2]
+        assert all(f"error[F1]: {broken}: not whole JSON at byte" in ranks.output(number) for number in range(2))
+
+
+def test_when_one_rank_is_killed_the_other_ends_within_a_minute(miniature_world, tmp_path):
+    run = tmp_path / "run"
+    with training(faults_config(run, miniature_world, steps=5000), ranks=2) as ranks:
+        wait_until(lambda: any(run.glob("step-*")), ranks)
+        ranks.send(signal.SIGKILL, rank=1)
+        assert ranks.exit_codes(timeout_s=60) == [3, -signal.SIGKILL], ranks.output()
+    assert checkpoint.latest(run) is not None
+
+
+def with_a_disk_that_is_full_after_the_first_save() -> None:
+    real = checkpoint.save
+
+    def save(*arguments, **options):
+        folder = real(*arguments, **options)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return folder
+
+    checkpoint.save = save  # type: ignore[assignment]
+
+
+def test_a_full_disk_keeps_the_older_checkpoint_and_stops_at_the_third_failure(reference, miniature_world, tmp_path):
+    run = tmp_path / "run"
+    config = faults_config(run, miniature_world)
+    with training(config, fault=with_a_disk_that_is_full_after_the_first_save) as ranks:
+        assert ranks.exit_codes() == [3], ranks.output()
+        words = re.findall(r"(.*): saving step (\d) in .* failed .*; the older checkpoints are kept", ranks.output())
+    assert words == [("warning", "2"), ("warning", "3"), ("error[SaveError]", "4")]
+    assert [path.name for path in run.glob("step-*")] == ["step-000001"]
+    with training(config, resume=True) as ranks:
+        assert ranks.exit_codes() == [0], ranks.output()
+    assert_same_bits(run, reference)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_or_stops_a_strict_resume(reference, miniature_world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    damaged = run / f"step-{STEPS:06d}" / "optimizer.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    config = faults_config(run, miniature_world)
+    with training(config, resume=True, strict_resume=True) as ranks:
+        assert ranks.exit_codes() == [2], ranks.output()
+        assert f"error[ValueError]: damaged checkpoint {damaged.parent}: optimizer.safetensors" in ranks.output()
+    assert damaged.read_bytes() == content
+    with training(config, resume=True) as ranks:
+        assert ranks.exit_codes() == [0], ranks.output()
+        assert f"{damaged.parent}: optimizer.safetensors" in ranks.output()
+        assert f"falling back to {run / f'step-{STEPS - 1:06d}'}" in ranks.output()
+    assert_same_bits(run, reference)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_them(reference, miniature_world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    shutil.rmtree(run / f"step-{STEPS:06d}")
+    config = faults_config(run, miniature_world)
+    with training(config, ranks=3, resume=True) as ranks:
+        assert ranks.exit_codes() == [2, 2, 2], ranks.output()
+        assert "a batch of 2 images cannot be divided among 3 ranks" in ranks.output()
+    with training(config, ranks=2, resume=True) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
+    last, expected = (
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["losses"] for folder in (run, reference)
+    )
+    assert last == pytest.approx(expected, rel=3e-5, abs=3e-5)

@@ -1,0 +1,107 @@
+"""Trainings in processes of their own, as `ovd train` runs them: killed, stopped and made to fail from outside.
+
+They are forked from a server that has imported everything, so that a start does not take seconds.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ovd.commands.train
+import ovd.engine.log
+import ovd.jobs.train
+from ovd.cli import run_tool
+from ovd.config import TrainConfig, parse_config
+
+_PR_SET_PDEATHSIG = 1
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["ovd.commands.train", "ovd.jobs.replay_step", "pytest"])  # tests/ is not on its path
+
+
+def _train(values: dict[str, Any], options: dict[str, Any], variables: dict[str, str], output: str, fault: Any) -> None:
+    """What a process does; its output goes to a file."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with the server, which ends with the tests
+    os.environ.update(variables)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
+    ovd.engine.log.draw_training_curves = lambda records, image: None  # which takes longer than a few steps
+    if fault is not None:
+        fault()
+    config = parse_config(values, TrainConfig, "test")
+
+    def train() -> None:
+        ovd.jobs.train.train_from_config(config, evaluate=False, **options)
+
+    run_tool(train)
+
+
+class Ranks:
+    """The processes of one training."""
+
+    def __init__(self, processes: list[Any], outputs: list[Path]):
+        self.processes = processes
+        self._outputs = outputs
+
+    def is_running(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def send(self, number: int, rank: int = 0, *, to_group: bool = False) -> None:
+        """Send a signal to one of them, or to its process group, in which its loader's workers start."""
+        with suppress(ProcessLookupError):
+            (os.killpg if to_group else os.kill)(self.processes[rank].pid, number)
+
+    def exit_codes(self, timeout_s: float = 900) -> list[int | None]:
+        """Wait for all; the code of one that has not ended in time is None, that of a killed one negative."""
+        end = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(0, end - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    def output(self, rank: int = 0) -> str:
+        """What one of them has printed so far."""
+        return self._outputs[rank].read_text() if self._outputs[rank].exists() else ""
+
+
+@contextmanager
+def training(
+    config: TrainConfig, *, ranks: int = 1, fault: Callable[[], None] | None = None, **options: Any
+) -> Iterator[Ranks]:
+    """The processes of a training, which do not outlive the block.
+
+    Args:
+        fault: a function of a module, called in every process before the training.
+        options: of `train_from_config`.
+    """
+    variables: list[dict[str, str]] = [{}]
+    if ranks > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        variables = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    outputs = [config.output.with_name(f"{config.output.name}.rank{rank}.txt") for rank in range(ranks)]
+    values = config.model_dump(mode="json")
+    processes = [
+        _SERVER.Process(target=_train, args=(values, options, environment, str(output), fault))
+        for environment, output in zip(variables, outputs, strict=True)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        yield Ranks(processes, outputs)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

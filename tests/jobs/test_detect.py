@@ -1,0 +1,140 @@
+"""Detecting in many pictures: each is written once under its own name, and one that cannot be read stops no other."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovd.data.images import ImageError
+from ovd.data.media import Picture
+from ovd.data.video import VideoWriter
+from ovd.jobs.detect import CocoFile, JsonLines, PictureFiles, detect_in, targets
+from ovd.structures import Detections
+
+NAMES = ["dark thing", "light thing"]
+
+
+def detect(picture: Picture) -> Detections:
+    """The smallest box around what is not black; light things are above 128."""
+    rows, columns = np.nonzero(picture.pixels.max(axis=2) > 60)
+    if len(rows) == 0:
+        return Detections.empty()
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    is_light = picture.pixels[rows, columns].mean() > 128
+    return Detections(torch.tensor([box], dtype=torch.float32), torch.tensor([0.75]), torch.tensor([int(is_light)]))
+
+
+def scene(x: int, value: int = 220, size: tuple[int, int] = (40, 60)) -> np.ndarray:
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[10:22, x : x + 16] = value
+    return pixels
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    Image.fromarray(scene(4)).save(folder / "a.png")
+    Image.fromarray(scene(20, 100)).save(folder / "b.png")
+    Image.fromarray(scene(30, size=(70, 50))).save(folder / "below" / "a.png")
+    Image.fromarray(scene(0, 0)).save(folder / "nothing.png")
+    return folder
+
+
+def test_pictures_and_json_beside_each_image(photos):
+    sources = [str(photos / name) for name in ("a.png", "b.png", "below/a.png", "nothing.png")]
+    output = PictureFiles(sources, NAMES, None)
+    report = detect_in(sources, detect, output)
+    assert report.num_used() == 4
+    assert output.written == [Path(source).with_suffix(".detections.png") for source in sources]
+    found = [json.loads(path.with_suffix(".json").read_text())["detections"] for path in output.written]
+    assert found[0] == [{"class": "light thing", "score": 0.75, "box_xyxy": [4.0, 10.0, 20.0, 22.0]}]
+    assert found[1][0]["class"] == "dark thing"
+    assert found[3] == []
+
+
+def test_one_that_cannot_be_read_is_counted_and_the_others_go_on(photos):
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    sources = [str(photos / name) for name in ("a.png", "broken.png", "gone.png", "b.png")]
+    output = PictureFiles(sources, NAMES, None)
+    report = detect_in(sources, detect, output)
+    assert report.num_used() == 2
+    assert report.counts() == {"F8 skipped": 1, "F9 skipped": 1}
+    assert [path.name for path in output.written] == ["a.detections.png", "b.detections.png"]
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        detect_in(sources[1:2], detect, PictureFiles(sources[1:2], NAMES, None))
+
+
+def test_no_file_is_written_twice(photos):
+    Image.fromarray(scene(4)).save(photos / "a.jpg")
+    sources = [str(photos / "a.png"), str(photos / "a.jpg"), str(photos / "b.png")]
+    assert [path.name for path in targets(sources, None).values()] == ["a.png", "a.jpg", "b"]
+    with pytest.raises(ValueError, match="would both be written to"):
+        targets([str(photos / "a.png"), str(photos / "below" / "a.png")], photos)
+    assert targets(["-"], None) == {"-": Path("stdin")}
+
+
+def test_one_file_in_cocos_form(photos, tmp_path):
+    sources = [str(photos / "a.png"), str(photos / "below" / "a.png"), str(photos / "nothing.png")]
+    detect_in(sources, detect, CocoFile(tmp_path / "boxes.json", NAMES))
+    content = json.loads((tmp_path / "boxes.json").read_text())
+    assert [(image["height"], image["width"]) for image in content["images"]] == [(40, 60), (70, 50), (40, 60)]
+    assert [image["file_name"] for image in content["images"]] == sources
+    boxes = [(row["image_id"], row["category_id"], row["bbox"], row["score"]) for row in content["annotations"]]
+    assert boxes == [(1, 2, [4, 10, 16, 12], 0.75), (2, 2, [30, 10, 16, 12], 0.75)]
+    assert [category["name"] for category in content["categories"]] == NAMES
+
+
+def test_lines_of_json_come_at_once(photos, capsys):
+    output = JsonLines(None, NAMES)
+    seen = []
+
+    def detect_and_look(picture: Picture) -> Detections:
+        seen.append(len(capsys.readouterr().out.splitlines()))
+        return detect(picture)
+
+    detect_in([str(photos / "a.png"), str(photos / "nothing.png")], detect_and_look, output)
+    assert seen == [0, 1]
+    assert json.loads(capsys.readouterr().out)["detections"] == []
+
+
+@pytest.fixture
+def film(tmp_path) -> Path:
+    """A light thing moves to the right; it is hidden in the first frame."""
+    pytest.importorskip("av", reason="the extra video is not installed")
+    path = tmp_path / "film.mp4"
+    writer = VideoWriter(path, Fraction(10))
+    for step in range(6):
+        writer.add(Image.fromarray(scene(4 + 4 * step, 0 if step == 0 else 220, size=(48, 64))))
+    writer.close()
+    return path
+
+
+def test_a_video_becomes_a_video_with_boxes_and_a_line_per_frame(film):
+    output = PictureFiles([str(film)], NAMES, None)
+    detect_in([str(film)], detect, output)
+    assert output.written == [film.with_name("film.detections.mp4")]
+    lines = [json.loads(line) for line in film.with_name("film.detections.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(6))
+    assert [line["time_s"] for line in lines] == pytest.approx([0.1 * step for step in range(6)])
+    assert [len(line["detections"]) for line in lines] == [0, 1, 1, 1, 1, 1]
+    for line in lines[1:]:
+        x0 = line["detections"][0]["box_xyxy"][0]
+        assert abs(x0 - (4 + 4 * line["frame"])) <= 2  # the file is compressed
+
+
+def test_one_object_keeps_its_number_through_a_video(film, tmp_path):
+    for package in ("trackers", "supervision"):
+        pytest.importorskip(package, reason="the extra video is not installed")
+    coco = CocoFile(tmp_path / "boxes.json", NAMES)
+    detect_in([str(film)], detect, coco, track_above=0.5)
+    rows = json.loads((tmp_path / "boxes.json").read_text())["annotations"]
+    assert [row["image_id"] for row in rows] == [3, 4, 5, 6]  # seen in frame 1, numbered from the second time on
+    assert {row["track_id"] for row in rows} == {1}
+    pictures = PictureFiles([str(film)], NAMES, tmp_path / "out")
+    detect_in([str(film)], detect, pictures, track_above=0.5)
+    assert (tmp_path / "out" / "film.detections.mp4").stat().st_size > 1000

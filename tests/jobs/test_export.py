@@ -1,0 +1,63 @@
+"""`ovd export` and `ovd eval --onnx` on a trained run, in all three forms."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from small_export import unchecked
+
+import ovd.__main__ as command
+from ovd.data.image_files import images_below
+from ovd.onnx import Predictor
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["ovd", *map(str, arguments)])
+    with unchecked():
+        command.main()
+
+
+def results(folder) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_an_exported_run_has_the_metrics_of_the_run(start, miniature_world, tmp_path, monkeypatch):
+    model = tmp_path / "model.onnx"
+    run(monkeypatch, "export", start, model)
+    run(monkeypatch, "eval", start, "--device", "cpu", "--output", tmp_path / "own")
+    run(monkeypatch, "eval", start, "--onnx", model, "--output", tmp_path / "exported")
+    own, exported = results(tmp_path / "own"), results(tmp_path / "exported")
+    assert len(own) == len(exported) > 100
+    for key in ("score", "bbox"):
+        one, other = (np.sort(np.array([row[key] for row in rows]), axis=0) for rows in (own, exported))
+        np.testing.assert_allclose(other, one, atol=1e-3 if key == "score" else 0.05)
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("own", "exported")]
+    assert metrics[0].keys() == metrics[1].keys()
+    assert not (tmp_path / "exported" / "naming.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+def test_smaller_forms_find_nearly_the_same(form, start, miniature_world, tmp_path, monkeypatch):
+    images = images_below(miniature_world / "images")
+    calibration = ["--images", miniature_world / "images"] if form == "int8" else []
+    run(monkeypatch, "export", start, tmp_path / "model.onnx")
+    run(monkeypatch, "export", start, tmp_path / "small.onnx", f"--{form}", *calibration)
+    size, whole = ((tmp_path / name).stat().st_size for name in ("small.onnx", "model.onnx"))
+    assert size < {"fp16": 0.6, "int8": 0.45}[form] * whole
+    full, small = (Predictor.load(tmp_path / name, threads=1) for name in ("model.onnx", "small.onnx"))
+    differences = []
+    for image in images[:4]:
+        expected, found = full(image, ["anchor", "umbrella"]), small(image, ["anchor", "umbrella"])
+        differences.append(np.abs(expected.scores[:10] - found.scores[:10]).max())
+    assert 0 < max(differences) < {"fp16": 0.01, "int8": 0.1}[form]
+
+
+@pytest.mark.parametrize("arguments", [["--int8"], ["--images", "images"]])
+def test_int8_and_images_belong_together(arguments, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "export", "runs/none", "model.onnx", *arguments)
+    assert stopped.value.code == 2
+    assert "--int8 and --images FOLDER belong together" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""Labelling one's own images: what is found, which images are taken, and the command."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovd.build.detector import load_detector
+from ovd.commands import check, label
+from ovd.data.image_files import images_at
+from ovd.data.report import DataReport
+from ovd.jobs.label import Labels, batches_of_like_shape, choose, label_images
+from ovd.predictor import Predictor
+from ovd.structures import Detections
+from ovd.visualize import choose_shown
+
+NAMES = ["anchor", "umbrella", "keyboard", "gear"]
+LOW = 0.02
+"""Threshold of a detector that has hardly been trained."""
+
+
+@pytest.fixture(scope="module")
+def photos(miniature_world, tmp_path_factory) -> Path:
+    """Scenes of several shapes, one in a folder of its own, and two that cannot be read."""
+    folder = tmp_path_factory.mktemp("photos")
+    scenes = sorted((miniature_world / "images").rglob("*.jpg"))[:7]
+    for number, scene in enumerate(scenes):
+        with Image.open(scene) as picture:
+            width, height = picture.size
+            shape = [(0, 0, width, height), (0, 0, width, height * 2 // 3), (0, 0, width // 2, height)][number % 3]
+            picture.crop(shape).save(folder / f"{number}.png")
+    (folder / "deeper").mkdir()
+    shutil.move(folder / "6.png", folder / "deeper" / "6.png")
+    (folder / "text.jpg").write_text("no image")
+    (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:5000])
+    (folder / "notes.txt").write_text("not an image by its name")
+    return folder
+
+
+def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int) -> Labels:
+    root, paths = images_at([str(photos)], recursive=True)
+    return label_images(
+        load_detector(start), root, paths, NAMES, [LOW] * len(NAMES), report, workers=0, batch_size=batch_size
+    )
+
+
+def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos):
+    report = DataReport(stops=False)
+    labels = labels_of(start, photos, report, batch_size=3)
+    assert [image.file for image in labels.kept.images] == [*(f"{row}.png" for row in range(6)), "deeper/6.png"]
+    assert report.counts() == {"F9 skipped": 2}
+    assert report.num_used() == 7
+    predictor = Predictor(load_detector(start))
+    alone = labels_of(start, photos, DataReport(stops=False), batch_size=1)
+    for image, single in zip(labels.kept.images, alone.kept.images, strict=True):
+        shown = choose_shown(predictor(photos / image.file, NAMES), LOW)
+        large = (shown.boxes[:, 2:] - shown.boxes[:, :2] >= 2).all(dim=1)
+        for found in (image, single):
+            np.testing.assert_array_equal(found.classes, shown.classes[large])
+            np.testing.assert_allclose(found.boxes, shown.boxes[large], atol=0.01)
+            np.testing.assert_allclose(found.scores, shown.scores[large], atol=1e-4)
+    assert labels.kept.num_boxes > 10
+
+
+def test_batches_hold_images_of_one_padded_shape_and_each_image_once():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(40, 900, (60, 2))
+    batches = batches_of_like_shape(sizes, 4, size=256, divisor=64)
+    assert sorted(row for batch in batches for row in batch) == list(range(60))
+    for batch in batches:
+        assert len(batch) <= 4
+        resized = np.maximum(1, (sizes[batch] * 256 / sizes[batch].max(axis=1, keepdims=True)).round())
+        assert len(np.unique(np.ceil(resized / 64), axis=0)) == 1
+    assert batches_of_like_shape(np.zeros((0, 2), np.int64), 4, size=256, divisor=64) == []
+
+
+def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90], [0, 0, 10, 9]])
+    found = Detections(boxes, torch.tensor([0.9, 0.5, 0.45, 0.2, 0.1]), torch.tensor([0, 1, 1, 1, 0]))
+    kept, below = choose(found, [0.6, 0.5], overlapping=False)
+    assert kept.scores.tolist() == pytest.approx([0.9])
+    assert below.scores.tolist() == pytest.approx([0.45])
+    kept, below = choose(found, [0.6, 0.5], overlapping=True)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
+
+
+def test_folders_files_and_patterns(photos):
+    def names(*sources: str, recursive: bool = False) -> list[str]:
+        root, paths = images_at([str(photos / source) for source in sources], recursive=recursive)
+        return [str(path.relative_to(root)) for path in paths]
+
+    top = [f"{row}.png" for row in range(6)]
+    assert names("") == [*top, "half.png", "text.jpg"]
+    assert names("", recursive=True) == [*top, "deeper/6.png", "half.png", "text.jpg"]
+    assert names("[12].png", "2.png", "notes.txt") == ["1.png", "2.png", "notes.txt"]
+    assert names("deeper", "3.png") == ["deeper/6.png", "3.png"]
+    for source, words in (("none", "no such folder"), ("*.bmp", "matches no image")):
+        with pytest.raises(ValueError, match=words):
+            names(source)
+    (photos / "empty" / "deeper").mkdir(parents=True)
+    with pytest.raises(ValueError, match="--recursive"):
+        names("empty")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path | float) -> None:
+    monkeypatch.setattr(sys, "argv", ["ovd label", *map(str, arguments)])
+    label.main()
+
+
+def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "words.txt").write_text("anchor\n\numbrella, open\nanchor\n")
+    asked = [photos, "--classes-file", tmp_path / "words.txt", "--run", start, "--threshold", LOW, "--workers", 0]
+    run(monkeypatch, *asked, "--output", tmp_path / "boxes.json", "--review", 3)
+    printed = capsys.readouterr().out
+    assert "6 images" in printed
+    assert "2 images could not be read: boxes.json.report.json" in printed
+    assert "boxes.review.html shows the 3 boxes" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "words.txt", "boxes.json", "boxes.review.html", "boxes.json.report.json",
+    }  # fmt: skip
+    content = json.loads((tmp_path / "boxes.json").read_text())
+    assert [row["name"] for row in content["categories"]] == ["anchor", "umbrella, open"]
+    assert all(row["score"] >= LOW for row in content["annotations"])
+    report = json.loads((tmp_path / "boxes.json.report.json").read_text())
+    assert report["skipped_by_code"] == {"F9": 2}
+    monkeypatch.setattr(
+        sys, "argv", ["check", "coco", "--annotations", str(tmp_path / "boxes.json"), "--images", str(photos)]
+    )
+    check.main()  # exits with 2 if there is a fault
+    assert "nothing wrong" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"boxes\.json exists"):
+        run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
+    (tmp_path / "boxes.json").unlink()
+    with pytest.raises(ValueError, match=r"boxes\.json\.report\.json exists"):
+        run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
+
+
+def test_a_minimum_for_one_name_and_a_folder_of_yolo(start, photos, tmp_path, monkeypatch):
+    run(
+        monkeypatch, photos / "0.png", "--classes", f"anchor:0.999, gear:{LOW}", "--run", start, "--threads", 1,
+        "--output", tmp_path / "labels", "--to", "yolo", "--review", 0, "--workers", 0,
+    )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"labels", "labels.report.json"}
+    lines = (tmp_path / "labels" / "labels" / "0.txt").read_text().splitlines()
+    assert lines
+    assert {line.split()[0] for line in lines} == {"1"}
+
+
+def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"none of 1 images can be read; the first: .*text\.jpg"):
+        run(monkeypatch, photos / "text.jpg", "--classes", "a", "--run", start, "--output", tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,239 @@
+"""Labelling on a Ray cluster: the bytes are those of the plain job, also where a worker is killed in between."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovd.build.detector import build_detector, load_detector
+from ovd.clip.load import load_clip
+from ovd.config import LabelOptions, TrainConfig, parse_config
+from ovd.data.pairs import Pair, write_pair_shards
+from ovd.data.report import DataError, DataReport
+from ovd.engine import checkpoint
+from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.ray_label import LabelRequest, _Job, label_on_ray
+from ovd.selftrain.pseudo_label import LabelCounts
+from ovd.text.encoder import text_tower_fingerprint
+
+OPTIONS = LabelOptions(queries="nouns", batch_size=4)
+NOTHING = LabelCounts(2, 0, 0, 0, 0, 0, {})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    values = {
+        "output": "none",
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {"size": 64},
+        "train": {"steps": 1, "precision": "float32"},
+    }
+    config = parse_config(values, TrainConfig, "test")
+    torch.manual_seed(0)
+    clip = load_clip("tiny")
+    folder = tmp_path_factory.mktemp("run")
+    checkpoint.save_weights(
+        folder,
+        tensors=build_detector(config, clip).state_dict(),
+        config=config.model_dump(mode="json"),
+        extra={"text_tower": text_tower_fingerprint(clip), "classes": ["anchor"]},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Eight shards, one of which has a broken image."""
+    from io import BytesIO
+
+    folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+
+    def image(number: int) -> bytes:
+        content = BytesIO()
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)).save(content, "JPEG")
+        return content.getvalue() if number != 17 else content.getvalue()[:90]
+
+    write_pair_shards(
+        folder, (Pair(f"{n:05d}", image(n), f"an anchor and {n} gears", {}) for n in range(48)), pairs_per_shard=6
+    )
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def workers() -> list[int]:
+    """Processes of ray's actors on this machine."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::ShardWorker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    warnings.simplefilter("ignore")  # ray's own
+    # Workers start in a folder of their own; they import ovd from where this process does.
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    )
+    torch.set_num_threads(1)
+    expected = pseudo_label_run(load_detector(run), pairs=pairs, output=tmp_path / "plain", options=OPTIONS)
+    torch.set_num_threads(2)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not list((tmp_path / "ray").glob("*.json")):
+            time.sleep(0.02)
+        killed.append(workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    request = LabelRequest(run=run, pairs=pairs, output=tmp_path / "ray", options=OPTIONS, threads=1)
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    counts = label_on_ray(request, address=None, workers=2)
+    killer.join()
+    assert killed
+    assert counts == expected
+    assert files(tmp_path / "ray") == files(tmp_path / "plain")
+    assert label_on_ray(request, address=None, workers=1) == expected  # all is done already
+
+
+class FakeErrors:
+    class RayActorError(Exception):
+        pass
+
+    class RayTaskError(Exception):
+        def as_instanceof_cause(self) -> Exception:
+            return ValueError("from the worker")
+
+
+class FakeActor:
+    def __init__(self, ray: "FakeRay", number: int):
+        self.label = self
+        self._ray, self._number = ray, number
+
+    def remote(self, shard: int, num_shards: int) -> tuple[int, int]:
+        self._ray.asked.append((self._number, shard))
+        return self._number, shard
+
+
+class FakeRay:
+    """The few functions of ray that the job calls; `answer` says what a shard gives."""
+
+    exceptions = FakeErrors
+
+    def __init__(self, answer: Callable[[int, int], tuple[LabelCounts, DataReport]], **resources: float):
+        self._answer, self._resources = answer, resources
+        self.asked: list[tuple[int, int]] = []
+        self.started = 0
+        self.options_of_actors: list[dict] = []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self._resources
+
+    def remote(self, _worker: type) -> "FakeRay":
+        return self
+
+    def options(self, **options: object) -> "FakeStart":
+        self.options_of_actors.append(options)
+        return FakeStart(self)
+
+    def wait(self, results: list, num_returns: int) -> tuple[list, list]:
+        return results[:num_returns], results[num_returns:]
+
+    def get(self, result: tuple[int, int]) -> tuple[LabelCounts, DataReport]:
+        return self._answer(*result)
+
+
+class FakeStart:
+    def __init__(self, ray: FakeRay):
+        self._ray = ray
+
+    def remote(self, _request: LabelRequest) -> FakeActor:
+        self._ray.started += 1
+        return FakeActor(self._ray, self._ray.started)
+
+
+def used(count: int = 2) -> DataReport:
+    report = DataReport(stops=False)
+    report.used(count)
+    return report
+
+
+def job(ray: FakeRay, num_shards: int = 5, threads: int = 2) -> _Job:
+    request = LabelRequest(run=Path("r"), pairs=Path("p"), output=Path("o"), options=OPTIONS, threads=threads)
+    return _Job(ray, request, [f"{n}.tar" for n in range(num_shards)], 2 * num_shards)
+
+
+def test_every_shard_is_given_once_and_counted():
+    ray = FakeRay(lambda actor, shard: (NOTHING, used()), CPU=4.0)
+    of_job = job(ray)
+    assert of_job.num_workers(None) == 2
+    assert of_job.run(2).pairs == 10
+    assert sorted(shard for _, shard in ray.asked) == [0, 1, 2, 3, 4]
+    assert ray.options_of_actors == [{"num_gpus": 0, "num_cpus": 2}] * 2
+
+
+def test_one_worker_per_gpu_and_never_more_than_shards():
+    ray = FakeRay(lambda actor, shard: (NOTHING, used()), CPU=64.0, GPU=8.0)
+    assert job(ray).num_workers(None) == 5
+    assert job(ray, num_shards=20).num_workers(None) == 8
+    assert job(ray, num_shards=20).num_workers(3) == 3
+    job(ray).run(1)
+    assert ray.options_of_actors == [{"num_gpus": 1, "num_cpus": 1}]
+
+
+def test_the_shard_of_a_dead_worker_goes_to_another():
+    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+        if actor == 1 and shard == 2:
+            raise FakeErrors.RayActorError("killed")
+        return NOTHING, used()
+
+    ray = FakeRay(answer, CPU=2.0)
+    assert job(ray).run(1).pairs == 10
+    assert ray.started == 2
+    assert [shard for _, shard in ray.asked] == [0, 1, 2, 2, 3, 4]
+
+
+def test_a_shard_that_kills_every_worker_stops_the_job():
+    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+        if shard == 3:
+            raise FakeErrors.RayActorError("killed")
+        return NOTHING, used()
+
+    with pytest.raises(RuntimeError, match=r"3\.tar: 3 workers died .*--rank 3 --world 5"):
+        job(FakeRay(answer, CPU=2.0)).run(1)
+
+
+def test_an_error_of_a_worker_is_that_of_the_job():
+    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+        raise FakeErrors.RayTaskError
+
+    with pytest.raises(ValueError, match="from the worker"):
+        job(FakeRay(answer, CPU=2.0)).run(1)
+
+
+def test_too_many_unreadable_images_stop_the_job_by_their_number_in_all_shards():
+    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+        report = used(0)
+        for number in range(2):
+            report.skipped("F9", f"{shard}:{number}: broken")
+        return NOTHING, report
+
+    with pytest.raises(DataError, match="6 of 10 skipped"):
+        job(FakeRay(answer, CPU=2.0)).run(1)

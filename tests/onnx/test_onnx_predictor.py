@@ -1,0 +1,190 @@
+"""An exported detector from Python: what the detector itself finds, in a process that has no torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from small_export import num_without_equal, unchecked, unit_rows
+
+from ovd.build.detector import TrainedDetector, build_detector
+from ovd.build.text import evaluation_text
+from ovd.config import EnsembleConfig, TrainConfig, parse_config
+from ovd.data.images import ImageError
+from ovd.export.detector import export_detector
+from ovd.inference import Inference
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.onnx import Predictor
+from ovd.onnx.text import TextEncoder
+from ovd.predictor import Predictor as TorchPredictor
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["anchor", "chess_king_(outlined)", "cat face"]
+NEEDED = ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime")
+"""What lies in site-packages of the packages that detection needs."""
+
+SCRIPT = """
+import json, sys
+
+class OnlyNeeded:
+    def find_spec(self, name, path=None, target=None):
+        allowed = {"ovd", "numpy", "PIL", "onnxruntime", *sys.stdlib_module_names}
+        if path is None and name not in allowed and not name.startswith("__editable__"):
+            raise ImportError(f"{name} is not for detection")
+
+sys.meta_path.insert(0, OnlyNeeded())
+from ovd.onnx import Predictor
+
+predictor = Predictor.load(sys.argv[1], threads=1)
+found = predictor(sys.argv[2], json.loads(sys.argv[3]))
+assert "torch" not in sys.modules
+print(json.dumps({name: getattr(found, name).tolist() for name in ("boxes", "scores", "classes")}))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_clip) -> TrainedDetector:
+    values = {
+        "output": "none",
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {"size": 96},
+        "train": {"steps": 1, "precision": "float32", "device": "cpu"},
+        "eval": {"competition": 30, "max_detections": 50},
+        "bank": {"templates": "short"},
+    }
+    config = parse_config(values, TrainConfig, "test")
+    torch.manual_seed(0)
+    detector = build_detector(config, tiny_clip).eval()
+    for part in (detector.head.distances, detector.head.quality):  # boxes that differ
+        assert isinstance(part, torch.nn.Conv2d)
+        torch.nn.init.normal_(part.weight, std=0.1)
+    detector.set_bias(-20.0)
+    text = evaluation_text(config, tiny_clip, ["anchor", "umbrella"])
+    calibration = ScoreCalibration(0.05, ScoreMap(0.6, 0.2, 1.0, -1.0), 0.31, config.eval, text)
+    return TrainedDetector(detector, config, tiny_clip, ("anchor",), calibration)
+
+
+@pytest.fixture(scope="module")
+def model(trained, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    with unchecked():
+        files = export_detector(trained, path)
+    assert sorted(file.name for file in files) == ["model.onnx", "model.text.json", "model.text.onnx"]
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(model) -> Predictor:
+    return Predictor.load(model, threads=1)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    return np.array(Image.fromarray(coarse).resize((170, 110)))
+
+
+def test_it_finds_what_the_detector_finds(trained, predictor, image):
+    torch_predictor = TorchPredictor(trained)
+    for given in (image, image.transpose(1, 0, 2).copy(), image[:40, :30].copy(), Image.fromarray(image)):
+        for names in (NAMES, NAMES[:1], "umbrella"):
+            expected, found = torch_predictor(given, names), predictor(given, names)
+            assert len(expected.scores) == len(found.scores) > 5
+            assert num_without_equal(expected, found) == 0
+    assert predictor.is_calibrated
+    assert predictor.threshold == torch_predictor.threshold == 0.31
+
+
+def test_another_size_and_rows_of_ones_own(trained, model, image):
+    text = unit_rows(30, trained.clip.dim)
+    inference = Inference(
+        trained.detector, size=64, options=trained.config.eval, low_precision=False, calibration=trained.calibration
+    )
+    found = Predictor.load(model, size=64, threads=1).detect(image, text.numpy())
+    expected = inference.image(text, image)
+    assert len(expected.scores) == len(found.scores) > 5
+    assert num_without_equal(expected, found) == 0
+
+
+def test_text_rows_are_those_of_evaluation(trained, model):
+    names = [*NAMES, "Coffee_cup/mug", "an umbrella", "\u65e5\u672c"]
+    rows = TextEncoder(model, threads=1)(names)
+    expected = evaluation_text(trained.config, trained.clip, names)
+    torch.testing.assert_close(torch.from_numpy(rows), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_faults_have_the_words_of_the_torch_predictor(predictor, image, tmp_path):
+    with pytest.raises(ImageError, match="file is missing"):
+        predictor(tmp_path / "none.png", NAMES)
+    with pytest.raises(ValueError, match="at least one"):
+        predictor(image, [])
+    with pytest.raises(ValueError, match=r"class names \[1\] \(counted from 0\) are blank"):
+        predictor(image, ["anchor", " "])
+    with pytest.raises(ValueError, match=r"text rows have the shape \(2, 3\)"):
+        predictor.detect(image, np.ones((2, 3), dtype=np.float32))
+
+
+def test_without_its_text_tower_a_model_takes_rows(trained, model, image, tmp_path):
+    shutil.copy(model, tmp_path)
+    predictor = Predictor.load(tmp_path / "model.onnx", threads=1)
+    assert len(predictor.detect(image, unit_rows(9, trained.clip.dim).numpy()).scores) > 5
+    with pytest.raises(ValueError, match="without its text tower"):
+        predictor(image, NAMES)
+
+
+def test_what_a_graph_cannot_have_is_refused(trained, tmp_path):
+    section = trained.config.eval.model_copy(update={"ensemble": EnsembleConfig(base=0.1, novel=0.9)})
+    beyond = replace(trained, config=trained.config.model_copy(update={"eval": section}))
+    with pytest.raises(ValueError, match=r"eval\.ensemble cannot be in a graph; --plain leaves it out"):
+        export_detector(beyond, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"has to end in \.onnx"):
+        export_detector(trained, tmp_path / "model")
+    other = replace(trained, clip=replace(trained.clip, tokenizer=lambda texts: trained.clip.tokenizer(texts)))
+    with pytest.raises(ValueError, match=r"tokenizer .* is a function, and only that of CLIP's own .* --no-text"):
+        export_detector(other, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def detected_in(python: list[str], model: Path, image: np.ndarray, folder: Path) -> dict[str, list]:
+    """What a process finds that may import nothing but what detection needs."""
+    Image.fromarray(image).save(folder / "image.png")
+    arguments = [*python, "-c", SCRIPT, str(model), str(folder / "image.png"), json.dumps(NAMES)]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check_same(found: dict[str, list], predictor: Predictor, image: np.ndarray) -> None:
+    expected = predictor(image, NAMES)
+    np.testing.assert_allclose(found["boxes"], expected.boxes, atol=1e-4)
+    np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-6)
+    assert found["classes"] == expected.classes.tolist()
+
+
+def test_a_process_without_torch_detects(model, predictor, image, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    check_same(detected_in([sys.executable], model, image, tmp_path), predictor, image)
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_needs_onnxruntime_numpy_and_pillow_alone(model, predictor, image, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    source, environment = tmp_path / "source", tmp_path / "environment"
+    shutil.copytree(ROOT / "ovd", source / "ovd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt", "README.md"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = (environment / "lib").glob("python3*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", packages, source], check=True)
+    for name in NEEDED:  # as installed here, since there may be no network
+        (packages / name).symlink_to(Path(onnxruntime.__file__).parents[1] / name)
+    found = detected_in([str(environment / "bin" / "python"), "-I"], model, image, tmp_path)
+    check_same(found, predictor, image)

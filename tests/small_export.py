@@ -1,0 +1,111 @@
+"""Small detectors as ONNX files, and detections of two kinds side by side."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import torch
+from small_backbones import random_visual
+from small_detector import detector_around
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+from ovd.export.detector import write_detector
+from ovd.export.graph import DetectionGraph
+from ovd.inference import Inference
+from ovd.model.backbone_families import backbone_of
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.detector import Detector
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.onnx.session import Detections as OnnxDetections
+from ovd.onnx.session import DetectionSession
+from ovd.structures import Detections
+
+OPTIONS = DetectionOptions(competition=10.0, candidates=300, max_detections=60)
+MOST_DIFFERENT = 1e-3
+LEAST_IOU = 0.99
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """A context without the checks of shapes, in which a graph is traced: sizes are tensors there."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def random_detector(family: str) -> Detector:
+    """A detector around a family's backbone, with weights at which every part has an effect and boxes differ."""
+    torch.manual_seed(1)
+    backbone = backbone_of(random_visual(family))
+    with torch.no_grad():
+        dim = backbone.dense(torch.zeros(1, 3, *[2 * backbone.size_divisor] * 2)).shape[1]
+    detector = detector_around(backbone, "pyramid", "head", text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3)
+    for parameter in detector.shortcuts.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    for part in (detector.head.distances, detector.head.quality):
+        assert isinstance(part, nn.Conv2d)
+        nn.init.normal_(part.weight, std=0.1)
+    detector.set_bias(-3.0)
+    return detector.eval()
+
+
+def unit_rows(number: int, dim: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(number, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def calibration_of(dim: int, options: DetectionOptions) -> ScoreCalibration:
+    """A calibration with an effect of each of its parts."""
+    return ScoreCalibration(0.1, ScoreMap(1.2, 0.5, 0.3, -2.0), 0.3, options, unit_rows(20, dim, seed=9))
+
+
+def both_forms(detector: Detector, path: Path, options: DetectionOptions) -> tuple[Inference, DetectionSession]:
+    """A detector's own inference, and its exported form."""
+    dim = dim_of(detector)
+    calibration = calibration_of(dim, options)
+    with unchecked():
+        write_detector(DetectionGraph(detector, options, calibration), path, size=96, dim=dim, threshold=0.3)
+    inference = Inference(detector, size=96, options=options, low_precision=False, calibration=calibration)
+    return inference, DetectionSession(path, threads=1)
+
+
+def dim_of(detector: Detector) -> int:
+    with torch.no_grad():
+        side = detector.size_divisor
+        return detector(torch.zeros(1, 3, side, side, dtype=torch.uint8)).embeddings.shape[2]
+
+
+def noise_of(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of this size (a batch of them, channels first) that are padded, each by another part, and their sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, height // 8, width // 8, generator=generator) * 255
+    images = F.interpolate(coarse, size=(height, width), mode="bilinear").to(torch.uint8)
+    shares = 0.6 + 0.4 * torch.rand(batch, 2, generator=generator)
+    sizes = (shares * torch.tensor([height, width])).long()
+    for image, size in zip(images, sizes.tolist(), strict=True):
+        image[:, size[0] :], image[:, :, size[1] :] = 0, 0
+    return images, sizes
+
+
+def detections_of_both(
+    inference: Inference, session: DetectionSession, images: Tensor, sizes: Tensor, text: Tensor
+) -> list[tuple[Detections, OnnxDetections]]:
+    own = inference.detect(text, images, sizes, sizes)
+    exported = session(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()), sizes.numpy(), text.numpy())
+    return list(zip(own, exported, strict=True))
+
+
+def num_without_equal(own: Detections, exported: OnnxDetections) -> int:
+    """Number of detections on both sides that have no equal on the other: class, box and score."""
+    if not len(own.scores) or not len(exported.scores):
+        return len(own.scores) + len(exported.scores)
+    boxes, scores, classes = map(torch.from_numpy, (exported.boxes, exported.scores, exported.classes))
+    equal = box_iou(own.boxes.double(), boxes.double()) > LEAST_IOU
+    equal &= (own.scores[:, None] - scores).abs() < MOST_DIFFERENT
+    equal &= own.classes[:, None] == classes
+    return int((~equal.any(dim=1)).sum() + (~equal.any(dim=0)).sum())

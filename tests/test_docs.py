@@ -1,0 +1,78 @@
+"""The site of docs/: every page is in its navigation, and links lead from page to page."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def navigation(entries: list[Any]) -> list[str]:
+    pages: list[str] = []
+    for entry in entries:
+        (target,) = entry.values()
+        pages += navigation(target) if isinstance(target, list) else [target]
+    return pages
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_is_in_the_navigation():
+    listed = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    elsewhere = {"index.md", "data.md", "contributing.md", "changelog.md"}
+    assert sorted(listed) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} | elsewhere)
+
+
+def test_everything_that_the_api_page_names_is_there():
+    names = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert len(names) > 10
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "expected"),
+    [
+        ("index.md", "[a](docs/method.md)", "[a](method.md)"),
+        ("index.md", "[a](data/README.md#layouts)", "[a](data.md#layouts)"),
+        ("index.md", "![a](docs/quickstart.png)", "![a](quickstart.png)"),
+        ("index.md", "[a](ovd/config.py)", "`ovd/config.py`"),
+        ("index.md", "[a](#results)", "[a](#results)"),
+        ("method.md", "[a](../README.md)", "[a](index.md)"),
+        ("method.md", "[a](results.md#x)", "[a](results.md#x)"),
+        ("data.md", "[a](../docs/inputs.md)", "[a](inputs.md)"),
+        ("method.md", "[a](https://example.org/b.md)", "[a](https://example.org/b.md)"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(hooks, source, link, expected):
+    known = {"method.md", "results.md", "inputs.md", "quickstart.png"}
+    files = SimpleNamespace(get_file_from_path=lambda name: name if name in known else None)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=source))
+    assert hooks.on_page_markdown(f"see {link}.", page, None, files) == f"see {expected}."
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_broken_link(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train.calibration" in (tmp_path / "site" / "api.html").read_text()

@@ -1,0 +1,23 @@
+"""Packages of extras: imported when they are needed, and an error that says what to install."""
+
+import sys
+
+import pytest
+
+from ovd.extras import optional
+
+
+def test_a_module_that_is_there():
+    assert optional("json.decoder", "none") is sys.modules["json.decoder"]
+
+
+def test_a_package_that_is_missing():
+    with pytest.raises(ValueError, match=r"needs the package no_such_package: pip install 'ovd\[serve\]'"):
+        optional("no_such_package.part", "serve")
+
+
+def test_a_package_that_lacks_something_itself(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        optional("half_installed", "serve")

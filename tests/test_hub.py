@@ -1,0 +1,223 @@
+"""Detectors that are given away: the folder detects as the run did, and the card says what was measured."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.hub_mixin
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from ovd.build.detector import TrainedDetector, build_detector, load_detector
+from ovd.build.prompts import Example, Prompt
+from ovd.clip.load import TINY_CLIP, load_clip
+from ovd.clip.save import copy_clip, save_clip
+from ovd.config import TrainConfig, parse_config
+from ovd.engine import checkpoint
+from ovd.experts.group import ExpertGroup
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.predictor import Predictor
+from ovd.text.encoder import text_tower_fingerprint
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+NAMES = ["anchor", "umbrella", Prompt("a thing", images=(Example(IMAGE[:30, :40]),))]
+SOURCE = {
+    "kind": "files",
+    "format": "coco",
+    "train_annotations": "secret/place/mine.json",
+    "train_images": "secret/place",
+    "val_annotations": "secret/place/val.json",
+    "val_images": "secret/place",
+}
+METRICS = {
+    "engine": "hotcoco",
+    "metrics": {"AP": 0.4567, "APr": -1.0},
+    "protocols": {"LVIS v1 (ordinary AP)": ["AP", "APr"]},
+    "notes": ["3 images have no box"],
+}
+
+
+def trained_detector(clip_name: str, clip_weights: str | None = None) -> TrainedDetector:
+    values = {
+        "output": "none",
+        "clip": {"name": clip_name, "weights": clip_weights},
+        "detector": {"channels": 32, "num_convs": 1},
+        "data": {"size": 96, "source": SOURCE},
+        "train": {"steps": 7, "precision": "float32", "seed": 5},
+    }
+    config = parse_config(values, TrainConfig, "test")
+    torch.manual_seed(config.train.seed)
+    clip = load_clip(clip_name, clip_weights)
+    detector = build_detector(config, clip).eval()
+    for parameter in detector.parameters():
+        if parameter.numel() == 1:
+            torch.nn.init.constant_(parameter, 0.1)
+    text = torch.nn.functional.normalize(torch.randn(2, clip.dim), dim=1)
+    calibration = ScoreCalibration(0.02, ScoreMap(0.9, 1.1, 0.1, 0.2), 0.31, config.eval, text)
+    mean_example = 0.3 * torch.nn.functional.normalize(torch.randn(clip.dim), dim=0)
+    return TrainedDetector(detector, config, clip, ("anchor", "umbrella"), calibration, mean_example=mean_example)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run folder as a training leaves it: one checkpoint and its metrics."""
+    trained = trained_detector("tiny")
+    folder = tmp_path_factory.mktemp("hub") / "run"
+    assert trained.calibration is not None
+    assert trained.mean_example is not None
+    checkpoint.save_weights(
+        folder,
+        tensors=trained.detector.state_dict(),
+        config=trained.config.model_dump(mode="json"),
+        extra={
+            "text_tower": text_tower_fingerprint(trained.clip),
+            "classes": list(trained.classes),
+            "calibration": trained.calibration.to_json(),
+        },
+        attached={"trained_text": trained.calibration.trained_text, "mean_example": trained.mean_example},
+    )
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    return folder
+
+
+def assert_same(found, expected) -> None:
+    for name in ("boxes", "scores", "classes"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_folder_detects_as_the_run_did(run, tmp_path):
+    expected = Predictor.load(run)
+    expected.save_pretrained(tmp_path / "given")
+    assert {path.name for path in (tmp_path / "given").iterdir()} == {
+        "README.md", "attached.safetensors", "config.json", "manifest.json", "metrics.json", "model.safetensors",
+        "state.json",
+    }  # fmt: skip
+    for predictor in (Predictor.from_pretrained(tmp_path / "given"), Predictor.load(tmp_path / "given")):
+        assert_same(predictor(IMAGE, NAMES), expected(IMAGE, NAMES))
+        assert predictor.threshold == expected.threshold == 0.31
+    again = Predictor.from_pretrained(tmp_path / "given", size=64)
+    assert not torch.equal(again(IMAGE, NAMES).boxes, expected(IMAGE, NAMES).boxes)
+    Predictor.from_pretrained(tmp_path / "given").save_pretrained(tmp_path / "again")
+    for name in ("model.safetensors", "metrics.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "given" / name).read_bytes()
+
+
+def test_the_card_says_what_was_measured_and_no_more(run, tmp_path):
+    Predictor.load(run).save_pretrained(tmp_path / "given")
+    card = ModelCard.load(tmp_path / "given" / "README.md")
+    text = card.content
+    assert "| AP | APr |" in text
+    assert "| 45.67 | - |" in text
+    assert "LVIS v1 (ordinary AP)" in text
+    assert "3 images have no box" in text
+    assert "seed 5" in text
+    assert "anchor, umbrella" in text
+    assert "above 0.31" in text
+    assert "may not be used for" in text
+    assert "secret" not in text
+    assert card.data.library_name == "ovd"
+    (result,) = card.data.eval_results
+    assert result.metric_value == 45.67
+    assert result.dataset_type == "val.json"
+
+
+def test_without_measurements_the_card_says_so(tmp_path):
+    trained = replace(trained_detector("tiny"), calibration=None)
+    Predictor(trained).save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "Nothing was measured of this detector" in text
+    assert "are no probabilities" in text
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_metrics_of_a_later_checkpoint_are_not_those_of_an_earlier_one(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "step-000000", tmp_path / "run" / "step-000009")
+    for step, has_metrics in (("step-000000", False), ("step-000009", True)):
+        Predictor.load(tmp_path / "run" / step).save_pretrained(tmp_path / step)
+        assert (tmp_path / step / "metrics.json").exists() == has_metrics
+
+
+def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy_clip(TINY_CLIP, tmp_path / "my_clip")
+    trained = trained_detector("my_clip")
+    expected = Predictor(trained)(IMAGE, NAMES)
+    Predictor(trained).save_pretrained(tmp_path / "given")
+    shutil.rmtree(tmp_path / "my_clip")
+    assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
+
+
+def test_a_named_model_with_local_weights_goes_along(untrained_clip, tmp_path):
+    save_clip(untrained_clip, "tiny", tmp_path / "clip")
+    again = load_clip(str(tmp_path / "clip"))
+    assert text_tower_fingerprint(again) == text_tower_fingerprint(untrained_clip)
+    for name, tensor in untrained_clip.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+def test_experts_are_not_saved_with_a_detector(tmp_path):
+    trained = replace(trained_detector("tiny"), experts=ExpertGroup((Path("mine"),), "base_stays", False))
+    with pytest.raises(ValueError, match="saved without its experts"):
+        Predictor.save_pretrained(_with(trained), tmp_path)
+
+
+def _with(trained: TrainedDetector) -> Predictor:
+    predictor = Predictor(replace(trained, experts=None))
+    predictor._trained = trained
+    return predictor
+
+
+class LocalHub:
+    """Stands in for the hub: a repository is a folder."""
+
+    root: Path
+
+    def __init__(self, token: str | None = None):
+        self.token = token
+
+    def create_repo(self, repo_id: str, **_options: object) -> "LocalHub":
+        self.repo_id = repo_id
+        return self
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, **_options: object) -> str:
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return f"commit of {repo_id}"
+
+
+def test_pushing_and_pulling(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalHub, "root", tmp_path, raising=False)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", LocalHub)
+    monkeypatch.setattr("ovd.predictor.snapshot_download", lambda name, **_: str(tmp_path / name))
+    monkeypatch.setattr(
+        huggingface_hub.hub_mixin, "hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / repo_id / filename)
+    )
+    expected = Predictor.load(run)
+    assert expected.push_to_hub("somebody/detector") == "commit of somebody/detector"
+    assert 'from_pretrained("somebody/detector")' in (tmp_path / "somebody" / "detector" / "README.md").read_text()
+    assert_same(Predictor.from_pretrained("somebody/detector")(IMAGE, NAMES), expected(IMAGE, NAMES))
+
+
+def test_a_name_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a detector that the hub gives out"):
+        Predictor.from_pretrained("somebody/detector", local_files_only=True, cache_dir=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="neither a run folder nor a checkpoint"):
+        Predictor.from_pretrained(tmp_path / "empty")
+
+
+def test_a_damaged_file_is_found(run, tmp_path):
+    Predictor.load(run).save_pretrained(tmp_path)
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors differs from its sha256"):
+        Predictor.from_pretrained(tmp_path)
+
+
+def test_load_detector_reads_the_classes(run, tmp_path):
+    Predictor.load(run).save_pretrained(tmp_path)
+    assert load_detector(tmp_path).classes == ("anchor", "umbrella")
