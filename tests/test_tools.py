@@ -200,6 +200,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
         (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),
+        (("tools/train.py", "configs/quickstart.yaml", "train.stepz=3"), "did you mean train.steps?"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message):

@@ -25,6 +25,7 @@ from ovd.data.mosaic import Mosaics, join_tiles
 from ovd.data.padding import pad_images
 from ovd.data.report import DataError
 from ovd.data.transforms import Pixels, Transform, eval_transform, resize_labels
+from ovd.data.worker_deaths import hold_back_deaths, raising_deaths
 from ovd.structures import Batch, Targets
 
 # Keep the chance of epochs and of samples apart: position 7 must not repeat the numbers of epoch 7.
@@ -231,8 +232,8 @@ def train_loader(
 
     Raises:
         ValueError: a batch that cannot be divided into equal parts, or an index without a folder of images.
-        RuntimeError: a worker died or hung; the message has the signal or the time, the step and its image ids. (A
-            death between two batches is raised by torch's signal handler, in whatever the main thread does then.)
+        RuntimeError: a worker died or hung; the message has the signal or the time, the step that was waited for and
+            its image ids.
     """
     assert order.num_images == len(source)
     number, num_parts = part
@@ -377,9 +378,12 @@ def _load(
                 worker_init_fn=_start_worker,
             )
         )
+    if workers:
+        hold_back_deaths()
     for step in steps:
         try:
-            packed = next(packed_batches)
+            with raising_deaths():
+                packed = next(packed_batches)
         except RuntimeError as error:
             image_ids = [int(source.image_ids[image]) for image, _ in batch(step)]
             # torch says that a worker "exited unexpectedly", and in the cause which signal killed it.

@@ -338,6 +338,25 @@ def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, ti
     assert time.perf_counter() - start < 60
 
 
+def killed_by_the_second_image(pixels: np.ndarray, labels: Labels, _seed: int) -> tuple[np.ndarray, Labels]:
+    count = getattr(killed_by_the_second_image, "count", 0) + 1
+    killed_by_the_second_image.count = count  # type: ignore[attr-defined]
+    if count == 2:
+        time.sleep(0.5)  # until the batch before is sent
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels, labels
+
+
+def test_a_death_between_two_batches_is_raised_with_the_next_one(index):
+    loader = train_loader(index, order_of(index, batch_size=1), killed_by_the_second_image, range(9), workers=1)
+    assert len(next(loader).image_ids) == 1
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:  # in which the worker dies; its signal must not raise here
+        time.sleep(0.1)
+    with pytest.raises(RuntimeError, match=r"step 1 \(image ids \[1\d\d\]\) failed: .*Killed"):
+        next(loader)
+
+
 def test_mixed_batches_keep_both_and_pad_to_one_size(index):
     annotated = load_train(index, order_of(index, batch_size=3), steps=range(2))
     paired = load_train(index, order_of(index, batch_size=2, seed=5), steps=range(2))

@@ -28,11 +28,11 @@ from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
+STEPS = 10
 
 
 def make_config(output: Path, world: Path, **changes) -> TrainConfig:
-    train = {"device": "cpu", "steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 10}
+    train = {"device": "cpu", "steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 5}
     train |= changes.pop("train", {})
     data = {"source": source_of(world, validated=False), **changes.pop("data", {})}
     return small_config(output, world, train=train, data=data, bank={"templates": "none"}, **changes)
