@@ -23,7 +23,7 @@ from ovd.predictor import Predictor
 from ovd.text.encoder import text_tower_fingerprint
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
-NAMES = ["anchor", "umbrella", Prompt("a thing", images=(Example(IMAGE[:30, :40]),))]
+NAMES: list[str | Prompt] = ["anchor", "umbrella", Prompt("a thing", images=(Example(IMAGE[:30, :40]),))]
 SOURCE = {
     "kind": "files",
     "format": "coco",

@@ -9,7 +9,7 @@ import numpy as np
 from ovd.onnx.session import open_session
 from ovd.onnx.tokenizer import Tokenizer
 from ovd.shapes import Float32
-from ovd.text.names import clean_name, fill
+from ovd.text.names import prompts_of
 
 BATCH = 256
 """Texts at a time."""
@@ -49,8 +49,7 @@ class TextEncoder:
 
     def __call__(self, names: Sequence[str]) -> Float32[np.ndarray, "C D"]:
         """One unit row per name: the normalized mean over the templates, as in evaluation."""
-        cleaned = [clean_name(name) for name in names]
-        texts = [fill(template, name) for name in cleaned for template in self._templates]
+        texts = [text for name in names for text in prompts_of(name, (), 0, self._templates)]
         parts = [self._encode(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         means = np.concatenate(parts).reshape(len(names), len(self._templates), -1).mean(axis=1)
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)

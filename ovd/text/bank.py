@@ -26,7 +26,7 @@ from ovd.clip.load import Clip
 from ovd.files import whole_file
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
-from ovd.text.names import class_forms, fill
+from ovd.text.names import prompts_of
 from ovd.text.perturb import drop_tokens, tower_dropout
 from ovd.text.prompts import TEMPLATES
 from ovd.text.sources import TextSources
@@ -136,8 +136,7 @@ def class_texts(
         paraphrases: whole texts about the class; each is one variant, without a template.
         num_paraphrases: the largest number of paraphrases of any class.
     """
-    forms = class_forms(name, synonyms, sources.num_synonyms)
-    texts = [fill(template, form) for form in forms for template in TEMPLATES[sources.templates]]
+    texts = prompts_of(name, synonyms, sources.num_synonyms, TEMPLATES[sources.templates])
     return (
         texts + list(paraphrases) + [texts[index % len(texts)] for index in range(num_paraphrases - len(paraphrases))]
     )

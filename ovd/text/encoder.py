@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.progress import progress
-from ovd.text.names import class_forms, fill
+from ovd.text.names import prompts_of
 
 BATCH = 256
 
@@ -102,8 +102,8 @@ def encode_classes(
         synonyms: those of each class; `num_synonyms` of them are used like its name.
     """
     synonyms = [()] * len(names) if synonyms is None else synonyms
-    forms = [class_forms(name, others, num_synonyms) for name, others in zip(names, synonyms, strict=True)]
-    texts = [[fill(template, form) for form in of_class for template in templates] for of_class in forms]
+    pairs = zip(names, synonyms, strict=True)
+    texts = [prompts_of(name, others, num_synonyms, templates) for name, others in pairs]
     classes_at_a_time = max(1, BATCH // ((1 + num_synonyms) * len(templates)))
     starts = range(0, len(names), classes_at_a_time)
     means = [encode_texts(clip, [])]

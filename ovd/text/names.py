@@ -20,6 +20,11 @@ def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[s
     return [forms[index % len(forms)] for index in range(1 + num_synonyms)]
 
 
+def prompts_of(name: str, synonyms: Sequence[str], num_synonyms: int, templates: Sequence[str]) -> list[str]:
+    """All forms of a class's name in all templates, form by form."""
+    return [fill(template, form) for form in class_forms(name, synonyms, num_synonyms) for template in templates]
+
+
 def fill(template: str, name: str) -> str:
     """Put a cleaned name into a template; `{article}` becomes "a" or "an"."""
     article = "an" if name[:1].lower() in "aeiou" else "a"
