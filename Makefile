@@ -25,9 +25,9 @@ install: $(INSTALLED)
 quickstart: $(INSTALLED)
 	$(PY) tools/quickstart.py $(ARGS)
 
-# Two processes, each with the tests of whole files.
+# Two processes, each with the tests of whole files, whose threads do not spin while they wait for a core.
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest

@@ -23,7 +23,7 @@ jaxtyping.install_import_hook(
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # the cores are shared by all workers
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
@@ -54,6 +54,16 @@ def figures() -> Iterator[type[Figures]]:
     Figure.savefig = savefig  # type: ignore[method-assign,assignment]
     yield Figures
     Figure.savefig = draw  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _naming_of_few_images() -> Iterator[None]:
+    """Whole jobs measure naming in few images."""
+    from ovd.jobs import evaluate
+
+    before, evaluate.NAMING_IMAGES = evaluate.NAMING_IMAGES, 4
+    yield
+    evaluate.NAMING_IMAGES = before
 
 
 @pytest.fixture(autouse=True)

@@ -75,27 +75,18 @@ class PromptEncoder:
             ImageError: the file of an example is missing or not an image.
             ValueError: an example's box is empty or outside its image.
         """
-        texts = [(prompt,) if isinstance(prompt, str) else prompt.texts for prompt in prompts]
-        encoded = self._encode_texts(tuple(text for of_prompt in texts for text in of_prompt))
-        of_texts = encoded.split([len(of_prompt) for of_prompt in texts])
-        return torch.stack([self._row(prompt, own) for prompt, own in zip(prompts, of_texts, strict=True)])
+        whole = [Prompt(prompt, (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
+        encoded = self._encode_texts(tuple(text for prompt in whole for text in prompt.texts))
+        of_texts = encoded.split([len(prompt.texts) for prompt in whole])
+        return torch.stack([self._row(prompt, own) for prompt, own in zip(whole, of_texts, strict=True)])
 
-    def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
-        return evaluation_text(self._trained.config, self._trained.clip, texts)
+    def encode(self, example: Example) -> Float[Tensor, " D"]:
+        """The unit embedding of an example, as CLIP gives it.
 
-    def _row(self, prompt: str | Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
-        if isinstance(prompt, str):
-            return of_texts[0]
-        if not prompt.images:
-            return unit_embeddings(of_texts.mean(dim=0))
-        of_images = self._moved(torch.stack([self._encode(example) for example in prompt.images]).mean(dim=0))
-        if not prompt.texts:
-            return of_images
-        share = prompt.share_of_images
-        return unit_embeddings((1 - share) * unit_embeddings(of_texts.mean(dim=0)) + share * of_images)
-
-    def _encode(self, example: Example) -> Float[Tensor, " D"]:
-        """Unit row of an example."""
+        Raises:
+            ImageError: its file is missing or not an image.
+            ValueError: its box is empty or outside its image.
+        """
         given = example.image
         pixels = read_image(Path(given)) if isinstance(given, str | Path) else as_pixels(given)
         height, width = pixels.shape[:2]
@@ -111,6 +102,35 @@ class PromptEncoder:
         size, box = torch.tensor([[height, width]], device=device), torch.tensor([[x0, y0, x1, y1]], device=device)
         ((row,),) = self._crops(image, size, [box])
         return row.float().cpu()
+
+    def combine(
+        self,
+        of_texts: Float[Tensor, "T D"],
+        of_examples: Float[Tensor, "E D"],
+        share_of_images: float = SHARE_OF_IMAGES,
+    ) -> Float[Tensor, " D"]:
+        """The unit row of a class.
+
+        Args:
+            of_texts: unit rows of its names.
+            of_examples: those of its examples (`encode`); it has a name or an example.
+            share_of_images: weight of the examples where there are names as well.
+        """
+        if not len(of_texts):
+            return self._moved(of_examples.mean(dim=0))
+        of_name = of_texts[0] if len(of_texts) == 1 else unit_embeddings(of_texts.mean(dim=0))
+        if not len(of_examples):
+            return of_name
+        of_images = self._moved(of_examples.mean(dim=0))
+        return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
+
+    def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
+        return evaluation_text(self._trained.config, self._trained.clip, texts)
+
+    def _row(self, prompt: Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
+        of_examples = [self.encode(example) for example in prompt.images]
+        rows = torch.stack(of_examples) if of_examples else of_texts.new_zeros(0, of_texts.shape[1])
+        return self.combine(of_texts, rows, prompt.share_of_images)
 
     def _moved(self, of_images: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """The unit row of examples among rows of texts; where the mean example is not known, as CLIP gives it."""

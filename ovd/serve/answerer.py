@@ -5,8 +5,9 @@ picture's answer does not depend on its company, apart from the rounding of sums
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, score_ensemble
+from ovd.build.prompts import Example, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.data.buckets import Shape
 from ovd.data.images import read_image
@@ -22,6 +24,8 @@ from ovd.data.transforms import eval_transform
 from ovd.structures import Detections
 from ovd.text.names import clean_name
 
+EXAMPLE_SIDE = 1024
+"""Longest side in pixels that an example is reduced to before it is embedded, which bounds the memory it takes."""
 NAMES_KEPT = 4096
 """Names whose text rows are kept, those that were asked for last."""
 
@@ -43,7 +47,16 @@ class Question:
     """A picture, and what is looked for in it."""
 
     picture: Picture
-    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    """Names to look for, each once."""
+    examples: Mapping[str, Float[Tensor, "_ D"]] = field(default_factory=dict)
+    """Embeddings of example pictures (`Answerer.prepare_example`), by what they are called; a name that is in `texts`
+    as well is looked for by both."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is looked for, as the answer calls it."""
+        return (*self.texts, *(name for name in self.examples if name not in self.texts))
 
 
 class Answerer:
@@ -59,6 +72,8 @@ class Answerer:
         self._inference = build_inference(trained, size=size)
         self._resize = eval_transform(size=self._inference.size)
         self._rows: OrderedDict[str, Float[Tensor, " D"]] = OrderedDict()
+        self._prompts = PromptEncoder(trained)
+        self._encoding = Lock()
 
     @property
     def size(self) -> int:
@@ -98,6 +113,18 @@ class Answerer:
         """
         return self.picture(read_image(content, max_pixels=max_pixels))
 
+    def prepare_example(self, content: bytes, *, max_pixels: int) -> Float[Tensor, " D"]:
+        """Decode and embed an example picture's file. Any thread may do this.
+
+        Raises:
+            ImageError: damaged, not an image, or larger than `max_pixels`.
+        """
+        pixels = read_image(content, max_pixels=max_pixels)
+        if max(pixels.shape[:2]) > EXAMPLE_SIDE:
+            pixels = eval_transform(size=EXAMPLE_SIDE)(pixels)
+        with self._encoding:
+            return self._prompts.encode(Example(pixels))
+
     def picture(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Picture:
         """Resize an RGB image."""
         resized = torch.from_numpy(np.ascontiguousarray(self._resize(pixels))).permute(2, 0, 1)
@@ -121,27 +148,38 @@ class Answerer:
         return [self.answer([question])[0] for question in questions]  # one of them must not stop the others
 
     def _answer_together(self, questions: Sequence[Question]) -> tuple[Detections, ...]:
+        self._encode(dict.fromkeys(text for question in questions for text in question.texts))
+        vocabularies = [self._vocabulary(question) for question in questions]
+        self._forget()
         pictures = [question.picture for question in questions]
         assert len({picture.padded_shape for picture in pictures}) == 1, "pictures of one batch have one padded shape"
         images, sizes = pad_images(
             [picture.pixels for picture in pictures], divisor=self._inference.detector.size_divisor
         )
         return self._inference.detect_each(
-            self._texts([question.names for question in questions]),
+            vocabularies,
             images,
             sizes,
             torch.tensor([picture.shape for picture in pictures]),
             ensembles=[score_ensemble(self._trained, question.names) for question in questions],
         )
 
-    def _texts(self, lists: Sequence[tuple[str, ...]]) -> list[Float[Tensor, "_ D"]]:
-        """The unit rows of each list of names; all that are new are encoded together."""
-        asked = dict.fromkeys(name for names in lists for name in names)
-        if new := [name for name in asked if name not in self._rows]:
+    def _encode(self, texts: dict[str, None]) -> None:
+        """Make the unit rows of texts; all that are new are encoded together."""
+        if new := [text for text in texts if text not in self._rows]:
             self._rows.update(zip(new, evaluation_text(self._trained.config, self._trained.clip, new), strict=True))
-        texts = [torch.stack([self._rows[name] for name in names]) for names in lists]
-        for name in asked:
-            self._rows.move_to_end(name)
+        for text in texts:
+            self._rows.move_to_end(text)
+
+    def _vocabulary(self, question: Question) -> Float[Tensor, "C D"]:
+        """One unit row for each of a question's names."""
+        rows = {text: self._rows[text] for text in question.texts}
+        for name, of_examples in question.examples.items():
+            of_text = rows[name][None] if name in rows else of_examples[:0]
+            rows[name] = self._prompts.combine(of_text, of_examples)
+        return torch.stack(list(rows.values()))
+
+    def _forget(self) -> None:
+        """Drop the rows of texts that were asked for longest ago."""
         while len(self._rows) > NAMES_KEPT:
             self._rows.popitem(last=False)
-        return texts

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+from jaxtyping import Float
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -18,9 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from torch import Tensor
 
 from ovd.data.images import ALLOWED_FORMATS, ImageError
-from ovd.serve.answerer import Answerer, Picture, Question
+from ovd.serve.answerer import Answerer, Question
 from ovd.serve.batches import Answered, Batches
 from ovd.serve.coco_answer import coco_document
 from ovd.serve.form import DetectForm, read_form
@@ -31,6 +34,7 @@ from ovd.serve.openapi import describe_api, docs_page
 from ovd.serve.replies import FAILURE, on_failure, on_http_exception, on_refusal
 from ovd.visualize import choose_shown
 
+Prepared = TypeVar("Prepared")
 _LOG = logging.getLogger("ovd.serve")
 _DECODERS = 2
 """Pictures that are decoded at once. Each may take about ten bytes per pixel."""
@@ -92,8 +96,8 @@ class Server:
             start = loop.time()
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
-                    picture = await loop.run_in_executor(self._decoders, self._prepare, form.image)
-                    answered = await self._batches.ask(Question(picture, form.names))
+                    question = await loop.run_in_executor(self._decoders, self._prepare, form)
+                    answered = await self._batches.ask(question)
             except TimeoutError:
                 raise Refusal(
                     503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
@@ -103,7 +107,7 @@ class Server:
             except Exception as error:
                 _LOG.exception("the detector failed")
                 raise Refusal(500, FAILURE) from error
-            return self._reply(request, form, picture, answered, seconds=loop.time() - start)
+            return self._reply(request, form, question, answered, seconds=loop.time() - start)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -118,32 +122,45 @@ class Server:
             self._num_waiting -= 1
             self.metrics.waiting.set(self._num_waiting)
 
-    def _prepare(self, image: UploadFile) -> Picture:
-        """Decode a picture file; it is in memory only while it is decoded."""
-        with image.file as file:
-            content = file.read(self._limits.max_bytes + 1)
-        if len(content) > self._limits.max_bytes:
-            raise Refusal(413, f"The picture file is larger than {self._limits.megabytes:g} megabytes.")
+    def _prepare(self, form: DetectForm) -> Question:
+        """Decode the picture and the examples, one after another."""
         try:
-            return self._answerer.prepare(content, max_pixels=self._limits.max_pixels)
+            picture = self._decode(form.image, self._answerer.prepare)
+            examples: dict[str, list[Float[Tensor, " D"]]] = {}
+            for number, (name, upload) in enumerate(form.examples, start=1):
+                row = self._decode(upload, self._answerer.prepare_example, f" of example {number}, {name!r},")
+                examples.setdefault(name, []).append(row)
+        finally:
+            for upload in (form.image, *(upload for _, upload in form.examples)):
+                upload.file.close()
+        return Question(picture, form.names, {name: torch.stack(rows) for name, rows in examples.items()})
+
+    def _decode(self, upload: UploadFile, prepare: Callable[..., Prepared], of_what: str = "") -> Prepared:
+        content = upload.file.read(self._limits.max_bytes + 1)
+        if len(content) > self._limits.max_bytes:
+            raise Refusal(413, f"The picture file{of_what} is larger than {self._limits.megabytes:g} megabytes.")
+        try:
+            return prepare(content, max_pixels=self._limits.max_pixels)
         except ImageError as error:
             if error.code == "F10":
                 raise Refusal(
-                    413, f"The picture has more than {self._limits.megapixels:g} megapixels; make it smaller."
+                    413, f"The picture{of_what} has more than {self._limits.megapixels:g} megapixels; make it smaller."
                 ) from None
             raise Refusal(
-                415, f"The file is damaged or no picture; {', '.join(ALLOWED_FORMATS)} files are read."
+                415, f"The file{of_what} is damaged or no picture; {', '.join(ALLOWED_FORMATS)} files are read."
             ) from None
 
     def _reply(
-        self, request: Request, form: DetectForm, picture: Picture, answered: Answered, *, seconds: float
+        self, request: Request, form: DetectForm, question: Question, answered: Answered, *, seconds: float
     ) -> Response:
         threshold = self._settings.threshold if form.threshold is None else form.threshold
         shown = choose_shown(answered.found, threshold, most=form.limit, overlapping=form.overlapping)
         self.metrics.batch_size.observe(answered.batch_size)
         self.metrics.boxes.inc(len(shown.scores))
+        height, width = question.picture.shape
+        examples = f", {len(form.examples)} examples" if form.examples else ""
         request.scope["note"] += [
-            f"{picture.shape[1]} x {picture.shape[0]} px, {len(form.names)} names, {len(shown.scores)} boxes",
+            f"{width} x {height} px, {len(question.names)} names{examples}, {len(shown.scores)} boxes",
             f"batch of {answered.batch_size}",
         ]
         info = {
@@ -153,7 +170,13 @@ class Server:
             "seconds": round(seconds, 4),
         }
         return JSONResponse(
-            coco_document(shown, form.names, shape=picture.shape, file_name=form.image.filename or "picture", info=info)
+            coco_document(
+                shown,
+                question.names,
+                shape=question.picture.shape,
+                file_name=form.image.filename or "picture",
+                info=info,
+            )
         )
 
     def info(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from ovd.serve.limits import Limits, Refusal
 
-FIELDS = ("image", "names", "threshold", "limit", "overlapping")
+FIELDS = ("image", "names", "example", "example_name", "threshold", "limit", "overlapping")
 _WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
@@ -26,6 +26,8 @@ class DetectForm:
     image: UploadFile
     names: tuple[str, ...]
     """Each once, in the order in which they came."""
+    examples: tuple[tuple[str, UploadFile], ...]
+    """Pictures of things to look for, each with what it is called; a name may have several."""
     threshold: float | None
     """Least score of a box; None for the detector's own."""
     limit: int
@@ -52,7 +54,9 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
     try:
         async with asyncio.timeout(limits.body_seconds):
             form = await _bounded(request, limits).form(
-                max_files=1, max_fields=limits.names + len(FIELDS), max_part_size=limits.max_text_bytes
+                max_files=1 + limits.examples,
+                max_fields=limits.names + limits.examples + len(FIELDS),
+                max_part_size=limits.max_text_bytes,
             )
     except TimeoutError:
         raise Refusal(408, f"The request was not sent in {limits.body_seconds:g} seconds.") from None
@@ -84,9 +88,14 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
     overlapping = (_text(form, "overlapping") or "").lower()
     if overlapping not in _WORDS:
         raise Refusal(400, "The field 'overlapping' is true or false.")
+    names = parse_names([_of_text(value, "names") for value in form.getlist("names")], limits)
+    examples = _examples(form, limits)
+    if not names and not examples:
+        raise Refusal(400, "Give at least one name to look for, in the field 'names'.")
     return DetectForm(
         images[0],
-        parse_names([_of_text(value, "names") for value in form.getlist("names")], limits),
+        names,
+        examples,
         None if threshold is None else _number(threshold),
         limits.boxes if limit is None else _count(limit, limits.boxes),
         _WORDS[overlapping],
@@ -97,14 +106,12 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
     """Names that stand apart by commas or line ends, each once.
 
     Raises:
-        Refusal: none, too many, one that is too long, or one with control characters.
+        Refusal: too many, one that is too long, or one with control characters.
     """
     parts = [part for text in texts for part in re.split(r"[,\r\n]", text)]
     if any(unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t" for part in parts for letter in part):
         raise Refusal(400, "A name has a control character in it.")
     names = tuple(dict.fromkeys(name for part in parts if (name := " ".join(part.split()))))
-    if not names:
-        raise Refusal(400, "Give at least one name to look for, in the field 'names'.")
     if len(names) > limits.names:
         raise Refusal(400, f"There are {len(names)} names; at most {limits.names} may be looked for at once.")
     if longest := next((name for name in names if len(name) > limits.name_length), None):
@@ -112,6 +119,29 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
             400, f"The name that starts with {longest[:20]!r} is longer than {limits.name_length} characters."
         )
     return names
+
+
+def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], ...]:
+    """The files of the fields `example`, each with the text of the `example_name` at the same place."""
+    pictures = form.getlist("example")
+    if len(pictures) > limits.examples:  # texts; more files are not even read
+        raise Refusal(400, f"There are {len(pictures)} examples; at most {limits.examples} may be sent at once.")
+    called = [_of_text(value, "example_name") for value in form.getlist("example_name")]
+    if len(called) != len(pictures):
+        raise Refusal(
+            400,
+            f"There are {len(pictures)} fields 'example' and {len(called)} fields 'example_name'; "
+            "send one of each for each example.",
+        )
+    examples = []
+    for picture, text in zip(pictures, called, strict=True):
+        if not isinstance(picture, UploadFile):
+            raise Refusal(400, "Send examples as files, in the fields 'example'.")
+        names = parse_names([text], limits)
+        if len(names) != 1:
+            raise Refusal(400, "Each field 'example_name' has one name.")
+        examples.append((names[0], picture))
+    return tuple(examples)
 
 
 def _bounded(request: Request, limits: Limits) -> Request:
@@ -130,7 +160,7 @@ def _bounded(request: Request, limits: Limits) -> Request:
 
 
 def _too_large(limits: Limits) -> Refusal:
-    return Refusal(413, f"The picture file is larger than {limits.megabytes:g} megabytes.")
+    return Refusal(413, f"The request is larger than {limits.megabytes:g} megabytes.")
 
 
 def _of_text(value: UploadFile | str, field: str) -> str:

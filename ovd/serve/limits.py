@@ -8,13 +8,15 @@ class Limits:
     """Bounds of a server, so that no request takes more memory or time than its owner allows."""
 
     megabytes: float = 20.0
-    """Size of a picture file, in millions of bytes."""
+    """Size of a picture file, and of all files of a request, in millions of bytes."""
     megapixels: float = 64.0
     """Size of a picture in millions of pixels, read from its header before anything is decoded."""
     names: int = 500
     """Number of names in a request."""
     name_length: int = 100
     """Characters in a name."""
+    examples: int = 20
+    """Number of example pictures in a request."""
     boxes: int = 1000
     """Number of boxes in an answer."""
     waiting: int = 64

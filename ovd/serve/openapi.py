@@ -60,6 +60,18 @@ def _detect(info: Json) -> Json:
             "description": "What to look for, in any words; several in one field stand apart by commas or line ends. "
             f"At most {limits['names']} names of {limits['name_length']} characters.",
         },
+        "example": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "Pictures of things to look for, tightly cut out: beside names or in their place. At most "
+            f"{limits['examples']}.",
+        },
+        "example_name": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What each example is called, in the order of the examples. Several may have one name; one "
+            "that is among 'names' is looked for by name and examples.",
+        },
         "threshold": {
             "type": "number",
             "minimum": 0,
@@ -82,7 +94,8 @@ def _detect(info: Json) -> Json:
     }
     schema = {
         "type": "object",
-        "required": ["image", "names"],
+        "required": ["image"],
+        "anyOf": [{"required": ["names"]}, {"required": ["example", "example_name"]}],
         "additionalProperties": False,
         "properties": fields,
     }

@@ -92,6 +92,7 @@ def test_the_check_passes_and_finds_a_damaged_image(layout, monkeypatch, capsys)
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_twenty_steps_train_and_the_validation_set_is_judged(layout, tmp_path):
     config = train_config(layout, tmp_path / "run")
     metrics = train_from_config(config)

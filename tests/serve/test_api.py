@@ -1,5 +1,6 @@
 """The HTTP API: what it answers, what it refuses, and what it says about itself."""
 
+import io
 import re
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from small_server import LIMITS, png, running
 
+from ovd.build.prompts import Example, Prompt
 from ovd.predictor import Predictor
 from ovd.serve.answerer import Answerer, Question
 from ovd.serve.coco_answer import base_name
@@ -53,6 +55,63 @@ def test_rotated_pictures_have_the_size_that_a_viewer_shows(served, tmp_path):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
     (image,) = served.detect((tmp_path / "turned.jpg").read_bytes()).json()["images"]
     assert (image["width"], image["height"]) == (20, 40)
+
+
+def crop(seed: int) -> tuple[np.ndarray, bytes]:
+    return np.random.default_rng(seed).integers(0, 256, (20, 30, 3)).astype(np.uint8), png(20, 30, seed=seed)
+
+
+def ask_with_examples(served, names: str, *examples: tuple[str, bytes]):
+    files = [("image", ("photo.png", png())), *(("example", ("crop.png", content)) for _, content in examples)]
+    data = {"names": names, "example_name": [name for name, _ in examples], "threshold": 0, "overlapping": "true"}
+    return served.client.post("/api/detect", files=files, data=data)
+
+
+def test_examples_are_the_predictors_prompts(served, trained):
+    (first, first_file), (second, second_file) = crop(1), crop(2)
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    answer = ask_with_examples(
+        served, "anchor, umbrella", ("gadget", first_file), ("umbrella", second_file), ("gadget", second_file)
+    ).json()
+    prompts: list[str | Prompt] = [
+        "anchor",
+        Prompt("umbrella", ("umbrella",), (Example(second),)),
+        Prompt("gadget", images=(Example(first), Example(second))),
+    ]
+    found = Predictor(trained)(picture, prompts)
+    assert [row["name"] for row in answer["categories"]] == ["anchor", "umbrella", "gadget"]
+    assert [row["category_id"] - 1 for row in answer["annotations"]] == found.classes.tolist()
+    assert [row["score"] for row in answer["annotations"]] == pytest.approx(found.scores.tolist(), abs=2e-5)
+    assert set(found.classes.tolist()) == {0, 1, 2}
+
+
+def test_a_picture_may_be_asked_by_examples_alone_and_large_ones_are_reduced(served):
+    wide = io.BytesIO()
+    Image.new("RGB", (1900, 900), "red").save(wide, "PNG")
+    answer = ask_with_examples(served, "", ("gadget", wide.getvalue()))
+    assert answer.status_code == 200
+    assert [row["name"] for row in answer.json()["categories"]] == ["gadget"]
+    assert "1 names, 1 examples" in served.lines[-1]
+
+
+def test_faulty_examples_are_refused_by_number_and_name(served):
+    good, large = png(20, 30), png(1500, 3000)
+    for examples, status, sentence in (
+        ([("a", good), ("b", b"no picture")], 415, "The file of example 2, 'b', is damaged or no picture;"),
+        ([("a", good)] * 21, 400, "The multipart form cannot be read: Too many files."),
+        ([("a, b", good)], 400, "Each field 'example_name' has one name."),
+        ([(" ", good)], 400, "Each field 'example_name' has one name."),
+        ([("x" * 101, good)], 400, "The name that starts with 'xxxx"),
+    ):
+        answer = ask_with_examples(served, "anchor", *examples)
+        assert (answer.status_code, answer.json()["error"][: len(sentence)]) == (status, sentence)
+    assert len(large) > LIMITS.max_bytes
+    assert ask_with_examples(served, "anchor", ("a", large)).status_code == 413
+    files = [("image", ("photo.png", png())), ("example", ("crop.png", good))]
+    answer = served.client.post("/api/detect", files=files, data={"names": "anchor"})
+    assert "1 fields 'example' and 0 fields 'example_name'" in answer.json()["error"]
+    answer = served.detect(names="", example="words", example_name="a")
+    assert answer.json()["error"] == "Send examples as files, in the fields 'example'."
 
 
 def test_many_at_once_are_answered_each_as_alone(served):

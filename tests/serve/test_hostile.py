@@ -306,4 +306,4 @@ def test_the_rest_of_a_refused_body_is_read_so_that_the_answer_arrives(served: R
     body = form(image=bytes(6 * LIMITS.max_bytes))
     answer = served.client.post("/api/detect", content=body, headers={"content-type": FORM.partition(": ")[2]})
     assert answer.status_code == 413
-    assert answer.json() == {"error": "The picture file is larger than 1 megabytes."}
+    assert answer.json() == {"error": "The request is larger than 1 megabytes."}

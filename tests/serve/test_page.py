@@ -1,5 +1,6 @@
 """The page in a real browser: what a person does there, and what it says where something is wrong."""
 
+import base64
 import json
 import os
 import time
@@ -192,6 +193,52 @@ def test_two_hundred_names_and_more_than_allowed(browser, picture):
         assert browser.text("error") == sentence
 
 
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[1]), (letter) => letter.charCodeAt(0));
+const files = new DataTransfer();
+files.items.add(new File([bytes], arguments[2], { type: "image/png" }));
+for (const type of ["dragenter", "dragover", "drop"]) {
+  const event = new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: files });
+  document.getElementById(arguments[0]).dispatchEvent(event);
+}
+"""
+
+
+def drop(browser, place: str, content: bytes, name: str) -> None:
+    browser.driver.execute_script(DROP, place, base64.b64encode(content).decode(), name)
+
+
+def test_dropped_crops_are_looked_for_and_can_be_removed(browser, page_server, picture):
+    browser.open()
+    drop(browser, "drop", picture.read_bytes(), "photo.png")
+    assert browser.text("image-help").startswith("photo.png")
+    for seed, name in ((1, "odd_thing.png"), (2, "other.png")):
+        drop(browser, "example-help", png(20, 30, seed=seed), name)
+    names = browser.driver.find_elements("css selector", "#examples input")
+    assert [name.get_attribute("value") for name in names] == ["odd thing", "other"]
+    names[1].clear()
+    browser.find()
+    assert browser.text("error") == "Give each picture of what to look for a name."
+    names[1].send_keys("odd thing")
+    browser.find()
+    browser.until_answered()
+    assert browser.text("error") == ""
+    browser.slide(0.05)
+    files = [("image", ("photo.png", picture.read_bytes()))]
+    files += [("example", ("crop.png", png(20, 30, seed=seed))) for seed in (1, 2)]
+    expected = page_server.client.post(
+        "/api/detect", files=files, data={"example_name": ["odd thing"] * 2, "threshold": 0.05}
+    )
+    assert browser.boxes() == len(expected.json()["annotations"]) > 0
+    assert "odd thing" in browser.text("status")
+    assert "2 examples" in page_server.lines[-1]
+    for button in browser.driver.find_elements("css selector", "#examples button"):
+        button.click()
+    assert not browser.driver.find_elements("css selector", "#examples li")
+    browser.find()
+    assert browser.text("error") == "Type at least one name to look for."
+
+
 def test_what_is_missing_is_said(browser, picture):
     browser.open()
     browser.find()
@@ -250,11 +297,11 @@ def test_everything_is_reached_by_the_keyboard_in_order(browser, picture):
     browser.until_answered()
     browser.run("document.querySelector('nav a').focus()")
     reached = []
-    for _ in range(6):
+    for _ in range(7):
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
         reached.append(browser.run("const a = document.activeElement; return a.id || a.tagName.toLowerCase()"))
-    assert reached == ["image", "names", "summary", "find", "threshold", "download"]
-    for name in ("image", "names", "threshold"):
+    assert reached == ["image", "names", "summary", "example", "find", "threshold", "download"]
+    for name in ("image", "names", "example", "threshold"):
         assert browser.run(f"return document.getElementById('{name}').labels.length") == 1
     browser.element("threshold").send_keys(Keys.HOME)
     assert browser.text("threshold-value") == "0.05"

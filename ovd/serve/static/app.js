@@ -9,6 +9,7 @@ const MOST_ROWS = 300;
 
 const element = (id) => document.getElementById(id);
 let file = null;
+let examples = []; // pictures of things to look for: file, and the element that holds its name
 let found = null; // the answer for the picture that is shown
 let asking = null; // the request that is under way
 let limits = null;
@@ -50,6 +51,47 @@ function takePicture(given) {
   element("status").textContent = "";
   showResult(false);
   element("result").hidden = false;
+}
+
+function addExamples(files) {
+  showError("");
+  for (const given of files) {
+    const row = document.createElement("li");
+    const picture = document.createElement("img");
+    picture.src = URL.createObjectURL(given);
+    picture.alt = "";
+    const name = document.createElement("input");
+    name.type = "text";
+    name.value = given.name.replace(/\.[^.]*$/, "").replace(/[_,\s]+/g, " ").trim();
+    name.setAttribute("aria-label", `Name of ${given.name}`);
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.textContent = "Remove";
+    remove.setAttribute("aria-label", `Remove ${given.name}`);
+    const example = { file: given, name };
+    remove.addEventListener("click", () => {
+      examples = examples.filter((other) => other !== example);
+      URL.revokeObjectURL(picture.src);
+      row.remove();
+      element("example").focus();
+    });
+    row.append(picture, name, remove);
+    element("examples").append(row);
+    examples.push(example);
+  }
+}
+
+// What stops the question from being asked, in a sentence; "" if nothing does.
+function whatIsMissing() {
+  if (!file) return "Choose a picture first.";
+  if (!examples.length && !/[^\s,]/.test(element("names").value)) return "Type at least one name to look for.";
+  if (examples.some((example) => !example.name.value.trim())) return "Give each picture of what to look for a name.";
+  if (!limits) return "";
+  if (examples.length > limits.examples) return `At most ${limits.examples} pictures of what to look for may be sent.`;
+  const largest = limits.megabytes * 1e6;
+  if (file.size > largest) return `The picture file is larger than ${limits.megabytes} megabytes.`;
+  const bytes = examples.reduce((sum, example) => sum + example.file.size, file.size);
+  return bytes > largest ? `All pictures together are larger than ${limits.megabytes} megabytes.` : "";
 }
 
 function shown() {
@@ -107,12 +149,8 @@ function draw() {
 
 async function ask(event) {
   event.preventDefault();
-  if (!file) return showError("Choose a picture first.");
-  const names = element("names").value;
-  if (!/[^\s,]/.test(names)) return showError("Type at least one name to look for.");
-  if (limits && file.size > limits.megabytes * 1e6) {
-    return showError(`The picture file is larger than ${limits.megabytes} megabytes.`);
-  }
+  const missing = whatIsMissing();
+  if (missing) return showError(missing);
   if (asking) asking.abort();
   const request = new AbortController();
   asking = request;
@@ -121,7 +159,11 @@ async function ask(event) {
   element("status").textContent = "Looking…";
   const body = new FormData();
   body.append("image", file);
-  body.append("names", names);
+  body.append("names", element("names").value);
+  for (const example of examples) {
+    body.append("example", example.file);
+    body.append("example_name", example.name.value);
+  }
   body.append("threshold", String(LEAST_SCORE));
   body.append("limit", String(limits ? Math.min(MOST_BOXES, limits.boxes) : MOST_BOXES));
   try {
@@ -169,6 +211,10 @@ async function readInfo() {
 
 element("form").addEventListener("submit", ask);
 element("image").addEventListener("change", () => element("image").files[0] && takePicture(element("image").files[0]));
+element("example").addEventListener("change", () => {
+  addExamples(element("example").files);
+  element("example").value = "";
+});
 element("threshold").addEventListener("input", draw);
 element("download").addEventListener("click", download);
 element("picture").addEventListener("load", draw);
@@ -181,17 +227,27 @@ document.addEventListener("paste", (event) => {
   const [pasted] = event.clipboardData.files;
   if (pasted) takePicture(pasted);
 });
+
+// Files dropped on the place of examples are examples; anywhere else, the first is the picture.
+const isForExamples = (event) => element("example-drop").contains(event.target);
+
+function showTarget(event) {
+  element("drop").classList.toggle("over", event !== null && !isForExamples(event));
+  element("example-drop").classList.toggle("over", event !== null && isForExamples(event));
+}
+
 for (const name of ["dragenter", "dragover"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();
-    document.body.classList.add("over");
+    showTarget(event);
   });
 }
-document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+document.addEventListener("dragleave", (event) => event.relatedTarget || showTarget(null));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  document.body.classList.remove("over");
-  const [dropped] = event.dataTransfer.files;
-  if (dropped) takePicture(dropped);
+  showTarget(null);
+  const dropped = event.dataTransfer.files;
+  if (isForExamples(event)) addExamples(dropped);
+  else if (dropped.length) takePicture(dropped[0]);
 });
 readInfo().catch(() => showError("The server cannot be reached."));
