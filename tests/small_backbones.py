@@ -55,8 +55,8 @@ def randomize(model: Any) -> Any:
             nn.init.normal_(module.running_mean, std=0.2)
     # timm starts some of these at nought or near it, which would hide what they take part in.
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or name.endswith(("latent", "pos_embed", "cls_token")):
-            nn.init.normal_(parameter, mean=float("weight" in name), std=0.2)
+        if parameter.ndim < 2 or name.endswith(("latent", "pos_embed", "cls_token", "gain")):
+            nn.init.normal_(parameter, mean=float(name.endswith(("weight", "gain"))), std=0.2)
         elif parameter.std() < 0.01:
             nn.init.normal_(parameter, std=0.05)
     return model
