@@ -1,12 +1,13 @@
 """AP of classes that are asked for by example pictures, beside their AP by name.
 
-    python bench/example_prompts.py --seeds 11 12 13
-    python bench/example_prompts.py --seeds 11 --held-out
+    python bench/example_prompts.py runs/quickstart
+    python bench/example_prompts.py RUN RUN RUN --draws 1       # of several seeds of training
+    python bench/example_prompts.py RUN --held-out              # of a run with train.calibration.names=0.1
 
-Trains both stages of the quick start for each seed of the embedded world, in runs/example_prompts; what is done is not
-repeated. Then the novel classes of the validation images are asked for by 1, 3 and 5 boxes that are cut out of training
-images, and by name and 5 boxes at several weights; all others by name. The novel classes are the rare ones; with
---held-out, base classes whose names the training held out, on which `SHARE_OF_IMAGES` is chosen.
+For runs on the embedded world. The novel classes of the validation images are asked for by 1, 3 and 5 boxes that are
+cut out of training images, and by name and 5 boxes; all others by name. The novel classes are the rare ones; with
+--held-out, base classes whose names the training held out, and the weight of the examples beside the name varies. Each
+draw takes other boxes.
 """
 
 import argparse
@@ -19,42 +20,30 @@ from jaxtyping import Float
 from measured import save
 from torch import Tensor
 
-from ovd.ablation.row import RowStages, TrainedRow, read_row, train_row
-from ovd.build.data import hold_out, load_training_index, load_validation_index
+from ovd.build.data import draw_world, hold_out, load_training_index, load_validation_index
 from ovd.build.detector import TrainedDetector, load_detector
-from ovd.build.prompts import Example, PromptEncoder
+from ovd.build.prompts import SHARE_OF_IMAGES, Example, PromptEncoder
 from ovd.build.text import text_of_index
-from ovd.config import AblationRow, LabelsConfig
+from ovd.config import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.jobs.evaluate import detect_all
 from ovd.precision import describe_machine
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-RUNS = Path("runs/example_prompts")
 NUM_EXAMPLES = 5
 SHARES = (0.1, 0.2, 0.3, 0.5)
-"""Weights of the examples beside names."""
+"""Weights of the examples beside names of classes that are held out."""
 
 
-def stages(*, held_out: bool) -> RowStages:
-    """The quick start's two stages; `held_out`: without a tenth of the base classes' names."""
-    row = AblationRow(
-        config=Path("quickstart.yaml"),
-        teacher=Path("quickstart_base.yaml"),
-        labels=LabelsConfig(queries="nouns", shards=1),
-    )
-    return read_row(row, CONFIGS, ["train.calibration={names: 0.1}"] if held_out else [])
-
-
-def novel_rows(row: TrainedRow, index: AnnotationIndex, *, held_out: bool) -> list[int]:
+def novel_rows(config: TrainConfig, index: AnnotationIndex, *, held_out: bool) -> list[int]:
     """The classes of a validation set that are asked for by examples."""
     if not held_out:
         return [position for position, category in enumerate(index.categories) if category.frequency == "r"]
-    training = load_training_index(row.config, DataReport(stops=False))
-    _, held = hold_out(row.config, training)
-    assert held is not None, "the config has train.calibration"
+    training = load_training_index(config, DataReport(stops=False))
+    _, held = hold_out(config, training)
+    if held is None or not held.names.any():
+        raise SystemExit(f"{config.output} held no names out: train it with train.calibration.names=0.1")
     names = {category.name for category, is_held in zip(training.categories, held.names, strict=True) if is_held}
     return [position for position, category in enumerate(index.categories) if category.name in names]
 
@@ -78,67 +67,76 @@ def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: 
 
 
 def asked(
-    prompts: PromptEncoder, text: Float[Tensor, "C D"], examples: dict[int, list[Example]]
+    prompts: PromptEncoder, text: Float[Tensor, "C D"], examples: dict[int, list[Example]], shares: Sequence[float]
 ) -> Iterator[tuple[str, Float[Tensor, "C D"]]]:
-    """The ways of asking, each with a row per class."""
+    """The ways of asking with examples, each with a row per class."""
     embedded = {row: torch.stack([prompts.encode(example) for example in own]) for row, own in examples.items()}
-    yield "by name", text
     for count in (1, 3, 5):
         rows = text.clone()
         for row, own in embedded.items():
             rows[row] = prompts.combine(text[:0], own[:count])
         yield f"by {count} picture{'s' if count > 1 else ''}", rows
-    for share in SHARES:
+    for share in shares:
         rows = text.clone()
         for row, own in embedded.items():
             rows[row] = prompts.combine(text[row][None], own, share)
         yield f"by name and {NUM_EXAMPLES} pictures, share {share}", rows
 
 
-def measure(trained: TrainedDetector, index: AnnotationIndex, examples: dict[int, list[Example]]) -> dict[str, dict]:
-    """AP in percent of all classes and of those with examples, by the way of asking."""
-    figures = {}
+def novel_precision(
+    trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], novel: Sequence[int]
+) -> dict[str, float]:
+    """AP in percent of all classes and of the novel ones."""
+    of_id = {row.category_id: row.AP for row in detect_all(trained, index, text).evaluate().classes if row.AP > -1}
+    ids = [index.categories[row].id for row in novel]
+    of_novel = [of_id[identifier] for identifier in ids if identifier in of_id]
+    return {"AP": 100 * float(np.mean(list(of_id.values()))), "AP novel": 100 * float(np.mean(of_novel))}
+
+
+def measure(trained: TrainedDetector, *, draws: int, held_out: bool) -> dict[str, list[dict[str, float]]]:
+    """The figures of each draw, by the way of asking."""
+    index = load_validation_index(trained.config, DataReport(stops=False))
+    assert index is not None, "the world has a validation set"
     text = text_of_index(trained.config, trained.clip, index)
-    ids = [category.id for category in index.categories]
-    for way, rows in asked(PromptEncoder(trained), text, examples):
-        classes = detect_all(trained, index, rows).evaluate().classes
-        of_id = {row.category_id: row.AP for row in classes if row.AP > -1}
-        novel = [of_id[ids[row]] for row in examples if ids[row] in of_id]
-        figures[way] = {
-            "AP": round(100 * float(np.mean(list(of_id.values()))), 1),
-            "AP novel": round(100 * float(np.mean(novel)), 1),
-        }
-        print(f"{way:42} {figures[way]}", flush=True)
+    novel = novel_rows(trained.config, index, held_out=held_out)
+    print(f"{trained.config.output}: {len(novel)} of {len(index.categories)} classes by examples", flush=True)
+    figures = {"by name": [novel_precision(trained, index, text, novel)]}
+    print("by name", figures["by name"], flush=True)
+    shares = SHARES if held_out else (SHARE_OF_IMAGES,)
+    for draw in range(draws):
+        examples = examples_of(draw_world(trained.config), index, novel, draw)
+        for way, rows in asked(PromptEncoder(trained), text, examples, shares):
+            figures.setdefault(way, []).append(novel_precision(trained, index, rows, novel))
+            print(way, figures[way][-1], flush=True)
     return figures
 
 
-def mean_and_spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over draws and runs."""
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13], help="default: %(default)s")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--draws", type=int, default=3, help="choices of examples (%(default)s)")
     parser.add_argument("--held-out", action="store_true", help="base classes whose names are held out")
     arguments = parser.parse_args()
-    name = "example_prompts_held_out" if arguments.held_out else "example_prompts"
-    of_seeds = {}
-    for seed in arguments.seeds:
-        row = train_row(stages(held_out=arguments.held_out), seed, RUNS)
-        trained = load_detector(row.config.output)
-        index = load_validation_index(row.config, DataReport(stops=False))
-        assert index is not None, "the world has a validation set"
-        novel = novel_rows(row, index, held_out=arguments.held_out)
-        print(f"seed {seed}: {len(novel)} of {len(index.categories)} classes by examples", flush=True)
-        of_seeds[str(seed)] = measure(trained, index, examples_of(row.world, index, novel, seed))
-    table = {
-        way: {metric: mean_and_spread([own[way][metric] for own in of_seeds.values()]) for metric in ("AP", "AP novel")}
-        for way in next(iter(of_seeds.values()))
+    of_runs = {
+        str(run): measure(load_detector(run), draws=arguments.draws, held_out=arguments.held_out)
+        for run in arguments.runs
     }
-    save(name, {"machine": describe_machine(torch.device("cpu")), "table": table, "seeds": of_seeds})
-    for way, figures in table.items():
-        print(f"| {way} | {figures['AP']} | {figures['AP novel']} |")
+    report(of_runs, "example_prompts_held_out" if arguments.held_out else "example_prompts")
+
+
+def report(of_runs: dict[str, dict[str, list[dict[str, float]]]], name: str) -> None:
+    """Print the table, and write it beside all figures."""
+    table = {}
+    for way in next(iter(of_runs.values())):
+        values = [own for figures in of_runs.values() for own in figures[way]]
+        table[way] = {metric: mean_and_spread([own[metric] for own in values]) for metric in ("AP", "AP novel")}
+        print(f"| {way} | {table[way]['AP']} | {table[way]['AP novel']} |")
+    save(name, {"machine": describe_machine(torch.device("cpu")), "table": table, "runs": of_runs})
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python bench/join.py --rows detect optimizer  # some of them
     python bench/join.py --only-join              # run none
 
-The rows and their marks are in bench/rows.py. A script that finds that outputs differ leaves no result. The rows of a
-device of which there is no result here stay as docs/benchmarks.json has them.
+The rows and their marks are in bench/rows.py. A script that finds that outputs differ leaves no result. Rows that are
+not run stay as bench/results/ or docs/benchmarks.json has them.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import datetime
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,15 @@ def joined(row: Row, raw: dict[str, Any]) -> dict[str, Any]:
     return {"name": row.name, "device": row.device, "ratio": ratio, "marks": marks, "reached": reached, "raw": raw}
 
 
-def all_rows() -> list[dict[str, Any]]:
-    """The rows that have a result, here or, for another device, on the page."""
+def all_rows(ran: Collection[Row]) -> list[dict[str, Any]]:
+    """The rows that have a result, here or, if they did not run, on the page."""
     before = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
-    files = [(row, results_file(row.name, row.device)) for row in ROWS]
-    here = {row.device for row, file in files if file.exists()}
     rows = []
-    for row, file in files:
+    for row in ROWS:
+        file = results_file(row.name, row.device)
         if file.exists():
             rows.append(joined(row, json.loads(file.read_text())))
-        elif row.device not in here and (row.name, row.device) in before:
+        elif row not in ran and (row.name, row.device) in before:
             rows.append(joined(row, before[row.name, row.device]))
     return rows
 
@@ -121,11 +121,13 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=sorted({row.name for row in ROWS}), help="run only these")
     parser.add_argument("--only-join", action="store_true", help="run none, join what is there")
     arguments = parser.parse_args()
+    ran = []
     for row in ROWS if not arguments.only_join else ():
         is_wanted = row.device == arguments.device and row.name in (arguments.rows or [row.name])
         if is_wanted and (ANNOTATIONS not in row.arguments or (ROOT / ANNOTATIONS).exists()):
             run(row)
-    rows = all_rows()
+            ran.append(row)
+    rows = all_rows(ran)
     machine = describe_machine(torch.device(arguments.device))
     content = {"machine": machine, "date": datetime.date.today().isoformat(), "rows": rows}
     JSON.write_text(json.dumps(content, indent=1) + "\n")

@@ -49,6 +49,7 @@ ROWS = (
             "memory of tuned, 1,203 classes": 0.6,
         },
     ),
+    Row("step_memory", "cpu", {"13,000 classes": 1.3}),
     Row("detect", "cpu", {"time, 91 classes": 0.8, "time, 1,203 classes": 0.8}),
     Row("mfu_lvis_base_rn50", "cpu", {"time at the peak of convolutions": 1 / 0.45}, script="mfu"),
     Row("vocabulary", "cpu", _OF_VOCABULARY),

@@ -57,6 +57,11 @@ def figures() -> Iterator[type[Figures]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_this_user(tmp_path_factory) -> None:
+    os.environ["OVD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _naming_of_few_images() -> Iterator[None]:
     """Whole jobs measure naming in few images."""
     from ovd.jobs import evaluate

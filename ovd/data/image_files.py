@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from ovd.data.images import ImageError, read_sizes
+from ovd.data.images import ImageError
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport
+from ovd.data.size_cache import sizes_of
 
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 """Usual suffixes of the formats that are read."""
@@ -102,7 +103,7 @@ def readable_sizes(
         DataError: too many images were left out.
     """
     positions, sizes = [], []
-    for position, size in enumerate(read_sizes(paths)):
+    for position, size in enumerate(sizes_of(paths)):
         if not isinstance(size, ImageError):
             report.looked_at()
             positions.append(position)

@@ -95,12 +95,12 @@ def evaluate_run(
         ValueError: no data set is given and the run has none.
     """
     config = trained.config
+    exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
     if index is None:
         index = load_validation_index(config, DataReport())
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_index(config, trained.clip, index)
-    exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
     evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())

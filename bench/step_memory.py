@@ -1,0 +1,38 @@
+"""Peak memory of a training step where every class of the vocabulary is scored, against one of 80 classes.
+
+    python bench/step_memory.py                    # CLIP's ResNet-50, 2 images of 320 px
+    python bench/step_memory.py --device cuda      # 16 images of 800 px
+
+`train.negatives=all` with 80, 1,203 and 13,000 classes; each peak is what model and two steps add to a process of its
+own.
+"""
+
+from fresh import parse_with_sizes
+from measured import alone, save
+from train_step import peak_bytes
+
+from ovd.precision import describe_machine
+
+CLASSES = (80, 1203, 13_000)
+
+
+def main() -> None:
+    arguments = parse_with_sizes(__doc__)
+    peaks = {}
+    for num_classes in CLASSES:
+        settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, arguments.device)
+        peaks[num_classes] = alone(peak_bytes, "ours", *settings)
+        print(f"{num_classes:,} classes: {peaks[num_classes] / 2**20:,.0f} MiB", flush=True)
+    ratio = {f"{count:,} classes": round(peaks[count] / peaks[CLASSES[0]], 3) for count in CLASSES[1:]}
+    print(ratio)
+    result = {
+        "machine": describe_machine(arguments.device),
+        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "ratio": ratio,
+        "peak_MB": {f"{count:,} classes": round(value / 2**20) for count, value in peaks.items()},
+    }
+    save("step_memory", result, arguments.device)
+
+
+if __name__ == "__main__":
+    main()
