@@ -1,6 +1,7 @@
 """Detections as other packages hold them, read back by those packages."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,9 @@ def test_results_in_cocos_form_are_read_by_pycocotools(tmp_path, capsys):
     assert Detections.empty().to_coco(7) == []
 
 
-def test_results_in_cocos_form_are_read_by_supervision(tmp_path):
-    supervision = pytest.importorskip("supervision", reason="the package is not installed")
+@pytest.fixture
+def boxes_file(tmp_path) -> Path:
+    """As `ovd detect --write coco` writes it, beside its image."""
     content = {
         "images": [{"id": 7, "height": 100, "width": 100, "file_name": "a.jpg"}],
         "categories": [{"id": row + 1, "name": name} for row, name in enumerate(NAMES)],
@@ -56,13 +58,30 @@ def test_results_in_cocos_form_are_read_by_supervision(tmp_path):
             {"id": number, "area": 1.0, "iscrowd": 0, **row} for number, row in enumerate(FOUND.to_coco(7))
         ],
     }
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
     Image.new("RGB", (100, 100)).save(tmp_path / "a.jpg")
-    read = supervision.DetectionDataset.from_coco(str(tmp_path), str(tmp_path / "boxes.json"))
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    return tmp_path / "boxes.json"
+
+
+def test_results_in_cocos_form_are_read_by_supervision(boxes_file):
+    supervision = pytest.importorskip("supervision", reason="the package is not installed")
+    read = supervision.DetectionDataset.from_coco(str(boxes_file.parent), str(boxes_file))
     assert read.classes == NAMES
     ((_, _, found),) = list(read)
     assert np.allclose(found.xyxy, FOUND.boxes.numpy())
     assert found.class_id.tolist() == [2, 0]
+
+
+def test_results_in_cocos_form_are_read_by_fiftyone(boxes_file):
+    """Its importer alone: a dataset of it needs a database that runs."""
+    coco = pytest.importorskip("fiftyone.utils.coco", reason="the package is not installed")
+    with coco.COCODetectionDatasetImporter(data_path=str(boxes_file.parent), labels_path=str(boxes_file)) as importer:
+        ((path, _, labels),) = list(importer)
+    assert Path(path).name == "a.jpg"
+    found = [(row.label, row.confidence, row.bounding_box) for row in labels["detections"].detections]
+    assert [label for label, _, _ in found] == ["coffee cup", "anchor"]
+    assert [score for _, score, _ in found] == pytest.approx([0.9, 0.25])
+    assert found[0][2] == pytest.approx([0.1, 0.2, 0.4, 0.24])
 
 
 def test_torchvisions_dictionary_goes_into_torchvisions_nms():
