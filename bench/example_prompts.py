@@ -5,9 +5,9 @@
     python bench/example_prompts.py RUN --held-out              # of a run with train.calibration.names=0.1
 
 For runs on the embedded world. The novel classes of the validation images are asked for by 1, 3 and 5 boxes that are
-cut out of training images, and by name and 5 boxes; all others by name. The novel classes are the rare ones; with
---held-out, base classes whose names the training held out, and the weight of the examples beside the name varies. Each
-draw takes other boxes.
+cut out of training images (fewer of a class that has fewer), and by name and 5 boxes; all others by name. The novel
+classes are the rare ones; with --held-out, base classes whose names the training held out, and the weight of 5 boxes
+beside the name varies. Each draw takes other boxes.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def novel_rows(config: TrainConfig, index: AnnotationIndex, *, held_out: bool) -
 
 
 def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: int) -> dict[int, list[Example]]:
-    """Boxes of these classes in training images, chosen by chance."""
+    """Up to five boxes of each of these classes in training images, chosen by chance."""
     training = load_annotations(
         world / "annotations" / "lvis_train.json", world / "images", format="lvis", report=DataReport(stops=False)
     )
@@ -62,21 +62,20 @@ def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: 
             of_class = found.get(row_of[own])
             if of_class is not None and len(of_class) < NUM_EXAMPLES:
                 of_class.append(Example(record.path, tuple(box)))
-    assert all(len(examples) == NUM_EXAMPLES for examples in found.values()), "every class has boxes enough"
     return found
 
 
 def asked(
-    prompts: PromptEncoder, text: Float[Tensor, "C D"], examples: dict[int, list[Example]], shares: Sequence[float]
+    prompts: PromptEncoder, text: Float[Tensor, "C D"], examples: dict[int, list[Example]], *, held_out: bool
 ) -> Iterator[tuple[str, Float[Tensor, "C D"]]]:
     """The ways of asking with examples, each with a row per class."""
     embedded = {row: torch.stack([prompts.encode(example) for example in own]) for row, own in examples.items()}
-    for count in (1, 3, 5):
+    for count in () if held_out else (1, 3, NUM_EXAMPLES):
         rows = text.clone()
         for row, own in embedded.items():
             rows[row] = prompts.combine(text[:0], own[:count])
         yield f"by {count} picture{'s' if count > 1 else ''}", rows
-    for share in shares:
+    for share in SHARES if held_out else (SHARE_OF_IMAGES,):
         rows = text.clone()
         for row, own in embedded.items():
             rows[row] = prompts.combine(text[row][None], own, share)
@@ -102,10 +101,9 @@ def measure(trained: TrainedDetector, *, draws: int, held_out: bool) -> dict[str
     print(f"{trained.config.output}: {len(novel)} of {len(index.categories)} classes by examples", flush=True)
     figures = {"by name": [novel_precision(trained, index, text, novel)]}
     print("by name", figures["by name"], flush=True)
-    shares = SHARES if held_out else (SHARE_OF_IMAGES,)
     for draw in range(draws):
         examples = examples_of(draw_world(trained.config), index, novel, draw)
-        for way, rows in asked(PromptEncoder(trained), text, examples, shares):
+        for way, rows in asked(PromptEncoder(trained), text, examples, held_out=held_out):
             figures.setdefault(way, []).append(novel_precision(trained, index, rows, novel))
             print(way, figures[way][-1], flush=True)
     return figures
