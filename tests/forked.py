@@ -23,7 +23,9 @@ from ovd.config import TrainConfig, parse_config
 
 _PR_SET_PDEATHSIG = 1
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["ovd.commands.train", "ovd.jobs.replay_step", "pytest"])  # tests/ is not on its path
+_SERVER.set_forkserver_preload(
+    ["ovd.jobs.train", "ovd.jobs.preflight", "ovd.jobs.replay_step", "pytest"]
+)  # tests/ is not on its path
 
 
 def _train(values: dict[str, Any], options: dict[str, Any], variables: dict[str, str], output: str, fault: Any) -> None:

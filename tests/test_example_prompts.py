@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from ovd.build.detector import TrainedDetector, build_detector, untouched_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
-from ovd.commands.detect import read_example, with_examples
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
+from ovd.jobs.queries import read_example, with_examples
 from ovd.model.crops import square_crops
 from ovd.predictor import Predictor
 

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from ovd.config import AlignConfig, load_config
-from ovd.jobs.align_backbone import align_backbone, format_report
 
 
 def main() -> None:
@@ -23,6 +22,8 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a YAML file, see configs/align_tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=50")
     arguments = parser.parse_intermixed_args()
+    from ovd.jobs.align_backbone import align_backbone, format_report
+
     config = load_config(arguments.config, arguments.overrides, AlignConfig)
     report = align_backbone(config, command=shlex.join(["python", *sys.argv]))
     if report:

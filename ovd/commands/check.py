@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import get_args
 
 from ovd.build.arguments import add_format_options, format_options
-from ovd.build.data import load_evaluation_index
 from ovd.choices import DataFormatName
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
@@ -51,6 +50,8 @@ def main() -> None:
         needs_images = not (arguments.no_images or FORMATS[arguments.dataset].finds_images)
         if arguments.annotations is None or (arguments.images is None and needs_images):
             parser.error(f"{arguments.dataset} needs --annotations FILE and --images FOLDER (or --no-images)")
+        from ovd.build.data import load_evaluation_index
+
         index = load_evaluation_index(
             arguments.annotations,
             arguments.images,

@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 from ovd.config import TrainConfig, load_config
-from ovd.cost import count_cost
 
 
 def main() -> None:
@@ -23,6 +22,8 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="peak per GPU in bf16 (%(default)s: H100 SXM)")
     parser.add_argument("--utilization", type=float, default=0.3, help="share of the peak (%(default)s)")
     arguments = parser.parse_intermixed_args()
+    from ovd.cost import count_cost
+
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     height, width = arguments.height or round(0.75 * config.data.size), config.data.size
     cost = count_cost(config, height, width)

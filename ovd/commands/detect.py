@@ -20,72 +20,14 @@ on. Videos need the extra `video`: pip install 'ovd[video]'.
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
-import torch
-
 from ovd.build.arguments import add_expert_options, expert_group
-from ovd.build.detector import load_detector
-from ovd.build.prompts import Example, Prompt
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.media import Picture, find_media
 from ovd.data.report import DataReport
 from ovd.data.text_files import read_lines
-from ovd.jobs.detect import CocoFile, JsonLines, Output, PictureFiles, detect_in
-from ovd.predictor import Predictor
-from ovd.structures import Detections
-from ovd.visualize import choose_shown
-
-
-def split_query(query: str) -> tuple[str, float | None]:
-    """The name of a query such as `anchor:0.8`, and its minimum score, if it has one.
-
-    Raises:
-        ValueError: no name, or a minimum that is not in 0..1.
-    """
-    name, separator, minimum = query.rpartition(":")
-    if not separator:
-        return query.strip(), None
-    try:
-        value = float(minimum)
-    except ValueError:
-        return query.strip(), None  # a colon in the name
-    if not 0 <= value <= 1 or not name.strip():
-        raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, with a minimum score from 0 to 1")
-    return name.strip(), value
-
-
-def read_example(word: str) -> tuple[str, Example]:
-    """The name and the example of `NAME=IMAGE`, or of `NAME=IMAGE:x,y,width,height`.
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    name, equals, rest = word.partition("=")
-    if not equals or not name.strip() or not rest:
-        raise ValueError(f"--prompt {word}: write it as NAME=IMAGE or NAME=IMAGE:x,y,width,height")
-    found = re.fullmatch(r"(.+):([^:/]+,[^:/]+,[^:/]+,[^:/]+)", rest)
-    if found is None:
-        return name.strip(), Example(rest)
-    try:
-        x, y, width, height = map(float, found[2].split(","))
-    except ValueError:
-        raise ValueError(f"--prompt {word}: {found[2]} is not a box x,y,width,height in pixels") from None
-    return name.strip(), Example(found[1], (x, y, x + width, y + height))
-
-
-def with_examples(
-    asked: list[tuple[str, float | None]], words: list[str]
-) -> tuple[list[str | Prompt], list[float | None]]:
-    """What is asked for, and the minimum scores: names, names with examples, and examples alone."""
-    examples: dict[str, list[Example]] = {}
-    for name, example in map(read_example, words):
-        examples.setdefault(name, []).append(example)
-    by_name = [Prompt(name, (name,), tuple(examples.pop(name))) if name in examples else name for name, _ in asked]
-    alone = [Prompt(name, images=tuple(own)) for name, own in examples.items()]
-    return [*by_name, *alone], [*(minimum for _, minimum in asked), *(None for _ in alone)]
 
 
 def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None]]:
@@ -94,6 +36,8 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
     Raises:
         ValueError: there is none and no --prompt, or a minimum score is wrong.
     """
+    from ovd.jobs.queries import split_query
+
     if arguments.classes is None and arguments.classes_file is None:
         if arguments.prompt:
             return []
@@ -141,27 +85,21 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def output_of(arguments: argparse.Namespace, sources: list[str], names: list[str]) -> Output:
-    """What writes the results, as the arguments say.
-
-    Raises:
-        ValueError: the files of two sources would have the same name.
-    """
-    match arguments.write:
-        case "coco":
-            return CocoFile(arguments.output or Path("detections.json"), names)
-        case "lines":
-            return JsonLines(arguments.output, names)
-        case _:
-            return PictureFiles(sources, names, arguments.output)
-
-
 def main() -> None:
     arguments = parser().parse_args()
+    import torch
+
+    from ovd.build.detector import load_detector
+    from ovd.jobs.detect import detect_in, output_for
+    from ovd.jobs.queries import with_examples
+    from ovd.predictor import Predictor
+    from ovd.structures import Detections
+    from ovd.visualize import choose_shown
+
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     prompts, minima = with_examples(asked, arguments.prompt)
     names = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
-    output = output_of(arguments, sources, names)
+    output = output_for(arguments.write, arguments.output, sources, names)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     predictor = Predictor(
@@ -188,20 +126,9 @@ def main() -> None:
     report = detect_in(sources, detect, output, track_above=threshold if arguments.track else None)
     kind = "probability" if predictor.is_calibrated else "score"
     own = ", or the one after its name" if any(minimum is not None for minimum in minima) else ""
-    text = f"{num_boxes} objects with a {kind} of at least {threshold:.2f}{own}{where_written(output, arguments)}"
+    text = f"{num_boxes} objects with a {kind} of at least {threshold:.2f}{own}{output.where()}"
     print(text, file=sys.stderr if is_data else sys.stdout)
     report_unread(report, len(sources))
-
-
-def where_written(output: Output, arguments: argparse.Namespace) -> str:
-    """The end of the last line."""
-    if isinstance(output, PictureFiles):
-        if len(output.written) == 1:
-            return f"; see {output.written[0]}"
-        return f" in {len(output.written)} sources; see {arguments.output or 'the files beside them'}"
-    if isinstance(output, CocoFile):
-        return f"; see {arguments.output or 'detections.json'}"
-    return ""
 
 
 def report_unread(report: DataReport, num_sources: int) -> None:

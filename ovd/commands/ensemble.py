@@ -10,9 +10,6 @@ new run can start from it with init_from=runs/ensembled.
 import argparse
 from pathlib import Path
 
-from ovd.build.detector import find_checkpoint
-from ovd.engine.ensemble import save_ensemble
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,6 +18,9 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="run folder to write")
     arguments = parser.parse_args()
+    from ovd.build.detector import find_checkpoint
+    from ovd.engine.ensemble import save_ensemble
+
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)
     folder = save_ensemble(first, second, weight=arguments.weight, output=arguments.output)
     print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")

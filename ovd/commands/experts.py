@@ -13,8 +13,6 @@ no other's answers.
 import argparse
 from pathlib import Path
 
-from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,6 +29,8 @@ def main() -> None:
     remove = commands.add_parser("remove", help="remove an expert's files; the run that made it stays")
     remove.add_argument("expert", type=Path, help="expert folder, or the run that it is in")
     arguments = parser.parse_args()
+    from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
+
     if arguments.command == "list":
         for folder in arguments.experts:
             print(describe_expert(folder))

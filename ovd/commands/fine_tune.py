@@ -16,7 +16,6 @@ import argparse
 from pathlib import Path
 
 from ovd.config import TrainConfig, load_config
-from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
 
 def main() -> None:
@@ -26,5 +25,7 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the new one in the average; "
                         "1 makes none (%(default)s)")  # fmt: skip
     arguments = parser.parse_intermixed_args()
+    from ovd.jobs.fine_tune import fine_tune, format_outcomes
+
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     print(format_outcomes(fine_tune(config, weight=arguments.weight)))

@@ -17,20 +17,22 @@ from collections import Counter
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from ovd.build.arguments import add_expert_options, expert_group
-from ovd.build.detector import load_detector
 from ovd.choices import ExportFormatName
-from ovd.commands.detect import split_query
 from ovd.data.check import describe_findings
-from ovd.data.export_boxes import LOCAL_FILES, check_names, export_boxes, is_folder, outputs_of, refuse_existing
+from ovd.data.export_boxes import (
+    LOCAL_FILES,
+    LabelledSet,
+    check_names,
+    export_boxes,
+    is_folder,
+    outputs_of,
+    refuse_existing,
+)
 from ovd.data.image_files import images_at
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.data.text_files import read_lines
-from ovd.jobs.label import Labels, label_images
-from ovd.predictor import UNCALIBRATED_THRESHOLD
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,6 +73,8 @@ def asked_names(arguments: argparse.Namespace) -> tuple[list[str], list[float | 
     Raises:
         ValueError: no name, or one that cannot be written.
     """
+    from ovd.jobs.queries import split_query
+
     if arguments.classes_file is not None:
         names = list(dict.fromkeys(line for _, line in read_lines(arguments.classes_file)))
         minimums: list[float | None] = [None] * len(names)
@@ -94,6 +98,12 @@ def main() -> None:
     for path in (*outputs_of(output, arguments.to), report_file, *([review] if review else [])):
         refuse_existing(path)
     root, paths = images_at(arguments.images, recursive=arguments.recursive)
+
+    import torch
+
+    from ovd.build.detector import load_detector
+    from ovd.jobs.label import label_images
+    from ovd.predictor import UNCALIBRATED_THRESHOLD
 
     torch.set_num_threads(arguments.threads)
     trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
@@ -123,7 +133,7 @@ def main() -> None:
     )
     report.write(report_file)
     kind = "probability" if trained.threshold is not None else "score"
-    print(_summary(labels, report, f"{kind} of at least {threshold:.2f}", output))
+    print(_summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output))
     if review is not None:
         shown = write_review(
             labels.kept,
@@ -138,9 +148,8 @@ def main() -> None:
         print(f"{review} shows the {shown} boxes nearest to the threshold")
 
 
-def _summary(labels: Labels, report: DataReport, limit: str, output: Path) -> str:
+def _summary(kept: LabelledSet, report: DataReport, limit: str, output: Path) -> str:
     """What was found and written, in a few lines."""
-    kept = labels.kept
     counts = Counter(kept.names[name] for image in kept.images for name in image.classes.tolist())
     without = sum(len(image.boxes) == 0 for image in kept.images)
     lines = list(describe_findings(report))

@@ -8,10 +8,11 @@ Prints each image's losses in float32 and whether the detector's predictions for
 import argparse
 from pathlib import Path
 
-from ovd.jobs.replay_step import replay_step
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", type=Path, help="failed-step-*.pt in a run folder, whose config.yaml is used")
-    replay_step(parser.parse_args().dump)
+    arguments = parser.parse_args()
+    from ovd.jobs.replay_step import replay_step
+
+    replay_step(arguments.dump)

@@ -16,9 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ovd.build.arguments import add_expert_options, expert_group
-from ovd.build.detector import load_detector
-from ovd.predictor import UNCALIBRATED_THRESHOLD
-from ovd.serve.answerer import Answerer
 from ovd.serve.hosts import is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
 
@@ -73,6 +70,9 @@ def main() -> None:
             raise ValueError(f"--{option} {getattr(arguments, option)}: give a number above 0")
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
+    from ovd.build.detector import load_detector
+    from ovd.predictor import UNCALIBRATED_THRESHOLD
+    from ovd.serve.answerer import Answerer
     from ovd.serve.app import Settings, build_app
     from ovd.serve.server import address, open_socket, run_server
 

@@ -11,9 +11,6 @@ file is not built again.
 import argparse
 from pathlib import Path
 
-from ovd.build.data import load_training_index
-from ovd.build.detector import configured_clip
-from ovd.build.text import build_class_bank
 from ovd.config import TrainConfig, load_config
 from ovd.data.report import DataReport
 
@@ -24,6 +21,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example bank.templates=full")
     parser.add_argument("--classes", type=Path, help="text file of class names, one per line (default: the config's)")
     arguments = parser.parse_intermixed_args()
+    from ovd.build.data import load_training_index
+    from ovd.build.detector import configured_clip
+    from ovd.build.text import build_class_bank
+
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     if config.bank.file is not None:
         raise ValueError("bank.file is an existing bank; leave it out to build one")

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.config import TrainConfig, load_config
-from ovd.jobs.preflight import preflight
-from ovd.jobs.train import train_from_config
 
 
 def main() -> None:
@@ -31,6 +29,9 @@ def main() -> None:
         "it would stop",
     )
     arguments = parser.parse_intermixed_args()
+    from ovd.jobs.preflight import preflight
+    from ovd.jobs.train import train_from_config
+
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     if arguments.preflight:
         if not preflight(config):

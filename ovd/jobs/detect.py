@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -53,6 +53,30 @@ class Output(Protocol):
 
     def close(self) -> None:
         """Writes what is left, after the last picture."""
+
+    def where(self) -> str:
+        """Where it all is now, to end a sentence with; empty for standard output."""
+
+
+def output_for(
+    kind: Literal["pictures", "coco", "lines"], path: Path | None, sources: Sequence[str], names: Sequence[str]
+) -> Output:
+    """What writes the detections of sources.
+
+    Args:
+        path: pictures: folder, None for that of each source; coco: file, None for detections.json; lines: file, None
+            for standard output.
+
+    Raises:
+        ValueError: the pictures of two sources would have the same name.
+    """
+    match kind:
+        case "pictures":
+            return PictureFiles(sources, names, path)
+        case "coco":
+            return CocoFile(path or Path("detections.json"), names)
+        case "lines":
+            return JsonLines(path, names)
 
 
 def detect_in(
@@ -114,6 +138,7 @@ class PictureFiles:
             ValueError: the files of two sources would have the same name.
         """
         self._names = list(names)
+        self._folder = folder
         self._targets = targets(sources, folder)
         self._video: VideoWriter | None = None
         self._lines: IO[str] | None = None
@@ -170,6 +195,12 @@ class PictureFiles:
         """Ends the last video."""
         if self._of_video is not None:
             self._end_video()
+
+    def where(self) -> str:
+        """The one file, or the folder of several."""
+        if len(self.written) == 1:
+            return f"; see {self.written[0]}"
+        return f" in {len(self.written)} sources; see {self._folder or 'the files beside them'}"
 
 
 def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
@@ -229,6 +260,10 @@ class CocoFile:
         with whole_file(self._path) as file:
             json.dump({"images": self._images, "categories": categories, "annotations": self._annotations}, file)
 
+    def where(self) -> str:
+        """The file."""
+        return f"; see {self._path}"
+
 
 class JsonLines:
     """A line of JSON per picture, written at once, so that another program can follow."""
@@ -250,6 +285,10 @@ class JsonLines:
         """Closes the file, but not standard output."""
         if self._file is not sys.stdout:
             self._file.close()
+
+    def where(self) -> str:
+        """Nothing to add: lines are seen, or in the file that was asked for."""
+        return ""
 
 
 def _line(found: Found, names: Sequence[str]) -> str:

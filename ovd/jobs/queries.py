@@ -1,0 +1,54 @@
+"""What is asked for on a command line: names, minimum scores, and examples."""
+
+import re
+
+from ovd.build.prompts import Example, Prompt
+
+
+def split_query(query: str) -> tuple[str, float | None]:
+    """The name of a query such as `anchor:0.8`, and its minimum score, if it has one.
+
+    Raises:
+        ValueError: no name, or a minimum that is not in 0..1.
+    """
+    name, separator, minimum = query.rpartition(":")
+    if not separator:
+        return query.strip(), None
+    try:
+        value = float(minimum)
+    except ValueError:
+        return query.strip(), None  # a colon in the name
+    if not 0 <= value <= 1 or not name.strip():
+        raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, with a minimum score from 0 to 1")
+    return name.strip(), value
+
+
+def read_example(word: str) -> tuple[str, Example]:
+    """The name and the example of `NAME=IMAGE`, or of `NAME=IMAGE:x,y,width,height`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    name, equals, rest = word.partition("=")
+    if not equals or not name.strip() or not rest:
+        raise ValueError(f"--prompt {word}: write it as NAME=IMAGE or NAME=IMAGE:x,y,width,height")
+    found = re.fullmatch(r"(.+):([^:/]+,[^:/]+,[^:/]+,[^:/]+)", rest)
+    if found is None:
+        return name.strip(), Example(rest)
+    try:
+        x, y, width, height = map(float, found[2].split(","))
+    except ValueError:
+        raise ValueError(f"--prompt {word}: {found[2]} is not a box x,y,width,height in pixels") from None
+    return name.strip(), Example(found[1], (x, y, x + width, y + height))
+
+
+def with_examples(
+    asked: list[tuple[str, float | None]], words: list[str]
+) -> tuple[list[str | Prompt], list[float | None]]:
+    """What is asked for, and the minimum scores: names, names with examples, and examples alone."""
+    examples: dict[str, list[Example]] = {}
+    for name, example in map(read_example, words):
+        examples.setdefault(name, []).append(example)
+    by_name = [Prompt(name, (name,), tuple(examples.pop(name))) if name in examples else name for name, _ in asked]
+    alone = [Prompt(name, images=tuple(own)) for name, own in examples.items()]
+    return [*by_name, *alone], [*(minimum for _, minimum in asked), *(None for _ in alone)]
