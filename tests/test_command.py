@@ -49,11 +49,7 @@ def test_help_comes_without_heavy_imports():
     assert done.stdout.split() == ["False", "False"]
 
 
-HEAVY = {"label-pairs", "check-backbone"}
-"""Their options take torch."""
-
-
-@pytest.mark.parametrize("name", sorted(set(NAMES) - HEAVY))
+@pytest.mark.parametrize("name", NAMES)
 def test_options_are_read_before_torch_is_imported(name):
     code = f"import sys, ovd.commands.{name.replace('-', '_')}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,18 +11,14 @@ random weights both are meaningless.
 import argparse
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from ovd.clip.load import load_clip
 from ovd.data.images import read_image
-from ovd.model.backbone_families import backbone_of
 from ovd.progress import progress
 
 
-@torch.no_grad()
-def main() -> None:
+def _arguments() -> argparse.Namespace:
+    """The command line, read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", help="as clip.name in a config")
     parser.add_argument("--weights", help="as clip.weights in a config")
@@ -31,7 +27,17 @@ def main() -> None:
     parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.std, for a local file")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--count", type=int, default=100, help="number of images (%(default)s)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    import torch
+    from torch.nn import functional as F
+
+    from ovd.clip.load import load_clip
+    from ovd.model.backbone_families import backbone_of
+
     clip = load_clip(
         arguments.clip,
         arguments.weights,
@@ -52,8 +58,9 @@ def main() -> None:
         pixels = Image.fromarray(read_image(path)).resize((width, height), Image.Resampling.BICUBIC)
         image = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).view(height, width, 3)
         batch = ((image.permute(2, 0, 1) / 255 - mean) / std)[None]
-        pooled.append(F.normalize(backbone.encode(batch)[0], dim=0))
-        dense.append(F.normalize(backbone.dense(batch).mean((2, 3))[0], dim=0))
+        with torch.no_grad():
+            pooled.append(F.normalize(backbone.encode(batch)[0], dim=0))
+            dense.append(F.normalize(backbone.dense(batch).mean((2, 3))[0], dim=0))
     ours, own = torch.stack(dense), torch.stack(pooled)
     same = (ours * own).sum(1)
     other = (own * own.roll(1, 0)).sum(1)

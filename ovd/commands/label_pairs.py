@@ -17,16 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from ovd.build.arguments import add_expert_options, expert_group
-from ovd.build.detector import load_detector
-from ovd.choices import QuerySource
+from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, parse_config
-from ovd.jobs.pseudo_label import pseudo_label_run
-from ovd.jobs.ray_label import LabelRequest, label_on_ray
-from ovd.selftrain.pseudo_label import LabelCounts, worker_of
-from ovd.text.prompts import TEMPLATES
 
 DEFAULTS = LabelOptions(queries="caption")
 
@@ -42,9 +35,9 @@ def _arguments() -> argparse.Namespace:
                         help="what an image is asked for: its whole caption, the caption's n-grams or noun phrases, or "
                         "the same class names in every image (default: %(default)s)")  # fmt: skip
     parser.add_argument("--classes", type=Path, metavar="FILE", help="for --queries classes: names, one a line")
-    parser.add_argument("--templates", choices=list(TEMPLATES), help="prompts that names and phrases are put into, for "
-                        "the detector and for the text embeddings of the labels (default: as the run was trained, but "
-                        "a detector of --teacher-hf reads names and phrases as they stand). Whole captions are never "
+    parser.add_argument("--templates", choices=get_args(Templates), help="prompts that names and phrases are put "
+                        "into, for the detector and for the text embeddings of the labels (default: as the run was "
+                        "trained, but a detector of --teacher-hf reads names and phrases as they stand). Whole captions are never "
                         "put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; Grounding DINO and MM "
                         "Grounding DINO take `none` alone, a single prompt")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
@@ -84,14 +77,20 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
     return parse_config(settings, LabelOptions, "command line")
 
 
-def label_here(arguments: argparse.Namespace, options: LabelOptions) -> LabelCounts:
-    """Label this process's shards."""
+def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
+    """Label this process's shards, and say what was done."""
+    import torch
+
+    from ovd.build.detector import load_detector
+    from ovd.jobs.pseudo_label import pseudo_label_run
+    from ovd.selftrain.pseudo_label import worker_of
+
     torch.set_num_threads(arguments.threads)
     rank, world = worker_of(arguments.rank, arguments.world, os.environ)
     device = arguments.device
     if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return pseudo_label_run(
+    counts = pseudo_label_run(
         load_detector(arguments.run, device, experts=expert_group(arguments)),
         pairs=arguments.pairs,
         output=arguments.output,
@@ -103,16 +102,19 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> LabelCou
         world=world,
         num_shards=arguments.shards,
     )
+    return counts.summary()
 
 
-def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> LabelCounts:
-    """Label all shards on a Ray cluster.
+def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> str:
+    """Label all shards on a Ray cluster, and say what was done.
 
     Raises:
         ValueError: options that belong to a single process.
     """
     if (arguments.rank, arguments.world, arguments.device) != (None, None, None):
         raise ValueError("--rank, --world and --device belong to one process; with --ray the workers choose theirs")
+    from ovd.jobs.ray_label import LabelRequest, label_on_ray
+
     experts = expert_group(arguments)
     if experts is not None:
         experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
@@ -128,16 +130,12 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> La
         threads=arguments.threads,
         num_shards=arguments.shards,
     )
-    return label_on_ray(request, address=None if arguments.ray == "local" else arguments.ray, workers=arguments.workers)
+    address = None if arguments.ray == "local" else arguments.ray
+    return label_on_ray(request, address=address, workers=arguments.workers).summary()
 
 
 def main() -> None:
     arguments = _arguments()
     options = label_options(arguments)
-    counts = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
-    reasons = ", ".join(f"{count} {code}" for code, count in counts.reasons.items()) or "none"
-    print(
-        f"{arguments.output}: {counts.pairs} pairs, {counts.pairs_with_boxes} with boxes, {counts.boxes} boxes "
-        f"({counts.capped_pairs} pairs had more); {counts.texts} texts ({counts.long_texts} fill the text tower's "
-        f"context); pairs not labelled: {reasons}"
-    )
+    done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
+    print(f"{arguments.output}: {done}")

@@ -58,6 +58,15 @@ class LabelCounts:
     reasons: dict[str, int]
     """Number of pairs not given to the teacher, by the code of the reason."""
 
+    def summary(self) -> str:
+        """The counts in a sentence."""
+        reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items()) or "none"
+        return (
+            f"{self.pairs} pairs, {self.pairs_with_boxes} with boxes, {self.boxes} boxes ({self.capped_pairs} pairs "
+            f"had more); {self.texts} texts ({self.long_texts} fill the text tower's context); pairs not labelled: "
+            f"{reasons}"
+        )
+
 
 @dataclass(frozen=True)
 class _Decoded:
