@@ -38,8 +38,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--templates", choices=get_args(Templates), help="prompts that names and phrases are put "
                         "into, for the detector and for the text embeddings of the labels (default: as the run was "
                         "trained, but a detector of --teacher-hf reads names and phrases as they stand). Whole "
-                        "captions are never put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; Grounding DINO and MM "
-                        "Grounding DINO take `none` alone, a single prompt")  # fmt: skip
+                        "captions are never put into prompts. OWL-ViT and OWLv2 score the mean over the prompts; "
+                        "Grounding DINO and MM Grounding DINO take `none` alone, a single prompt")  # fmt: skip
     parser.add_argument("--teacher-hf", metavar="NAME", help="OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO of "
                         "Hugging Face (name or folder), which detects the boxes in place of RUN")  # fmt: skip
     add_expert_options(parser)
