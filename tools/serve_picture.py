@@ -1,6 +1,7 @@
 """Make the picture of the page for docs/serve.md: `ovd serve` in a real browser, wide and on a phone.
 
-    python tools/serve_picture.py runs/quickstart runs/quickstart/example.jpg --names "keyboard, anchor"
+    python tools/serve_picture.py runs/quickstart runs/quickstart/example.jpg --names "anchor, yen sign, cat face" \
+        --example gadget.png
 
 It needs Chromium, its driver and `pip install selenium`.
 """
@@ -35,7 +36,7 @@ def _browser(chromium: Path, driver: Path) -> Any:
     return webdriver.Chrome(options=options, service=Service(str(driver)))
 
 
-def _shot(browser: Any, url: str, image: Path, names: str, size: tuple[int, int], *, dark: bool) -> Image.Image:
+def _shot(browser: Any, url: str, given: argparse.Namespace, size: tuple[int, int], *, dark: bool) -> Image.Image:
     """The page after a picture was searched."""
     mobile = size[0] < 500
     browser.execute_cdp_cmd(
@@ -45,19 +46,21 @@ def _shot(browser: Any, url: str, image: Path, names: str, size: tuple[int, int]
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.get(url)
-    browser.find_element("id", "image").send_keys(str(image.resolve()))
-    browser.find_element("id", "names").send_keys(names)
+    browser.find_element("id", "image").send_keys(str(given.image.resolve()))
+    browser.find_element("id", "names").send_keys(given.names)
+    for example in given.example:
+        browser.find_element("id", "example").send_keys(str(example.resolve()))
     browser.find_element("id", "find").click()
     for _ in range(600):
         if browser.find_elements("css selector", "#boxes text"):
             break
         if error := browser.find_element("id", "error").text:
-            raise ValueError(f"{image}: the page says {error!r}")
+            raise ValueError(f"{given.image}: the page says {error!r}")
         time.sleep(0.1)
     else:
-        raise ValueError(f"{image}: the page shows no boxes; try other --names")
+        raise ValueError(f"{given.image}: the page shows no boxes; try other --names")
     if mobile:
-        browser.execute_script("document.getElementById('find').scrollIntoView()")
+        browser.execute_script("document.getElementById('example-drop').scrollIntoView()")
     return Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
 
 
@@ -76,6 +79,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of a trained detector")
     parser.add_argument("image", type=Path)
     parser.add_argument("--names", required=True, help="comma-separated names to look for")
+    parser.add_argument("--example", type=Path, action="append", default=[], help="picture of a thing to look for")
     parser.add_argument("--output", type=Path, default=Path("docs/serve.png"), help="PNG file (%(default)s)")
     parser.add_argument("--chromium", type=Path, default=Path("/usr/bin/chromium"))
     parser.add_argument("--driver", type=Path, default=Path("/usr/bin/chromedriver"))
@@ -93,8 +97,8 @@ def main() -> None:
             browser = _browser(arguments.chromium, arguments.driver)
             try:
                 shots = [
-                    _shot(browser, url, arguments.image, arguments.names, WIDE, dark=False),
-                    _shot(browser, url, arguments.image, arguments.names, PHONE, dark=True),
+                    _shot(browser, url, arguments, WIDE, dark=False),
+                    _shot(browser, url, arguments, PHONE, dark=True),
                 ]
             finally:
                 browser.quit()

@@ -1,6 +1,7 @@
 """Videos: their frames as RGB pixels, and pictures as a video. PyAV does the work (extra `video`)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,15 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
         ImageError: F8 missing; F9 no video, or damaged; F10 too many pixels.
         ValueError: PyAV is missing.
     """
-    av = optional("av", "video")
-    if not path.is_file():
-        raise ImageError("F8", f"{path}: file is missing")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ImageError("F9", f"{path}: has no pictures")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if stream.width * stream.height > MAX_PIXELS:
-                raise ImageError("F10", f"{path}: {stream.height} x {stream.width} pixels are more than {MAX_PIXELS}")
-            for frame in container.decode(stream):
-                pixels = frame.to_ndarray(format="rgb24")
-                quarter_turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-                yield float(frame.time or 0.0), np.ascontiguousarray(np.rot90(pixels, quarter_turns))
-    except av.FFmpegError as error:
-        raise ImageError("F9", f"{path}: cannot be read as a video: {error}") from error
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        if stream.width * stream.height > MAX_PIXELS:
+            raise ImageError("F10", f"{path}: {stream.height} x {stream.width} pixels are more than {MAX_PIXELS}")
+        for frame in container.decode(stream):
+            pixels = frame.to_ndarray(format="rgb24")
+            quarter_turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+            yield float(frame.time or 0.0), np.ascontiguousarray(np.rot90(pixels, quarter_turns))
 
 
 def describe_video(path: Path) -> tuple[Fraction, int]:
@@ -48,6 +41,16 @@ def describe_video(path: Path) -> tuple[Fraction, int]:
     Raises:
         ImageError, ValueError: as `read_frames`.
     """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate = Fraction(stream.average_rate or _DEFAULT_RATE)
+        length_s = container.duration / optional("av", "video").time_base if container.duration else 0
+        return rate, stream.frames or round(length_s * rate)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """PyAV's container of a file that has pictures; what PyAV raises until the block ends becomes an ImageError."""
     av = optional("av", "video")
     if not path.is_file():
         raise ImageError("F8", f"{path}: file is missing")
@@ -55,10 +58,7 @@ def describe_video(path: Path) -> tuple[Fraction, int]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ImageError("F9", f"{path}: has no pictures")
-            stream = container.streams.video[0]
-            rate = Fraction(stream.average_rate or _DEFAULT_RATE)
-            length_s = container.duration / av.time_base if container.duration else 0
-            return rate, stream.frames or round(length_s * rate)
+            yield container
     except av.FFmpegError as error:
         raise ImageError("F9", f"{path}: cannot be read as a video: {error}") from error
 
