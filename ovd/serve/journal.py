@@ -58,23 +58,34 @@ class Journal:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), "-"
+        start, status, told = time.perf_counter(), "-", False
         scope["note"] = []
+
+        def tell() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                self._tell_of(scope, status, time.perf_counter() - start)
 
         async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                tell()  # before whoever asked can have the whole answer, and look here for it
             await send(message)
 
         try:
             await self._app(scope, receive, send_noted)
         finally:
-            seconds, path = time.perf_counter() - start, scope["path"]
-            self._metrics.requests.labels(path if path in self._paths else "other", status).inc()
-            self._metrics.seconds.observe(seconds)
-            words = [status, scope["method"][:10], _printable(path), f"{seconds:.3f} s", *scope["note"]]
-            self._tell(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
+            tell()
+
+    def _tell_of(self, scope: Scope, status: str, seconds: float) -> None:
+        path = scope["path"]
+        self._metrics.requests.labels(path if path in self._paths else "other", status).inc()
+        self._metrics.seconds.observe(seconds)
+        words = [status, scope["method"][:10], _printable(path), f"{seconds:.3f} s", *scope["note"]]
+        self._tell(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
 
 
 def _printable(path: str) -> str:
