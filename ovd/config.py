@@ -353,7 +353,7 @@ class EvalSection(DetectionOptions):
     """Images per batch. They are padded to the largest of their batch, which moves scores a little (GroupNorm, position
     embeddings)."""
     compile: bool = False
-    """Compile pyramid, head and the scores of post-processing where a whole data set is evaluated."""
+    """Compile pyramid and head where a whole data set is evaluated."""
     engine: Engine = "hotcoco"
     """Package that computes the metrics: `hotcoco`, or the slower `official` one (lvis, pycocotools)."""
     ensemble: EnsembleConfig | None = None

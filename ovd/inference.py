@@ -16,7 +16,8 @@ from ovd.data.transforms import eval_transform
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.model.postprocess import ScoreEnsemble, postprocess
+from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.postprocess import postprocess
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
 from ovd.precision import autocast
@@ -57,7 +58,6 @@ class Inference:
         self.second_look = second_look
         self.calibration = calibration
         self._latest: tuple[Tensor, Tensor] | None = None
-        self._use_compiled = False
 
     @property
     def threshold(self) -> float | None:
@@ -84,9 +84,8 @@ class Inference:
         return self.detector.device
 
     def compile(self) -> None:
-        """Compile pyramid, head and the scores of post-processing; worthwhile for many images."""
+        """Compile pyramid and head; worthwhile for many images."""
         self.detector.compile_learned_path()
-        self._use_compiled = True
 
     @torch.no_grad()
     def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
@@ -163,7 +162,6 @@ class Inference:
             options=self.options,
             ensemble=ensemble,
             look=look,
-            use_compiled=self._use_compiled,
         )
         found = tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
         if self.calibration is None or self.threshold is None or ensemble is not None:  # fitted to the detector alone

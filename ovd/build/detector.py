@@ -36,7 +36,7 @@ from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.low_rank import add_adapters, with_adapter_names
-from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.side_branch import SideBranch

@@ -13,7 +13,7 @@ from ovd.distributed import failing_together, gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
-from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
 from ovd.structures import Detections
 

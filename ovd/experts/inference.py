@@ -16,7 +16,7 @@ from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
 from ovd.inference import Inference
-from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import SharedLayers
 from ovd.precision import autocast
 from ovd.structures import Detections, Predictions

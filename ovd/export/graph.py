@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ovd.export.suppression import keeps
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.model.postprocess import score_points, sigmoid
+from ovd.model.pair_scores import sigmoid
+from ovd.model.postprocess import score_points
 from ovd.model.score_calibration import EPSILON, ScoreCalibration, ScoreMap, nearness_to
 from ovd.model.similarity import TextClassifier
 

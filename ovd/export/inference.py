@@ -10,7 +10,7 @@ from torch import Tensor
 from ovd.boxes import rescale_boxes
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
-from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.onnx.session import DetectionSession
 from ovd.structures import Detections
 

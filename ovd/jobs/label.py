@@ -18,7 +18,7 @@ from ovd.data.image_files import ImageFiles, readable_sizes
 from ovd.data.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.inference import Inference
-from ovd.model.postprocess import ScoreEnsemble
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
 from ovd.visualize import SAME_PLACE_IOU, choose_shown

@@ -1,11 +1,7 @@
 """Post-processing: from predictions to detections, in pixels of the original images.
 
-Three options make a detection depend on all classes that are searched for together. All are choices of this toolkit.
-
-Competition (`competition`): a point's score for a class is multiplied by softmax(competition * cosine) **
-competition_power, over all classes of the vocabulary. So a score may not be compared with one from another vocabulary.
-The only class of a vocabulary keeps its scores. The correction of the bias towards trained names is then in the softmax
-alone.
+Two options make a detection depend on all classes that are searched for together, and so does the competition between
+names (pair_scores.py). Both are choices of this toolkit.
 
 One name per place (`one_name_per_place`): each point stands for its best class alone, and NMS over all classes comes
 before the class-aware one.
@@ -20,7 +16,8 @@ competition. A vocabulary of one class needs no second look and gets none.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,43 +25,15 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes, rescale_boxes
-from ovd.model.compiled import compiled
+from ovd.model.best_pairs import ScoresOf, best_pairs, not_nan
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.pair_scores import PairScores, Points, ScoreEnsemble
 from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
 from ovd.structures import Detections, Predictions
 
 PLACE_IOU = 0.7
 """IoU above which the weaker of two points' boxes gets no second look, whatever their classes."""
 
-
-@dataclass(frozen=True)
-class ScoreEnsemble:
-    """Combination of the detector's scores with CLIP's, for predictions that include the dense CLIP feature."""
-
-    weights: Float[Tensor, " C"]
-    """CLIP's weight in each class's probability, 0 to 1."""
-    clip_scale: float
-    """CLIP's factor from cosine to logit; its probability is the softmax over the vocabulary's classes."""
-
-
-@dataclass(frozen=True)
-class _ImagePredictions:
-    """The predictions at P points of one image."""
-
-    embeddings: Float[Tensor, "P D"]
-    boxes: Float[Tensor, "P 4"]
-    quality: Float[Tensor, " P"]
-    clip: Float[Tensor, "P D"] | None
-    mixed: Float[Tensor, "P D"] | None = None
-    """After a second look, the vectors whose products with text rows are the mixed cosines."""
-
-    def __getitem__(self, points: Int[Tensor, " p"]) -> "_ImagePredictions":
-        clip = None if self.clip is None else self.clip[points]
-        mixed = None if self.mixed is None else self.mixed[points]
-        return _ImagePredictions(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)
-
-
-Scores = Callable[[_ImagePredictions], Float[Tensor, "P C"]]
 Look = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
 """CLIP's unit embeddings of the crops of each image's boxes, which are in pixels of the input image."""
 
@@ -79,7 +48,6 @@ def postprocess(
     options: DetectionOptions,
     ensemble: ScoreEnsemble | None = None,
     look: Look | None = None,
-    use_compiled: bool = False,
 ) -> tuple[Detections, ...]:
     """Score, select, suppress duplicates and rescale.
 
@@ -96,14 +64,13 @@ def postprocess(
         input_sizes: height and width of the detector's input images before padding.
         original_sizes: height and width of the original images, which the boxes are rescaled to.
         look: encodes crops of the same images, for a second look.
-        use_compiled: whether torch.compile fuses the computation of each pair; equal except for rounding.
 
     Raises:
         ValueError: the predictions or text rows contain NaN.
     """
     assert len(classifier) > 0, "postprocess needs at least one class"
     assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
-    scores_of = _scores_of(classifier, options, ensemble, use_compiled)
+    scores_of = partial(PairScores, classifier=classifier, options=options, ensemble=ensemble)
     at_a_time = points_at_a_time(len(classifier), predictions.boxes.device)
     images = _visible(predictions, input_sizes)
     if options.second_look is not None and len(classifier) > 1:
@@ -119,70 +86,18 @@ def score_points(
     predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
 ) -> Float[Tensor, "B P C"]:
     """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
-    points = _ImagePredictions(
+    points = Points(
         predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), clip=None
     )
-    scores = _scores_of(classifier, options, None, False)(points)
-    return scores.unflatten(0, predictions.quality.shape)
+    return PairScores(points, classifier, options).all().unflatten(0, predictions.quality.shape)
 
 
-def _scores_of(
-    classifier: TextClassifier, options: DetectionOptions, ensemble: ScoreEnsemble | None, use_compiled: bool
-) -> Scores:
-    """The function that computes the scores of points for all classes."""
-    join = compiled(_join_scores) if use_compiled else _join_scores
-    compete = compiled(_compete) if use_compiled else _compete
-
-    def scores_of(some: _ImagePredictions) -> Float[Tensor, "P C"]:
-        cosines = classifier.cosines(some.embeddings)
-        if some.mixed is not None:
-            mixed = some.mixed @ classifier.text.T
-            if classifier.lowered is not None:
-                mixed = mixed - classifier.lowered
-            cosines = mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
-        absolute = cosines
-        if options.competition > 0 and classifier.lowered is not None:
-            # A bias towards names is one in the choice between them: where they compete, it is corrected there alone.
-            absolute = cosines + classifier.lowered
-        probability = sigmoid(classifier.scale * absolute + classifier.bias)
-        if ensemble is not None:
-            assert some.clip is not None
-            named = (ensemble.clip_scale * some.clip @ classifier.text.T).softmax(dim=1)
-            weights = ensemble.weights.to(named.device)
-            probability = probability ** (1 - weights) * named**weights
-        scores = join(probability, some.quality)
-        if options.competition > 0:
-            scores = compete(scores, cosines, options.competition, options.competition_power)
-        return scores
-
-    return scores_of
-
-
-def _join_scores(probability: Float[Tensor, "P C"], quality: Float[Tensor, " P"]) -> Float[Tensor, "P C"]:
-    return torch.sqrt(probability * sigmoid(quality[:, None].float()))
-
-
-def sigmoid(logits: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """Probabilities, the small ones as exact as the large ones in a traced graph, too.
-
-    onnxruntime's own operation is exact to 1e-7, which changes the order of points that score little.
-    """
-    return 1 / (1 + (-logits).exp()) if torch.jit.is_tracing() else logits.sigmoid()
-
-
-def _compete(
-    scores: Float[Tensor, "P C"], cosines: Float[Tensor, "P C"], competition: float, power: float
-) -> Float[Tensor, "P C"]:
-    # The power of the softmax in the log domain, where a small probability does not become 0 before its root is taken.
-    return scores * (power * (competition * cosines).log_softmax(dim=1)).exp()
-
-
-def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Iterator[_ImagePredictions]:
+def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Iterator[Points]:
     """The points of each image whose boxes have an area in it, the boxes clipped."""
     clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
     per_image = zip(predictions.embeddings, predictions.boxes, predictions.quality, clips, strict=True)
     for image, input_size in zip(per_image, input_sizes, strict=True):
-        predicted = _ImagePredictions(*image)
+        predicted = Points(*image)
         if predicted.boxes.isnan().any():
             raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
         clipped = replace(predicted, boxes=clip_boxes(predicted.boxes.float(), input_size))
@@ -190,12 +105,12 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Itera
 
 
 def _look_again(
-    images: Iterator[_ImagePredictions],
-    scores_of: Scores,
+    images: Iterator[Points],
+    scores_of: ScoresOf,
     look: Look,
     options: DetectionOptions,
     at_a_time: int,
-) -> Iterator[_ImagePredictions]:
+) -> Iterator[Points]:
     """The points that are left after NMS over all classes, with what CLIP sees at the best of them."""
     assert options.second_look is not None
     places, looked_at = [], []
@@ -212,9 +127,7 @@ def _look_again(
         yield replace(image, mixed=mixed)
 
 
-def _places(
-    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, at_a_time: int
-) -> Int[Tensor, " K"]:
+def _places(image: Points, scores_of: ScoresOf, options: DetectionOptions, at_a_time: int) -> Int[Tensor, " K"]:
     """The points above the score threshold whose box no better one covers, best first."""
     scores = _best_scores(image, scores_of, at_a_time)
     order = scores.argsort(descending=True, stable=True)[: options.candidates]
@@ -222,86 +135,42 @@ def _places(
     return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
 
 
-def _best_scores(image: _ImagePredictions, scores_of: Scores, at_a_time: int) -> Float[Tensor, " P"]:
+def _best_scores(image: Points, scores_of: ScoresOf, at_a_time: int) -> Float[Tensor, " P"]:
     """Each point's score for its best class."""
     points = torch.arange(len(image.embeddings), device=image.embeddings.device)
-    return _whole(torch.cat([scores_of(image[chunk]).amax(dim=1) for chunk in points.split(at_a_time)]))
-
-
-def _whole(best_scores: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """The same scores, none of which is NaN; the highest of several is if any of them is."""
-    if best_scores.isnan().any():
-        raise ValueError("a score is NaN: the detector's weights, its input or the text rows are broken")
-    return best_scores
+    return not_nan(torch.cat([scores_of(image[chunk]).all().amax(dim=1) for chunk in points.split(at_a_time)]))
 
 
 def _postprocess_image(
-    image: _ImagePredictions,
-    scores_of: Scores,
+    image: Points,
+    scores_of: ScoresOf,
     input_size: Int[Tensor, "2"],
     original_size: Int[Tensor, "2"],
     options: DetectionOptions,
     at_a_time: int,
 ) -> Detections:
-    point, classes, scores = _best_pairs(image, scores_of, options, at_a_time)
-    boxes = image.boxes[point]
+    pairs = best_pairs(
+        image,
+        scores_of,
+        at_a_time,
+        count=options.candidates,
+        above=options.score_threshold,
+        is_single=options.one_name_per_place is not None,
+    )
+    boxes = image.boxes[pairs.points]
     if options.one_name_per_place is not None:
-        kept = nms(boxes.double(), scores.double(), options.one_name_per_place)
-        boxes, classes, scores = boxes[kept], classes[kept], scores[kept]
+        kept = nms(boxes.double(), pairs.scores.double(), options.one_name_per_place)
+        boxes, pairs = boxes[kept], pairs[kept]
 
     # NMS is class-aware because the boxes of each class are shifted by a distance of its own, as in torchvision's
     # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
     # CPU batched_nms loops over the classes instead, which is many times slower.
-    shifts = classes * (input_size.max() + 1)
-    kept = nms(boxes.double() + shifts[:, None], scores.double(), options.nms_iou)[: options.max_detections]
+    shifts = pairs.classes * (input_size.max() + 1)
+    kept = nms(boxes.double() + shifts[:, None], pairs.scores.double(), options.nms_iou)[: options.max_detections]
+    found = pairs[kept]
     return Detections(
-        boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=scores[kept], classes=classes[kept]
+        boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=found.scores, classes=found.classes
     )
-
-
-def _best_pairs(
-    image: _ImagePredictions, scores_of: Scores, options: DetectionOptions, at_a_time: int
-) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"], Float[Tensor, " K"]]:
-    """Point, class and score of an image's best (point, class) pairs, best first."""
-    # The best pairs are at the `candidates` points with the highest best score: their best pairs alone score no less
-    # than any pair of the other points. Ties are ordered as in one sort of all pairs, since both sorts are stable.
-    candidates = options.candidates
-    pairs = []
-    for chunk, scores in _scores_of_best_points(image, scores_of, candidates, at_a_time):
-        wanted = scores > options.score_threshold
-        if options.one_name_per_place is not None:  # a point's other classes have its box, and a lower score
-            wanted &= torch.arange(scores.shape[1], device=scores.device) == scores.argmax(dim=1, keepdim=True)
-        elif scores.numel() > candidates:  # only pairs that can be among the best are sorted
-            wanted &= scores >= scores.flatten().topk(candidates, sorted=False).values.amin()
-        rows, classes = wanted.nonzero().unbind(dim=1)
-        pairs.append((chunk[rows], classes, scores[rows, classes]))
-    point, classes, scores = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    scores, order = scores.sort(descending=True, stable=True)
-    order = order[:candidates]
-    return point[order], classes[order], scores[:candidates]
-
-
-def _scores_of_best_points(
-    image: _ImagePredictions, scores_of: Scores, candidates: int, at_a_time: int
-) -> Iterator[tuple[Int[Tensor, " p"], Float[Tensor, "p C"]]]:
-    """The `candidates` points of the highest best score, in their order, and their scores, chunk by chunk."""
-    if len(image.embeddings) <= at_a_time:  # all scores fit into memory, and are computed once
-        scores = scores_of(image)
-        chosen = _best_points(_whole(scores.amax(dim=1)), candidates)
-        yield chosen, scores if len(scores) <= candidates else scores[chosen]
-        return
-    if len(image.embeddings) > candidates:
-        chosen = _best_points(_best_scores(image, scores_of, at_a_time), candidates)
-    else:
-        chosen = torch.arange(len(image.embeddings), device=image.embeddings.device)
-    for chunk in chosen.split(at_a_time):
-        scores = scores_of(image[chunk])
-        _whole(scores.amax(dim=1))
-        yield chunk, scores
-
-
-def _best_points(best_scores: Float[Tensor, " P"], candidates: int) -> Int[Tensor, " p"]:
-    return best_scores.argsort(descending=True, stable=True)[:candidates].sort().values
 
 
 def _has_area(boxes: Float[Tensor, "P 4"]) -> Bool[Tensor, " P"]:

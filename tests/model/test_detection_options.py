@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ovd.config import TrainConfig, parse_config
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.postprocess import PLACE_IOU, ScoreEnsemble, postprocess
+from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.postprocess import PLACE_IOU, postprocess
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -45,7 +46,6 @@ def detect(
     images: slice = slice(None),
     ensemble: ScoreEnsemble | None = None,
     look: Callable | None = None,
-    use_compiled: bool = False,
 ) -> tuple[Detections, ...]:
     num_images = len(predictions.embeddings)
     return postprocess(
@@ -56,7 +56,6 @@ def detect(
         options=options,
         ensemble=ensemble,
         look=look,
-        use_compiled=use_compiled,
     )
 
 
@@ -313,20 +312,6 @@ def test_nan_is_an_error() -> None:
     for options in OPTIONS[:1] + OPTIONS[-1:]:
         with pytest.raises(ValueError, match="NaN"):
             detect(predictions, make_text(3), DetectionOptions.model_validate(options), look=Looker())
-
-
-def test_what_is_compiled_includes_the_competition(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = []
-
-    def compiled(function: Callable) -> Callable:
-        names.append(function.__name__)
-        return function
-
-    monkeypatch.setattr("ovd.model.postprocess.compiled", compiled)
-    predictions, text, options = make_predictions(1, 30), make_text(3), DetectionOptions(competition=9.0)
-    (fused,) = detect(predictions, text, options, use_compiled=True)
-    assert names == ["_join_scores", "_compete"]
-    assert_same(fused, reference(predictions, 0, text, options))
 
 
 def test_keys_of_a_config() -> None:

@@ -4,7 +4,8 @@ from torchvision.ops import nms
 
 from ovd.model import similarity
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.postprocess import ScoreEnsemble, postprocess
+from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.postprocess import postprocess
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Detections, Predictions
 

@@ -3,7 +3,6 @@
 import io
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

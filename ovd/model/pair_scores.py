@@ -1,0 +1,160 @@
+"""Scores of (point, class) pairs: sqrt(class probability * sigmoid(quality)).
+
+Two options make a score depend on more. Both are choices of this toolkit.
+
+Competition (`competition`): a point's score for a class is multiplied by softmax(competition * cosine) **
+competition_power, over all classes of the vocabulary. So a score may not be compared with one from another vocabulary.
+The only class of a vocabulary keeps its scores. The correction of the bias towards trained names is then in the softmax
+alone.
+
+Ensemble: the class probability is the geometric mean of the detector's and CLIP's, weighted by class.
+
+Without an ensemble a score rises with the pair's cosine, and all else in it belongs to the point or to the class. So
+the cosines tell which pairs may score at least so much, and no other's score needs to be computed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.similarity import TextClassifier
+
+HIGHEST_COSINE = 4.0
+"""Of a point whose cosines a second look has shifted; others are at most 1."""
+HALVINGS = 24
+"""Of the interval in which a cosine is searched for: to 5e-7."""
+ROUNDING = 1e-5
+"""Share by which a score may differ from the same in another place of a tensor."""
+
+
+@dataclass(frozen=True)
+class ScoreEnsemble:
+    """Combination of the detector's scores with CLIP's, for predictions that include the dense CLIP feature."""
+
+    weights: Float[Tensor, " C"]
+    """CLIP's weight in each class's probability, 0 to 1."""
+    clip_scale: float
+    """CLIP's factor from cosine to logit; its probability is the softmax over the vocabulary's classes."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The predictions at P points."""
+
+    embeddings: Float[Tensor, "P D"]
+    boxes: Float[Tensor, "P 4"]
+    quality: Float[Tensor, " P"]
+    clip: Float[Tensor, "P D"] | None
+    mixed: Float[Tensor, "P D"] | None = None
+    """After a second look, the vectors whose products with text rows are the mixed cosines."""
+
+    def __len__(self) -> int:
+        """P, the number of points."""
+        return len(self.boxes)
+
+    def __getitem__(self, points: Int[Tensor, " p"]) -> "Points":
+        clip = None if self.clip is None else self.clip[points]
+        mixed = None if self.mixed is None else self.mixed[points]
+        return Points(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)
+
+
+class PairScores:
+    """The scores of some points for all classes; none is computed before it is asked for."""
+
+    def __init__(
+        self,
+        points: Points,
+        classifier: TextClassifier,
+        options: DetectionOptions,
+        ensemble: ScoreEnsemble | None = None,
+    ) -> None:
+        self._points = points
+        self._classifier = classifier
+        self._options = options
+        self._ensemble = ensemble
+        self._competes = options.competition > 0
+        self.cosines = _cosines(points, classifier)
+        """By which classes are chosen (P, C), less what is taken off against the bias towards trained names."""
+        self._quality = sigmoid(points.quality.float())
+        self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self._competes else None
+        # The bias is one in the choice between names: where they compete, it is corrected there alone.
+        self._restored = classifier.lowered if self._competes else None
+
+    @property
+    def has_ensemble(self) -> bool:
+        """Whether scores depend on CLIP's cosines, too."""
+        return self._ensemble is not None
+
+    def all(self) -> Float[Tensor, "P C"]:
+        """Of all pairs."""
+        probability = self._probability(self.cosines, self._restored)
+        if self._ensemble is not None:
+            assert self._points.clip is not None
+            named = (self._ensemble.clip_scale * self._points.clip @ self._classifier.text.T).softmax(dim=1)
+            weights = self._ensemble.weights.to(named.device)
+            probability = probability ** (1 - weights) * named**weights
+        return self._joined(probability, self.cosines, (slice(None), None))
+
+    def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Of some pairs; without an ensemble."""
+        cosines = self.cosines[rows, classes]
+        restored = None if self._restored is None else self._restored[classes]
+        return self._joined(self._probability(cosines, restored), cosines, rows)
+
+    def at_least(self, cosines: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
+        """A bound: what each point scores at least for a class whose cosine is this; without an ensemble."""
+        restored = None if self._restored is None else self._restored.amin()
+        return self._joined(self._probability(cosines, restored), cosines, (slice(None), None))
+
+    def lowest_cosines(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
+        """A bound: at each point, no class with a lower cosine scores this much, and more than 0; without an
+        ensemble."""
+        score = ((1 - ROUNDING) * score).clamp(min=torch.finfo(torch.float32).tiny)
+        restored = None if self._restored is None else self._restored.amax()
+        low = torch.full_like(self._quality, -HIGHEST_COSINE)
+        step = HIGHEST_COSINE
+        for _ in range(HALVINGS):
+            middle = low + step
+            is_less = self._joined(self._probability(middle, restored), middle, slice(None)) < score
+            low = torch.where(is_less, middle, low)
+            step /= 2
+        return low
+
+    def _probability(self, cosines: Float[Tensor, "*N"], restored: Tensor | None) -> Float[Tensor, "*N"]:
+        absolute = cosines if restored is None else cosines + restored
+        return sigmoid(self._classifier.scale * absolute + self._classifier.bias)
+
+    def _joined(self, probability: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
+        """The scores of class probabilities and cosines at points.
+
+        Args:
+            rows: index of the points' numbers, which gives them a shape that goes with the cosines'.
+        """
+        scores = torch.sqrt(probability * self._quality[rows])
+        if self._log_total is None:
+            return scores
+        # The softmax in the log domain, where a small probability does not become 0 before its root is taken.
+        log_share = self._options.competition * cosines - self._log_total[rows]
+        return scores * (self._options.competition_power * log_share).exp()
+
+
+def _cosines(points: Points, classifier: TextClassifier) -> Float[Tensor, "P C"]:
+    cosines = classifier.cosines(points.embeddings)
+    if points.mixed is None:
+        return cosines
+    mixed = points.mixed @ classifier.text.T
+    if classifier.lowered is not None:
+        mixed = mixed - classifier.lowered
+    return mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
+
+
+def sigmoid(logits: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """Probabilities, the small ones as exact as the large ones in a traced graph, too.
+
+    onnxruntime's own operation is exact to 1e-7, which changes the order of points that score little.
+    """
+    return 1 / (1 + (-logits).exp()) if torch.jit.is_tracing() else logits.sigmoid()

@@ -1,0 +1,88 @@
+"""The pairs that are found by their cosines are those of a sort of all scores."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from ovd.model.best_pairs import Pairs, best_pairs
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.pair_scores import PairScores, Points
+from ovd.model.similarity import TextClassifier, unit_embeddings
+
+DIM = 6
+
+
+def make_points(count: int, *, hidden: int = 0, seed: int = 0) -> Points:
+    """Points without boxes of their own; the first ones, of quality 0, are in the padding."""
+    generator = torch.Generator().manual_seed(seed)
+    quality = 2 * torch.randn(count, generator=generator)
+    quality[:hidden] = -torch.inf
+    return Points(torch.randn(count, DIM, generator=generator), torch.zeros(count, 4), quality, clip=None)
+
+
+def make_classifier(num_classes: int, *, scale: float = 20.0, lowers: bool = False) -> TextClassifier:
+    generator = torch.Generator().manual_seed(1)
+    text = unit_embeddings(torch.randn(num_classes, DIM, generator=generator))
+    lowered = 0.2 * torch.rand(num_classes, generator=generator) if lowers else None
+    return TextClassifier(text, torch.arange(num_classes), torch.tensor(scale), torch.tensor(-0.5 * scale), lowered)
+
+
+def full_sort(scores: Tensor, count: int, above: float) -> Pairs:
+    values, order = scores.flatten().sort(descending=True, stable=True)
+    order, values = order[values > above][:count], values[values > above][:count]
+    return Pairs(order // scores.shape[1], order % scores.shape[1], values)
+
+
+def assert_equal(found: Pairs, expected: Pairs) -> None:
+    """Equal, but for the order of scores that only rounding tells apart."""
+    torch.testing.assert_close(found.scores, expected.scores)
+    differ = (found.points != expected.points) | (found.classes != expected.classes)
+    ends = torch.tensor([-1.0])
+    steps = torch.cat([ends, expected.scores, ends]).diff().abs()
+    assert (torch.minimum(steps[:-1], steps[1:])[differ] < 1e-6).all()
+
+
+@pytest.mark.parametrize("num_classes", [1, 31, 300])
+@pytest.mark.parametrize("lowers", [False, True])
+@pytest.mark.parametrize("competition", [0.0, 15.0])
+@pytest.mark.parametrize(("count", "above"), [(1, 0.0), (20, 0.0), (200, 0.3), (10_000, 0.05)])
+@pytest.mark.parametrize("at_a_time", [7, 1000])
+def test_equals_a_full_sort(num_classes, lowers, competition, count, above, at_a_time):
+    points, classifier = make_points(60, hidden=9), make_classifier(num_classes, lowers=lowers)
+    scores_of = partial(PairScores, classifier=classifier, options=DetectionOptions(competition=competition))
+    found = best_pairs(points, scores_of, at_a_time, count=count, above=above, is_single=False)
+    assert_equal(found, full_sort(scores_of(points).all(), count, above))
+
+
+@pytest.mark.parametrize("scale", [200.0, 3000.0])
+def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale):
+    points, classifier = make_points(200), make_classifier(500, scale=scale)
+    scores_of = partial(PairScores, classifier=classifier, options=DetectionOptions())
+    found = best_pairs(points, scores_of, 64, count=50, above=0.0, is_single=False)
+    torch.testing.assert_close(found.scores, full_sort(scores_of(points).all(), 50, 0.0).scores)
+
+
+@pytest.mark.parametrize("competition", [0.0, 15.0])
+def test_few_pairs_are_scored(competition, monkeypatch):
+    scored, score = [], PairScores.of
+
+    def counted(self: PairScores, rows: Tensor, classes: Tensor) -> Tensor:
+        scored.append(len(rows))
+        return score(self, rows, classes)
+
+    monkeypatch.setattr(PairScores, "of", counted)
+    points, classifier = make_points(400), make_classifier(600)
+    scores_of: Callable[[Points], PairScores] = partial(
+        PairScores, classifier=classifier, options=DetectionOptions(competition=competition)
+    )
+    assert len(best_pairs(points, scores_of, 100, count=100, above=0.0, is_single=False)) == 100
+    assert len(scored) == 4, "the chunks, each once"
+    assert sum(scored) < 0.01 * 400 * 600
+
+
+def test_only_hidden_points_have_no_pairs():
+    scores_of = partial(PairScores, classifier=make_classifier(40), options=DetectionOptions())
+    assert len(best_pairs(make_points(9, hidden=9), scores_of, 4, count=5, above=0.0, is_single=False)) == 0
