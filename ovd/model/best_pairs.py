@@ -41,10 +41,12 @@ class Pairs:
         Args:
             later: of later points.
         """
-        scores, order = torch.cat([self.scores, later.scores]).sort(descending=True, stable=True)
-        both = Pairs(torch.cat([self.points, later.points]), torch.cat([self.classes, later.classes]), scores)
-        order = order[:count]
-        return Pairs(both.points[order], both.classes[order], scores[:count])
+        both = Pairs(
+            torch.cat([self.points, later.points]),
+            torch.cat([self.classes, later.classes]),
+            torch.cat([self.scores, later.scores]),
+        )
+        return both[both.scores.argsort(descending=True, stable=True)[:count]]
 
 
 def best_pairs(
