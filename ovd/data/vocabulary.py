@@ -21,12 +21,18 @@ def base_classes(index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
     """Rows of the common and frequent classes.
 
     Raises:
-        ValueError: the file gives no frequencies.
+        ValueError: the file gives no frequencies, or all of its classes are rare.
     """
     without = [category.name for category in index.categories if category.frequency is None]
     if without:
         raise ValueError(f"{index.path}: {len(without)} classes without a frequency ({without[0]!r}): no base classes")
-    return np.array([row for row, category in enumerate(index.categories) if category.frequency != "r"], dtype=np.int64)
+    rows = [row for row, category in enumerate(index.categories) if category.frequency != "r"]
+    if index.categories and not rows:
+        raise ValueError(
+            f"{index.path}: all of its {len(index.categories)} classes are rare, so there is no base class to train "
+            "on; correct their 'frequency', or set data.classes=all"
+        )
+    return np.array(rows, dtype=np.int64)
 
 
 def keep_classes(index: AnnotationIndex, rows: Int64[np.ndarray, " K"]) -> AnnotationIndex:

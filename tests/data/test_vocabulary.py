@@ -81,6 +81,9 @@ def test_base_needs_frequencies(index):
     without = replace(index, categories=tuple(replace(c, frequency=None) for c in index.categories))
     with pytest.raises(ValueError, match="4 classes without a frequency"):
         base_classes(without)
+    rare = replace(index, categories=tuple(replace(category, frequency="r") for category in index.categories))
+    with pytest.raises(ValueError, match=r"all of its 4 classes are rare.*data\.classes=all"):
+        base_classes(rare)
 
 
 @pytest.mark.parametrize(
