@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ovd.export.suppression import keeps
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.model.pair_scores import sigmoid
-from ovd.model.postprocess import score_points
+from ovd.model.pair_scores import score_points, sigmoid
 from ovd.model.score_calibration import EPSILON, ScoreCalibration, ScoreMap, nearness_to
 from ovd.model.similarity import TextClassifier
 

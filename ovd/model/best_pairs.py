@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.model.pair_scores import PairScores, Points
+from ovd.model.pair_scores import PairScores, PointPredictions
 
 CLASSES_IN_GROUP = 32
 """Of which only the highest cosine is looked at for the first bound."""
 
-ScoresOf = Callable[[Points], PairScores]
+ScoresOf = Callable[[PointPredictions], PairScores]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Pairs:
 
 
 def best_pairs(
-    points: Points, scores_of: ScoresOf, at_a_time: int, *, count: int, above: float, is_single: bool
+    points: PointPredictions, scores_of: ScoresOf, at_a_time: int, *, count: int, above: float, is_single: bool
 ) -> Pairs:
     """The pairs with the highest scores, best first; pairs of equal score are in the order of point, then class.
 
@@ -101,11 +101,7 @@ def _single(scores: Float[Tensor, "P C"]) -> Pairs:
 
 def _of_all_scores(scores: Float[Tensor, "P C"], count: int) -> Pairs:
     """The pairs that may be among the `count` best ones."""
-    not_nan(scores.amax(dim=1))
-    wanted = torch.ones_like(scores, dtype=torch.bool)
-    if scores.numel() > count:
-        wanted = scores >= scores.flatten().topk(count, sorted=False).values.amin()
-    rows, classes = wanted.nonzero().unbind(dim=1)
+    rows, classes = (scores >= _last_of_best(not_nan(scores), count)).nonzero().unbind(dim=1)
     return Pairs(rows, classes, scores[rows, classes])
 
 
@@ -115,8 +111,14 @@ def _of_high_cosines(scores: PairScores, count: int, lowest: Float[Tensor, ""]) 
     groups = cosines.shape[1] // CLASSES_IN_GROUP
     in_groups = CLASSES_IN_GROUP * groups
     highest = cosines[:, :in_groups].unflatten(1, (CLASSES_IN_GROUP, groups)).amax(dim=1)
-    bounds = not_nan(scores.at_least(torch.cat([highest, cosines[:, in_groups:]], dim=1))).flatten()
-    if len(bounds) > count:
-        lowest = torch.maximum(lowest, bounds.topk(count, sorted=False).values.amin())
+    bounds = not_nan(scores.at_least(torch.cat([highest, cosines[:, in_groups:]], dim=1)))
+    lowest = torch.maximum(lowest, _last_of_best(bounds, count))
     rows, classes = (cosines >= scores.lowest_cosines(lowest)[:, None]).nonzero().unbind(dim=1)
     return Pairs(rows, classes, scores.of(rows, classes))
+
+
+def _last_of_best(scores: Float[Tensor, "P N"], count: int) -> Float[Tensor, ""]:
+    """The lowest of the `count` best scores; 0 if there are fewer."""
+    if scores.numel() < count:
+        return scores.new_zeros(())
+    return scores.flatten().topk(count, sorted=False).values.amin()

@@ -22,13 +22,12 @@ from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.similarity import TextClassifier
+from ovd.structures import Predictions
 
-HIGHEST_COSINE = 4.0
-"""Of a point whose cosines a second look has shifted; others are at most 1."""
-HALVINGS = 24
-"""Of the interval in which a cosine is searched for: to 5e-7."""
 ROUNDING = 1e-5
 """Share by which a score may differ from the same in another place of a tensor."""
+COSINE_ROUNDING = 1e-6
+"""What a bound on cosines is lowered by: it is computed in float32, as they are."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class ScoreEnsemble:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointPredictions:
     """The predictions at P points."""
 
     embeddings: Float[Tensor, "P D"]
@@ -56,10 +55,10 @@ class Points:
         """P, the number of points."""
         return len(self.boxes)
 
-    def __getitem__(self, points: Int[Tensor, " p"]) -> "Points":
+    def __getitem__(self, points: Int[Tensor, " p"]) -> "PointPredictions":
         clip = None if self.clip is None else self.clip[points]
         mixed = None if self.mixed is None else self.mixed[points]
-        return Points(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)
+        return PointPredictions(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)
 
 
 class PairScores:
@@ -67,7 +66,7 @@ class PairScores:
 
     def __init__(
         self,
-        points: Points,
+        points: PointPredictions,
         classifier: TextClassifier,
         options: DetectionOptions,
         ensemble: ScoreEnsemble | None = None,
@@ -76,13 +75,13 @@ class PairScores:
         self._classifier = classifier
         self._options = options
         self._ensemble = ensemble
-        self._competes = options.competition > 0
         self.cosines = _cosines(points, classifier)
         """By which classes are chosen (P, C), less what is taken off against the bias towards trained names."""
         self._quality = sigmoid(points.quality.float())
-        self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self._competes else None
+        competes = options.competition > 0
+        self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if competes else None
         # The bias is one in the choice between names: where they compete, it is corrected there alone.
-        self._restored = classifier.lowered if self._competes else None
+        self._restored = classifier.lowered if competes else None
 
     @property
     def has_ensemble(self) -> bool:
@@ -114,15 +113,16 @@ class PairScores:
         """A bound: at each point, no class with a lower cosine scores this much, and more than 0; without an
         ensemble."""
         score = ((1 - ROUNDING) * score).clamp(min=torch.finfo(torch.float32).tiny)
-        restored = None if self._restored is None else self._restored.amax()
-        low = torch.full_like(self._quality, -HIGHEST_COSINE)
-        step = HIGHEST_COSINE
-        for _ in range(HALVINGS):
-            middle = low + step
-            is_less = self._joined(self._probability(middle, restored), middle, slice(None)) < score
-            low = torch.where(is_less, middle, low)
-            step /= 2
-        return low
+        log_probability = 2 * score.log() - self._quality.log()  # of a class that scores this, unless names compete
+        certain = log_probability.clamp(max=0)  # at 0 the logit is infinite: no class scores this much
+        logit = certain - (-torch.expm1(certain)).log()
+        lowest = (logit - self._classifier.bias) / self._classifier.scale
+        if self._restored is not None:
+            lowest = lowest - self._restored.amax()
+        if self._log_total is not None:  # nor does a class that has too little of the softmax
+            log_share = log_probability / (2 * self._options.competition_power)
+            lowest = torch.maximum(lowest, (log_share + self._log_total) / self._options.competition)
+        return lowest - COSINE_ROUNDING
 
     def _probability(self, cosines: Float[Tensor, "*N"], restored: Tensor | None) -> Float[Tensor, "*N"]:
         absolute = cosines if restored is None else cosines + restored
@@ -142,7 +142,17 @@ class PairScores:
         return scores * (self._options.competition_power * log_share).exp()
 
 
-def _cosines(points: Points, classifier: TextClassifier) -> Float[Tensor, "P C"]:
+def score_points(
+    predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
+) -> Float[Tensor, "B P C"]:
+    """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
+    points = PointPredictions(
+        predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), clip=None
+    )
+    return PairScores(points, classifier, options).all().unflatten(0, predictions.quality.shape)
+
+
+def _cosines(points: PointPredictions, classifier: TextClassifier) -> Float[Tensor, "P C"]:
     cosines = classifier.cosines(points.embeddings)
     if points.mixed is None:
         return cosines

@@ -27,7 +27,7 @@ from torchvision.ops import nms
 from ovd.boxes import clip_boxes, rescale_boxes
 from ovd.model.best_pairs import ScoresOf, best_pairs, not_nan
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.pair_scores import PairScores, Points, ScoreEnsemble
+from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
 from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -82,22 +82,12 @@ def postprocess(
     )
 
 
-def score_points(
-    predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
-) -> Float[Tensor, "B P C"]:
-    """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
-    points = Points(
-        predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), clip=None
-    )
-    return PairScores(points, classifier, options).all().unflatten(0, predictions.quality.shape)
-
-
-def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Iterator[Points]:
+def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Iterator[PointPredictions]:
     """The points of each image whose boxes have an area in it, the boxes clipped."""
     clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
     per_image = zip(predictions.embeddings, predictions.boxes, predictions.quality, clips, strict=True)
     for image, input_size in zip(per_image, input_sizes, strict=True):
-        predicted = Points(*image)
+        predicted = PointPredictions(*image)
         if predicted.boxes.isnan().any():
             raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
         clipped = replace(predicted, boxes=clip_boxes(predicted.boxes.float(), input_size))
@@ -105,12 +95,12 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Itera
 
 
 def _look_again(
-    images: Iterator[Points],
+    images: Iterator[PointPredictions],
     scores_of: ScoresOf,
     look: Look,
     options: DetectionOptions,
     at_a_time: int,
-) -> Iterator[Points]:
+) -> Iterator[PointPredictions]:
     """The points that are left after NMS over all classes, with what CLIP sees at the best of them."""
     assert options.second_look is not None
     places, looked_at = [], []
@@ -127,7 +117,9 @@ def _look_again(
         yield replace(image, mixed=mixed)
 
 
-def _places(image: Points, scores_of: ScoresOf, options: DetectionOptions, at_a_time: int) -> Int[Tensor, " K"]:
+def _places(
+    image: PointPredictions, scores_of: ScoresOf, options: DetectionOptions, at_a_time: int
+) -> Int[Tensor, " K"]:
     """The points above the score threshold whose box no better one covers, best first."""
     scores = _best_scores(image, scores_of, at_a_time)
     order = scores.argsort(descending=True, stable=True)[: options.candidates]
@@ -135,14 +127,14 @@ def _places(image: Points, scores_of: ScoresOf, options: DetectionOptions, at_a_
     return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
 
 
-def _best_scores(image: Points, scores_of: ScoresOf, at_a_time: int) -> Float[Tensor, " P"]:
+def _best_scores(image: PointPredictions, scores_of: ScoresOf, at_a_time: int) -> Float[Tensor, " P"]:
     """Each point's score for its best class."""
     points = torch.arange(len(image.embeddings), device=image.embeddings.device)
     return not_nan(torch.cat([scores_of(image[chunk]).all().amax(dim=1) for chunk in points.split(at_a_time)]))
 
 
 def _postprocess_image(
-    image: Points,
+    image: PointPredictions,
     scores_of: ScoresOf,
     input_size: Int[Tensor, "2"],
     original_size: Int[Tensor, "2"],

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ovd.model.best_pairs import Pairs, best_pairs
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.pair_scores import PairScores, Points
+from ovd.model.pair_scores import PairScores, PointPredictions
 from ovd.model.similarity import TextClassifier, unit_embeddings
 
 DIM = 6
 
 
-def make_points(count: int, *, hidden: int = 0, seed: int = 0) -> Points:
+def make_points(count: int, *, hidden: int = 0, seed: int = 0) -> PointPredictions:
     """Points without boxes of their own; the first ones, of quality 0, are in the padding."""
     generator = torch.Generator().manual_seed(seed)
     quality = 2 * torch.randn(count, generator=generator)
     quality[:hidden] = -torch.inf
-    return Points(torch.randn(count, DIM, generator=generator), torch.zeros(count, 4), quality, clip=None)
+    return PointPredictions(torch.randn(count, DIM, generator=generator), torch.zeros(count, 4), quality, clip=None)
 
 
 def make_classifier(num_classes: int, *, scale: float = 20.0, lowers: bool = False) -> TextClassifier:
@@ -75,7 +75,7 @@ def test_few_pairs_are_scored(competition, monkeypatch):
 
     monkeypatch.setattr(PairScores, "of", counted)
     points, classifier = make_points(400), make_classifier(600)
-    scores_of: Callable[[Points], PairScores] = partial(
+    scores_of: Callable[[PointPredictions], PairScores] = partial(
         PairScores, classifier=classifier, options=DetectionOptions(competition=competition)
     )
     assert len(best_pairs(points, scores_of, 100, count=100, above=0.0, is_single=False)) == 100
@@ -86,3 +86,16 @@ def test_few_pairs_are_scored(competition, monkeypatch):
 def test_only_hidden_points_have_no_pairs():
     scores_of = partial(PairScores, classifier=make_classifier(40), options=DetectionOptions())
     assert len(best_pairs(make_points(9, hidden=9), scores_of, 4, count=5, above=0.0, is_single=False)) == 0
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("competition", [0.0, 30.0, 100.0])
+@pytest.mark.parametrize("count", [1, 100, 20_000])
+def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, count):
+    classifier = make_classifier(300, scale=scale, lowers=True)
+    scores = PairScores(make_points(200, hidden=9), classifier, DetectionOptions(competition=competition))
+    score = scores.all().flatten().topk(count).values[-1]
+    passed = scores.cosines >= scores.lowest_cosines(score)[:, None]
+    wanted = (scores.all() >= score) & (scores.all() > 0)
+    assert not (wanted & ~passed).any()
+    assert int(passed.sum()) <= 10 * max(count, 100)
