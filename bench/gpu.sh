@@ -1,16 +1,46 @@
 #!/bin/bash
-# All that docs/results.md wants from a GPU; not run as a whole yet: bench/gpu.sh [python]
-set -euo pipefail
-python=${1:-python}
-$python -m pytest -q tests/kernels tests/engine/test_graphed.py
-$python bench/train_step.py --device cuda
-$python bench/detect.py --device cuda
-$python bench/mfu.py --device cuda
-$python bench/mfu.py --device cuda --config configs/lvis_base_convnext_b.yaml
-$python bench/loss_memory.py --device cuda --points 213488
-$python bench/train_speed.py configs/lvis_base_rn50.yaml data.workers=14 --steps 60
-$python bench/second_look.py --device cuda
-$python bench/experts.py --device cuda
-$python bench/experts.py --device cuda --config configs/lvis_base_rn50.yaml --size 800
-$python bench/pseudo_label.py --device cuda
-$python tools/quickstart.py
+# All that the docs want from a GPU, in one job: tests, the marks of bench/rows.py, and the quick start.
+#
+#   bench/gpu.sh                     # every part
+#   bench/gpu.sh mfu detect          # some of them
+#
+# A part that fails or passes its time does not stop the others. Logs are in bench/results/gpu/, figures in
+# bench/results/*.json, and docs/benchmarks.* has them afterwards. PYTHON names the interpreter (python).
+set -uo pipefail
+export PYTHON=${PYTHON:-python}
+wanted=" $* "
+logs=bench/results/gpu
+mkdir -p $logs
+failed=()
+
+part() {  # NAME SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS
+  shift 2
+  [[ $wanted == "  " || $wanted == *" $name "* ]] || return 0
+  timeout "$limit" "$@" > "$logs/$name.log" 2>&1
+  local status=$?
+  echo "== $name: exit status $status after $((SECONDS - start)) s"
+  tail -n 3 "$logs/$name.log" | cut -c 1-1500
+  [[ $status == 0 ]] || failed+=("$name")
+}
+
+bench() { part "$1" "$2" "$PYTHON" "bench/$3.py" --device cuda "${@:4}"; }
+
+convnext=configs/lvis_base_convnext_b.yaml
+part tests 240 "$PYTHON" -m pytest -q -n "$(nproc)" --dist loadfile -m "not slow" --tb short -p no:cacheprovider
+bench train_step 90 train_step
+bench detect 45 detect
+bench mfu 60 mfu
+bench mfu_convnext 60 mfu --config $convnext
+bench loss_memory 60 loss_memory --points 213488 --classes 100 1203
+bench vocabulary 45 vocabulary
+bench postprocess 30 postprocess --images 16
+bench optimizer 30 optimizer
+bench pseudo_label 45 pseudo_label
+bench step_memory 60 step_memory
+part train_speed 60 "$PYTHON" bench/train_speed.py configs/lvis_base_rn50.yaml data.workers=14 --steps 60
+bench second_look 45 second_look
+bench experts 60 experts --config configs/lvis_base_rn50.yaml --size 800
+part quickstart 180 "$PYTHON" tools/quickstart.py
+"$PYTHON" bench/join.py --only-join
+[[ ${#failed[@]} == 0 ]] || { echo "failed: ${failed[*]}"; exit 1; }

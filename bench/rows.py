@@ -98,6 +98,7 @@ ROWS = (
         "mfu_lvis_base_convnext_b", "cuda",
         {"time at the peak of products": 1 / 0.3, "time in which it is busy": 1 / 0.95}, _CONVNEXT, script="mfu",
     ),
+    Row("step_memory", "cuda", {"13,000 classes": 1.3}),
     Row("vocabulary", "cuda", _OF_VOCABULARY),
     Row("postprocess", "cuda", {"time of product": 2.0}, ("--images", "16")),
     Row("pseudo_label", "cuda", {"time of the forward pass": 1.1}),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ovd.clip.convnext import fuse_convnext
 from ovd.clip.folded_norm import fold_norms
 from ovd.clip.pooling import use_halving_pools
 from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
@@ -39,6 +40,7 @@ class TimmConvolutionBackbone(Backbone):
             raise ValueError("convolutional timm backbones that pool by attention are not supported")
         self.trunk = visual.trunk
         fold_norms(self.trunk)
+        fuse_convnext(self.trunk)
         self.projection = visual.head
         stages = [
             (index, info["num_chs"], info["reduction"])

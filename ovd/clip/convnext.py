@@ -1,0 +1,73 @@
+"""ConvNeXt's blocks (Liu et al., arXiv:2201.03545) in few passes over the maps on a GPU.
+
+torch's autocast computes layer norms and layer scales in float32, and keeps the shortcuts in it: most of a block's time
+goes to copies. Here maps stay in the precision of the step, and sums are in float32.
+"""
+
+import torch
+from jaxtyping import Float
+from timm.layers import GELU, LayerNorm, LayerNorm2d, Mlp
+from timm.models.convnext import ConvNeXtBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd import kernels
+
+
+class FusedLayerNorm2d(LayerNorm2d):
+    """A layer norm of the channels of a map."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        if kernels.applies_to_map(x):
+            return _normalize(x.permute(0, 2, 3, 1), self).permute(0, 3, 1, 2)
+        return super().forward(x)
+
+
+class FusedBlock(ConvNeXtBlock):
+    """A block with a depthwise convolution of stride 1, linear layers, exact GELU and layer scale."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        if not kernels.applies_to_map(x):
+            return super().forward(x)
+        from ovd.kernels.depthwise import DepthwiseShortcut
+        from ovd.kernels.gelu import BiasGelu
+        from ovd.kernels.residual import ScaledResidual
+
+        convolution, first, last = self.conv_dw, self.mlp.fc1, self.mlp.fc2
+        rows = x.permute(0, 2, 3, 1).to(_dtype(x))
+        out, shortcut = DepthwiseShortcut.apply(rows, convolution.weight, convolution.bias)
+        out = BiasGelu.apply(F.linear(_normalize(out, self.norm), first.weight), first.bias)
+        factor = self.drop_path(torch.ones(len(x), 1, 1, 1, device=x.device)).flatten()
+        out = ScaledResidual.apply(F.linear(out, last.weight), last.bias, self.gamma, factor, shortcut)
+        return out.permute(0, 3, 1, 2)
+
+
+def fuse_convnext(trunk: nn.Module) -> None:
+    """Replace the computation of all blocks and norms of a ConvNeXt that have a fused form, in place."""
+    for module in trunk.modules():
+        if type(module) is ConvNeXtBlock and _can_be_fused(module):
+            module.__class__ = FusedBlock
+        elif type(module) is LayerNorm2d:
+            module.__class__ = FusedLayerNorm2d
+
+
+def _can_be_fused(block: ConvNeXtBlock) -> bool:
+    convolution, mlp = block.conv_dw, block.mlp
+    side = convolution.kernel_size[0]
+    is_square = convolution.kernel_size == (side, side) and side % 2 == 1
+    keeps_size = convolution.padding == (side // 2, side // 2) and convolution.stride == convolution.dilation == (1, 1)
+    is_mlp = type(mlp) is Mlp and type(mlp.fc1) is nn.Linear and type(mlp.act) is GELU
+    has_all = convolution.bias is not None and block.gamma is not None and type(block.norm) is LayerNorm
+    return is_square and keeps_size and is_mlp and has_all
+
+
+def _normalize(rows: Float[Tensor, "B h w C"], norm: nn.LayerNorm) -> Float[Tensor, "B h w C"]:
+    from ovd.kernels.layer_norm import LayerNorm as Normalize
+
+    return Normalize.apply(rows.contiguous(), norm.weight, norm.bias, norm.eps, _dtype(rows))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """The precision of the step."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
