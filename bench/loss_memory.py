@@ -122,7 +122,11 @@ def main() -> None:
             if "torchvision" in forms and (found := difference(case)) > LARGEST_DIFFERENCE[dtype]:
                 raise SystemExit(f"no ratio: at {classes} classes in {dtype} ours differs by {found}")
             seconds = seconds_of(forms, arguments.device, rounds=ROUNDS)
-            peak = {} if arguments.no_memory else {form: alone(peak_bytes, *settings, form) for form in forms}
+            peak = (
+                {}
+                if arguments.no_memory
+                else {form: alone(peak_bytes, *settings, form, device=arguments.device) for form in forms}
+            )
             row = f"{classes:,} classes, {dtype}"
             ratio |= {f"time of {form}, {row}": time_ratio(seconds, "ours", form) for form in forms if form != "ours"}
             if "torchvision" in peak:

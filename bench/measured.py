@@ -1,6 +1,7 @@
 """What the benchmarks share: times of forms that take turns, memory of a process, and where the figures go."""
 
 import datetime
+import gc
 import json
 import multiprocessing
 import statistics
@@ -64,8 +65,10 @@ def save(name: str, figures: Mapping[str, Any], device: torch.device | None = No
     results_file(name, "cpu" if device is None else device.type).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def alone(function: Callable[..., int], *arguments: Any) -> int:
-    """What a function of a script returns in a process of its own."""
+def alone(function: Callable[..., int], *arguments: Any, device: torch.device) -> int:
+    """What a function of a script returns in a process of its own; on a GPU, whose memory torch counts, in this one."""
+    if device.type == "cuda":
+        return function(*arguments)
     context = multiprocessing.get_context("forkserver")  # imports once for all processes
     context.set_forkserver_preload(list(PRELOADED))
     with context.Pool(1) as pool:
@@ -75,6 +78,8 @@ def alone(function: Callable[..., int], *arguments: Any) -> int:
 def added_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Memory that work adds at its peak to this process, if nothing has held more before; on a GPU, to torch's own."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before

@@ -21,7 +21,7 @@ def main() -> None:
     peaks = {}
     for num_classes in CLASSES:
         settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, arguments.device)
-        peaks[num_classes] = alone(peak_bytes, "ours", *settings)
+        peaks[num_classes] = alone(peak_bytes, "ours", *settings, device=arguments.device)
         print(f"{num_classes:,} classes: {peaks[num_classes] / 2**20:,.0f} MiB", flush=True)
     ratio = {f"{count:,} classes": round(peaks[count] / peaks[CLASSES[0]], 3) for count in CLASSES[1:]}
     print(ratio)

@@ -58,7 +58,7 @@ def main() -> None:
     rows, ratio = [], {}
     for num_classes in CLASSES:
         settings = (num_classes, arguments.config, arguments.batch_size, arguments.size, device)
-        peak = {form: alone(peak_bytes, form, *settings) for form in compared}
+        peak = {form: alone(peak_bytes, form, *settings, device=device) for form in compared}
         seconds = seconds_of({form: make_step(form, *settings) for form in forms}, device, rounds=ROUNDS)
         for peer in forms[1:]:
             ratio[f"time of {peer}, {num_classes:,} classes"] = time_ratio(seconds, "ours", peer)

@@ -8,13 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "2"]) -> Float[Tensor, "*N 4"]:
+def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "*#N 2"]) -> Float[Tensor, "*N 4"]:
     """Move corners outside an image of `size` onto its border; a box wholly outside is left with no area.
 
     torchvision's clip_boxes_to_image takes Python numbers, which on a GPU would wait for the device.
     """
-    height_width = size.to(boxes.dtype)
-    return torch.minimum(boxes.clamp(min=0), height_width[[1, 0, 1, 0]])
+    return torch.minimum(boxes.clamp(min=0), _of_corners(size).to(boxes.dtype))
 
 
 def rescale_boxes(
@@ -24,8 +23,14 @@ def rescale_boxes(
 
     x and y have separate factors: rounding a resized image's sides to whole pixels changes its aspect ratio.
     """
-    from_xyxy, to_xyxy = (size[[1, 0, 1, 0]].to(boxes.dtype) for size in (from_size, to_size))
+    from_xyxy, to_xyxy = (_of_corners(size).to(boxes.dtype) for size in (from_size, to_size))
     return boxes * to_xyxy / from_xyxy
+
+
+def _of_corners(size: Int[Tensor, "*N 2"]) -> Int[Tensor, "*N 4"]:
+    """Width, height, width, height; a list of positions would make a GPU wait."""
+    width_height = size.flip(-1)
+    return torch.cat([width_height, width_height], dim=-1)
 
 
 def side_distances(points: Float[Tensor, "*#N 2"], boxes: Float[Tensor, "*#N 4"]) -> Float[Tensor, "*N 4"]:

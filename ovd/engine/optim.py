@@ -19,7 +19,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or the gradient is NaN or infinite; raised before the optimizer step, so the weights are still valid."""
+    """A loss or the gradient is NaN or infinite; the optimizer has not moved the weights, which are still valid."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
 def check_finite(
     losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""], batch_ids: Sequence[int | str]
 ) -> None:
-    """Check losses and gradient between the backward pass and the optimizer step.
+    """Check the losses and the gradient of a step.
 
     Raises:
         NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
@@ -163,6 +163,25 @@ def check_finite(
     if bad:
         images = ", ".join(map(str, batch_ids))
         raise NonFiniteError(f"not finite before the optimizer step: {', '.join(bad)}; images of the batch: {images}")
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    losses: Mapping[str, Float[Tensor, ""]],
+    grad_norm: Float[Tensor, ""],
+    batch_ids: Sequence[int | str],
+) -> None:
+    """Take a step of fused AdamW if losses and gradient are finite, and leave weights and moments as they are if not.
+
+    The step is queued before the numbers are waited for, so that a GPU does not wait for the launches of the step.
+
+    Raises:
+        NonFiniteError: see `check_finite`.
+    """
+    numbers = torch.stack([value.detach().float() for value in (*losses.values(), grad_norm)])
+    optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]  # at 1 it does nothing
+    optimizer.step()
+    check_finite(losses, grad_norm, batch_ids)
 
 
 class Ema:

@@ -1,4 +1,10 @@
-"""A depthwise convolution of channels-last maps, which torch's libraries compute at a small share of the bandwidth."""
+"""A depthwise convolution of channels-last maps, at a larger share of the arithmetic than torch's libraries reach.
+
+A thread holds two channels of a row of points, and loads an input once for all of them, or for all taps that it sums.
+"""
+
+# mypy: disable-error-code=assignment
+# Triton's tuples grow.
 
 from typing import Any
 
@@ -9,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SIDE, CHANNELS = 8, 32
-"""Side of the square of points, and channels, that a program computes."""
-POINTS, SUMMED_CHANNELS, PROGRAMS = 4, 64, 128
-"""Points and channels at a time, and programs that share the points, when the weight's gradient is summed."""
+TILE = {"ROWS": 4, "COLUMNS": 5, "CHANNELS": 64}
+"""Points and channels of a program; a warp for each row."""
+PROGRAMS = 128
+"""Programs that share a block of channels when the weight's gradient is summed."""
 
 
 class DepthwiseShortcut(torch.autograd.Function):
@@ -29,8 +35,7 @@ class DepthwiseShortcut(torch.autograd.Function):
         taps = weight.flatten(1).t().contiguous()  # K * K C
         out = torch.empty_like(x)
         _convolve[_grid(x.shape)](
-            x, taps, bias, x, out, *x.shape[1:], WINDOW=weight.shape[-1], FLIP=False, ADDED=False,
-            SIDE=SIDE, CHANNELS=CHANNELS,
+            x, taps, bias, x, out, *x.shape[1:], WINDOW=weight.shape[-1], FLIP=False, ADDED=False, **TILE
         )  # fmt: skip
         ctx.save_for_backward(x, taps)
         ctx.shape, ctx.dtype = weight.shape, bias.dtype
@@ -43,90 +48,114 @@ class DepthwiseShortcut(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, taps = ctx.saved_tensors
         gradient, of_shortcut = gradient.contiguous(), of_shortcut.contiguous()
-        batch, height, width, channels = x.shape
-        window = ctx.shape[-1]
+        shape = {"WINDOW": ctx.shape[-1], **TILE}
         of_x = torch.empty_like(x)
-        _convolve[_grid(x.shape)](
-            gradient, taps, taps, of_shortcut, of_x, height, width, channels, WINDOW=window, FLIP=True, ADDED=True,
-            SIDE=SIDE, CHANNELS=CHANNELS,
-        )  # fmt: skip
-        programs = min(PROGRAMS, triton.cdiv(batch * height * width, POINTS))
-        sums = torch.empty(programs, window * window + 1, channels, dtype=torch.float32, device=x.device)
-        _sum_taps[(window, programs, triton.cdiv(channels, SUMMED_CHANNELS))](
-            gradient, x, sums, batch * height * width, height, width, channels,
-            WINDOW=window, ACROSS=triton.next_power_of_2(window), POINTS=POINTS, CHANNELS=SUMMED_CHANNELS,
-        )  # fmt: skip
+        grid = _grid(x.shape)
+        _convolve[grid](gradient, taps, taps, of_shortcut, of_x, *x.shape[1:], FLIP=True, ADDED=True, **shape)
+        num_tiles, blocks = grid[0] * len(x), grid[1]
+        programs = min(PROGRAMS, num_tiles)
+        sums = torch.empty(programs, len(taps) + 1, x.shape[3], dtype=torch.float32, device=x.device)
+        _sum_taps[(programs, blocks)](gradient, x, sums, num_tiles, *x.shape[1:], **shape)
         total = sums.sum(dim=0)
         return of_x, total[:-1].t().reshape(ctx.shape).to(taps.dtype), total[-1].to(ctx.dtype)
 
 
 def _grid(shape: torch.Size) -> tuple[int, int, int]:
     batch, height, width, channels = shape
-    return triton.cdiv(height, SIDE) * triton.cdiv(width, SIDE), triton.cdiv(channels, CHANNELS), batch
+    tiles = triton.cdiv(height, TILE["ROWS"]) * triton.cdiv(width, TILE["COLUMNS"])
+    return tiles, triton.cdiv(channels, TILE["CHANNELS"]), batch
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    values = ()
+    for _ in tl.static_range(COUNT):
+        values += (tl.zeros((ROWS, CHANNELS), dtype=tl.float32),)
+    return values
+
+
+@triton.jit
+def _load_columns(x, row, first, height, width, channels, channel, COUNT: tl.constexpr):
+    """The points of some rows in so many columns from the first, zeros outside of the map."""
+    inside = ((row >= 0) & (row < height))[:, None] & (channel < channels)[None, :]
+    at = (row * width + first)[:, None] * channels + channel[None, :]
+    values = ()
+    for step in tl.static_range(COUNT):
+        is_column = (first + step >= 0) & (first + step < width)
+        value = tl.load(x + (at + step * channels), mask=inside & is_column, other=0.0)
+        values += (value.to(tl.float32),)
+    return values
 
 
 @triton.jit
 def _convolve(
     x, taps, bias, added, out, height, width, channels,
-    WINDOW: tl.constexpr, FLIP: tl.constexpr, ADDED: tl.constexpr, SIDE: tl.constexpr, CHANNELS: tl.constexpr,
+    WINDOW: tl.constexpr, FLIP: tl.constexpr, ADDED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(width, SIDE)
-    point = tl.arange(0, SIDE * SIDE)
-    top = tl.program_id(0) // tiles * SIDE + point // SIDE
-    left = tl.program_id(0) % tiles * SIDE + point % SIDE
+    tiles = tl.cdiv(width, COLUMNS)
+    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0) % tiles * COLUMNS
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    is_channel = (channel < channels)[None, :]
-    first = tl.program_id(2).to(tl.int64) * height * width
-    total = tl.zeros((SIDE * SIDE, CHANNELS), dtype=tl.float32)
+    is_channel = channel < channels
+    image = tl.program_id(2).to(tl.int64) * height * width * channels
+    totals = _zeros(COLUMNS, ROWS, CHANNELS)
     for down in range(WINDOW):
-        row = top + down - WINDOW // 2
+        factors = ()
         for across in tl.static_range(WINDOW):
-            column = left + across - WINDOW // 2
             tap = down * WINDOW + across
             if FLIP:
                 tap = WINDOW * WINDOW - 1 - tap
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            at = (first + row * width + column)[:, None] * channels + channel[None, :]
-            values = tl.load(x + at, mask=inside[:, None] & is_channel, other=0.0).to(tl.float32)
-            factor = tl.load(taps + tap * channels + channel, mask=channel < channels, other=0.0).to(tl.float32)
-            total += values * factor[None, :]
-    to = (first + top * width + left)[:, None] * channels + channel[None, :]
-    inside = ((top < height) & (left < width))[:, None] & is_channel
-    if ADDED:
-        total += tl.load(added + to, mask=inside, other=0.0).to(tl.float32)
-    else:
-        total += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + to, total, mask=inside)
+            factor = tl.load(taps + tap * channels + channel, mask=is_channel, other=0.0)
+            factors += (factor.to(tl.float32)[None, :],)
+        source, left = row + down - WINDOW // 2, first - WINDOW // 2
+        values = _load_columns(x + image, source, left, height, width, channels, channel, COLUMNS + WINDOW - 1)
+        changed = ()
+        for step in tl.static_range(COLUMNS):
+            total = totals[step]
+            for across in tl.static_range(WINDOW):
+                total += values[step + across] * factors[across]
+            changed += (total,)
+        totals = changed
+    at = image + (row * width + first)[:, None] * channels + channel[None, :]
+    for step in tl.static_range(COLUMNS):
+        inside = (row < height)[:, None] & is_channel[None, :] & (first + step < width)
+        total = totals[step]
+        if ADDED:
+            total += tl.load(added + at + step * channels, mask=inside, other=0.0).to(tl.float32)
+        else:
+            total += tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)[None, :]
+        tl.store(out + at + step * channels, total, mask=inside)
 
 
 @triton.jit
 def _sum_taps(
-    gradient, x, sums, num_points, height, width, channels,
-    WINDOW: tl.constexpr, ACROSS: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
+    gradient, x, sums, num_tiles, height, width, channels,
+    WINDOW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    down = tl.program_id(0) - WINDOW // 2
-    across = tl.arange(0, ACROSS) - WINDOW // 2
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    is_channel = channel < channels
-    is_tap = (across <= WINDOW // 2)[None, :]
-    of_taps = tl.zeros((POINTS, ACROSS, CHANNELS), dtype=tl.float32)
-    of_bias = tl.zeros((POINTS, CHANNELS), dtype=tl.float32)
-    for start in range(tl.program_id(1) * POINTS, num_points, tl.num_programs(1) * POINTS):
-        point = start + tl.arange(0, POINTS)
-        is_point = point < num_points
-        row = point // width % height + down
-        column = (point % width)[:, None] + across[None, :]
-        inside = (is_point & (row >= 0) & (row < height))[:, None] & (column >= 0) & (column < width) & is_tap
-        at = point.to(tl.int64)[:, None] * channels + channel[None, :]
-        slope = tl.load(gradient + at, mask=is_point[:, None] & is_channel[None, :], other=0.0).to(tl.float32)
-        of_bias += slope
-        source = (point.to(tl.int64) + down * width)[:, None] + across[None, :]
-        source = source[:, :, None] * channels + channel[None, None, :]
-        values = tl.load(x + source, mask=inside[:, :, None] & is_channel[None, None, :], other=0.0).to(tl.float32)
-        of_taps += slope[:, None, :] * values
-    first = tl.program_id(1).to(tl.int64) * (WINDOW * WINDOW + 1)
-    to = (first + tl.program_id(0) * WINDOW + tl.arange(0, ACROSS))[:, None] * channels + channel[None, :]
-    inside = (tl.arange(0, ACROSS) < WINDOW)[:, None] & is_channel[None, :]
-    tl.store(sums + to, tl.sum(of_taps, axis=0), mask=inside)
-    is_first = is_channel & (tl.program_id(0) == 0)
-    tl.store(sums + (first + WINDOW * WINDOW) * channels + channel, tl.sum(of_bias, axis=0), mask=is_first)
+    tiles = tl.cdiv(width, COLUMNS)
+    of_image = tl.cdiv(height, ROWS) * tiles
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    totals = _zeros(WINDOW * WINDOW, ROWS, CHANNELS)
+    of_bias = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        image = tl.full((), tile // of_image, tl.int64) * height * width * channels
+        row = tile % of_image // tiles * ROWS + tl.arange(0, ROWS)
+        first = tile % of_image % tiles * COLUMNS
+        slopes = _load_columns(gradient + image, row, first, height, width, channels, channel, COLUMNS)
+        for step in tl.static_range(COLUMNS):
+            of_bias += slopes[step]
+        changed = ()
+        for down in tl.static_range(WINDOW):
+            source, left = row + down - WINDOW // 2, first - WINDOW // 2
+            values = _load_columns(x + image, source, left, height, width, channels, channel, COLUMNS + WINDOW - 1)
+            for across in tl.static_range(WINDOW):
+                total = totals[down * WINDOW + across]
+                for step in tl.static_range(COLUMNS):
+                    total += slopes[step] * values[step + across]
+                changed += (total,)
+        totals = changed
+    to = sums + tl.program_id(0).to(tl.int64) * (WINDOW * WINDOW + 1) * channels + channel
+    for tap in tl.static_range(WINDOW * WINDOW):
+        tl.store(to + tap * channels, tl.sum(totals[tap], axis=0), mask=channel < channels)
+    tl.store(to + WINDOW * WINDOW * channels, tl.sum(of_bias, axis=0), mask=channel < channels)

@@ -67,8 +67,8 @@ def best_pairs(
     none = torch.empty(0, dtype=torch.int64, device=device)
     best = Pairs(none, none, torch.empty(0, device=device))
     lowest = torch.tensor(above, device=device)
-    for rows in torch.arange(len(points), device=device).split(at_a_time):
-        scores = scores_of(points[rows])
+    for first in range(0, len(points), at_a_time):
+        scores = scores_of(points[first : first + at_a_time])
         if is_single:
             found = _single(scores.all())
         elif scores.has_ensemble:
@@ -76,7 +76,7 @@ def best_pairs(
         else:
             found = _of_high_cosines(scores, count, lowest)
         found = found[found.scores > above]
-        best = best.best_with(Pairs(rows[found.points], found.classes, found.scores), count)
+        best = best.best_with(Pairs(first + found.points, found.classes, found.scores), count)
         if len(best) == count:
             lowest = best.scores[-1]
     return best

@@ -55,7 +55,7 @@ class PointPredictions:
         """P, the number of points."""
         return len(self.boxes)
 
-    def __getitem__(self, points: Int[Tensor, " p"]) -> "PointPredictions":
+    def __getitem__(self, points: Int[Tensor, " p"] | slice) -> "PointPredictions":
         clip = None if self.clip is None else self.clip[points]
         mixed = None if self.mixed is None else self.mixed[points]
         return PointPredictions(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)

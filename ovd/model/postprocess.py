@@ -15,7 +15,7 @@ competition. So it may change which class is the best of a point, but not that c
 competition. A vocabulary of one class needs no second look and gets none.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +33,9 @@ from ovd.structures import Detections, Predictions
 
 PLACE_IOU = 0.7
 """IoU above which the weaker of two points' boxes gets no second look, whatever their classes."""
+
+FIRST_TRIED = 2
+"""Boxes that NMS looks at first, in multiples of those that are wanted."""
 
 Look = Callable[[Sequence[Float[Tensor, "_ 4"]]], Sequence[Float[Tensor, "_ D"]]]
 """CLIP's unit embeddings of the crops of each image's boxes, which are in pixels of the input image."""
@@ -72,7 +75,7 @@ def postprocess(
     assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
     scores_of = partial(PairScores, classifier=classifier, options=options, ensemble=ensemble)
     at_a_time = points_at_a_time(len(classifier), predictions.boxes.device)
-    images = _visible(predictions, input_sizes)
+    images: Iterable[PointPredictions] = _visible(predictions, input_sizes)
     if options.second_look is not None and len(classifier) > 1:
         assert look is not None, "a second look needs the encoder of crops"
         images = _look_again(images, scores_of, look, options, at_a_time)
@@ -82,20 +85,18 @@ def postprocess(
     )
 
 
-def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> Iterator[PointPredictions]:
-    """The points of each image whose boxes have an area in it, the boxes clipped."""
-    clips = [None] * len(input_sizes) if predictions.clip is None else predictions.clip
-    per_image = zip(predictions.embeddings, predictions.boxes, predictions.quality, clips, strict=True)
-    for image, input_size in zip(per_image, input_sizes, strict=True):
-        predicted = PointPredictions(*image)
-        if predicted.boxes.isnan().any():
-            raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
-        clipped = replace(predicted, boxes=clip_boxes(predicted.boxes.float(), input_size))
-        yield clipped[_has_area(clipped.boxes).nonzero().squeeze(1)]
+def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[PointPredictions]:
+    """The points of each image, the boxes clipped; without an area in the image they have quality 0, and score 0."""
+    if predictions.boxes.isnan().any():
+        raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
+    boxes = clip_boxes(predictions.boxes.float(), input_sizes[:, None])
+    quality = predictions.quality.masked_fill(~_has_area(boxes), -torch.inf)
+    clips = [None] * len(boxes) if predictions.clip is None else predictions.clip
+    return [PointPredictions(*image) for image in zip(predictions.embeddings, boxes, quality, clips, strict=True)]
 
 
 def _look_again(
-    images: Iterator[PointPredictions],
+    images: Iterable[PointPredictions],
     scores_of: ScoresOf,
     look: Look,
     options: DetectionOptions,
@@ -125,6 +126,20 @@ def _places(
     order = scores.argsort(descending=True, stable=True)[: options.candidates]
     order = order[scores[order] > options.score_threshold]
     return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
+
+
+def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: float, count: int) -> Int[Tensor, " K"]:
+    """The rows of the `count` best boxes that NMS keeps, best first.
+
+    Args:
+        boxes: best first. Worse ones do not change whether a box is kept, so those that are behind wait.
+    """
+    num_tried = FIRST_TRIED * count
+    while True:
+        kept = nms(boxes[:num_tried], scores[:num_tried], iou)
+        if len(kept) >= count or num_tried >= len(boxes):
+            return kept[:count]
+        num_tried *= 4
 
 
 def _best_scores(image: PointPredictions, scores_of: ScoresOf, at_a_time: int) -> Float[Tensor, " P"]:
@@ -158,12 +173,12 @@ def _postprocess_image(
     # batched_nms, but in float64: in float32 the shifts of a thousand classes would round fractions of a pixel. On a
     # CPU batched_nms loops over the classes instead, which is many times slower.
     shifts = pairs.classes * (input_size.max() + 1)
-    kept = nms(boxes.double() + shifts[:, None], pairs.scores.double(), options.nms_iou)[: options.max_detections]
+    kept = _best_kept(boxes.double() + shifts[:, None], pairs.scores.double(), options.nms_iou, options.max_detections)
     found = pairs[kept]
     return Detections(
         boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=found.scores, classes=found.classes
     )
 
 
-def _has_area(boxes: Float[Tensor, "P 4"]) -> Bool[Tensor, " P"]:
-    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+def _has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)

@@ -1,5 +1,6 @@
 """Groups, schedule, average and clipping against torch's own schedulers, plain formulas and by-hand loops."""
 
+import copy
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from ovd.engine.optim import (
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
+    take_step,
 )
 
 
@@ -207,6 +209,36 @@ def test_clipping_scales_to_the_joint_norm():
     assert norm == pytest.approx(before.norm().item())
     torch.testing.assert_close(after, before * 0.5 / before.norm(), rtol=1e-5, atol=1e-6)
     assert clip_gradients(parameters[2:], 0.5) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(bad: float):
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    plain = copy.deepcopy(module)
+    optimizers = [
+        build_optimizer(parameter_groups(m, {"all": GroupSpec([m], weight_decay=0.1)}), lr=0.1) for m in (module, plain)
+    ]
+    x = torch.randn(5, 3)
+
+    def gradient(m: nn.Module, factor: float = 1.0) -> torch.Tensor:
+        m.zero_grad()
+        loss = factor * m(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    for number in range(4):
+        if number == 2:
+            with pytest.raises(NonFiniteError):
+                take_step(optimizers[0], {"class": gradient(module, bad)}, torch.tensor(1.0), [])
+        take_step(optimizers[0], {"class": gradient(module)}, torch.tensor(1.0), [])
+        gradient(plain)
+        optimizers[1].step()
+    for mine, theirs in zip(module.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    for mine, theirs in zip(states[0].values(), states[1].values(), strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -79,11 +79,12 @@ def test_depthwise_convolution_with_shortcut(shape, window):
     out, shortcut = DepthwiseShortcut.apply(x, weight, bias)
     assert torch.equal(shortcut, x)
     doubles = [value.detach().double().requires_grad_() for value in (x, weight, bias)]  # a GPU rounds float32
-    expected = F.conv2d(doubles[0].permute(0, 3, 1, 2), *doubles[1:], padding=window // 2, groups=shape[-1])
+    image, taps, offset = doubles
+    expected = F.conv2d(image.permute(0, 3, 1, 2), taps, offset, padding=window // 2, groups=shape[-1])
     expected = expected.permute(0, 2, 3, 1)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
     found = gradients(out * 2 + shortcut.square(), x, weight, bias)
-    wanted = gradients(expected * 2 + doubles[0].square(), *doubles)
+    wanted = gradients(expected * 2 + image.square(), *doubles)
     for measured, reference in zip(found, wanted, strict=True):
         torch.testing.assert_close(measured.double(), reference, rtol=1e-3, atol=1e-3)
 

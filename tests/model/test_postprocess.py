@@ -5,7 +5,7 @@ from torchvision.ops import nms
 from ovd.model import similarity
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import ScoreEnsemble
-from ovd.model.postprocess import postprocess
+from ovd.model.postprocess import _best_kept, postprocess
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Detections, Predictions
 
@@ -111,6 +111,17 @@ def test_equals_a_full_sort(num_classes: int, options: dict, monkeypatch: pytest
         expected = naive(predictions, image, text, INPUT_SIZES[image], ORIGINAL_SIZES[image], **options)
         assert_equal(detections[image], expected)
         assert len(expected) > 0
+
+
+@pytest.mark.parametrize("count", [1, 7, 60, 1000])
+@pytest.mark.parametrize("side", [1.0, 20.0, 300.0])
+def test_the_best_kept_are_those_of_all_boxes(side: float, count: int) -> None:
+    """Whether few boxes overlap, and the first ones suffice, or almost all do."""
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.rand(400, 2, generator=generator, dtype=torch.float64) * 100
+    boxes = torch.cat([corners, corners + side], dim=1)
+    scores = torch.rand(400, generator=generator, dtype=torch.float64).sort(descending=True).values
+    assert torch.equal(_best_kept(boxes, scores, 0.5, count), nms(boxes, scores, 0.5)[:count])
 
 
 def test_ties_are_in_order_of_point_and_class() -> None:
