@@ -13,7 +13,7 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.config import TrainConfig, load_config
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
-from ovd.engine.optim import Ema, build_optimizer, clip_gradients, take_step
+from ovd.engine.optim import Ema, build_optimizer, check_finite, clip_gradients, step_if_finite
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
 from ovd.model.detector import Detector
@@ -110,8 +110,9 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
     def step() -> None:
         losses = backward(parallel, detector, batch, texts, criterion, step=0, low_precision=low_precision)
         norm = clip_gradients(detector.parameters(), settings.clip_norm)
-        take_step(optimizer, losses, norm, batch.image_ids)
+        step_if_finite(optimizer, losses, norm)
         optimizer.zero_grad()
         average.update(detector)
+        check_finite(losses, norm, batch.image_ids)
 
     return step

@@ -27,7 +27,7 @@ part() {  # NAME SECONDS COMMAND...
 bench() { part "$1" "$2" "$PYTHON" "bench/$3.py" --device cuda "${@:4}"; }
 
 convnext=configs/lvis_base_convnext_b.yaml
-part tests 240 "$PYTHON" -m pytest -q -n "$(nproc)" --dist worksteal -m "not slow" -v --tb short -p no:cacheprovider
+part tests 300 "$PYTHON" -m pytest -n "$(nproc)" --dist worksteal -m "not slow" --verbose --tb short -p no:cacheprovider
 bench train_step 90 train_step
 bench detect 45 detect
 bench mfu 60 mfu

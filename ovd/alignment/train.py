@@ -37,11 +37,12 @@ from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.optim import (
     GroupSpec,
     build_optimizer,
+    check_finite,
     clip_gradients,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
-    take_step,
+    step_if_finite,
 )
 from ovd.engine.signals import StopRequest
 from ovd.engine.state import Checkpoints
@@ -309,7 +310,8 @@ def _take_step(
     total = sum_over_ranks(torch.stack(list(sums.values())).detach()) / num_boxes
     losses = dict(zip(sums, total, strict=True))
     norm = clip_gradients(distillation.student.parameters(), settings.clip_norm)
-    take_step(optimizer, losses, norm, batch.image_ids)
+    step_if_finite(optimizer, losses, norm)
     optimizer.zero_grad()
+    check_finite(losses, norm, batch.image_ids)
     numbers = {name: loss.item() for name, loss in losses.items()}
     log.train(step + 1, numbers, lr=settings.learning_rate * factor, num_images=num_images)

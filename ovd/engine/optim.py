@@ -151,7 +151,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
 def check_finite(
     losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""], batch_ids: Sequence[int | str]
 ) -> None:
-    """Check the losses and the gradient of a step.
+    """Check losses and gradient of a step, best after what has been queued without their numbers.
 
     Raises:
         NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
@@ -165,23 +165,16 @@ def check_finite(
         raise NonFiniteError(f"not finite before the optimizer step: {', '.join(bad)}; images of the batch: {images}")
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer,
-    losses: Mapping[str, Float[Tensor, ""]],
-    grad_norm: Float[Tensor, ""],
-    batch_ids: Sequence[int | str],
+def step_if_finite(
+    optimizer: torch.optim.Optimizer, losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""]
 ) -> None:
-    """Take a step of fused AdamW if losses and gradient are finite, and leave weights and moments as they are if not.
+    """Take a step of fused AdamW, which leaves weights and moments as they are unless losses and gradient are finite.
 
-    The step is queued before the numbers are waited for, so that a GPU does not wait for the launches of the step.
-
-    Raises:
-        NonFiniteError: see `check_finite`.
+    So a GPU gets the step, and what comes behind it, before `check_finite` waits for the numbers.
     """
     numbers = torch.stack([value.detach().float() for value in (*losses.values(), grad_norm)])
     optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]  # at 1 it does nothing
     optimizer.step()
-    check_finite(losses, grad_norm, batch_ids)
 
 
 class Ema:

@@ -36,10 +36,11 @@ from ovd.engine.optim import (
     Ema,
     NonFiniteError,
     build_optimizer,
+    check_finite,
     clip_gradients,
     learning_rate_factor,
     set_learning_rate,
-    take_step,
+    step_if_finite,
 )
 from ovd.engine.signals import StopRequest
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start, TrainState
@@ -188,13 +189,14 @@ def train_step(
     batch = batch.to(detector.device)
     losses = backward(parallel, detector, batch, texts, criterion, step=step, low_precision=low_precision)
     gradient_norm = clip_gradients(detector.parameters(), settings.clip_norm)
+    step_if_finite(state.optimizer, losses, gradient_norm)
+    state.optimizer.zero_grad()
+    state.ema.update(detector)
     try:
-        take_step(state.optimizer, losses, gradient_norm, batch.image_ids)
+        check_finite(losses, gradient_norm, batch.image_ids)
     except NonFiniteError as error:
         dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
         raise NonFiniteError(f"{error}; tools/replay_step.py {dump} shows which image") from None
-    state.optimizer.zero_grad()
-    state.ema.update(detector)
     state.step += 1
     return losses, batch
 

@@ -20,11 +20,12 @@ from ovd.engine.log import RunLog
 from ovd.engine.optim import (
     GroupSpec,
     build_optimizer,
+    check_finite,
     clip_gradients,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
-    take_step,
+    step_if_finite,
 )
 from ovd.precision import autocast, memory_format, use_low_precision
 from ovd.progress import progress
@@ -114,8 +115,9 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
             loss = contrastive_loss(image_embeddings.float(), text_embeddings.float(), model.logit_scale.exp())
             loss.backward()
             norm = clip_gradients(model.parameters(), config.clip_norm)
-            take_step(optimizer, {"contrastive": loss}, norm, indices.tolist())
+            step_if_finite(optimizer, {"contrastive": loss}, norm)
             optimizer.zero_grad()
+            check_finite({"contrastive": loss}, norm, indices.tolist())
             with torch.no_grad():
                 model.logit_scale.clamp_(max=np.log(MAX_LOGIT_SCALE))
             rate = config.learning_rate * factor
