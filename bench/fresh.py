@@ -1,27 +1,41 @@
-"""What the benchmarks run: a fresh detector of a config, its training step, random images, random unit text rows."""
+"""What the benchmarks run: a fresh detector of a config, its training step, random images, random unit text rows; and a
+fresh teacher for captioned scenes of the embedded world."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.build.detector import build_detector, configured_clip
-from ovd.config import TrainConfig, load_config
+from ovd.build.detector import TrainedDetector, build_detector, build_inference, configured_clip
+from ovd.clip.load import Clip, load_clip
+from ovd.config import LabelOptions, TrainConfig, load_config
+from ovd.data.images import read_image
+from ovd.data.pairs import PairShards, write_pair_shards
+from ovd.data.world.build import pair_scene
+from ovd.data.world.settings import Settings
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
 from ovd.engine.optim import Ema, build_optimizer, check_finite, clip_gradients, step_if_finite
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.precision import memory_format, use_low_precision
+from ovd.model.similarity import initial_bias
+from ovd.precision import autocast, memory_format, use_low_precision
+from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.structures import Batch, Targets
+from ovd.text.encoder import encode_texts
 
 BOXES = 3
 """Boxes of each image."""
+TEACHER_CONFIG = Path(__file__).parents[1] / "configs" / "three_ways.yaml"
+PAIRS_PER_SHARD = 64
 
 
 def argument_parser(
@@ -36,9 +50,16 @@ def argument_parser(
     return parser
 
 
-def parse_with_sizes(description: str | None) -> argparse.Namespace:
-    """The same options for the LVIS recipe: by default 2 images of 320 px on a CPU, 16 of 800 px on a GPU."""
-    arguments = argument_parser(description, config="configs/lvis_base_rn50.yaml", size=None).parse_args()
+def parse_with_sizes(description: str | None, switches: Mapping[str, str] = MappingProxyType({})) -> argparse.Namespace:
+    """The same options for the LVIS recipe: by default 2 images of 320 px on a CPU, 16 of 800 px on a GPU.
+
+    Args:
+        switches: further options without a value, and their help.
+    """
+    parser = argument_parser(description, config="configs/lvis_base_rn50.yaml", size=None)
+    for name, explanation in switches.items():
+        parser.add_argument(name, action="store_true", help=explanation)
+    arguments = parser.parse_args()
     batch_size, size = (16, 800) if arguments.device.type == "cuda" else (2, 320)
     arguments.batch_size = arguments.batch_size or batch_size
     arguments.size = arguments.size or size
@@ -116,3 +137,41 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
         check_finite(losses, norm, batch.image_ids)
 
     return step
+
+
+def write_scenes(folder: Path, count: int) -> None:
+    """Write so many captioned scenes of the embedded world as shards of image-text pairs."""
+    drawn = (pair_scene(index, part="pairs", settings=Settings()) for index in range(count))
+    write_pair_shards(folder, drawn, pairs_per_shard=PAIRS_PER_SHARD)
+
+
+@dataclass(frozen=True)
+class FreshTeacher:
+    """A detector of the quick start's form that labels captioned images, fresh but for its bias."""
+
+    clip: Clip
+    inference: Inference
+    texts: TextVariants
+    teacher: OvdTeacher
+
+
+def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> FreshTeacher:
+    """A teacher whose bias is solved on the first images and captions of shards; on a CPU with two threads."""
+    torch.set_num_threads(2)
+    config = load_config(TEACHER_CONFIG, [f"train.device={device}"], TrainConfig)
+    clip = load_clip("tiny")
+    torch.manual_seed(0)
+    detection = DetectionOptions(
+        score_threshold=options.score_threshold, nms_iou=0.6, max_detections=options.max_boxes + 1, candidates=2000
+    )
+    trained = TrainedDetector(build_detector(config, clip), config, clip, ())
+    inference = build_inference(trained, options=detection)
+    detector, pairs = inference.detector, PairShards(shards)
+    rows = range(min(options.batch_size, len(pairs)))
+    images = torch.stack([torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in rows])
+    with torch.no_grad(), autocast(device, inference.low_precision):
+        embeddings = detector(images.to(device)).embeddings.flatten(0, 1).cpu()
+    captions = encode_texts(clip, [pairs.caption(row) for row in rows])
+    detector.set_bias(initial_bias(embeddings, captions, scale=detector.scale.item()))
+    texts = TextVariants(clip, None)
+    return FreshTeacher(clip, inference, texts, OvdTeacher(inference, texts, run="fresh"))

@@ -8,9 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Found = TypeVar("Found")
 
 FOLDER = Path(__file__).parent / "results"
 ROUNDS = 9
@@ -65,7 +67,7 @@ def save(name: str, figures: Mapping[str, Any], device: torch.device | None = No
     results_file(name, "cpu" if device is None else device.type).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def alone(function: Callable[..., int], *arguments: Any, device: torch.device) -> int:
+def alone(function: Callable[..., Found], *arguments: Any, device: torch.device) -> Found:
     """What a function of a script returns in a process of its own; on a GPU, whose memory torch counts, in this one."""
     if device.type == "cuda":
         return function(*arguments)

@@ -19,32 +19,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fresh import fresh_teacher, write_scenes
 from measured import save
 
-from ovd.build.detector import TrainedDetector, build_detector, build_inference
-from ovd.clip.load import load_clip
-from ovd.config import LabelOptions, TrainConfig, load_config
+from ovd.config import LabelOptions
 from ovd.data.images import read_image
-from ovd.data.pairs import PairShards, write_pair_shards
-from ovd.data.world.build import pair_scene
-from ovd.data.world.settings import Settings
-from ovd.model.detection_options import DetectionOptions
-from ovd.model.similarity import initial_bias
+from ovd.data.pairs import PairShards
 from ovd.precision import autocast, describe_machine
 from ovd.selftrain.labels import read_labels
 from ovd.selftrain.pseudo_label import label_shards
-from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.encoder import encode_texts
 
-CONFIG = Path(__file__).parents[1] / "configs" / "three_ways.yaml"
-NUM_PAIRS, PAIRS_PER_SHARD = 128, 64
+NUM_PAIRS = 128
 ROUNDS = 3
 NUM_COMPARED = 5
 LARGEST_DIFFERENCE = 0.02  # of bf16 in another batch size
 LABELS = LabelOptions(queries="caption")
-DETECTION = DetectionOptions(
-    score_threshold=LABELS.score_threshold, nms_iou=0.6, max_detections=LABELS.max_boxes + 1, candidates=2000
-)
 
 
 def best_scores(scores: np.ndarray) -> np.ndarray:
@@ -55,13 +45,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     device = torch.device(parser.parse_args().device)
-    torch.set_num_threads(2)
-    config = load_config(CONFIG, [f"train.device={device}"], TrainConfig)
-    clip = load_clip("tiny")
-    torch.manual_seed(0)
-    trained = TrainedDetector(build_detector(config, clip), config, clip, ())
-    inference = build_inference(trained, options=DETECTION)
-    detector, low_precision = inference.detector, inference.low_precision
 
     def finish() -> None:
         if device.type == "cuda":
@@ -69,34 +52,27 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = Settings()
-        drawn = (pair_scene(index, part="pairs", settings=settings) for index in range(NUM_PAIRS))
-        write_pair_shards(folder / "pairs", drawn, pairs_per_shard=PAIRS_PER_SHARD)
+        write_scenes(folder / "pairs", NUM_PAIRS)
         pairs = PairShards(folder / "pairs")
+        fresh = fresh_teacher(device, folder / "pairs", LABELS)
+        inference = fresh.inference
         images = [torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in range(NUM_PAIRS)]
         batches = [batch.to(device) for batch in torch.stack(images).split(LABELS.batch_size)]
 
         @torch.no_grad()
         def forward() -> None:
             for batch in batches:
-                with autocast(device, low_precision):
-                    predictions = detector(batch)
+                with autocast(device, inference.low_precision):
+                    predictions = inference.detector(batch)
             finish()
             assert predictions.embeddings.isfinite().all()
 
-        with torch.no_grad(), autocast(device, low_precision):
-            embeddings = detector(batches[0]).embeddings.flatten(0, 1).cpu()
-        captions = encode_texts(clip, [pairs.caption(row) for row in range(LABELS.batch_size)])
-        detector.set_bias(initial_bias(embeddings, captions, scale=detector.scale.item()))
-
-        texts = TextVariants(clip, None)
-        teacher = OvdTeacher(inference, texts, run="fresh")
         num_runs = 0
 
         def end_to_end() -> None:
             nonlocal num_runs
             num_runs += 1
-            label_shards(folder / "pairs", folder / f"labels-{num_runs}", teacher, texts, LABELS)
+            label_shards(folder / "pairs", folder / f"labels-{num_runs}", fresh.teacher, fresh.texts, LABELS)
 
         naive_scores: list[np.ndarray] = []
 
@@ -105,7 +81,7 @@ def main() -> None:
             rows = []
             for position in range(NUM_PAIRS):
                 pair = pairs[position]
-                found = inference.image(encode_texts(clip, [pair.caption]), read_image(pair.image))
+                found = inference.image(encode_texts(fresh.clip, [pair.caption]), read_image(pair.image))
                 rows.append({name: part.tolist() for name, part in asdict(found).items()})
                 naive_scores.append(best_scores(found.scores.numpy()))
             (folder / "naive.json").write_text(json.dumps(rows))
