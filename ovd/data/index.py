@@ -120,11 +120,10 @@ class AnnotationIndex:
 
     def record(self, image: int) -> ImageRecord:
         """The image at a position 0..N-1; its arrays are views."""
-        file = Path(self.image_files[image])
         height, width = self.image_sizes[image].tolist()
         return ImageRecord(
             id=int(self.image_ids[image]),
-            path=self.images_root / file if self.images_root is not None else file,
+            path=self._path(image),
             height=height,
             width=width,
             labels=replace(Labels.empty(), **{name: ragged[image] for name, ragged in self._labels().items()}),
@@ -160,7 +159,11 @@ class AnnotationIndex:
         """Where the image's pixels are."""
         if self.images_root is None:
             raise ValueError(f"{self.path} was loaded without a folder of images")
-        return self.record(image).path
+        return self._path(image)
+
+    def _path(self, image: int) -> Path:
+        file = Path(self.image_files[image])
+        return self.images_root / file if self.images_root is not None else file
 
     def _labels(self) -> dict[str, Ragged]:
         """All images' labels by field of `Labels`, in its order."""

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float64, Int, Int64, UInt8
@@ -24,7 +25,7 @@ from ovd.data.index import AnnotationIndex, ImageRecord, Labels, images_per_clas
 from ovd.data.mosaic import Mosaics, join_tiles
 from ovd.data.padding import pad_images
 from ovd.data.report import DataError
-from ovd.data.transforms import Pixels, Transform, eval_transform, resize_labels
+from ovd.data.transforms import Pixels, TrainTransform, Transform, eval_transform, resize_labels
 from ovd.data.worker_deaths import hold_back_deaths, raising_deaths
 from ovd.structures import Batch, Targets
 
@@ -189,11 +190,13 @@ class DetectionDataset(Dataset):
         record = self._source.record(image)
         encoded = self._source.encoded(image)
         expected_size = (record.height, record.width) if record.height else None
+        longest_side = transform.longest_side(seed) if isinstance(transform, TrainTransform) else None
         try:
-            decoded = decode_image(encoded, expected_size=expected_size)
+            decoded = decode_image(encoded, expected_size=expected_size, longest_side=longest_side)
         except ImageError as error:
             return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
-        pixels, labels = transform(decoded.pixels, record.labels, seed)
+        labels = record.labels.moved(lambda boxes: boxes / decoded.reduction)
+        pixels, labels = transform(decoded.pixels, labels, seed)
         repaired = tuple(f"{code} {record.path}: {words}" for code, words in decoded.repairs())
         return _LoadedSample(record.id, pixels, labels, repaired)
 
@@ -396,8 +399,6 @@ def _start_worker(_worker: int) -> None:
     # A signal for the whole process group (timeout, a batch system) is for the trainer, which needs its workers to
     # finish the step.
     os.setpgid(0, 0)
-    import cv2  # takes long to import, and albumentations has already done it where a transform needs it
-
     # Workers times threads would fight over the cores, and OpenCV's thread pool does not survive a fork.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -405,7 +406,8 @@ def _start_worker(_worker: int) -> None:
 
 def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int, shapes: tuple[Shape, ...]) -> _PackedBatch:
     loaded = [sample for sample in samples if isinstance(sample, _LoadedSample)]
-    pixels = [torch.from_numpy(sample.pixels).permute(2, 0, 1) for sample in loaded]
+    # A transform may return decoded pixels as they are, and those are not to be written to: torch wants a copy.
+    pixels = [torch.from_numpy(np.require(sample.pixels, requirements="W")).permute(2, 0, 1) for sample in loaded]
     images, sizes = pad_images(pixels, divisor=size_divisor, shapes=shapes)
     return _PackedBatch(
         images=images,

@@ -1,18 +1,24 @@
 """Resizing and augmenting images together with their labels. The one file that knows albumentations.
 
-albumentations takes seconds to import, so it is imported when a transform is built.
+albumentations takes seconds to import, so it is imported when the transform of evaluation is built. That of training
+does without: its passes over the pixels are as few as can be.
 """
 
+import math
 import os
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from ovd.data.color_jitter import ColorChange
 from ovd.data.index import Labels
+from ovd.data.resample import resample
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 """An image: height, width, RGB."""
@@ -21,12 +27,67 @@ Transform = Callable[[Pixels, Labels, int], tuple[Pixels, Labels]]
 
 MIN_VISIBLE_SHARE = 0.3
 MIN_SIDE_PX = 2.0
-# The usual proportion of hue to brightness, contrast and saturation jitter: 0.1 to 0.4 (SimCLR, MoCo v2).
-_HUE_SHARE = 0.25
 
 
-def train_transform(*, size: int, scale: tuple[float, float], flip: float, color: float) -> Transform:
-    """A transform that resizes, flips, crops and recolours; it reads no other source of chance than the seed.
+@dataclass(frozen=True)
+class TrainTransform:
+    """A transform that resizes, flips, crops and recolors; see `train_transform`."""
+
+    size: int
+    scale: tuple[float, float]
+    flip: float
+    color: float
+
+    def longest_side(self, seed: int) -> int:
+        """The longest side, in pixels, that an image of this seed is resized to before it is cropped."""
+        return self._draw_side_and_flip(random.Random(seed))[0]
+
+    def __call__(self, pixels: Pixels, labels: Labels, seed: int) -> tuple[Pixels, Labels]:
+        generator, py_random = np.random.default_rng(seed), random.Random(seed)
+        side, is_flipped = self._draw_side_and_flip(py_random)
+        height, width = pixels.shape[:2]
+        resized_height, resized_width = _resized_sides(height, width, side)
+        factor_y, factor_x = resized_height / height, resized_width / width
+        kept_height, kept_width = min(resized_height, self.size), min(resized_width, self.size)
+        # The crop starts at a whole pixel of the image as it was, so that it is a part of an array, not yet resized.
+        top = int(generator.integers(resized_height - kept_height + 1) / factor_y)
+        left = int(generator.integers(resized_width - kept_width + 1) / factor_x)
+        bottom = min(height, top + math.ceil(kept_height / factor_y) + 1)
+        right = min(width, left + math.ceil(kept_width / factor_x) + 1)
+        if is_flipped:
+            part = cv2.flip(pixels[top:bottom, width - right : width - left], 1)
+        else:
+            part = pixels[top:bottom, left:right]
+
+        steps: list[Callable[[Pixels], Pixels]] = [
+            partial(resample, height=kept_height, width=kept_width, factor_y=factor_y, factor_x=factor_x)
+        ]
+        if self.color > 0:
+            py_random.random()  # of another time, as in _draw_side_and_flip
+            recolor = ColorChange.draw(self.color, generator, py_random).of
+            steps.insert(0 if factor_x > 1 else 1, recolor)  # where there are fewer pixels
+        for step in steps:
+            part = step(part)
+
+        offsets, factors = np.array([left, top] * 2), np.array([factor_x, factor_y] * 2)
+
+        def move(boxes: np.ndarray) -> np.ndarray:
+            boxes = _clip(boxes, height, width)
+            boxes = _mirror(boxes, width) if is_flipped else boxes
+            return ((boxes - offsets) * factors).astype(np.float32)
+
+        return part, _cropped(labels.moved(move), kept_height, kept_width)
+
+    def _draw_side_and_flip(self, py_random: random.Random) -> tuple[int, bool]:
+        # Numbers that are not used were drawn by albumentations, which did the same at another time: a seed still means
+        # the sample that it meant then.
+        py_random.random()
+        smallest, largest = (max(1, round(self.size * factor)) for factor in self.scale)
+        return py_random.choice(range(smallest, largest + 1)), py_random.random() < self.flip
+
+
+def train_transform(*, size: int, scale: tuple[float, float], flip: float, color: float) -> TrainTransform:
+    """A transform that resizes, flips, crops and recolors; it reads no other source of chance than the seed.
 
     The longest side becomes `size` times a factor drawn from `scale`, in whole pixels; what is larger than `size` is
     cropped to it at random, so the result is never larger than size x size, and is not padded. Objects of which less
@@ -37,29 +98,11 @@ def train_transform(*, size: int, scale: tuple[float, float], flip: float, color
         scale: smallest and largest factor.
         flip: probability of a horizontal flip.
         color: strength of brightness, contrast and saturation jitter (factors 1 - color to 1 + color); the hue shifts
-            by up to a quarter of it. 0 leaves colours alone.
+            by up to a quarter of it. 0 leaves colors alone.
     """
     if size < 1 or not 0 < scale[0] <= scale[1]:
         raise ValueError(f"size {size} and scale {scale}: expected a positive size and 0 < smallest <= largest")
-    sides = range(max(1, round(size * scale[0])), max(1, round(size * scale[1])) + 1)
-    A = _import_albumentations()
-    resize_and_flip = A.Compose(
-        [A.LongestMaxSize(max_size=list(sides), area_for_downscale="image"), A.HorizontalFlip(p=flip)],
-        bbox_params=A.BboxParams(format="pascal_voc"),
-    )
-    jitter = A.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color * _HUE_SHARE, p=1)
-    recolor = A.Compose([jitter] if color > 0 else [])
-
-    def transform(pixels: Pixels, labels: Labels, seed: int) -> tuple[Pixels, Labels]:
-        # One pair of generators drawn from in turn. Compose's set_random_seed would give every step the same numbers:
-        # large images would always be bright.
-        generator, py_random = np.random.default_rng(seed), random.Random(seed)
-        resize_and_flip.set_random_state(generator, py_random)
-        recolor.set_random_state(generator, py_random)
-        pixels, labels = _crop(*_move(resize_and_flip, pixels, labels), size, generator)
-        return recolor(image=pixels)["image"], labels
-
-    return transform
+    return TrainTransform(size, scale, flip, color)
 
 
 def eval_transform(*, size: int) -> Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "h w 3"]]:
@@ -88,36 +131,16 @@ def resize_labels(labels: Labels, before: tuple[int, int], after: tuple[int, int
     return labels.moved(lambda boxes: boxes * factors)
 
 
-def _move(compose: Any, pixels: Pixels, labels: Labels) -> tuple[Pixels, Labels]:
-    """Applies geometry that keeps the whole image. albumentations raises on a box 0.01 px outside: clipped before."""
-    height, width = pixels.shape[:2]
-    num_objects = len(labels.boxes)
-    boxes = _clip(np.concatenate([labels.boxes, labels.crowd_boxes]), height, width)
-    rows = np.flatnonzero(_has_area(boxes))
-    # The fifth column travels with its box and says which one it is.
-    moved = compose(image=pixels, bboxes=np.concatenate([boxes[rows], rows[:, None]], axis=1))
-    moved_boxes = np.asarray(moved["bboxes"], dtype=np.float64).reshape(-1, 5)
-    row_after = moved_boxes[:, 4].astype(np.int64)
-    is_object = row_after < num_objects
-    moved_xyxy = moved_boxes[:, :4].astype(np.float32)
-    return moved["image"], replace(
-        labels,
-        boxes=moved_xyxy[is_object],
-        classes=labels.classes[row_after[is_object]],
-        crowd_boxes=moved_xyxy[~is_object],
-    )
+def _resized_sides(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width in whole pixels when the longest side becomes `side`."""
+    factor = side / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _crop(pixels: Pixels, labels: Labels, size: int, generator: np.random.Generator) -> tuple[Pixels, Labels]:
-    """A random size x size part; a side that is shorter stays whole. (albumentations' RandomCrop would pad it.)"""
-    height, width = pixels.shape[:2]
-    top = int(generator.integers(max(height - size, 0) + 1))
-    left = int(generator.integers(max(width - size, 0) + 1))
-    # Contiguous, so that the full-size image does not live on behind a view.
-    cropped = np.ascontiguousarray(pixels[top : top + size, left : left + size])
-    offset = np.array([left, top, left, top], dtype=np.float32)
-    moved = labels.moved(lambda boxes: _clip(boxes - offset, *cropped.shape[:2]))
-    return cropped, moved.select(objects=_is_visible(moved.boxes, labels.boxes), crowds=_has_area(moved.crowd_boxes))
+def _cropped(labels: Labels, height: int, width: int) -> Labels:
+    """The labels of what a crop leaves: the upper left `height` x `width` pixels."""
+    clipped = labels.moved(partial(_clip, height=height, width=width))
+    return clipped.select(objects=_is_visible(clipped.boxes, labels.boxes), crowds=_has_area(clipped.crowd_boxes))
 
 
 def _is_visible(visible: Float32[np.ndarray, "R 4"], whole: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
@@ -132,6 +155,10 @@ def _has_area(boxes: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
 
 def _clip(boxes: Float32[np.ndarray, "R 4"], height: int, width: int) -> Float32[np.ndarray, "R 4"]:
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+
+
+def _mirror(boxes: Float32[np.ndarray, "R 4"], width: int) -> Float32[np.ndarray, "R 4"]:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
 def _sides(boxes: Float32[np.ndarray, "R 4"]) -> Float32[np.ndarray, "R 2"]:

@@ -1,4 +1,4 @@
-"""Resizing as a detector's images are resized in training and evaluation, without OpenCV.
+"""Resizing as a detector's images are resized in evaluation, without OpenCV.
 
 Images are made smaller by the mean over the area that a pixel covers, and larger by linear interpolation. The
 arithmetic is that of OpenCV's `INTER_AREA` and `INTER_LINEAR` for 8 bits, in its order and precision, so that the

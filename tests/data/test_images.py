@@ -7,8 +7,11 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import cv2
+import image_edits
 import numpy as np
 import pytest
+from photo import photo
 from PIL import Image
 
 from ovd.data.images import ImageError, decode_image, read_image, read_sizes
@@ -406,3 +409,103 @@ def test_the_size_of_a_bomb_is_refused(tmp_path):
     (size,) = read_sizes([tmp_path / "a.png"], max_pixels=100)
     assert isinstance(size, ImageError)
     assert size.code == "F10"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "longest_side", "reduction"),
+    [
+        (240, 320, None, 1),
+        (240, 320, 320, 1),
+        (240, 320, 161, 1),
+        (240, 320, 160, 2),
+        (240, 320, 81, 2),
+        (240, 320, 80, 4),
+        (320, 240, 40, 8),
+        (320, 240, 1, 8),
+        (240, 316, 10, 4),
+        (246, 320, 10, 2),
+        (247, 320, 10, 1),
+        (8, 8, 1, 8),
+        (2, 1, 1, 1),
+    ],
+)
+def test_a_jpeg_is_decoded_to_the_smallest_part_of_its_sides_that_will_do(height, width, longest_side, reduction):
+    content = encode(Image.fromarray(image_edits.scene(height, width)), "JPEG")
+    decoded = decode_image(content, longest_side=longest_side, expected_size=(height, width))
+    assert decoded.reduction == reduction
+    assert decoded.pixels.shape == (height // reduction, width // reduction, 3)
+    with pytest.raises(ImageError, match=f"height x width is {height} x {width}, the annotation says"):
+        decode_image(content, longest_side=longest_side, expected_size=(height // 2, width))
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("quality", "subsampling", "limit"),
+    [(95, "4:4:4", 0.4), (90, "4:2:0", 0.5), (75, "4:2:0", 0.65), (50, "4:2:0", 0.65), (90, "4:2:2", 2.5)],
+)
+def test_reduced_pixels_are_nearly_means_over_areas_of_all(reduction, quality, subsampling, limit):
+    content = encode(Image.fromarray(photo()), "JPEG", quality=quality, subsampling=subsampling, progressive=True)
+    found = decode_image(content, longest_side=600 // reduction).pixels
+    areas = cv2.resize(read_image(content), (512 // reduction, 600 // reduction), interpolation=cv2.INTER_AREA)
+    difference = found.astype(int) - areas
+    assert found.shape == areas.shape
+    assert np.abs(difference).mean() < limit
+    assert np.percentile(np.abs(difference), 99) <= 12 * limit
+    assert abs(difference.mean()) < 0.2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_turned_like_a_whole_one(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    y, x = np.mgrid[:48, :64]
+    slopes = np.stack([x * 3, y * 5, (x + y) * 2], axis=-1).astype(np.uint8)
+    content = encode(Image.fromarray(slopes), "JPEG", quality=95, exif=exif)
+    whole, reduced = decode_image(content).pixels, decode_image(content, longest_side=32).pixels
+    means = whole.reshape(whole.shape[0] // 2, 2, whole.shape[1] // 2, 2, 3).mean(axis=(1, 3))
+    assert np.abs(reduced - means).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpegs_of_other_modes_are_reduced(mode):
+    content = encode(Image.fromarray(photo()).convert(mode), "JPEG")
+    reduced = decode_image(content, longest_side=300)
+    assert reduced.reduction == 2
+    areas = cv2.resize(read_image(content), (256, 300), interpolation=cv2.INTER_AREA)
+    assert np.abs(reduced.pixels.astype(int) - areas).mean() < 1
+
+
+def test_only_jpegs_are_reduced():
+    for format in ("PNG", "WEBP", "BMP", "GIF"):
+        content = encode(Image.fromarray(image_edits.scene(64, 64)), format)
+        assert decode_image(content, longest_side=8).pixels.shape == (64, 64, 3)
+
+
+def test_a_damaged_jpeg_is_told_of_alike_where_it_would_be_reduced():
+    content = encode(Image.fromarray(photo()), "JPEG")
+    repaired = decode_image(content[:-2], longest_side=75)
+    assert repaired.without_end
+    assert repaired.reduction == 1
+    np.testing.assert_array_equal(repaired.pixels, read_image(content))
+    for kept in (0.2, 0.6, 0.95):
+        with pytest.raises(ImageError) as whole:
+            decode_image(content[: int(kept * len(content))])
+        with pytest.raises(ImageError) as reduced:
+            decode_image(content[: int(kept * len(content))], longest_side=75)
+        assert str(reduced.value) == str(whole.value)
+
+
+def test_a_lossless_jpeg_which_cannot_be_reduced_is_read():
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    # Every difference to the pixel before is 0, whose code is one bit, also 0; the first pixel differs from 128.
+    frame = struct.pack(">BHHBBBB", 8, 64, 64, 1, 1, 0x11, 0)
+    codes = bytes([0, 1, *[0] * 15, 0])
+    content = b"".join(
+        [b"\xff\xd8", segment(0xC3, frame), segment(0xC4, codes), segment(0xDA, bytes([1, 1, 0, 1, 0, 0]))]
+    )
+    content += bytes(64 * 64 // 8) + b"\xff\xd9"
+    decoded = decode_image(content, longest_side=8)
+    np.testing.assert_array_equal(decoded.pixels, np.full((64, 64, 3), 128))
+    assert decoded.reduction == 1

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
+from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loader import (
     Batch,
@@ -214,6 +215,57 @@ def test_workers_and_start_step_change_nothing(index):
         assert load(range(9), workers=workers) == expected
     assert load(range(5, 9)) == expected[5:]
     assert load(range(0)) == []
+
+
+@pytest.fixture
+def photos(tmp_path) -> AnnotationIndex:
+    """Eight JPEGs of 600 x 512 pixels with a rectangle of one color, black elsewhere."""
+    generator = np.random.default_rng(0)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for row in range(8):
+        left, top = generator.integers(10, 300, 2).tolist()
+        width, height = generator.integers(60, 200, 2).tolist()
+        pixels = np.zeros((600, 512, 3), dtype=np.uint8)
+        pixels[top : top + height, left : left + width] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{row}.jpg", quality=95)
+        images.append({"id": row, "height": 600, "width": 512, "file_name": f"{row}.jpg"})
+        box = {"bbox": [left, top, width, height], "iscrowd": row % 2}
+        annotations.append({"id": row, "image_id": row, "category_id": 1, **box})
+    path = tmp_path / "annotations.json"
+    categories = [{"id": 1, "name": "rectangle"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return load_annotations(path, tmp_path, format="coco", report=DataReport())
+
+
+def test_boxes_are_exact_where_less_of_a_jpeg_is_decoded(photos):
+    transform = train_transform(size=300, scale=(0.1, 1), flip=0.5, color=0)
+    order = order_of(photos, batch_size=8)
+    for step, batch in enumerate(load_train(photos, order, steps=range(6), transform=transform)):
+        for row, (image, seed) in enumerate(order.batch(step)):
+            pixels, labels = transform(read_image(photos.encoded(image)), photos.record(image).labels, seed)
+            height, width = batch.sizes[row].tolist()
+            assert pixels.shape == (height, width, 3)
+            assert batch.targets[row].boxes.tolist() == labels.boxes.tolist()
+            assert batch.targets[row].crowd_boxes.tolist() == labels.crowd_boxes.tolist()
+            found = batch.images[row, :, :height, :width].permute(1, 2, 0).numpy()
+            assert np.abs(found.astype(int) - pixels).mean() < 2
+
+
+def test_boxes_follow_the_pixels_of_a_crop_from_a_part_of_the_sides(photos):
+    transform = train_transform(size=100, scale=(1, 2.9), flip=0.5, color=0)
+    num_boxes = num_reduced = 0
+    for batch in load_train(photos, order_of(photos, batch_size=8), steps=range(6), transform=transform):
+        for image, targets, (height, width) in zip(batch.images, batch.targets, batch.sizes.tolist(), strict=True):
+            inside = image[1, :height, :width] > 127
+            for left, top, right, bottom in torch.cat([targets.boxes, targets.crowd_boxes]).tolist():
+                rows, columns = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
+                found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+                np.testing.assert_allclose([left, top, right, bottom], [int(side) for side in found], atol=1.01)
+                num_boxes += 1
+            num_reduced += height == 100
+    assert num_boxes > 30
+    assert num_reduced > 30
 
 
 @pytest.mark.parametrize("workers", [0, 1])

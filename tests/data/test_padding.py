@@ -25,6 +25,17 @@ def test_every_image_is_at_the_top_left_and_nothing_beside_it(sides, divisor):
         assert (place > 0).sum() == image.numel()
 
 
+@pytest.mark.parametrize("trimmed", [0, 1])
+def test_images_with_the_colors_of_a_pixel_beside_each_other_are_padded_alike(trimmed):
+    decoded = [torch.randint(1, 256, sides, dtype=torch.uint8) for sides in ((9, 20, 3), (15, 4, 3), (2, 2, 3))]
+    images = [pixels[: len(pixels) - trimmed, trimmed:].permute(2, 0, 1) for pixels in decoded]
+    padded, sizes = pad_images(images, divisor=8)
+    expected, expected_sizes = pad_images([image.contiguous() for image in images], divisor=8)
+    assert torch.equal(padded, expected)
+    assert torch.equal(sizes, expected_sizes)
+    assert padded.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"), [((), (16, 24)), (((32, 24), (16, 32)), (16, 32)), (((16, 16),), (16, 24))]
 )

@@ -1,4 +1,5 @@
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -6,9 +7,13 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import albumentations as A
+import cv2
 import numpy as np
 import pytest
+from photo import photo
 
+from ovd.data.color_jitter import ColorChange
 from ovd.data.index import Labels
 from ovd.data.transforms import eval_transform, resize_labels, train_transform
 
@@ -137,8 +142,52 @@ def test_the_result_is_a_function_of_sample_and_seed_alone():
         assert equal(pool.submit(_transform_elsewhere, original, 5).result(timeout=300), first[5])
 
 
+def by_albumentations(
+    original: Sample, seed: int, *, size: int, scale: tuple[float, float], color: float
+) -> tuple[np.ndarray, np.ndarray, ColorChange]:
+    """The whole image resized and flipped, the crop's place in it (left, top, right, bottom), and what is done to the
+    colors after that."""
+    sides = range(round(size * scale[0]), round(size * scale[1]) + 1)
+    resize = A.Compose([A.LongestMaxSize(list(sides), area_for_downscale="image"), A.HorizontalFlip(p=0.5)])
+    jitter = A.ColorJitter(color, color, color, color / 4, p=1)
+    generator, py_random = np.random.default_rng(seed), random.Random(seed)
+    for step in (resize, jitter):
+        step.set_random_state(generator, py_random)
+    whole = resize(image=original[0])["image"]
+    height, width = whole.shape[:2]
+    top, left = (int(generator.integers(max(side - size, 0) + 1)) for side in (height, width))
+    crop = np.array([left, top, min(left + size, width), min(top + size, height)])
+    py_random.random()  # of the Compose that jitter would be run in
+    drawn = jitter.get_params()
+    return whole, crop, ColorChange(**{**drawn, "order": tuple(drawn["order"])})
+
+
+def test_a_seed_draws_what_it_draws_in_albumentations():
+    # Smooth: our crop begins at a whole pixel of the image as it was, less than one before that of the reference.
+    smooth = cv2.GaussianBlur(photo(), (0, 0), 6)
+    original = smooth, sample(smooth.shape[0], smooth.shape[1], [[100, 120, 300, 400]])[1]
+    size, scale = 300, (0.3, 2.0)
+    for seed in range(25):
+        whole, (left, top, right, bottom), change = by_albumentations(original, seed, size=size, scale=scale, color=0.2)
+        plain, labels = train_transform(size=size, scale=scale, flip=0.5, color=0)(*original, seed)
+        recolored, same_labels = train_transform(size=size, scale=scale, flip=0.5, color=0.2)(*original, seed)
+        assert plain.shape == recolored.shape == (bottom - top, right - left, 3)
+        assert labels.boxes.tolist() == same_labels.boxes.tolist()
+        part = whole[top:bottom, left:right].astype(int)
+        assert np.abs(plain - part).mean() < 2.5
+        assert np.abs(plain[:, ::-1] - part).mean() > 25
+        assert np.abs(change.of(plain).astype(int) - recolored).mean() < 1
+
+
 def _transform_elsewhere(original: Sample, seed: int) -> Sample:
     return train_transform(size=64, scale=(0.8, 1.25), flip=0.5, color=0.3)(*original, seed)
+
+
+def test_the_side_is_known_before_the_image():
+    transform = train_transform(size=64, scale=(0.25, 1), flip=0.5, color=0.3)
+    for seed in range(20):
+        pixels, _ = transform(*sample(90, 50), seed)
+        assert pixels.shape[0] == transform.longest_side(seed)
 
 
 def test_scale_flip_and_color_are_drawn_independently():

@@ -1,4 +1,4 @@
-"""Pixels equal those of training and evaluation, which OpenCV resizes."""
+"""Pixels equal those of evaluation, which OpenCV resizes."""
 
 import numpy as np
 import pytest
