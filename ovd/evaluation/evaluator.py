@@ -94,6 +94,10 @@ class BoxEvaluator(ABC):
         self._parts = [concatenate(self._parts)]
         return self._parts[0]
 
+    def num_images_with(self, results: Results) -> int:
+        """Number of the truth's images that have a detection."""
+        return int(np.isin(self._known_image_ids, results.image_ids).sum())
+
     @abstractmethod
     def evaluate(self) -> Evaluation:
         """All figures, with the protocol each belongs to, per-class rows and curves."""

@@ -41,6 +41,8 @@ class Results:
 
 def concatenate(parts: Collection[Results]) -> Results:
     """One `Results` of many, in their order; of none, an empty one."""
+    if len(parts) == 1:
+        return next(iter(parts))
     if not parts:
         return Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
     return Results(
@@ -53,23 +55,23 @@ def concatenate(parts: Collection[Results]) -> Results:
 
 def limit_per_image(results: Results, limit: int) -> Results:
     """Each image's `limit` best detections over all classes; ties go to the earlier row, as in lvis-api."""
-    return results.take(_best_of_each(results.image_ids, results.scores, limit))
+    return _best_of_each(results.image_ids, results, limit)
 
 
 def limit_per_class(results: Results, limit: int) -> Results:
     """Each class's `limit` best detections over the whole data set (fixed AP, arXiv:2102.01066, section 4.2)."""
-    return results.take(_best_of_each(results.category_ids, results.scores, limit))
+    return _best_of_each(results.category_ids, results, limit)
 
 
-def _best_of_each(groups: Int64[np.ndarray, " N"], scores: Float64[np.ndarray, " N"], limit: int) -> np.ndarray:
-    """Row numbers of every group's `limit` highest scores, ascending, so that rows keep their order."""
+def _best_of_each(groups: Int64[np.ndarray, " N"], results: Results, limit: int) -> Results:
+    """Every group's `limit` highest scores, in the order of their rows."""
     _, counts = np.unique(groups, return_counts=True)
     if counts.max(initial=0) <= limit:  # as in most results files, and many times faster than to sort
-        return np.arange(len(groups))
-    order = np.lexsort((-scores, groups))  # stable: equal scores stay in row order
+        return results
+    order = np.lexsort((-results.scores, groups))  # stable: equal scores stay in row order
     ordered = groups[order]
     rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
-    return np.sort(order[rank < limit])
+    return results.take(np.sort(order[rank < limit]))
 
 
 def load_results(path: Path) -> Results:
