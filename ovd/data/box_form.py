@@ -3,10 +3,10 @@
 import re
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import AnnotationTable
+from ovd.shapes import Bool
 
 FEW = 3
 """So many boxes, or so many that leave their image, say nothing of the file's form."""

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float64, Int64
 from msgspec import UNSET, Struct, UnsetType
 
 from ovd.data.coco_records import Source
 from ovd.data.image_names import files_by_base_name
 from ovd.data.report import DataError
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.shapes import Float64, Int64
 
 _Box = tuple[float, float, float, float]
 

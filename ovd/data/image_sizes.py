@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
 
 from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist
 from ovd.data.images import ImageError, read_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
+from ovd.shapes import Bool, Int64
 
 TOLERANCE_PX = 1.0
 MIN_WRONG_TO_STOP = 5

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.images import ImageError, read_sizes
 from ovd.files import whole_file
 from ovd.progress import progress
+from ovd.shapes import Int64
 
 MIN_IMAGES = 1000
 """Lists shorter than this are read every time."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
 
 from ovd.choices import DataFormatName
 from ovd.data.category import Category
@@ -18,6 +17,7 @@ from ovd.data.format_options import FormatOptions
 from ovd.data.index import AnnotationIndex, Ragged, images_per_class
 from ovd.data.report import DataReport
 from ovd.data.truth import JudgedImage, Truth
+from ovd.shapes import Bool, Float32, Float64, Int64
 
 UNCOUNTED = -(2**63)
 """`Category.image_count` in a table whose file states none (no file can state this); index and truth count then."""

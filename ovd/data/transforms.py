@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
 
 from ovd.data.index import Labels
+from ovd.shapes import Bool, Float32, UInt8
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 """An image: height, width, RGB."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.data.category import Category
+from ovd.shapes import Bool, Float64, Int64
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping
 
 import hotcoco
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ovd.choices import Engine
 from ovd.data.truth import Truth
@@ -141,6 +139,9 @@ def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:
 
 
 def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     with contextlib.redirect_stdout(io.StringIO()):
         dataset = COCO()
         dataset.dataset = truth.as_dataset()

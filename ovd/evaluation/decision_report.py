@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.truth import Truth
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import whole_file
+from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
     import matplotlib.figure

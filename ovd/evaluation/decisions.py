@@ -15,11 +15,11 @@ All arrays are sparse: only pairs with a true box or with a detection have an en
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.data.truth import Truth
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
+from ovd.shapes import Bool, Float64, Int64
 
 IOUS = np.arange(0.5, 0.951, 0.05)
 FLOOR = 0.05

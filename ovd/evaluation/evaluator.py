@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
+from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # torch, which evaluating a results file does not need
     import ovd.structures

@@ -2,10 +2,10 @@
 
 import hotcoco
 import numpy as np
-from jaxtyping import Float64
 
 from ovd.data.truth import Truth
 from ovd.evaluation.results import Results
+from ovd.shapes import Float64
 
 
 def hotcoco_truth(truth: Truth) -> hotcoco.COCO:

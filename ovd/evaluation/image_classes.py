@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.truth import Truth
+from ovd.shapes import Int64
 
 
 class ImageClassPairs:

@@ -15,7 +15,6 @@ from typing import Any
 
 import hotcoco
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.choices import Engine
 from ovd.data.truth import Truth
@@ -26,6 +25,7 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
+from ovd.shapes import Bool
 
 MAX_PER_IMAGE = 300
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}

@@ -7,7 +7,8 @@ evaluators.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+
+from ovd.shapes import Float, Float64, Int64
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 """Where curves are sampled."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from ovd.data.truth import Truth
 from ovd.evaluation.image_classes import positions
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
 from ovd.files import whole_file
+from ovd.shapes import Float64
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
     import matplotlib.figure

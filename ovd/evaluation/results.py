@@ -7,7 +7,8 @@ detections it was written from give the same figures to the last bit.
 
 import codecs
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -16,9 +17,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.files import whole_file
+from ovd.shapes import Bool, Float64, Int64
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,27 @@ def load_results(path: Path) -> Results:
     """
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return _columns(msgspec.json.decode(content, type=list[_Record]))
-    except (
-        msgspec.MsgspecError,
-        OverflowError,
-        RecursionError,
-    ):  # read again, slowly, by what can say which record is at fault
-        return _load_with_care(path, content)
+        decoder = msgspec.json.Decoder(list[_Record])
+        return concatenate([_columns(decoder.decode(piece)) for piece in _pieces(content)])
+    except (msgspec.MsgspecError, OverflowError, RecursionError):
+        return _load_with_care(path, content)  # slowly, by what can say which record is at fault
+
+
+_PIECE_BYTES = 2**18
+_BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
+
+
+def _pieces(content: bytes) -> Iterator[bytes]:
+    """The list of a file as many short lists, whose records fit into the processor's cache: they take half the time.
+
+    Should one end inside a record, where a text or another list looks like the end of one, then it is no JSON, since
+    what is open there is never closed.
+    """
+    start, opening = 0, b""
+    while between := _BETWEEN_RECORDS.search(content, start + _PIECE_BYTES):
+        yield opening + content[start : between.start()] + b"]"
+        start, opening = between.end(), b"["
+    yield opening + content[start:]
 
 
 class _Record(msgspec.Struct, gc=False):
