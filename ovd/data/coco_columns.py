@@ -8,8 +8,10 @@ import gc
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -50,6 +52,17 @@ class _File(Struct):
     images: list[_Image]
     annotations: list[_Object]
     categories: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AnnotationNames:
+    """What messages call the annotations of a file."""
+
+    path: Path
+    ids: Int64[np.ndarray, " M"]
+
+    def __call__(self, row: int) -> str:
+        return f"{self.path}: annotation {self.ids[row]}"
 
 
 def read_columns(request: ReadRequest, content: bytes, *, federated: bool) -> AnnotationTable | None:
@@ -116,7 +129,7 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
         class_of_object=class_of_object,
         boxes_xywh=boxes,
         is_crowd=_integers(objects, "iscrowd") != 0,
-        name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
+        name_of_object=AnnotationNames(path, object_ids),
         areas_px=areas,
         images_root=request.images,
         image_files=files,

@@ -91,7 +91,7 @@ def load_results(path: Path) -> Results:
         return _load_with_care(path, content)  # slowly, by what can say which record is at fault
 
 
-_PIECE_BYTES = 2**18
+_PIECE_BYTES = 2**16
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 
 
