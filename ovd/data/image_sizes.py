@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist
-from ovd.data.images import ImageError, read_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.shapes import Bool, Int64
@@ -41,6 +39,8 @@ def fill_sizes(
     missing = np.flatnonzero((sizes == 0).any(axis=1))
     if not len(missing) or request.images is None:
         return sizes, None
+    from ovd.data.image_files import readable_sizes  # here, since it brings Pillow
+
     if report.stops:
         check_images_exist(
             request.annotations,
@@ -73,6 +73,8 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
     suspects = np.flatnonzero(np.bincount(table.image_of_object[leaves], minlength=len(table.image_ids)))
     if not len(suspects):
         return table
+    from ovd.data.images import ImageError, read_sizes  # here, since it brings Pillow
+
     paths = [table.images_root / table.image_files[image] for image in suspects.tolist()]
     stated = [(height, width) for height, width in table.image_sizes[suspects].tolist()]
     sizes = table.image_sizes.copy()

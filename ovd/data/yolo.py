@@ -12,6 +12,7 @@ from ovd.data.image_files import images_below, readable_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_lines, read_names
+from ovd.plain_yaml import read_mapping
 
 _NUM_NAMED = 20
 
@@ -102,8 +103,6 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
 def _read_yaml(path: Path, images: Path | None, split: str) -> _Listing:
     try:
-        from ovd.plain_yaml import read_mapping  # here, since other formats need no YAML
-
         content = read_mapping(path)
     except ValueError as error:
         raise DataError("F1", str(error)) from error
