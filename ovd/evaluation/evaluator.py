@@ -73,11 +73,10 @@ class BoxEvaluator(ABC):
         Raises:
             ValueError: naming `source` and the first bad record.
         """
+        finite, (_, _, width, height) = np.isfinite(results.boxes_xywh).T, results.boxes_xywh.T
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
-        self._refuse(~np.isfinite(results.boxes_xywh).all(axis=1), "the box is not finite", results, source)
-        self._refuse(
-            results.boxes_xywh[:, 2:].min(axis=1, initial=0) < 0, "the box has a negative side", results, source
-        )
+        self._refuse(~np.logical_and.reduce(finite), "the box is not finite", results, source)
+        self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
         unknown_image = ~np.isin(results.image_ids, self._known_image_ids)
         self._refuse(unknown_image, "no such image", results, source)
         unknown_category = ~np.isin(results.category_ids, self._known_category_ids)
