@@ -8,10 +8,8 @@ import gc
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -21,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ovd.data.coco_records import Source
 from ovd.data.image_names import files_by_base_name
 from ovd.data.report import DataError
-from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.data.table import LARGEST_COORDINATE, AnnotationNames, AnnotationTable, FederatedLabels, ReadRequest
 from ovd.shapes import Float64, Int64
 
 _Box = tuple[float, float, float, float]
@@ -52,17 +50,6 @@ class _File(Struct):
     images: list[_Image]
     annotations: list[_Object]
     categories: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class AnnotationNames:
-    """What messages call the annotations of a file."""
-
-    path: Path
-    ids: Int64[np.ndarray, " M"]
-
-    def __call__(self, row: int) -> str:
-        return f"{self.path}: annotation {self.ids[row]}"
 
 
 def read_columns(request: ReadRequest, content: bytes, *, federated: bool) -> AnnotationTable | None:

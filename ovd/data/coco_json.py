@@ -4,8 +4,6 @@ import codecs
 import sys
 
 from ovd.data.box_form import check_box_form, notice_doubles
-from ovd.data.coco_columns import read_columns
-from ovd.data.coco_records import read_records
 from ovd.data.kept_tables import keep_table, kept_table
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest
@@ -45,6 +43,9 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
 
 
 def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:
+    from ovd.data.coco_columns import read_columns  # both here, since a kept table needs neither
+    from ovd.data.coco_records import read_records
+
     text = content.removeprefix(codecs.BOM_UTF8)
     table = read_columns(request, text, federated=federated)
     if table is None:

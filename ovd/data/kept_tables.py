@@ -14,8 +14,7 @@ import msgspec
 import numpy as np
 
 from ovd.data.category import Category
-from ovd.data.coco_columns import AnnotationNames
-from ovd.data.table import AnnotationTable, FederatedLabels, ReadRequest
+from ovd.data.table import AnnotationNames, AnnotationTable, FederatedLabels, ReadRequest
 from ovd.files import cache_folder, sha256_of, whole_file
 
 MIN_BYTES = 2**24

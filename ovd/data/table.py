@@ -54,6 +54,17 @@ class FederatedLabels:
 
 
 @dataclass(frozen=True)
+class AnnotationNames:
+    """What messages call the annotations of a JSON file."""
+
+    path: Path
+    ids: Int64[np.ndarray, " M"]
+
+    def __call__(self, row: int) -> str:
+        return f"{self.path}: annotation {self.ids[row]}"
+
+
+@dataclass(frozen=True)
 class AnnotationTable:
     """The checked records of N images, C classes and M objects, in the order of their files; boxes are not cleaned."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_coco_columns import assert_equal, good_file
 
-from ovd.data import coco_json, kept_tables
+from ovd.data import coco_columns, kept_tables
 from ovd.data.coco_columns import read_columns
 from ovd.data.coco_json import read_coco_json
 from ovd.data.format_options import FormatOptions
@@ -33,7 +33,7 @@ def num_read(monkeypatch) -> list[int]:
         lengths.append(len(content))
         return read_columns(request, content, **options)
 
-    monkeypatch.setattr(coco_json, "read_columns", counted)
+    monkeypatch.setattr(coco_columns, "read_columns", counted)
     return lengths
 
 
