@@ -159,7 +159,7 @@ class WorldData(Section):
     """Seed of the scenes and of the rare split."""
 
 
-class FileData(SharedOptions):
+class FileData(Section, SharedOptions):  # type: ignore[misc]  # a Section is frozen, too, which mypy does not see
     """Annotation files of a data set. Relative paths start at the data root: OVD_DATA, else DETECTRON2_DATASETS, else
     ./data."""
 

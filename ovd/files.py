@@ -1,4 +1,4 @@
-"""Atomic writes of files, and their hashes."""
+"""Atomic writes of files, their hashes, and the folder of what is kept between runs."""
 
 import hashlib
 import os
@@ -38,6 +38,11 @@ def remove_abandoned(folder: Path) -> None:
         found = of_this_machine.fullmatch(path.name)
         if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
             path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """The folder of what is kept between runs and can be made again: `OVD_CACHE`, by default ~/.cache/ovd."""
+    return Path(os.environ.get("OVD_CACHE") or Path.home() / ".cache" / "ovd")
 
 
 def sha256_of(path: Path) -> str:

@@ -37,7 +37,7 @@ class Case:
     """What the report has to count."""
     refused: str | None = None
     """Fault code, if the file has to be refused."""
-    options: dict[str, bool] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     data: bytes | None = None
     """The file, where it is not the content's JSON."""
     sizes: dict[int, tuple[int, int]] = field(default_factory=lambda: dict(SIZES))

@@ -75,7 +75,7 @@ def exhaustive_truth(truth: Truth, format: DataFormatName) -> Truth | None:
 
 
 def _read(request: ReadRequest, format: DataFormatName, report: DataReport) -> AnnotationTable:
-    for option, value in request.options:
+    for option, value in vars(request.options).items():
         if option not in FORMATS[format].options and value != getattr(NO_OPTIONS, option):
             owners = ", ".join(name for name, other in FORMATS.items() if option in other.options)
             raise ValueError(f"{request.annotations}: format {format} has no option {option}; it is for {owners}")

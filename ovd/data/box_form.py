@@ -3,10 +3,10 @@
 import re
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import AnnotationTable
+from ovd.shapes import Bool
 
 FEW = 3
 """So many boxes, or so many that leave their image, say nothing of the file's form."""
@@ -29,7 +29,8 @@ def check_box_form(table: AnnotationTable) -> None:
             f"{table.path}: all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and "
             f"width by the image's width, y and height by its height",
         )
-    leaves = (boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE_PX).any(axis=1)
+    beyond = boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE_PX
+    leaves = beyond[:, 0] | beyond[:, 1]
     if leaves.sum() > FEW and _fit_as_corners(boxes, limits).all():
         raise DataError(
             "F5",

@@ -1,7 +1,8 @@
 """Images of like shape in one batch: less of it is padding, and batches come in few shapes."""
 
 import numpy as np
-from jaxtyping import Int64
+
+from ovd.shapes import Int64
 
 Shape = tuple[int, int]
 """Height and width."""

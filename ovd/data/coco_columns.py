@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float64, Int64
 from msgspec import UNSET, Struct, UnsetType
 
 from ovd.data.coco_records import Source
 from ovd.data.image_names import files_by_base_name
 from ovd.data.report import DataError
-from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.data.table import LARGEST_COORDINATE, AnnotationNames, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.shapes import Float64, Int64
 
 _Box = tuple[float, float, float, float]
 
@@ -116,7 +116,7 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
         class_of_object=class_of_object,
         boxes_xywh=boxes,
         is_crowd=_integers(objects, "iscrowd") != 0,
-        name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
+        name_of_object=AnnotationNames(path, object_ids),
         areas_px=areas,
         images_root=request.images,
         image_files=files,

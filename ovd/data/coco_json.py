@@ -4,8 +4,7 @@ import codecs
 import sys
 
 from ovd.data.box_form import check_box_form, notice_doubles
-from ovd.data.coco_columns import read_columns
-from ovd.data.coco_records import read_records
+from ovd.data.kept_tables import keep_table, kept_table
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest
 from ovd.data.text_files import read_bytes
@@ -33,11 +32,23 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
             pixels, or an area that is none; F7 LVIS without its federated labels, or with a field that its evaluators
             disagree on.
     """
-    content = read_bytes(request.annotations, sys.maxsize).removeprefix(codecs.BOM_UTF8)
-    table = read_columns(request, content, federated=federated)
+    table = kept_table(request, federated=federated)
     if table is None:
-        table = read_records(request, content, report, federated=federated)
+        content = read_bytes(request.annotations, sys.maxsize)
+        table = _read_whole(request, content, report, federated=federated)
     if not request.options.xyxy:
         check_box_form(table)
     notice_doubles(table, report)
+    return table
+
+
+def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:
+    from ovd.data.coco_columns import read_columns  # both here, since a kept table needs neither
+    from ovd.data.coco_records import read_records
+
+    text = content.removeprefix(codecs.BOM_UTF8)
+    table = read_columns(request, text, federated=federated)
+    if table is None:
+        return read_records(request, text, report, federated=federated)
+    keep_table(table, content, request, federated=federated)
     return table

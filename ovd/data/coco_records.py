@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
@@ -17,6 +16,7 @@ from ovd.data.image_names import files_by_base_name
 from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.shapes import Float64
 
 _NUM_NAMED = 20
 

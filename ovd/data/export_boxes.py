@@ -23,10 +23,10 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 import yaml
-from jaxtyping import Float32, Float64, Int64
 
 from ovd.choices import ExportFormatName
 from ovd.files import whole_file
+from ovd.shapes import Float32, Float64, Int64
 
 MIN_SIDE_PX = 2.0
 """Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""

@@ -1,11 +1,11 @@
 """Settings that some formats of annotations need besides paths."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from ovd.section import Section
 
-
-class SharedOptions(Section):
+@dataclass(frozen=True)
+class SharedOptions:
     """Such settings that are the same for all sets of a data set."""
 
     class_names: Path | None = None
@@ -20,6 +20,7 @@ class SharedOptions(Section):
     for names like "../upload/1/x.jpg", with a suffix in other case, or percent-encoded."""
 
 
+@dataclass(frozen=True)
 class FormatOptions(SharedOptions):
     """All such settings of one set. A format refuses those it does not have."""
 

@@ -12,11 +12,24 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.objects365 import read_objects365
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest
-from ovd.data.voc import read_voc
 from ovd.data.vocabulary import split_lvis_base
-from ovd.data.yolo import read_yolo
 
 Split = Callable[[AnnotationIndex], AnnotationIndex]
+
+
+# VOC and YOLO bring what the others have no use for: parsers of XML and YAML, and Pillow.
+
+
+def _read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    from ovd.data.voc import read_voc
+
+    return read_voc(request, report)
+
+
+def _read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    from ovd.data.yolo import read_yolo
+
+    return read_yolo(request, report)
 
 
 def _whole(index: AnnotationIndex) -> AnnotationIndex:
@@ -67,13 +80,13 @@ FORMATS: dict[DataFormatName, DataFormat] = {
     ),
     "objects365": DataFormat(read=read_objects365, protocol="coco", options=JSON_OPTIONS),
     "voc": DataFormat(
-        read=read_voc,
+        read=_read_voc,
         protocol="coco",
         options=frozenset({"class_names", "zero_based", "by_base_name"}),
         is_coco_json=False,
     ),
     "yolo": DataFormat(
-        read=read_yolo, protocol="coco", options=frozenset({"split"}), is_coco_json=False, finds_images=True
+        read=_read_yolo, protocol="coco", options=frozenset({"split"}), is_coco_json=False, finds_images=True
     ),
 }
 assert FORMATS.keys() == set(get_args(DataFormatName)), "each name of DataFormatName has one record"

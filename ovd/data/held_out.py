@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from ovd.data.index import AnnotationIndex
 from ovd.section import Section
+from ovd.shapes import Bool
 
 LARGEST_SHARE = 10
 """At most one in so many images of a training set is held out."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.images import ImageError
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport
 from ovd.data.size_cache import sizes_of
+from ovd.shapes import Int64
 
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 """Usual suffixes of the formats that are read."""

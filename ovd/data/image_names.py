@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from ovd.data.image_files import images_below
 from ovd.data.report import DataError
 
 MIN_MISSING_TO_STOP = 5
@@ -112,6 +111,8 @@ def _exist(files: Sequence[str], root: Path) -> list[bool]:
 
 def _matched(files: Sequence[str], root: Path) -> tuple[list[str | None], list[str]]:
     """The file below the folder for each name, None where there is none; and what does not fit one to one."""
+    from ovd.data.image_files import images_below  # here, since it brings Pillow
+
     by_name: dict[str, list[str]] = {}
     for image in images_below(root):
         by_name.setdefault(_with_low_suffix(image.name), []).append(image.relative_to(root).as_posix())

@@ -15,13 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
 
-from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist
-from ovd.data.images import ImageError, read_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
+from ovd.shapes import Bool, Int64
 
 TOLERANCE_PX = 1.0
 MIN_WRONG_TO_STOP = 5
@@ -41,6 +39,8 @@ def fill_sizes(
     missing = np.flatnonzero((sizes == 0).any(axis=1))
     if not len(missing) or request.images is None:
         return sizes, None
+    from ovd.data.image_files import readable_sizes  # here, since it brings Pillow
+
     if report.stops:
         check_images_exist(
             request.annotations,
@@ -71,6 +71,10 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
         return table
     leaves = _leaves(table, table.image_sizes)
     suspects = np.flatnonzero(np.bincount(table.image_of_object[leaves], minlength=len(table.image_ids)))
+    if not len(suspects):
+        return table
+    from ovd.data.images import ImageError, read_sizes  # here, since it brings Pillow
+
     paths = [table.images_root / table.image_files[image] for image in suspects.tolist()]
     stated = [(height, width) for height, width in table.image_sizes[suspects].tolist()]
     sizes = table.image_sizes.copy()
@@ -97,9 +101,12 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
 
 def _leaves(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " M"]:
     """Which objects end outside images of these sizes, or begin outside."""
-    limits = sizes[table.image_of_object][:, ::-1]
-    first, last = table.boxes_xywh[:, :2], table.boxes_xywh[:, :2] + table.boxes_xywh[:, 2:]
-    return np.any((first < -TOLERANCE_PX) | (last > limits + TOLERANCE_PX), axis=1)
+    leaves = np.zeros(len(table.boxes_xywh), bool)
+    for side, limit in ((0, sizes[:, 1]), (1, sizes[:, 0])):  # by columns, many times faster than rows of two numbers
+        first = table.boxes_xywh[:, side]
+        last = first + table.boxes_xywh[:, side + 2]
+        leaves |= (first < -TOLERANCE_PX) | (last > limit[table.image_of_object] + TOLERANCE_PX)
+    return leaves
 
 
 def _described(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"], image: int) -> str:

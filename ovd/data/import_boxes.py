@@ -61,7 +61,7 @@ def import_boxes(request: ReadRequest, format: ImportFormatName, report: DataRep
         DataError, ValueError: as the reader of the format; F8 the images are not there.
     """
     entry = _IMPORTS[format]
-    for option, value in request.options:
+    for option, value in vars(request.options).items():
         if option not in entry.options and value != getattr(NO_OPTIONS, option):
             raise ValueError(f"{request.annotations}: {format} has no option {option}")
     if entry.is_json and request.annotations.is_dir():

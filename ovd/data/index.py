@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
 
 from ovd.choices import DataFormatName
 from ovd.data.category import Category
 from ovd.data.truth import Truth
+from ovd.shapes import Bool, Float32, Int64
 
 
 @dataclass(frozen=True)

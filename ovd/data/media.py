@@ -7,11 +7,11 @@ from glob import glob
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from ovd.data.image_files import READ_SUFFIXES, is_image_name
 from ovd.data.images import MAX_BYTES, ImageError, read_image
 from ovd.data.video import VIDEO_ENDINGS, read_frames
+from ovd.shapes import UInt8
 
 STANDARD_INPUT = "-"
 

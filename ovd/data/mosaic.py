@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import partial, reduce
 
 import numpy as np
-from jaxtyping import Float64
 
 from ovd.data.index import Labels
 from ovd.data.transforms import Pixels, Transform
+from ovd.shapes import Float64
 
 _MOSAIC_STREAM = 1  # apart from what a sample's seed draws in its transform
 

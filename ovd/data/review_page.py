@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 from ovd.data.export_boxes import LabelledSet
 from ovd.data.images import read_image
 from ovd.data.thumbnails import data_uri
 from ovd.files import whole_file
 from ovd.html_page import fill_page
+from ovd.shapes import Float32, UInt8
 
 LONGEST_PX = 360
 """Of a picture."""

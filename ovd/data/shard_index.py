@@ -23,9 +23,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.image_files import READ_SUFFIXES
+from ovd.shapes import Int64
 
 MEMBER_NAMES = ("image", "caption", "info")
 

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.images import ImageError, read_sizes
-from ovd.files import whole_file
+from ovd.files import cache_folder, whole_file
 from ovd.progress import progress
+from ovd.shapes import Int64
 
 MIN_IMAGES = 1000
 """Lists shorter than this are read every time."""
@@ -49,9 +49,12 @@ def sizes_of(paths: Sequence[Path]) -> list[tuple[int, int] | ImageError]:
 
 
 def _file_of(paths: Sequence[Path]) -> Path:
-    folder = Path(os.environ.get("OVD_CACHE") or Path.home() / ".cache" / "ovd")
     names = "\n".join(os.path.abspath(path) for path in paths)
-    return folder / "image_sizes" / f"{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
+    return (
+        cache_folder()
+        / "image_sizes"
+        / f"{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
+    )
 
 
 def _states(paths: Sequence[Path]) -> Int64[np.ndarray, "N 2"]:

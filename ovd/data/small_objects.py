@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
-from jaxtyping import Float64
 
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import MIN_SIDE_PX
+from ovd.shapes import Float64
 
 _NUM_NAMED = 20
 

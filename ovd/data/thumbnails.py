@@ -4,8 +4,9 @@ from base64 import b64encode
 from io import BytesIO
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
+
+from ovd.shapes import UInt8
 
 QUALITY = 80
 

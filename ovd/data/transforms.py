@@ -14,11 +14,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
 
 from ovd.data.color_jitter import ColorChange
 from ovd.data.index import Labels
 from ovd.data.resample import resample
+from ovd.shapes import Bool, Float32, UInt8
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 """An image: height, width, RGB."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.data.category import Category
+from ovd.shapes import Bool, Float64, Int64
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,29 @@ class Truth:
         columns = (self.image_ids, self.category_ids, self.boxes_xywh, self.areas_px, self.crowd.astype(np.int64))
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return {
-            "images": [
-                {
-                    "id": image.id,
-                    "neg_category_ids": list(image.negative_category_ids),
-                    "not_exhaustive_category_ids": list(image.not_exhaustive_category_ids),
-                }
-                for image in self.images
-            ],
-            "categories": [
-                # lvis-api stops at a category without frequency; the groups are formed by us, from `categories`
-                {"id": category.id, "name": category.name, "frequency": category.frequency or "f"}
-                for category in self.categories
-            ],
+            "images": self.image_records(),
+            "categories": self.category_records(),
             "annotations": [
                 {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
                 for number, (image, category, box, area, crowd) in enumerate(rows, start=1)
             ],
         }
+
+    def image_records(self) -> list[dict[str, Any]]:
+        """The images as `as_dataset` has them."""
+        return [
+            {
+                "id": image.id,
+                "neg_category_ids": list(image.negative_category_ids),
+                "not_exhaustive_category_ids": list(image.not_exhaustive_category_ids),
+            }
+            for image in self.images
+        ]
+
+    def category_records(self) -> list[dict[str, Any]]:
+        """The categories as `as_dataset` has them."""
+        return [
+            # lvis-api stops at a category without frequency; the groups are formed by us, from `categories`
+            {"id": category.id, "name": category.name, "frequency": category.frequency or "f"}
+            for category in self.categories
+        ]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from ovd.data.images import MAX_PIXELS, ImageError
 from ovd.extras import optional
+from ovd.shapes import UInt8
 
 VIDEO_ENDINGS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"})
 _DEFAULT_RATE = Fraction(25)

@@ -10,7 +10,6 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.category import Category
 from ovd.data.image_files import READ_SUFFIXES, is_image_name, readable_sizes
@@ -18,6 +17,7 @@ from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_bytes, read_lines, read_names
+from ovd.shapes import Int64
 
 _MAX_XML_BYTES = 16 * 1024 * 1024
 _NUM_NAMED = 20

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.category import Category
 from ovd.data.index import AnnotationIndex, Ragged
+from ovd.shapes import Int64
 
 _NUM_NAMED = 20
 

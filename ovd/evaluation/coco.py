@@ -6,14 +6,13 @@ from collections.abc import Collection, Mapping
 
 import hotcoco
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ovd.choices import Engine
 from ovd.data.truth import Truth
 from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import Group, members_of
+from ovd.evaluation.hotcoco_arrays import hotcoco_rows, hotcoco_truth
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results
@@ -83,9 +82,7 @@ class COCOEvaluator(BoxEvaluator):
                     },
                 ),
             ),
-            notes=(
-                f"{len(results)} detections in {len(np.unique(results.image_ids))} of {len(self.truth.images)} images",
-            ),
+            notes=(f"{len(results)} detections in {self.num_images_with(results)} of {len(self.truth.images)} images",),
             classes=class_rows(self.truth, figures, results),
             curves=(
                 Curve("IoU 0.50", figures.curve(iou_percent=50)),
@@ -132,21 +129,25 @@ def _figures(engine: Engine, truth: Truth, results: Results) -> PrecisionRecall:
 
 
 def _run_hotcoco(truth: Truth, results: Results) -> PrecisionRecall:
-    dataset = hotcoco.COCO(truth.as_dataset())
-    evaluation = hotcoco.COCOeval(dataset, dataset.load_res(_rows(results)), "bbox")
+    dataset = hotcoco_truth(truth)
+    evaluation = hotcoco.COCOeval(dataset, dataset.load_res(hotcoco_rows(results)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    assert evaluation.eval is not None
-    return PrecisionRecall(evaluation.eval["precision"][..., -1], evaluation.eval["recall"])
+    tables = evaluation.eval  # a copy each time
+    assert tables is not None
+    return PrecisionRecall(tables["precision"][..., -1], tables["recall"])
 
 
 def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     with contextlib.redirect_stdout(io.StringIO()):
         dataset = COCO()
         dataset.dataset = truth.as_dataset()
         dataset.createIndex()
         if len(results):
-            detections = dataset.loadRes(_rows(results))
+            detections = dataset.loadRes(hotcoco_rows(results))
         else:  # loadRes fails on an empty list; nothing but the index is asked of it
             detections = COCO()
             detections.createIndex()
@@ -154,11 +155,6 @@ def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
         evaluation.evaluate()
         evaluation.accumulate()
     return PrecisionRecall(evaluation.eval["precision"][..., -1], evaluation.eval["recall"])
-
-
-def _rows(results: Results) -> np.ndarray:
-    """Both engines' array form of results: image id, x, y, width, height, score, category id."""
-    return np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
 
 
 _ENGINES = {"hotcoco": _run_hotcoco, "official": _run_official}

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.category import Category
 from ovd.data.truth import Truth
 from ovd.evaluation.decisions import Verdicts, corners, overlaps
+from ovd.shapes import Int64
 
 MAX_CONFUSIONS = 200
 """Pairs of a class and a wrong name in a report."""

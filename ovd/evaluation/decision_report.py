@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.truth import Truth
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import whole_file
+from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
     import matplotlib.figure
@@ -163,7 +163,8 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5))
+    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.1, top=0.94)  # to have them found takes as long as drawing
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
     for item, color, marker in zip(report.groups, ("0.35", "tab:blue", "tab:red"), ("o", "s", "^"), strict=False):

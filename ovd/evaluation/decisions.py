@@ -12,14 +12,14 @@ is a crowd region. A pair with nothing but a crowd region is not judged, as in C
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.data.truth import Truth
+from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
+from ovd.shapes import Bool, Float64, Int64
 
 IOUS = np.arange(0.5, 0.951, 0.05)
 FLOOR = 0.05
@@ -87,37 +87,40 @@ class DecisionEvaluator:
     """
 
     def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"]):
-        self._base = base
-        self._num_images, self._num_classes = len(truth.images), len(truth.categories)
-        self._image_ids = np.array([image.id for image in truth.images], np.int64)
-        self._class_ids = np.array([category.id for category in truth.categories], np.int64)
+        self._base, self._results = base, results
+        numbers = ImageClassPairs(truth)
+        self._num_images, self._num_classes = numbers.num_images, numbers.num_classes
         real = ~truth.crowd
-        results = results.take(results.scores > FLOOR)
-        self._results, self._scores, self._true_rows = results, results.scores, np.flatnonzero(real)
-        true_pair = self._numbers(truth.image_ids[real], truth.category_ids[real])
-        pair = self._numbers(results.image_ids, results.category_ids)
+        self._true_rows = np.flatnonzero(real)
+        true_pair = numbers.numbers(truth.image_ids[real], truth.category_ids[real])
+        pair = numbers.numbers(results.image_ids, results.category_ids)
+        self._halves = pair // max(1, self._num_classes) % 2
+        takes_part = results.scores > FLOOR
+        self._known: Int64[np.ndarray, " J"] | None = None
+        if truth.is_federated:  # most detections are of pairs that are not judged
+            self._known = numbers.known()
+            takes_part &= np.isin(pair, self._known)
+        self._rows = np.flatnonzero(takes_part)
+        pair, self._scores = pair[self._rows], results.scores[self._rows]
         self._pairs = np.unique(np.concatenate([true_pair, pair]))
         self._pair, self._true_pair = np.searchsorted(self._pairs, pair), np.searchsorted(self._pairs, true_pair)
-        true_boxes, boxes = corners(truth.boxes_xywh[real]), corners(results.boxes_xywh)
+        true_boxes, boxes = corners(truth.boxes_xywh[real]), corners(results.boxes_xywh[self._rows])
         matched = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
         self._overlap, self._hits, self._found, self._score_of_true = matched
 
         self._num_true = np.bincount(self._true_pair, minlength=len(self._pairs))
         self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pairs))
         np.maximum.at(self._best, self._pair, self._scores)
-        self._judge(truth, true_pair)
+        self._judge(truth, numbers, true_pair)
 
-    def _judge(self, truth: Truth, true_pair: Int64[np.ndarray, " R"]) -> None:
+    def _judge(self, truth: Truth, numbers: ImageClassPairs, true_pair: Int64[np.ndarray, " R"]) -> None:
         """Find out which pairs are judged, and in which of them boxes count."""
-        self._known: Int64[np.ndarray, " J"] | None = None
         self._unknown: Int64[np.ndarray, " J"] = np.zeros(0, np.int64)
         if truth.is_federated:
-            absent = self._listed((image.id, image.negative_category_ids) for image in truth.images)
-            incomplete = self._listed((image.id, image.not_exhaustive_category_ids) for image in truth.images)
-            self._known = np.union1d(true_pair, absent)
-            self._judged = np.isin(self._pairs, self._known)
+            incomplete = numbers.incomplete()
+            self._judged = np.ones(len(self._pairs), bool)
         else:
-            incomplete = np.unique(self._numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
+            incomplete = np.unique(numbers.numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
             self._judged = (self._num_true > 0) | ~np.isin(self._pairs, incomplete)
             self._unknown = np.setdiff1d(incomplete, true_pair)
         self._is_complete = self._judged & ~np.isin(self._pairs, incomplete)
@@ -177,31 +180,24 @@ class DecisionEvaluator:
         Args:
             thresholds: for the even images and for the odd ones.
         """
-        of_half, halves = np.array(thresholds), self._pairs // self._num_classes % 2
-        chosen = self._scores > of_half[halves[self._pair]]
-        pair = self._pair[chosen]
+        of_half = np.maximum(thresholds, FLOOR)
+        chosen = self._results.scores > of_half[self._halves]
         counted = self._is_complete[self._true_pair]
+        true_halves = self._pairs[self._true_pair] // self._num_classes % 2
+
+        def of_chosen(judged: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
+            whole = np.zeros(len(chosen), bool)
+            whole[self._rows] = judged
+            return whole[chosen]
+
         return Verdicts(
             reported=self._results.take(chosen),
-            is_right=self._hits[chosen, 0],
-            is_counted=self._is_complete[pair],
-            is_absent=self._judged[pair] & (self._num_true[pair] == 0),
+            is_right=of_chosen(self._hits[:, 0]),
+            is_counted=of_chosen(self._is_complete[self._pair]),
+            is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair]),
             true_rows=self._true_rows[counted],
-            is_found=(self._score_of_true > of_half[halves[self._true_pair]])[counted],
+            is_found=(self._score_of_true > of_half[true_halves])[counted],
         )
-
-    def _numbers(
-        self, image_ids: Int64[np.ndarray, " R"], category_ids: Int64[np.ndarray, " R"]
-    ) -> Int64[np.ndarray, " R"]:
-        """One number for each pair of an image and a class: image row x number of classes + class row."""
-        images, classes = np.searchsorted(self._image_ids, image_ids), np.searchsorted(self._class_ids, category_ids)
-        return images * self._num_classes + classes
-
-    def _listed(self, categories_of_images: Iterable[tuple[int, tuple[int, ...]]]) -> Int64[np.ndarray, " R"]:
-        """The numbers of the pairs that a federated truth lists: image id and category ids."""
-        pairs = [(image, category) for image, categories in categories_of_images for category in categories]
-        rows = np.array(pairs, np.int64).reshape(-1, 2)
-        return np.unique(self._numbers(rows[:, 0], rows[:, 1]))
 
     def _class_rows(self) -> Int64[np.ndarray, " S"]:
         return self._pairs % self._num_classes

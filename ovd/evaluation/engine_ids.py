@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int64
 
 from ovd.data.truth import JudgedImage, Truth
 from ovd.evaluation.results import Results
+from ovd.shapes import Int64
 
 LARGEST_EXACT_ID = 2**53
 

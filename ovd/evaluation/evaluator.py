@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
+from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # torch, which evaluating a results file does not need
     import ovd.structures
@@ -73,11 +73,10 @@ class BoxEvaluator(ABC):
         Raises:
             ValueError: naming `source` and the first bad record.
         """
+        finite, (_, _, width, height) = np.isfinite(results.boxes_xywh).T, results.boxes_xywh.T
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
-        self._refuse(~np.isfinite(results.boxes_xywh).all(axis=1), "the box is not finite", results, source)
-        self._refuse(
-            results.boxes_xywh[:, 2:].min(axis=1, initial=0) < 0, "the box has a negative side", results, source
-        )
+        self._refuse(~np.logical_and.reduce(finite), "the box is not finite", results, source)
+        self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
         unknown_image = ~np.isin(results.image_ids, self._known_image_ids)
         self._refuse(unknown_image, "no such image", results, source)
         unknown_category = ~np.isin(results.category_ids, self._known_category_ids)
@@ -93,6 +92,10 @@ class BoxEvaluator(ABC):
         """Everything added so far, uncapped, in the order added."""
         self._parts = [concatenate(self._parts)]
         return self._parts[0]
+
+    def num_images_with(self, results: Results) -> int:
+        """Number of the truth's images that have a detection."""
+        return int(np.isin(self._known_image_ids, results.image_ids).sum())
 
     @abstractmethod
     def evaluate(self) -> Evaluation:

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.category import Category
 from ovd.evaluation.report import ClassRow
+from ovd.shapes import Bool
 
 Group = Literal["all", "base", "rare", "common", "frequent"]
 """Classes by LVIS's frequency. The rare ones are the novel ones, where a detector was trained on base classes."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from ovd.data.index import AnnotationIndex
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
@@ -16,6 +15,7 @@ from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import pictures_of
 from ovd.files import whole_file
 from ovd.html_page import fill_page
+from ovd.shapes import Float64
 
 NAME = "report.html"
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}

@@ -20,9 +20,12 @@ from ovd.choices import Engine
 from ovd.data.truth import Truth
 from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
+from ovd.evaluation.hotcoco_arrays import hotcoco_rows, hotcoco_truth
+from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
+from ovd.shapes import Bool
 
 MAX_PER_IMAGE = 300
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
@@ -73,21 +76,22 @@ class LVISEvaluator(BoxEvaluator):
         if len(capped_by_image) < len(results) or len(capped_by_class) < len(results):
             judged.append(_with_area(capped_by_class))
         ordinary, *others = self._run_engine(*with_exact_ids(self.truth, judged))
-        fixed = others[0] if others else ordinary
+        averages = self._average_precisions(ordinary)
+        fixed_averages = self._average_precisions(others[0]) if others else averages
         return Evaluation(
             engine=self._engine,
             sections=(
                 ProtocolMetrics(
                     f"LVIS box AP, ordinary, {MAX_PER_IMAGE} per image, federated",
-                    {**self._average_precisions(ordinary), f"AR@{MAX_PER_IMAGE}": ordinary.average_recall()},
+                    {**averages, f"AR@{MAX_PER_IMAGE}": ordinary.average_recall()},
                 ),
                 ProtocolMetrics(
                     f"LVIS box AP, fixed, {self._max_per_class} per class over the data set, federated",
-                    {f"{name}_fixed": value for name, value in self._average_precisions(fixed).items()},
+                    {f"{name}_fixed": value for name, value in fixed_averages.items()},
                 ),
             ),
             notes=(
-                f"{len(results)} detections in {len(np.unique(results.image_ids))} of {len(self.truth.images)} images",
+                f"{len(results)} detections in {self.num_images_with(results)} of {len(self.truth.images)} images",
                 f"ordinary AP leaves out {len(results) - len(capped_by_image)} detections beyond an image's best "
                 f"{MAX_PER_IMAGE}",
                 f"fixed AP leaves out {len(results) - len(capped_by_class)} detections beyond a class's best "
@@ -130,29 +134,39 @@ class LVISEvaluator(BoxEvaluator):
         ]
         if self.truth.num_without_area:
             notes.append(f"{self.truth.num_without_area} true boxes without area left out")
-        without_area = len(results) - len(_with_area(results))
+        without_area = len(results) - int(_have_area(results).sum())
         if without_area:
             notes.append(f"{without_area} detections without area not judged")
         return notes
 
 
 def _with_area(results: Results) -> Results:
-    return results.take(results.boxes_xywh[:, 2] * results.boxes_xywh[:, 3] > 0)
+    have_area = _have_area(results)
+    return results if have_area.all() else results.take(have_area)
+
+
+def _have_area(results: Results) -> Bool[np.ndarray, " N"]:
+    return results.boxes_xywh[:, 2] * results.boxes_xywh[:, 3] > 0
 
 
 def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
-    """The figures of each of several sets of detections."""
-    dataset = hotcoco.COCO(truth.as_dataset())
+    """The figures of each of several sets of detections.
+
+    Detections of classes that are not known in their image, most of all, are left out: the engine would pass over them.
+    """
+    dataset, pairs = hotcoco_truth(truth), ImageClassPairs(truth)
+    known = pairs.known()
     figures = []
     for results in judged:
-        rows = np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
+        results = results.take(np.isin(pairs.numbers(results.image_ids, results.category_ids), known))
         # max_dets on the results, not on the evaluator: COCOeval(lvis_style=True) keeps 300 whatever its params say
-        detections = hotcoco.LVISResults(dataset, rows, max_dets=-1)
+        detections = hotcoco.LVISResults(dataset, hotcoco_rows(results), max_dets=-1)
         evaluation = hotcoco.LVISEval(dataset, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-        assert evaluation.eval is not None
-        figures.append(PrecisionRecall(evaluation.eval["precision"][..., 0], evaluation.eval["recall"]))
+        tables = evaluation.eval  # a copy each time
+        assert tables is not None
+        figures.append(PrecisionRecall(tables["precision"][..., 0], tables["recall"]))
     return figures
 
 

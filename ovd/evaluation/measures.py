@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
 
 from ovd.data.truth import Truth
 from ovd.evaluation.decision_report import DecisionReport
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results
+from ovd.shapes import Bool
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ evaluators.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+
+from ovd.shapes import Float, Float64, Int64
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 """Where curves are sampled."""
@@ -41,6 +42,15 @@ class PrecisionRecall:
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
         return mean_of_known(self.precision[thresholds][:, :, categories, AREA_RANGES.index(area)])
 
+    def class_average_precisions(self, *, iou_percent: int | None = None) -> Float64[np.ndarray, " K"]:
+        """`average_precision` of each category; -1 where it has no true box."""
+        thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
+        return _means_of_known(self.precision[thresholds, :, :, 0].transpose(2, 0, 1))
+
+    def class_average_recalls(self) -> Float64[np.ndarray, " K"]:
+        """Mean over IoU thresholds of each category, at the largest limit; -1 where it has no true box."""
+        return _means_of_known(self.recall[:, :, 0, -1].T)
+
     def average_recall(self, *, limit: int = -1) -> float:
         """Mean over IoU thresholds and categories, at the limit of detections in that position of the M axis."""
         return mean_of_known(self.recall[:, :, 0, limit])
@@ -61,6 +71,14 @@ def mean_of_known(values: Float[np.ndarray, "..."]) -> float:
     """Mean without the entries that are -1, or -1 where all are."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
+
+
+def _means_of_known(values: Float64[np.ndarray, "K ..."]) -> Float64[np.ndarray, " K"]:
+    """`mean_of_known` of each row, all rows at once."""
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    known = rows > -1
+    counts = known.sum(axis=1)
+    return np.divide(np.where(known, rows, 0.0).sum(axis=1), counts, out=np.full(len(rows), -1.0), where=counts > 0)
 
 
 def _threshold(iou_percent: int) -> int:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.thumbnails import data_uri
 from ovd.evaluation.measures import Measures
+from ovd.shapes import Bool, Float64, Int64
 
 NUM_PICTURES = 12
 """Best images shown, and as many worst ones."""

@@ -7,7 +7,8 @@ detections it was written from give the same figures to the last bit.
 
 import codecs
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -16,9 +17,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
 
 from ovd.files import whole_file
+from ovd.shapes import Bool, Float64, Int64
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Results:
 
 def concatenate(parts: Collection[Results]) -> Results:
     """One `Results` of many, in their order; of none, an empty one."""
+    if len(parts) == 1:
+        return next(iter(parts))
     if not parts:
         return Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
     return Results(
@@ -53,23 +56,23 @@ def concatenate(parts: Collection[Results]) -> Results:
 
 def limit_per_image(results: Results, limit: int) -> Results:
     """Each image's `limit` best detections over all classes; ties go to the earlier row, as in lvis-api."""
-    return results.take(_best_of_each(results.image_ids, results.scores, limit))
+    return _best_of_each(results.image_ids, results, limit)
 
 
 def limit_per_class(results: Results, limit: int) -> Results:
     """Each class's `limit` best detections over the whole data set (fixed AP, arXiv:2102.01066, section 4.2)."""
-    return results.take(_best_of_each(results.category_ids, results.scores, limit))
+    return _best_of_each(results.category_ids, results, limit)
 
 
-def _best_of_each(groups: Int64[np.ndarray, " N"], scores: Float64[np.ndarray, " N"], limit: int) -> np.ndarray:
-    """Row numbers of every group's `limit` highest scores, ascending, so that rows keep their order."""
+def _best_of_each(groups: Int64[np.ndarray, " N"], results: Results, limit: int) -> Results:
+    """Every group's `limit` highest scores, in the order of their rows."""
     _, counts = np.unique(groups, return_counts=True)
     if counts.max(initial=0) <= limit:  # as in most results files, and many times faster than to sort
-        return np.arange(len(groups))
-    order = np.lexsort((-scores, groups))  # stable: equal scores stay in row order
+        return results
+    order = np.lexsort((-results.scores, groups))  # stable: equal scores stay in row order
     ordered = groups[order]
     rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
-    return np.sort(order[rank < limit])
+    return results.take(np.sort(order[rank < limit]))
 
 
 def load_results(path: Path) -> Results:
@@ -82,13 +85,27 @@ def load_results(path: Path) -> Results:
     """
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return _columns(msgspec.json.decode(content, type=list[_Record]))
-    except (
-        msgspec.MsgspecError,
-        OverflowError,
-        RecursionError,
-    ):  # read again, slowly, by what can say which record is at fault
-        return _load_with_care(path, content)
+        decoder = msgspec.json.Decoder(list[_Record])
+        return concatenate([_columns(decoder.decode(piece)) for piece in _pieces(content)])
+    except (msgspec.MsgspecError, OverflowError, RecursionError):
+        return _load_with_care(path, content)  # slowly, by what can say which record is at fault
+
+
+_PIECE_BYTES = 2**16
+_BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
+
+
+def _pieces(content: bytes) -> Iterator[bytes]:
+    """The list of a file as many short lists, whose records fit into the processor's cache: they take half the time.
+
+    Should one end inside a record, where a text or another list looks like the end of one, then it is no JSON, since
+    what is open there is never closed.
+    """
+    start, opening = 0, b""
+    while between := _BETWEEN_RECORDS.search(content, start + _PIECE_BYTES):
+        yield opening + content[start : between.start()] + b"]"
+        start, opening = between.end(), b"["
+    yield opening + content[start:]
 
 
 class _Record(msgspec.Struct, gc=False):

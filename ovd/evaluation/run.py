@@ -13,7 +13,6 @@ from ovd.evaluation.coco import COCOEvaluator, exhaustive_metrics
 from ovd.evaluation.decision_report import format_decisions, measure_decisions, write_decisions
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import base_and_novel
-from ovd.evaluation.html_report import write_html_report
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import format_table, write_report
@@ -103,5 +102,7 @@ def evaluate_results_file(
     exhaustive = exhaustive_truth(truth, format)
     measures = evaluate_results(evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir)
     if html and output_dir is not None:
+        from ovd.evaluation.html_report import write_html_report  # here, since it brings Pillow
+
         write_html_report(measures, output_dir, title=results.name, index=index)
     return measures.evaluation.metrics

@@ -63,7 +63,7 @@ def check_annotation_edit(name: str, seed: int, images: Path) -> bool:
     annotation_edits.EDITS[name](case, np.random.default_rng(seed))
     path = images / "edited.json"
     path.write_bytes(case.encoded())
-    report, options = DataReport(), FormatOptions.model_validate(case.options)
+    report, options = DataReport(), FormatOptions(**case.options)
     started = time.perf_counter()
     where = f"edit {name}, seed {seed}"
     try:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ovd.evaluation import results as results_module
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image, load_results, write_results
 from ovd.evaluation.run import evaluate_results_file
 
@@ -83,8 +84,9 @@ def test_nan_which_is_not_json_is_read_as_python_writes_it(tmp_path):
 
 
 def test_a_results_file_is_evaluated_without_torch():
-    """It takes longer to import than the evaluation of half a million detections does."""
-    script = "import sys, ovd.evaluation.run; print(sorted({'torch', 'matplotlib', 'open_clip'} & set(sys.modules)))"
+    """It and the others take longer to import than the evaluation of half a million detections does."""
+    slow = {"torch", "matplotlib", "open_clip", "pydantic", "jaxtyping", "pycocotools", "tqdm"}
+    script = f"import sys, ovd.commands.eval; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -94,6 +96,36 @@ def test_unread_keys_do_no_harm(tmp_path):
     results = load_results(tmp_path / "results.json")
     assert (results.image_ids[0], results.category_ids[0], results.scores[0]) == (1, 2, 0.5)
     assert results.boxes_xywh.tolist() == [[1, 2.5, 3, 4]]
+
+
+TEXTS = st.text(st.sampled_from('}, {[]":\\\n'), max_size=8)
+MORE = st.dictionaries(TEXTS, TEXTS | st.lists(st.dictionaries(TEXTS, TEXTS, max_size=2), max_size=3), max_size=3)
+
+
+@given(more=st.lists(MORE, max_size=8), indent=st.sampled_from([None, 0, 2]), removed=st.integers(0, 400))
+def test_files_in_pieces_are_read_or_refused_as_in_one(more, indent, removed, tmp_path_factory):
+    """Whatever stands between the four keys of a record, and wherever a character is missing."""
+    records = [keys | GOOD | {"image_id": number, "z": keys} for number, keys in enumerate(more)]
+    content = json.dumps(records, indent=indent)
+    path = tmp_path_factory.mktemp("pieces") / "results.json"
+    for text in (content, content[:removed] + content[removed + 1 :], content.replace("}]", "},]")):
+        path.write_text(text)
+        outcomes = []
+        for size in (1, 10**9):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(results_module, "_PIECE_BYTES", size)
+                try:
+                    outcomes.append(load_results(path).image_ids.tolist())
+                except ValueError as error:
+                    outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
+
+
+def test_the_end_of_a_piece_that_is_none_of_a_record_does_no_harm(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "_PIECE_BYTES", 1)
+    records = [GOOD | {"note": "}, {", "parts": [{"a": 1}, {"b": 2}], "image_id": number} for number in range(3)]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    assert load_results(tmp_path / "results.json").image_ids.tolist() == [0, 1, 2]
 
 
 @given(

@@ -22,7 +22,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float
 
 from ovd.choices import Domain
 from ovd.data.pairs import Pair, write_pair_shards
@@ -40,6 +39,7 @@ from ovd.data.world.foreign_drawing import (
     Layer,
 )  # fmt: skip
 from ovd.data.world.scene import PLACEMENT_TRIES, overlaps, paint, sample_size
+from ovd.shapes import Float
 
 _STREAM = {"train": 1, "val": 2, "pairs": 3}
 MAX_ROTATION_DEG = 15.0

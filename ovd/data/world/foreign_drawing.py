@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+
+from ovd.shapes import Float, UInt8
 
 CANVAS_PX = 256
 """Side of the canvas that an object is drawn on before it is scaled."""

@@ -13,8 +13,9 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from ovd.shapes import UInt8
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 MASK_SIDES_PX = (24, 48, 96, 160)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
 
 from ovd.data.world.settings import LVIS_IMAGE_COUNT_QUANTILES, Settings
+from ovd.shapes import Int
 
 
 @dataclass(frozen=True)

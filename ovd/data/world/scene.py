@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from ovd.data.world.glyphs import load_glyphs, mask_for_size
 from ovd.data.world.settings import Style
+from ovd.shapes import Float, UInt8
 
 COLOURS = {
     "red": (205, 40, 40),

@@ -1,0 +1,26 @@
+"""Truth and detections as hotcoco takes them: in arrays."""
+
+import hotcoco
+import numpy as np
+
+from ovd.data.truth import Truth
+from ovd.evaluation.results import Results
+from ovd.shapes import Float64
+
+
+def hotcoco_truth(truth: Truth) -> hotcoco.COCO:
+    """The truth as a data set of the engine. Its annotations are numbered from 1."""
+    return hotcoco.COCO.from_arrays(
+        truth.image_records(),
+        truth.category_records(),
+        truth.image_ids,
+        truth.category_ids,
+        truth.boxes_xywh,
+        area=truth.areas_px,
+        iscrowd=truth.crowd.astype(np.int64),
+    )
+
+
+def hotcoco_rows(results: Results) -> Float64[np.ndarray, "N 7"]:
+    """A row per detection: image id, x, y, width, height, score, category id. pycocotools takes this form, too."""
+    return np.column_stack([results.image_ids, results.boxes_xywh, results.scores, results.category_ids])
