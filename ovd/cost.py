@@ -12,6 +12,9 @@ from ovd.model.detector import Detector
 
 BYTES_FLOAT32 = 4
 BYTES_BF16 = 2
+MEASURED_UTILIZATION = 0.17
+"""Share of an H100's peak (989 TFLOP/s in bf16) that CLIP's ResNet-50 has reached through loop and loader; in its steps
+alone it was 0.19, in ConvNeXt-B's 0.21 (docs/results.md, "On a GPU")."""
 OPTIMIZER_COPIES = 5
 """Float32 numbers stored per trained weight: itself, its gradient, two moments, the average."""
 

@@ -29,7 +29,7 @@ import ovd.build.data
 import ovd.data.world.build
 from ovd.__main__ import COMMANDS
 from ovd.config import AblationConfig, AlignConfig, PretrainConfig, TrainConfig, _known_keys, load_config
-from ovd.cost import count_cost
+from ovd.cost import MEASURED_UTILIZATION, count_cost
 from ovd.data.pairs import write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
@@ -473,7 +473,9 @@ def test_the_predicted_figures_are_those_of_the_tool(name):
     num_gpus = {"lvis_base_nfnet_f6": 16, "custom_coco_rn50": 1}.get(name, 8)
     images = config.train.batch_size
     memory = cost.training_bytes(-(-images // num_gpus // config.train.accumulate)) / 2**30
-    hours = cost.training_hours(steps=config.train.steps, images=images, peak_tflops=num_gpus * 989.0, utilization=0.3)
+    hours = cost.training_hours(
+        steps=config.train.steps, images=images, peak_tflops=num_gpus * 989.0, utilization=MEASURED_UTILIZATION
+    )
     flops, stated_memory, stated_hours = backbone_table()[name]
     assert flops == f"{cost.training_flops / 1e9:,.0f}"
     assert abs(memory - float(stated_memory)) < 0.6

@@ -3,8 +3,9 @@
     ovd cost configs/lvis_base_rn50.yaml
     ovd cost configs/lvis_base_nfnet_f6.yaml --gpus 16 --peak-tflops 459 --utilization 0.3
 
-Nothing is computed and no weights are needed. Hours follow from the operations of the image side and the expected share
-of the hardware's peak; loading, the losses and evaluation are not included.
+Nothing is computed and no weights are needed. Hours follow from the operations of the image side and the share of the
+hardware's peak that training reaches, by default what was measured on one GPU (docs/cost.md), without evaluation.
+Memory is a lower bound: activations are counted as if all were bfloat16, and losses are left out.
 """
 
 import argparse
@@ -20,10 +21,11 @@ def main() -> None:
     parser.add_argument("--height", type=int, help="height of an image in pixels (default: 3/4 of data.size)")
     parser.add_argument("--gpus", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="peak per GPU in bf16 (%(default)s: H100 SXM)")
-    parser.add_argument("--utilization", type=float, default=0.3, help="share of the peak (%(default)s)")
+    parser.add_argument("--utilization", type=float, help="share of the peak that is reached (default: as measured)")
     arguments = parser.parse_intermixed_args()
-    from ovd.cost import count_cost
+    from ovd.cost import MEASURED_UTILIZATION, count_cost
 
+    utilization = arguments.utilization or MEASURED_UTILIZATION
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     height, width = arguments.height or round(0.75 * config.data.size), config.data.size
     cost = count_cost(config, height, width)
@@ -31,7 +33,7 @@ def main() -> None:
     per_rank = -(-train.batch_size // arguments.gpus // train.accumulate)
     hours = cost.training_hours(
         steps=train.steps, images=train.batch_size, peak_tflops=arguments.gpus * arguments.peak_tflops,
-        utilization=arguments.utilization,
+        utilization=utilization,
     )  # fmt: skip
     parameters, trained = cost.parameters / 1e6, cost.trained_parameters / 1e6
     memory = cost.training_bytes(per_rank) / 2**30
@@ -41,5 +43,5 @@ def main() -> None:
     print(f"memory, predicted   {memory:,.1f} GiB with {per_rank} images per GPU at a time")
     print(
         f"time, predicted     {hours:,.1f} h for {train.steps:,} steps of {train.batch_size} images on "
-        f"{arguments.gpus} GPUs of {arguments.peak_tflops:g} TFLOP/s at {arguments.utilization:.0%}"
+        f"{arguments.gpus} GPUs of {arguments.peak_tflops:g} TFLOP/s at {utilization:.0%}"
     )

@@ -1,0 +1,176 @@
+"""docs/cost.md and its picture: the points of cost.py with a line through each, and what follows for larger work."""
+
+import json
+import statistics
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from measured import results_file
+
+from ovd.config import TrainConfig, load_config
+from ovd.cost import MEASURED_UTILIZATION, count_cost
+
+ROOT = Path(__file__).parents[1]
+PAGE, PICTURE = (ROOT / "docs" / f"cost.{kind}" for kind in ("md", "png"))
+DEVICES = ("cpu", "cuda")
+CONFIG = ROOT / "configs" / "lvis_base_rn50.yaml"
+PEAK_TFLOPS = 989.0
+"""Of an H100."""
+MACHINES = 0.08
+"""Share by which the same step has differed between machines of one kind."""
+BEYOND_LINE = 0.1
+"""Share by which a prediction from pixels may be off, of the size of the largest deviation from the lines."""
+LABELLING_OVER_DETECTION = (0.87, 1.2)
+"""Of time: what decoding, captions and writing add beside the GPU's work, from bench/pseudo_label.py on a CPU (0.87,
+since batches are larger) to a guess."""
+CAPTIONED_IMAGES, GPUS = 1e9, 64
+
+
+@dataclass(frozen=True)
+class Line:
+    """Least squares through all values."""
+
+    start: float
+    slope: float
+    error: float
+    """Two standard errors of the slope."""
+    deviation: float
+    """The largest of a point's median from the line, as a share of the median."""
+
+    @classmethod
+    def through(cls, x: list[float], values: list[list[float]]) -> "Line":
+        """
+        Args:
+            values: at each x.
+        """
+        every_x = np.repeat(x, [len(of_one) for of_one in values])
+        (slope, start), covariance = np.polyfit(every_x, np.concatenate(values), 1, cov=True)
+        medians = np.array([statistics.median(of_one) for of_one in values])
+        deviation = np.abs(start + slope * np.array(x) - medians) / medians
+        return cls(float(start), float(slope), float(2 * covariance[0, 0] ** 0.5), float(deviation.max()))
+
+    def __str__(self) -> str:
+        return f"{self.start:,.0f} + {_rounded(self.slope)} ± {_rounded(self.error)}"
+
+
+def _rounded(number: float) -> str:
+    """Three digits."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def write_page() -> None:
+    """Write the page and the picture from bench/results/ and docs/benchmarks.json."""
+    found = {
+        device: json.loads(results_file("cost", device).read_text())
+        for device in DEVICES
+        if results_file("cost", device).exists()
+    }
+    if not found:
+        raise SystemExit("nothing was measured yet: python bench/cost.py")
+    parts = [_INTRODUCTION, *(_table(result) for result in found.values()), _predictions()]
+    PAGE.write_text("\n".join(parts))
+    _draw(list(found.values()))
+    print(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
+
+
+_INTRODUCTION = """# What it costs
+
+Written by `python bench/cost.py`, which measures how time and memory grow, one quantity at a time, and fits a line to
+each: a start, and what one more unit adds (± two standard errors). The deviation is the largest of a point from its
+line: where it is large, growth is not linear, and the line says little between its points.
+
+- *Training* is a whole step, in which all classes are scored. *Detection* is from images to boxes, of one batch.
+- *Labelling* is end to end over captioned images of 192 px with the quick start's detector.
+- *Reading* is of an annotation file in LVIS's form with 12 boxes and masks an image, by OVD_CACHE from the second time.
+- Memory is what the work adds to a process at its peak.
+
+![time over what grows](cost.png)
+"""
+
+
+def _table(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    lines = [
+        f"## {result['machine']}",
+        _paragraph(
+            f"{result['date']}, `{settings['config']}` with random weights; batches of {settings['batch_size']} images "
+            f"of {settings['size']} px and 80 classes where nothing else is said."
+        ),
+        "",
+        "| job | per | time, ms | deviation | memory, MiB | deviation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        time = Line.through(row["x"], row["milliseconds"])
+        memory = Line.through(row["x"], [[value] for value in row["MiB"]])
+        lines.append(
+            f"| {row['job']} | {row['by']} | {time} | {time.deviation:.0%} | {memory} | {memory.deviation:.0%} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _gpu_milliseconds(name: str, classes: int) -> float:
+    """Median time of 16 images of 800 px, from docs/benchmarks.json."""
+    rows = json.loads((ROOT / "docs" / "benchmarks.json").read_text())["rows"]
+    row = next(row for row in rows if row["name"] == name and row["device"] == "cuda")
+    times = next(one["milliseconds"]["ours"] for one in row["raw"]["rows"] if one["classes"] == classes)
+    return statistics.median(times)
+
+
+def _predictions() -> str:
+    config = load_config(CONFIG, [], TrainConfig)
+    size = config.data.size
+    of_square, of_image = (count_cost(config, *sides).training_flops for sides in ((800, 800), (3 * size // 4, size)))
+    num_images = config.train.steps * config.train.batch_size
+    step = num_images * of_image / of_square * _gpu_milliseconds("train_step", 1203) / 16 / 3.6e6
+    loop = num_images * of_image / (MEASURED_UTILIZATION * PEAK_TFLOPS * 1e12) / 3600
+    spread = (MACHINES**2 + BEYOND_LINE**2) ** 0.5
+    detection = _gpu_milliseconds("detect", 91) / 16 * CAPTIONED_IMAGES / 3.6e6
+    low, high = ((1 + sign * MACHINES) * detection * LABELLING_OVER_DETECTION[sign > 0] for sign in (-1, 1))
+    work = f"LVIS base classes, `{CONFIG.stem}`: {config.train.steps:,} steps of {config.train.batch_size} images"
+    rows = [
+        (f"{work}, {size} px, one H100, steps alone", step, step * (1 - spread), step * (1 + spread)),
+        ("the same, through the loader of 16 cores", loop, loop * (1 - spread), loop * (1 + spread)),
+        ("pseudo-labels of a billion captioned images at 800 px, one H100", detection, low, high),
+        (f"the same, {GPUS} H100s", *(hours / GPUS for hours in (detection, low, high))),
+    ]
+    before = f"""From the figures of one H100 ([benchmarks](benchmarks.md), 16 images of 800 px). Nothing of this has
+        been run. `ovd cost` counts operations, and divides them by {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's ResNet-50
+        has reached through loop and loader. Its memory is a lower bound (8.3 GiB where 10.0 were measured)."""
+    after = f"""The bounds add up what was seen: {MACHINES:.0%} between machines of one kind, and {BEYOND_LINE:.0%} from
+        800 px to other sizes (the deviations above). Labelling has not been timed on a GPU: its bounds hold
+        {LABELLING_OVER_DETECTION[0]:g} (a CPU's) to {LABELLING_OVER_DETECTION[1]:g} (a guess) times detection. Shards
+        are labelled independently of each other, so more GPUs divide the time."""
+    table = [f"| {name} | {_rounded(hours)} | {_rounded(low)}, {_rounded(high)} |" for name, hours, low, high in rows]
+    head = "| work | hours | from, to |\n|---|---|---|"
+    return "\n\n".join(
+        ["## Larger work, predicted", _paragraph(before), "\n".join([head, *table]), _paragraph(after) + "\n"]
+    )
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 118)
+
+
+def _draw(results: list[dict[str, Any]]) -> None:
+    """Time over what grows, measured and fitted, a row of panels for each machine."""
+    columns = max(len(result["rows"]) for result in results)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * len(results)), layout="constrained")
+    panels = figure.subplots(len(results), columns, squeeze=False)
+    for result, row_of_panels in zip(results, panels, strict=True):
+        for panel in row_of_panels[len(result["rows"]) :]:
+            panel.axis("off")
+        for row, panel in zip(result["rows"], row_of_panels, strict=False):
+            line = Line.through(row["x"], row["milliseconds"])
+            for x, values in zip(row["x"], row["milliseconds"], strict=True):
+                panel.plot([x] * len(values), values, "o", color="tab:blue", markersize=3, alpha=0.6)
+            ends = np.array([0, max(row["x"])])
+            panel.plot(ends, line.start + line.slope * ends, color="tab:orange")
+            panel.set(title=row["job"], xlabel=row["by"])
+            panel.set_ylim(bottom=0)
+        row_of_panels[0].set_ylabel("ms")
+    figure.savefig(PICTURE, dpi=110)
