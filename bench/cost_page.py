@@ -139,8 +139,8 @@ def _predictions() -> str:
         (f"the same, {GPUS} H100s", *(hours / GPUS for hours in (detection, low, high))),
     ]
     before = f"""From the figures of one H100 ([benchmarks](benchmarks.md), 16 images of 800 px). Nothing of this has
-        been run. `ovd cost` counts operations, and divides them by {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's ResNet-50
-        has reached through loop and loader. Its memory is a lower bound (8.3 GiB where 10.0 were measured)."""
+        been run. `ovd cost` counts operations, and divides them by {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's
+        ResNet-50 has reached through loop and loader. Its memory is a lower bound (8.3 GiB where 10 were measured)."""
     after = f"""The bounds add up what was seen: {MACHINES:.0%} between machines of one kind, and {BEYOND_LINE:.0%} from
         800 px to other sizes (the deviations above). Labelling has not been timed on a GPU: its bounds hold
         {LABELLING_OVER_DETECTION[0]:g} (a CPU's) to {LABELLING_OVER_DETECTION[1]:g} (a guess) times detection. Shards

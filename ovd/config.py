@@ -333,6 +333,10 @@ class TrainSection(Section):
     """Number of checkpoints kept on disk, the newest ones."""
     eval_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end only."""
+    patience: NonNegativeInt = 0
+    """End the run after this number of evaluations without a better AP on the validation set, with the averaged weights
+    of the best one as its result; for few images, on which long trainings overfit. The AP of a set that has chosen is
+    a little too high. 0 takes all steps."""
     wandb: str | None = None
     """Weights & Biases project that gets the curves, too; needs the package wandb."""
 
@@ -398,6 +402,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
+        if self.train.patience and not self.train.eval_every:
+            raise ValueError("train.patience counts evaluations; set train.eval_every to the steps between them")
         if self.eval.ensemble is not None and not self.detector.freeze_backbone:
             raise ValueError("eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's")
         if self.data.mosaic and self.data.shape_groups > 1:

@@ -28,6 +28,7 @@ from ovd.distributed import (
     world_size,
 )
 from ovd.engine import checkpoint
+from ovd.engine.early_stop import EarlyStop, ended_early
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
@@ -87,6 +88,8 @@ def train(
         evaluate: called with the averaged detector in eval mode.
         calibrate: called with the same after the last step, before its checkpoint, to which it may add.
 
+    With `train.patience` the run may end before its last step, and the average returned is that of its best evaluation.
+
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
         SystemExit: 143, after a checkpoint, on SIGTERM or SIGUSR1.
@@ -101,46 +104,65 @@ def train(
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
-    if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
-        parallel: nn.Module = GraphedDetector(detector, low_precision=low_precision)
-    else:
-        parallel = data_parallel(detector, device)
+    parallel = _as_called(detector, settings, device, low_precision=low_precision)
+    early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
+    num_left = 0 if ended_early(checkpoints.extra) else settings.steps - state.step
     run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        batches = islice(data.batches_from(state.step), settings.steps - state.step)
+        batches = islice(data.batches_from(state.step), num_left)
         for batch in together(counted(batches, data, checkpoints)):
             last = state.step + 1 == settings.steps
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
                 state.step += 1
-                if last:
-                    _calibrate(calibrate, state, averaged)
-                    checkpoints.save(state, data.report, must_succeed=True, message=log.message)
-                continue
-            rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
-            losses, batch = train_step(state, parallel, batch, data.texts, criterion, checkpoints.run_dir)
-            numbers = {name: loss.item() for name, loss in losses.items()}
-            log.train(state.step, numbers, lr=rate, num_images=num_images)
+            else:
+                rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
+                losses, batch = train_step(state, parallel, batch, data.texts, criterion, checkpoints.run_dir)
+                numbers = {name: loss.item() for name, loss in losses.items()}
+                log.train(state.step, numbers, lr=rate, num_images=num_images)
+                if detector.is_gated and is_main() and (last or state.step % GATE_INTERVAL == 0):
+                    log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))
 
+            if evaluate and _is_evaluated(state.step, settings, last=last):
+                state.ema.copy_to(averaged)
+                metrics = evaluate(averaged)
+                log.evaluation(state.step, metrics)
+                if early_stop is not None:
+                    early_stop.see(state.step, metrics, state.ema)
+                    if last or early_stop.is_over:
+                        last = True
+                        early_stop.put_best(state.ema)
+                        log.message(f"the averaged weights are those of step {early_stop.best_step}")
             stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
-            if detector.is_gated and is_main() and (last or state.step % GATE_INTERVAL == 0):
-                log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))
             if last:
                 _calibrate(calibrate, state, averaged)
             if last or stopping or state.step % settings.save_every == 0:
                 checkpoints.save(state, data.report, must_succeed=last or stopping, message=log.message)
+            if last and state.step < settings.steps:
+                break
             if stopping and not last:
                 log.message(f"stopped by a signal after step {state.step}; --resume continues from there")
                 raise SystemExit(EXIT_ON_SIGNAL)
-            if evaluate and not last and settings.eval_every and state.step % settings.eval_every == 0:
-                state.ema.copy_to(averaged)
-                log.evaluation(state.step, evaluate(averaged))
         state.ema.copy_to(averaged)
         metrics = evaluate(averaged) if evaluate else {}
         if metrics:
-            log.evaluation(settings.steps, metrics)
+            log.evaluation(state.step, metrics)
     return averaged, metrics
+
+
+def _as_called(detector: Detector, settings: TrainSection, device: torch.device, *, low_precision: bool) -> nn.Module:
+    """The detector as each step calls it: through CUDA graphs, or for several ranks."""
+    if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
+        return GraphedDetector(detector, low_precision=low_precision)
+    return data_parallel(detector, device)
+
+
+def _is_evaluated(step: int, settings: TrainSection, *, last: bool) -> bool:
+    """Whether the average is evaluated before a step's checkpoint; after the last one it is evaluated in any case."""
+    if last:
+        return settings.patience > 0  # the best one is to be in the checkpoint
+    return settings.eval_every > 0 and step % settings.eval_every == 0
 
 
 def _calibrate(calibrate: Callable[[Detector], None] | None, state: TrainState, averaged: Detector) -> None:

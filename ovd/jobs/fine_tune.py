@@ -22,7 +22,7 @@ from ovd.experts.group import ExpertGroup
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
-from ovd.jobs.train import check_same_run, train_from_config
+from ovd.jobs.train import check_same_run, is_finished, train_from_config
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -75,8 +75,8 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     found = latest(config.output)
     if found is not None:
         check_same_run(found.config, config)
-    if found is None or found.step < config.train.steps:
-        train_from_config(config, resume=found is not None, evaluate=False)
+    if found is None or not is_finished(found, config):
+        train_from_config(config, resume=found is not None, evaluate=config.train.patience > 0)
     if config.expert is not None:
         outcomes = _with_expert(config, start, new, home)
     else:

@@ -37,6 +37,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, gather, is_main, main_first, process_group, wait_for_all, world_size
 from ovd.engine.checkpoint import Checkpoint, latest
+from ovd.engine.early_stop import carry_over, ended_early
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion
 from ovd.engine.step_texts import TextSampler
@@ -83,6 +84,8 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     with main_first():  # it may have to draw the world
         index, held_out = hold_out(config, load_training_index(config, report))
         validation = load_validation_index(config, DataReport()) if evaluate else None
+        if config.train.patience and validation is None:
+            raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
         check_all_exist(index, config.data.source, all_needed=False)
         if validation is not None:
             check_all_exist(validation, config.data.source, all_needed=True)
@@ -110,9 +113,11 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
             "data": fingerprints,
         },
     )
-    if found is not None and found.step == config.train.steps:  # of a finished run
-        checkpoints.extra |= {"calibration": found.extra.get("calibration")}
-        checkpoints.attached |= found.attached()
+    if found is not None:
+        carry_over(found.extra, found.attached(), checkpoints)
+        if is_finished(found, config):
+            checkpoints.extra |= {"calibration": found.extra.get("calibration")}
+            checkpoints.attached |= found.attached()
     texts = TextSampler(
         bank=bank,
         image_counts=torch.tensor([category.image_count for category in index.categories]),
@@ -137,6 +142,11 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     criterion = Criterion(config.train, config.data.pairs, teacher, before)
     _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
     return metrics
+
+
+def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
+    """Whether a checkpoint is the last one of its run."""
+    return found.step == config.train.steps or ended_early(found.extra)
 
 
 def _find_run(config: TrainConfig, *, resume: bool, strict_resume: bool) -> Checkpoint | None:

@@ -1,0 +1,95 @@
+"""A run that ends when evaluations no longer get better, and keeps the averaged weights of the best one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import small_config
+
+import ovd.jobs.train
+from ovd.config import TrainConfig
+from ovd.engine.checkpoint import latest
+from ovd.jobs.train import is_finished, train_from_config
+
+AP_OF_STEPS = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}
+"""Step 4 is as good as step 2, not better; with a patience of 2 the run never sees step 5."""
+
+
+def stopping(output: Path, world: Path, **train) -> TrainConfig:
+    return small_config(output, world, train={"eval_every": 1, "save_every": 1, "keep_checkpoints": 10, **train})
+
+
+@pytest.fixture
+def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """The averaged weights of each evaluation, whose AP is of the list above."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluation_of(config, clip, validation, checkpoints):
+        def evaluate(averaged):
+            seen.append({name: tensor.clone() for name, tensor in averaged.state_dict().items()})
+            return {"AP": AP_OF_STEPS.get(len(checkpoints.extra["early_stop"]["evaluations"]) + 1, 0.0)}
+
+        return evaluate
+
+    monkeypatch.setattr(ovd.jobs.train, "_evaluation_of", evaluation_of)
+    return seen
+
+
+def assert_same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_the_best_average_is_the_result(tmp_path, miniature_world, evaluations):
+    config = stopping(tmp_path / "run", miniature_world, patience=2)
+    train_from_config(config)
+    found = latest(config.output)
+    assert found is not None
+    assert found.step == 4
+    assert is_finished(found, config)
+    assert found.extra["early_stop"]["evaluations"] == [[1, 0.1], [2, 0.5], [3, 0.4], [4, 0.5]]
+    assert not found.attached()
+    assert_same(load_file(found.weights), evaluations[1])
+    assert_same(evaluations[-1], evaluations[1])  # the run's last evaluation is of its result
+
+    evaluations.clear()
+    train_from_config(config, resume=True)  # evaluates alone
+    assert len(evaluations) == 1
+    assert_same(evaluations[0], load_file(found.weights))
+    assert sorted(path.name for path in config.output.glob("step-*")) == [f"step-00000{n}" for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_resumed_it_ends_at_the_same_step_with_the_same_bits(step, tmp_path, miniature_world, evaluations):
+    whole = stopping(tmp_path / "whole", miniature_world, patience=2)
+    train_from_config(whole)
+    resumed = stopping(tmp_path / "resumed", miniature_world, patience=2)
+    shutil.copytree(whole.output, resumed.output)
+    for folder in resumed.output.glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    train_from_config(resumed, resume=True)
+    last = [run.output / "step-000004" for run in (whole, resumed)]
+    for name in ("model", "ema", "optimizer"):
+        assert_same(*(load_file(folder / f"{name}.safetensors") for folder in last))
+    extra = [json.loads((folder / "state.json").read_text())["extra"] for folder in last]
+    assert extra[0] == extra[1]
+
+
+def test_with_enough_patience_all_steps_are_taken_and_the_best_is_kept(tmp_path, miniature_world, evaluations):
+    config = stopping(tmp_path / "run", miniature_world, patience=5)
+    train_from_config(config)
+    found = latest(config.output)
+    assert found is not None
+    assert found.step == config.train.steps
+    assert_same(load_file(found.weights), evaluations[4])
+
+
+def test_what_it_needs_is_said(tmp_path, miniature_world):
+    with pytest.raises(ValueError, match=r"train\.eval_every"):
+        small_config(tmp_path, miniature_world, train={"patience": 2})
+    with pytest.raises(ValueError, match="validation set"):
+        train_from_config(stopping(tmp_path / "run", miniature_world, patience=2), evaluate=False)
