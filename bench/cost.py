@@ -32,7 +32,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
 from ovd.selftrain.pseudo_label import label_shards
 
-ROUNDS = 2
+ROUNDS = 1
 TIMED = 3
 """Times in a round, after one that is not counted."""
 OPTIONS = DetectionOptions(score_threshold=0.0, max_detections=300, candidates=2000)
