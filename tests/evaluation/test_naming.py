@@ -13,7 +13,7 @@ from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.data.annotations import load_annotations, load_truth
-from ovd.data.images import decode_image
+from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation.groups import group_average_precision
@@ -194,7 +194,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     frequencies, num_without = [], 0
     for image in np.linspace(0, len(index) - 1, NUM_IMAGES).round().astype(int).tolist():
         record = index.record(image)
-        pixels = decode_image(record.path, expected_size=(record.height, record.width)).pixels
+        pixels = read_image(record.path, expected_size=(record.height, record.width))
         assert pixels.shape == (192, 192, 3)
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         with torch.no_grad():
