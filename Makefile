@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)
 
 # Two processes, each with the tests of whole files, whose threads do not spin while they wait for a core.
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest

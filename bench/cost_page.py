@@ -25,8 +25,8 @@ MACHINES = 0.08
 BEYOND_LINE = 0.1
 """Share by which a prediction from pixels may be off, of the size of the largest deviation from the lines."""
 LABELLING_OVER_DETECTION = (0.87, 1.2)
-"""Of time: what decoding, captions and writing add beside the GPU's work, from bench/pseudo_label.py on a CPU (0.87,
-since batches are larger) to a guess."""
+"""Of time, from bench/pseudo_label.py on two kinds of CPU: decoding, captions and writing add to the detector's work,
+larger batches take less of it."""
 CAPTIONED_IMAGES, GPUS = 1e9, 64
 
 
@@ -136,15 +136,15 @@ def _predictions() -> str:
         (f"{work}, {size} px, one H100, steps alone", step, step * (1 - spread), step * (1 + spread)),
         ("the same, through the loader of 16 cores", loop, loop * (1 - spread), loop * (1 + spread)),
         ("pseudo-labels of a billion captioned images at 800 px, one H100", detection, low, high),
-        (f"the same, {GPUS} H100s", *(hours / GPUS for hours in (detection, low, high))),
+        (f"the same, {GPUS} H100s", detection / GPUS, low / GPUS, high / GPUS),
     ]
     before = f"""From the figures of one H100 ([benchmarks](benchmarks.md), 16 images of 800 px). Nothing of this has
         been run. `ovd cost` counts operations, and divides them by {MEASURED_UTILIZATION:.0%} of the peak, which CLIP's
         ResNet-50 has reached through loop and loader. Its memory is a lower bound (8.3 GiB where 10 were measured)."""
     after = f"""The bounds add up what was seen: {MACHINES:.0%} between machines of one kind, and {BEYOND_LINE:.0%} from
-        800 px to other sizes (the deviations above). Labelling has not been timed on a GPU: its bounds hold
-        {LABELLING_OVER_DETECTION[0]:g} (a CPU's) to {LABELLING_OVER_DETECTION[1]:g} (a guess) times detection. Shards
-        are labelled independently of each other, so more GPUs divide the time."""
+        800 px to other sizes (training's deviations above). Labelling has not been timed on a GPU: its bounds are
+        {LABELLING_OVER_DETECTION[0]:g} and {LABELLING_OVER_DETECTION[1]:g} times detection, as on two kinds of CPU.
+        Shards are labelled independently of each other, so more GPUs divide the time."""
     table = [f"| {name} | {_rounded(hours)} | {_rounded(low)}, {_rounded(high)} |" for name, hours, low, high in rows]
     head = "| work | hours | from, to |\n|---|---|---|"
     return "\n\n".join(
@@ -157,20 +157,17 @@ def _paragraph(text: str) -> str:
 
 
 def _draw(results: list[dict[str, Any]]) -> None:
-    """Time over what grows, measured and fitted, a row of panels for each machine."""
-    columns = max(len(result["rows"]) for result in results)
-    figure = Figure(figsize=(2.6 * columns, 2.8 * len(results)), layout="constrained")
-    panels = figure.subplots(len(results), columns, squeeze=False)
-    for result, row_of_panels in zip(results, panels, strict=True):
-        for panel in row_of_panels[len(result["rows"]) :]:
-            panel.axis("off")
-        for row, panel in zip(result["rows"], row_of_panels, strict=False):
+    """Time over what grows, measured and fitted, a part of the picture for each machine."""
+    parts = Figure(figsize=(10, 5.2 * len(results)), layout="constrained")
+    for result, part in zip(results, parts.subfigures(len(results), squeeze=False)[:, 0], strict=True):
+        part.suptitle(result["machine"])
+        panels = part.subplots(2, 4).flat
+        for row, panel in zip(result["rows"], panels, strict=True):
             line = Line.through(row["x"], row["milliseconds"])
             for x, values in zip(row["x"], row["milliseconds"], strict=True):
-                panel.plot([x] * len(values), values, "o", color="tab:blue", markersize=3, alpha=0.6)
+                panel.plot([x] * len(values), np.array(values) / 1000, "o", color="tab:blue", markersize=3, alpha=0.6)
             ends = np.array([0, max(row["x"])])
-            panel.plot(ends, line.start + line.slope * ends, color="tab:orange")
-            panel.set(title=row["job"], xlabel=row["by"])
+            panel.plot(ends, (line.start + line.slope * ends) / 1000, color="tab:orange")
+            panel.set(title=row["job"], xlabel=row["by"], ylabel="seconds")
             panel.set_ylim(bottom=0)
-        row_of_panels[0].set_ylabel("ms")
-    figure.savefig(PICTURE, dpi=110)
+    parts.savefig(PICTURE, dpi=110)

@@ -32,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "pictures: a test of pictures, for which matplotlib's figures are drawn")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests train come first, so that none is left to one process while the others have nothing to do."""
+    train = {item.path for item in items if "miniature_world" in getattr(item, "fixturenames", ())}
+    train |= {ROOT / "tests" / name for name in ("test_readme.py", "test_self_training.py")}
+    items.sort(key=lambda item: item.path not in train)
+
+
 class Figures:
     """Whether matplotlib's figures are drawn when they are saved."""
 

@@ -466,7 +466,14 @@ def test_the_table_of_backbones_has_the_figures_of_the_configs():
         assert table[name] == [figures[1], figures[2], figures[3] or "< 0.1"], name
 
 
-@pytest.mark.parametrize("name", [name for name in backbone_table() if name != "quickstart"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "lvis_base_nfnet_f6" else [])
+        for name in backbone_table()
+        if name != "quickstart"
+    ],
+)
 def test_the_predicted_figures_are_those_of_the_tool(name):
     config = load_config(ROOT / "configs" / f"{name}.yaml", [], TrainConfig)
     cost = count_cost(config, round(0.75 * config.data.size), config.data.size)

@@ -380,7 +380,7 @@ print(last, inside)
 """
 
 
-@pytest.mark.parametrize("repetitions", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repetitions", [2, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_something_intact_remains(tmp_path, repetitions):
     result = subprocess.run(
         [sys.executable, "-c", KILL_SAVES, str(tmp_path), str(repetitions)],

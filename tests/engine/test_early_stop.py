@@ -62,7 +62,7 @@ def test_the_best_average_is_the_result(tmp_path, miniature_world, evaluations):
     assert sorted(path.name for path in config.output.glob("step-*")) == [f"step-00000{n}" for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_resumed_it_ends_at_the_same_step_with_the_same_bits(step, tmp_path, miniature_world, evaluations):
     whole = stopping(tmp_path / "whole", miniature_world, patience=2)
     train_from_config(whole)
@@ -79,6 +79,7 @@ def test_resumed_it_ends_at_the_same_step_with_the_same_bits(step, tmp_path, min
     assert extra[0] == extra[1]
 
 
+@pytest.mark.slow
 def test_with_enough_patience_all_steps_are_taken_and_the_best_is_kept(tmp_path, miniature_world, evaluations):
     config = stopping(tmp_path / "run", miniature_world, patience=5)
     train_from_config(config)

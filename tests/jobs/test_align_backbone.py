@@ -195,7 +195,7 @@ def test_held_out_images_are_not_trained_on(tmp_path):
     assert not trained & measured
 
 
-@pytest.mark.parametrize("proposals", [0, 3])
+@pytest.mark.parametrize("proposals", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_bf16_and_a_frozen_projection(images, proposals, tmp_path, tiny_clip):
     boxes = {"random": 2, "proposals": proposals, "sides": [0.2, 0.6]}
     train = {"precision": "bf16", "projection_rate": 0.0, "recompute": False}

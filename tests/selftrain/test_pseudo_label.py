@@ -536,7 +536,7 @@ print(kills, inside)
 """
 
 
-@pytest.mark.parametrize("repetitions", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repetitions", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_and_two_workers_at_once_leave_what_one_clean_run_does(tmp_path, repetitions):
     shard_folder(tmp_path / "pairs", some_pairs(96), 6)
     result = subprocess.run(
