@@ -20,7 +20,7 @@ from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
-from ovd.engine.optim import Ema, build_optimizer, check_finite, clip_gradients, step_if_finite
+from ovd.engine.optim import Ema, build_optimizer, check_finite, gradient_norm, step_if_finite
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
 from ovd.inference import Inference
@@ -130,8 +130,8 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
 
     def step() -> None:
         losses = backward(parallel, detector, batch, texts, criterion, step=0, low_precision=low_precision)
-        norm = clip_gradients(detector.parameters(), settings.clip_norm)
-        step_if_finite(optimizer, losses, norm)
+        norm = gradient_norm(detector.parameters())
+        step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
         optimizer.zero_grad()
         average.update(detector)
         check_finite(losses, norm, batch.image_ids)

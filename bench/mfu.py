@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ovd.cost import count_cost
 from ovd.engine.groups import build_groups
-from ovd.engine.optim import Ema, build_optimizer, clip_gradients
+from ovd.engine.optim import Ema, build_optimizer, gradient_norm, step_if_finite
 from ovd.precision import autocast, describe_machine
 
 NUM_CLASSES = 1203
@@ -78,8 +78,7 @@ def optimizer_step(fresh: Fresh) -> Callable[[], object]:
     def work() -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        clip_gradients(parameters, fresh.config.train.clip_norm)
-        optimizer.step()
+        step_if_finite(optimizer, {}, gradient_norm(parameters), max_norm=fresh.config.train.clip_norm)
         optimizer.zero_grad()
         average.update(fresh.detector)
 

@@ -17,7 +17,7 @@ import torch
 from measured import milliseconds, save, seconds_of, time_ratio
 from torch import nn
 
-from ovd.engine.optim import Ema, GroupSpec, build_optimizer, clip_gradients, parameter_groups
+from ovd.engine.optim import Ema, GroupSpec, build_optimizer, gradient_norm, parameter_groups, step_if_finite
 from ovd.precision import describe_machine
 
 MATRICES, SIDE = 32, 1024
@@ -45,8 +45,7 @@ def ours(learner: Learner) -> Callable[[], object]:
     optimizer = build_optimizer(groups, lr=RATE)
 
     def step() -> None:
-        clip_gradients(learner.module.parameters(), MAX_NORM)
-        optimizer.step()
+        step_if_finite(optimizer, {}, gradient_norm(learner.module.parameters()), max_norm=MAX_NORM)
         learner.average.update(learner.module)
 
     return step

@@ -38,7 +38,7 @@ from ovd.engine.optim import (
     GroupSpec,
     build_optimizer,
     check_finite,
-    clip_gradients,
+    gradient_norm,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
@@ -309,8 +309,8 @@ def _take_step(
     (world_size() * torch.stack(list(sums.values())).sum() / num_boxes).backward()
     total = sum_over_ranks(torch.stack(list(sums.values())).detach()) / num_boxes
     losses = dict(zip(sums, total, strict=True))
-    norm = clip_gradients(distillation.student.parameters(), settings.clip_norm)
-    step_if_finite(optimizer, losses, norm)
+    norm = gradient_norm(distillation.student.parameters())
+    step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
     optimizer.zero_grad()
     check_finite(losses, norm, batch.image_ids)
     numbers = {name: loss.item() for name, loss in losses.items()}

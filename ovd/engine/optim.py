@@ -143,9 +143,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
-    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before that."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+def gradient_norm(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The joint L2 norm of all gradients; 0 if there is none."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients, foreach=True)
 
 
 def check_finite(
@@ -166,14 +167,24 @@ def check_finite(
 
 
 def step_if_finite(
-    optimizer: torch.optim.Optimizer, losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""]
+    optimizer: torch.optim.AdamW,
+    losses: Mapping[str, Float[Tensor, ""]],
+    grad_norm: Float[Tensor, ""],
+    *,
+    max_norm: float,
 ) -> None:
-    """Take a step of fused AdamW, which leaves weights and moments as they are unless losses and gradient are finite.
+    """Take a step of fused AdamW with gradients clipped to `max_norm`, if losses and gradient are finite.
 
-    So a GPU gets the step, and what comes behind it, before `check_finite` waits for the numbers.
+    If not, weights and moments stay as they are. So a GPU gets the step, and what comes behind it, before
+    `check_finite` waits for the numbers. AdamW reads the gradients once, and clips them meanwhile.
+
+    Args:
+        grad_norm: `gradient_norm` of the optimizer's parameters.
     """
     numbers = torch.stack([value.detach().float() for value in (*losses.values(), grad_norm)])
-    optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]  # at 1 it does nothing
+    # What torch's gradient scaler sets: at a found_inf of 1 nothing is done; gradients are divided by grad_scale.
+    optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = (grad_norm.float() / max_norm).clamp(min=1)  # type: ignore[attr-defined]
     optimizer.step()
 
 

@@ -38,7 +38,7 @@ from ovd.engine.optim import (
     NonFiniteError,
     build_optimizer,
     check_finite,
-    clip_gradients,
+    gradient_norm,
     learning_rate_factor,
     set_learning_rate,
     step_if_finite,
@@ -210,12 +210,12 @@ def train_step(
     texts = texts_of.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
     losses = backward(parallel, detector, batch, texts, criterion, step=step, low_precision=low_precision)
-    gradient_norm = clip_gradients(detector.parameters(), settings.clip_norm)
-    step_if_finite(state.optimizer, losses, gradient_norm)
+    norm = gradient_norm(detector.parameters())
+    step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()
     state.ema.update(detector)
     try:
-        check_finite(losses, gradient_norm, batch.image_ids)
+        check_finite(losses, norm, batch.image_ids)
     except NonFiniteError as error:
         dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
         raise NonFiniteError(f"{error}; tools/replay_step.py {dump} shows which image") from None

@@ -21,7 +21,7 @@ from ovd.engine.optim import (
     GroupSpec,
     build_optimizer,
     check_finite,
-    clip_gradients,
+    gradient_norm,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
@@ -114,8 +114,8 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
                 text_embeddings = model.encode_text(tokens[torch.from_numpy(indices)], normalize=True)
             loss = contrastive_loss(image_embeddings.float(), text_embeddings.float(), model.logit_scale.exp())
             loss.backward()
-            norm = clip_gradients(model.parameters(), config.clip_norm)
-            step_if_finite(optimizer, {"contrastive": loss}, norm)
+            norm = gradient_norm(model.parameters())
+            step_if_finite(optimizer, {"contrastive": loss}, norm, max_norm=config.clip_norm)
             optimizer.zero_grad()
             check_finite({"contrastive": loss}, norm, indices.tolist())
             with torch.no_grad():

@@ -13,7 +13,7 @@ from ovd.engine.optim import (
     NonFiniteError,
     build_optimizer,
     check_finite,
-    clip_gradients,
+    gradient_norm,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
@@ -198,17 +198,34 @@ def joint_gradient(parameters: list[nn.Parameter]) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
 
 
-def test_clipping_scales_to_the_joint_norm():
-    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(4))]
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_clipped_steps_are_those_of_torch(max_norm: float):
     torch.manual_seed(0)
-    for parameter in parameters[:2]:  # the third has no gradient
-        parameter.grad = torch.randn_like(parameter)
-    before = joint_gradient(parameters)
-    norm = clip_gradients(parameters, 0.5)
-    after = joint_gradient(parameters)
-    assert norm == pytest.approx(before.norm().item())
-    torch.testing.assert_close(after, before * 0.5 / before.norm(), rtol=1e-5, atol=1e-6)
-    assert clip_gradients(parameters[2:], 0.5) == 0
+    ours = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3), nn.Linear(2, 2))  # the last has no gradient
+    theirs = copy.deepcopy(ours)
+    groups = parameter_groups(ours, {"all": GroupSpec([ours])})
+    optimizer = build_optimizer(groups, lr=0.1)
+    # A step of AdamW hardly depends on the gradient's length; its moments do.
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.0)
+    for _ in range(3):
+        x = torch.randn(4, 7)
+        for module in (ours, theirs):
+            module.zero_grad()
+            (10 * module[:2](x)).square().mean().backward()
+        before = joint_gradient(list(ours.parameters()))
+        norm = gradient_norm(ours.parameters())
+        assert norm == pytest.approx(before.norm().item())
+        step_if_finite(optimizer, {}, norm, max_norm=max_norm)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
+        reference.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments = [found.state[key].get(name) for found, key in ((optimizer, mine), (reference, other))]
+            assert (moments[0] is None) == (moments[1] is None)
+            if moments[0] is not None:
+                torch.testing.assert_close(*moments, rtol=1e-4, atol=1e-9)
+    assert gradient_norm(ours[2].parameters()) == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -229,10 +246,10 @@ def test_a_step_that_is_not_finite_changes_nothing(bad: float):
 
     for number in range(4):
         if number == 2:
-            step_if_finite(optimizers[0], {"class": gradient(module, bad)}, torch.tensor(1.0))
+            step_if_finite(optimizers[0], {"class": gradient(module, bad)}, torch.tensor(1.0), max_norm=1.0)
             gradient(module)
-            step_if_finite(optimizers[0], {"class": torch.tensor(1.0)}, torch.tensor(bad))
-        step_if_finite(optimizers[0], {"class": gradient(module)}, torch.tensor(1.0))
+            step_if_finite(optimizers[0], {"class": torch.tensor(1.0)}, torch.tensor(bad), max_norm=1.0)
+        step_if_finite(optimizers[0], {"class": gradient(module)}, torch.tensor(1.0), max_norm=1.0)
         gradient(plain)
         optimizers[1].step()
     for mine, theirs in zip(module.parameters(), plain.parameters(), strict=True):
