@@ -167,7 +167,7 @@ def check_finite(
 
 
 def step_if_finite(
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     losses: Mapping[str, Float[Tensor, ""]],
     grad_norm: Float[Tensor, ""],
     *,

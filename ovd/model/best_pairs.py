@@ -2,7 +2,8 @@
 
 Points are processed chunk by chunk. A lower bound on the score of the last pair that is kept, from the pairs found so
 far and from the highest cosines of groups of classes, becomes a bound on each point's cosines; only the few pairs above
-it are scored and sorted. With an ensemble, or where each point stands for its best class alone, all are scored.
+it are scored and sorted. The cosines may be rough (rough_cosines.py); the scores are exact. With an ensemble, or where
+each point stands for its best class alone, all are scored.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor
 from ovd.model.pair_scores import PairScores, PointPredictions
 
 CLASSES_IN_GROUP = 32
-"""Of which only the highest cosine is looked at for the first bound."""
+"""Of which only the highest cosine is looked at first."""
 
 ScoresOf = Callable[[PointPredictions], PairScores]
 
@@ -107,13 +108,23 @@ def _of_all_scores(scores: Float[Tensor, "P C"], count: int) -> Pairs:
 
 def _of_high_cosines(scores: PairScores, count: int, lowest: Float[Tensor, ""]) -> Pairs:
     """The pairs that may be among the `count` best ones and may score `lowest`, and a few others."""
-    cosines = scores.cosines
-    groups = cosines.shape[1] // CLASSES_IN_GROUP
+    rough = scores.rough_cosines
+    num_classes = rough.values.shape[1]
+    groups = num_classes // CLASSES_IN_GROUP
     in_groups = CLASSES_IN_GROUP * groups
-    highest = cosines[:, :in_groups].unflatten(1, (CLASSES_IN_GROUP, groups)).amax(dim=1)
-    bounds = not_nan(scores.at_least(torch.cat([highest, cosines[:, in_groups:]], dim=1)))
-    lowest = torch.maximum(lowest, _last_of_best(bounds, count))
-    rows, classes = (cosines >= scores.lowest_cosines(lowest)[:, None]).nonzero().unbind(dim=1)
+    highest = rough.values[:, :in_groups].unflatten(1, (CLASSES_IN_GROUP, groups)).amax(dim=1)
+    highest = torch.cat([highest, rough.values[:, in_groups:]], dim=1).float()  # the last classes are in no group
+    bounds = not_nan(scores.at_least(rough.at_least(highest)))
+    lowest_cosines = scores.lowest_cosines(torch.maximum(lowest, _last_of_best(bounds, count)))
+    rows, columns = (rough.at_most(highest) >= lowest_cosines[:, None]).nonzero().unbind(dim=1)
+
+    members = torch.arange(CLASSES_IN_GROUP, device=rows.device)
+    rows, classes = torch.broadcast_tensors(rows[:, None], columns[:, None] + groups * members)
+    # Behind the groups' columns come single classes, each of which is in its column's last place.
+    exists = (columns < groups)[:, None] | (members == CLASSES_IN_GROUP - 1)
+    passes = exists & (rough.at_most_of(rows, classes) >= lowest_cosines[rows])
+    pairs = (num_classes * rows + classes)[passes].sort().values
+    rows, classes = pairs // num_classes, pairs % num_classes
     return Pairs(rows, classes, scores.of(rows, classes))
 
 

@@ -14,6 +14,7 @@ the cosines tell which pairs may score at least so much, and no other's score ne
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.similarity import TextClassifier
+from ovd.model.rough_cosines import RoughCosines, pays_off
+from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
@@ -75,13 +77,31 @@ class PairScores:
         self._classifier = classifier
         self._options = options
         self._ensemble = ensemble
-        self.cosines = _cosines(points, classifier)
-        """By which classes are chosen (P, C), less what is taken off against the bias towards trained names."""
         self._quality = sigmoid(points.quality.float())
         competes = options.competition > 0
         self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if competes else None
         # The bias is one in the choice between names: where they compete, it is corrected there alone.
         self._restored = classifier.lowered if competes else None
+
+    @cached_property
+    def cosines(self) -> Float[Tensor, "P C"]:
+        """By which classes are chosen, less what is taken off against the bias towards trained names."""
+        return _cosines(self._points, self._classifier)
+
+    @cached_property
+    def rough_cosines(self) -> RoughCosines:
+        """What the cosines are nearly; exact ones if they are known, or not much slower."""
+        if self._is_rough:
+            return RoughCosines.of(self._unit, self._classifier)
+        return RoughCosines.exact(self.cosines)
+
+    @property
+    def _is_rough(self) -> bool:
+        return self._log_total is None and self._points.mixed is None and pays_off(self._classifier)
+
+    @cached_property
+    def _unit(self) -> Float[Tensor, "P D"]:
+        return unit_embeddings(self._points.embeddings)
 
     @property
     def has_ensemble(self) -> bool:
@@ -100,7 +120,10 @@ class PairScores:
 
     def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of some pairs; without an ensemble."""
-        cosines = self.cosines[rows, classes]
+        if self._is_rough:
+            cosines = self._classifier.pair_cosines(self._unit, rows, classes)
+        else:
+            cosines = self.cosines[rows, classes]
         restored = None if self._restored is None else self._restored[classes]
         return self._joined(self._probability(cosines, restored), cosines, rows)
 

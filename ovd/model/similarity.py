@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from ovd.structures import IGNORED
 EPSILON = 1e-6
 """Embeddings shorter than this are not scaled to unit length, so that a zero has a finite gradient."""
 
-CHUNK_ELEMENTS = 2**22
-"""Number of logits in memory at a time where points are processed chunk by chunk: 16 MiB."""
+CHUNK_ELEMENTS = 2**23
+"""Number of logits in memory at a time where points are processed chunk by chunk: 32 MiB."""
+PAIR_ELEMENTS = 2**20
+"""Numbers multiplied at a time where pairs of vectors are: 4 MiB, which stay in a processor's cache."""
 GPU_CHUNK_ELEMENTS = 2**27
 """The same on a GPU, which needs more work at a time: 512 MiB."""
 
@@ -101,6 +104,24 @@ class TextClassifier:
         """Cosines of embeddings of any length, less `lowered`, all at once."""
         cosines = text_cosines(embeddings, self.text)
         return cosines if self.lowered is None else cosines - self.lowered
+
+    def pair_cosines(
+        self, embeddings: Float[Tensor, "P D"], points: Int[Tensor, " N"], rows: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """The cosines of some pairs of an embedding and a row, less `lowered`.
+
+        Args:
+            embeddings: unit rows.
+        """
+        at_a_time = max(1, PAIR_ELEMENTS // self.text.shape[1])
+        parts = zip(points.split(at_a_time), rows.split(at_a_time), strict=True)
+        cosines = torch.cat([embeddings[part].mul_(self.text[own]).sum(dim=1) for part, own in parts])
+        return cosines if self.lowered is None else cosines - self.lowered[rows]
+
+    @cached_property
+    def rounded_text(self) -> Float[Tensor, "C D"]:
+        """The rows in bfloat16."""
+        return self.text.bfloat16()
 
     def logits(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """Class logits of embeddings of any length, all at once."""

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovd.model import pair_scores
 from ovd.model.best_pairs import Pairs, best_pairs
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions
+from ovd.model.rough_cosines import RoughCosines
 from ovd.model.similarity import TextClassifier, unit_embeddings
 
 DIM = 6
@@ -45,6 +47,13 @@ def assert_equal(found: Pairs, expected: Pairs) -> None:
     assert (torch.minimum(steps[:-1], steps[1:])[differ] < 1e-6).all()
 
 
+@pytest.fixture(params=["exact cosines", "rough cosines"])
+def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without and with fast bfloat16, whatever this one is."""
+    monkeypatch.setattr(pair_scores, "pays_off", lambda classifier: request.param == "rough cosines")
+
+
+@pytest.mark.usefixtures("cosines")
 @pytest.mark.parametrize("num_classes", [1, 31, 300])
 @pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("competition", [0.0, 15.0])
@@ -57,6 +66,7 @@ def test_equals_a_full_sort(num_classes, lowers, competition, count, above, at_a
     assert_equal(found, full_sort(scores_of(points).all(), count, above))
 
 
+@pytest.mark.usefixtures("cosines")
 @pytest.mark.parametrize("scale", [200.0, 3000.0])
 def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale):
     points, classifier = make_points(200), make_classifier(500, scale=scale)
@@ -65,6 +75,7 @@ def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale):
     torch.testing.assert_close(found.scores, full_sort(scores_of(points).all(), 50, 0.0).scores)
 
 
+@pytest.mark.usefixtures("cosines")
 @pytest.mark.parametrize("competition", [0.0, 15.0])
 def test_few_pairs_are_scored(competition, monkeypatch):
     scored, score = [], PairScores.of
@@ -99,3 +110,25 @@ def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, 
     wanted = (scores.all() >= score) & (scores.all() > 0)
     assert not (wanted & ~passed).any()
     assert int(passed.sum()) <= 10 * max(count, 100)
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+@pytest.mark.parametrize("dim", [3, 700])
+def test_rough_cosines_are_within_their_bounds(lowers, dim):
+    generator = torch.Generator().manual_seed(0)
+    text = unit_embeddings(torch.randn(500, dim, generator=generator))
+    lowered = torch.rand(500, generator=generator) if lowers else None
+    classifier = TextClassifier(text, torch.arange(500), torch.tensor(1.0), torch.tensor(0.0), lowered)
+    # Some are all but the same as a text, some its opposite: their cosines have the largest errors.
+    noise = torch.randn(300, dim, generator=generator)
+    embeddings = unit_embeddings(torch.cat([noise, text[:200] + 1e-3 * noise[:200], -text[:200]]))
+    rough = RoughCosines.of(embeddings, classifier)
+    exact = embeddings.double() @ text.double().T - (0 if lowered is None else lowered.double())
+    values = rough.values.float()
+    assert (rough.at_least(values) <= exact).all()
+    assert (rough.at_most(values) >= exact).all()
+    assert float((rough.at_most(values) - rough.at_least(values)).max()) < 0.04
+    rows, classes = torch.randint(500, (2, 40), generator=generator)
+    assert torch.equal(rough.at_most_of(rows, classes), rough.at_most(values)[rows, classes])
+    pairs = classifier.pair_cosines(embeddings, rows, classes)
+    torch.testing.assert_close(pairs.double(), exact[rows, classes], atol=1e-6, rtol=0)
