@@ -70,6 +70,7 @@ class Predictor(ModelHubMixin):
         nearest: bool = False,
         device: str | None = None,
         size: int | None = None,
+        prefilter: float | None = None,
     ) -> "Predictor":
         """Load a run folder or a checkpoint folder.
 
@@ -81,12 +82,14 @@ class Predictor(ModelHubMixin):
             nearest: whether experts answer queries in other words, too, that are near to their names.
             device: such as "cpu" or "cuda:1"; by default as in training.
             size: as in `__init__`.
+            prefilter: share of the points of an image at which all names are scored, for tens of thousands of names,
+                such as 0.15; by default as in the run's config, which is all points unless it says otherwise.
 
         Raises:
             ValueError: no intact checkpoint there, or an expert is missing, damaged or of another detector.
         """
         group = ExpertGroup(tuple(map(Path, experts)), same_place, nearest) if experts else None
-        return cls(load_detector(Path(run), device, experts=group), size=size)
+        return cls(load_detector(Path(run), device, experts=group, prefilter=prefilter), size=size)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Predictor":

@@ -221,3 +221,10 @@ def test_a_damaged_file_is_found(run, tmp_path):
 def test_load_detector_reads_the_classes(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path)
     assert load_detector(tmp_path).classes == ("anchor", "umbrella")
+
+
+def test_a_prefilter_replaces_that_of_the_run(run):
+    assert load_detector(run, prefilter=0.5).config.eval.prefilter == 0.5
+    assert load_detector(run).config.eval.prefilter is None
+    with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not 400"):
+        load_detector(run, prefilter=400)

@@ -328,17 +328,20 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup | None = None) -> TrainedDetector:
+def load_detector(
+    path: Path, device: str | None = None, *, experts: ExpertGroup | None = None, prefilter: float | None = None
+) -> TrainedDetector:
     """Load a trained detector: the averaged weights, in eval mode.
 
     Args:
         path: run folder or checkpoint folder.
         device: replaces the device of the run's config.
         experts: answer beside it, wherever it detects.
+        prefilter: replaces the run's `eval.prefilter`.
 
     Raises:
-        ValueError: no intact checkpoint there, its weights do not fit its config, or the config's CLIP model no longer
-            has the text tower that the detector was trained with.
+        ValueError: no intact checkpoint there, its weights do not fit its config, the config's CLIP model no longer
+            has the text tower that the detector was trained with, or `prefilter` is no share.
     """
     found = find_checkpoint(path)
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
@@ -347,6 +350,10 @@ def load_detector(path: Path, device: str | None = None, *, experts: ExpertGroup
         config = config.model_copy(update={"clip": own})
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
+    if prefilter is not None:
+        if not 0 < prefilter < 1:
+            raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"prefilter": prefilter})})
     torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
     clip = configured_clip(config.clip)
     check_text_tower(found, clip)

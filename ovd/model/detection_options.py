@@ -36,12 +36,15 @@ class DetectionOptions(Section):
     """Exponent of that softmax."""
     one_name_per_place: float | None = Field(default=None, gt=0, lt=1)
     """IoU above which the lower-scoring of two boxes of any classes is dropped; by default only `nms_iou` is used."""
+    prefilter: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the points at which all names are scored: those that score best for a sample of the names. For tens of
+    thousands of names, such as 0.15; docs/results.md has what is lost. By default all points are."""
     second_look: SecondLookOptions | None = None
     """CLIP looks at crops of the best boxes and helps to name them; by default it does not."""
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What the repr shows. The later options appear only if set, since ledgers of pseudo-labels hold the repr."""
-        later = ("competition", "competition_power", "one_name_per_place", "second_look")
+        later = ("competition", "competition_power", "one_name_per_place", "prefilter", "second_look")
         for name, value in super().__repr_args__():
             if name not in later or value != type(self).model_fields[name].default:
                 yield name, value

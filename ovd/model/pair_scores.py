@@ -97,7 +97,7 @@ class PairScores:
 
     @property
     def _is_rough(self) -> bool:
-        return self._log_total is None and self._points.mixed is None and pays_off(self._classifier)
+        return self._log_total is None and self._points.mixed is None and pays_off(len(self._points), self._classifier)
 
     @cached_property
     def _unit(self) -> Float[Tensor, "P D"]:

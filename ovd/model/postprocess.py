@@ -28,6 +28,7 @@ from ovd.boxes import clip_boxes, rescale_boxes
 from ovd.model.best_pairs import ScoresOf, best_pairs, not_nan
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
+from ovd.model.prefilter import promising_points
 from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -60,7 +61,8 @@ def postprocess(
     order of point, then class. With an `ensemble` the class probability is the geometric mean of the detector's and
     CLIP's, weighted by class.
 
-    `options` can add a competition between classes, NMS over all classes and a second look (see above).
+    `options` can add a competition between classes, NMS over all classes and a second look (see above), and leave out
+    points that score little for a sample of the classes (prefilter.py).
 
     Args:
         classifier: of the vocabulary to detect, at least one class; `Detections.classes` are its rows.
@@ -76,6 +78,8 @@ def postprocess(
     scores_of = partial(PairScores, classifier=classifier, options=options, ensemble=ensemble)
     at_a_time = points_at_a_time(len(classifier), predictions.boxes.device)
     images: Iterable[PointPredictions] = _visible(predictions, input_sizes)
+    if options.prefilter is not None:
+        images = [image[promising_points(image, classifier, options.prefilter)] for image in images]
     if options.second_look is not None and len(classifier) > 1:
         assert look is not None, "a second look needs the encoder of crops"
         images = _look_again(images, scores_of, look, options, at_a_time)

@@ -15,8 +15,8 @@ from ovd.precision import fast_low_precision
 
 HALF_STEP = 1.01 * 2**-8
 """Largest relative error of rounding to bfloat16; the rest is for sums, which are in float32."""
-MIN_CLASSES = 1000
-"""With fewer, exact products take no longer."""
+MIN_COSINES = 2**20
+"""With fewer, exact ones take no longer."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class RoughCosines:
         return values + (self.error[rows] + self.relative * values.abs())
 
 
-def pays_off(classifier: TextClassifier) -> bool:
+def pays_off(num_points: int, classifier: TextClassifier) -> bool:
     """Whether rough cosines first, and exact ones of a few pairs then, are faster: on a CPU with fast bfloat16.
 
     A GPU has exact ones from bfloat16 products (similarity.py).
     """
     device = classifier.text.device
-    return len(classifier) >= MIN_CLASSES and device.type == "cpu" and fast_low_precision(device)
+    return num_points * len(classifier) >= MIN_COSINES and device.type == "cpu" and fast_low_precision(device)

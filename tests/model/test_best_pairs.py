@@ -50,7 +50,7 @@ def assert_equal(found: Pairs, expected: Pairs) -> None:
 @pytest.fixture(params=["exact cosines", "rough cosines"])
 def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU without and with fast bfloat16, whatever this one is."""
-    monkeypatch.setattr(pair_scores, "pays_off", lambda classifier: request.param == "rough cosines")
+    monkeypatch.setattr(pair_scores, "pays_off", lambda points, classifier: request.param == "rough cosines")
 
 
 @pytest.mark.usefixtures("cosines")

@@ -1,0 +1,41 @@
+"""A choice of points by a sample of the names, before all names are scored: for tens of thousands of them.
+
+A point of an object, or of what looks like one, is near to many names, so the names that are not in the sample hardly
+change which points are the best. What is chosen is scored exactly; what a point that is left out would have scored is
+lost. The choice is this toolkit's own; `bench/prefilter.py` measures what is kept.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd.model.pair_scores import PointPredictions
+from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.precision import fast_low_precision
+
+SAMPLED_NAMES = 256
+
+
+def promising_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
+    """The share of points that score best for their best name of a sample, in their order.
+
+    The sample has every n-th row. All points are kept of a vocabulary that is hardly larger.
+    """
+    step = len(classifier) // SAMPLED_NAMES
+    if step <= 1:
+        return torch.arange(len(image), device=image.boxes.device)
+    logits = classifier.scale * _best_cosines(image.embeddings, classifier, step) + classifier.bias
+    log_scores = F.logsigmoid(logits) + F.logsigmoid(image.quality.float())
+    return log_scores.topk(math.ceil(share * len(image)), sorted=False).indices.sort().values
+
+
+def _best_cosines(embeddings: Float[Tensor, "P D"], classifier: TextClassifier, step: int) -> Float[Tensor, " P"]:
+    """Of each point, the highest cosine with every `step`-th row; in bfloat16 where that is fast."""
+    dtype = torch.bfloat16 if fast_low_precision(embeddings.device) else torch.float32
+    cosines = (unit_embeddings(embeddings).to(dtype) @ classifier.text[::step].to(dtype).T).float()
+    if classifier.lowered is not None:
+        cosines = cosines - classifier.lowered[::step]
+    return cosines.amax(dim=1)

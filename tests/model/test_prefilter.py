@@ -1,0 +1,80 @@
+"""A prefilter leaves points out, and changes nothing of what it keeps."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.pair_scores import PointPredictions
+from ovd.model.postprocess import postprocess
+from ovd.model.prefilter import SAMPLED_NAMES, promising_points
+from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.structures import Detections, Predictions
+
+DIM, POINTS, SIZE = 16, 200, 100
+
+
+def make_classifier(num_names: int, *, lowers: bool = False) -> TextClassifier:
+    """Names that share a direction, as CLIP's do."""
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randn(num_names, DIM, generator=generator)
+    text[:, 0] += 6
+    lowered = 0.01 * torch.rand(num_names, generator=generator) if lowers else None
+    return TextClassifier(
+        unit_embeddings(text), torch.arange(num_names), torch.tensor(50.0), torch.tensor(-45.0), lowered
+    )
+
+
+def make_predictions(classifier: TextClassifier, *, objects: int) -> tuple[Predictions, Tensor]:
+    """Noise, and at some points a vector near a name; and which points these are."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(1, POINTS, DIM, generator=generator)
+    chosen = torch.randperm(POINTS, generator=generator)[:objects].sort().values
+    names = torch.randint(len(classifier), (objects,), generator=generator)
+    embeddings[0, chosen] = classifier.text[names] + 0.02 * torch.randn(objects, DIM, generator=generator)
+    corners = torch.rand(1, POINTS, 2, generator=generator) * SIZE * 0.8
+    boxes = torch.cat([corners, corners + 10], dim=2)
+    return Predictions(embeddings, boxes, torch.randn(1, POINTS, generator=generator)), chosen
+
+
+def found_by(predictions: Predictions, classifier: TextClassifier, **options: float) -> Detections:
+    sizes = torch.tensor([[SIZE, SIZE]])
+    settings = DetectionOptions.model_validate({"max_detections": 50, "candidates": 100, **options})
+    return postprocess(predictions, classifier, input_sizes=sizes, original_sizes=sizes, options=settings)[0]
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+@pytest.mark.parametrize("competition", [0.0, 20.0])
+def test_what_is_kept_is_found_as_without_it(lowers: bool, competition: float) -> None:
+    classifier = make_classifier(4 * SAMPLED_NAMES + 3, lowers=lowers)
+    predictions, _ = make_predictions(classifier, objects=20)
+    exact = found_by(predictions, classifier, competition=competition)
+    found = found_by(predictions, classifier, competition=competition, prefilter=0.2)
+    assert torch.equal(found.classes, exact.classes)
+    assert torch.equal(found.boxes, exact.boxes)
+    torch.testing.assert_close(found.scores, exact.scores)
+    # With fewer points than objects something is lost, and what is left has the scores that it had.
+    some = found_by(predictions, classifier, competition=competition, prefilter=0.02)
+    assert {round(score, 5) for score in some.scores[:5].tolist()} <= {round(s, 5) for s in exact.scores.tolist()}
+    assert len(some.scores) > 0
+    assert not torch.equal(some.boxes, exact.boxes)
+
+
+@pytest.mark.parametrize("hidden", [0, 150])
+def test_points_are_chosen_by_their_scores_and_stay_in_order(hidden: int) -> None:
+    classifier = make_classifier(10 * SAMPLED_NAMES)
+    predictions, objects = make_predictions(classifier, objects=30)
+    predictions.quality[0, :hidden] = -torch.inf  # as in the padding
+    image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], clip=None)
+    chosen = promising_points(image, classifier, 0.25)
+    assert len(chosen) == POINTS // 4
+    assert (chosen.diff() > 0).all()
+    assert torch.isin(objects[objects >= hidden], chosen).all()
+
+
+def test_a_small_vocabulary_keeps_all_points() -> None:
+    classifier = make_classifier(2 * SAMPLED_NAMES - 1)
+    predictions, _ = make_predictions(classifier, objects=20)
+    exact, found = found_by(predictions, classifier), found_by(predictions, classifier, prefilter=0.01)
+    assert torch.equal(found.boxes, exact.boxes)
+    assert torch.equal(found.scores, exact.scores)
