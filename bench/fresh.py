@@ -23,6 +23,7 @@ from ovd.engine.groups import build_groups
 from ovd.engine.optim import Ema, build_optimizer, check_finite, gradient_norm, step_if_finite
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
+from ovd.heap import keep_freed_memory
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -105,6 +106,7 @@ class Fresh:
 def fresh_detector(path: Path, device: torch.device) -> Fresh:
     """Build a config's detector, with random weights unless its CLIP is the tiny one; on a CPU with two threads."""
     torch.set_num_threads(2)
+    keep_freed_memory()  # as all tools do; peers in this process have the same
     is_tiny = load_config(path, [], TrainConfig).clip.name == "tiny"
     overrides = [f"train.device={device}", *([] if is_tiny else ["clip.weights=random"])]
     config = load_config(path, overrides, TrainConfig)

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from ovd.heap import keep_freed_memory
+
 EXIT_BAD_INPUT = 2
 EXIT_RUN_TIME = 3
 
@@ -13,6 +15,7 @@ def run_tool(main: Callable[[], None]) -> None:
 
     With OVD_TRACEBACK set in the environment the traceback is printed too.
     """
+    keep_freed_memory()
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:

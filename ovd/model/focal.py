@@ -1,6 +1,6 @@
 """The sigmoid focal loss (arXiv:1708.02002) over large vocabularies, without a tensor of points x classes in memory.
 
-The forward pass computes the gradients as well, chunk by chunk of points, with few buffers and few passes over them.
+The forward pass computes the gradients as well, block by block of points, with few buffers and few passes over them.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ovd import kernels
-from ovd.model.similarity import EPSILON, TextClassifier, unit_embeddings
+from ovd.model.similarity import EPSILON, TextClassifier
 from ovd.structures import IGNORED
+
+CHUNKS_IN_BLOCK = 4
+"""Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """Arguments of `chunked_focal_loss`."""
+    """Constants of the loss, and points at a time."""
 
     alpha: float
     gamma: float
     chunk_size: int
+    block_size: int
 
 
 def point_focal_loss(
@@ -35,26 +39,13 @@ def point_focal_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """`chunked_focal_loss` of embeddings of any length, with points that are left out; on a GPU with a kernel.
-
-    Args:
-        labels: as there, and `IGNORED` for a point to be left out.
-    """
+    """`chunked_focal_loss`; on a GPU with a kernel."""
     if kernels.applies_to(embeddings):
         from ovd.kernels.focal import FocalLoss, FocalSettings
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
         return FocalLoss.apply(*learned, labels, class_mask, group, FocalSettings(alpha, gamma, EPSILON))
-    counts = labels != IGNORED
-    return chunked_focal_loss(
-        unit_embeddings(embeddings[counts]),
-        classifier,
-        labels[counts],
-        class_mask,
-        None if group is None else group[counts],
-        alpha=alpha,
-        gamma=gamma,
-    )
+    return chunked_focal_loss(embeddings, classifier, labels, class_mask, group, alpha=alpha, gamma=gamma)
 
 
 def chunked_focal_loss(
@@ -70,17 +61,18 @@ def chunked_focal_loss(
 ) -> Float[Tensor, ""]:
     """Sum of the sigmoid focal loss over points and classes, without N x C numbers in memory.
 
-    The pair (point, class) counts iff `class_mask[group[point], class]` or `labels[point] == class`. Chunk by chunk of
+    The pair (point, class) counts iff `class_mask[group[point], class]` or `labels[point] == class`. Block by block of
     points, the forward pass computes logits, loss and gradients, and keeps only the gradients, which have the shapes
-    of the inputs. The additional memory is that of a few chunks; there is no second derivative.
+    of the inputs. The additional memory is that of a few blocks; there is no second derivative.
 
     Under autocast the matrix products take and return autocast's dtype; the bias is added, and the focal loss and its
-    derivative are computed, in the embeddings' dtype. The result is deterministic: no atomic additions.
+    derivative are computed, in the classifier's dtype. The result is deterministic: no atomic additions.
 
     Args:
-        embeddings: unit rows, float32 (or float64).
-        classifier: at least one text row, of the same dtype.
-        labels: row of the classifier that each point is a positive of, or -1 for background.
+        embeddings: of any length; normalized here.
+        classifier: at least one text row, float32 or float64.
+        labels: row of the classifier that each point is a positive of, -1 for background, `IGNORED` for a point to be
+            left out.
         class_mask: whether a class counts for a group of points; None if all do.
         group: row of `class_mask` for each point; None with a None mask.
         alpha: weight of positives; negatives have 1 - alpha.
@@ -91,9 +83,13 @@ def chunked_focal_loss(
     assert (class_mask is None) == (group is None), "class_mask and group come together"
     if chunk_size is None:
         # On a CPU 16 MiB of buffers, which fit a last-level cache; a GPU needs more work per kernel instead.
-        chunk_size = max(1, (2**20 if embeddings.device.type == "cpu" else 2**24) // len(classifier))
+        elements = 2**20 if embeddings.device.type == "cpu" else 2**24
+        chunk_size = max(1, elements // len(classifier))
+        block_size = max(1, CHUNKS_IN_BLOCK * elements // max(classifier.text.shape))
+    else:
+        block_size = CHUNKS_IN_BLOCK * chunk_size
     learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-    fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size))
+    fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size, block_size))
     if torch.is_grad_enabled() and any(x.requires_grad for x in learned):
         return _FocalLoss.apply(*learned, *fixed)
     loss, _ = _focal_loss_and_gradients(*learned, *fixed, needs_gradient=(False,) * 4)
@@ -131,44 +127,49 @@ def _focal_loss_and_gradients(
 ) -> tuple[Float[Tensor, ""], tuple[Tensor | None, ...]]:
     """The loss, and its gradients with respect to embeddings, text, scale and bias where needed."""
     needs_embeddings, needs_text, needs_scale, needs_bias = needs_gradient
-    device, chunk_size = embeddings.device.type, settings.chunk_size
-    product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
+    device, dtype = embeddings.device.type, text.dtype
+    product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
     product_text = text.to(product_dtype)
-    weights = None if class_mask is None else (1 - settings.alpha) * class_mask.to(embeddings.dtype)
+    weights, group = _weights_of_negatives(labels, class_mask, group, classes=text, alpha=settings.alpha)
 
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
     gradient_text = torch.zeros_like(text) if needs_text else None
-    chunk_starts = range(0, len(embeddings), chunk_size)
-    # Float32 sums of float32 sums are more precise than one running total.
-    sums_loss, sums_scale, sums_bias = embeddings.new_zeros(3, len(chunk_starts))
-    buffers = embeddings.new_empty(4, min(chunk_size, len(embeddings)), len(text))
+    starts = range(0, len(embeddings), settings.block_size)
+    # Sums of a block's sums are more precise than one running total.
+    sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
+    buffers = text.new_empty(4, min(settings.chunk_size, len(embeddings)), len(text))
 
     with torch.autocast(device, enabled=False):
-        for i, start in enumerate(chunk_starts):
-            chunk = slice(start, start + chunk_size)
-            scaled = (embeddings[chunk] * scale).to(product_dtype)
-            logits, *spare = buffers[:, : len(scaled)]
-            _matmul(scaled, product_text.T, out=logits)
-            logits.add_(bias)
-            weight = 1 - settings.alpha if weights is None or group is None else weights.index_select(0, group[chunk])
-            slopes, losses = _slopes_and_losses(logits, spare, labels[chunk, None], weight, settings)
-            sums_loss[i] = losses.sum()
-            if not any(needs_gradient):
-                continue
+        for i, start in enumerate(starts):
+            block = slice(start, start + settings.block_size)
+            # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
+            exact = embeddings[block].to(dtype)
+            rows = exact.to(product_dtype)
+            length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+            inverse = 1 / length.clamp(min=EPSILON)
+            products = rows @ product_text.T
+            for first in range(0, len(rows), settings.chunk_size):
+                chunk = slice(first, first + settings.chunk_size)
+                logits, *spare = buffers[:, : len(products[chunk])]
+                logits.copy_(products[chunk]).mul_(scale * inverse[chunk]).add_(bias)
+                weight = weights if group is None else weights.index_select(0, group[block][chunk])
+                slopes, losses = _slopes_and_losses(logits, spare, labels[block][chunk, None], weight, settings)
+                sums_loss[i] += losses.sum()
+                if needs_bias:
+                    sums_bias[i] += slopes.sum()
+                products[chunk] = slopes
 
-            if needs_bias:
-                sums_bias[i] = slopes.sum()
-            product_slopes = slopes.to(product_dtype)
             if needs_embeddings or needs_scale:
-                gradient = (
-                    torch.empty_like(embeddings[chunk]) if gradient_embeddings is None else gradient_embeddings[chunk]
-                )
-                _matmul(product_slopes, product_text, out=gradient)
-                if needs_scale:
-                    sums_scale[i] = (gradient * embeddings[chunk]).sum()
-                gradient.mul_(scale)
+                gradient = (products @ product_text).to(dtype)
+                along = inverse * torch.linalg.vecdot(gradient, exact)[:, None]  # each point's slopes times cosines
+                sums_scale[i] = along.sum()
+                if gradient_embeddings is not None:
+                    # With scale and length, the part along the embedding is gone; a shorter one is not normalized.
+                    along = along.masked_fill(length < EPSILON, 0)
+                    gradient.addcmul_(exact, inverse * along, value=-1)
+                    gradient_embeddings[block] = gradient.mul_(scale * inverse)
             if gradient_text is not None:
-                gradient_text += product_slopes.T @ scaled
+                gradient_text += products.mul_(scale * inverse).T @ rows
 
     gradients = (
         gradient_embeddings,
@@ -179,11 +180,30 @@ def _focal_loss_and_gradients(
     return sums_loss.sum(), gradients
 
 
+def _weights_of_negatives(
+    labels: Int[Tensor, " N"],
+    class_mask: Bool[Tensor, "G C"] | None,
+    group: Int[Tensor, " N"] | None,
+    *,
+    classes: Float[Tensor, "C D"],
+    alpha: float,
+) -> tuple[Float[Tensor, "*groups"], Int[Tensor, " N"] | None]:
+    """The weight of each class as a negative in each group of points, those that are left out in one of their own; one
+    number and no groups if all points and classes count."""
+    ignored = labels == IGNORED
+    if class_mask is None or group is None:
+        if not ignored.any():
+            return classes.new_tensor(1 - alpha), None
+        class_mask, group = classes.new_ones(1, len(classes)), torch.zeros_like(labels)
+    weights = (1 - alpha) * torch.cat([class_mask, class_mask.new_zeros(1, len(classes))]).to(classes.dtype)
+    return weights, group.masked_fill(ignored, len(class_mask))
+
+
 def _slopes_and_losses(
     logits: Float[Tensor, "N C"],
     spare: list[Float[Tensor, "N C"]],
     label: Int[Tensor, "N 1"],
-    weight: Float[Tensor, "N C"] | float,
+    weight: Float[Tensor, "*N_C"],
     settings: _Settings,
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
     """Derivative and value of the loss of each pair; overwrites `logits` and `spare`.
@@ -192,7 +212,7 @@ def _slopes_and_losses(
 
     Args:
         label: each point's own class, -1 for background.
-        weight: weight of negatives.
+        weight: weights of negatives, or one for all.
     """
     positive = label >= 0
     column = label.clamp(min=0)
@@ -207,15 +227,8 @@ def _slopes_and_losses(
     return slopes, losses
 
 
-def _matmul(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"], *, out: Float[Tensor, "N M"]) -> None:
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
-
-
 def _background_focal_(
-    logits: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]], weight: Float[Tensor, "N C"] | float, gamma: float
+    logits: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]], weight: Float[Tensor, "*N_C"] | float, gamma: float
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
     """Derivative and value of weight * p**gamma * -log(1 - p), p = sigmoid(logit).
 
