@@ -85,6 +85,7 @@ def training(setting: Setting, config: Path, device: torch.device, _: Path) -> C
 def detection(setting: Setting, config: Path, device: torch.device, _: Path) -> Callable[[], object]:
     fresh = fresh_detector(config, device)
     batch, text = fresh.batch(setting.batch, setting.side, 1), fresh.text(setting.classes)
+    fresh.freeze()
     inference = Inference(fresh.detector, size=setting.side, options=OPTIONS, low_precision=fresh.low_precision)
     return lambda: inference.detect(text, batch.images, batch.sizes, batch.sizes)
 

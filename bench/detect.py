@@ -32,6 +32,7 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
         fresh.text(num_classes),
         fresh.low_precision,
     )
+    fresh.freeze()
     inference = Inference(fresh.detector, size=size, options=OPTIONS, low_precision=low_precision)
     peer = torchvision_fcos(num_classes, size, fresh.device, tuned=low_precision).eval()
     peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou

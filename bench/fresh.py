@@ -79,6 +79,10 @@ class Fresh:
     generator: torch.Generator
     device: torch.device
 
+    def freeze(self) -> None:
+        """As `build_inference` does."""
+        self.detector.backbone.requires_grad_(False)
+
     def batch(self, batch_size: int, size: int, num_classes: int) -> Batch:
         """Square images of noise."""
         corners = torch.rand(batch_size, BOXES, 2, generator=self.generator) * size * 0.6

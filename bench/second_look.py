@@ -35,6 +35,7 @@ def main() -> None:
     options = DetectionOptions(
         score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=1000, competition=config.eval.competition
     )
+    fresh.freeze()
     forms = {"one pass": Inference(fresh.detector, size=arguments.size, options=options, low_precision=low_precision)}
     for name, views in VIEWS.items():
         look = SecondLookOptions(crops=arguments.crops, views=views)

@@ -32,6 +32,7 @@ def main() -> None:
     arguments = parse_with_sizes(__doc__)
     device = arguments.device
     fresh = fresh_detector(arguments.config, device)
+    fresh.freeze()
     batch, text = fresh.batch(arguments.batch_size, arguments.size, 1), fresh.text(max(VOCABULARIES))
 
     def detect(count: int, prefilter: float | None) -> Callable[[], tuple[Detections, ...]]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ovd.config import ExpertSection, TrainConfig, parse_config
@@ -124,6 +125,7 @@ def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in detector.named_parameters() if id(parameter) not in shared}
 
 
+@torch.no_grad()
 def load_own(
     detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path, *, has_adapters: bool
 ) -> None:
@@ -134,10 +136,10 @@ def load_own(
     """
     for name, parameter in own_parameters(detector, base).items():
         if has_adapters and name.startswith("backbone."):
-            parameter.data.copy_(add_stored(name, parameter.data.cpu(), tensors))
+            parameter.copy_(add_stored(name, parameter.cpu(), tensors))
             continue
         stored = tensors.get(name)
         if stored is None or stored.shape != parameter.shape:
             shape = None if stored is None else tuple(stored.shape)
             raise ExpertError(f"{folder}: {name} is {shape} in its file, {tuple(parameter.shape)} in a detector")
-        parameter.data.copy_(stored)
+        parameter.copy_(stored)
