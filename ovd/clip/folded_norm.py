@@ -68,7 +68,7 @@ class FoldedConv2d(nn.Conv2d):
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         # What learns is not kept, even without gradients: fused optimizers change it without a sign.
         learns = any(source.requires_grad for source in sources)
-        if learns or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if learns or self.weight.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return _fold_tensors(*sources, norm.eps)
         device = self.weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype

@@ -44,7 +44,7 @@ class Fold(torch.autograd.Function):
     def backward(ctx: Any, of_folded: Tensor, of_bias: Tensor) -> tuple[Tensor | None, ...]:
         weight, gain, mean, variance = ctx.saved_tensors
         # All memory formats of a weight that is dense keep an output channel's numbers together, if it comes first.
-        of_folded = of_folded.contiguous(memory_format=_format(weight))
+        of_folded, of_bias = of_folded.contiguous(memory_format=_format(weight)), of_bias.contiguous()
         of_weight, of_gain = torch.empty_like(weight), torch.empty_like(gain)
         size = weight[0].numel()
         _unfold[(len(weight),)](

@@ -15,7 +15,7 @@ class UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "*N D"], epsilon: float) -> Float[Tensor, "*N D"]:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _with_dense_rows(x.reshape(-1, x.shape[-1]))
         unit = torch.empty_like(rows, memory_format=torch.contiguous_format)
         inverse = torch.empty(len(rows), dtype=torch.float32, device=x.device)
         if len(rows) > 0:
@@ -28,12 +28,17 @@ class UnitRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N D"], None]:
         unit, inverse = ctx.saved_tensors
-        slopes = gradient.reshape(unit.shape)
+        slopes = _with_dense_rows(gradient.reshape(unit.shape))
         of_rows = torch.empty_like(unit)
         if len(unit) > 0:
             block = triton.next_power_of_2(unit.shape[1])
             _backward[(len(unit),)](slopes, unit, inverse, of_rows, slopes.stride(0), unit.shape[1], BLOCK=block)
         return of_rows.view(gradient.shape), None
+
+
+def _with_dense_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """The same numbers, those of a row side by side: a sum's gradient is a single number that stands for all."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 @triton.jit

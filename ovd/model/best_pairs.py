@@ -2,8 +2,8 @@
 
 Points are processed chunk by chunk. A lower bound on the score of the last pair that is kept, from the pairs found so
 far and from the highest cosines of groups of classes, becomes a bound on each point's cosines; only the few pairs above
-it are scored and sorted. The cosines may be rough (rough_cosines.py); the scores are exact. With an ensemble, or where
-each point stands for its best class alone, all are scored.
+it are scored and sorted. The cosines may be rough (rough_cosines.py); the scores are exact. With an ensemble, for few
+pairs, or where each point stands for its best class alone, all are scored.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from ovd.model.pair_scores import PairScores, PointPredictions
 
 CLASSES_IN_GROUP = 32
 """Of which only the highest cosine is looked at first."""
+FEW_PAIRS = 2**15
+"""So many pairs are scored in less time than it takes to choose among them."""
 
 ScoresOf = Callable[[PointPredictions], PairScores]
 
@@ -72,7 +74,7 @@ def best_pairs(
         scores = scores_of(points[first : first + at_a_time])
         if is_single:
             found = _single(scores.all())
-        elif scores.has_ensemble:
+        elif scores.has_ensemble or scores.num_pairs <= FEW_PAIRS:
             found = _of_all_scores(scores.all(), count)
         else:
             found = _of_high_cosines(scores, count, lowest)

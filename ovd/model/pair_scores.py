@@ -104,6 +104,11 @@ class PairScores:
         return unit_embeddings(self._points.embeddings)
 
     @property
+    def num_pairs(self) -> int:
+        """P x C."""
+        return len(self._points) * len(self._classifier)
+
+    @property
     def has_ensemble(self) -> bool:
         """Whether scores depend on CLIP's cosines, too."""
         return self._ensemble is not None

@@ -20,6 +20,7 @@ from small_export import (
 from ovd.export.graph import DetectionGraph, probabilities
 from ovd.inference import Inference
 from ovd.model.score_calibration import ScoreMap
+from ovd.onnx.session import Detections as OnnxDetections
 from ovd.onnx.session import DetectionSession
 
 QUICK = "vit"
@@ -104,8 +105,9 @@ def test_the_graph_has_the_options_of_post_processing(name, calibrated):
         assert count == len(own.scores)
         assert (count == 0) == (name == "nothing above the threshold")
         torch.testing.assert_close(scores[row, :count], own.scores, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(boxes[row, :count], own.boxes)
-        assert torch.equal(classes[row, :count], own.classes)
+        # Scores that only rounding tells apart may be in another order.
+        found = OnnxDetections(*(part[row, :count].numpy() for part in (boxes, scores, classes)))
+        assert num_without_equal(own, found) == 0
         assert not scores[row, count:].any()
         assert not boxes[row, count:].any()
         assert (classes[row, count:] == -1).all()

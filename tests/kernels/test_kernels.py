@@ -43,6 +43,10 @@ def test_unit_rows(dtype, shape):
     torch.testing.assert_close(unit.float(), reference, rtol=relative, atol=absolute)
     (measured,), (expected,) = gradients(unit, x), gradients(reference, x)
     torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
+    # The gradient of a sum is one number that stands for all.
+    sums = UnitRows.apply(x, 1e-12).sum(), F.normalize(x.float(), dim=-1).sum()
+    (measured,), (expected,) = (torch.autograd.grad(total, x) for total in sums)
+    torch.testing.assert_close(measured, expected, rtol=relative, atol=absolute)
 
 
 def test_a_row_of_zeros_stays_zero():
