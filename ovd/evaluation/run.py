@@ -1,7 +1,9 @@
 """The evaluation of detections, whatever found them: all measures and files, and those of a results file."""
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 from ovd.choices import DataFormatName, Engine
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations, load_truth
@@ -47,6 +49,8 @@ def evaluate_results(
         output_dir: where the files go; None writes none.
         own_threshold: the detector's, at which decisions are judged as well.
     """
+    if output_dir is not None:  # the engine leaves Python free, meanwhile, to import what draws
+        Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()
     evaluation, results = evaluator.evaluate(), evaluator.results()
     truth = evaluator.truth  # of a benchmark with groups of classes only their part
     if truth.is_federated and exhaustive is not None:

@@ -41,8 +41,9 @@ class RoughCosines:
             embeddings: unit rows.
         """
         rounded = embeddings.bfloat16()
-        error = torch.linalg.vector_norm(embeddings - rounded.float(), dim=1) + (1 + HALF_STEP) * HALF_STEP
-        values = rounded @ classifier.rounded_text.T
+        text, error_of_text = classifier.rounded
+        error = torch.linalg.vector_norm(embeddings - rounded, dim=1) + (1 + HALF_STEP) * error_of_text
+        values = rounded @ text.T
         # The relative error is of values of at most 1, before they are lowered.
         if classifier.lowered is None:
             return cls(values, error, HALF_STEP)

@@ -20,6 +20,7 @@ CHUNK_ELEMENTS = 2**23
 """Number of logits in memory at a time where points are processed chunk by chunk: 32 MiB."""
 PAIR_ELEMENTS = 2**20
 """Numbers multiplied at a time where pairs of vectors are: 4 MiB, which stay in a processor's cache."""
+ROWS_AT_A_TIME = 1024
 GPU_CHUNK_ELEMENTS = 2**27
 """The same on a GPU, which needs more work at a time: 512 MiB."""
 
@@ -119,9 +120,12 @@ class TextClassifier:
         return cosines if self.lowered is None else cosines - self.lowered[rows]
 
     @cached_property
-    def rounded_text(self) -> Float[Tensor, "C D"]:
-        """The rows in bfloat16."""
-        return self.text.bfloat16()
+    def rounded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, ""]]:
+        """The rows in bfloat16, and the length of the largest difference."""
+        rounded = self.text.bfloat16()
+        parts = zip(self.text.split(ROWS_AT_A_TIME), rounded.split(ROWS_AT_A_TIME), strict=True)
+        errors = [torch.linalg.vector_norm(part - other, dim=1).amax() for part, other in parts]
+        return rounded, torch.stack(errors).amax()
 
     def logits(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """Class logits of embeddings of any length, all at once."""
