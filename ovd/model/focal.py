@@ -147,11 +147,12 @@ def _focal_loss_and_gradients(
             rows = exact.to(product_dtype)
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
+            factor = scale * inverse  # from products to logits, without the bias
             products = rows @ product_text.T
             for first in range(0, len(rows), settings.chunk_size):
                 chunk = slice(first, first + settings.chunk_size)
                 logits, *spare = buffers[:, : len(products[chunk])]
-                logits.copy_(products[chunk]).mul_(scale * inverse[chunk]).add_(bias)
+                logits.copy_(products[chunk]).mul_(factor[chunk]).add_(bias)
                 weight = weights if group is None else weights.index_select(0, group[block][chunk])
                 slopes, losses = _slopes_and_losses(logits, spare, labels[block][chunk, None], weight, settings)
                 sums_loss[i] += losses.sum()
@@ -167,9 +168,9 @@ def _focal_loss_and_gradients(
                     # With scale and length, the part along the embedding is gone; a shorter one is not normalized.
                     along = along.masked_fill(length < EPSILON, 0)
                     gradient.addcmul_(exact, inverse * along, value=-1)
-                    gradient_embeddings[block] = gradient.mul_(scale * inverse)
+                    gradient_embeddings[block] = gradient.mul_(factor)
             if gradient_text is not None:
-                gradient_text += products.mul_(scale * inverse).T @ rows
+                gradient_text += (products.mul_(inverse).T @ rows) * scale
 
     gradients = (
         gradient_embeddings,

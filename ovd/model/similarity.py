@@ -18,11 +18,12 @@ EPSILON = 1e-6
 
 CHUNK_ELEMENTS = 2**23
 """Number of logits in memory at a time where points are processed chunk by chunk: 32 MiB."""
-PAIR_ELEMENTS = 2**20
-"""Numbers multiplied at a time where pairs of vectors are: 4 MiB, which stay in a processor's cache."""
-ROWS_AT_A_TIME = 1024
 GPU_CHUNK_ELEMENTS = 2**27
 """The same on a GPU, which needs more work at a time: 512 MiB."""
+PAIR_ELEMENTS = 2**20
+"""Numbers of embeddings in memory at a time where single pairs are multiplied: 4 MiB, which stay in a CPU's cache."""
+ROWS_AT_A_TIME = 1024
+"""Number of text rows whose rounding is measured at a time, so that they stay in a CPU's cache."""
 
 
 def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:

@@ -101,7 +101,7 @@ def test_equals_torchvision_on_dense_logits(num_points: int, chunk_size: int | N
     assert_relatively_close(loss, expected, 1e-6)
     found, wanted = gradients(loss, *inputs.differentiable), gradients(expected, *exact.differentiable)
     for a, b in zip(found, wanted, strict=True):
-        assert_relatively_close(a, b, 2e-6)
+        assert_relatively_close(a, b, 1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
