@@ -69,14 +69,20 @@ class FoldedConv2d(nn.Conv2d):
         # What learns is not kept, even without gradients: fused optimizers change it without a sign.
         learns = any(source.requires_grad for source in sources)
         if learns or self.weight.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return _fold_tensors(*sources, norm.eps)
+            return self._fold(norm)
         device = self.weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         if self.kept is None or not self.kept.is_of(sources, dtype):
             with torch.no_grad():
-                weight, bias = _fold_tensors(*sources, norm.eps)
+                weight, bias = self._fold(norm)
             self.kept = _Kept(sources, _states(sources), weight.to(dtype), bias.to(dtype))
         return self.kept.weight, self.kept.bias
+
+    def _fold(self, norm: "FoldedNorm") -> tuple[Float[Tensor, "K ..."], Float[Tensor, " K"]]:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
     def __getstate__(self) -> dict[str, object]:
         """Without what is kept, for copies."""
@@ -139,15 +145,3 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> None:
     convolution.__class__ = FoldedConv2d
     folded = cast(FoldedConv2d, convolution)
     folded.following, folded.relu, folded.kept = (cast(FoldedNorm, norm),), relu, None
-
-
-def _fold_tensors(
-    weight: Float[Tensor, "K ..."],
-    gain: Float[Tensor, " K"],
-    offset: Float[Tensor, " K"],
-    mean: Float[Tensor, " K"],
-    variance: Float[Tensor, " K"],
-    epsilon: float,
-) -> tuple[Float[Tensor, "K ..."], Float[Tensor, " K"]]:
-    scale = gain * torch.rsqrt(variance + epsilon)
-    return weight * scale[:, None, None, None], offset - mean * scale

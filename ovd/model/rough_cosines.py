@@ -51,16 +51,19 @@ class RoughCosines:
 
     def at_least(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Lower bounds on the exact cosines of each point's values."""
-        return values - (self.error[:, None] + self.relative * values.abs())
+        return values - self._margin(values, self.error[:, None])
 
     def at_most(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Upper bounds on them."""
-        return values + (self.error[:, None] + self.relative * values.abs())
+        return values + self._margin(values, self.error[:, None])
 
     def at_most_of(self, rows: Int[Tensor, "*N"], classes: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """Upper bounds on the exact cosines of some pairs."""
         values = self.values[rows, classes].float()
-        return values + (self.error[rows] + self.relative * values.abs())
+        return values + self._margin(values, self.error[rows])
+
+    def _margin(self, values: Float[Tensor, "*N"], error: Float[Tensor, "..."]) -> Float[Tensor, "*N"]:
+        return error + self.relative * values.abs()
 
 
 def pays_off(num_points: int, classifier: TextClassifier) -> bool:
