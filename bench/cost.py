@@ -27,7 +27,6 @@ from train_step import make_step
 from ovd.config import LabelOptions
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
-from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
 from ovd.selftrain.pseudo_label import label_shards
@@ -85,8 +84,7 @@ def training(setting: Setting, config: Path, device: torch.device, _: Path) -> C
 def detection(setting: Setting, config: Path, device: torch.device, _: Path) -> Callable[[], object]:
     fresh = fresh_detector(config, device)
     batch, text = fresh.batch(setting.batch, setting.side, 1), fresh.text(setting.classes)
-    fresh.freeze()
-    inference = Inference(fresh.detector, size=setting.side, options=OPTIONS, low_precision=fresh.low_precision)
+    inference = fresh.inference(size=setting.side, options=OPTIONS)
     return lambda: inference.detect(text, batch.images, batch.sizes, batch.sizes)
 
 

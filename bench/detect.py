@@ -16,7 +16,6 @@ from measured import milliseconds, save, seconds_of, time_ratio
 from peer import torchvision_fcos, torchvision_images
 from torch import Tensor
 
-from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import autocast, describe_machine
 
@@ -32,8 +31,7 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
         fresh.text(num_classes),
         fresh.low_precision,
     )
-    fresh.freeze()
-    inference = Inference(fresh.detector, size=size, options=OPTIONS, low_precision=low_precision)
+    inference = fresh.inference(size=size, options=OPTIONS)
     peer = torchvision_fcos(num_classes, size, fresh.device, tuned=low_precision).eval()
     peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
     peer.detections_per_img = OPTIONS.max_detections

@@ -25,6 +25,7 @@ from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
 from ovd.heap import keep_freed_memory
 from ovd.inference import Inference
+from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.similarity import initial_bias
@@ -79,9 +80,12 @@ class Fresh:
     generator: torch.Generator
     device: torch.device
 
-    def freeze(self) -> None:
-        """As `build_inference` does."""
+    def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
+        """As `build_inference` makes it: with a frozen backbone."""
         self.detector.backbone.requires_grad_(False)
+        return Inference(
+            self.detector, size=size, options=options, low_precision=self.low_precision, second_look=second_look
+        )
 
     def batch(self, batch_size: int, size: int, num_classes: int) -> Batch:
         """Square images of noise."""

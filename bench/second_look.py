@@ -15,7 +15,6 @@ from fresh import argument_parser, fresh_detector
 from measured import medians, save
 
 from ovd.build.detector import build_second_look
-from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.precision import describe_machine
 
@@ -28,22 +27,19 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=20, help="boxes of an image to look at (%(default)s)")
     arguments = parser.parse_args()
     fresh = fresh_detector(arguments.config, arguments.device)
-    config, low_precision = fresh.config, fresh.low_precision
+    config = fresh.config
     images = fresh.batch(arguments.batch_size, arguments.size, arguments.classes).images
     sizes = torch.full((arguments.batch_size, 2), arguments.size)
     text = fresh.text(arguments.classes)
     options = DetectionOptions(
         score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=1000, competition=config.eval.competition
     )
-    fresh.freeze()
-    forms = {"one pass": Inference(fresh.detector, size=arguments.size, options=options, low_precision=low_precision)}
+    forms = {"one pass": fresh.inference(size=arguments.size, options=options)}
     for name, views in VIEWS.items():
         look = SecondLookOptions(crops=arguments.crops, views=views)
-        forms[name] = Inference(
-            fresh.detector,
+        forms[name] = fresh.inference(
             size=arguments.size,
             options=options.model_copy(update={"second_look": look}),
-            low_precision=low_precision,
             second_look=build_second_look(config, look),
         )
     calls = {name: partial(one.detect, text, images, sizes, sizes) for name, one in forms.items()}

@@ -15,7 +15,6 @@ import torch
 from fresh import fresh_detector, parse_with_sizes
 from measured import milliseconds, save, seconds_of, time_ratio
 
-from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
 from ovd.structures import Detections
@@ -32,12 +31,11 @@ def main() -> None:
     arguments = parse_with_sizes(__doc__)
     device = arguments.device
     fresh = fresh_detector(arguments.config, device)
-    fresh.freeze()
     batch, text = fresh.batch(arguments.batch_size, arguments.size, 1), fresh.text(max(VOCABULARIES))
 
     def detect(count: int, prefilter: float | None) -> Callable[[], tuple[Detections, ...]]:
         options = OPTIONS.model_copy(update={"prefilter": prefilter})
-        inference = Inference(fresh.detector, size=arguments.size, options=options, low_precision=fresh.low_precision)
+        inference = fresh.inference(size=arguments.size, options=options)
         return partial(inference.detect, text[:count], batch.images, batch.sizes, batch.sizes)
 
     forms = {f"{count:,} names": detect(count, None) for count in VOCABULARIES}
