@@ -69,7 +69,7 @@ def side_of(fresh: Fresh) -> SideBranch:
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     detector, low_precision, size = copy.deepcopy(fresh.detector), fresh.low_precision, batch.images.shape[-1]
-    detector.backbone.requires_grad_(False)  # as `build_inference` does; the fresh one trains afterwards
+    detector.requires_grad_(False)  # as `build_inference` does; the fresh one trains afterwards
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
     def inference_of(one) -> Inference:
@@ -79,7 +79,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     experts = []
     for number in range(1, 1 + max(NUM_EXPERTS)):
         copied, shared = copy_sharing_layers(detector, 0)
-        copied.side = side_of(fresh)
+        copied.side = side_of(fresh).requires_grad_(False)
         names = ExpertNames((), rows[number], rows[0], 1.0)
         experts.append(Expert(str(number), names, inference_of(copied), shared))
     sizes = torch.full((len(batch.images), 2), size)

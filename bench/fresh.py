@@ -81,8 +81,8 @@ class Fresh:
     device: torch.device
 
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
-        """As `build_inference` makes it: with a frozen backbone."""
-        self.detector.backbone.requires_grad_(False)
+        """As `build_inference` makes it: of a frozen detector."""
+        self.detector.requires_grad_(False)
         return Inference(
             self.detector, size=size, options=options, low_precision=self.low_precision, second_look=second_look
         )

@@ -237,7 +237,7 @@ def build_inference(
 ) -> Inference:
     """Build the inference of a trained detector, which is moved to its device and put into eval mode.
 
-    Its backbone is frozen, so that norms are folded into convolutions once for all images.
+    It is frozen, so that what depends on its weights alone is computed once for all images.
 
     Args:
         size: longest side in pixels that images are resized to; by default as in training.
@@ -246,7 +246,7 @@ def build_inference(
     config = trained.config
     of_config = options or config.eval
     uses_bf16 = low_precision(config)
-    trained.detector.backbone.requires_grad_(False)
+    trained.detector.requires_grad_(False)
     inference = Inference(
         trained.detector.to(resolve_device(config)).to(memory_format=memory_format(uses_bf16)).eval(),
         size=size or config.data.size,

@@ -103,7 +103,7 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
         description.sha256,
         names_of(description, tensors),
         Inference(
-            detector.eval(),
+            detector.eval().requires_grad_(False),
             size=base.size,
             options=options,
             low_precision=base.low_precision,

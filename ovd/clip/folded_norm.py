@@ -1,10 +1,10 @@
 """Batch norms with fixed statistics, folded into the convolutions before them: no pass of their own over the maps.
 
-The weight and bias of a norm go on learning, through the convolution's. What is frozen is folded once, until it is
-changed. Names of weights stay, and a norm in train mode is computed as ever.
+The weight and bias of a norm go on learning, through the convolution's. What is frozen is folded once
+(frozen_convolution.py). Names of weights stay, and a norm in train mode is computed as ever.
 """
 
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -12,29 +12,9 @@ import torch
 from jaxtyping import Float
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ovd import kernels
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A folded weight and bias, and what they were computed from."""
-
-    sources: tuple[Tensor, ...]
-    states: list[tuple[int, int]]
-    weight: Float[Tensor, "K ..."]
-    bias: Float[Tensor, " K"]
-
-    def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
-        """Whether they are what these tensors give now."""
-        same = all(mine is other for mine, other in zip(self.sources, sources, strict=True))
-        return same and self.weight.dtype == dtype and self.states == _states(sources)
-
-
-def _states(tensors: tuple[Tensor, ...]) -> list[tuple[int, int]]:
-    """What changes when a tensor is moved, or written to in place."""
-    return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+from ovd.clip.frozen_convolution import FrozenWeights, Weights
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -43,7 +23,7 @@ class FoldedConv2d(nn.Conv2d):
     following: tuple["FoldedNorm"]
     """The norm, in a tuple, so that it is not a part of the convolution."""
     relu: bool
-    kept: "_Kept | None"
+    frozen: FrozenWeights
 
     def forward(
         self, x: Float[Tensor, "B C h w"], shortcut: Float[Tensor, "B K H W"] | None = None
@@ -57,36 +37,13 @@ class FoldedConv2d(nn.Conv2d):
             return super().forward(x)
         if kernels.applies_to_map(x):
             return self._with_kernels(x, norm, shortcut)
-        out = self._conv_forward(x, *self._folded(norm))
-        out = out if shortcut is None else out + shortcut
-        return F.relu(out, inplace=True) if self.relu else out
+        weights = self.frozen.of((self.weight, *norm.tensors), partial(self._fold, norm))
+        return self.frozen.convolve(self, x, weights, shortcut, relu=self.relu)
 
-    def _folded(self, norm: "FoldedNorm") -> tuple[Float[Tensor, "K ..."], Float[Tensor, " K"]]:
-        """Weight and bias with the norm; kept, and in autocast's dtype, if all that they are from is frozen."""
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        # What learns is not kept, even without gradients: fused optimizers change it without a sign.
-        learns = any(source.requires_grad for source in sources)
-        if learns or self.weight.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return self._fold(norm)
-        device = self.weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
-        if self.kept is None or not self.kept.is_of(sources, dtype):
-            with torch.no_grad():
-                weight, bias = self._fold(norm)
-            self.kept = _Kept(sources, _states(sources), weight.to(dtype), bias.to(dtype))
-        return self.kept.weight, self.kept.bias
-
-    def _fold(self, norm: "FoldedNorm") -> tuple[Float[Tensor, "K ..."], Float[Tensor, " K"]]:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without what is kept, for copies."""
-        return {**super().__getstate__(), "kept": None}
+    def _fold(self, norm: "FoldedNorm") -> Weights:
+        weight, bias, mean, variance = norm.tensors
+        scale = weight * torch.rsqrt(variance + norm.eps)
+        return self.weight * scale[:, None, None, None], bias - mean * scale
 
     def _with_kernels(
         self, x: Float[Tensor, "B C h w"], norm: "FoldedNorm", shortcut: Float[Tensor, "B K H W"] | None
@@ -104,6 +61,13 @@ class FoldedConv2d(nn.Conv2d):
 
 class FoldedNorm(nn.BatchNorm2d):
     """A batch norm that in eval mode is left to the `FoldedConv2d` before it."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight, bias, mean and variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.weight, self.bias, self.running_mean, self.running_var
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return super().forward(x) if self.training else x
@@ -144,4 +108,4 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> None:
     norm.__class__ = FoldedNorm
     convolution.__class__ = FoldedConv2d
     folded = cast(FoldedConv2d, convolution)
-    folded.following, folded.relu, folded.kept = (cast(FoldedNorm, norm),), relu, None
+    folded.following, folded.relu, folded.frozen = (cast(FoldedNorm, norm),), relu, FrozenWeights()

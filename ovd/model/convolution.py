@@ -1,34 +1,39 @@
-"""A convolution that adds its bias in a kernel of its own on a GPU, where torch's takes as long as the convolution."""
+"""The convolutions of pyramid and head: as fast as their weights and their device allow."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ovd import kernels
+from ovd.clip.frozen_convolution import FrozenWeights
+
+INPUT_SHAPES = 5
+"""Shapes of inputs that take turns at a convolution: those of a pyramid's levels."""
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with a bias."""
+    """`nn.Conv2d`, whose bias a GPU adds in a kernel of its own: torch's takes as long as the convolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self.frozen = FrozenWeights(INPUT_SHAPES)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
         if kernels.applies_to_map(x):
-            assert self.bias is not None
-            return add_bias(self._conv_forward(x, self.weight, None), self.bias)
-        return super().forward(x)
-
-
-def project(
-    x: Float[Tensor, "B C h w"],
-    weight: Float[Tensor, "D C 1 1"],
-    bias: Float[Tensor, " D"],
-    added: Float[Tensor, "B D h w"] | None,
-) -> Float[Tensor, "B D h w"]:
-    """A 1 x 1 convolution with bias, plus a map."""
-    if kernels.applies_to_map(x):
-        return add_bias(F.conv2d(x, weight), bias, added)
-    projected = F.conv2d(x, weight, bias)
-    return projected if added is None else projected + added
+            out = self._conv_forward(x, self.weight, None)
+            return out if self.bias is None else add_bias(out, self.bias)
+        weights = self.weight, self.bias
+        sources = (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return self.frozen.convolve(self, x, self.frozen.of(sources, lambda: weights))
 
 
 def add_bias(

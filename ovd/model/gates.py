@@ -9,24 +9,27 @@ from collections.abc import Collection
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ovd import kernels
 from ovd.choices import Place
-from ovd.model.convolution import project
+from ovd.clip.frozen_convolution import Weights
+from ovd.model.convolution import Conv2d, add_bias
 from ovd.model.neighbors import add_neighbors
 
 
-def silent_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+def silent_projection(in_channels: int, out_channels: int) -> Conv2d:
     """A 1 x 1 convolution whose initial output is zero."""
-    projection = nn.Conv2d(in_channels, out_channels, 1)
+    projection = Conv2d(in_channels, out_channels, 1)
     assert projection.bias is not None
     nn.init.zeros_(projection.weight)
     nn.init.zeros_(projection.bias)
     return projection
 
 
-def unit_projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+def unit_projection(in_channels: int, out_channels: int) -> Conv2d:
     """A 1 x 1 convolution whose output has about unit length for group-normalized input."""
-    projection = nn.Conv2d(in_channels, out_channels, 1)
+    projection = Conv2d(in_channels, out_channels, 1)
     nn.init.normal_(projection.weight, std=(in_channels * out_channels) ** -0.5)
     assert projection.bias is not None
     nn.init.zeros_(projection.bias)
@@ -52,9 +55,18 @@ class GatedProjection(nn.Module):
         Args:
             added: what the projection is added to.
         """
-        weight, bias = self.projection.weight, self.projection.bias
-        assert bias is not None
-        return project(x, weight * self.gate[:, None, None, None], bias * self.gate, added)
+        projection = self.projection
+        assert projection.bias is not None
+        weight, bias = projection.frozen.of((projection.weight, projection.bias, self.gate), self._gated)
+        if kernels.applies_to_map(x):
+            assert bias is not None
+            return add_bias(F.conv2d(x, weight), bias, added)
+        projected = projection.frozen.convolve(projection, x, (weight, bias))
+        return projected if added is None else projected + added
+
+    def _gated(self) -> Weights:
+        assert self.projection.bias is not None
+        return self.projection.weight * self.gate[:, None, None, None], self.projection.bias * self.gate
 
 
 class ShortcutFilter(nn.Module):

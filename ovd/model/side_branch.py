@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ovd.model.convolution import Conv2d
 from ovd.model.gates import silent_projection
 
 FIRST_STRIDE = 4
@@ -38,10 +39,10 @@ class SideBranch(nn.Module):
         super().__init__()
         self.steps, self.outputs = nn.ModuleDict(), nn.ModuleDict()
         stride, width = FIRST_STRIDE, WIDTHS[0]
-        self.steps[str(stride)] = _step(nn.Conv2d(3, width, FIRST_STRIDE, FIRST_STRIDE, bias=False))
+        self.steps[str(stride)] = _step(Conv2d(3, width, FIRST_STRIDE, stride=FIRST_STRIDE, bias=False))
         while stride < max(strides):
             stride *= 2
-            self.steps[str(stride)] = _step(nn.Conv2d(width, WIDTHS[1], 3, 2, 1, bias=False))
+            self.steps[str(stride)] = _step(Conv2d(width, WIDTHS[1], 3, stride=2, padding=1, bias=False))
             width = WIDTHS[1]
         for number, own in zip(channels, strides, strict=True):
             self.outputs[str(own)] = silent_projection(WIDTHS[own > FIRST_STRIDE], number)
@@ -60,5 +61,5 @@ class SideBranch(nn.Module):
         return tuple(added)
 
 
-def _step(convolution: nn.Conv2d) -> nn.Sequential:
+def _step(convolution: Conv2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(NORM_GROUPS, convolution.out_channels), nn.ReLU())

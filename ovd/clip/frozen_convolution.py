@@ -1,0 +1,137 @@
+"""Convolutions whose weights are frozen: what depends on the weights alone is computed once.
+
+On a CPU in bfloat16 this includes their layout. oneDNN wants a weight in blocks, and torch brings it into them in every
+call, which takes as long as a small convolution itself. There a sum with another map and a ReLU come with the
+convolution, too, instead of passes of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.precision import fast_low_precision
+
+Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
+"""A weight and a bias, if there is one."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A weight and a bias, in one dtype, and what they were computed from."""
+
+    sources: tuple[Tensor, ...]
+    states: list[tuple[int, int]]
+    weight: Float[Tensor, "K ..."]
+    bias: Float[Tensor, " K"] | None
+
+    def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
+        """Whether they are what these tensors give now."""
+        same = len(self.sources) == len(sources) and all(map(_is, self.sources, sources))
+        return same and self.weight.dtype == dtype and self.states == _states(sources)
+
+
+def _is(mine: Tensor, other: Tensor) -> bool:
+    return mine is other
+
+
+def _states(tensors: tuple[Tensor, ...]) -> list[tuple[int, int]]:
+    """What changes when a tensor is moved, or written to in place."""
+    return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+
+
+class FrozenWeights:
+    """The weight and bias that a convolution computes with, kept while all that they are computed from is frozen."""
+
+    def __init__(self, num_shapes: int = 1):
+        """
+        Args:
+            num_shapes: of inputs that take turns, for each of which a layout of the weight is kept.
+        """
+        self.num_shapes = num_shapes
+        self.kept: _Kept | None = None
+        self._packed: dict[torch.Size, Tensor] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        """Without what is kept, for copies."""
+        return type(self), (self.num_shapes,)
+
+    def of(self, sources: tuple[Tensor, ...], compute: Callable[[], Weights]) -> Weights:
+        """`compute()`; kept, and in autocast's dtype, if all that it is from is frozen."""
+        # What learns is not kept, even without gradients: fused optimizers change it without a sign.
+        learns = any(source.requires_grad for source in sources)
+        if learns or sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return compute()
+        device = sources[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else sources[0].dtype
+        if self.kept is None or not self.kept.is_of(sources, dtype):
+            with torch.no_grad():
+                weight, bias = compute()
+            self.kept = _Kept(sources, _states(sources), weight.to(dtype), None if bias is None else bias.to(dtype))
+            self._packed = {}
+        return self.kept.weight, self.kept.bias
+
+    def convolve(
+        self,
+        convolution: nn.Conv2d,
+        x: Float[Tensor, "B C h w"],
+        weights: Weights,
+        added: Float[Tensor, "B K H W"] | None = None,
+        *,
+        relu: bool = False,
+    ) -> Float[Tensor, "B K H W"]:
+        """Convolve with weights from `of`, then add a map and apply a ReLU, if wanted.
+
+        Args:
+            convolution: has the stride, padding, dilation and groups.
+        """
+        weight, bias = weights
+        if not (self._is_kept(weight) and _can_pack(convolution, x, weight)):
+            out = convolution._conv_forward(x, weight, bias)
+            out = out if added is None else out + added
+            return F.relu(out, inplace=True) if relu else out
+        x, onednn = x.to(weight.dtype), torch.ops.mkldnn
+        shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        packed = self._pack(x, weight, shape)
+        if added is None:
+            return onednn._convolution_pointwise(x, packed, bias, *shape, "relu" if relu else "none", [], None)
+        added, unary = added.to(x.dtype), "relu" if relu else None
+        return onednn._convolution_pointwise.binary(x, added, packed, bias, *shape, "add", 1.0, unary, [], None)
+
+    def _is_kept(self, weight: Float[Tensor, "K ..."]) -> bool:
+        return self.kept is not None and weight is self.kept.weight
+
+    def _pack(self, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."], shape: tuple[object, ...]) -> Tensor:
+        """The weight in the layout that oneDNN wants for inputs of this shape."""
+        packed = self._packed.get(x.shape)
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, x.shape)
+            self._packed = dict([*self._packed.items(), (x.shape, packed)][-self.num_shapes :])
+        return packed
+
+
+def _can_pack(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."]) -> bool:
+    """Whether oneDNN's operations for frozen weights, which torch.compile uses, too, compute this convolution."""
+    has_operations = x.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_operations()
+    is_plain = (
+        convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    )
+    learns = torch.is_grad_enabled() and x.requires_grad
+    return (
+        has_operations
+        and is_plain
+        and not learns
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+@cache
+def _has_operations() -> bool:
+    """Whether torch has the operations, and the CPU is fast in bfloat16."""
+    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+    return has and fast_low_precision(torch.device("cpu"))

@@ -1,0 +1,124 @@
+"""What a convolution with frozen weights keeps, and computes with in bfloat16 on a CPU."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd.clip.frozen_convolution import FrozenWeights, _has_operations
+
+SHAPES = ((2, 32, 9, 14), (1, 32, 9, 14), (2, 32, 3, 1), (1, 32, 1, 1), (3, 32, 20, 20), (0, 32, 5, 5))
+
+
+class Frozen(nn.Conv2d):
+    """A convolution that keeps its weights."""
+
+    def __init__(self, *arguments: int, num_shapes: int = 1, **options: int):
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.frozen = FrozenWeights(num_shapes)
+        self.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, added: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        weights = self.frozen.of((self.weight,), lambda: (self.weight, self.bias))
+        return self.frozen.convolve(self, x, weights, added, relu=relu)
+
+
+def random_map(*shape: int, seed: int = 0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.bfloat16().to(memory_format=torch.channels_last)
+
+
+def low_precision() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def exact(net: Frozen, x: Tensor) -> Tensor:
+    weight = net.weight.bfloat16().float()
+    bias = None if net.bias is None else net.bias.bfloat16().float()
+    return F.conv2d(x.float(), weight, bias, net.stride, net.padding, net.dilation, net.groups)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("is_added", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"padding": 1}, {"stride": 2, "padding": 1}, {"padding": 1, "groups": 32}, {"bias": False}],
+    ids=str,
+)
+def test_results_are_those_of_float32_but_for_rounding(options: dict[str, int], is_added: bool, relu: bool) -> None:
+    torch.manual_seed(0)
+    net = Frozen(32, 64, 3, num_shapes=3, **options)
+    for shape in SHAPES:
+        x = random_map(*shape)
+        if min(shape[2:]) < 3 and "padding" not in options:
+            continue
+        expected = exact(net, x)
+        added = random_map(*expected.shape, seed=1) if is_added else None
+        expected = expected if added is None else expected + added.float()
+        expected = expected.relu() if relu else expected
+        with low_precision():
+            measured = net(x, added, relu=relu)
+        assert measured.dtype == torch.bfloat16
+        torch.testing.assert_close(measured.float(), expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("num_shapes", [1, 2, 5])
+def test_results_do_not_depend_on_the_shapes_before(num_shapes: int) -> None:
+    torch.manual_seed(0)
+    net = Frozen(32, 64, 3, num_shapes=num_shapes, padding=1)
+    with low_precision():
+        alone = [copy.deepcopy(net)(random_map(*shape)) for shape in SHAPES]
+        for order in (SHAPES, SHAPES[::-1], SHAPES):
+            for shape in order:
+                assert torch.equal(net(random_map(*shape)), alone[SHAPES.index(shape)])
+    assert len(net.frozen._packed) == (num_shapes if _has_operations() else 0)
+
+
+def test_an_image_in_a_batch_has_the_result_that_it_has_alone() -> None:
+    torch.manual_seed(0)
+    net, batch = Frozen(32, 64, 3, padding=1), random_map(3, 32, 7, 12)
+    with low_precision():
+        together = net(batch)
+        for number, image in enumerate(batch.split(1)):
+            assert torch.equal(net(image)[0], together[number])
+
+
+def test_a_changed_weight_is_seen() -> None:
+    torch.manual_seed(0)
+    net, x = Frozen(32, 64, 3), random_map(2, 32, 8, 8)
+    with low_precision():
+        net(x)
+        nn.init.normal_(net.weight)
+        measured = net(x)
+    torch.testing.assert_close(measured.float(), exact(net, x), rtol=2**-7, atol=2**-6)
+
+
+def test_the_gradient_of_the_input_passes() -> None:
+    net, x = Frozen(32, 64, 3), random_map(2, 32, 8, 8).requires_grad_()
+    with low_precision():
+        net(x).float().square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_float32_and_maps_with_channels_first_are_computed_as_ever() -> None:
+    torch.manual_seed(0)
+    net, x = Frozen(32, 64, 3), torch.randn(2, 32, 8, 8)
+    assert torch.equal(net(x), F.conv2d(x, net.weight, net.bias))
+    with low_precision():
+        expected = F.conv2d(x, net.weight, net.bias)
+        assert torch.equal(net(x), expected)
+
+
+def test_copies_are_without_what_is_kept() -> None:
+    net = Frozen(32, 64, 3, num_shapes=4)
+    with low_precision():
+        net(random_map(2, 32, 8, 8))
+    assert net.frozen.kept is not None
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert copied.frozen.kept is None
+        assert not copied.frozen._packed
+        assert copied.frozen.num_shapes == 4
