@@ -30,6 +30,12 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which products with a tensor are computed: autocast's, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def memory_format(enabled: bool) -> torch.memory_format:
     """Memory format of modules and images: channels last for bf16, whose kernels are slower without it.
 

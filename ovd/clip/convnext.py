@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd import kernels
+from ovd.precision import product_dtype
 
 
 class FusedLayerNorm2d(LayerNorm2d):
@@ -34,7 +35,7 @@ class FusedBlock(ConvNeXtBlock):
         from ovd.kernels.residual import ScaledResidual
 
         convolution, first, last = self.conv_dw, self.mlp.fc1, self.mlp.fc2
-        rows = x.permute(0, 2, 3, 1).to(_dtype(x))
+        rows = x.permute(0, 2, 3, 1).to(product_dtype(x))
         out, shortcut = DepthwiseShortcut.apply(rows, convolution.weight, convolution.bias)
         out = BiasGelu.apply(F.linear(_normalize(out, self.norm), first.weight), first.bias)
         factor = self.drop_path(torch.ones(len(x), 1, 1, 1, device=x.device)).flatten()
@@ -64,10 +65,4 @@ def _can_be_fused(block: ConvNeXtBlock) -> bool:
 def _normalize(rows: Float[Tensor, "B h w C"], norm: nn.LayerNorm) -> Float[Tensor, "B h w C"]:
     from ovd.kernels.layer_norm import LayerNorm as Normalize
 
-    return Normalize.apply(rows.contiguous(), norm.weight, norm.bias, norm.eps, _dtype(rows))
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """The precision of the step."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return Normalize.apply(rows.contiguous(), norm.weight, norm.bias, norm.eps, product_dtype(rows))

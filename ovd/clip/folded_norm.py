@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ovd import kernels
 from ovd.clip.frozen_convolution import FrozenWeights, Weights
+from ovd.precision import product_dtype
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -51,9 +52,7 @@ class FoldedConv2d(nn.Conv2d):
         from ovd.kernels.bias_relu import BiasRelu
         from ovd.kernels.fold import Fold
 
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        fixed = (norm.running_mean, norm.running_var, norm.eps, dtype)
+        fixed = (norm.running_mean, norm.running_var, norm.eps, product_dtype(x))
         weight, bias = Fold.apply(self.weight, norm.weight, norm.bias, *fixed)
         out = self._conv_forward(x, weight, None).contiguous(memory_format=torch.channels_last)
         return BiasRelu.apply(out, bias, shortcut, self.relu)

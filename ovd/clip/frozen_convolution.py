@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.precision import fast_low_precision
+from ovd.precision import fast_low_precision, product_dtype
 
 Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
 """A weight and a bias, if there is one."""
@@ -66,8 +66,7 @@ class FrozenWeights:
         learns = any(source.requires_grad for source in sources)
         if learns or sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return compute()
-        device = sources[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else sources[0].dtype
+        dtype = product_dtype(sources[0])
         if self.kept is None or not self.kept.is_of(sources, dtype):
             with torch.no_grad():
                 weight, bias = compute()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ovd.kernels import aligned
+from ovd.precision import product_dtype
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class FocalLoss(torch.autograd.Function):
             labels: row of the text that each point is a positive of, -1 for background, `IGNORED` to count nowhere.
             class_mask, group: as for `chunked_focal_loss`.
         """
-        device = embeddings.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
+        device, dtype = embeddings.device.type, product_dtype(embeddings)
         ctx.dtypes = embeddings.dtype, text.dtype
         needs_embeddings, needs_text = ctx.needs_input_grad[:2]
         num_points, num_classes = len(embeddings), len(text)

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from ovd import kernels
 from ovd.clip.frozen_convolution import FrozenWeights
+from ovd.model.small_maps import convolve_small_maps, is_small
+from ovd.precision import product_dtype
 
 INPUT_SHAPES = 5
 """Shapes of inputs that take turns at a convolution: those of a pyramid's levels."""
@@ -31,9 +33,23 @@ class Conv2d(nn.Conv2d):
         if kernels.applies_to_map(x):
             out = self._conv_forward(x, self.weight, None)
             return out if self.bias is None else add_bias(out, self.bias)
+        if torch.compiler.is_compiling():
+            return super().forward(x)
         weights = self.weight, self.bias
         sources = (self.weight,) if self.bias is None else (self.weight, self.bias)
         return self.frozen.convolve(self, x, self.frozen.of(sources, lambda: weights))
+
+    def of_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
+        """The convolution of each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""
+        weight, bias = self.weight, self.bias
+        assert bias is not None
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if not learns or weight.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return [self(level) for level in levels]
+        weight, bias = weight.to(product_dtype(weight)), bias.to(product_dtype(weight))
+        small = [level.to(weight.dtype) for level in levels if is_small(level)]
+        results = iter(convolve_small_maps(small, weight, bias) if small else ())
+        return [next(results) if is_small(level) else self._conv_forward(level, weight, bias) for level in levels]
 
 
 def add_bias(

@@ -15,7 +15,7 @@ from ovd.model.similarity import TextClassifier, with_offsets
 from ovd.model.t_head import TaskAlignedHead
 from ovd.structures import Points, Predictions
 
-MAX_RECOMPILATIONS = 64
+MAX_RECOMPILATIONS = 128
 
 
 class Detector(nn.Module):

@@ -42,14 +42,20 @@ class FcosHead(nn.Module):
         self, pyramid: list[Float[Tensor, "B C ..."]]
     ) -> tuple[list[Float[Tensor, "B C ..."]], Float[Tensor, "B P 4"], Float[Tensor, "B P"]]:
         """Class features per level; boxes (xyxy, pixels) and quality logits of all points."""
-        class_features, boxes, quality = [], [], []
-        for level, (features, stride) in enumerate(zip(pyramid, self.strides, strict=True)):
-            class_features.append(self.class_tower(features))
-            box_features = self.box_tower(features)
-            distances = F.softplus(self.distances(box_features).float() * self.level_scales[level]) * stride
+        class_features, box_features = self._through(self.class_tower, pyramid), self._through(self.box_tower, pyramid)
+        boxes, quality = [], []
+        outputs = zip(self.distances.of_levels(box_features), self.quality.of_levels(box_features), strict=True)
+        for (distances, logits), scale, stride in zip(outputs, self.level_scales, self.strides, strict=True):
+            distances = F.softplus(distances.float() * scale) * stride
             boxes.append(boxes_around(distances, stride))
-            quality.append(self.quality(box_features).float().flatten(1))
+            quality.append(logits.float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
+
+    def _through(self, tower: nn.Sequential, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B C ..."]]:
+        """Each level after a tower."""
+        for layer in tower:
+            levels = layer.of_levels(levels) if isinstance(layer, Conv2d) else [layer(level) for level in levels]
+        return levels
 
 
 def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch.device) -> Float[Tensor, "P 2"]:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ovd import kernels
 from ovd.model.similarity import EPSILON, TextClassifier
+from ovd.precision import product_dtype
 from ovd.structures import IGNORED
 
 CHUNKS_IN_BLOCK = 4
@@ -128,8 +129,8 @@ def _focal_loss_and_gradients(
     """The loss, and its gradients with respect to embeddings, text, scale and bias where needed."""
     needs_embeddings, needs_text, needs_scale, needs_bias = needs_gradient
     device, dtype = embeddings.device.type, text.dtype
-    product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    product_text = text.to(product_dtype)
+    low_dtype = product_dtype(text)
+    product_text = text.to(low_dtype)
     weights, group = _weights_of_negatives(labels, class_mask, group, classes=text, alpha=settings.alpha)
 
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
@@ -144,7 +145,7 @@ def _focal_loss_and_gradients(
             block = slice(start, start + settings.block_size)
             # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
             exact = embeddings[block].to(dtype)
-            rows = exact.to(product_dtype)
+            rows = exact.to(low_dtype)
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
             factor = scale * inverse  # from products to logits, without the bias

@@ -55,13 +55,16 @@ class GatedProjection(nn.Module):
         Args:
             added: what the projection is added to.
         """
-        projection = self.projection
+        projection, frozen = self.projection, self.projection.frozen
         assert projection.bias is not None
-        weight, bias = projection.frozen.of((projection.weight, projection.bias, self.gate), self._gated)
-        if kernels.applies_to_map(x):
-            assert bias is not None
-            return add_bias(F.conv2d(x, weight), bias, added)
-        projected = projection.frozen.convolve(projection, x, (weight, bias))
+        if torch.compiler.is_compiling():
+            projected = F.conv2d(x, *self._gated())
+        else:
+            weight, bias = frozen.of((projection.weight, projection.bias, self.gate), self._gated)
+            if kernels.applies_to_map(x):
+                assert bias is not None
+                return add_bias(F.conv2d(x, weight), bias, added)
+            projected = frozen.convolve(projection, x, (weight, bias))
         return projected if added is None else projected + added
 
     def _gated(self) -> Weights:

@@ -71,21 +71,39 @@ class _WeightedNeighbors(torch.autograd.Function):
         shortcut, weights = ctx.saved_tensors
         last, slope = shortcut.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
         of_shortcut = slope.clone(memory_format=torch.contiguous_format)
-        of_weights = torch.zeros_like(weights)
         for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], ctx.size)):
             of_shortcut[there].addcmul_(weights[:, index, :, :, None][here], slope[here])
-            of_weights[:, index][here] = (slope[here] * last[there]).sum(dim=-1)
-        return of_shortcut.permute(0, 3, 1, 2), of_weights, None
+        return of_shortcut.permute(0, 3, 1, 2), _products(slope, last, ctx.size), None
+
+
+def _products(
+    points: Float[Tensor, "B h w D"], others: Float[Tensor, "B h w D"], size: int
+) -> Float[Tensor, "B K h w"]:
+    """The scalar product of each point with each of its neighbors in another map, zero beyond the border."""
+    batch, height, width, _ = points.shape
+    products = points.new_zeros(batch * height, size, size, width)
+    is_inside = torch.zeros(height, size, dtype=torch.bool, device=points.device)
+    for row, ((line, other), (y, _)) in enumerate(zip(_along(len(products), size), _along(height, size), strict=True)):
+        # One product for all pairs of points of a line and the line at this offset, of which diagonals are wanted.
+        pairs = torch.bmm(points.flatten(0, 1)[line], others.flatten(0, 1)[other].transpose(1, 2))
+        for column, (x, _) in enumerate(_along(width, size)):
+            products[line, row, column, x] = pairs.diagonal(column - size // 2, 1, 2)[:, : x.stop - x.start]
+        is_inside[y, row] = True
+    # Where a line has no other at an offset, the lines of all images in a row had one of another image.
+    products = products.view(batch, height, size, size, width).masked_fill_(~is_inside[..., None, None], 0)
+    return products.permute(0, 2, 3, 1, 4).reshape(batch, size * size, height, width)
 
 
 def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slices]]:
     """Yield, for every offset in a square of side `size`, the points with a neighbor at it, and those neighbors."""
-
-    def along(length: int, offset: int) -> tuple[slice, slice]:
-        low, high = max(0, -offset), max(0, length - max(0, offset))
-        return slice(low, max(low, high)), slice(low + offset, max(low, high) + offset)
-
-    for dy in range(-(size // 2), size // 2 + 1):
-        for dx in range(-(size // 2), size // 2 + 1):
-            (y, y_there), (x, x_there) = along(height, dy), along(width, dx)
+    for y, y_there in _along(height, size):
+        for x, x_there in _along(width, size):
             yield (slice(None), y, x), (slice(None), y_there, x_there)
+
+
+def _along(length: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """The same along one side of a map."""
+    for offset in range(-(size // 2), size // 2 + 1):
+        low = max(0, -offset)
+        high = max(low, length - max(0, offset))
+        yield slice(low, high), slice(low + offset, high + offset)

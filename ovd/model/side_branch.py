@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ovd.model.convolution import Conv2d
 from ovd.model.gates import silent_projection
+from ovd.model.group_norm import GroupNorm
 
 FIRST_STRIDE = 4
 """Of the first convolution, which sees each pixel once: finer strides would take most of the branch's time."""
@@ -62,4 +63,4 @@ class SideBranch(nn.Module):
 
 
 def _step(convolution: Conv2d) -> nn.Sequential:
-    return nn.Sequential(convolution, nn.GroupNorm(NORM_GROUPS, convolution.out_channels), nn.ReLU())
+    return nn.Sequential(convolution, GroupNorm(convolution.out_channels, num_groups=NORM_GROUPS, relu=True))

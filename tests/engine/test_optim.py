@@ -174,6 +174,26 @@ def test_average_of_bfloat16_is_float32_and_frozen_weights_keep_their_bits():
     assert all(tensor.dtype == torch.float32 for tensor in low.state_dict().values())
 
 
+def test_average_follows_what_is_frozen_only_for_a_while():
+    net = nn.Linear(3, 2).requires_grad_(False)
+    ema = Ema(net, decay=0.0)
+    ema.update(net)
+    net.requires_grad_(True)
+    with torch.no_grad():
+        net.weight.add_(1)
+    ema.update(net)
+    assert torch.equal(ema.state_dict()["weight"], net.weight)
+
+
+def test_average_moves_to_frozen_weights_that_it_starts_away_from():
+    net = nn.Linear(3, 2).requires_grad_(False)
+    ema = Ema(net, decay=0.0)
+    ema.update(net)
+    ema.load_state_dict({name: tensor + 1 for name, tensor in net.state_dict().items()}, num_updates=1)
+    ema.update(net)
+    assert torch.equal(ema.state_dict()["weight"], net.weight)
+
+
 def test_average_resumes_bit_identically():
     torch.manual_seed(0)
     steps = [nn.Linear(3, 2) for _ in range(8)]
