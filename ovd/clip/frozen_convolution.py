@@ -1,8 +1,9 @@
 """Convolutions whose weights are frozen: what depends on the weights alone is computed once.
 
-On a CPU in bfloat16 this includes their layout. oneDNN wants a weight in blocks, and torch brings it into them in every
-call, which takes as long as a small convolution itself. There a sum with another map and a ReLU come with the
-convolution, too, instead of passes of their own.
+On a CPU in bfloat16 this includes their layout: oneDNN wants a weight in blocks, and torch brings it into them in every
+call, which takes as long as a small convolution itself. The layout depends on the input's shape, so it is kept for the
+shapes that come again. A sum with another map and a ReLU are computed with the convolution, too, not in passes of their
+own.
 """
 
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class FrozenWeights:
         """
         self.num_shapes = num_shapes
         self.kept: _Kept | None = None
-        self._packed: dict[torch.Size, Tensor] = {}
+        self._packed: dict[torch.Size, Tensor | None] = {}
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         """Without what is kept, for copies."""
@@ -105,12 +106,14 @@ class FrozenWeights:
         return self.kept is not None and weight is self.kept.weight
 
     def _pack(self, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."], shape: tuple[object, ...]) -> Tensor:
-        """The weight in the layout that oneDNN wants for inputs of this shape."""
+        """The weight in the layout that oneDNN wants for inputs of this shape, from the second such input on."""
         packed = self._packed.get(x.shape)
         if packed is None:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, x.shape)
-            self._packed = dict([*self._packed.items(), (x.shape, packed)][-self.num_shapes :])
-        return packed
+            if x.shape in self._packed:
+                packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, x.shape)
+            others = [item for item in self._packed.items() if item[0] != x.shape]
+            self._packed = dict([*others, (x.shape, packed)][-self.num_shapes :])
+        return weight if packed is None else packed
 
 
 def _can_pack(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."]) -> bool:

@@ -73,8 +73,23 @@ def test_results_do_not_depend_on_the_shapes_before(num_shapes: int) -> None:
         alone = [copy.deepcopy(net)(random_map(*shape)) for shape in SHAPES]
         for order in (SHAPES, SHAPES[::-1], SHAPES):
             for shape in order:
-                assert torch.equal(net(random_map(*shape)), alone[SHAPES.index(shape)])
-    assert len(net.frozen._packed) == (num_shapes if _has_operations() else 0)
+                for _ in range(2):
+                    assert torch.equal(net(random_map(*shape)), alone[SHAPES.index(shape)])
+    kept = list(net.frozen._packed.values())
+    assert len(kept) == (num_shapes if _has_operations() else 0)
+    assert all(packed is not None for packed in kept)
+
+
+def test_a_layout_is_made_for_a_shape_that_comes_again() -> None:
+    if not _has_operations():
+        pytest.skip("this CPU or torch has no operations for it")
+    net = Frozen(32, 64, 3)
+    with low_precision():
+        for width in (8, 9, 10):  # images of many sizes
+            net(random_map(1, 32, 8, width))
+            assert list(net.frozen._packed.values()) == [None]
+        net(random_map(1, 32, 8, 10))
+    assert [shape[3] for shape, packed in net.frozen._packed.items() if packed is not None] == [10]
 
 
 def test_an_image_in_a_batch_has_the_result_that_it_has_alone() -> None:
