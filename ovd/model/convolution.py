@@ -1,11 +1,13 @@
 """The convolutions of pyramid and head: as fast as their weights and their device allow."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ovd import kernels
-from ovd.clip.frozen_convolution import FrozenWeights
+from ovd.clip.frozen_convolution import FrozenWeights, Weights
 from ovd.model.small_maps import convolve_small_maps, is_small
 from ovd.precision import product_dtype
 
@@ -30,14 +32,30 @@ class Conv2d(nn.Conv2d):
         self.frozen = FrozenWeights(INPUT_SHAPES)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
-        if kernels.applies_to_map(x):
-            out = self._conv_forward(x, self.weight, None)
-            return out if self.bias is None else add_bias(out, self.bias)
         if torch.compiler.is_compiling():
             return super().forward(x)
         weights = self.weight, self.bias
-        sources = (self.weight,) if self.bias is None else (self.weight, self.bias)
-        return self.frozen.convolve(self, x, self.frozen.of(sources, lambda: weights))
+        return self.with_weights(x, tuple(one for one in weights if one is not None), lambda: weights)
+
+    def with_weights(
+        self,
+        x: Float[Tensor, "B C h w"],
+        sources: tuple[Tensor, ...],
+        compute: Callable[[], Weights],
+        added: Float[Tensor, "B K H W"] | None = None,
+    ) -> Float[Tensor, "B K H W"]:
+        """The convolution with a weight and a bias that are computed from other tensors, plus a map.
+
+        Args:
+            sources: what they are computed from.
+        """
+        weight, bias = self.frozen.of(sources, compute)
+        if kernels.applies_to_map(x):
+            out = self._conv_forward(x, weight, None)
+            assert bias is not None or added is None
+            return out if bias is None else add_bias(out, bias, added)
+        out = self.frozen.convolve(self, x, (weight, bias))
+        return out if added is None else out + added
 
     def of_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
         """The convolution of each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""

@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd import kernels
 from ovd.choices import Place
 from ovd.clip.frozen_convolution import Weights
-from ovd.model.convolution import Conv2d, add_bias
+from ovd.model.convolution import Conv2d
 from ovd.model.neighbors import add_neighbors
 
 
@@ -55,17 +54,12 @@ class GatedProjection(nn.Module):
         Args:
             added: what the projection is added to.
         """
-        projection, frozen = self.projection, self.projection.frozen
-        assert projection.bias is not None
         if torch.compiler.is_compiling():
             projected = F.conv2d(x, *self._gated())
-        else:
-            weight, bias = frozen.of((projection.weight, projection.bias, self.gate), self._gated)
-            if kernels.applies_to_map(x):
-                assert bias is not None
-                return add_bias(F.conv2d(x, weight), bias, added)
-            projected = frozen.convolve(projection, x, (weight, bias))
-        return projected if added is None else projected + added
+            return projected if added is None else projected + added
+        projection = self.projection
+        assert projection.bias is not None
+        return projection.with_weights(x, (projection.weight, projection.bias, self.gate), self._gated, added)
 
     def _gated(self) -> Weights:
         assert self.projection.bias is not None
