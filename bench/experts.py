@@ -5,8 +5,8 @@
 
 Random images and unit text rows, fresh detectors. Detection with the base detector and 1 or 3 experts of no own layers,
 each asked for its own names, is compared with the backbone once plus pyramid, head and scoring of each, timed apart.
-The experts have their side branches, the parts have none. A training step is forward, losses, backward and AdamW. All
-forms take turns.
+The experts have their side branches; the sum is given without and with them. A training step is forward, losses,
+backward and AdamW. All forms take turns.
 """
 
 import copy
@@ -100,10 +100,18 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
         return base.detections(predictions, rows[0], batch.sizes, sizes)
 
+    side = side_of(fresh).requires_grad_(False)
+
+    @torch.no_grad()
+    def side_branch():
+        with autocast(batch.images.device, low_precision):
+            return tuple(map(torch.add, computed.features, side(detector._normalize(batch.images))))
+
     forms: dict[str, Callable[[], object]] = {
         "base alone": lambda: base.detect(rows[0], batch.images, batch.sizes, sizes),
         "backbone": features,
         "pyramid, head and scoring": rest,
+        "side branch": side_branch,
     }
     for count in NUM_EXPERTS:
         forms[f"{count} experts"] = partial(grouped[count].detect, asked[count], batch.images, batch.sizes, sizes)
@@ -112,6 +120,10 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     return {
         "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
         "ratio to parts": {count: round(seconds[f"{count} experts"] / parts[count], 3) for count in NUM_EXPERTS},
+        "ratio to parts and side branches": {
+            count: round(seconds[f"{count} experts"] / (parts[count] + count * seconds["side branch"]), 3)
+            for count in NUM_EXPERTS
+        },
     }
 
 
