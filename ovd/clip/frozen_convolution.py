@@ -6,6 +6,7 @@ shapes that come again. A sum with another map and a ReLU are computed with the 
 own.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -32,12 +33,8 @@ class _Kept:
 
     def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
         """Whether they are what these tensors give now."""
-        same = len(self.sources) == len(sources) and all(map(_is, self.sources, sources))
+        same = len(self.sources) == len(sources) and all(map(operator.is_, self.sources, sources))
         return same and self.weight.dtype == dtype and self.states == _states(sources)
-
-
-def _is(mine: Tensor, other: Tensor) -> bool:
-    return mine is other
 
 
 def _states(tensors: tuple[Tensor, ...]) -> list[tuple[int, int]]:
@@ -134,6 +131,7 @@ def _can_pack(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"], weight: Float
 
 @cache
 def _has_operations() -> bool:
-    """Whether torch has the operations, and the CPU is fast in bfloat16."""
-    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-    return has and fast_low_precision(torch.device("cpu"))
+    """Whether torch has the operations, the CPU is fast in bfloat16, and oneDNN may use it (ONEDNN_MAX_CPU_ISA)."""
+    onednn = torch.ops.mkldnn
+    has = torch.backends.mkldnn.is_available() and hasattr(onednn, "_reorder_convolution_weight")
+    return has and fast_low_precision(torch.device("cpu")) and onednn._is_mkldnn_bf16_supported()
