@@ -214,8 +214,8 @@ class Ema:
         if self._updated is None or self._updated[0] is not module:
             self._updated = self._follow(module)
         current, settled = self._updated[1:]
-        moving = {name for name in self._average if name not in settled or current[name].requires_grad}
-        floating = [name for name, tensor in self._average.items() if tensor.is_floating_point() and name in moving]
+        moving = [name for name in self._average if name not in settled or current[name].requires_grad]
+        floating = [name for name in moving if self._average[name].is_floating_point()]
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         if floating:
             torch._foreach_lerp_(

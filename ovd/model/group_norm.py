@@ -12,7 +12,7 @@ from ovd import kernels
 
 CHANNELS_PER_GROUP = 8
 LARGE_MAP = 1024
-"""Points of a map from which on torch has a way on CPUs that is fast in bfloat16, too."""
+"""Number of points of a map from which torch's CPU kernel is fast in bfloat16, too."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -33,7 +33,7 @@ class GroupNorm(nn.GroupNorm):
             normal = _GroupNormOfBFloat16.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         else:
             normal = super().forward(x)
-        return F.relu(normal, inplace=True) if self.relu else normal
+        return F.relu(normal) if self.relu else normal
 
 
 class _GroupNormOfBFloat16(torch.autograd.Function):

@@ -102,7 +102,7 @@ def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slic
 
 
 def _along(length: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """The same along one side of a map."""
+    """Yield, for every offset along a side of this length, the points with a neighbor at it, and those neighbors."""
     for offset in range(-(size // 2), size // 2 + 1):
         low = max(0, -offset)
         high = max(low, length - max(0, offset))
