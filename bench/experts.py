@@ -89,14 +89,15 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     @torch.no_grad()
     def features():
         with autocast(batch.images.device, low_precision):
-            return detector.features(batch.images)
+            pixels = detector.normalize(batch.images)
+            return detector.backbone(pixels), pixels
 
     computed = features()
 
     @torch.no_grad()
     def rest():
         with autocast(batch.images.device, low_precision):
-            predictions = detector.predict_from(computed, batch.images)
+            predictions = detector.predict_from(*computed)
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
         return base.detections(predictions, rows[0], batch.sizes, sizes)
 
@@ -105,7 +106,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     @torch.no_grad()
     def side_branch():
         with autocast(batch.images.device, low_precision):
-            return tuple(map(torch.add, computed.features, side(detector._normalize(batch.images))))
+            return side(computed[1], computed[0].features)
 
     forms: dict[str, Callable[[], object]] = {
         "base alone": lambda: base.detect(rows[0], batch.images, batch.sizes, sizes),

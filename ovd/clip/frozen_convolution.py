@@ -89,7 +89,7 @@ class FrozenWeights:
         weight, bias = weights
         if not (self._is_kept(weight) and _can_pack(convolution, x, weight)):
             out = convolution._conv_forward(x, weight, bias)
-            out = out if added is None else out + added
+            out = out if added is None else added + out  # in the layout of the map
             return F.relu(out, inplace=True) if relu else out
         x, onednn = x.to(weight.dtype), torch.ops.mkldnn
         shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)

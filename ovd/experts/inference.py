@@ -175,7 +175,8 @@ class ExpertInference(Inference):
                 if layers is not None:
                     recordings.enter_context(layers.recording())
             with autocast(images.device, self.low_precision):
-                features = self.detector.features(images)
+                pixels = self.detector.normalize(images)
+                features = self.detector.backbone(pixels)
             of_base: Predictions | None = None
             for number in asked:
                 detector = self._answerers[number].detector
@@ -183,8 +184,8 @@ class ExpertInference(Inference):
                     yield number, of_base
                     continue
                 with autocast(images.device, self.low_precision):
-                    own = features if self._layers_of(number) is None else detector.features(images)
-                    predictions = self.without_padding(detector.predict_from(own, images), images, sizes)
+                    own = features if self._layers_of(number) is None else detector.backbone(pixels)
+                    predictions = self.without_padding(detector.predict_from(own, pixels), images, sizes)
                 if detector is self.detector and self._keeps_predictions:
                     of_base = predictions
                 yield number, predictions

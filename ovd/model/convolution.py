@@ -31,11 +31,15 @@ class Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.frozen = FrozenWeights(INPUT_SHAPES)
 
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K H W"]:
+    def forward(
+        self, x: Float[Tensor, "B C h w"], added: Float[Tensor, "B K H W"] | None = None
+    ) -> Float[Tensor, "B K H W"]:
+        """The convolution, plus a map if there is one."""
         if torch.compiler.is_compiling():
-            return super().forward(x)
+            out = super().forward(x)
+            return out if added is None else out + added
         weights = self.weight, self.bias
-        return self.with_weights(x, tuple(one for one in weights if one is not None), lambda: weights)
+        return self.with_weights(x, tuple(one for one in weights if one is not None), lambda: weights, added)
 
     def with_weights(
         self,
@@ -54,8 +58,9 @@ class Conv2d(nn.Conv2d):
             out = self._conv_forward(x, weight, None)
             assert bias is not None or added is None
             return out if bias is None else add_bias(out, bias, added)
-        out = self.frozen.convolve(self, x, (weight, bias))
-        return out if added is None else out + added
+        if added is not None and added.dtype != weight.dtype:  # a sum in float32 keeps its precision
+            return self.frozen.convolve(self, x, (weight, bias)) + added
+        return self.frozen.convolve(self, x, (weight, bias), added)
 
     def of_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
         """The convolution of each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""

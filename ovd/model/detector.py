@@ -13,6 +13,7 @@ from ovd.model.resample import resample_dense
 from ovd.model.side_branch import SideBranch
 from ovd.model.similarity import TextClassifier, with_offsets
 from ovd.model.t_head import TaskAlignedHead
+from ovd.precision import product_dtype
 from ovd.structures import Points, Predictions
 
 MAX_RECOMPILATIONS = 128
@@ -124,17 +125,12 @@ class Detector(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
         """Predict for RGB images, 0..255, with sides that are multiples of `size_divisor`."""
-        return self.predict_from(self.features(images), images)
+        pixels = self.normalize(images)
+        return self.predict_from(self.backbone(pixels), pixels)
 
-    def features(self, images: UInt8[Tensor, "B 3 H W"]) -> BackboneOutput:
-        """The backbone's features of the images that `forward` takes."""
-        return self.backbone(self._normalize(images))
-
-    def predict_from(self, output: BackboneOutput, images: UInt8[Tensor, "B 3 H W"]) -> Predictions:
-        """Predict from the backbone's features of these images."""
-        features = output.features
-        if self.side is not None:
-            features = tuple(map(torch.add, features, self.side(self._normalize(images))))
+    def predict_from(self, output: BackboneOutput, pixels: Float[Tensor, "B 3 H W"]) -> Predictions:
+        """Predict from the backbone's output for normalized images."""
+        features = output.features if self.side is None else self.side(pixels, output.features)
         pyramid = self.pyramid(features)
         class_features, boxes, quality = self.head(pyramid)
         keeps_clip = self.keeps_clip and not self.training
@@ -143,12 +139,13 @@ class Detector(nn.Module):
         clip = _concatenate(dense).float() if keeps_clip else None
         return Predictions(_concatenate(embeddings), boxes, quality, clip)
 
-    def _normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Normalize images as the backbone expects them, in the memory format of the weights."""
+    def normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """The images that `forward` takes as the backbone expects them, in the memory format of the weights."""
         divisor = self.size_divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
         pixels = (images.float() - self.mean) / self.std
+        pixels = pixels.to(product_dtype(pixels))  # once for all that see them
         is_channels_last = self.head.distances.weight.is_contiguous(memory_format=torch.channels_last)
         return pixels.contiguous(memory_format=torch.channels_last) if is_channels_last else pixels
 

@@ -33,7 +33,7 @@ class GroupNorm(nn.GroupNorm):
             normal = _GroupNormOfBFloat16.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         else:
             normal = super().forward(x)
-        return F.relu(normal) if self.relu else normal
+        return F.relu(normal, inplace=True) if self.relu else normal
 
 
 class _GroupNormOfBFloat16(torch.autograd.Function):

@@ -48,18 +48,21 @@ class SideBranch(nn.Module):
         for number, own in zip(channels, strides, strict=True):
             self.outputs[str(own)] = silent_projection(WIDTHS[own > FIRST_STRIDE], number)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B ..."], ...]:
-        """What is added to the backbone's features, finest first.
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], features: Sequence[Float[Tensor, "B ..."]]
+    ) -> tuple[Float[Tensor, "B ..."], ...]:
+        """The backbone's features, finest first, plus what the branch sees.
 
         Args:
             images: normalized as the backbone expects them.
+            features: of the backbone.
         """
-        added, x = [], images
+        of_strides: dict[str, Tensor] = {}
+        x = images
         for stride, step in self.steps.items():
-            x = step(x)
-            if stride in self.outputs:
-                added.append(self.outputs[stride](x))
-        return tuple(added)
+            of_strides[stride] = x = step(x)
+        outputs = zip(self.outputs.items(), features, strict=True)
+        return tuple(output(of_strides[stride], feature) for (stride, output), feature in outputs)
 
 
 def _step(convolution: Conv2d) -> nn.Sequential:

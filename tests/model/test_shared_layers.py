@@ -59,8 +59,9 @@ def test_predictions_with_shared_layers_are_those_of_a_whole_detector(family: st
 
         if shared is None:
             assert own_layers == 0
-            features = base.features(images)
-            found, of_base_now = expert.predict_from(features, images), base.predict_from(features, images)
+            pixels = base.normalize(images)
+            features = base.backbone(pixels)
+            found, of_base_now = expert.predict_from(features, pixels), base.predict_from(features, pixels)
         else:
             with shared.recording():
                 of_base_now = base(images)

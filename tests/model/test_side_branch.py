@@ -31,17 +31,20 @@ def test_a_fresh_branch_changes_no_prediction_and_gets_gradients(family: str) ->
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_its_features_have_the_backbones_strides_and_channels_and_see_color() -> None:
+def test_what_it_adds_sees_color() -> None:
     branch = SideBranch((128, 256), (8, 16))
     for parameter in branch.outputs.parameters():
         torch.nn.init.normal_(parameter)
     gray = torch.zeros(1, 3, 64, 96)
     red = gray.clone()
     red[:, 0] = 1
+    features = (torch.rand(1, 128, 8, 12), torch.rand(1, 256, 4, 6))
+    zeros = tuple(map(torch.zeros_like, features))
     with torch.no_grad():
-        of_gray, of_red = branch(gray), branch(red)
-    assert [tuple(added.shape) for added in of_red] == [(1, 128, 8, 12), (1, 256, 4, 6)]
+        of_gray, of_red = branch(gray, zeros), branch(red, zeros)
+        sums = branch(red, features)
     assert all((red - gray).abs().max() > 0.1 for red, gray in zip(of_red, of_gray, strict=True))
+    assert all(map(torch.equal, sums, map(torch.add, of_red, features)))
 
 
 def test_strides_that_are_no_powers_of_2_are_refused() -> None:
