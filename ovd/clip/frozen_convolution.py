@@ -1,4 +1,4 @@
-"""Convolutions whose weights are frozen: what depends on the weights alone is computed once.
+"""Convolutions and linear layers whose weights are frozen: what depends on the weights alone is computed once.
 
 On a CPU in bfloat16 this includes their layout: oneDNN wants a weight in blocks, and torch brings it into them in every
 call, which takes as long as a small convolution itself. The layout depends on the input's shape, so it is kept for the
@@ -43,7 +43,7 @@ def _states(tensors: tuple[Tensor, ...]) -> list[tuple[int, int]]:
 
 
 class FrozenWeights:
-    """The weight and bias that a convolution computes with, kept while all that they are computed from is frozen."""
+    """The weight and bias that a layer computes with, kept while all that they are computed from is frozen."""
 
     def __init__(self, num_shapes: int = 1):
         """
@@ -71,6 +71,11 @@ class FrozenWeights:
             self.kept = _Kept(sources, _states(sources), weight.to(dtype), None if bias is None else bias.to(dtype))
             self._packed = {}
         return self.kept.weight, self.kept.bias
+
+    def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
+        """The result of a linear layer."""
+        weight, bias = layer.weight, layer.bias
+        return F.linear(rows, *self.of((weight,) if bias is None else (weight, bias), lambda: (weight, bias)))
 
     def convolve(
         self,

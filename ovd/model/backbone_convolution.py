@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ovd.clip.convnext import fuse_convnext
 from ovd.clip.folded_norm import fold_norms
+from ovd.clip.frozen_convolution import FrozenWeights
 from ovd.clip.pooling import use_halving_pools
 from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
 
@@ -110,6 +111,7 @@ class ClipResNetBackbone(Backbone):
         # Only the pooling of a whole image depends on these.
         for unused in (pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()):
             unused.requires_grad_(False)
+        self.frozen_projections = FrozenWeights(), FrozenWeights()
         self.eval()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
@@ -117,8 +119,9 @@ class ClipResNetBackbone(Backbone):
         return BackboneOutput(tuple(features), features[-1])
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        pool = self.visual.attnpool
-        return pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        pool, (of_values, of_outputs) = self.visual.attnpool, self.frozen_projections
+        values = of_values.project(pool.v_proj, last.permute(0, 2, 3, 1))
+        return of_outputs.project(pool.c_proj, values).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         last, pool = self._features(images)[-1], self.visual.attnpool

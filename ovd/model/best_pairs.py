@@ -17,8 +17,10 @@ from ovd.model.pair_scores import PairScores, PointPredictions
 
 CLASSES_IN_GROUP = 32
 """Of which only the highest cosine is looked at first."""
-FEW_PAIRS = 2**15
+FEW_PAIRS = 2**18
 """So many pairs are scored in less time than it takes to choose among them."""
+FEW_COMPETING_PAIRS = 2**22
+"""The same where names compete, since the bounds on scores are wide there."""
 
 ScoresOf = Callable[[PointPredictions], PairScores]
 
@@ -74,7 +76,7 @@ def best_pairs(
         scores = scores_of(points[first : first + at_a_time])
         if is_single:
             found = _single(scores.all())
-        elif scores.has_ensemble or scores.num_pairs <= FEW_PAIRS:
+        elif scores.has_ensemble or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
             found = _of_all_scores(scores.all(), count)
         else:
             found = _of_high_cosines(scores, count, lowest)

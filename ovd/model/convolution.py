@@ -58,9 +58,10 @@ class Conv2d(nn.Conv2d):
             out = self._conv_forward(x, weight, None)
             assert bias is not None or added is None
             return out if bias is None else add_bias(out, bias, added)
-        if added is not None and added.dtype != weight.dtype:  # a sum in float32 keeps its precision
-            return self.frozen.convolve(self, x, (weight, bias)) + added
-        return self.frozen.convolve(self, x, (weight, bias), added)
+        if added is None or added.dtype == weight.dtype:
+            return self.frozen.convolve(self, x, (weight, bias), added)
+        # A sum in float32 keeps its precision; torch takes several times as long for one of two dtypes.
+        return self.frozen.convolve(self, x, (weight, bias)).to(added.dtype).add_(added)
 
     def of_levels(self, levels: list[Float[Tensor, "B C ..."]]) -> list[Float[Tensor, "B K ..."]]:
         """The convolution of each of a pyramid's levels; needs a bias, and a padding that keeps their sizes."""

@@ -30,10 +30,23 @@ class GroupNorm(nn.GroupNorm):
             return GroupNormRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, self.relu)
         is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not is_traced:
-            normal = _GroupNormOfBFloat16.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+            given = x, self.weight, self.bias, self.num_groups, self.eps
+            normal = _GroupNormOfBFloat16.apply(*given) if torch.is_grad_enabled() else _normalized(*given)[0]
         else:
             normal = super().forward(x)
         return F.relu(normal, inplace=True) if self.relu else normal
+
+
+def _normalized(
+    x: Float[Tensor, "B C h w"], weight: Float[Tensor, " C"], bias: Float[Tensor, " C"], num_groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and the mean and the inverse deviation of each group; by way of float32 for small maps."""
+    batch_size, channels, height, width = x.shape
+    given = x if height * width >= LARGE_MAP else x.float()
+    normal, mean, inverse = torch.native_group_norm(
+        given, weight, bias, batch_size, channels, height * width, num_groups, eps
+    )
+    return normal.to(x.dtype), mean, inverse
 
 
 class _GroupNormOfBFloat16(torch.autograd.Function):
@@ -48,19 +61,18 @@ class _GroupNormOfBFloat16(torch.autograd.Function):
         num_groups: int,
         eps: float,
     ) -> Float[Tensor, "B C h w"]:
-        batch_size, channels, height, width = x.shape
-        sizes = (batch_size, channels, height * width, num_groups)
-        given = x if height * width >= LARGE_MAP else x.float()
-        normal, mean, inverse = torch.native_group_norm(given, weight, bias, *sizes, eps)
+        normal, mean, inverse = _normalized(x, weight, bias, num_groups, eps)
         ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.sizes = sizes
-        return normal.to(x.dtype)
+        ctx.num_groups = num_groups
+        return normal
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "B C h w"]) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
         given = gradient.float(), x.float(), mean.float(), inverse.float(), weight
+        batch_size, channels, height, width = x.shape
+        sizes = (batch_size, channels, height * width, ctx.num_groups)
         backward = torch.ops.aten.native_group_norm_backward
-        of_x, of_weight, of_bias = backward(*given, *ctx.sizes, list(ctx.needs_input_grad[:3]))
+        of_x, of_weight, of_bias = backward(*given, *sizes, list(ctx.needs_input_grad[:3]))
         return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None

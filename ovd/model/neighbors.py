@@ -13,6 +13,9 @@ from ovd import kernels
 
 _Slices = tuple[slice, slice, slice]
 
+WIDEST_BAND = 128
+"""Points of a line up to which products with band matrices, which grow with its square, are faster than sums."""
+
 
 def add_neighbors(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
@@ -30,6 +33,8 @@ def add_neighbors(
         return filtered.permute(0, 3, 1, 2)
     if torch.jit.is_tracing():
         return _of_any_size(shortcut, weights, size)
+    if not torch.is_grad_enabled() and shortcut.dtype == torch.bfloat16 and shortcut.shape[3] <= WIDEST_BAND:
+        return _with_bands(shortcut, weights, size)
     return _WeightedNeighbors.apply(shortcut, weights, size)
 
 
@@ -44,6 +49,23 @@ def _of_any_size(
         dy, dx = divmod(index, size)
         filtered = filtered + weights[:, index : index + 1] * padded[:, :, dy : dy + height, dx : dx + width]
     return filtered
+
+
+def _with_bands(
+    shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
+) -> Float[Tensor, "B D h w"]:
+    """The same as products of band matrices with the lines of points above, at and below each line."""
+    batch, channels, height, width = shortcut.shape
+    lines = shortcut.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
+    weights = weights.view(batch, size, size, height, width)
+    filtered = lines.clone()
+    for row, ((line, other), (y, _)) in enumerate(zip(_along(len(lines), size), _along(height, size), strict=True)):
+        # Where a line has no other at an offset, the lines of all images in a row have one of another image.
+        bands = weights.new_zeros(batch, height, width, width)
+        for column, (x, _) in enumerate(_along(width, size)):
+            bands[:, y].diagonal(column - size // 2, 2, 3).copy_(weights[:, row, column, y, x])
+        filtered[line].baddbmm_(bands.flatten(0, 1)[line], lines[other])
+    return filtered.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class _WeightedNeighbors(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.rough_cosines import RoughCosines, pays_off
-from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
@@ -78,10 +78,10 @@ class PairScores:
         self._options = options
         self._ensemble = ensemble
         self._quality = sigmoid(points.quality.float())
-        competes = options.competition > 0
-        self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if competes else None
+        self.competes = options.competition > 0
+        self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self.competes else None
         # The bias is one in the choice between names: where they compete, it is corrected there alone.
-        self._restored = classifier.lowered if competes else None
+        self._restored = classifier.lowered if self.competes else None
 
     @cached_property
     def cosines(self) -> Float[Tensor, "P C"]:
@@ -92,16 +92,12 @@ class PairScores:
     def rough_cosines(self) -> RoughCosines:
         """What the cosines are nearly; exact ones if they are known, or not much slower."""
         if self._is_rough:
-            return RoughCosines.of(self._unit, self._classifier)
+            return RoughCosines.of(self._points.embeddings, self._classifier)
         return RoughCosines.exact(self.cosines)
 
     @property
     def _is_rough(self) -> bool:
         return self._log_total is None and self._points.mixed is None and pays_off(len(self._points), self._classifier)
-
-    @cached_property
-    def _unit(self) -> Float[Tensor, "P D"]:
-        return unit_embeddings(self._points.embeddings)
 
     @property
     def num_pairs(self) -> int:
@@ -126,7 +122,7 @@ class PairScores:
     def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of some pairs; without an ensemble."""
         if self._is_rough:
-            cosines = self._classifier.pair_cosines(self._unit, rows, classes)
+            cosines = self._classifier.pair_cosines(self._points.embeddings, rows, classes)
         else:
             cosines = self.cosines[rows, classes]
         restored = None if self._restored is None else self._restored[classes]

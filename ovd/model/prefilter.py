@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.model.pair_scores import PointPredictions
-from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier, lengths
 from ovd.precision import fast_low_precision
 
 SAMPLED_NAMES = 256
@@ -35,7 +35,7 @@ def promising_points(image: PointPredictions, classifier: TextClassifier, share:
 def _best_cosines(embeddings: Float[Tensor, "P D"], classifier: TextClassifier, step: int) -> Float[Tensor, " P"]:
     """Of each point, the highest cosine with every `step`-th row; in bfloat16 where that is fast."""
     dtype = torch.bfloat16 if fast_low_precision(embeddings.device) else torch.float32
-    cosines = (unit_embeddings(embeddings).to(dtype) @ classifier.text[::step].to(dtype).T).float()
-    if classifier.lowered is not None:
-        cosines = cosines - classifier.lowered[::step]
-    return cosines.amax(dim=1)
+    products, scale = (embeddings.to(dtype) @ classifier.text[::step].to(dtype).T).float(), lengths(embeddings)
+    if classifier.lowered is None:
+        return products.amax(dim=1) / scale
+    return (products / scale[:, None] - classifier.lowered[::step]).amax(dim=1)

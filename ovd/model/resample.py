@@ -16,7 +16,8 @@ def resample_dense(
 ) -> Float[Tensor, "B D H W"]:
     """S_l: the dense CLIP feature, resampled to a pyramid level and then normalized to unit length at every location.
 
-    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters.
+    Upsampling is bilinear; downsampling is the mean over the cells that a coarser cell covers. No parameters. In
+    training on a CPU the result is in float32, else in the dtype of the dense feature.
     """
     if stride < dense_stride and torch.jit.is_tracing():  # one operation of a graph that is exported
         dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=False)
@@ -28,7 +29,10 @@ def resample_dense(
         from ovd.kernels.rows import UnitRows
 
         return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
-    return F.normalize(dense.float(), dim=1, eps=EPSILON)
+    if torch.is_grad_enabled():
+        dense = dense.float()
+    with torch.autocast(dense.device.type, enabled=False):
+        return F.normalize(dense, dim=1, eps=EPSILON)
 
 
 def _upsample(dense: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B D H W"]:

@@ -1,6 +1,7 @@
 """Class logits from class embeddings and text rows: logit = scale * cosine + bias."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -49,22 +50,36 @@ def cosine_logits(
 
 def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
     """Cosines, in float32, of embeddings of any length with unit rows; all at once."""
-    if embeddings.is_cuda and embeddings.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        return _cosines_of_low_precision(embeddings, text)
-    return (unit_embeddings(embeddings) @ text.T).float()
-
-
-def _cosines_of_low_precision(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
-    """`text_cosines` as exact as in float32, on the tensor cores: text rows are sums of two bfloat16 ones."""
+    if embeddings.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return (unit_embeddings(embeddings) @ text.T).float()
     rows = embeddings.flatten(0, -2)
+    if rows.is_cuda:
+        cosines = _products_on_tensor_cores(rows, text) / lengths(rows)[:, None]
+    else:  # part by part, since a CPU would wait for all of them in float32
+        cosines = torch.cat([(part @ text.T).div_(lengths(part)[:, None]) for part in _parts_in_float32(rows)])
+    return cosines.view(*embeddings.shape[:-1], len(text))
+
+
+def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+    """What `unit_embeddings` divides by, in float32."""
+    parts = _parts_in_float32(rows)
+    return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).clamp_(min=EPSILON)
+
+
+def _parts_in_float32(rows: Float[Tensor, "N D"]) -> Iterator[Float[Tensor, "n D"]]:
+    """The rows in float32, as many at a time as a CPU's cache has room for; on a GPU all at once."""
+    at_a_time = len(rows) if rows.is_cuda else PAIR_ELEMENTS // max(1, rows.shape[1])
+    return (part.float() for part in rows.split(max(1, at_a_time)))
+
+
+def _products_on_tensor_cores(rows: Float[Tensor, "N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
+    """The products as exact as in float32: text rows are sums of two bfloat16 ones."""
     padded = kernels.aligned(len(text))
     both = torch.zeros(2, padded, text.shape[1], dtype=torch.bfloat16, device=text.device)
     both[0, : len(text)] = text
     both[1, : len(text)] = text - both[0, : len(text)].float()
     products = torch.mm(rows, both.flatten(0, 1).T, out_dtype=torch.float32)
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32).clamp(min=EPSILON)
-    cosines = (products[:, : len(text)] + products[:, padded : padded + len(text)]) / lengths
-    return cosines.view(*embeddings.shape[:-1], len(text))
+    return products[:, : len(text)] + products[:, padded : padded + len(text)]
 
 
 def points_at_a_time(num_classes: int, device: torch.device) -> int:
@@ -110,14 +125,11 @@ class TextClassifier:
     def pair_cosines(
         self, embeddings: Float[Tensor, "P D"], points: Int[Tensor, " N"], rows: Int[Tensor, " N"]
     ) -> Float[Tensor, " N"]:
-        """The cosines of some pairs of an embedding and a row, less `lowered`.
-
-        Args:
-            embeddings: unit rows.
-        """
+        """The cosines of some pairs of an embedding, of any length, and a row, less `lowered`."""
         at_a_time = max(1, PAIR_ELEMENTS // self.text.shape[1])
         parts = zip(points.split(at_a_time), rows.split(at_a_time), strict=True)
-        cosines = torch.cat([embeddings[part].mul_(self.text[own]).sum(dim=1) for part, own in parts])
+        products = [embeddings[part].float().mul_(self.text[own]).sum(dim=1) for part, own in parts]
+        cosines = torch.cat(products) / lengths(embeddings)[points]
         return cosines if self.lowered is None else cosines - self.lowered[rows]
 
     @cached_property

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ovd.model import pair_scores
 from ovd.model.best_pairs import Pairs, best_pairs
@@ -51,7 +52,8 @@ def assert_equal(found: Pairs, expected: Pairs) -> None:
 def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU without and with fast bfloat16, whatever this one is."""
     monkeypatch.setattr(pair_scores, "pays_off", lambda points, classifier: request.param == "rough cosines")
-    monkeypatch.setattr("ovd.model.best_pairs.FEW_PAIRS", 0)  # few as they are
+    for limit in ("FEW_PAIRS", "FEW_COMPETING_PAIRS"):  # few as they are
+        monkeypatch.setattr(f"ovd.model.best_pairs.{limit}", 0)
 
 
 @pytest.mark.usefixtures("cosines")
@@ -115,16 +117,18 @@ def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, 
 
 @pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("dim", [3, 700])
-def test_rough_cosines_are_within_their_bounds(lowers, dim):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rough_cosines_are_within_their_bounds(dtype, lowers, dim):
     generator = torch.Generator().manual_seed(0)
     text = unit_embeddings(torch.randn(500, dim, generator=generator))
     lowered = torch.rand(500, generator=generator) if lowers else None
     classifier = TextClassifier(text, torch.arange(500), torch.tensor(1.0), torch.tensor(0.0), lowered)
     # Some are all but the same as a text, some its opposite: their cosines have the largest errors.
     noise = torch.randn(300, dim, generator=generator)
-    embeddings = unit_embeddings(torch.cat([noise, text[:200] + 1e-3 * noise[:200], -text[:200]]))
+    embeddings = torch.cat([noise, text[:200] + 1e-3 * noise[:200], -text[:200]])
+    embeddings = (embeddings * 10 ** torch.randn(len(embeddings), 1, generator=generator)).to(dtype)
     rough = RoughCosines.of(embeddings, classifier)
-    exact = embeddings.double() @ text.double().T - (0 if lowered is None else lowered.double())
+    exact = F.normalize(embeddings.double(), dim=1) @ text.double().T - (0 if lowered is None else lowered.double())
     values = rough.values.float()
     assert (rough.at_least(values) <= exact).all()
     assert (rough.at_most(values) >= exact).all()

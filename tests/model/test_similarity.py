@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovd.model import similarity
-from ovd.model.similarity import TextClassifier, cosine_logits, initial_bias, unit_embeddings
+from ovd.model.similarity import TextClassifier, cosine_logits, initial_bias, text_cosines, unit_embeddings
 
 
 def test_logits_are_scaled_cosines() -> None:
@@ -13,6 +13,18 @@ def test_logits_are_scaled_cosines() -> None:
     expected = 20 * torch.cosine_similarity(embeddings[:, :, None], text, dim=-1) - 3
     torch.testing.assert_close(logits, expected)
     assert cosine_logits(embeddings[:, :0], text, scale=1.0, bias=0.0).shape == (2, 0, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(3, 700, 1024), (5, 8), (0, 8)])
+def test_cosines_of_low_precision_are_as_exact_as_in_float32(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = (10 ** torch.randn(*shape[:-1], 1, generator=generator) * torch.randn(shape)).bfloat16()
+    text = torch.nn.functional.normalize(torch.randn(20, shape[-1], generator=generator), dim=1)
+    cosines = text_cosines(embeddings, text)
+    assert cosines.dtype == torch.float32
+    expected = torch.nn.functional.normalize(embeddings.double(), dim=-1) @ text.double().T
+    torch.testing.assert_close(cosines.double(), expected, atol=1e-6, rtol=0)
 
 
 def test_half_precision_is_normalized_in_float32() -> None:
