@@ -4,6 +4,7 @@ import datetime
 import gc
 import json
 import multiprocessing
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -28,12 +29,16 @@ def medians(forms: Mapping[str, Callable[[], object]], device: torch.device) -> 
 def seconds_of(
     forms: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Seconds of each form in every round; they take turns, after a round that is not counted."""
+    """Seconds of each form in every round; they take turns, after a round that is not counted.
+
+    The order is another in every round, since a form that fills the caches makes the next one slower.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in forms}
+    order, names = random.Random(0), list(forms)
     for number in range(rounds + 1):
-        for name, form in forms.items():
+        for name in order.sample(names, len(names)):
             start = time.perf_counter()
-            form()
+            forms[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number > 0:

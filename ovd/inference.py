@@ -58,6 +58,7 @@ class Inference:
         self.second_look = second_look
         self.calibration = calibration
         self._latest: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, list[int], TextClassifier] | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -65,7 +66,19 @@ class Inference:
         return None if self.calibration is None else self.calibration.threshold_for(self.options)
 
     def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
-        """The classifier of these unit rows, corrected for the bias towards trained names."""
+        """The classifier of these unit rows, corrected for the bias towards trained names.
+
+        It is kept for batch after batch with the same texts, since it holds what depends on them alone.
+        """
+        sources = [text, *self.detector.classifier_parameters()]
+        if text.is_inference() or any(source.requires_grad for source in sources):
+            return self._new_classifier(text)
+        versions = [source._version for source in sources]
+        if self._kept is None or self._kept[0] is not text or self._kept[1] != versions:
+            self._kept = (text, versions, self._new_classifier(text))
+        return self._kept[2]
+
+    def _new_classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         classifier = self.detector.classifier(text)
         if self.calibration is None or self.calibration.name_bias == 0:
             return classifier

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -26,14 +26,20 @@ def use_low_precision(precision: Precision, device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """bf16 autocast if `enabled`, else float32. bf16 has float32's exponent range, so losses need no scaling."""
+    """bf16 autocast if `enabled`, else float32. bf16 has float32's exponent range, so losses need no scaling.
+
+    The meta device has no autocast.
+    """
+    if device.type == "meta":
+        return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which products with a tensor are computed: autocast's, else its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    has_autocast = not x.is_meta and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if has_autocast else x.dtype
 
 
 def memory_format(enabled: bool) -> torch.memory_format:

@@ -1,22 +1,20 @@
 """Convolutions and linear layers whose weights are frozen: what depends on the weights alone is computed once.
 
-On a CPU in bfloat16 this includes their layout: oneDNN wants a weight in blocks, and torch brings it into them in every
-call, which takes as long as a small convolution itself. The layout depends on the input's shape, so it is kept for the
-shapes that come again. A sum with another map and a ReLU are computed with the convolution, too, not in passes of their
-own.
+On a CPU in bfloat16 this includes a convolution's layout (onednn.py). A sum with another map and a ReLU are computed
+with the convolution, too, not in passes of their own.
 """
 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.precision import fast_low_precision, product_dtype
+from ovd.clip.onednn import Layouts, has_bf16_operations
+from ovd.precision import product_dtype
 
 Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
 """A weight and a bias, if there is one."""
@@ -52,7 +50,7 @@ class FrozenWeights:
         """
         self.num_shapes = num_shapes
         self.kept: _Kept | None = None
-        self._packed: dict[torch.Size, Tensor | None] = {}
+        self._layouts = Layouts(num_shapes)
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         """Without what is kept, for copies."""
@@ -69,7 +67,7 @@ class FrozenWeights:
             with torch.no_grad():
                 weight, bias = compute()
             self.kept = _Kept(sources, _states(sources), weight.to(dtype), None if bias is None else bias.to(dtype))
-            self._packed = {}
+            self._layouts = Layouts(self.num_shapes)
         return self.kept.weight, self.kept.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
@@ -98,7 +96,7 @@ class FrozenWeights:
             return F.relu(out, inplace=True) if relu else out
         x, onednn = x.to(weight.dtype), torch.ops.mkldnn
         shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        packed = self._pack(x, weight, shape)
+        packed = self._layouts.of(x.shape, weight, lambda: onednn._reorder_convolution_weight(weight, *shape, x.shape))
         if added is None:
             return onednn._convolution_pointwise(x, packed, bias, *shape, "relu" if relu else "none", [], None)
         added, unary = added.to(x.dtype), "relu" if relu else None
@@ -107,20 +105,10 @@ class FrozenWeights:
     def _is_kept(self, weight: Float[Tensor, "K ..."]) -> bool:
         return self.kept is not None and weight is self.kept.weight
 
-    def _pack(self, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."], shape: tuple[object, ...]) -> Tensor:
-        """The weight in the layout that oneDNN wants for inputs of this shape, from the second such input on."""
-        packed = self._packed.get(x.shape)
-        if packed is None:
-            if x.shape in self._packed:
-                packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, x.shape)
-            others = [item for item in self._packed.items() if item[0] != x.shape]
-            self._packed = dict([*others, (x.shape, packed)][-self.num_shapes :])
-        return weight if packed is None else packed
-
 
 def _can_pack(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."]) -> bool:
-    """Whether oneDNN's operations for frozen weights, which torch.compile uses, too, compute this convolution."""
-    has_operations = x.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_operations()
+    """Whether oneDNN's operations for weights that were laid out before compute this convolution."""
+    has_operations = x.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_bf16_operations()
     is_plain = (
         convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
     )
@@ -132,11 +120,3 @@ def _can_pack(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"], weight: Float
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )
-
-
-@cache
-def _has_operations() -> bool:
-    """Whether torch has the operations, the CPU is fast in bfloat16, and oneDNN may use it (ONEDNN_MAX_CPU_ISA)."""
-    onednn = torch.ops.mkldnn
-    has = torch.backends.mkldnn.is_available() and hasattr(onednn, "_reorder_convolution_weight")
-    return has and fast_low_precision(torch.device("cpu")) and onednn._is_mkldnn_bf16_supported()

@@ -110,6 +110,11 @@ class Detector(nn.Module):
         with torch.no_grad():
             self.threshold.copy_(-bias / self.scale)
 
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """What `classifier` depends on beside the text rows."""
+        offsets = [] if self.name_offsets is None else [self.name_offsets]
+        return [self.log_scale, self.threshold, *offsets]
+
     def classifier(self, text: Float[Tensor, "C D"], class_ids: Int[Tensor, " C"] | None = None) -> TextClassifier:
         """The classifier of these text rows, with the detector's scale and bias.
 

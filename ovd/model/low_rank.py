@@ -5,12 +5,13 @@
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from ovd.precision import autocast
 
 
 class LowRank(nn.Module):
@@ -28,8 +29,8 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(num_outputs, rank))
 
     def forward(self, weight: Float[Tensor, "O ..."]) -> Float[Tensor, "O ..."]:
-        # In float32 under autocast, too, so that a stored sum has the same bits. The meta device has no autocast.
-        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
+        # In float32 under autocast, too, so that a stored sum has the same bits.
+        with autocast(weight.device, False):
             return weight + (self.up @ self.down).view_as(weight)
 
 

@@ -22,14 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.rough_cosines import RoughCosines, pays_off
-from ovd.model.similarity import TextClassifier
+from ovd.model.rough_cosines import COSINE_ROUNDING, RoughCosines, pays_off
+from ovd.model.similarity import TextClassifier, lengths
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
 """Share by which a score may differ from the same in another place of a tensor."""
-COSINE_ROUNDING = 1e-6
-"""What a bound on cosines is lowered by: it is computed in float32, as they are."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +90,21 @@ class PairScores:
     def rough_cosines(self) -> RoughCosines:
         """What the cosines are nearly; exact ones if they are known, or not much slower."""
         if self._is_rough:
-            return RoughCosines.of(self._points.embeddings, self._classifier)
+            return RoughCosines.of(self._points.embeddings, self._lengths, self._classifier)
         return RoughCosines.exact(self.cosines)
 
     @property
     def _is_rough(self) -> bool:
         return self._log_total is None and self._points.mixed is None and pays_off(len(self._points), self._classifier)
+
+    @cached_property
+    def _lengths(self) -> Float[Tensor, " P"]:
+        return lengths(self._points.embeddings)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self._classifier)
 
     @property
     def num_pairs(self) -> int:
@@ -122,7 +129,7 @@ class PairScores:
     def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of some pairs; without an ensemble."""
         if self._is_rough:
-            cosines = self._classifier.pair_cosines(self._points.embeddings, rows, classes)
+            cosines = self._classifier.pair_cosines(self._points.embeddings, self._lengths, rows, classes)
         else:
             cosines = self.cosines[rows, classes]
         restored = None if self._restored is None else self._restored[classes]

@@ -13,20 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.model.pair_scores import PointPredictions
-from ovd.model.similarity import TextClassifier, lengths
+from ovd.model.similarity import EPSILON, TextClassifier
 from ovd.precision import fast_low_precision
 
 SAMPLED_NAMES = 256
+FEWEST_NAMES = 2048
+"""Fewer are all scored in as little time."""
 
 
 def promising_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:
     """The share of points that score best for their best name of a sample, in their order.
 
-    The sample has every n-th row. All points are kept of a vocabulary that is hardly larger.
+    The sample has every n-th row. All points are kept for a vocabulary of fewer than `FEWEST_NAMES`.
     """
-    step = len(classifier) // SAMPLED_NAMES
-    if step <= 1:
+    if len(classifier) < FEWEST_NAMES:
         return torch.arange(len(image), device=image.boxes.device)
+    step = len(classifier) // SAMPLED_NAMES
     logits = classifier.scale * _best_cosines(image.embeddings, classifier, step) + classifier.bias
     log_scores = F.logsigmoid(logits) + F.logsigmoid(image.quality.float())
     return log_scores.topk(math.ceil(share * len(image)), sorted=False).indices.sort().values
@@ -35,7 +37,9 @@ def promising_points(image: PointPredictions, classifier: TextClassifier, share:
 def _best_cosines(embeddings: Float[Tensor, "P D"], classifier: TextClassifier, step: int) -> Float[Tensor, " P"]:
     """Of each point, the highest cosine with every `step`-th row; in bfloat16 where that is fast."""
     dtype = torch.bfloat16 if fast_low_precision(embeddings.device) else torch.float32
-    products, scale = (embeddings.to(dtype) @ classifier.text[::step].to(dtype).T).float(), lengths(embeddings)
+    embeddings = embeddings.to(dtype)
+    lengths = torch.linalg.vector_norm(embeddings, dim=1).float().clamp(min=EPSILON)
+    products = embeddings @ classifier.text[::step].to(dtype).T
     if classifier.lowered is None:
-        return products.amax(dim=1) / scale
-    return (products / scale[:, None] - classifier.lowered[::step]).amax(dim=1)
+        return products.amax(dim=1).float() / lengths
+    return (products / lengths[:, None] - classifier.lowered[::step]).amax(dim=1)

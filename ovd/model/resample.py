@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd import kernels
+from ovd.precision import autocast
 
 EPSILON = 1e-12
 """Features shorter than this are not scaled to unit length."""
@@ -31,7 +32,7 @@ def resample_dense(
         return UnitRows.apply(dense.permute(0, 2, 3, 1), EPSILON).permute(0, 3, 1, 2)
     if torch.is_grad_enabled():
         dense = dense.float()
-    with torch.autocast(dense.device.type, enabled=False):
+    with autocast(dense.device, False):
         return F.normalize(dense, dim=1, eps=EPSILON)
 
 

@@ -7,14 +7,16 @@ pairs may be among the best, and only those few are computed exactly.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ovd.model.similarity import TextClassifier, lengths
+from ovd.model.similarity import TextClassifier
 from ovd.precision import fast_low_precision
 
 HALF_STEP = 1.01 * 2**-8
 """Largest relative error of rounding to bfloat16; the rest is for sums, which are in float32."""
+COSINE_ROUNDING = 1e-6
+"""What a bound on cosines is lowered by: it is computed in float32, as they are."""
 MIN_COSINES = 2**20
 """With fewer, exact ones take no longer."""
 
@@ -23,8 +25,8 @@ MIN_COSINES = 2**20
 class RoughCosines:
     """Cosines of P points with C classes, and their errors."""
 
-    values: Float[Tensor, "P C"]
-    """Times `lengths`."""
+    values: Float[Tensor, "P M"]
+    """Times `lengths`; behind those of the C classes may be negative infinities, up to a multiple of `MULTIPLE`."""
     lengths: Float[Tensor, " P"]
     error: Float[Tensor, " P"]
     """The largest error of a point's cosines, without `relative`."""
@@ -37,40 +39,34 @@ class RoughCosines:
         return cls(cosines, cosines.new_ones(len(cosines)), cosines.new_zeros(len(cosines)), 0.0)
 
     @classmethod
-    def of(cls, embeddings: Float[Tensor, "P D"], classifier: TextClassifier) -> "RoughCosines":
+    def of(
+        cls, embeddings: Float[Tensor, "P D"], lengths: Float[Tensor, " P"], classifier: TextClassifier
+    ) -> "RoughCosines":
         """
         Args:
-            embeddings: of any length.
+            lengths: of the embeddings.
         """
-        rounded, scale = embeddings.bfloat16(), lengths(embeddings)
-        text, error_of_text = classifier.rounded
-        error = ((1 + HALF_STEP) * error_of_text).expand_as(scale)
+        rounded = embeddings.bfloat16()
+        error = ((1 + HALF_STEP) * classifier.rounded.error).expand_as(lengths)
         if embeddings.dtype != torch.bfloat16:
-            error = error + torch.linalg.vector_norm(embeddings - rounded, dim=1) / scale
-        values = rounded @ text.T
+            error = error + torch.linalg.vector_norm(embeddings - rounded, dim=1) / lengths
+        values = classifier.rounded.products(rounded)
         # The relative error is of values of at most 1, before they are lowered.
         if classifier.lowered is None:
-            return cls(values, scale, error, HALF_STEP)
-        lowered = values.float().div_(scale[:, None]).sub_(classifier.lowered)
-        return cls(lowered, torch.ones_like(scale), error + HALF_STEP, 0.0)
+            return cls(values, lengths, error, HALF_STEP)
+        cosines = values.float().div_(lengths[:, None])
+        cosines[:, : len(classifier)] -= classifier.lowered
+        return cls(cosines, torch.ones_like(lengths), error + HALF_STEP, 0.0)
 
     def at_least(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Lower bounds on the exact cosines of each point's values."""
         cosines = values / self.lengths[:, None]
-        return cosines - self._margin(cosines, self.error[:, None])
+        return cosines - self.error[:, None] - self.relative * cosines.abs()
 
-    def at_most(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
-        """Upper bounds on them."""
-        cosines = values / self.lengths[:, None]
-        return cosines + self._margin(cosines, self.error[:, None])
-
-    def at_most_of(self, rows: Int[Tensor, "*N"], classes: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """Upper bounds on the exact cosines of some pairs."""
-        cosines = self.values[rows, classes].float() / self.lengths[rows]
-        return cosines + self._margin(cosines, self.error[rows])
-
-    def _margin(self, cosines: Float[Tensor, "*N"], error: Float[Tensor, "..."]) -> Float[Tensor, "*N"]:
-        return error + self.relative * cosines.abs()
+    def lowest_values(self, cosines: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """The value that a pair of each point has at least if its exact cosine is this high."""
+        rough = cosines - self.error
+        return self.lengths * rough / (1 + self.relative * rough.sign()) - self.lengths * COSINE_ROUNDING
 
 
 def pays_off(num_points: int, classifier: TextClassifier) -> bool:

@@ -1,9 +1,10 @@
 """Class logits from class embeddings and text rows: logit = scale * cosine + bias."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +13,18 @@ from torch import Tensor
 
 from ovd import kernels
 from ovd.distributed import sum_over_ranks
+from ovd.model.rounded_rows import RoundedRows
 from ovd.structures import IGNORED
 
 EPSILON = 1e-6
 """Embeddings shorter than this are not scaled to unit length, so that a zero has a finite gradient."""
 
-CHUNK_ELEMENTS = 2**23
-"""Number of logits in memory at a time where points are processed chunk by chunk: 32 MiB."""
+CHUNK_ELEMENTS = 2**24
+"""Number of logits in memory at a time where points are processed chunk by chunk: 64 MiB."""
 GPU_CHUNK_ELEMENTS = 2**27
 """The same on a GPU, which needs more work at a time: 512 MiB."""
-PAIR_ELEMENTS = 2**20
-"""Numbers of embeddings in memory at a time where single pairs are multiplied: 4 MiB, which stay in a CPU's cache."""
-ROWS_AT_A_TIME = 1024
-"""Number of text rows whose rounding is measured at a time, so that they stay in a CPU's cache."""
+CACHED_ELEMENTS = 2**20
+"""Numbers of embeddings in float32 in memory at a time on a CPU: 4 MiB, which stay in its cache."""
 
 
 def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
@@ -68,7 +68,7 @@ def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
 
 def _parts_in_float32(rows: Float[Tensor, "N D"]) -> Iterator[Float[Tensor, "n D"]]:
     """The rows in float32, as many at a time as a CPU's cache has room for; on a GPU all at once."""
-    at_a_time = len(rows) if rows.is_cuda else PAIR_ELEMENTS // max(1, rows.shape[1])
+    at_a_time = len(rows) if rows.is_cuda else CACHED_ELEMENTS // max(1, rows.shape[1])
     return (part.float() for part in rows.split(max(1, at_a_time)))
 
 
@@ -123,22 +123,28 @@ class TextClassifier:
         return cosines if self.lowered is None else cosines - self.lowered
 
     def pair_cosines(
-        self, embeddings: Float[Tensor, "P D"], points: Int[Tensor, " N"], rows: Int[Tensor, " N"]
+        self,
+        embeddings: Float[Tensor, "P D"],
+        lengths: Float[Tensor, " P"],
+        points: Int[Tensor, " N"],
+        rows: Int[Tensor, " N"],
     ) -> Float[Tensor, " N"]:
-        """The cosines of some pairs of an embedding, of any length, and a row, less `lowered`."""
-        at_a_time = max(1, PAIR_ELEMENTS // self.text.shape[1])
-        parts = zip(points.split(at_a_time), rows.split(at_a_time), strict=True)
-        products = [embeddings[part].float().mul_(self.text[own]).sum(dim=1) for part, own in parts]
-        cosines = torch.cat(products) / lengths(embeddings)[points]
+        """The cosines of some pairs of an embedding and a row, less `lowered`.
+
+        Args:
+            lengths: of the embeddings.
+            points: ascending.
+        """
+        ends = F.pad(torch.bincount(points, minlength=len(embeddings)).cumsum(0), (1, 0))
+        pairs = _sparse(ends, rows, self.text.new_zeros(len(rows)), (len(embeddings), len(self)))
+        products = torch.sparse.sampled_addmm(pairs, embeddings.float(), self.text.T).values()
+        cosines = products / lengths[points]
         return cosines if self.lowered is None else cosines - self.lowered[rows]
 
     @cached_property
-    def rounded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, ""]]:
-        """The rows in bfloat16, and the length of the largest difference."""
-        rounded = self.text.bfloat16()
-        parts = zip(self.text.split(ROWS_AT_A_TIME), rounded.split(ROWS_AT_A_TIME), strict=True)
-        errors = [torch.linalg.vector_norm(part - other, dim=1).amax() for part, other in parts]
-        return rounded, torch.stack(errors).amax()
+    def rounded(self) -> RoundedRows:
+        """The rows in bfloat16."""
+        return RoundedRows(self.text)
 
     def logits(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """Class logits of embeddings of any length, all at once."""
@@ -170,6 +176,18 @@ class TextClassifier:
     def _of_rows(self, rows: Tensor, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
         lowered = None if self.lowered is None else self.lowered[rows]
         return replace(self, text=self.text[rows], class_ids=class_ids, lowered=lowered)
+
+
+def _sparse(ends: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    _silence_sparse()
+    return torch.sparse_csr_tensor(ends, columns, values, size, check_invariants=False)
+
+
+@cache
+def _silence_sparse() -> None:
+    """Have torch warn now, once and for all, that sparse matrices are a beta."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), [], (0, 0))
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovd.clip.frozen_convolution import FrozenWeights, _has_operations
+from ovd.clip.frozen_convolution import FrozenWeights
+from ovd.clip.onednn import has_bf16_operations
 
 SHAPES = ((2, 32, 9, 14), (1, 32, 9, 14), (2, 32, 3, 1), (1, 32, 1, 1), (3, 32, 20, 20), (0, 32, 5, 5))
 
@@ -75,21 +76,21 @@ def test_results_do_not_depend_on_the_shapes_before(num_shapes: int) -> None:
             for shape in order:
                 for _ in range(2):
                     assert torch.equal(net(random_map(*shape)), alone[SHAPES.index(shape)])
-    kept = list(net.frozen._packed.values())
-    assert len(kept) == (num_shapes if _has_operations() else 0)
+    kept = list(net.frozen._layouts.kept.values())
+    assert len(kept) == (num_shapes if has_bf16_operations() else 0)
     assert all(packed is not None for packed in kept)
 
 
 def test_a_layout_is_made_for_a_shape_that_comes_again() -> None:
-    if not _has_operations():
+    if not has_bf16_operations():
         pytest.skip("this CPU or torch has no operations for it")
     net = Frozen(32, 64, 3)
     with low_precision():
         for width in (8, 9, 10):  # images of many sizes
             net(random_map(1, 32, 8, width))
-            assert list(net.frozen._packed.values()) == [None]
+            assert list(net.frozen._layouts.kept.values()) == [None]
         net(random_map(1, 32, 8, 10))
-    assert [shape[3] for shape, packed in net.frozen._packed.items() if packed is not None] == [10]
+    assert [shape[3] for shape, packed in net.frozen._layouts.kept.items() if packed is not None] == [10]
 
 
 def test_an_image_in_a_batch_has_the_result_that_it_has_alone() -> None:
@@ -135,5 +136,5 @@ def test_copies_are_without_what_is_kept() -> None:
     assert net.frozen.kept is not None
     for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert copied.frozen.kept is None
-        assert not copied.frozen._packed
+        assert not copied.frozen._layouts.kept
         assert copied.frozen.num_shapes == 4

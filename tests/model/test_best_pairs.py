@@ -13,7 +13,7 @@ from ovd.model.best_pairs import Pairs, best_pairs
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions
 from ovd.model.rough_cosines import RoughCosines
-from ovd.model.similarity import TextClassifier, unit_embeddings
+from ovd.model.similarity import TextClassifier, lengths, unit_embeddings
 
 DIM = 6
 
@@ -127,13 +127,17 @@ def test_rough_cosines_are_within_their_bounds(dtype, lowers, dim):
     noise = torch.randn(300, dim, generator=generator)
     embeddings = torch.cat([noise, text[:200] + 1e-3 * noise[:200], -text[:200]])
     embeddings = (embeddings * 10 ** torch.randn(len(embeddings), 1, generator=generator)).to(dtype)
-    rough = RoughCosines.of(embeddings, classifier)
+    rough = RoughCosines.of(embeddings, lengths(embeddings), classifier)
     exact = F.normalize(embeddings.double(), dim=1) @ text.double().T - (0 if lowered is None else lowered.double())
-    values = rough.values.float()
+    assert (rough.values[:, 500:] == -torch.inf).all()
+    values = rough.values[:, :500].float()
     assert (rough.at_least(values) <= exact).all()
-    assert (rough.at_most(values) >= exact).all()
-    assert float((rough.at_most(values) - rough.at_least(values)).max()) < 0.04
+    assert float((exact - rough.at_least(values)).max()) < 0.04
+    for cosine in (-1.0, -0.3, 0.0, 0.02, 0.9):
+        passes = values >= rough.lowest_values(torch.full((len(embeddings),), cosine))[:, None]
+        assert (passes | (exact < cosine)).all()
+        assert (exact[passes] > cosine - 0.04).all()
     rows, classes = torch.randint(500, (2, 40), generator=generator)
-    assert torch.equal(rough.at_most_of(rows, classes), rough.at_most(values)[rows, classes])
-    pairs = classifier.pair_cosines(embeddings, rows, classes)
+    rows = rows.sort().values
+    pairs = classifier.pair_cosines(embeddings, lengths(embeddings), rows, classes)
     torch.testing.assert_close(pairs.double(), exact[rows, classes], atol=1e-6, rtol=0)

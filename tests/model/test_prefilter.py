@@ -7,7 +7,7 @@ from torch import Tensor
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PointPredictions
 from ovd.model.postprocess import postprocess
-from ovd.model.prefilter import SAMPLED_NAMES, promising_points
+from ovd.model.prefilter import FEWEST_NAMES, promising_points
 from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
@@ -46,7 +46,7 @@ def found_by(predictions: Predictions, classifier: TextClassifier, **options: fl
 @pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("competition", [0.0, 20.0])
 def test_what_is_kept_is_found_as_without_it(lowers: bool, competition: float) -> None:
-    classifier = make_classifier(4 * SAMPLED_NAMES + 3, lowers=lowers)
+    classifier = make_classifier(FEWEST_NAMES + 3, lowers=lowers)
     predictions, _ = make_predictions(classifier, objects=20)
     exact = found_by(predictions, classifier, competition=competition)
     found = found_by(predictions, classifier, competition=competition, prefilter=0.2)
@@ -62,7 +62,7 @@ def test_what_is_kept_is_found_as_without_it(lowers: bool, competition: float) -
 
 @pytest.mark.parametrize("hidden", [0, 150])
 def test_points_are_chosen_by_their_scores_and_stay_in_order(hidden: int) -> None:
-    classifier = make_classifier(10 * SAMPLED_NAMES)
+    classifier = make_classifier(FEWEST_NAMES + 500)
     predictions, objects = make_predictions(classifier, objects=30)
     predictions.quality[0, :hidden] = -torch.inf  # as in the padding
     image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], clip=None)
@@ -73,7 +73,7 @@ def test_points_are_chosen_by_their_scores_and_stay_in_order(hidden: int) -> Non
 
 
 def test_a_small_vocabulary_keeps_all_points() -> None:
-    classifier = make_classifier(2 * SAMPLED_NAMES - 1)
+    classifier = make_classifier(FEWEST_NAMES - 1)
     predictions, _ = make_predictions(classifier, objects=20)
     exact, found = found_by(predictions, classifier), found_by(predictions, classifier, prefilter=0.01)
     assert torch.equal(found.boxes, exact.boxes)

@@ -1,0 +1,49 @@
+"""oneDNN's layouts of weights in bfloat16, on a CPU.
+
+oneDNN wants a weight in blocks, and torch brings it into them in every call, which takes as long as a small convolution
+itself. The layout depends on the input's shape, so it is kept for the shapes that come again.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ovd.precision import fast_low_precision
+
+
+class Layouts:
+    """The layouts of a weight for the last few shapes of its input."""
+
+    def __init__(self, num_shapes: int):
+        """
+        Args:
+            num_shapes: of inputs that take turns, for each of which a layout is kept.
+        """
+        self.num_shapes = num_shapes
+        self.kept: dict[torch.Size, Tensor | None] = {}
+
+    def of(self, shape: torch.Size, weight: Tensor, lay_out: Callable[[], Tensor]) -> Tensor:
+        """The weight, laid out from the second input of a shape on.
+
+        Args:
+            shape: of the input.
+            weight: always the same.
+        """
+        layout = self.kept.get(shape)
+        if layout is None:
+            if shape in self.kept:
+                layout = lay_out()
+            others = [item for item in self.kept.items() if item[0] != shape]
+            self.kept = dict([*others, (shape, layout)][-self.num_shapes :])
+        return weight if layout is None else layout
+
+
+@cache
+def has_bf16_operations() -> bool:
+    """Whether torch has the operations for weights laid out before, which torch.compile uses, too, the CPU is fast in
+    bfloat16, and oneDNN may use it (ONEDNN_MAX_CPU_ISA)."""
+    onednn = torch.ops.mkldnn
+    has = torch.backends.mkldnn.is_available() and hasattr(onednn, "_reorder_convolution_weight")
+    return has and fast_low_precision(torch.device("cpu")) and onednn._is_mkldnn_bf16_supported()

@@ -1,0 +1,39 @@
+"""Text rows in bfloat16, for products of which the largest error is known."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd.clip.onednn import Layouts, has_bf16_operations
+
+MULTIPLE = 32
+"""Number of rows up to a multiple of which there are rows of no class."""
+ROWS_AT_A_TIME = 1024
+"""Number of rows whose rounding is measured at a time, so that they stay in a CPU's cache."""
+
+
+class RoundedRows:
+    """Rows in bfloat16, and how far they are from exact ones."""
+
+    def __init__(self, text: Float[Tensor, "C D"]):
+        padding = (0, 0, 0, -len(text) % MULTIPLE)
+        self.rows = F.pad(text.bfloat16(), padding)
+        self.bias = F.pad(text.new_zeros(len(text), dtype=torch.bfloat16), padding[2:], value=-torch.inf)
+        parts = zip(text.split(ROWS_AT_A_TIME), self.rows[: len(text)].split(ROWS_AT_A_TIME), strict=True)
+        errors = [torch.linalg.vector_norm(part - other, dim=1).amax() for part, other in parts]
+        self.error = torch.stack(errors).amax()
+        """The length of the largest difference."""
+        self._layouts = Layouts(1)
+
+    def products(self, embeddings: Float[Tensor, "P D"]) -> Float[Tensor, "P M"]:
+        """The products of embeddings in bfloat16 with the rows, negative infinity with rows of no class."""
+        if self.rows.device.type != "cpu" or not has_bf16_operations():
+            return torch.addmm(self.bias, embeddings, self.rows.T)
+        onednn = torch.ops.mkldnn
+        # The layout is the same for all but few embeddings, with which the operation changes it itself.
+        any_number = embeddings.shape[1:]
+        rows = self._layouts.of(
+            any_number, self.rows, lambda: onednn._reorder_linear_weight(self.rows, len(embeddings))
+        )
+        return onednn._linear_pointwise(embeddings, rows, self.bias, "none", [], "")
