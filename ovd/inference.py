@@ -73,10 +73,10 @@ class Inference:
         sources = [text, *self.detector.classifier_parameters()]
         if text.is_inference() or any(source.requires_grad for source in sources):
             return self._new_classifier(text)
-        versions = [source._version for source in sources]
-        if self._kept is None or self._kept[0] is not text or self._kept[1] != versions:
-            self._kept = (text, versions, self._new_classifier(text))
-        return self._kept[2]
+        kept, versions = self._kept, [source._version for source in sources]  # another thread may change what is kept
+        if kept is None or kept[0] is not text or kept[1] != versions:
+            self._kept = kept = (text, versions, self._new_classifier(text))
+        return kept[2]
 
     def _new_classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         classifier = self.detector.classifier(text)
@@ -87,9 +87,10 @@ class Inference:
 
     def _nearness(self, text: Float[Tensor, "C D"], calibration: ScoreCalibration) -> Float[Tensor, " C"]:
         """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
-        if self._latest is None or self._latest[0] is not text:
-            self._latest = (text, calibration.nearness(text))
-        return self._latest[1]
+        latest = self._latest
+        if latest is None or latest[0] is not text:
+            self._latest = latest = (text, calibration.nearness(text))
+        return latest[1]
 
     @property
     def device(self) -> torch.device:

@@ -156,13 +156,14 @@ class ExpertInference(Inference):
 
     def _route(self, text: Float[Tensor, "C D"]) -> list[_Query]:
         """What each answerer is asked for, the base detector first; computed once for batch after batch."""
-        if self._routed is None or self._routed[0] is not text:
+        routed = self._routed
+        if routed is None or routed[0] is not text:
             names = [expert.names for expert in self.experts]
             of_base, *of_experts = route(text, names, nearest=self._nearest)
             asked = [_Query(of_base, text[of_base])]
             asked += [_Query(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)]
-            self._routed = (text, asked)
-        return self._routed[1]
+            self._routed = routed = (text, asked)
+        return routed[1]
 
     def _predictions(
         self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], is_asked: Sequence[bool]

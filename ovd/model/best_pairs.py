@@ -152,8 +152,8 @@ def _highest_of_groups(values: Float[Tensor, "P M"], groups: int) -> Float[Tenso
 
 
 def _fewer(highest: Float[Tensor, "P G"], count: int) -> Float[Tensor, "P N"]:
-    """Highest values of larger groups, which leave out a few, as long as they are well more than a number."""
-    num_joined = highest.numel() // count
+    """Highest values of larger groups, which leave out a few; at least `count` numbers, where there are so many."""
+    num_joined = min(highest.numel() // count, highest.shape[1])
     if num_joined < 2:
         return highest
     columns = highest.shape[1] // num_joined

@@ -1,0 +1,56 @@
+"""An inference keeps the classifier of its latest texts, as long as nothing of it changes."""
+
+import pytest
+import torch
+from small_detector import build_detector
+
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.detector import Detector
+
+
+@pytest.fixture
+def detector(untrained_clip) -> Detector:
+    return build_detector(untrained_clip, "head").requires_grad_(False)
+
+
+def inference_of(detector: Detector) -> Inference:
+    return Inference(detector, size=64, options=DetectionOptions(), low_precision=False)
+
+
+def rows(seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(3, 256, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_it_is_kept_for_the_same_texts(detector: Detector) -> None:
+    inference, text = inference_of(detector), rows(0)
+    classifier = inference.classifier(text)
+    assert inference.classifier(text) is classifier
+    assert inference.classifier(rows(1)) is not classifier
+    assert torch.equal(inference.classifier(text).text, text)
+
+
+@torch.no_grad()
+def test_it_is_made_anew_after_a_change(detector: Detector) -> None:
+    inference, text = inference_of(detector), rows(0)
+    before = inference.classifier(text)
+    detector.set_bias(-7.0)
+    after = inference.classifier(text)
+    assert after is not before
+    torch.testing.assert_close(after.bias, torch.tensor(-7.0))
+    detector.log_scale.add_(1)
+    torch.testing.assert_close(inference.classifier(text).scale, detector.scale)
+    text.copy_(rows(1))
+    assert inference.classifier(text) is not after
+
+
+def test_that_of_a_detector_that_learns_is_not_kept(detector: Detector) -> None:
+    """Fused optimizers change weights without a sign."""
+    inference, text = inference_of(detector.requires_grad_(True)), rows(0)
+    assert inference.classifier(text) is not inference.classifier(text)
+
+
+def test_texts_of_inference_mode_are_taken_too(detector: Detector) -> None:
+    with torch.inference_mode():
+        text = rows(0) + 0
+    assert torch.equal(inference_of(detector).classifier(text).text, text)
