@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ovd.clip.frozen_convolution import states_of
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.data.padding import pad_images
@@ -58,7 +59,7 @@ class Inference:
         self.second_look = second_look
         self.calibration = calibration
         self._latest: tuple[Tensor, Tensor] | None = None
-        self._kept: tuple[Tensor, list[int], TextClassifier] | None = None
+        self._kept: tuple[Tensor, list[tuple[int, int]], TextClassifier] | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -73,9 +74,9 @@ class Inference:
         sources = [text, *self.detector.classifier_parameters()]
         if text.is_inference() or any(source.requires_grad for source in sources):
             return self._new_classifier(text)
-        kept, versions = self._kept, [source._version for source in sources]  # another thread may change what is kept
-        if kept is None or kept[0] is not text or kept[1] != versions:
-            self._kept = kept = (text, versions, self._new_classifier(text))
+        kept, states = self._kept, states_of(sources)  # another thread may change what is kept
+        if kept is None or kept[0] is not text or kept[1] != states:
+            self._kept = kept = (text, states, self._new_classifier(text))
         return kept[2]
 
     def _new_classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:

@@ -40,8 +40,11 @@ def test_it_is_made_anew_after_a_change(detector: Detector) -> None:
     torch.testing.assert_close(after.bias, torch.tensor(-7.0))
     detector.log_scale.add_(1)
     torch.testing.assert_close(inference.classifier(text).scale, detector.scale)
+    detector.threshold.data = torch.tensor(0.5)  # as a module is moved to another device
+    torch.testing.assert_close(inference.classifier(text).bias, detector.bias)
+    last = inference.classifier(text)
     text.copy_(rows(1))
-    assert inference.classifier(text) is not after
+    assert inference.classifier(text) is not last
 
 
 def test_that_of_a_detector_that_learns_is_not_kept(detector: Detector) -> None:

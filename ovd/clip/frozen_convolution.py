@@ -5,7 +5,7 @@ with the convolution, too, not in passes of their own.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +32,10 @@ class _Kept:
     def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
         """Whether they are what these tensors give now."""
         same = len(self.sources) == len(sources) and all(map(operator.is_, self.sources, sources))
-        return same and self.weight.dtype == dtype and self.states == _states(sources)
+        return same and self.weight.dtype == dtype and self.states == states_of(sources)
 
 
-def _states(tensors: tuple[Tensor, ...]) -> list[tuple[int, int]]:
+def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
     """What changes when a tensor is moved, or written to in place."""
     return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
@@ -66,7 +66,7 @@ class FrozenWeights:
         if self.kept is None or not self.kept.is_of(sources, dtype):
             with torch.no_grad():
                 weight, bias = compute()
-            self.kept = _Kept(sources, _states(sources), weight.to(dtype), None if bias is None else bias.to(dtype))
+            self.kept = _Kept(sources, states_of(sources), weight.to(dtype), None if bias is None else bias.to(dtype))
             self._layouts = Layouts(self.num_shapes)
         return self.kept.weight, self.kept.bias
 

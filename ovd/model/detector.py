@@ -149,7 +149,7 @@ class Detector(nn.Module):
         divisor = self.size_divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
-        pixels = images.float().sub_(self.mean).div_(self.std)
+        pixels = (images.float() - self.mean).div_(self.std)
         pixels = pixels.to(product_dtype(pixels))  # once for all that see them
         is_channels_last = self.head.distances.weight.is_contiguous(memory_format=torch.channels_last)
         return pixels.contiguous(memory_format=torch.channels_last) if is_channels_last else pixels

@@ -88,7 +88,7 @@ class ShortcutFilter(nn.Module):
     def forward(
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B D h w"]:
-        return add_neighbors(shortcut, self.weights(features).to(shortcut.dtype), self.size)
+        return add_neighbors(shortcut, self.weights(features).float(), self.size)
 
 
 class PyramidShortcut(nn.Module):

@@ -33,6 +33,7 @@ def add_neighbors(
         return filtered.permute(0, 3, 1, 2)
     if torch.jit.is_tracing():
         return _of_any_size(shortcut, weights, size)
+    weights = weights.to(shortcut.dtype)
     if not torch.is_grad_enabled() and shortcut.dtype == torch.bfloat16 and shortcut.shape[3] <= WIDEST_BAND:
         return _with_bands(shortcut, weights, size)
     return _WeightedNeighbors.apply(shortcut, weights, size)

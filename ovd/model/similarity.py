@@ -136,7 +136,9 @@ class TextClassifier:
             points: ascending.
         """
         ends = F.pad(torch.bincount(points, minlength=len(embeddings)).cumsum(0), (1, 0))
-        pairs = _sparse(ends, rows, self.text.new_zeros(len(rows)), (len(embeddings), len(self)))
+        _silence_sparse()
+        size, zeros = (len(embeddings), len(self)), self.text.new_zeros(len(rows))
+        pairs = torch.sparse_csr_tensor(ends, rows, zeros, size, check_invariants=False)
         products = torch.sparse.sampled_addmm(pairs, embeddings.float(), self.text.T).values()
         cosines = products / lengths[points]
         return cosines if self.lowered is None else cosines - self.lowered[rows]
@@ -176,11 +178,6 @@ class TextClassifier:
     def _of_rows(self, rows: Tensor, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
         lowered = None if self.lowered is None else self.lowered[rows]
         return replace(self, text=self.text[rows], class_ids=class_ids, lowered=lowered)
-
-
-def _sparse(ends: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    _silence_sparse()
-    return torch.sparse_csr_tensor(ends, columns, values, size, check_invariants=False)
 
 
 @cache

@@ -43,6 +43,7 @@ def test_what_it_adds_sees_color() -> None:
     with torch.no_grad():
         of_gray, of_red = branch(gray, zeros), branch(red, zeros)
         sums = branch(red, features)
+    assert [tuple(added.shape) for added in of_red] == [(1, 128, 8, 12), (1, 256, 4, 6)]
     assert all((red - gray).abs().max() > 0.1 for red, gray in zip(of_red, of_gray, strict=True))
     assert all(map(torch.equal, sums, map(torch.add, of_red, features)))
 

@@ -19,7 +19,9 @@ def test_logits_are_scaled_cosines() -> None:
 @pytest.mark.parametrize("shape", [(3, 700, 1024), (5, 8), (0, 8)])
 def test_cosines_of_low_precision_are_as_exact_as_in_float32(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
-    embeddings = (10 ** torch.randn(*shape[:-1], 1, generator=generator) * torch.randn(shape)).bfloat16()
+    embeddings = (
+        10 ** torch.randn(*shape[:-1], 1, generator=generator) * torch.randn(shape, generator=generator)
+    ).bfloat16()
     text = torch.nn.functional.normalize(torch.randn(20, shape[-1], generator=generator), dim=1)
     cosines = text_cosines(embeddings, text)
     assert cosines.dtype == torch.float32
