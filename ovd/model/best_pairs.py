@@ -21,7 +21,7 @@ from ovd.model.rounded_rows import MULTIPLE
 CLASSES_IN_GROUP = MULTIPLE
 """Of which only the highest cosine is looked at first."""
 BOUNDS_PER_PAIR = 16
-"""Number of bounds, for each pair that is wanted, among which its score is looked for."""
+"""For each pair that is wanted, at least this many score bounds are ranked, where there are so many."""
 FEW_PAIRS = 2**18
 """So many pairs are scored in less time than it takes to choose among them."""
 FEW_COMPETING_PAIRS = 2**22

@@ -18,7 +18,7 @@ from ovd.precision import fast_low_precision
 
 SAMPLED_NAMES = 256
 FEWEST_NAMES = 2048
-"""Fewer are all scored in as little time."""
+"""A smaller vocabulary is scored at all points, which takes no longer."""
 
 
 def promising_points(image: PointPredictions, classifier: TextClassifier, share: float) -> Int[Tensor, " K"]:

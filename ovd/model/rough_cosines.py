@@ -26,7 +26,7 @@ class RoughCosines:
     """Cosines of P points with C classes, and their errors."""
 
     values: Float[Tensor, "P M"]
-    """Times `lengths`; behind those of the C classes may be negative infinities, up to a multiple of `MULTIPLE`."""
+    """Dot products, that is cosines times `lengths`. Columns beyond the C classes are padding, negative infinity."""
     lengths: Float[Tensor, " P"]
     error: Float[Tensor, " P"]
     """The largest error of a point's cosines, without `relative`."""
@@ -64,7 +64,7 @@ class RoughCosines:
         return cosines - self.error[:, None] - self.relative * cosines.abs()
 
     def lowest_values(self, cosines: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """The value that a pair of each point has at least if its exact cosine is this high."""
+        """For each point, the lowest entry of `values` that a pair with at least this exact cosine can have."""
         rough = cosines - self.error
         return self.lengths * rough / (1 + self.relative * rough.sign()) - self.lengths * COSINE_ROUNDING
 

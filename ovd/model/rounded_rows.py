@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ovd.clip.onednn import Layouts, has_bf16_operations
 
 MULTIPLE = 32
-"""Number of rows up to a multiple of which there are rows of no class."""
+"""The rows are padded to a multiple of this number, so that classes fall into groups of equal size."""
 ROWS_AT_A_TIME = 1024
 """Number of rows whose rounding is measured at a time, so that they stay in a CPU's cache."""
 
@@ -27,7 +27,7 @@ class RoundedRows:
         self._layouts = Layouts(1)
 
     def products(self, embeddings: Float[Tensor, "P D"]) -> Float[Tensor, "P M"]:
-        """The products of embeddings in bfloat16 with the rows, negative infinity with rows of no class."""
+        """The products of embeddings in bfloat16 with the rows, negative infinity in the padding."""
         if self.rows.device.type != "cpu" or not has_bf16_operations():
             return torch.addmm(self.bias, embeddings, self.rows.T)
         onednn = torch.ops.mkldnn

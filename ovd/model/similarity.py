@@ -61,7 +61,7 @@ def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) 
 
 
 def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """What `unit_embeddings` divides by, in float32."""
+    """Euclidean norm of each row in float32, at least `EPSILON`."""
     parts = _parts_in_float32(rows)
     return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).clamp_(min=EPSILON)
 
