@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.clip import narrow_maps
 from ovd.clip.onednn import Layouts, has_bf16_operations
 from ovd.precision import product_dtype
 
@@ -90,8 +91,8 @@ class FrozenWeights:
             convolution: has the stride, padding, dilation and groups.
         """
         weight, bias = weights
-        if not (self._is_kept(weight) and _can_pack(convolution, x, weight)):
-            out = convolution._conv_forward(x, weight, bias)
+        if not (self._is_kept(weight) and _can_pack(convolution, x, weight, added)):
+            out = narrow_maps.convolve(convolution, x, weight, bias)
             out = out if added is None else added + out  # in the layout of the map
             return F.relu(out, inplace=True) if relu else out
         x, onednn = x.to(weight.dtype), torch.ops.mkldnn
@@ -106,16 +107,24 @@ class FrozenWeights:
         return self.kept is not None and weight is self.kept.weight
 
 
-def _can_pack(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"], weight: Float[Tensor, "K ..."]) -> bool:
+def _can_pack(
+    convolution: nn.Conv2d,
+    x: Float[Tensor, "B C h w"],
+    weight: Float[Tensor, "K ..."],
+    added: Float[Tensor, "B K H W"] | None,
+) -> bool:
     """Whether oneDNN's operations for weights that were laid out before compute this convolution."""
     has_operations = x.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_bf16_operations()
     is_plain = (
         convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
     )
     learns = torch.is_grad_enabled() and x.requires_grad
+    adds_cell = added is not None and added.shape[2:].numel() == 1  # which oneDNN refuses in torch 2.10
     return (
         has_operations
         and is_plain
+        and not adds_cell
+        and not narrow_maps.is_narrow(convolution, x)
         and not learns
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)

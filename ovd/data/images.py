@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovd.data.jpeg_end import with_end
+from ovd.data.jpeg_segments import is_lossless
 from ovd.data.report import DataError
 from ovd.data.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
 from ovd.shapes import UInt8
@@ -108,14 +109,14 @@ def decode_image(
         width, height = image.size
         wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
         orientation = _orientation(image)
-        reduction = _reduce(image, longest_side)
+        reduction = _reduce(image, content, longest_side)
         try:
             image.load()
             rgb = to_rgb(with_used_bits(image, content) if wide else image)
             if is_inverted(image):
                 rgb = ImageOps.invert(rgb)
         except OSError:
-            if reduction > 1:  # lossless JPEGs cannot be reduced, and what is damaged is found below
+            if reduction > 1:  # what is damaged is found in the whole image
                 return decode_image(source, expected_size=expected_size, max_pixels=max_pixels)
             whole = with_end(content)
             if whole is None:
@@ -255,12 +256,12 @@ def _has_late_metadata(path: Path) -> bool:
     return False
 
 
-def _reduce(image: Image.Image, longest_side: int | None) -> int:
+def _reduce(image: Image.Image, content: bytes, longest_side: int | None) -> int:
     """Makes a JPEG that is not decoded yet be decoded to a part of its sides, if it can be; what divides them.
 
     The sides have to be multiples, so that a pixel at the border stands for as many as any other, and boxes stay exact.
     """
-    if longest_side is None:
+    if longest_side is None or is_lossless(content):
         return 1
     width, height = image.size
     for reduction in _REDUCTIONS:

@@ -5,14 +5,14 @@ nothing, so it is tried: if no continuation of the file changes a pixel, all row
 would have refined in scans that are missing is seen in the scans' headers.
 """
 
-from collections.abc import Iterator
 from io import BytesIO
 
 from PIL import Image
 
-_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+from ovd.data.jpeg_segments import SCAN, START, segments
+
+_END = b"\xff\xd9"
 _FRAMES = (0xC0, 0xC1, 0xC2)
-_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _RESTARTS = [bytes([0xFF, 0xD0 + number]) for number in range(8)]
 _CONTINUATIONS = (
     *(b"", bytes(256), b"\x55" * 256, b"\xaa" * 256, b"\xfe" * 256),
@@ -23,7 +23,7 @@ _NUM_COEFFICIENTS = 64
 
 def with_end(content: bytes) -> bytes | None:
     """The file with its end marker; None if it is no JPEG file, has the marker, or lacks more than that."""
-    if not content.startswith(_START) or _END in content[-64:] or not _has_all_scans(content):
+    if not content.startswith(START) or _END in content[-64:] or not _has_all_scans(content):
         return None
     content = content.removesuffix(_END[:1])  # which would make a marker of whatever follows
     try:
@@ -42,25 +42,12 @@ def _has_all_scans(content: bytes) -> bool:
     """Whether the scans give every coefficient of every component to its last bit."""
     components: set[int] = set()
     complete: dict[int, set[int]] = {}
-    for marker, body in _segments(content):
+    for marker, body in segments(content):
         if marker in _FRAMES and len(body) > 5:
             components = set(body[6 : 6 + 3 * body[5] : 3])
-        elif marker == _SCAN and body and len(body) >= 4 + 2 * body[0]:
+        elif marker == SCAN and body and len(body) >= 4 + 2 * body[0]:
             first, last, bits = body[1 + 2 * body[0] : 4 + 2 * body[0]]
             if bits & 15 == 0:
                 for component in body[1 : 1 + 2 * body[0] : 2]:
                     complete.setdefault(component, set()).update(range(first, last + 1))
     return bool(components) and all(len(complete.get(component, ())) == _NUM_COEFFICIENTS for component in components)
-
-
-def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment; between them lie the bits of the scans, in which no marker occurs."""
-    place = content.find(b"\xff", len(_START))
-    while 0 <= place < len(content) - 4:
-        marker = content[place + 1]
-        if marker in (0x00, 0xFF) or marker in _WITHOUT_LENGTH:
-            place = content.find(b"\xff", place + (1 if marker == 0xFF else 2))
-            continue
-        length = int.from_bytes(content[place + 2 : place + 4], "big")
-        yield marker, content[place + 4 : place + 2 + length]
-        place = content.find(b"\xff", place + 2 + length)

@@ -2,7 +2,6 @@
 
 import itertools
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,10 +92,5 @@ def strided_levels(channels: int, num_levels: int) -> nn.ModuleList:
 def extend(levels: list[Float[Tensor, "B C ..."]], extras: nn.ModuleList) -> list[Float[Tensor, "B C ..."]]:
     """Append the levels that the convolutions of `strided_levels` compute from the last one."""
     for extra in extras:
-        features = F.relu(levels[-1])
-        if torch.is_grad_enabled() and features.shape[-2:] == (1, 1):
-            # The zeros are those of the convolution's own padding. Without them, oneDNN's bfloat16 gradient of the
-            # weights is not finite for a channels-last map of one cell (torch 2.14, CPU).
-            features = F.pad(features, (0, 1, 0, 1))
-        levels.append(extra(features))
+        levels.append(extra(F.relu(levels[-1])))
     return levels

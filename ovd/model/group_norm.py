@@ -70,7 +70,11 @@ class _GroupNormOfBFloat16(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "B C h w"]) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
-        given = gradient.float(), x.float(), mean.float(), inverse.float(), weight
+        # Of a gradient in another layout than its input, torch's kernel (seen in 2.10) computes another one.
+        is_last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        maps = (one.float().contiguous(memory_format=layout) for one in (gradient, x))
+        given = *maps, mean.float(), inverse.float(), weight
         batch_size, channels, height, width = x.shape
         sizes = (batch_size, channels, height * width, ctx.num_groups)
         backward = torch.ops.aten.native_group_norm_backward

@@ -219,6 +219,23 @@ def test_in_low_precision_the_filter_differs_by_rounding_alone(batch, height, wi
     assert torch.equal(add_neighbors(shortcut, torch.zeros_like(weights), size), shortcut)
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 2), (2, 16), (16, 4), (1, 1)])
+@pytest.mark.parametrize("learns", [False, True])
+def test_coarse_levels_of_thin_images_are_those_of_float32(height: int, width: int, learns: bool):
+    """oneDNN reads beyond narrow maps in strided convolutions, bfloat16 and channels last."""
+    torch.manual_seed(0)
+    pyramid = FeaturePyramid((64, 64), (8, 16), 256).to(memory_format=torch.channels_last).requires_grad_(learns)
+    maps = [torch.randn(2, 64, height, width), torch.randn(2, 64, (height + 1) // 2, (width + 1) // 2)]
+    maps = [level.contiguous(memory_format=torch.channels_last) for level in maps]
+    with torch.no_grad():
+        exact = pyramid(tuple(maps))
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            levels = pyramid(tuple(maps))
+        for level, expected in zip(levels, exact, strict=True):
+            torch.testing.assert_close(level.detach().float(), expected, rtol=0.05, atol=0.1)
+
+
 def test_coarse_levels_of_one_cell_have_finite_gradients():
     """oneDNN gave NaN for a strided convolution of one cell, bfloat16 and channels last."""
     torch.manual_seed(0)

@@ -8,10 +8,11 @@ from ovd.model.group_norm import LARGE_MAP, GroupNorm
 
 
 @pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("gradient_format", [torch.channels_last, torch.contiguous_format], ids=["last", "first"])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["last", "first"])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (33, 40)])
 def test_results_and_gradients_are_exact_but_for_rounding(
-    size: tuple[int, int], memory_format: torch.memory_format, relu: bool
+    size: tuple[int, int], memory_format: torch.memory_format, gradient_format: torch.memory_format, relu: bool
 ) -> None:
     assert (size[0] * size[1] >= LARGE_MAP) == (size == (33, 40))
     torch.manual_seed(0)
@@ -20,7 +21,7 @@ def test_results_and_gradients_are_exact_but_for_rounding(
         norm.weight.normal_()
         norm.bias.normal_()
     x = (3 * torch.randn(2, 32, *size) + torch.randn(1, 32, 1, 1)).bfloat16().to(memory_format=memory_format)
-    slope = torch.randn(2, 32, *size).bfloat16()
+    slope = torch.randn(2, 32, *size).bfloat16().to(memory_format=gradient_format)
     x.requires_grad_()
     measured = norm(x)
     assert measured.dtype == torch.bfloat16
