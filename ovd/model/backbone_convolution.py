@@ -14,6 +14,7 @@ from ovd.clip.folded_norm import fold_norms
 from ovd.clip.frozen_convolution import FrozenWeights
 from ovd.clip.pooling import use_halving_pools
 from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
+from ovd.precision import autocast, product_dtype
 
 FINEST_STRIDE = 8
 SIZE_DIVISOR = 32
@@ -55,8 +56,17 @@ class TimmConvolutionBackbone(Backbone):
         self.eval()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
-        last, features = self.trunk.forward_intermediates(images, indices=self.stage_indices)
+        if self._ends_narrow(images):
+            with autocast(images.device, False):
+                last, features = self.trunk.forward_intermediates(images.float(), indices=self.stage_indices)
+        else:
+            last, features = self.trunk.forward_intermediates(images, indices=self.stage_indices)
         return BackboneOutput(tuple(features), last)
+
+    def _ends_narrow(self, images: Float[Tensor, "B 3 H W"]) -> bool:
+        """Whether the last map has one column, which oneDNN's bfloat16 cannot be trusted with (narrow_maps.py)."""
+        is_bf16 = images.device.type == "cpu" and product_dtype(images) == torch.bfloat16
+        return is_bf16 and images.shape[-1] < 2 * self.strides[-1]
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape

@@ -15,8 +15,10 @@ from small_backbones import (
     DIM,
     FAMILIES,
     SLOW,
+    TIMM,
     dense_and_pooled_of_a_constant_map,
     random_visual,
+    randomize,
 )
 from small_detector import detector_around
 from torch import Tensor, nn
@@ -288,6 +290,31 @@ def test_windows_keep_what_lies_elsewhere_out():
         difference = (backbone.dense(images) - backbone.dense(changed)).abs().amax(dim=(0, 1))
     assert (difference > 1e-4).float().sum() == 4
     assert (difference[4:, 4:] > 1e-4).all()
+
+
+def check_a_narrow_image_in_low_precision(visual: Any, height: int, width: int) -> None:
+    backbone = backbone_of(copy.deepcopy(visual)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images_of(height, width, batch=2).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = backbone(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = backbone(images)
+            dense = backbone.project_locations(found.last)
+        expected = backbone.project_locations(exact.last)
+    for ours, theirs in [*zip(found.features, exact.features, strict=True), (dense, expected)]:
+        assert (ours.float() - theirs).norm() < 0.05 * theirs.norm()
+
+
+def test_narrow_images_have_the_features_of_float32(visual, family):
+    """A last map of one column, of which oneDNN's strided convolutions in bfloat16 compute another."""
+    check_a_narrow_image_in_low_precision(visual, *((280, 28) if family == "vit_14" else (320, 32)))
+
+
+def test_narrow_images_have_the_features_of_float32_in_a_net_with_strided_convolutions():
+    torch.manual_seed(0)
+    settings = {"timm_model_name": "resnet10t", "timm_pool": "", "timm_proj": "linear", "image_size": 64, **TIMM}
+    visual = randomize(_build_vision_tower(DIM, CLIPVisionCfg(**settings)).eval())
+    check_a_narrow_image_in_low_precision(visual, 320, 32)
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 7), (1, 1)])
