@@ -26,6 +26,7 @@ from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
 
 NAME_LISTS_KEPT = 8
+_LOAD_OPTIONS = ("experts", "same_place", "nearest", "device", "size", "prefilter")
 UNCALIBRATED_THRESHOLD = 0.45
 """Score above which boxes are shown, of a detector that was not calibrated."""
 
@@ -96,7 +97,7 @@ class Predictor(ModelHubMixin):
         """Load a detector of the Hugging Face hub, or of a folder that `save_pretrained` wrote.
 
         Args:
-            options: `device` and `size` as for `load`, and those of huggingface_hub's mixin, such as `revision`.
+            options: those of `load`, such as `device`, and those of huggingface_hub's mixin, such as `revision`.
 
         Raises:
             ValueError: there is no such repository, the hub cannot be reached, or the folder has no whole detector.
@@ -110,12 +111,11 @@ class Predictor(ModelHubMixin):
             ) from error
 
     @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, device: str | None = None, size: int | None = None, **options: Any
-    ) -> "Predictor":
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Predictor":
         """What the mixin's `from_pretrained` calls."""
+        of_load = {name: options.pop(name) for name in _LOAD_OPTIONS if name in options}
         folder = Path(model_id)
-        return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), device=device, size=size)
+        return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **of_load)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What `save_pretrained` calls."""
