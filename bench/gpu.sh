@@ -41,6 +41,6 @@ bench step_memory 60 step_memory
 part train_speed 60 "$PYTHON" bench/train_speed.py configs/lvis_base_rn50.yaml data.workers=14 --steps 60
 bench second_look 45 second_look
 bench experts 60 experts --config configs/lvis_base_rn50.yaml --size 800
-part quickstart 180 "$PYTHON" tools/quickstart.py
+part quickstart 180 bash -c '"$PYTHON" tools/quickstart.py && "$PYTHON" bench/quickstart.py'
 "$PYTHON" bench/join.py --only-join
 [[ ${#failed[@]} == 0 ]] || { echo "failed: ${failed[*]}"; exit 1; }

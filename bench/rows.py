@@ -78,6 +78,7 @@ ROWS = (
     Row("pseudo_label", "cpu", {"time of the forward pass": 1.05, "time of image by image": 0.33}),
     Row("optimizer", "cpu", {"time of the floor": 1.2}),
     Row("startup", "cpu", {"time of pycocotools": 0.1}, ("--images", "40000"), has_device=False),
+    Row("quickstart", "cpu", {"time of 0:12:00": 1.0}, has_device=False),
     Row(
         "loss_memory", "cuda",
         {
@@ -110,4 +111,5 @@ ROWS = (
     Row("postprocess", "cuda", {"time of product": 2.0}, ("--images", "16")),
     Row("pseudo_label", "cuda", {"time of the forward pass": 1.1}),
     Row("optimizer", "cuda", {"time of the floor": 1.2}),
+    Row("quickstart", "cuda", {"time of 0:01:00": 1.0}, has_device=False),
 )  # fmt: skip

@@ -289,6 +289,7 @@ PROMISED = [
     "runs/quickstart/example.detections.json",
     "runs/quickstart/naming.json",
     "runs/quickstart/naming.png",
+    "runs/quickstart/stages.json",
     "runs/lvis_base_rn50/eval/metrics.json",
     "runs/lvis_base_rn50/eval-objects365-zhiyuan_objv2_val/metrics.json",
     "runs/self_training_cc12m/metrics.json",

@@ -5,10 +5,11 @@ continue training on both, evaluate on its validation set and on two data sets o
 
 Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/, example.jpg
 and example.detections.png (the first validation image with rare objects, with detections of all classes of the world),
-predictions.png, curves.png.
+predictions.png, curves.png, and stages.json, the seconds of each stage.
 """
 
 import argparse
+import json
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
-from ovd.build.detector import TrainedDetector, load_detector
+from ovd.build.detector import TrainedDetector, load_detector, resolve_device
 from ovd.cli import run_tool
 from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images import read_image
@@ -26,9 +27,11 @@ from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import StageTimes
+from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
+from ovd.precision import describe_machine
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize import choose_shown, draw_detections, grid
@@ -93,6 +96,14 @@ def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path
     grid(pictures, columns=4).save(output / "predictions.png")
 
 
+def save_stages(stages: StageTimes, config: TrainConfig) -> None:
+    """Write stages.json: the machine, and the seconds of each stage."""
+    device = resolve_device(config)
+    content = {"machine": describe_machine(device), "device": device.type, "seconds": stages.seconds}
+    with whole_file(config.output / "stages.json") as file:
+        json.dump(content, file, indent=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both stages, for example train.steps=50")
@@ -131,6 +142,8 @@ def main() -> None:
     with stages.measure("drawing pictures"):
         draw_pictures(trained, index, config.output)
     print(stages.table())
+    if not arguments.resume:  # then they are whole
+        save_stages(stages, config)
 
 
 if __name__ == "__main__":
