@@ -88,11 +88,12 @@ class Fresh:
         )
 
     def batch(self, batch_size: int, size: int, num_classes: int) -> Batch:
-        """Square images of noise."""
+        """Square images of noise, in the layout that the loader gives them."""
         corners = torch.rand(batch_size, BOXES, 2, generator=self.generator) * size * 0.6
         sides = (0.1 + 0.3 * torch.rand(batch_size, BOXES, 2, generator=self.generator)) * size
+        images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=self.generator)
         batch = Batch.without_pairs(
-            images=torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, generator=self.generator),
+            images=images.contiguous(memory_format=torch.channels_last),
             sizes=torch.full((batch_size, 2), size),
             targets=tuple(
                 replace(

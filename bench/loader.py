@@ -29,6 +29,7 @@ from ovd.data.loader import TrainOrder, train_loader
 from ovd.data.padding import pad_images
 from ovd.data.report import DataReport
 from ovd.data.transforms import train_transform
+from ovd.heap import keep_freed_memory
 from ovd.precision import describe_machine
 
 NUM_IMAGES, BATCH_SIZE, BOXES_PER_IMAGE, QUALITY = 32, 16, 8, 90
@@ -109,6 +110,7 @@ def make_forms(index: AnnotationIndex) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
+    keep_freed_memory()  # as all tools do; peers in this process have the same
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:

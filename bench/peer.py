@@ -25,7 +25,7 @@ def torchvision_fcos(num_classes: int, size: int, device: torch.device, *, tuned
 
 def torchvision_images(batch: Batch) -> list[torch.Tensor]:
     """The images of a batch as torchvision wants them."""
-    return [image.float() / 255 for image in batch.images]
+    return [image.float() / 255 for image in batch.images.contiguous()]
 
 
 def torchvision_step(model: FCOS, batch: Batch, *, tuned: bool) -> Callable[[], object]:

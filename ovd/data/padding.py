@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
@@ -16,6 +15,8 @@ def pad_images(
 ) -> tuple[UInt8[Tensor, "B 3 H W"], Int64[Tensor, "B 2"]]:
     """The images in one tensor on the CPU, and their own heights and widths.
 
+    The tensor is in channels-last layout, in which images are decoded and low precision computes.
+
     Args:
         images: any number, also none.
         divisor: of the common sides.
@@ -26,24 +27,9 @@ def pad_images(
     height, width = (-(-max(sides, default=1) // divisor) * divisor for sides in sizes.T.tolist())
     height, width = padded_shape(height, width, shapes)
     # From NumPy, which asks the system for large pages of memory, as torch does not: they are there sooner.
-    padded = np.empty((len(images), 3, height, width), dtype=np.uint8)
-    spare = np.empty((height, width, 3), dtype=np.uint8)
-    for place, image in zip(padded, images, strict=True):
-        _pad(image.cpu().numpy(), place, spare)
-    return torch.from_numpy(padded), sizes
-
-
-def _pad(
-    image: UInt8[np.ndarray, "3 h w"], place: UInt8[np.ndarray, "3 H W"], spare: UInt8[np.ndarray, "H W 3"]
-) -> None:
-    """Writes an image and the zeros around it into its place."""
-    height, width = image.shape[1:]
-    if image.strides[0] == 1:  # decoders put the colors of a pixel beside each other, and OpenCV parts them fastest
-        spare[:height, :width] = image.transpose(1, 2, 0)
-        spare[:height, width:] = 0
-        spare[height:] = 0
-        cv2.split(spare, list(place))
-    else:
-        place[:, :height, :width] = image
-        place[:, :height, width:] = 0
-        place[:, height:] = 0
+    padded = np.empty((len(images), height, width, 3), dtype=np.uint8)
+    for place, image, (own_height, own_width) in zip(padded, images, sizes.tolist(), strict=True):
+        place[:own_height, :own_width] = image.cpu().permute(1, 2, 0).numpy()
+        place[:own_height, own_width:] = 0
+        place[own_height:] = 0
+    return torch.from_numpy(padded).permute(0, 3, 1, 2), sizes

@@ -149,10 +149,14 @@ class Detector(nn.Module):
         divisor = self.size_divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
-        pixels = (images.float() - self.mean).div_(self.std)
-        pixels = pixels.to(product_dtype(pixels))  # once for all that see them
+        # Line by line, as decoded images lie in memory: a pixel's three colors alone are a short row for a processor.
+        lines, width = images.permute(0, 2, 3, 1).flatten(2), images.shape[-1]
+        lines = (lines.float() - self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        lines = lines.to(product_dtype(lines))  # once for all that see them
+        pixels = lines.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
         is_channels_last = self.head.distances.weight.is_contiguous(memory_format=torch.channels_last)
-        return pixels.contiguous(memory_format=torch.channels_last) if is_channels_last else pixels
+        layout = torch.channels_last if is_channels_last else torch.contiguous_format
+        return pixels.contiguous(memory_format=layout)
 
     def _dense(
         self, last: Float[Tensor, "B K h w"], pyramid: list[Float[Tensor, "B C ..."]]
