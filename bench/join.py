@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from measured import results_file
-from rows import ANNOTATIONS, ROWS, Row
+from rows import ROWS, Row
 
 from ovd.precision import describe_machine
 
@@ -124,7 +124,7 @@ def main() -> None:
     ran = []
     for row in ROWS if not arguments.only_join else ():
         is_wanted = row.device == arguments.device and row.name in (arguments.rows or [row.name])
-        if is_wanted and (ANNOTATIONS not in row.arguments or (ROOT / ANNOTATIONS).exists()):
+        if is_wanted and (row.needs is None or (ROOT / row.needs).exists()):
             run(row)
             ran.append(row)
     rows = all_rows(ran)
