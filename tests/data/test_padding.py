@@ -33,7 +33,7 @@ def test_images_with_the_colors_of_a_pixel_beside_each_other_are_padded_alike(tr
     expected, expected_sizes = pad_images([image.contiguous() for image in images], divisor=8)
     assert torch.equal(padded, expected)
     assert torch.equal(sizes, expected_sizes)
-    assert padded.is_contiguous()
+    assert padded.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
