@@ -10,7 +10,7 @@ LOWEST_INSTALLED := $(LOWEST)/.installed
 LOWEST_TESTS := tests/clip tests/model tests/text tests/evaluation tests/test_config.py tests/test_ablation.py \
 	tests/test_kept_classifier.py tests/test_predictor.py tests/test_visualize.py tests/test_boxes.py \
 	$(addprefix tests/data/test_,images.py transforms.py loader.py) \
-	$(addprefix tests/engine/test_,checkpoint.py log.py) \
+	$(addprefix tests/engine/test_,checkpoint.py log.py) --ignore tests/model/test_compiled.py \
 	--deselect "tests/engine/test_checkpoint.py::test_killed_at_any_instant_something_intact_remains[200]"
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-no-deps.txt
 
@@ -34,7 +34,7 @@ test-all: $(INSTALLED)
 # The parts that call other packages, at the lowest versions that the requirements allow. CI runs it where the
 # requirements are not those of the last success.
 test-lowest: $(LOWEST_INSTALLED)
-	$(LOWEST_PY) -m pytest -m "not slow" $(LOWEST_TESTS)
+	$(LOWEST_PY) -m pytest $(LOWEST_TESTS)
 	sha256sum $(REQUIREMENTS) > .ci/lowest.sha256
 
 lint: $(INSTALLED)

@@ -9,6 +9,7 @@ Whole jobs, such as evaluating on a data set, are in `ovd/jobs/`.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
 
 NAME_LISTS_KEPT = 8
-_LOAD_OPTIONS = ("experts", "same_place", "nearest", "device", "size", "prefilter")
 UNCALIBRATED_THRESHOLD = 0.45
 """Score above which boxes are shown, of a detector that was not calibrated."""
 
@@ -113,7 +113,7 @@ class Predictor(ModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Predictor":
         """What the mixin's `from_pretrained` calls."""
-        of_load = {name: options.pop(name) for name in _LOAD_OPTIONS if name in options}
+        of_load = {name: options.pop(name) for name in signature(cls.load).parameters if name in options}
         folder = Path(model_id)
         return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **of_load)
 

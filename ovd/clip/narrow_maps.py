@@ -1,8 +1,8 @@
 """Strided convolutions of maps so narrow that a single column is left, as in a pyramid's coarse levels of a tall image.
 
-On CPUs with AMX oneDNN reads beyond such maps in bfloat16: the result, or the gradient of the weight, is not that of
-the convolution, and may not be finite (torch 2.10 to 2.14). With more zeros than the convolution's own padding there
-are two columns, which are right.
+On CPUs with AMX oneDNN reads beyond such maps in bfloat16: the result, or the gradient of the weight, is wrong and may
+not be finite (seen in torch 2.10 and 2.14). `convolve` pads the map with further zeros until two columns are left,
+which oneDNN computes rightly, and drops the second.
 """
 
 import torch
@@ -28,7 +28,7 @@ def convolve(
 
 
 def is_narrow(convolution: nn.Conv2d, x: Float[Tensor, "B C h w"]) -> bool:
-    """Whether oneDNN cannot be trusted with a map."""
+    """Whether the convolution is a strided one with padding, in bfloat16 on a CPU, and leaves one column of the map."""
     if x.device.type != "cpu" or convolution.stride[1] == 1 or convolution.padding_mode != "zeros":
         return False
     if isinstance(convolution.padding, str) or convolution.padding[1] == 0:

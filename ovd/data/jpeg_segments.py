@@ -9,9 +9,9 @@ _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 
 def is_lossless(content: bytes) -> bool:
-    """Whether a file is a JPEG that holds differences of pixels in place of frequencies.
+    """Whether a file is a lossless JPEG, which holds differences of pixels in place of frequencies.
 
-    Decoders cannot reduce such an image. libjpeg-turbo before 3.2, asked for it, writes beyond the smaller image.
+    Decoders cannot reduce such an image: libjpeg-turbo 3.1.4 crashes when it is asked to.
     """
     if not content.startswith(START):
         return False

@@ -64,7 +64,7 @@ class TimmConvolutionBackbone(Backbone):
         return BackboneOutput(tuple(features), last)
 
     def _ends_narrow(self, images: Float[Tensor, "B 3 H W"]) -> bool:
-        """Whether the last map has one column, which oneDNN's bfloat16 cannot be trusted with (narrow_maps.py)."""
+        """Whether the last map has one column, which oneDNN may compute wrongly in bfloat16 (narrow_maps.py)."""
         is_bf16 = images.device.type == "cpu" and product_dtype(images) == torch.bfloat16
         return is_bf16 and images.shape[-1] < 2 * self.strides[-1]
 

@@ -70,7 +70,7 @@ class _GroupNormOfBFloat16(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "B C h w"]) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
-        # Of a gradient in another layout than its input, torch's kernel (seen in 2.10) computes another one.
+        # torch 2.10's kernel returns wrong gradients where the incoming one has another layout than the input.
         is_last = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_last else torch.contiguous_format
         maps = (one.float().contiguous(memory_format=layout) for one in (gradient, x))

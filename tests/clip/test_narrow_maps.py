@@ -1,4 +1,7 @@
-"""Strided convolutions of narrow maps in bfloat16, against the same in float64."""
+"""Strided convolutions of narrow maps in bfloat16, against the same in float64.
+
+A CPU without AMX passes these with torch's own convolution, too.
+"""
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ FORMS = (
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 8},
     {"kernel_size": 7, "stride": 2, "padding": 3},
-    {"kernel_size": 3, "stride": (1, 2), "padding": (0, 1)},
+    {"kernel_size": 3, "stride": (1, 2), "padding": 1},
     {"kernel_size": 3, "stride": 2, "padding": 2, "dilation": 2},
     {"kernel_size": 3, "padding": 1},
     {"kernel_size": 1, "stride": 2},
@@ -34,8 +37,6 @@ def leave_garbage_behind() -> None:
 def test_result_and_gradients_are_those_of_float64(form: dict, height: int) -> None:
     convolution = nn.Conv2d(64, 64, **form)
     for width in WIDTHS:
-        if "padding" in form and isinstance(form["padding"], tuple) and height < 3:
-            continue
         x = small_integers(2, 64, height, width, seed=width)
         weight = small_integers(*convolution.weight.shape, seed=1)
         bias = small_integers(64, seed=2)
