@@ -3,9 +3,9 @@
     python bench/detect.py                     # CLIP's ResNet-50, 2 images of 320 px
     python bench/detect.py --device cuda       # 16 images of 800 px
 
-Random images, 91 and 1,203 classes, random weights; bf16 autocast and channels last for both where ours has them. Both
-have no score threshold, as many candidates and the same suppression; unless they give equal numbers of boxes, there is
-no ratio. Their boxes are on the CPU in the end.
+Random images, 91 and 1,203 classes, random weights; bf16 autocast for both where ours has it, channels last for both.
+Both have no score threshold, as many candidates and the same suppression; unless they give equal numbers of boxes,
+there is no ratio. Their boxes are on the CPU in the end.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
         fresh.low_precision,
     )
     inference = fresh.inference(size=size, options=OPTIONS)
-    peer = torchvision_fcos(num_classes, size, fresh.device, tuned=low_precision).eval()
+    peer = torchvision_fcos(num_classes, size, fresh.device, fresh.frozen_layout).eval()
     peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
     peer.detections_per_img = OPTIONS.max_detections
     images = torchvision_images(batch)

@@ -27,7 +27,7 @@ from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
-from ovd.precision import autocast, describe_machine, memory_format
+from ovd.precision import autocast, describe_machine
 from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
@@ -63,13 +63,14 @@ def side_of(fresh: Fresh) -> SideBranch:
     """A fresh side branch for an expert."""
     backbone = fresh.detector.backbone
     branch = SideBranch(backbone.channels, backbone.strides)
-    return branch.to(fresh.device).to(memory_format=memory_format(fresh.low_precision))
+    return branch.to(fresh.device).to(memory_format=fresh.frozen_layout)
 
 
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     detector, low_precision, size = copy.deepcopy(fresh.detector), fresh.low_precision, batch.images.shape[-1]
-    detector.requires_grad_(False)  # as `build_inference` does; the fresh one trains afterwards
+    # As `build_inference` does; the fresh one trains afterwards.
+    detector.requires_grad_(False).to(memory_format=fresh.frozen_layout)
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
     def inference_of(one) -> Inference:

@@ -29,7 +29,7 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.similarity import initial_bias
-from ovd.precision import autocast, memory_format, use_low_precision
+from ovd.precision import autocast, frozen_memory_format, memory_format, use_low_precision
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.structures import Batch, Targets
 from ovd.text.encoder import encode_texts
@@ -80,9 +80,14 @@ class Fresh:
     generator: torch.Generator
     device: torch.device
 
+    @property
+    def frozen_layout(self) -> torch.memory_format:
+        """In which a detector that learns nothing has its weights."""
+        return frozen_memory_format(self.low_precision, self.device)
+
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
         """As `build_inference` makes it: of a frozen detector."""
-        self.detector.requires_grad_(False)
+        self.detector.requires_grad_(False).to(memory_format=self.frozen_layout)
         return Inference(
             self.detector, size=size, options=options, low_precision=self.low_precision, second_look=second_look
         )

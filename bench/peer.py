@@ -6,21 +6,17 @@ import torch
 from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 
 from ovd.engine.optim import Ema
-from ovd.precision import autocast, memory_format
+from ovd.precision import autocast
 from ovd.structures import Batch
 
 
-def torchvision_fcos(num_classes: int, size: int, device: torch.device, *, tuned: bool) -> FCOS:
-    """FCOS with a ResNet-50 of random weights, all of which learn, for images of this size.
-
-    Args:
-        tuned: channels come last, as bfloat16 wants them.
-    """
+def torchvision_fcos(num_classes: int, size: int, device: torch.device, layout: torch.memory_format) -> FCOS:
+    """FCOS with a ResNet-50 of random weights in this layout, all of which learn, for images of this size."""
     torch.manual_seed(0)
     model = fcos_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=num_classes, min_size=size, max_size=size
     )
-    return model.to(device).to(memory_format=memory_format(tuned))
+    return model.to(device).to(memory_format=layout)
 
 
 def torchvision_images(batch: Batch) -> list[torch.Tensor]:

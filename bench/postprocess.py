@@ -37,7 +37,7 @@ class Case:
     def __init__(self, num_images: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         points = make_points((SIZE, SIZE), STRIDES, torch.device("cpu"))
-        self.model = torchvision_fcos(NUM_CLASSES, SIZE, device, tuned=False)
+        self.model = torchvision_fcos(NUM_CLASSES, SIZE, device, torch.contiguous_format)
         self.model.score_thresh, self.model.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
         self.model.detections_per_img = OPTIONS.max_detections
         half = points.strides[:, None] / 2

@@ -50,6 +50,12 @@ def memory_format(enabled: bool) -> torch.memory_format:
     return torch.channels_last if enabled else torch.contiguous_format
 
 
+def frozen_memory_format(low_precision: bool, device: torch.device) -> torch.memory_format:
+    """Memory format of modules that learn nothing: on a CPU channels last in float32, too, whose kernels are faster
+    with it but for the gradients'."""
+    return memory_format(low_precision or device.type == "cpu")
+
+
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
     """A context in which a GPU, too, gives the same bits every time; a CPU always does.

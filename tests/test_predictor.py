@@ -40,7 +40,8 @@ def image() -> np.ndarray:
 
 
 def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(trained, image):
-    inference = Inference(trained.detector, size=96, options=trained.config.eval, low_precision=False)
+    detector = trained.detector.requires_grad_(False).to(memory_format=torch.channels_last)  # as evaluation does
+    inference = Inference(detector, size=96, options=trained.config.eval, low_precision=False)
     text = evaluation_text(trained.config, trained.clip, NAMES)
     expected = inference.image(text, image, ensemble=score_ensemble(trained, NAMES))
     found = Predictor(trained)(image, NAMES)

@@ -41,7 +41,7 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
-from ovd.precision import memory_format, use_low_precision
+from ovd.precision import frozen_memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.names import clean_name
 
@@ -164,7 +164,7 @@ def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(config, clip)
     initialize(detector, config.init_from, clip)
-    return detector.requires_grad_(False).to(device).to(memory_format=memory_format(uses_bf16)).eval()
+    return detector.requires_grad_(False).to(device).to(memory_format=frozen_memory_format(uses_bf16, device)).eval()
 
 
 def build_detector_on_meta(config: TrainConfig) -> Detector:
@@ -245,10 +245,10 @@ def build_inference(
     """
     config = trained.config
     of_config = options or config.eval
-    uses_bf16 = low_precision(config)
-    trained.detector.requires_grad_(False)
+    uses_bf16, device = low_precision(config), resolve_device(config)
+    trained.detector.requires_grad_(False).to(device)
     inference = Inference(
-        trained.detector.to(resolve_device(config)).to(memory_format=memory_format(uses_bf16)).eval(),
+        trained.detector.to(memory_format=frozen_memory_format(uses_bf16, device)).eval(),
         size=size or config.data.size,
         options=of_config,
         low_precision=uses_bf16,

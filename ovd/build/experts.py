@@ -31,7 +31,7 @@ from ovd.model.low_rank import add_stored
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers
 from ovd.model.side_branch import SideBranch
-from ovd.precision import memory_format
+from ovd.precision import frozen_memory_format
 
 
 def own_layers(section: ExpertSection, backbone: Backbone) -> int:
@@ -82,7 +82,8 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
         detector, shared = copy_sharing_layers(base.detector, num_own)
         if any(name.startswith("side.") for name in tensors):
             detector.side = SideBranch(detector.backbone.channels, detector.backbone.strides)
-            detector.side.to(base.device).to(memory_format=memory_format(base.low_precision))
+            layout = frozen_memory_format(base.low_precision, base.device)
+            detector.side.to(base.device).to(memory_format=layout)
         load_own(detector, base.detector, tensors, folder, has_adapters=description.rank > 0)
     if options is None:
         # Crops are looked at as the base detector does it, by the encoder that it has.

@@ -1,6 +1,6 @@
 """Convolutions and linear layers whose weights are frozen: what depends on the weights alone is computed once.
 
-On a CPU in bfloat16 this includes a convolution's layout (onednn.py). A sum with another map and a ReLU are computed
+On a CPU this includes a convolution's layout (onednn.py). A sum with another map and a ReLU are computed
 with the convolution, too, not in passes of their own.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip import narrow_maps
-from ovd.clip.onednn import Layouts, has_bf16_operations
+from ovd.clip.onednn import Layouts, has_operations
 from ovd.precision import product_dtype
 
 Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
@@ -114,14 +114,14 @@ def _can_pack(
     added: Float[Tensor, "B K H W"] | None,
 ) -> bool:
     """Whether oneDNN's operations for weights that were laid out before compute this convolution."""
-    has_operations = x.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_bf16_operations()
     is_plain = (
         convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
     )
     learns = torch.is_grad_enabled() and x.requires_grad
     adds_cell = added is not None and added.shape[2:].numel() == 1  # which oneDNN refuses in torch 2.10
     return (
-        has_operations
+        x.device.type == "cpu"
+        and has_operations(weight.dtype)
         and is_plain
         and not adds_cell
         and not narrow_maps.is_narrow(convolution, x)

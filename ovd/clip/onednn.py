@@ -1,9 +1,10 @@
-"""oneDNN's layouts of weights in bfloat16, on a CPU.
+"""oneDNN's layouts of weights, on a CPU.
 
 oneDNN wants a weight in blocks, and torch brings it into them in every call, which takes as long as a small convolution
 itself. The layout depends on the input's shape, so it is kept for the shapes that come again.
 """
 
+import platform
 from collections.abc import Callable
 from functools import cache
 
@@ -41,9 +42,12 @@ class Layouts:
 
 
 @cache
-def has_bf16_operations() -> bool:
-    """Whether torch has the operations for weights laid out before, which torch.compile uses, too, the CPU is fast in
-    bfloat16, and oneDNN may use it (ONEDNN_MAX_CPU_ISA)."""
+def has_operations(dtype: torch.dtype) -> bool:
+    """Whether torch has the operations for weights laid out before, which torch.compile uses, too, and this CPU, as far
+    as oneDNN may use it (ONEDNN_MAX_CPU_ISA), is fast with weights of this dtype."""
     onednn = torch.ops.mkldnn
-    has = torch.backends.mkldnn.is_available() and hasattr(onednn, "_reorder_convolution_weight")
-    return has and fast_low_precision(torch.device("cpu")) and onednn._is_mkldnn_bf16_supported()
+    if not torch.backends.mkldnn.is_available() or not hasattr(onednn, "_reorder_convolution_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return fast_low_precision(torch.device("cpu")) and onednn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 and platform.machine() in ("x86_64", "AMD64")

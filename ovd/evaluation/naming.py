@@ -30,7 +30,7 @@ from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.resample import resample_dense
 from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
-from ovd.precision import autocast, memory_format
+from ovd.precision import autocast, frozen_memory_format
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
@@ -229,7 +229,7 @@ class _Namer:
         shared = next(clip_backbone.parameters()) is next(inference.detector.backbone.parameters())
         assert not shared, "the detector's own backbone does not tell what CLIP was"
         self._inference = inference
-        self._layout = memory_format(inference.low_precision)
+        self._layout = frozen_memory_format(inference.low_precision, inference.device)
         self._clip = clip_backbone.to(inference.device).to(memory_format=self._layout)
         self._clip_text = inference.detector.classifier(text)
         self._own_text = inference.classifier(text)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ovd.model.backbone import Backbone
 from ovd.model.crops import square_crops
 from ovd.model.similarity import unit_embeddings
-from ovd.precision import autocast, memory_format
+from ovd.precision import autocast, frozen_memory_format
 
 CROPS_AT_A_TIME = 256
 """Number of crops in one call of the backbone."""
@@ -52,10 +52,11 @@ class CropEncoder:
             views: the crops of each box, at least one; the mean of their embeddings counts.
             low_precision: whether to use bf16 autocast.
         """
-        self.backbone = backbone.to(memory_format=memory_format(low_precision)).eval().requires_grad_(False)
+        device = next(backbone.parameters()).device
+        self._layout = frozen_memory_format(low_precision, device)
+        self.backbone = backbone.to(memory_format=self._layout).eval().requires_grad_(False)
         self.views = tuple(views)
         self._low_precision = low_precision
-        device = next(backbone.parameters()).device
         self._mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
         self._std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
 
@@ -102,7 +103,7 @@ class CropEncoder:
             crops = square_crops(pixels, own, view.side_px, context=view.context)
             of_image |= dict(zip(rows, crops.split(list(map(len, own))), strict=True))
         crops = torch.cat([of_image[row] for row in range(len(boxes))])
-        crops = crops.contiguous(memory_format=memory_format(self._low_precision))
+        crops = crops.contiguous(memory_format=self._layout)
         with autocast(crops.device, self._low_precision):
             embeddings = [self.backbone.encode(some) for some in crops.split(CROPS_AT_A_TIME)]
         return unit_embeddings(torch.cat(embeddings))

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.clip.onednn import Layouts, has_bf16_operations
+from ovd.clip.onednn import Layouts, has_operations
 
 MULTIPLE = 32
 """The rows are padded to a multiple of this number, so that classes fall into groups of equal size."""
@@ -28,7 +28,7 @@ class RoundedRows:
 
     def products(self, embeddings: Float[Tensor, "P D"]) -> Float[Tensor, "P M"]:
         """The products of embeddings in bfloat16 with the rows, negative infinity in the padding."""
-        if self.rows.device.type != "cpu" or not has_bf16_operations():
+        if self.rows.device.type != "cpu" or not has_operations(torch.bfloat16):
             return torch.addmm(self.bias, embeddings, self.rows.T)
         onednn = torch.ops.mkldnn
         # The layout is the same for all but few embeddings, with which the operation changes it itself.

@@ -1,4 +1,4 @@
-"""What a convolution with frozen weights keeps, and computes with in bfloat16 on a CPU."""
+"""What a convolution with frozen weights keeps, and computes with on a CPU."""
 
 import copy
 import pickle
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip.frozen_convolution import FrozenWeights
-from ovd.clip.onednn import has_bf16_operations
+from ovd.clip.onednn import has_operations
 
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 SHAPES = ((2, 32, 9, 14), (1, 32, 9, 14), (2, 32, 3, 1), (1, 32, 1, 1), (3, 32, 20, 20), (0, 32, 5, 5))
 
 
@@ -27,19 +29,23 @@ class Frozen(nn.Conv2d):
         return self.frozen.convolve(self, x, weights, added, relu=relu)
 
 
-def random_map(*shape: int, seed: int = 0) -> Tensor:
+def random_map(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return values.bfloat16().to(memory_format=torch.channels_last)
+    return values.to(dtype).to(memory_format=torch.channels_last)
+
+
+def precision(dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def low_precision() -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16)
+    return precision(torch.bfloat16)
 
 
 def exact(net: Frozen, x: Tensor) -> Tensor:
-    weight = net.weight.bfloat16().float()
-    bias = None if net.bias is None else net.bias.bfloat16().float()
-    return F.conv2d(x.float(), weight, bias, net.stride, net.padding, net.dilation, net.groups)  # type: ignore[arg-type]
+    weight = net.weight.to(x.dtype).double()
+    bias = None if net.bias is None else net.bias.to(x.dtype).double()
+    return F.conv2d(x.double(), weight, bias, net.stride, net.padding, net.dilation, net.groups)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -49,54 +55,61 @@ def exact(net: Frozen, x: Tensor) -> Tensor:
     [{}, {"padding": 1}, {"stride": 2, "padding": 1}, {"padding": 1, "groups": 32}, {"bias": False}],
     ids=str,
 )
-def test_results_are_those_of_float32_but_for_rounding(options: dict[str, int], is_added: bool, relu: bool) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_are_those_of_float64_but_for_rounding(
+    dtype: torch.dtype, options: dict[str, int], is_added: bool, relu: bool
+) -> None:
     torch.manual_seed(0)
     net = Frozen(32, 64, 3, num_shapes=3, **options)
-    for shape in SHAPES:
-        x = random_map(*shape)
+    for shape in SHAPES * 2:  # from the second input of a shape on with a layout
+        x = random_map(*shape, dtype=dtype)
         if min(shape[2:]) < 3 and "padding" not in options:
             continue
         expected = exact(net, x)
-        added = random_map(*expected.shape, seed=1) if is_added else None
-        expected = expected if added is None else expected + added.float()
+        added = random_map(*expected.shape, dtype=dtype, seed=1) if is_added else None
+        expected = expected if added is None else expected + added.double()
         expected = expected.relu() if relu else expected
-        with low_precision():
+        with precision(dtype):
             measured = net(x, added, relu=relu)
-        assert measured.dtype == torch.bfloat16
-        torch.testing.assert_close(measured.float(), expected, rtol=2**-7, atol=2**-7)
+        assert measured.dtype == dtype
+        tolerance = TOLERANCES[dtype]
+        torch.testing.assert_close(measured.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_shapes", [1, 2, 5])
-def test_results_do_not_depend_on_the_shapes_before(num_shapes: int) -> None:
+def test_results_do_not_depend_on_the_shapes_before(num_shapes: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     net = Frozen(32, 64, 3, num_shapes=num_shapes, padding=1)
-    with low_precision():
-        alone = [copy.deepcopy(net)(random_map(*shape)) for shape in SHAPES]
+    with precision(dtype):
+        alone = [copy.deepcopy(net)(random_map(*shape, dtype=dtype)) for shape in SHAPES]
         for order in (SHAPES, SHAPES[::-1], SHAPES):
             for shape in order:
                 for _ in range(2):
-                    assert torch.equal(net(random_map(*shape)), alone[SHAPES.index(shape)])
+                    assert torch.equal(net(random_map(*shape, dtype=dtype)), alone[SHAPES.index(shape)])
     kept = list(net.frozen._layouts.kept.values())
-    assert len(kept) == (num_shapes if has_bf16_operations() else 0)
+    assert len(kept) == (num_shapes if has_operations(dtype) else 0)
     assert all(packed is not None for packed in kept)
 
 
-def test_a_layout_is_made_for_a_shape_that_comes_again() -> None:
-    if not has_bf16_operations():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layout_is_made_for_a_shape_that_comes_again(dtype: torch.dtype) -> None:
+    if not has_operations(dtype):
         pytest.skip("this CPU or torch has no operations for it")
     net = Frozen(32, 64, 3)
-    with low_precision():
+    with precision(dtype):
         for width in (8, 9, 10):  # images of many sizes
-            net(random_map(1, 32, 8, width))
+            net(random_map(1, 32, 8, width, dtype=dtype))
             assert list(net.frozen._layouts.kept.values()) == [None]
-        net(random_map(1, 32, 8, 10))
+        net(random_map(1, 32, 8, 10, dtype=dtype))
     assert [shape[3] for shape, packed in net.frozen._layouts.kept.items() if packed is not None] == [10]
 
 
-def test_an_image_in_a_batch_has_the_result_that_it_has_alone() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_image_in_a_batch_has_the_result_that_it_has_alone(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    net, batch = Frozen(32, 64, 3, padding=1), random_map(3, 32, 7, 12)
-    with low_precision():
+    net, batch = Frozen(32, 64, 3, padding=1), random_map(3, 32, 7, 12, dtype=dtype)
+    with precision(dtype):
         together = net(batch)
         for number, image in enumerate(batch.split(1)):
             assert torch.equal(net(image)[0], together[number])
@@ -109,7 +122,7 @@ def test_a_changed_weight_is_seen() -> None:
         net(x)
         nn.init.normal_(net.weight)
         measured = net(x)
-    torch.testing.assert_close(measured.float(), exact(net, x), rtol=2**-7, atol=2**-6)
+    torch.testing.assert_close(measured.double(), exact(net, x), rtol=2**-7, atol=2**-6)
 
 
 def test_the_gradient_of_the_input_passes() -> None:
@@ -120,7 +133,7 @@ def test_the_gradient_of_the_input_passes() -> None:
     assert x.grad.abs().sum() > 0
 
 
-def test_float32_and_maps_with_channels_first_are_computed_as_ever() -> None:
+def test_maps_with_channels_first_are_computed_as_ever() -> None:
     torch.manual_seed(0)
     net, x = Frozen(32, 64, 3), torch.randn(2, 32, 8, 8)
     assert torch.equal(net(x), F.conv2d(x, net.weight, net.bias))
