@@ -6,7 +6,6 @@ The forward pass computes the gradients as well, block by block of points, with 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,6 +17,10 @@ from ovd.structures import IGNORED
 
 CHUNKS_IN_BLOCK = 4
 """Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
+FEWEST_POINTS_IN_BLOCK = 1024
+"""With fewer, a product waits for the memory of the text rows."""
+LARGE_LOGIT = 80
+"""Whose exponential is finite, and whose sigmoid is 1."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,9 @@ def chunked_focal_loss(
     assert len(classifier) > 0, "the focal loss needs at least one class"
     assert (class_mask is None) == (group is None), "class_mask and group come together"
     if chunk_size is None:
-        # On a CPU 16 MiB of buffers, which fit a last-level cache; a GPU needs more work per kernel instead.
-        elements = 2**20 if embeddings.device.type == "cpu" else 2**24
+        elements = _elements_in_chunk(classifier.text)
         chunk_size = max(1, elements // len(classifier))
-        block_size = max(1, CHUNKS_IN_BLOCK * elements // max(classifier.text.shape))
+        block_size = max(FEWEST_POINTS_IN_BLOCK, CHUNKS_IN_BLOCK * elements // max(classifier.text.shape))
     else:
         block_size = CHUNKS_IN_BLOCK * chunk_size
     learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
@@ -95,6 +97,13 @@ def chunked_focal_loss(
         return _FocalLoss.apply(*learned, *fixed)
     loss, _ = _focal_loss_and_gradients(*learned, *fixed, needs_gradient=(False,) * 4)
     return loss
+
+
+def _elements_in_chunk(text: Float[Tensor, "C D"]) -> int:
+    """Pairs of a point and a class at a time."""
+    if text.device.type != "cpu":
+        return 2**24  # a GPU needs more work per kernel
+    return 2**18 if product_dtype(text) == text.dtype else 2**20
 
 
 class _FocalLoss(torch.autograd.Function):
@@ -109,8 +118,15 @@ class _FocalLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        gradients = [None if gradient is None else gradient * grad_output for gradient in ctx.saved_tensors]
+        multiply = torch.mul if _graph_is_kept() else Tensor.mul_  # what is saved is not needed again
+        gradients = [None if gradient is None else multiply(gradient, grad_output) for gradient in ctx.saved_tensors]
         return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass may come again; torch, which names this privately, frees the graph else."""
+    is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return is_kept is None or is_kept()
 
 
 @torch.no_grad()
@@ -130,6 +146,7 @@ def _focal_loss_and_gradients(
     needs_embeddings, needs_text, needs_scale, needs_bias = needs_gradient
     device, dtype = embeddings.device.type, text.dtype
     low_dtype = product_dtype(text)
+    is_low = low_dtype != dtype
     product_text = text.to(low_dtype)
     weights, group = _weights_of_negatives(labels, class_mask, group, classes=text, alpha=settings.alpha)
 
@@ -138,7 +155,10 @@ def _focal_loss_and_gradients(
     starts = range(0, len(embeddings), settings.block_size)
     # Sums of a block's sums are more precise than one running total.
     sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
-    buffers = text.new_empty(4, min(settings.chunk_size, len(embeddings)), len(text))
+    block_size, chunk_size = (min(size, len(embeddings)) for size in (settings.block_size, settings.chunk_size))
+    products_of_block = text.new_empty(block_size, len(text), dtype=low_dtype)
+    rows_of_block = text.new_empty(block_size, text.shape[1])
+    buffers = text.new_empty(4 if is_low else 3, chunk_size, len(text))
 
     with torch.autocast(device, enabled=False):
         for i, start in enumerate(starts):
@@ -149,27 +169,35 @@ def _focal_loss_and_gradients(
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
             factor = scale * inverse  # from products to logits, without the bias
-            products = rows @ product_text.T
+            products, of_rows = products_of_block[: len(rows)], rows_of_block[: len(rows)]
+            if is_low:
+                torch.mm(rows, product_text.T, out=products)
+            else:
+                torch.addmm(bias, torch.mul(exact, factor, out=of_rows), text.T, out=products)
             for first in range(0, len(rows), settings.chunk_size):
                 chunk = slice(first, first + settings.chunk_size)
-                logits, *spare = buffers[:, : len(products[chunk])]
-                logits.copy_(products[chunk]).mul_(factor[chunk]).add_(bias)
+                if is_low:
+                    logits, *spare = buffers[:, : len(products[chunk])]
+                    logits.copy_(products[chunk]).mul_(factor[chunk]).add_(bias)
+                else:
+                    logits, spare = products[chunk], list(buffers[:, : len(products[chunk])])
                 weight = weights if group is None else weights.index_select(0, group[block][chunk])
                 slopes, losses = _slopes_and_losses(logits, spare, labels[block][chunk, None], weight, settings)
                 sums_loss[i] += losses.sum()
                 if needs_bias:
                     sums_bias[i] += slopes.sum()
-                products[chunk] = slopes
+                if is_low:
+                    products[chunk] = slopes
 
             if needs_embeddings or needs_scale:
-                gradient = (products @ product_text).to(dtype)
+                gradient = of_rows.copy_(products @ product_text) if is_low else torch.mm(products, text, out=of_rows)
                 along = inverse * torch.linalg.vecdot(gradient, exact)[:, None]  # each point's slopes times cosines
                 sums_scale[i] = along.sum()
                 if gradient_embeddings is not None:
                     # With scale and length, the part along the embedding is gone; a shorter one is not normalized.
                     along = along.masked_fill(length < EPSILON, 0)
                     gradient.addcmul_(exact, inverse * along, value=-1)
-                    gradient_embeddings[block] = gradient.mul_(factor)
+                    torch.mul(gradient, factor, out=gradient_embeddings[block])
             if gradient_text is not None:
                 gradient_text += (products.mul_(inverse).T @ rows) * scale
 
@@ -211,6 +239,7 @@ def _slopes_and_losses(
     """Derivative and value of the loss of each pair; overwrites `logits` and `spare`.
 
     Nearly all pairs are negatives: all are computed as such, then the values of each point's own class are replaced.
+    The derivatives are in `logits`.
 
     Args:
         label: each point's own class, -1 for background.
@@ -234,29 +263,33 @@ def _background_focal_(
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
     """Derivative and value of weight * p**gamma * -log(1 - p), p = sigmoid(logit).
 
-    Overwrites `logits` and the three `spare` buffers; the results lie in two of them.
+    The derivative replaces `logits`; the value lies in one of the three `spare` buffers, which are overwritten, too.
     """
-    _, buffer, _ = spare
-    losses = _softplus(logits, spare)  # -log(1 - p), also where 1 - p would round to 0 or 1
-    probability = logits.sigmoid_()
+    probability, losses = _sigmoid_and_softplus(logits, spare)
+    buffer = spare[-1]
     modulation = (
         torch.mul(probability, probability, out=buffer) if gamma == 2 else torch.pow(probability, gamma, out=buffer)
     )
     modulation.mul_(weight)
     losses.mul_(modulation)
     # d/dz = gamma * loss * (1 - p) + modulation * p = gamma * loss + p * (modulation - gamma * loss)
-    slopes = probability.mul_(modulation.sub_(losses, alpha=gamma)).add_(losses, alpha=gamma)
+    slopes = torch.mul(probability, modulation.sub_(losses, alpha=gamma), out=logits).add_(losses, alpha=gamma)
     return slopes, losses
 
 
-def _softplus(x: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]]) -> Float[Tensor, "N C"]:
-    """log(1 + exp(x)), with full relative precision for both signs; overwrites `spare`, may return the first of it."""
-    if x.device.type != "cpu":
-        return F.softplus(x, threshold=40)
-    # log1p costs a CPU eight times as much as log, so max(x, 0) + log1p(e) with e = exp(-|x|) is computed as
-    # max(x, 0) + log(s) + (e - (s - 1)), where s is 1 + e as rounded and the last bracket is what the rounding took.
-    rounded, buffer, other = spare
-    exponential = torch.minimum(x, torch.neg(x, out=buffer), out=other).exp_()
+def _sigmoid_and_softplus(
+    x: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]]
+) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    """p = sigmoid(x), and log(1 + exp(x)), which is -log(1 - p), with full relative precision for both signs.
+
+    They are in the first two of the three `spare` buffers; all are overwritten.
+    """
+    # With e = exp(x), p is e / (1 + e). log1p(e) costs a CPU eight times as much as log, so it is computed as
+    # log(s) + (e - (s - 1)) / s, where s is 1 + e as rounded, and the bracket is what the rounding took.
+    exponential, rounded, lost = spare
+    torch.clamp(x, max=LARGE_LOGIT, out=exponential).exp_()
     torch.add(exponential, 1, out=rounded)
-    lost = exponential.sub_(torch.sub(rounded, 1, out=buffer))
-    return rounded.log_().add_(lost).add_(torch.clamp(x, min=0, out=buffer))
+    torch.sub(exponential, torch.sub(rounded, 1, out=lost), out=lost).div_(rounded)
+    probability = exponential.div_(rounded)
+    softplus = torch.maximum(rounded.log_().add_(lost), x, out=rounded)  # x itself beyond the limit
+    return probability, softplus

@@ -175,14 +175,14 @@ def test_all_points_left_out() -> None:
 @pytest.mark.parametrize("which", range(4))
 def test_only_the_gradients_asked_for(which: int) -> None:
     inputs = make_inputs(20, 7)
-    asked = inputs.differentiable[which]
-    (expected,) = gradients(3 * dense_loss(inputs), asked)
+    asked, exact = inputs.differentiable[which], inputs.in_float64()
+    (expected,) = gradients(3 * dense_loss(exact), exact.differentiable[which])
     for i, x in enumerate(inputs.differentiable):
         x.requires_grad_(i == which)
     (3 * chunked_loss(inputs, chunk_size=8)).backward()
     assert [x.grad is not None for x in inputs.differentiable] == [i == which for i in range(4)]
     assert asked.grad is not None
-    torch.testing.assert_close(asked.grad, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(asked.grad.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_gradients() -> None:
@@ -198,6 +198,23 @@ def test_no_second_derivative() -> None:
     (gradient,) = torch.autograd.grad(chunked_loss(inputs) ** 2, inputs.embeddings, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_a_kept_graph_gives_the_same_gradients_again() -> None:
+    inputs = make_inputs(20, 7)
+    loss = 3 * chunked_loss(inputs)
+    first = torch.autograd.grad(loss, inputs.differentiable, retain_graph=True)
+    again = torch.autograd.grad(loss, inputs.differentiable)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_freed_graph_gives_away_the_memory_of_its_gradients() -> None:
+    inputs = make_inputs(20, 7)
+    for is_kept in (True, False):
+        loss = chunked_loss(inputs)
+        saved = loss.grad_fn.saved_tensors[0].data_ptr()  # type: ignore[union-attr]
+        (gradient,) = torch.autograd.grad(loss, inputs.embeddings, retain_graph=is_kept)
+        assert (gradient.data_ptr() != saved) == is_kept
 
 
 def test_same_bits_every_time_and_inputs_untouched() -> None:
