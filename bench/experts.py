@@ -27,7 +27,7 @@ from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
-from ovd.precision import autocast, describe_machine
+from ovd.precision import autocast, describe_machine, memory_format
 from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
@@ -60,10 +60,15 @@ def main() -> None:
 
 
 def side_of(fresh: Fresh) -> SideBranch:
-    """A fresh side branch for an expert."""
+    """A fresh side branch for an expert, that learns."""
     backbone = fresh.detector.backbone
     branch = SideBranch(backbone.channels, backbone.strides)
-    return branch.to(fresh.device).to(memory_format=fresh.frozen_layout)
+    return branch.to(fresh.device).to(memory_format=memory_format(fresh.low_precision))
+
+
+def frozen_side_of(fresh: Fresh) -> SideBranch:
+    """A fresh side branch that only detects."""
+    return side_of(fresh).requires_grad_(False).to(memory_format=fresh.frozen_layout)
 
 
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
@@ -80,7 +85,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
     experts = []
     for number in range(1, 1 + max(NUM_EXPERTS)):
         copied, shared = copy_sharing_layers(detector, 0)
-        copied.side = side_of(fresh).requires_grad_(False)
+        copied.side = frozen_side_of(fresh)
         names = ExpertNames((), rows[number], rows[0], 1.0)
         experts.append(Expert(str(number), names, inference_of(copied), shared))
     sizes = torch.full((len(batch.images), 2), size)
@@ -102,7 +107,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
         return base.detections(predictions, rows[0], batch.sizes, sizes)
 
-    side = side_of(fresh).requires_grad_(False)
+    side = frozen_side_of(fresh)
 
     @torch.no_grad()
     def side_branch():
