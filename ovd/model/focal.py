@@ -165,20 +165,20 @@ def _focal_loss_and_gradients(
             block = slice(start, start + settings.block_size)
             # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
             exact = embeddings[block].to(dtype)
-            rows = exact.to(low_dtype)
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
-            factor = scale * inverse  # from products to logits, without the bias
-            products, of_rows = products_of_block[: len(rows)], rows_of_block[: len(rows)]
+            factor = scale * inverse
+            products, of_rows = products_of_block[: len(exact)], rows_of_block[: len(exact)]
+            rows = torch.mul(exact, factor, out=of_rows).to(low_dtype)  # whose products are logits without the bias
             if is_low:
                 torch.mm(rows, product_text.T, out=products)
             else:
-                torch.addmm(bias, torch.mul(exact, factor, out=of_rows), text.T, out=products)
+                torch.addmm(bias, rows, text.T, out=products)
             for first in range(0, len(rows), settings.chunk_size):
                 chunk = slice(first, first + settings.chunk_size)
                 if is_low:
                     logits, *spare = buffers[:, : len(products[chunk])]
-                    logits.copy_(products[chunk]).mul_(factor[chunk]).add_(bias)
+                    logits.copy_(products[chunk]).add_(bias)
                 else:
                     logits, spare = products[chunk], list(buffers[:, : len(products[chunk])])
                 weight = weights if group is None else weights.index_select(0, group[block][chunk])
@@ -189,7 +189,9 @@ def _focal_loss_and_gradients(
                 if is_low:
                     products[chunk] = slopes
 
-            if needs_embeddings or needs_scale:
+            if gradient_text is not None:
+                gradient_text += products.T @ rows
+            if needs_embeddings or needs_scale:  # whose gradient takes the place of the rows
                 gradient = of_rows.copy_(products @ product_text) if is_low else torch.mm(products, text, out=of_rows)
                 along = inverse * torch.linalg.vecdot(gradient, exact)[:, None]  # each point's slopes times cosines
                 sums_scale[i] = along.sum()
@@ -198,8 +200,6 @@ def _focal_loss_and_gradients(
                     along = along.masked_fill(length < EPSILON, 0)
                     gradient.addcmul_(exact, inverse * along, value=-1)
                     torch.mul(gradient, factor, out=gradient_embeddings[block])
-            if gradient_text is not None:
-                gradient_text += (products.mul_(inverse).T @ rows) * scale
 
     gradients = (
         gradient_embeddings,
