@@ -51,9 +51,11 @@ def memory_format(enabled: bool) -> torch.memory_format:
 
 
 def frozen_memory_format(low_precision: bool, device: torch.device) -> torch.memory_format:
-    """Memory format of modules that learn nothing: on a CPU channels last in float32, too, whose kernels are faster
-    with it but for the gradients'."""
-    return memory_format(low_precision or device.type == "cpu")
+    """Memory format of modules that learn nothing: on a CPU with oneDNN channels last in float32, too.
+
+    Its kernels are faster with it, but for those of gradients.
+    """
+    return memory_format(low_precision or (device.type == "cpu" and torch.backends.mkldnn.is_available()))
 
 
 @contextmanager

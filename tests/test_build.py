@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from ovd.build.data import load_training_index, training_batches
-from ovd.build.detector import build_backbone, build_detector
+from ovd.build.detector import TrainedDetector, build_backbone, build_detector, build_inference
 from ovd.build.text import build_class_bank, read_paraphrases
+from ovd.clip.onednn import has_operations
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataError, DataReport
@@ -55,6 +56,34 @@ def test_a_bank_file_stands_in_for_building_one(tiny_clip, tmp_path):
 def train_config(**detector) -> TrainConfig:
     train = {"steps": 1, "backbone_rate": 0.5, "layer_decay": detector.pop("layer_decay", 1.0)}
     return parse_config({"output": "x", "detector": detector, "train": train}, TrainConfig, "test")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_inference_finds_the_same_with_the_layouts_that_it_keeps(untrained_clip, precision: str):
+    config = parse_config(
+        {"output": "x", "detector": {"channels": 32}, "train": {"steps": 1, "precision": precision, "device": "cpu"}},
+        TrainConfig,
+        "test",
+    )
+    torch.manual_seed(0)
+    detector = build_detector(config, untrained_clip).eval()
+    images, sizes = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8), torch.tensor([[96, 64], [90, 60]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = detector(images)
+    inference = build_inference(TrainedDetector(detector, config, untrained_clip, ()))
+    convolution = inference.detector.head.class_tower[0]
+    assert not any(parameter.requires_grad for parameter in inference.detector.parameters())
+    if torch.backends.mkldnn.is_available():
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    first, second = (inference.predict(images, sizes) for _ in range(2))  # the second has the weights laid out
+    layouts = convolution.frozen._layouts.kept.values()
+    assert any(layout is not None for layout in layouts) == has_operations(convolution.frozen.kept.weight.dtype)
+    assert torch.equal(first.embeddings, second.embeddings)
+    assert torch.equal(first.boxes, second.boxes)
+    tolerance = {"float32": 1e-5, "bf16": 2e-2}[precision]
+    torch.testing.assert_close(first.boxes, expected.boxes, rtol=tolerance, atol=100 * tolerance)
+    cosines = F.cosine_similarity(first.embeddings.float(), expected.embeddings.float(), dim=-1)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=0, atol=tolerance)
 
 
 def test_first_layers_of_the_backbone_are_frozen(untrained_clip):

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovd.precision import autocast, describe_machine, fast_low_precision, memory_format, use_low_precision
+from ovd.precision import (
+    autocast,
+    describe_machine,
+    fast_low_precision,
+    frozen_memory_format,
+    memory_format,
+    use_low_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,6 +59,15 @@ def test_autocast_and_layout(enabled: bool, dtype: torch.dtype):
     assert convolution.weight.is_contiguous(memory_format=memory_format(enabled))
     (gradient,) = torch.autograd.grad(out.sum(), [convolution.weight])
     assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+def test_what_learns_nothing_is_channels_last_in_float32_on_a_cpu_with_onednn(monkeypatch, has_onednn: bool):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    expected = torch.channels_last if has_onednn else torch.contiguous_format
+    assert frozen_memory_format(False, CPU) == expected
+    assert frozen_memory_format(True, CPU) == torch.channels_last
+    assert frozen_memory_format(False, torch.device("cuda")) == torch.contiguous_format
 
 
 def test_machine_line_names_what_bits_depend_on(monkeypatch):
