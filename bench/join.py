@@ -22,15 +22,18 @@ from matplotlib.figure import Figure
 from measured import results_file
 from rows import ROWS, Row
 
-from ovd.precision import describe_machine
+from ovd.precision import BF16_INSTRUCTIONS, describe_machine
 
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
+FLOAT32_CPU = "cpu_float32"
+"""Name of a CPU without instructions for bfloat16."""
 HEAD = """# Benchmarks
 
 Written by `make bench`, which runs a script of `bench/` for each row; the script says what is measured, and
 `bench/rows.py` what is to be reached. A ratio is our time or memory over that of the peer in the same run, so lower is
-better. A CPU's ratio says nothing of a GPU's.
+better. A CPU's ratio says nothing of a GPU's, and a CPU without instructions for bfloat16 is a device of its own,
+`cpu_float32`.
 
 ![each ratio over its mark](benchmarks.png)
 
@@ -51,26 +54,42 @@ def run(row: Row) -> None:
 
 def joined(row: Row, raw: dict[str, Any]) -> dict[str, Any]:
     """A row as the page has it, from what its script has written."""
-    ratio = raw["ratio"]
+    ratio, device = raw["ratio"], device_name(row, raw["machine"])
     marks = {
         mark: {"limit": round(limit, 3), "reached": mark in ratio and ratio[mark] <= limit}
         for mark, limit in row.limits.items()
+        if device != FLOAT32_CPU or "bfloat16" not in mark
     }
     reached = all(mark["reached"] for mark in marks.values())
-    return {"name": row.name, "device": row.device, "ratio": ratio, "marks": marks, "reached": reached, "raw": raw}
+    return {"name": row.name, "device": device, "ratio": ratio, "marks": marks, "reached": reached, "raw": raw}
+
+
+def device_name(row: Row, machine: str) -> str:
+    """The device as the page has it.
+
+    Args:
+        machine: what `describe_machine` says.
+    """
+    is_float32 = row.device == "cpu" and not any(name in machine for name in BF16_INSTRUCTIONS)
+    return FLOAT32_CPU if is_float32 else row.device
 
 
 def all_rows(ran: Collection[Row]) -> list[dict[str, Any]]:
-    """The rows that have a result, here or, if they did not run, on the page."""
-    before = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
-    rows = []
+    """The rows that have a result, here or, if they did not run, on the page; a row for each kind of CPU."""
+    raw = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
     for row in ROWS:
         file = results_file(row.name, row.device)
+        if row in ran:
+            raw.pop((row.name, device_name(row, describe_machine(torch.device(row.device)))), None)
         if file.exists():
-            rows.append(joined(row, json.loads(file.read_text())))
-        elif row not in ran and (row.name, row.device) in before:
-            rows.append(joined(row, before[row.name, row.device]))
-    return rows
+            found = json.loads(file.read_text())
+            raw[row.name, device_name(row, found["machine"])] = found
+    return [
+        joined(row, raw[row.name, device])
+        for device in ("cpu", FLOAT32_CPU, "cuda")
+        for row in ROWS
+        if device.startswith(row.device) and (row.name, device) in raw
+    ]
 
 
 def _rows_of_page() -> list[dict[str, Any]]:

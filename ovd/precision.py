@@ -11,6 +11,9 @@ import torch.utils.deterministic
 
 from ovd.choices import Precision
 
+BF16_INSTRUCTIONS = ("AMX", "AVX512-BF16")
+"""As `instruction_set` names them."""
+
 
 def fast_low_precision(device: torch.device) -> bool:
     """Whether a device computes bfloat16 in hardware: CUDA from Ampere on; CPUs with AMX or AVX512-BF16."""
@@ -102,8 +105,8 @@ def instruction_set() -> str:
 
 def _cpu_bf16_instructions() -> list[str]:
     # torch names these probes privately up to 2.14, and not on every platform.
-    probes = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-    return [name for name, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()]
+    probes = zip(BF16_INSTRUCTIONS, ("_is_amx_tile_supported", "_is_avx512_bf16_supported"), strict=True)
+    return [name for name, probe in probes if getattr(torch.cpu, probe, lambda: False)()]
 
 
 def cpu_name() -> str:
