@@ -12,6 +12,7 @@ from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataError, DataReport
 from ovd.engine.groups import build_groups
+from ovd.model.convolution import Conv2d
 from ovd.structures import Batch
 
 
@@ -71,13 +72,15 @@ def test_inference_finds_the_same_with_the_layouts_that_it_keeps(untrained_clip,
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         expected = detector(images)
     inference = build_inference(TrainedDetector(detector, config, untrained_clip, ()))
-    convolution = inference.detector.head.class_tower[0]
+    convolution = inference.detector.get_submodule("head.class_tower.0")
+    assert isinstance(convolution, Conv2d)
     assert not any(parameter.requires_grad for parameter in inference.detector.parameters())
     if torch.backends.mkldnn.is_available():
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     first, second = (inference.predict(images, sizes) for _ in range(2))  # the second has the weights laid out
-    layouts = convolution.frozen._layouts.kept.values()
-    assert any(layout is not None for layout in layouts) == has_operations(convolution.frozen.kept.weight.dtype)
+    kept, layouts = convolution.frozen.kept, convolution.frozen._layouts.kept.values()
+    assert kept is not None
+    assert any(layout is not None for layout in layouts) == has_operations(kept.weight.dtype)
     assert torch.equal(first.embeddings, second.embeddings)
     assert torch.equal(first.boxes, second.boxes)
     tolerance = {"float32": 1e-5, "bf16": 2e-2}[precision]
