@@ -82,7 +82,7 @@ class Fresh:
 
     @property
     def frozen_layout(self) -> torch.memory_format:
-        """In which a detector that learns nothing has its weights."""
+        """Memory format of a detector that learns nothing."""
         return frozen_memory_format(self.low_precision, self.device)
 
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:

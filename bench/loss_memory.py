@@ -144,7 +144,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     print(ratio)
     result = {"machine": describe_machine(arguments.device), "settings": {"points": arguments.points, "dim": DIM}}
-    save("loss_memory", result | {"ratio": ratio, "rows": rows, "dtypes": dtypes}, arguments.device)
+    save("loss_memory", result | {"ratio": ratio, "rows": rows}, arguments.device)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def memory_format(enabled: bool) -> torch.memory_format:
 def frozen_memory_format(low_precision: bool, device: torch.device) -> torch.memory_format:
     """Memory format of modules that learn nothing: on a CPU with oneDNN channels last in float32, too.
 
-    Its kernels are faster with it, but for those of gradients.
+    oneDNN's kernels are faster with it, except those that compute gradients.
     """
     return memory_format(low_precision or (device.type == "cpu" and torch.backends.mkldnn.is_available()))
 

@@ -164,7 +164,13 @@ def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(config, clip)
     initialize(detector, config.init_from, clip)
-    return detector.requires_grad_(False).to(device).to(memory_format=frozen_memory_format(uses_bf16, device)).eval()
+    return _frozen(detector, device=device, uses_bf16=uses_bf16)
+
+
+def _frozen(detector: Detector, *, device: torch.device, uses_bf16: bool) -> Detector:
+    """The detector on its device, in eval mode, without gradients, in the fastest layout for that."""
+    layout = frozen_memory_format(uses_bf16, device)
+    return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
 
 
 def build_detector_on_meta(config: TrainConfig) -> Detector:
@@ -245,10 +251,9 @@ def build_inference(
     """
     config = trained.config
     of_config = options or config.eval
-    uses_bf16, device = low_precision(config), resolve_device(config)
-    trained.detector.requires_grad_(False).to(device)
+    uses_bf16 = low_precision(config)
     inference = Inference(
-        trained.detector.to(memory_format=frozen_memory_format(uses_bf16, device)).eval(),
+        _frozen(trained.detector, device=resolve_device(config), uses_bf16=uses_bf16),
         size=size or config.data.size,
         options=of_config,
         low_precision=uses_bf16,

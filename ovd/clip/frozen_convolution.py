@@ -1,7 +1,7 @@
 """Convolutions and linear layers whose weights are frozen: what depends on the weights alone is computed once.
 
-On a CPU this includes a convolution's layout (onednn.py). A sum with another map and a ReLU are computed
-with the convolution, too, not in passes of their own.
+On a CPU this includes a convolution's layout (onednn.py). A sum with another map and a ReLU are computed with the
+convolution, too, not in passes of their own.
 """
 
 import operator

@@ -43,8 +43,8 @@ class Layouts:
 
 @cache
 def has_operations(dtype: torch.dtype) -> bool:
-    """Whether torch has the operations for weights laid out before, which torch.compile uses, too, and this CPU, as far
-    as oneDNN may use it (ONEDNN_MAX_CPU_ISA), is fast with weights of this dtype."""
+    """Whether torch has oneDNN's operations for weights that were laid out before, which torch.compile uses, too, and
+    this CPU is fast in this dtype with the instructions that oneDNN may use (ONEDNN_MAX_CPU_ISA)."""
     onednn = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not hasattr(onednn, "_reorder_convolution_weight"):
         return False

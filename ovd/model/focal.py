@@ -20,7 +20,7 @@ CHUNKS_IN_BLOCK = 4
 FEWEST_POINTS_IN_BLOCK = 1024
 """With fewer, a product waits for the memory of the text rows."""
 LARGE_LOGIT = 80
-"""Whose exponential is finite, and whose sigmoid is 1."""
+"""A logit whose exponential is finite and whose sigmoid is 1; larger ones have the same sigmoid."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def chunked_focal_loss(
 
 
 def _elements_in_chunk(text: Float[Tensor, "C D"]) -> int:
-    """Pairs of a point and a class at a time."""
+    """The number of pairs of a point and a class whose losses are computed at a time: the fastest that were tried."""
     if text.device.type != "cpu":
         return 2**24  # a GPU needs more work per kernel
     return 2**18 if product_dtype(text) == text.dtype else 2**20
@@ -124,7 +124,10 @@ class _FocalLoss(torch.autograd.Function):
 
 
 def _graph_is_kept() -> bool:
-    """Whether the running backward pass may come again; torch, which names this privately, frees the graph else."""
+    """Whether the running backward pass keeps its graph (`retain_graph`), so that it may run again.
+
+    torch tells so under a private name; where it does not, the graph counts as kept.
+    """
     is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return is_kept is None or is_kept()
 
