@@ -15,7 +15,7 @@ from ovd.model.similarity import EPSILON, TextClassifier
 from ovd.precision import product_dtype
 from ovd.structures import IGNORED
 
-CHUNKS_IN_BLOCK = 4
+CHUNKS_IN_BLOCK = 2
 """Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
 FEWEST_POINTS_IN_BLOCK = 1024
 """With fewer, a product waits for the memory of the text rows."""
@@ -70,7 +70,8 @@ def chunked_focal_loss(
     of the inputs. The additional memory is that of a few blocks; there is no second derivative.
 
     Under autocast the matrix products take and return autocast's dtype; the bias is added, and the focal loss and its
-    derivative are computed, in the classifier's dtype. The result is deterministic: no atomic additions.
+    derivative are computed, in the classifier's dtype, from probabilities that err by up to its epsilon. The result is
+    deterministic: no atomic additions.
 
     Args:
         embeddings: of any length; normalized here.
@@ -103,7 +104,7 @@ def _elements_in_chunk(text: Float[Tensor, "C D"]) -> int:
     """The number of pairs of a point and a class whose losses are computed at a time: the fastest that were tried."""
     if text.device.type != "cpu":
         return 2**24  # a GPU needs more work per kernel
-    return 2**18 if product_dtype(text) == text.dtype else 2**20
+    return 2**18 if product_dtype(text) == text.dtype else 2**19
 
 
 class _FocalLoss(torch.autograd.Function):
@@ -160,8 +161,11 @@ def _focal_loss_and_gradients(
     sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
     block_size, chunk_size = (min(size, len(embeddings)) for size in (settings.block_size, settings.chunk_size))
     products_of_block = text.new_empty(block_size, len(text), dtype=low_dtype)
-    rows_of_block = text.new_empty(block_size, text.shape[1])
-    buffers = text.new_empty(4 if is_low else 3, chunk_size, len(text))
+    if gradient_embeddings is not None and gradient_embeddings.dtype == dtype:  # rows lie where their gradient will
+        space = gradient_embeddings.split(settings.block_size)
+    else:
+        space = (text.new_empty(block_size, text.shape[1]),) * len(starts)
+    buffers = text.new_empty(3, chunk_size, len(text))
 
     with torch.autocast(device, enabled=False):
         for i, start in enumerate(starts):
@@ -171,31 +175,28 @@ def _focal_loss_and_gradients(
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
             factor = scale * inverse
-            products, of_rows = products_of_block[: len(exact)], rows_of_block[: len(exact)]
+            products = products_of_block[: len(exact)]
+            of_rows = space[i][: len(exact)]
             rows = torch.mul(exact, factor, out=of_rows).to(low_dtype)  # whose products are logits without the bias
             if is_low:
                 torch.mm(rows, product_text.T, out=products)
             else:
                 torch.addmm(bias, rows, text.T, out=products)
-            for first in range(0, len(rows), settings.chunk_size):
-                chunk = slice(first, first + settings.chunk_size)
-                if is_low:
-                    logits, *spare = buffers[:, : len(products[chunk])]
-                    logits.copy_(products[chunk]).add_(bias)
-                else:
-                    logits, spare = products[chunk], list(buffers[:, : len(products[chunk])])
-                weight = weights if group is None else weights.index_select(0, group[block][chunk])
-                slopes, losses = _slopes_and_losses(logits, spare, labels[block][chunk, None], weight, settings)
-                sums_loss[i] += losses.sum()
-                if needs_bias:
-                    sums_bias[i] += slopes.sum()
-                if is_low:
-                    products[chunk] = slopes
-
+            sums_loss[i], sums_bias[i] = _focal_of_block_(
+                products,
+                bias if is_low else None,
+                labels[block],
+                weights=weights,
+                group=None if group is None else group[block],
+                buffers=buffers,
+                settings=settings,
+                needs_bias=needs_bias,
+            )
             if gradient_text is not None:
                 gradient_text += products.T @ rows
             if needs_embeddings or needs_scale:  # whose gradient takes the place of the rows
-                gradient = of_rows.copy_(products @ product_text) if is_low else torch.mm(products, text, out=of_rows)
+                torch.mm(products, product_text, out=rows)
+                gradient = of_rows.copy_(rows) if is_low else rows
                 along = inverse * torch.linalg.vecdot(gradient, exact)[:, None]  # each point's slopes times cosines
                 sums_scale[i] = along.sum()
                 if gradient_embeddings is not None:
@@ -232,67 +233,104 @@ def _weights_of_negatives(
     return weights, group.masked_fill(ignored, len(class_mask))
 
 
-def _slopes_and_losses(
+def _focal_of_block_(
     logits: Float[Tensor, "N C"],
-    spare: list[Float[Tensor, "N C"]],
-    label: Int[Tensor, "N 1"],
-    weight: Float[Tensor, "*N_C"],
+    bias: Float[Tensor, ""] | None,
+    labels: Int[Tensor, " N"],
+    *,
+    weights: Float[Tensor, "*groups"],
+    group: Int[Tensor, " N"] | None,
+    buffers: Float[Tensor, "3 n C"],
     settings: _Settings,
-) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
-    """Derivative and value of the loss of each pair; overwrites `logits` and `spare`.
-
-    Nearly all pairs are negatives: all are computed as such, then the values of each point's own class are replaced.
-    The derivatives are in `logits`.
+    needs_bias: bool,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The summed loss of a block of points, and the sum of its derivatives, which replace the logits.
 
     Args:
-        label: each point's own class, -1 for background.
-        weight: weights of negatives, or one for all.
+        logits: complete if they have the buffers' dtype; in low precision without the bias.
+        bias: what the logits lack, if anything.
+        weights, group: `_weights_of_negatives`.
+        buffers: for n points at a time.
+        needs_bias: whether the sum of the derivatives is used.
     """
-    positive = label >= 0
-    column = label.clamp(min=0)
-    positive_logits = logits.gather(1, column)
-    slopes, losses = _background_focal_(logits, spare, weight, settings.gamma)
+    # Nearly all pairs are negatives. A positive's logit is put aside: -inf has neither loss nor derivative.
+    row = (labels >= 0).nonzero().squeeze(1)
+    own = (row, labels[row])
+    logits_of_positives = logits[own]
+    logits[own] = -torch.inf
+    loss, sum_of_slopes = buffers.new_zeros(2)
+    for first in range(0, len(logits), settings.chunk_size):
+        chunk = slice(first, first + settings.chunk_size)
+        values, spare = logits[chunk], list(buffers[:, : len(logits[chunk])])
+        if bias is not None:
+            values = spare.pop().copy_(values).add_(bias)
+        weight = weights if group is None else weights.index_select(0, group[chunk])
+        slopes, losses = _background_focal_(values, spare, weight, settings.gamma)
+        loss += losses.sum()
+        if needs_bias:
+            sum_of_slopes += slopes.sum()
+        if bias is not None:
+            logits[chunk] = slopes
+
     # A positive of logit z is a background of logit -z.
-    positive_slopes, positive_losses = _background_focal_(
-        -positive_logits, [torch.empty_like(positive_logits) for _ in spare], settings.alpha, settings.gamma
-    )
-    losses.scatter_(1, column, torch.where(positive, positive_losses, losses.gather(1, column)))
-    slopes.scatter_(1, column, torch.where(positive, -positive_slopes, slopes.gather(1, column)))
-    return slopes, losses
+    negated = -logits_of_positives.to(buffers.dtype) - (0 if bias is None else bias)
+    spare = [torch.empty_like(negated) for _ in spare]
+    slopes, losses = _background_focal_(negated, spare, settings.alpha, settings.gamma)
+    logits[own] = -slopes.to(logits.dtype)
+    return loss + losses.sum(), sum_of_slopes - slopes.sum()
 
 
 def _background_focal_(
-    logits: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]], weight: Float[Tensor, "*N_C"] | float, gamma: float
-) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    logits: Float[Tensor, "*pairs"],
+    spare: list[Float[Tensor, "*pairs"]],
+    weight: Float[Tensor, "..."] | float,
+    gamma: float,
+) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
     """Derivative and value of weight * p**gamma * -log(1 - p), p = sigmoid(logit).
 
-    The derivative replaces `logits`; the value lies in one of the three `spare` buffers, which are overwritten, too.
+    The derivative replaces `logits`; the value is in one of the `spare` buffers, which are overwritten: three for full
+    relative precision, or two (see `_rough_sigmoid_and_softplus_`).
     """
-    probability, losses = _sigmoid_and_softplus(logits, spare)
-    buffer = spare[-1]
+    sigmoid_and_softplus = _sigmoid_and_softplus if len(spare) == 3 else _rough_sigmoid_and_softplus_
+    probability, losses = sigmoid_and_softplus(logits, *spare)
     modulation = (
-        torch.mul(probability, probability, out=buffer) if gamma == 2 else torch.pow(probability, gamma, out=buffer)
+        torch.mul(probability, probability, out=logits) if gamma == 2 else torch.pow(probability, gamma, out=logits)
     )
     modulation.mul_(weight)
     losses.mul_(modulation)
     # d/dz = gamma * loss * (1 - p) + modulation * p = gamma * loss + p * (modulation - gamma * loss)
-    slopes = torch.mul(probability, modulation.sub_(losses, alpha=gamma), out=logits).add_(losses, alpha=gamma)
+    slopes = modulation.sub_(losses, alpha=gamma).mul_(probability).add_(losses, alpha=gamma)
     return slopes, losses
 
 
 def _sigmoid_and_softplus(
-    x: Float[Tensor, "N C"], spare: list[Float[Tensor, "N C"]]
-) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    x: Float[Tensor, "*pairs"],
+    exponential: Float[Tensor, "*pairs"],
+    rounded: Float[Tensor, "*pairs"],
+    lost: Float[Tensor, "*pairs"],
+) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
     """p = sigmoid(x), and log(1 + exp(x)), which is -log(1 - p), with full relative precision for both signs.
 
-    They are in the first two of the three `spare` buffers; all are overwritten.
+    They are in the first two of the three buffers, all of which are overwritten.
     """
     # With e = exp(x), p is e / (1 + e). log1p(e) costs a CPU eight times as much as log, so it is computed as
     # log(s) + (e - (s - 1)) / s, where s is 1 + e as rounded, and the bracket is what the rounding took.
-    exponential, rounded, lost = spare
     torch.clamp(x, max=LARGE_LOGIT, out=exponential).exp_()
     torch.add(exponential, 1, out=rounded)
     torch.sub(exponential, torch.sub(rounded, 1, out=lost), out=lost).div_(rounded)
     probability = exponential.div_(rounded)
     softplus = torch.maximum(rounded.log_().add_(lost), x, out=rounded)  # x itself beyond the limit
     return probability, softplus
+
+
+def _rough_sigmoid_and_softplus_(
+    x: Float[Tensor, "*pairs"], probability: Float[Tensor, "*pairs"], complement: Float[Tensor, "*pairs"]
+) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
+    """The same with fewer passes, and with errors of up to an epsilon (1e-7) in both; overwrites x as well.
+
+    That is much of a value that is as small itself, but the focal loss and its derivative are of the order of its cube.
+    Above 87, where the derivative no longer depends on it, the softplus stays 87.
+    """
+    torch.sigmoid(x.neg_(), out=complement)
+    torch.sub(x.new_ones(()), complement, out=probability)
+    return probability, complement.clamp_(min=torch.finfo(x.dtype).tiny).log_().neg_()

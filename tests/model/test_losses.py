@@ -246,7 +246,24 @@ def test_autocast_rounds_the_products_alone() -> None:
     inputs = replace(inputs, scale=torch.tensor(0.0), bias=torch.tensor(-1.2345678))
     exact = chunked_loss(inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(chunked_loss(inputs), exact)
+        torch.testing.assert_close(chunked_loss(inputs), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("logit", [-100.0, -20.0, -10.0, -4.0, 0.0, 4.0, 10.0, 15.0, 20.0, 80.0])
+def test_probabilities_of_low_precision_err_by_an_epsilon(logit: float) -> None:
+    num_pairs, alpha, epsilon = 30 * 7, 0.25, torch.finfo(torch.float32).eps
+    inputs = replace(make_inputs(30, 7, masked=False), labels=torch.full((30,), -1), scale=torch.tensor(0.0))
+    inputs = replace(inputs, bias=torch.tensor(logit, requires_grad=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chunked_loss(inputs, alpha=alpha)
+    (slope,) = gradients(loss, inputs.bias)
+
+    exact = inputs.bias.detach().double().requires_grad_()
+    expected = num_pairs * (1 - alpha) * exact.sigmoid() ** 2 * torch.nn.functional.softplus(exact)
+    (expected_slope,) = gradients(expected, exact)
+    tolerance = 10 * epsilon * num_pairs * float(exact.detach().sigmoid()) ** 2  # both are products with p**2
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=tolerance)
+    torch.testing.assert_close(slope.double(), expected_slope, rtol=1e-6, atol=tolerance)
 
 
 class LargestStorage(TorchDispatchMode):
