@@ -277,9 +277,11 @@ class OvdDetector(nn.Module):
         with autocast(self.device, low_precision):
             predictions = self.detector(batch.images)
         with autocast(self.device, False):
-            return self._losses_of(predictions, batch, texts)
+            return self._losses_of(predictions, batch, texts, low_precision)
 
-    def _losses_of(self, predictions: Predictions, batch: Batch, texts: StepTexts) -> dict[str, Tensor]:
+    def _losses_of(
+        self, predictions: Predictions, batch: Batch, texts: StepTexts, low_precision: bool
+    ) -> dict[str, Tensor]:
         criterion, points = Criterion(self._config.train, pairs=None), self.detector.points(batch.images)
         assignment = assign_by_annotations(self._config.train.assignment, points, batch.targets, sizes=batch.sizes)
         assert assignment is not None, "from_config refuses assignments that depend on predictions"
@@ -293,6 +295,7 @@ class OvdDetector(nn.Module):
             points=points,
             matches=matches,
             normalizers=sum_over_ranks(matches.normalizers()) / world_size(),  # DDP averages what are parts of a sum
+            low_precision=low_precision,
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:

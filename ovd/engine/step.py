@@ -65,6 +65,7 @@ class Criterion:
         points: Points,
         matches: Matches,
         normalizers: Float[Tensor, "3"],
+        low_precision: bool,
         num_pairs: int = 0,
     ) -> dict[str, Tensor]:
         """The losses by name, each a scalar, to be summed.
@@ -74,6 +75,7 @@ class Criterion:
             texts: the texts that this step scores.
             matches: `match` of the assignment.
             normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
+            low_precision: whether the step uses bf16.
             num_pairs: number of image-text pairs in the same images or the larger batch.
         """
         classifier = detector.classifier(texts.embeddings, texts.class_ids)
@@ -85,6 +87,7 @@ class Criterion:
             classifier=classifier,
             masks=ClassMasks(texts.mask, texts.mask_in_boxes),
             normalizers=normalizers,
+            low_precision=low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
             of_images = image_label_loss(predictions, batch, classifier.select(texts.of_pairs), points)
@@ -200,6 +203,7 @@ def backward(
                 points=points,
                 matches=matches,
                 normalizers=divisors,
+                low_precision=low_precision,
                 num_pairs=num_pairs,
             )
             losses |= criterion.distillation(

@@ -3,6 +3,7 @@
 The forward pass computes the gradients as well, block by block of points, with few buffers and few passes over them.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,15 @@ from torch.autograd.function import once_differentiable
 
 from ovd import kernels
 from ovd.model.similarity import EPSILON, TextClassifier
-from ovd.precision import product_dtype
+from ovd.precision import autocast, product_dtype
 from ovd.structures import IGNORED
 
 CHUNKS_IN_BLOCK = 2
 """Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
 FEWEST_POINTS_IN_BLOCK = 1024
 """With fewer, a product waits for the memory of the text rows."""
+MIN_TEXT_NUMBERS = 2**16
+"""With fewer numbers in the text rows, the products take little of the loss's time, in float32 too."""
 LARGE_LOGIT = 80
 """A logit whose exponential is finite and whose sigmoid is 1; larger ones have the same sigmoid."""
 
@@ -42,14 +45,21 @@ def point_focal_loss(
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    low_precision: bool = False,
 ) -> Float[Tensor, ""]:
-    """`chunked_focal_loss`; on a GPU with a kernel."""
+    """`chunked_focal_loss`; on a GPU with a kernel.
+
+    Args:
+        low_precision: use bf16 autocast where there are many text rows. A kernel goes by the embeddings' dtype instead.
+    """
     if kernels.applies_to(embeddings):
         from ovd.kernels.focal import FocalLoss, FocalSettings
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
         return FocalLoss.apply(*learned, labels, class_mask, group, FocalSettings(alpha, gamma, EPSILON))
-    return chunked_focal_loss(embeddings, classifier, labels, class_mask, group, alpha=alpha, gamma=gamma)
+    use_low = low_precision and classifier.text.numel() >= MIN_TEXT_NUMBERS
+    with autocast(embeddings.device, True) if use_low else nullcontext():
+        return chunked_focal_loss(embeddings, classifier, labels, class_mask, group, alpha=alpha, gamma=gamma)
 
 
 def chunked_focal_loss(
@@ -152,6 +162,9 @@ def _focal_loss_and_gradients(
     low_dtype = product_dtype(text)
     is_low = low_dtype != dtype
     product_text = text.to(low_dtype)
+    # What all rows have in common is most of CLIP's, and of the logits, whose rounding errs less without it.
+    mean = text.mean(dim=0)
+    centered = (text - mean).to(low_dtype) if is_low else text
     weights, group = _weights_of_negatives(labels, class_mask, group, classes=text, alpha=settings.alpha)
 
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
@@ -177,14 +190,16 @@ def _focal_loss_and_gradients(
             factor = scale * inverse
             products = products_of_block[: len(exact)]
             of_rows = space[i][: len(exact)]
-            rows = torch.mul(exact, factor, out=of_rows).to(low_dtype)  # whose products are logits without the bias
+            rows = torch.mul(exact, factor, out=of_rows).to(low_dtype)
             if is_low:
-                torch.mm(rows, product_text.T, out=products)
+                torch.mm(rows, centered.T, out=products)
+                lacking = torch.addmv(bias, of_rows, mean)
             else:
                 torch.addmm(bias, rows, text.T, out=products)
+                lacking = None
             sums_loss[i], sums_bias[i] = _focal_of_block_(
                 products,
-                bias if is_low else None,
+                lacking,
                 labels[block],
                 weights=weights,
                 group=None if group is None else group[block],
@@ -235,7 +250,7 @@ def _weights_of_negatives(
 
 def _focal_of_block_(
     logits: Float[Tensor, "N C"],
-    bias: Float[Tensor, ""] | None,
+    lacking: Float[Tensor, " N"] | None,
     labels: Int[Tensor, " N"],
     *,
     weights: Float[Tensor, "*groups"],
@@ -247,8 +262,8 @@ def _focal_of_block_(
     """The summed loss of a block of points, and the sum of its derivatives, which replace the logits.
 
     Args:
-        logits: complete if they have the buffers' dtype; in low precision without the bias.
-        bias: what the logits lack, if anything.
+        logits: complete if they have the buffers' dtype; in low precision without `lacking`.
+        lacking: what each point's logits lack, if anything.
         weights, group: `_weights_of_negatives`.
         buffers: for n points at a time.
         needs_bias: whether the sum of the derivatives is used.
@@ -262,18 +277,20 @@ def _focal_of_block_(
     for first in range(0, len(logits), settings.chunk_size):
         chunk = slice(first, first + settings.chunk_size)
         values, spare = logits[chunk], list(buffers[:, : len(logits[chunk])])
-        if bias is not None:
-            values = spare.pop().copy_(values).add_(bias)
+        if lacking is not None:
+            values = spare.pop().copy_(values).add_(lacking[chunk, None])
         weight = weights if group is None else weights.index_select(0, group[chunk])
         slopes, losses = _background_focal_(values, spare, weight, settings.gamma)
         loss += losses.sum()
         if needs_bias:
             sum_of_slopes += slopes.sum()
-        if bias is not None:
+        if lacking is not None:
             logits[chunk] = slopes
 
     # A positive of logit z is a background of logit -z.
-    negated = -logits_of_positives.to(buffers.dtype) - (0 if bias is None else bias)
+    negated = -logits_of_positives.to(buffers.dtype)
+    if lacking is not None:
+        negated -= lacking[row]
     spare = [torch.empty_like(negated) for _ in spare]
     slopes, losses = _background_focal_(negated, spare, settings.alpha, settings.gamma)
     logits[own] = -slopes.to(logits.dtype)

@@ -88,16 +88,18 @@ def detection_losses(
     classifier: TextClassifier,
     masks: ClassMasks,
     normalizers: Float[Tensor, "3"],
+    low_precision: bool = False,
 ) -> dict[str, Tensor]:
     """The losses `class`, `box` and `quality` of a batch, for the log and to be summed.
 
     They are finite and connected to every prediction in the graph even when no image has a box.
 
     Args:
-        predictions: embeddings of any length; normalized here in float32.
+        predictions: embeddings of any length; normalized here.
         matches: `match_points` of the assignment and the targets.
         classifier: of the classes scored in this step. Points matched to a box of another class have no class loss.
         normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
+        low_precision: compute the class loss's products in bf16, if they are many.
     """
     image, point = matches.boxed_image, matches.boxed_point
     loss_box, loss_quality = box_and_quality_losses(
@@ -120,6 +122,7 @@ def detection_losses(
         labels.flatten(),
         torch.cat([masks.unmatched, masks.in_boxes]),
         group.flatten(),
+        low_precision=low_precision,
     )
     num_matched, sum_weights, num_quality = normalizers
     return {

@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from ovd.model.assign import assign_fcos
-from ovd.model.focal import chunked_focal_loss
+from ovd.model.focal import MIN_TEXT_NUMBERS, chunked_focal_loss, point_focal_loss
 from ovd.model.losses import ClassMasks, box_and_quality_losses, detection_losses, match_points
 from ovd.model.similarity import EPSILON, TextClassifier, cosine_logits, unit_embeddings
 from ovd.structures import IGNORED, Points, Predictions, Targets
@@ -264,6 +264,39 @@ def test_probabilities_of_low_precision_err_by_an_epsilon(logit: float) -> None:
     tolerance = 10 * epsilon * num_pairs * float(exact.detach().sigmoid()) ** 2  # both are products with p**2
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=tolerance)
     torch.testing.assert_close(slope.double(), expected_slope, rtol=1e-6, atol=tolerance)
+
+
+def test_what_text_rows_have_in_common_costs_no_precision_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = make_inputs(300, 200, 64)
+    common = 2 * unit_embeddings(torch.randn(1, 64, generator=generator))  # CLIP's rows have cosines of 0.8
+    text = unit_embeddings(unit_embeddings(torch.randn(200, 64, generator=generator)) + common)
+    embeddings = 0.3 * unit_embeddings(torch.randn(300, 64, generator=generator)) + 0.1 * common
+    inputs = replace(
+        inputs,
+        embeddings=embeddings.requires_grad_(),
+        text=text.requires_grad_(),
+        scale=torch.tensor(100.0, requires_grad=True),
+        bias=torch.tensor(-60.0, requires_grad=True),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chunked_loss(inputs)
+    exact = inputs.in_float64()
+    expected = dense_loss(exact)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-3, atol=0)
+    found, wanted = gradients(loss, *inputs.differentiable), gradients(expected, *exact.differentiable)
+    for a, b in zip(found, wanted, strict=True):
+        assert_relatively_close(a, b, 1e-2)
+
+
+@pytest.mark.parametrize(("num_classes", "is_rounded"), [(MIN_TEXT_NUMBERS // 16 - 1, False), (5000, True)])
+def test_low_precision_is_for_many_text_rows(num_classes: int, is_rounded: bool) -> None:
+    x = make_inputs(20, num_classes)
+    classifier = TextClassifier(x.text, torch.arange(num_classes), x.scale, x.bias)
+    arguments = (x.embeddings, classifier, x.labels, x.class_mask, x.group)
+    plain, low = (point_focal_loss(*arguments, low_precision=low_precision) for low_precision in (False, True))
+    assert (plain != low) == is_rounded
+    torch.testing.assert_close(low, plain, rtol=5e-3, atol=0)
 
 
 class LargestStorage(TorchDispatchMode):
