@@ -35,7 +35,8 @@ CHUNK = 2**26
 class FocalLoss(torch.autograd.Function):
     """The sum of `chunked_focal_loss`, for embeddings of any length, with all gradients computed in the forward pass.
 
-    The products are in autocast's dtype, or else in the embeddings'; all sums are in float32 and in a fixed order. An
+    The products are in autocast's dtype, or else in the embeddings'; all sums are in float32 and in a fixed order. The
+    products with the mean text row are added in float32: they are most of CLIP's, and what is left rounds less. An
     embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed: with the slope g of the
     loss by a logit, the gradient is scale * r * (sum of g * t - r * e * sum of g * cosine).
     """
@@ -63,22 +64,23 @@ class FocalLoss(torch.autograd.Function):
         needs_embeddings, needs_text = ctx.needs_input_grad[:2]
         num_points, num_classes = len(embeddings), len(text)
         padded = aligned(num_classes)
-        rows = text.new_zeros(padded, text.shape[1], dtype=dtype)
+        mean = text.mean(dim=0, dtype=torch.float32)
+        rows, centered = text.new_zeros(2, padded, text.shape[1], dtype=dtype)
         rows[:num_classes] = text
+        centered[:num_classes] = text - mean
         with torch.autocast(device, enabled=False):
             embeddings = embeddings.to(dtype).contiguous()
-            length = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float32)
-            inverse = 1 / length.clamp(min=settings.epsilon)
+            measures = measured(embeddings, mean, settings.epsilon)
             sums = torch.empty(3, num_points, dtype=torch.float32, device=embeddings.device)
             of_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
             of_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
             chunk_size = max(1, CHUNK // padded)
             for start in range(0, num_points, chunk_size):
                 chunk = slice(start, start + chunk_size)
-                slopes = embeddings[chunk] @ rows.T
+                slopes = embeddings[chunk] @ centered.T
                 of_chunk = None if group is None else group[chunk]
                 focal_rows_(
-                    slopes, num_classes, inverse[chunk], scale, bias, labels[chunk], class_mask, of_chunk,
+                    slopes, num_classes, measures[:, chunk], scale, bias, labels[chunk], class_mask, of_chunk,
                     sums[:, chunk], settings,
                 )  # fmt: skip
                 if of_embeddings is not None:
@@ -86,7 +88,7 @@ class FocalLoss(torch.autograd.Function):
                 if of_text is not None:
                     of_text += slopes.T @ embeddings[chunk]
             losses, slope, along = sums
-            turned = -scale * inverse.square() * along
+            turned = -scale * measures[0].square() * along
         ctx.save_for_backward(of_embeddings, embeddings, turned, of_text, along.sum(), slope.sum())
         ctx.num_classes = num_classes
         return losses.sum()
@@ -108,10 +110,20 @@ class FocalLoss(torch.autograd.Function):
         return of_embeddings, of_text, of_scale * gradient, of_bias * gradient, *[None] * 4
 
 
+def measured(embeddings: Float[Tensor, "N D"], row: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "2 N"]:
+    """One over each embedding's length, which counts as at least `epsilon`; and its product with a float32 row."""
+    num_points, dim = embeddings.shape
+    measures = embeddings.new_empty(2, num_points, dtype=torch.float32)
+    if num_points > 0:
+        block = triton.next_power_of_2(dim)
+        _measure[(num_points,)](embeddings, row, measures, measures.stride(0), dim, epsilon, BLOCK=block)
+    return measures
+
+
 def focal_rows_(
     products: Float[Tensor, "N K"],
     num_classes: int,
-    inverse: Float[Tensor, " N"],
+    measures: Float[Tensor, "2 N"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     labels: Int[Tensor, " N"],
@@ -124,7 +136,7 @@ def focal_rows_(
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
-        inverse: of each embedding's length: cosine = product * inverse, logit = scale * cosine + bias.
+        measures: r and m of each point (`measured`): cosine = (product + m) * r, logit = scale * cosine + bias.
         labels, class_mask, group, settings: as for `FocalLoss`.
         sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
             times the cosines.
@@ -135,8 +147,8 @@ def focal_rows_(
         rows = max(1, TILE // columns)
         mask = products if class_mask is None else class_mask
         _focal[(triton.cdiv(num_rows, rows),)](
-            products, inverse, scale, bias, labels, mask, labels if group is None else group, sums,
-            sums.stride(0), num_rows, num_classes, padded, settings.alpha, settings.gamma,
+            products, measures, scale, bias, labels, mask, labels if group is None else group, sums,
+            measures.stride(0), sums.stride(0), num_rows, num_classes, padded, settings.alpha, settings.gamma,
             MASKED=class_mask is not None, SQUARE=settings.gamma == 2, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
@@ -156,13 +168,25 @@ def _background(logit, gamma, SQUARE: tl.constexpr):
 
 
 @triton.jit
+def _measure(embeddings, other, measures, stride, dim, epsilon, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    values = tl.load(embeddings + row * dim + column, mask=inside, other=0.0).to(tl.float32)
+    length = tl.sqrt(tl.sum(values * values, axis=0))
+    tl.store(measures + row, 1.0 / tl.maximum(length, epsilon))
+    tl.store(measures + stride + row, tl.sum(values * tl.load(other + column, mask=inside, other=0.0), axis=0))
+
+
+@triton.jit
 def _focal(
-    products, inverse, scale, bias, labels, mask, group, sums, stride, num_rows, num_classes, padded, alpha, gamma,
+    products, measures, scale, bias, labels, mask, group, sums, apart, stride, num_rows, num_classes, padded, alpha, gamma,
     MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
-    factor = tl.load(inverse + row, mask=is_row, other=0.0)
+    factor = tl.load(measures + row, mask=is_row, other=0.0)
+    shared = tl.load(measures + apart + row, mask=is_row, other=0.0)
     label = tl.load(labels + row, mask=is_row, other=-2)
     multiplier = tl.load(scale).to(tl.float32)
     offset = tl.load(bias).to(tl.float32)
@@ -175,7 +199,8 @@ def _focal(
         column = start + tl.arange(0, COLUMNS)
         at = row[:, None] * padded + column[None, :]
         inside = is_row[:, None] & (column < padded)[None, :]
-        cosine = tl.load(products + at, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
+        product = tl.load(products + at, mask=inside, other=0.0).to(tl.float32) + shared[:, None]
+        cosine = product * factor[:, None]
         positive = column[None, :] == label[:, None]
         counts = (column < num_classes)[None, :] & (label >= -1)[:, None]
         if MASKED:

@@ -127,6 +127,21 @@ def test_focal_loss_in_bfloat16_is_near():
     assert (low_gradient - gradient).norm() < 2e-2 * gradient.norm()
 
 
+def test_what_text_rows_have_in_common_costs_no_precision_in_bfloat16():
+    common = 2 * F.normalize(random(1, 64, seed=5), dim=1)  # CLIP's rows have cosines of 0.8
+    text = F.normalize(F.normalize(random(40, 64, seed=2), dim=1) + common, dim=1)
+    embeddings = (2 * F.normalize(random(60, 64), dim=1) + common).bfloat16().requires_grad_()
+    scale, bias = torch.tensor(100.0, device=DEVICE), torch.tensor(-66.0, device=DEVICE)
+    labels = torch.full((60,), -1, device=DEVICE)
+    loss = FocalLoss.apply(embeddings, text, scale, bias, labels, None, None, FocalSettings())
+    exact = embeddings.detach().double().requires_grad_()
+    logits = scale * (F.normalize(exact, dim=1) @ text.double().T) + bias
+    expected = sigmoid_focal_loss(logits, torch.zeros_like(logits), alpha=0.25, gamma=2, reduction="sum")
+    torch.testing.assert_close(loss.double(), expected, rtol=5e-4, atol=0)
+    (found,), (wanted,) = gradients(loss, embeddings), gradients(expected, exact)
+    assert (found.double() - wanted).norm() < 1e-2 * wanted.norm()
+
+
 @pytest.mark.parametrize("kept", [(True, True), (True, False), (False, True)])
 def test_focal_loss_of_what_needs_a_gradient(kept):
     embeddings, text = random(6, 8).requires_grad_(kept[0]), random(5, 8, seed=1).requires_grad_(kept[1])
