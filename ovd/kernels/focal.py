@@ -180,8 +180,8 @@ def _measure(embeddings, other, measures, stride, dim, epsilon, BLOCK: tl.conste
 
 @triton.jit
 def _focal(
-    products, measures, scale, bias, labels, mask, group, sums, apart, stride, num_rows, num_classes, padded, alpha, gamma,
-    MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    products, measures, scale, bias, labels, mask, group, sums, apart, stride, num_rows, num_classes, padded, alpha,
+    gamma, MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
