@@ -424,9 +424,11 @@ class TrainConfig(Section):
             raise ValueError("train.start_distillation is for one set of weights; an expert changes no old answer")
         if self.expert is not None:
             if self.expert.learn == "names" and (self.expert.own_layers != 0 or self.expert.rank):
-                raise ValueError("expert.learn=names learns no layers; leave out expert.own_layers and expert.rank")
+                raise ValueError("expert.learn=names learns no layers; set expert.own_layers=0 and expert.rank=0")
             if self.expert.rank and self.expert.own_layers != 0:
-                raise ValueError("expert.rank is for layers that are not the expert's own; leave out expert.own_layers")
+                raise ValueError(
+                    "expert.rank is for layers that are not the expert's own; set expert.own_layers=0 or expert.rank=0"
+                )
             if self.init_from is None or self.init_state == "training":
                 raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")
             if self.detector.freeze_backbone or self.detector.frozen_layers:

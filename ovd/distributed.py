@@ -19,12 +19,16 @@ Kind = TypeVar("Kind")
 TIMEOUT = timedelta(minutes=10)
 """Maximum time that a rank waits for the others. A rank that dies is noticed at once, one that hangs after this."""
 PATIENCE = timedelta(hours=12)
-"""Maximum time that ranks wait for work of the main process alone (`main_first`)."""
+"""Maximum time that ranks wait for work of the main process alone (`main_first`, `wait_for_all`)."""
+
+_patient: dist.ProcessGroup | None = None
+"""All ranks, with this patience; None without `process_group`."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the other ranks that torchrun started, for the duration of the block."""
+    global _patient
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -32,9 +36,12 @@ def process_group() -> Iterator[None]:
     if has_gpu:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _patient = group if isinstance(group, dist.ProcessGroup) else None  # which it is, with every rank in it
     try:
         yield
     finally:
+        _patient = None
         dist.destroy_process_group()
 
 
@@ -151,24 +158,16 @@ def main_first() -> Iterator[None]:
 
     They also run it after an error of the main process, and meet a bad input as it did.
     """
-    if not dist.is_initialized():
-        yield
-        return
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(group, dist.ProcessGroup)  # of which every rank is a member
+    if not is_main():
+        wait_for_all()
     try:
-        if not is_main():
-            dist.barrier(group)
-        try:
-            yield
-        finally:
-            if is_main():
-                dist.barrier(group)
+        yield
     finally:
-        dist.destroy_process_group(group)
+        if is_main():
+            wait_for_all()
 
 
 def wait_for_all() -> None:
-    """Wait until every rank has reached this call."""
+    """Wait until every rank has reached this call, for hours if the main process has work to do before."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(_patient)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.build.data import load_training_index, training_batches
+from ovd.build.data import load_evaluation_index, load_training_index, training_batches
 from ovd.build.detector import TrainedDetector, build_backbone, build_detector, build_inference
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.clip.onednn import has_operations
@@ -134,6 +134,24 @@ def test_mosaics_are_made_of_tiles_of_half_the_size(miniature_world):
         boxes = targets.boxes
         assert ((boxes[:, 2:] - boxes[:, :2]) <= 48).all()
         assert (boxes[:, :2] // 48 == (boxes[:, 2:] - 1e-3) // 48).all()  # each inside one tile
+
+
+def test_two_classes_of_one_name_stop_a_training_and_not_an_evaluation(tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 20, "height": 20}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9]}],
+        "categories": [{"id": number, "name": name} for number, name in ((3, "cat"), (7, "dog"), (9, "cat"))],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    source = {"kind": "files", "format": "coco", "train_annotations": str(path), "train_images": str(tmp_path)}
+    values = {"output": "run", "train": {"steps": 1}, "data": {"source": source, "classes": "all"}}
+    report = DataReport()
+    with pytest.raises(DataError, match=r"train\.json: categories 3 and 9 are both called 'cat': give") as caught:
+        load_training_index(parse_config(values, TrainConfig, "test"), report)
+    assert caught.value.code == "F2"
+    assert "categories 3 and 9 are both called 'cat'; training refuses that" in str(report.first_records())
+    assert len(load_evaluation_index(path, tmp_path, "coco", report=DataReport()).categories) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,9 @@
-"""Devices by name."""
+"""Devices by name, and ranks that wait for each other."""
+
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,3 +24,28 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="device cuda: torch finds 0 GPUs here; auto takes what there is"):
         device_of_rank("cuda")
+
+
+WAITING = """
+import time
+from datetime import timedelta
+from ovd import distributed
+distributed.TIMEOUT = timedelta(seconds=6)
+with distributed.process_group():
+    if distributed.is_main():
+        time.sleep(9)
+    distributed.wait_for_all()
+    assert distributed.gather(distributed.rank()) == [0, 1]
+"""
+
+
+def test_ranks_wait_longer_for_work_of_the_main_process_than_for_each_other():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", WAITING], env={**os.environ, **shared, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]

@@ -334,7 +334,7 @@ def predictor_rows() -> Iterator[Row]:
         return f"asked for {1 + int(found.classes.max())} name" if len(found.classes) else "nothing found"
 
     for names in ("keyboard", ["keyboard"], [], ["keyboard", " "], ""):
-        yield f"`Predictor(image, {json.dumps(names)})`", partial(without_folder, partial(run, names))
+        yield f"`predictor(image, {json.dumps(names)})`", partial(without_folder, partial(run, names))
 
 
 def shard_row(what: str, members: list[str], *, pack: Callable[[bytes], bytes] = bytes, name: str = "00000.tar") -> Row:

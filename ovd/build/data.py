@@ -102,7 +102,7 @@ def hold_out(config: TrainConfig, index: AnnotationIndex) -> tuple[AnnotationInd
     images = held_out_images(index, options)
     if not images.any():
         raise ValueError(
-            f"{index.path} has {len(index)} images to train on, too few to hold some out; leave out train.calibration"
+            f"{index.path} has {len(index)} images to train on, too few to hold some out; set train.calibration=null"
         )
     held_out = HeldOut(index.take(np.flatnonzero(images)), held_out_names(index, options))
     return index.take(np.flatnonzero(~images)), held_out

@@ -14,9 +14,10 @@ of the detector: scores of a detector that was calibrated (train.calibration) ar
 the name is among --classes its text counts, too.
 
 Writes photo.detections.png and photo.detections.json beside the image (or into --output); of a video
-film.detections.mp4 and film.detections.jsonl, with a line per frame. --write coco gives one file in COCO's form for all
-sources, --write lines a line of JSON per picture on standard output. What cannot be read is counted, and the others go
-on. Videos need the extra `video`: pip install 'ovd[video]'.
+film.detections.mp4 and film.detections.jsonl, with a line per frame. A folder or a pattern does not stand for such
+files when it is given again. --write coco gives one file in COCO's form for all sources, --write lines a line of JSON
+per picture on standard output. What cannot be read is counted, and the others go on. Videos need the extra `video`:
+pip install 'ovd[video]'; --track needs pip install --no-deps trackers besides.
 """
 
 import argparse

@@ -24,3 +24,5 @@ def main() -> None:
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)
     folder = save_ensemble(first, second, weight=arguments.weight, output=arguments.output)
     print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")
+    if arguments.weight != 1 and second.extra.get("calibration") is not None:
+        print(f"{second.folder} is calibrated, the average is not: its scores are no probabilities")

@@ -97,6 +97,6 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         onnx=arguments.onnx,
     )
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv"]
-    files += ["naming.json"] if arguments.onnx is None else []
+    files += ["naming.json"] if arguments.onnx is None and trained.experts is None else []
     files += ["report.html"] if arguments.html else []
     print(f"{', '.join(files)} and their plots are in {output}")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from ovd.data.category import Category
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import AnnotationTable
 from ovd.shapes import Bool
@@ -50,11 +51,15 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     """Count objects that have image, class and box of an earlier one, and classes whose names are nearly the same."""
     for row in _doubles(table):
         report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
-    first: dict[str, str] = {}
+    first: dict[str, Category] = {}
     for category in table.categories:
-        same = first.setdefault(re.sub(r"[\s_-]+", " ", category.name).strip().casefold(), category.name)
-        if same is not category.name:
-            where = f"categories {same!r} and {category.name!r} differ in case or spaces at most; both are trained on"
+        other = first.setdefault(re.sub(r"[\s_-]+", " ", category.name).strip().casefold(), category)
+        if other is not category:
+            where = (
+                f"categories {other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
+            )
+            if other.name == category.name:
+                where = f"categories {other.id} and {category.id} are both called {other.name!r}; training refuses that"
             report.noticed("F2", f"{table.path}: {where}")
 
 

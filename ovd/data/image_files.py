@@ -21,22 +21,33 @@ READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gi
 _OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".ppm")
 
 
+DRAWN = ".detections"
+"""End of the names, before the suffix, of the pictures and videos that `ovd detect` draws beside what it is given."""
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file's name has the suffix of an image; hidden files count as none."""
     return not name.startswith(".") and name.lower().endswith(READ_SUFFIXES + _OTHER_SUFFIXES)
 
 
+def is_drawn(path: str | Path) -> bool:
+    """Whether a file has the name of a picture or video with detections, which no folder or pattern stands for."""
+    return Path(path).stem.endswith(DRAWN)
+
+
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders below it, by path; symbolic links are followed."""
+    """All images in a folder and the folders below it, by path, but drawn ones; symbolic links are followed."""
     walk = os.walk(folder, followlinks=True)
-    return sorted(Path(parent, name) for parent, _, names in walk for name in names if is_image_name(name))
+    images = (Path(parent, name) for parent, _, names in walk for name in names if is_image_name(name))
+    return sorted(image for image in images if not is_drawn(image))
 
 
 def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
     """The images of folders, files and patterns such as `photos/*.jpg`, each once, and the folder that all lie in.
 
     Args:
-        sources: a file is taken whatever its suffix; of a folder or a pattern, what is named as an image.
+        sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image, but what
+            `is_drawn`.
         recursive: whether folders below a folder are looked into.
 
     Raises:
@@ -61,7 +72,7 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
 
 
 def _is_image(path: Path) -> bool:
-    return is_image_name(path.name) and path.is_file()
+    return is_image_name(path.name) and not is_drawn(path) and path.is_file()
 
 
 @dataclass(frozen=True)

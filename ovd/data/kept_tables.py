@@ -37,7 +37,12 @@ class _Rest(msgspec.Struct):
 
 
 def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | None:
-    """The table that was kept of the annotation file as it is now; None if there is none, or it is damaged."""
+    """The table that was kept of the annotation file as it is now; None if there is none, or it is damaged.
+
+    `by_base_name` makes of a file what is not kept.
+    """
+    if request.options.by_base_name:
+        return None
     try:
         whole = _file_of(request, federated).read_bytes()
         if hashlib.sha256(whole[_DIGEST_BYTES:]).digest() != whole[:_DIGEST_BYTES]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.data.image_files import READ_SUFFIXES, is_image_name
+from ovd.data.image_files import READ_SUFFIXES, is_drawn, is_image_name
 from ovd.data.images import MAX_BYTES, ImageError, read_image
 from ovd.data.video import VIDEO_ENDINGS, read_frames
 from ovd.shapes import UInt8
@@ -35,7 +35,8 @@ def find_media(given: Sequence[str]) -> list[str]:
 
     Args:
         given: files; folders, for the images and videos in them and below, in the order of their paths; patterns such
-            as `photos/*.jpg`, `**` for any folders; `-` for an image on standard input.
+            as `photos/*.jpg`, `**` for any folders; `-` for an image on standard input. Folders and patterns do not
+            stand for what `is_drawn`.
 
     Raises:
         ValueError: a folder or a pattern has no image and no video, or `-` is given twice.
@@ -64,7 +65,7 @@ def _files_of(word: str) -> list[str]:
 
 
 def _is_media(file: Path) -> bool:
-    return (is_image_name(file.name) or is_video(str(file))) and file.is_file()
+    return (is_image_name(file.name) or is_video(str(file))) and not is_drawn(file) and file.is_file()
 
 
 def is_video(source: str) -> bool:

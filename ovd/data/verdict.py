@@ -16,10 +16,18 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
         needs_boxes: False where image-text pairs are trained on, too.
 
     Raises:
-        DataError: F1 there is no class, or no box that could be learned from.
+        DataError: F1 there is no class, or no box that could be learned from; F2 two classes have the same name.
     """
     if not index.categories:
         raise DataError("F1", f"{index.path}: has no category, so there is no name to learn")
+    first: dict[str, int] = {}
+    for category in index.categories:
+        if first.setdefault(category.name, category.id) != category.id:
+            raise DataError(
+                "F2",
+                f"{index.path}: categories {first[category.name]} and {category.id} are both called "
+                f"{category.name!r}: give them different names, or move the boxes of one to the other and delete it",
+            )
     if not len(index.boxes.values) and needs_boxes:
         raise DataError(
             "F1",

@@ -22,7 +22,8 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     """Write weight * second + (1 - weight) * first as a run that can be evaluated like any other, but not resumed.
 
     The weights are those that the checkpoints are evaluated with: the averages over steps if the runs keep them. Config
-    and evaluation settings are the second's. Weights 0 and 1 give the two runs bit for bit.
+    and evaluation settings are the second's. Weights 0 and 1 give the two runs bit for bit. A calibration is one of
+    certain weights, so that the second's is kept with a weight of 1 alone.
 
     Args:
         weight: weight of the second, 0 to 1.
@@ -51,11 +52,16 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
     sources = {"first": str(first.folder), "second": str(second.folder), "weight": weight}
+    extra, attached = dict(second.extra), second.attached()
+    if weight != 1:
+        extra.pop("calibration", None)
+        attached.pop("trained_text", None)
     return checkpoint.save_weights(
         output,
         tensors=tensors,
         config=second.config | {"output": str(output)},
-        extra=second.extra | {"ensemble": sources},
+        extra=extra | {"ensemble": sources},
+        attached=attached,
     )
 
 

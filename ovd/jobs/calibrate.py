@@ -1,5 +1,8 @@
 """Calibrate a detector on what was held out of its training."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,8 +13,8 @@ from ovd.build.prompts import example_encoder
 from ovd.build.text import text_of_index
 from ovd.config import TrainConfig
 from ovd.data.formats import FORMATS
-from ovd.data.images import read_image
-from ovd.evaluation.calibrate import calibrate
+from ovd.data.images import ImageError, read_image
+from ovd.evaluation.calibrate import CalibrationError, calibrate
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import with_offsets
@@ -45,6 +48,26 @@ def calibrate_detector(
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
     )
+
+
+def readable_part(held_out: HeldOut) -> HeldOut:
+    """What was held out without the images that cannot be read, which are printed.
+
+    Raises:
+        CalibrationError: none can be read.
+    """
+    index = held_out.index
+    readable = []
+    for row in progress(range(len(index)), len(index), "reading held-out images"):
+        record = index.record(row)
+        try:
+            read_image(record.path, expected_size=(record.height, record.width))
+            readable.append(row)
+        except ImageError as error:
+            print(f"warning[{error.code}]: {error}; left out of the calibration")
+    if not readable:
+        raise CalibrationError(f"{index.path}: none of the {len(index)} held-out images can be read")
+    return held_out if len(readable) == len(index) else replace(held_out, index=index.take(np.array(readable)))
 
 
 def mean_example(config: TrainConfig, held_out: HeldOut) -> Float[Tensor, " D"]:

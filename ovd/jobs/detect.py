@@ -11,6 +11,7 @@ from typing import IO, Any, Literal, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
+from ovd.data.image_files import DRAWN
 from ovd.data.images import ImageError
 from ovd.data.media import STANDARD_INPUT, Picture, is_video, pictures_of
 from ovd.data.report import DataReport
@@ -154,7 +155,7 @@ class PictureFiles:
         target.parent.mkdir(parents=True, exist_ok=True)
         drawn = self._drawn(found)
         if picture.frame is None:
-            file = target.with_name(target.name + ".detections.png")
+            file = target.with_name(f"{target.name}{DRAWN}.png")
             drawn.save(file)
             content = {"image": picture.source, "detections": found.rows(self._names)}
             with whole_file(file.with_suffix(".json")) as stream:
@@ -178,7 +179,7 @@ class PictureFiles:
         return draw_detections(found.picture.pixels, of_tracks, labels)
 
     def _begin_video(self, source: str, target: Path) -> None:
-        file = target.with_name(target.name + ".detections.mp4")
+        file = target.with_name(f"{target.name}{DRAWN}.mp4")
         self._video = VideoWriter(file, describe_video(Path(source))[0])
         self._lines = file.with_suffix(".jsonl").open("w", encoding="utf-8")
         self._of_video = source

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ovd.build.data import load_training_index, load_validation_index
+from ovd.build.data import hold_out, load_training_index, load_validation_index
 from ovd.build.detector import TrainedDetector, find_checkpoint, load_detector
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
@@ -22,7 +22,7 @@ from ovd.experts.group import ExpertGroup
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import save_expert
-from ovd.jobs.train import check_same_run, is_finished, train_from_config
+from ovd.jobs.train import check_same_data, check_same_run, is_finished, train_from_config
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -53,7 +53,7 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     Raises:
         ValueError: no `init_from`, one of the two validation sets is missing, the detector's settings differ from the
             config's so that the two have no average, or the size of images so that they share no features, or an
-            earlier call had other settings or another weight.
+            earlier call had other settings, other boxes or another weight.
     """
     if config.init_from is None:
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
@@ -75,7 +75,10 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     found = latest(config.output)
     if found is not None:
         check_same_run(found.config, config)
-    if found is None or not is_finished(found, config):
+    if found is not None and is_finished(found, config):
+        trained_on, _ = hold_out(config, load_training_index(config, DataReport()))
+        check_same_data(found.extra.get("data", {}), {"annotations": trained_on.fingerprint()}, config.output)
+    else:
         train_from_config(config, resume=found is not None, evaluate=config.train.patience > 0)
     if config.expert is not None:
         outcomes = _with_expert(config, start, new, home)

@@ -44,7 +44,7 @@ from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
-from ovd.jobs.calibrate import calibrate_detector, mean_example
+from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine, deterministic
@@ -82,11 +82,12 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
-        index, held_out = hold_out(config, load_training_index(config, report))
+        whole = load_training_index(config, report)
+        check_all_exist(whole, config.data.source, all_needed=False)
+        index, held_out = hold_out(config, whole)
         validation = load_validation_index(config, DataReport()) if evaluate else None
         if config.train.patience and validation is None:
             raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
-        check_all_exist(index, config.data.source, all_needed=False)
         if validation is not None:
             check_all_exist(validation, config.data.source, all_needed=True)
     torch.manual_seed(config.train.seed)
@@ -225,13 +226,14 @@ def _calibration_of(
         if is_main():
             trained = TrainedDetector(averaged, config, clip, tuple(checkpoints.extra["classes"]))
             try:
-                calibration = calibrate_detector(trained, held_out)
+                readable = readable_part(held_out)
+                calibration = calibrate_detector(trained, readable)
             except CalibrationError as error:
                 print(f"warning: {error}; the detector has no calibration")
                 return
             checkpoints.extra["calibration"] = calibration.to_json()
             checkpoints.attached["trained_text"] = calibration.trained_text
-            checkpoints.attached["mean_example"] = mean_example(config, held_out)
+            checkpoints.attached["mean_example"] = mean_example(config, readable)
 
     return calibrate
 
@@ -256,6 +258,7 @@ def _evaluation_of(
                 output_dir=config.output,
             )
             metrics = measures.evaluation.metrics
+        wait_for_all()  # the main process may take longer than ranks wait for each other
         return gather(metrics)[0]
 
     return evaluate

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovd.data.image_files import images_below
 from ovd.data.images import ImageError
 from ovd.data.media import find_media, is_video, pictures_of
 from ovd.data.video import VideoWriter, describe_video, read_frames
@@ -31,6 +32,16 @@ def names(found: list[str], folder: Path) -> list[str]:
 def test_a_folder_is_what_is_in_it_and_below(folder):
     (folder / "film.mp4").write_bytes(b"x")
     assert names(find_media([str(folder)]), folder) == ["a.PNG", "b.jpg", "below/c.webp", "film.mp4"]
+
+
+def test_pictures_with_detections_are_no_input_unless_they_are_named(folder):
+    drawn = [folder / "b.detections.png", folder / "film.detections.mp4", folder / "below" / "c.detections.jpg"]
+    for file in drawn:
+        file.write_bytes(b"x")
+    for word in (folder, folder / "**/*"):
+        assert names(find_media([str(word)]), folder) == ["a.PNG", "b.jpg", "below/c.webp"]
+    assert find_media([str(drawn[0])]) == [str(drawn[0])]
+    assert images_below(folder) == [folder / "a.PNG", folder / "b.jpg", folder / "below/c.webp"]
 
 
 def test_each_file_is_named_once_in_the_order_of_the_words(folder):

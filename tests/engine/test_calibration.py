@@ -21,8 +21,9 @@ from ovd.build.text import text_of_index
 from ovd.config import TrainConfig
 from ovd.data.report import DataReport
 from ovd.engine.step_texts import TextSampler
+from ovd.evaluation.calibrate import CalibrationError
 from ovd.inference import Inference
-from ovd.jobs.calibrate import calibrate_detector
+from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
@@ -169,6 +170,26 @@ def test_a_finished_run_is_evaluated_with_its_calibration(calibrated, tmp_path, 
     monkeypatch.setattr(ovd.jobs.train, "detect_all", watch)
     assert "APr" in train_from_config(calibrating(run, miniature_world), resume=True)
     assert [calibration.to_json() for calibration in used] == [extra_of(calibrated.run)["calibration"]]
+
+
+def test_held_out_images_that_cannot_be_read_are_named_and_left_out(calibrated, tmp_path, capsys):
+    trained = load_detector(calibrated.run)
+    _, held_out = hold_out(trained.config, load_training_index(trained.config, DataReport()))
+    assert held_out is not None
+    assert readable_part(held_out) is held_out
+    assert held_out.index.images_root is not None
+    shutil.copytree(held_out.index.images_root, tmp_path / "images")
+    moved = replace(held_out, index=replace(held_out.index, images_root=tmp_path / "images"))
+    paths = [moved.index.record(row).path for row in range(len(moved.index))]
+    paths[1].unlink()
+    part = readable_part(moved)
+    assert f"warning[F8]: {paths[1]}: file is missing; left out of the calibration" in capsys.readouterr().out
+    assert part.index.image_ids.tolist() == np.delete(moved.index.image_ids, 1).tolist()
+    assert mean_example(trained.config, part).isfinite().all()
+    for path in paths[:1] + paths[2:]:
+        path.write_bytes(b"")
+    with pytest.raises(CalibrationError, match="none of the 4 held-out images can be read"):
+        readable_part(moved)
 
 
 def test_a_run_that_holds_nothing_out_stores_no_calibration(tmp_path, miniature_world):

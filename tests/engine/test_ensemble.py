@@ -67,6 +67,22 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
     assert saved.extra["ensemble"] == {"first": str(first.folder), "second": str(second.folder), "weight": 0.25}
 
 
+def test_a_calibration_stays_with_the_weights_that_it_was_fitted_to(tmp_path):
+    runs = []
+    for number in (0, 1):
+        given = {
+            "tensors": {"a": torch.tensor([float(number)])},
+            "config": CONFIG,
+            "extra": EXTRA | {"calibration": {"threshold": 0.5}},
+            "attached": {"trained_text": torch.ones(2, 3), "mean_example": torch.ones(3)},
+        }
+        runs.append(checkpoint.read(checkpoint.save_weights(tmp_path / str(number), **given)))
+    for weight, kept in ((0.0, set()), (0.5, set()), (1.0, {"trained_text"})):
+        saved = checkpoint.read(save_ensemble(*runs, weight=weight, output=tmp_path / f"average-{weight}"))
+        assert saved.attached().keys() == {"mean_example"} | kept
+        assert ("calibration" in saved.extra) == bool(kept)
+
+
 def test_its_ends_are_the_two_runs_bit_for_bit(tmp_path):
     first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1)
     for weight, end in ((0, first), (1, second)):

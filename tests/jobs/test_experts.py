@@ -311,5 +311,5 @@ def test_adapters_are_all_that_is_stored_of_the_backbone(start, tmp_path, miniat
 
 def test_adapters_stand_in_the_place_of_own_layers(start, tmp_path, miniature_world) -> None:
     source = source_of(miniature_world)
-    with pytest.raises(ConfigError, match=r"leave out expert\.own_layers"):
+    with pytest.raises(ConfigError, match=r"set expert\.own_layers=0"):
         fine_tuning_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": 1})

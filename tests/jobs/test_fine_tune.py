@@ -46,6 +46,11 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     (tmp_path / "tuned" / "eval-new-after" / "evaluated.json").write_text("{}")  # as of another detector
     assert fine_tune(config, weight=0.25) == outcomes
     assert capsys.readouterr().out.count(f"tuned on {layout.val_annotations}") == 1
+    content = json.loads(layout.train_annotations.read_text())
+    content["annotations"].pop()
+    layout.train_annotations.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tuned was started on other data: its annotations changed"):
+        fine_tune(config, weight=0.25)
 
 
 def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_training(start, miniature_world, tmp_path):
