@@ -75,7 +75,9 @@ def test_a_kept_table_is_not_that_of_images_by_base_name(annotations):
         image["file_name"] = f"../upload/{image['id']}.jpg"
         (images / "deep" / f"{image['id']}.jpg").write_bytes(b"")
     annotations.write_text(json.dumps(content))
-    assert read(annotations, federated=False, images=images).image_files[0].startswith("../upload/")
+    before = read(annotations, federated=False, images=images).image_files
+    assert before is not None
+    assert before[0].startswith("../upload/")
     found = read(annotations, federated=False, images=images, options={"by_base_name": True})
     assert found.image_files == tuple(f"deep/{image['id']}.jpg" for image in content["images"])
 
