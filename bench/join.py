@@ -26,14 +26,15 @@ from ovd.precision import BF16_INSTRUCTIONS, describe_machine
 
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
-FLOAT32_CPU = "cpu_float32"
-"""Name of a CPU without instructions for bfloat16."""
+KINDS = {"cpu": "cpu", "cpu_amx": "cpu", "cpu_float32": "cpu", "cuda": "cuda"}
+"""The devices of the page, and those of `ROWS` that they are."""
 HEAD = """# Benchmarks
 
 Written by `make bench`, which runs a script of `bench/` for each row; the script says what is measured, and
 `bench/rows.py` what is to be reached. A ratio is our time or memory over that of the peer in the same run, so lower is
-better. A CPU's ratio says nothing of a GPU's, and a CPU without instructions for bfloat16 is a device of its own,
-`cpu_float32`.
+better. A CPU's ratio says nothing of a GPU's, and CPUs are of three kinds: with AVX512's instructions for bfloat16
+(`cpu`), with AMX, which multiplies bfloat16 matrices several times faster (`cpu_amx`), and without either
+(`cpu_float32`).
 
 ![each ratio over its mark](benchmarks.png)
 
@@ -54,41 +55,46 @@ def run(row: Row) -> None:
 
 def joined(row: Row, raw: dict[str, Any]) -> dict[str, Any]:
     """A row as the page has it, from what its script has written."""
-    ratio, device = raw["ratio"], device_name(row, raw["machine"])
+    ratio, device = raw["ratio"], device_name(row.device, raw["machine"])
     marks = {
         mark: {"limit": round(limit, 3), "reached": mark in ratio and ratio[mark] <= limit}
         for mark, limit in row.limits.items()
-        if device != FLOAT32_CPU or "bfloat16" not in mark
+        if device != "cpu_float32" or "bfloat16" not in mark
     }
     reached = all(mark["reached"] for mark in marks.values())
     return {"name": row.name, "device": device, "ratio": ratio, "marks": marks, "reached": reached, "raw": raw}
 
 
-def device_name(row: Row, machine: str) -> str:
+def device_name(device: str, machine: str) -> str:
     """The device as the page has it.
 
     Args:
+        device: of a row of `ROWS`.
         machine: what `describe_machine` says.
     """
-    is_float32 = row.device == "cpu" and not any(name in machine for name in BF16_INSTRUCTIONS)
-    return FLOAT32_CPU if is_float32 else row.device
+    if device == "cuda":
+        return device
+    amx, avx512 = BF16_INSTRUCTIONS
+    return "cpu_amx" if amx in machine else "cpu" if avx512 in machine else "cpu_float32"
 
 
 def all_rows(ran: Collection[Row]) -> list[dict[str, Any]]:
     """The rows that have a result, here or, if they did not run, on the page; a row for each kind of CPU."""
-    raw = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
+    raw = {
+        (row["name"], device_name(KINDS[row["device"]], row["raw"]["machine"])): row["raw"] for row in _rows_of_page()
+    }
     for row in ROWS:
         file = results_file(row.name, row.device)
         if row in ran:
-            raw.pop((row.name, device_name(row, describe_machine(torch.device(row.device)))), None)
+            raw.pop((row.name, device_name(row.device, describe_machine(torch.device(row.device)))), None)
         if file.exists():
             found = json.loads(file.read_text())
-            raw[row.name, device_name(row, found["machine"])] = found
+            raw[row.name, device_name(row.device, found["machine"])] = found
     return [
         joined(row, raw[row.name, device])
-        for device in ("cpu", FLOAT32_CPU, "cuda")
+        for device, kind in KINDS.items()
         for row in ROWS
-        if device.startswith(row.device) and (row.name, device) in raw
+        if row.device == kind and (row.name, device) in raw
     ]
 
 

@@ -174,22 +174,18 @@ def _focal_loss_and_gradients(
     sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
     block_size, chunk_size = (min(size, len(embeddings)) for size in (settings.block_size, settings.chunk_size))
     products_of_block = text.new_empty(block_size, len(text), dtype=low_dtype)
-    if gradient_embeddings is not None and gradient_embeddings.dtype == dtype:  # rows lie where their gradient will
-        space = gradient_embeddings.split(settings.block_size)
-    else:
-        space = (text.new_empty(block_size, text.shape[1]),) * len(starts)
+    spaces = _spaces_of_rows(embeddings, gradient_embeddings, text, settings.block_size)
     buffers = text.new_empty(3, chunk_size, len(text))
 
     with torch.autocast(device, enabled=False):
         for i, start in enumerate(starts):
             block = slice(start, start + settings.block_size)
             # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
-            exact = embeddings[block].to(dtype)
+            exact, of_rows = embeddings[block].to(dtype), spaces[i]
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
             factor = scale * inverse
             products = products_of_block[: len(exact)]
-            of_rows = space[i][: len(exact)]
             rows = torch.mul(exact, factor, out=of_rows).to(low_dtype)
             if is_low:
                 torch.mm(rows, centered.T, out=products)
@@ -227,6 +223,16 @@ def _focal_loss_and_gradients(
         sums_bias.sum() if needs_bias else None,
     )
     return sums_loss.sum(), gradients
+
+
+def _spaces_of_rows(
+    embeddings: Float[Tensor, "N D"], gradient: Float[Tensor, "N D"] | None, text: Float[Tensor, "C D"], block_size: int
+) -> tuple[Float[Tensor, "n D"], ...]:
+    """Space for each block of rows in the dtype of the text: that of their gradient, or else the same for all."""
+    if gradient is not None and gradient.dtype == text.dtype:
+        return gradient.split(block_size)
+    space = text.new_empty(min(block_size, len(embeddings)), text.shape[1])
+    return tuple(space[: len(part)] for part in embeddings.split(block_size))
 
 
 def _weights_of_negatives(
