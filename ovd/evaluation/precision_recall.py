@@ -5,6 +5,7 @@ evaluators.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,12 +41,17 @@ class PrecisionRecall:
             categories: positions on the K axis.
         """
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
-        return mean_of_known(self.precision[thresholds][:, :, categories, AREA_RANGES.index(area)])
+        return mean_of_known(self._over_recalls[thresholds][:, categories, AREA_RANGES.index(area)])
 
     def class_average_precisions(self, *, iou_percent: int | None = None) -> Float64[np.ndarray, " K"]:
         """`average_precision` of each category; -1 where it has no true box."""
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
-        return _means_of_known(self.precision[thresholds, :, :, 0].transpose(2, 0, 1))
+        return _means_of_known(self._over_recalls[thresholds, :, 0].T)
+
+    @cached_property
+    def _over_recalls(self) -> Float64[np.ndarray, "T K A"]:
+        """Means over the recall points, at all of which a class without a true box is -1."""
+        return self.precision.mean(axis=1)
 
     def class_average_recalls(self) -> Float64[np.ndarray, " K"]:
         """Mean over IoU thresholds of each category, at the largest limit; -1 where it has no true box."""
