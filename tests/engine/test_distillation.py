@@ -22,6 +22,7 @@ from ovd.jobs.train import train_from_config
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
+from ovd.model.losses import detection_losses
 from ovd.structures import Batch
 from ovd.text.encoder import encode_classes
 
@@ -111,6 +112,20 @@ class Step:
 @pytest.fixture(scope="module")
 def step(tmp_path_factory, miniature_world) -> Step:
     return Step(miniature_world, tmp_path_factory.mktemp("step") / "run")
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_the_class_loss_has_the_precision_of_the_step(step, monkeypatch, low_precision):
+    given = []
+
+    def watched(*arguments, **options):
+        given.append(options["low_precision"])
+        return detection_losses(*arguments, **options)
+
+    monkeypatch.setattr("ovd.engine.step.detection_losses", watched)
+    criterion = Criterion(step.config.train.model_copy(update={"region_distillation": None}), None)
+    backward(step.detector, step.detector, step.batch, step.texts, criterion, step=0, low_precision=low_precision)
+    assert given == [low_precision]
 
 
 def test_parts_of_a_batch_each_have_their_own_mean(step):

@@ -410,6 +410,7 @@ def losses_of(
     no_box_loss: Tensor | None = None,
     normalizers: Tensor | None = None,
     sizes: Tensor | None = None,
+    low_precision: bool = False,
 ) -> dict:
     text = unit_embeddings(torch.randn(len(CLASS_IDS), 16, generator=torch.Generator().manual_seed(2)))
     if sizes is None:
@@ -430,8 +431,19 @@ def losses_of(
         classifier=TextClassifier(text, CLASS_IDS, torch.tensor(10.0), torch.tensor(-2.0)),
         masks=ClassMasks(class_mask, class_mask if class_mask_in_boxes is None else class_mask_in_boxes),
         normalizers=normalizers,
+        low_precision=low_precision,
     )
     return {"losses": losses, "assignment": assignment, "text": text, "normalizers": normalizers}
+
+
+def test_low_precision_is_of_the_class_loss_alone(monkeypatch) -> None:
+    monkeypatch.setattr("ovd.model.focal.MIN_TEXT_NUMBERS", 0)
+    targets = (make_targets([[4.0, 4.0, 30.0, 24.0], [40.0, 10.0, 75.0, 45.0]], [8, 3]),)
+    high, low = (losses_of(make_predictions(1), targets, low_precision=value)["losses"] for value in (False, True))
+    assert low["class"] != high["class"]
+    torch.testing.assert_close(low["class"], high["class"], rtol=5e-3, atol=0)
+    assert torch.equal(low["box"], high["box"])
+    assert torch.equal(low["quality"], high["quality"])
 
 
 def test_losses_of_a_batch_equal_loops_over_points() -> None:
