@@ -132,6 +132,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     colors = ["tab:green" if reached else "tab:red" for _, _, reached in bars]
     axes.barh([name for name, _, _ in bars], [value - 1 for _, value, _ in bars], left=1, color=colors)
     axes.axvline(1, color="black", linewidth=1)
+    axes.margins(y=0.005)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("ratio over its mark; the mark is reached on the left of 1")
