@@ -72,9 +72,10 @@ class FrozenWeights:
         return self.kept.weight, self.kept.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
-        """The result of a linear layer."""
+        """The result of a linear layer; computed of flat rows, since of others torch's bits depend on what learns."""
         weight, bias = layer.weight, layer.bias
-        return F.linear(rows, *self.of((weight,) if bias is None else (weight, bias), lambda: (weight, bias)))
+        weights = self.of((weight,) if bias is None else (weight, bias), lambda: (weight, bias))
+        return F.linear(rows.flatten(0, -2), *weights).unflatten(0, rows.shape[:-1])
 
     def convolve(
         self,
