@@ -80,9 +80,7 @@ def device_name(device: str, machine: str) -> str:
 
 def all_rows(ran: Collection[Row]) -> list[dict[str, Any]]:
     """The rows that have a result, here or, if they did not run, on the page; a row for each kind of CPU."""
-    raw = {
-        (row["name"], device_name(KINDS[row["device"]], row["raw"]["machine"])): row["raw"] for row in _rows_of_page()
-    }
+    raw = {(row["name"], row["device"]): row["raw"] for row in _rows_of_page()}
     for row in ROWS:
         file = results_file(row.name, row.device)
         if row in ran:

@@ -22,7 +22,7 @@ PATIENCE = timedelta(hours=12)
 """Maximum time that ranks wait for work of the main process alone (`main_first`, `wait_for_all`)."""
 
 _patient: dist.ProcessGroup | None = None
-"""All ranks, with this patience; None without `process_group`."""
+"""The group of all ranks that has this timeout; None outside `process_group`."""
 
 
 @contextmanager
@@ -37,7 +37,8 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=TIMEOUT)
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    _patient = group if isinstance(group, dist.ProcessGroup) else None  # which it is, with every rank in it
+    assert isinstance(group, dist.ProcessGroup)  # of which every rank is a member
+    _patient = group
     try:
         yield
     finally:

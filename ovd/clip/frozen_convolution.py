@@ -72,7 +72,10 @@ class FrozenWeights:
         return self.kept.weight, self.kept.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
-        """The result of a linear layer; computed of flat rows, since of others torch's bits depend on what learns."""
+        """The result of a linear layer.
+
+        The rows are flattened first: otherwise torch 2.10 gives other bits when the weight requires no gradient.
+        """
         weight, bias = layer.weight, layer.bias
         weights = self.of((weight,) if bias is None else (weight, bias), lambda: (weight, bias))
         return F.linear(rows.flatten(0, -2), *weights).unflatten(0, rows.shape[:-1])

@@ -55,12 +55,11 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     for category in table.categories:
         other = first.setdefault(re.sub(r"[\s_-]+", " ", category.name).strip().casefold(), category)
         if other is not category:
-            where = (
-                f"categories {other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
-            )
             if other.name == category.name:
-                where = f"categories {other.id} and {category.id} are both called {other.name!r}; training refuses that"
-            report.noticed("F2", f"{table.path}: {where}")
+                where = f"{other.id} and {category.id} are both called {other.name!r}; training refuses that"
+            else:
+                where = f"{other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
+            report.noticed("F2", f"{table.path}: categories {where}")
 
 
 def _doubles(table: AnnotationTable) -> list[int]:

@@ -2,7 +2,8 @@
 
 import glob
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,24 +31,28 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(READ_SUFFIXES + _OTHER_SUFFIXES)
 
 
-def is_drawn(path: str | Path) -> bool:
-    """Whether a file has the name of a picture or video with detections, which no folder or pattern stands for."""
-    return Path(path).stem.endswith(DRAWN)
+def without_drawn(files: Iterable[Path]) -> list[Path]:
+    """The files of a folder or a pattern without the pictures that `ovd detect` has drawn there, which are counted."""
+    found = list(files)
+    drawn = [file for file in found if file.stem.endswith(DRAWN)]
+    if drawn:
+        print(f"warning: {len(drawn)} pictures with detections are left out; the first: {drawn[0]}", file=sys.stderr)
+    return [file for file in found if not file.stem.endswith(DRAWN)]
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders below it, by path, but drawn ones; symbolic links are followed."""
+    """All images in a folder and the folders below it, by path, `without_drawn`; symbolic links are followed."""
     walk = os.walk(folder, followlinks=True)
     images = (Path(parent, name) for parent, _, names in walk for name in names if is_image_name(name))
-    return sorted(image for image in images if not is_drawn(image))
+    return without_drawn(sorted(images))
 
 
 def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
     """The images of folders, files and patterns such as `photos/*.jpg`, each once, and the folder that all lie in.
 
     Args:
-        sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image, but what
-            `is_drawn`.
+        sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image,
+            `without_drawn`.
         recursive: whether folders below a folder are looked into.
 
     Raises:
@@ -56,14 +61,14 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     folders, found = list[str](), list[str]()
     for source in sources:
         if os.path.isdir(source):
-            here = images_below(Path(source)) if recursive else sorted(filter(_is_image, Path(source).iterdir()))
+            here = images_below(Path(source)) if recursive else _images_of(Path(source).iterdir())
             if not here:
                 hint = "" if recursive else "; --recursive looks into the folders below it, too"
                 raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
             folders.append(os.path.abspath(source))
         else:
             here = [Path(source)] if os.path.isfile(source) else []
-            here = here or sorted(filter(_is_image, map(Path, glob.glob(source, recursive=True))))
+            here = here or _images_of(map(Path, glob.glob(source, recursive=True)))
             if not here:
                 raise ValueError(f"{source}: no such folder, no such file, and as a pattern it matches no image")
             folders += [os.path.dirname(os.path.abspath(path)) for path in here]
@@ -71,8 +76,8 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
     return Path(os.path.commonpath(folders)), [Path(path) for path in dict.fromkeys(found)]
 
 
-def _is_image(path: Path) -> bool:
-    return is_image_name(path.name) and not is_drawn(path) and path.is_file()
+def _images_of(paths: Iterable[Path]) -> list[Path]:
+    return without_drawn(sorted(path for path in paths if is_image_name(path.name) and path.is_file()))
 
 
 @dataclass(frozen=True)

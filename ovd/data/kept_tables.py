@@ -39,7 +39,7 @@ class _Rest(msgspec.Struct):
 def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | None:
     """The table that was kept of the annotation file as it is now; None if there is none, or it is damaged.
 
-    `by_base_name` makes of a file what is not kept.
+    None, too, for images by base name, whose tables are not kept.
     """
     if request.options.by_base_name:
         return None

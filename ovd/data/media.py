@@ -1,14 +1,14 @@
 """What a user points at, as pictures: image files, folders, patterns, standard input, and the frames of videos."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 import numpy as np
 
-from ovd.data.image_files import READ_SUFFIXES, is_drawn, is_image_name
+from ovd.data.image_files import READ_SUFFIXES, is_image_name, without_drawn
 from ovd.data.images import MAX_BYTES, ImageError, read_image
 from ovd.data.video import VIDEO_ENDINGS, read_frames
 from ovd.shapes import UInt8
@@ -35,8 +35,8 @@ def find_media(given: Sequence[str]) -> list[str]:
 
     Args:
         given: files; folders, for the images and videos in them and below, in the order of their paths; patterns such
-            as `photos/*.jpg`, `**` for any folders; `-` for an image on standard input. Folders and patterns do not
-            stand for what `is_drawn`.
+            as `photos/*.jpg`, `**` for any folders; `-` for an image on standard input. Folders and patterns are
+            taken `without_drawn`.
 
     Raises:
         ValueError: a folder or a pattern has no image and no video, or `-` is given twice.
@@ -53,19 +53,20 @@ def find_media(given: Sequence[str]) -> list[str]:
 def _files_of(word: str) -> list[str]:
     path = Path(word)
     if path.is_dir():
-        files = [str(file) for file in sorted(path.rglob("*")) if _is_media(file)]
+        files = _media_of(path.rglob("*"))
     elif path.exists() or not any(character in word for character in "*?["):
         return [word]  # reading it says what is wrong with it
     else:
-        files = [file for file in sorted(glob(word, recursive=True)) if _is_media(Path(file))]
+        files = _media_of(map(Path, glob(word, recursive=True)))
     if not files:
         endings = ", ".join([*READ_SUFFIXES, *sorted(VIDEO_ENDINGS)])
         raise ValueError(f"{word}: there is no image and no video; names end in {endings}")
     return files
 
 
-def _is_media(file: Path) -> bool:
-    return (is_image_name(file.name) or is_video(str(file))) and not is_drawn(file) and file.is_file()
+def _media_of(paths: Iterable[Path]) -> list[str]:
+    media = (path for path in paths if (is_image_name(path.name) or is_video(str(path))) and path.is_file())
+    return [str(file) for file in without_drawn(sorted(media))]
 
 
 def is_video(source: str) -> bool:

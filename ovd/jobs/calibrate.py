@@ -51,7 +51,7 @@ def calibrate_detector(
 
 
 def readable_part(held_out: HeldOut) -> HeldOut:
-    """What was held out without the images that cannot be read, which are printed.
+    """What was held out without the images that cannot be read; a warning names each of them.
 
     Raises:
         CalibrationError: none can be read.

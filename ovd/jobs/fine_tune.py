@@ -75,13 +75,14 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     found = latest(config.output)
     if found is not None:
         check_same_run(found.config, config)
+    index = load_training_index(config, DataReport())
     if found is not None and is_finished(found, config):
-        trained_on, _ = hold_out(config, load_training_index(config, DataReport()))
+        trained_on, _ = hold_out(config, index)
         check_same_data(found.extra.get("data", {}), {"annotations": trained_on.fingerprint()}, config.output)
     else:
         train_from_config(config, resume=found is not None, evaluate=config.train.patience > 0)
     if config.expert is not None:
-        outcomes = _with_expert(config, start, new, home)
+        outcomes = _with_expert(config, start, index, new, home)
     else:
         outcomes = _averaged(config, config.init_from, weight, new, home)
     with whole_file(config.output / "fine_tuning.json") as file:
@@ -90,12 +91,17 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
 
 
 def _with_expert(
-    config: TrainConfig, start: TrainedDetector, new: AnnotationIndex, home: AnnotationIndex
+    config: TrainConfig, start: TrainedDetector, index: AnnotationIndex, new: AnnotationIndex, home: AnnotationIndex
 ) -> tuple[Outcome, ...]:
-    """Write the expert of a finished training; evaluate without and with it."""
+    """Write the expert of a finished training; evaluate without and with it.
+
+    Args:
+        index: what it was trained on.
+        new, home: the validation sets of the training and of the starting detector.
+    """
     assert config.init_from is not None
     folder = config.output / "expert"
-    save_expert(folder, config, start, load_detector(config.output), load_training_index(config, DataReport()))
+    save_expert(folder, config, start, load_detector(config.output), index)
     experts = ExpertGroup((folder,))
     outcomes = (
         _outcome("before", config, config.init_from, new, home),

@@ -136,7 +136,7 @@ def focal_rows_(
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
-        measures: r and m of each point (`measured`): cosine = (product + m) * r, logit = scale * cosine + bias.
+        measures: the two rows r and m of `measured`: cosine = (product + m) * r, logit = scale * cosine + bias.
         labels, class_mask, group, settings: as for `FocalLoss`.
         sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
             times the cosines.
@@ -180,13 +180,13 @@ def _measure(embeddings, other, measures, stride, dim, epsilon, BLOCK: tl.conste
 
 @triton.jit
 def _focal(
-    products, measures, scale, bias, labels, mask, group, sums, apart, stride, num_rows, num_classes, padded, alpha,
-    gamma, MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    products, measures, scale, bias, labels, mask, group, sums, measures_stride, sums_stride, num_rows, num_classes,
+    padded, alpha, gamma, MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
     factor = tl.load(measures + row, mask=is_row, other=0.0)
-    shared = tl.load(measures + apart + row, mask=is_row, other=0.0)
+    shared = tl.load(measures + measures_stride + row, mask=is_row, other=0.0)
     label = tl.load(labels + row, mask=is_row, other=-2)
     multiplier = tl.load(scale).to(tl.float32)
     offset = tl.load(bias).to(tl.float32)
@@ -216,8 +216,8 @@ def _focal(
         along += tl.sum(slope * cosine, axis=1)
         tl.store(products + at, slope * multiplier * factor[:, None], mask=inside)
     tl.store(sums + row, losses, mask=is_row)
-    tl.store(sums + stride + row, slopes, mask=is_row)
-    tl.store(sums + 2 * stride + row, along, mask=is_row)
+    tl.store(sums + sums_stride + row, slopes, mask=is_row)
+    tl.store(sums + 2 * sums_stride + row, along, mask=is_row)
 
 
 @triton.jit

@@ -34,12 +34,14 @@ def test_a_folder_is_what_is_in_it_and_below(folder):
     assert names(find_media([str(folder)]), folder) == ["a.PNG", "b.jpg", "below/c.webp", "film.mp4"]
 
 
-def test_pictures_with_detections_are_no_input_unless_they_are_named(folder):
+def test_pictures_with_detections_are_no_input_unless_they_are_named(folder, capsys):
     drawn = [folder / "b.detections.png", folder / "film.detections.mp4", folder / "below" / "c.detections.jpg"]
     for file in drawn:
         file.write_bytes(b"x")
     for word in (folder, folder / "**/*"):
         assert names(find_media([str(word)]), folder) == ["a.PNG", "b.jpg", "below/c.webp"]
+        counted = f"warning: 3 pictures with detections are left out; the first: {drawn[0]}\n"
+        assert capsys.readouterr().err == counted
     assert find_media([str(drawn[0])]) == [str(drawn[0])]
     assert images_below(folder) == [folder / "a.PNG", folder / "b.jpg", folder / "below/c.webp"]
 
