@@ -144,7 +144,7 @@ class Inference:
             sizes, original_sizes: height and width before padding, and before resizing.
             ensemble: combines the scores with CLIP's.
         """
-        images, sizes = images.to(self.device), sizes.to(self.device)
+        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         return self.detections(
             self.predict(images, sizes), text, sizes, original_sizes, images=images, ensemble=ensemble
         )
@@ -200,7 +200,7 @@ class Inference:
             texts: unit rows for each image, none for an image to pass over.
             ensembles: of each image, as for `detect`.
         """
-        images, sizes = images.to(self.device), sizes.to(self.device)
+        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         predictions = self.predict(images, sizes)
         found = []
         for row, text in enumerate(texts):
@@ -255,6 +255,7 @@ class Inference:
             batch_size=batch_size,
             workers=workers,
             size_divisor=self.detector.size_divisor,
+            pin_memory=self.device.type == "cuda",
         )
         for batch, original_sizes in loader:
             found = self.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)

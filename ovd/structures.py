@@ -5,7 +5,7 @@ B images, P points of all pyramid levels concatenated, D text-image dimensions, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,8 +84,14 @@ class Targets:
         no_boxes, nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
         return cls(no_boxes, nothing, no_boxes, nothing, nothing, nothing)
 
-    def to(self, device: torch.device) -> "Targets":
-        return Targets(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+    @classmethod
+    def to_device(cls, images: "tuple[Targets, ...]", device: torch.device) -> "tuple[Targets, ...]":
+        """The targets of some images on a device, in one copy for each field."""
+        columns = []
+        for field in fields(cls) if images else ():
+            parts = [getattr(targets, field.name) for targets in images]
+            columns.append(torch.cat(parts).to(device).split([len(part) for part in parts]))
+        return tuple(cls(*values) for values in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -133,11 +139,12 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from page-locked memory it is copied beside what the device does."""
         return replace(
             self,
-            images=self.images.to(device),
+            images=self.images.to(device, non_blocking=True),
             sizes=self.sizes.to(device),
-            targets=tuple(item.to(device) for item in self.targets),
+            targets=Targets.to_device(self.targets, device),
             is_pair=self.is_pair.to(device),
         )
 

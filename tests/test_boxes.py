@@ -1,9 +1,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from ovd.boxes import clip_boxes, rescale_boxes, side_distances
+from ovd.boxes import clip_boxes, giou_loss, rescale_boxes, side_distances
 
 coordinate = st.floats(-500, 1500, width=32)
 boxes_of_any_kind = st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), max_size=5).map(
@@ -44,3 +44,20 @@ def test_side_distances() -> None:
     assert side_distances(points, boxes).tolist() == [[4, 4, 6, 26], [49, 4, -39, 26]]
     assert side_distances(points[:, None], boxes).shape == (2, 1, 4)
     assert side_distances(points[:, None], boxes[:0]).shape == (2, 0, 4)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), num_boxes=st.integers(0, 300), spread=st.sampled_from([1.0, 30.0, 300.0]))
+def test_giou_loss_and_its_gradients_have_torchvisions_bits(seed: int, num_boxes: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    boxes, true_boxes = 100 * torch.rand(2, num_boxes, 4, generator=generator)
+    true_boxes[:, 2:] += true_boxes[:, :2]
+    boxes[:, 2:] = boxes[:, :2] + spread * torch.randn(num_boxes, 2, generator=generator)  # also turned inside out
+    boxes[: num_boxes // 4] = true_boxes[: num_boxes // 4]
+    weights = torch.rand(num_boxes, generator=generator)
+    found = []
+    for loss_of in (generalized_box_iou_loss, giou_loss):
+        both = boxes.clone().requires_grad_(), true_boxes.clone().requires_grad_()
+        loss = loss_of(*both)
+        found.append((loss, *torch.autograd.grad((loss * weights).sum(), both)))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 import ovd.build.prompts
-from ovd.build.detector import TrainedDetector, build_detector, score_ensemble
+from ovd.build.detector import TrainedDetector, build_detector, resolve_device, score_ensemble
 from ovd.build.text import evaluation_text
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
 from ovd.inference import Inference
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.precision import frozen_memory_format
 from ovd.predictor import UNCALIBRATED_THRESHOLD, Predictor
 
 NAMES = ["anchor", "umbrella", "cat face"]
@@ -40,7 +41,9 @@ def image() -> np.ndarray:
 
 
 def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(trained, image):
-    detector = trained.detector.requires_grad_(False).to(memory_format=torch.channels_last)  # as evaluation does
+    device = resolve_device(trained.config)
+    detector = trained.detector.requires_grad_(False).to(device)
+    detector.to(memory_format=frozen_memory_format(low_precision=False, device=device))  # as evaluation does
     inference = Inference(detector, size=96, options=trained.config.eval, low_precision=False)
     text = evaluation_text(trained.config, trained.clip, NAMES)
     expected = inference.image(text, image, ensemble=score_ensemble(trained, NAMES))

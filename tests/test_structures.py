@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,22 @@ def test_nothing_is_known_of_an_empty_image():
     assert empty.boxes.shape == empty.crowd_boxes.shape == (0, 4)
     classes = (empty.classes, empty.negative_classes, empty.not_exhaustive_classes, empty.image_texts)
     assert all(rows.shape == (0,) and rows.dtype == torch.int64 for rows in classes)
+
+
+def targets_of(num_boxes: int, num_negatives: int) -> Targets:
+    boxes, classes = torch.rand(num_boxes, 4), torch.arange(num_boxes)
+    return replace(Targets.empty(), boxes=boxes, classes=classes, negative_classes=torch.arange(num_negatives))
+
+
+@pytest.mark.parametrize("images", [(), ((0, 0),), ((2, 1), (0, 3), (4, 0))])
+def test_targets_on_a_device_are_those_of_each_image(images):
+    expected = tuple(targets_of(*numbers) for numbers in images)
+    found = Targets.to_device(expected, torch.device("cpu"))
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(getattr(mine, name), value) for name, value in vars(theirs).items())
+        assert all(getattr(mine, name).dtype == value.dtype for name, value in vars(theirs).items())
+    assert all(mine.boxes.is_meta for mine in Targets.to_device(expected, torch.device("meta")))
 
 
 @settings(deadline=None)

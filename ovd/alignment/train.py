@@ -99,8 +99,16 @@ def alignment_data(
         order = TrainOrder(
             num_images=len(source), repeat=np.ones(len(source)), seed=train.seed, batch_size=train.batch_size
         )
-        part = (rank(), world_size())
-        return train_loader(source, order, transform, steps, workers=data.workers, part=part, size_divisor=size_divisor)
+        return train_loader(
+            source,
+            order,
+            transform,
+            steps,
+            workers=data.workers,
+            part=(rank(), world_size()),
+            size_divisor=size_divisor,
+            pin_memory=device_of_rank(train.device).type == "cuda",
+        )
 
     num_batches = -(-min(len(measured), train.held_out) // train.batch_size)
     return AlignmentData(

@@ -7,7 +7,7 @@ with any number of worker processes.
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -29,6 +29,8 @@ from ovd.data.transforms import Pixels, TrainTransform, Transform, eval_transfor
 from ovd.data.worker_deaths import hold_back_deaths, raising_deaths
 from ovd.structures import Batch, Targets
 
+TIMEOUT_S = 300
+"""How long a batch may take in a worker."""
 # Keep the chance of epochs and of samples apart: position 7 must not repeat the numbers of epoch 7.
 _EPOCH_STREAM = 0
 _SAMPLE_STREAM = 1
@@ -217,7 +219,7 @@ def train_loader(
     shapes: tuple[Shape, ...] = (),
     mosaics: Mosaics | None = None,
     size_divisor: int = 32,
-    timeout_s: float = 300,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Yields the batches of the steps.
 
@@ -231,7 +233,7 @@ def train_loader(
         shapes: heights and widths that a batch is padded to, the smallest that holds it.
         mosaics: make mosaics of some samples, and of others of the source.
         size_divisor: images are padded at the right and bottom to a multiple of it.
-        timeout_s: how long a batch may take in a worker.
+        pin_memory: batches of workers come in page-locked memory, from which a GPU copies beside other work.
 
     Raises:
         ValueError: a batch that cannot be divided into equal parts, or an index without a folder of images.
@@ -248,7 +250,7 @@ def train_loader(
     source.encoded(0)  # an index without a folder of images stops here, not in a worker
     dataset = DetectionDataset(source, transform, mosaics)
     pack = partial(_pack, size_divisor=size_divisor, shapes=shapes)
-    return _load(dataset, source, steps, lambda step: order.batch(step)[own], workers, pack, timeout_s)
+    return _load(dataset, source, steps, lambda step: order.batch(step)[own], workers, pack, pin_memory)
 
 
 def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[Batch]:
@@ -273,11 +275,14 @@ def eval_loader(
     batch_size: int,
     workers: int,
     size_divisor: int = 32,
-    timeout_s: float = 300,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
     """Yields every image once, in the index's order, and the images' original heights and widths.
 
     Images are resized to a longest side of `size`, their boxes with them.
+
+    Args:
+        pin_memory: as for `train_loader`.
 
     Raises:
         DataError: an image is missing or cannot be used: a metric over the rest would not be the metric.
@@ -290,7 +295,7 @@ def eval_loader(
     def checked() -> Iterator[tuple[Batch, Tensor]]:
         row = 0
         for loaded in image_loader(
-            index, batches, size=size, workers=workers, size_divisor=size_divisor, timeout_s=timeout_s
+            index, batches, size=size, workers=workers, size_divisor=size_divisor, pin_memory=pin_memory
         ):
             for line in loaded.skipped:
                 code, message = line.split(" ", 1)
@@ -309,11 +314,14 @@ def image_loader(
     size: int,
     workers: int,
     size_divisor: int = 32,
-    timeout_s: float = 300,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Yields batches of the images at these positions, resized to a longest side of `size`, their boxes with them.
 
     An image that cannot be read is named in `Batch.skipped`.
+
+    Args:
+        pin_memory: as for `train_loader`.
 
     Raises:
         RuntimeError: as `train_loader`.
@@ -329,7 +337,7 @@ def image_loader(
 
     pack = partial(_pack, size_divisor=size_divisor, shapes=())
     dataset = DetectionDataset(source, transform)
-    return _load(dataset, source, range(len(batches)), drawn, workers, pack, timeout_s)
+    return _load(dataset, source, range(len(batches)), drawn, workers, pack, pin_memory)
 
 
 @dataclass(frozen=True)
@@ -342,6 +350,10 @@ class _PackedBatch:
     labels: tuple[Labels, ...]
     skipped: tuple[str, ...]
     repaired: tuple[str, ...]
+
+    def pin_memory(self) -> "_PackedBatch":
+        """What torch's loader calls, in a thread of its own."""
+        return replace(self, images=self.images.pin_memory())
 
 
 class _StepBatches:
@@ -365,7 +377,7 @@ def _load(
     batch: Callable[[int], list[DrawnSample]],
     workers: int,
     pack: Callable[[Sequence[_LoadedSample | str]], _PackedBatch],
-    timeout_s: float,
+    pin_memory: bool,
 ) -> Iterator[Batch]:
     with warnings.catch_warnings():
         # More workers than cores, and forking beside threads: the user's choice, and how torch works on Linux.
@@ -376,7 +388,8 @@ def _load(
                 batch_sampler=_StepBatches(steps, batch),  # type: ignore[arg-type]  # indices are pairs here
                 collate_fn=pack,
                 num_workers=workers,
-                timeout=timeout_s if workers else 0,
+                timeout=TIMEOUT_S if workers else 0,
+                pin_memory=pin_memory and workers > 0,
                 multiprocessing_context="fork" if workers else None,
                 worker_init_fn=_start_worker,
             )

@@ -51,7 +51,7 @@ class Criterion:
 
     def match(self, assignment: Assignment, batch: Batch, points: Points) -> Matches:
         """The matched points of a batch; the box loss may leave out boxes of image-text pairs."""
-        no_box_loss = batch.is_pair & (self.pairs is None or not self.pairs.box_loss)
+        no_box_loss = batch.is_pair if self.pairs is not None and not self.pairs.box_loss else None
         return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
 
     def losses(
@@ -183,7 +183,8 @@ def backward(
                     if given is not None:
                         of_batch = criterion.match(given, batch, points)
                         normalizers = sum_over_ranks(of_batch.normalizers())
-                    num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
+                    if criterion.pairs is not None:
+                        num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
             if given is not None and normalizers is not None:
                 assignment, divisors = given.of_images(rows), normalizers
                 matches = of_batch if len(parts) == 1 else criterion.match(assignment, part, points)
@@ -243,6 +244,8 @@ def of_one_size(batch: Batch) -> Batch:
         images, sizes = torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64)
         blank = (Targets.empty(),)
         return Batch.without_pairs(images, sizes, blank, (), skipped=batch.skipped, repaired=batch.repaired)
+    if batch.images.shape[2:] == (height, width):
+        return batch
     images, _ = pad_images(list(batch.images), shapes=((height, width),))
     return replace(batch, images=images)
 

@@ -119,7 +119,7 @@ def train(
             else:
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
                 losses, batch = train_step(state, parallel, batch, data.texts, criterion, checkpoints.run_dir)
-                numbers = {name: loss.item() for name, loss in losses.items()}
+                numbers = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
                 log.train(state.step, numbers, lr=rate, num_images=num_images)
                 if detector.is_gated and is_main() and (last or state.step % GATE_INTERVAL == 0):
                     log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))

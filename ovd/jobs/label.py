@@ -109,7 +109,15 @@ def _answers(
     """Yield position and detections of each image; None for one that cannot be read, which the report counts."""
     divisor = inference.detector.size_divisor
     batches = batches_of_like_shape(files.sizes, batch_size, size=inference.size, divisor=divisor)
-    for batch in image_loader(files, batches, size=inference.size, workers=workers, size_divisor=divisor):
+    batches_of_images = image_loader(
+        files,
+        batches,
+        size=inference.size,
+        workers=workers,
+        size_divisor=divisor,
+        pin_memory=inference.device.type == "cuda",
+    )
+    for batch in batches_of_images:
         report.add_batch(batch)
         if batch.image_ids:
             found = detect_alike(inference, text, batch, files.sizes, ensemble)

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
-from ovd.boxes import side_distances
+from ovd.boxes import giou_loss, side_distances
 from ovd.model.focal import point_focal_loss
 from ovd.model.similarity import TextClassifier
 from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
@@ -56,24 +55,27 @@ class Matches:
 
 
 def match_points(
-    assignment: Assignment, targets: tuple[Targets, ...], *, no_box_loss: Bool[Tensor, " B"], points: Points
+    assignment: Assignment, targets: tuple[Targets, ...], *, no_box_loss: Bool[Tensor, " B"] | None, points: Points
 ) -> Matches:
     """The matched points of a batch, one by one.
 
     Args:
-        no_box_loss: images whose boxes are targets of the class loss only.
+        no_box_loss: images whose boxes are targets of the class loss only; None if there are none.
     """
     image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
     box = first_box[image] + assignment.matched[image, point]
-    (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
-    boxed_image, boxed_point = image[boxed], point[boxed]
-    true_boxes = torch.cat([t.boxes for t in targets])[box[boxed]]
+    wrong_scale = assignment.wrong_scale & ~assignment.ignored
+    boxed_image, boxed_point, boxed_box = image, point, box
+    if no_box_loss is not None:
+        (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
+        boxed_image, boxed_point, boxed_box = image[boxed], point[boxed], box[boxed]
+        wrong_scale &= ~no_box_loss[:, None]
+    true_boxes = torch.cat([t.boxes for t in targets])[boxed_box]
     if assignment.alignment is None:
         weights = centerness(side_distances(points.centers[boxed_point], true_boxes))
     else:
         weights = assignment.alignment[boxed_image, boxed_point]
-    wrong_scale = assignment.wrong_scale & ~assignment.ignored & ~no_box_loss[:, None]
     return Matches(
         image, point, box, boxed_image, boxed_point, true_boxes, weights, *wrong_scale.nonzero(as_tuple=True)
     )
@@ -152,7 +154,7 @@ def box_and_quality_losses(
         weights: weights of the points, 0 to 1: their true centerness, or their alignment.
         wrong_scale_quality: logits of the W points of the wrong level.
     """
-    giou = generalized_box_iou_loss(boxes.float(), true_boxes)
+    giou = giou_loss(boxes.float(), true_boxes)
     logits = torch.cat([quality, wrong_scale_quality]).float()
     wanted = torch.cat([weights, torch.zeros_like(wrong_scale_quality, dtype=weights.dtype)])
     loss_quality = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")

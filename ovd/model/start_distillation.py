@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
+from ovd.boxes import giou_loss
 from ovd.model.similarity import unit_embeddings
 from ovd.structures import Assignment, Points, Predictions
 
@@ -47,7 +47,7 @@ def start_losses(
     quality = F.binary_cross_entropy_with_logits(
         predictions.quality[free].float(), probability[free], reduction="none"
     ) - F.binary_cross_entropy_with_logits(start.quality[free].float(), probability[free], reduction="none")
-    boxes = generalized_box_iou_loss(predictions.boxes[sure].float(), start.boxes[sure].float())
+    boxes = giou_loss(predictions.boxes[sure].float(), start.boxes[sure].float())
     num_free, weight = over_all(torch.stack([free.sum().float(), weights.sum()])).clamp(min=1).unbind()
     return {
         "keep_class": distance.sum() / num_free,

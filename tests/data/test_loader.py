@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ovd.data.loader
 from ovd.data.annotations import load_annotations
 from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex, Labels
@@ -28,6 +29,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import train_transform
 
 NUM_IMAGES = 10
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def order_of(index: AnnotationIndex, *, batch_size: int = 4, seed: int = 1, **ch
 def load_train(
     index: AnnotationIndex, order: TrainOrder | None = None, *, steps: range = range(6), transform=untouched, **changes
 ) -> list[Batch]:
-    settings = {"workers": 0, "timeout_s": 60}
+    settings = {"workers": 0}
     return list(train_loader(index, order or order_of(index), transform, steps, **{**settings, **changes}))
 
 
@@ -331,9 +333,25 @@ def test_a_batch_may_lose_all_its_samples(index):
         assert len(batch.skipped) == 4
 
 
+@needs_gpu
+def test_for_a_gpu_batches_of_workers_lie_in_pinned_memory(index):
+    plain = load_train(index, workers=2)
+    pinned = load_train(index, workers=2, pin_memory=True)
+    assert [as_bytes(batch) for batch in pinned] == [as_bytes(batch) for batch in plain]
+    assert all(batch.images.is_pinned() for batch in pinned)
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in pinned)
+    assert not any(batch.images.is_pinned() for batch in [*plain, *load_train(index, workers=0, pin_memory=True)])
+    for batch in pinned:
+        moved = batch.to(torch.device("cuda"))
+        assert moved.images.is_cuda
+        assert torch.equal(moved.images.cpu(), batch.images)
+    of_evaluation = eval_loader(index, size=35, batch_size=4, workers=1, pin_memory=True)
+    assert all(batch.images.is_pinned() for batch, _ in of_evaluation)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once_in_order(index, workers):
-    batches = list(eval_loader(index, size=35, batch_size=4, workers=workers, timeout_s=60))
+    batches = list(eval_loader(index, size=35, batch_size=4, workers=workers))
     assert [len(batch.image_ids) for batch, _ in batches] == [4, 4, 2]
     assert [image_id for batch, _ in batches for image_id in batch.image_ids] == index.image_ids.tolist()
     original_sizes = torch.cat([sizes for _, sizes in batches])
@@ -349,7 +367,7 @@ def test_evaluation_sees_every_image_once_in_order(index, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_stops_at_a_missing_image(index, workers):
     (Path(index.images_root) / "5.png").unlink()
-    loader = eval_loader(index, size=32, batch_size=4, workers=workers, timeout_s=60)
+    loader = eval_loader(index, size=32, batch_size=4, workers=workers)
     assert next(loader)[0].image_ids == (100, 101, 102, 103)
     with pytest.raises(DataError, match=r"5\.png: file is missing; evaluation needs every image") as caught:
         next(loader)
@@ -376,13 +394,17 @@ def hanging_at_image_of_height_49(pixels: np.ndarray, labels: Labels, _seed: int
     return pixels, labels
 
 
+@pytest.mark.parametrize("pin_memory", [False, pytest.param(True, marks=needs_gpu)])
 @pytest.mark.parametrize(
     ("transform", "timeout_s", "reason"),
     [(killed_by_image_of_height_49, 50, "Killed"), (hanging_at_image_of_height_49, 2, "timed out")],
 )
-def test_a_dead_or_hanging_worker_stops_and_names_the_batch(index, transform, timeout_s, reason):
+def test_a_dead_or_hanging_worker_stops_and_names_the_batch(
+    index, transform, timeout_s, reason, pin_memory, monkeypatch
+):
+    monkeypatch.setattr(ovd.data.loader, "TIMEOUT_S", timeout_s)
     order = order_of(index, batch_size=NUM_IMAGES)
-    loader = train_loader(index, order, transform, range(7, 9), workers=1, timeout_s=timeout_s)
+    loader = train_loader(index, order, transform, range(7, 9), workers=1, pin_memory=pin_memory)
     start = time.perf_counter()
     with pytest.raises(RuntimeError, match=rf"step 7 \(image ids \[.*103.*\]\) failed: .*{reason}"):
         next(loader)

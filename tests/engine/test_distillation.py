@@ -174,7 +174,7 @@ def assert_original(teacher: CropEncoder) -> None:
     original = backbone_of(configured_clip(ClipConfig()).model.visual).state_dict()
     held = teacher.backbone.state_dict()
     assert held.keys() == original.keys()
-    assert [name for name, tensor in original.items() if not torch.equal(held[name], tensor)] == []
+    assert [name for name, tensor in original.items() if not torch.equal(held[name].cpu(), tensor)] == []
 
 
 def test_the_teacher_shares_no_weight_with_the_detector(step):

@@ -29,7 +29,7 @@ def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
 
     def evaluation_of(config, clip, validation, checkpoints):
         def evaluate(averaged):
-            seen.append({name: tensor.clone() for name, tensor in averaged.state_dict().items()})
+            seen.append({name: tensor.cpu().clone() for name, tensor in averaged.state_dict().items()})
             return {"AP": AP_OF_STEPS.get(len(checkpoints.extra["early_stop"]["evaluations"]) + 1, 0.0)}
 
         return evaluate

@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -171,7 +170,7 @@ def with_a_killed_worker() -> None:
 
 
 def with_a_hanging_worker() -> None:
-    ovd.build.data.train_loader = partial(loader.train_loader, timeout_s=4)
+    loader.TIMEOUT_S = 4
     _in_a_worker_of_the_last_rank(lambda: time.sleep(300))
 
 

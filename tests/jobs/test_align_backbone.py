@@ -242,7 +242,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     assert (aligned.mean, aligned.std) == (original.mean, original.std) == ((0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
     visual = aligned.model.visual
     assert all(
-        torch.equal(tensor, visual.state_dict()[name]) for name, tensor in clip.model.visual.state_dict().items()
+        torch.equal(tensor.cpu(), visual.state_dict()[name]) for name, tensor in clip.model.visual.state_dict().items()
     )
     dense, pooled = dense_and_pooled_of_a_constant_map(visual, family)
     scale = float(pooled.abs().max())
@@ -260,4 +260,5 @@ def disturb(student: Backbone) -> None:
     generator = torch.Generator().manual_seed(1)
     for parameter in student.projection_parameters():
         if parameter.ndim > 1:
-            parameter.add_(0.7 * parameter.std() * torch.randn(parameter.shape, generator=generator))
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.add_(0.7 * parameter.std() * noise)
