@@ -12,6 +12,7 @@ LOWEST_TESTS := tests/clip tests/model tests/text tests/evaluation tests/test_co
 	$(addprefix tests/data/test_,images.py transforms.py loader.py) \
 	$(addprefix tests/engine/test_,checkpoint.py log.py) --ignore tests/model/test_compiled.py \
 	--deselect "tests/engine/test_checkpoint.py::test_killed_at_any_instant_something_intact_remains[200]"
+QUICKLY := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-no-deps.txt
 
 # Seconds since the epoch at which make began, so that the quick start can count the installation as a stage.
@@ -26,7 +27,7 @@ quickstart: $(INSTALLED)
 
 # Two processes, each with the tests of whole files, whose threads do not spin while they wait for a core.
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest $(QUICKLY)
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest
@@ -34,8 +35,7 @@ test-all: $(INSTALLED)
 
 # On a stand-in for a GPU (tests/stand_in_gpu.py), which finds on a machine without one what fails on one.
 test-stand-in: $(INSTALLED)
-	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(PY) -m pytest -p stand_in_gpu -n 2 --dist loadfile \
-		--no-loadscope-reorder -m "not slow"
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(PY) -m pytest -p stand_in_gpu $(QUICKLY)
 
 # The parts that call other packages, at the lowest versions that the requirements allow. CI runs it where the
 # requirements are not those of the last success.
