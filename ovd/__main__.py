@@ -1,6 +1,6 @@
 """The `ovd` command: `ovd COMMAND ...` runs `main` of the module of that name in `ovd/commands/`.
 
-Only that module is imported, and it imports torch and what takes as long only behind the reading of its options: help
+Only that module is imported, and it imports torch and what takes as long only after reading its options: help
 and mistakes come at once, and what a command needs beyond the requirements is asked for by this command alone. Under
 torchrun: `torchrun --nproc-per-node 8 -m ovd train CONFIG`.
 """

@@ -661,7 +661,7 @@ class FineTuningRow(Section):
     replay: bool = False
     """Train on the world's image-text pairs, too, labelled by the starting detector."""
     boxes_per_class: PositiveInt | None = None
-    """Train on a few images: as few as hold so many boxes of every class; by default on all."""
+    """Train on a few images: as few as hold this many boxes of every class; by default on all."""
 
 
 class FineTuningTable(Section):

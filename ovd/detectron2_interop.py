@@ -129,7 +129,7 @@ class OvdDetector(nn.Module):
         *,
         trained: TrainedDetector,
         is_fresh: bool,
-        texts_of: TextSampler | None,
+        text_sampler: TextSampler | None,
         text: Float[Tensor, "C D"],
         test_classes: list[str],
         row_of_id: dict[int, int],
@@ -139,7 +139,7 @@ class OvdDetector(nn.Module):
         Args:
             trained: a detector with its config, trained or not.
             is_fresh: whether the logit bias is still to be solved for, on the first training batch.
-            texts_of: draws texts of the training set's classes; None to detect only.
+            text_sampler: draws texts of the training set's classes; None to detect only.
             text: unit rows of the test set's classes.
             row_of_id: row of each category id of the training set.
             is_bgr: whether images come as BGR, detectron2's default.
@@ -153,7 +153,7 @@ class OvdDetector(nn.Module):
         self._ensemble = score_ensemble(trained, test_classes)
         self._second_look = build_second_look(trained.config, trained.config.eval.second_look)
         self._calibration = trained.calibration
-        self._texts_of = texts_of
+        self._text_sampler = text_sampler
         self._row_of_id = row_of_id
         self._is_bgr = is_bgr
 
@@ -183,7 +183,7 @@ class OvdDetector(nn.Module):
             trained = _new_detector(config, () if training is None else tuple(training.thing_classes))
             is_fresh = config.init_from is None
         config, clip = trained.config, trained.clip
-        texts_of = None
+        text_sampler = None
         row_of_id: dict[int, int] = {}
         if training is not None:
             if config.train.assignment == "task_aligned":
@@ -194,7 +194,7 @@ class OvdDetector(nn.Module):
             image_counts = torch.ones(len(names), dtype=torch.int64)
             for of_class in training.get("class_image_count", ()):
                 image_counts[row_of_id[of_class["id"]]] = of_class["image_count"]
-            texts_of = TextSampler(
+            text_sampler = TextSampler(
                 bank=build_class_bank(config, clip, names, _synonyms(training)),
                 image_counts=image_counts,
                 negatives=config.train.negatives,
@@ -208,7 +208,7 @@ class OvdDetector(nn.Module):
         return {
             "trained": trained,
             "is_fresh": is_fresh,
-            "texts_of": texts_of,
+            "text_sampler": text_sampler,
             "text": evaluation_text(config, clip, test_classes, _synonyms(tested)),
             "test_classes": test_classes,
             "row_of_id": row_of_id,
@@ -254,7 +254,7 @@ class OvdDetector(nn.Module):
     def _losses(
         self, images: Tensor, sizes: Int[Tensor, "B 2"], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        if self._texts_of is None:
+        if self._text_sampler is None:
             raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
         for name in ("region_distillation", "calibration"):
             if getattr(self._config.train, name) is not None:
@@ -266,7 +266,7 @@ class OvdDetector(nn.Module):
         targets = tuple(self._targets(given) for given in batched_inputs)
         batch = Batch.without_pairs(images, sizes, targets, image_ids)
         generator = step_generator(self._config.train.seed, int(self.step))
-        texts = self._texts_of.sample(batch, generator).to(self.device)
+        texts = self._text_sampler.sample(batch, generator).to(self.device)
         self.step += 1
         batch = batch.to(self.device)
         # bf16 where detectron2 uses fp16: the class loss computes its gradients before any loss scaling could help.

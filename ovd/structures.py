@@ -49,7 +49,7 @@ class Predictions:
     boxes: Float[Tensor, "B P 4"]
     """xyxy in pixels of the input image, not clipped to it."""
     quality: Float[Tensor, "B P"]
-    """Logit of the box's centerness."""
+    """Logit of the box's quality: its centerness, or with task-aligned assignment its alignment."""
     clip: Float[Tensor, "B P D"] | None = None
     """The dense CLIP feature, unit length; only from detectors that rank by both scores."""
 

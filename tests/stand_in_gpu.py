@@ -32,7 +32,7 @@ GPU = torch.device("cuda", 0)
 FACTORIES = {
     "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros"
 }  # fmt: skip
-WAITS = {"aten::_local_scalar_dense", "aten::equal", "aten::masked_select", "aten::nonzero"}
+SYNCHRONIZING = {"aten::_local_scalar_dense", "aten::equal", "aten::masked_select", "aten::nonzero"}
 """Operations whose result the CPU waits for."""
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 IN_PLACE_VIEWS = {"aten::squeeze_", "aten::unsqueeze_", "aten::t_", "aten::transpose_"}
@@ -90,18 +90,18 @@ def _is_gpu(device: Any) -> bool:
 
 
 class Host:
-    """What the host does beside launching operations."""
+    """What the host does besides launching operations."""
 
-    waits: ClassVar[Counter[str]] = Counter()
-    """How often it has waited for the GPU, by what for."""
+    syncs: ClassVar[Counter[str]] = Counter()
+    """Copies between the devices, blocking or not, and waits for the GPU, by operation."""
     captures = False
     """Whether it captures a CUDA graph."""
 
 
-def _wait(what: str) -> None:
+def _sync(what: str) -> None:
     if Host.captures:
         raise RuntimeError(f"not permitted while a CUDA graph is captured: {what}")
-    Host.waits[what] += 1
+    Host.syncs[what] += 1
 
 
 def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -111,8 +111,8 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check_devices(name, args, tensors)
     chosen = tree_leaves(args[1]) if name in INDEXING else []
     by_mask = any(isinstance(index, OnGpu) and index.dtype == torch.bool for index in chosen)
-    if name in WAITS or by_mask or (name == "aten::copy_" and len(on_gpu) < len(tensors)):
-        _wait(name)
+    if name in SYNCHRONIZING or by_mask or (name == "aten::copy_" and len(on_gpu) < len(tensors)):
+        _sync(name)
     if name in IN_PLACE_VIEWS:
         func(*map(_held, args))
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
@@ -164,7 +164,7 @@ class _Moved(torch.autograd.Function):
 def _placed(x: Tensor, gpu: bool) -> Tensor:
     if isinstance(x, OnGpu) == gpu:
         return x
-    _wait("a copy from one device to the other")
+    _sync("a copy from one device to the other")
     return _Moved.apply(x)
 
 
@@ -194,7 +194,7 @@ class Placement(TorchFunctionMode):
             if func in (Tensor.numpy, Tensor.__array__):
                 raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu()")
             if func is Tensor.tolist:
-                _wait("tolist")
+                _sync("tolist")
                 return x.held.tolist()
             if func is Tensor.new_tensor:
                 return OnGpu(x.held.new_tensor(*args[1:], **kwargs))
@@ -231,7 +231,7 @@ def _made_on_gpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not _is_gpu(device):
             return factory(*args, device=device, **options)
         if factory.__name__ in ("tensor", "as_tensor"):
-            _wait(factory.__name__)
+            _sync(factory.__name__)
         requires_grad = options.pop("requires_grad", False)
         options.pop("pin_memory", None)
         tensor = factory(*args, **options)
@@ -373,9 +373,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    import ovd.engine.beside
     import ovd.kernels
 
-    _replace(ovd.engine.beside, _side_stream=_Stream)
     if not _with_kernels():
         _replace(ovd.kernels, applies_to=_always(False))

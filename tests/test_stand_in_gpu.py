@@ -1,18 +1,18 @@
 """The stand-in for a GPU refuses what a GPU does, and a detector trains on it as on the CPU."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from python_process import output_of
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[1]
-
+NEED_A_GPU = (
+    "tests/engine/test_graphed.py::test_graphs_do_not_change_a_training[float32]",
+    "tests/text/test_encoder.py::test_on_a_gpu_the_rows_are_the_same",
+    "tests/data/test_loader.py::test_for_a_gpu_batches_of_workers_lie_in_pinned_memory",
+)
 REFUSALS = """
 import copy, numpy, pytest, torch, stand_in_gpu
 stand_in_gpu.install()
@@ -44,7 +44,6 @@ from pathlib import Path
 if sys.argv[1] == "cuda":
     import stand_in_gpu
     stand_in_gpu.install()
-    stand_in_gpu.pytest_sessionstart(None)
 """
 TRAINING = (
     ON_DEVICE
@@ -54,16 +53,16 @@ import ovd.engine.train
 from small_run import small_config
 from ovd.jobs.train import train_from_config
 run, world = map(Path, sys.argv[2:])
-waits, step = [], ovd.engine.train.train_step
+syncs, step = [], ovd.engine.train.train_step
 def counted(*arguments):
-    before = stand_in_gpu.Host.waits.total() if sys.argv[1] == "cuda" else 0
+    before = stand_in_gpu.Host.syncs.total() if sys.argv[1] == "cuda" else 0
     losses = step(*arguments)
-    waits.append(stand_in_gpu.Host.waits.total() - before if sys.argv[1] == "cuda" else 0)
+    syncs.append(stand_in_gpu.Host.syncs.total() - before if sys.argv[1] == "cuda" else 0)
     return losses
 ovd.engine.train.train_step = counted
 train = {"device": sys.argv[1], "precision": "float32", "steps": 2, "sampled_classes": 5, "deterministic": False}
 train_from_config(small_config(run, world, train=train, data={"size": 64}), evaluate=False)
-(run / "waits.json").write_text(json.dumps(waits))
+(run / "syncs.json").write_text(json.dumps(syncs))
 """
 )
 DETECTION = (
@@ -79,43 +78,31 @@ torch.save({name: getattr(found, name) for name in ("boxes", "scores", "classes"
 )
 
 
-def python(*arguments: str, **environment: str) -> None:
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    ended = subprocess.run(
-        [sys.executable, *arguments],
-        env={**inherited, "PYTHONPATH": paths, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-
-
 def test_it_refuses_what_a_gpu_does():
-    python("-c", REFUSALS)
+    output_of("-c", REFUSALS)
 
 
 @pytest.mark.slow
-def test_what_needs_a_gpu_is_tested_on_it():
-    python("-m", "pytest", "-q", "-p", "stand_in_gpu", "-p", "no:cacheprovider", "-k", "float32 or a_gpu or dead",
-           "tests/engine/test_graphed.py", "tests/text/test_encoder.py", "tests/data/test_loader.py")  # fmt: skip
+def test_tests_that_need_a_gpu_run_on_the_stand_in():
+    output = output_of("-m", "pytest", "-p", "stand_in_gpu", "-p", "no:cacheprovider", *NEED_A_GPU)
+    assert f"{len(NEED_A_GPU)} passed" in output
+    assert "skipped" not in output
 
 
 @pytest.mark.slow
 def test_with_kernels_and_graphs_a_detector_trains_and_detects_as_on_the_cpu(miniature_world, tmp_path):
     losses, found = {}, {}
     for device in ("cpu", "cuda"):
-        python("-c", TRAINING, device, str(tmp_path / device), str(miniature_world), STAND_IN_KERNELS="1")
+        output_of("-c", TRAINING, device, str(tmp_path / device), str(miniature_world), STAND_IN_KERNELS="1")
         records = map(json.loads, (tmp_path / device / "metrics.jsonl").read_text().splitlines())
         losses[device] = [record["losses"] for record in records if record["kind"] == "train"]
         output = tmp_path / f"{device}.pt"
-        python("-c", DETECTION, device, str(tmp_path / "cpu"), str(output), STAND_IN_KERNELS="1")
+        output_of("-c", DETECTION, device, str(tmp_path / "cpu"), str(output), STAND_IN_KERNELS="1")
         found[device] = torch.load(output)
     assert len(losses["cpu"]) == 2
     for on_cpu, on_gpu in zip(losses["cpu"], losses["cuda"], strict=True):
         assert on_gpu == pytest.approx(on_cpu, rel=1e-4)
-    # The copies of nine tensors of the batch and five of its texts; three to match points; the numbers at the end.
-    assert json.loads((tmp_path / "cuda" / "waits.json").read_text()) == [18, 18]
+    # 14 copies (9 of the batch, 5 of its texts) and 4 waits (3 to match points, 1 for the numbers).
+    assert json.loads((tmp_path / "cuda" / "syncs.json").read_text()) == [18, 18]
     assert len(found["cpu"]["scores"]) > 10
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-4, atol=1e-3)

@@ -47,7 +47,7 @@ from ovd.engine.optim import (
 from ovd.engine.signals import StopRequest
 from ovd.engine.state import Checkpoints
 from ovd.engine.step import of_one_size
-from ovd.engine.train import EXIT_ON_SIGNAL, data_parallel
+from ovd.engine.train import EXIT_ON_SIGNAL, counted, data_parallel
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.precision import autocast, memory_format, use_low_precision
@@ -255,14 +255,15 @@ def align(
         config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), extra=extra
     )
     if found is None:
-        before = distillation.measure(_counted(data.held_out(), data.report, checkpoints))
+        before = distillation.measure(_reported(data.held_out(), data.report, checkpoints))
     else:
         before = found.extra["before"]
     checkpoints.extra["before"] = before
     dense_feature = data_parallel(DenseFeature(student), distillation.device)
     run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        batches = together(_checked(islice(data.batches_from(start), settings.steps - start), data))
+        left = islice(data.batches_from(start), settings.steps - start)
+        batches = together(counted(left, data.report, data.num_images, checkpoints))
         for step, batch in enumerate(batches, start):
             _take_step(distillation, dense_feature, optimizer, batch, step=step, log=log)
             last = step + 1 == settings.steps
@@ -278,21 +279,12 @@ def align(
     return Losses(before, after)
 
 
-def _counted(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpoints) -> Iterator[Batch]:
+def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpoints) -> Iterator[Batch]:
     """The batches, whose samples the report counts; it is written at their end."""
     for batch in batches:
         report.add_batch(batch)
         yield batch
     checkpoints.write_report(report)
-
-
-def _checked(batches: Iterator[Batch], data: AlignmentData) -> Iterator[Batch]:
-    """The batches, whose samples the report counts; too many that cannot be read are an error."""
-    for batch in batches:
-        data.report.add_batch(batch)
-        if batch.skipped:
-            data.report.raise_if_too_many(data.num_images)
-        yield batch
 
 
 def _take_step(

@@ -300,6 +300,7 @@ def training_batches(
     )
 
     def batches_from(start: int) -> Iterator[Batch]:
+        # Not in pinned memory: they are joined into a new tensor.
         return mix_batches(load(index, order, start, **of_annotated), load(pairs, order_of_pairs, start))
 
     return batches_from

@@ -19,7 +19,7 @@ from ovd.precision import product_dtype
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution that in the norm's eval mode applies the batch norm behind it, too, and the ReLU behind that."""
+    """A convolution that in the norm's eval mode applies the batch norm after it, too, and the ReLU after that."""
 
     following: tuple["FoldedNorm"]
     """The norm, in a tuple, so that it is not a part of the convolution."""

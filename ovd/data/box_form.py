@@ -10,7 +10,7 @@ from ovd.data.table import AnnotationTable
 from ovd.shapes import Bool
 
 FEW = 3
-"""So many boxes, or so many that leave their image, say nothing of the file's form."""
+"""This many boxes, or this many that leave their image, say nothing of the file's form."""
 TOLERANCE_PX = 1.0
 
 

@@ -18,7 +18,7 @@ def shape_groups(
 
     Args:
         sizes: height and width of the images.
-        num_groups: at most so many.
+        num_groups: at most this many.
         size: longest side that images are resized to.
         largest_scale: factor that they are resized by on top, at most; what is then longer than `size` is cropped.
         divisor: of the padded sides.
@@ -38,7 +38,7 @@ def shape_groups(
 def _cheapest_stretches(
     shapes: Int64[np.ndarray, "U 2"], counts: Int64[np.ndarray, " U"], num_groups: int
 ) -> tuple[Int64[np.ndarray, " U"], tuple[Shape, ...]]:
-    """Cut a row of shapes into at most so many stretches, of least padded area in all, by dynamic programming."""
+    """Cut a row of shapes into at most this many stretches, of least padded area in all, by dynamic programming."""
     num_shapes = len(shapes)
     areas = np.zeros((num_shapes, num_shapes + 1))
     for start in range(num_shapes):

@@ -14,7 +14,7 @@ from ovd.section import Section
 from ovd.shapes import Bool
 
 LARGEST_SHARE = 10
-"""At most one in so many images of a training set is held out."""
+"""At most one in this many images of a training set is held out."""
 
 
 class CalibrationOptions(Section):

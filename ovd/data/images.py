@@ -142,7 +142,7 @@ def read_sizes(
 ) -> list[tuple[int, int] | ImageError]:
     """Height and width of each image as `decode_image` would return it, from the headers; or why it cannot be used.
 
-    The errors are those of `decode_image`; damage behind a header is found when the image is decoded.
+    The errors are those of `decode_image`; damage after a header is found when the image is decoded.
 
     Args:
         expected: height and width that the annotation gives to each. Another size is no error; where only the stored,
@@ -235,7 +235,7 @@ def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int,
         with path.open("rb") as file, _opened(file, str(path), max_pixels) as image:
             width, height = image.size
             if image.format == "PNG" and not _has_late_metadata(path):
-                # Pillow would decode the pixels to look for metadata behind them.
+                # Pillow would decode the pixels to look for metadata after them.
                 orientation = _orientation(image, Image.Image.getexif)
             else:
                 orientation = _orientation(image)
@@ -243,7 +243,7 @@ def _read_size(path: Path, max_pixels: int) -> tuple[tuple[int, int], tuple[int,
 
 
 def _has_late_metadata(path: Path) -> bool:
-    """Whether a PNG file has metadata behind its first pixels, where it is legal but rare."""
+    """Whether a PNG file has metadata after its first pixels, where it is legal but rare."""
     with path.open("rb") as file:
         file.seek(_PNG_SIGNATURE_BYTES)
         has_pixels = False

@@ -42,7 +42,7 @@ def write_review(
         kept: all boxes at or above the threshold.
         below: boxes under it of the same images; those shown are saved only if they are accepted.
         thresholds: of each class.
-        most: at most so many boxes are shown, those whose score is nearest to the threshold.
+        most: at most this many boxes are shown, those whose score is nearest to the threshold.
         title: what is reviewed.
         kind: what a score is called.
         saved_as: name of the file that the page saves.

@@ -40,9 +40,9 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
     different = different_detectors(first.config, second.config)
-    backbones = (first.extra.get("text_tower"), second.extra.get("text_tower"))
-    if backbones[0] != backbones[1]:
-        different.append(f"text tower ({backbones[0]!r} and {backbones[1]!r})")
+    text_towers = (first.extra.get("text_tower"), second.extra.get("text_tower"))
+    if text_towers[0] != text_towers[1]:
+        different.append(f"text tower ({text_towers[0]!r} and {text_towers[1]!r})")
     if different:
         raise ValueError(
             f"{first.folder} and {second.folder} cannot be averaged, they differ in: {'; '.join(different)}"
@@ -102,8 +102,8 @@ def different_detectors(first: dict[str, Any], second: dict[str, Any]) -> list[s
     """
     different = []
     for section in ("clip", "detector"):
-        there, here = first.get(section, {}), second.get(section, {})
-        for key in sorted(there.keys() & here.keys() - _TRAINING_ONLY):
-            if there[key] != here[key]:
-                different.append(f"{section}.{key} ({there[key]!r} and {here[key]!r})")
+        of_first, of_second = first.get(section, {}), second.get(section, {})
+        for key in sorted(of_first.keys() & of_second.keys() - _TRAINING_ONLY):
+            if of_first[key] != of_second[key]:
+                different.append(f"{section}.{key} ({of_first[key]!r} and {of_second[key]!r})")
     return different

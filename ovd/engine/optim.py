@@ -98,11 +98,11 @@ def _is_per_channel(parameter: Tensor) -> bool:
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
     """Fused AdamW (arXiv:1711.05101) over `parameter_groups`; each group's peak rate is `lr * lr_factor`."""
     groups = [{**group, "lr": lr * group["lr_factor"], "initial_lr": lr * group["lr_factor"]} for group in groups]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def learning_rate_factor(
@@ -152,7 +152,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
 def check_finite(
     losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""], batch_ids: Sequence[int | str]
 ) -> None:
-    """Check losses and gradient of a step, best after what has been queued without their numbers.
+    """Check losses and gradient of a step, last of all that the step queues, since it waits for the GPU.
 
     Raises:
         NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
@@ -175,7 +175,7 @@ def step_if_finite(
 ) -> None:
     """Take a step of fused AdamW with gradients clipped to `max_norm`, if losses and gradient are finite.
 
-    If not, weights and moments stay as they are. So a GPU gets the step, and what comes behind it, before
+    If not, weights and moments stay as they are. So a GPU gets the step, and what follows it, before
     `check_finite` waits for the numbers. AdamW reads the gradients once, and clips them meanwhile.
 
     Args:

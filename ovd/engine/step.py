@@ -13,7 +13,7 @@ from ovd.choices import AssignmentRule
 from ovd.config import PairsConfig, TrainSection
 from ovd.data.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
-from ovd.engine.beside import Beside
+from ovd.engine.side_stream import SideStream
 from ovd.engine.step_texts import StepTexts
 from ovd.model.assign import assign_by_annotations, assign_task_aligned
 from ovd.model.crop_encoder import CropEncoder
@@ -94,7 +94,7 @@ class Criterion:
             losses["image"] = self.pairs.image_label_weight * of_images / max(1, num_pairs)
         return losses
 
-    def distillation(
+    def region_distillation(
         self,
         detector: Detector,
         predictions: Predictions,
@@ -122,7 +122,7 @@ class Criterion:
         loss = region_loss(predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
         return {"distill": options.weight * loss / (num_parts * num_points.clamp(min=1))}
 
-    def keeping(
+    def start_distillation(
         self,
         predictions: Predictions,
         assignment: Assignment,
@@ -168,7 +168,7 @@ def backward(
         parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
     """
     given, normalizers, num_pairs = None, None, 0
-    beside = Beside(batch.images.device)
+    side_stream = SideStream(batch.images.device)
     parts = _parts(len(batch.targets), criterion.train.accumulate)
     sums: dict[str, Tensor] = {}
     for rows in parts:
@@ -177,7 +177,7 @@ def backward(
             with autocast(batch.images.device, low_precision):
                 predictions = parallel(part.images)
             if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
-                with beside:
+                with side_stream:
                     points = detector.points(batch.images)
                     given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
                     if given is not None:
@@ -207,10 +207,10 @@ def backward(
                 low_precision=low_precision,
                 num_pairs=num_pairs,
             )
-            losses |= criterion.distillation(
+            losses |= criterion.region_distillation(
                 detector, predictions, part, its_texts, points=points, num_parts=len(parts)
             )
-            losses |= criterion.keeping(
+            losses |= criterion.start_distillation(
                 predictions, assignment, part, points=points, low_precision=low_precision, num_parts=len(parts)
             )
             # DDP averages the ranks' gradients, but these losses are parts of a sum.

@@ -63,7 +63,7 @@ class TrainingData:
 
     batches_from: Callable[[int], Iterator[Batch]]
     """The batches from a step on, as a pure function of the step."""
-    texts: TextSampler
+    text_sampler: TextSampler
     num_samples: int
     """Number of images, in the smaller source if there are two; the run stops if too many of them are left out."""
     report: DataReport
@@ -98,7 +98,7 @@ def train(
     device = device_of_rank(settings.device)
     low_precision = use_low_precision(settings.precision, device)
     detector.to(device).to(memory_format=memory_format(low_precision)).train()
-    state = begin(detector, data, settings, start, low_precision)
+    state = initial_state(detector, data, settings, start, low_precision)
     if 0 < state.step < settings.steps:
         checkpoints.set_report_aside()
     averaged = copy.deepcopy(detector).eval()
@@ -110,7 +110,7 @@ def train(
     run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         batches = islice(data.batches_from(state.step), num_left)
-        for batch in together(counted(batches, data, checkpoints)):
+        for batch in together(counted(batches, data.report, data.num_samples, checkpoints)):
             last = state.step + 1 == settings.steps
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
@@ -118,7 +118,7 @@ def train(
                 state.step += 1
             else:
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
-                losses, batch = train_step(state, parallel, batch, data.texts, criterion, checkpoints.run_dir)
+                losses, batch = train_step(state, parallel, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 numbers = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
                 log.train(state.step, numbers, lr=rate, num_images=num_images)
                 if detector.is_gated and is_main() and (last or state.step % GATE_INTERVAL == 0):
@@ -171,14 +171,14 @@ def _calibrate(calibrate: Callable[[Detector], None] | None, state: TrainState, 
         calibrate(averaged)
 
 
-def begin(
+def initial_state(
     detector: Detector, data: TrainingData, settings: TrainSection, start: Start, low_precision: bool
 ) -> TrainState:
     """The state before the first step; the detector is on its device, in train mode."""
     optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
     if isinstance(start, Fresh) and start.solve_bias:
         first = first_with_images(data.batches_from(0), data.num_samples)
-        texts = data.texts.sample(first, step_generator(settings.seed, 0)).to(detector.device)
+        texts = data.text_sampler.sample(first, step_generator(settings.seed, 0)).to(detector.device)
         set_initial_bias(detector, first.to(detector.device), texts.embeddings, low_precision)
     state = TrainState(detector, optimizer, Ema(detector, settings.ema_decay))
     match start:
@@ -195,7 +195,12 @@ def begin(
 
 
 def train_step(
-    state: TrainState, parallel: nn.Module, batch: Batch, texts_of: TextSampler, criterion: Criterion, run_dir: Path
+    state: TrainState,
+    parallel: nn.Module,
+    batch: Batch,
+    text_sampler: TextSampler,
+    criterion: Criterion,
+    run_dir: Path,
 ) -> tuple[dict[str, Tensor], Batch]:
     """Take one optimizer step; return its losses and the batch on the detector's device.
 
@@ -207,7 +212,7 @@ def train_step(
     low_precision = use_low_precision(settings.precision, detector.device)
     torch.manual_seed(step_seed(settings.seed + rank(), step))  # for stochastic depth
     batch = of_one_size(batch)
-    texts = texts_of.sample(batch, step_generator(settings.seed, step)).to(detector.device)
+    texts = text_sampler.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
     losses = backward(parallel, detector, batch, texts, criterion, step=step, low_precision=low_precision)
     norm = gradient_norm(detector.parameters())
@@ -232,17 +237,19 @@ def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> floa
     return factor
 
 
-def counted(batches: Iterator[Batch], data: TrainingData, checkpoints: Checkpoints) -> Iterator[Batch]:
-    """The batches, whose samples are added to this rank's report.
+def counted(
+    batches: Iterator[Batch], report: DataReport, num_samples: int, checkpoints: Checkpoints
+) -> Iterator[Batch]:
+    """The batches, whose samples are added to this rank's report, which is written where one was left out.
 
     Raises:
-        DataError: too many samples were left out.
+        DataError: too many of the samples were left out.
     """
     for batch in batches:
-        data.report.add_batch(batch)
+        report.add_batch(batch)
         if batch.skipped:
-            checkpoints.write_report(data.report)
-            data.report.raise_if_too_many(data.num_samples)
+            checkpoints.write_report(report)
+            report.raise_if_too_many(num_samples)
         yield batch
 
 

@@ -35,7 +35,7 @@ from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
 BINS_OF_BOX = 7
-"""The mean over a box is over so many bins by so many, with 2 x 2 samples in each."""
+"""The mean over a box is over this many bins by as many, with 2 x 2 samples in each."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def measure_naming(
         index: with its whole vocabulary.
         crops: embeds tight crops, cut out of the images at the size that the detector sees.
         batch_size, workers: as for `Inference.dataset`.
-        max_images: at most so many, evenly spread over the data set; None takes all.
+        max_images: at most this many, evenly spread over the data set; None takes all.
 
     Raises:
         ValueError: not one row of text per category.

@@ -109,7 +109,7 @@ class ExpertInference(Inference):
         *,
         ensemble: ScoreEnsemble | None = None,
     ) -> tuple[Detections, ...]:
-        images, sizes = images.to(self.device), sizes.to(self.device)
+        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         asked = self._route(text)
         answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
         for number, predictions in self._predictions(images, sizes, [len(query.rows) > 0 for query in asked]):
@@ -135,7 +135,7 @@ class ExpertInference(Inference):
         *,
         ensembles: Sequence[ScoreEnsemble | None] | None = None,
     ) -> tuple[Detections, ...]:
-        images, sizes = images.to(self.device), sizes.to(self.device)
+        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         routes = [self._route(text) for text in texts]
         is_asked = [any(len(query.rows) > 0 for query in of_answerer) for of_answerer in zip(*routes, strict=True)]
         answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]

@@ -15,21 +15,17 @@ from ovd.config import TrainConfig
 from ovd.data.formats import FORMATS
 from ovd.data.images import ImageError, read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate
-from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import with_offsets
 from ovd.progress import progress
 
 
-def calibrate_detector(
-    trained: TrainedDetector, held_out: HeldOut, *, options: DetectionOptions | None = None
-) -> ScoreCalibration:
+def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCalibration:
     """Fit a detector's calibration (evaluation/calibrate.py).
 
     Args:
         trained: without a calibration.
         held_out: what it was not trained on.
-        options: settings of post-processing; by default those of its config.
 
     Raises:
         CalibrationError: nothing is found in the held-out images.
@@ -39,7 +35,7 @@ def calibrate_detector(
     if trained.detector.name_offsets is not None:
         text = with_offsets(text, torch.arange(len(text)), trained.detector.name_offsets.detach().cpu())
     return calibrate(
-        build_inference(trained, options=options),
+        build_inference(trained),
         text,
         held_out.index,
         held_out=held_out.names,

@@ -85,6 +85,7 @@ def build_labeller(
     else:
         if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
             print(f"{config.output}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
+        # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
         own = DetectionOptions(
             score_threshold=options.score_threshold,
             nms_iou=config.eval.nms_iou,

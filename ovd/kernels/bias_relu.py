@@ -1,4 +1,4 @@
-"""What comes behind a convolution, in place and in one pass: its bias, a shortcut that is added, and ReLU."""
+"""What follows a convolution, in place and in one pass: its bias, a shortcut that is added, and ReLU."""
 
 from typing import Any
 
@@ -46,12 +46,12 @@ class BiasRelu(torch.autograd.Function):
         num_points, channels = gradient.numel() // gradient.shape[1], gradient.shape[1]
         programs = min(PROGRAMS, triton.cdiv(num_points, ROWS))
         sums = torch.empty(programs, channels, dtype=torch.float32, device=gradient.device)
-        of_x = torch.empty_like(gradient) if ctx.relu else gradient
+        grad_x = torch.empty_like(gradient) if ctx.relu else gradient
         _backward[(programs, triton.cdiv(channels, CHANNELS))](
-            gradient, gradient if out is None else out, of_x, sums, num_points, channels,
+            gradient, gradient if out is None else out, grad_x, sums, num_points, channels,
             RELU=ctx.relu, ROWS=ROWS, CHANNELS=CHANNELS,
         )  # fmt: skip
-        return of_x, sums.sum(dim=0).to(ctx.dtype), of_x if ctx.added else None, None
+        return grad_x, sums.sum(dim=0).to(ctx.dtype), grad_x if ctx.added else None, None
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    gradient, out, of_x, sums, num_points, channels,
+    gradient, out, grad_x, sums, num_points, channels,
     RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -89,6 +89,6 @@ def _backward(
         slope = tl.load(gradient + at, mask=inside, other=0.0)
         if RELU:
             slope = tl.where(tl.load(out + at, mask=inside, other=0.0) > 0, slope, 0.0)
-            tl.store(of_x + at, slope, mask=inside)
+            tl.store(grad_x + at, slope, mask=inside)
         total += tl.sum(slope.to(tl.float32), axis=0)
     tl.store(sums + tl.program_id(0) * channels + channel, total, mask=is_channel)

@@ -44,20 +44,20 @@ class DepthwiseShortcut(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, "B H W C"], of_shortcut: Float[Tensor, "B H W C"]
+        ctx: Any, gradient: Float[Tensor, "B H W C"], grad_shortcut: Float[Tensor, "B H W C"]
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, taps = ctx.saved_tensors
-        gradient, of_shortcut = gradient.contiguous(), of_shortcut.contiguous()
+        gradient, grad_shortcut = gradient.contiguous(), grad_shortcut.contiguous()
         shape = {"WINDOW": ctx.shape[-1], **TILE}
-        of_x = torch.empty_like(x)
+        grad_x = torch.empty_like(x)
         grid = _grid(x.shape)
-        _convolve[grid](gradient, taps, taps, of_shortcut, of_x, *x.shape[1:], FLIP=True, ADDED=True, **shape)
+        _convolve[grid](gradient, taps, taps, grad_shortcut, grad_x, *x.shape[1:], FLIP=True, ADDED=True, **shape)
         num_tiles, blocks = grid[0] * len(x), grid[1]
         programs = min(PROGRAMS, num_tiles)
         sums = torch.empty(programs, len(taps) + 1, x.shape[3], dtype=torch.float32, device=x.device)
         _sum_taps[(programs, blocks)](gradient, x, sums, num_tiles, *x.shape[1:], **shape)
         total = sums.sum(dim=0)
-        return of_x, total[:-1].t().reshape(ctx.shape).to(taps.dtype), total[-1].to(ctx.dtype)
+        return grad_x, total[:-1].t().reshape(ctx.shape).to(taps.dtype), total[-1].to(ctx.dtype)
 
 
 def _grid(shape: torch.Size) -> tuple[int, int, int]:
@@ -76,7 +76,7 @@ def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _load_columns(x, row, first, height, width, channels, channel, COUNT: tl.constexpr):
-    """The points of some rows in so many columns from the first, zeros outside of the map."""
+    """The points of some rows in this many columns from the first, zeros outside of the map."""
     inside = ((row >= 0) & (row < height))[:, None] & (channel < channels)[None, :]
     at = (row * width + first)[:, None] * channels + channel[None, :]
     values = ()
@@ -137,14 +137,14 @@ def _sum_taps(
     of_image = tl.cdiv(height, ROWS) * tiles
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     totals = _zeros(WINDOW * WINDOW, ROWS, CHANNELS)
-    of_bias = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
+    grad_bias = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         image = tl.full((), tile // of_image, tl.int64) * height * width * channels
         row = tile % of_image // tiles * ROWS + tl.arange(0, ROWS)
         first = tile % of_image % tiles * COLUMNS
         slopes = _load_columns(gradient + image, row, first, height, width, channels, channel, COLUMNS)
         for step in tl.static_range(COLUMNS):
-            of_bias += slopes[step]
+            grad_bias += slopes[step]
         changed = ()
         for down in tl.static_range(WINDOW):
             source, left = row + down - WINDOW // 2, first - WINDOW // 2
@@ -158,4 +158,4 @@ def _sum_taps(
     to = sums + tl.program_id(0).to(tl.int64) * (WINDOW * WINDOW + 1) * channels + channel
     for tap in tl.static_range(WINDOW * WINDOW):
         tl.store(to + tap * channels, tl.sum(totals[tap], axis=0), mask=channel < channels)
-    tl.store(to + WINDOW * WINDOW * channels, tl.sum(of_bias, axis=0), mask=channel < channels)
+    tl.store(to + WINDOW * WINDOW * channels, tl.sum(grad_bias, axis=0), mask=channel < channels)

@@ -72,8 +72,8 @@ class FocalLoss(torch.autograd.Function):
             embeddings = embeddings.to(dtype).contiguous()
             measures = measured(embeddings, mean, settings.epsilon)
             sums = torch.empty(3, num_points, dtype=torch.float32, device=embeddings.device)
-            of_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
-            of_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
+            grad_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
+            grad_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
             chunk_size = max(1, CHUNK // padded)
             for start in range(0, num_points, chunk_size):
                 chunk = slice(start, start + chunk_size)
@@ -83,31 +83,31 @@ class FocalLoss(torch.autograd.Function):
                     slopes, num_classes, measures[:, chunk], scale, bias, labels[chunk], class_mask, of_chunk,
                     sums[:, chunk], settings,
                 )  # fmt: skip
-                if of_embeddings is not None:
-                    torch.mm(slopes, rows, out=of_embeddings[chunk])
-                if of_text is not None:
-                    of_text += slopes.T @ embeddings[chunk]
+                if grad_embeddings is not None:
+                    torch.mm(slopes, rows, out=grad_embeddings[chunk])
+                if grad_text is not None:
+                    grad_text += slopes.T @ embeddings[chunk]
             losses, slope, along = sums
             turned = -scale * measures[0].square() * along
-        ctx.save_for_backward(of_embeddings, embeddings, turned, of_text, along.sum(), slope.sum())
+        ctx.save_for_backward(grad_embeddings, embeddings, turned, grad_text, along.sum(), slope.sum())
         ctx.num_classes = num_classes
         return losses.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
-        of_embeddings, embeddings, turned, of_text, of_scale, of_bias = ctx.saved_tensors
+        grad_embeddings, embeddings, turned, grad_text, grad_scale, grad_bias = ctx.saved_tensors
         of_dtype, text_dtype = ctx.dtypes
-        if of_embeddings is not None:
+        if grad_embeddings is not None:
             out = torch.empty_like(embeddings)
             num_points, dim = out.shape
             if num_points > 0:
                 block = triton.next_power_of_2(dim)
-                _add_scaled[(num_points,)](of_embeddings, embeddings, turned, gradient, out, dim, BLOCK=block)
-            of_embeddings = out.to(of_dtype)
-        if of_text is not None:
-            of_text = (of_text[: ctx.num_classes] * gradient).to(text_dtype)
-        return of_embeddings, of_text, of_scale * gradient, of_bias * gradient, *[None] * 4
+                _add_scaled[(num_points,)](grad_embeddings, embeddings, turned, gradient, out, dim, BLOCK=block)
+            grad_embeddings = out.to(of_dtype)
+        if grad_text is not None:
+            grad_text = (grad_text[: ctx.num_classes] * gradient).to(text_dtype)
+        return grad_embeddings, grad_text, grad_scale * gradient, grad_bias * gradient, *[None] * 4
 
 
 def measured(embeddings: Float[Tensor, "N D"], row: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "2 N"]:

@@ -41,16 +41,16 @@ class Fold(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_folded: Tensor, of_bias: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_folded: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
         weight, gain, mean, variance = ctx.saved_tensors
         # All memory formats of a weight that is dense keep an output channel's numbers together, if it comes first.
-        of_folded, of_bias = of_folded.contiguous(memory_format=_format(weight)), of_bias.contiguous()
-        of_weight, of_gain = torch.empty_like(weight), torch.empty_like(gain)
+        grad_folded, grad_bias = grad_folded.contiguous(memory_format=_format(weight)), grad_bias.contiguous()
+        grad_weight, grad_gain = torch.empty_like(weight), torch.empty_like(gain)
         size = weight[0].numel()
         _unfold[(len(weight),)](
-            weight, gain, mean, variance, of_folded, of_bias, of_weight, of_gain, ctx.epsilon, size, BLOCK=BLOCK
+            weight, gain, mean, variance, grad_folded, grad_bias, grad_weight, grad_gain, ctx.epsilon, size, BLOCK=BLOCK
         )
-        return of_weight, of_gain, of_bias, None, None, None, None
+        return grad_weight, grad_gain, grad_bias, None, None, None, None
 
 
 def _format(weight: Tensor) -> torch.memory_format:
@@ -71,7 +71,9 @@ def _fold(weight, gain, offset, mean, variance, folded, bias, epsilon, size, BLO
 
 
 @triton.jit
-def _unfold(weight, gain, mean, variance, of_folded, of_bias, of_weight, of_gain, epsilon, size, BLOCK: tl.constexpr):
+def _unfold(
+    weight, gain, mean, variance, grad_folded, grad_bias, grad_weight, grad_gain, epsilon, size, BLOCK: tl.constexpr
+):
     channel = tl.program_id(0).to(tl.int64)
     inverse = 1.0 / tl.sqrt(tl.load(variance + channel) + epsilon)
     scale = tl.load(gain + channel) * inverse
@@ -79,8 +81,8 @@ def _unfold(weight, gain, mean, variance, of_folded, of_bias, of_weight, of_gain
     for start in range(0, size, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < size
-        slope = tl.load(of_folded + channel * size + column, mask=inside, other=0.0).to(tl.float32)
+        slope = tl.load(grad_folded + channel * size + column, mask=inside, other=0.0).to(tl.float32)
         products += slope * tl.load(weight + channel * size + column, mask=inside, other=0.0)
-        tl.store(of_weight + channel * size + column, slope * scale, mask=inside)
-    of_scale = tl.sum(products, axis=0) - tl.load(of_bias + channel) * tl.load(mean + channel)
-    tl.store(of_gain + channel, of_scale * inverse)
+        tl.store(grad_weight + channel * size + column, slope * scale, mask=inside)
+    grad_scale = tl.sum(products, axis=0) - tl.load(grad_bias + channel) * tl.load(mean + channel)
+    tl.store(grad_gain + channel, grad_scale * inverse)

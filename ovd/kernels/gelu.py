@@ -1,4 +1,4 @@
-"""The bias of a linear layer and the exact GELU behind it in one pass; in the backward pass, with the bias's sum."""
+"""The bias of a linear layer and the exact GELU after it in one pass; in the backward pass, with the bias's sum."""
 
 from typing import Any
 
@@ -33,12 +33,12 @@ class BiasGelu(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         num_rows, channels = x.numel() // len(bias), len(bias)
         grid = _grid(num_rows, channels)
-        of_x = torch.empty_like(x)
+        grad_x = torch.empty_like(x)
         sums = torch.empty(grid[0], channels, dtype=torch.float32, device=x.device)
         _backward[grid](
-            gradient.contiguous(), x, bias, of_x, sums, num_rows, channels, ROWS=ROWS, CHANNELS=CHANNELS
+            gradient.contiguous(), x, bias, grad_x, sums, num_rows, channels, ROWS=ROWS, CHANNELS=CHANNELS
         )  # fmt: skip
-        return of_x, sums.sum(dim=0).to(bias.dtype)
+        return grad_x, sums.sum(dim=0).to(bias.dtype)
 
 
 def _grid(num_rows: int, channels: int) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def _forward(x, bias, out, num_rows, channels, ROWS: tl.constexpr, CHANNELS: tl.
 
 
 @triton.jit
-def _backward(gradient, x, bias, of_x, sums, num_rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _backward(gradient, x, bias, grad_x, sums, num_rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     offset = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
@@ -76,6 +76,6 @@ def _backward(gradient, x, bias, of_x, sums, num_rows, channels, ROWS: tl.conste
         density = 0.3989422804014327 * tl.exp(-0.5 * values * values)
         slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         slope *= _below(values) + values * density
-        tl.store(of_x + at, slope, mask=inside)
+        tl.store(grad_x + at, slope, mask=inside)
         total += slope
     tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(total, axis=0), mask=channel < channels)

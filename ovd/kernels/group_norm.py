@@ -1,4 +1,4 @@
-"""Group norm of channels-last maps, with the ReLU behind it; torch's own kernel wants, and gives, channels first."""
+"""Group norm of channels-last maps, with the ReLU after it; torch's own kernel wants, and gives, channels first."""
 
 from typing import Any
 
@@ -63,13 +63,13 @@ class GroupNormRelu(torch.autograd.Function):
         )
         shift, along = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
         _shares[(batch,)](sums, weight, shift, along, num_points, programs, CHANNELS=channels, GROUPS=groups)
-        of_bias, of_weight = sums.sum(dim=(0, 1))
+        grad_bias, grad_weight = sums.sum(dim=(0, 1))
         out = torch.empty_like(x)
         _gradient[(batch, programs)](
             x, gradient, out, mean, inverse, weight, bias, shift, along, num_points, programs,
             **shape,
         )  # fmt: skip
-        return out, of_weight.to(weight.dtype), of_bias.to(bias.dtype), None, None, None
+        return out, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None
 
 
 @triton.jit

@@ -49,12 +49,12 @@ class LayerNorm(torch.autograd.Function):
         slopes = gradient.reshape(rows.shape).contiguous()
         shape = _tile(rows.shape[1])
         programs = min(PROGRAMS, triton.cdiv(len(rows), shape["ROWS"]))
-        of_rows = torch.empty_like(rows)
+        grad_rows = torch.empty_like(rows)
         sums = torch.empty(programs, 2, rows.shape[1], dtype=torch.float32, device=rows.device)
         if programs > 0:
-            _backward[(programs,)](rows, slopes, of_rows, weight, mean, inverse, sums, *rows.shape, **shape)
-        of_weight, of_bias = sums.sum(dim=0)
-        return of_rows.view(gradient.shape), of_weight.to(weight.dtype), of_bias.to(ctx.dtype), None, None
+            _backward[(programs,)](rows, slopes, grad_rows, weight, mean, inverse, sums, *rows.shape, **shape)
+        grad_weight, grad_bias = sums.sum(dim=0)
+        return grad_rows.view(gradient.shape), grad_weight.to(weight.dtype), grad_bias.to(ctx.dtype), None, None
 
 
 def _tile(channels: int) -> dict[str, int]:
@@ -84,7 +84,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x, slopes, of_x, weight, mean, inverse, sums, num_rows, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, slopes, grad_x, weight, mean, inverse, sums, num_rows, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     channel = tl.arange(0, COLUMNS)
     gain = tl.load(weight + channel, mask=channel < channels, other=0.0).to(tl.float32)
@@ -105,7 +105,7 @@ def _backward(
         shift = tl.sum(slope, axis=1) / channels
         turn = tl.sum(slope * normal, axis=1) / channels
         slope = (slope - shift[:, None] - normal * turn[:, None]) * scale[:, None]
-        tl.store(of_x + at, slope, mask=inside)
+        tl.store(grad_x + at, slope, mask=inside)
     out = sums + tl.program_id(0) * 2 * channels + channel
     tl.store(out, tl.sum(along, axis=0), mask=channel < channels)
     tl.store(out + channels, tl.sum(total, axis=0), mask=channel < channels)

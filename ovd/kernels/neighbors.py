@@ -35,14 +35,14 @@ class WeightedNeighbors(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "B H W D"]) -> tuple[Tensor, Tensor, None]:
         x, weights = ctx.saved_tensors
         gradient = gradient.contiguous()
-        of_weights = torch.empty_like(weights)
+        grad_weights = torch.empty_like(weights)
         batch, height, width, dim = x.shape
         grid = (batch * height, triton.cdiv(width, POINTS))
         squares = triton.next_power_of_2(ctx.size**2)
         _products[grid](
             gradient,
             x,
-            of_weights,
+            grad_weights,
             height,
             width,
             dim,
@@ -51,7 +51,7 @@ class WeightedNeighbors(torch.autograd.Function):
             POINTS=POINTS,
             CHANNELS=CHANNELS,
         )
-        return _launch_sum(gradient, weights, ctx.size, back=True), of_weights, None
+        return _launch_sum(gradient, weights, ctx.size, back=True), grad_weights, None
 
 
 def _launch_sum(
@@ -96,7 +96,7 @@ def _sum(
 
 @triton.jit
 def _products(
-    gradient, x, of_weights, height, width, dim,
+    gradient, x, grad_weights, height, width, dim,
     SIZE: tl.constexpr, SQUARES: tl.constexpr, POINTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -120,4 +120,4 @@ def _products(
             product = tl.sum(slope * values, axis=1)
             totals += tl.where(square[None, :] == index, product[:, None], 0.0)
     at = (row * width + across)[:, None] * SIZE * SIZE + square[None, :]
-    tl.store(of_weights + at, totals, mask=(across < width)[:, None] & (square < SIZE * SIZE)[None, :])
+    tl.store(grad_weights + at, totals, mask=(across < width)[:, None] & (square < SIZE * SIZE)[None, :])

@@ -48,13 +48,13 @@ class ScaledResidual(torch.autograd.Function):
         gradient = gradient.contiguous()
         num_points, channels = x.shape[1] * x.shape[2], x.shape[3]
         grid = _grid(x.shape)
-        of_x = torch.empty_like(x)
+        grad_x = torch.empty_like(x)
         sums = torch.empty(2, grid[0], grid[1], channels, dtype=torch.float32, device=x.device)
         _backward[grid](
-            gradient, x, bias, gain, factor, of_x, sums, num_points, channels, ROWS=ROWS, CHANNELS=CHANNELS
+            gradient, x, bias, gain, factor, grad_x, sums, num_points, channels, ROWS=ROWS, CHANNELS=CHANNELS
         )  # fmt: skip
-        of_bias, of_gain = sums.sum(dim=(1, 2))
-        return of_x, of_bias.to(bias.dtype), of_gain.to(gain.dtype), None, gradient.to(ctx.dtype)
+        grad_bias, grad_gain = sums.sum(dim=(1, 2))
+        return grad_x, grad_bias.to(bias.dtype), grad_gain.to(gain.dtype), None, gradient.to(ctx.dtype)
 
 
 def _grid(shape: torch.Size) -> tuple[int, int, int]:
@@ -82,7 +82,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    gradient, x, bias, gain, factor, of_x, sums, num_points, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    gradient, x, bias, gain, factor, grad_x, sums, num_points, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -97,7 +97,7 @@ def _backward(
         inside = (row < num_points)[:, None] & (channel < channels)[None, :]
         slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + offset[None, :]
-        tl.store(of_x + at, slope * scale[None, :], mask=inside)
+        tl.store(grad_x + at, slope * scale[None, :], mask=inside)
         total += slope * scale[None, :]
         along += slope * values
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)

@@ -1,4 +1,4 @@
-"""Rows of unit length."""
+"""Rows of unit length; points of several maps one after another."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ class UnitRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N D"], None]:
         unit, inverse = ctx.saved_tensors
         slopes = _with_dense_rows(gradient.reshape(unit.shape))
-        of_rows = torch.empty_like(unit)
+        grad_rows = torch.empty_like(unit)
         if len(unit) > 0:
             block = triton.next_power_of_2(unit.shape[1])
-            _backward[(len(unit),)](slopes, unit, inverse, of_rows, slopes.stride(0), unit.shape[1], BLOCK=block)
-        return of_rows.view(gradient.shape), None
+            _backward[(len(unit),)](slopes, unit, inverse, grad_rows, slopes.stride(0), unit.shape[1], BLOCK=block)
+        return grad_rows.view(gradient.shape), None
 
 
 def _with_dense_rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -53,18 +53,18 @@ def _forward(x, unit, inverse, stride, dim, epsilon, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward(slopes, unit, inverse, of_rows, stride, dim, BLOCK: tl.constexpr):
+def _backward(slopes, unit, inverse, grad_rows, stride, dim, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < dim
     slope = tl.load(slopes + row * stride + column, mask=inside, other=0.0).to(tl.float32)
     direction = tl.load(unit + row * dim + column, mask=inside, other=0.0).to(tl.float32)
     along = tl.sum(slope * direction, axis=0)
-    tl.store(of_rows + row * dim + column, (slope - along * direction) * tl.load(inverse + row), mask=inside)
+    tl.store(grad_rows + row * dim + column, (slope - along * direction) * tl.load(inverse + row), mask=inside)
 
 
 class Concatenate(torch.autograd.Function):
-    """The points of several maps behind each other; the gradient of each map is dense."""
+    """The points of several maps one after another; the gradient of each map is dense."""
 
     @staticmethod
     def forward(ctx: Any, *maps: Float[Tensor, "B H W D"]) -> Float[Tensor, "B P D"]:

@@ -21,6 +21,10 @@ PAIRS_AT_A_TIME = 2**22
 """Pairs of a point and a box in memory at a time, unless one image has more."""
 CENTER_RADIUS = 1.5
 """Center sampling: maximum distance in x and y of a point from a box's center, in strides."""
+ATSS_CANDIDATES, ATSS_ANCHOR = 9, 8
+"""Points of each level that are candidates of a box; side of a point's anchor, in strides."""
+TOOD_CANDIDATES, TOOD_BETA = 13, 6.0
+"""Points that are matched to a box; exponent of the IoU in the alignment."""
 
 
 def assign_fcos(
@@ -51,23 +55,21 @@ def assign_fcos(
     return Assignment(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def assign_atss(
-    points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], top_k: int = 9, anchor_strides: int = 8
-) -> Assignment:
+def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]) -> Assignment:
     """Match points to true boxes by ATSS: by statistics of each box's own candidates, without size ranges of levels.
 
-    A box's candidates are on every level the `top_k` points nearest to its center. A candidate's anchor is a square of
-    `anchor_strides` strides around it. Candidates inside the box are matched to it if their anchor's IoU with it is at
-    least the mean plus the standard deviation of its candidates' IoUs. A point that qualifies for several boxes is
-    matched to the one of highest IoU.
+    A box's candidates are on every level the `ATSS_CANDIDATES` points nearest to its center. A candidate's anchor is a
+    square of `ATSS_ANCHOR` strides around it. Candidates inside the box are matched to it if their anchor's IoU with it
+    is at least the mean plus the standard deviation of its candidates' IoUs. A point that qualifies for several boxes
+    is matched to the one of highest IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
     """
-    half = anchor_strides * points.strides[:, None] / 2
+    half = ATSS_ANCHOR * points.strides[:, None] / 2
     anchors = torch.cat([points.centers - half, points.centers + half], dim=1)
     images = [
-        _assign_image_atss(points, anchors, image_targets, padding, top_k)
+        _assign_image_atss(points, anchors, image_targets, padding)
         for image_targets, padding in zip(targets, points.in_padding(sizes), strict=True)
     ]
     matched, ignored, wrong_scale = zip(*images, strict=True)
@@ -94,7 +96,7 @@ def assign_by_annotations(
 
 
 def _assign_image_atss(
-    points: Points, anchors: Float[Tensor, "P 4"], targets: Targets, padding: Bool[Tensor, " P"], top_k: int
+    points: Points, anchors: Float[Tensor, "P 4"], targets: Targets, padding: Bool[Tensor, " P"]
 ) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     boxes = targets.boxes
@@ -104,7 +106,7 @@ def _assign_image_atss(
         candidate = torch.zeros_like(distance, dtype=torch.bool)
         for stride in points.strides.unique():
             (level,) = (points.strides == stride).nonzero(as_tuple=True)
-            nearest = distance[level].topk(min(top_k, len(level)), dim=0, largest=False).indices
+            nearest = distance[level].topk(min(ATSS_CANDIDATES, len(level)), dim=0, largest=False).indices
             candidate.scatter_(0, level[nearest], True)
         candidate &= ~padding[:, None]
         overlap = box_iou(anchors, boxes)
@@ -125,14 +127,12 @@ def assign_task_aligned(
     *,
     sizes: Int[Tensor, "B 2"],
     classifier: TextClassifier,
-    top_k: int = 13,
-    beta: float = 6.0,
 ) -> Assignment:
     """Match to each true box the points inside it whose predictions are best at both tasks (TOOD).
 
-    A point's alignment with a box is (probability of the box's class) x (IoU of the predicted box) ** beta; the `top_k`
-    best of a box are matched to it, and a point that qualifies for several is matched to the one of highest IoU.
-    Alignments are then scaled, box by box, so that the best equals the box's best IoU.
+    A point's alignment with a box is (probability of the box's class) x (IoU of the predicted box) ** `TOOD_BETA`; the
+    `TOOD_CANDIDATES` best of a box are matched to it, and a point that qualifies for several is matched to the one of
+    highest IoU. Alignments are then scaled, box by box, so that the best equals the box's best IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
@@ -149,8 +149,8 @@ def assign_task_aligned(
             probability[:, has_name] = own.logits(predictions.embeddings[image]).sigmoid()
             overlap = box_iou(predictions.boxes[image].float(), target.boxes)
             inside = _inside(points, target.boxes) & ~padding[:, None]
-            score = (probability * overlap**beta) * inside
-            best = score.topk(min(top_k, len(score)), dim=0)
+            score = (probability * overlap**TOOD_BETA) * inside
+            best = score.topk(min(TOOD_CANDIDATES, len(score)), dim=0)
             wanted = torch.zeros_like(inside).scatter_(0, best.indices, best.values > 0)
             overlap_wanted, row = torch.where(wanted, overlap, -1.0).max(dim=1)
             matched = torch.where(overlap_wanted >= 0, row, matched)

@@ -21,9 +21,9 @@ from ovd.model.rounded_rows import MULTIPLE
 CLASSES_IN_GROUP = MULTIPLE
 """Of which only the highest cosine is looked at first."""
 BOUNDS_PER_PAIR = 16
-"""For each pair that is wanted, at least this many score bounds are ranked, where there are so many."""
+"""For each pair that is wanted, at least this many score bounds are ranked, if there are as many."""
 FEW_PAIRS = 2**18
-"""So many pairs are scored in less time than it takes to choose among them."""
+"""This many pairs are scored in less time than it takes to choose among them."""
 FEW_COMPETING_PAIRS = 2**22
 """The same where names compete, since the bounds on scores are wide there."""
 
@@ -152,7 +152,7 @@ def _highest_of_groups(values: Float[Tensor, "P M"], groups: int) -> Float[Tenso
 
 
 def _fewer(highest: Float[Tensor, "P G"], count: int) -> Float[Tensor, "P N"]:
-    """Highest values of larger groups, which leave out a few; at least `count` numbers, where there are so many."""
+    """Highest values of larger groups, which leave out a few; at least `count` numbers, if there are as many."""
     num_joined = min(highest.numel() // count, highest.shape[1])
     if num_joined < 2:
         return highest

@@ -55,8 +55,8 @@ class Detector(nn.Module):
             mean, std: normalization of the backbone's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
             keeps_clip: whether to output the dense feature, too, in eval mode, for score ensembling.
-            side: adds to the features that the pyramid gets; None for nothing.
             learned_names: number of classes whose text rows are learned, as offsets that start at zero, and D.
+            side: adds to the features that the pyramid gets; None for nothing.
         """
         super().__init__()
         self.backbone = backbone
@@ -111,7 +111,7 @@ class Detector(nn.Module):
             self.threshold.copy_(-bias / self.scale)
 
     def classifier_parameters(self) -> list[nn.Parameter]:
-        """What `classifier` depends on beside the text rows."""
+        """What `classifier` depends on besides the text rows."""
         offsets = [] if self.name_offsets is None else [self.name_offsets]
         return [self.log_scale, self.threshold, *offsets]
 

@@ -21,7 +21,7 @@ from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
 NEAREST_CLASSES = 3
-"""A text of an image-text pair may mean one of so many classes, the nearest to it."""
+"""A text of an image-text pair may mean any of this many classes, those nearest to it."""
 
 
 def needed_classes(targets: tuple[Targets, ...], *, negatives: NegativeRule) -> Int[Tensor, " L"]:

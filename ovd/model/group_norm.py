@@ -16,7 +16,7 @@ LARGE_MAP = 1024
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm, with a ReLU behind it if wanted, in the ways that are fastest for bfloat16 with channels last."""
+    """Group norm, with a ReLU after it if wanted, in the ways that are fastest for bfloat16 with channels last."""
 
     def __init__(self, channels: int, *, num_groups: int | None = None, relu: bool = False):
         super().__init__(num_groups or channels // CHANNELS_PER_GROUP, channels)
@@ -78,5 +78,5 @@ class _GroupNormOfBFloat16(torch.autograd.Function):
         batch_size, channels, height, width = x.shape
         sizes = (batch_size, channels, height * width, ctx.num_groups)
         backward = torch.ops.aten.native_group_norm_backward
-        of_x, of_weight, of_bias = backward(*given, *sizes, list(ctx.needs_input_grad[:3]))
-        return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None
+        grad_x, grad_weight, grad_bias = backward(*given, *sizes, list(ctx.needs_input_grad[:3]))
+        return None if grad_x is None else grad_x.to(x.dtype), grad_weight, grad_bias, None, None

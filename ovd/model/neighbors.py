@@ -93,10 +93,10 @@ class _WeightedNeighbors(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "B D h w"]) -> tuple[Tensor, Tensor, None]:
         shortcut, weights = ctx.saved_tensors
         last, slope = shortcut.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-        of_shortcut = slope.clone(memory_format=torch.contiguous_format)
+        grad_shortcut = slope.clone(memory_format=torch.contiguous_format)
         for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], ctx.size)):
-            of_shortcut[there].addcmul_(weights[:, index, :, :, None][here], slope[here])
-        return of_shortcut.permute(0, 3, 1, 2), _products(slope, last, ctx.size), None
+            grad_shortcut[there].addcmul_(weights[:, index, :, :, None][here], slope[here])
+        return grad_shortcut.permute(0, 3, 1, 2), _products(slope, last, ctx.size), None
 
 
 def _products(

@@ -136,7 +136,7 @@ def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: fl
     """The rows of the `count` best boxes that NMS keeps, best first.
 
     Args:
-        boxes: best first. Worse ones do not change whether a box is kept, so those that are behind wait.
+        boxes: best first. Worse ones do not change whether a box is kept, so those that follow wait.
     """
     num_tried = FIRST_TRIED * count
     while True:

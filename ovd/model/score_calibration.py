@@ -22,10 +22,10 @@ from torch import Tensor
 from ovd.model.detection_options import DetectionOptions
 
 EPSILON = 1e-6
-"""Scores are kept so far from 0 and 1."""
+"""Scores are clamped to this distance from 0 and 1."""
 
 SAME_TEXT = 1e-4
-"""Two texts are the same if the cosine of their rows is so near to 1."""
+"""Two texts are the same if the cosine of their rows is within this of 1."""
 
 MEANING = (
     "nms_iou", "competition", "competition_power", "one_name_per_place", "second_look",

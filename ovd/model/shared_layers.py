@@ -1,7 +1,7 @@
 """A copy of a detector that shares the first layers of its backbone, which then run once for both.
 
 The copy's shared modules do not compute: they return what the same modules of the original returned in its last forward
-pass. So its other layers, and all behind them, run as in a whole detector.
+pass. So its other layers, and all that follow, run as in a whole detector.
 """
 
 import copy

@@ -87,6 +87,6 @@ class _ConvolveRows(torch.autograd.Function):
 
 
 def _gather(rows: Float[Tensor, "N C"], neighbors: Int[Tensor, "N ss"]) -> Float[Tensor, "N ssC"]:
-    """The rows of each cell's neighbors, one behind the other; zeros beyond the border."""
+    """The rows of each cell's neighbors, one after the other; zeros beyond the border."""
     padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
     return padded.index_select(0, neighbors.flatten()).view(len(neighbors), -1)

@@ -17,7 +17,7 @@ def coco_document(
     Args:
         found: boxes in pixels of the picture; `classes` are positions in `names`.
         shape: height and width of the picture.
-        file_name: as the sender called the picture; only what stands behind the last slash is kept.
+        file_name: as the sender called the picture; only what stands after the last slash is kept.
         info: about the detector and this answer.
     """
     height, width = shape

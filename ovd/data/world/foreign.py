@@ -114,7 +114,7 @@ def build_foreign(root: Path, settings: ForeignSettings) -> Path:
 
 
 def few_images(folder: Path, boxes_per_class: int, seed: int) -> Path:
-    """Write a training file of few images, in which every class has at least so many boxes, as far as it has them.
+    """Write a training file of few images, in which every class has at least this many boxes, as far as it has them.
 
     Images are taken in a random order, each if it has a class that lacks boxes; all boxes of an image stay.
 

@@ -1,4 +1,4 @@
-"""Work on a GPU beside what it does already."""
+"""A second stream of a GPU, for work that can overlap with what runs already."""
 
 from functools import cache
 from types import TracebackType
@@ -6,10 +6,11 @@ from types import TracebackType
 import torch
 
 
-class Beside:
-    """A context whose work, on a GPU, waits only for what was launched before this object was made.
+class SideStream:
+    """A context that runs on a second CUDA stream.
 
-    What is launched behind the context waits for both. On a CPU it does nothing.
+    Its work waits only for what was launched before this object was made; work launched after the context waits for
+    both. On a CPU it does nothing.
     """
 
     def __init__(self, device: torch.device):

@@ -1,0 +1,25 @@
+"""Python in a process of its own, for what changes torch or Triton for the rest of a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+OTHERS = ("PYTEST", "STAND_IN", "TRITON")
+"""Beginnings of variables that the process does not inherit."""
+
+
+def output_of(*arguments: str, also: Path = TESTS, **environment: str) -> str:
+    """What a Python prints that imports from tests/, too, and from the folder `also`; it must not fail."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
+    paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, also)))
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        env={**inherited, "PYTHONPATH": paths, **environment},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
