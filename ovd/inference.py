@@ -90,7 +90,7 @@ class Inference:
         """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
         latest = self._latest
         if latest is None or latest[0] is not text:
-            self._latest = latest = (text, calibration.nearness(text))
+            self._latest = latest = (text, calibration.nearness(text.cpu()))
         return latest[1]
 
     @property

@@ -17,12 +17,13 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
-from ovd.build.model_card import model_card
+from ovd.build.model_card import METRICS, model_card
 from ovd.build.packaged import save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels
+from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
 
@@ -33,6 +34,8 @@ UNCALIBRATED_THRESHOLD = 0.45
 
 class Predictor(ModelHubMixin):
     """Detects named classes in one image per call; text embeddings of the last few lists of names are cached.
+
+    One thread at a time may use it.
 
     `from_pretrained`, `save_pretrained` and `push_to_hub` are those of huggingface_hub's mixin: a folder, or a
     repository of the Hugging Face hub, with weights, config, calibration, and a model card of what was measured.
@@ -114,6 +117,8 @@ class Predictor(ModelHubMixin):
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Predictor":
         """What the mixin's `from_pretrained` calls."""
         of_load = {name: options.pop(name) for name in signature(cls.load).parameters if name in options}
+        if unknown := options.keys() - signature(ModelHubMixin.from_pretrained).parameters.keys():
+            raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
         folder = Path(model_id)
         return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **of_load)
 
@@ -132,6 +137,8 @@ class Predictor(ModelHubMixin):
             The address of the commit.
         """
         options.setdefault("model_card_kwargs", {"repository": repo_id})
+        # What an earlier detector has left there would be taken for this one's.
+        options.setdefault("delete_patterns", [METRICS, "attached.safetensors", f"{CLIP_FOLDER}/*"])
         return super().push_to_hub(repo_id, **options)
 
     def generate_model_card(self, repository: str = "FOLDER-OR-NAME", **_others: Any) -> ModelCard:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
+from ovd.data.report import DataReport
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(name for commands in COMMANDS.values() for name in commands)
@@ -74,6 +76,43 @@ def test_a_bad_input_is_one_line(monkeypatch, capsys):
         run(monkeypatch, "train", "configs/none-such.yaml")
     assert stopped.value.code == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ("", "eval"),
+        ("--size 64", "eval-size-64"),
+        ("--expert runs/mine", "eval-mine"),
+        ("--expert runs/mine/expert --nearest", "eval-mine-nearest"),
+        ("--expert runs/mine --expert runs/other --same-place both", "eval-mine-other-both"),
+        ("--expert runs/mine --output runs/elsewhere", "../elsewhere"),
+    ],
+)
+def test_evaluations_that_differ_go_into_different_folders(options, folder, monkeypatch):
+    monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
+    outputs = []
+    monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
+    run(monkeypatch, "eval", "runs/one", *options.split())
+    assert outputs[0].resolve() == Path("runs/one", folder).resolve()
+
+
+def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkeypatch, capsys):
+    given, report = {}, DataReport(stops=False)
+    report.used()
+    report.used(3, unit="box")
+
+    def detect_in(*_: object, track_above: float) -> DataReport:
+        given["track_above"] = track_above
+        return report
+
+    predictor = SimpleNamespace(threshold=0.45, is_calibrated=False)
+    monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: None)
+    monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
+    monkeypatch.setattr("ovd.jobs.detect.detect_in", detect_in)
+    run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
+    assert given == {"track_above": 0.2}
+    assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
 
 
 def test_the_installed_command_and_the_module_are_the_same():

@@ -17,6 +17,7 @@ from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import copy_clip, save_clip
 from ovd.config import TrainConfig, parse_config
 from ovd.engine import checkpoint
+from ovd.engine.ensemble import save_ensemble
 from ovd.experts.group import ExpertGroup
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.predictor import Predictor
@@ -105,6 +106,28 @@ def test_a_folder_detects_as_the_run_did(run, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "given" / name).read_bytes()
 
 
+def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
+    """Whose metrics and card would be taken for those of the new one."""
+    Predictor.load(run).save_pretrained(tmp_path / "given")
+    with pytest.raises(ValueError, match="given already holds a detector"):
+        Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
+
+
+def test_folders_and_the_givers_device_are_nobody_elses_business(run, tmp_path):
+    Predictor.load(run, device="cpu").save_pretrained(tmp_path / "given")
+    assert "secret" not in (tmp_path / "given" / "state.json").read_text()
+    config = load_detector(tmp_path / "given").config
+    assert config.train.device == "auto"
+    assert config.data.source.model_dump()["val_annotations"] == Path("val.json")
+    assert config.train.seed == 5
+
+
+def test_an_option_that_there_is_not_is_refused(run, tmp_path):
+    Predictor.load(run).save_pretrained(tmp_path / "given")
+    with pytest.raises(TypeError, match="does not know sise"):
+        Predictor.from_pretrained(tmp_path / "given", sise=64)
+
+
 def test_a_folder_takes_the_options_of_a_run(run, tmp_path):
     Predictor.load(run).save_pretrained(tmp_path / "given")
     assert Predictor.from_pretrained(tmp_path / "given", prefilter=0.5)._inference.options.prefilter == 0.5
@@ -156,6 +179,15 @@ def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
     Predictor(trained).save_pretrained(tmp_path / "given")
     shutil.rmtree(tmp_path / "my_clip")
     assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
+
+
+def test_two_detectors_with_the_clip_model_of_one_folder_are_averaged(tmp_path):
+    copy_clip(TINY_CLIP, tmp_path / "my_clip")
+    Predictor(trained_detector(str(tmp_path / "my_clip"))).save_pretrained(tmp_path / "given")
+    given = checkpoint.read(tmp_path / "given")
+    folder = save_ensemble(given, given, weight=0.5, output=tmp_path / "mean")
+    uncalibrated = Predictor(replace(load_detector(tmp_path / "given"), calibration=None))
+    assert_same(Predictor.load(folder)(IMAGE, ["anchor"]), uncalibrated(IMAGE, ["anchor"]))
 
 
 def test_a_named_model_with_local_weights_goes_along(untrained_clip, tmp_path):

@@ -55,7 +55,18 @@ def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(traine
     assert not torch.equal(found.boxes, Predictor(trained, size=64)(image, NAMES).boxes)
 
 
+def test_scores_with_an_ensemble_are_no_probabilities(trained, image):
+    text = evaluation_text(trained.config, trained.clip, ["anchor"])
+    calibration = ScoreCalibration(0.1, ScoreMap(0.5, 1.0, 0.0, 0.0), 0.31, trained.config.eval, text)
+    predictor = Predictor(replace(trained, calibration=calibration))
+    assert not predictor.is_calibrated
+    assert predictor.threshold == UNCALIBRATED_THRESHOLD
+    assert torch.equal(predictor(image, NAMES).scores, Predictor(trained)(image, NAMES).scores)
+
+
 def test_its_threshold_is_that_of_the_calibration_for_the_runs_own_post_processing(trained):
+    alone = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"ensemble": None})})
+    trained = replace(trained, config=alone)
     assert not Predictor(trained).is_calibrated
     assert Predictor(trained).threshold == UNCALIBRATED_THRESHOLD
     text = evaluation_text(trained.config, trained.clip, ["anchor"])

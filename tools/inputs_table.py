@@ -163,6 +163,9 @@ def annotation_rows() -> Iterator[Row]:
     yield json_row(
         "an object twice", lambda content: content["annotations"].append({**content["annotations"][0], "id": 99})
     )
+    yield json_row(
+        "two image records of one file", lambda content: content["images"].append({**content["images"][0], "id": 99})
+    )
 
 
 def object_twice(content: dict[str, Any]) -> None:

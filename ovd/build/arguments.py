@@ -1,6 +1,7 @@
-"""From the command line of a tool to a data set in any format, and to experts."""
+"""From the command line of a tool to a data set in any format, to experts, and to checked numbers."""
 
-from argparse import ArgumentParser, Namespace
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import get_args
 
@@ -47,7 +48,6 @@ def add_expert_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--same-place",
         choices=get_args(SamePlace),
-        default="base_stays",
         help="boxes of the detector and of an expert at one place: drop the expert's if it is the less probable "
         "(base_stays, the default), drop the less probable (surer), or keep both",
     )
@@ -57,7 +57,36 @@ def add_expert_options(parser: ArgumentParser) -> None:
 
 
 def expert_group(arguments: Namespace) -> ExpertGroup | None:
-    """The experts to use, and how; None without any."""
+    """The experts to use, and how; None without any.
+
+    Raises:
+        ValueError: it is said how to use experts, but not which.
+    """
     if not arguments.expert:
+        if arguments.nearest or arguments.same_place is not None:
+            option = "--nearest" if arguments.nearest else "--same-place"
+            raise ValueError(f"{option} says how experts are used, and there is none; add --expert or leave it out")
         return None
-    return ExpertGroup(tuple(arguments.expert), arguments.same_place, arguments.nearest)
+    return ExpertGroup(tuple(arguments.expert), arguments.same_place or "base_stays", arguments.nearest)
+
+
+def positive_number(text: str) -> int:
+    """The type of an option that is a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def number_from_0_to_1(text: str) -> float:
+    """The type of an option that is a score or a share."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:  # NaN is not
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

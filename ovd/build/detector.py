@@ -45,9 +45,6 @@ from ovd.precision import frozen_memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.names import clean_name
 
-CLIP_FOLDER = "clip"
-"""In the folder of a detector that was given away, the CLIP model that it needs (packaged.py)."""
-
 
 @dataclass(frozen=True)
 class TrainedDetector:
@@ -243,7 +240,8 @@ def build_inference(
 ) -> Inference:
     """Build the inference of a trained detector, which is moved to its device and put into eval mode.
 
-    It is frozen, so that what depends on its weights alone is computed once for all images.
+    It is frozen, so that what depends on its weights alone is computed once for all images. A calibration is of the
+    detector's own scores: with the config's `eval.ensemble`, which is for all but `options`, there is none.
 
     Args:
         size: longest side in pixels that images are resized to; by default as in training.
@@ -258,7 +256,7 @@ def build_inference(
         options=of_config,
         low_precision=uses_bf16,
         second_look=build_second_look(config, of_config.second_look),
-        calibration=trained.calibration,
+        calibration=None if options is None and config.eval.ensemble is not None else trained.calibration,
     )
     if trained.experts is None:
         return inference
@@ -352,10 +350,7 @@ def load_detector(
             has the text tower that the detector was trained with, or `prefilter` is no share.
     """
     found = find_checkpoint(path)
-    config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
-    if found.extra.get("has_clip"):
-        own = config.clip.model_copy(update={"name": str(found.folder / CLIP_FOLDER)})
-        config = config.model_copy(update={"clip": own})
+    config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
     if prefilter is not None:

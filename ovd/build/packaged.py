@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ovd.build.detector import CLIP_FOLDER, TrainedDetector, untouched_clip
+from ovd.build.detector import TrainedDetector, untouched_clip
 from ovd.build.model_card import METRICS, metrics_of
 from ovd.clip.load import TINY_CLIP
 from ovd.clip.save import copy_clip, save_clip
@@ -22,13 +22,17 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     manifest is written last, so an interrupted write leaves nothing that `load_detector` would take.
 
     Raises:
-        ValueError: the detector has experts, which are folders of their own.
+        ValueError: the detector has experts, which are folders of their own; or the folder holds a detector already,
+            whose figures and card would be taken for this one's.
         SaveError: writing failed.
     """
     if trained.experts is not None:
         raise ValueError("a detector is saved without its experts: give their folders away beside it")
+    if (folder / "manifest.json").exists():
+        raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
     folder.mkdir(parents=True, exist_ok=True)
-    config = trained.config.model_dump(mode="json")
+    config = json.loads(json.dumps(_without_folders(trained.config.model_dump()), default=str))
+    config["train"]["device"] = "auto"
     extra: dict[str, Any] = {"text_tower": text_tower_fingerprint(trained.clip), "classes": list(trained.classes)}
     attached = {}
     if trained.calibration is not None:
@@ -38,8 +42,8 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
         attached["mean_example"] = trained.mean_example
     if _is_local(trained.config.clip):
         extra["has_clip"] = True
-        config["clip"] = {"name": CLIP_FOLDER}
-        _save_clip(trained, folder / CLIP_FOLDER)
+        config["clip"] = {"name": checkpoint.CLIP_FOLDER}
+        _save_clip(trained, folder / checkpoint.CLIP_FOLDER)
     if (metrics := metrics_of(trained)) is not None:
         with whole_file(folder / METRICS) as file:
             file.write(json.dumps(metrics, indent=2) + "\n")
@@ -49,6 +53,18 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
         )
         for part in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):
             part.replace(folder / part.name)
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings of which each path is its last part: the folders that a file lies in are nobody else's business."""
+    match value:
+        case Path():
+            return value.name
+        case dict():
+            return {key: _without_folders(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_folders(item) for item in value]
+    return value
 
 
 def _is_local(clip: ClipConfig) -> bool:

@@ -24,9 +24,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number
 from ovd.cli import EXIT_BAD_INPUT
-from ovd.data.media import Picture, find_media
+from ovd.data.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
 from ovd.data.text_files import read_lines
 
@@ -67,11 +67,15 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
     add_expert_options(parser)
-    parser.add_argument("--threshold", type=float, help="minimum score shown (default: the detector's own)")
-    parser.add_argument("--top", type=int, default=100, help="maximum number of boxes per picture (%(default)s)")
+    parser.add_argument(
+        "--threshold", type=number_from_0_to_1, help="minimum score shown (default: the detector's own)"
+    )
+    parser.add_argument(
+        "--top", type=positive_number, default=100, help="maximum number of boxes per picture (%(default)s)"
+    )
     parser.add_argument("--overlapping", action="store_true", help="show several classes at the same place")
     parser.add_argument("--track", action="store_true", help="number the objects of a video through its frames")
-    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument(
         "--prefilter",
         type=float,
@@ -98,33 +102,33 @@ def main() -> None:
     import torch
 
     from ovd.build.detector import load_detector
-    from ovd.jobs.detect import detect_in, output_for
+    from ovd.jobs.detect import detect_in, output_for, read_examples
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor
     from ovd.structures import Detections
     from ovd.visualize import choose_shown
 
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
+    if arguments.track and not any(map(is_video, sources)):
+        raise ValueError("--track follows objects through a video, and no source is one; leave it out")
+    experts, prefilter = expert_group(arguments), arguments.prefilter
     prompts, minima = with_examples(asked, arguments.prompt)
+    read_examples(prompts)
     names = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
     output = output_for(arguments.write, arguments.output, sources, names)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    experts, prefilter = expert_group(arguments), arguments.prefilter
     predictor = Predictor(
         load_detector(arguments.run, arguments.device, experts=experts, prefilter=prefilter), size=arguments.size
     )
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if own is None else own for own in minima]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else
-    num_boxes = 0
 
     def detect(picture: Picture) -> Detections:
-        nonlocal num_boxes
         found = choose_shown(
             predictor(picture.pixels, prompts), thresholds, most=arguments.top, overlapping=arguments.overlapping
         )
-        num_boxes += len(found.scores)
         if sources == [picture.source] and picture.frame is None and not is_data:
             for box, score, row in zip(
                 found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
@@ -132,10 +136,10 @@ def main() -> None:
                 print(f"{score:.2f}  {names[row]:<24} {[round(value, 1) for value in box]}")
         return found
 
-    report = detect_in(sources, detect, output, track_above=threshold if arguments.track else None)
+    report = detect_in(sources, detect, output, track_above=min(thresholds) if arguments.track else None)
     kind = "probability" if predictor.is_calibrated else "score"
     own = ", or the one after its name" if any(minimum is not None for minimum in minima) else ""
-    text = f"{num_boxes} objects with a {kind} of at least {threshold:.2f}{own}{output.where()}"
+    text = f"{report.num_used('box')} objects with a {kind} of at least {threshold:.2f}{own}{output.where()}"
     print(text, file=sys.stderr if is_data else sys.stdout)
     report_unread(report, len(sources))
 

@@ -17,7 +17,13 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ovd.build.arguments import add_expert_options, add_format_options, expert_group, format_options
+from ovd.build.arguments import (
+    add_expert_options,
+    add_format_options,
+    expert_group,
+    format_options,
+    positive_number,
+)
 from ovd.choices import DataFormatName
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
@@ -35,10 +41,11 @@ def main() -> None:
     add_expert_options(parser)
     parser.add_argument("--onnx", type=Path, help="evaluate this file that ovd export wrote of the RUN")
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval-NAME)")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval, "
+                        "RUN/eval-NAMES with another data set, experts or size)")  # fmt: skip
     parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "
                         "classes, curves, confused names, best and worst images")  # fmt: skip
-    parser.add_argument("--size", type=int, help="longest side of an image in pixels (default: as trained)")
+    parser.add_argument("--size", type=positive_number, help="longest side of an image in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
@@ -61,6 +68,19 @@ def main() -> None:
     evaluate_detector(arguments)
 
 
+def output_folder(arguments: argparse.Namespace) -> Path:
+    """The folder for the results of a run; its default name says what differs from an evaluation of the run alone."""
+    annotations, experts = arguments.annotations, [path.resolve() for path in arguments.expert]
+    words = [annotations.parent.name, annotations.stem] if annotations else []
+    words += [arguments.onnx.stem] if arguments.onnx else []
+    words += [arguments.split] if arguments.split else []
+    words += [path.parent.name if path.name == "expert" else path.name for path in experts]
+    words += ["nearest"] if arguments.nearest else []
+    words += [arguments.same_place] if arguments.same_place else []
+    words += [f"size-{arguments.size}"] if arguments.size else []
+    return arguments.output or arguments.run / "-".join(["eval", *words])
+
+
 def evaluate_detector(arguments: argparse.Namespace) -> None:
     """Evaluate the run on the data set that is named, or on its validation set."""
     import torch  # here, since a results file needs none of these, which take seconds to import
@@ -80,9 +100,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.onnx is not None and arguments.expert:
         raise ValueError("--onnx evaluates an exported detector, which has no experts; leave --expert out")
-    named = [annotations.parent.name, annotations.stem] if annotations else []
-    named += [arguments.onnx.stem] if arguments.onnx else []
-    output = arguments.output or arguments.run / "-".join(["eval", *named, *filter(None, [arguments.split])])
+    output = output_folder(arguments)
     trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
     index = None
     if annotations is not None:

@@ -13,6 +13,7 @@ least sure of, to accept, reject and rename, and a report has every image that c
 """
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -23,6 +24,7 @@ from ovd.data.check import describe_findings
 from ovd.data.export_boxes import (
     LOCAL_FILES,
     LabelledSet,
+    check_files,
     check_names,
     export_boxes,
     is_folder,
@@ -98,6 +100,7 @@ def main() -> None:
     for path in (*outputs_of(output, arguments.to), report_file, *([review] if review else [])):
         refuse_existing(path)
     root, paths = images_at(arguments.images, recursive=arguments.recursive)
+    check_files([Path(os.path.relpath(path, root)).as_posix() for path in paths], arguments.to)
 
     import torch
 
@@ -133,7 +136,8 @@ def main() -> None:
     )
     report.write(report_file)
     kind = "probability" if trained.threshold is not None else "score"
-    print(_summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output))
+    summary = _summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output)
+    print(summary.encode(errors="backslashreplace").decode())  # names of files may not be UTF-8
     if review is not None:
         shown = write_review(
             labels.kept,

@@ -20,6 +20,7 @@ from typing import get_args
 from ovd.build.arguments import add_expert_options, expert_group
 from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, parse_config
+from ovd.data.text_files import read_lines
 
 DEFAULTS = LabelOptions(queries="caption")
 
@@ -66,10 +67,10 @@ def _arguments() -> argparse.Namespace:
 
 def label_options(arguments: argparse.Namespace) -> LabelOptions:
     """What is asked and kept, as the command line says."""
-    names = [] if arguments.classes is None else arguments.classes.read_text(encoding="utf-8").splitlines()
+    names = [] if arguments.classes is None else [name for _, name in read_lines(arguments.classes)]
     settings = {
         "queries": arguments.queries,
-        "classes": tuple(dict.fromkeys(name.strip() for name in names if name.strip())),
+        "classes": tuple(dict.fromkeys(names)),
         "score_threshold": arguments.threshold,
         "max_boxes": arguments.max_boxes,
         "batch_size": arguments.batch_size,

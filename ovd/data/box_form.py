@@ -1,4 +1,5 @@
-"""Whether the boxes of a JSON file are what its form says, [x, y, width, height] in pixels, each once."""
+"""Whether the boxes of a JSON file are what its form says, [x, y, width, height] in pixels, each once, and each image
+once."""
 
 import re
 
@@ -48,9 +49,16 @@ def _fit_as_corners(boxes: np.ndarray, limits: np.ndarray) -> Bool[np.ndarray, "
 
 
 def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
-    """Count objects that have image, class and box of an earlier one, and classes whose names are nearly the same."""
+    """Count objects that have image, class and box of an earlier one, images that have the file of an earlier one, and
+    classes whose names are nearly the same."""
     for row in _doubles(table):
         report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
+    for row, earlier, file in _same_files(table):
+        where = f"{table.path}: images {table.image_ids[earlier]} and {table.image_ids[row]}"
+        report.noticed(
+            "F2",
+            f"{where} are both {file}; objects of one are background in the other; make one record of both",
+        )
     first: dict[str, Category] = {}
     for category in table.categories:
         other = first.setdefault(re.sub(r"[\s_-]+", " ", category.name).strip().casefold(), category)
@@ -60,6 +68,15 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
             else:
                 where = f"{other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
             report.noticed("F2", f"{table.path}: categories {where}")
+
+
+def _same_files(table: AnnotationTable) -> list[tuple[int, int, str]]:
+    """Positions of the images that have the file of an earlier one, ascending; of the first of that file; the file."""
+    files = table.image_files or ()
+    if len(set(files)) == len(files):
+        return []
+    first: dict[str, int] = {}
+    return [(row, earlier, file) for row, file in enumerate(files) if (earlier := first.setdefault(file, row)) != row]
 
 
 def _doubles(table: AnnotationTable) -> list[int]:

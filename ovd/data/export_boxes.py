@@ -13,6 +13,7 @@ What is written appears whole or not at all, and nothing that exists is replaced
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ MIN_SIDE_PX = 2.0
 """Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""
 LOCAL_FILES = "/data/local-files/?d="
 """What Label Studio calls files in its own local storage."""
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, halves of characters (which stand for bytes that are not UTF-8), and what is none. XML may have
+tabs and line ends, but readers change them."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,23 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"the class name {name!r} is given twice")
 
 
+def check_files(files: Sequence[str], format: ExportFormatName) -> None:
+    """Check that the names of image files can be written in a format. All but `voc` write any name: JSON has escapes
+    for its characters, and addresses, links and label files have its bytes.
+
+    Raises:
+        ValueError: some cannot.
+    """
+    if format != "voc":
+        return
+    faulty = [file for file in files if _NOT_IN_XML.search(file)]
+    if faulty:
+        raise ValueError(
+            f"voc cannot hold the names of {len(faulty):,} of {len(files):,} images, with control characters or bytes "
+            f"that are not UTF-8, the first {faulty[0]!r}; rename them, or take another format (coco, yolo)"
+        )
+
+
 def is_folder(format: ExportFormatName) -> bool:
     """Whether the format is a folder of files."""
     return format in ("yolo", "voc")
@@ -108,6 +129,7 @@ def export_boxes(
         OSError: it cannot be written; for yolo also that links cannot be made here.
     """
     check_names(labelled.names)
+    check_files([image.file for image in labelled.images], format)
     for path in outputs_of(output, format):
         refuse_existing(path)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +216,7 @@ def label_studio_tasks(labelled: LabelledSet, *, source: str, image_url: str = L
         ]
         lowest = {"score": round(float(image.scores.min()), 4)} if result else {}
         prediction = {"model_version": source, **lowest, "result": result}
-        tasks.append({"data": {"image": image_url + quote(image.file)}, "predictions": [prediction]})
+        tasks.append({"data": {"image": image_url + quote(os.fsencode(image.file))}, "predictions": [prediction]})
     return tasks
 
 
@@ -238,7 +260,8 @@ def _write_yolo(labelled: LabelledSet, folder: Path, *, copy_images: bool) -> No
     files = _flat([image.file for image in labelled.images])
     for part in ("images", "labels"):
         (folder / part).mkdir()
-    with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as scores_file:
+    # surrogateescape: a name that is not UTF-8 is written with its own bytes.
+    with (folder / "scores.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as scores_file:
         table = csv.writer(scores_file, lineterminator="\n")
         table.writerow(["labels", "line", "class", "score"])
         for image, file in zip(labelled.images, files, strict=True):

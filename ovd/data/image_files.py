@@ -41,10 +41,36 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders below it, by path, `without_drawn`; symbolic links are followed."""
-    walk = os.walk(folder, followlinks=True)
-    images = (Path(parent, name) for parent, _, names in walk for name in names if is_image_name(name))
+    """All images in a folder and the folders below it, by path, `without_drawn`; symbolic links are followed.
+
+    A link to a folder that it lies in is not: it would give the same images again, without end. A warning counts these.
+    """
+    images, loops = list[Path](), list[str]()
+    start = Path(os.path.realpath(folder))
+    above = {str(folder): frozenset(map(_identity, (start, *start.parents)))}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        images += [Path(parent, name) for name in names if is_image_name(name)]
+        above_here = above.pop(parent)
+        for path in [os.path.join(parent, name) for name in folders]:
+            identity = _identity(path)
+            if identity is not None and identity in above_here:
+                folders.remove(os.path.basename(path))
+                loops.append(path)
+            else:
+                above[path] = above_here | {identity}
+    if loops:
+        words = f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}"
+        print(f"warning: {words}", file=sys.stderr)
     return without_drawn(sorted(images))
+
+
+def _identity(folder: str | Path) -> tuple[int, int] | None:
+    """What is the same for all paths of a folder; None for one that cannot be looked at."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
@@ -106,13 +132,14 @@ class ImageFiles:
 
 
 def readable_sizes(
-    paths: Sequence[Path], report: DataReport, *, stops: bool
+    paths: Sequence[Path], report: DataReport, *, stops: bool, num_images: int | None = None
 ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, "K 2"]]:
     """Positions of the images whose header can be read, and their heights and widths as the loader will see them.
 
     Args:
         report: counts the images that are left out.
         stops: whether an unreadable image is an error instead.
+        num_images: how many images the set has, of which too many may be left out (None: these).
 
     Raises:
         ImageError: F8, F9, F10 as `decode_image`, if `stops`.
@@ -128,5 +155,5 @@ def readable_sizes(
             raise size
         else:
             report.skipped(size.code, str(size))
-    report.raise_if_too_many(len(paths))
+    report.raise_if_too_many(len(paths) if num_images is None else num_images)
     return np.array(positions, dtype=np.int64), np.array(sizes, dtype=np.int64).reshape(-1, 2)

@@ -50,7 +50,7 @@ def fill_sizes(
             has_option=not request.options.by_base_name,
         )
     paths = [request.images / files[row] for row in missing.tolist()]
-    found, found_sizes = readable_sizes(paths, report, stops=request.truth)
+    found, found_sizes = readable_sizes(paths, report, stops=request.truth, num_images=len(files))
     where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
     report.repaired("F12", where)
     filled = sizes.copy()

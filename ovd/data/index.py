@@ -149,7 +149,8 @@ class AnnotationIndex:
     def fingerprint(self) -> str:
         """Hash of all that training takes from the file: images, their order, objects and vocabulary."""
         digest = hashlib.sha256(repr(self.categories).encode())
-        digest.update("\n".join(self.image_files).encode())
+        # A file's name that is not UTF-8 has halves of characters, which strict encoding refuses.
+        digest.update("\n".join(self.image_files).encode(errors="surrogatepass"))
         parts = [part for ragged in self._labels().values() for part in (ragged.values, ragged.offsets)]
         for array in (self.image_ids, self.image_sizes, *parts):
             digest.update(array.tobytes())

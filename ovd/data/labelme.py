@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class _Shape:
     label: str
     box: tuple[float, float, float, float]
     """xyxy"""
+    group: str | None
+    """What the parts of one object share, beside their label; None for an object of one part."""
     where: str
 
 
@@ -43,12 +46,15 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     """Reads and checks a folder of LabelMe's files, in the order of their names.
 
     Rectangles are read as they are, of polygons, circles and masks the bounding box is taken; points and lines have no
-    box, and are left out and counted (F4). Image ids and category ids are positions from 0, classes are sorted.
+    box, and are left out and counted (F4). Shapes of one file with the same label and `group_id` are parts of one
+    object, as for labelme2coco: they get one box around all, and are counted (F2). Image ids and category ids are
+    positions from 0, classes are sorted.
 
     Args:
         request: `annotations` is the folder of JSON files, `images` the one of the images (None: the same). An image is
             `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the folder of images.
-        report: counts shapes without a box, and images that cannot be read though their size is missing.
+        report: counts shapes without a box, objects of several shapes, and images that cannot be read though their size
+            is missing.
 
     Raises:
         DataError: F1 no JSON files, or one that is not LabelMe's; F2 an image twice; F6 a shape that is not finite
@@ -101,8 +107,27 @@ def _read_image(path: Path, root: Path, report: DataReport) -> _Image:
         path,
         os.path.relpath(file, os.path.normpath(root)),
         (sides[0] or 0, sides[1] or 0),
-        tuple(shape for shape in read if shape is not None),
+        _united([shape for shape in read if shape is not None], report),
     )
+
+
+def _united(shapes: Sequence[_Shape], report: DataReport) -> tuple[_Shape, ...]:
+    """The objects of an image: shapes of one label and one group become one, in the place of the first."""
+    objects: dict[object, list[_Shape]] = {}
+    for number, shape in enumerate(shapes):
+        objects.setdefault(number if shape.group is None else (shape.label, shape.group), []).append(shape)
+    return tuple(_whole(parts, report) for parts in objects.values())
+
+
+def _whole(parts: Sequence[_Shape], report: DataReport) -> _Shape:
+    """One shape around the parts of an object."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    where = f"{first.where}: {len(parts)} shapes are called {first.label!r} and have the group_id {first.group}"
+    report.noticed("F2", f"{where}; they are parts of one object, whose box is around all")
+    x0, y0, x1, y1 = zip(*(part.box for part in parts), strict=True)
+    return replace(first, box=(min(x0), min(y0), max(x1), max(y1)))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -135,7 +160,9 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
     if kind == "circle":
         radius = math.dist(points[0], points[1])
         low, high = points[0] - radius, points[0] + radius
-    return _Shape(label.strip(), (float(low[0]), float(low[1]), float(high[0]), float(high[1])), where)
+    box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+    group = shape.get("group_id")
+    return _Shape(label.strip(), box, None if group is None else repr(group), where)
 
 
 def _points(value: Any) -> np.ndarray | None:

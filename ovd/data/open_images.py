@@ -4,9 +4,7 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +12,13 @@ from ovd.data.category import Category
 from ovd.data.image_files import images_below, readable_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number, read_bytes
+from ovd.data.text_files import finite_number
 
-MAX_BYTES = 8 * 1024**3
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
 _COLUMNS = ("ImageID", "LabelName", *_SIDES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # millions of them
 class _Row:
     image: str
     label: str
@@ -90,39 +87,32 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    reader = csv.reader(StringIO(_text(path)), strict=True)
-    try:
-        yield from _parsed(path, reader)
-    except csv.Error as error:
-        raise DataError("F1", f"{path}: line {reader.line_num} is no CSV: {error}") from error
-
-
-def _parsed(path: Path, reader: Any) -> Iterator[_Row]:
-    header: list[str] = next(reader, [])
+    lines = _lines(path, strict=True)
+    _, header = next(lines, (1, list[str]()))
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
         raise DataError("F1", f"{path}: its first line names no column {', '.join(missing)}; is this a file of boxes?")
     places = {column: header.index(column) for column in (*_COLUMNS, *({"IsGroupOf"} & set(header)))}
-    for values in reader:
+    for number, values in lines:
         if not values:
             continue
         if len(values) != len(header):
-            raise DataError("F1", f"{path}: line {reader.line_num} has {len(values)} values, not {len(header)}")
+            raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {len(header)}")
         texts = [values[places[side]] for side in _SIDES]
         numbers = [finite_number(text, math.inf) for text in texts]
         x1, y1, x2, y2 = (math.nan if number is None else number for number in numbers)
         if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
             raise DataError(
-                "F6", f"{path}: line {reader.line_num}: {dict(zip(_SIDES, texts, strict=True))} is no box from 0 to 1"
+                "F6", f"{path}: line {number}: {dict(zip(_SIDES, texts, strict=True))} is no box from 0 to 1"
             )
         is_group = "IsGroupOf" in places and values[places["IsGroupOf"]].strip() == "1"
-        yield _Row(values[places["ImageID"]], values[places["LabelName"]], (x1, y1, x2, y2), is_group, reader.line_num)
+        yield _Row(values[places["ImageID"]], values[places["LabelName"]], (x1, y1, x2, y2), is_group, number)
 
 
 def _class_names(path: Path) -> dict[str, str]:
     """Name by label; the file may have a first line that names its two columns."""
     names: dict[str, str] = {}
-    for number, values in enumerate(csv.reader(StringIO(_text(path))), start=1):
+    for number, values in _lines(path, strict=False):
         if not values or (number == 1 and values[0] == "LabelName"):
             continue
         if len(values) != 2 or not values[1].strip():
@@ -134,9 +124,22 @@ def _class_names(path: Path) -> dict[str, str]:
     return names
 
 
-def _text(path: Path) -> str:
-    content = read_bytes(path, MAX_BYTES)
+def _lines(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file with their numbers, each read when it is asked for: the file may have gigabytes.
+
+    Raises:
+        DataError: F1 it cannot be read, is not UTF-8, or no CSV.
+    """
+    number = 0
     try:
-        return content.decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=strict)
+            for values in reader:
+                number = reader.line_num
+                yield number, values
+    except csv.Error as error:
+        raise DataError("F1", f"{path}: line {number + 1} is no CSV: {error}") from error
     except UnicodeDecodeError as error:
-        raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+        raise DataError("F1", f"{path}: not UTF-8 soon after line {number} ({error.reason})") from error
+    except OSError as error:
+        raise DataError("F1", f"{path}: cannot be read ({error.strerror or error}); see data/README.md") from error

@@ -16,6 +16,7 @@ the shard without a word.
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,11 +36,14 @@ _MEMBER_OF_SUFFIX = {
     "caption": 1,
     "json": 2,
 }
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+"""Halves of characters that JSON writes in two parts; no text in UTF-8 has them."""
 _ABSENT = -1
 _MIN_FAILED_TO_STOP = 5
 _MAX_FAILED_SHARE = 0.5
 _MAX_INFO_BYTES = 16 * 1024 * 1024
 _GZIP_SIGNATURE = b"\x1f\x8b"
+_LONGEST_KEY_IN_HEADER = 90
 # POSIX: an archive ends with two blocks of zeros.
 _END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
 
@@ -176,7 +180,7 @@ def caption_in(info: bytes) -> str | None:
         caption = json.loads(info)["caption"]
     except (ValueError, RecursionError, TypeError, KeyError, IndexError):
         return None
-    return caption if isinstance(caption, str) else None
+    return _HALF_CHARACTERS.sub("\ufffd", caption) if isinstance(caption, str) else None
 
 
 def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
@@ -203,12 +207,20 @@ def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
         os.close(descriptor)
     header, content = block[: tarfile.BLOCKSIZE], block[tarfile.BLOCKSIZE :]
     try:
-        is_there = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size == size == len(content)
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        is_there = found.size == size == len(content) and _may_be_of(found.name, index.keys[row])
     except tarfile.HeaderError:
         is_there = False
     if not is_there:
         raise ValueError(f"{path}: the {name} of {index.key(row)!r} is not at byte {offset}; changed since indexed")
     return content
+
+
+def _may_be_of(name: str, key: bytes) -> bool:
+    """Whether a header's name may be that of a sample's member; long and other than ASCII names may lie elsewhere."""
+    if len(key) > _LONGEST_KEY_IN_HEADER or not key.isascii():
+        return True
+    return _split_name(name.removeprefix("./"))[0] == key.decode()
 
 
 def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:

@@ -16,7 +16,7 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
     """The pairs whose image can be decoded, keyed by line number; `report` counts the others, and stops at too many.
 
     Args:
-        path: UTF-8, a pair a line, no header.
+        path: UTF-8, with a byte order mark or without, a pair a line, no header.
         columns: what each column is: `caption` and either `path` or `base64`; others are `_`.
         images: folder that paths are relative to.
 
@@ -31,7 +31,7 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
         raise ValueError(f"columns {', '.join(sorted(unknown))} are none of {', '.join(COLUMNS)}")
     with path.open("rb") as file:
         num_lines = sum(1 for _ in file)
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(progress(file, num_lines, "reading TSV"), start=1):
             where = f"{path}: line {number}"
             fields = dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))

@@ -223,7 +223,7 @@ def _sizes(
                 has_option=not request.options.by_base_name,
             )
         files = [request.images / images[position].file for position in without]
-        found, sizes = readable_sizes(files, report, stops=request.truth)
+        found, sizes = readable_sizes(files, report, stops=request.truth, num_images=len(images))
         size_of |= {without[row]: tuple(size) for row, size in zip(found.tolist(), sizes.tolist(), strict=True)}
     kept = sorted(size_of)
     return np.array(kept, dtype=np.int64), np.array([size_of[row] for row in kept], dtype=np.int64).reshape(-1, 2)

@@ -1,5 +1,6 @@
 """Reader of YOLO text labels: one text file per image, listed by a data.yaml or lying in one folder."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ovd.data.category import Category
-from ovd.data.image_files import images_below, readable_sizes
+from ovd.data.image_files import images_below, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_lines, read_names
@@ -58,7 +59,8 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
             lists images, or several of them; or it is a folder with classes.txt and the label files, themselves or in a
             folder `labels`. `images` is the folder that the paths in data.yaml start at (None: its `path`, else the
             folder of data.yaml), or the folder of images to a folder of labels (None: its `images`, else the folder).
-        report: counts images that are left out, since they cannot be read; their size is in no label file.
+        report: counts images that are left out, since they cannot be read (their size is in no label file), label files
+            without an image (F8), and those of two images (F2).
 
     Raises:
         DataError: F1 no plain YAML, a missing key or folder, no label file at all; F2 an image twice; F3 a class id
@@ -73,6 +75,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     else:
         listing = _read_yaml(annotations, request.images, split or ("val" if request.truth else "train"))
     _check_listing(annotations, listing)
+    _notice_odd_labels(listing, report)
 
     kept, sizes = readable_sizes(listing.images, report, stops=request.truth)
     rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
@@ -196,6 +199,37 @@ def _check_listing(path: Path, listing: _Listing) -> None:
             f"{path}: none of {len(listing.images)} images has a label file: they lie in a folder `labels` in place of "
             f"`images`, or beside the images; the first image is {listing.images[0]}",
         )
+
+
+def _notice_odd_labels(listing: _Listing, report: DataReport) -> None:
+    """Count label files that two images share, such as a.jpg and a.png, and those beside them whose image is missing.
+
+    An image that lies in its folder and is not listed is not missing.
+    """
+    image_of_label: dict[Path, Path] = {}
+    image_folders: dict[Path, set[Path]] = {}
+    for image, label in zip(listing.images, listing.labels, strict=True):
+        if label is None:
+            continue
+        first = image_of_label.setdefault(label, image)
+        if first is not image:
+            report.noticed("F2", f"{label}: is the label file of {first} and of {image}; its objects count in both")
+        image_folders.setdefault(label.parent, set()).add(image.parent)
+    for folder, folders in image_folders.items():
+        names = {name for each in folders if each.is_dir() for name in os.listdir(each) if is_image_name(name)}
+        stems = {os.path.splitext(name)[0] for name in names}
+        for path in sorted(folder.glob("*.txt")):
+            if path.stem not in stems and path not in image_of_label and (num_rows := _num_rows(path)):
+                places = " or ".join(str(each) for each in sorted(folders))
+                report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
+
+
+def _num_rows(path: Path) -> int:
+    """The objects of a label file; 0 for other text files, such as classes.txt and lists of images."""
+    try:
+        return len(_read_labels(path))
+    except DataError:
+        return 0
 
 
 def _read_labels(path: Path | None) -> list[_Row]:

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from ovd.engine.optim import Ema
 from ovd.files import sha256_of
 
+CLIP_FOLDER = "clip"
+"""In the folder of a detector that was given away, the CLIP model that it needs (build/packaged.py)."""
 _MODEL = "model.safetensors"
 _EMA = "ema.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -60,6 +62,12 @@ class Checkpoint:
         """The file to evaluate: the averaged weights if the run keeps them, else the module's own."""
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
+
+    def config_here(self) -> dict[str, Any]:
+        """The config, with the place of a CLIP model that lies in the checkpoint's own folder."""
+        if not self.extra.get("has_clip"):
+            return self.config
+        return self.config | {"clip": self.config["clip"] | {"name": str(self.folder / CLIP_FOLDER)}}
 
     def attached(self) -> dict[str, Tensor]:
         """Load the caller's other tensors."""

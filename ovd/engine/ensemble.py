@@ -39,7 +39,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     """
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
-    different = different_detectors(first.config, second.config)
+    different = different_detectors(first.config_here(), second.config_here())
     text_towers = (first.extra.get("text_tower"), second.extra.get("text_tower"))
     if text_towers[0] != text_towers[1]:
         different.append(f"text tower ({text_towers[0]!r} and {text_towers[1]!r})")
@@ -53,13 +53,14 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
     sources = {"first": str(first.folder), "second": str(second.folder), "weight": weight}
     extra, attached = dict(second.extra), second.attached()
+    extra.pop("has_clip", None)
     if weight != 1:
         extra.pop("calibration", None)
         attached.pop("trained_text", None)
     return checkpoint.save_weights(
         output,
         tensors=tensors,
-        config=second.config | {"output": str(output)},
+        config=second.config_here() | {"output": str(output)},
         extra=extra | {"ensemble": sources},
         attached=attached,
     )

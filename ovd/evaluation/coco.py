@@ -150,6 +150,7 @@ def _run_official(truth: Truth, results: Results) -> PrecisionRecall:
             detections = dataset.loadRes(hotcoco_rows(results))
         else:  # loadRes fails on an empty list; nothing but the index is asked of it
             detections = COCO()
+            detections.dataset = {"images": [], "categories": [], "annotations": []}
             detections.createIndex()
         evaluation = COCOeval(dataset, detections, "bbox")
         evaluation.evaluate()

@@ -23,10 +23,12 @@ class BoxEvaluator(ABC):
             of the file that no row maps to are evaluated all the same: their boxes count as missed.
 
     Raises:
-        ValueError: `category_ids` holds an id that the annotation file does not have.
+        ValueError: `category_ids` holds an id that the annotation file does not have, or it has no categories.
     """
 
     def __init__(self, truth: Truth, category_ids: tuple[int, ...]) -> None:
+        if not truth.categories:
+            raise ValueError(f"{truth.path} has no categories, so that there is nothing to evaluate; list its classes")
         self.truth = truth
         self._known_image_ids = np.array([image.id for image in truth.images], np.int64)
         self._known_category_ids = np.array([category.id for category in truth.categories], np.int64)

@@ -20,6 +20,9 @@ from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
+NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html")
+"""Files that an evaluation writes beside those of `evaluate_results`, if it measures naming or makes a page."""
+
 
 def box_evaluator(
     truth: Truth, format: DataFormatName, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
@@ -41,7 +44,8 @@ def evaluate_results(
 ) -> Measures:
     """Compute the metrics of the format's benchmark and judge the decisions; print both and write their files.
 
-    Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too.
+    Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too. Files of an
+    earlier evaluation that would stay beside these are removed.
 
     Args:
         evaluator: has all detections.
@@ -62,6 +66,8 @@ def evaluate_results(
     print(format_table(evaluation))
     print(format_decisions(decisions))
     if output_dir is not None:
+        for name in NOT_ALWAYS_WRITTEN:
+            (output_dir / name).unlink(missing_ok=True)
         write_report(evaluation, output_dir)
         write_decisions(decisions, output_dir)
     return Measures(evaluation, decisions, truth, results, groups)

@@ -1,6 +1,7 @@
 """Detect in pictures and videos one after another, and write what is found: pictures, COCO JSON, or lines of JSON."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,15 @@ from typing import IO, Any, Literal, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
+from ovd.build.prompts import Prompt
 from ovd.data.image_files import DRAWN
-from ovd.data.images import ImageError
+from ovd.data.images import ImageError, read_image
 from ovd.data.media import STANDARD_INPUT, Picture, is_video, pictures_of
 from ovd.data.report import DataReport
 from ovd.data.video import VideoWriter, describe_video
+from ovd.extras import optional
 from ovd.files import whole_file
-from ovd.jobs.track import Tracker
+from ovd.jobs.track import Tracker, tracking_package
 from ovd.progress import progress
 from ovd.structures import Detections
 from ovd.visualize import draw_detections
@@ -69,7 +72,7 @@ def output_for(
             for standard output.
 
     Raises:
-        ValueError: the pictures of two sources would have the same name.
+        ValueError: the pictures of two sources would have the same name, or the file cannot be written.
     """
     match kind:
         case "pictures":
@@ -89,15 +92,43 @@ def detect_in(
 ) -> DataReport:
     """Detect in every picture of the sources; what cannot be read is counted, and the others go on.
 
+    An error that ends it leaves what was found before.
+
     Args:
         sources: files, or "-" (`find_media`).
         detect: what is to be shown of a picture.
         track_above: the score of a box that may start a track in a video; by default nothing is tracked.
 
+    Returns:
+        The number of pictures, of boxes that were given to the output, and of sources that could not be read.
+
     Raises:
         ImageError: there is only one source, and it cannot be read.
+        ValueError: the package that reads or tracks videos is missing, and a source is a video.
     """
+    if any(map(is_video, sources)):
+        optional("av", "video")
+        if track_above is not None:
+            tracking_package()
     report = DataReport(stops=False)
+    try:
+        _detect_in_each(sources, detect, output, track_above, report)
+    except BaseException:  # an interruption, too
+        if report.num_used():
+            _close_after_an_error(output, report)
+        raise
+    output.close()
+    return report
+
+
+def _detect_in_each(
+    sources: Sequence[str],
+    detect: Callable[[Picture], Detections],
+    output: Output,
+    track_above: float | None,
+    report: DataReport,
+) -> None:
+    """What `detect_in` does before it closes the output; the report counts on an error, too."""
     with_bar = len(sources) > 1
     for source in progress(sources, len(sources), "detecting") if with_bar else sources:
         try:
@@ -105,15 +136,26 @@ def detect_in(
             if track_above is not None and is_video(source):
                 tracker = Tracker(describe_video(Path(source))[0], track_above)
             for picture in _with_bar(source) if not with_bar else pictures_of(source):
-                found = detect(picture)
-                output.add(Found(picture, found) if tracker is None else Found(picture, *tracker.update(found)))
+                found = Found(picture, detect(picture))
+                if tracker is not None:
+                    found = Found(picture, *tracker.update(found.detections))
+                output.add(found)
                 report.used()
+                report.used(len(found.detections.scores), unit="box")
         except ImageError as error:
             if len(sources) == 1:
                 raise
             report.skipped(error.code, str(error))
-    output.close()
-    return report
+
+
+def _close_after_an_error(output: Output, report: DataReport) -> None:
+    """Write what was found before an error, and say so; another error here does not take the place of the first."""
+    try:
+        output.close()
+    except Exception as error:
+        print(f"what was found in {report.num_used()} pictures could not be written: {error}", file=sys.stderr)
+    else:
+        print(f"what was found in {report.num_used()} pictures before is kept{output.where()}", file=sys.stderr)
 
 
 def _with_bar(source: str) -> Iterator[Picture]:
@@ -231,11 +273,47 @@ def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
     return chosen
 
 
+def read_examples(prompts: Sequence[str | Prompt]) -> None:
+    """Read the example pictures once before all others, so that a bad one is not taken for a bad source.
+
+    Raises:
+        ImageError: the file of an example is missing or not an image.
+    """
+    examples = [example for prompt in prompts if isinstance(prompt, Prompt) for example in prompt.images]
+    for example in examples:
+        if isinstance(example.image, str | Path):
+            read_image(Path(example.image))
+
+
+def _file_in_its_folder(path: Path) -> Path:
+    """A file that is to be written, whose folder is made if it does not exist.
+
+    Raises:
+        ValueError: it is a folder itself, or its folder cannot be made.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file, such as {path / 'detections.json'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {path}: its folder cannot be made: {error}") from error
+    return path
+
+
 class CocoFile:
     """One file in COCO's form: images, categories, and annotations that have a score."""
 
     def __init__(self, path: Path, names: Sequence[str]):
-        self._path = path
+        """
+        Args:
+            path: written at the end; its folder is made if it does not exist.
+
+        Raises:
+            ValueError: it is a folder, or its folder cannot be made or written to.
+        """
+        self._path = _file_in_its_folder(path)
+        if not os.access(path.parent, os.W_OK):
+            raise ValueError(f"--output {path}: its folder cannot be written to; name a file in another")
         self._names = list(names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -272,10 +350,13 @@ class JsonLines:
     def __init__(self, path: Path | None, names: Sequence[str]):
         """
         Args:
-            path: None for standard output.
+            path: None for standard output; its folder is made if it does not exist.
+
+        Raises:
+            ValueError: it is a folder, or its folder cannot be made.
         """
         self._names = list(names)
-        self._file = sys.stdout if path is None else path.open("w", encoding="utf-8")
+        self._file = sys.stdout if path is None else _file_in_its_folder(path).open("w", encoding="utf-8")
 
     def add(self, found: Found) -> None:
         """Writes the line of a picture."""

@@ -113,6 +113,11 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
     return torch.cat(parts), of_name
 
 
+def per_cent(metric: float, digits: int) -> str:
+    """A metric for people; - for -1, which says that there is no true box to speak of."""
+    return "-" if metric == -1 else f"{100 * metric:.{digits}f}"
+
+
 def describe_expert(folder: Path) -> str:
     """What an expert knows and needs, in a few lines."""
     found = read_description(folder)
@@ -120,7 +125,7 @@ def describe_expert(folder: Path) -> str:
     names = ", ".join(found.names[:NAMES_SHOWN])
     more = f" and {len(found.names) - NAMES_SHOWN} more" if len(found.names) > NAMES_SHOWN else ""
     measured = "".join(
-        f", AP {100 * values['AP']:.1f} on {of}" for of, values in found.metrics.items() if "AP" in values
+        f", AP {per_cent(values['AP'], 1)} on {of}" for of, values in found.metrics.items() if "AP" in values
     )
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (

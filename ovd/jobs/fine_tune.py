@@ -21,7 +21,7 @@ from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import ExpertGroup
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
-from ovd.jobs.experts import save_expert
+from ovd.jobs.experts import per_cent, save_expert
 from ovd.jobs.train import check_same_data, check_same_run, is_finished, train_from_config
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
@@ -51,12 +51,14 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
             average.
 
     Raises:
-        ValueError: no `init_from`, one of the two validation sets is missing, the detector's settings differ from the
-            config's so that the two have no average, or the size of images so that they share no features, or an
-            earlier call had other settings, other boxes or another weight.
+        ValueError: no `init_from`, a weight that is not in 0..1, one of the two validation sets is missing, the
+            detector's settings differ from the config's so that the two have no average, or the size of images so that
+            they share no features, or an earlier call had other settings, other boxes or another weight.
     """
     if config.init_from is None:
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"--weight {weight:g}: the weight of the fine-tuned detector in the average is from 0 to 1")
     start = load_detector(config.init_from)
     different = different_detectors(start.config.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
@@ -148,7 +150,7 @@ def _outcome(
 
 
 def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
-    """Format outcomes as a table in per cent."""
+    """Format outcomes as a table in per cent, with - where there is no true box to speak of."""
     return "\n".join(_lines(outcomes))
 
 
@@ -162,7 +164,7 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
     yield "detector  " + "".join(f"{f'{label} {metric}':>11}" for label, _, metric in columns)
     for outcome in outcomes:
         values = (getattr(outcome, which)[metric] for _, which, metric in columns)
-        yield f"{outcome.detector:10}" + "".join(f"{100 * value:11.2f}" for value in values)
+        yield f"{outcome.detector:10}" + "".join(f"{per_cent(value, 2):>11}" for value in values)
 
 
 def _evaluate(path: Path, index: AnnotationIndex, output: Path, experts: ExpertGroup | None) -> dict[str, float]:

@@ -132,6 +132,8 @@ class _Job:
                 try:
                     of_shard, report = self._ray.get(ready)
                 except self._ray.exceptions.RayActorError as error:
+                    if getattr(error, "actor_init_failed", False):
+                        raise RuntimeError(f"a worker could not start: {str(error).splitlines()[-1]}") from error
                     self._lose(shard, error)
                     self._give(self._new_actor())
                     continue

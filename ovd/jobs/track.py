@@ -1,11 +1,26 @@
 """Follow objects through the frames of a video: ByteTrack (Zhang et al., ECCV 2022), of the package trackers."""
 
 from fractions import Fraction
+from types import ModuleType
 
 import torch
 
 from ovd.extras import optional
 from ovd.structures import Detections
+
+
+def tracking_package() -> ModuleType:
+    """The package trackers.
+
+    Raises:
+        ValueError: it or the package supervision is missing; says how to install them.
+    """
+    optional("supervision", "video")
+    try:
+        return optional("trackers", "video")
+    except ValueError as error:
+        # Its own requirements name an OpenCV build with a GUI, which shadows the headless one.
+        raise ValueError(f"{error}, and then pip install --no-deps trackers") from error
 
 
 class Tracker:
@@ -20,13 +35,7 @@ class Tracker:
         Raises:
             ValueError: the package is missing.
         """
-        optional("supervision", "video")
-        try:
-            tracker = optional("trackers", "video")
-        except ValueError as error:
-            # Its own requirements name an OpenCV build with a GUI, which shadows the headless one.
-            raise ValueError(f"{error}, and then pip install --no-deps trackers") from error
-        self._tracker = tracker.ByteTrackTracker(
+        self._tracker = tracking_package().ByteTrackTracker(
             frame_rate=float(rate), track_activation_threshold=above, high_conf_det_threshold=above
         )
 

@@ -210,10 +210,17 @@ def _load_pairs(config: TrainConfig, clip: Clip, *, first_id: int) -> tuple[Labe
 
 
 def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None) -> dict[str, str]:
-    """Hashes of the training data, by name."""
+    """Hashes of the training data, by name.
+
+    Raises:
+        ValueError: the ranks have read different data.
+    """
     data = {"annotations": index.fingerprint()}
     if config.data.pairs is not None and pairs is not None:
         data["labels"] = f"{labels_fingerprint(label_files(config.data.pairs.labels))}-{pairs.fingerprint()}"
+    of_ranks = gather(data)
+    if any(other != data for other in of_ranks):
+        raise ValueError(f"the ranks have read different data, as if it were still being written: {of_ranks}")
     return data
 
 

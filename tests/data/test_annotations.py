@@ -301,6 +301,19 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     assert index.fingerprint() == load(tmp_path, lvis_content())[0].fingerprint()
 
 
+@pytest.mark.parametrize("ids", [[1, 2, 3], ["1", "2", "3"]])  # columns, and record by record
+def test_image_records_of_one_file_are_counted(tmp_path, ids):
+    images = [
+        {"id": identifier, "file_name": name, "height": 9, "width": 9}
+        for identifier, name in zip(ids, ("a.jpg", "b.jpg", "a.jpg"), strict=True)
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "gull"}]}
+    index, report = load(tmp_path, content, "coco")
+    assert len(index) == 3
+    assert report.counts() == {"F2 noticed": 1}
+    assert "annotations.json: images 1 and 3 are both a.jpg" in report.first_records()["F2 noticed"][0]
+
+
 @pytest.mark.parametrize("name", ["", "  "])
 def test_a_class_without_a_name_stops(tmp_path, name):
     content = lvis_content()

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,7 +18,7 @@ from pycocotools.coco import COCO
 
 from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
-from ovd.data.export_boxes import LabelledImage, LabelledSet, check_names, export_boxes
+from ovd.data.export_boxes import LabelledImage, LabelledSet, check_files, check_names, export_boxes
 from ovd.data.format_options import FormatOptions
 from ovd.data.import_boxes import import_boxes
 from ovd.data.index import AnnotationIndex
@@ -176,6 +179,36 @@ def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
         assert names == [[NAMES[name]] for name in image.classes]
         assert [item["score"] for item in prediction["result"]] == pytest.approx(image.scores, abs=6e-5)
         assert prediction.get("score") == (pytest.approx(image.scores.min(), abs=6e-5) if len(boxes) else None)
+
+
+def with_first_called(labelled: LabelledSet, file: str) -> LabelledSet:
+    shutil.move(labelled.root / labelled.images[0].file, labelled.root / file)
+    return replace(labelled, images=(replace(labelled.images[0], file=file), *labelled.images[1:]))
+
+
+def test_a_name_that_is_not_utf8_is_read_as_it_was(labelled, tmp_path):
+    name = os.fsdecode(b"fot\xf6.jpg")
+    labelled = with_first_called(labelled, name)
+    export_boxes(labelled, tmp_path / "boxes.json", "coco", source="test")
+    export_boxes(labelled, tmp_path / "yolo", "yolo", source="test")
+    export_boxes(labelled, tmp_path / "tasks.json", "label_studio", source="test")
+    of_json = read(tmp_path / "boxes.json", labelled.root, "coco")
+    of_folder = read(tmp_path / "yolo" / "data.yaml", None, "yolo")
+    for index in (of_json, of_folder):
+        check_same(index, labelled, 0.0051)
+        assert index.fingerprint() != replace(index, image_files=("other.jpg", *index.image_files[1:])).fingerprint()
+    assert b"labels/fot\xf6.txt,1," in (tmp_path / "yolo" / "scores.csv").read_bytes()
+    address = json.loads((tmp_path / "tasks.json").read_text())[0]["data"]["image"]
+    assert unquote_to_bytes(address).endswith(b"?d=fot\xf6.jpg")
+
+
+@pytest.mark.parametrize("name", ["fot\udcf6.jpg", "a\x01b.jpg", "a\nb.jpg"])
+def test_voc_refuses_names_that_its_xml_cannot_hold(labelled, tmp_path, name):
+    with pytest.raises(ValueError, match=r"the names of 1 of 6 images, .*, the first '(fot|a)\\.*rename them"):
+        export_boxes(with_first_called(labelled, name), tmp_path / "voc", "voc", source="test")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    check_files([name], "yolo")
+    check_files(["Aufnahme 3\u202fPM, \u65e5\u672c.jpg"], "voc")
 
 
 @pytest.mark.parametrize("format", ["coco", "yolo", "voc", "label_studio"])

@@ -66,6 +66,19 @@ def test_an_image_without_size_that_cannot_be_read_is_left_out_of_training_and_s
         load(tmp_path, content, DataReport(), truth=True)
 
 
+def test_five_that_cannot_be_read_are_few_of_many_images_though_many_of_those_without_a_size(tmp_path):
+    content = content_of(tmp_path, 6)
+    for row in content["images"][:5]:
+        del row["height"]
+        (tmp_path / row["file_name"]).write_bytes(b"no image")
+    more = [{**content["images"][5], "id": number, "file_name": f"{number}.png"} for number in range(7, 502)]
+    for row in more:
+        (tmp_path / row["file_name"]).touch()
+    with pytest.raises(DataError, match="5 of 500 skipped"):
+        load(tmp_path, {**content, "images": content["images"] + more[:-1]}, DataReport())
+    assert len(load(tmp_path, {**content, "images": content["images"] + more}, DataReport())) == 496
+
+
 def test_without_a_folder_of_images_a_size_is_required(tmp_path):
     content = content_of(tmp_path, 1)
     del content["images"][0]["height"]

@@ -1,6 +1,7 @@
 """What annotation tools export, by hand as they write it, becomes the same clean file in COCO's form."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,25 @@ def test_labelme(tmp_path, images):
     assert "shape 4: a point has no box" in report.first_records()["F4 skipped"][0]
 
 
+def test_labelme_shapes_of_one_label_and_one_group_are_one_object(images):
+    labelme(images)
+    content = json.loads((images / "a.json").read_text())
+    corners = {"cat": [[1, 2], [9, 12]], "dog": [[20, 20], [30, 30]], "cat again": [[50, 1], [55, 4]]}
+    content["shapes"] = [
+        {"label": name.split()[0], "shape_type": "rectangle", "points": points, "group_id": group}
+        for group in (1, 2)
+        for name, points in corners.items()
+    ]
+    (images / "a.json").write_text(json.dumps(content))
+    objects, _, report = imported(images, None, "labelme")
+    cat, dog = ("a.jpg", "cat", [1.0, 1.0, 54.0, 11.0]), ("a.jpg", "dog", [20.0, 20.0, 10.0, 10.0])
+    assert objects[:-1] == [cat, cat, dog, dog]
+    assert report.num_noticed("F2") == 2
+    assert (
+        "a.json: shape 1: 2 shapes are called 'cat' and have the group_id 1" in report.first_records()["F2 noticed"][0]
+    )
+
+
 def test_labelme_in_a_folder_of_its_own(tmp_path, images):
     (tmp_path / "json").mkdir()
     labelme(tmp_path / "json", "..\\images\\{}.jpg")
@@ -207,6 +227,32 @@ def test_open_images(tmp_path, images):
             imported(damaged, images, "open_images", class_names=names)
     with pytest.raises(ValueError, match="needs the folder of images and the CSV file of class names"):
         imported(boxes, images, "open_images")
+
+
+def test_a_large_file_of_open_images_is_not_held_in_memory(tmp_path, images):
+    boxes, names = open_images(tmp_path)
+    with boxes.open("a") as file:
+        file.write("absent,xclick,/m/cat,1,0,1,0,1,0,0,0\n" * 100_000)
+    tracemalloc.start()
+    try:
+        assert len(imported(boxes, images, "open_images", class_names=names)[0]) == 3
+        assert tracemalloc.get_traced_memory()[1] < boxes.stat().st_size / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_of_open_images_that_are_not_utf8_or_no_csv_are_named(tmp_path, images):
+    boxes, names = open_images(tmp_path)
+    content = boxes.read_bytes()
+    boxes.write_bytes(b"\xef\xbb\xbf" + content)
+    assert len(imported(boxes, images, "open_images", class_names=names)[0]) == 3
+    for damaged, message in ((content + b"\xff\n", "not UTF-8 soon after line"), (content + b'"a"b', "6 is no CSV")):
+        boxes.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"boxes\.csv: .*{message}") as caught:
+            imported(boxes, images, "open_images", class_names=names)
+        assert caught.value.code == "F1"
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read \(No such file"):
+        imported(tmp_path / "none.csv", images, "open_images", class_names=names)
 
 
 def test_yolo_and_voc(tmp_path, images):

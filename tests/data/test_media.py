@@ -46,6 +46,22 @@ def test_pictures_with_detections_are_no_input_unless_they_are_named(folder, cap
     assert images_below(folder) == [folder / "a.PNG", folder / "b.jpg", folder / "below/c.webp"]
 
 
+def test_links_to_folders_that_they_lie_in_are_not_followed(tmp_path, capsys):
+    start, other = tmp_path / "all" / "start", tmp_path / "other"
+    (start / "below").mkdir(parents=True)
+    other.mkdir()
+    for path in (start / "a.jpg", start / "below" / "b.jpg", other / "c.jpg", tmp_path / "all" / "d.jpg"):
+        path.touch()
+    (start / "good").symlink_to(other)
+    for link, target in ((start / "self", "."), (start / "below" / "up", ".."), (start / "out", "../.."),
+                         (other / "back", start)):  # fmt: skip
+        link.symlink_to(target)
+    assert images_below(start) == [start / "a.jpg", start / "below" / "b.jpg", start / "good" / "c.jpg"]
+    assert (
+        f"4 links to folders that they lie in are not followed; the first: {start}/below/up" in capsys.readouterr().err
+    )
+
+
 def test_each_file_is_named_once_in_the_order_of_the_words(folder):
     words = [str(folder / "b.jpg"), str(folder), str(folder / "*.jpg")]
     assert names(find_media(words), folder) == ["b.jpg", "a.PNG", "below/c.webp"]

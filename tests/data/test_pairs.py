@@ -359,6 +359,21 @@ def test_a_known_index_finds_the_same_samples_and_no_others(tmp_path, pack_forma
         moved[1]
 
 
+def test_the_members_of_another_sample_of_the_same_sizes_are_not_taken(tmp_path):
+    members = [(f"{key}.{kind}", key.encode()) for key in "ab" for kind in ("jpg", "txt")]
+    write_tar(tmp_path / "x.tar", members)
+    before = PairShards(tmp_path)
+    write_tar(tmp_path / "x.tar", members[2:] + members[:2])
+    with pytest.raises(ValueError, match="the image of 'a' is not at byte 512; changed since indexed"):
+        PairShards(tmp_path, known={"x.tar": before.index("x.tar")})[0]
+
+
+def test_half_a_character_in_a_caption_of_json_is_replaced(tmp_path):
+    content = b'{"caption": "a red \\ud83d umbrella, \\ud83d\\ude00"}'
+    write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.json", content)])
+    assert PairShards(tmp_path).caption(0) == "a red \ufffd umbrella, \U0001f600"
+
+
 def test_a_shard_that_shrinks_after_indexing_stops(tmp_path):
     write_pair_shards(tmp_path, some_pairs(3), pairs_per_shard=3)
     shards = PairShards(tmp_path)

@@ -218,6 +218,16 @@ def test_a_tsv_becomes_shards(tmp_path):
     assert len(PairShards(tmp_path / "shards")) == 3
 
 
+def test_the_byte_order_mark_of_a_tsv_is_no_part_of_its_first_field(tmp_path):
+    jpeg(tmp_path)
+    (tmp_path / "pairs.tsv").write_bytes(b"\xef\xbb\xbfone.jpg\tred\r\n")
+    (pair,) = read_tsv(tmp_path / "pairs.tsv", ["path", "caption"], tmp_path, DataReport())
+    assert pair.caption == "red"
+    (tmp_path / "pairs.tsv").write_bytes(b"\xef\xbb\xbfred\tone.jpg\r\n")
+    (pair,) = read_tsv(tmp_path / "pairs.tsv", ["caption", "path"], tmp_path, DataReport())
+    assert pair.caption == "red"
+
+
 def test_a_tsv_with_paths_and_bad_columns(tmp_path):
     jpeg(tmp_path)
     lines = ["one.jpg\tred", "two.jpg\tmissing", f"{tmp_path}/one.jpg\toutside", "../one.jpg\toutside", "o\0e\tnull"]

@@ -140,6 +140,16 @@ def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
     assert caught.value.code == code
 
 
+def test_five_that_cannot_be_read_are_few_of_many_images_though_many_of_those_without_a_size(folder):
+    for number in range(505):
+        save_size = (0, 0) if number < 5 else SIZE
+        write(folder, f"c{number}", voc_xml(f"c{number}.jpg", save_size, []))
+        (folder / "JPEGImages" / f"c{number}.jpg").write_bytes(b"no image")
+    report = DataReport()
+    assert len(load(folder, report=report)) == 502
+    assert report.counts() == {"F9 skipped": 5}
+
+
 @pytest.mark.parametrize(
     ("file_name", "saved", "expected"),
     [

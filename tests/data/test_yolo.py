@@ -1,5 +1,6 @@
 """YOLO text labels: where files are found, rows of boxes and polygons, sizes from headers, and faults."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -299,3 +300,27 @@ def test_labels_that_are_all_missing_are_a_mistake_of_layout(root):
     with pytest.raises(DataError, match=r"none of 2 images has a label file.*train/a\.png") as caught:
         load(root)
     assert caught.value.code == "F1"
+
+
+def test_label_files_of_no_image_and_of_two_are_counted(root):
+    labels = root / "labels" / "train"
+    write(labels / "gone.txt", ROW + ROW)
+    write(labels / "README.txt", "Made by hand.\n")
+    write(labels / "empty.txt", "\n")
+    save(root / "images" / "train" / "a.jpg")
+    report = DataReport()
+    index = load(root, report)
+    assert [len(index.boxes[image]) for image in range(3)] == [1, 1, 0]
+    assert report.counts() == {"F2 noticed": 1, "F8 noticed": 1}
+    first = report.first_records()
+    assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first["F2 noticed"][0])
+    assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", first["F8 noticed"][0])
+
+
+def test_a_label_file_whose_image_is_there_and_not_listed_is_no_finding(root):
+    write(root / "labels" / "train" / "b.txt", ROW)
+    write(root / "list.txt", "images/train/a.png\n")
+    set_data(root, train="list.txt")
+    report = DataReport()
+    assert len(load(root, report)) == 1
+    assert report.counts() == {}

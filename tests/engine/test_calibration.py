@@ -20,6 +20,7 @@ from ovd.build.prompts import Example, Prompt, PromptEncoder
 from ovd.build.text import text_of_index
 from ovd.config import TrainConfig
 from ovd.data.report import DataReport
+from ovd.distributed import device_of_rank
 from ovd.engine.step_texts import TextSampler
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.inference import Inference
@@ -262,6 +263,15 @@ def test_names_are_lowered_by_the_bias_times_their_nearness(tiny_clip, texts, im
         torch.testing.assert_close(own.boxes, expected.boxes)
         if row in (0, 1, 4):
             assert own.scores.max() < of_class(plain, row).scores.max()
+
+
+def test_texts_may_lie_on_the_detectors_device(tiny_clip, texts, image):
+    device = device_of_rank("auto")
+    calibration = calibration_of(texts, NAME_BIAS, PUSHING)
+    detector = build_detector(tiny_clip, "pyramid", "head").eval().to(device)
+    inference = Inference(detector, size=96, options=DetectionOptions(), low_precision=False, calibration=calibration)
+    found, expected = inference.image(texts.to(device), image), inference.image(texts, image)
+    assert torch.equal(found.scores, expected.scores)
 
 
 def test_without_a_bias_the_classifier_is_the_detectors(tiny_clip, texts):

@@ -142,6 +142,13 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
     assert json.loads((tmp_path / "run" / "data_report.rank1.json").read_text())["skipped_by_code"] == {"F8": 1}
 
 
+def test_ranks_that_read_different_data_stop(miniature_world, tmp_path, monkeypatch):
+    """As they do while the data, or its labels, are still being written."""
+    monkeypatch.setattr("ovd.jobs.train.gather", lambda value: [value, {**value, "annotations": "another"}])
+    with pytest.raises(ValueError, match="the ranks have read different data"):
+        train_from_config(make_config(tmp_path / "run", miniature_world), evaluate=False)
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):
     config = make_config(tmp_path / "run", miniature_world, train={"batch_size": 3, "steps": 2})
     with training(config, ranks=2) as ranks:

@@ -188,6 +188,37 @@ def test_a_file_is_evaluated_and_reported(engine, file_format, records, expected
     assert f"{len(records)} detections in {len(records)} of 1 images" in printed
 
 
+def test_files_of_an_earlier_evaluation_do_not_stay_beside_those_of_another(annotations, tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    (tmp_path / "report").mkdir()
+    for name in ("naming.json", "naming.png", "report.html", "notes.txt"):
+        (tmp_path / "report" / name).touch()
+    evaluate_results_file(annotations, tmp_path / "results.json", "coco", output_dir=tmp_path / "report")
+    left = {path.name for path in (tmp_path / "report").iterdir()}
+    assert "metrics.json" in left
+    assert left & {"naming.json", "naming.png", "report.html", "notes.txt"} == {"notes.txt"}
+
+
+def empty_files(tmp_path: Path, **annotations: list) -> tuple[Path, Path]:
+    """An annotation file without images, unless some are given, and a results file."""
+    (tmp_path / "empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [], **annotations}))
+    (tmp_path / "results.json").write_text("[]")
+    return tmp_path / "empty.json", tmp_path / "results.json"
+
+
+@pytest.mark.parametrize("file_format", ["lvis", "coco"])
+def test_annotations_without_categories_are_refused_by_name(file_format, tmp_path):
+    with pytest.raises(ValueError, match=r"empty\.json has no categories"):
+        evaluate_results_file(*empty_files(tmp_path), file_format)
+
+
+def test_both_engines_take_annotations_without_images(tmp_path):
+    files = empty_files(tmp_path, categories=[{"id": 2, "name": "cup"}])
+    one, other = (evaluate_results_file(*files, "coco", engine) for engine in ("hotcoco", "official"))
+    assert one == other
+    assert set(one.values()) == {-1}
+
+
 @pytest.mark.parametrize("engine", ["hotcoco", "official"])
 @pytest.mark.parametrize("file_format", ["lvis", "coco"])
 @pytest.mark.parametrize(

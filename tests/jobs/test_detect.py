@@ -1,6 +1,8 @@
 """Detecting in many pictures: each is written once under its own name, and one that cannot be read stops no other."""
 
 import json
+import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,6 +52,7 @@ def test_pictures_and_json_beside_each_image(photos):
     output = PictureFiles(sources, NAMES, None)
     report = detect_in(sources, detect, output)
     assert report.num_used() == 4
+    assert report.num_used("box") == 3
     assert output.written == [Path(source).with_suffix(".detections.png") for source in sources]
     found = [json.loads(path.with_suffix(".json").read_text())["detections"] for path in output.written]
     assert found[0] == [{"class": "light thing", "score": 0.75, "box_xyxy": [4.0, 10.0, 20.0, 22.0]}]
@@ -87,6 +90,53 @@ def test_one_file_in_cocos_form(photos, tmp_path):
     boxes = [(row["image_id"], row["category_id"], row["bbox"], row["score"]) for row in content["annotations"]]
     assert boxes == [(1, 2, [4, 10, 16, 12], 0.75), (2, 2, [30, 10, 16, 12], 0.75)]
     assert [category["name"] for category in content["categories"]] == NAMES
+
+
+@pytest.mark.parametrize("output", [CocoFile, JsonLines])
+def test_where_a_file_goes_is_looked_at_before_the_first_picture(output, photos, tmp_path):
+    output(tmp_path / "not" / "there" / "boxes.json", NAMES).close()
+    assert (tmp_path / "not" / "there").is_dir()
+    with pytest.raises(ValueError, match=r"photos is a folder; name a file"):
+        output(photos, NAMES)
+    with pytest.raises(ValueError, match=r"its folder cannot be made"):
+        output(photos / "a.png" / "boxes.json", NAMES)
+
+
+def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
+    sources = [str(photos / "a.png"), str(photos / "b.png")]
+
+    def detect_until_b(picture: Picture) -> Detections:
+        if picture.source == sources[1]:
+            raise KeyboardInterrupt
+        return detect(picture)
+
+    with pytest.raises(KeyboardInterrupt):
+        detect_in(sources, detect_until_b, CocoFile(tmp_path / "boxes.json", NAMES))
+    before = (tmp_path / "boxes.json").read_text()
+    assert len(json.loads(before)["annotations"]) == 1
+    assert f"found in 1 pictures before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
+    with pytest.raises(ImageError, match="file is missing"):
+        detect_in([str(photos / "gone.png")], detect, CocoFile(tmp_path / "boxes.json", NAMES))
+    assert (tmp_path / "boxes.json").read_text() == before
+
+
+def test_frames_before_the_damage_of_the_only_video_are_kept(tmp_path, monkeypatch):
+    def damaged(source: str) -> Iterator[Picture]:
+        yield Picture(source, scene(4), 0, 0.0)
+        raise ImageError("F9", f"{source}: cannot be read as a video")
+
+    monkeypatch.setattr("ovd.jobs.detect.pictures_of", damaged)
+    with pytest.raises(ImageError, match="cannot be read as a video"):
+        detect_in(["film"], detect, CocoFile(tmp_path / "boxes.json", NAMES))
+    assert len(json.loads((tmp_path / "boxes.json").read_text())["images"]) == 1
+
+
+def test_a_package_for_videos_is_asked_for_before_the_first_picture(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    sources = [str(photos / "a.png"), str(photos / "film.mp4")]
+    with pytest.raises(ValueError, match="this needs the package av"):
+        detect_in(sources, detect, PictureFiles(sources, NAMES, tmp_path))
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_lines_of_json_come_at_once(photos, capsys):
@@ -131,7 +181,7 @@ def test_one_object_keeps_its_number_through_a_video(film, tmp_path):
     for package in ("trackers", "supervision"):
         pytest.importorskip(package, reason="the extra video is not installed")
     coco = CocoFile(tmp_path / "boxes.json", NAMES)
-    detect_in([str(film)], detect, coco, track_above=0.5)
+    assert detect_in([str(film)], detect, coco, track_above=0.5).num_used("box") == 4  # those that are written
     rows = json.loads((tmp_path / "boxes.json").read_text())["annotations"]
     assert [row["image_id"] for row in rows] == [3, 4, 5, 6]  # seen in frame 1, numbered from the second time on
     assert {row["track_id"] for row in rows} == {1}

@@ -9,7 +9,7 @@ import real_layouts
 from safetensors.torch import load_file
 from small_fine_tuning import fine_tuning_config
 
-from ovd.jobs.fine_tune import fine_tune, format_outcomes
+from ovd.jobs.fine_tune import Outcome, fine_tune, format_outcomes
 
 
 def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_path, capsys):
@@ -72,6 +72,19 @@ def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_
     config = fine_tuning_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
     with pytest.raises(ValueError, match="the fine-tuning has no validation set"):
         fine_tune(config, weight=0.5)
+
+
+@pytest.mark.parametrize("weight", [2, -0.5, float("nan")])
+def test_a_weight_that_is_none_is_refused_before_training(weight, tmp_path):
+    source = {"kind": "files", "format": "coco", "train_annotations": "none.json", "train_images": "none"}
+    config = fine_tuning_config(tmp_path / "d", source, init_from="none", data={"classes": "all"})
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        fine_tune(config, weight=weight)
+
+
+def test_a_metric_without_a_true_box_is_a_dash_in_the_table():
+    (_, row) = format_outcomes((Outcome("before", {"AP": -1.0, "AP50": 0.2}, {"AP": 0.0}),)).splitlines()
+    assert row.split() == ["before", "-", "20.00", "0.00"]
 
 
 def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Labelling one's own images: what is found, which images are taken, and the command."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -149,6 +150,22 @@ def test_a_minimum_for_one_name_and_a_folder_of_yolo(start, photos, tmp_path, mo
     lines = (tmp_path / "labels" / "labels" / "0.txt").read_text().splitlines()
     assert lines
     assert {line.split()[0] for line in lines} == {"1"}
+
+
+def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_detected(
+    start, photos, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / os.fsdecode(b"gr\xfcn")
+    folder.mkdir()
+    shutil.copy(photos / "0.png", folder / os.fsdecode(b"fot\xf6.png"))
+    asked = [folder, "--classes", f"anchor:{LOW}", "--threads", 1, "--workers", 0, "--review", 0]
+    with pytest.raises(ValueError, match=r"voc cannot hold the names of 1 of 1 images, .* 'fot\\udcf6\.png'"):
+        run(monkeypatch, *asked, "--run", tmp_path / "none", "--output", tmp_path / "voc", "--to", "voc")
+    for output in ("boxes.json", "labels"):
+        to = "yolo" if output == "labels" else "coco"
+        run(monkeypatch, *asked, "--run", start, "--output", tmp_path / output, "--to", to)
+        assert "1 images" in capsys.readouterr().out
+    assert os.listdir(os.fsencode(tmp_path / "labels" / "labels")) == [b"fot\xf6.txt"]
 
 
 def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_path, monkeypatch):

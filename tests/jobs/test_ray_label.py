@@ -220,6 +220,16 @@ def test_a_shard_that_kills_every_worker_stops_the_job():
         job(FakeRay(answer, CPU=2.0)).run(1)
 
 
+def test_a_worker_that_cannot_start_says_why():
+    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+        error = FakeErrors.RayActorError("The actor died\n  File x\nValueError: no such run")
+        error.actor_init_failed = True  # type: ignore[attr-defined]
+        raise error
+
+    with pytest.raises(RuntimeError, match="a worker could not start: ValueError: no such run"):
+        job(FakeRay(answer, CPU=2.0)).run(1)
+
+
 def test_an_error_of_a_worker_is_that_of_the_job():
     def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
         raise FakeErrors.RayTaskError

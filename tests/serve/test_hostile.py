@@ -129,6 +129,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[int]]] = {
     "form in another character set": (
         lambda: request(form(names=b"xn--" + b"9" * 50), f"{FORM}; charset=idna"), {415}
     ),
+    "form in several character sets": (
+        lambda: request(form(names=b"-" + b"b" * 90_000), f"{FORM}; charset=utf-8; charset=punycode"), {415}
+    ),
     "too many fields": (lambda: request(form(*[part("names", b"a")] * 400)), {400}),
     "too many files": (lambda: request(form(*[part("image", b"a", file_name="b")] * 20)), {400}),
     "a part with huge headers": (
