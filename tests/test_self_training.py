@@ -66,7 +66,7 @@ def student_config(output: Path, world: Path, teacher: Path, pairs: Path, **chan
     return make_config(output, world, init_from=str(teacher), init_state="training", data={"pairs": labelled})
 
 
-def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniature_world, teacher, pairs):
+def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniature_world, teacher, pairs, capsys):
     whole, resumed, labels = tmp_path / "whole", tmp_path / "resumed", tmp_path / "labels"
     shutil.copytree(teacher / "labels", labels)
     changes = {"labels": str(labels)}
@@ -79,10 +79,12 @@ def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniatu
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     started = load_file(teacher / "step-000004" / "ema.safetensors")
     assert any(not torch.equal(first[name], started[name]) for name in started)
+    assert "no labels" not in capsys.readouterr().err
     for file in labels.glob("00002.*"):
         file.unlink()
     with pytest.raises(ValueError, match="started on other data: its labels changed since"):
         train_from_config(config, resume=True, evaluate=False)
+    assert "warning: 1 of 3 shards of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("use", ["boxes", "image_labels"])

@@ -29,6 +29,7 @@ from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
+from ovd.data.pairs import list_shards
 from ovd.data.report import DataReport
 from ovd.data.small_objects import count_small_objects
 from ovd.data.transforms import Transform, train_transform
@@ -210,6 +211,8 @@ def load_labelled_pairs(
 ) -> tuple[LabelledPairs, PairTexts, dict[str, int]]:
     """Load the pairs to train on, their texts, and the number of boxes that each filter removed.
 
+    A warning counts the shards that have no labels.
+
     Raises:
         ValueError: the labels were made with another text tower or from other shards, or nothing passes the filters.
     """
@@ -217,6 +220,11 @@ def load_labelled_pairs(
     folder = pair_shards_folder(config, source)
     text_tower = text_tower_fingerprint(clip)
     shards = open_labelled_shards(folder, files, text_tower=text_tower)
+    listed = list_shards(folder)
+    unlabelled = sorted(listed.keys() - set(shards.file_names))
+    if unlabelled and is_main():
+        words = f"{len(unlabelled)} of {len(listed)} shards of {folder} have no labels, the first: {unlabelled[0]}"
+        print(f"warning: {words}", file=sys.stderr)
     kept, counts = read_kept_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)

@@ -6,7 +6,6 @@ of the teacher.
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
 from ovd.data.shard_index import ShardIndex
-from ovd.distributed import is_main
 from ovd.files import whole_file
 from ovd.text.tensor_file import file_header
 
@@ -198,8 +196,6 @@ def _ledger_path(file: Path) -> Path:
 def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
     """Open the labelled shards by the index that is stored with the labels, without scanning them.
 
-    Shards without labels are left out, with a warning.
-
     Args:
         folder: folder of the shards.
         files: the labels (`label_files`).
@@ -239,10 +235,6 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
                 "that do not match the others and run tools/pseudo_label.py again"
             )
     indexes = {_shard_name(file): read_shard_index(file) for file in files}
-    unlabelled = sorted(listed.keys() - indexes.keys())
-    if unlabelled and is_main():
-        words = f"{len(unlabelled)} of {len(listed)} shards of {folder} have no labels, the first: {unlabelled[0]}"
-        print(f"warning: {words}", file=sys.stderr)
     shards = PairShards(folder, only=indexes, known=indexes)
     assert shards.file_names == tuple(indexes), "give the files as label_files does"
     return shards
