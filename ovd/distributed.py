@@ -78,6 +78,14 @@ def device_of_rank(name: str) -> torch.device:
     return device
 
 
+def pins_memory(device: torch.device) -> bool:
+    """Whether images for a device are best loaded into page-locked memory: those for this process's current GPU.
+
+    torch locks memory by way of the current GPU, so for another it would take some of this one's.
+    """
+    return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
     return rank() == 0

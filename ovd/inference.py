@@ -14,6 +14,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.data.padding import pad_images
 from ovd.data.transforms import eval_transform
+from ovd.distributed import pins_memory
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -255,7 +256,7 @@ class Inference:
             batch_size=batch_size,
             workers=workers,
             size_divisor=self.detector.size_divisor,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=pins_memory(self.device),
         )
         for batch, original_sizes in loader:
             found = self.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)

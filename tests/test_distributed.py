@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ovd.distributed import device_of_rank
+from ovd.distributed import device_of_rank, pins_memory
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
@@ -24,6 +24,12 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="device cuda: torch finds 0 GPUs here; auto takes what there is"):
         device_of_rank("cuda")
+
+
+def test_memory_is_pinned_for_the_current_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    devices = ("cpu", "cuda", "cuda:0", "cuda:1")
+    assert [pins_memory(torch.device(name)) for name in devices] == [False, True, False, True]
 
 
 WAITING = """

@@ -26,6 +26,7 @@ from ovd.data.transforms import train_transform
 from ovd.distributed import (
     device_of_rank,
     largest_over_ranks,
+    pins_memory,
     rank,
     sum_over_ranks,
     together,
@@ -107,7 +108,7 @@ def alignment_data(
             workers=data.workers,
             part=(rank(), world_size()),
             size_divisor=size_divisor,
-            pin_memory=device_of_rank(train.device).type == "cuda",
+            pin_memory=pins_memory(device_of_rank(train.device)),
         )
 
     num_batches = -(-min(len(measured), train.held_out) // train.batch_size)

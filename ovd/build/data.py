@@ -36,7 +36,7 @@ from ovd.data.transforms import Transform, train_transform
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
-from ovd.distributed import device_of_rank, is_main, rank, world_size
+from ovd.distributed import device_of_rank, is_main, pins_memory, rank, world_size
 from ovd.engine import checkpoint
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import label_files, open_labelled_shards
@@ -297,7 +297,7 @@ def training_batches(
         )
 
     if pairs is None:
-        of_annotated["pin_memory"] = device_of_rank(config.train.device).type == "cuda"
+        of_annotated["pin_memory"] = pins_memory(device_of_rank(config.train.device))
         return lambda start: load(index, order, start, **of_annotated)
     order_of_pairs = TrainOrder(
         num_images=len(pairs),

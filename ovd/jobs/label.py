@@ -17,6 +17,7 @@ from ovd.data.export_boxes import MIN_SIDE_PX, LabelledImage, LabelledSet
 from ovd.data.image_files import ImageFiles, readable_sizes
 from ovd.data.loader import image_loader
 from ovd.data.report import DataReport
+from ovd.distributed import pins_memory
 from ovd.inference import Inference
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
@@ -115,7 +116,7 @@ def _answers(
         size=inference.size,
         workers=workers,
         size_divisor=divisor,
-        pin_memory=inference.device.type == "cuda",
+        pin_memory=pins_memory(inference.device),
     )
     for batch in batches_of_images:
         report.add_batch(batch)
