@@ -453,9 +453,10 @@ def test_ranks_outside_the_world_are_refused(tmp_path, captions_alone, rank, wor
 
 
 KILLED_AND_RACED = """
-import hashlib, json, os, random, shutil, signal, sys, time, traceback
+import hashlib, json, os, random, shutil, signal, sys, threading, time, traceback
 from pathlib import Path
 import cv2, torch
+from tqdm import tqdm
 from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
 from ovd.config import LabelOptions, TrainConfig, parse_config
@@ -468,6 +469,7 @@ from ovd.selftrain.teacher import OvdTeacher, TextVariants
 folder, repetitions = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)  # a forked child cannot use its parent's threads
 cv2.setNumThreads(0)
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked children, and one that is killed may hold it
 randomness = random.Random(0)
 torch.manual_seed(0)
 values = {"output": "fresh", "detector": {"channels": 32, "num_convs": 1}, "train": {"steps": 1}}
