@@ -44,8 +44,8 @@ def side_distances(points: Float[Tensor, "*#N 2"], boxes: Float[Tensor, "*#N 4"]
 def giou_loss(boxes: Float[Tensor, "N 4"], true_boxes: Float[Tensor, "N 4"]) -> Float[Tensor, " N"]:
     """1 - GIoU (arXiv:1902.09630) of each box with its own true box.
 
-    The bits are those of torchvision's generalized_box_iou_loss, which selects the boxes that overlap: for that a host
-    waits for a GPU, five times in the forward and five times in the backward pass.
+    The bits are those of torchvision's generalized_box_iou_loss, which indexes by a mask of the boxes that overlap, so
+    that the host waits for a GPU five times in each pass.
     """
     left, top, right, bottom = boxes.unbind(-1)
     true_left, true_top, true_right, true_bottom = true_boxes.unbind(-1)

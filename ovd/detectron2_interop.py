@@ -152,7 +152,7 @@ class OvdDetector(nn.Module):
         self._config = trained.config
         self._ensemble = score_ensemble(trained, test_classes)
         self._second_look = build_second_look(trained.config, trained.config.eval.second_look)
-        self._calibration = trained.calibration
+        self._calibration = trained.used_calibration
         self._text_sampler = text_sampler
         self._row_of_id = row_of_id
         self._is_bgr = is_bgr

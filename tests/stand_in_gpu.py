@@ -169,7 +169,7 @@ def _placed(x: Tensor, gpu: bool) -> Tensor:
 
 
 class Placement(TorchFunctionMode):
-    """Does what torch's C++ would do wrongly, to which all tensors are the CPU's: it moves and makes tensors."""
+    """Moves and makes tensors in the place of torch's C++, which takes all of them for the CPU's."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

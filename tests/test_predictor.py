@@ -58,7 +58,9 @@ def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(traine
 def test_scores_with_an_ensemble_are_no_probabilities(trained, image):
     text = evaluation_text(trained.config, trained.clip, ["anchor"])
     calibration = ScoreCalibration(0.1, ScoreMap(0.5, 1.0, 0.0, 0.0), 0.31, trained.config.eval, text)
-    predictor = Predictor(replace(trained, calibration=calibration))
+    calibrated = replace(trained, calibration=calibration)
+    assert calibrated.threshold is None
+    predictor = Predictor(calibrated)
     assert not predictor.is_calibrated
     assert predictor.threshold == UNCALIBRATED_THRESHOLD
     assert torch.equal(predictor(image, NAMES).scores, Predictor(trained)(image, NAMES).scores)

@@ -29,7 +29,6 @@ from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
-from ovd.data.pairs import list_shards
 from ovd.data.report import DataReport
 from ovd.data.small_objects import count_small_objects
 from ovd.data.transforms import Transform, train_transform
@@ -220,11 +219,9 @@ def load_labelled_pairs(
     folder = pair_shards_folder(config, source)
     text_tower = text_tower_fingerprint(clip)
     shards = open_labelled_shards(folder, files, text_tower=text_tower)
-    listed = list_shards(folder)
-    unlabelled = sorted(listed.keys() - set(shards.file_names))
-    if unlabelled and is_main():
-        words = f"{len(unlabelled)} of {len(listed)} shards of {folder} have no labels, the first: {unlabelled[0]}"
-        print(f"warning: {words}", file=sys.stderr)
+    if (unlabelled := shards.left_out) and is_main():
+        of_shards = f"{len(unlabelled)} of {len(unlabelled) + len(shards.file_names)} shards of {folder}"
+        print(f"warning: {of_shards} have no labels, the first: {unlabelled[0]}", file=sys.stderr)
     kept, counts = read_kept_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
@@ -297,8 +294,8 @@ def training_batches(
         )
 
     if pairs is None:
-        of_annotated["pin_memory"] = pins_memory(device_of_rank(config.train.device))
-        return lambda start: load(index, order, start, **of_annotated)
+        pin_memory = pins_memory(device_of_rank(config.train.device))
+        return lambda start: load(index, order, start, pin_memory=pin_memory, **of_annotated)
     order_of_pairs = TrainOrder(
         num_images=len(pairs),
         repeat=np.ones(len(pairs)),

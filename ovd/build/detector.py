@@ -66,9 +66,14 @@ class TrainedDetector:
     """Experts that answer beside it and belong to it (`check_experts`); None for none."""
 
     @property
+    def used_calibration(self) -> ScoreCalibration | None:
+        """Of what it detects; None with `eval.ensemble`, since a calibration is fitted to scores without CLIP's."""
+        return self.calibration if self.config.eval.ensemble is None else None
+
+    @property
     def threshold(self) -> float | None:
         """Its own, for the post-processing of its config; None if it was not calibrated for that."""
-        return None if self.calibration is None else self.calibration.threshold_for(self.config.eval)
+        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
 
 
 def configured_clip(config: ClipConfig) -> Clip:
@@ -240,12 +245,11 @@ def build_inference(
 ) -> Inference:
     """Build the inference of a trained detector, which is moved to its device and put into eval mode.
 
-    It is frozen, so that what depends on its weights alone is computed once for all images. A calibration is of the
-    detector's own scores: with the config's `eval.ensemble`, which is for all but `options`, there is none.
+    It is frozen, so that what depends on its weights alone is computed once for all images.
 
     Args:
         size: longest side in pixels that images are resized to; by default as in training.
-        options: settings of post-processing; by default those of its config.
+        options: settings of post-processing, for scores without CLIP's; by default those of its config.
     """
     config = trained.config
     of_config = options or config.eval
@@ -256,7 +260,7 @@ def build_inference(
         options=of_config,
         low_precision=uses_bf16,
         second_look=build_second_look(config, of_config.second_look),
-        calibration=None if options is None and config.eval.ensemble is not None else trained.calibration,
+        calibration=trained.used_calibration if options is None else trained.calibration,
     )
     if trained.experts is None:
         return inference

@@ -31,7 +31,7 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads(json.dumps(_without_folders(trained.config.model_dump()), default=str))
+    config = _without_folders(trained.config.model_dump())
     config["train"]["device"] = "auto"
     extra: dict[str, Any] = {"text_tower": text_tower_fingerprint(trained.clip), "classes": list(trained.classes)}
     attached = {}

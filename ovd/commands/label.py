@@ -13,12 +13,11 @@ least sure of, to accept, reject and rename, and a report has every image that c
 """
 
 import argparse
-import os
 from collections import Counter
 from pathlib import Path
 from typing import get_args
 
-from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number
 from ovd.choices import ExportFormatName
 from ovd.data.check import describe_findings
 from ovd.data.export_boxes import (
@@ -31,7 +30,7 @@ from ovd.data.export_boxes import (
     outputs_of,
     refuse_existing,
 )
-from ovd.data.image_files import images_at
+from ovd.data.image_files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.data.text_files import read_lines
@@ -49,23 +48,21 @@ def _arguments() -> argparse.Namespace:
     add_expert_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
     parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
-    parser.add_argument("--threshold", type=float, help="minimum score (default: the detector's own)")
+    parser.add_argument("--threshold", type=number_from_0_to_1, help="minimum score (default: the detector's own)")
     parser.add_argument("--overlapping", action="store_true", help="keep several names at the same place")
     parser.add_argument("--review", type=int, default=200, metavar="N",
                         help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
     parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
                         help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
-    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (%(default)s)")
+    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--batch-size", type=positive_number, default=8, help="images at a time (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (%(default)s)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
-        parser.error(f"--threshold {arguments.threshold}: a score from 0 to 1")
-    if arguments.batch_size < 1 or arguments.review < 0:
-        parser.error("--batch-size has to be 1 or more, and --review 0 or more")
+    if arguments.review < 0:
+        parser.error("--review has to be 0 or more")
     return arguments
 
 
@@ -100,7 +97,7 @@ def main() -> None:
     for path in (*outputs_of(output, arguments.to), report_file, *([review] if review else [])):
         refuse_existing(path)
     root, paths = images_at(arguments.images, recursive=arguments.recursive)
-    check_files([Path(os.path.relpath(path, root)).as_posix() for path in paths], arguments.to)
+    check_files([name_below(root, path) for path in paths], arguments.to)
 
     import torch
 

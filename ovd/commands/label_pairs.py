@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.arguments import add_expert_options, expert_group, positive_number
 from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, parse_config
 from ovd.data.text_files import read_lines
@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
                         help="maximum number of boxes per image (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
     parser.add_argument("--shards", type=int, metavar="N", help="label the first N shards only (default: all)")
     parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovd.build.arguments import add_expert_options, expert_group
+from ovd.build.arguments import add_expert_options, expert_group, positive_number
 from ovd.serve.hosts import is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         help="name that requests may call this server by, such as that of a reverse proxy; repeatable",
     )
     add_expert_options(parser)
-    parser.add_argument("--size", type=int, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--batch", type=int, default=8, help="pictures that are detected in together (%(default)s)")
     parser.add_argument("--gather-ms", type=float, default=5.0, help="how long one waits for others (%(default)s)")

@@ -34,7 +34,7 @@ MIN_SIDE_PX = 2.0
 LOCAL_FILES = "/data/local-files/?d="
 """What Label Studio calls files in its own local storage."""
 _NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
-"""Control characters, halves of characters (which stand for bytes that are not UTF-8), and what is none. XML may have
+"""Control characters, halves of characters (which stand for bytes that are not UTF-8), and noncharacters. XML may have
 tabs and line ends, but readers change them."""
 
 

@@ -43,7 +43,8 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
 def images_below(folder: Path) -> list[Path]:
     """All images in a folder and the folders below it, by path, `without_drawn`; symbolic links are followed.
 
-    A link to a folder that it lies in is not: it would give the same images again, without end. A warning counts these.
+    Links to a folder that contains them are not followed, since they would give the same images without end; a warning
+    counts them.
     """
     images, loops = list[Path](), list[str]()
     start = Path(os.path.realpath(folder))
@@ -71,6 +72,11 @@ def _identity(folder: str | Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def name_below(root: Path, path: Path) -> str:
+    """A file's path from a folder, with slashes, as it is written into annotation files."""
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:

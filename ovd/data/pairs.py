@@ -156,6 +156,7 @@ class PairShards:
 
     Attributes:
         file_names: of the shards that are open, in order.
+        left_out: file names of the folder's other shards, in order.
         rejected: members of the shards indexed here that are not used: unsafe names (absolute, `..`), links, devices,
             sparse files, pickles and any other suffix, parts of samples, and the rest of a sample with an unsafe
             member.
@@ -178,6 +179,7 @@ class PairShards:
         if unknown:
             raise ValueError(f"{directory} has no shards {unknown[:20]}")
         self.file_names = tuple(name for name in listed if only is None or name in only)
+        self.left_out = tuple(name for name in listed if only is not None and name not in only)
         known = known or {}
         self._indexes = {name: _check_size(directory / name, known[name]) for name in self.file_names if name in known}
         to_read = [name for name in self.file_names if name not in known]

@@ -217,7 +217,7 @@ def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
 
 
 def _may_be_of(name: str, key: bytes) -> bool:
-    """Whether a header's name may be that of a sample's member; long and other than ASCII names may lie elsewhere."""
+    """Whether a header's name may be that of a sample's member; tar keeps long and non-ASCII names elsewhere."""
     if len(key) > _LONGEST_KEY_IN_HEADER or not key.isascii():
         return True
     return _split_name(name.removeprefix("./"))[0] == key.decode()

@@ -218,8 +218,9 @@ def _notice_odd_labels(listing: _Listing, report: DataReport) -> None:
     for folder, folders in image_folders.items():
         names = {name for each in folders if each.is_dir() for name in os.listdir(each) if is_image_name(name)}
         stems = {os.path.splitext(name)[0] for name in names}
-        for path in sorted(folder.glob("*.txt")):
-            if path.stem not in stems and path not in image_of_label and (num_rows := _num_rows(path)):
+        orphans = [path for path in folder.glob("*.txt") if path.stem not in stems and path not in image_of_label]
+        for path in sorted(orphans):
+            if num_rows := _num_rows(path):
                 places = " or ".join(str(each) for each in sorted(folders))
                 report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
 

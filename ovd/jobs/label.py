@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from os.path import relpath
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torchvision.ops import box_iou
 from ovd.build.detector import TrainedDetector, build_inference, score_ensemble
 from ovd.build.text import evaluation_text
 from ovd.data.export_boxes import MIN_SIDE_PX, LabelledImage, LabelledSet
-from ovd.data.image_files import ImageFiles, readable_sizes
+from ovd.data.image_files import ImageFiles, name_below, readable_sizes
 from ovd.data.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
@@ -89,7 +88,7 @@ def label_images(
     kept, below = [], []
     for image in sorted(found):
         sure, unsure = choose(found[image], thresholds, overlapping=overlapping)
-        file = Path(relpath(files.paths[image], root)).as_posix()
+        file = name_below(root, files.paths[image])
         height, width = sizes[image].tolist()
         kept.append(_labelled(sure, file, height, width, report))
         below.append(_labelled(unsure, file, height, width, None))
