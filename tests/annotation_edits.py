@@ -110,13 +110,14 @@ def _annotations_without_ids_of_their_own(case: Case, rng: Rng) -> None:
 def _spell_crowd(case: Case, rng: Rng) -> None:
     for row, item in zip(case.content["annotations"], case.objects, strict=True):
         item.is_crowd = bool(rng.integers(2))
-        row["iscrowd"] = [int(item.is_crowd), item.is_crowd, str(int(item.is_crowd))][rng.integers(3)]
+        forms = [int(item.is_crowd), item.is_crowd, str(int(item.is_crowd)), float(item.is_crowd)]
+        row["iscrowd"] = forms[rng.integers(4)]
         if not item.is_crowd and rng.random() < 0.3:
             del row["iscrowd"]
 
 
 def _bad_crowd(case: Case, rng: Rng) -> None:
-    case.pick(rng, "annotations")[1]["iscrowd"] = [2, -1, "yes", "", None, 1.0, [], "2", {}][rng.integers(9)]
+    case.pick(rng, "annotations")[1]["iscrowd"] = [2, -1, "yes", "", None, 1.5, [], "2", {}][rng.integers(9)]
     case.refuse("F1")
 
 
@@ -140,11 +141,20 @@ def _further_keys(case: Case, rng: Rng) -> None:
 
 def _bad_box(case: Case, rng: Rng) -> None:
     _, row = case.pick(rng, "annotations")
-    number: Any = [float("nan"), float("inf"), -float("inf"), "12", None, True, [1], 1e12, 10**400][rng.integers(9)]
+    number: Any = [float("nan"), float("inf"), -float("inf"), "12 px", None, True, [1], 1e12, 10**400][rng.integers(9)]
     row["bbox"][rng.integers(4)] = number
     if rng.random() < 0.3:
         row["bbox"] = [None, [], [1, 2, 3], [1, 2, 3, 4, 5], "1,2,3,4", {"x": 1}][rng.integers(6)]
     case.refuse("F6")
+
+
+def _text_box(case: Case, rng: Rng) -> None:
+    """Width and height as text in some boxes, as Roboflow writes those of polygons."""
+    rows = [row for row in case.content["annotations"] if rng.random() < 0.3]
+    for row in rows:
+        row["bbox"] = [*row["bbox"][:2], *(f"{side:.4f}" for side in row["bbox"][2:])]
+    if rows:
+        case.counts["F6 repaired"] = len(rows)
 
 
 def _no_box(case: Case, rng: Rng) -> None:
@@ -323,8 +333,8 @@ EDITS: dict[str, Callable[[Case, Rng], None]] = {
     edit.__name__.strip("_"): edit
     for edit in (
         _spell_ids, _bad_reference, _annotations_without_ids_of_their_own, _spell_crowd, _bad_crowd, _mark, _shuffle,
-        _further_keys, _bad_box, _no_box, _thin_box, _box_over_the_border, _box_outside, _id_twice, _bad_name,
-        _near_name, _double, _no_sizes, _spell_sizes, _bad_size, _swapped_sizes, _wrong_size, _corners, _corners_said,
-        _shares, _cut, _no_text, _deep, _missing_list, _folders_in_names, _bad_file_name, _nothing,
+        _further_keys, _bad_box, _text_box, _no_box, _thin_box, _box_over_the_border, _box_outside, _id_twice,
+        _bad_name, _near_name, _double, _no_sizes, _spell_sizes, _bad_size, _swapped_sizes, _wrong_size, _corners,
+        _corners_said, _shares, _cut, _no_text, _deep, _missing_list, _folders_in_names, _bad_file_name, _nothing,
     )
 }  # fmt: skip

@@ -28,12 +28,14 @@ import torch
 from PIL import Image
 
 from ovd.build.detector import TrainedDetector, build_detector, configured_clip
+from ovd.choices import DataFormatName
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.format_options import FormatOptions
 from ovd.data.image_names import check_images_exist
 from ovd.data.images import decode_image
+from ovd.data.index import AnnotationIndex
 from ovd.data.pairs import PairShards
 from ovd.data.pixels import as_pixels
 from ovd.data.report import DataReport
@@ -87,6 +89,10 @@ def read_for_training(folder: Path, content: bytes, **options: Any) -> str:
     has_option = not options.get("by_base_name", False)
     num_missing = check_images_exist(path, index.image_files, folder, all_needed=False, has_option=has_option)
     count_small_objects(index, report, size=TRAINING_SIZE, largest_scale=1)
+    return summary(index, report, num_missing)
+
+
+def summary(index: AnnotationIndex, report: DataReport, num_missing: int = 0) -> str:
     counts = [f"{len(index)} images", f"{len(index.boxes.values)} objects"]
     counts += [f"{len(index.crowd_boxes.values)} crowds"] if len(index.crowd_boxes.values) else []
     counts += [f"{num_missing} images missing"] if num_missing else []
@@ -142,7 +148,7 @@ def shares(row: dict[str, Any]) -> list[float]:
 
 def annotation_rows() -> Iterator[Row]:
     yield json_row("a good file", lambda content: None)
-    for value in ("1", True, "0", False, "yes", 2, None):
+    for value in ("1", True, 1.0, "0", False, "yes", 2, None):
         yield json_row(f"`iscrowd` of one object is `{json.dumps(value)}`", set_first("annotations", iscrowd=value))
     yield json_row("every object a crowd", set_all("annotations", iscrowd=1))
     yield json_row("no object", lambda content: content["annotations"].clear())
@@ -153,6 +159,7 @@ def annotation_rows() -> Iterator[Row]:
     yield json_row("the same with `data.source.xyxy=true`", set_all("annotations", bbox=corners), xyxy=True)
     yield json_row("boxes from 0 to 1", set_all("annotations", bbox=shares))
     yield json_row("a box with NaN", set_first("annotations", bbox=[1, 2, float("nan"), 4]))
+    yield json_row("width and height as text", set_first("annotations", bbox=[1, 2, "10.0000", "12.0000"]))
     yield json_row("a side under 1 px", set_first("annotations", bbox=[1, 2, 0.5, 9]))
     yield json_row("a box partly outside", set_first("annotations", bbox=[50, 2, 30, 9]))
     yield json_row("a box wholly outside", set_first("annotations", bbox=[90, 2, 30, 9]))
@@ -160,12 +167,18 @@ def annotation_rows() -> Iterator[Row]:
         yield json_row(f"a class called {json.dumps(name)}", set_first("categories", name=name))
     for name in ("Red Kite", "red-kite"):
         yield json_row(f"a class `{name}` beside `red kite`", set_first("categories", name=name))
+    yield json_row("the parent class of Roboflow, without a box", with_parent)
     yield json_row(
         "an object twice", lambda content: content["annotations"].append({**content["annotations"][0], "id": 99})
     )
     yield json_row(
         "two image records of one file", lambda content: content["images"].append({**content["images"][0], "id": 99})
     )
+
+
+def with_parent(content: dict[str, Any]) -> None:
+    set_all("categories", supercategory="birds")(content)
+    content["categories"].append({"id": 0, "name": "birds", "supercategory": "none"})
 
 
 def object_twice(content: dict[str, Any]) -> None:
@@ -236,6 +249,88 @@ def look_for_validation_images(folder: Path) -> str:
         (folder / f"{number}.jpg").touch()
     files = [f"{number}.jpg" for number in range(100)]
     return str(check_images_exist(folder / "val.json", files, folder, all_needed=True, has_option=True))
+
+
+def layout_row(what: str, format: DataFormatName, files: dict[str, str], annotations: str, **options: Any) -> Row:
+    """A set of text files and of images of 30 x 20 px, whose texts are left out, read as training reads it."""
+
+    def run(folder: Path) -> str:
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name.endswith(".jpg"):
+                Image.new("RGB", (30, 20)).save(path)
+            else:
+                path.write_text(text)
+        report = DataReport()
+        images = folder / "JPEGImages" if format == "voc" else None
+        chosen = FormatOptions(**options)
+        return summary(
+            load_annotations(folder / annotations, images, format=format, report=report, options=chosen), report
+        )
+
+    return what, run
+
+
+def xml(file_name: str, left: int = 3) -> str:
+    corners = {"xmin": left, "ymin": 4, "xmax": 20, "ymax": 15}
+    box = "".join(f"<{corner}>{value}</{corner}>" for corner, value in corners.items())
+    size = "<size><width>30</width><height>20</height></size>"
+    found = f"<object><name>gull</name><bndbox>{box}</bndbox></object>"
+    return f"<annotation><filename>{file_name}</filename>{size}{found}</annotation>"
+
+
+def voc_rows() -> Iterator[Row]:
+    images = dict.fromkeys(("JPEGImages/1.jpg", "JPEGImages/2.jpg"), "")
+    good = {**images, "Annotations/1.xml": xml("1.jpg"), "Annotations/2.xml": xml("2.jpg")}
+    of_list = partial(layout_row, format="voc", annotations="ImageSets/Main/train.txt")
+    of_folder = partial(layout_row, format="voc", annotations="Annotations")
+    listed = {**good, "ImageSets/Main/train.txt": "2\n1\n"}
+    yield of_list("a list of names", files=listed)
+    yield of_list("a list whose lines end with CR alone", files=good | {"ImageSets/Main/train.txt": "2\r1\r"})
+    yield of_list("a name twice", files=good | {"ImageSets/Main/train.txt": "2\n1\n2\n"})
+    yield of_list("a name without a file", files=good | {"ImageSets/Main/train.txt": "2\n3\n"})
+    yield of_folder("a folder", files=good)
+    below = {"JPEGImages/a/1.jpg": "", "JPEGImages/2.jpg": "", "Annotations/a/1.xml": xml("1.jpg")}
+    yield of_folder("XML files in folders below", files=below | {"Annotations/2.xml": xml("2.jpg")})
+    yield of_folder("`1.xml` with `<filename>old.jpg`", files=good | {"Annotations/1.xml": xml("old.jpg")})
+    yield of_folder("`1.xml` with `<filename>2.jpg`, too", files=good | {"Annotations/1.xml": xml("2.jpg")})
+    from_0 = good | {"Annotations/1.xml": xml("1.jpg", left=0)}
+    yield of_folder("a corner at 0", files=from_0)
+    yield of_folder("the same with `data.source.zero_based=true`", files=from_0, zero_based=True)
+
+
+def yolo_rows() -> Iterator[Row]:
+    row = "0 0.5 0.5 0.3 0.4\n"
+    good = {"images/train/1.jpg": "", "images/val/2.jpg": "", "labels/train/1.txt": row, "labels/val/2.txt": row}
+    names = "names: [gull, red kite]\n"
+    described = partial(layout_row, format="yolo", annotations="data.yaml")
+    yield described("`train: images/train`", files=good | {"data.yaml": f"train: images/train\n{names}"})
+    for path in ("../images/train", "/content/set/images/train", "C:\\set\\images\\train", "/content/train/photos"):
+        yield described(f"`train: {path}`", files=good | {"data.yaml": f"train: {path}\n{names}"})
+    moved = "train: /content/train/images\nval: /content/val/images\n"
+    yield described(
+        "`train: /content/train/images`, `val: /content/val/images`", files=good | {"data.yaml": moved + names}
+    )
+    cvat = {
+        "obj.data": "train = data/train.txt\nnames = data/obj.names\n",
+        "obj.names": "gull\nred kite\n",
+        "train.txt": "data/images/train/1.jpg\n",
+    }
+    yield layout_row("Darknet's `obj.data`, as CVAT exports it", "yolo", good | cvat, "obj.data")
+    yield layout_row("a folder with `data.yaml`", "yolo", good | {"data.yaml": f"train: images/train\n{names}"}, ".")
+    yield layout_row(
+        "a folder with `labels/classes.txt`", "yolo", good | {"labels/classes.txt": "gull\nred kite\n"}, "."
+    )
+    yield layout_row("a folder with neither", "yolo", good, ".")
+    start = f"train: images/train\n{names}"
+    for what, line in (
+        ("a class without a name", "7 0.5 0.5 0.3 0.4"),
+        ("pixels", "0 15 10 9 8"),
+        ("a confidence", "0 0.5 0.5 0.3 0.4 0.9"),
+        ("a polygon", "0 0.1 0.1 0.6 0.1 0.6 0.5"),
+    ):
+        yield described(f"a row with {what}", files=good | {"data.yaml": start, "labels/train/1.txt": line})
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -384,6 +479,8 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     "Objects, boxes and classes of a JSON file": annotation_rows,
     "Ids": id_rows,
     "The file, its images and their sizes": file_rows,
+    "Pascal VOC": voc_rows,
+    "YOLO": yolo_rows,
     "Image files": image_rows,
     "`Predictor`'s images in memory, and devices": memory_rows,
     "Tar shards": shard_rows,
@@ -402,7 +499,7 @@ def outcome(run: Callable[[Path], str]) -> tuple[str, str]:
             f"; {line}" for line in words.getvalue().splitlines() if line.startswith("warning[F13]")
         )  # fmt: skip
         text = (text + warnings).replace(f"{name}/", "").replace(name, "FOLDER")
-    return kind, re.sub(r"9{50,}", "999...", text).replace("|", "\\|")
+    return kind, re.sub(r"9{50,}", "999...", text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def page() -> str:

@@ -10,8 +10,8 @@
 
 Every record is checked and every image decoded, as in training and evaluation; nothing is changed. Prints class counts,
 each kind of fault with its first 20 records, and what training and an evaluation would do with the set as a whole; the
-codes are explained in data/README.md. Exits with 2 if there is a
-fault that training would leave out or that would stop an evaluation.
+codes are explained in data/README.md. Exits with 2 if there is a fault that training would leave out or that would stop
+an evaluation.
 """
 
 import argparse
@@ -64,7 +64,8 @@ def main() -> None:
             check_images(index, report)
         print(describe(index, report))
         if not arguments.no_images:
-            print(f"\n{training_verdict(index, report)}\n{evaluation_verdict(report)}")
+            has_option = "by_base_name" in FORMATS[arguments.dataset].options and not arguments.by_base_name
+            print(f"\n{training_verdict(index, report, has_option=has_option)}\n{evaluation_verdict(report)}")
     nothing = report.num_used() == 0 and not arguments.no_images
     if nothing or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)

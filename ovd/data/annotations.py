@@ -8,6 +8,7 @@ from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
 from ovd.data.image_sizes import with_real_sizes
 from ovd.data.index import AnnotationIndex
+from ovd.data.parents import without_parents
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, index_of, truth_of
 from ovd.data.truth import Truth
@@ -28,7 +29,8 @@ def load_annotations(
     """Reads and checks a whole data set, once.
 
     Boxes with a side under 1 px are skipped (F4), boxes partly outside their image are clamped to it and those wholly
-    outside are skipped (F5); `report` counts them and what is used.
+    outside are skipped (F5); classes that are but the parent of others are left out (F2). `report` counts them and what
+    is used.
 
     Args:
         annotations: LVIS, COCO, Objects365: the JSON file. VOC: the folder of XML files, or a list of their names.
@@ -47,7 +49,7 @@ def load_annotations(
         ValueError: an option that the format does not have, or no folder of images where one is needed.
     """
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
-    table = with_real_sizes(_read(request, format, report), report)
+    table = without_parents(with_real_sizes(_read(request, format, report), report), report)
     index = index_of(table, format, report)
     return replace(index, truth=truth_of(table)) if with_truth else index
 

@@ -1,6 +1,6 @@
 """One class of a data set's vocabulary."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ovd.choices import Frequency
 
@@ -16,3 +16,6 @@ class Category:
     """LVIS's rare, common or frequent; None where the file is silent."""
     image_count: int
     """Training images with the class as the file states it, else images of this file with a box of it."""
+    is_parent: bool = field(default=False, repr=False)
+    """Whether other classes of a file in COCO's form have it as their `supercategory`. No part of an index's
+    fingerprint, which hashes the text of its categories: a parent is left out of an index, or has boxes."""

@@ -16,11 +16,12 @@ from ovd.data.image_names import files_by_base_name
 from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.data.text_files import finite_number
 from ovd.shapes import Float64
 
 _NUM_NAMED = 20
 
-_CROWD: dict[Any, bool] = {0: False, 1: True, "0": False, "1": True}  # 0 and 1 are false and true, too
+_CROWD: dict[Any, bool] = {0: False, 1: True, "0": False, "1": True}  # 0 equals false and 0.0, 1 true and 1.0
 
 _FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -55,7 +56,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
             files = files_by_base_name(path, files, request.images)
         stated = [source.size(row, required=request.images is None) for row in images]
         sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
-    boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf)
+    boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf, report)
     if request.options.xyxy:
         boxes[:, 2:] -= boxes[:, :2]
     object_ids = [row["id"] for row in objects]
@@ -198,20 +199,25 @@ class Source:
                 f"{'; '.join(unknown[:_NUM_NAMED])}",
             )
 
-    def boxes(self, objects: list[dict[str, Any]], limit: float) -> Float64[np.ndarray, "M 4"]:
-        """xywh of every object, with each number under the limit."""
+    def boxes(self, objects: list[dict[str, Any]], limit: float, report: DataReport) -> Float64[np.ndarray, "M 4"]:
+        """xywh of every object, with each number under the limit; numbers may be text, as in Roboflow's polygons."""
         numbers: list[float] = []
         for row in objects:
-            box = row.get("bbox")
+            stated = row.get("bbox")
+            box = _without_text(stated, limit)
             if not (isinstance(box, list) and len(box) == 4 and all(_is_number(number, limit) for number in box)):
-                raise DataError("F6", f"{self.path}: annotation {row['id']}: bbox is {box!r}, not four finite numbers")
+                raise DataError(
+                    "F6", f"{self.path}: annotation {row['id']}: bbox is {stated!r}, not four finite numbers"
+                )
+            if box is not stated:
+                report.repaired("F6", f"{self.path}: annotation {row['id']}: numbers of {stated} are written as text")
             numbers.extend(box)
         return np.array(numbers, dtype=np.float64).reshape(-1, 4)
 
     def crowd(self, row: dict[str, Any]) -> bool:
-        """Whether an object is a crowd. Types are compared, since 1.0 equals 1."""
+        """Whether an object is a crowd: 0, 1, and what else says so in files of converters, such as 1.0 and "1"."""
         value = row.get("iscrowd", 0)
-        if type(value) not in (int, bool, str) or value not in _CROWD:
+        if not isinstance(value, int | float | str) or value not in _CROWD:
             raise DataError("F1", f"{self.path}: annotation {row['id']}: iscrowd is {value!r}, not 0 or 1")
         return _CROWD[value]
 
@@ -233,9 +239,14 @@ class Source:
         return np.array(areas, dtype=np.float64)
 
     def categories(self, rows: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[Category, ...]:
-        return tuple(self._category(row, request, federated) for row in rows)
+        parents = {
+            parent
+            for row in rows
+            if isinstance(parent := row.get("supercategory"), str) and parent != row.get("name") and not federated
+        }
+        return tuple(self._category(row, parents, request, federated) for row in rows)
 
-    def _category(self, row: dict[str, Any], request: ReadRequest, federated: bool) -> Category:
+    def _category(self, row: dict[str, Any], parents: set[str], request: ReadRequest, federated: bool) -> Category:
         """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
         name = self.field(row, "categories", "name", str)
         if not name.strip():
@@ -256,7 +267,7 @@ class Source:
                 raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
         if federated and request.index:
             image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
-        return Category(row["id"], name, synonyms, frequency, image_count)
+        return Category(row["id"], name, synonyms, frequency, image_count, is_parent=name in parents)
 
     def image_file(self, row: dict[str, Any], federated: bool) -> str:
         """The path under the folder of images."""
@@ -304,6 +315,13 @@ def _federated_labels(images: list[dict[str, Any]]) -> FederatedLabels:
 def _is_known(value: Any, row_of_id: dict[int, int]) -> bool:
     # Equal is not enough: true and 1.0 would be found as 1, and a list cannot be looked up.
     return type(value) is int and value in row_of_id
+
+
+def _without_text(box: Any, limit: float) -> Any:
+    """The box with decimals that are written as text as numbers; the box itself if it has none."""
+    if not isinstance(box, list) or not any(isinstance(number, str) for number in box):
+        return box
+    return [finite_number(number, limit) if isinstance(number, str) else number for number in box]
 
 
 def _is_number(value: Any, limit: float) -> bool:

@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +41,21 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders below it, by path, `without_drawn`; symbolic links are followed.
+    """All images in a folder and the folders below it, by path, `without_drawn`; see `files_below`."""
+    return without_drawn(sorted(files_below(folder, is_image_name)))
 
-    Links to a folder that contains them are not followed, since they would give the same images without end; a warning
+
+def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
+    """The files of wanted names in a folder and the folders below it, in any order; symbolic links are followed.
+
+    Links to a folder that contains them are not followed, since they would give the same files without end; a warning
     counts them.
     """
-    images, loops = list[Path](), list[str]()
+    files, loops = list[Path](), list[str]()
     start = Path(os.path.realpath(folder))
     above = {str(folder): frozenset(map(_identity, (start, *start.parents)))}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        images += [Path(parent, name) for name in names if is_image_name(name)]
+        files += [Path(parent, name) for name in names if is_wanted(name)]
         above_here = above.pop(parent)
         for path in [os.path.join(parent, name) for name in folders]:
             identity = _identity(path)
@@ -62,7 +67,7 @@ def images_below(folder: Path) -> list[Path]:
     if loops:
         words = f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}"
         print(f"warning: {words}", file=sys.stderr)
-    return without_drawn(sorted(images))
+    return files
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | None:

@@ -91,7 +91,16 @@ def _hint(files: Sequence[str], root: Path) -> str:
             f". All are there by their base names, the first as {found[0]}: data.source.by_base_name=true "
             f"(tools: --by-base-name) takes these"
         )
-    return f". By their base names {num_found:,} are there" if num_found else ", and no image with their base names"
+    if num_found:
+        return f". By their base names {num_found:,} are there"
+    return f", and no image with their base names{_others(root)}"
+
+
+def _others(root: Path) -> str:
+    from ovd.data.image_files import images_below  # here, since it brings Pillow
+
+    others = images_below(root)
+    return f" among the {len(others):,} there, of which the first is {others[0].relative_to(root)}" if others else ""
 
 
 def _exist(files: Sequence[str], root: Path) -> list[bool]:

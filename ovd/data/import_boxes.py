@@ -1,13 +1,11 @@
 """From what annotation tools export to one JSON file in COCO's form; files are read, none is copied or changed."""
 
-import codecs
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ovd.choices import ImportFormatName
@@ -17,6 +15,7 @@ from ovd.data.image_names import check_images_exist
 from ovd.data.image_sizes import with_real_sizes
 from ovd.data.labelme import read_labelme
 from ovd.data.open_images import read_open_images
+from ovd.data.parents import without_parents
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, clean_boxes, with_images
 from ovd.files import whole_file
@@ -70,8 +69,7 @@ def import_boxes(request: ReadRequest, format: ImportFormatName, report: DataRep
     table = with_real_sizes(entry.read(request, report), report)
     if table.is_available is not None:
         table = with_images(table, table.is_available)
-    if entry.is_json:
-        table = _without_parents(table, report)
+    table = without_parents(table, report)
     assert table.image_sizes is not None
     assert table.image_files is not None
     if table.images_root is None:
@@ -125,34 +123,3 @@ def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[
             for category in table.categories
         ],
     }
-
-
-class _Categories(msgspec.Struct):
-    categories: list[dict[str, Any]]
-
-
-def _without_parents(table: AnnotationTable, report: DataReport) -> AnnotationTable:
-    """Without the classes of Roboflow that are no class but the project: the supercategory of others, without boxes."""
-    content = table.path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    try:
-        rows = msgspec.json.decode(content, type=_Categories).categories
-    except (msgspec.MsgspecError, RecursionError):  # odd, and read by the careful reader; not by Roboflow
-        return table
-    parents = {row.get("supercategory") for row in rows if row.get("supercategory") != row.get("name")}
-    counts = np.bincount(table.class_of_object, minlength=len(table.categories)).tolist()
-    kept = [
-        row
-        for row, category in enumerate(table.categories)
-        if counts[row] or category.name not in parents or len(table.categories) == 1
-    ]
-    for row, category in enumerate(table.categories):
-        if row not in kept:
-            where = f"{table.path}: category {category.id}, {category.name!r}, is the parent of others and has no box"
-            report.repaired("F2", f"{where}: left out")
-    new_row = np.full(len(table.categories), -1, np.int64)
-    new_row[kept] = np.arange(len(kept))
-    return replace(
-        table,
-        categories=tuple(table.categories[row] for row in kept),
-        class_of_object=new_row[table.class_of_object],
-    )

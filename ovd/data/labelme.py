@@ -1,4 +1,4 @@
-"""Reader of LabelMe's files: one JSON file per image, beside it or in a folder of their own."""
+"""Reader of LabelMe's files, and X-AnyLabeling's: one JSON file per image, beside it or in a folder of their own."""
 
 import json
 import math
@@ -17,7 +17,9 @@ from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import read_bytes
 
-_CORNERS, _OUTLINES = ("rectangle", "mask"), ("polygon",)
+_NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
+"""Points of shapes that are no polygons: two corners, centre and border, or, as X-AnyLabeling writes them, four corners
+of a rectangle, upright or not."""
 _WITHOUT_BOX = ("point", "points", "line", "linestrip")
 
 
@@ -151,10 +153,10 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
     if kind in _WITHOUT_BOX:
         report.skipped("F4", f"{where}: a {kind} has no box")
         return None
-    needed = 2 if kind in (*_CORNERS, "circle") else 3
-    if kind not in (*_CORNERS, *_OUTLINES, "circle"):
+    if kind not in (*_NUM_POINTS, "polygon"):
         raise DataError("F6", f"{where}: shape_type is {kind!r}; rectangles, polygons, circles and masks are read")
-    if points is None or len(points) < needed or (needed == 2 and len(points) != 2):
+    is_right = points is not None and (len(points) > 2 if kind == "polygon" else len(points) in _NUM_POINTS[kind])
+    if points is None or not is_right:
         raise DataError("F6", f"{where}: points are {str(shape.get('points'))[:80]}, not those of a {kind}")
     low, high = points.min(axis=0), points.max(axis=0)
     if kind == "circle":

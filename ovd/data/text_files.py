@@ -31,6 +31,8 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file in UTF-8 that are not blank, without surrounding spaces, with their numbers from 1.
 
+    They end as on any system: Unix, Windows, or the older Macintosh.
+
     Raises:
         DataError: F1 it cannot be read, or is not UTF-8.
     """
@@ -39,6 +41,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
     return [(number, line) for number, line in lines if line]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport, Unit
 
@@ -37,14 +38,17 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
         )
 
 
-def training_verdict(index: AnnotationIndex, report: DataReport) -> str:
+def training_verdict(index: AnnotationIndex, report: DataReport, *, has_option: bool) -> str:
     """One line: what training would do.
 
     Args:
         report: of reading the set and of looking at its images, without stops.
+        has_option: whether images could be taken by base name, and are not.
     """
     try:
         check_trainable(index, report)
+        # In another folder than their names say images are found by base name: said here, as before a training.
+        check_images_exist(index.path, index.image_files, index.images_root, all_needed=False, has_option=has_option)
     except DataError as error:
         return f"training: stops, error[{error.code}]: {error}"
     for unit, _ in _UNITS:

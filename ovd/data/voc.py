@@ -1,6 +1,5 @@
 """Reader of Pascal VOC: one XML file per image."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +11,13 @@ from xml.parsers import expat
 import numpy as np
 
 from ovd.data.category import Category
-from ovd.data.image_files import READ_SUFFIXES, is_image_name, readable_sizes
+from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_same_files
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number, read_bytes, read_lines, read_names
-from ovd.shapes import Int64
+from ovd.data.text_files import finite_number, read_bytes, read_names
+from ovd.data.voc_files import ImageFolder, XmlFile, xml_files
+from ovd.shapes import Float64, Int64
 
 _MAX_XML_BYTES = 16 * 1024 * 1024
 _NUM_NAMED = 20
@@ -52,19 +52,20 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     0. A `difficult` object is a crowd region: training ignores it, and the evaluation forgives detections of it.
 
     Args:
-        request: `annotations` is a folder of XML files, which are taken by name, or a text file with one name per line
+        request: `annotations` is a folder of XML files, which are taken by path, or a text file with one name per line
             (VOCdevkit's `ImageSets/Main/train.txt`), whose XML files lie in `../../Annotations`. `images` is the folder
-            of the images. An image is `<filename>` or, where that is missing, the XML file's name; a missing suffix is
-            found in the folder. A size of 0, or none, is read from the image.
-        report: counts images that are left out, since their size is missing and the image cannot be read.
+            of the images. An image has the XML file's name or, where none has it, that of `<filename>`. A size of 0,
+            or none, is read from the image.
+        report: counts images that are left out, since their size is missing and the image cannot be read, those whose
+            `<filename>` is of another image (F8), and corners at 0 (F5).
 
     Raises:
         DataError: F1 not whole XML, a DOCTYPE (no entity is ever expanded), a missing element, no XML files; F2 an
             image or a class name twice; F3 a class that the list of names lacks; F6 a corner that is no finite number;
             F8, F9, F10 where a truth is wanted, an image whose size cannot be read.
     """
-    paths = _xml_paths(request.annotations)
-    images = [_read_image(path, request) for path in paths]
+    folder, zero_based = ImageFolder(request.images), request.options.zero_based
+    images = [_read_image(file, folder, report, zero_based=zero_based) for file in xml_files(request.annotations)]
     if request.options.by_base_name:
         files = files_by_base_name(request.annotations, [image.file for image in images], request.images)
         images = [replace(image, file=file) for image, file in zip(images, files, strict=True)]
@@ -79,6 +80,8 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
     boxes = np.array([item.box for _, item in objects], dtype=np.float64).reshape(-1, 4)
     boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    if not zero_based:
+        _notice_zeros(request.annotations, boxes, report)
     return AnnotationTable(
         path=request.annotations,
         categories=tuple(Category(row, name, (), None, UNCOUNTED) for row, name in enumerate(names)),
@@ -95,31 +98,16 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     )
 
 
-def _xml_paths(annotations: Path) -> list[Path]:
-    """The XML files of a folder by name, or those that a text file lists, in its order."""
-    if annotations.is_dir():
-        paths = sorted(path for path in annotations.iterdir() if _is_annotation(path))
-        if not paths:
-            raise DataError("F1", f"{annotations}: no .xml file in this folder")
-        return paths
-    folder = Path(os.path.normpath(annotations.parent / ".." / ".." / "Annotations"))
-    return [folder / f"{name}.xml" for _, name in read_lines(annotations)]
-
-
-def _is_annotation(path: Path) -> bool:
-    return path.suffix.lower() == ".xml" and not path.name.startswith(".")
-
-
-def _read_image(path: Path, request: ReadRequest) -> _Image:
+def _read_image(file: XmlFile, images: ImageFolder, report: DataReport, *, zero_based: bool) -> _Image:
+    path = file.path
     root = _parse(path)
     if root.tag != "annotation":
         raise DataError("F1", f"{path}: the root element is <{root.tag}>, not <annotation>")
-    zero_based = request.options.zero_based
     objects = tuple(
         _read_object(item, f"{path}: object {number}", zero_based=zero_based)
         for number, item in enumerate(root.iterfind("object"), start=1)
     )
-    return _Image(path, _image_file(path, root.findtext("filename"), request.images), _size(path, root), objects)
+    return _Image(path, images.image_of(file, root.findtext("filename"), report), _size(path, root), objects)
 
 
 def _read_object(item: Element, where: str, *, zero_based: bool) -> _Object:
@@ -175,16 +163,12 @@ def _size(path: Path, root: Element) -> tuple[int, int] | None:
     return (height, width) if height and width else None
 
 
-def _image_file(path: Path, file_name: str | None, images: Path | None) -> str:
-    """The image's path under the folder of images."""
-    name = (file_name or "").strip() or path.stem
-    if is_image_name(name):
-        return name
-    suffixes = [each for suffix in READ_SUFFIXES for each in (suffix, suffix.upper())]
-    found = [name + suffix for suffix in suffixes if images is not None and (images / (name + suffix)).is_file()]
-    if len(found) > 1:
-        raise DataError("F2", f"{path}: the image may be {' or '.join(found)}; give its <filename> a suffix")
-    return found[0] if found else name + READ_SUFFIXES[0]
+def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataReport) -> None:
+    """Count objects with a corner at 0, which a file has if its corners count from there."""
+    count = int(((boxes[:, :2] < 0) & (boxes[:, :2] >= -1)).any(axis=1).sum())
+    if count:
+        words = "corners at 0, though VOC's pixels count from 1: if these count from 0, zero_based=true says so (tools:"
+        report.noticed("F5", f"{path}: {count:,} of {len(boxes):,} objects have {words} --zero-based)")
 
 
 def _class_names(images: Sequence[_Image], source: Path | None) -> list[str]:

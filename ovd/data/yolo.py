@@ -1,19 +1,18 @@
-"""Reader of YOLO text labels: one text file per image, listed by a data.yaml or lying in one folder."""
+"""Reader of YOLO text labels: one text file per image, whose rows are boxes or polygons."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ovd.data.category import Category
-from ovd.data.image_files import images_below, is_image_name, readable_sizes
+from ovd.data.image_files import is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number, read_lines, read_names
-from ovd.plain_yaml import read_mapping
+from ovd.data.text_files import finite_number, read_lines
+from ovd.data.yolo_listing import Listing, list_images
 
 _NUM_NAMED = 20
 
@@ -24,17 +23,6 @@ _LARGEST_FRACTION = 2.0
 _ROUNDING_FRACTION = 1e-6
 
 _BOX_NUMBERS, _CONFIDENCE_NUMBERS, _SMALLEST_POLYGON_NUMBERS = 4, 5, 6
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """What data.yaml, or a folder with classes.txt, lists."""
-
-    names: Mapping[int, str]
-    root: Path
-    images: Sequence[Path]
-    labels: Sequence[Path | None]
-    """The label file of each image; None where there is none: an image without objects."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +44,19 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
     Args:
         request: `annotations` is a data.yaml with `names` and, for the split, a folder of images, a .txt file that
-            lists images, or several of them; or it is a folder with classes.txt and the label files, themselves or in a
-            folder `labels`. `images` is the folder that the paths in data.yaml start at (None: its `path`, else the
-            folder of data.yaml), or the folder of images to a folder of labels (None: its `images`, else the folder).
+            lists images, or several of them; or a .data file of Darknet; or a folder with one of these; or a folder
+            with classes.txt and the label files, themselves or in a folder `labels`. `images` is the folder that paths
+            start at (None: the `path` of data.yaml, else its folder), or the folder of images to a folder of labels
+            (None: its `images`, else the folder).
         report: counts images that are left out, since they cannot be read (their size is in no label file), label files
-            without an image (F8), and those of two images (F2).
+            without an image and paths of another machine (F8), and label files of two images (F2).
 
     Raises:
         DataError: F1 no plain YAML, a missing key or folder, no label file at all; F2 an image twice; F3 a class id
             that `names` lacks; F6 a row that is no box and no polygon; F8, F9, F10 where a truth is wanted, an image
             that cannot be read.
     """
-    annotations, split = request.annotations, request.options.split
-    if annotations.is_dir():
-        if split is not None:
-            raise ValueError(f"{annotations}: a folder of labels has no splits; leave out the split {split!r}")
-        listing = _read_folder(annotations, request.images)
-    else:
-        listing = _read_yaml(annotations, request.images, split or ("val" if request.truth else "train"))
+    annotations, listing = request.annotations, list_images(request, report)
     _check_listing(annotations, listing)
     _notice_odd_labels(listing, report)
 
@@ -104,89 +87,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     )
 
 
-def _read_yaml(path: Path, images: Path | None, split: str) -> _Listing:
-    try:
-        content = read_mapping(path)
-    except ValueError as error:
-        raise DataError("F1", str(error)) from error
-    if "kpt_shape" in content:
-        raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are read")
-    root = images
-    if root is None:
-        root = path.parent / _text(path, content, "path") if content.get("path") is not None else path.parent
-    sources = content.get(split)
-    if sources is None:
-        splits = [key for key in ("train", "val", "test") if content.get(key) is not None]
-        raise DataError("F1", f"{path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
-    sources = sources if isinstance(sources, list) else [sources]
-    found = [image for source in sources for image in _images_of(path, root, source, split)]
-    return _Listing(_names(path, content), root, found, [_label_beside(image) for image in found])
-
-
-def _read_folder(folder: Path, images: Path | None) -> _Listing:
-    names = dict(enumerate(read_names(folder / "classes.txt")))
-    labels = folder / "labels" if (folder / "labels").is_dir() else folder
-    if images is None:
-        images = folder / "images" if (folder / "images").is_dir() else folder
-    found = images_below(images)
-    candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
-    return _Listing(names, images, found, [label if label.is_file() else None for label in candidates])
-
-
-def _images_of(path: Path, root: Path, source: Any, split: str) -> list[Path]:
-    """The images that one entry of data.yaml stands for: a folder, or a file that lists them."""
-    if not isinstance(source, str):
-        raise DataError("F1", f"{path}: {split} is {source!r}, not the path of a folder or of a .txt list")
-    place = root / source
-    if not place.exists() and source.startswith("../"):
-        # Exports of Roboflow say ../train/images and lie in the folder that has train/images.
-        place = root / source.removeprefix("../")
-    if place.is_dir():
-        return images_below(place)
-    if place.suffix != ".txt":
-        raise DataError(
-            "F1",
-            f"{path}: {split} is {source!r}, but {place} is no folder; paths start at {root}: give the "
-            "folder of images, if that is another one",
-        )
-    return [place.parent / line for _, line in read_lines(place)]
-
-
-def _label_beside(image: Path) -> Path | None:
-    """The label file: under `labels` where the image is under the last `images`, else beside the image."""
-    candidates = [image.with_suffix(".txt")]
-    folders = image.parts[:-1]
-    if "images" in folders:
-        last = len(folders) - 1 - folders[::-1].index("images")
-        candidates.insert(0, Path(*folders[:last], "labels", *folders[last + 1 :], candidates[0].name))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
-    """Class names by id."""
-    names = content.get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names:
-        raise DataError("F1", f"{path}: names is {names!r}, not a list of class names or a mapping of ids to them")
-    for class_id, name in names.items():
-        if type(class_id) is not int or class_id < 0:
-            raise DataError("F1", f"{path}: names has the id {class_id!r}, not a whole number from 0")
-        if not isinstance(name, str) or not name.strip():
-            raise DataError("F1", f"{path}: name {class_id} is {name!r}, not text; write it in quotes")
-    count = content.get("nc", len(names))
-    if count != len(names):
-        raise DataError("F1", f"{path}: nc is {count!r}, but there are {len(names)} names")
-    return names
-
-
-def _text(path: Path, content: dict[str, Any], key: str) -> str:
-    if not isinstance(content[key], str):
-        raise DataError("F1", f"{path}: {key} is {content[key]!r}, not text")
-    return content[key]
-
-
-def _check_listing(path: Path, listing: _Listing) -> None:
+def _check_listing(path: Path, listing: Listing) -> None:
     first: dict[Path, int] = {}
     for position, image in enumerate(listing.images):
         if first.setdefault(image, position) != position:
@@ -201,7 +102,7 @@ def _check_listing(path: Path, listing: _Listing) -> None:
         )
 
 
-def _notice_odd_labels(listing: _Listing, report: DataReport) -> None:
+def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
     """Count label files that two images share, such as a.jpg and a.png, and those beside them whose image is missing.
 
     An image that lies in its folder and is not listed is not missing.

@@ -49,7 +49,7 @@ def preflight(config: TrainConfig) -> bool:
     print(f"training set {index.path}")
     check_images(index, report)
     print(describe(index, report))
-    verdicts = [training_verdict(index, report)]
+    verdicts = [training_verdict(index, report, has_option=False)]  # check_all_exist named the option
     if validation is not None:
         print(f"\nvalidation set {validation.path}")
         check_images(validation, validation_report)

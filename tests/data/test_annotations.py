@@ -201,7 +201,9 @@ def test_unknown_references_are_counted_and_the_first_20_named(tmp_path):
         [0, 0, float("nan"), 5],
         [0, float("inf"), 5, 5],
         [0, -float("inf"), 5, 5],
-        ["0", 0, 5, 5],
+        ["0 px", 0, 5, 5],
+        ["nan", 0, 5, 5],
+        [0, 0, "5"],
         [0, 0, 5],
         [0, 0, 5, None],
         [True, 0, 5, 5],
@@ -216,6 +218,17 @@ def test_boxes_that_are_not_four_numbers_stop_with_the_annotation_id(tmp_path, b
     with pytest.raises(DataError, match=r"annotation 3: bbox") as caught:
         load(tmp_path, content)
     assert caught.value.code == "F6"
+
+
+def test_numbers_of_a_box_may_be_text_and_are_counted(tmp_path):
+    content = lvis_content()
+    expected, _ = load(tmp_path, content)
+    x, y, width, height = content["annotations"][2]["bbox"]
+    content["annotations"][2]["bbox"] = [x, y, f"{width:.4f}", f"{height:.4f}"]
+    index, report = load(tmp_path, content)
+    assert index.fingerprint() == expected.fingerprint()
+    assert report.counts() == {"F6 repaired": 1}
+    assert "annotation 3: numbers of" in report.first_records()["F6 repaired"][0]
 
 
 @pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
@@ -237,7 +250,7 @@ def test_lvis_without_federated_labels_stops(tmp_path, field):
         ("annotations", "id", "one"),
         ("images", "id", "0x1"),
         ("annotations", "iscrowd", 2),
-        ("annotations", "iscrowd", 1.0),
+        ("annotations", "iscrowd", 1.5),
         ("annotations", "iscrowd", "yes"),
         ("annotations", "iscrowd", None),
         ("categories", "frequency", "x"),
@@ -469,3 +482,26 @@ def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
     report.used()  # too late
     with pytest.raises(DataError, match="100 of them in a row"):
         report.raise_if_too_many(10**6)
+
+
+def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path):
+    """Roboflow makes the project's name a class, the supercategory of all others."""
+    content = lvis_content()
+    for row in content["images"]:
+        row["file_name"] = f"{row['id']}.jpg"
+    expected, _ = load(tmp_path, content, format="coco")
+    for row in content["categories"]:
+        row["supercategory"] = "animals"
+    content["categories"].append({"id": 0, "name": "animals", "supercategory": "none"})
+    index, report = load(tmp_path, content, format="coco")
+    assert index.fingerprint() == expected.fingerprint()
+    assert report.counts() == {"F2 repaired": 1}
+    path = tmp_path / "annotations.json"
+    judged = load_annotations(path, Path("root"), format="coco", report=DataReport(), with_truth=True)
+    assert judged.truth is not None
+    assert [category.name for category in judged.truth.categories] == ["cat", "dog", "yak"]
+    assert len(judged.truth.boxes_xywh) == 4
+    content["annotations"][0]["category_id"] = 0  # a class with objects of its own stays
+    with_objects, report = load(tmp_path, content, format="coco")
+    assert [category.name for category in with_objects.categories] == ["animals", "cat", "dog", "yak"]
+    assert report.counts() == {}

@@ -139,6 +139,18 @@ def test_labelme(tmp_path, images):
     assert "shape 4: a point has no box" in report.first_records()["F4 skipped"][0]
 
 
+def test_xanylabeling_writes_four_corners(images):
+    labelme(images)
+    content = json.loads((images / "a.json").read_text())
+    content["shapes"] = [
+        {"label": "cat", "shape_type": "rectangle", "points": [[1, 2], [9, 2], [9, 12], [1, 12]]},
+        {"label": "dog", "shape_type": "rotation", "points": [[20, 25], [25, 20], [30, 25], [25, 30]]},
+    ]
+    (images / "a.json").write_text(json.dumps(content))
+    objects, _, _ = imported(images, None, "labelme")
+    assert objects[:2] == [("a.jpg", "cat", [1.0, 2.0, 8.0, 10.0]), ("a.jpg", "dog", [20.0, 20.0, 10.0, 10.0])]
+
+
 def test_labelme_shapes_of_one_label_and_one_group_are_one_object(images):
     labelme(images)
     content = json.loads((images / "a.json").read_text())
@@ -172,6 +184,7 @@ def test_labelme_in_a_folder_of_its_own(tmp_path, images):
         ("shape_type", "cuboid", r"a\.json: shape 1: shape_type is 'cuboid'"),
         ("points", [[1, 2], [3, None]], r"a\.json: shape 1: points are"),
         ("points", [[1, 2]], r"not those of a polygon"),
+        ("shape_type", "mask", r"shape 1: points are .* not those of a mask"),
         ("label", " ", r"shape 1: its label is ' '"),
         ("label", None, r"shape 1: its label is None"),
     ],

@@ -72,7 +72,7 @@ def test_a_list_of_names_selects_and_orders(folder):
     assert index.image_files == ("b.jpg", "a.jpg")
     assert index.image_ids.tolist() == [0, 1]
     (lists / "val.txt").write_text("b\nc\n")
-    with pytest.raises(DataError, match=r"Annotations/c\.xml: annotation file cannot be read") as caught:
+    with pytest.raises(DataError, match=r"val\.txt: line 2 is 'c', but .*Annotations/c\.xml does not exist") as caught:
         load_annotations(lists / "val.txt", None, format="voc", report=DataReport())
     assert caught.value.code == "F1"
 
@@ -165,6 +165,88 @@ def test_the_image_is_named_by_the_file_or_found_by_the_name_of_the_xml(folder, 
     write(folder, "c", xml)
     save(folder / "JPEGImages" / saved, SIZE)
     assert load(folder).image_files == ("a.jpg", "b.jpg", expected)
+
+
+def test_the_image_of_the_xml_files_own_name_goes_before_an_outdated_filename(folder):
+    """As torchvision and detectron2 read VOC: renamed files keep their old <filename>."""
+    for name, file_name in (("c", "a.jpg"), ("d", r"C:\photos\gone.jpg"), ("e", "E.PNG")):
+        write(folder, name, voc_xml(file_name, SIZE, [voc_object("cat", [1, 2, 10, 20])]))
+        save(folder / "JPEGImages" / f"{name}.jpeg", SIZE)
+    report = DataReport()
+    index = load(folder, report=report)
+    assert index.image_files == ("a.jpg", "b.jpg", "c.jpeg", "d.jpeg", "e.jpeg")
+    assert report.counts() == {"F8 noticed": 3}
+    assert (
+        "c.xml: <filename> is 'a.jpg'; the image of the XML file's name is taken, c.jpeg"
+        in (report.first_records()["F8 noticed"][0])
+    )
+
+
+def test_a_filename_that_leads_into_a_folder_goes_before_the_xml_files_own_name(folder):
+    write(folder, "a", voc_xml("sub/x.jpg", SIZE, []))
+    save(folder / "JPEGImages" / "sub" / "x.jpg", SIZE)
+    assert load(folder).image_files == ("sub/x.jpg", "b.jpg")
+    (folder / "JPEGImages" / "sub" / "x.jpg").unlink()
+    assert load(folder).image_files == ("a.jpg", "b.jpg")
+
+
+def test_two_images_of_a_name_are_told_apart_by_the_filename(folder):
+    save(folder / "JPEGImages" / "a.png", SIZE)
+    assert load(folder).image_files == ("a.jpg", "b.jpg")
+    write(folder, "a", voc_xml("a", SIZE, []))
+    with pytest.raises(DataError, match=r"a\.xml: the image may be a\.jpg or a\.png") as caught:
+        load(folder)
+    assert caught.value.code == "F2"
+
+
+@pytest.mark.parametrize("are_images_nested", [True, False])
+def test_folders_of_xml_files_are_read_with_all_below_them(folder, are_images_nested):
+    for part in ("1", "2"):
+        (folder / "Annotations" / part).mkdir()
+        write(folder, f"{part}/c{part}", voc_xml(f"c{part}.jpg", SIZE, [voc_object("dog", [1, 2, 10, 20])]))
+        save(folder / "JPEGImages" / (part if are_images_nested else "") / f"c{part}.jpg", SIZE)
+    (folder / "Annotations" / ".idea").mkdir()
+    (folder / "Annotations" / ".idea" / "workspace.xml").write_text("<project/>")
+    nested = ("1/c1.jpg", "2/c2.jpg") if are_images_nested else ("c1.jpg", "c2.jpg")
+    assert load(folder).image_files == (*nested, "a.jpg", "b.jpg")
+
+
+def load_list(folder: Path, text: str) -> AnnotationIndex:
+    path = folder / "ImageSets" / "Main" / "train.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return load_annotations(path, folder / "JPEGImages", format="voc", report=DataReport())
+
+
+@pytest.mark.parametrize("text", ["b\ra\r", "b\r\na\r\n", "b.jpg\na.jpg", "b.xml\na.xml\n"])
+def test_lists_of_names_as_tools_write_them(folder, text):
+    assert load_list(folder, text).image_files == ("b.jpg", "a.jpg")
+
+
+def test_a_list_beside_a_folder_spelled_without_the_capital(folder):
+    (folder / "Annotations").rename(folder / "annotations")
+    assert load_list(folder, "b\na\n").image_files == ("b.jpg", "a.jpg")
+
+
+def test_a_name_that_is_listed_twice_is_named_with_its_lines(folder):
+    with pytest.raises(DataError, match=r"train\.txt: lines 1 and 3 are both 'b'") as caught:
+        load_list(folder, "b\na\nb\n")
+    assert caught.value.code == "F2"
+
+
+def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):
+    rows = [[0, 2, 10, 20], [3, 0, 10, 20], [3, 3, 10, 20]]
+    corners = [dict(zip(("xmin", "ymin", "xmax", "ymax"), row, strict=True)) for row in rows]
+    boxes = ["".join(f"<{name}>{value}</{name}>" for name, value in row.items()) for row in corners]
+    objects = [f"<object><name>cat</name><bndbox>{box}</bndbox></object>" for box in boxes]
+    write(folder, "a", voc_xml("a.jpg", SIZE, objects))
+    report = DataReport()
+    load(folder, report=report)
+    assert report.counts() == {"F5 noticed": 1, "F5 repaired": 2}
+    assert "2 of 4 objects have corners at 0" in report.first_records()["F5 noticed"][0]
+    report = DataReport()
+    load(folder, FormatOptions(zero_based=True), report)
+    assert report.counts() == {}
 
 
 OBJECT = voc_object("cat", [1, 2, 10, 20])

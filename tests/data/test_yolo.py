@@ -147,6 +147,100 @@ def test_a_folder_with_classes_txt(tmp_path, layout):
         load_annotations(tmp_path, None, format="yolo", report=DataReport(), options=FormatOptions(split="val"))
 
 
+def test_names_may_lie_with_the_labels_and_a_folder_may_hold_the_description(root):
+    by_yaml = load(root)
+    assert load_annotations(root, None, format="yolo", report=DataReport()).fingerprint() == by_yaml.fingerprint()
+    of_val = FormatOptions(split="val")
+    assert files(load_annotations(root, None, format="yolo", report=DataReport(), options=of_val)) == ["c.png"]
+    write(root / "other.yaml", "names: [cat]\n")
+    with pytest.raises(DataError, match=r"it has data\.yaml, other\.yaml: give one of them") as caught:
+        load_annotations(root, None, format="yolo", report=DataReport())
+    assert caught.value.code == "F1"
+    write(root / "labels" / "classes.txt", "cat\ndog\n")
+    assert files(load_annotations(root, None, format="yolo", report=DataReport())) == ["a.png", "b.png", "c.png"]
+    for path in (root / "data.yaml", root / "other.yaml", root / "labels" / "classes.txt"):
+        path.unlink()
+    with pytest.raises(DataError, match="it has none of these"):
+        load_annotations(root, None, format="yolo", report=DataReport())
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("/content/pets/images/train", "/content/pets/images/val"),
+        ("C:\\Users\\me\\pets\\images\\train", "C:\\Users\\me\\pets\\images\\val"),
+        ("../pets/images/train/", "../pets/images/val/"),
+        ("pets/images/train", "pets/images/val"),
+        ("/x/train.txt", "/x/val.txt"),
+    ],
+)
+def test_of_a_path_of_another_machine_the_end_that_exists_is_taken_and_counted(root, train, val):
+    by_itself = load(root)
+    write(root / "train.txt", "images/train/a.png\nimages/train/b.png\n")
+    set_data(root, train=train, val=val)
+    report = DataReport()
+    index = load(root, report)
+    assert index.fingerprint() == by_itself.fingerprint()
+    assert report.counts() == {"F8 noticed": 1}
+    assert "which is not there" in report.first_records()["F8 noticed"][0]
+    assert load(root, images=root / "images").boxes.values.tolist() == by_itself.boxes.values.tolist()
+
+
+def test_an_end_that_two_splits_share_is_refused(root):
+    set_data(root, train="/content/train/images", val="/content/val/images")
+    with pytest.raises(
+        DataError, match=r"train is '/content/train/images'.*val is .*/images could be either"
+    ) as caught:
+        load(root)
+    assert caught.value.code == "F1"
+    set_data(root, train="/content/images", val="/content/images")  # which is what the file says
+    assert files(load(root)) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    "folder", ["data/images/train/", "/home/me/darknet/data/images/train/", "images\\train\\", "D:\\x\\images\\train\\"]
+)
+def test_images_of_a_list_may_be_of_another_machine(root, folder):
+    write(root / "train.txt", f"{folder}a.png\n{folder}b.png\n")
+    set_data(root, train="train.txt")
+    report = DataReport()
+    assert files(load(root, report)) == ["a.png", "b.png"]
+    assert report.counts() == {"F8 noticed": 1}
+
+
+def test_images_of_a_list_that_are_nowhere_keep_their_names(root):
+    write(root / "train.txt", "images/train/a.png\n/gone/x.png\n")
+    set_data(root, train="train.txt")
+    report = DataReport()
+    assert files(load(root, report)) == ["a.png"]
+    assert report.first_records()["F8 skipped"] == ["/gone/x.png: file is missing"]
+
+
+def test_darknets_data_file(root):
+    """As CVAT exports it: paths start in `data/`, which is the folder itself."""
+    write(root / "obj.names", "cat \ndog\n")
+    write(root / "train.txt", "data/images/train/a.png\ndata/images/train/b.png\n")
+    write(root / "valid.txt", "data/images/val/c.png\n")
+    lines = (
+        "# made by a tool",
+        "classes = 2",
+        "train = data/train.txt",
+        "valid=data/valid.txt",
+        "names = data/obj.names",
+    )
+    write(root / "obj.data", "\n".join((*lines, "backup = backup/")))
+    report = DataReport()
+    index = load_annotations(root / "obj.data", None, format="yolo", report=report)
+    assert index.fingerprint() == load(root).fingerprint()
+    assert report.counts() == {"F8 noticed": 2}
+    judged = load_annotations(root / "obj.data", None, format="yolo", report=DataReport(), with_truth=True)
+    assert files(judged) == ["c.png"]
+    write(root / "obj.data", "train = data/train.txt\n")
+    with pytest.raises(DataError, match="no line `names = FILE`") as caught:
+        load_annotations(root / "obj.data", None, format="yolo", report=DataReport())
+    assert caught.value.code == "F1"
+
+
 def test_polygons_give_their_bounding_box(root):
     write(
         root / "labels" / "train" / "a.txt",

@@ -1,0 +1,143 @@
+"""Which XML files a set of Pascal VOC has, and which image each of them is of."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.data.image_files import READ_SUFFIXES, files_below, is_image_name
+from ovd.data.report import DataError, DataReport
+from ovd.data.text_files import read_lines
+
+
+@dataclass(frozen=True)
+class XmlFile:
+    """One XML file."""
+
+    path: Path
+    name: str
+    """Its path without suffix, from the folder of all XML files, with slashes."""
+
+
+def xml_files(annotations: Path) -> list[XmlFile]:
+    """The XML files in a folder and those below it, by path, or those that a text file lists, in its order.
+
+    A list has one name per line, whose XML files lie in `../../Annotations` (or `annotations`).
+
+    Raises:
+        DataError: F1 no XML file, or a name without one; F2 a name twice.
+    """
+    if annotations.is_dir():
+        paths = [path.relative_to(annotations) for path in sorted(files_below(annotations, _is_annotation))]
+        paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+        if not paths:
+            raise DataError("F1", f"{annotations}: no .xml file in this folder")
+        return [XmlFile(annotations / path, path.with_suffix("").as_posix()) for path in paths]
+    folder = _folder_of_list(annotations)
+    files: list[XmlFile] = []
+    line_of: dict[str, int] = {}
+    for number, line in read_lines(annotations):
+        name = line.removesuffix(".xml")
+        if is_image_name(name) and not _exists(folder / f"{name}.xml"):
+            name = os.path.splitext(name)[0]
+        if (first := line_of.setdefault(name, number)) != number:
+            raise DataError("F2", f"{annotations}: lines {first} and {number} are both {name!r}; take one of them out")
+        path = folder / f"{name}.xml"
+        if not _exists(path):
+            raise DataError(
+                "F1",
+                f"{annotations}: line {number} is {name!r}, but {path} does not exist; if the list is of other files, "
+                f"give the folder of the XML files itself",
+            )
+        files.append(XmlFile(path, name))
+    return files
+
+
+class ImageFolder:
+    """The folder of a set's images, in which each XML file finds its own; folders are listed once."""
+
+    def __init__(self, root: Path | None):
+        self._root = root
+        self._listed: dict[str, dict[str, list[str]]] = {}
+
+    def image_of(self, file: XmlFile, file_name: str | None, report: DataReport) -> str:
+        """The path of an XML file's image under the folder.
+
+        It is the image of the XML file's own name, as in VOCdevkit, and the one that `<filename>` says where there is
+        none or where `<filename>` leads into a folder: tools rename files and leave a bare `<filename>` as it was.
+
+        Args:
+            file_name: what `<filename>` says.
+            report: counts images whose `<filename>` is of another name (F8).
+
+        Raises:
+            DataError: F2 several images have the name, and `<filename>` is none of them.
+        """
+        stated = (file_name or "").strip()
+        folder, _, stem = file.name.rpartition("/")
+        own = self._named(file.name) or (self._named(stem) if folder else [])
+        if stated in own or ("/" in stated and self._root is not None and _exists(self._root / stated)):
+            return stated
+        if own:
+            found = _only(own, file.path)
+            if stated and _stem(stated) != stem:
+                where = f"{file.path}: <filename> is {stated!r}; the image of the XML file's name is taken, {found}"
+                report.noticed("F8", where)
+            return found
+        name = stated or stem
+        if is_image_name(name):
+            return name
+        return _only(self._named(name) or [name + READ_SUFFIXES[0]], file.path)
+
+    def _named(self, name: str) -> list[str]:
+        """The images of a name without suffix, which may have folders."""
+        folder, _, stem = name.rpartition("/")
+        return [f"{folder}/{image}" if folder else image for image in self._listing(folder).get(stem, [])]
+
+    def _listing(self, folder: str) -> dict[str, list[str]]:
+        """The images in a folder by their names without suffix."""
+        if folder not in self._listed:
+            by_stem: dict[str, list[str]] = defaultdict(list)
+            for name in _names_in(self._root / folder) if self._root is not None else ():
+                if is_image_name(name):
+                    by_stem[os.path.splitext(name)[0]].append(name)
+            self._listed[folder] = by_stem
+        return self._listed[folder]
+
+
+def _folder_of_list(path: Path) -> Path:
+    """VOCdevkit's Annotations beside ImageSets; also where it is spelled without the capital."""
+    devkit = Path(os.path.normpath(path.parent / ".." / ".."))
+    folder = devkit / "Annotations"
+    spelled_low = devkit / "annotations"
+    return spelled_low if not folder.is_dir() and spelled_low.is_dir() else folder
+
+
+def _is_annotation(name: str) -> bool:
+    return name.lower().endswith(".xml")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a line that is no name: too long, or with a zero byte
+        return False
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder))
+    except (OSError, ValueError):
+        return []
+
+
+def _only(found: list[str], path: Path) -> str:
+    if len(found) > 1:
+        raise DataError("F2", f"{path}: the image may be {' or '.join(found)}; give its <filename> a suffix")
+    return found[0]
+
+
+def _stem(name: str) -> str:
+    """The last part of a path of any system, without the suffix of an image."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    return os.path.splitext(last)[0] if is_image_name(last) else last

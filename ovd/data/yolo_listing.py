@@ -1,0 +1,158 @@
+"""What a data set in YOLO's form lists: names, images and label files, by data.yaml, Darknet's .data or classes.txt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovd.data.image_files import images_below
+from ovd.data.moved_paths import MovedPaths
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import ReadRequest
+from ovd.data.text_files import read_lines, read_names
+from ovd.plain_yaml import read_mapping
+
+_DESCRIPTIONS = (".yaml", ".yml", ".data")
+_FILES_OF_NAMES = ("classes.txt", "labels/classes.txt", "_darknet.labels")
+"""Where class names lie in a folder of labels; the last is Roboflow's."""
+_SPLITS = ("train", "val", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Class names by id, and the images with their label files."""
+
+    names: Mapping[int, str]
+    root: Path
+    """The folder that the images' names start at."""
+    images: Sequence[Path]
+    labels: Sequence[Path | None]
+    """The label file of each image; None where there is none: an image without objects."""
+
+
+def list_images(request: ReadRequest, report: DataReport) -> Listing:
+    """What the annotations of a request list: data.yaml, a .data file, or a folder with one of these or classes.txt.
+
+    Args:
+        report: counts paths that do not exist, and of which an end does (F8).
+
+    Raises:
+        DataError: F1 no plain YAML, a missing key, file or folder, or two splits of which one folder is left.
+        ValueError: a split of a folder with classes.txt.
+    """
+    path, split = request.annotations, request.options.split
+    if path.is_dir():
+        names_file = next((path / name for name in _FILES_OF_NAMES if (path / name).is_file()), None)
+        if names_file is not None:
+            if split is not None:
+                raise ValueError(f"{path}: a folder of labels has no splits; leave out the split {split!r}")
+            return _read_folder(path, read_names(names_file), request.images)
+        path = _description_in(path)
+    return _read_description(path, request.images, split or ("val" if request.truth else "train"), report)
+
+
+def _read_folder(folder: Path, names: list[str], images: Path | None) -> Listing:
+    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    if images is None:
+        images = folder / "images" if (folder / "images").is_dir() else folder
+    found = images_below(images)
+    candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
+    files = [label if label.is_file() else None for label in candidates]
+    return Listing(dict(enumerate(names)), images, found, files)
+
+
+def _description_in(folder: Path) -> Path:
+    found = sorted(file for file in folder.iterdir() if file.suffix in _DESCRIPTIONS)
+    if len(found) != 1:
+        words = f"has {', '.join(file.name for file in found)}: give one of them" if found else "has none of these"
+        raise DataError("F1", f"{folder}: a folder needs classes.txt, or one data.yaml or .data file; it {words}")
+    return found[0]
+
+
+def _read_description(path: Path, images: Path | None, split: str, report: DataReport) -> Listing:
+    content = _darknet(path) if path.suffix == ".data" else _yaml(path)
+    root = images
+    if root is None:
+        root = path.parent / _text(path, content, "path") if content.get("path") is not None else path.parent
+    paths = MovedPaths(path, root, report)
+    if split == "val" and content.get("val") is None and content.get("valid") is not None:
+        split = "valid"  # Darknet's word
+    found = [image for place in _places(content, split, paths) for image in _images_of(place, paths)]
+    if path.suffix == ".data":
+        names = dict(enumerate(read_names(paths.file(_text(path, content, "names"), "names"))))
+    else:
+        names = _names(path, content)
+    return Listing(names, root, found, [_label_beside(image) for image in found])
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = read_mapping(path)
+    except ValueError as error:
+        raise DataError("F1", str(error)) from error
+    if "kpt_shape" in content:
+        raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are read")
+    return content
+
+
+def _darknet(path: Path) -> dict[str, Any]:
+    """The keys of a .data file, whose lines are such as `train = data/train.txt`."""
+    pairs = [line.partition("=") for _, line in read_lines(path) if not line.startswith("#")]
+    content = {key.strip(): value.strip() for key, _, value in pairs}
+    if "names" not in content:
+        raise DataError("F1", f"{path}: no line `names = FILE`, which Darknet's .data files have")
+    return content
+
+
+def _places(content: dict[str, Any], split: str, paths: MovedPaths) -> list[Path]:
+    """The folders and lists of images of a split."""
+    sources = content.get(split)
+    if sources is None:
+        splits = [key for key in _SPLITS if content.get(key) is not None]
+        raise DataError("F1", f"{paths.path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
+    sources = sources if isinstance(sources, list) else [sources]
+    for source in sources:
+        if not isinstance(source, str):
+            raise DataError("F1", f"{paths.path}: {split} is {source!r}, not the path of a folder or of a .txt list")
+    of_others = {key: content[key] for key in _SPLITS if key != split and isinstance(content.get(key), str)}
+    return [paths.folder_or_list(source, split, of_others) for source in sources]
+
+
+def _images_of(place: Path, paths: MovedPaths) -> list[Path]:
+    if place.is_dir():
+        return images_below(place)
+    return [paths.image(line, place) for _, line in read_lines(place)]
+
+
+def _label_beside(image: Path) -> Path | None:
+    """The label file: under `labels` where the image is under the last `images`, else beside the image."""
+    candidates = [image.with_suffix(".txt")]
+    folders = image.parts[:-1]
+    if "images" in folders:
+        last = len(folders) - 1 - folders[::-1].index("images")
+        candidates.insert(0, Path(*folders[:last], "labels", *folders[last + 1 :], candidates[0].name))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
+    """Class names by id."""
+    names = content.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise DataError("F1", f"{path}: names is {names!r}, not a list of class names or a mapping of ids to them")
+    for class_id, name in names.items():
+        if type(class_id) is not int or class_id < 0:
+            raise DataError("F1", f"{path}: names has the id {class_id!r}, not a whole number from 0")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError("F1", f"{path}: name {class_id} is {name!r}, not text; write it in quotes")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise DataError("F1", f"{path}: nc is {count!r}, but there are {len(names)} names")
+    return names
+
+
+def _text(path: Path, content: dict[str, Any], key: str) -> str:
+    if not isinstance(content[key], str):
+        raise DataError("F1", f"{path}: {key} is {content[key]!r}, not text")
+    return content[key]
