@@ -8,7 +8,6 @@ from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
 from ovd.data.image_sizes import with_real_sizes
 from ovd.data.index import AnnotationIndex
-from ovd.data.parents import without_parents
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, index_of, truth_of
 from ovd.data.truth import Truth
@@ -49,7 +48,7 @@ def load_annotations(
         ValueError: an option that the format does not have, or no folder of images where one is needed.
     """
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
-    table = without_parents(with_real_sizes(_read(request, format, report), report), report)
+    table = with_real_sizes(_read(request, format, report), report)
     index = index_of(table, format, report)
     return replace(index, truth=truth_of(table)) if with_truth else index
 

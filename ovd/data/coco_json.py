@@ -5,6 +5,7 @@ import sys
 
 from ovd.data.box_form import check_box_form, notice_doubles
 from ovd.data.kept_tables import keep_table, kept_table
+from ovd.data.parents import without_parents
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest
 from ovd.data.text_files import read_bytes
@@ -17,13 +18,15 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     LVIS synonyms and frequencies, are needed for an index alone, so that a results file can be evaluated without them.
 
     What has one meaning is read: a byte order mark before the text; ids written as 7.0 or "7"; annotations without ids
-    or whose ids restart, which are numbered anew; `iscrowd` as true, false, "0" or "1".
+    or whose ids restart, which are numbered anew; `iscrowd` as true, false, 1.0, "0" or "1"; numbers of boxes as text.
+    An index has no class that is but the parent of others; a results file may name its id.
 
     Args:
         request: `images` is the folder under which the images lie. LVIS: the one that holds `train2017/` and
             `val2017/`. COCO: the one that `file_name` is relative to. Objects365: that of the split, with its `patch`
             folders or, v1, the images themselves. None leaves paths relative, for work that needs no pixels.
-        report: counts objects and names that are there twice, and files whose annotations have no ids of their own.
+        report: counts objects and names that are there twice, files whose annotations have no ids of their own, boxes
+            with numbers as text, and parents.
         federated: whether images have LVIS's federated labels. `iscrowd` does not count in the evaluation then.
 
     Raises:
@@ -36,6 +39,8 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     if table is None:
         content = read_bytes(request.annotations, sys.maxsize)
         table = _read_whole(request, content, report, federated=federated)
+    if request.index:
+        table = without_parents(table, report)
     if not request.options.xyxy:
         check_box_form(table)
     notice_doubles(table, report)

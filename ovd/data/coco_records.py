@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -239,14 +240,10 @@ class Source:
         return np.array(areas, dtype=np.float64)
 
     def categories(self, rows: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[Category, ...]:
-        parents = {
-            parent
-            for row in rows
-            if isinstance(parent := row.get("supercategory"), str) and parent != row.get("name") and not federated
-        }
+        parents = Counter(row.get("supercategory") for row in rows if isinstance(row.get("supercategory"), str))
         return tuple(self._category(row, parents, request, federated) for row in rows)
 
-    def _category(self, row: dict[str, Any], parents: set[str], request: ReadRequest, federated: bool) -> Category:
+    def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:
         """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
         name = self.field(row, "categories", "name", str)
         if not name.strip():
@@ -267,7 +264,8 @@ class Source:
                 raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
         if federated and request.index:
             image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
-        return Category(row["id"], name, synonyms, frequency, image_count, is_parent=name in parents)
+        is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of others than itself
+        return Category(row["id"], name, synonyms, frequency, image_count, is_parent)
 
     def image_file(self, row: dict[str, Any], federated: bool) -> str:
         """The path under the folder of images."""

@@ -15,7 +15,6 @@ from ovd.data.image_names import check_images_exist
 from ovd.data.image_sizes import with_real_sizes
 from ovd.data.labelme import read_labelme
 from ovd.data.open_images import read_open_images
-from ovd.data.parents import without_parents
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, clean_boxes, with_images
 from ovd.files import whole_file
@@ -69,7 +68,6 @@ def import_boxes(request: ReadRequest, format: ImportFormatName, report: DataRep
     table = with_real_sizes(entry.read(request, report), report)
     if table.is_available is not None:
         table = with_images(table, table.is_available)
-    table = without_parents(table, report)
     assert table.image_sizes is not None
     assert table.image_files is not None
     if table.images_root is None:

@@ -19,13 +19,16 @@ class XmlFile:
     """Its path without suffix, from the folder of all XML files, with slashes."""
 
 
-def xml_files(annotations: Path) -> list[XmlFile]:
+def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
     """The XML files in a folder and those below it, by path, or those that a text file lists, in its order.
 
     A list has one name per line, whose XML files lie in `../../Annotations` (or `annotations`).
 
+    Args:
+        report: counts names that a list has again (F2), which are taken once.
+
     Raises:
-        DataError: F1 no XML file, or a name without one; F2 a name twice.
+        DataError: F1 no XML file, or a name without one.
     """
     if annotations.is_dir():
         paths = [path.relative_to(annotations) for path in sorted(files_below(annotations, _is_annotation))]
@@ -41,7 +44,8 @@ def xml_files(annotations: Path) -> list[XmlFile]:
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
         if (first := line_of.setdefault(name, number)) != number:
-            raise DataError("F2", f"{annotations}: lines {first} and {number} are both {name!r}; take one of them out")
+            report.repaired("F2", f"{annotations}: line {number} is {name!r}, as line {first}; it is taken once")
+            continue
         path = folder / f"{name}.xml"
         if not _exists(path):
             raise DataError(

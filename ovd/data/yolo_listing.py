@@ -57,7 +57,7 @@ def _read_folder(folder: Path, names: list[str], images: Path | None) -> Listing
         images = folder / "images" if (folder / "images").is_dir() else folder
     found = images_below(images)
     candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
-    files = [label if label.is_file() else None for label in candidates]
+    files = [label if label.is_file() else _label_beside(image) for label, image in zip(candidates, found, strict=True)]
     return Listing(dict(enumerate(names)), images, found, files)
 
 

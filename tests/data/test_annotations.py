@@ -484,15 +484,16 @@ def test_a_hundred_in_a_row_stop_but_not_with_a_good_one_between():
         report.raise_if_too_many(10**6)
 
 
-def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path):
-    """Roboflow makes the project's name a class, the supercategory of all others."""
+@pytest.mark.parametrize("parent", ["animals", "cat"])
+def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path, parent):
+    """Roboflow makes the project's name a class, the supercategory of all others, and perhaps the name of one."""
     content = lvis_content()
     for row in content["images"]:
         row["file_name"] = f"{row['id']}.jpg"
     expected, _ = load(tmp_path, content, format="coco")
     for row in content["categories"]:
-        row["supercategory"] = "animals"
-    content["categories"].append({"id": 0, "name": "animals", "supercategory": "none"})
+        row["supercategory"] = parent
+    content["categories"].append({"id": 0, "name": parent, "supercategory": "none"})
     index, report = load(tmp_path, content, format="coco")
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {"F2 repaired": 1}
@@ -503,5 +504,5 @@ def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path)
     assert len(judged.truth.boxes_xywh) == 4
     content["annotations"][0]["category_id"] = 0  # a class with objects of its own stays
     with_objects, report = load(tmp_path, content, format="coco")
-    assert [category.name for category in with_objects.categories] == ["animals", "cat", "dog", "yak"]
-    assert report.counts() == {}
+    assert [category.name for category in with_objects.categories] == [parent, "cat", "dog", "yak"]
+    assert report.num_repaired("F2") == 0

@@ -211,11 +211,11 @@ def test_folders_of_xml_files_are_read_with_all_below_them(folder, are_images_ne
     assert load(folder).image_files == (*nested, "a.jpg", "b.jpg")
 
 
-def load_list(folder: Path, text: str) -> AnnotationIndex:
+def load_list(folder: Path, text: str, report: DataReport | None = None) -> AnnotationIndex:
     path = folder / "ImageSets" / "Main" / "train.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
-    return load_annotations(path, folder / "JPEGImages", format="voc", report=DataReport())
+    return load_annotations(path, folder / "JPEGImages", format="voc", report=report or DataReport())
 
 
 @pytest.mark.parametrize("text", ["b\ra\r", "b\r\na\r\n", "b.jpg\na.jpg", "b.xml\na.xml\n"])
@@ -228,10 +228,11 @@ def test_a_list_beside_a_folder_spelled_without_the_capital(folder):
     assert load_list(folder, "b\na\n").image_files == ("b.jpg", "a.jpg")
 
 
-def test_a_name_that_is_listed_twice_is_named_with_its_lines(folder):
-    with pytest.raises(DataError, match=r"train\.txt: lines 1 and 3 are both 'b'") as caught:
-        load_list(folder, "b\na\nb\n")
-    assert caught.value.code == "F2"
+def test_a_name_that_is_listed_twice_is_taken_once_and_counted(folder):
+    report = DataReport()
+    assert load_list(folder, "b\na\nb\n", report).image_files == ("b.jpg", "a.jpg")
+    assert report.counts() == {"F2 repaired": 1}
+    assert "train.txt: line 3 is 'b', as line 1" in report.first_records()["F2 repaired"][0]
 
 
 def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):

@@ -147,6 +147,14 @@ def test_a_folder_with_classes_txt(tmp_path, layout):
         load_annotations(tmp_path, None, format="yolo", report=DataReport(), options=FormatOptions(split="val"))
 
 
+def test_labels_beside_the_images_of_a_folder_elsewhere(tmp_path):
+    save(tmp_path / "obj" / "a.png")
+    write(tmp_path / "obj" / "a.txt", ROW)
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    index = load_annotations(tmp_path, tmp_path / "obj", format="yolo", report=DataReport())
+    assert len(index.boxes[0]) == 1
+
+
 def test_names_may_lie_with_the_labels_and_a_folder_may_hold_the_description(root):
     by_yaml = load(root)
     assert load_annotations(root, None, format="yolo", report=DataReport()).fingerprint() == by_yaml.fingerprint()
