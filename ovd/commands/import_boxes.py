@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="the exported file, or folder")
     parser.add_argument("--images", type=Path, help="folder of its images; for some formats the annotations say it")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write; must not exist")
+    parser.add_argument("--crowds-as-objects", action="store_true", help="crowd regions become objects: CVAT exports "
+                        "every mask as one")  # fmt: skip
     add_format_options(parser, default_split="train")
     arguments = parser.parse_args()
     report = DataReport()
@@ -40,7 +42,7 @@ def main() -> None:
         index=True,
         truth=arguments.format == "coco",
     )
-    imported = import_boxes(request, arguments.format, report)
+    imported = import_boxes(request, arguments.format, report, crowds_as_objects=arguments.crowds_as_objects)
     write_boxes(arguments.output, imported)
     report.used(len(imported.content["images"]))
     report.write(arguments.output.with_name(arguments.output.name + ".report.json"))

@@ -47,13 +47,16 @@ class ImportedBoxes:
     """The folder that `file_name` is relative to."""
 
 
-def import_boxes(request: ReadRequest, format: ImportFormatName, report: DataReport) -> ImportedBoxes:
+def import_boxes(
+    request: ReadRequest, format: ImportFormatName, report: DataReport, *, crowds_as_objects: bool = False
+) -> ImportedBoxes:
     """Reads a whole set and makes clean records of it, as training would take them: boxes clamped to their image, those
     under 1 px left out, sizes of images filled in, ids that name something.
 
     Args:
         request: `annotations` of format `coco` may be a folder of Roboflow's, with the images beside the file.
         report: counts what was changed and left out.
+        crowds_as_objects: whether crowd regions become objects, which CVAT exports masks as.
 
     Raises:
         DataError, ValueError: as the reader of the format; F8 the images are not there.
@@ -68,6 +71,8 @@ def import_boxes(request: ReadRequest, format: ImportFormatName, report: DataRep
     table = with_real_sizes(entry.read(request, report), report)
     if table.is_available is not None:
         table = with_images(table, table.is_available)
+    if crowds_as_objects:
+        table = replace(table, is_crowd=np.zeros_like(table.is_crowd))
     assert table.image_sizes is not None
     assert table.image_files is not None
     if table.images_root is None:

@@ -30,11 +30,13 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
                 f"{category.name!r}: give them different names, or move the boxes of one to the other and delete it",
             )
     if not len(index.boxes.values) and needs_boxes:
+        num_crowds = len(index.crowd_boxes.values)
+        hint = "; CVAT exports masks as crowds: ovd import-boxes --crowds-as-objects makes objects of them"
         raise DataError(
             "F1",
-            f"{index.path}: none of its {len(index)} images has a box to train on ({len(index.crowd_boxes.values)} are "
-            f"crowds, which are not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as "
-            f"faulty)",
+            f"{index.path}: none of its {len(index)} images has a box to train on ({num_crowds} are crowds, which are "
+            f"not trained on; {report.num_skipped('F4') + report.num_skipped('F5')} were left out as faulty)"
+            f"{hint if num_crowds else ''}",
         )
 
 

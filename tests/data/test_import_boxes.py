@@ -97,6 +97,20 @@ def test_roboflow_has_a_parent_class_without_boxes_and_a_file_beside_the_images(
     assert "category 0, 'pets', is the parent of others" in report.first_records()["F2 repaired"][0]
 
 
+def test_masks_that_cvat_exports_as_crowds_may_be_objects(images):
+    content = coco(images)
+    for row in content["annotations"]:
+        row["iscrowd"] = 1
+    path = images / "instances_default.json"
+    path.write_text(json.dumps(content))
+    request = ReadRequest(path, images, FormatOptions(), index=True, truth=True)
+    report = DataReport()
+    crowds = import_boxes(request, "coco", report).content["annotations"]
+    objects = import_boxes(request, "coco", report, crowds_as_objects=True).content["annotations"]
+    assert {row["iscrowd"] for row in crowds} == {1}
+    assert objects == [{**row, "iscrowd": 0} for row in crowds]
+
+
 def test_a_class_without_boxes_that_is_no_parent_stays(tmp_path, images):
     content = coco(tmp_path)
     content["categories"].append({"id": 7, "name": "cow", "supercategory": "cow"})
