@@ -240,7 +240,7 @@ class Source:
         return np.array(areas, dtype=np.float64)
 
     def categories(self, rows: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[Category, ...]:
-        parents = Counter(row.get("supercategory") for row in rows if isinstance(row.get("supercategory"), str))
+        parents = Counter(parent for row in rows if isinstance(parent := row.get("supercategory"), str))
         return tuple(self._category(row, parents, request, federated) for row in rows)
 
     def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:

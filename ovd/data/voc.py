@@ -65,8 +65,8 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
             F8, F9, F10 where a truth is wanted, an image whose size cannot be read.
     """
     folder, zero_based = ImageFolder(request.images), request.options.zero_based
-    files = xml_files(request.annotations, report)
-    images = [_read_image(file, folder, report, zero_based=zero_based) for file in files]
+    xml = xml_files(request.annotations, report)
+    images = [_read_image(file, folder, report, zero_based=zero_based) for file in xml]
     if request.options.by_base_name:
         files = files_by_base_name(request.annotations, [image.file for image in images], request.images)
         images = [replace(image, file=file) for image, file in zip(images, files, strict=True)]
