@@ -233,6 +233,9 @@ def file_rows() -> Iterator[Row]:
     swap = {"height": lambda row: SIZES[row["id"]][1], "width": lambda row: SIZES[row["id"]][0]}
     yield json_row("height and width of an image swapped", set_first("images", **swap))
     yield json_row("of five images", set_first("images", 5, **swap))
+    yield json_row(
+        "the same with `data.source.sizes_from_images=true`", set_first("images", 5, **swap), sizes_from_images=True
+    )
     names = ("images/{}.jpg", "..\\upload\\1\\{}.jpg", "/data/upload/1/{}.jpg", "{}.JPG", "%3{}.jpg")
     for name in names:
         change = set_all("images", file_name=lambda row, name=name: name.format(row["id"]))

@@ -23,6 +23,9 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
         "--by-base-name", action="store_true", help="JSON, voc: find images by the last part of their names"
     )
     parser.add_argument("--zero-based", action="store_true", help="voc: corners are box edges that count from 0")
+    parser.add_argument(
+        "--sizes-from-images", action="store_true", help="JSON, voc: sizes are the images' own, whatever records say"
+    )
 
 
 def format_options(arguments: Namespace) -> FormatOptions:
@@ -33,6 +36,7 @@ def format_options(arguments: Namespace) -> FormatOptions:
         zero_based=arguments.zero_based,
         xyxy=arguments.xyxy,
         by_base_name=arguments.by_base_name,
+        sizes_from_images=arguments.sizes_from_images,
     )
 
 

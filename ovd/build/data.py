@@ -189,6 +189,7 @@ def _format_options(source: FileData, split: str | None) -> FormatOptions:
         zero_based=source.zero_based,
         xyxy=source.xyxy,
         by_base_name=source.by_base_name,
+        sizes_from_images=source.sizes_from_images,
     )
 
 

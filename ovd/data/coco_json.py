@@ -52,7 +52,8 @@ def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, fed
     from ovd.data.coco_records import read_records
 
     text = content.removeprefix(codecs.BOM_UTF8)
-    table = read_columns(request, text, federated=federated)
+    # read_records fills sizes in.
+    table = None if request.options.sizes_from_images else read_columns(request, text, federated=federated)
     if table is None:
         return read_records(request, text, report, federated=federated)
     keep_table(table, content, request, federated=federated)

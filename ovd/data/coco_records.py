@@ -55,7 +55,10 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         files = tuple(source.image_file(row, federated) for row in images)
         if request.options.by_base_name:
             files = files_by_base_name(path, files, request.images)
-        stated = [source.size(row, required=request.images is None) for row in images]
+        if request.options.sizes_from_images and request.images is not None:
+            stated = [(0, 0)] * len(images)
+        else:
+            stated = [source.size(row, required=request.images is None) for row in images]
         sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
     boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf, report)
     if request.options.xyxy:

@@ -18,6 +18,8 @@ class SharedOptions:
     by_base_name: bool = False
     """JSON, `voc`: an image is the file below the folder of images with the last part of its name, in whatever folder;
     for names like "../upload/1/x.jpg", with a suffix in other case, or percent-encoded."""
+    sizes_from_images: bool = False
+    """JSON, `voc`: heights and widths are those of the images themselves, whatever the records say."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class DataFormat:
     """Whether the annotations say where the images are, so that their folder may be left out."""
 
 
-JSON_OPTIONS = frozenset({"xyxy", "by_base_name"})
+JSON_OPTIONS = frozenset({"xyxy", "by_base_name", "sizes_from_images"})
 
 FORMATS: dict[DataFormatName, DataFormat] = {
     "lvis": DataFormat(
@@ -82,7 +82,7 @@ FORMATS: dict[DataFormatName, DataFormat] = {
     "voc": DataFormat(
         read=_read_voc,
         protocol="coco",
-        options=frozenset({"class_names", "zero_based", "by_base_name"}),
+        options=frozenset({"class_names", "zero_based", "by_base_name", "sizes_from_images"}),
         is_coco_json=False,
     ),
     "yolo": DataFormat(

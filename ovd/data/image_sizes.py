@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.image_names import check_images_exist
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import SIZES_FROM_IMAGES, DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.shapes import Bool, Int64
 
@@ -51,8 +51,9 @@ def fill_sizes(
         )
     paths = [request.images / files[row] for row in missing.tolist()]
     found, found_sizes = readable_sizes(paths, report, stops=request.truth, num_images=len(files))
-    where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
-    report.repaired("F12", where)
+    if not request.options.sizes_from_images:
+        where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
+        report.repaired("F12", where)
     filled = sizes.copy()
     filled[missing] = int(LARGEST_COORDINATE) - 1  # of those that are left out, so that no box leaves them
     filled[missing[found]] = found_sizes
@@ -92,7 +93,7 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
             "F12",
             f"{table.path}: boxes of {len(wrong)} images leave the height and width of their record, and fit into the "
             f"image: {'; '.join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())}. Are "
-            f"height and width swapped? Correct them, or take both out: missing ones are read from the images",
+            f"height and width swapped? Correct them, or have all read from the images: {SIZES_FROM_IMAGES}",
         )
     decided = table.image_sizes.copy()
     decided[wrong] = sizes[wrong]

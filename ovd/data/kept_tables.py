@@ -39,9 +39,9 @@ class _Rest(msgspec.Struct):
 def kept_table(request: ReadRequest, *, federated: bool) -> AnnotationTable | None:
     """The table that was kept of the annotation file as it is now; None if there is none, or it is damaged.
 
-    None, too, for images by base name, whose tables are not kept.
+    None, too, where images are looked at, whose tables are not kept.
     """
-    if request.options.by_base_name:
+    if request.options.by_base_name or request.options.sizes_from_images:
         return None
     try:
         whole = _file_of(request, federated).read_bytes()

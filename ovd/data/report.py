@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # torch, which evaluating a results file does not need
 
 Unit = Literal["sample", "box"]
 
+SIZES_FROM_IMAGES = "data.source.sizes_from_images=true (tools: --sizes-from-images)"
+"""What helps where records have other sizes than their images (F12)."""
 _BOX_CODES = frozenset({"F4", "F5"})
 _NUM_RECORDS_KEPT = 20
 _MAX_SKIPPED_IN_A_ROW = 100
@@ -170,7 +172,8 @@ class DataReport:
         return DataError(
             code,
             f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
-            f"first: {'; '.join(self._first[f'{code} skipped'][:3])}",
+            f"first: {'; '.join(self._first[f'{code} skipped'][:3])}"
+            + (f". If the boxes are right and the sizes wrong: {SIZES_FROM_IMAGES}" if code == "F12" else ""),
         )
 
     def counts(self) -> dict[str, int]:

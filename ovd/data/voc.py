@@ -67,6 +67,8 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     folder, zero_based = ImageFolder(request.images), request.options.zero_based
     xml = xml_files(request.annotations, report)
     images = [_read_image(file, folder, report, zero_based=zero_based) for file in xml]
+    if request.options.sizes_from_images and request.images is not None:
+        images = [replace(image, size=None) for image in images]
     if request.options.by_base_name:
         files = files_by_base_name(request.annotations, [image.file for image in images], request.images)
         images = [replace(image, file=file) for image, file in zip(images, files, strict=True)]

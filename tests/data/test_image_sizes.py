@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
+from ovd.data.format_options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 
@@ -28,11 +29,19 @@ def content_of(folder: Path, num_images: int) -> dict[str, Any]:
 
 
 def load(
-    folder: Path, content: dict[str, Any], report: DataReport, images: Path | None = None, *, truth: bool = False
+    folder: Path,
+    content: dict[str, Any],
+    report: DataReport,
+    images: Path | None = None,
+    *,
+    truth: bool = False,
+    **options: Any,
 ) -> AnnotationIndex:
     path = folder / "train.json"
     path.write_text(json.dumps(content))
-    return load_annotations(path, images or folder, format="coco", report=report, with_truth=truth)
+    return load_annotations(
+        path, images or folder, format="coco", report=report, options=FormatOptions(**options), with_truth=truth
+    )
 
 
 def swap(row: dict[str, Any]) -> None:
@@ -108,12 +117,37 @@ def test_more_than_a_few_stop_and_a_check_sees_them_all(tmp_path):
     content = content_of(tmp_path, 6)
     for row in content["images"][:5]:
         swap(row)
-    with pytest.raises(DataError, match=r"boxes of 5 images leave the height and width .* swapped\? .* take both out"):
+    with pytest.raises(
+        DataError, match=r"boxes of 5 images leave the height and width .* swapped\? .*sizes_from_images"
+    ):
         load(tmp_path, content, DataReport())
     report = DataReport(stops=False)
     index = load(tmp_path, content, report)
     assert report.num_repaired("F12") == 5
     assert np.unique(index.image_sizes, axis=0).tolist() == [[HEIGHT, WIDTH]]
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_all_sizes_are_read_from_the_images_if_asked(tmp_path, truth: bool):
+    """Converters write the size that a net sees, 1024 x 1024, into every record; no box leaves that."""
+    content = content_of(tmp_path, 6)
+    expected = load(tmp_path, content, DataReport(), truth=truth)
+    for row in content["images"]:
+        row.update(height=1024, width=1024)
+    content["images"][3]["height"] = "unknown"
+    report = DataReport()
+    index = load(tmp_path, content, report, truth=truth, sizes_from_images=True)
+    assert index.fingerprint() == expected.fingerprint()
+    assert report.counts() == {}
+
+
+def test_too_many_images_of_another_size_name_the_option():
+    report = DataReport(stops=False)
+    for number in range(5):
+        report.skipped("F12", f"{number}.png: height x width is 2 x 3, the annotation says 4 x 4")
+    error = report.too_many(100)
+    assert error is not None
+    assert "sizes wrong: data.source.sizes_from_images=true (tools: --sizes-from-images)" in str(error)
 
 
 def test_boxes_that_leave_the_image_itself_say_nothing_of_the_record(tmp_path):

@@ -122,6 +122,18 @@ def test_a_size_of_0_or_none_is_read_from_the_image(folder, size_xml, orientatio
     assert caught.value.code == "F1"
 
 
+def test_all_sizes_are_read_from_the_images_if_asked(folder):
+    expected = load(folder)
+    write(folder, "a", voc_xml("a.jpg", (1024, 1024), [voc_object("cat", [1, 2, 10, 20])]))
+    report = DataReport()
+    index = load(folder, FormatOptions(sizes_from_images=True), report)
+    assert index.fingerprint() == expected.fingerprint()
+    assert report.counts() == {}
+    assert load_annotations(
+        folder / "Annotations", None, format="voc", report=report, options=FormatOptions(sizes_from_images=True)
+    ).image_sizes[0].tolist() == [1024, 1024]  # no work that needs pixels
+
+
 @pytest.mark.parametrize(("damage", "code"), [("missing", "F8"), ("text", "F9")])
 def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
     xml = voc_xml("a.jpg", (0, 0), [voc_object("cat", [1, 2, 10, 20]), voc_object("dog", [1, 2, 10, 20])])
