@@ -67,6 +67,11 @@ class Inference:
         """The score above which boxes are best reported; None if it is not known for these options."""
         return None if self.calibration is None else self.calibration.threshold_for(self.options)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities of a box of this name being there."""
+        return self.threshold is not None
+
     def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         """The classifier of these unit rows, corrected for the bias towards trained names.
 

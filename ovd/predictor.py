@@ -62,7 +62,7 @@ class Predictor(ModelHubMixin):
     @property
     def is_calibrated(self) -> bool:
         """Whether scores are probabilities of a box of this name being there."""
-        return self._inference.threshold is not None
+        return self._inference.is_calibrated
 
     @classmethod
     def load(

@@ -90,6 +90,11 @@ class ExpertInference(Inference):
         self._nearest = nearest
         self._routed: tuple[Tensor, list[_Query]] | None = None
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the scores of the base detector and of all experts are probabilities."""
+        return all(answerer.is_calibrated for answerer in self._answerers)
+
     def describe_experts(self) -> str:
         """The experts and how they are used, in words that change with any of it."""
         experts = ", ".join(expert.fingerprint[:16] for expert in self.experts)

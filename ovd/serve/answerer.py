@@ -91,6 +91,11 @@ class Answerer:
         return self._inference.threshold
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities, those of experts, too."""
+        return self._inference.is_calibrated
+
+    @property
     def trained_names(self) -> tuple[str, ...]:
         """The names that the detector was trained on, in ordinary words."""
         return tuple(map(clean_name, self._trained.classes))

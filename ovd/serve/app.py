@@ -166,7 +166,7 @@ class Server:
         info = {
             "detector": self._settings.model,
             "threshold": threshold,
-            "calibrated": self._answerer.threshold is not None,
+            "calibrated": self._answerer.is_calibrated,
             "seconds": round(seconds, 4),
         }
         return JSONResponse(

@@ -5,6 +5,7 @@ import runpy
 import shutil
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,18 @@ def test_order_does_not_matter_and_one_removed_changes_no_other(start, experts, 
     assert same(fewer(image, only), all_three(image, only))
     with pytest.raises(ValueError, match="given twice"):
         Predictor.load(start, experts=[experts[0], experts[0] / "expert"])
+
+
+def test_scores_are_probabilities_if_those_of_all_who_answer_are(start, experts) -> None:
+    predictor = Predictor.load(start, experts=experts[:2])
+    assert not predictor.is_calibrated
+    calibration = SimpleNamespace(threshold_for=lambda options: 0.3)
+    *others, last = predictor._inference._answerers
+    for answerer in others:
+        answerer.calibration = calibration
+    assert not predictor.is_calibrated
+    last.calibration = calibration
+    assert predictor.is_calibrated
 
 
 def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) -> None:
