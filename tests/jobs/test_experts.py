@@ -154,7 +154,8 @@ def test_order_does_not_matter_and_one_removed_changes_no_other(start, experts, 
 def test_scores_are_probabilities_if_those_of_all_who_answer_are(start, experts) -> None:
     predictor = Predictor.load(start, experts=experts[:2])
     assert not predictor.is_calibrated
-    calibration = SimpleNamespace(threshold_for=lambda options: 0.3)
+    calibration: Any = SimpleNamespace(threshold_for=lambda options: 0.3)
+    assert isinstance(predictor._inference, ExpertInference)
     *others, last = predictor._inference._answerers
     for answerer in others:
         answerer.calibration = calibration
