@@ -3,12 +3,15 @@
     ovd import-boxes coco --annotations export/result.json --images export/images --output train.json
     ovd import-boxes coco --annotations roboflow/train --output data/mine/train.json
     ovd import-boxes labelme --annotations photos --output data/mine/train.json
+    ovd import-boxes cvat --annotations annotations.xml --images photos --output data/mine/train.json
+    ovd import-boxes csv --annotations train_labels.csv --images photos --output data/mine/train.json
     ovd import-boxes open_images --annotations train-annotations-bbox.csv --images oi/train \
         --class-names class-descriptions-boxable.csv --output data/oi/train.json
 
-Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders with their parent class), `voc`, `yolo`,
-`labelme` and `open_images`. Images and annotations are read where they are; nothing is copied or changed. Beside the
-output a report, OUTPUT.report.json, has all that was left out or repaired, with its first 20 records of each kind.
+Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders), `voc`, `yolo`, `labelme` (X-AnyLabeling's,
+too), `cvat` (its own XML, of images or of a video), `csv` (a row per object: TensorFlow's, Roboflow's, RetinaNet's) and
+`open_images`. Images and annotations are read where they are; nothing is copied or changed. Beside the output a report,
+OUTPUT.report.json, has all that was left out or repaired, with its first 20 records of each kind.
 """
 
 import argparse

@@ -10,6 +10,8 @@ import numpy as np
 
 from ovd.choices import ImportFormatName
 from ovd.data.annotations import NO_OPTIONS
+from ovd.data.box_csv import read_box_csv
+from ovd.data.cvat import read_cvat
 from ovd.data.formats import FORMATS
 from ovd.data.image_names import check_images_exist
 from ovd.data.image_sizes import with_real_sizes
@@ -29,11 +31,14 @@ class _Import:
     is_json: bool = False
 
 
+_OF_NAMED_IMAGES = frozenset({"by_base_name", "sizes_from_images"})
 _IMPORTS: dict[ImportFormatName, _Import] = {
     "coco": _Import(FORMATS["coco"].read, FORMATS["coco"].options, is_json=True),
     "voc": _Import(FORMATS["voc"].read, FORMATS["voc"].options),
     "yolo": _Import(FORMATS["yolo"].read, FORMATS["yolo"].options),
-    "labelme": _Import(read_labelme, frozenset({"by_base_name"})),
+    "labelme": _Import(read_labelme, _OF_NAMED_IMAGES),
+    "cvat": _Import(read_cvat, _OF_NAMED_IMAGES),
+    "csv": _Import(read_box_csv, _OF_NAMED_IMAGES),
     "open_images": _Import(read_open_images, frozenset({"class_names"})),
 }
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ovd.data.category import Category
-from ovd.data.image_names import files_by_base_name, refuse_same_files
-from ovd.data.image_sizes import fill_sizes
+from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
-from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.data.text_files import read_bytes
 
 _NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
@@ -25,23 +23,9 @@ _WITHOUT_BOX = ("point", "points", "line", "linestrip")
 
 @dataclass(frozen=True)
 class _Shape:
-    label: str
-    box: tuple[float, float, float, float]
-    """xyxy"""
+    object: NamedObject
     group: str | None
     """What the parts of one object share, beside their label; None for an object of one part."""
-    where: str
-
-
-@dataclass(frozen=True)
-class _Image:
-    """One JSON file."""
-
-    path: Path
-    file: str
-    size: tuple[int, int]
-    """Height and width; 0 where the file has none."""
-    shapes: tuple[_Shape, ...]
 
 
 def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
@@ -66,36 +50,10 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     if not paths:
         raise DataError("F1", f"{request.annotations}: no .json file in this folder")
     root = request.images or request.annotations
-    images = [_read_image(path, root, report) for path in paths]
-    files = tuple(image.file for image in images)
-    if request.options.by_base_name:
-        files = files_by_base_name(request.annotations, files, root)
-    refuse_same_files(paths, files)
-    names = sorted({shape.label for image in images for shape in image.shapes})
-    stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
-    with_root = ReadRequest(request.annotations, root, request.options, request.index, request.truth)
-    sizes, is_available = fill_sizes(stated, files, with_root, report)
-    shapes = [shape for image in images for shape in image.shapes]
-    boxes = np.array([shape.box for shape in shapes], np.float64).reshape(-1, 4)
-    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    return AnnotationTable(
-        path=request.annotations,
-        categories=tuple(Category(row, name, (), None, UNCOUNTED) for row, name in enumerate(names)),
-        image_ids=np.arange(len(images)),
-        image_of_object=np.repeat(np.arange(len(images)), [len(image.shapes) for image in images]),
-        class_of_object=np.array([names.index(shape.label) for shape in shapes], np.int64),
-        boxes_xywh=boxes_xywh,
-        is_crowd=np.zeros(len(shapes), dtype=bool),
-        name_of_object=lambda row: shapes[row].where,
-        areas_px=boxes_xywh[:, 2:].prod(axis=1),
-        images_root=root,
-        image_files=files,
-        image_sizes=sizes,
-        is_available=is_available,
-    )
+    return table_of_images(request, root, [_read_image(path, root, report) for path in paths], report)
 
 
-def _read_image(path: Path, root: Path, report: DataReport) -> _Image:
+def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:
     content = _parse(path)
     image_path, shapes = content.get("imagePath"), content.get("shapes")
     if not isinstance(image_path, str) or not image_path.strip() or not isinstance(shapes, list):
@@ -105,30 +63,31 @@ def _read_image(path: Path, root: Path, report: DataReport) -> _Image:
     if not all(side is None or (type(side) is int and 0 < side < LARGEST_COORDINATE) for side in sides):
         raise DataError("F1", f"{path}: imageHeight and imageWidth are {sides}, not numbers of pixels")
     read = [_read_shape(shape, f"{path}: shape {number}", report) for number, shape in enumerate(shapes, start=1)]
-    return _Image(
-        path,
+    return NamedImage(
         os.path.relpath(file, os.path.normpath(root)),
         (sides[0] or 0, sides[1] or 0),
         _united([shape for shape in read if shape is not None], report),
+        str(path),
     )
 
 
-def _united(shapes: Sequence[_Shape], report: DataReport) -> tuple[_Shape, ...]:
+def _united(shapes: Sequence[_Shape], report: DataReport) -> tuple[NamedObject, ...]:
     """The objects of an image: shapes of one label and one group become one, in the place of the first."""
     objects: dict[object, list[_Shape]] = {}
     for number, shape in enumerate(shapes):
-        objects.setdefault(number if shape.group is None else (shape.label, shape.group), []).append(shape)
+        key = number if shape.group is None else (shape.object.label, shape.group)
+        objects.setdefault(key, []).append(shape)
     return tuple(_whole(parts, report) for parts in objects.values())
 
 
-def _whole(parts: Sequence[_Shape], report: DataReport) -> _Shape:
-    """One shape around the parts of an object."""
-    first = parts[0]
+def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
+    """One object around the parts."""
+    first = parts[0].object
     if len(parts) == 1:
         return first
-    where = f"{first.where}: {len(parts)} shapes are called {first.label!r} and have the group_id {first.group}"
+    where = f"{first.where}: {len(parts)} shapes are called {first.label!r} and have the group_id {parts[0].group}"
     report.noticed("F2", f"{where}; they are parts of one object, whose box is around all")
-    x0, y0, x1, y1 = zip(*(part.box for part in parts), strict=True)
+    x0, y0, x1, y1 = zip(*(part.object.box for part in parts), strict=True)
     return replace(first, box=(min(x0), min(y0), max(x1), max(y1)))
 
 
@@ -164,7 +123,7 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
         low, high = points[0] - radius, points[0] + radius
     box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
     group = shape.get("group_id")
-    return _Shape(label.strip(), box, None if group is None else repr(group), where)
+    return _Shape(NamedObject(label.strip(), box, where), None if group is None else repr(group))
 
 
 def _points(value: Any) -> np.ndarray | None:

@@ -1,6 +1,5 @@
 """Reader of Open Images' boxes: a CSV file of boxes for all images, and one of class names."""
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.category import Category
+from ovd.data.csv_lines import csv_lines
 from ovd.data.image_files import images_below, readable_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import UNCOUNTED, AnnotationTable, ReadRequest
@@ -87,7 +87,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    lines = _lines(path, strict=True)
+    lines = csv_lines(path, strict=True)
     _, header = next(lines, (1, list[str]()))
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
@@ -112,7 +112,7 @@ def _rows(path: Path) -> Iterator[_Row]:
 def _class_names(path: Path) -> dict[str, str]:
     """Name by label; the file may have a first line that names its two columns."""
     names: dict[str, str] = {}
-    for number, values in _lines(path, strict=False):
+    for number, values in csv_lines(path, strict=False):
         if not values or (number == 1 and values[0] == "LabelName"):
             continue
         if len(values) != 2 or not values[1].strip():
@@ -122,24 +122,3 @@ def _class_names(path: Path) -> dict[str, str]:
     if not names:
         raise DataError("F1", f"{path}: no class name in this file")
     return names
-
-
-def _lines(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a CSV file with their numbers, each read when it is asked for: the file may have gigabytes.
-
-    Raises:
-        DataError: F1 it cannot be read, is not UTF-8, or no CSV.
-    """
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=strict)
-            for values in reader:
-                number = reader.line_num
-                yield number, values
-    except csv.Error as error:
-        raise DataError("F1", f"{path}: line {number + 1} is no CSV: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError("F1", f"{path}: not UTF-8 soon after line {number} ({error.reason})") from error
-    except OSError as error:
-        raise DataError("F1", f"{path}: cannot be read ({error.strerror or error}); see data/README.md") from error

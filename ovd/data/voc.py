@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
@@ -15,8 +13,9 @@ from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_same_files
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number, read_bytes, read_names
+from ovd.data.text_files import finite_number, read_names
 from ovd.data.voc_files import ImageFolder, XmlFile, xml_files
+from ovd.data.xml_tree import read_xml
 from ovd.shapes import Float64, Int64
 
 _MAX_XML_BYTES = 16 * 1024 * 1024
@@ -103,7 +102,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
 def _read_image(file: XmlFile, images: ImageFolder, report: DataReport, *, zero_based: bool) -> _Image:
     path = file.path
-    root = _parse(path)
+    root = read_xml(path, _MAX_XML_BYTES)
     if root.tag != "annotation":
         raise DataError("F1", f"{path}: the root element is <{root.tag}>, not <annotation>")
     objects = tuple(
@@ -129,28 +128,6 @@ def _read_object(item: Element, where: str, *, zero_based: bool) -> _Object:
         raise DataError("F1", f"{where}: <difficult> is {difficult!r}, not 0 or 1")
     first = 0 if zero_based else 1
     return _Object(name, (left - first, top - first, right, bottom), difficult == "1", where)
-
-
-def _parse(path: Path) -> Element:
-    """The root element. A DOCTYPE, which could define entities that grow without bound or name files, is refused."""
-    content = read_bytes(path, _MAX_XML_BYTES)
-    builder = TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-
-    def refuse(*_: Any) -> None:
-        raise DataError("F1", f"{path}: has a DOCTYPE; remove it, VOC annotations need none")
-
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(content, True)
-    except expat.ExpatError as error:
-        where = f"at byte {max(parser.ErrorByteIndex, 0)} of {len(content)}, line {error.lineno}"
-        raise DataError("F1", f"{path}: not whole XML {where}: {expat.ErrorString(error.code)}") from error
-    return builder.close()
 
 
 def _size(path: Path, root: Element) -> tuple[int, int] | None:

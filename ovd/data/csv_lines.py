@@ -1,0 +1,28 @@
+"""Lines of CSV files."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovd.data.report import DataError
+
+
+def csv_lines(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file with their numbers, each read when it is asked for: the file may have gigabytes.
+
+    Raises:
+        DataError: F1 it cannot be read, is not UTF-8, or no CSV.
+    """
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=strict)
+            for values in reader:
+                number = reader.line_num
+                yield number, values
+    except csv.Error as error:
+        raise DataError("F1", f"{path}: line {number + 1} is no CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError("F1", f"{path}: not UTF-8 soon after line {number} ({error.reason})") from error
+    except OSError as error:
+        raise DataError("F1", f"{path}: cannot be read ({error.strerror or error}); see data/README.md") from error

@@ -1,0 +1,36 @@
+"""XML files of annotations, read whole."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from ovd.data.report import DataError
+from ovd.data.text_files import read_bytes
+
+
+def read_xml(path: Path, largest_bytes: int) -> Element:
+    """The root element.
+
+    Raises:
+        DataError: F1 the file cannot be read, is larger, is not whole XML, or has a DOCTYPE, which could define
+            entities that grow without bound or name files.
+    """
+    content = read_bytes(path, largest_bytes)
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: Any) -> None:
+        raise DataError("F1", f"{path}: has a DOCTYPE; remove it, annotations need none")
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+    except expat.ExpatError as error:
+        where = f"at byte {max(parser.ErrorByteIndex, 0)} of {len(content)}, line {error.lineno}"
+        raise DataError("F1", f"{path}: not whole XML {where}: {expat.ErrorString(error.code)}") from error
+    return builder.close()

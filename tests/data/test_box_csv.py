@@ -1,0 +1,88 @@
+"""CSV files of boxes, a row per object: columns in any order, RetinaNet's without a header, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ovd.data.format_options import FormatOptions
+from ovd.data.import_boxes import import_boxes
+from ovd.data.report import DataError, DataReport
+from ovd.data.table import ReadRequest
+
+HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax"
+EXPECTED = {"a.png": [("cat", [10, 20, 20, 30]), ("dog", [1.5, 2, 8, 9])], "b.png": [("cat", [0, 0, 90, 60])]}
+
+Found = dict[str, list[tuple[str, list[float]]]]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("a", "b"):
+        Image.new("RGB", (90, 60)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def imported(folder: Path, text: str, images: Path | None = None, **options: Any) -> tuple[Found, DataReport]:
+    """Labels and boxes xywh of each file."""
+    path = folder / "boxes.csv"
+    path.write_text(text)
+    report = DataReport()
+    request = ReadRequest(path, images, FormatOptions(**options), index=True, truth=False)
+    content = import_boxes(request, "csv", report).content
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    files = {row["id"]: row["file_name"] for row in content["images"]}
+    found: Found = {file: [] for file in files.values()}
+    for row in content["annotations"]:
+        found[files[row["image_id"]]].append((names[row["category_id"]], row["bbox"]))
+    return found, report
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{HEADER}\na.png,90,60,cat,10,20,30,50\nb.png,90,60,cat,0,0,90,60\na.png,90,60,dog,1.5,2,9.5,11\n",
+        "image_path,x1,y1,x2,y2,label\na.png,10,20,30,50,cat\na.png,1.5,2,9.5,11,dog\nb.png,0,0,90,60,cat",
+        "Class,XMax,XMin,YMin,YMax,File Name\ncat,30,10,20,50,a.png\n\ndog,9.5,1.5,2,11,a.png\ncat,90,0,0,60,b.png",
+        "a.png,10,20,30,50,cat\r\na.png,1.5,2,9.5,11,dog\r\nb.png,0,0,90,60,cat\r\n",
+    ],
+)
+def test_columns_as_tools_name_them(folder, text):
+    found, report = imported(folder, text)
+    assert found == EXPECTED
+    assert set(report.counts()) <= {"F12 repaired"}  # sizes are read from the images where no column has them
+
+
+def test_rows_of_images_without_objects_and_images_without_a_row(folder):
+    found, report = imported(folder, "a.png,,,,,\n", folder)
+    assert found == {"a.png": []}
+    assert report.num_noticed("F8") == 1
+    assert "1 of 2 images in" in report.first_records()["F8 noticed"][0]
+    with pytest.raises(DataError, match="has no row of an image"):
+        imported(folder, HEADER)
+
+
+def test_paths_of_another_machine_by_their_base_names(folder):
+    text = f"{HEADER}\nC:\\photos\\a.png,90,60,cat,10,20,30,50\n"
+    with pytest.raises(DataError, match="by_base_name=true"):
+        imported(folder, text)
+    assert imported(folder, text, folder, by_base_name=True)[0] == {"a.png": [("cat", [10, 20, 20, 30])]}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("filename,class,xmin,ymin,xmax\na.png,cat,1,2,3", "F1", "names no column for these: bottom: ymax, y2, bottom"),
+        (f"{HEADER}\na.png,90,60,cat,10,20,30", "F1", "line 2 has 7 values, not 8"),
+        (f"{HEADER}\na.png,90,60,cat,10,20,thirty,50", "F6", "line 2: .* are not four finite numbers"),
+        (f"{HEADER}\na.png,90,60,cat,10,20,,50", "F6", "not four finite numbers"),
+        (f"{HEADER}\na.png,90,60,,10,20,30,50", "F1", "line 2: the class has no name"),
+        (f"{HEADER}\n,90,60,cat,10,20,30,50", "F1", "line 2: names no image"),
+        (f'{HEADER}\n"a.png,90', "F1", "is no CSV"),
+    ],
+)
+def test_faults_are_named(folder, text, code, message):
+    with pytest.raises(DataError, match=message) as caught:
+        imported(folder, text)
+    assert caught.value.code == code
