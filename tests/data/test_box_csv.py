@@ -4,17 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imported_boxes import Found, imported_boxes
 from PIL import Image
 
-from ovd.data.format_options import FormatOptions
-from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataError, DataReport
-from ovd.data.table import ReadRequest
 
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax"
 EXPECTED = {"a.png": [("cat", [10, 20, 20, 30]), ("dog", [1.5, 2, 8, 9])], "b.png": [("cat", [0, 0, 90, 60])]}
-
-Found = dict[str, list[tuple[str, list[float]]]]
 
 
 @pytest.fixture
@@ -25,18 +21,7 @@ def folder(tmp_path) -> Path:
 
 
 def imported(folder: Path, text: str, images: Path | None = None, **options: Any) -> tuple[Found, DataReport]:
-    """Labels and boxes xywh of each file."""
-    path = folder / "boxes.csv"
-    path.write_text(text)
-    report = DataReport()
-    request = ReadRequest(path, images, FormatOptions(**options), index=True, truth=False)
-    content = import_boxes(request, "csv", report).content
-    names = {row["id"]: row["name"] for row in content["categories"]}
-    files = {row["id"]: row["file_name"] for row in content["images"]}
-    found: Found = {file: [] for file in files.values()}
-    for row in content["annotations"]:
-        found[files[row["image_id"]]].append((names[row["category_id"]], row["bbox"]))
-    return found, report
+    return imported_boxes(folder / "boxes.csv", text, images, "csv", **options)
 
 
 @pytest.mark.parametrize(

@@ -7,31 +7,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from imported_boxes import Found, imported_boxes
 from PIL import Image
 
-from ovd.data.format_options import FormatOptions
-from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataError, DataReport
-from ovd.data.table import ReadRequest
 
 META = "<version>1.1</version><meta><task><id>1</id></task></meta>"
 
-Found = dict[str, list[tuple[str, list[float]]]]
-
 
 def imported(folder: Path, body: str, **options: Any) -> tuple[Found, DataReport]:
-    """Labels and boxes xywh of each file."""
-    path = folder / "annotations.xml"
-    path.write_text(f'<?xml version="1.0" encoding="utf-8"?><annotations>{META}{body}</annotations>')
-    report = DataReport()
-    request = ReadRequest(path, folder / "images", FormatOptions(**options), index=True, truth=False)
-    content = import_boxes(request, "cvat", report).content
-    names = {row["id"]: row["name"] for row in content["categories"]}
-    files = {row["id"]: row["file_name"] for row in content["images"]}
-    found: Found = {file: [] for file in files.values()}
-    for row in content["annotations"]:
-        found[files[row["image_id"]]].append((names[row["category_id"]], row["bbox"]))
-    return found, report
+    text = f'<?xml version="1.0" encoding="utf-8"?><annotations>{META}{body}</annotations>'
+    return imported_boxes(folder / "annotations.xml", text, folder / "images", "cvat", **options)
 
 
 def image(name: str, shapes: str, size: str = 'width="90" height="60"') -> str:
@@ -132,9 +118,6 @@ def test_faults_are_named(folder, body, code, message):
     ],
 )
 def test_other_files_are_refused(folder, text, message):
-    path = folder / "other.xml"
-    path.write_text(text)
-    request = ReadRequest(path, folder / "images", FormatOptions(), index=True, truth=False)
     with pytest.raises(DataError, match=message) as caught:
-        import_boxes(request, "cvat", DataReport())
+        imported_boxes(folder / "other.xml", text, folder / "images", "cvat")
     assert caught.value.code == "F1"

@@ -1,0 +1,29 @@
+"""What `import_boxes` makes of a file, by image."""
+
+from pathlib import Path
+from typing import Any
+
+from ovd.choices import ImportFormatName
+from ovd.data.format_options import FormatOptions
+from ovd.data.import_boxes import import_boxes
+from ovd.data.report import DataReport
+from ovd.data.table import ReadRequest
+
+Found = dict[str, list[tuple[str, list[float]]]]
+"""Labels and boxes xywh of each file."""
+
+
+def imported_boxes(
+    path: Path, text: str, images: Path | None, format: ImportFormatName, **options: Any
+) -> tuple[Found, DataReport]:
+    """The boxes of a file of this text, and what was found in it."""
+    path.write_text(text)
+    report = DataReport()
+    request = ReadRequest(path, images, FormatOptions(**options), index=True, truth=False)
+    content = import_boxes(request, format, report).content
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    files = {row["id"]: row["file_name"] for row in content["images"]}
+    found: Found = {file: [] for file in files.values()}
+    for row in content["annotations"]:
+        found[files[row["image_id"]]].append((names[row["category_id"]], row["bbox"]))
+    return found, report
