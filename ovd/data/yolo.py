@@ -90,11 +90,15 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
 def _check_listing(path: Path, listing: Listing) -> None:
     first: dict[Path, int] = {}
     for position, image in enumerate(listing.images):
-        if first.setdefault(image, position) != position:
-            raise DataError("F2", f"{path}: images {first[image]} and {position} are both {image}")
+        same = Path(os.path.normpath(image))
+        if first.setdefault(same, position) != position:
+            raise DataError("F2", f"{path}: images {first[same]} and {position} are both {image}; take one of them out")
     if not listing.images:
         raise DataError("F1", f"{path}: no image in {listing.root}")
     if not any(listing.labels):
+        if not any(map(os.path.exists, listing.images)):
+            where = f"none of its {len(listing.images)} images is there; the first is {listing.images[0]}"
+            raise DataError("F8", f"{path}: {where}")
         raise DataError(
             "F1",
             f"{path}: none of {len(listing.images)} images has a label file: they lie in a folder `labels` in place of "

@@ -1,5 +1,6 @@
 """What a data set in YOLO's form lists: names, images and label files, by data.yaml, Darknet's .data or classes.txt."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from ovd.data.text_files import read_lines, read_names
 from ovd.plain_yaml import read_mapping
 
 _DESCRIPTIONS = (".yaml", ".yml", ".data")
-_FILES_OF_NAMES = ("classes.txt", "labels/classes.txt", "_darknet.labels")
-"""Where class names lie in a folder of labels; the last is Roboflow's."""
-_SPLITS = ("train", "val", "valid", "test")
+_USUAL = ("data.yaml", "dataset.yaml", "obj.data")
+"""Descriptions that count beside a list of names; others in its folder may be of anything."""
+_NAMES_ALONE = ("classes.txt", "_darknet.labels")
+"""Lists of names with label files beside them; the second is Roboflow's."""
+_NO_IMAGES = ("path", "names", "backup", "download")
 
 
 @dataclass(frozen=True)
@@ -31,42 +34,50 @@ class Listing:
 
 
 def list_images(request: ReadRequest, report: DataReport) -> Listing:
-    """What the annotations of a request list: data.yaml, a .data file, or a folder with one of these or classes.txt.
+    """What the annotations of a request list: data.yaml, a .data file, classes.txt, or a folder with one of these.
 
     Args:
         report: counts paths that do not exist, and of which an end does (F8).
 
     Raises:
-        DataError: F1 no plain YAML, a missing key, file or folder, or two splits of which one folder is left.
-        ValueError: a split of a folder with classes.txt.
+        DataError: F1 no plain YAML, a missing key, file or folder, several files in the folder, or two splits of which
+            one folder is left.
+        ValueError: a split of classes.txt.
     """
     path, split = request.annotations, request.options.split
     if path.is_dir():
-        names_file = next((path / name for name in _FILES_OF_NAMES if (path / name).is_file()), None)
-        if names_file is not None:
-            if split is not None:
-                raise ValueError(f"{path}: a folder of labels has no splits; leave out the split {split!r}")
-            return _read_folder(path, read_names(names_file), request.images)
         path = _description_in(path)
+    if path.name in _NAMES_ALONE:
+        if split is not None:
+            raise ValueError(f"{path}: a folder of labels has no splits; leave out the split {split!r}")
+        return _read_folder(path, request.images)
     return _read_description(path, request.images, split or ("val" if request.truth else "train"), report)
 
 
-def _read_folder(folder: Path, names: list[str], images: Path | None) -> Listing:
+def _description_in(folder: Path) -> Path:
+    """The one file in a folder that says what its set is."""
+    described = [file for file in folder.iterdir() if file.suffix in _DESCRIPTIONS and not file.name.startswith(".")]
+    alone = [file for name in _NAMES_ALONE for file in (folder / name, folder / "labels" / name) if file.is_file()]
+    found = alone[:1] + [file for file in sorted(described) if not alone or file.name in _USUAL]
+    if len(found) != 1:
+        files = ", ".join(str(file.relative_to(folder)) for file in found)
+        words = f"has {files}: give the one that counts" if found else "has none of these"
+        raise DataError("F1", f"{folder}: a folder needs classes.txt, or one data.yaml or .data file; it {words}")
+    return found[0]
+
+
+def _read_folder(names: Path, images: Path | None) -> Listing:
+    """Label files beside a list of names, or in the folder `labels` beside it or that it is in."""
+    folder = names.parent.parent if names.parent.name == "labels" else names.parent
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     if images is None:
         images = folder / "images" if (folder / "images").is_dir() else folder
     found = images_below(images)
     candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
-    files = [label if label.is_file() else _label_beside(image) for label, image in zip(candidates, found, strict=True)]
-    return Listing(dict(enumerate(names)), images, found, files)
-
-
-def _description_in(folder: Path) -> Path:
-    found = sorted(file for file in folder.iterdir() if file.suffix in _DESCRIPTIONS)
-    if len(found) != 1:
-        words = f"has {', '.join(file.name for file in found)}: give one of them" if found else "has none of these"
-        raise DataError("F1", f"{folder}: a folder needs classes.txt, or one data.yaml or .data file; it {words}")
-    return found[0]
+    files = [label if label.is_file() else None for label in candidates]
+    if not any(files):
+        files = [_label_beside(image) for image in found]
+    return Listing(dict(enumerate(read_names(names))), images, found, files)
 
 
 def _read_description(path: Path, images: Path | None, split: str, report: DataReport) -> Listing:
@@ -77,11 +88,23 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     paths = MovedPaths(path, root, report)
     if split == "val" and content.get("val") is None and content.get("valid") is not None:
         split = "valid"  # Darknet's word
-    found = [image for place in _places(content, split, paths) for image in _images_of(place, paths)]
-    if path.suffix == ".data":
-        names = dict(enumerate(read_names(paths.file(_text(path, content, "names"), "names"))))
-    else:
-        names = _names(path, content)
+    sources = _sources(path, content, split)
+    others = [
+        (key, source)
+        for key, value in content.items()
+        if isinstance(key, str) and key != split and key not in _NO_IMAGES
+        for source in (value if isinstance(value, list) else [value])
+        if isinstance(source, str)
+    ]
+    places = [paths.folder_or_list(source, split, others) for source in sources]
+    other_lists = [root / source for _, source in others if source not in sources and (root / source).suffix == ".txt"]
+    other_lists = [place for place in other_lists if place.is_file()]
+    found = [
+        image
+        for place in places
+        for image in (images_below(place) if place.is_dir() else paths.images(place, other_lists))
+    ]
+    names = _names(path, content) if path.suffix != ".data" else _darknet_names(path, content, paths)
     return Listing(names, root, found, [_label_beside(image) for image in found])
 
 
@@ -104,24 +127,24 @@ def _darknet(path: Path) -> dict[str, Any]:
     return content
 
 
-def _places(content: dict[str, Any], split: str, paths: MovedPaths) -> list[Path]:
-    """The folders and lists of images of a split."""
+def _darknet_names(path: Path, content: dict[str, Any], paths: MovedPaths) -> dict[int, str]:
+    names = read_names(paths.file(content["names"], "names"))
+    if content.get("classes", str(len(names))) != str(len(names)):
+        raise DataError("F1", f"{path}: classes is {content['classes']}, but there are {len(names)} names")
+    return dict(enumerate(names))
+
+
+def _sources(path: Path, content: dict[str, Any], split: str) -> list[str]:
+    """The paths of the folders and lists of images of a split."""
     sources = content.get(split)
     if sources is None:
-        splits = [key for key in _SPLITS if content.get(key) is not None]
-        raise DataError("F1", f"{paths.path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
+        splits = [key for key in ("train", "val", "valid", "test") if content.get(key) is not None]
+        raise DataError("F1", f"{path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
     sources = sources if isinstance(sources, list) else [sources]
     for source in sources:
         if not isinstance(source, str):
-            raise DataError("F1", f"{paths.path}: {split} is {source!r}, not the path of a folder or of a .txt list")
-    of_others = {key: content[key] for key in _SPLITS if key != split and isinstance(content.get(key), str)}
-    return [paths.folder_or_list(source, split, of_others) for source in sources]
-
-
-def _images_of(place: Path, paths: MovedPaths) -> list[Path]:
-    if place.is_dir():
-        return images_below(place)
-    return [paths.image(line, place) for _, line in read_lines(place)]
+            raise DataError("F1", f"{path}: {split} is {source!r}, not the path of a folder or of a .txt list")
+    return sources
 
 
 def _label_beside(image: Path) -> Path | None:
@@ -131,7 +154,7 @@ def _label_beside(image: Path) -> Path | None:
     if "images" in folders:
         last = len(folders) - 1 - folders[::-1].index("images")
         candidates.insert(0, Path(*folders[:last], "labels", *folders[last + 1 :], candidates[0].name))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:

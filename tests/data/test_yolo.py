@@ -147,6 +147,16 @@ def test_a_folder_with_classes_txt(tmp_path, layout):
         load_annotations(tmp_path, None, format="yolo", report=DataReport(), options=FormatOptions(split="val"))
 
 
+def test_labels_beside_the_images_do_not_mix_with_those_of_the_folder(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / "images" / f"{name}.png")
+        write(tmp_path / "labels" / f"{name}.txt", ROW)  # of another set
+    write(tmp_path / "mine" / "classes.txt", "cat\ndog\n")
+    write(tmp_path / "mine" / "a.txt", ROW)
+    index = load_annotations(tmp_path / "mine", tmp_path / "images", format="yolo", report=DataReport())
+    assert [len(index.boxes[image]) for image in range(2)] == [1, 0]
+
+
 def test_labels_beside_the_images_of_a_folder_elsewhere(tmp_path):
     save(tmp_path / "obj" / "a.png")
     write(tmp_path / "obj" / "a.txt", ROW)
@@ -161,12 +171,17 @@ def test_names_may_lie_with_the_labels_and_a_folder_may_hold_the_description(roo
     of_val = FormatOptions(split="val")
     assert files(load_annotations(root, None, format="yolo", report=DataReport(), options=of_val)) == ["c.png"]
     write(root / "other.yaml", "names: [cat]\n")
-    with pytest.raises(DataError, match=r"it has data\.yaml, other\.yaml: give one of them") as caught:
+    with pytest.raises(DataError, match=r"it has data\.yaml, other\.yaml: give the one") as caught:
         load_annotations(root, None, format="yolo", report=DataReport())
     assert caught.value.code == "F1"
     write(root / "labels" / "classes.txt", "cat\ndog\n")
-    assert files(load_annotations(root, None, format="yolo", report=DataReport())) == ["a.png", "b.png", "c.png"]
-    for path in (root / "data.yaml", root / "other.yaml", root / "labels" / "classes.txt"):
+    with pytest.raises(DataError, match=r"it has labels/classes\.txt, data\.yaml: give the one that counts"):
+        load_annotations(root, None, format="yolo", report=DataReport())
+    by_names = load_annotations(root / "labels" / "classes.txt", None, format="yolo", report=DataReport())
+    assert files(by_names) == ["a.png", "b.png", "c.png"]
+    (root / "data.yaml").unlink()  # other.yaml may be of anything
+    assert load_annotations(root, None, format="yolo", report=DataReport()).fingerprint() == by_names.fingerprint()
+    for path in (root / "other.yaml", root / "labels" / "classes.txt"):
         path.unlink()
     with pytest.raises(DataError, match="it has none of these"):
         load_annotations(root, None, format="yolo", report=DataReport())
@@ -197,7 +212,7 @@ def test_of_a_path_of_another_machine_the_end_that_exists_is_taken_and_counted(r
 def test_an_end_that_two_splits_share_is_refused(root):
     set_data(root, train="/content/train/images", val="/content/val/images")
     with pytest.raises(
-        DataError, match=r"train is '/content/train/images'.*val is .*/images could be either"
+        DataError, match=r"train is '/content/train/images'.*the end of it that is, has images of val"
     ) as caught:
         load(root)
     assert caught.value.code == "F1"
@@ -213,7 +228,73 @@ def test_images_of_a_list_may_be_of_another_machine(root, folder):
     set_data(root, train="train.txt")
     report = DataReport()
     assert files(load(root, report)) == ["a.png", "b.png"]
-    assert report.counts() == {"F8 noticed": 1}
+    assert report.counts() == ({} if folder == "images\\train\\" else {"F8 noticed": 1})
+
+
+def test_a_missing_image_does_not_decide_where_the_others_of_its_folder_are(root):
+    (root / "x" / "train").mkdir(parents=True)
+    save(root / "x" / "train" / "gone.png")
+    write(root / "train.txt", "x/y/train/gone.png\nx/y/train/none.png\nx/y/train/a.png\nx/y/train/b.png\n")
+    set_data(root / "images", train="../train.txt", val=None)
+    report = DataReport()
+    index = load_annotations(root / "images" / "data.yaml", None, format="yolo", report=report)
+    assert files(index) == ["a.png", "b.png"]
+    assert report.num_skipped("F8") == 2
+
+
+def test_no_image_of_a_list_is_there(root):
+    write(root / "train.txt", "/gone/a.png\n/gone/b.png\n")
+    set_data(root, train="train.txt")
+    with pytest.raises(DataError, match=r"none of its 2 images is there; the first is /gone/a\.png") as caught:
+        load(root)
+    assert caught.value.code == "F8"
+
+
+@pytest.mark.parametrize("line", ["/", "images/train/", "C:\\"])
+def test_a_line_of_a_list_that_names_no_image(root, line):
+    write(root / "train.txt", f"images/train/a.png\n{line}\n")
+    set_data(root, train="train.txt")
+    with pytest.raises(DataError, match=r"train\.txt: line 2 is .*, which names no image") as caught:
+        load(root)
+    assert caught.value.code == "F1"
+
+
+def test_a_name_that_no_system_takes_is_a_missing_image(root):
+    write(root / "train.txt", f"images/train/a.png\nimages/train/{'x' * 5000}.png\n")
+    set_data(root, train="train.txt")
+    report = DataReport()
+    assert files(load(root, report)) == ["a.png"]
+    assert report.num_skipped("F8") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "lists"),
+    [
+        ({"train": "images/train", "val": "../gone/images"}, {}),  # one folder has the other
+        ({"train": ["/content/train/images"], "val": "/content/val/images"}, {}),
+        ({"minitrain": "images", "train": None, "val": "/content/val/images"}, {}),
+        ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/train/a.png", "v.txt": "/c/val/a.png"}),
+    ],
+)
+def test_an_evaluation_never_takes_the_images_of_another_split_for_its_own(root, changes, lists):
+    for name, line in lists.items():
+        write(root / name, line)
+        save(root / "a.png")
+        write(root / "a.txt", ROW)
+    set_data(root, **changes)
+    with pytest.raises(DataError, match=r"correct the paths") as caught:
+        load(root, with_truth=True)
+    assert caught.value.code == "F1"
+
+
+def test_roboflows_paths_with_one_split_alone(tmp_path):
+    """data.yaml inside `train`: the end of ../valid/images is train's own folder of images."""
+    save(tmp_path / "train" / "images" / "a.png")
+    write(tmp_path / "train" / "labels" / "a.txt", ROW)
+    set_data(tmp_path / "train", train="../train/images", val="../valid/images")
+    assert files(load(tmp_path / "train")) == ["a.png"]
+    with pytest.raises(DataError, match="has images of train"):
+        load(tmp_path / "train", with_truth=True)
 
 
 def test_images_of_a_list_that_are_nowhere_keep_their_names(root):
@@ -243,6 +324,9 @@ def test_darknets_data_file(root):
     assert report.counts() == {"F8 noticed": 2}
     judged = load_annotations(root / "obj.data", None, format="yolo", report=DataReport(), with_truth=True)
     assert files(judged) == ["c.png"]
+    write(root / "obj.data", "\n".join((*lines, "backup = backup/")).replace("= 2", "= 80"))
+    with pytest.raises(DataError, match="classes is 80, but there are 2 names"):
+        load_annotations(root / "obj.data", None, format="yolo", report=DataReport())
     write(root / "obj.data", "train = data/train.txt\n")
     with pytest.raises(DataError, match="no line `names = FILE`") as caught:
         load_annotations(root / "obj.data", None, format="yolo", report=DataReport())
@@ -360,7 +444,8 @@ def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
     [
         ({"train": None}, "F1", "no 'train'; it has val"),
         ({"train": "images/none"}, "F1", "'images/none', but .*images/none is no folder"),
-        ({"train": "none.txt"}, "F1", r"none\.txt: annotation file cannot be read"),
+        ({"train": "none.txt"}, "F1", r"data\.yaml: train is 'none\.txt', but .*none\.txt is no list of images"),
+        ({"train": " "}, "F1", r"train is ' ', but"),
         ({"train": 3}, "F1", "train is 3, not the path"),
         ({"train": ["images/train", "images/train"]}, "F2", "images 0 and 2 are both .*a.png"),
         ({"train": "labels"}, "F1", "no image in"),
