@@ -20,11 +20,11 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
     parser.add_argument("--class-names", type=Path, help="voc: text file of class names (default: from objects)")
     parser.add_argument("--xyxy", action="store_true", help="JSON: boxes are [x1, y1, x2, y2], not COCO's form")
     parser.add_argument(
-        "--by-base-name", action="store_true", help="JSON, voc: find images by the last part of their names"
+        "--by-base-name", action="store_true", help="not yolo: find images by the last part of their names"
     )
     parser.add_argument("--zero-based", action="store_true", help="voc: corners are box edges that count from 0")
     parser.add_argument(
-        "--sizes-from-images", action="store_true", help="JSON, voc: sizes are the images' own, whatever records say"
+        "--sizes-from-images", action="store_true", help="not yolo: sizes are the images' own, whatever records say"
     )
 
 

@@ -50,6 +50,8 @@ def main() -> None:
         needs_images = not (arguments.no_images or FORMATS[arguments.dataset].finds_images)
         if arguments.annotations is None or (arguments.images is None and needs_images):
             parser.error(f"{arguments.dataset} needs --annotations FILE and --images FOLDER (or --no-images)")
+        if arguments.sizes_from_images and arguments.images is None:
+            parser.error("--sizes-from-images needs --images FOLDER")
         from ovd.build.data import load_evaluation_index
 
         index = load_evaluation_index(

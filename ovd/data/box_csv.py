@@ -1,11 +1,14 @@
 """Reader of one CSV file of boxes, a row per object, as tools for TensorFlow, Roboflow and RetinaNet write it."""
 
 import math
+import os
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovd.data.box_form import check_no_shares
 from ovd.data.csv_lines import csv_lines
 from ovd.data.image_files import images_below
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
@@ -46,21 +49,24 @@ def read_box_csv(request: ReadRequest, report: DataReport) -> AnnotationTable:
         request: `annotations` is the CSV file, `images` the folder that its names start at (None: the file's own).
 
     Raises:
-        DataError: F1 a missing column, or a row of another length; F6 a box that is not four finite numbers.
+        DataError: F1 a missing column, or a row of another length; F6 a box that is not four finite numbers, or boxes
+            from 0 to 1.
     """
     path = request.annotations
     root = request.images or path.parent
     sizes: dict[str, tuple[int, int]] = {}
     objects: dict[str, list[NamedObject]] = defaultdict(list)
     for row in _rows(path):
-        sizes[row.file] = row.size
+        if sizes.setdefault(row.file, row.size) != row.size:
+            sizes[row.file] = (0, 0)  # rows contradict one another: the image decides
         objects[row.file] += [] if row.object is None else [row.object]
     if not sizes:
         raise DataError("F1", f"{path}: has no row of an image")
-    if not request.options.by_base_name:
-        _notice_without_row(path, root, set(sizes), report)
     images = [NamedImage(file, size, tuple(objects[file]), f"{path}: {file}") for file, size in sizes.items()]
-    return table_of_images(request, root, images, report)
+    table = table_of_images(request, root, images, report)
+    check_no_shares(table)
+    _notice_without_row(table, root, report)
+    return table
 
 
 def _rows(path: Path) -> Iterator[_Row]:
@@ -102,22 +108,26 @@ def _columns(path: Path, header: list[str]) -> dict[str, int] | None:
 def _row(values: dict[str, str], where: str) -> _Row:
     if not values["file"]:
         raise DataError("F1", f"{where}: names no image")
+    file = posixpath.normpath(values["file"].replace("\\", "/"))
     size = [finite_number(values.get(side) or "0", LARGEST_COORDINATE) for side in ("height", "width")]
-    height, width = (0 if side is None or side < 0 or side != int(side) else int(side) for side in size)
+    height, width = (-1 if side is None or side != int(side) else int(side) for side in size)
+    if height < 0 or width < 0:
+        raise DataError("F1", f"{where}: height and width are no numbers of pixels")
     if not any(values[name] for name in (*_SIDES, "label")):
-        return _Row(values["file"], (height, width), None)
+        return _Row(file, (height, width), None)
     corners = [finite_number(values[side], LARGEST_COORDINATE) for side in _SIDES]
     left, top, right, bottom = (math.nan if corner is None else corner for corner in corners)
     if None in corners:
         raise DataError("F6", f"{where}: {[values[side] for side in _SIDES]} are not four finite numbers")
     if not values["label"]:
         raise DataError("F1", f"{where}: the class has no name")
-    return _Row(values["file"], (height, width), NamedObject(values["label"], (left, top, right, bottom), where))
+    return _Row(file, (height, width), NamedObject(values["label"], (left, top, right, bottom), where))
 
 
-def _notice_without_row(path: Path, root: Path, named: set[str], report: DataReport) -> None:
-    below = [image.relative_to(root).as_posix() for image in images_below(root)]
-    without = [file for file in below if file not in named]
+def _notice_without_row(table: AnnotationTable, root: Path, report: DataReport) -> None:
+    named = {os.path.normpath(root / file) for file in table.image_files or ()}
+    below = images_below(root)
+    without = [image for image in below if os.path.normpath(image) not in named]
     if without:
         where = f"{len(without):,} of {len(below):,} images in {root} have no row, and are left out: the first is"
-        report.noticed("F8", f"{path}: {where} {without[0]}")
+        report.noticed("F8", f"{table.path}: {where} {without[0].relative_to(root)}")

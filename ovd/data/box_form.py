@@ -24,13 +24,8 @@ def check_box_form(table: AnnotationTable) -> None:
     """
     if table.image_sizes is None or len(table.boxes_xywh) <= FEW:
         return
+    check_no_shares(table)
     boxes, limits = table.boxes_xywh, table.image_sizes[table.image_of_object][:, ::-1].astype(np.float64)
-    if boxes.min() >= 0 and 0 < boxes.max() <= 1 and limits.min() > 1:
-        raise DataError(
-            "F6",
-            f"{table.path}: all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and "
-            f"width by the image's width, y and height by its height",
-        )
     beyond = boxes[:, :2] + boxes[:, 2:] > limits + TOLERANCE_PX
     leaves = beyond[:, 0] | beyond[:, 1]
     if leaves.sum() > FEW and _fit_as_corners(boxes, limits).all():
@@ -39,6 +34,23 @@ def check_box_form(table: AnnotationTable) -> None:
             f"{table.path}: {int(leaves.sum())} of {len(boxes)} boxes leave their image if read as "
             f"[x, y, width, height], and all fit as [x1, y1, x2, y2]: convert them, or read them as such with "
             f"data.source.xyxy=true (tools: --xyxy)",
+        )
+
+
+def check_no_shares(table: AnnotationTable) -> None:
+    """Check that boxes are in pixels.
+
+    Raises:
+        DataError: F6 all numbers of more than `FEW` boxes lie from 0 to 1.
+    """
+    if table.image_sizes is None or len(table.boxes_xywh) <= FEW:
+        return
+    boxes, sides = table.boxes_xywh, table.image_sizes[table.image_of_object]
+    if boxes.min() >= 0 and 0 < boxes.max() <= 1 and sides.min() > 1:
+        raise DataError(
+            "F6",
+            f"{table.path}: all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and "
+            f"width by the image's width, y and height by its height",
         )
 
 

@@ -39,12 +39,11 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     if table is None:
         content = read_bytes(request.annotations, sys.maxsize)
         table = _read_whole(request, content, report, federated=federated)
-    if request.index:
-        table = without_parents(table, report)
+    without = without_parents(table, report)
     if not request.options.xyxy:
-        check_box_form(table)
-    notice_doubles(table, report)
-    return table
+        check_box_form(without)
+    notice_doubles(without, report)
+    return without if request.index else table
 
 
 def _read_whole(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:

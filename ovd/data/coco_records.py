@@ -56,7 +56,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         if request.options.by_base_name:
             files = files_by_base_name(path, files, request.images)
         if request.options.sizes_from_images and request.images is not None:
-            stated = [(0, 0)] * len(images)
+            stated = [_stated_size(row) for row in images]
         else:
             stated = [source.size(row, required=request.images is None) for row in images]
         sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
@@ -231,7 +231,9 @@ class Source:
         """The `area` of every object; where COCO's form has none, that of the box."""
         areas: list[float] = []
         for row, box_area in zip(objects, (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True):
-            area: Any = row.get("area") if federated else row.get("area", box_area)
+            area: Any = row.get("area")
+            if not federated:  # area is nothing of COCO's that other tools write alike
+                area = box_area if area is None else finite_number(area, math.inf) if isinstance(area, str) else area
             if not _is_number(area, math.inf):
                 raise DataError("F6", f"{self.path}: annotation {row['id']}: area is {area!r}, not a finite number")
             if federated and row.get("ignore"):
@@ -301,6 +303,13 @@ def _whole_number(value: Any) -> Any:
     if type(value) is str and re.fullmatch(r"-?(0|[1-9]\d{0,18})", value, re.ASCII):
         return int(value)
     return value
+
+
+def _stated_size(row: dict[str, Any]) -> tuple[int, int]:
+    """Height and width, or two zeros where they are no numbers of pixels."""
+    height, width = (_whole_number(row.get(side)) for side in ("height", "width"))
+    are_sides = all(type(side) is int and 0 < side < LARGEST_COORDINATE for side in (height, width))
+    return (height, width) if are_sides else (0, 0)
 
 
 def _name_nothing(ids: list[Any]) -> bool:

@@ -23,16 +23,17 @@ def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
     """Reads and checks a file of "CVAT for images 1.1" or "CVAT for video 1.1".
 
     Boxes are read as they are; of boxes that are turned, polygons, ellipses and masks the bounding box is taken;
-    points, lines, skeletons and tags have no box, and are left out and counted (F4). A frame of a video is the image of
-    the folder that is called `frame_000012`, or `000012`; where a track is outside the picture it has no object.
+    points, lines, skeletons and tags have no box, and are left out and counted (F4). Of a video the frames are the
+    images of the folder that are called `frame_000012`, or `000012`; where a track is outside the picture it has no
+    object, and frames of no track are images without objects.
 
     Args:
         request: `annotations` is the XML file, `images` the folder that the images' names start at.
         report: counts shapes without a box.
 
     Raises:
-        DataError: F1 not whole XML or not CVAT's; F2 an image twice; F6 a shape that is not finite numbers, or of an
-            unknown type; F8 a frame without an image.
+        DataError: F1 not whole XML or not CVAT's, or videos of several tasks; F2 an image twice; F6 a shape that is not
+            finite numbers, or of an unknown type; F8 a frame without an image.
         ValueError: no folder of images.
     """
     path = request.annotations
@@ -65,25 +66,38 @@ def _size(element: Element, where: str) -> tuple[int, int]:
 
 
 def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iterator[NamedImage]:
-    """The frames that tracks are in."""
+    """The frames of a video: the numbered images of the folder, with the objects of the tracks."""
     objects: dict[int, list[NamedObject]] = defaultdict(list)
+    tasks: dict[str | None, str] = {}
     for track in root.iterfind("track"):
         where = f"{path}: track {track.get('id')}"
+        tasks.setdefault(track.get("task_id"), where)
+        if len(tasks) > 1:
+            first, second = tasks.values()
+            raise DataError("F1", f"{first} and {second} are of two tasks, each with a frame 0: export each by itself")
         for shape in track:
             frame = finite_number(shape.get("frame"), LARGEST_COORDINATE)
-            if frame is None or frame != int(frame):
+            if frame is None or frame != int(frame) or frame < 0:
                 raise DataError("F1", f"{where}: <{shape.tag}> has the frame {shape.get('frame')!r}, no number")
             if shape.get("outside") == "1":
                 continue
             item = _object(shape, f"{where}, frame {int(frame)}", report, label=track.get("label"))
             if item is not None:
                 objects[int(frame)].append(item)
-    files = {image.stem.removeprefix("frame_"): image for image in images_below(folder)} if objects else {}
-    for frame, found in sorted(objects.items()):
-        name = f"{frame:06d}"
-        if name not in files:
-            raise DataError("F8", f"{path}: frame {frame} is no image of {folder}, such as frame_{name}.jpg")
-        yield NamedImage(files[name].relative_to(folder).as_posix(), (0, 0), tuple(found), f"{path}: frame {frame}")
+    if not tasks:
+        return
+    files: dict[int, str] = {}
+    for image in images_below(folder):
+        number = image.stem.removeprefix("frame_")
+        if number.isdecimal():
+            name = image.relative_to(folder).as_posix()
+            if (first_name := files.setdefault(int(number), name)) != name:
+                raise DataError("F2", f"{path}: frame {int(number)} may be {first_name} or {name}, both in {folder}")
+    missing = [frame for frame in sorted(objects) if frame not in files]
+    if missing:
+        raise DataError("F8", f"{path}: frame {missing[0]} is no image of {folder}, such as frame_{missing[0]:06d}.jpg")
+    for frame, name in sorted(files.items()):
+        yield NamedImage(name, (0, 0), tuple(objects[frame]), f"{path}: frame {frame}")
 
 
 def _object(shape: Element, where: str, report: DataReport, label: str | None = None) -> NamedObject | None:

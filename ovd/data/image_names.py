@@ -50,7 +50,7 @@ def refuse_same_files(paths: Sequence[Path], files: Sequence[str]) -> None:
     first: dict[str, Path] = {}
     for path, file in zip(paths, files, strict=True):
         if (other := first.setdefault(file, path)) is not path:
-            raise DataError("F2", f"{other} and {path} are both of the image {file}")
+            raise DataError("F2", f"{other} and {path} are both of the image {file}: take one of them out")
 
 
 def check_images_exist(

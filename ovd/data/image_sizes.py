@@ -36,7 +36,8 @@ def fill_sizes(
         ImageError: F8, F9, F10 an image cannot be read, where a truth is wanted.
         DataError: too many images cannot be read.
     """
-    missing = np.flatnonzero((sizes == 0).any(axis=1))
+    is_missing = (sizes == 0).any(axis=1) | request.options.sizes_from_images
+    missing = np.flatnonzero(is_missing)
     if not len(missing) or request.images is None:
         return sizes, None
     from ovd.data.image_files import readable_sizes  # here, since it brings Pillow
@@ -57,9 +58,27 @@ def fill_sizes(
     filled = sizes.copy()
     filled[missing] = int(LARGEST_COORDINATE) - 1  # of those that are left out, so that no box leaves them
     filled[missing[found]] = found_sizes
+    if request.options.sizes_from_images:
+        keep_unturned(filled, sizes, request.images, files)
     is_available = np.ones(len(sizes), dtype=bool)
     is_available[np.delete(missing, found)] = False
     return filled, None if is_available.all() else is_available
+
+
+def keep_unturned(
+    filled: Int64[np.ndarray, "N 2"], stated: Int64[np.ndarray, "N 2"], folder: Path, files: Sequence[str]
+) -> None:
+    """Take back, in `filled`, the stated sizes of images that are shown turned by EXIF and annotated as stored."""
+    turned = np.flatnonzero((filled == stated[:, ::-1]).all(axis=1) & (stated[:, 0] != stated[:, 1]))
+    if not len(turned):
+        return
+    from ovd.data.images import ImageError, read_sizes  # here, since it brings Pillow
+
+    expected = [(height, width) for height, width in stated[turned].tolist()]
+    sizes = read_sizes([folder / files[image] for image in turned.tolist()], expected=expected)
+    for image, size in zip(turned.tolist(), sizes, strict=True):
+        if not isinstance(size, ImageError):
+            filled[image] = size
 
 
 def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTable:

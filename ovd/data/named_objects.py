@@ -56,10 +56,9 @@ def table_of_images(
     first: dict[str, NamedImage] = {}
     for file, image in zip(files, images, strict=True):
         if (other := first.setdefault(file, image)) is not image:
-            raise DataError("F2", f"{other.where} and {image.where} are both of the image {file}")
+            where = f"{other.where} and {image.where} are both of the image {file}"
+            raise DataError("F2", f"{where}: take one of them out, or make one record of both")
     stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
-    if request.options.sizes_from_images:
-        stated[:] = 0
     sizes, is_available = fill_sizes(stated, files, replace(request, images=root), report)
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
     labels = sorted({item.label for _, item in objects})

@@ -11,6 +11,7 @@ import numpy as np
 from ovd.data.category import Category
 from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_same_files
+from ovd.data.image_sizes import keep_unturned
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_names
@@ -63,11 +64,10 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
             image or a class name twice; F3 a class that the list of names lacks; F6 a corner that is no finite number;
             F8, F9, F10 where a truth is wanted, an image whose size cannot be read.
     """
-    folder, zero_based = ImageFolder(request.images), request.options.zero_based
+    folder = ImageFolder(request.images, anywhere=request.options.by_base_name)
+    zero_based = request.options.zero_based
     xml = xml_files(request.annotations, report)
     images = [_read_image(file, folder, report, zero_based=zero_based) for file in xml]
-    if request.options.sizes_from_images and request.images is not None:
-        images = [replace(image, size=None) for image in images]
     if request.options.by_base_name:
         files = files_by_base_name(request.annotations, [image.file for image in images], request.images)
         images = [replace(image, file=file) for image, file in zip(images, files, strict=True)]
@@ -124,7 +124,7 @@ def _read_object(item: Element, where: str, *, zero_based: bool) -> _Object:
         )
     left, top, right, bottom = (corner for corner in corners if corner is not None)
     difficult = (item.findtext("difficult") or "").strip()
-    if difficult not in ("", "0", "1"):
+    if difficult not in ("", "0", "1", "Unspecified"):  # the last is that of some tools, for objects nobody judged
         raise DataError("F1", f"{where}: <difficult> is {difficult!r}, not 0 or 1")
     first = 0 if zero_based else 1
     return _Object(name, (left - first, top - first, right, bottom), difficult == "1", where)
@@ -172,7 +172,8 @@ def _sizes(
     images: Sequence[_Image], request: ReadRequest, report: DataReport
 ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, "K 2"]]:
     """Positions of the images with a known or readable size, and their heights and widths."""
-    size_of = {position: image.size for position, image in enumerate(images) if image.size is not None}
+    reads_all = request.options.sizes_from_images and request.images is not None
+    size_of = {row: image.size for row, image in enumerate(images) if image.size is not None and not reads_all}
     without = [position for position in range(len(images)) if position not in size_of]
     if without:
         if request.images is None:
@@ -188,6 +189,9 @@ def _sizes(
             )
         files = [request.images / images[position].file for position in without]
         found, sizes = readable_sizes(files, report, stops=request.truth, num_images=len(images))
+        if reads_all:
+            stated = np.array([images[row].size or (0, 0) for row in found.tolist()], np.int64).reshape(-1, 2)
+            keep_unturned(sizes, stated, request.images, [images[row].file for row in found.tolist()])
         size_of |= {without[row]: tuple(size) for row, size in zip(found.tolist(), sizes.tolist(), strict=True)}
     kept = sorted(size_of)
     return np.array(kept, dtype=np.int64), np.array([size_of[row] for row in kept], dtype=np.int64).reshape(-1, 2)

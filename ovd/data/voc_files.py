@@ -1,11 +1,12 @@
 """Which XML files a set of Pascal VOC has, and which image each of them is of."""
 
 import os
+import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovd.data.image_files import READ_SUFFIXES, files_below, is_image_name
+from ovd.data.image_files import READ_SUFFIXES, files_below, images_below, is_image_name
 from ovd.data.report import DataError, DataReport
 from ovd.data.text_files import read_lines
 
@@ -40,7 +41,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
     files: list[XmlFile] = []
     line_of: dict[str, int] = {}
     for number, line in read_lines(annotations):
-        name = line.removesuffix(".xml")
+        name = posixpath.normpath(line.removesuffix(".xml"))
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
         if (first := line_of.setdefault(name, number)) != number:
@@ -60,8 +61,14 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
 class ImageFolder:
     """The folder of a set's images, in which each XML file finds its own; folders are listed once."""
 
-    def __init__(self, root: Path | None):
+    def __init__(self, root: Path | None, *, anywhere: bool = False):
+        """
+        Args:
+            root: the folder; without one, an image has the name of its XML file.
+            anywhere: whether images are looked for in all folders below, too (`by_base_name`).
+        """
         self._root = root
+        self._anywhere = anywhere
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def image_of(self, file: XmlFile, file_name: str | None, report: DataReport) -> str:
@@ -79,11 +86,14 @@ class ImageFolder:
         """
         stated = (file_name or "").strip()
         folder, _, stem = file.name.rpartition("/")
-        own = self._named(file.name) or (self._named(stem) if folder else [])
-        if stated in own or ("/" in stated and self._root is not None and _exists(self._root / stated)):
+        if self._root is None:
+            return file.name + (_suffix(stated) or READ_SUFFIXES[0])
+        if "/" in stated and _exists(self._root / stated):
             return stated
+        own = self._named(file.name) or (self._named(stem) if folder else [])
         if own:
-            found = _only(own, file.path)
+            last = [image for image in own if image.rpartition("/")[2] == _last(stated)]
+            found = _only(last or own, file.path)
             if stated and _stem(stated) != stem:
                 where = f"{file.path}: <filename> is {stated!r}; the image of the XML file's name is taken, {found}"
                 report.noticed("F8", where)
@@ -96,15 +106,16 @@ class ImageFolder:
     def _named(self, name: str) -> list[str]:
         """The images of a name without suffix, which may have folders."""
         folder, _, stem = name.rpartition("/")
-        return [f"{folder}/{image}" if folder else image for image in self._listing(folder).get(stem, [])]
+        return self._listing("" if self._anywhere else folder).get(stem, [])
 
     def _listing(self, folder: str) -> dict[str, list[str]]:
-        """The images in a folder by their names without suffix."""
+        """The images in a folder, or anywhere, by their names without suffix; paths from the root."""
+        assert self._root is not None
         if folder not in self._listed:
             by_stem: dict[str, list[str]] = defaultdict(list)
-            for name in _names_in(self._root / folder) if self._root is not None else ():
-                if is_image_name(name):
-                    by_stem[os.path.splitext(name)[0]].append(name)
+            below = images_below(self._root) if self._anywhere else _images_in(self._root / folder)
+            for image in below:
+                by_stem[image.stem].append(image.relative_to(self._root).as_posix())
             self._listed[folder] = by_stem
         return self._listed[folder]
 
@@ -128,9 +139,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _names_in(folder: Path) -> list[str]:
+def _images_in(folder: Path) -> list[Path]:
     try:
-        return sorted(entry.name for entry in os.scandir(folder))
+        return sorted(folder / entry.name for entry in os.scandir(folder) if is_image_name(entry.name))
     except (OSError, ValueError):
         return []
 
@@ -141,7 +152,15 @@ def _only(found: list[str], path: Path) -> str:
     return found[0]
 
 
+def _last(name: str) -> str:
+    """The last part of a path of any system."""
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1] if is_image_name(_last(name)) else ""
+
+
 def _stem(name: str) -> str:
     """The last part of a path of any system, without the suffix of an image."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    return os.path.splitext(last)[0] if is_image_name(last) else last
+    return _last(name).removesuffix(_suffix(name))

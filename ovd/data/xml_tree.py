@@ -1,5 +1,7 @@
 """XML files of annotations, read whole."""
 
+import codecs
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -16,9 +18,9 @@ def read_xml(path: Path, largest_bytes: int) -> Element:
         DataError: F1 the file cannot be read, is larger, is not whole XML, or has a DOCTYPE, which could define
             entities that grow without bound or name files.
     """
-    content = read_bytes(path, largest_bytes)
+    content = _in_utf8(path, read_bytes(path, largest_bytes))
     builder = TreeBuilder()
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate("utf-8")  # whatever the declaration said
     parser.buffer_text = True
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
@@ -34,3 +36,18 @@ def read_xml(path: Path, largest_bytes: int) -> Element:
         where = f"at byte {max(parser.ErrorByteIndex, 0)} of {len(content)}, line {error.lineno}"
         raise DataError("F1", f"{path}: not whole XML {where}: {expat.ErrorString(error.code)}") from error
     return builder.close()
+
+
+def _in_utf8(path: Path, content: bytes) -> bytes:
+    """The content in UTF-8; expat itself reads no encoding of several bytes, such as GBK and Shift-JIS."""
+    declared = re.match(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.-]+)", content)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif declared is None or content.startswith(codecs.BOM_UTF8):
+        return content
+    else:
+        encoding = declared[1].decode()
+    try:
+        return content.decode(encoding).encode()
+    except (LookupError, UnicodeError) as error:
+        raise DataError("F1", f"{path}: is not in the encoding {encoding} that it states ({error})") from error

@@ -506,3 +506,19 @@ def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path,
     with_objects, report = load(tmp_path, content, format="coco")
     assert [category.name for category in with_objects.categories] == [parent, "cat", "dog", "yak"]
     assert report.num_repaired("F2") == 0
+
+
+@pytest.mark.parametrize("area", [None, "100.5"])
+def test_areas_of_converters_stop_no_evaluation(tmp_path, area):
+    content = lvis_content()
+    for row in content["images"]:
+        row["file_name"] = f"{row['id']}.jpg"
+    for row in content["annotations"]:
+        row["area"] = area
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    truth = load_truth(path, format="coco")
+    expected = [100.5] * 4 if area else [1200.0, 99.75, 12.0, 10000.0]
+    assert truth.areas_px.tolist() == expected
+    with pytest.raises(DataError, match="area is"):
+        load_truth(path, format="lvis")

@@ -52,12 +52,23 @@ def test_paths_of_another_machine_by_their_base_names(folder):
     text = f"{HEADER}\nC:\\photos\\a.png,90,60,cat,10,20,30,50\n"
     with pytest.raises(DataError, match="by_base_name=true"):
         imported(folder, text)
-    assert imported(folder, text, folder, by_base_name=True)[0] == {"a.png": [("cat", [10, 20, 20, 30])]}
+    found, report = imported(folder, text, folder, by_base_name=True)
+    assert found == {"a.png": [("cat", [10, 20, 20, 30])]}
+    assert report.num_noticed("F8") == 1  # b.png has no row
+
+
+def test_rows_that_contradict_one_another_in_the_size_and_names_spelled_in_two_ways(folder):
+    text = f"{HEADER}\na.png,90,60,cat,10,20,30,50\n./a.png,80,60,dog,1.5,2,9.5,11\nb.png,90,60,cat,0,0,90,60"
+    found, report = imported(folder, text)
+    assert found == EXPECTED
+    assert report.counts() == {"F12 repaired": 1}  # the image itself decides
 
 
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
+        (HEADER + 4 * "\na.png,90,60,cat,0.1,0.2,0.3,0.5", "F6", "all boxes lie from 0 to 1"),
+        (f"{HEADER}\na.png,wide,60,cat,10,20,30,50", "F1", "line 2: height and width are no numbers of pixels"),
         ("filename,class,xmin,ymin,xmax\na.png,cat,1,2,3", "F1", "names no column for these: bottom: ymax, y2, bottom"),
         (f"{HEADER}\na.png,90,60,cat,10,20,30", "F1", "line 2 has 7 values, not 8"),
         (f"{HEADER}\na.png,90,60,cat,10,20,thirty,50", "F6", "line 2: .* are not four finite numbers"),

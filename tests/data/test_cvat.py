@@ -71,12 +71,29 @@ def test_tracks_are_objects_of_the_frames_they_are_seen_in(folder):
         f'<box frame="{frame}" outside="{outside}" keyframe="1" xtl="{frame}" ytl="2" xbr="30" ybr="40"/>'
         for frame, outside in ((0, 0), (7, 0), (9, 1))
     )
+    Image.new("RGB", (90, 60)).save(folder / "images" / "000009.png")
     found, report = imported(folder, f'<track id="3" label="car">{boxes}</track>')
-    assert found == {"frame_000000.png": [("car", [0, 2, 30, 38])], "frame_000007.png": [("car", [7, 2, 23, 38])]}
+    assert found == {
+        "frame_000000.png": [("car", [0, 2, 30, 38])],
+        "frame_000007.png": [("car", [7, 2, 23, 38])],
+        "000009.png": [],  # a frame of no track: background
+    }
     assert report.counts() == {"F12 repaired": 1}  # sizes are read from the frames
     with pytest.raises(DataError, match=r"frame 12 is no image of .*, such as frame_000012\.jpg") as caught:
         imported(folder, '<track id="3" label="car"><box frame="12" xtl="1" ytl="2" xbr="30" ybr="40"/></track>')
     assert caught.value.code == "F8"
+
+
+def test_frames_that_are_not_one_image_each_are_refused(folder):
+    box = '<box frame="0" xtl="1" ytl="2" xbr="30" ybr="40"/>'
+    tracks = "".join(f'<track id="{task}" label="car" task_id="{task}">{box}</track>' for task in (1, 2))
+    with pytest.raises(DataError, match=r"track 1 and .*track 2 are of two tasks.*export each by itself") as caught:
+        imported(folder, tracks)
+    assert caught.value.code == "F1"
+    Image.new("RGB", (90, 60)).save(folder / "images" / "sub" / "frame_000000.jpg")
+    with pytest.raises(DataError, match=r"frame 0 may be frame_000000\.png or sub/frame_000000\.jpg") as caught:
+        imported(folder, f'<track id="1" label="car">{box}</track>')
+    assert caught.value.code == "F2"
 
 
 def test_images_by_their_base_names(folder):
@@ -101,6 +118,7 @@ BOX = '<box label="cat" xtl="1" ytl="2" xbr="30" ybr="40"/>'
         (image(" ", BOX), "F1", "image 0 has no name"),
         (image("a.png", BOX, 'width="x" height="60"'), "F1", "height and width are 60 and x"),
         (f'<track id="3" label="car">{BOX}</track>', "F1", "track 3: <box> has the frame None"),
+        ('<track id="3" label="car">' + BOX.replace("<box", '<box frame="-1"') + "</track>", "F1", "the frame '-1'"),
     ],
 )
 def test_faults_are_named(folder, body, code, message):

@@ -141,6 +141,20 @@ def test_all_sizes_are_read_from_the_images_if_asked(tmp_path, truth: bool):
     assert report.counts() == {}
 
 
+def test_images_that_are_shown_turned_and_annotated_as_stored_stay_so(tmp_path):
+    content = content_of(tmp_path, 2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "1.png", exif=exif)
+    expected = load(tmp_path, content, DataReport())
+    index = load(tmp_path, content, DataReport(), sizes_from_images=True)
+    assert index.image_sizes.tolist() == [[HEIGHT, WIDTH]] * 2
+    assert index.fingerprint() == expected.fingerprint()
+    content["images"][0].update(height=1024, width=1024)
+    index = load(tmp_path, content, DataReport(), sizes_from_images=True)
+    assert index.image_sizes.tolist() == [[WIDTH, HEIGHT], [HEIGHT, WIDTH]]
+
+
 def test_too_many_images_of_another_size_name_the_option():
     report = DataReport(stops=False)
     for number in range(5):

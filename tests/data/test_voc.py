@@ -194,6 +194,19 @@ def test_the_image_of_the_xml_files_own_name_goes_before_an_outdated_filename(fo
     )
 
 
+def test_the_same_image_with_and_without_the_folder_of_images(folder):
+    """A results file is evaluated without images: the XML files' names are what differs."""
+    for name in ("c", "d"):
+        write(folder, name, voc_xml("old.jpg", SIZE, [voc_object("cat", [1, 2, 10, 20])]))
+        save(folder / "JPEGImages" / "sub" / f"{name}.jpg", SIZE)
+    truth = load_truth(folder / "Annotations", format="voc")
+    assert len(truth.boxes_xywh) == 4
+    by_name = load(folder, FormatOptions(by_base_name=True))
+    assert by_name.image_files == ("a.jpg", "b.jpg", "sub/c.jpg", "sub/d.jpg")
+    without = load_annotations(folder / "Annotations", None, format="voc", report=DataReport())
+    assert without.image_files == ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+
+
 def test_a_filename_that_leads_into_a_folder_goes_before_the_xml_files_own_name(folder):
     write(folder, "a", voc_xml("sub/x.jpg", SIZE, []))
     save(folder / "JPEGImages" / "sub" / "x.jpg", SIZE)
@@ -204,7 +217,9 @@ def test_a_filename_that_leads_into_a_folder_goes_before_the_xml_files_own_name(
 
 def test_two_images_of_a_name_are_told_apart_by_the_filename(folder):
     save(folder / "JPEGImages" / "a.png", SIZE)
-    assert load(folder).image_files == ("a.jpg", "b.jpg")
+    for file_name in ("a.jpg", "images/a.jpg", "C:\\x\\a.jpg"):
+        write(folder, "a", voc_xml(file_name, SIZE, []))
+        assert load(folder).image_files == ("a.jpg", "b.jpg")
     write(folder, "a", voc_xml("a", SIZE, []))
     with pytest.raises(DataError, match=r"a\.xml: the image may be a\.jpg or a\.png") as caught:
         load(folder)
@@ -245,6 +260,28 @@ def test_a_name_that_is_listed_twice_is_taken_once_and_counted(folder):
     assert load_list(folder, "b\na\nb\n", report).image_files == ("b.jpg", "a.jpg")
     assert report.counts() == {"F2 repaired": 1}
     assert "train.txt: line 3 is 'b', as line 1" in report.first_records()["F2 repaired"][0]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
+def test_files_in_the_encoding_that_they_state(folder, encoding):
+    name = "cafe" if encoding == "iso-8859-1" else "\u72ac"
+    xml = voc_xml("a.jpg", SIZE, [voc_object(name, [1, 2, 10, 20])])
+    write(folder, "a", f'<?xml version="1.0" encoding="{encoding}"?>{xml}'.encode(encoding))
+    assert name in [category.name for category in load(folder).categories]
+
+
+def test_a_file_in_another_encoding_than_it_states_is_named(folder):
+    for encoding in ("gb2312", "klingon"):
+        write(folder, "a", f'<?xml version="1.0" encoding="{encoding}"?><annotation>'.encode() + b"\xff\xff")
+        with pytest.raises(DataError, match=rf"a\.xml: is not in the encoding {encoding}") as caught:
+            load(folder)
+        assert caught.value.code == "F1"
+
+
+def test_an_object_that_nobody_judged_difficult_is_none(folder):
+    xml = voc_xml("a.jpg", SIZE, [voc_object("cat", [1, 2, 10, 20])])
+    write(folder, "a", xml.replace("<difficult>0<", "<difficult>Unspecified<"))
+    assert len(load(folder).crowd_boxes.values) == 0
 
 
 def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):
