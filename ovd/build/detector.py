@@ -23,6 +23,7 @@ from ovd.config import (
 )
 from ovd.distributed import device_of_rank
 from ovd.engine import checkpoint
+from ovd.experts.folder import read_description
 from ovd.experts.group import ExpertGroup
 from ovd.inference import Inference
 from ovd.model.backbone import Backbone
@@ -74,6 +75,12 @@ class TrainedDetector:
     def threshold(self) -> float | None:
         """Its own, for the post-processing of its config; None if it was not calibrated for that."""
         return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities, those of its experts, too."""
+        folders = () if self.experts is None else self.experts.folders
+        return self.threshold is not None and all(read_description(folder).calibration for folder in folders)
 
 
 def configured_clip(config: ClipConfig) -> Clip:

@@ -94,8 +94,8 @@ class PromptEncoder:
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             where = given if isinstance(given, str | Path) else "an example"
             raise ValueError(
-                f"{where}: the box {example.box} is empty or reaches out of the image, which is {width} x {height} "
-                "(boxes are x0, y0, x1, y1 in pixels)"
+                f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is empty or reaches out of the image, "
+                f"which is {width} x {height} px"
             )
         device = resolve_device(self._trained.config)
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)

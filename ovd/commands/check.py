@@ -10,8 +10,8 @@
 
 Every record is checked and every image decoded, as in training and evaluation; nothing is changed. Prints class counts,
 each kind of fault with its first 20 records, and what training and an evaluation would do with the set as a whole; the
-codes are explained in data/README.md. Exits with 2 if there is a fault that training would leave out or that would stop
-an evaluation.
+codes are explained in data/README.md. Exits with 2 if there is a fault that training would leave out, or that would
+stop a training or an evaluation.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ovd.data.check import check_images, check_pairs, describe, describe_finding
 from ovd.data.formats import FORMATS
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
-from ovd.data.verdict import evaluation_verdict, training_verdict
+from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 
 
 def main() -> None:
@@ -37,12 +37,13 @@ def main() -> None:
     add_format_options(parser, default_split="train")
     parser.add_argument("--shards", type=Path, help="folder of tar shards of image-text pairs")
     arguments = parser.parse_args()
-    report = DataReport(stops=False)
+    report, stops = DataReport(stops=False), False
     if arguments.dataset == "pairs":
         if arguments.shards is None:
             parser.error("pairs need --shards FOLDER")
         shards = PairShards(arguments.shards)
         check_pairs(shards, report)
+        stops = report.num_used() == 0
         print(f"{len(shards):,} pairs in {len(shards.file_names):,} shards")
         print(f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8")
         print("\n".join(describe_findings(report)))
@@ -62,12 +63,12 @@ def main() -> None:
             options=format_options(arguments),
             with_truth=False,
         )
-        if not arguments.no_images:
-            check_images(index, report)
-        print(describe(index, report))
+        usable = index if arguments.no_images else check_images(index, report)
+        print(describe(index, report, usable))
         if not arguments.no_images:
             has_option = "by_base_name" in FORMATS[arguments.dataset].options and not arguments.by_base_name
-            print(f"\n{training_verdict(index, report, has_option=has_option)}\n{evaluation_verdict(report)}")
-    nothing = report.num_used() == 0 and not arguments.no_images
-    if nothing or any(kind.endswith("skipped") for kind in report.counts()):
+            verdicts = [training_verdict(index, report, has_option=has_option), evaluation_verdict(index, report)]
+            print("", *verdicts, sep="\n")
+            stops = any(map(is_stop, verdicts))
+    if stops or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)

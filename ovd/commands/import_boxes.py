@@ -15,6 +15,7 @@ OUTPUT.report.json, has all that was left out or repaired, with its first 20 rec
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -51,4 +52,6 @@ def main() -> None:
     report.write(arguments.output.with_name(arguments.output.name + ".report.json"))
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in imported.content.items())
     print("\n".join(describe_findings(report)))
+    if not imported.content["annotations"]:
+        print(f"warning: {arguments.annotations} has no box to import", file=sys.stderr)
     print(f"{arguments.output}: {counts}; file names start at {imported.images_root}")

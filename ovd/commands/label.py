@@ -132,7 +132,7 @@ def main() -> None:
         image_url=arguments.image_url,
     )
     report.write(report_file)
-    kind = "probability" if trained.threshold is not None else "score"
+    kind = "probability" if trained.is_calibrated else "score"
     summary = _summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output)
     print(summary.encode(errors="backslashreplace").decode())  # names of files may not be UTF-8
     if review is not None:

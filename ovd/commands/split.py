@@ -29,9 +29,15 @@ def main() -> None:
     images = content["images"]
     order = np.random.default_rng(arguments.seed).permutation(len(images))
     num_first = round(arguments.share * len(images))
-    for path, rows in ((arguments.first, order[:num_first]), (arguments.second, order[num_first:])):
+    parts = ((arguments.first, order[:num_first]), (arguments.second, order[num_first:]))
+    if arguments.first.resolve() == arguments.second.resolve():
+        parser.error("--first and --second are the same file")
+    for path, rows in parts:
         if path.exists():
             raise ValueError(f"{path} exists; give another file")
+        if not len(rows):
+            raise ValueError(f"{path} would have none of the {len(images)} images; give another --share")
+    for path, rows in parts:
         kept = [images[row] for row in sorted(rows.tolist())]
         ids = {int(image["id"]) for image in kept}
         annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]

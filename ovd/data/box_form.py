@@ -13,6 +13,10 @@ from ovd.shapes import Bool
 FEW = 3
 """This many boxes, or this many that leave their image, say nothing of the file's form."""
 TOLERANCE_PX = 1.0
+SHARES = (
+    "all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and width by the image's "
+    "width, y and height by its height"
+)
 
 
 def check_box_form(table: AnnotationTable) -> None:
@@ -47,11 +51,7 @@ def check_no_shares(table: AnnotationTable) -> None:
         return
     boxes, sides = table.boxes_xywh, table.image_sizes[table.image_of_object]
     if boxes.min() >= 0 and 0 < boxes.max() <= 1 and sides.min() > 1:
-        raise DataError(
-            "F6",
-            f"{table.path}: all boxes lie from 0 to 1, so they are shares of the image, not pixels: multiply x and "
-            f"width by the image's width, y and height by its height",
-        )
+        raise DataError("F6", f"{table.path}: {SHARES}")
 
 
 def _fit_as_corners(boxes: np.ndarray, limits: np.ndarray) -> Bool[np.ndarray, " M"]:

@@ -33,8 +33,13 @@ class ClassCount:
     objects: int
 
 
-def check_images(index: AnnotationIndex, report: DataReport) -> None:
-    """Decode every image and compare its size with the annotation; `report` counts what is found."""
+def check_images(index: AnnotationIndex, report: DataReport) -> AnnotationIndex:
+    """Decode every image and compare its size with the annotation; `report` counts what is found.
+
+    Returns:
+        What training has of it: the images that can be used.
+    """
+    is_usable = np.zeros(len(index), dtype=bool)
 
     def look(image: int) -> Found:
         record = index.record(image)
@@ -44,8 +49,12 @@ def check_images(index: AnnotationIndex, report: DataReport) -> None:
             return [("skipped", error.code, str(error))]
         return [("repaired", code, f"{record.path}: {words}") for code, words in decoded.repairs()]
 
-    for found in progress(_in_threads(look, range(len(index))), len(index), "reading images"):
-        _count(found, report)
+    for image, found in enumerate(progress(_in_threads(look, range(len(index))), len(index), "reading images")):
+        is_usable[image] = _count(found, report)
+    usable = index.take(np.flatnonzero(is_usable))
+    whole, left = (len(each.boxes.values) + len(each.crowd_boxes.values) for each in (index, usable))
+    report.left_out_with_images(whole - left)
+    return usable
 
 
 def check_pairs(shards: PairShards, report: DataReport) -> None:
@@ -80,9 +89,9 @@ def class_counts(index: AnnotationIndex) -> list[ClassCount]:
     return sorted(counts, key=lambda count: (-count.images, -count.objects, count.name))
 
 
-def describe(index: AnnotationIndex, report: DataReport) -> str:
-    """What a data set holds and what was found in it, for people to read."""
-    counts = class_counts(index)
+def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex) -> str:
+    """What a data set holds and what was found in it, for people to read; counts of classes are of what can be used."""
+    counts = class_counts(usable)
     rows = [f"{count.images:>9,} {count.objects:>10,}  {count.frequency:1}  {count.name}" for count in counts]
     without = sum(count.objects == 0 for count in counts)
     of_frequency = Counter(count.frequency for count in counts if count.frequency)
@@ -112,13 +121,15 @@ def describe_findings(report: DataReport) -> Iterator[str]:
         yield from (f"    {record}" for record in report.first_records()[kind])
 
 
-def _count(found: Found, report: DataReport) -> None:
+def _count(found: Found, report: DataReport) -> bool:
+    """Counts what became of a sample, and says whether it can be used."""
     for kind, code, where in found:
         if kind == "skipped":
             report.skipped(code, where)
-            return
+            return False
         report.repaired(code, where)
     report.used()
+    return True
 
 
 def _in_threads(look: Callable[[int], Found], items: Iterable[int]) -> Iterator[Found]:

@@ -38,7 +38,7 @@ def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
     """
     path = request.annotations
     if request.images is None:
-        raise ValueError(f"{path}: CVAT's file needs the folder of images")
+        raise ValueError(f"{path}: CVAT's file needs the folder of images (--images)")
     root = read_xml(path, _MAX_XML_BYTES)
     if root.tag != "annotations" or root.find("meta") is None:
         raise DataError("F1", f"{path}: the root element is <{root.tag}>, not CVAT's <annotations> with a <meta>")

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 
 from ovd.choices import ExportFormatName
+from ovd.data.image_files import images_below
 from ovd.files import whole_file
 from ovd.shapes import Float32, Float64, Int64
 
@@ -292,7 +293,10 @@ def _write_voc(labelled: LabelledSet, folder: Path) -> None:
     """An XML file for each image."""
     (folder / "Annotations").mkdir()
     (folder / "ImageSets" / "Main").mkdir(parents=True)
-    stems = [os.path.splitext(file)[0] for file in _flat([image.file for image in labelled.images])]
+    files = [image.file for image in labelled.images]
+    # A reader looks for the image of the XML file's own name first: it must not be another image.
+    others = {image.stem for image in images_below(labelled.root) if image.parent == labelled.root}
+    stems = [os.path.splitext(file)[0] for file in _flat(files, avoid=others)]
     for image, stem in zip(labelled.images, stems, strict=True):
         root = Element("annotation")
         SubElement(root, "filename").text = image.file
@@ -314,13 +318,18 @@ def _write_voc(labelled: LabelledSet, folder: Path) -> None:
     (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in labelled.names), encoding="utf-8")
 
 
-def _flat(files: Sequence[str]) -> list[str]:
-    """Names for one folder, each with another stem: a/b.jpg becomes a__b.jpg, and b.png beside b.jpg b_2.png."""
+def _flat(files: Sequence[str], avoid: Collection[str] = ()) -> list[str]:
+    """Names for one folder, each with another stem: a/b.jpg becomes a__b.jpg, and b.png beside b.jpg b_2.png.
+
+    Args:
+        avoid: stems that no file may have but that of its own name.
+    """
     taken, names = set[str](), []
     for file in files:
         stem, suffix = os.path.splitext(file.replace("/", "__"))
+        own = os.path.splitext(file)[0]
         number, name = 1, stem
-        while name in taken:
+        while name in taken or (name != own and name in avoid):
             number += 1
             name = f"{stem}_{number}"
         taken.add(name)

@@ -68,7 +68,7 @@ def check_images_exist(
     """
     if root is None:
         return 0
-    missing = [file for file, exists in zip(files, _exist(files, root), strict=True) if not exists]
+    missing = [file for file, exists in zip(files, which_exist(files, root), strict=True) if not exists]
     are_few = len(missing) < max(MIN_MISSING_TO_STOP, MAX_MISSING_SHARE * len(files)) and len(missing) < len(files)
     if not missing or (are_few and not all_needed):
         return len(missing)
@@ -103,7 +103,7 @@ def _others(root: Path) -> str:
     return f" among the {len(others):,} there, of which the first is {others[0].relative_to(root)}" if others else ""
 
 
-def _exist(files: Sequence[str], root: Path) -> list[bool]:
+def which_exist(files: Sequence[str], root: Path) -> list[bool]:
     """Whether each file exists, from listings of the folders, which take a fraction of the time."""
     listings: dict[str, set[str]] = {}
     exist = []

@@ -13,7 +13,7 @@ from ovd.data.annotations import NO_OPTIONS
 from ovd.data.box_csv import read_box_csv
 from ovd.data.cvat import read_cvat
 from ovd.data.formats import FORMATS
-from ovd.data.image_names import check_images_exist
+from ovd.data.image_names import check_images_exist, which_exist
 from ovd.data.image_sizes import with_real_sizes
 from ovd.data.labelme import read_labelme
 from ovd.data.open_images import read_open_images
@@ -81,10 +81,13 @@ def import_boxes(
     assert table.image_sizes is not None
     assert table.image_files is not None
     if table.images_root is None:
-        raise ValueError(f"{request.annotations}: give the folder of images")
+        raise ValueError(f"{request.annotations}: give the folder of images (--images)")
     has_option = "by_base_name" in entry.options and not request.options.by_base_name
     check_images_exist(table.path, table.image_files, table.images_root, all_needed=False, has_option=has_option)
-    return ImportedBoxes(_content(table, report), table.images_root)
+    are_there = np.array(which_exist(table.image_files, table.images_root), dtype=bool)
+    for row in np.flatnonzero(~are_there).tolist():
+        report.skipped("F8", f"{table.images_root / table.image_files[row]}: file is missing")
+    return ImportedBoxes(_content(with_images(table, are_there), report), table.images_root)
 
 
 def write_boxes(path: Path, imported: ImportedBoxes) -> None:

@@ -17,12 +17,14 @@ from ovd.data.text_files import read_lines
 class MovedPaths:
     """Finds what the paths in a file stand for on this machine; `report` counts those of which an end is taken (F8)."""
 
-    def __init__(self, path: Path, root: Path, report: DataReport):
+    def __init__(self, path: Path, root: Path, report: DataReport, *, start: str = ""):
         """
         Args:
             path: the file.
             root: the folder that its paths start at.
+            start: how the file itself writes that folder, which may be of another machine, too.
         """
+        self._start = start
         self.path = path
         self._root = root
         self._bases = (root, path.parent)
@@ -108,14 +110,15 @@ class MovedPaths:
     def _found(self, written: str, is_right: Callable[[Path], bool]) -> Path | None:
         if not written.strip():
             return None
-        candidates = [self._root / written, *(base / end for end in _ends(written) for base in self._bases)]
+        ends = _ends(os.path.join(self._start, written))
+        candidates = [self._root / written, *(base / end for end in ends for base in self._bases)]
         return next((path for path in candidates if is_right(path)), None)
 
     def _missing(self, written: str, key: str, kind: str) -> DataError:
         return DataError(
             "F1",
             f"{self.path}: {key} is {written!r}, but {self._root / written} is no {kind}; paths start at {self._root}: "
-            "give the folder of images, if that is another one",
+            "give the folder of images, if that is another one (--images, data.source.train_images)",
         )
 
 

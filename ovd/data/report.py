@@ -52,6 +52,7 @@ class DataReport:
         """
         self.stops = stops
         self._used: Counter[Unit] = Counter()
+        self._num_boxes_of_skipped = 0
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._most_in_a_row: Counter[Unit] = Counter()
         self._repaired: Counter[str] = Counter()
@@ -107,6 +108,11 @@ class DataReport:
         for where in first:
             self._keep(f"{code} left out at this size", where)
 
+    def left_out_with_images(self, count: int) -> None:
+        """Counts boxes that were counted as used, of images that turned out to be left out."""
+        self._used["box"] -= count
+        self._num_boxes_of_skipped += count
+
     def add_batch(self, batch: "ovd.structures.Batch") -> None:
         """Counts a batch's samples as used, and each line of its `skipped` and `repaired`."""
         for line in batch.repaired:
@@ -118,6 +124,7 @@ class DataReport:
     def add(self, other: "DataReport") -> None:
         """Counts what another report counted, as if after what this one did."""
         self._used += other._used
+        self._num_boxes_of_skipped += other._num_boxes_of_skipped
         self._repaired += other._repaired
         self._noticed += other._noticed
         self._left_out += other._left_out
@@ -134,9 +141,10 @@ class DataReport:
         return self._used[unit]
 
     def num_seen(self, unit: Unit = "sample") -> int:
-        """Used, skipped and left out at their size."""
+        """Used, skipped and left out, at their size or with their image."""
         not_used = self._skipped + self._left_out
-        return self._used[unit] + sum(count for code, count in not_used.items() if _unit(code) == unit)
+        with_images = self._num_boxes_of_skipped if unit == "box" else 0
+        return self._used[unit] + with_images + sum(count for code, count in not_used.items() if _unit(code) == unit)
 
     def num_skipped(self, code: str) -> int:
         return self._skipped[code]

@@ -198,7 +198,7 @@ def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> Annotat
         class_of_object=table.class_of_object[objects],
         boxes_xywh=table.boxes_xywh[objects],
         is_crowd=table.is_crowd[objects],
-        name_of_object=lambda row: table.name_of_object(objects[row]),
+        name_of_object=lambda row: table.name_of_object(int(objects[row])),
         areas_px=None if table.areas_px is None else table.areas_px[objects],
         is_available=None,
         federated=federated,

@@ -59,12 +59,32 @@ def training_verdict(index: AnnotationIndex, report: DataReport, *, has_option: 
     return "training: " + ", ".join(_used(report))
 
 
-def evaluation_verdict(report: DataReport) -> str:
+def check_evaluable(index: AnnotationIndex) -> None:
+    """Check that there is something to evaluate.
+
+    Raises:
+        DataError: F1 there is no class.
+    """
+    if not index.categories:
+        raise DataError("F1", f"{index.path}: has no category, so that there is nothing to evaluate; list its classes")
+
+
+def evaluation_verdict(index: AnnotationIndex, report: DataReport) -> str:
     """One line: what an evaluation would do, which leaves no image out; see `training_verdict`."""
+    try:
+        check_evaluable(index)
+    except DataError as error:
+        return f"evaluation: stops, error[{error.code}]: {error}"
     num_skipped = report.num_seen() - report.num_used()
     if num_skipped:
         return f"evaluation: stops, {num_skipped:,} of {report.num_seen():,} images cannot be used"
-    return f"evaluation: takes all {report.num_used():,} images"
+    without = "" if len(index.boxes.values) else ", none of which has a box: its metrics would say nothing"
+    return f"evaluation: takes all {report.num_used():,} images{without}"
+
+
+def is_stop(verdict: str) -> bool:
+    """Whether a verdict is that training or evaluation would stop."""
+    return verdict.split(": ")[1].startswith("stops")
 
 
 def _used(report: DataReport) -> Iterator[str]:

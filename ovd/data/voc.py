@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from ovd.data.box_form import FEW, SHARES
 from ovd.data.category import Category
 from ovd.data.image_files import readable_sizes
 from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_same_files
@@ -82,6 +83,8 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
     boxes = np.array([item.box for _, item in objects], dtype=np.float64).reshape(-1, 4)
     boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    if len(boxes) > FEW and 0 < boxes[:, 2:].max() <= 1:
+        raise DataError("F6", f"{request.annotations}: {SHARES}")
     if not zero_based:
         _notice_zeros(request.annotations, boxes, report)
     return AnnotationTable(

@@ -183,5 +183,5 @@ def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int
 
 
 def _below(path: Path, root: Path) -> str:
-    """A path as `images_root` needs it: relative where it lies below."""
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    """A path as `images_root` needs it: relative where it lies below, else absolute."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else os.path.abspath(path)

@@ -82,10 +82,9 @@ def _read_folder(names: Path, images: Path | None) -> Listing:
 
 def _read_description(path: Path, images: Path | None, split: str, report: DataReport) -> Listing:
     content = _darknet(path) if path.suffix == ".data" else _yaml(path)
-    root = images
-    if root is None:
-        root = path.parent / _text(path, content, "path") if content.get("path") is not None else path.parent
-    paths = MovedPaths(path, root, report)
+    start = _text(path, content, "path") if images is None and content.get("path") is not None else ""
+    root = path.parent / start if images is None else images
+    paths = MovedPaths(path, root, report, start=start)
     if split == "val" and content.get("val") is None and content.get("valid") is not None:
         split = "valid"  # Darknet's word
     sources = _sources(path, content, split)
@@ -105,6 +104,7 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
         for image in (images_below(place) if place.is_dir() else paths.images(place, other_lists))
     ]
     names = _names(path, content) if path.suffix != ".data" else _darknet_names(path, content, paths)
+    root = root if root.is_dir() else path.parent
     return Listing(names, root, found, [_label_beside(image) for image in found])
 
 

@@ -103,10 +103,7 @@ def evaluate_results_file(
         index = load_annotations(
             annotations, images, format=format, report=DataReport(stops=False), options=options, with_truth=True
         )
-        truth = index.truth
-        assert truth is not None
-    else:
-        truth = load_truth(annotations, images, format=format, options=options)
+    truth = load_truth(annotations, images, format=format, options=options)
     evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     exhaustive = exhaustive_truth(truth, format)

@@ -15,7 +15,7 @@ from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.data.verdict import evaluation_verdict, training_verdict
+from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
 from ovd.jobs.train import check_warmup
 
@@ -47,14 +47,14 @@ def preflight(config: TrainConfig) -> bool:
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
 
     print(f"training set {index.path}")
-    check_images(index, report)
-    print(describe(index, report))
+    usable = check_images(index, report)
+    print(describe(index, report, usable))
     verdicts = [training_verdict(index, report, has_option=False)]  # check_all_exist named the option
     if validation is not None:
         print(f"\nvalidation set {validation.path}")
         check_images(validation, validation_report)
         print("\n".join(describe_findings(validation_report)))
-        verdicts.append(evaluation_verdict(validation_report))
+        verdicts.append(evaluation_verdict(validation, validation_report))
         print(f"\n{describe_vocabulary(index, validation)}")
     samples = images_per_step(config)[0] * config.train.steps
     print(
@@ -62,7 +62,7 @@ def preflight(config: TrainConfig) -> bool:
         f"{samples / max(len(trained), 1):.3g} times the training set of {len(trained):,}"
     )
     print("\n".join(verdicts))
-    return not any(verdict.split(": ")[1].startswith("stops") for verdict in verdicts)
+    return not any(map(is_stop, verdicts))
 
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:

@@ -35,6 +35,7 @@ from ovd.clip.load import Clip
 from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
+from ovd.data.verdict import check_evaluable
 from ovd.distributed import device_of_rank, gather, is_main, main_first, process_group, wait_for_all, world_size
 from ovd.engine.checkpoint import Checkpoint, latest
 from ovd.engine.early_stop import carry_over, ended_early
@@ -89,6 +90,7 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         if config.train.patience and validation is None:
             raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
         if validation is not None:
+            check_evaluable(validation)
             check_all_exist(validation, config.data.source, all_needed=True)
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)

@@ -185,7 +185,7 @@ class Server:
             "model": self._settings.model,
             "version": version("ovd"),
             "threshold": self._settings.threshold,
-            "calibrated": self._answerer.threshold is not None,
+            "calibrated": self._answerer.is_calibrated,
             "size": self._answerer.size,
             "device": self._answerer.device.type,
             "trained_names": list(self._answerer.trained_names),

@@ -148,6 +148,15 @@ def test_voc_is_read_as_it_was(labelled, tmp_path):
     assert scores == pytest.approx(np.concatenate([image.scores for image in labelled.images]), abs=6e-5)
 
 
+def test_voc_names_no_file_like_another_image_of_the_folder(labelled, tmp_path):
+    """a.png becomes a_2.xml, unless there is an a_2.png that was not labelled."""
+    for name in ("a_2.png", "sub__a_2.jpg", "sub__a_3.jpg"):
+        Image.new("RGB", (9, 9)).save(labelled.root / name)
+    export_boxes(labelled, tmp_path / "voc", "voc", source="test")
+    options = {"class_names": tmp_path / "voc" / "class_names.txt"}
+    check_same(read(tmp_path / "voc" / "Annotations", labelled.root, "voc", **options), labelled, 0.501)
+
+
 def test_label_studio_is_read_by_its_documented_rules(labelled, tmp_path):
     """Pixels are per cent of original_width and original_height / 100; from_name and to_name are those of the setup;
     the labels are values of the setup."""

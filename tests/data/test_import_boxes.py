@@ -97,6 +97,21 @@ def test_roboflow_has_a_parent_class_without_boxes_and_a_file_beside_the_images(
     assert "category 0, 'pets', is the parent of others" in report.first_records()["F2 repaired"][0]
 
 
+def test_images_that_are_missing_are_counted_and_left_out(images):
+    content = coco(images)
+    more = [{**content["images"][0], "id": 100 + number, "file_name": f"{number}.jpg"} for number in range(600)]
+    for row in more[3:]:
+        (images / row["file_name"]).touch()
+    content["images"] += more
+    path = images / "all.json"
+    path.write_text(json.dumps(content))
+    report = DataReport()
+    request = ReadRequest(path, images, FormatOptions(), index=True, truth=True)
+    written = import_boxes(request, "coco", report).content
+    assert len(written["images"]) == len(SIZES) + 597
+    assert report.num_skipped("F8") == 3
+
+
 def test_masks_that_cvat_exports_as_crowds_may_be_objects(images):
     content = coco(images)
     for row in content["annotations"]:

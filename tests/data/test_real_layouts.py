@@ -160,7 +160,7 @@ def test_real_files_are_read_record_by_record(shared_data, name, format):
     assert report.counts() == {}
     if format != "coco_zero_shot":
         assert len(index) == len(content["images"]) == 100
-    assert f"{len(index):,} images" in describe(index, report)
+    assert f"{len(index):,} images" in describe(index, report, index)
 
 
 def test_class_counts(miniature_world):

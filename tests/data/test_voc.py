@@ -284,6 +284,17 @@ def test_an_object_that_nobody_judged_difficult_is_none(folder):
     assert len(load(folder).crowd_boxes.values) == 0
 
 
+def test_boxes_as_shares_of_the_image_are_named(folder):
+    boxes = "".join(f"<{corner}>{value}</{corner}>" for corner, value in zip(
+        ("xmin", "ymin", "xmax", "ymax"), (0.1, 0.2, 0.5, 0.75), strict=True))  # fmt: skip
+    one = f"<object><name>cat</name><bndbox>{boxes}</bndbox></object>"
+    for name in ("a", "b"):
+        write(folder, name, voc_xml(f"{name}.jpg", SIZE, [one] * 3))
+    with pytest.raises(DataError, match=r"Annotations: all boxes lie from 0 to 1") as caught:
+        load(folder)
+    assert caught.value.code == "F6"
+
+
 def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):
     rows = [[0, 2, 10, 20], [3, 0, 10, 20], [3, 3, 10, 20]]
     corners = [dict(zip(("xmin", "ymin", "xmax", "ymax"), row, strict=True)) for row in rows]

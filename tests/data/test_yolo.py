@@ -287,6 +287,22 @@ def test_an_evaluation_never_takes_the_images_of_another_split_for_its_own(root,
     assert caught.value.code == "F1"
 
 
+def test_a_set_by_a_relative_path_whose_folder_is_another_machines(root, monkeypatch):
+    """`./data`, the usual data root, is relative."""
+    by_itself = load(root)
+    set_data(root, path="/Users/me/pets", train="images/train", val="images/val")
+    monkeypatch.chdir(root.parent)
+    for images in (None, Path("mine/images")):
+        report = DataReport()
+        index = load_annotations(
+            Path(root.name) / "data.yaml", images, format="yolo", report=report, options=FormatOptions()
+        )
+        assert index.boxes.values.tolist() == by_itself.boxes.values.tolist()
+        assert all(index.encoded(image).is_file() for image in range(len(index)))
+    set_data(root, path="../datasets/images", train="train")  # whose end is images/train
+    assert files(load(root)) == ["a.png", "b.png"]
+
+
 def test_roboflows_paths_with_one_split_alone(tmp_path):
     """data.yaml inside `train`: the end of ../valid/images is train's own folder of images."""
     save(tmp_path / "train" / "images" / "a.png")

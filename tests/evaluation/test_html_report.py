@@ -217,6 +217,23 @@ def test_the_page_has_the_figures_of_the_other_files(data_set, tmp_path):
     assert data["reliability"]["groups"][0]["error"] == pytest.approx(decisions[0]["ECE"], abs=1e-4)
 
 
+def test_the_page_changes_no_figure_of_a_file_with_a_parent_class(data_set, tmp_path):
+    """A class that training leaves out may be in the results of another tool."""
+    content = json.loads((data_set / "annotations.json").read_text())
+    for row in content["categories"]:
+        row["supercategory"] = "things"
+    content["categories"].append({"id": 9999, "name": "things", "supercategory": "none"})
+    (data_set / "annotations.json").write_text(json.dumps(content))
+    results = json.loads((data_set / "results.json").read_text())
+    results.append({**results[0], "category_id": 9999})
+    (data_set / "results.json").write_text(json.dumps(results))
+    evaluate(data_set, tmp_path / "page", images=data_set)
+    files = (data_set / "annotations.json", data_set / "results.json")
+    evaluate_results_file(*files, "coco", output_dir=tmp_path / "plain")
+    for name in ("metrics.json", "per_class.csv", "decisions.json"):
+        assert (tmp_path / "page" / name).read_text() == (tmp_path / "plain" / name).read_text()
+
+
 def test_pictures_are_chosen_and_a_missing_one_is_said(data_set, tmp_path):
     images = evaluate(data_set, tmp_path, images=data_set)["images"]
     both = images["worst"] + images["best"]

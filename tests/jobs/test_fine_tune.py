@@ -107,5 +107,16 @@ def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, 
         assert part["categories"] == content["categories"]
         assert part["annotations"] == [row for row in content["annotations"] if row["image_id"] in own]
     capsys.readouterr()
-    with pytest.raises(ValueError, match="exists"):
+    first.unlink()
+    with pytest.raises(ValueError, match=r"second\.json exists"):
         split_annotations.main()
+    assert not first.exists()  # nothing is written before both can be
+    second.unlink()
+    for share, words in (("0.999", "second.json would have none"), ("0.001", "first.json would have none")):
+        monkeypatch.setattr(sys, "argv", ["split_annotations.py", *arguments[:2], share, *arguments[3:]])
+        with pytest.raises(ValueError, match=words):
+            split_annotations.main()
+    monkeypatch.setattr(sys, "argv", ["split_annotations.py", *arguments[:-1], str(first)])
+    with pytest.raises(SystemExit):
+        split_annotations.main()
+    assert "are the same file" in capsys.readouterr().err

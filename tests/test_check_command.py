@@ -1,0 +1,80 @@
+"""`ovd check` as a user calls it: its verdicts, the counts of what can be used, and its exit code."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ovd.commands import check
+
+
+def content(num_images: int) -> dict[str, Any]:
+    return {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 30, "width": 40} for n in range(num_images)],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": [2, 3, 10, 12]} for n in range(num_images)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+
+
+def run(folder: Path, rows: dict[str, Any]) -> int:
+    """The exit code."""
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(rows))
+    sys.argv = ["check", "coco", "--annotations", str(path), "--images", str(folder)]
+    try:
+        check.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(sys, "argv", [])
+    for number in range(20):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_a_good_set(folder, capsys):
+    assert run(folder, content(20)) == 0
+    shown = capsys.readouterr().out
+    assert "training: takes all 20 images, takes all 20 boxes\nevaluation: takes all 20 images" in shown
+
+
+def test_boxes_of_images_that_are_left_out_count_for_nothing(folder, capsys):
+    rows = content(20)
+    (folder / "4.png").unlink()
+    assert run(folder, rows) == 2
+    shown = capsys.readouterr().out
+    assert "takes 19 of 20 images and leaves out and counts the others, takes 19 of 20 boxes" in shown
+    assert "        9          9     cat" in shown
+    assert "evaluation: stops, 1 of 20 images cannot be used" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"annotations": []}, "none of which has a box: its metrics would say nothing"),
+        ({"annotations": [], "categories": []}, "evaluation: stops, error[F1]: "),
+    ],
+)
+def test_a_set_that_nothing_can_be_learned_from(folder, capsys, change, words):
+    assert run(folder, content(20) | change) == 2
+    shown = capsys.readouterr().out
+    assert "training: stops, error[F1]" in shown
+    assert words in shown
+
+
+def test_sizes_from_images_without_images(folder, capsys):
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(content(2)))
+    sys.argv = ["check", "coco", "--annotations", str(path), "--no-images", "--sizes-from-images"]
+    with pytest.raises(SystemExit):
+        check.main()
+    assert "--sizes-from-images needs --images FOLDER" in capsys.readouterr().err
