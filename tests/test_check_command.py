@@ -9,6 +9,10 @@ import pytest
 from PIL import Image
 
 from ovd.commands import check
+from ovd.data.annotations import load_annotations
+from ovd.data.check import check_images
+from ovd.data.report import DataReport
+from ovd.data.small_objects import count_small_objects, small_objects
 
 
 def content(num_images: int) -> dict[str, Any]:
@@ -55,6 +59,23 @@ def test_boxes_of_images_that_are_left_out_count_for_nothing(folder, capsys):
     assert "takes 19 of 20 images and leaves out and counts the others, takes 19 of 20 boxes" in shown
     assert "        9          9     cat" in shown
     assert "evaluation: stops, 1 of 20 images cannot be used" in shown
+
+
+def test_boxes_that_are_left_out_at_their_size_are_not_left_out_again(folder):
+    rows = content(20)
+    rows["annotations"] += [
+        {"id": 100 + number, "image_id": 4, "category_id": 1, "bbox": [number, 3, 2, 2]} for number in range(10)
+    ]
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(rows))
+    (folder / "4.png").unlink()
+    report = DataReport(stops=False)
+    index = load_annotations(path, folder, format="coco", report=report)
+    sizes = {"size": 20, "largest_scale": 1.0}
+    count_small_objects(index, report, **sizes)
+    usable = check_images(index, report, small_objects(index, **sizes))
+    assert (len(usable), len(usable.boxes.values)) == (19, 19)
+    assert (report.num_used("box"), report.num_seen("box")) == (19, 30)
 
 
 @pytest.mark.parametrize(

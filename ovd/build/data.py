@@ -30,7 +30,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.mosaic import Mosaics
 from ovd.data.report import DataReport
-from ovd.data.small_objects import count_small_objects
+from ovd.data.small_objects import count_small_objects, small_objects
 from ovd.data.transforms import Transform, train_transform
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
@@ -39,6 +39,7 @@ from ovd.distributed import device_of_rank, is_main, pins_memory, rank, world_si
 from ovd.engine import checkpoint
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import label_files, open_labelled_shards
+from ovd.shapes import Int64
 from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.encoder import text_tower_fingerprint
@@ -74,10 +75,19 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
         )
     index = split(load_whole_training_set(source, report))
     check_trainable(index, report, needs_boxes=config.data.pairs is None)
+    count_small_objects(index, report, **_sizes_of_samples(config))
+    return index
+
+
+def small_training_objects(config: TrainConfig, index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
+    """Rows of the objects of a training set that no sample has, since they are too small."""
+    return small_objects(index, **_sizes_of_samples(config))
+
+
+def _sizes_of_samples(config: TrainConfig) -> dict[str, Any]:
     # The tiles of mosaics are half as large; where no sample is anything else, that is the size.
     size = max(1, config.data.size // 2) if config.data.mosaic == 1 else config.data.size
-    count_small_objects(index, report, size=size, largest_scale=config.data.scale[1])
-    return index
+    return {"size": size, "largest_scale": config.data.scale[1]}
 
 
 @dataclass(frozen=True)

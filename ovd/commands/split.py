@@ -37,10 +37,10 @@ def main() -> None:
             raise ValueError(f"{path} exists; give another file")
         if not len(rows):
             raise ValueError(f"{path} would have none of the {len(images)} images; give another --share")
+        path.parent.mkdir(parents=True, exist_ok=True)
     for path, rows in parts:
         kept = [images[row] for row in sorted(rows.tolist())]
         ids = {int(image["id"]) for image in kept}
         annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**content, "images": kept, "annotations": annotations}), encoding="utf-8")
         print(f"{path}: {len(kept):,} images, {len(annotations):,} annotations")

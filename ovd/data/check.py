@@ -14,6 +14,7 @@ from ovd.data.index import AnnotationIndex, images_per_class
 from ovd.data.pairs import PairShards
 from ovd.data.report import DataReport
 from ovd.progress import progress
+from ovd.shapes import Int64
 
 NUM_THREADS = 8
 IN_FLIGHT = 64
@@ -33,8 +34,13 @@ class ClassCount:
     objects: int
 
 
-def check_images(index: AnnotationIndex, report: DataReport) -> AnnotationIndex:
+def check_images(
+    index: AnnotationIndex, report: DataReport, left_out: Int64[np.ndarray, " K"] | None = None
+) -> AnnotationIndex:
     """Decode every image and compare its size with the annotation; `report` counts what is found.
+
+    Args:
+        left_out: rows of objects that are counted as left out already.
 
     Returns:
         What training has of it: the images that can be used.
@@ -52,8 +58,10 @@ def check_images(index: AnnotationIndex, report: DataReport) -> AnnotationIndex:
     for image, found in enumerate(progress(_in_threads(look, range(len(index))), len(index), "reading images")):
         is_usable[image] = _count(found, report)
     usable = index.take(np.flatnonzero(is_usable))
-    whole, left = (len(each.boxes.values) + len(each.crowd_boxes.values) for each in (index, usable))
-    report.left_out_with_images(whole - left)
+    is_lost = ~is_usable[index.boxes.images_of_values()]
+    if left_out is not None:
+        is_lost[left_out] = False
+    report.left_out_with_images(int(is_lost.sum()) + int((~is_usable[index.crowd_boxes.images_of_values()]).sum()))
     return usable
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 from ovd.choices import ExportFormatName
-from ovd.data.image_files import images_below
+from ovd.data.image_files import is_image_name
 from ovd.files import whole_file
 from ovd.shapes import Float32, Float64, Int64
 
@@ -295,7 +295,7 @@ def _write_voc(labelled: LabelledSet, folder: Path) -> None:
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     files = [image.file for image in labelled.images]
     # A reader looks for the image of the XML file's own name first: it must not be another image.
-    others = {image.stem for image in images_below(labelled.root) if image.parent == labelled.root}
+    others = {os.path.splitext(entry.name)[0] for entry in os.scandir(labelled.root) if is_image_name(entry.name)}
     stems = [os.path.splitext(file)[0] for file in _flat(files, avoid=others)]
     for image, stem in zip(labelled.images, stems, strict=True):
         root = Element("annotation")

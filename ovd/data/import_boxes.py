@@ -87,6 +87,7 @@ def import_boxes(
     are_there = np.array(which_exist(table.image_files, table.images_root), dtype=bool)
     for row in np.flatnonzero(~are_there).tolist():
         report.skipped("F8", f"{table.images_root / table.image_files[row]}: file is missing")
+    report.skipped_with_images(int((~are_there[table.image_of_object]).sum()))
     return ImportedBoxes(_content(with_images(table, are_there), report), table.images_root)
 
 

@@ -8,10 +8,20 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ovd.data.report import DataError, DataReport
 from ovd.data.text_files import read_lines
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a written path stands for."""
+
+    path: Path
+    cut: str
+    """The beginning of the written path that is left away; empty where it is there as written."""
 
 
 class MovedPaths:
@@ -24,11 +34,12 @@ class MovedPaths:
             root: the folder that its paths start at.
             start: how the file itself writes that folder, which may be of another machine, too.
         """
-        self._start = start
         self.path = path
         self._root = root
-        self._bases = (root, path.parent)
+        self._start = start
+        self._bases = tuple(dict.fromkeys((root, path.parent)))
         self._report = report
+        self._names_in: dict[Path, frozenset[str]] = {}
 
     def file(self, written: str, key: str) -> Path:
         """The file that a path names; `key` is what messages call the path.
@@ -39,7 +50,7 @@ class MovedPaths:
         found = self._found(written, os.path.isfile)
         if found is None:
             raise self._missing(written, key, "file")
-        return found
+        return found.path
 
     def folder_or_list(self, written: str, key: str, others: Sequence[tuple[str, str]]) -> Path:
         """The folder, or the .txt file, that a path names.
@@ -48,71 +59,114 @@ class MovedPaths:
             others: key and path of what must be other images.
 
         Raises:
-            DataError: F1 there is none, or an end was found that is another's, too, or has the other in it.
+            DataError: F1 there is none, or an end was found that is another's, too, or has the other in it, though the
+                paths are not the same or inside one another as written.
         """
-        place = self._root / written
-        if _is_folder_or_list(place) and written.strip():
-            return place
         found = self._found(written, _is_folder_or_list)
         if found is None:
-            raise self._missing(written, key, "list of images" if place.suffix == ".txt" else "folder")
+            is_list = (self._root / written).suffix == ".txt"
+            raise self._missing(written, key, "list of images" if is_list else "folder")
+        place = self._root / written
+        if _is_folder_or_list(place):
+            return found.path
         for other, path in others:
             of_other = self._found(path, _is_folder_or_list)
-            if path != written and of_other is not None and _overlap(found, of_other):
+            if of_other is not None and of_other.cut != found.cut and _overlap(found.path, of_other.path):
                 raise DataError(
                     "F1",
-                    f"{self.path}: {key} is {written!r}, which is not there, and {found}, the end of it that is, has "
-                    f"images of {other}, {path!r}: correct the paths",
+                    f"{self.path}: {key} is {written!r}, which is not there, and {found.path}, the end of it that is, "
+                    f"has images of {other}, {path!r}: correct the paths",
                 )
         # Exports of Roboflow say ../train/images and lie in the folder that has train/images.
-        if found != self._root / written.removeprefix("../"):
-            self._report.noticed("F8", f"{self.path}: {key} is {written!r}, which is not there; {found} is taken")
-        return found
+        if found.path != self._root / written.removeprefix("../"):
+            self._report.noticed("F8", f"{self.path}: {key} is {place}, which is not there; {found.path} is taken")
+        return found.path
 
-    def images(self, place: Path, other_lists: Sequence[Path]) -> list[Path]:
+    def lists(self, sources: Sequence[tuple[str, str]]) -> list[Path]:
+        """Those of the paths, with their keys, that are .txt files."""
+        found = (self._found(written, _is_folder_or_list) for _, written in sources)
+        return [place.path for place in found if place is not None and not place.path.is_dir()]
+
+    def images(self, place: Path, others: Sequence[Path]) -> list[Path]:
         """The images that a list names, relative to its own folder; they may be missing.
 
-        Raises:
-            DataError: F1 a line that names no file, or a folder of which an end was found that another list has under
-                another name.
-        """
-        folders = self._folders(place)
-        for other in other_lists:
-            for folder, found in self._folders(other).items():
-                for written, end in folders.items():
-                    is_moved = end != place.parent / written
-                    if folder != written and is_moved and os.path.realpath(end) == os.path.realpath(found):
-                        raise DataError(
-                            "F1",
-                            f"{place}: has images of {written!r}, which is not there, and {other} of {folder!r}; {end} "
-                            "could be either: correct the paths",
-                        )
-        for written, end in folders.items():
-            if end != place.parent / written:
-                self._report.noticed("F8", f"{place}: images of {written!r}, which is not there; {end} is taken")
-        return [folders[folder] / name for folder, name in _folders_and_names(place)]
+        Args:
+            others: lists of other images.
 
-    def _folders(self, place: Path) -> dict[str, Path]:
+        Raises:
+            DataError: F1 a line that names no file, or an end of a folder was found that has images of another list,
+                too, whose folder is written otherwise.
+        """
+        lines = list(_folders_and_names(place))
+        folders = self._folders(place, lines)
+        moved = {os.path.realpath(end.path): (folder, end) for folder, end in folders.items() if end.cut}
+        for other in others if moved else ():
+            self._check_other_images(place, lines, folders, other)
+        for folder, end in moved.values():
+            self._report.noticed("F8", f"{place}: images of {folder!r}, which is not there; {end.path} is taken")
+        return [folders[folder].path / name for folder, name in lines]
+
+    def _check_other_images(
+        self, place: Path, lines: Sequence[tuple[str, str]], folders: dict[str, _Place], other: Path
+    ) -> None:
+        if other == place:
+            return
+        try:
+            others = list(_folders_and_names(other))
+        except DataError:
+            return  # of a split that is not asked for
+        of_other = self._folders(other, others)
+        real = {folder: os.path.realpath(end.path) for each in (folders, of_other) for folder, end in each.items()}
+        cuts = {(real[folder], name): folders[folder].cut for folder, name in lines}
+        for folder, name in others:
+            cut = cuts.get((real[folder], name))
+            if cut is not None and cut != of_other[folder].cut:
+                raise DataError(
+                    "F1",
+                    f"{place} and {other}: {of_other[folder].path / name} could be an image of either, by the ends of "
+                    "their paths: correct the paths",
+                )
+
+    def _folders(self, place: Path, lines: Sequence[tuple[str, str]]) -> dict[str, _Place]:
         """Where the folders that a list names are: the end that has most of their images, if they do not exist."""
         names: dict[str, list[str]] = defaultdict(list)
-        for folder, name in _folders_and_names(place):
+        for folder, name in lines:
             names[folder].append(name)
-        found = {folder: place.parent / folder for folder in names}
-        for folder, direct in found.items():
-            if not os.path.isdir(direct):
-                bases = (place.parent, *self._bases)
-                ends = list(dict.fromkeys(base / end for end in (*_ends(folder), "") for base in bases))
-                counts = [_num_files(end, names[folder]) for end in ends]
-                if max(counts):
-                    found[folder] = ends[counts.index(max(counts))]
-        return found
+        return {folder: self._folder(place.parent, folder, of_folder) for folder, of_folder in names.items()}
 
-    def _found(self, written: str, is_right: Callable[[Path], bool]) -> Path | None:
+    def _folder(self, start: Path, written: str, names: Sequence[str]) -> _Place:
+        if os.path.isdir(start / written):
+            return _Place(start / written, "")
+        parts = _parts(written)
+        ends = [
+            _Place(base.joinpath(*parts[first:]), "/".join(parts[:first]))
+            for first in range(len(parts) + 1)
+            for base in dict.fromkeys((start, *self._bases))
+        ]
+        counts = [sum(name in self._files(end.path) for name in names) for end in ends]
+        return ends[counts.index(max(counts))] if max(counts) else _Place(start / written, "")
+
+    def _files(self, folder: Path) -> frozenset[str]:
+        """The names in a folder; none if it cannot be read."""
+        if folder not in self._names_in:
+            try:
+                self._names_in[folder] = frozenset(entry.name for entry in os.scandir(folder))
+            except (OSError, ValueError):
+                self._names_in[folder] = frozenset()
+        return self._names_in[folder]
+
+    def _found(self, written: str, is_right: Callable[[Path], bool]) -> _Place | None:
         if not written.strip():
             return None
-        ends = _ends(os.path.join(self._start, written))
-        candidates = [self._root / written, *(base / end for end in ends for base in self._bases)]
-        return next((path for path in candidates if is_right(path)), None)
+        if is_right(self._root / written):
+            return _Place(self._root / written, "")
+        parts = _parts(os.path.join(self._start, written))
+        ends = (
+            _Place(base.joinpath(*parts[first:]), "/".join(parts[:first]))
+            for first in range(len(parts))
+            for base in self._bases
+        )
+        return next((end for end in ends if is_right(end.path)), None)
 
     def _missing(self, written: str, key: str, kind: str) -> DataError:
         return DataError(
@@ -134,14 +188,6 @@ def _folders_and_names(place: Path) -> Iterator[tuple[str, str]]:
         yield (folder or "/" if line.startswith("/") else folder), name
 
 
-def _num_files(folder: Path, names: Sequence[str]) -> int:
-    try:
-        there = {entry.name for entry in os.scandir(folder)}
-    except (OSError, ValueError):
-        return 0
-    return sum(name in there for name in names)
-
-
 def _is_folder_or_list(path: Path) -> bool:
     return os.path.isdir(path) or (path.suffix == ".txt" and os.path.isfile(path))
 
@@ -155,9 +201,3 @@ def _overlap(first: Path, second: Path) -> bool:
 def _parts(path: str) -> list[str]:
     """The names in a path of any system, without a drive and without steps up."""
     return [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..") and not part.endswith(":")]
-
-
-def _ends(path: str) -> Iterator[str]:
-    """The path from each of its parts on, the longest first."""
-    parts = _parts(path)
-    return ("/".join(parts[first:]) for first in range(len(parts)))

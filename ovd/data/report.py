@@ -111,6 +111,10 @@ class DataReport:
     def left_out_with_images(self, count: int) -> None:
         """Counts boxes that were counted as used, of images that turned out to be left out."""
         self._used["box"] -= count
+        self.skipped_with_images(count)
+
+    def skipped_with_images(self, count: int) -> None:
+        """Counts boxes of images that are left out, which were not counted before."""
         self._num_boxes_of_skipped += count
 
     def add_batch(self, batch: "ovd.structures.Batch") -> None:

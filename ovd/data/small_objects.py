@@ -7,7 +7,7 @@ import numpy as np
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import MIN_SIDE_PX
-from ovd.shapes import Float64
+from ovd.shapes import Float64, Int64
 
 _NUM_NAMED = 20
 
@@ -23,16 +23,12 @@ def count_small_objects(index: AnnotationIndex, report: DataReport, *, size: int
     Raises:
         DataError: F4 the set has objects, and all of them are left out.
     """
-    images = index.boxes.images_of_values()
-    image_sizes = index.image_sizes[images].astype(np.float64)
-    longest = image_sizes.max(axis=1, initial=1)
-    largest_side = max(1, round(size * largest_scale))
-    sides = index.boxes.values[:, 2:].astype(np.float64) - index.boxes.values[:, :2]  # width, height
-    resized = np.rint(image_sizes * (largest_side / longest)[:, None])
-    shown = sides * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
-    small = np.flatnonzero(shown.min(axis=1, initial=np.inf) < MIN_SIDE_PX)
+    small = small_objects(index, size=size, largest_scale=largest_scale)
     if not len(small):
         return
+    images = index.boxes.images_of_values()
+    image_sizes = index.image_sizes[images].astype(np.float64)
+    longest, sides = image_sizes.max(axis=1), _sides(index)
     # One pixel more than the proportion says, since the shorter side of an image is rounded.
     sizes_that_keep = np.ceil((MIN_SIDE_PX * longest / sides.min(axis=1) + 1) / largest_scale)
 
@@ -51,6 +47,20 @@ def count_small_objects(index: AnnotationIndex, report: DataReport, *, size: int
             f"data.size={int(sizes_that_keep.max())} all; the first: {described(0)}",
         )
     report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
+
+
+def small_objects(index: AnnotationIndex, *, size: int, largest_scale: float) -> Int64[np.ndarray, " K"]:
+    """Rows of the objects that `count_small_objects` counts."""
+    image_sizes = index.image_sizes[index.boxes.images_of_values()].astype(np.float64)
+    largest_side = max(1, round(size * largest_scale))
+    resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
+    shown = _sides(index) * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
+    return np.flatnonzero(shown.min(axis=1, initial=np.inf) < MIN_SIDE_PX)
+
+
+def _sides(index: AnnotationIndex) -> Float64[np.ndarray, "M 2"]:
+    """Width and height of every object."""
+    return index.boxes.values[:, 2:].astype(np.float64) - index.boxes.values[:, :2]
 
 
 def _text(sides: Float64[np.ndarray, "2"]) -> str:

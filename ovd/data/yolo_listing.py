@@ -1,6 +1,7 @@
 """What a data set in YOLO's form lists: names, images and label files, by data.yaml, Darknet's .data or classes.txt."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ _USUAL = ("data.yaml", "dataset.yaml", "obj.data")
 """Descriptions that count beside a list of names; others in its folder may be of anything."""
 _NAMES_ALONE = ("classes.txt", "_darknet.labels")
 """Lists of names with label files beside them; the second is Roboflow's."""
-_NO_IMAGES = ("path", "names", "backup", "download")
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,12 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     others = [
         (key, source)
         for key, value in content.items()
-        if isinstance(key, str) and key != split and key not in _NO_IMAGES
+        if isinstance(key, str) and key != split and re.search("train|val|test", key)
         for source in (value if isinstance(value, list) else [value])
         if isinstance(source, str)
     ]
     places = [paths.folder_or_list(source, split, others) for source in sources]
-    other_lists = [root / source for _, source in others if source not in sources and (root / source).suffix == ".txt"]
-    other_lists = [place for place in other_lists if place.is_file()]
+    other_lists = paths.lists(others)
     found = [
         image
         for place in places

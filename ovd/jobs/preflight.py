@@ -9,6 +9,7 @@ from ovd.build.data import (
     load_labelled_pairs,
     load_training_index,
     load_validation_index,
+    small_training_objects,
 )
 from ovd.build.detector import configured_clip
 from ovd.config import TrainConfig
@@ -47,7 +48,7 @@ def preflight(config: TrainConfig) -> bool:
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
 
     print(f"training set {index.path}")
-    usable = check_images(index, report)
+    usable = check_images(index, report, small_training_objects(config, index))
     print(describe(index, report, usable))
     verdicts = [training_verdict(index, report, has_option=False)]  # check_all_exist named the option
     if validation is not None:

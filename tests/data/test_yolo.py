@@ -274,6 +274,8 @@ def test_a_name_that_no_system_takes_is_a_missing_image(root):
         ({"train": ["/content/train/images"], "val": "/content/val/images"}, {}),
         ({"minitrain": "images", "train": None, "val": "/content/val/images"}, {}),
         ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/train/a.png", "v.txt": "/c/val/a.png"}),
+        ({"train": "/s/t.txt", "val": "/s/v.txt"}, {"t.txt": "/c/train/a.png", "v.txt": "/c/val/a.png"}),
+        ({"path": "/s", "train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/train/a.png", "v.txt": "/c/val/a.png"}),
     ],
 )
 def test_an_evaluation_never_takes_the_images_of_another_split_for_its_own(root, changes, lists):
@@ -301,6 +303,41 @@ def test_a_set_by_a_relative_path_whose_folder_is_another_machines(root, monkeyp
         assert all(index.encoded(image).is_file() for image in range(len(index)))
     set_data(root, path="../datasets/images", train="train")  # whose end is images/train
     assert files(load(root)) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lists"),
+    [
+        ({"train": "images", "val": "./images/"}, {}),  # one folder, spelled in two ways
+        ({"train": "images", "val": "images/val"}, {}),  # inside one another as written
+        ({"train": "images/train", "val": "images/val", "author": "images", "description": "."}, {}),
+        ({"train": "images/train", "val": "images/val", "test": "bad.txt"}, {"bad.txt": "\udcff"}),
+        ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/images/train/a.png", "v.txt": "images/val/c.png"}),
+        ({"train": "t.txt", "val": "v.txt"}, {"t.txt": "/c/all/a.png", "v.txt": "all/b.png"}),  # no image in both
+    ],
+)
+def test_what_the_file_itself_says_of_two_splits_is_taken(root, changes, lists):
+    for name in ("a", "b"):
+        save(root / "all" / f"{name}.png")
+        write(root / "all" / f"{name}.txt", ROW)
+    for name, line in lists.items():
+        (root / name).write_bytes(line.encode(errors="surrogateescape"))
+    set_data(root, path="/another/machine", **changes)
+    for with_truth in (False, True):
+        assert len(load(root, with_truth=with_truth))
+
+
+def test_a_list_of_many_folders_is_found_in_their_number(root):
+    for number in range(300):
+        save(root / "images" / "many" / str(number) / "x.png", (4, 4))
+    lines = [f"/content/images/many/{number}/x.png" for number in range(300)]
+    write(root / "images" / "many" / "0" / "x.txt", ROW)
+    write(root / "t.txt", "\n".join(lines))
+    write(root / "v.txt", "\n".join(line.replace("x.png", "y.png") for line in lines))
+    set_data(root, train="t.txt", val="v.txt")
+    report = DataReport()
+    assert len(load(root, report)) == 300
+    assert report.num_noticed("F8") == 300
 
 
 def test_roboflows_paths_with_one_split_alone(tmp_path):
