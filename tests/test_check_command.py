@@ -71,9 +71,8 @@ def test_boxes_that_are_left_out_at_their_size_are_not_left_out_again(folder):
     (folder / "4.png").unlink()
     report = DataReport(stops=False)
     index = load_annotations(path, folder, format="coco", report=report)
-    sizes = {"size": 20, "largest_scale": 1.0}
-    count_small_objects(index, report, **sizes)
-    usable = check_images(index, report, small_objects(index, **sizes))
+    count_small_objects(index, report, size=20, largest_scale=1)
+    usable = check_images(index, report, small_objects(index, size=20, largest_scale=1))
     assert (len(usable), len(usable.boxes.values)) == (19, 19)
     assert (report.num_used("box"), report.num_seen("box")) == (19, 30)
 
