@@ -14,7 +14,7 @@ from ovd.data.image_files import images_below
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number
+from ovd.data.text_files import finite_number, whole_number
 
 _NAMES_OF_COLUMNS = {
     "file": ("filename", "file", "image", "imagename", "imagepath", "filepath", "path"),
@@ -109,9 +109,8 @@ def _row(values: dict[str, str], where: str) -> _Row:
     if not values["file"]:
         raise DataError("F1", f"{where}: names no image")
     file = posixpath.normpath(values["file"].replace("\\", "/"))
-    size = [finite_number(values.get(side) or "0", LARGEST_COORDINATE) for side in ("height", "width")]
-    height, width = (-1 if side is None or side != int(side) else int(side) for side in size)
-    if height < 0 or width < 0:
+    height, width = (whole_number(values.get(side) or "0", LARGEST_COORDINATE) for side in ("height", "width"))
+    if height is None or width is None:
         raise DataError("F1", f"{where}: height and width are no numbers of pixels")
     if not any(values[name] for name in (*_SIDES, "label")):
         return _Row(file, (height, width), None)

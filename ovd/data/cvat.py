@@ -10,7 +10,7 @@ from ovd.data.image_files import images_below
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number
+from ovd.data.text_files import finite_number, whole_number
 from ovd.data.xml_tree import read_xml
 
 _MAX_XML_BYTES = 2**30
@@ -57,9 +57,8 @@ def _image(path: Path, element: Element, report: DataReport) -> NamedImage:
 
 
 def _size(element: Element, where: str) -> tuple[int, int]:
-    sides = [finite_number(element.get(side, "0"), LARGEST_COORDINATE) for side in ("height", "width")]
-    height, width = (-1 if side is None or side != int(side) else int(side) for side in sides)
-    if height < 0 or width < 0:
+    height, width = (whole_number(element.get(side, "0"), LARGEST_COORDINATE) for side in ("height", "width"))
+    if height is None or width is None:
         stated = f"{element.get('height')} and {element.get('width')}"
         raise DataError("F1", f"{where}: height and width are {stated}, not numbers of pixels")
     return height, width
@@ -76,14 +75,14 @@ def _frames(path: Path, root: Element, folder: Path, report: DataReport) -> Iter
             first, second = tasks.values()
             raise DataError("F1", f"{first} and {second} are of two tasks, each with a frame 0: export each by itself")
         for shape in track:
-            frame = finite_number(shape.get("frame"), LARGEST_COORDINATE)
-            if frame is None or frame != int(frame) or frame < 0:
+            frame = whole_number(shape.get("frame"), LARGEST_COORDINATE)
+            if frame is None:
                 raise DataError("F1", f"{where}: <{shape.tag}> has the frame {shape.get('frame')!r}, no number")
             if shape.get("outside") == "1":
                 continue
-            item = _object(shape, f"{where}, frame {int(frame)}", report, label=track.get("label"))
+            item = _object(shape, f"{where}, frame {frame}", report, label=track.get("label"))
             if item is not None:
-                objects[int(frame)].append(item)
+                objects[frame].append(item)
     if not tasks:
         return
     files: dict[int, str] = {}

@@ -67,8 +67,8 @@ class MovedPaths:
             is_list = (self._root / written).suffix == ".txt"
             raise self._missing(written, key, "list of images" if is_list else "folder")
         place = self._root / written
-        if _is_folder_or_list(place):
-            return found.path
+        if found.path == place:
+            return place
         for other, path in others:
             of_other = self._found(path, _is_folder_or_list)
             if of_other is not None and of_other.cut != found.cut and _overlap(found.path, of_other.path):

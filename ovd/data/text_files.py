@@ -64,3 +64,9 @@ def finite_number(text: str | None, limit: float) -> float | None:
         return None
     number = float(text)
     return number if abs(number) < limit else None
+
+
+def whole_number(text: str | None, limit: float) -> int | None:
+    """The whole number from 0 that a text is, also if written as a decimal (640.0); None for anything else."""
+    number = finite_number(text, limit)
+    return int(number) if number is not None and number >= 0 and number == int(number) else None

@@ -15,7 +15,7 @@ from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_
 from ovd.data.image_sizes import keep_unturned
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.text_files import finite_number, read_names
+from ovd.data.text_files import finite_number, read_names, whole_number
 from ovd.data.voc_files import ImageFolder, XmlFile, xml_files
 from ovd.data.xml_tree import read_xml
 from ovd.shapes import Float64, Int64
@@ -138,10 +138,10 @@ def _size(path: Path, root: Element) -> tuple[int, int] | None:
     sides = []
     for side in ("height", "width"):
         text = (root.findtext(f"size/{side}") or "0").strip()
-        number = finite_number(text, LARGEST_COORDINATE)
-        if number is None or number < 0 or number != int(number):
+        number = whole_number(text, LARGEST_COORDINATE)
+        if number is None:
             raise DataError("F1", f"{path}: <{side}> of <size> is {text!r}, not a whole number of pixels")
-        sides.append(int(number))
+        sides.append(number)
     height, width = sides
     return (height, width) if height and width else None
 
