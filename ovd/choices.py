@@ -10,7 +10,7 @@ ClassSplit = Literal["base", "all"]
 """Which classes of a data set are trained on."""
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
 """Formats of annotations (data/formats.py has one record for each)."""
-ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "open_images"]
+ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via", "open_images"]
 """What tools/import_boxes.py reads (data/import_boxes.py)."""
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]
 """What `ovd label` writes (data/export_boxes.py)."""

@@ -5,17 +5,20 @@
     ovd import-boxes labelme --annotations photos --output data/mine/train.json
     ovd import-boxes cvat --annotations annotations.xml --images photos --output data/mine/train.json
     ovd import-boxes csv --annotations train_labels.csv --images photos --output data/mine/train.json
+    ovd import-boxes via --annotations photos/via_region_data.json --output data/mine/train.json
     ovd import-boxes open_images --annotations train-annotations-bbox.csv --images oi/train \
         --class-names class-descriptions-boxable.csv --output data/oi/train.json
 
 Formats: `coco` (COCO's own, Label Studio's, CVAT's, Roboflow's folders), `voc`, `yolo`, `labelme` (X-AnyLabeling's,
-too), `cvat` (its own XML, of images or of a video), `csv` (a row per object: TensorFlow's, Roboflow's, RetinaNet's) and
-`open_images`. Images and annotations are read where they are; nothing is copied or changed. Beside the output a report,
-OUTPUT.report.json, has all that was left out or repaired, with its first 20 records of each kind.
+too), `cvat` (its own XML, of images or of a video), `csv` (a row per object: TensorFlow's, Roboflow's, RetinaNet's),
+`via` (JSON of the VGG Image Annotator) and `open_images`. Images and annotations are read where they are; nothing is
+copied or changed. Beside the output a report, OUTPUT.report.json, has all that was left out or repaired, with its first
+20 records of each kind.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write; must not exist")
     parser.add_argument("--crowds-as-objects", action="store_true", help="crowd regions become objects: CVAT exports "
                         "every mask as one")  # fmt: skip
+    parser.add_argument("--attribute", help="via: the attribute that names regions, where they have several")
     add_format_options(parser, default_split="train")
     arguments = parser.parse_args()
     report = DataReport()
@@ -42,7 +46,7 @@ def main() -> None:
     request = ReadRequest(
         arguments.annotations,
         arguments.images,
-        format_options(arguments),
+        replace(format_options(arguments), attribute=arguments.attribute),
         index=True,
         truth=arguments.format == "coco",
     )

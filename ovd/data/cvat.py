@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from ovd.data.drawn_shapes import Box, around_ellipse, around_points, around_turned_box
 from ovd.data.image_files import images_below
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
@@ -15,8 +16,6 @@ from ovd.data.xml_tree import read_xml
 
 _MAX_XML_BYTES = 2**30
 _WITHOUT_BOX = ("points", "polyline", "tag", "skeleton")
-
-Box = tuple[float, float, float, float]
 
 
 def read_cvat(request: ReadRequest, report: DataReport) -> AnnotationTable:
@@ -114,31 +113,16 @@ def _object(shape: Element, where: str, report: DataReport, label: str | None = 
 def _box(shape: Element, where: str) -> Box:
     match shape.tag:
         case "box":
-            left, top, right, bottom = _numbers(shape, where, "xtl", "ytl", "xbr", "ybr")
-            return _turned(left, top, right, bottom, _angle(shape, where))
+            return around_turned_box(_numbers(shape, where, "xtl", "ytl", "xbr", "ybr"), _angle(shape, where))
         case "ellipse":
             x, y, radius_x, radius_y = _numbers(shape, where, "cx", "cy", "rx", "ry")
-            angle = _angle(shape, where)
-            wide = math.hypot(radius_x * math.cos(angle), radius_y * math.sin(angle))
-            high = math.hypot(radius_x * math.sin(angle), radius_y * math.cos(angle))
-            return x - wide, y - high, x + wide, y + high
+            return around_ellipse(x, y, radius_x, radius_y, _angle(shape, where))
         case "mask":
             left, top, width, height = _numbers(shape, where, "left", "top", "width", "height")
             return left, top, left + width, top + height
         case "polygon":
             return _around(shape, where)
     raise DataError("F6", f"{where}: boxes, polygons, ellipses and masks are read")
-
-
-def _turned(left: float, top: float, right: float, bottom: float, angle: float) -> Box:
-    """The box around a box that is turned about its centre."""
-    if not angle:
-        return left, top, right, bottom
-    x, y = (left + right) / 2, (top + bottom) / 2
-    width, height = (right - left) / 2, (bottom - top) / 2
-    wide = abs(width * math.cos(angle)) + abs(height * math.sin(angle))
-    high = abs(width * math.sin(angle)) + abs(height * math.cos(angle))
-    return x - wide, y - high, x + wide, y + high
 
 
 def _around(shape: Element, where: str) -> Box:
@@ -148,8 +132,7 @@ def _around(shape: Element, where: str) -> Box:
     points = [(pair[0], pair[1]) for pair in numbers if len(pair) == 2 and pair[0] is not None and pair[1] is not None]
     if len(points) < len(pairs) or len(points) < 3:
         raise DataError("F6", f"{where}: points are {(shape.get('points') or '')[:80]!r}, not those of a polygon")
-    x, y = zip(*points, strict=True)
-    return min(x), min(y), max(x), max(y)
+    return around_points(points)
 
 
 def _numbers(shape: Element, where: str, *names: str) -> tuple[float, float, float, float]:

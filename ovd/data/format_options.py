@@ -29,3 +29,5 @@ class FormatOptions(SharedOptions):
     split: str | None = None
     """`yolo`: the key of data.yaml that lists the images; if not given, `train` for training and `val` for
     evaluation."""
+    attribute: str | None = None
+    """`via`: the attribute of regions that names them, where they have several."""

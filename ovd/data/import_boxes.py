@@ -19,6 +19,7 @@ from ovd.data.labelme import read_labelme
 from ovd.data.open_images import read_open_images
 from ovd.data.report import DataReport
 from ovd.data.table import AnnotationTable, ReadRequest, clean_boxes, with_images
+from ovd.data.via import read_via
 from ovd.files import whole_file
 
 ROBOFLOW_NAME = "_annotations.coco.json"
@@ -39,6 +40,7 @@ _IMPORTS: dict[ImportFormatName, _Import] = {
     "labelme": _Import(read_labelme, _OF_NAMED_IMAGES),
     "cvat": _Import(read_cvat, _OF_NAMED_IMAGES),
     "csv": _Import(read_box_csv, _OF_NAMED_IMAGES),
+    "via": _Import(read_via, _OF_NAMED_IMAGES | {"attribute", "class_names"}),
     "open_images": _Import(read_open_images, frozenset({"class_names"})),
 }
 

@@ -1,6 +1,5 @@
 """Reader of LabelMe's files, and X-AnyLabeling's: one JSON file per image, beside it or in a folder of their own."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -10,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ovd.data.image_files import files_below
+from ovd.data.json_object import read_json_object
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.text_files import read_bytes
 
 _NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
 """Points of shapes that are no polygons: two corners, centre and border, or, as X-AnyLabeling writes them, four corners
@@ -31,10 +31,10 @@ class _Shape:
 def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     """Reads and checks a folder of LabelMe's files, in the order of their names.
 
-    Rectangles are read as they are, of polygons, circles and masks the bounding box is taken; points and lines have no
-    box, and are left out and counted (F4). Shapes of one file with the same label and `group_id` are parts of one
-    object, as for labelme2coco: they get one box around all, and are counted (F2). Image ids and category ids are
-    positions from 0, classes are sorted.
+    Rectangles are read as they are, of polygons, circles and masks the bounding box is taken; points, lines and
+    polygons of one or two points have no box, and are left out and counted (F4). Shapes of one file with the same label
+    and `group_id` are parts of one object, as for labelme2coco: they get one box around all, and are counted (F2).
+    Image ids and category ids are positions from 0, classes are sorted.
 
     Args:
         request: `annotations` is the folder of JSON files, `images` the one of the images (None: the same). An image is
@@ -46,15 +46,19 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
         DataError: F1 no JSON files, or one that is not LabelMe's; F2 an image twice; F6 a shape that is not finite
             points, or of an unknown type.
     """
-    paths = sorted(path for path in request.annotations.rglob("*.json") if not path.name.startswith("."))
+    paths = sorted(files_below(request.annotations, _is_annotation))
     if not paths:
         raise DataError("F1", f"{request.annotations}: no .json file in this folder")
     root = request.images or request.annotations
     return table_of_images(request, root, [_read_image(path, root, report) for path in paths], report)
 
 
+def _is_annotation(name: str) -> bool:
+    return name.endswith(".json") and not name.startswith(".")
+
+
 def _read_image(path: Path, root: Path, report: DataReport) -> NamedImage:
-    content = _parse(path)
+    content = read_json_object(path)
     image_path, shapes = content.get("imagePath"), content.get("shapes")
     if not isinstance(image_path, str) or not image_path.strip() or not isinstance(shapes, list):
         raise DataError("F1", f"{path}: no imagePath or no list of shapes; is this LabelMe's file of one image?")
@@ -91,18 +95,6 @@ def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
     return replace(first, box=(min(x0), min(y0), max(x1), max(y1)))
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError("F1", f"{path}: not whole JSON in UTF-8: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError("F1", f"{path}: holds a {type(content).__name__}, not an object")
-    return content
-
-
 def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
     """The box of a shape; None for one that has none."""
     label = shape.get("label") if isinstance(shape, dict) else None
@@ -112,9 +104,12 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
     if kind in _WITHOUT_BOX:
         report.skipped("F4", f"{where}: a {kind} has no box")
         return None
+    if kind == "polygon" and points is not None and len(points) < 3:
+        report.skipped("F4", f"{where}: a polygon needs three points, not {len(points)}")
+        return None
     if kind not in (*_NUM_POINTS, "polygon"):
         raise DataError("F6", f"{where}: shape_type is {kind!r}; rectangles, polygons, circles and masks are read")
-    is_right = points is not None and (len(points) > 2 if kind == "polygon" else len(points) in _NUM_POINTS[kind])
+    is_right = points is not None and (kind == "polygon" or len(points) in _NUM_POINTS[kind])
     if points is None or not is_right:
         raise DataError("F6", f"{where}: points are {str(shape.get('points'))[:80]}, not those of a {kind}")
     low, high = points.min(axis=0), points.max(axis=0)
@@ -127,8 +122,10 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
 
 
 def _points(value: Any) -> np.ndarray | None:
-    """Points (P 2); None if they are no finite numbers."""
+    """Points (P 2); None if there are none, or they are no finite numbers."""
     rows = value if isinstance(value, list) else []
+    if not rows:
+        return None
     for row in rows:
         if not (isinstance(row, list) and len(row) == 2 and all(type(number) in (int, float) for number in row)):
             return None

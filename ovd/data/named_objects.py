@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.category import Category
+from ovd.data.drawn_shapes import Box
 from ovd.data.image_names import files_by_base_name
 from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
@@ -18,8 +19,7 @@ class NamedObject:
     """An object."""
 
     label: str
-    box: tuple[float, float, float, float]
-    """xyxy in pixels."""
+    box: Box
     where: str
     """Its file and record, for messages."""
 

@@ -158,14 +158,17 @@ def test_labelme(tmp_path, images):
     content["shapes"] += [
         {"label": "cat", "shape_type": "circle", "points": [[30, 20], [33, 24]]},
         {"label": "cat", "shape_type": "point", "points": [[3, 4]]},
+        {"label": "cat", "shape_type": "polygon", "points": [[3, 4]]},
     ]
     content["imageHeight"] = None
     (images / "a.json").write_text(json.dumps(content))
     objects, _, report = imported(images, None, "labelme")
     assert ("a.jpg", "cat", [25.0, 15.0, 10.0, 10.0]) in objects
     assert len(objects) == 4
-    assert report.counts() == {"F4 skipped": 1, "F5 repaired": 1, "F12 repaired": 1}
-    assert "shape 4: a point has no box" in report.first_records()["F4 skipped"][0]
+    assert report.counts() == {"F4 skipped": 2, "F5 repaired": 1, "F12 repaired": 1}
+    point, polygon = report.first_records()["F4 skipped"]
+    assert "shape 4: a point has no box" in point
+    assert "shape 5: a polygon needs three points, not 1" in polygon
 
 
 def test_xanylabeling_writes_four_corners(images):
@@ -212,7 +215,7 @@ def test_labelme_in_a_folder_of_its_own(tmp_path, images):
     [
         ("shape_type", "cuboid", r"a\.json: shape 1: shape_type is 'cuboid'"),
         ("points", [[1, 2], [3, None]], r"a\.json: shape 1: points are"),
-        ("points", [[1, 2]], r"not those of a polygon"),
+        ("points", [], r"not those of a polygon"),
         ("shape_type", "mask", r"shape 1: points are .* not those of a mask"),
         ("label", " ", r"shape 1: its label is ' '"),
         ("label", None, r"shape 1: its label is None"),
