@@ -10,15 +10,14 @@ import numpy as np
 
 from ovd.data.box_form import FEW, SHARES
 from ovd.data.category import Category
-from ovd.data.image_files import readable_sizes
-from ovd.data.image_names import check_images_exist, files_by_base_name, refuse_same_files
-from ovd.data.image_sizes import keep_unturned
+from ovd.data.image_names import files_by_base_name, refuse_same_files
+from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.text_files import finite_number, read_names, whole_number
 from ovd.data.voc_files import ImageFolder, XmlFile, xml_files
 from ovd.data.xml_tree import read_xml
-from ovd.shapes import Float64, Int64
+from ovd.shapes import Float64
 
 _MAX_XML_BYTES = 16 * 1024 * 1024
 _NUM_NAMED = 20
@@ -41,8 +40,8 @@ class _Image:
 
     path: Path
     file: str
-    size: tuple[int, int] | None
-    """Height and width; None where the file gives none, or 0."""
+    size: tuple[int, int]
+    """Height and width; 0 and 0 where the file lacks one, or gives 0."""
     objects: tuple[_Object, ...]
 
 
@@ -76,10 +75,14 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     names = _class_names(images, request.options.class_names)
     row_of_name = {name: row for row, name in enumerate(names)}
 
-    image_ids, sizes = np.arange(len(images)), None
+    image_files = tuple(image.file for image in images)
+    sizes, is_available = None, None
     if request.index:
-        kept, sizes = _sizes(images, request, report)
-        image_ids, images = image_ids[kept], [images[image] for image in kept.tolist()]
+        stated = np.array([image.size for image in images], np.int64)
+        if request.images is None and not stated.all():
+            path = images[int(np.flatnonzero(stated[:, 0] == 0)[0])].path
+            raise DataError("F1", f"{path}: no <size>, and no folder of images is given to read it from the image")
+        sizes, is_available = fill_sizes(stated, image_files, request, report)
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
     boxes = np.array([item.box for _, item in objects], dtype=np.float64).reshape(-1, 4)
     boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -90,7 +93,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     return AnnotationTable(
         path=request.annotations,
         categories=tuple(Category(row, name, (), None, UNCOUNTED) for row, name in enumerate(names)),
-        image_ids=image_ids,
+        image_ids=np.arange(len(images)),
         image_of_object=np.array([position for position, _ in objects], dtype=np.int64),
         class_of_object=np.array([row_of_name[item.name] for _, item in objects], dtype=np.int64),
         boxes_xywh=boxes_xywh,
@@ -98,8 +101,9 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
         name_of_object=lambda row: objects[row][1].where,
         areas_px=boxes_xywh[:, 2:].prod(axis=1),
         images_root=request.images,
-        image_files=tuple(image.file for image in images),
+        image_files=image_files,
         image_sizes=sizes,
+        is_available=is_available,
     )
 
 
@@ -133,8 +137,8 @@ def _read_object(item: Element, where: str, *, zero_based: bool) -> _Object:
     return _Object(name, (left - first, top - first, right, bottom), difficult == "1", where)
 
 
-def _size(path: Path, root: Element) -> tuple[int, int] | None:
-    """Height and width as the file states them; None where one is missing or 0."""
+def _size(path: Path, root: Element) -> tuple[int, int]:
+    """Height and width as the file states them; 0 and 0 where one is missing or 0."""
     sides = []
     for side in ("height", "width"):
         text = (root.findtext(f"size/{side}") or "0").strip()
@@ -143,7 +147,7 @@ def _size(path: Path, root: Element) -> tuple[int, int] | None:
             raise DataError("F1", f"{path}: <{side}> of <size> is {text!r}, not a whole number of pixels")
         sides.append(number)
     height, width = sides
-    return (height, width) if height and width else None
+    return (height, width) if height and width else (0, 0)
 
 
 def _notice_zeros(path: Path, boxes: Float64[np.ndarray, "M 4"], report: DataReport) -> None:
@@ -169,32 +173,3 @@ def _class_names(images: Sequence[_Image], source: Path | None) -> list[str]:
             "F3", f"{source}: {len(unknown)} objects of classes that it lacks: {'; '.join(unknown[:_NUM_NAMED])}"
         )
     return names
-
-
-def _sizes(
-    images: Sequence[_Image], request: ReadRequest, report: DataReport
-) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, "K 2"]]:
-    """Positions of the images with a known or readable size, and their heights and widths."""
-    reads_all = request.options.sizes_from_images and request.images is not None
-    size_of = {row: image.size for row, image in enumerate(images) if image.size is not None and not reads_all}
-    without = [position for position in range(len(images)) if position not in size_of]
-    if without:
-        if request.images is None:
-            path = images[without[0]].path
-            raise DataError("F1", f"{path}: no <size>, and no folder of images is given to read it from the image")
-        if report.stops:
-            check_images_exist(
-                request.annotations,
-                [image.file for image in images],
-                request.images,
-                all_needed=False,
-                has_option=not request.options.by_base_name,
-            )
-        files = [request.images / images[position].file for position in without]
-        found, sizes = readable_sizes(files, report, stops=request.truth, num_images=len(images))
-        if reads_all:
-            stated = np.array([images[row].size or (0, 0) for row in found.tolist()], np.int64).reshape(-1, 2)
-            keep_unturned(sizes, stated, request.images, [images[row].file for row in found.tolist()])
-        size_of |= {without[row]: tuple(size) for row, size in zip(found.tolist(), sizes.tolist(), strict=True)}
-    kept = sorted(size_of)
-    return np.array(kept, dtype=np.int64), np.array([size_of[row] for row in kept], dtype=np.int64).reshape(-1, 2)

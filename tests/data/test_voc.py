@@ -144,7 +144,8 @@ def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
         path.write_text("no image")
     report = DataReport()
     index = load(folder, report=report)
-    assert report.counts() == {f"{code} skipped": 1}
+    assert report.counts() == {f"{code} skipped": 1, "F12 repaired": 1}
+    assert "1 images have no height and width" in report.first_records()["F12 repaired"][0]
     assert (index.image_ids.tolist(), index.image_files, len(index.boxes.values)) == ([1], ("b.jpg",), 1)
     assert [category.name for category in index.categories] == ["cat", "dog"]  # ids do not depend on it
     with pytest.raises(ImageError, match=r"a\.jpg") as caught:
@@ -159,7 +160,7 @@ def test_five_that_cannot_be_read_are_few_of_many_images_though_many_of_those_wi
         (folder / "JPEGImages" / f"c{number}.jpg").write_bytes(b"no image")
     report = DataReport()
     assert len(load(folder, report=report)) == 502
-    assert report.counts() == {"F9 skipped": 5}
+    assert report.counts() == {"F9 skipped": 5, "F12 repaired": 1}
 
 
 @pytest.mark.parametrize(
