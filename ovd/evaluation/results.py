@@ -81,9 +81,12 @@ def load_results(path: Path) -> Results:
     Values are judged by whoever evaluates them; here only their types are.
 
     Raises:
-        ValueError: not JSON, not a list, or a record lacks a key or has a wrong type; names file and record.
+        ValueError: not there, not JSON, not a list, or a record lacks a key or has a wrong type; names file and record.
     """
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise ValueError(f"{path}: results file cannot be read ({error.strerror or error})") from error
     try:
         decoder = msgspec.json.Decoder(list[_Record])
         return concatenate([_columns(decoder.decode(piece)) for piece in _pieces(content)])

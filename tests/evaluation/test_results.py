@@ -76,6 +76,13 @@ def test_malformed_files_are_named(content, message, tmp_path):
         load_results(tmp_path / "results.json")
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.json: results file cannot be read \(No such file"):
+        load_results(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"results file cannot be read \(Is a directory"):
+        load_results(tmp_path)
+
+
 def test_nan_which_is_not_json_is_read_as_python_writes_it(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps([GOOD, GOOD | {"score": math.nan, "bbox": [0, 1e400, 2, 3]}]))
     results = load_results(tmp_path / "results.json")
