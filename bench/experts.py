@@ -5,8 +5,8 @@
 
 Random images and unit text rows, fresh detectors. Detection with the base detector and 1 or 3 experts of no own layers,
 each asked for its own names, is compared with the backbone once plus pyramid, head and scoring of each, timed apart.
-The experts have their side branches; the sum is given without and with them. A training step is forward, losses,
-backward and AdamW. All forms take turns.
+The experts have their side branches; the sum is given without and with them. Experts of five own layers are timed
+beside them. A training step is forward, losses, backward and AdamW. All forms take turns.
 """
 
 import copy
@@ -31,7 +31,9 @@ from ovd.precision import autocast, describe_machine, memory_format
 from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
-OWN_LAYERS = (0, 1, 3, "all")
+OWN_LAYERS = (0, 1, 3, 5, "all")
+DETECTING_LAYERS = (0, 5)
+"""Own layers of the experts that detect."""
 NAMES = 64
 """Names of each answerer."""
 
@@ -82,15 +84,14 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         return Inference(one, size=size, options=options, low_precision=low_precision)
 
     base = inference_of(detector)
-    experts = []
-    for number in range(1, 1 + max(NUM_EXPERTS)):
-        copied, shared = copy_sharing_layers(detector, 0)
+
+    def expert_of(number: int, own_layers: int) -> Expert:
+        copied, shared = copy_sharing_layers(detector, own_layers)
         copied.side = frozen_side_of(fresh)
-        names = ExpertNames((), rows[number], rows[0], 1.0)
-        experts.append(Expert(str(number), names, inference_of(copied), shared))
+        return Expert(str(number), ExpertNames((), rows[number], rows[0], 1.0), inference_of(copied), shared)
+
     sizes = torch.full((len(batch.images), 2), size)
     asked = {count: torch.cat(rows[: count + 1]) for count in NUM_EXPERTS}
-    grouped = {count: ExpertInference(base, experts[:count], same_place="both") for count in NUM_EXPERTS}
 
     @torch.no_grad()
     def features():
@@ -120,8 +121,12 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         "pyramid, head and scoring": rest,
         "side branch": side_branch,
     }
-    for count in NUM_EXPERTS:
-        forms[f"{count} experts"] = partial(grouped[count].detect, asked[count], batch.images, batch.sizes, sizes)
+    for own_layers in DETECTING_LAYERS:
+        experts = [expert_of(number, own_layers) for number in range(1, 1 + max(NUM_EXPERTS))]
+        for count in NUM_EXPERTS:
+            name = f"{count} experts" + (f" of {own_layers} own layers" if own_layers else "")
+            grouped = ExpertInference(base, experts[:count], same_place="both")
+            forms[name] = partial(grouped.detect, asked[count], batch.images, batch.sizes, sizes)
     seconds = medians(forms, batch.images.device)
     parts = {count: seconds["backbone"] + (count + 1) * seconds["pyramid, head and scoring"] for count in NUM_EXPERTS}
     return {

@@ -377,8 +377,8 @@ class ExpertSection(Section):
     """Add a small net of the expert's own, from the image to the pyramid's input, for what the shared layers have
     lost, such as colors; with `learn: path`, for backbones whose strides are powers of 2."""
     rank: NonNegativeInt = 0
-    """Rank of low-rank adapters in all layers of the backbone, in the place of own layers; 0 for none. They take little
-    memory, but the expert's backbone runs apart from the detector's."""
+    """Rank of low-rank adapters in the layers of the backbone that are not the expert's own; 0 for none. They take
+    little memory, but the expert's backbone runs apart from the detector's."""
 
 
 class TrainConfig(Section):
@@ -425,9 +425,9 @@ class TrainConfig(Section):
         if self.expert is not None:
             if self.expert.learn == "names" and (self.expert.own_layers != 0 or self.expert.rank):
                 raise ValueError("expert.learn=names learns no layers; set expert.own_layers=0 and expert.rank=0")
-            if self.expert.rank and self.expert.own_layers != 0:
+            if self.expert.rank and self.expert.own_layers == "all":
                 raise ValueError(
-                    "expert.rank is for layers that are not the expert's own; set expert.own_layers=0 or expert.rank=0"
+                    "expert.rank is for layers that are not the expert's own; with all its own, set it to 0"
                 )
             if self.init_from is None or self.init_state == "training":
                 raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")

@@ -116,10 +116,11 @@ def build_backbone(config: TrainConfig, visual: Any) -> Backbone:
         for parameter in chain.from_iterable(layers[: options.frozen_layers]):
             parameter.requires_grad_(False)
     if config.expert is not None:
-        for parameter in shared_parameters(backbone, own_layers(config.expert, backbone)):
+        shared = shared_parameters(backbone, own_layers(config.expert, backbone))
+        for parameter in shared:
             parameter.requires_grad_(False)
         if config.expert.rank:
-            add_adapters(backbone, config.expert.rank)
+            add_adapters(backbone, shared, config.expert.rank)
     if options.recompute:
         backbone.checkpoint_activations()
     if options.drop_path:

@@ -1,7 +1,7 @@
 """Build the experts of a detector from their folders."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.low_rank import add_stored
 from ovd.model.score_calibration import ScoreCalibration
-from ovd.model.shared_layers import copy_sharing_layers
+from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.precision import frozen_memory_format
 
@@ -84,7 +84,7 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
             detector.side = SideBranch(detector.backbone.channels, detector.backbone.strides)
             layout = frozen_memory_format(base.low_precision, base.device)
             detector.side.to(base.device).to(memory_format=layout)
-        load_own(detector, base.detector, tensors, folder, has_adapters=description.rank > 0)
+        load_own(detector, base.detector, tensors, folder, adapted=_adapted_names(base.detector, description))
     if options is None:
         # Crops are looked at as the base detector does it, by the encoder that it has.
         options = config.eval.model_copy(
@@ -120,6 +120,14 @@ def names_of(description: ExpertDescription, tensors: Mapping[str, Tensor]) -> E
     return ExpertNames(description.names, tensors[TEXT], tensors[BASE_TEXT], description.margin, tensors.get(ANSWERS))
 
 
+def _adapted_names(base: Detector, description: ExpertDescription) -> set[str]:
+    """The parameters that may have adapters: those of the layers that are not the expert's own."""
+    if not description.rank:
+        return set()
+    below = set(map(id, shared_parameters(base.backbone, description.own_layers)))
+    return {name for name, parameter in base.named_parameters() if id(parameter) in below}
+
+
 def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
     """The parameters of a copy that are not the base detector's own tensors, by name."""
     shared = {id(parameter) for parameter in base.parameters()}
@@ -128,15 +136,18 @@ def own_parameters(detector: Detector, base: Detector) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_own(
-    detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path, *, has_adapters: bool
+    detector: Detector, base: Detector, tensors: Mapping[str, Tensor], folder: Path, *, adapted: Set[str]
 ) -> None:
-    """Load an expert's own parameters into a copy of the base detector; adapters are added to the copy's weights.
+    """Load an expert's own parameters into a copy of the base detector.
+
+    Args:
+        adapted: parameters of the copy to which adapters are added, if there are any.
 
     Raises:
         ExpertError: one is missing or has another shape.
     """
     for name, parameter in own_parameters(detector, base).items():
-        if has_adapters and name.startswith("backbone."):
+        if name in adapted:
             parameter.copy_(add_stored(name, parameter.cpu(), tensors))
             continue
         stored = tensors.get(name)

@@ -4,7 +4,7 @@
 `weight`, such as the joint projection of torch's attention, get none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -34,11 +34,14 @@ class LowRank(nn.Module):
             return weight + (self.up @ self.down).view_as(weight)
 
 
-def add_adapters(backbone: nn.Module, rank: int) -> None:
-    """Put adapters into a backbone, and freeze all else of it. Uses torch's global random state."""
-    backbone.requires_grad_(False)
+def add_adapters(backbone: nn.Module, weights: Iterable[nn.Parameter], rank: int) -> None:
+    """Put adapters into a backbone, beside those of the weights that are of convolutions and linear layers.
+
+    Uses torch's global random state.
+    """
+    adapted = set(map(id, weights))
     for module in list(backbone.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and id(module.weight) in adapted:
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
 
 

@@ -26,6 +26,7 @@ from ovd.experts.inference import ExpertInference
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
 from ovd.jobs.train import train_from_config
+from ovd.model.shared_layers import shared_parameters
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 
@@ -310,12 +311,19 @@ def test_learned_names_take_no_layers(start, tmp_path, miniature_world) -> None:
 
 
 @pytest.mark.slow
-def test_adapters_are_all_that_is_stored_of_the_backbone(start, tmp_path, miniature_world, image) -> None:
+@pytest.mark.parametrize("own_layers", [0, 2])
+def test_adapters_are_all_that_is_stored_of_the_layers_below(
+    start, tmp_path, miniature_world, image, own_layers
+) -> None:
     source = new_data(tmp_path / "data", miniature_world, ("oak leaf", "tin can"))
-    path = make_expert(start, tmp_path / "run", source, rank=2)
+    path = make_expert(start, tmp_path / "run", source, rank=2, own_layers=own_layers)
     stored = load_file(path / "expert" / "expert.safetensors")
-    of_backbone = {name.rpartition(".")[2] for name in stored if name.startswith("backbone.")}
-    assert of_backbone == {"up", "down"}
+    backbone = load_detector(start).detector.backbone
+    below = {id(parameter) for parameter in shared_parameters(backbone, own_layers)}
+    own = {f"backbone.{name}" for name, parameter in backbone.named_parameters() if id(parameter) not in below}
+    of_backbone = {name for name in stored if name.startswith("backbone.")}
+    assert own <= of_backbone
+    assert {name.rpartition(".")[2] for name in of_backbone - own} == {"up", "down"}
     assert any(tensor.abs().sum() > 0 for name, tensor in stored.items() if name.endswith(".up"))
     asked = ["oak leaf", "tin can"]
     with_expert = Predictor.load(start, experts=[path])
@@ -323,7 +331,7 @@ def test_adapters_are_all_that_is_stored_of_the_backbone(start, tmp_path, miniat
     assert same(with_expert(image, HOME), Predictor.load(start)(image, HOME))
 
 
-def test_adapters_stand_in_the_place_of_own_layers(start, tmp_path, miniature_world) -> None:
+def test_adapters_are_of_layers_that_are_not_the_experts_own(start, tmp_path, miniature_world) -> None:
     source = source_of(miniature_world)
-    with pytest.raises(ConfigError, match=r"set expert\.own_layers=0"):
-        fine_tuning_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": 1})
+    with pytest.raises(ConfigError, match=r"expert\.rank is for layers that are not the expert's own"):
+        fine_tuning_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": "all"})

@@ -1,5 +1,7 @@
 """Low-rank adapters: nothing at the start, and then the sum that their definition says, in every family."""
 
+from itertools import chain
+
 import pytest
 import torch
 from small_backbones import FAMILIES, SLOW, random_visual
@@ -20,7 +22,8 @@ def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: s
     images = torch.randn(1, 3, *2 * (2 * plain.size_divisor,), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     num_layers = len(plain.layers())
-    add_adapters(adapted, rank=2)
+    adapted.requires_grad_(False)
+    add_adapters(adapted, adapted.parameters(), rank=2)
     assert len(adapted.layers()) == num_layers
     assert torch.equal(adapted.dense(images), plain.dense(images))
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -42,3 +45,13 @@ def test_a_rank_beyond_the_weights_is_theirs() -> None:
     adapter = LowRank(torch.zeros(3, 2, 1, 1), rank=10)
     assert adapter.up.shape == (3, 2)
     assert adapter.down.shape == (2, 2)
+
+
+def test_only_the_weights_that_are_named_get_adapters() -> None:
+    backbone = backbone_of(random_visual("convnext"))
+    below, own = backbone.layers()[:2], backbone.layers()[2:]
+    add_adapters(backbone, chain.from_iterable(below), rank=2)
+    num_adapted = sum(parameter.ndim > 1 for parameter in chain.from_iterable(below))
+    assert len(adapters_of(backbone)) == num_adapted > 0
+    of_own = {id(parameter) for parameter in chain.from_iterable(own)}
+    assert of_own <= {id(parameter) for parameter in backbone.parameters()}
