@@ -5,8 +5,9 @@
 
 Random images and unit text rows, fresh detectors. Detection with the base detector and 1 or 3 experts of no own layers,
 each asked for its own names, is compared with the backbone once plus pyramid, head and scoring of each, timed apart.
-The experts have their side branches; the sum is given without and with them. Experts of five own layers are timed
-beside them. A training step is forward, losses, backward and AdamW. All forms take turns.
+The experts have their side branches; the sum is given without and with them. Experts that share no layers, since all
+are their own or have adapters, are timed beside them. A training step is forward, losses, backward and AdamW; "5 and
+adapters" is the form of configs/expert.yaml. All forms take turns.
 """
 
 import copy
@@ -25,15 +26,15 @@ from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.low_rank import add_adapters
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.precision import autocast, describe_machine, memory_format
 from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
-OWN_LAYERS = (0, 1, 3, 5, "all")
-DETECTING_LAYERS = (0, 5)
-"""Own layers of the experts that detect."""
+TRAINED = {"0": (0, 0), "3": (3, 0), "5": (5, 0), "5 and adapters": (5, 8), "all": (None, 0)}
+"""Own layers of an expert, None for all, and the rank of adapters in the others."""
 NAMES = 64
 """Names of each answerer."""
 
@@ -85,7 +86,8 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
 
     base = inference_of(detector)
 
-    def expert_of(number: int, own_layers: int) -> Expert:
+    def expert_of(number: int, *, shares: bool) -> Expert:
+        own_layers = 0 if shares else len(detector.backbone.layers())
         copied, shared = copy_sharing_layers(detector, own_layers)
         copied.side = frozen_side_of(fresh)
         return Expert(str(number), ExpertNames((), rows[number], rows[0], 1.0), inference_of(copied), shared)
@@ -121,10 +123,10 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         "pyramid, head and scoring": rest,
         "side branch": side_branch,
     }
-    for own_layers in DETECTING_LAYERS:
-        experts = [expert_of(number, own_layers) for number in range(1, 1 + max(NUM_EXPERTS))]
+    for shares in (True, False):
+        experts = [expert_of(number, shares=shares) for number in range(1, 1 + max(NUM_EXPERTS))]
         for count in NUM_EXPERTS:
-            name = f"{count} experts" + (f" of {own_layers} own layers" if own_layers else "")
+            name = f"{count} experts" + ("" if shares else " that share no layers")
             grouped = ExpertInference(base, experts[:count], same_place="both")
             forms[name] = partial(grouped.detect, asked[count], batch.images, batch.sizes, sizes)
     seconds = medians(forms, batch.images.device)
@@ -145,13 +147,18 @@ def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]
     mask = torch.ones(len(batch.images), len(text), dtype=torch.bool, device=text.device)
     texts = StepTexts(torch.arange(len(text), device=text.device), text, mask, mask, torch.zeros_like(mask[0]))
     forms: dict[str, Callable[[], object]] = {}
-    for own in (*OWN_LAYERS, "full"):
+    for form, trained in {**TRAINED, "full": None}.items():
         learner = copy.deepcopy(fresh.detector).train()
-        if own != "full":
+        if trained is not None:
+            own_layers, rank = trained
             learner.side = side_of(fresh)
-            layers = learner.backbone.layers()
-            for parameter in shared_parameters(learner.backbone, len(layers) if own == "all" else int(own)):
+            shared = shared_parameters(
+                learner.backbone, len(learner.backbone.layers()) if own_layers is None else own_layers
+            )
+            for parameter in shared:
                 parameter.requires_grad_(False)
+            if rank:
+                add_adapters(learner.backbone, shared, rank)
 
         learned = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=1e-6, fused=True)
@@ -161,7 +168,7 @@ def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]
             backward(learner, learner, batch, texts, criterion, step=0, low_precision=fresh.low_precision)
             optimizer.step()
 
-        forms[str(own)] = step
+        forms[form] = step
     seconds = medians(forms, batch.images.device)
     return {
         "milliseconds": {name: round(1000 * value, 1) for name, value in seconds.items()},

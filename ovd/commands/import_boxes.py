@@ -42,13 +42,12 @@ def main() -> None:
     add_format_options(parser, default_split="train")
     arguments = parser.parse_args()
     report = DataReport()
-    # With the areas of masks, which only JSON files have; an image that has no size and cannot be read stops then.
     request = ReadRequest(
         arguments.annotations,
         arguments.images,
         replace(format_options(arguments), attribute=arguments.attribute),
         index=True,
-        truth=arguments.format == "coco",
+        truth=arguments.format == "coco",  # with the areas of masks, which only JSON files have
     )
     imported = import_boxes(request, arguments.format, report, crowds_as_objects=arguments.crowds_as_objects)
     write_boxes(arguments.output, imported)

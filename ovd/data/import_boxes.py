@@ -58,7 +58,7 @@ def import_boxes(
     request: ReadRequest, format: ImportFormatName, report: DataReport, *, crowds_as_objects: bool = False
 ) -> ImportedBoxes:
     """Reads a whole set and makes clean records of it, as training would take them: boxes clamped to their image, those
-    under 1 px left out, sizes of images filled in, ids that name something.
+    under 1 px left out, sizes of images filled in, images that are missing left out, ids that name something.
 
     Args:
         request: `annotations` of format `coco` may be a folder of Roboflow's, with the images beside the file.
@@ -75,7 +75,7 @@ def import_boxes(
     if entry.is_json and request.annotations.is_dir():
         images = request.images or request.annotations
         request = replace(request, annotations=request.annotations / ROBOFLOW_NAME, images=images)
-    table = with_real_sizes(entry.read(request, report), report)
+    table = with_real_sizes(entry.read(replace(request, skips_images=True), report), report)
     if table.is_available is not None:
         table = with_images(table, table.is_available)
     if crowds_as_objects:

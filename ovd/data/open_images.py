@@ -63,7 +63,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     if absent:
         where = f"{len(absent):,} of {len(absent) + len(wanted):,} images are not in {request.images}, and left out"
         report.repaired("F8", f"{path}: {where}")
-    kept, sizes = readable_sizes([files[image] for image in wanted], report, stops=request.truth)
+    kept, sizes = readable_sizes([files[image] for image in wanted], report, stops=request.needs_images)
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
     rows = [row for row in rows if row.image in position]
     image_of_object = np.array([position[row.image] for row in rows], np.int64)

@@ -41,7 +41,14 @@ class ReadRequest:
     index: bool
     """Whether an `AnnotationIndex` is wanted; if so, every image needs a file and a size."""
     truth: bool
-    """Whether a `Truth` is wanted; if so, areas are checked, and an unreadable image is an error."""
+    """Whether a `Truth` is wanted; if so, areas are checked."""
+    skips_images: bool = False
+    """Whether an image whose size is not stated and cannot be read is left out where a truth is wanted, too."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether such an image is an error: a metric over the rest would not be the metric."""
+        return self.truth and not self.skips_images
 
 
 @dataclass(frozen=True)

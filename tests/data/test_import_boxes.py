@@ -112,6 +112,20 @@ def test_images_that_are_missing_are_counted_and_left_out(images):
     assert report.num_skipped("F8") == 3
 
 
+@pytest.mark.parametrize("options", [{}, {"sizes_from_images": True}])
+def test_an_image_that_is_missing_and_has_no_size_is_left_out_too(images, options):
+    content = coco(images)
+    size = {"height": 60, "width": 90} if options else {}
+    content["images"].append({"id": 100, "file_name": "none.jpg", **size})
+    content["annotations"].append({**content["annotations"][0], "id": 100, "image_id": 100})
+    path = images / "all.json"
+    path.write_text(json.dumps(content))
+    objects, written, report = imported(path, images, "coco", **options)
+    assert objects == EXPECTED
+    assert len(written["images"]) == len(SIZES)
+    assert report.num_skipped("F8") == 1
+
+
 def test_masks_that_cvat_exports_as_crowds_may_be_objects(images):
     content = coco(images)
     for row in content["annotations"]:
