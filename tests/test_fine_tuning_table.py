@@ -44,7 +44,7 @@ def test_a_rows_hash_holds_all_that_its_metrics_depend_on() -> None:
         return row_hashes(table, CONFIGS, read_row(starts.rows[table.start_row], CONFIGS, []))
 
     now = hashes()
-    assert len(set(now.values())) == len(now) == 13
+    assert len(set(now.values())) == len(now) == 14
     assert hashes("runs=elsewhere", "data=there") == now
     changed = hashes("rows.keeping.overrides=[expert.own_layers=2]", "rows.averaged.weight=0.6")
     assert {row for row in now if changed[row] != now[row]} == {"keeping", "averaged"}
