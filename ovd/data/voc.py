@@ -78,7 +78,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
     image_files = tuple(image.file for image in images)
     sizes, is_available = None, None
     if request.index:
-        stated = np.array([image.size for image in images], np.int64)
+        stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
         if request.images is None and not stated.all():
             path = images[int(np.flatnonzero(stated[:, 0] == 0)[0])].path
             raise DataError("F1", f"{path}: no <size>, and no folder of images is given to read it from the image")

@@ -388,3 +388,10 @@ def test_small_and_outside_boxes_are_counted_by_file_and_object(folder):
     np.testing.assert_allclose(index.boxes[0], [[1, 2, 11, 22], [50, 30, 60, 39]])
     assert index.truth is not None
     np.testing.assert_allclose(index.truth.boxes_xywh[:4], boxes)
+
+
+def test_a_list_without_names_is_a_set_without_images(folder):
+    names = folder / "ImageSets" / "Main" / "none.txt"
+    names.parent.mkdir(parents=True, exist_ok=True)
+    names.write_text("\n")
+    assert len(load_annotations(names, folder / "JPEGImages", format="voc", report=DataReport())) == 0
