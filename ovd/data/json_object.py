@@ -1,4 +1,4 @@
-"""A file that holds one JSON object."""
+"""A file that holds one JSON object, and the numbers in it."""
 
 import json
 from pathlib import Path
@@ -22,3 +22,8 @@ def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError("F1", f"{path}: holds a {type(value).__name__}, not an object")
     return value
+
+
+def is_number(value: Any, limit: float) -> bool:
+    """Whether a value of JSON is a number under the limit, which NaN and infinity are not."""
+    return type(value) in (int, float) and abs(value) < limit

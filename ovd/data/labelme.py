@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ovd.data.drawn_shapes import around_ellipse, around_points
 from ovd.data.image_files import files_below
-from ovd.data.json_object import read_json_object
+from ovd.data.json_object import is_number, read_json_object
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
@@ -91,8 +90,8 @@ def _whole(parts: Sequence[_Shape], report: DataReport) -> NamedObject:
         return first
     where = f"{first.where}: {len(parts)} shapes are called {first.label!r} and have the group_id {parts[0].group}"
     report.noticed("F2", f"{where}; they are parts of one object, whose box is around all")
-    x0, y0, x1, y1 = zip(*(part.object.box for part in parts), strict=True)
-    return replace(first, box=(min(x0), min(y0), max(x1), max(y1)))
+    corners = [corner for part in parts for corner in (part.object.box[:2], part.object.box[2:])]
+    return replace(first, box=around_points(corners))
 
 
 def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
@@ -112,23 +111,22 @@ def _read_shape(shape: Any, where: str, report: DataReport) -> _Shape | None:
     is_right = points is not None and (kind == "polygon" or len(points) in _NUM_POINTS[kind])
     if points is None or not is_right:
         raise DataError("F6", f"{where}: points are {str(shape.get('points'))[:80]}, not those of a {kind}")
-    low, high = points.min(axis=0), points.max(axis=0)
     if kind == "circle":
         radius = math.dist(points[0], points[1])
-        low, high = points[0] - radius, points[0] + radius
-    box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        box = around_ellipse(*points[0], radius, radius)
+    else:
+        box = around_points(points)
     group = shape.get("group_id")
     return _Shape(NamedObject(label.strip(), box, where), None if group is None else repr(group))
 
 
-def _points(value: Any) -> np.ndarray | None:
-    """Points (P 2); None if there are none, or they are no finite numbers."""
-    rows = value if isinstance(value, list) else []
-    if not rows:
-        return None
-    for row in rows:
-        if not (isinstance(row, list) and len(row) == 2 and all(type(number) in (int, float) for number in row)):
+def _points(value: Any) -> list[tuple[float, float]] | None:
+    """Points x, y; None if there are none, or they are no finite numbers."""
+    points = []
+    for row in value if isinstance(value, list) else ():
+        if not (
+            isinstance(row, list) and len(row) == 2 and all(is_number(number, LARGEST_COORDINATE) for number in row)
+        ):
             return None
-        if not all(abs(number) < LARGEST_COORDINATE for number in row):
-            return None
-    return np.array(rows, np.float64).reshape(-1, 2)
+        points.append((row[0], row[1]))
+    return points or None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.data.drawn_shapes import Box, around_ellipse, around_points
-from ovd.data.json_object import read_json_object
+from ovd.data.json_object import is_number, read_json_object
 from ovd.data.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
@@ -57,7 +57,7 @@ def read_via(request: ReadRequest, report: DataReport) -> AnnotationTable:
         _image(path, key, record, report) for key, record in _records(path, read_json_object(path, _MAX_BYTES)).items()
     ]
     regions = [region for image in images for region in image.regions]
-    labels = iter(_labels(path, regions, request.options.attribute, request.options.class_names))
+    labels = _labels(path, regions, request.options.attribute, request.options.class_names)
     named = [
         NamedImage(
             image.file,
@@ -102,7 +102,7 @@ def _region(region: Any, where: str, report: DataReport) -> _Region | None:
     if not isinstance(shape, dict):
         raise DataError("F1", f"{where} has no shape_attributes")
     kind = shape.get("name")
-    if kind == "polyline" and _is_closed(list(_points(shape, where))):
+    if kind == "polyline" and _is_closed(_points(shape, where)):
         report.repaired("F6", f"{where}: a polyline whose ends meet is taken for a polygon")
     elif kind in ("point", "polyline"):
         report.skipped("F4", f"{where}: a {kind} has no box")
@@ -133,7 +133,7 @@ def _box(shape: dict[str, Any], where: str) -> Box:
             x, y, radius_x, radius_y, angle = _numbers({"theta": 0} | shape, where, "cx", "cy", "rx", "ry", "theta")
             return around_ellipse(x, y, radius_x, radius_y, angle)
         case "polygon" | "polyline":
-            return around_points(list(_points(shape, where)))
+            return around_points(_points(shape, where))
     raise DataError("F6", f"{where}: a {shape.get('name')!r}; rectangles, polygons, circles and ellipses are read")
 
 
@@ -143,23 +143,23 @@ def _is_closed(points: Sequence[tuple[float, float]]) -> bool:
     return len(points) > 2 and math.dist(points[0], points[-1]) <= _CLOSED_UP_TO * extent
 
 
-def _points(shape: dict[str, Any], where: str) -> Iterator[tuple[float, float]]:
+def _points(shape: dict[str, Any], where: str) -> list[tuple[float, float]]:
     columns = [shape.get(f"all_points_{axis}") for axis in "xy"]
     x, y = (column if isinstance(column, list) and all(map(_is_number, column)) else [] for column in columns)
     if len(x) != len(y) or len(x) < (3 if shape["name"] == "polygon" else 1):
         raise DataError("F6", f"{where}: points are {str(columns)[:80]}, not those of a {shape['name']}")
-    return zip(x, y, strict=True)
+    return list(zip(x, y, strict=True))
 
 
 def _numbers(shape: dict[str, Any], where: str, *names: str) -> list[float]:
     found: dict[str, Any] = {name: shape.get(name) for name in names}
     if not all(map(_is_number, found.values())):
-        raise DataError("F6", f"{where}: has {found}, not finite numbers")
+        raise DataError("F6", f"{where}: has {str(found)[:200]}, not finite numbers")
     return list(found.values())
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < LARGEST_COORDINATE
+    return is_number(value, LARGEST_COORDINATE)
 
 
 def _labels(path: Path, regions: Sequence[_Region], attribute: str | None, class_names: Path | None) -> Iterator[str]:

@@ -51,7 +51,9 @@ def test_only_the_weights_that_are_named_get_adapters() -> None:
     backbone = backbone_of(random_visual("convnext"))
     below, own = backbone.layers()[:2], backbone.layers()[2:]
     add_adapters(backbone, chain.from_iterable(below), rank=2)
-    num_adapted = sum(parameter.ndim > 1 for parameter in chain.from_iterable(below))
-    assert len(adapters_of(backbone)) == num_adapted > 0
-    of_own = {id(parameter) for parameter in chain.from_iterable(own)}
-    assert of_own <= {id(parameter) for parameter in backbone.parameters()}
+    weights = {id(parameter) for parameter in chain.from_iterable(below) if parameter.ndim > 1}
+    parameters = backbone.named_parameters()
+    adapted = {id(parameter) for name, parameter in parameters if name.endswith("parametrizations.weight.original")}
+    assert adapted == weights
+    assert len(adapters_of(backbone)) == len(weights) > 0
+    assert not adapted & {id(parameter) for parameter in chain.from_iterable(own)}
