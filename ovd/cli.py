@@ -8,10 +8,12 @@ from ovd.heap import keep_freed_memory
 
 EXIT_BAD_INPUT = 2
 EXIT_RUN_TIME = 3
+EXIT_INTERRUPTED = 130
+"""As shells have it for Ctrl-C."""
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a bad input exits with 2, an error at run time with 3, each with one line on stderr.
+    """Run a tool; a bad input exits with 2, an error at run time with 3, Ctrl-C with 130, each with one line on stderr.
 
     With OVD_TRACEBACK set in the environment the traceback is printed too.
     """
@@ -23,6 +25,11 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         print(f"error[{_code(error)}]: {error} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
+    except KeyboardInterrupt:
+        if os.environ.get("OVD_TRACEBACK"):
+            raise
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def _code(error: Exception) -> str:

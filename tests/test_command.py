@@ -89,12 +89,68 @@ def test_a_bad_input_is_one_line(monkeypatch, capsys):
         ("--expert runs/mine --output runs/elsewhere", "../elsewhere"),
     ],
 )
-def test_evaluations_that_differ_go_into_different_folders(options, folder, monkeypatch):
+def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
     outputs = []
     monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
     run(monkeypatch, "eval", "runs/one", *options.split())
     assert outputs[0].resolve() == Path("runs/one", folder).resolve()
+
+
+def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
+    monkeypatch.setattr("ovd.build.data.load_evaluation_index", lambda *_, **__: None)
+    outputs = []
+    monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
+
+    def evaluate(folder: str, *options: str) -> None:
+        data = ["--format", "coco", "--annotations", f"{folder}/annotations/val.json", "--images", "images"]
+        run(monkeypatch, "eval", "run", *data, *options)
+
+    evaluate("one")
+    evaluate("one")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate("other")
+    assert stopped.value.code == 2
+    assert "holds an evaluation with another annotations" in capsys.readouterr().err
+    evaluate("other", "--output", "elsewhere")
+    monkeypatch.chdir("/")  # a path from elsewhere to the same file
+    run(monkeypatch, "eval", str(tmp_path / "run"), "--format", "coco", "--images", str(tmp_path / "images"),
+        "--annotations", str(tmp_path / "one/annotations/val.json"))  # fmt: skip
+    same = "run/eval-annotations-val"
+    assert [str(path) for path in outputs] == [same, same, "elsewhere", str(tmp_path / same)]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--size 100 --device cpu", "--size, --device"),
+        ("--onnx none.onnx --expert none --nearest", "--expert, --nearest, --onnx"),
+        ("--output results.json", "is a file"),
+        ("--threads 0", "--threads"),
+    ],
+)
+def test_options_that_an_evaluation_cannot_use_are_refused(options, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("results.json").write_text("[]")
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "eval", "--results", "results.json", "--format", "coco", "--annotations", "a.json",
+            *options.split())  # fmt: skip
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ovd.build.detector.load_detector", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "eval", "runs/one")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkeypatch, capsys):

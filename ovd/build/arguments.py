@@ -85,12 +85,33 @@ def positive_number(text: str) -> int:
     return value
 
 
+def number_above_0(text: str) -> float:
+    """The type of an option that is a number above 0, whole or not."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def number_from_0(text: str) -> float:
+    """The type of an option that is a number of at least 0, whole or not."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
 def number_from_0_to_1(text: str) -> float:
     """The type of an option that is a score or a share."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:  # NaN is not
+    value = _number(text)
+    if not 0 <= value <= 1:
         raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def _number(text: str) -> float:
+    """The number that a text is, or NaN, which no comparison holds for."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

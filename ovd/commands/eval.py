@@ -14,8 +14,9 @@ a detector, how often true boxes are named right (naming.json, naming.png). With
 """
 
 import argparse
+import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from ovd.build.arguments import (
     add_expert_options,
@@ -28,6 +29,14 @@ from ovd.choices import DataFormatName
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
 from ovd.evaluation.run import evaluate_results_file
+from ovd.files import whole_file
+
+EVALUATED = "evaluated.json"
+"""File of what an evaluation in a folder was of: the options below."""
+OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
+"""Options that a results file has no use for."""
+WHAT = ("annotations", "images", "format", "split", "xyxy", "by_base_name", *OF_A_RUN[:-1])
+"""Options that say what is evaluated on what."""
 
 
 def main() -> None:
@@ -47,11 +56,16 @@ def main() -> None:
                         "classes, curves, confused names, best and worst images")  # fmt: skip
     parser.add_argument("--size", type=positive_number, help="longest side of an image in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.results is None):
         parser.error("give either a RUN or --results FILE")
+    if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is a file; give a folder")
     if arguments.results is not None:
+        if useless := [name for name in OF_A_RUN if getattr(arguments, name)]:
+            options = ", ".join("--" + name.replace("_", "-") for name in useless)
+            parser.error(f"{options}: for the evaluation of a RUN; --results needs no detector")
         if arguments.annotations is None or arguments.format is None:
             parser.error("--results needs --annotations and --format")
         evaluate_results_file(
@@ -70,7 +84,8 @@ def main() -> None:
 
 def output_folder(arguments: argparse.Namespace) -> Path:
     """The folder for the results of a run; its default name says what differs from an evaluation of the run alone."""
-    annotations, experts = arguments.annotations, [path.resolve() for path in arguments.expert]
+    annotations = arguments.annotations and arguments.annotations.resolve()
+    experts = [path.resolve() for path in arguments.expert]
     words = [annotations.parent.name, annotations.stem] if annotations else []
     words += [arguments.onnx.stem] if arguments.onnx else []
     words += [arguments.split] if arguments.split else []
@@ -79,6 +94,32 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     words += [arguments.same_place] if arguments.same_place else []
     words += [f"size-{arguments.size}"] if arguments.size else []
     return arguments.output or arguments.run / "-".join(["eval", *words])
+
+
+def claim_folder(output: Path, arguments: argparse.Namespace) -> None:
+    """Make the folder, and note in it what is evaluated.
+
+    Raises:
+        ValueError: it has its default name, and an evaluation of something else in it.
+    """
+    evaluated = {name: str(value) for name in WHAT if (value := _absolute(getattr(arguments, name)))}
+    file = output / EVALUATED
+    if arguments.output is None and file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if different := sorted(name for name in {*before, *evaluated} if before.get(name) != evaluated.get(name)):
+            raise ValueError(
+                f"{output} holds an evaluation with another {', '.join(different)} ({file}); give --output FOLDER"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as written:
+        json.dump(evaluated, written, indent=1)
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or each of a list, from the root of the file system; other values as they are."""
+    if isinstance(value, list):
+        return sorted(map(str, map(_absolute, value)))
+    return value.resolve() if isinstance(value, Path) else value
 
 
 def evaluate_detector(arguments: argparse.Namespace) -> None:
@@ -105,6 +146,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
+    claim_folder(output, arguments)
     evaluate_run(
         trained,
         output=output,

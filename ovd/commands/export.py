@@ -7,9 +7,12 @@
 Beside model.onnx lie model.text.onnx, the text tower, and model.text.json, the table of its tokenizer. With these three
 files ovd.onnx.Predictor detects things of any name without torch; docs/deployment.md says how, and what the graph's
 inputs and outputs are. --int8 needs images like those that will be detected in, without labels, for its scales.
+
+Files of an earlier export to the same name are replaced once all of the new ones are complete.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 
@@ -33,16 +36,27 @@ def main() -> None:
 
     from ovd.build.detector import load_detector  # here, since importing torch takes seconds
     from ovd.export.detector import export_detector
-    from ovd.export.smaller import quantize, to_half
+    from ovd.export.smaller import calibration_images, quantize, to_half
+    from ovd.onnx.text import text_files
 
+    calibration = calibration_images(arguments.images) if arguments.int8 else []
     trained = load_detector(arguments.run, "cpu")
-    files = export_detector(trained, arguments.model, with_text=not arguments.no_text, plain=arguments.plain)
-    if arguments.fp16:
-        to_half(arguments.model)
-    if arguments.int8:
-        quantize(arguments.model, arguments.images, dim=trained.clip.dim)
-    for path in files:
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    model: Path = arguments.model
+    model.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+        draft = Path(folder) / model.name
+        files = export_detector(trained, draft, with_text=not arguments.no_text, plain=arguments.plain)
+        if arguments.fp16:
+            to_half(draft)
+        if arguments.int8:
+            quantize(draft, calibration, dim=trained.clip.dim)
+        for path in text_files(model):  # an earlier export's, which would be used with this model
+            if arguments.no_text and path.exists():
+                path.unlink()
+                print(f"{path} of an earlier export is removed")
+        for path in files:
+            written = path.replace(model.with_name(path.name))
+            print(f"{written}  {written.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

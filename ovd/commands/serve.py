@@ -15,8 +15,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovd.build.arguments import add_expert_options, expert_group, positive_number
-from ovd.serve.hosts import is_address, is_loopback, known_hosts
+from ovd.build.arguments import (
+    add_expert_options,
+    expert_group,
+    number_above_0,
+    number_from_0,
+    positive_number,
+)
+from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
 
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
@@ -27,26 +33,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder or checkpoint of a trained detector")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (%(default)s)")
+    parser.add_argument("--port", type=port_number, default=8000, help="0 for any that is free (%(default)s)")
     parser.add_argument("--public", action="store_true", help="other machines may ask; needed for such a --host")
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
+        type=name_of_host,
         metavar="NAME",
         help="name that requests may call this server by, such as that of a reverse proxy; repeatable",
     )
     add_expert_options(parser)
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
-    parser.add_argument("--batch", type=int, default=8, help="pictures that are detected in together (%(default)s)")
-    parser.add_argument("--gather-ms", type=float, default=5.0, help="how long one waits for others (%(default)s)")
-    parser.add_argument("--megabytes", type=float, default=20.0, help="largest picture file (%(default)s)")
-    parser.add_argument("--megapixels", type=float, default=64.0, help="largest picture (%(default)s)")
-    parser.add_argument("--names", type=int, default=500, help="most names in a request (%(default)s)")
-    parser.add_argument("--waiting", type=int, default=64, help="most requests that wait at once (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="longest wait for an answer (%(default)s)")
+    parser.add_argument("--batch", type=positive_number, default=8, help="pictures that are detected in together (%(default)s)")
+    parser.add_argument("--gather-ms", type=number_from_0, default=5.0, help="how long one waits for others (%(default)s)")
+    parser.add_argument("--megabytes", type=number_above_0, default=20.0, help="largest picture file (%(default)s)")
+    parser.add_argument("--megapixels", type=number_above_0, default=64.0, help="largest picture (%(default)s)")
+    parser.add_argument("--names", type=positive_number, default=500, help="most names in a request (%(default)s)")
+    parser.add_argument("--waiting", type=positive_number, default=64, help="most requests that wait at once (%(default)s)")
+    parser.add_argument("--seconds", type=number_above_0, default=60.0, help="longest wait for an answer (%(default)s)")
     return parser
+
+
+def port_number(text: str) -> int:
+    """The type of --port."""
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 0 to {2**16 - 1}")
+    return int(text)
+
+
+def name_of_host(text: str) -> str:
+    """The type of --allow-host: what the Host header of a request says, without its port."""
+    if not text or host_name(text) != text.lower():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host's name alone; write it as detect.example.org")
+    return text
 
 
 def check_host(host: str, *, public: bool) -> None:
@@ -65,9 +86,6 @@ def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
     check_host(arguments.host, public=arguments.public)
-    for option in ("batch", "megabytes", "megapixels", "names", "waiting", "seconds"):
-        if getattr(arguments, option) <= 0:
-            raise ValueError(f"--{option} {getattr(arguments, option)}: give a number above 0")
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
     from ovd.build.detector import load_detector

@@ -46,11 +46,23 @@ def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
         if image.mode not in ("I", "F"):  # of 32 bits, which Pillow would cut at 255
             return np.array(to_rgb(image))
         image = np.asarray(image)
-    values = image if isinstance(image, np.ndarray) else image.detach().cpu().numpy()
-    values = _eight_bits(_channels_last(values, prefer_first=not isinstance(image, np.ndarray)))
+    is_tensor = isinstance(image, TensorLike)
+    if not is_tensor and not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"a {type(image).__name__} is no image; give a path, a PIL image, an array or a tensor (bytes of a file: "
+            "PIL.Image.open(io.BytesIO(...)))"
+        )
+    values = _array(image) if is_tensor else image
+    values = _eight_bits(_channels_last(values, prefer_first=is_tensor))
     if values.shape[2] == 3:
         return np.ascontiguousarray(values)
     return np.array(to_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)))
+
+
+def _array(image: TensorLike) -> np.ndarray:
+    """The tensor's values; those of bfloat16, which numpy does not have, as float32."""
+    tensor = image.detach().cpu()
+    return tensor.float().numpy() if "bfloat16" in str(tensor.dtype) else tensor.numpy()
 
 
 def _channels_last(values: np.ndarray, *, prefer_first: bool) -> np.ndarray:

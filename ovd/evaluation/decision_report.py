@@ -45,8 +45,21 @@ class DecisionReport:
     num_images: int
     verdicts: Verdicts = field(compare=False, repr=False)
     """At the detector's own threshold, or at `thresholds` if it has none."""
+    score_range: tuple[float, float]
+    """Least and largest score of all detections; (0, 1) without any."""
     own_threshold: float | None = None
     """The detector's, from its calibration."""
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with scores that are no probabilities; None for those that may be."""
+        least, largest = self.score_range
+        if 0 <= least and largest <= 1:
+            return None
+        return (
+            f"scores lie from {least:g} to {largest:g}: decisions and calibration take them for probabilities, from 0 "
+            f"to 1, and leave out those up to {FLOOR}. Rescale the scores; AP stays the same"
+        )
 
 
 def measure_decisions(
@@ -83,6 +96,7 @@ def measure_decisions(
         chosen_on=chosen_on,
         thresholds=thresholds,
         num_images=len(truth.images),
+        score_range=(float(results.scores.min()), float(results.scores.max())) if len(results) else (0.0, 1.0),
         verdicts=evaluator.verdicts(thresholds if own_threshold is None else (own_threshold, own_threshold)),
         own_threshold=own_threshold,
     )
@@ -119,6 +133,8 @@ def format_decisions(report: DecisionReport) -> str:
         "- absent/image: classes that are reported in an image without being there",
         f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections above {FLOOR}, right at IoU 0.5",
     ]
+    if report.warning is not None:
+        lines.append(f"- WARNING: {report.warning}")
     if report.own_threshold is not None:
         lines.append(f"- own: at the detector's own threshold, {report.own_threshold:.3f}")
     return "\n".join(lines) + "\n"
@@ -133,6 +149,7 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
         "chosen_on": report.chosen_on,
         "thresholds": report.thresholds,
         "own_threshold": report.own_threshold,
+        "score_range": report.score_range,
         "groups": [
             {
                 "group": item.group,

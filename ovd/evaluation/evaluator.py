@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # torch, which evaluating a results file does not need
     import ovd.structures
 
 
+LARGEST_PX = 1e12
+"""No box lies beyond; areas of much larger ones cannot be computed."""
+
+
 class BoxEvaluator(ABC):
     """Collects detections of an annotation file's images; an image never added counts as one without detections.
 
@@ -76,8 +80,10 @@ class BoxEvaluator(ABC):
             ValueError: naming `source` and the first bad record.
         """
         finite, (_, _, width, height) = np.isfinite(results.boxes_xywh).T, results.boxes_xywh.T
+        near = np.abs(results.boxes_xywh).max(axis=1, initial=0) < LARGEST_PX
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
         self._refuse(~np.logical_and.reduce(finite), "the box is not finite", results, source)
+        self._refuse(~near, "the box is beyond all pictures", results, source)
         self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
         unknown_image = ~np.isin(results.image_ids, self._known_image_ids)
         self._refuse(unknown_image, "no such image", results, source)

@@ -185,8 +185,9 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
     rows = [row(item.group, "chosen", item.decisions) for item in report.groups]
     rows += [row(item.group, "own", item.at_own_threshold) for item in report.groups if item.at_own_threshold]
     own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
+    warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"Detections above a threshold as decisions, judged for {judged}. Chosen: {even:.3f} for one half of "
+        "note": f"{warning}Detections above a threshold as decisions, judged for {judged}. Chosen: {even:.3f} for one half of "
         f"the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other half.{own}",
         "groups": rows,
     }

@@ -95,6 +95,8 @@ def load_results(path: Path) -> Results:
 
 
 _PIECE_BYTES = 2**16
+_GZIP = b"\x1f\x8b"
+_SECOND_LINE = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 
 
@@ -133,14 +135,22 @@ def _columns(records: list[_Record]) -> Results:
 
 def _load_with_care(path: Path, content: bytes) -> Results:
     """`load_results` record by record; NaN and infinity, which JSON does not have, are read."""
+    if content.startswith(_GZIP):
+        raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
         records = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        of_lines = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
+        raise ValueError(f"{path}: not valid JSON: {error}{of_lines}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply") from error
     if not isinstance(records, list):
-        raise ValueError(f"{path}: a results file is a list of records, this one is a {type(records).__name__}")
+        is_document = isinstance(records, dict) and "annotations" in records
+        raise ValueError(
+            f"{path}: a results file is a list of records, this one is a "
+            + ("COCO document: give the list of its annotations, with image and category ids of the annotation file"
+               if is_document else type(records).__name__)
+        )  # fmt: skip
 
     image_ids = np.empty(len(records), np.int64)
     category_ids = np.empty(len(records), np.int64)
@@ -156,7 +166,7 @@ def _load_with_care(path: Path, content: bytes) -> Results:
             boxes[index] = record["bbox"]
             scores[index] = record["score"]
         except OverflowError as error:
-            raise ValueError(f"{path}: record {index}: {error}") from error
+            raise ValueError(f"{path}: record {index}: a number has too many digits: {record}") from error
     return Results(image_ids, category_ids, boxes, scores)
 
 

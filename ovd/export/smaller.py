@@ -5,7 +5,7 @@ What runs in another form are the operations inside the detector; scores, select
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,30 @@ def to_half(path: Path) -> None:
         file.write(converted.SerializeToString())
 
 
-def quantize(path: Path, images: Path, *, dim: int) -> None:
+def calibration_images(folder: Path) -> list[Path]:
+    """The images that `quantize` finds the ranges of features on: 100 of a folder, evenly spread.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    paths = images_below(folder)
+    if not paths:
+        raise ValueError(f"{folder} has no images to find the ranges of features on")
+    return [paths[row] for row in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
+
+
+def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
     """Convert the convolutions of an exported detector to 8 bits, in place.
 
     Args:
-        images: folder of images like those to detect in; the ranges of features are those on 100 of them, evenly
-            spread.
+        images: like those to detect in; the ranges of features are those on them.
         dim: D, dimensions of the text rows.
 
     Raises:
-        ValueError: a package is missing, or the folder has no images.
+        ValueError: a package is missing.
+        ImageError: an image cannot be read.
     """
     onnx, _, quantization = _packages()
-    paths = images_below(images)
-    if not paths:
-        raise ValueError(f"{images} has no images to find the ranges of features on")
-    chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
     model = onnx.load(path)
     nodes = [
         node.name
@@ -72,7 +80,7 @@ def quantize(path: Path, images: Path, *, dim: int) -> None:
         quantization.quantize_static(
             prepared,
             result,
-            _calibration(path, chosen, dim, quantization.CalibrationDataReader),
+            _calibration(path, images, dim, quantization.CalibrationDataReader),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,  # products of 8 bits overflow the sums of CPUs without VNNI
@@ -87,13 +95,13 @@ def quantize(path: Path, images: Path, *, dim: int) -> None:
         file.write(model.SerializeToString())
 
 
-def _calibration(path: Path, chosen: list[Path], dim: int, reader: type) -> Any:
+def _calibration(path: Path, images: Sequence[Path], dim: int, reader: type) -> Any:
     """What onnxruntime reads inputs from: an image at a time, and a text row, which no range depends on."""
     usage = DetectionSession(path).usage
     text = np.eye(1, dim, dtype=np.float32)
 
     def inputs() -> Iterator[dict[str, np.ndarray]]:
-        for place in chosen:
+        for place in images:
             image = resize(read_image(place), usage.size)
             sizes = np.array([image.shape[:2]], dtype=np.int64)
             yield {"images": pad(image, usage.size_divisor)[None], "sizes": sizes, "text": text}

@@ -47,7 +47,7 @@ def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | Non
         providers: onnxruntime's execution providers, the first that can run an operation does; by default the CPU.
 
     Raises:
-        ValueError: onnxruntime is missing, or the file is missing or cannot be read.
+        ValueError: onnxruntime or a provider is missing, or the file is missing or cannot be read.
     """
     try:
         import onnxruntime
@@ -55,12 +55,16 @@ def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | Non
         raise ValueError("a model in ONNX form needs onnxruntime: pip install 'ovd[onnx]'") from None
     if not path.is_file():
         raise ValueError(f"{path}: file is missing")
+    providers, available = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    if missing := [name for name in names if name not in available]:  # onnxruntime would take the CPU
+        raise ValueError(f"this onnxruntime has no {', '.join(missing)}; it has {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
     options.log_severity_level = 3  # errors; its warnings are about the graph's own constants
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common base
         raise ValueError(f"{path}: onnxruntime cannot load it: {error}") from error
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_export import unchecked
 
 from ovd.data.pixels import as_pixels
 from ovd.data.sixteen_bits import to_eight_bits
@@ -27,6 +28,7 @@ FORMS: dict[str, tuple[Any, np.ndarray]] = {
     "floats to 1": (RGB.astype(np.float32) / 255, RGB),
     "half floats to 1": (torch.from_numpy(RGB).permute(2, 0, 1).half() / 255, RGB),
     "floats to 255": (RGB.astype(np.float64), RGB),
+    "bfloat16 to 255": (torch.from_numpy(RGB).permute(2, 0, 1).bfloat16(), RGB),
     "int64": (torch.from_numpy(RGB).long(), RGB),
     "uint16 of 8 bits": (RGB.astype(np.uint16), RGB),
     "RGBA": (RGBA, OVER_WHITE),
@@ -52,6 +54,11 @@ def test_every_form_of_a_picture_gives_its_pixels(form: str):
     np.testing.assert_array_equal(pixels, expected)
     if before is not None:
         np.testing.assert_array_equal(given, before)
+
+
+def test_the_bytes_of_a_file_are_no_image():
+    with unchecked(), pytest.raises(ValueError, match="a bytes is no image; give a path, a PIL image"):
+        as_pixels(b"\xff\xd8")  # type: ignore[arg-type]
 
 
 def test_a_shape_that_could_be_either_is_channels_first_as_a_tensor_and_last_as_an_array():

@@ -258,3 +258,21 @@ def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
     nothing = measure_decisions(truth, results.take(np.zeros(0, np.int64)), groups)
     labels = [str(line.get_label()) for line in draw_reliability(nothing).axes[0].get_lines()]
     assert labels[1:] == ["all (no detection)", "base (no detection)", "rare (no detection)"]
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(100, 0), (1, -1)])
+def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_path, capsys):
+    truth = load_truth(world / "lvis_val.json", format="lvis")
+    found = all_found(truth)
+    for name, results in (("own", found), ("other", replace(found, scores=scale * found.scores + offset))):
+        write_results(tmp_path / "results.json", results)
+        metrics = evaluate_results_file(
+            world / "lvis_val.json", tmp_path / "results.json", "lvis", output_dir=tmp_path / name, html=True
+        )
+        printed = capsys.readouterr().out
+        assert metrics["AP"] == 1
+        warned = [words in printed for words in ("WARNING: scores lie from", "Rescale the scores")]
+        assert warned == [name == "other"] * 2
+        assert ("Warning: scores lie from" in (tmp_path / name / "report.html").read_text()) == (name == "other")
+    least, largest = decisions_in(tmp_path / "other")["report"]["score_range"]
+    assert least == largest == pytest.approx(scale * 0.9 + offset)

@@ -1,5 +1,6 @@
 """Results files, caps, and the evaluation of a file."""
 
+import gzip
 import json
 import math
 import subprocess
@@ -58,7 +59,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     ("content", "message"),
     [
         ("[{", "not valid JSON"),
-        ("{}", "a results file is a list"),
+        ("{}", "a results file is a list of records, this one is a dict"),
+        (json.dumps({"images": [], "annotations": [GOOD]}), "a results file is a list of records, .* COCO document"),
+        (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "not valid JSON: .*a record in each line is not one list"),
         ("[3]", "record 0: is a int"),
         (json.dumps([GOOD, {"image_id": 1, "bbox": [1, 2, 3, 4]}]), "record 1: has no category_id, score"),
         (json.dumps([GOOD, GOOD | {"image_id": "1"}]), "record 1: image_id '1' is not an integer"),
@@ -67,13 +70,19 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
         (json.dumps([GOOD | {"bbox": [1, 2, 3, None]}]), "record 0: bbox"),
         (json.dumps([GOOD | {"score": "0.9"}]), r"record 0: score '0\.9' is not a number"),
         (json.dumps([GOOD | {"score": True}]), "record 0: score True is not a number"),
-        (json.dumps([GOOD | {"image_id": 10**30}]), "record 0: .*too large"),
+        (json.dumps([GOOD | {"image_id": 10**30}]), "record 0: a number has too many digits: .*1000"),
     ],
 )
 def test_malformed_files_are_named(content, message, tmp_path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match=rf"results\.json: {message}"):
         load_results(tmp_path / "results.json")
+
+
+def test_a_compressed_file_is_named(tmp_path):
+    (tmp_path / "results.json.gz").write_bytes(gzip.compress(json.dumps([GOOD]).encode()))
+    with pytest.raises(ValueError, match=r"results\.json\.gz: compressed by gzip; unpack it first"):
+        load_results(tmp_path / "results.json.gz")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -233,6 +242,7 @@ def test_both_engines_take_annotations_without_images(tmp_path):
     [
         (GOOD | {"score": float("nan")}, "the score is not finite"),
         (GOOD | {"score": float("inf")}, "the score is not finite"),
+        (GOOD | {"bbox": [0, 0, 1e300, 1e300]}, "beyond all pictures"),
         (GOOD | {"image_id": 5}, "no such image"),
         (GOOD | {"category_id": 5}, "no such category"),
     ],

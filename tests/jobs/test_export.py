@@ -61,3 +61,31 @@ def test_int8_and_images_belong_together(arguments, monkeypatch, capsys):
         run(monkeypatch, "export", "runs/none", "model.onnx", *arguments)
     assert stopped.value.code == 2
     assert "--int8 and --images FOLDER belong together" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_export_that_fails_leaves_the_files_of_an_earlier_one(start, tmp_path, monkeypatch, capsys):
+    model, damaged = tmp_path / "model.onnx", tmp_path / "images" / "damaged.jpg"
+    run(monkeypatch, "export", start, model)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("model.*")}
+    damaged.parent.mkdir()
+    for content, message in ((None, "has no images"), (b"no image", "damaged.jpg")):
+        if content is not None:
+            damaged.write_bytes(content)
+        with pytest.raises(SystemExit) as stopped:
+            run(monkeypatch, "export", start, model, "--int8", "--images", damaged.parent)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert len(before) == 3
+
+
+@pytest.mark.slow
+def test_without_a_text_tower_that_of_an_earlier_export_is_removed(start, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model.onnx"
+    run(monkeypatch, "export", start, model)
+    run(monkeypatch, "export", start, model, "--no-text")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert "model.text.onnx of an earlier export is removed" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--no-text"):
+        Predictor.load(model)(np.zeros((32, 32, 3), np.uint8), ["anchor"])

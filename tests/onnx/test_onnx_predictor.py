@@ -131,6 +131,11 @@ def test_faults_have_the_words_of_the_torch_predictor(predictor, image, tmp_path
         predictor.detect(image, np.ones((2, 3), dtype=np.float32))
 
 
+def test_a_provider_that_is_not_there_is_named(model):
+    with pytest.raises(ValueError, match=r"has no NoneSuchProvider; it has .*CPUExecutionProvider"):
+        Predictor.load(model, providers=[("NoneSuchProvider", {"device_id": 0}), "CPUExecutionProvider"])
+
+
 def test_without_its_text_tower_a_model_takes_rows(trained, model, image, tmp_path):
     shutil.copy(model, tmp_path)
     predictor = Predictor.load(tmp_path / "model.onnx", threads=1)

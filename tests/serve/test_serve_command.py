@@ -113,11 +113,27 @@ def test_help_needs_none_of_them():
     assert "ovd serve runs/quickstart" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["--batch", "0"], ["--megabytes", "-1"], ["--seconds", "0"]])
-def test_limits_are_above_zero(words, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--batch", "0"],
+        ["--megabytes", "-1"],
+        ["--megapixels", "nan"],
+        ["--seconds", "0"],
+        ["--seconds", "inf"],
+        ["--gather-ms", "-1"],
+        ["--port", "70000"],
+        ["--port", "-1"],
+        ["--allow-host", "http://detect.example.org"],
+        ["--allow-host", "detect.example.org:443"],
+    ],
+)
+def test_options_that_make_no_server_are_refused(words, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["ovd serve", str(tmp_path), *words])
-    with pytest.raises(ValueError, match=f"{words[0]} .*give a number above 0"):
+    with pytest.raises(SystemExit) as stopped:
         command.main()
+    assert stopped.value.code == 2
+    assert f"argument {words[0]}: '{words[1]}' is not" in capsys.readouterr().err
 
 
 @pytest.mark.slow
