@@ -172,6 +172,14 @@ class Inference:
             images: that the predictions are for, on the detector's device; only a second look needs them.
         """
         classifier, look = self.classifier(text), None
+        # Fitted to the detector alone, without CLIP's scores.
+        calibration = None if self.threshold is None or ensemble is not None else self.calibration
+        options = self.options
+        if calibration is not None:
+            nearness, least = self._nearness(text, calibration), options.score_threshold
+            options = options.model_copy(
+                update={"score_threshold": calibration.score_map.least_score(least, nearness)}
+            )
         if self.second_look is not None:
             assert images is not None, "a second look needs the images"
             look = partial(self.second_look, images, sizes)
@@ -180,15 +188,16 @@ class Inference:
             classifier,
             input_sizes=sizes,
             original_sizes=original_sizes.to(self.device),
-            options=self.options,
+            options=options,
             ensemble=ensemble,
             look=look,
         )
         found = tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
-        if self.calibration is None or self.threshold is None or ensemble is not None:  # fitted to the detector alone
+        if calibration is None:
             return found
-        nearness, score_map = self._nearness(text, self.calibration), self.calibration.score_map
-        return tuple(_mapped(item, score_map(item.scores, nearness[item.classes])) for item in found)
+        return tuple(
+            _mapped(item, calibration.score_map(item.scores, nearness[item.classes]), above=least) for item in found
+        )
 
     @torch.no_grad()
     def detect_each(
@@ -268,7 +277,8 @@ class Inference:
             yield from zip(batch.image_ids, found, strict=True)
 
 
-def _mapped(found: Detections, scores: Float[Tensor, " K"]) -> Detections:
-    """The detections with these scores, best first."""
+def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float) -> Detections:
+    """The detections with these scores, best first, as far as they score more than this."""
     scores, order = scores.sort(descending=True, stable=True)
-    return Detections(found.boxes[order], scores, found.classes[order])
+    order = order[scores > above]
+    return Detections(found.boxes[order], scores[: len(order)], found.classes[order])

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_crop_encoder, low_precision, resolve_device, untouched_clip
-from ovd.build.text import evaluation_text
+from ovd.build.text import evaluation_text, with_learned_names
 from ovd.config import TrainConfig
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels
@@ -125,7 +125,9 @@ class PromptEncoder:
         return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
-        return evaluation_text(self._trained.config, self._trained.clip, texts)
+        return with_learned_names(
+            self._trained, texts, evaluation_text(self._trained.config, self._trained.clip, texts)
+        )
 
     def _row(self, prompt: Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
         of_examples = [self.encode(example) for example in prompt.images]

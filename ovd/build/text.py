@@ -4,17 +4,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.build.detector import resolve_device
+from ovd.build.detector import TrainedDetector, resolve_device
 from ovd.clip.load import Clip
 from ovd.config import (
     TrainConfig,
 )
 from ovd.data.index import AnnotationIndex
+from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
+from ovd.text.names import clean_name
 from ovd.text.prompts import TEMPLATES
 
 
@@ -71,3 +74,19 @@ def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Fl
     """One unit row per class of a data set, in its order (`evaluation_text`)."""
     names = [category.name for category in index.categories]
     return evaluation_text(config, clip, names, [category.synonyms for category in index.categories])
+
+
+def with_learned_names(trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
+    """Unit rows of names, moved by what the detector has learned for those that it was trained on (`expert.learn`)."""
+    offsets = trained.detector.name_offsets
+    if offsets is None or len(names) == 0:
+        return text
+    rows = {clean_name(name): row for row, name in enumerate(trained.classes)}
+    ids = torch.tensor([rows.get(clean_name(name), len(offsets)) for name in names])
+    return with_offsets(text, ids, offsets.detach().cpu())
+
+
+def text_of_detector(trained: TrainedDetector, index: AnnotationIndex) -> Float[Tensor, "C D"]:
+    """One unit row per class of a data set, for a detector to detect with (`text_of_index`, `with_learned_names`)."""
+    names = [category.name for category in index.categories]
+    return with_learned_names(trained, names, text_of_index(trained.config, trained.clip, index))

@@ -41,6 +41,8 @@ class DetectionGraph(nn.Module):
         self.name_bias = 0.0 if calibration is None else calibration.name_bias
         has_map = calibration is not None and calibration.applies_to(options)
         self.score_map = calibration.score_map if has_map and calibration is not None else None
+        # Of scores before the map, as they are suppressed; `score_threshold` is of those after it.
+        self.least_score = 0.0 if has_map else options.score_threshold
         trained_text = torch.zeros(0, 0) if calibration is None else calibration.trained_text.float()
         self.register_buffer("trained_text", trained_text, persistent=False)
 
@@ -63,7 +65,8 @@ class DetectionGraph(nn.Module):
         boxes = _gather(boxes, order)
         if self.score_map is not None:
             mapped = probabilities(self.score_map, scores, nearness[classes])
-            scores, order = torch.where(scores > NOTHING, mapped, NOTHING).topk(scores.shape[1], dim=1)
+            is_wanted = (scores > NOTHING) & (mapped > self.options.score_threshold)
+            scores, order = torch.where(is_wanted, mapped, NOTHING).topk(scores.shape[1], dim=1)
             boxes, classes = _gather(boxes, order), classes.gather(1, order)
         is_detection = scores > NOTHING
         return (
@@ -101,7 +104,7 @@ class DetectionGraph(nn.Module):
             scores = torch.where(classes == scores.argmax(dim=2, keepdim=True), scores, NOTHING)
         pairs = scores.flatten(1)
         values, order = pairs.topk(_smaller(self.options.candidates, pairs.shape[1]), dim=1)
-        values = torch.where(values > self.options.score_threshold, values, NOTHING)
+        values = torch.where(values > self.least_score, values, NOTHING)
         return _gather(boxes, points.gather(1, order // num_classes)), values, order % num_classes
 
     def _suppressed(
@@ -119,7 +122,7 @@ class DetectionGraph(nn.Module):
         # A row for each class, so that each is suppressed by itself.
         by_class = (text[:, 0] * 0 + NOTHING)[None, :, None].expand(scores.shape[0], -1, scores.shape[1])
         by_class = by_class.scatter(1, classes[:, None], scores[:, None])
-        kept = keeps(boxes, by_class, iou=options.nms_iou, score_threshold=options.score_threshold)
+        kept = keeps(boxes, by_class, iou=options.nms_iou, score_threshold=self.least_score)
         return torch.where(kept, scores, NOTHING)
 
 

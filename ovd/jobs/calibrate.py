@@ -10,13 +10,12 @@ from torch import Tensor
 from ovd.build.data import HeldOut
 from ovd.build.detector import TrainedDetector, build_inference, resolve_device
 from ovd.build.prompts import example_encoder
-from ovd.build.text import text_of_index
+from ovd.build.text import text_of_detector
 from ovd.config import TrainConfig
 from ovd.data.formats import FORMATS
 from ovd.data.images import ImageError, read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate
 from ovd.model.score_calibration import ScoreCalibration
-from ovd.model.similarity import with_offsets
 from ovd.progress import progress
 
 
@@ -31,12 +30,9 @@ def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCali
         CalibrationError: nothing is found in the held-out images.
     """
     config = trained.config
-    text = text_of_index(config, trained.clip, held_out.index)
-    if trained.detector.name_offsets is not None:
-        text = with_offsets(text, torch.arange(len(text)), trained.detector.name_offsets.detach().cpu())
     return calibrate(
         build_inference(trained),
-        text,
+        text_of_detector(trained, held_out.index),
         held_out.index,
         held_out=held_out.names,
         is_exhaustive=FORMATS[held_out.index.format].is_exhaustive,

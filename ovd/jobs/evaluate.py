@@ -15,7 +15,7 @@ from ovd.build.detector import (
     score_ensemble,
     untouched_clip,
 )
-from ovd.build.text import text_of_index
+from ovd.build.text import text_of_detector
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
@@ -53,7 +53,7 @@ def detect_all(
     """Detect every class of a data set in each of its images.
 
     Args:
-        text: unit rows of the data set's classes (`text_of_index`).
+        text: unit rows of the data set's classes (`text_of_detector`).
         exported: detects in the detector's place.
     """
     config = trained.config
@@ -100,7 +100,7 @@ def evaluate_run(
         index = load_validation_index(config, DataReport())
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
-    text = text_of_index(config, trained.clip, index)
+    text = text_of_detector(trained, index)
     evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
@@ -136,7 +136,7 @@ def naming_of(
     """Measure how often CLIP and the detector name the true boxes of a data set correctly.
 
     Args:
-        text: unit rows of the data set's classes (`text_of_index`).
+        text: unit rows of the data set's classes (`text_of_detector`).
     """
     config = trained.config
     untouched = untouched_clip(config)

@@ -30,7 +30,7 @@ from ovd.build.detector import (
     resolve_device,
     stored_calibration,
 )
-from ovd.build.text import build_text_bank, text_of_index
+from ovd.build.text import build_text_bank, text_of_index, with_learned_names
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
 from ovd.data.index import AnnotationIndex
@@ -251,12 +251,13 @@ def _evaluation_of(
     config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: Checkpoints
 ) -> Callable[[Detector], dict[str, float]]:
     """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
+    names = [category.name for category in validation.categories]
     text = text_of_index(config, clip, validation)
 
     def evaluate(averaged: Detector) -> dict[str, float]:
         calibration = stored_calibration(checkpoints.extra, checkpoints.attached)
         trained = TrainedDetector(averaged, config, clip, tuple(checkpoints.extra["classes"]), calibration)
-        evaluator = detect_all(trained, validation, text)
+        evaluator = detect_all(trained, validation, with_learned_names(trained, names, text))
         metrics: dict[str, float] = {}
         if is_main():
             measures = evaluate_results(

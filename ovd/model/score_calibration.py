@@ -24,6 +24,8 @@ from ovd.model.detection_options import DetectionOptions
 EPSILON = 1e-6
 """Scores are clamped to this distance from 0 and 1."""
 
+BISECTIONS = 30
+
 SAME_TEXT = 1e-4
 """Two texts are the same if the cosine of their rows is within this of 1."""
 
@@ -51,6 +53,22 @@ class ScoreMap:
             nearness: of each detection's name to the trained ones.
         """
         return (features(scores, nearness) @ self.weights.to(scores.device)).sigmoid().to(scores.dtype)
+
+    def least_score(self, probability: float, nearness: Float[Tensor, " C"]) -> float:
+        """A score below which no detection of these names has a higher probability than this.
+
+        Args:
+            nearness: of the names to the trained ones, at least one.
+        """
+        if probability <= 0:
+            return 0.0
+        extremes = torch.stack([nearness.min(), nearness.max()])  # between them the map lies between theirs
+        low, high = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            is_above = self(middle, extremes) > probability
+            low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+        return max(0.0, float(low.min()) - EPSILON)
 
     @property
     def weights(self) -> Float[Tensor, "4"]:

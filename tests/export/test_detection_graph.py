@@ -115,6 +115,32 @@ def test_the_graph_has_the_options_of_post_processing(name, calibrated):
         assert (classes[row, count:] == -1).all()
 
 
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_threshold_is_of_probabilities_where_the_detector_is_calibrated(exported):
+    detector, images, sizes = random_detector(QUICK), *noise_of(1, 64, 96)
+    dim = dim_of(detector)
+    text = unit_rows(6, dim)
+
+    def found(threshold: float) -> torch.Tensor:
+        options = OPTIONS.model_copy(
+            update={"score_threshold": threshold, "candidates": 10**6, "max_detections": 10**6}
+        )
+        calibration = calibration_of(dim, options)
+        if exported:
+            graph = DetectionGraph(detector, options, calibration)
+            with torch.no_grad():
+                _, scores, _, counts = graph(images.permute(0, 2, 3, 1), sizes, text)
+            return scores[0, : int(counts[0])]
+        inference = Inference(detector, size=96, options=options, low_precision=False, calibration=calibration)
+        return inference.detect(text, images, sizes, sizes)[0].scores
+
+    everything = found(0.0)
+    for threshold in everything.quantile(torch.tensor([0.2, 0.6, 0.9])).tolist():
+        expected = everything[everything > threshold]
+        assert 0 < len(expected) < len(everything)
+        torch.testing.assert_close(found(threshold), expected)
+
+
 @pytest.mark.parametrize("distance", [0.0, -2.0])
 def test_probabilities_in_float32_are_those_of_the_map(distance):
     score_map = ScoreMap(1.3, 0.4, -0.2, distance)

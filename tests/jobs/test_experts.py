@@ -287,6 +287,10 @@ def test_an_expert_that_learns_names_alone_has_nothing_else_and_costs_no_second_
     assert same(predictor(image, HOME), before(image, HOME))
     assert not same(predictor(image, ["oak leaf"]), before(image, ["oak leaf"]))
     assert not same(predictor(image, ["leaf of an oak"]), before(image, ["leaf of an oak"]))
+    alone = Predictor.load(path)  # the run that it was made in detects, and is evaluated, with what it learned
+    assert same(alone(image, ["oak leaf", "tin can"]), predictor(image, ["oak leaf", "tin can"]))
+    metrics = evaluate_run(load_detector(path), output=tmp_path / "alone").metrics
+    assert metrics == read_description(path).metrics["new"]
     num_passes = 0
     detector = predictor._inference.detector
     whole = detector.predict_from

@@ -109,6 +109,18 @@ def test_a_map_does_not_apply_with_another_value_of_a_setting(name: str, value: 
     assert make_calibration(**{name: value}).applies_to(others)
 
 
+@pytest.mark.parametrize("score_map", [ScoreMap(1.3, 0.2, -0.7, -1.9), ScoreMap(0.4, 2.0, 1.5, 0.8)])
+@pytest.mark.parametrize("probability", [0.0, 0.05, 0.3, 0.9])
+def test_a_least_score_leaves_out_no_detection_above_a_probability(score_map: ScoreMap, probability: float) -> None:
+    nearness = torch.tensor([0.2, 0.9, 0.5])
+    least = score_map.least_score(probability, nearness)
+    scores = torch.linspace(0, 1, 20_001)
+    is_above = torch.stack([score_map(scores, near.expand(len(scores))) > probability for near in nearness]).any(dim=0)
+    assert not is_above[scores < least].any()
+    if probability > 0:
+        assert is_above[scores > least + 1e-4].all()  # and it is no lower than it has to be
+
+
 def test_settings_that_only_leave_out_boxes_do_not_matter() -> None:
     fewer = DetectionOptions(score_threshold=0.2, max_detections=7, candidates=50)
     assert make_calibration().applies_to(fewer)
