@@ -7,10 +7,12 @@ no import path, no code and no environment variable is ever read from a config.
 """
 
 import difflib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -65,9 +67,20 @@ class ConfigError(ValueError):
     """A config that cannot be used; the message names the file, the key and the nearest valid key."""
 
 
-def default_kind(kind: str) -> BeforeValidator:
-    """A validator that fills in a missing `kind` of a section that comes in several kinds."""
+DEFAULT_KINDS = {"shortcuts": "gated", "source": "world"}
+"""Kind of each section that comes in several kinds, where its `kind` is missing."""
+
+
+def default_kind(section: str) -> BeforeValidator:
+    """A validator that fills in a missing `kind` of a section."""
+    kind = DEFAULT_KINDS[section]
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
+
+
+def _smallest_first(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise ValueError("write the smallest factor first")
+    return scale
 
 
 class ClipConfig(Section):
@@ -126,7 +139,7 @@ class DetectorConfig(Section):
     """The detector's architecture, and how its backbone is trained."""
 
     shortcuts: Annotated[
-        GatedShortcutsConfig | NoShortcutsConfig, Field(discriminator="kind"), default_kind("gated")
+        GatedShortcutsConfig | NoShortcutsConfig, Field(discriminator="kind"), default_kind("shortcuts")
     ] = GatedShortcutsConfig()
     """How class embeddings are formed: kind `gated` (default) or `none`."""
     channels: Annotated[int, Field(gt=0, multiple_of=32)] = 256
@@ -224,14 +237,14 @@ class PairsConfig(BoxFilters):
 class DataConfig(Section):
     """Training and validation data, and the augmentation of training images."""
 
-    source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("world")] = WorldData()
+    source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("source")] = WorldData()
     """The detection data: kind `world` (default) or `files`."""
     classes: ClassSplit = "base"
     """`base` removes the annotations of the novel classes (LVIS's rare ones, the 17 of COCO's zero-shot split) and
     checks that none of their names is trained on; `all` trains on every class."""
     size: PositiveInt = 192
     """Longest side of an image in pixels, in training (before scale jitter) and evaluation."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_smallest_first)] = (0.8, 1.25)
     """Scale jitter: smallest and largest factor of `size` that an image is resized to; the part that is then larger
     than `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training
     without crops."""
@@ -263,7 +276,7 @@ class TrainSection(Section):
     accumulate: PositiveInt = 1
     """Number of parts that a rank's images are processed in, one after another: less memory, the same gradients
     (nearly, where a loss depends on predictions: `task_aligned`, the distillations)."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of the data, augmentation and sampling."""
     deterministic: bool = False
     """On a GPU, compute with the same bits every time, so that a resumed run is the same as an uninterrupted one to the
@@ -406,6 +419,8 @@ class TrainConfig(Section):
             raise ValueError("train.patience counts evaluations; set train.eval_every to the steps between them")
         if self.eval.ensemble is not None and not self.detector.freeze_backbone:
             raise ValueError("eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's")
+        if self.data.pairs is not None and self.train.batch_size < 2:
+            raise ValueError("train.batch_size=1 has no room for data.pairs beside annotated images; set 2 or more")
         if self.data.mosaic and self.data.shape_groups > 1:
             raise ValueError("data.mosaic cannot be combined with data.shape_groups: a mosaic has none of their shapes")
         if self.train.pair_negatives and (self.data.pairs is None or self.train.negatives == "strict"):
@@ -490,13 +505,13 @@ class AlignData(Section):
     """Images to align a backbone on, and their augmentation. No label and no caption is read."""
 
     source: Annotated[
-        WorldData | FileData | FolderData | ShardData, Field(discriminator="kind"), default_kind("world")
+        WorldData | FileData | FolderData | ShardData, Field(discriminator="kind"), default_kind("source")
     ] = WorldData()
     """The images: kind `world` (default, the embedded world's training scenes), `files` (the training images of a data
     set, as in the config of a training), `folder` or `shards`."""
     size: PositiveInt = 192
     """Longest side of an image in pixels, before scale jitter. Best the size at which the detector will be trained."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_smallest_first)] = (0.8, 1.25)
     """Scale jitter: smallest and largest factor of `size`; the part that is then larger than `size` is cropped."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of a horizontal flip."""
@@ -696,7 +711,8 @@ def load_config(path: Path, overrides: list[str], kind: type[ConfigType]) -> Con
         ConfigError: unreadable YAML, an unknown key, a value of the wrong type, a circle of bases.
     """
     values = _read_with_bases(path, ())
-    for override in overrides:
+    # A kind first, whose settings may be given before it.
+    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
         _apply_override(values, override)
     return parse_config(values, kind, str(path))
 
@@ -739,7 +755,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         before = merged.get(key)
         if isinstance(before, dict) and isinstance(value, dict):
-            same_kind = value.get("kind", before.get("kind")) == before.get("kind")
+            kind = before.get("kind", DEFAULT_KINDS.get(key))
+            same_kind = value.get("kind", kind) == kind
             value = _merge(before, value) if same_kind else value
         merged[key] = value
     return merged
@@ -759,19 +776,36 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = read_value(text, f"override {override!r}")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if last == "kind" and section.get("kind") != value:
+    if last == "kind" and section.get("kind", DEFAULT_KINDS.get(parents[-1] if parents else "")) != value:
         section.clear()  # the settings of another kind do not apply
     section[last] = value
 
 
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in problem["loc"])
+    """A problem in the words of whoever wrote the config: keys as they are set, and no more of the values than one."""
+    parts = list(map(str, problem["loc"]))
+    # Between a section that comes in several kinds and its key pydantic has the kind.
+    kinds = [part for before, part in pairwise(parts) if before in DEFAULT_KINDS]
+    written = [part for before, part in pairwise(["", *parts]) if before not in DEFAULT_KINDS]
+    location = ".".join(written)
     if problem["type"] != "extra_forbidden":
-        return f"{location}: {problem['msg']} (got {problem['input']!r})"
+        message = problem["msg"].removeprefix("Value error, ")
+        value = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
+        return f"{location}: {message}{value}" if location else message
+    key, section = written[-1], ".".join(written[:-1])
+    others = [option.model_fields["kind"].default for option in _KINDS if key in option.model_fields]
+    if kinds and others:
+        return f"unknown key {location} with {section}.kind={kinds[0]}; set {section}.kind={others[0]}"
     known = _known_keys(kind)
-    nearest = difflib.get_close_matches(str(problem["loc"][-1]), [key.rsplit(".", 1)[-1] for key in known], n=1)
-    hint = next((key for key in known if nearest and key.rsplit(".", 1)[-1] == nearest[0]), None)
+    nearest = difflib.get_close_matches(key, [name.rsplit(".", 1)[-1] for name in known], n=1)
+    hint = next((name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]), None)
     return f"unknown key {location}" + (f"; did you mean {hint}?" if hint else "")
+
+
+_KINDS: tuple[type[BaseModel], ...] = (
+    FileData, WorldData, FolderData, ShardData, GatedShortcutsConfig, NoShortcutsConfig,
+)  # fmt: skip
+"""Sections that come in several kinds."""
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.model_card import METRICS, model_card
-from ovd.build.packaged import save_packaged
+from ovd.build.packaged import check_packable, save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
@@ -48,7 +48,7 @@ class Predictor(ModelHubMixin):
             size: longest side in pixels that images are resized to; by default as in training.
         """
         self._trained = trained
-        self._hub_mixin_config = {"size": size}  # config.json: what `from_pretrained` gives back to this constructor
+        self._hub_mixin_config = {}  # config.json, by which the hub counts downloads
         self._inference = build_inference(trained, size=size)
         self._text_of = lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
 
@@ -121,6 +121,18 @@ class Predictor(ModelHubMixin):
             raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
         folder = Path(model_id)
         return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **of_load)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write a folder that `from_pretrained` and `load` take; options of `load`, such as `size`, are not in it.
+
+        Args:
+            options: those of huggingface_hub's mixin, such as `push_to_hub`.
+
+        Raises:
+            ValueError: the detector has experts, or the folder holds a detector, or something else.
+        """
+        check_packable(self._trained, Path(save_directory))  # here, since the mixin begins by deleting a config.json
+        return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What `save_pretrained` calls."""

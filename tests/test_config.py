@@ -72,6 +72,22 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
             "unknown key train.larning_rate; did you mean train.lear",
         ),
         ("output: x\ntrain: {steps: five}\n", "train.steps: Input should be a valid integer"),
+        (
+            "output: x\ntrain: {steps: 5, patience: 2}\n",
+            "config.yaml: train.patience counts evaluations; set train.eval_every to the steps between them",
+        ),
+        ("output: x\ntrain: {steps: 5, learning_rate: .inf}\n", "train.learning_rate: Input should be a finite number"),
+        ("output: x\ntrain: {steps: 5, seed: 99999999999999999999}\n", "train.seed: Input should be less than"),
+        ("output: x\ntrain: {steps: 5}\ndata: {scale: [2, 0.5]}\n", "data.scale: write the smallest factor first"),
+        ("output: x\ntrain: {steps: 5, batch_size: 1}\ndata: {pairs: {labels: y}}\n", "train.batch_size=1 has no room"),
+        (
+            "output: x\ntrain: {steps: 5}\ndata: {source: {kind: files, format: cooco}}\n",
+            "data.source.format: Input should be",
+        ),
+        (
+            "output: x\ntrain: {steps: 5}\ndata: {source: {val_split: val}}\n",
+            "unknown key data.source.val_split with data.source.kind=world; set data.source.kind=files",
+        ),
         ("output: x\ntrain: {steps: 0}\n", "train.steps: Input should be greater than 0"),
         ("output: x\n", "train: Field required"),
         ("output: x\ntrain: {steps: 5}\ndetector: {shortcuts: {kind: magic}}\n", "magic"),
@@ -177,6 +193,14 @@ def test_sections_of_several_kinds_can_be_set_key_by_key(tmp_path):
     config = load_config(path, ["detector.shortcuts.per_channel=false", "data.source.seed=3"], TrainConfig)
     assert config.detector.shortcuts == GatedShortcutsConfig(per_channel=False)
     assert config.data.source == WorldData(seed=3)
+    for overrides in (["data.source.seed=3", "data.source.kind=world"], ["data.source.kind=world", "data.source.seed=3"]):
+        assert load_config(path, overrides, TrainConfig).data.source == WorldData(seed=3)
+    unnamed = write(tmp_path, MINIMAL + "detector: {shortcuts: {per_channel: false}}\n", "unnamed.yaml")
+    named = write(tmp_path, "base: unnamed.yaml\ndetector: {shortcuts: {kind: gated, filter_size: 5}}\n", "named.yaml")
+    expected = GatedShortcutsConfig(per_channel=False, filter_size=5)
+    assert load_config(named, [], TrainConfig).detector.shortcuts == expected
+    overrides = ["detector.shortcuts.filter_size=5", "detector.shortcuts.kind=gated"]
+    assert load_config(unnamed, overrides, TrainConfig).detector.shortcuts == expected
     gated = write(tmp_path, MINIMAL + "detector: {shortcuts: {kind: gated, per_channel: false}}\n")
     config = load_config(gated, ["detector.shortcuts.kind=none"], TrainConfig)
     assert isinstance(config.detector.shortcuts, NoShortcutsConfig)

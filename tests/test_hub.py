@@ -81,6 +81,7 @@ def run(tmp_path_factory) -> Path:
         attached={"trained_text": trained.calibration.trained_text, "mean_example": trained.mean_example},
     )
     (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "metrics.jsonl").write_text('{"kind": "evaluation", "step": 0, "metrics": {"AP": 0.4567}}\n')
     return folder
 
 
@@ -109,8 +110,23 @@ def test_a_folder_detects_as_the_run_did(run, tmp_path):
 def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     """Whose metrics and card would be taken for those of the new one."""
     Predictor.load(run).save_pretrained(tmp_path / "given")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()}
     with pytest.raises(ValueError, match="given already holds a detector"):
         Predictor(replace(trained_detector("tiny"), calibration=None)).save_pretrained(tmp_path / "given")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json of something else"):
+        Predictor.load(run).save_pretrained(tmp_path / "other")
+    assert (tmp_path / "other" / "config.json").read_text() == "{}"
+
+
+def test_the_size_of_a_predictor_is_not_the_detectors(run, tmp_path):
+    """Whoever loads the folder, by whichever way, detects at the size that it was trained and measured at."""
+    Predictor.load(run, size=64).save_pretrained(tmp_path / "given")
+    expected = Predictor.load(run)(IMAGE, NAMES)
+    for predictor in (Predictor.from_pretrained(tmp_path / "given"), Predictor.load(tmp_path / "given")):
+        assert_same(predictor(IMAGE, NAMES), expected)
 
 
 def test_folders_and_the_givers_device_are_nobody_elses_business(run, tmp_path):
@@ -166,9 +182,15 @@ def test_without_measurements_the_card_says_so(tmp_path):
 def test_metrics_of_a_later_checkpoint_are_not_those_of_an_earlier_one(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(run / "step-000000", tmp_path / "run" / "step-000009")
-    for step, has_metrics in (("step-000000", False), ("step-000009", True)):
+    shutil.copytree(run / "step-000000", tmp_path / "run" / "step-1000000")
+    (tmp_path / "run" / "step-000600.old.tmp").mkdir()
+    records = [{"kind": "evaluation", "step": 0}, {"kind": "evaluation", "step": 9}, {"kind": "train", "step": 1000000}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for step, has_metrics in (("step-000000", False), ("step-000009", True), ("step-1000000", False)):
         Predictor.load(tmp_path / "run" / step).save_pretrained(tmp_path / step)
         assert (tmp_path / step / "metrics.json").exists() == has_metrics
+        card = (tmp_path / step / "README.md").read_text()
+        assert f"| steps | {int(step.removeprefix('step-'))} of 7, of 16 images each |" in card
 
 
 def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ovd.build.detector import TrainedDetector
+from ovd.engine.checkpoint import step_of
+from ovd.engine.metric_records import last_evaluated_step
 
 METRICS = "metrics.json"
 NOT_MEASURED = "Nothing was measured of this detector: evaluate it on your data before you rely on it (`ovd eval`)."
@@ -60,9 +62,10 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     beside = folder / METRICS
     if beside.is_file():
         return json.loads(beside.read_text(encoding="utf-8"))
-    newest = max(folder.parent.glob("step-*"), key=lambda path: path.name, default=None)
-    of_run = folder.parent / METRICS
-    return json.loads(of_run.read_text(encoding="utf-8")) if newest == folder and of_run.is_file() else None
+    of_run, step = folder.parent / METRICS, step_of(folder)
+    if not of_run.is_file() or step is None or last_evaluated_step(folder.parent) != step:
+        return None
+    return json.loads(of_run.read_text(encoding="utf-8"))
 
 
 def model_card(trained: TrainedDetector, repository: str) -> ModelCard:
@@ -101,10 +104,12 @@ def _data_of(trained: TrainedDetector, part: str) -> str:
 
 def _training_rows(trained: TrainedDetector) -> str:
     config = trained.config
+    done = None if trained.weights is None else step_of(trained.weights.parent)
+    steps = f"{config.train.steps}" if done in (None, config.train.steps) else f"{done} of {config.train.steps}"
     rows = {
         "annotations": _data_of(trained, "train"),
         "classes": len(trained.classes),
-        "steps": f"{config.train.steps} of {config.train.batch_size} images",
+        "steps": f"{steps}, of {config.train.batch_size} images each",
         "longest side of an image": f"{config.data.size} px",
         "seed": config.train.seed,
         "image-text pairs": "none" if config.data.pairs is None else "labelled by an earlier detector",

@@ -15,6 +15,21 @@ from ovd.files import whole_file
 from ovd.text.encoder import text_tower_fingerprint
 
 
+def check_packable(trained: TrainedDetector, folder: Path) -> None:
+    """Check that `save_packaged` may write into a folder.
+
+    Raises:
+        ValueError: the detector has experts, which are folders of their own; or the folder holds a detector already,
+            whose figures and card would be taken for this one's, or the config of something else.
+    """
+    if trained.experts is not None:
+        raise ValueError("a detector is saved without its experts: give their folders away beside it")
+    if (folder / "manifest.json").exists():
+        raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds the config.json of something else; give another folder")
+
+
 def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     """Write the weights that the detector is evaluated with, its config, calibration and metrics.
 
@@ -22,14 +37,10 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     manifest is written last, so an interrupted write leaves nothing that `load_detector` would take.
 
     Raises:
-        ValueError: the detector has experts, which are folders of their own; or the folder holds a detector already,
-            whose figures and card would be taken for this one's.
+        ValueError: as `check_packable`.
         SaveError: writing failed.
     """
-    if trained.experts is not None:
-        raise ValueError("a detector is saved without its experts: give their folders away beside it")
-    if (folder / "manifest.json").exists():
-        raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")
+    check_packable(trained, folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _without_folders(trained.config.model_dump())
     config["train"]["device"] = "auto"

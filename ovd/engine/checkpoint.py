@@ -174,7 +174,7 @@ def _write(
             _remove(folder)
         temporary.rename(folder)
         _flush_to_disk(run_dir)
-        for old in [other for other in _folders(run_dir) if _step_of(other) <= step][:-keep]:
+        for old in [other for other in _folders(run_dir) if _step(other) <= step][:-keep]:
             _remove(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -395,11 +395,19 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _folders(run_dir: Path) -> list[Path]:
-    return sorted((path for path in run_dir.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=_step_of)
+    return sorted((path for path in run_dir.glob("step-*") if step_of(path) is not None), key=_step)
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+def step_of(folder: Path) -> int | None:
+    """The number of optimizer steps that a checkpoint's folder is named after; None for a folder of another name."""
+    found = re.fullmatch(r"step-(\d+)", folder.name)
+    return None if found is None else int(found[1])
+
+
+def _step(folder: Path) -> int:
+    step = step_of(folder)
+    assert step is not None
+    return step
 
 
 def _remove(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """The log of a run: console lines, `metrics.jsonl`, TensorBoard, `curves.png` and, on request, W&B."""
 
-import json
-import math
 import resource
 import shutil
 import sys
@@ -18,8 +16,8 @@ import torch
 
 from ovd.distributed import is_main
 from ovd.engine.curves import draw_training_curves
+from ovd.engine.metric_records import METRICS_FILE, read_records, to_line, write_records
 from ovd.engine.wandb_log import WandbLog
-from ovd.files import whole_file
 
 
 def open_log(
@@ -90,7 +88,7 @@ class RunLog:
             ValueError: an older `metrics.jsonl` is damaged before its last line.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics_file = run_dir / "metrics.jsonl"
+        self._metrics_file = run_dir / METRICS_FILE
         self._curves_file = run_dir / "curves.png"
         self._wandb = wandb
         self._total_steps = total_steps
@@ -101,10 +99,10 @@ class RunLog:
         self._unshown: list[tuple[Mapping[str, float], int]] = []
 
         # A run from step 0 repeats all evaluations, so nothing is kept.
-        earlier = _read_records(self._metrics_file) if resumed_step else []
+        earlier = read_records(self._metrics_file) if resumed_step else []
         kept = [record for record in earlier if record["step"] <= resumed_step]
         self._evaluated = {record["step"] for record in kept if record["kind"] == "evaluation"}
-        _write_records(self._metrics_file, kept)
+        write_records(self._metrics_file, kept)
         self._metrics = self._metrics_file.open("a")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside TensorBoard and what it imports
@@ -143,8 +141,8 @@ class RunLog:
         """Log an evaluation after `step` optimizer steps."""
         if step in self._evaluated:
             self._metrics.close()
-            records = _read_records(self._metrics_file)
-            _write_records(self._metrics_file, [r for r in records if (r["kind"], r["step"]) != ("evaluation", step)])
+            records = read_records(self._metrics_file)
+            write_records(self._metrics_file, [r for r in records if (r["kind"], r["step"]) != ("evaluation", step)])
             self._metrics = self._metrics_file.open("a")
         self._evaluated.add(step)
         self._append({"kind": "evaluation", "step": step, "metrics": dict(metrics)})
@@ -184,7 +182,7 @@ class RunLog:
         self.close(failed=error is not None)
 
     def _append(self, record: dict[str, Any]) -> None:
-        self._metrics.write(_to_line(record | {"time_s": time.time()}))
+        self._metrics.write(to_line(record | {"time_s": time.time()}))
         self._metrics.flush()
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -217,7 +215,7 @@ class RunLog:
             print(line, flush=True)
 
     def _draw_curves(self) -> None:
-        records = _read_records(self._metrics_file)
+        records = read_records(self._metrics_file)
         if records:
             draw_training_curves(records, self._curves_file)
 
@@ -260,33 +258,3 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break  # incomplete, by a kill in the middle of the write
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or move the file away") from error
-    return records
-
-
-def _write_records(path: Path, records: list[dict[str, Any]]) -> None:
-    with whole_file(path) as file:
-        file.writelines(map(_to_line, records))
-
-
-def _to_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_finite_or_null(record), allow_nan=False) + "\n"
-
-
-def _finite_or_null(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite_or_null(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -91,6 +91,8 @@ class TextBank:
             start, end = tensor["data_offsets"]
             self.text_tower: str = metadata["tower"]
             """Fingerprint of the text tower that the rows come from."""
+        except OSError as error:
+            raise ValueError(f"the text bank {path} cannot be read ({error.strerror}); see bank.file") from None
         except (ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
         if text_tower not in (None, self.text_tower):

@@ -1,0 +1,58 @@
+"""`metrics.jsonl` of a run folder: a line of JSON for each step, evaluation or measurement (log.py)."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ovd.files import whole_file
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, none if it is not there; an incomplete last line is left out.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # incomplete, by a kill in the middle of the write
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); repair or move the file away") from error
+    return records
+
+
+def last_evaluated_step(run_dir: Path) -> int | None:
+    """The number of steps done when a run was evaluated last; None if it never was.
+
+    Raises:
+        ValueError: as `read_records`.
+    """
+    steps = [record["step"] for record in read_records(run_dir / METRICS_FILE) if record["kind"] == "evaluation"]
+    return steps[-1] if steps else None
+
+
+def write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replace the file."""
+    with whole_file(path) as file:
+        file.writelines(map(to_line, records))
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """A record as a line, with null for numbers that are not finite."""
+    return json.dumps(_finite_or_null(record), allow_nan=False) + "\n"
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
