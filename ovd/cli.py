@@ -8,18 +8,21 @@ from ovd.heap import keep_freed_memory
 
 EXIT_BAD_INPUT = 2
 EXIT_RUN_TIME = 3
-EXIT_INTERRUPTED = 130
-"""As shells have it for Ctrl-C."""
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+"""As shells have them for Ctrl-C, and for output that is read no further."""
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a bad input exits with 2, an error at run time with 3, Ctrl-C with 130, each with one line on stderr.
+    """Run a tool; a bad input exits with 2, an error at run time with 3, Ctrl-C with 130, each with a line on stderr.
 
     With OVD_TRACEBACK set in the environment the traceback is printed too.
     """
     keep_freed_memory()
     try:
         main()
+    except BrokenPipeError:  # whoever read the output has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("OVD_TRACEBACK"):
             raise

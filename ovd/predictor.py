@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.model_card import METRICS, model_card
@@ -26,6 +26,7 @@ from ovd.data.pixels import ImageInMemory, as_pixels
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
+from ovd.text.names import read_alike
 
 NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
@@ -107,7 +108,7 @@ class Predictor(ModelHubMixin):
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **options)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is neither a folder nor a detector that the hub gives out ({error}); "
                 "without a network only what was downloaded before is there (HF_HUB_OFFLINE, HF_HOME)"
@@ -166,7 +167,7 @@ class Predictor(ModelHubMixin):
 
         Raises:
             ImageError: the file, or that of an example, is missing or not an image.
-            ValueError: an image in memory that the rules do not read, no names, or a blank one.
+            ValueError: an image in memory that the rules do not read, no names, a blank one, or one twice.
         """
         asked = (names,) if isinstance(names, str | Prompt) else tuple(names)
         if not asked:
@@ -174,6 +175,10 @@ class Predictor(ModelHubMixin):
         words = [prompt if isinstance(prompt, str) else prompt.name for prompt in asked]
         if blank := [position for position, word in enumerate(words) if not word.strip()]:
             raise ValueError(f"class names {blank} (counted from 0) are blank")
+        texts = [read_alike(prompt) for prompt in asked if isinstance(prompt, str)]
+        if len(set(texts)) < len(texts):  # copies of a name would share its probability
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise ValueError(f"the class name {twice!r} is given twice")
         return self._inference.image(
             self._text_of(asked),
             read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image),

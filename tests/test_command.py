@@ -1,8 +1,10 @@
 """The `ovd` command: one subcommand per module of ovd/commands/, which is also what the script in tools/ runs."""
 
+import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +142,32 @@ def test_options_that_an_evaluation_cannot_use_are_refused(options, named, tmp_p
             *options.split())  # fmt: skip
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
+    from ovd.commands.detect import asked_classes
+
+    def asked(classes: str, *lines: str) -> list[tuple[str, float | None]]:
+        (tmp_path / "words.txt").write_text("\n".join([*lines, "gear"]))
+        return asked_classes(Namespace(classes=classes, classes_file=tmp_path / "words.txt", prompt=[]))
+
+    assert asked("anchor, Anchor , hot_dog:0.3", "hot dog:0.3", "owl") == [
+        ("anchor", None), ("hot_dog", 0.3), ("owl", None), ("gear", None)
+    ]  # fmt: skip
+    assert "2 names are given twice" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="'anchor' and 'Anchor' are one name with two minimum scores"):
+        asked("anchor:0.3, Anchor")
+
+
+def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):
+    images = [{"id": number, "file_name": f"{number // 2}.jpg", "height": 9, "width": 9} for number in range(8)]
+    (tmp_path / "all.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "split", str(tmp_path / "all.json"), "--first", str(tmp_path / "a.json"),
+            "--second", str(tmp_path / "b.json"))  # fmt: skip
+    assert stopped.value.code == 2
+    assert "4 files have several image records, the first 0.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_an_interrupt_is_one_line(monkeypatch, capsys):

@@ -241,7 +241,7 @@ def align(
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
         DataError: too many images cannot be read.
-        SystemExit: 143, after a checkpoint, on SIGTERM or SIGUSR1.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1 or Ctrl-C.
     """
     config, student = distillation.config, distillation.student
     settings = config.train

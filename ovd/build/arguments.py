@@ -85,6 +85,13 @@ def positive_number(text: str) -> int:
     return value
 
 
+def whole_number(text: str) -> int:
+    """The type of an option that is a whole number of at least 0."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def number_above_0(text: str) -> float:
     """The type of an option that is a number above 0, whole or not."""
     value = _number(text)

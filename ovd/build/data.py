@@ -85,9 +85,9 @@ def small_training_objects(config: TrainConfig, index: AnnotationIndex) -> Int64
 
 
 def _sizes_of_samples(config: TrainConfig) -> dict[str, Any]:
-    # The tiles of mosaics are half as large; where no sample is anything else, that is the size.
-    size = max(1, config.data.size // 2) if config.data.mosaic == 1 else config.data.size
-    return {"size": size, "largest_scale": config.data.scale[1]}
+    # The tiles of mosaics are half as large, and here no sample is anything else.
+    tile = 0.5 if config.data.mosaic == 1 else 1.0
+    return {"size": config.data.size, "largest_scale": config.data.scale[1], "tile": tile}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,19 @@ def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms
         return build_bank(clip, names, synonyms, bank, folder=bank.cache, paraphrases=paraphrases)
 
 
+def check_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> None:
+    """Check the files that a text bank would be made of, without making one.
+
+    Raises:
+        ValueError: as `build_class_bank`; a file cannot be read.
+    """
+    names = [category.name for category in index.categories]
+    if config.bank.file is not None:
+        TextBank(config.bank.file, text_tower=text_tower_fingerprint(clip), names=names)
+    elif config.bank.paraphrases is not None:
+        read_paraphrases(config.bank.paraphrases, names)
+
+
 def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
     """Read texts about classes from a JSON file {"class name": ["a text", ...]}; none for classes not in it.
 

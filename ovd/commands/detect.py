@@ -37,7 +37,7 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
     Raises:
         ValueError: there is none and no --prompt, or a minimum score is wrong.
     """
-    from ovd.jobs.queries import split_query
+    from ovd.jobs.queries import each_once, split_query
 
     if arguments.classes is None and arguments.classes_file is None:
         if arguments.prompt:
@@ -49,7 +49,7 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
     if not asked:
         where = arguments.classes_file or f"--classes {arguments.classes!r}"
         raise ValueError(f"{where} has no class name; write it as --classes 'umbrella, anchor'")
-    return asked
+    return each_once(asked)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "names, and nearly the same boxes (default: the run's eval.prefilter, or all points)",
     )
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=positive_number, help="CPU threads (default: torch's own choice)")
     parser.add_argument(
         "--write", choices=["pictures", "coco", "lines"], default="pictures", help="what is written (%(default)s)"
     )

@@ -30,6 +30,7 @@ def main() -> None:
     remove.add_argument("expert", type=Path, help="expert folder, or the run that it is in")
     arguments = parser.parse_args()
     from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
+    from ovd.jobs.queries import split_query
 
     if arguments.command == "list":
         for folder in arguments.experts:
@@ -39,7 +40,7 @@ def main() -> None:
             check_expert(arguments.run, folder)
             print(f"{folder}: whole, and an expert of {arguments.run}")
     elif arguments.command == "who":
-        names = [name.strip() for name in arguments.classes.split(",") if name.strip()]
+        names = [split_query(query)[0] for query in arguments.classes.split(",") if query.strip()]
         print(format_answerers(arguments.run, arguments.experts, names))
     else:
         print(f"removed {remove_expert(arguments.expert)}")

@@ -3,7 +3,8 @@
     ovd import-pairs cc3m.tsv --columns caption,path --images cc3m_images --output data/cc3m
     ovd import-pairs pairs.tsv --columns _,caption,base64 --output data/pairs
 
-The file has one pair per line, no header, and is UTF-8; `_` is a column to leave out. Images are decoded once as a
+The file has one pair per line, no header, and is UTF-8; `key` is a column that goes into each pair's JSON, `_` one to
+leave out. Images are decoded once as a
 check; pairs that cannot be used are reported by line in OUTPUT/data_report.json, and too many of them stop the import.
 The shards get a manifest, against which later reads are checked.
 """
@@ -31,5 +32,7 @@ def main() -> None:
     finally:
         if report.num_seen():
             report.write(arguments.output / "data_report.json")
+    if not report.num_seen():
+        raise ValueError(f"{arguments.tsv} has no line, so that there is nothing to import")
     skipped = ", ".join(f"{kind} {count}" for kind, count in report.counts().items())
     print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")

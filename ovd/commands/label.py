@@ -5,7 +5,7 @@
     ovd label photos --recursive --classes-file words.txt --output tasks.json --to label_studio
 
 The classes file has one name per line, which may have commas in it. Boxes are kept from the detector's own threshold
-on, or from --threshold; a number after a name of --classes is that of its boxes.
+on, or from --threshold; a number after a name (anchor:0.8) is that of its boxes.
 
 Formats: `coco` (one JSON file, which ovd trains on and CVAT imports), `label_studio` (JSON tasks with predictions),
 `yolo` and `voc` (folders). Scores are kept. Beside the output, NAME.review.html shows the boxes that the detector is
@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import get_args
 
-from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number
+from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number, whole_number
 from ovd.choices import ExportFormatName
 from ovd.data.check import describe_findings
 from ovd.data.export_boxes import (
@@ -27,6 +27,7 @@ from ovd.data.export_boxes import (
     check_names,
     export_boxes,
     is_folder,
+    make_folder_of,
     outputs_of,
     refuse_existing,
 )
@@ -50,19 +51,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
     parser.add_argument("--threshold", type=number_from_0_to_1, help="minimum score (default: the detector's own)")
     parser.add_argument("--overlapping", action="store_true", help="keep several names at the same place")
-    parser.add_argument("--review", type=int, default=200, metavar="N",
+    parser.add_argument("--review", type=whole_number, default=200, metavar="N",
                         help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
     parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
                         help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=positive_number, default=8, help="images at a time (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read images (%(default)s)")
+    parser.add_argument("--workers", type=whole_number, default=2, help="processes that read images (%(default)s)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.review < 0:
-        parser.error("--review has to be 0 or more")
+    if arguments.copy_images and arguments.to != "yolo":
+        parser.error(f"--copy-images is for --to yolo; {arguments.to} has no images")
+    if arguments.image_url != LOCAL_FILES and arguments.to != "label_studio":
+        parser.error(f"--image-url is for --to label_studio; {arguments.to} has no addresses")
     return arguments
 
 
@@ -72,14 +75,14 @@ def asked_names(arguments: argparse.Namespace) -> tuple[list[str], list[float | 
     Raises:
         ValueError: no name, or one that cannot be written.
     """
-    from ovd.jobs.queries import split_query
+    from ovd.jobs.queries import each_once, split_query
 
     if arguments.classes_file is not None:
-        names = list(dict.fromkeys(line for _, line in read_lines(arguments.classes_file)))
-        minimums: list[float | None] = [None] * len(names)
+        queries = [line for _, line in read_lines(arguments.classes_file)]
     else:
-        asked = dict(split_query(query) for query in arguments.classes.split(",") if query.strip())
-        names, minimums = list(asked), list(asked.values())
+        queries = [query for query in arguments.classes.split(",") if query.strip()]
+    asked = each_once(list(map(split_query, queries)))
+    names, minimums = [name for name, _ in asked], [minimum for _, minimum in asked]
     try:
         check_names(names)
     except ValueError as error:
@@ -96,6 +99,7 @@ def main() -> None:
     report_file = output.with_name(f"{output.name}.report.json")
     for path in (*outputs_of(output, arguments.to), report_file, *([review] if review else [])):
         refuse_existing(path)
+    make_folder_of(output)
     root, paths = images_at(arguments.images, recursive=arguments.recursive)
     check_files([name_below(root, path) for path in paths], arguments.to)
 

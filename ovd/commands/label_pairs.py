@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
                         "GPUs one per --threads cores)")  # fmt: skip
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
     return parser.parse_args()
 
 

@@ -13,10 +13,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from ovd.build.arguments import number_from_0_to_1
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
+from ovd.data.export_boxes import make_folder_of
 from ovd.data.report import DataReport
-from ovd.selftrain.labels import label_files, open_labelled_shards, read_labels
+from ovd.selftrain.labels import check_labels, label_files, open_labelled_shards, read_labels
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
 
@@ -26,12 +28,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder of the image-text shards they belong to")
     parser.add_argument("--annotations", type=Path, help="LVIS file with the names' synonyms and frequencies")
     parser.add_argument(
-        "--thresholds", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5], help="default: %(default)s"
+        "--thresholds", type=number_from_0_to_1, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5], help="default: %(default)s"
     )
     parser.add_argument("--output", type=Path, help="JSON file for the same numbers")
     arguments = parser.parse_args()
 
+    if arguments.output is not None:
+        make_folder_of(arguments.output)
     files = label_files(arguments.labels)
+    check_labels(files)
     shards = [read_labels(file) for file in files]
     pairs = open_labelled_shards(arguments.pairs, files)
     truth = [read_true_objects(pairs, pairs.positions(name)) for name in pairs.file_names]
@@ -48,6 +53,8 @@ def main() -> None:
     )
     num_pairs = sum(len(objects.captions) for objects in truth)
     num_unknown = num_pairs - sum(int(objects.is_known.sum()) for objects in truth)
+    if num_pairs == num_unknown:
+        raise ValueError(f"{arguments.pairs}: the true objects of no pair are known (`boxes` and `names` in its JSON)")
     print(format_quality(rows))
     print(f"{num_pairs - num_unknown} pairs; {num_unknown} more left out, whose true objects are not known")
     if arguments.output is not None:

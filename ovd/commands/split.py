@@ -7,6 +7,7 @@ It reads files in COCO's and LVIS's form. The same seed gives the same split; bo
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ def main() -> None:
     load_truth(arguments.annotations, format="coco")  # says what is wrong with the file, where anything is
     content = json.loads(arguments.annotations.read_text(encoding="utf-8-sig"))
     images = content["images"]
+    count = Counter(str(image.get("file_name") or image.get("coco_url")) for image in images)
+    if twice := [name for name, number in count.items() if number > 1]:
+        raise ValueError(
+            f"{arguments.annotations}: {len(twice)} files have several image records, the first {twice[0]}, so that one "
+            "could land in both parts; make one record of each (frames of a video: one file for each)"
+        )
     order = np.random.default_rng(arguments.seed).permutation(len(images))
     num_first = round(arguments.share * len(images))
     parts = ((arguments.first, order[:num_first]), (arguments.second, order[num_first:]))

@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument(
         "--preflight",
         action="store_true",
-        help="do not train: read both sets, every image and the vocabulary, say what training would do; exit with 2 if "
-        "it would stop",
+        help="do not train: read both sets, every image and the vocabulary, build the detector, say what training would "
+        "do; exit with 2 if it would stop",
     )
     arguments = parser.parse_intermixed_args()
     from ovd.jobs.preflight import preflight
@@ -34,7 +34,7 @@ def main() -> None:
 
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     if arguments.preflight:
-        if not preflight(config):
+        if not preflight(config, resume=arguments.resume or arguments.strict_resume):
             raise SystemExit(EXIT_BAD_INPUT)
         return
     train_from_config(

@@ -79,6 +79,8 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
             return [("skipped", "F30", str(error))]
         if not pair.caption.strip():
             return [("skipped", "F30", f"{where}: the caption is empty")]
+        if "\ufffd" in pair.caption:
+            return [("skipped", "F30", f"{where}: the caption is not UTF-8")]
         return [("repaired", code, f"{where}: {words}") for code, words in decoded.repairs()]
 
     for found in progress(_in_threads(look, range(len(shards))), len(shards), "reading pairs"):

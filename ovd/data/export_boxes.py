@@ -13,6 +13,7 @@ What is written appears whole or not at all, and nothing that exists is replaced
 import csv
 import json
 import os
+import posixpath
 import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 import yaml
 
 from ovd.choices import ExportFormatName
-from ovd.data.image_files import is_image_name
+from ovd.data.image_files import is_drawn, is_image_name
 from ovd.files import whole_file
 from ovd.shapes import Float32, Float64, Int64
 
@@ -34,6 +35,8 @@ MIN_SIDE_PX = 2.0
 """Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""
 LOCAL_FILES = "/data/local-files/?d="
 """What Label Studio calls files in its own local storage."""
+_JOINERS = re.compile("[\u200c\u200d]")
+"""Characters of Persian, Indian and other scripts that have no width."""
 _NOT_IN_XML = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 """Control characters, halves of characters (which stand for bytes that are not UTF-8), and noncharacters. XML may have
 tabs and line ends, but readers change them."""
@@ -75,21 +78,35 @@ def check_names(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("give at least one class name")
     for number, name in enumerate(names, start=1):
-        if not name.strip() or not name.isprintable():
+        if not name.strip() or not _JOINERS.sub("", name).isprintable():
             raise ValueError(f"class name {number} is {name!r}: blank, or with characters that cannot be printed")
         if name in names[: number - 1]:
             raise ValueError(f"the class name {name!r} is given twice")
 
 
 def check_files(files: Sequence[str], format: ExportFormatName) -> None:
-    """Check that the names of image files can be written in a format. All but `voc` write any name: JSON has escapes
-    for its characters, and addresses, links and label files have its bytes.
+    """Check that image files of these names can be written in a format, and are found by its readers. JSON has escapes
+    for any name; readers of folders go by endings.
 
     Raises:
         ValueError: some cannot.
     """
+    if not is_folder(format):
+        return
+    unread = [file for file in files if not is_image_name(posixpath.basename(file)) or is_drawn(Path(file))]
+    if unread:
+        raise ValueError(
+            f"readers of {format} pass over {len(unread):,} of {len(files):,} images, which are not named as images, "
+            f"are hidden or were drawn by ovd detect, the first {unread[0]!r}; rename them, or take another format (coco)"
+        )
     if format != "voc":
         return
+    faulty = [file for file in files if os.path.splitext(file)[0] != os.path.splitext(file)[0].strip()]
+    if faulty:
+        raise ValueError(
+            f"voc cannot list the names of {len(faulty):,} of {len(files):,} images, which begin or end with a space, "
+            f"the first {faulty[0]!r}; rename them, or take another format (coco, yolo)"
+        )
     faulty = [file for file in files if _NOT_IN_XML.search(file)]
     if faulty:
         raise ValueError(
@@ -145,6 +162,20 @@ def export_boxes(
             _whole_folder(output, lambda folder: _write_yolo(labelled, folder, copy_images=copy_images))
         case "voc":
             _whole_folder(output, lambda folder: _write_voc(labelled, folder))
+
+
+def make_folder_of(output: Path) -> None:
+    """Make the folder that something will be written to.
+
+    Raises:
+        ValueError: it cannot be made, or cannot be written to.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{output}: its folder cannot be made ({error.strerror or error})") from None
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output}: its folder cannot be written to")
 
 
 def refuse_existing(path: Path) -> None:
@@ -319,14 +350,15 @@ def _write_voc(labelled: LabelledSet, folder: Path) -> None:
 
 
 def _flat(files: Sequence[str], avoid: Collection[str] = ()) -> list[str]:
-    """Names for one folder, each with another stem: a/b.jpg becomes a__b.jpg, and b.png beside b.jpg b_2.png.
+    """Names for one folder, none hidden, each with another stem: a/b.jpg becomes a__b.jpg, and b.png beside b.jpg
+    b_2.png.
 
     Args:
         avoid: stems that no file may have but that of its own name.
     """
     taken, names = set[str](), []
     for file in files:
-        stem, suffix = os.path.splitext(file.replace("/", "__"))
+        stem, suffix = os.path.splitext(file.replace("/", "__").lstrip("."))
         own = os.path.splitext(file)[0]
         number, name = 1, stem
         while name in taken or (name != own and name in avoid):

@@ -34,10 +34,15 @@ def is_image_name(name: str) -> bool:
 def without_drawn(files: Iterable[Path]) -> list[Path]:
     """The files of a folder or a pattern without the pictures that `ovd detect` has drawn there, which are counted."""
     found = list(files)
-    drawn = [file for file in found if file.stem.endswith(DRAWN)]
+    drawn = list(filter(is_drawn, found))
     if drawn:
         print(f"warning: {len(drawn)} pictures with detections are left out; the first: {drawn[0]}", file=sys.stderr)
-    return [file for file in found if not file.stem.endswith(DRAWN)]
+    return [file for file in found if not is_drawn(file)]
+
+
+def is_drawn(file: Path) -> bool:
+    """Whether a file has the name of a picture that `ovd detect` draws."""
+    return file.stem.endswith(DRAWN)
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What a user points at, as pictures: image files, folders, patterns, standard input, and the frames of videos."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,13 +42,13 @@ def find_media(given: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a folder or a pattern has no image and no video, or `-` is given twice.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for word in given:
-        files = [word] if word == STANDARD_INPUT else _files_of(word)
-        found |= dict.fromkeys(files)
+        for file in [word] if word == STANDARD_INPUT else _files_of(word):
+            found.setdefault(file if file == STANDARD_INPUT else os.path.abspath(file), file)
     if list(given).count(STANDARD_INPUT) > 1:
         raise ValueError("standard input (-) can be read once only")
-    return list(found)
+    return list(found.values())
 
 
 def _files_of(word: str) -> list[str]:

@@ -12,25 +12,28 @@ from ovd.shapes import Float64, Int64
 _NUM_NAMED = 20
 
 
-def count_small_objects(index: AnnotationIndex, report: DataReport, *, size: int, largest_scale: float) -> None:
+def count_small_objects(
+    index: AnnotationIndex, report: DataReport, *, size: int, largest_scale: float, tile: float = 1.0
+) -> None:
     """Count the objects of which a side stays under 2 px even at the largest scale, so that no sample has them.
 
     Args:
         report: counts them, with the size that would keep each.
         size: longest side of an image in training (`data.size`).
         largest_scale: of the scale jitter (`data.scale`).
+        tile: what part of `size` is an image's, where all samples are mosaics.
 
     Raises:
         DataError: F4 the set has objects, and all of them are left out.
     """
-    small = small_objects(index, size=size, largest_scale=largest_scale)
+    small = small_objects(index, size=size, largest_scale=largest_scale, tile=tile)
     if not len(small):
         return
     images = index.boxes.images_of_values()
     image_sizes = index.image_sizes[images].astype(np.float64)
     longest, sides = image_sizes.max(axis=1), _sides(index)
     # One pixel more than the proportion says, since the shorter side of an image is rounded.
-    sizes_that_keep = np.ceil((MIN_SIDE_PX * longest / sides.min(axis=1) + 1) / largest_scale)
+    sizes_that_keep = np.ceil((MIN_SIDE_PX * longest / sides.min(axis=1) + 1) / largest_scale) / tile
 
     def described(row: int) -> str:
         file = index.image_files[images[row]]
@@ -49,10 +52,12 @@ def count_small_objects(index: AnnotationIndex, report: DataReport, *, size: int
     report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
 
 
-def small_objects(index: AnnotationIndex, *, size: int, largest_scale: float) -> Int64[np.ndarray, " K"]:
+def small_objects(
+    index: AnnotationIndex, *, size: int, largest_scale: float, tile: float = 1.0
+) -> Int64[np.ndarray, " K"]:
     """Rows of the objects that `count_small_objects` counts."""
     image_sizes = index.image_sizes[index.boxes.images_of_values()].astype(np.float64)
-    largest_side = max(1, round(size * largest_scale))
+    largest_side = max(1, round(max(1, int(size * tile)) * largest_scale))
     resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
     shown = _sides(index) * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
     return np.flatnonzero(shown.min(axis=1, initial=np.inf) < MIN_SIDE_PX)

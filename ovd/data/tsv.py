@@ -17,7 +17,8 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
 
     Args:
         path: UTF-8, with a byte order mark or without, a pair a line, no header.
-        columns: what each column is: `caption` and either `path` or `base64`; others are `_`.
+        columns: what each column is: `caption`, either `path` or `base64`, `key` for what goes into the pair's JSON
+            under that name, `_` for what is left out.
         images: folder that paths are relative to.
 
     Raises:
@@ -34,8 +35,11 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(progress(file, num_lines, "reading TSV"), start=1):
             where = f"{path}: line {number}"
-            fields = dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))
+            values = line.rstrip("\r\n").split("\t")
+            fields = dict(zip(columns, values, strict=False))
             try:
+                if len(values) > len(columns):
+                    raise ImageError("F30", f"{len(values)} fields, where the columns are {','.join(columns)}")
                 pair = _pair(f"{number:09d}", fields, images, where)
             except ImageError as error:
                 report.skipped(error.code, f"{where}: {error}")
@@ -48,6 +52,8 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
 def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> Pair:
     if not fields.get("caption", "").strip():
         raise ImageError("F30", "no caption")
+    if "\ufffd" in fields["caption"]:  # in the place of bad bytes
+        raise ImageError("F30", "the caption is not UTF-8")
     if "base64" in fields:
         try:
             image = base64.b64decode(fields["base64"], validate=True)
@@ -63,4 +69,5 @@ def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> 
             file = images / file
         image = read_file(file)
     decode_image(image)
-    return Pair(key=key, image=image, caption=fields["caption"].strip(), info={"source": where})
+    info = {"source": where} | ({"key": fields["key"]} if "key" in fields else {})
+    return Pair(key=key, image=image, caption=fields["caption"].strip(), info=info)

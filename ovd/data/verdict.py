@@ -56,7 +56,9 @@ def training_verdict(index: AnnotationIndex, report: DataReport, *, has_option: 
     for unit, _ in _UNITS:
         if (too_many := report.too_many(report.num_seen(unit), unit=unit)) is not None:
             return f"training: stops, error[{too_many.code}]: {too_many}"
-    return "training: " + ", ".join(_used(report))
+    num_others = report.num_used("box") - len(index.boxes.values) - len(index.crowd_boxes.values)
+    others = f", {num_others:,} of them of classes that are not trained on" if num_others > 0 else ""
+    return "training: " + ", ".join(_used(report)) + others
 
 
 def check_evaluable(index: AnnotationIndex) -> None:

@@ -28,7 +28,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
         _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker="o")
         further_axes[0].set_ylabel("evaluation")
     if gates:
-        _plot_by_name(further_axes[-1], gates, "gates", window=1)
+        _plot_by_name(further_axes[-1], gates, "gates", window=1, marker="." if len(gates) == 1 else "")
         _style_gates(further_axes[-1])
         further_axes[-1].set_ylabel("gates")
     figure.axes[-1].set_xlabel("step")
@@ -39,7 +39,9 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
 def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, window: int, marker: str = "") -> None:
     names = dict.fromkeys(name for record in records for name in record[field])
     for name in names:
-        points = [(record["step"], record[field][name]) for record in records if record[field].get(name) is not None]
+        # A metric of -1 says that there is no true box to speak of.
+        values = [(record["step"], record[field].get(name)) for record in records]
+        points = [(step, value) for step, value in values if value is not None and (field, value) != ("metrics", -1)]
         if len(points) < window or not points:
             continue
         steps, values = np.array(points, dtype=float).T

@@ -3,11 +3,11 @@
 import signal
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """A context manager whose `received` becomes true at the first SIGTERM or SIGUSR1 inside it."""
+    """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1 or Ctrl-C inside it; a second Ctrl-C interrupts."""
 
     def __init__(self) -> None:
         self.received = False
@@ -23,4 +23,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received:
+            raise KeyboardInterrupt
         self.received = True

@@ -92,7 +92,7 @@ def train(
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
-        SystemExit: 143, after a checkpoint, on SIGTERM or SIGUSR1.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1 or Ctrl-C.
     """
     settings = criterion.train
     device = device_of_rank(settings.device)
@@ -142,7 +142,8 @@ def train(
             if last and state.step < settings.steps:
                 break
             if stopping and not last:
-                log.message(f"stopped by a signal after step {state.step}; --resume continues from there")
+                log.message(f"stopped by a signal after step {state.step}, which is saved; --resume goes on "
+                            "from there (ovd fine-tune: the same command)")
                 raise SystemExit(EXIT_ON_SIGNAL)
         state.ema.copy_to(averaged)
         metrics = evaluate(averaged) if evaluate else {}

@@ -106,8 +106,11 @@ def detect_in(
         ImageError: there is only one source, and it cannot be read.
         ValueError: the package that reads or tracks videos is missing, and a source is a video.
     """
-    if any(map(is_video, sources)):
-        optional("av", "video")
+    if videos := list(filter(is_video, sources)):
+        try:
+            optional("av", "video")
+        except ValueError as error:
+            raise ValueError(f"{videos[0]} is a video: {error}; without it, name the pictures alone") from None
         if track_above is not None:
             tracking_package()
     report = DataReport(stops=False)
@@ -285,18 +288,22 @@ def read_examples(prompts: Sequence[str | Prompt]) -> None:
             read_image(Path(example.image))
 
 
-def _file_in_its_folder(path: Path) -> Path:
+def _new_file(path: Path) -> Path:
     """A file that is to be written, whose folder is made if it does not exist.
 
     Raises:
-        ValueError: it is a folder itself, or its folder cannot be made.
+        ValueError: it is there already, or its folder cannot be made or written to.
     """
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder; name a file, such as {path / 'detections.json'}")
+    if path.exists():
+        raise ValueError(f"{path} exists; delete it, or name another file with --output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {path}: its folder cannot be made: {error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output {path}: its folder cannot be written to; name a file in another")
     return path
 
 
@@ -309,11 +316,9 @@ class CocoFile:
             path: written at the end; its folder is made if it does not exist.
 
         Raises:
-            ValueError: it is a folder, or its folder cannot be made or written to.
+            ValueError: it is there already, or its folder cannot be made or written to.
         """
-        self._path = _file_in_its_folder(path)
-        if not os.access(path.parent, os.W_OK):
-            raise ValueError(f"--output {path}: its folder cannot be written to; name a file in another")
+        self._path = _new_file(path)
         self._names = list(names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -350,22 +355,26 @@ class JsonLines:
     def __init__(self, path: Path | None, names: Sequence[str]):
         """
         Args:
-            path: None for standard output; its folder is made if it does not exist.
+            path: begun with the first picture; None for standard output. Its folder is made if it does not exist.
 
         Raises:
-            ValueError: it is a folder, or its folder cannot be made.
+            ValueError: it is there already, or its folder cannot be made or written to.
         """
         self._names = list(names)
-        self._file = sys.stdout if path is None else _file_in_its_folder(path).open("w", encoding="utf-8")
+        self._path = None if path is None else _new_file(path)
+        self._file = sys.stdout if path is None else None
 
     def add(self, found: Found) -> None:
         """Writes the line of a picture."""
+        if self._file is None:
+            assert self._path is not None
+            self._file = self._path.open("x", encoding="utf-8")
         self._file.write(_line(found, self._names))
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file, but not standard output."""
-        if self._file is not sys.stdout:
+        if self._file is not None and self._file is not sys.stdout:
             self._file.close()
 
     def where(self) -> str:

@@ -151,10 +151,12 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
 
     Raises:
         ExpertError: an expert is missing or damaged, or belongs to another detector.
-        ValueError: no query, or no intact checkpoint in `run`.
+        ValueError: no query, no intact checkpoint in `run`, or an expert twice.
     """
     if not names:
         raise ValueError("give at least one query")
+    if len({path.resolve() for path in map(find_expert, folders)}) < len(folders):
+        raise ValueError("an expert is given twice; name each once")
     base = load_detector(run, experts=ExpertGroup(tuple(folders)))
     experts = [
         names_of(found, read_tensors(folder, found)) for folder in folders for found in [read_description(folder)]
@@ -162,9 +164,7 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
     text = evaluation_text(base.config, base.clip, names)
     answerers = [str(run), *map(str, folders)]
     by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]
-    width = max(map(len, ("query", *names))) + 2
-    wide = max(map(len, answerers)) + 2
-    lines = [f"{'query':{width}}{'answered by':{wide}}{'with --nearest':{wide}}cosine with the nearest name of each"]
+    rows_of_table = [("query", "answered by", "with --nearest", "cosine with the nearest name of each")]
     for row, name in enumerate(names):
         by = [
             " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())
@@ -174,8 +174,12 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
             nearness_to(text[row : row + 1], rows) for rows in (experts[0].base_text, *(e.text for e in experts))
         ]
         cosines = ", ".join(f"{float(nearness):.3f}" for nearness in of_each)
-        lines.append(f"{name:{width}}{by[0]:{wide}}{by[1]:{wide}}{cosines}")
-    return "\n".join(lines)
+        rows_of_table.append((name, *by, cosines))
+    widths = [max(map(len, column)) + 2 for column in zip(*rows_of_table, strict=True)]
+    return "\n".join(
+        "".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows_of_table
+    )
 
 
 def remove_expert(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
 from ovd.jobs.train import check_same_data, check_same_run, is_finished, train_from_config
+from ovd.text.names import read_alike
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -105,6 +106,10 @@ def _with_expert(
     folder = config.output / "expert"
     save_expert(folder, config, start, load_detector(config.output), index)
     experts = ExpertGroup((folder,))
+    before = set(map(read_alike, start.classes))
+    shared = [category.name for category in index.categories if read_alike(category.name) in before]
+    if shared:
+        print(f"names of the detector that the expert answers from now on: {len(shared)}, {', '.join(shared[:10])}")
     outcomes = (
         _outcome("before", config, config.init_from, new, home),
         _outcome("expert", config, config.init_from, new, home, experts=experts),
@@ -178,7 +183,7 @@ def _evaluate(path: Path, index: AnnotationIndex, output: Path, experts: ExpertG
     if experts is not None:
         evaluated["experts"] = ", ".join(read_description(folder).sha256 for folder in experts.folders)
     if not (done.exists() and source.exists() and json.loads(source.read_text()) == evaluated):
-        print(f"{path} on {index.path}")
+        print(f"{path}{'' if experts is None else ' with the expert'} on {index.path}")
         source.unlink(missing_ok=True)
         evaluate_run(load_detector(path, experts=experts), output=output, index=index)
         source.write_text(json.dumps(evaluated))

@@ -10,28 +10,42 @@ from ovd.build.data import (
     load_training_index,
     load_validation_index,
     small_training_objects,
+    training_batches,
 )
-from ovd.build.detector import configured_clip
+from ovd.build.detector import (
+    build_detector,
+    build_region_teacher,
+    build_start,
+    configured_clip,
+    low_precision,
+    resolve_device,
+)
+from ovd.build.text import check_bank
 from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.train import check_warmup
+from ovd.jobs.train import check_validation, choose_start, find_run
+from ovd.selftrain.labels import check_labels, label_files
 
 _NUM_NAMED = 10
 
 
-def preflight(config: TrainConfig) -> bool:
+def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     """Look at everything that a training reads, print it, and say whether the training would run to its end.
 
-    Every image of both sets is decoded, in threads, with progress: minutes for 100,000 images.
+    Every image of both sets is decoded, in threads, with progress: minutes for 100,000 images. The detector is built
+    and given its initial weights; the text bank, which takes longest, is not built.
+
+    Args:
+        resume: whether the training would be resumed.
 
     Raises:
         ValueError: what stops a training before its first step; the message is the training's own.
     """
-    check_warmup(config)
+    found = find_run(config, resume=resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
     source, report = config.data.source, DataReport(stops=False)
@@ -39,13 +53,22 @@ def preflight(config: TrainConfig) -> bool:
     check_all_exist(index, source, all_needed=False)
     validation_report = DataReport(stops=False)
     validation = load_validation_index(config, validation_report)
+    check_validation(config, validation)
     if validation is not None:
         check_all_exist(validation, source, all_needed=True)
     trained, _ = hold_out(config, index)
     clip = configured_clip(config.clip)
     if config.data.pairs is not None:
         pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=len(index.categories))
+        check_labels(label_files(config.data.pairs.labels))
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
+    check_bank(config, clip, trained)
+    where = {"device": resolve_device(config), "uses_bf16": low_precision(config)}
+    build_region_teacher(config, clip, **where)
+    detector = build_detector(config, clip, num_classes=len(trained.categories))
+    choose_start(config, found, detector, clip)
+    build_start(config, **where)
+    training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
 
     print(f"training set {index.path}")
     usable = check_images(index, report, small_training_objects(config, index))

@@ -1,8 +1,10 @@
 """What is asked for on a command line: names, minimum scores, and examples."""
 
 import re
+import sys
 
 from ovd.build.prompts import Example, Prompt
+from ovd.text.names import read_alike
 
 
 def split_query(query: str) -> tuple[str, float | None]:
@@ -40,6 +42,22 @@ def read_example(word: str) -> tuple[str, Example]:
     except ValueError:
         raise ValueError(f"--prompt {word}: {found[2]} is not a box x,y,width,height in pixels") from None
     return name.strip(), Example(found[1], (x, y, x + width, y + height))
+
+
+def each_once(asked: list[tuple[str, float | None]]) -> list[tuple[str, float | None]]:
+    """What is asked for without repeats, which would share the probability of one name; a note counts them.
+
+    Raises:
+        ValueError: a name is given with two minimum scores.
+    """
+    first: dict[str, tuple[str, float | None]] = {}
+    for name, minimum in asked:
+        before = first.setdefault(read_alike(name), (name, minimum))
+        if before[1] != minimum:
+            raise ValueError(f"{before[0]!r} and {name!r} are one name with two minimum scores; give it once")
+    if len(first) < len(asked):
+        print(f"warning: {len(asked) - len(first)} names are given twice, and asked for once", file=sys.stderr)
+    return list(first.values())
 
 
 def with_examples(

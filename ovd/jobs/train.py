@@ -78,7 +78,7 @@ def train_from_config(
 def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: bool) -> dict[str, float]:
     """Build everything and train. The order matters: checks that can stop the run come before slow steps, and the
     weights are initialized right after the seed is set."""
-    found = _find_run(config, resume=resume, strict_resume=strict_resume)
+    found = find_run(config, resume=resume, strict_resume=strict_resume)
     torch.set_num_threads(config.train.threads)
     open_run_folder(config)
     report = DataReport()
@@ -87,17 +87,15 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         check_all_exist(whole, config.data.source, all_needed=False)
         index, held_out = hold_out(config, whole)
         validation = load_validation_index(config, DataReport()) if evaluate else None
-        if config.train.patience and validation is None:
-            raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
+        check_validation(config, validation)
         if validation is not None:
-            check_evaluable(validation)
             check_all_exist(validation, config.data.source, all_needed=True)
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     # Before the detector, which changes CLIP's weights.
     teacher = build_region_teacher(config, clip, device=resolve_device(config), uses_bf16=low_precision(config))
     detector = build_detector(config, clip, num_classes=len(index.categories))
-    start, first_samples = _choose_start(config, found, detector, clip)
+    start, first_samples = choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
     fingerprints = _fingerprints(config, index, pairs)
     if found is not None:
@@ -147,15 +145,40 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
     return metrics
 
 
+def check_validation(config: TrainConfig, validation: AnnotationIndex | None) -> None:
+    """Check that a validation set is there where the run ends by its AP, and that it has a class; say if it has no box.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if validation is None:
+        if config.train.patience:
+            raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
+        return
+    check_evaluable(validation)
+    if len(validation.boxes.values):
+        return
+    if config.train.patience:
+        raise ValueError(f"train.patience goes by AP, and {validation.path} has no box; give another validation set")
+    print(f"warning: {validation.path} has no box: its metrics will say nothing")
+
+
 def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
     """Whether a checkpoint is the last one of its run."""
     return found.step == config.train.steps or ended_early(found.extra)
 
 
-def _find_run(config: TrainConfig, *, resume: bool, strict_resume: bool) -> Checkpoint | None:
-    """The checkpoint to resume from; None for a new run."""
+def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) -> Checkpoint | None:
+    """The checkpoint to resume from; None for a new run.
+
+    Raises:
+        ValueError: the warm-up does not end within the run; or there is a run and `resume` is not set, or there is one
+            with other settings.
+    """
     check_warmup(config)
     found = latest(config.output, strict=strict_resume)
+    if resume and is_main():
+        print(f"goes on from {found.folder}" if found else f"{config.output} holds no checkpoint: starts at step 0")
     if found is not None:
         if not resume:
             raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
@@ -179,13 +202,26 @@ def open_run_folder(config: TrainConfig | AlignConfig) -> None:
     """Make the run folder with its config, and say what the run computes on."""
     wait_for_all()  # until every rank has checked whether there is a run
     if is_main():
+        content, file = config.model_dump(mode="json"), config.output / "config.yaml"
+        if file.exists() and not _is_of_a_run(file):
+            raise ValueError(f"{file} was written by hand and would be replaced; keep it elsewhere, or change output")
         config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
         ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
         print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
 
 
-def _choose_start(
+def _is_of_a_run(file: Path) -> bool:
+    """Whether a config was written by a run of any version: in its form, which nobody else keeps to."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        written = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(written, dict) and yaml.safe_dump(written, sort_keys=False) == text
+
+
+def choose_start(
     config: TrainConfig, found: Checkpoint | None, detector: Detector, clip: Clip
 ) -> tuple[Start, tuple[int, int]]:
     """The start of the training, and the number of images and pairs that earlier stages have drawn."""

@@ -14,6 +14,7 @@ from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
+from ovd.text.names import read_alike
 
 NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
@@ -78,13 +79,16 @@ class Predictor:
 
         Raises:
             ImageError: the file is missing or not an image.
-            ValueError: an image in memory that the rules do not read, no names, a blank one, or no text tower.
+            ValueError: an image in memory that the rules do not read, no names, a blank one, one twice, or no text tower.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
         if not names:
             raise ValueError("give at least one class name to detect")
         if blank := [position for position, name in enumerate(names) if not name.strip()]:
             raise ValueError(f"class names {blank} (counted from 0) are blank")
+        texts = list(map(read_alike, names))
+        if len(set(texts)) < len(texts):  # copies of a name would share its probability
+            raise ValueError(f"the class name {next(text for text in texts if texts.count(text) > 1)!r} is given twice")
         return self.detect(image, self._text_of(names))
 
     def detect(self, image: Path | str | ImageInMemory, text: Float32[np.ndarray, "C D"]) -> Detections:

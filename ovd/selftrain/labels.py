@@ -7,6 +7,7 @@ of the teacher.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,15 @@ from safetensors import SafetensorError, safe_open
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
 from ovd.data.shard_index import ShardIndex
-from ovd.files import whole_file
+from ovd.files import sha256_of, whole_file
+from ovd.progress import progress
 from ovd.text.tensor_file import file_header
 
 FORMAT = "labels of a shard of image-text pairs, 2"
 
 # The safetensors package does not read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,28 @@ def labels_fingerprint(files: Sequence[Path]) -> str:
 
 def _ledger_path(file: Path) -> Path:
     return file.with_suffix(".json")
+
+
+def check_labels(files: Sequence[Path]) -> None:
+    """Check that labels are those that their ledgers name: all bytes are read, in threads.
+
+    Raises:
+        ValueError: a file is damaged, or its ledger is missing or of another.
+    """
+
+    def is_whole(file: Path) -> bool:
+        try:
+            return json.loads(_ledger_path(file).read_bytes())["labels"]["sha256"] == sha256_of(file)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checked = zip(files, pool.map(is_whole, files), strict=True)
+        for file, whole in progress(checked, len(files), "checking labels"):
+            if not whole:
+                raise ValueError(
+                    f"{file} does not match its ledger; remove both and run tools/pseudo_label.py again to label this shard"
+                )
 
 
 def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:

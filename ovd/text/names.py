@@ -13,6 +13,11 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
 
 
+def read_alike(name: str) -> str:
+    """What names have in common that a text tower reads alike: their words, in lower case."""
+    return clean_name(name).lower()
+
+
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
     """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
     # LVIS's synonyms begin with the name itself.

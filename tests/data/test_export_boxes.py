@@ -220,6 +220,39 @@ def test_voc_refuses_names_that_its_xml_cannot_hold(labelled, tmp_path, name):
     check_files(["Aufnahme 3\u202fPM, \u65e5\u672c.jpg"], "voc")
 
 
+@pytest.mark.parametrize("format", ["yolo", "voc"])
+def test_names_that_readers_of_a_folder_pass_over_are_refused(format):
+    for name in ("noext", ".dot.jpg", "a/x.detections.jpg", "notes.txt"):
+        with pytest.raises(ValueError, match=f"readers of {format} pass over 1 of 2 images"):
+            check_files(["sound.jpg", name], format)
+        check_files([name], "coco")
+    check_files([".cam/sound.jpg"], format)
+
+
+def test_voc_refuses_names_that_lists_cannot_hold():
+    for name in (" x.jpg", "x .jpg"):
+        with pytest.raises(ValueError, match="begin or end with a space"):
+            check_files([name], "voc")
+        check_files([name], "yolo")
+
+
+@pytest.mark.parametrize("format", ["yolo", "voc"])
+def test_images_of_a_hidden_folder_are_read_as_they_were(format, labelled, tmp_path):
+    hidden = labelled.root / ".cam"
+    hidden.mkdir()
+    first, *others = labelled.images
+    (labelled.root / first.file).rename(hidden / "a.jpg")
+    labelled = replace(labelled, images=(replace(first, file=".cam/a.jpg"), *others))
+    export_boxes(labelled, tmp_path / "out", format, source="test")
+    out = tmp_path / "out"
+    if format == "yolo":
+        index = read(out / "data.yaml", None, format)
+    else:
+        names = out / "class_names.txt"
+        index = read(out / "ImageSets" / "Main" / "train.txt", labelled.root, format, class_names=names)
+    check_same(index, labelled, 0.51)
+
+
 @pytest.mark.parametrize("format", ["coco", "yolo", "voc", "label_studio"])
 def test_nothing_is_replaced(format, labelled, tmp_path):
     export_boxes(labelled, tmp_path / "out", format, source="test")

@@ -68,6 +68,12 @@ def test_each_file_is_named_once_in_the_order_of_the_words(folder):
     assert names(find_media([str(folder / "**/*")]), folder) == ["a.PNG", "b.jpg", "below/c.webp"]
 
 
+def test_two_spellings_of_a_path_are_one_file(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    name = next(path.name for path in sorted(folder.iterdir()) if path.is_file())
+    assert find_media([name, f"./{name}", str(folder / name)]) == [name]
+
+
 def test_a_name_with_the_signs_of_a_pattern_is_a_file_where_there_is_one(folder):
     (folder / "x[1].jpg").write_bytes(b"x")
     assert names(find_media([str(folder / "x[1].jpg")]), folder) == ["x[1].jpg"]

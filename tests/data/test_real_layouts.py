@@ -228,6 +228,21 @@ def test_the_byte_order_mark_of_a_tsv_is_no_part_of_its_first_field(tmp_path):
     assert pair.caption == "red"
 
 
+def test_a_tsv_keeps_keys_and_counts_what_it_cannot_read(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "one.png")
+    lines = [f"k{number}\ta key\tone.png".encode() for number in range(60)]
+    lines[3] = "k3\tSchlüssel\tone.png".encode("latin-1")
+    lines[5] += b"\tand more"
+    (tmp_path / "pairs.tsv").write_bytes(b"\n".join(lines) + b"\n")
+    report = DataReport()
+    pairs = list(read_tsv(tmp_path / "pairs.tsv", ["key", "caption", "path"], tmp_path, report))
+    assert [pair.info["key"] for pair in pairs] == [f"k{number}" for number in range(60) if number not in (3, 5)]
+    (records,) = report.first_records().values()
+    assert [record.partition(": line ")[2] for record in records] == [
+        "4: the caption is not UTF-8", "6: 4 fields, where the columns are key,caption,path",
+    ]  # fmt: skip
+
+
 def test_a_tsv_with_paths_and_bad_columns(tmp_path):
     jpeg(tmp_path)
     lines = ["one.jpg\tred", "two.jpg\tmissing", f"{tmp_path}/one.jpg\toutside", "../one.jpg\toutside", "o\0e\tnull"]

@@ -94,6 +94,7 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(reference, miniatu
     [
         (signal.SIGTERM, 1, 1),
         (signal.SIGUSR1, 2, 0),
+        (signal.SIGINT, 1, 1),
         pytest.param(signal.SIGTERM, 1, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 2, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, 1, 0, marks=pytest.mark.slow),
@@ -110,7 +111,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_
         output = ranks.output()
     found = checkpoint.latest(run, strict=True)
     assert found is not None
-    assert f"stopped by a signal after step {found.step};" in output
+    assert f"stopped by a signal after step {found.step}, which is saved;" in output
     assert list(run.glob("*.tmp")) == []
 
 

@@ -116,8 +116,19 @@ def test_what_was_found_before_an_error_is_kept(photos, tmp_path, capsys):
     assert len(json.loads(before)["annotations"]) == 1
     assert f"found in 1 pictures before is kept; see {tmp_path / 'boxes.json'}" in capsys.readouterr().err
     with pytest.raises(ImageError, match="file is missing"):
-        detect_in([str(photos / "gone.png")], detect, CocoFile(tmp_path / "boxes.json", NAMES))
-    assert (tmp_path / "boxes.json").read_text() == before
+        detect_in([str(photos / "gone.png")], detect, CocoFile(tmp_path / "others.json", NAMES))
+    assert not (tmp_path / "others.json").exists()
+
+
+@pytest.mark.parametrize("output", [CocoFile, JsonLines])
+def test_no_file_is_written_over(output, photos, tmp_path):
+    before = (photos / "a.png").read_bytes()
+    with pytest.raises(ValueError, match=r"a\.png exists; delete it, or name another file with --output"):
+        output(photos / "a.png", NAMES)
+    assert (photos / "a.png").read_bytes() == before
+    with pytest.raises(ImageError, match="file is missing"):
+        detect_in([str(photos / "gone.png")], detect, output(tmp_path / "new.json", NAMES))
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_frames_before_the_damage_of_the_only_video_are_kept(tmp_path, monkeypatch):

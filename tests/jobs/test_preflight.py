@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from small_run import small_config, source_of
 
+from ovd.build.detector import load_detector
 from ovd.data.report import DataError
 from ovd.jobs.preflight import preflight
+from ovd.jobs.train import train_from_config
 
 
 @pytest.fixture
@@ -62,3 +64,49 @@ def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
     path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     with pytest.raises(DataError, match="has a box to train on"):
         preflight(small_config(tmp_path / "run", world))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": "nowhere"}, "nowhere"),
+        ({"bank": {"file": "none.safetensors"}}, "text bank none.safetensors cannot be read"),
+        ({"detector": {"frozen_layers": 99}}, "frozen_layers"),
+        ({"train": {"batch_size": 3, "warmup_steps": 9}}, "train.warmup_steps is 9"),
+        ({"train": {"eval_every": 2, "patience": 1}}, "train.patience needs evaluations"),
+    ],
+)
+def test_settings_that_stop_before_the_first_step_stop_here_too(changes, message, tmp_path, miniature_world):
+    data = {"data": {"source": source_of(miniature_world, validated=False)}}
+    with pytest.raises(ValueError, match=message):
+        preflight(small_config(tmp_path / "run", miniature_world, **data, **changes))
+
+
+def test_a_folder_that_holds_a_run_is_said_unless_it_is_resumed(start, tmp_path, miniature_world, capsys):
+    shutil.copytree(start, tmp_path / "run")
+    config = load_detector(start).config.model_copy(update={"output": tmp_path / "run"})
+    with pytest.raises(ValueError, match="already holds a run; give --resume"):
+        preflight(config)
+    assert preflight(config, resume=True)
+    assert f"goes on from {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+def test_without_a_box_to_evaluate_on_the_best_step_cannot_be_told(tmp_path, world, capsys):
+    path = world / "annotations" / "lvis_val.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "annotations": []}))
+    config = small_config(tmp_path / "run", world, train={"eval_every": 2, "patience": 1})
+    for check in (preflight, train_from_config):
+        with pytest.raises(ValueError, match=r"train\.patience goes by AP, and .*lvis_val\.json has no box"):
+            check(config)
+    preflight(small_config(tmp_path / "run", world))
+    assert "has no box: its metrics will say nothing" in capsys.readouterr().out
+
+
+def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniature_world):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("# my notes\nbase: ../other.yaml\n")
+    with pytest.raises(ValueError, match=r"config\.yaml was written by hand and would be replaced"):
+        train_from_config(small_config(run, miniature_world))
+    assert (run / "config.yaml").read_text() == "# my notes\nbase: ../other.yaml\n"

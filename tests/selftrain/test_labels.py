@@ -16,9 +16,11 @@ from ovd.data.index import Ragged
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.shard_index import ShardIndex
 from ovd.files import remove_abandoned, whole_file
+from ovd.files import sha256_of
 from ovd.selftrain.labels import (
     ShardLabels,
     label_files,
+    check_labels,
     labels_fingerprint,
     open_labelled_shards,
     read_labels,
@@ -232,6 +234,19 @@ def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
     ledger.write_text(content[:-1])
     with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
         open_labelled_shards(folder, [file])
+
+
+def test_labels_that_are_not_those_of_their_ledger_are_named(labelled):
+    _, _, file = labelled
+    ledger = json.loads(file.with_suffix(".json").read_text())
+    ledger["labels"] = {"sha256": sha256_of(file)}
+    file.with_suffix(".json").write_text(json.dumps(ledger))
+    check_labels([file])
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00001\.safetensors does not match its ledger"):
+        check_labels([file])
 
 
 def test_labels_go_with_their_shards_also_where_names_and_endings_sort_otherwise(tmp_path):
