@@ -256,11 +256,11 @@ class OvdDetector(nn.Module):
     ) -> dict[str, Tensor]:
         if self._text_sampler is None:
             raise ValueError("this OvdDetector was built without a training set; name one in cfg.DATASETS.TRAIN")
-        for name in ("region_distillation", "calibration"):
-            if getattr(self._config.train, name) is not None:
+        for name, off in (("region_distillation", "null"), ("calibration", "null"), ("start_distillation", "0")):
+            if getattr(self._config.train, name):
                 raise ValueError(
                     f"train.{name} is not supported in detectron2; to train, give MODEL.OVD.CONFIG with "
-                    f"train.{name}=null in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
+                    f"train.{name}={off} in MODEL.OVD.OVERRIDES (and init_from=FOLDER for a trained detector)"
                 )
         image_ids = tuple(int(given.get("image_id", row)) for row, given in enumerate(batched_inputs))
         targets = tuple(self._targets(given) for given in batched_inputs)

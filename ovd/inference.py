@@ -177,9 +177,7 @@ class Inference:
         options = self.options
         if calibration is not None:
             nearness, least = self._nearness(text, calibration), options.score_threshold
-            options = options.model_copy(
-                update={"score_threshold": calibration.score_map.least_score(least, nearness)}
-            )
+            options = options.model_copy(update={"score_threshold": calibration.score_map.least_score(least, nearness)})
         if self.second_look is not None:
             assert images is not None, "a second look needs the images"
             look = partial(self.second_look, images, sizes)

@@ -116,7 +116,7 @@ def test_a_folder_that_holds_a_detector_gets_no_other(run, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()} == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="config.json of something else"):
+    with pytest.raises(ValueError, match=r"config\.json of something else"):
         Predictor.load(run).save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "config.json").read_text() == "{}"
 

@@ -89,7 +89,9 @@ def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Fl
     return evaluation_text(config, clip, names, [category.synonyms for category in index.categories])
 
 
-def with_learned_names(trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]) -> Float[Tensor, "C D"]:
+def with_learned_names(
+    trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
+) -> Float[Tensor, "C D"]:
     """Unit rows of names, moved by what the detector has learned for those that it was trained on (`expert.learn`)."""
     offsets = trained.detector.name_offsets
     if offsets is None or len(names) == 0:

@@ -128,18 +128,21 @@ def load_clip(
 
 
 def build_on_meta(name: str) -> tuple[nn.Module, int]:
-    """Build a named model on torch's meta device, without memory for weights; return it and D of its text-image space.
+    """Build a model on torch's meta device, without memory for weights; return it and D of its text-image space.
+
+    Args:
+        name: as in a config: `tiny`, a folder, or a name of open_clip.
 
     Raises:
         ValueError: the name is unknown.
     """
-    if name == "tiny":
+    folder = TINY_CLIP if name == "tiny" else Path(name)
+    if folder.is_dir():
         with torch.device("meta"):
-            return open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False, device="meta"), _folder_dim(
-                TINY_CLIP
-            )
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
+        return model, _folder_dim(folder)
     if name not in open_clip.list_models():
-        raise ValueError(f"clip.name {name!r} is not one of open_clip.list_models()")
+        raise ValueError(f"clip.name {name!r} is no folder, and not one of open_clip.list_models()")
     with torch.device("meta"):
         return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
 

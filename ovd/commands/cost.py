@@ -11,6 +11,7 @@ Memory is a lower bound: activations are counted as if all were bfloat16, and lo
 import argparse
 from pathlib import Path
 
+from ovd.build.arguments import number_above_0, number_from_0_to_1, positive_number
 from ovd.config import TrainConfig, load_config
 
 
@@ -18,13 +19,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.batch_size=32")
-    parser.add_argument("--height", type=int, help="height of an image in pixels (default: 3/4 of data.size)")
-    parser.add_argument("--gpus", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="peak per GPU in bf16 (%(default)s: H100 SXM)")
-    parser.add_argument("--utilization", type=float, help="share of the peak that is reached (default: as measured)")
+    parser.add_argument("--height", type=positive_number, help="height of an image in px (default: 3/4 of data.size)")
+    parser.add_argument("--gpus", type=positive_number, default=8, help="default: %(default)s")
+    parser.add_argument(
+        "--peak-tflops", type=number_above_0, default=989.0, help="peak per GPU in bf16 (%(default)s: H100 SXM)"
+    )
+    parser.add_argument(
+        "--utilization", type=number_from_0_to_1, help="share of the peak that is reached, 0 to 1 (default: measured)"
+    )
     arguments = parser.parse_intermixed_args()
     from ovd.cost import MEASURED_UTILIZATION, count_cost
 
+    if arguments.utilization == 0:
+        parser.error("--utilization 0: nothing would be computed")
     utilization = arguments.utilization or MEASURED_UTILIZATION
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
     height, width = arguments.height or round(0.75 * config.data.size), config.data.size
@@ -41,7 +48,8 @@ def main() -> None:
     print(f"parameters          {parameters:,.1f} M, {trained:,.1f} M of them trained")
     print(f"GFLOP per image     {cost.forward_flops / 1e9:,.0f} forward, {cost.training_flops / 1e9:,.0f} in training")
     print(f"memory, predicted   {memory:,.1f} GiB with {per_rank} images per GPU at a time")
+    time = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
     print(
-        f"time, predicted     {hours:,.1f} h for {train.steps:,} steps of {train.batch_size} images on "
+        f"time, predicted     {time} for {train.steps:,} steps of {train.batch_size} images on "
         f"{arguments.gpus} GPUs of {arguments.peak_tflops:g} TFLOP/s at {utilization:.0%}"
     )

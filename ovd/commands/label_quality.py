@@ -28,7 +28,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder of the image-text shards they belong to")
     parser.add_argument("--annotations", type=Path, help="LVIS file with the names' synonyms and frequencies")
     parser.add_argument(
-        "--thresholds", type=number_from_0_to_1, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5], help="default: %(default)s"
+        "--thresholds",
+        type=number_from_0_to_1,
+        nargs="+",
+        default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5],
+        help="default: %(default)s",
     )
     parser.add_argument("--output", type=Path, help="JSON file for the same numbers")
     arguments = parser.parse_args()

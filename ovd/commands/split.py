@@ -31,8 +31,8 @@ def main() -> None:
     count = Counter(str(image.get("file_name") or image.get("coco_url")) for image in images)
     if twice := [name for name, number in count.items() if number > 1]:
         raise ValueError(
-            f"{arguments.annotations}: {len(twice)} files have several image records, the first {twice[0]}, so that one "
-            "could land in both parts; make one record of each (frames of a video: one file for each)"
+            f"{arguments.annotations}: {len(twice)} files have several image records, the first {twice[0]}; one could "
+            "land in both parts; make one record of each (frames of a video: one file for each)"
         )
     order = np.random.default_rng(arguments.seed).permutation(len(images))
     num_first = round(arguments.share * len(images))

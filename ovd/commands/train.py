@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument(
         "--preflight",
         action="store_true",
-        help="do not train: read both sets, every image and the vocabulary, build the detector, say what training would "
-        "do; exit with 2 if it would stop",
+        help="do not train: read both sets, every image and the vocabulary, build the detector, say what training "
+        "would do; exit with 2 if it would stop",
     )
     arguments = parser.parse_intermixed_args()
     from ovd.jobs.preflight import preflight

@@ -97,7 +97,7 @@ def check_files(files: Sequence[str], format: ExportFormatName) -> None:
     if unread:
         raise ValueError(
             f"readers of {format} pass over {len(unread):,} of {len(files):,} images, which are not named as images, "
-            f"are hidden or were drawn by ovd detect, the first {unread[0]!r}; rename them, or take another format (coco)"
+            f"are hidden or were drawn by ovd detect, the first {unread[0]!r}; rename them, or take coco"
         )
     if format != "voc":
         return

@@ -46,14 +46,16 @@ def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
         if image.mode not in ("I", "F"):  # of 32 bits, which Pillow would cut at 255
             return np.array(to_rgb(image))
         image = np.asarray(image)
-    is_tensor = isinstance(image, TensorLike)
-    if not is_tensor and not isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray):
+        values = _channels_last(image, prefer_first=False)
+    elif isinstance(image, TensorLike):
+        values = _channels_last(_array(image), prefer_first=True)
+    else:
         raise ValueError(
             f"a {type(image).__name__} is no image; give a path, a PIL image, an array or a tensor (bytes of a file: "
             "PIL.Image.open(io.BytesIO(...)))"
         )
-    values = _array(image) if is_tensor else image
-    values = _eight_bits(_channels_last(values, prefer_first=is_tensor))
+    values = _eight_bits(values)
     if values.shape[2] == 3:
         return np.ascontiguousarray(values)
     return np.array(to_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)))

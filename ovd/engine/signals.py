@@ -7,7 +7,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1 or Ctrl-C inside it; a second Ctrl-C interrupts."""
+    """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1 or Ctrl-C inside it.
+
+    A second Ctrl-C interrupts.
+    """
 
     def __init__(self) -> None:
         self.received = False

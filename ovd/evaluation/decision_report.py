@@ -54,7 +54,7 @@ class DecisionReport:
     def warning(self) -> str | None:
         """What is wrong with scores that are no probabilities; None for those that may be."""
         least, largest = self.score_range
-        if 0 <= least and largest <= 1:
+        if least >= 0 and largest <= 1:
             return None
         return (
             f"scores lie from {least:g} to {largest:g}: decisions and calibration take them for probabilities, from 0 "

@@ -187,7 +187,8 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
     own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
     warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"{warning}Detections above a threshold as decisions, judged for {judged}. Chosen: {even:.3f} for one half of "
-        f"the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other half.{own}",
+        "note": f"{warning}Detections above a threshold as decisions, judged for {judged}. Chosen: {even:.3f} for one "
+        f"half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other half."
+        f"{own}",
         "groups": rows,
     }

@@ -164,7 +164,9 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
     text = evaluation_text(base.config, base.clip, names)
     answerers = [str(run), *map(str, folders)]
     by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]
-    rows_of_table = [("query", "answered by", "with --nearest", "cosine with the nearest name of each")]
+    rows_of_table: list[tuple[str, ...]] = [
+        ("query", "answered by", "with --nearest", "cosine with the nearest name of each")
+    ]
     for row, name in enumerate(names):
         by = [
             " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())

@@ -63,11 +63,11 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         check_labels(label_files(config.data.pairs.labels))
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
     check_bank(config, clip, trained)
-    where = {"device": resolve_device(config), "uses_bf16": low_precision(config)}
-    build_region_teacher(config, clip, **where)
+    device, uses_bf16 = resolve_device(config), low_precision(config)
+    build_region_teacher(config, clip, device=device, uses_bf16=uses_bf16)
     detector = build_detector(config, clip, num_classes=len(trained.categories))
     choose_start(config, found, detector, clip)
-    build_start(config, **where)
+    build_start(config, device=device, uses_bf16=uses_bf16)
     training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
 
     print(f"training set {index.path}")

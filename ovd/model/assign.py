@@ -58,10 +58,10 @@ def assign_fcos(
 def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]) -> Assignment:
     """Match points to true boxes by ATSS: by statistics of each box's own candidates, without size ranges of levels.
 
-    A box's candidates are on every level the `ATSS_CANDIDATES` points nearest to its center. A candidate's anchor is a
-    square of `ATSS_ANCHOR` strides around it. Candidates inside the box are matched to it if their anchor's IoU with it
-    is at least the mean plus the standard deviation of its candidates' IoUs. A point that qualifies for several boxes
-    is matched to the one of highest IoU.
+    A box's candidates are on every level the `ATSS_CANDIDATES` points nearest to its center, of equals the first. A
+    candidate's anchor is a square of `ATSS_ANCHOR` strides around it. Candidates inside the box are matched to it if
+    their anchor's IoU with it is at least the mean plus the standard deviation of its candidates' IoUs. A point that
+    qualifies for several boxes is matched to the one of highest IoU.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
@@ -101,12 +101,14 @@ def _assign_image_atss(
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     boxes = targets.boxes
     if len(boxes) > 0:
-        distance = torch.cdist(points.centers, (boxes[:, :2] + boxes[:, 2:]) / 2)
-        distance = distance.masked_fill(padding[:, None], torch.inf)
+        # Squared, by differences: equal distances have to be equal numbers, whatever the number of points.
+        offset = points.centers[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2
+        distance = offset.square().sum(dim=2).masked_fill(padding[:, None], torch.inf)
         candidate = torch.zeros_like(distance, dtype=torch.bool)
         for stride in points.strides.unique():
             (level,) = (points.strides == stride).nonzero(as_tuple=True)
-            nearest = distance[level].topk(min(ATSS_CANDIDATES, len(level)), dim=0, largest=False).indices
+            # Stable: of equally near points the first are taken, which padding does not change.
+            nearest = distance[level].sort(dim=0, stable=True).indices[:ATSS_CANDIDATES]
             candidate.scatter_(0, level[nearest], True)
         candidate &= ~padding[:, None]
         overlap = box_iou(anchors, boxes)

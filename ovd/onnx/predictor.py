@@ -79,7 +79,8 @@ class Predictor:
 
         Raises:
             ImageError: the file is missing or not an image.
-            ValueError: an image in memory that the rules do not read, no names, a blank one, one twice, or no text tower.
+            ValueError: an image in memory that the rules do not read, no names, a blank one, one twice, or no
+                text tower.
         """
         names = (names,) if isinstance(names, str) else tuple(names)
         if not names:

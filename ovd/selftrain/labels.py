@@ -214,7 +214,7 @@ def check_labels(files: Sequence[Path]) -> None:
         for file, whole in progress(checked, len(files), "checking labels"):
             if not whole:
                 raise ValueError(
-                    f"{file} does not match its ledger; remove both and run tools/pseudo_label.py again to label this shard"
+                    f"{file} does not match its ledger; remove both and label this shard again (ovd label-pairs)"
                 )
 
 

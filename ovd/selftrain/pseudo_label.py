@@ -22,7 +22,7 @@ from ovd.config import LabelOptions
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, list_shards
-from ovd.data.report import DataReport
+from ovd.data.report import NUM_RECORDS_KEPT, DataReport
 from ovd.files import remove_abandoned, sha256_of, whole_file
 from ovd.progress import progress
 from ovd.selftrain.labels import (
@@ -164,7 +164,7 @@ def label_shards(
             settings=settings,
         )
         counts.append(_count(pairs, len(distinct), texts.num_long))
-        _write_ledger(output, name, sha256[name], settings, labels_sha256, counts[-1])
+        _write_ledger(output, name, sha256[name], settings, labels_sha256, counts[-1], _left_out(pairs))
     assert next(decoded, None) is None
     total = total_counts(counts)
     assert total.pairs == num_pairs == report.num_seen() - num_before
@@ -178,7 +178,7 @@ def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str
         ValueError: one of the two is missing, or not a number.
     """
     if (rank is None) != (world is None):
-        raise ValueError(f"rank {rank} of {world} workers: give both or neither")
+        raise ValueError("--rank says which of --world workers this is; give both or neither")
     if rank is not None and world is not None:
         return rank, world
     if ("RANK" in environment) != ("WORLD_SIZE" in environment):
@@ -208,14 +208,32 @@ def _ledger_path(output: Path, shard: str) -> Path:
     return output / f"{Path(shard).stem}.json"
 
 
+def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
+    """The first pairs that were not labelled, with the reason, by code."""
+    first: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair.reason:
+            code, message = pair.reason.split(" ", 1)
+            records = first.setdefault(code, [])
+            records += [f"{pair.key}: {message}"] if len(records) < NUM_RECORDS_KEPT else []
+    return first
+
+
 def _write_ledger(
-    output: Path, shard: str, shard_sha256: str, settings: dict[str, Any], labels_sha256: str, counts: LabelCounts
+    output: Path,
+    shard: str,
+    shard_sha256: str,
+    settings: dict[str, Any],
+    labels_sha256: str,
+    counts: LabelCounts,
+    left_out: dict[str, list[str]],
 ) -> None:
     ledger = {
         "shard": {"file": shard, "samples": counts.pairs, "sha256": shard_sha256},
         "settings": settings,
         "labels": {"file": _labels_path(output, shard).name, "sha256": labels_sha256},
         "counts": asdict(counts),
+        "left_out": left_out,
     }
     with whole_file(_ledger_path(output, shard)) as file:
         file.write(json.dumps(ledger, indent=1) + "\n")

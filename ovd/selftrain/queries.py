@@ -5,6 +5,7 @@ of them is recognized as a function word.
 """
 
 import functools
+import html
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,7 @@ _ADJECTIVES = _set_of(
 _DESCRIBING = _COLORS | _ADJECTIVES
 _IN_FRONT = _NUMBERS | _DESCRIBING
 
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
 _SPELLING = str.maketrans({"\u2018": "'", "\u2019": "'", "\u2010": "-", "_": " ", "&": " and "})
 
 _IRREGULAR_PLURALS = dict(
@@ -136,7 +138,8 @@ def normalized(text: str) -> str:
 
 
 def _clauses(text: str) -> list[list[str]]:
-    """Lists of the words between punctuation marks; "&" becomes "and"."""
+    """Lists of the words between punctuation marks; "&" becomes "and", HTML is taken for what it shows."""
+    text = _TAG.sub(",", html.unescape(text))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = re.sub(r"https?://\S+|www\.\S+", ",", text).translate(_SPELLING)
     text = "".join(_kept_character(char) for char in text)

@@ -230,6 +230,23 @@ def test_atss_equals_a_loop_over_boxes_and_points(seed):
     assert not (assignment.wrong_scale & (assignment.matched >= 0)).any()
 
 
+def test_atss_does_not_depend_on_the_padding_of_the_batch():
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        height, width = (int(side) for side in torch.randint(40, 200, (2,), generator=rng))
+        corners = torch.rand(4, 2, 2, generator=rng) * torch.tensor([width, height])
+        boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1) + 2], dim=1).round().tolist()
+        sizes = torch.tensor([[height, width]])
+        found = []
+        for more in (0, 96):
+            points = make_points(height + more, width + more)
+            matched = assign_atss(points, (make_targets(boxes),), sizes=sizes).matched[0]
+            inside = ((points.centers[:, 1] < height) & (points.centers[:, 0] < width)).tolist()
+            rows = zip(points.strides.tolist(), points.centers.tolist(), matched.tolist(), inside, strict=True)
+            found.append([(stride, center, match) for stride, center, match, is_inside in rows if is_inside])
+        assert found[0] == found[1]
+
+
 def test_atss_with_crowds_no_boxes_and_a_batch():
     points = make_points(64, 96)
     some, none = make_targets([[4, 4, 40, 50]], [[60, 0, 96, 64]]), make_targets([])

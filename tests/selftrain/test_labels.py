@@ -15,12 +15,11 @@ from torch.nn import functional as F
 from ovd.data.index import Ragged
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.shard_index import ShardIndex
-from ovd.files import remove_abandoned, whole_file
-from ovd.files import sha256_of
+from ovd.files import remove_abandoned, sha256_of, whole_file
 from ovd.selftrain.labels import (
     ShardLabels,
-    label_files,
     check_labels,
+    label_files,
     labels_fingerprint,
     open_labelled_shards,
     read_labels,

@@ -237,6 +237,10 @@ def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, c
     assert len(set(labels.texts)) == len(labels.texts) == counts.texts
     assert counts.pairs == len(captions)
     assert counts.reasons == {"F30": sum(map(bool, labels.reasons))}
+    (ledger,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json"))
+    assert ledger["left_out"] == {
+        "F30": [f"{key}: {reason[4:]}" for key, reason in zip(labels.keys, labels.reasons, strict=True) if reason]
+    }
 
 
 def test_texts_beyond_the_context_are_counted(tmp_path, captions_alone):

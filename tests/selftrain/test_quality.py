@@ -208,7 +208,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     assert "has no labels" in capsys.readouterr().err
 
     labels = shard_of(("parasols", "cat"), [[(0, 0.5, BOX)], [(1, 0.7, BOX)], [(1, 0.3, BOX)]])
-    write_labels(
+    sha256 = write_labels(
         tmp_path / "labels" / "00000.safetensors",
         labels,
         index=PairShards(tmp_path / "pairs").index("00000.tar"),
@@ -217,7 +217,7 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
         settings={},
     )
     shard = json.loads((tmp_path / "pairs" / "manifest.json").read_text())["shards"][0]
-    ledger = {"shard": shard, "settings": {"text_tower": "none"}}
+    ledger = {"shard": shard, "settings": {"text_tower": "none"}, "labels": {"sha256": sha256}}
     (tmp_path / "labels" / "00000.json").write_text(json.dumps(ledger))
     runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr().out

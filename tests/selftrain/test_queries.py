@@ -93,6 +93,7 @@ def test_the_number_and_the_length_of_ngrams_are_limited():
         ("A T-Shirt, salt-and-pepper hair - a ‘new’ “kite”", ["t-shirt", "salt-and-pepper hair", "kite"]),
         ("fleur-de-lis", ["fleur-de-lis"]),
         ("ＦＵＬＬ　ｗｉｄｔｈ cafe\u0301", ["full width café"]),
+        ("A cat &amp; a dog&#39;s bowl<br/>a <a href='x'>kite</a>, 3 < 4", ["cat", "dog's bowl", "kite"]),
         ("um\u00adbrella http://example.com/a,b kite", ["umbrella", "kite"]),
         ("हिन्दी शब्द", ["हिन्दी शब्द"]),
         ("my_holiday_pictures", ["holiday"]),
