@@ -131,6 +131,7 @@ def test_prompts_that_ask_for_nothing():
         ("my thing=photo.jpg", "photo.jpg", None),
         ("my thing=photo.jpg:10,20,30,40", "photo.jpg", (10, 20, 40, 60)),
         ("my thing=C:/a,b/photo.jpg", "C:/a,b/photo.jpg", None),
+        ("my thing=a:b,c.jpg", "a:b,c.jpg", None),
         ("my thing=a:b.jpg:1.5,2,3,4", "a:b.jpg", (1.5, 2, 4.5, 6)),
     ],
 )
@@ -139,7 +140,7 @@ def test_an_example_on_the_command_line(word, image, box):
     assert (name, example.image, example.box) == ("my thing", image, box)
 
 
-@pytest.mark.parametrize("word", ["photo.jpg", "=photo.jpg", "x=", "x=a.jpg:1,2,3,b"])
+@pytest.mark.parametrize("word", ["photo.jpg", "=photo.jpg", "x=", "x=a.jpg:1,2,3,b", "x=a.jpg:1,2,3"])
 def test_an_example_that_cannot_be_read(word):
     with pytest.raises(ValueError, match="--prompt"):
         read_example(word)

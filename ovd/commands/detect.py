@@ -86,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=positive_number, help="CPU threads (default: torch's own choice)")
     parser.add_argument(
-        "--write", choices=["pictures", "coco", "lines"], default="pictures", help="what is written (%(default)s)"
+        "--write",
+        choices=["pictures", "coco", "lines"],
+        default="pictures",
+        help="what is written (%(default)s); in coco, frames of a video all have its name: no data set to train on",
     )
     parser.add_argument(
         "--output",

@@ -24,8 +24,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the new one in the average; "
                         "1 makes none (%(default)s)")  # fmt: skip
+    parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
+                        "start from, which may be large, or on another machine")  # fmt: skip
     arguments = parser.parse_intermixed_args()
     from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
-    print(format_outcomes(fine_tune(config, weight=arguments.weight)))
+    print(format_outcomes(fine_tune(config, weight=arguments.weight, measures_kept=not arguments.no_kept)))

@@ -42,3 +42,5 @@ def main() -> None:
         resume=arguments.resume or arguments.strict_resume,
         strict_resume=arguments.strict_resume,
     )
+    if config.expert is not None:
+        print("trained, but not yet an expert: ovd fine-tune with the same config and settings writes it")

@@ -142,10 +142,7 @@ def train(
             if last and state.step < settings.steps:
                 break
             if stopping and not last:
-                log.message(
-                    f"stopped by a signal after step {state.step}, which is saved; --resume goes on "
-                    "from there (ovd fine-tune: the same command)"
-                )
+                log.message(f"stopped by a signal after step {state.step}, which is saved: the run can be resumed")
                 raise SystemExit(EXIT_ON_SIGNAL)
         state.ema.copy_to(averaged)
         metrics = evaluate(averaged) if evaluate else {}

@@ -14,7 +14,7 @@ from ovd.build.data import hold_out, load_training_index, load_validation_index
 from ovd.build.detector import TrainedDetector, find_checkpoint, load_detector
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.experts.folder import read_description, write_description
@@ -35,12 +35,12 @@ class Outcome:
     detector: str
     """`before`; `expert`, the detector with its expert; `after` or `ensemble`."""
     new: dict[str, float]
-    """Metrics on the new data."""
+    """Metrics on the new data; none without a validation set."""
     kept: dict[str, float]
-    """Metrics on the validation set of the detector that fine-tuning started from."""
+    """Metrics on the validation set of the detector that fine-tuning started from; none if it is left out."""
 
 
-def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
+def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True) -> tuple[Outcome, ...]:
     """Train, make the expert or the average, and evaluate; steps that an earlier call finished are not repeated.
 
     The evaluations and `fine_tuning.json` are written to the run folder, the expert to its `expert`, the averaged
@@ -50,10 +50,11 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
         config: config of the fine-tuning; `init_from` is the detector to start from.
         weight: weight of the fine-tuned detector in the average, 0 to 1; not used for an expert. With 1 there is no
             average.
+        measures_kept: whether to evaluate on the validation set of the detector to start from, which has to be there.
 
     Raises:
-        ValueError: no `init_from`, a weight that is not in 0..1, one of the two validation sets is missing, the
-            detector's settings differ from the config's so that the two have no average, or the size of images so that
+        ValueError: no `init_from`, a weight that is not in 0..1, that validation set is missing, the detector's
+            settings differ from the config's so that the two have no average, or the size of images so that
             they share no features, or an earlier call had other settings, other boxes or another weight.
     """
     if config.init_from is None:
@@ -69,11 +70,10 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
             f"an expert sees the images that its detector sees: data.size is {config.data.size}, that of "
             f"{config.init_from} {start.config.data.size}"
         )
-    home = load_validation_index(start.config, DataReport())
+    home = _validation_of_start(start, config.init_from) if measures_kept else None
     new = load_validation_index(config, DataReport())
-    if home is None or new is None:
-        whose = config.init_from if home is None else "the fine-tuning"
-        raise ValueError(f"{whose} has no validation set, which the comparison needs")
+    if new is None:
+        print("warning: no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
     found = latest(config.output)
     if found is not None:
@@ -93,8 +93,28 @@ def fine_tune(config: TrainConfig, *, weight: float) -> tuple[Outcome, ...]:
     return outcomes
 
 
+def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
+    """The validation set of a detector to start from.
+
+    Raises:
+        ValueError: it has none, or not on this machine.
+    """
+    way_out = "what is kept there is not measured with --no-kept"
+    try:
+        home = load_validation_index(start.config, DataReport())
+    except DataError as error:
+        raise DataError(error.code, f"{error}; it belongs to {path}: {way_out}") from None
+    if home is None:
+        raise ValueError(f"{path} has no validation set; {way_out}")
+    return home
+
+
 def _with_expert(
-    config: TrainConfig, start: TrainedDetector, index: AnnotationIndex, new: AnnotationIndex, home: AnnotationIndex
+    config: TrainConfig,
+    start: TrainedDetector,
+    index: AnnotationIndex,
+    new: AnnotationIndex | None,
+    home: AnnotationIndex | None,
 ) -> tuple[Outcome, ...]:
     """Write the expert of a finished training; evaluate without and with it.
 
@@ -114,12 +134,13 @@ def _with_expert(
         _outcome("before", config, config.init_from, new, home),
         _outcome("expert", config, config.init_from, new, home, experts=experts),
     )
-    write_description(folder, replace(read_description(folder), metrics={"new": outcomes[1].new}))
+    if outcomes[1].new:
+        write_description(folder, replace(read_description(folder), metrics={"new": outcomes[1].new}))
     return outcomes
 
 
 def _averaged(
-    config: TrainConfig, start: Path, weight: float, new: AnnotationIndex, home: AnnotationIndex
+    config: TrainConfig, start: Path, weight: float, new: AnnotationIndex | None, home: AnnotationIndex | None
 ) -> tuple[Outcome, ...]:
     """Average the weights before and after a finished training, unless the weight is 1; evaluate all of them."""
     if weight == 1:
@@ -142,15 +163,15 @@ def _outcome(
     name: str,
     config: TrainConfig,
     path: Path,
-    new: AnnotationIndex,
-    home: AnnotationIndex,
+    new: AnnotationIndex | None,
+    home: AnnotationIndex | None,
     *,
     experts: ExpertGroup | None = None,
 ) -> Outcome:
     return Outcome(
         name,
-        _evaluate(path, new, config.output / f"eval-new-{name}", experts),
-        _evaluate(path, home, config.output / f"eval-kept-{name}", experts),
+        {} if new is None else _evaluate(path, new, config.output / f"eval-new-{name}", experts),
+        {} if home is None else _evaluate(path, home, config.output / f"eval-kept-{name}", experts),
     )
 
 

@@ -34,12 +34,14 @@ def read_example(word: str) -> tuple[str, Example]:
     name, equals, rest = word.partition("=")
     if not equals or not name.strip() or not rest:
         raise ValueError(f"--prompt {word}: write it as NAME=IMAGE or NAME=IMAGE:x,y,width,height")
-    found = re.fullmatch(r"(.+):([^:/]+,[^:/]+,[^:/]+,[^:/]+)", rest)
+    found = re.fullmatch(r"(.+):([^:/]+(?:,[^:/]+)+)", rest)
     if found is None:
         return name.strip(), Example(rest)
     try:
         x, y, width, height = map(float, found[2].split(","))
     except ValueError:
+        if found[2].count(",") != 3 and not re.fullmatch(r"[\d.,\s-]+", found[2]):
+            return name.strip(), Example(rest)  # a colon and commas in the name of a file
         raise ValueError(f"--prompt {word}: {found[2]} is not a box x,y,width,height in pixels") from None
     return name.strip(), Example(found[1], (x, y, x + width, y + height))
 

@@ -111,7 +111,7 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(miniature_world, tmp_
         output = ranks.output()
     found = checkpoint.latest(run, strict=True)
     assert found is not None
-    assert f"stopped by a signal after step {found.step}, which is saved;" in output
+    assert f"stopped by a signal after step {found.step}, which is saved:" in output
     assert list(run.glob("*.tmp")) == []
 
 

@@ -9,6 +9,10 @@ import real_layouts
 from safetensors.torch import load_file
 from small_fine_tuning import fine_tuning_config
 
+from ovd.config import TrainConfig
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataError, DataReport
+from ovd.jobs import fine_tune as module
 from ovd.jobs.fine_tune import Outcome, fine_tune, format_outcomes
 
 
@@ -63,15 +67,31 @@ def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_tra
     assert not (tmp_path / "c").exists()
 
 
-def test_fine_tuning_needs_a_detector_and_both_validation_sets(start, miniature_world, tmp_path):
+def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_world, tmp_path, monkeypatch):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
     with pytest.raises(ValueError, match="needs init_from"):
         fine_tune(fine_tuning_config(tmp_path / "a", source, data={"classes": "all"}), weight=0.5)
     del source["val_annotations"]
     config = fine_tuning_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
-    with pytest.raises(ValueError, match="the fine-tuning has no validation set"):
+    load = module.load_validation_index
+
+    def load_own(of: TrainConfig, report: DataReport) -> AnnotationIndex | None:
+        if of.output != config.output:  # the detector was given away without its data
+            raise DataError("F1", "val.json: annotation file cannot be read")
+        return load(of, report)
+
+    monkeypatch.setattr(module, "load_validation_index", load_own)
+    with pytest.raises(
+        DataError, match=r"val\.json: .*; it belongs to .*: what is kept .* --no-kept"
+    ):
         fine_tune(config, weight=0.5)
+    assert not (tmp_path / "b").exists()
+    before, after, ensemble = fine_tune(config, weight=0.5, measures_kept=False)
+    assert before.new == before.kept == after.new == after.kept == ensemble.new == ensemble.kept == {}
+    assert [line.split() for line in format_outcomes((before, after)).splitlines()] == [
+        ["detector"], ["before"], ["after"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("weight", [2, -0.5, float("nan")])
