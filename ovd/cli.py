@@ -1,6 +1,7 @@
 """The frame of all tools: an error ends in one line and an exit code, not in a traceback."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -20,12 +21,12 @@ def run_tool(main: Callable[[], None]) -> None:
     keep_freed_memory()
     try:
         main()
-    except BrokenPipeError:  # whoever read the output has seen enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_BROKEN_PIPE) from None
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("OVD_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # by head, for example
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(EXIT_BROKEN_PIPE) from None
         print(f"error[{_code(error)}]: {error} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
     except KeyboardInterrupt:
@@ -33,6 +34,13 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         print("interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _is_read_no_further(pipe: int) -> bool:
+    """Whether the other end of a pipe that is written to is closed."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
 
 
 def _code(error: Exception) -> str:

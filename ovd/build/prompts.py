@@ -125,9 +125,8 @@ class PromptEncoder:
         return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
-        return with_learned_names(
-            self._trained, texts, evaluation_text(self._trained.config, self._trained.clip, texts)
-        )
+        trained = self._trained
+        return with_learned_names(trained, texts, evaluation_text(trained.config, trained.clip, texts))
 
     def _row(self, prompt: Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
         of_examples = [self.encode(example) for example in prompt.images]

@@ -17,7 +17,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
-from ovd.text.names import clean_name
+from ovd.text.names import read_alike
 from ovd.text.prompts import TEMPLATES
 
 
@@ -96,8 +96,8 @@ def with_learned_names(
     offsets = trained.detector.name_offsets
     if offsets is None or len(names) == 0:
         return text
-    rows = {clean_name(name): row for row, name in enumerate(trained.classes)}
-    ids = torch.tensor([rows.get(clean_name(name), len(offsets)) for name in names])
+    rows = {read_alike(name): row for row, name in enumerate(trained.classes)}
+    ids = torch.tensor([rows.get(read_alike(name), len(offsets)) for name in names])
     return with_offsets(text, ids, offsets.detach().cpu())
 
 

@@ -96,8 +96,8 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return arguments.output or arguments.run / "-".join(["eval", *words])
 
 
-def claim_folder(output: Path, arguments: argparse.Namespace) -> None:
-    """Make the folder, and note in it what is evaluated.
+def claim_folder(output: Path, arguments: argparse.Namespace) -> dict[str, str]:
+    """Make the folder; return what is to be noted in it once the evaluation is done.
 
     Raises:
         ValueError: it has its default name, and an evaluation of something else in it.
@@ -111,8 +111,7 @@ def claim_folder(output: Path, arguments: argparse.Namespace) -> None:
                 f"{output} holds an evaluation with another {', '.join(different)} ({file}); give --output FOLDER"
             )
     output.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as written:
-        json.dump(evaluated, written, indent=1)
+    return evaluated
 
 
 def _absolute(value: Any) -> Any:
@@ -146,7 +145,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
-    claim_folder(output, arguments)
+    evaluated = claim_folder(output, arguments)
     evaluate_run(
         trained,
         output=output,
@@ -156,6 +155,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         html=arguments.html,
         onnx=arguments.onnx,
     )
+    with whole_file(output / EVALUATED) as file:
+        json.dump(evaluated, file, indent=1)
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv"]
     files += ["naming.json"] if arguments.onnx is None and trained.experts is None else []
     files += ["report.html"] if arguments.html else []

@@ -45,6 +45,7 @@ from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
+from ovd.files import whole_file
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
 from ovd.model.detector import Detector
@@ -206,7 +207,8 @@ def open_run_folder(config: TrainConfig | AlignConfig) -> None:
         if file.exists() and not _is_of_a_run(file):
             raise ValueError(f"{file} was written by hand and would be replaced; keep it elsewhere, or change output")
         config.output.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        with whole_file(file) as stream:
+            stream.write(yaml.safe_dump(content, sort_keys=False))
         ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
         print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
 

@@ -11,6 +11,7 @@ The correction by nearness and the term in the map are choices of this toolkit. 
 of base classes, that were held out of the training (evaluation/calibrate.py).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,15 +61,22 @@ class ScoreMap:
         Args:
             nearness: of the names to the trained ones, at least one.
         """
-        if probability <= 0:
-            return 0.0
-        extremes = torch.stack([nearness.min(), nearness.max()])  # between them the map lies between theirs
-        low, high = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        if not 0 < probability < 1:
+            return 0.0 if probability <= 0 else 1.0
+        wanted = math.log(probability / (1 - probability))
+        # The map rises with the score, and is linear in the nearness.
+        ends = [self._score_at(wanted, float(nearness.min())), self._score_at(wanted, float(nearness.max()))]
+        return max(0.0, min(ends) - EPSILON)
+
+    def _score_at(self, log_odds: float, nearness: float) -> float:
+        """The score, to a thousandth of `EPSILON`, above which the map is above these log odds."""
+        low, high = EPSILON, 1 - EPSILON
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            is_above = self(middle, extremes) > probability
-            low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
-        return max(0.0, float(low.min()) - EPSILON)
+            found = self.slope * math.log(middle) - self.curve * math.log(1 - middle)
+            is_above = found + self.offset + self.distance * (1 - nearness) > log_odds
+            low, high = (low, middle) if is_above else (middle, high)
+        return low
 
     @property
     def weights(self) -> Float[Tensor, "4"]:

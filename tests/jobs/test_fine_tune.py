@@ -82,9 +82,7 @@ def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_
         return load(of, report)
 
     monkeypatch.setattr(module, "load_validation_index", load_own)
-    with pytest.raises(
-        DataError, match=r"val\.json: .*; it belongs to .*: what is kept .* --no-kept"
-    ):
+    with pytest.raises(DataError, match=r"val\.json: .*; it belongs to .*: what is kept .* --no-kept"):
         fine_tune(config, weight=0.5)
     assert not (tmp_path / "b").exists()
     before, after, ensemble = fine_tune(config, weight=0.5, measures_kept=False)
