@@ -1,6 +1,8 @@
 """An application under uvicorn, until it is interrupted."""
 
+import asyncio
 import contextlib
+import logging
 import socket
 
 import uvicorn
@@ -50,7 +52,13 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=_END_SECONDS,
         h11_max_incomplete_event_size=limits.head_bytes,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cut_request)
     return uvicorn.Server(config)
+
+
+def _is_no_cut_request(record: logging.LogRecord) -> bool:
+    """Whether a record of the log is none of a request that the end cut off, whose traceback tells nobody anything."""
+    return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 def run_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> None:

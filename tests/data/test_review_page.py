@@ -79,6 +79,9 @@ def test_keys_decide_and_the_page_saves_the_whole_set(page, tmp_path):
         body = browser.find_element("tag name", "body")
         body.send_keys("a")  # the candidate at 0.49
         body.send_keys("r")  # the cat at 0.52
+        body.send_keys("u")  # which is taken back from the next box
+        assert browser.find_element("id", "progress").text == "1 of 4 looked at: 1 accepted, 0 rejected"
+        body.send_keys("r")
         field = browser.find_element("id", "new-name")
         body.send_keys("n")
         field.send_keys("dog, big\n")  # the one at 0.35

@@ -3,6 +3,7 @@ const entries = data.shown.map(([row, x, y, width, height, picture]) => ({
   row, x, y, width, height, picture, verdict: "", name: data.names[data.boxes[row][1]],
 }));
 let at = 0;
+const decidedAt = [];  // positions of what was decided, the latest last
 let unsaved = false;
 const rowsOfImage = new Map();
 data.boxes.forEach((box, row) => rowsOfImage.set(box[0], [...(rowsOfImage.get(box[0]) || []), row]));
@@ -67,8 +68,15 @@ function decide(verdict, name = null) {
   if (!entry) return;
   entry.verdict = verdict;
   entry.name = name || (verdict ? entry.name : data.names[data.boxes[entry.row][1]]);
+  if (verdict) decidedAt.push(at);
   unsaved = true;
   go(verdict ? at + 1 : at);
+}
+
+/* Take back what was decided of this box, or if that is nothing, what was decided last. */
+function undo() {
+  while (!(entries[at] || {}).verdict && decidedAt.length) at = decidedAt.pop();
+  decide("");
 }
 
 /* The whole set: kept boxes that were not rejected, and candidates that were accepted. */
@@ -104,7 +112,7 @@ function save() {
 
 byId("accept").addEventListener("click", () => decide("accepted"));
 byId("reject").addEventListener("click", () => decide("rejected"));
-byId("undo").addEventListener("click", () => decide(""));
+byId("undo").addEventListener("click", undo);
 byId("back").addEventListener("click", () => go(at - 1));
 byId("on").addEventListener("click", () => go(at + 1));
 byId("save").addEventListener("click", save);
@@ -121,7 +129,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   const actions = {
-    a: () => decide("accepted"), r: () => decide("rejected"), u: () => decide(""), n: () => byId("new-name").focus(),
+    a: () => decide("accepted"), r: () => decide("rejected"), u: undo, n: () => byId("new-name").focus(),
     ArrowLeft: () => go(at - 1), ArrowRight: () => go(at + 1),
   };
   if (event.key in actions) {
