@@ -62,7 +62,7 @@ def _fit_as_corners(boxes: np.ndarray, limits: np.ndarray) -> Bool[np.ndarray, "
 
 def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
     """Count objects that have image, class and box of an earlier one, images that have the file of an earlier one, and
-    classes whose names are nearly the same."""
+    classes whose names are nearly the same, or that have another's name as a synonym."""
     for row in _doubles(table):
         report.noticed("F2", f"{table.name_of_object(row)}: has the image, class and box of an earlier one; both count")
     for row, earlier, file in _same_files(table):
@@ -73,13 +73,24 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
         )
     first: dict[str, Category] = {}
     for category in table.categories:
-        other = first.setdefault(re.sub(r"[\s_-]+", " ", category.name).strip().casefold(), category)
+        other = first.setdefault(_without_spelling(category.name), category)
         if other is not category:
             if other.name == category.name:
                 where = f"{other.id} and {category.id} are both called {other.name!r}; training refuses that"
             else:
                 where = f"{other.name!r} and {category.name!r} differ in case or spaces at most; both are trained on"
             report.noticed("F2", f"{table.path}: categories {where}")
+    for category in table.categories:
+        for synonym in category.synonyms:
+            other = first.get(_without_spelling(synonym))
+            if other is not None and other is not first[_without_spelling(category.name)]:
+                where = f"{category.name!r} has the synonym {synonym!r}, which is the name of {other.name!r}"
+                report.noticed("F2", f"{table.path}: category {where}; training takes it for both")
+
+
+def _without_spelling(name: str) -> str:
+    """What names have in common that differ in case or spaces at most."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _same_files(table: AnnotationTable) -> list[tuple[int, int, str]]:

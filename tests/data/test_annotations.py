@@ -522,3 +522,14 @@ def test_areas_of_converters_stop_no_evaluation(tmp_path, area):
     assert truth.areas_px.tolist() == expected
     with pytest.raises(DataError, match="area is"):
         load_truth(path, format="lvis")
+
+
+def test_a_synonym_that_is_the_name_of_another_class_is_counted(tmp_path):
+    content = lvis_content()
+    content["categories"][0]["synonyms"] = [content["categories"][0]["name"].upper(), "Cat ", "kitty"]
+    others = [category["name"] for category in content["categories"][1:]]
+    _, report = load(tmp_path, content)
+    assert report.counts() == {"F2 noticed": 1}
+    (line,) = report.first_records()["F2 noticed"]
+    assert "has the synonym 'Cat ', which is the name of 'cat'; training takes it for both" in line
+    assert "cat" in others
