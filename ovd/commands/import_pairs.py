@@ -4,9 +4,9 @@
     ovd import-pairs pairs.tsv --columns _,caption,base64 --output data/pairs
 
 The file has one pair per line, no header, and is UTF-8; `key` is a column that goes into each pair's JSON, `_` one to
-leave out. Images are decoded once as a
-check; pairs that cannot be used are reported by line in OUTPUT/data_report.json, and too many of them stop the import.
-The shards get a manifest, against which later reads are checked.
+leave out. Images are decoded once as a check; pairs that cannot be used are reported by line in
+OUTPUT/data_report.json, and too many of them stop the import. The shards get a manifest, against which later reads are
+checked.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from ovd.serve.limits import Limits, Refusal
+from ovd.text.names import read_alike
 
 FIELDS = ("image", "names", "example", "example_name", "threshold", "limit", "overlapping")
 _WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
@@ -105,7 +106,7 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
 
 
 def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
-    """Names that stand apart by commas or line ends, each once.
+    """Names that stand apart by commas or line ends, each once, whatever its spelling.
 
     Raises:
         Refusal: too many, one that is too long, or one with control characters.
@@ -113,7 +114,11 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
     parts = [part for text in texts for part in re.split(r"[,\r\n]", text)]
     if any(unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t" for part in parts for letter in part):
         raise Refusal(400, "A name has a control character in it.")
-    names = tuple(dict.fromkeys(name for part in parts if (name := " ".join(part.split()))))
+    first: dict[str, str] = {}
+    for part in parts:
+        if part.strip():
+            first.setdefault(read_alike(part), " ".join(part.split()))
+    names = tuple(first.values())
     if len(names) > limits.names:
         raise Refusal(400, f"There are {len(names)} names; at most {limits.names} may be looked for at once.")
     if longest := next((name for name in names if len(name) > limits.name_length), None):

@@ -44,7 +44,7 @@ def test_threshold_and_limit_choose_among_the_same_boxes(served):
 
 
 def test_names_stand_apart_by_commas_and_lines_and_count_once(served):
-    answer = served.detect(names=[" anchor,cat  face\nanchor", "umbrella\r\n"]).json()
+    answer = served.detect(names=[" anchor,cat  face\nAnchor", "umbrella\r\n"]).json()
     assert [row["name"] for row in answer["categories"]] == ["anchor", "cat face", "umbrella"]
 
 
