@@ -13,6 +13,7 @@ import pytest
 
 import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
+from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +169,25 @@ def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert "4 files have several image records, the first 0.jpg" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--gpus", "0"], ["--peak-tflops", "-3"], ["--utilization", "17"], ["--utilization", "0"]]
+)
+def test_a_cost_of_numbers_that_are_none_is_refused(options, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "cost", str(ROOT / "configs" / "quickstart_base.yaml"), *options)
+    assert stopped.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_the_cost_of_a_clip_folder_is_that_of_its_model(monkeypatch, capsys):
+    shown = []
+    for overrides in ([], [f"clip.name={TINY_CLIP}"]):
+        run(monkeypatch, "cost", str(ROOT / "configs" / "quickstart_base.yaml"), *overrides)
+        shown.append(capsys.readouterr().out.splitlines()[1:])
+    assert shown[0] == shown[1]
+    assert " min for 300 steps of" in shown[0][-1]
 
 
 def test_an_interrupt_is_one_line(monkeypatch, capsys):

@@ -107,6 +107,8 @@ def test_one_name_may_stand_alone_and_images_in_memory_are_all_alike(trained, im
         found = predictor(given, "anchor")
         assert torch.equal(found.boxes, expected.boxes)
         assert torch.equal(found.scores, expected.scores)
+    with pytest.raises(ValueError, match="the class name 'cat face' is given twice"):
+        predictor(image, ["cat face", "anchor", "Cat_face"])
     for names in (["anchor", " "], ""):
         with pytest.raises(ValueError, match=r"class names \[\d\] \(counted from 0\) are blank"):
             predictor(image, names)

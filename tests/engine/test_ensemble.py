@@ -201,7 +201,7 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
             optimizer=torch.optim.SGD(detector.parameters()),
             ema=Ema(detector, 0.9),
             config=config.model_dump(mode="json"),
-            extra={"text_tower": text_tower_fingerprint(clip)},
+            extra={"text_tower": text_tower_fingerprint(clip)} | ({"calibration": {}} if name == "base" else {}),
         )
 
     def run_ensemble(*options: str) -> None:
@@ -210,7 +210,9 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
         runpy.run_path(str(ROOT / "tools" / "ensemble.py"), run_name="__main__")
 
     run_ensemble("--weight", "0.25", "--output", str(tmp_path / "mean"))
-    assert "0.75 x" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0.75 x" in printed
+    assert f"calibrated: {tmp_path / 'base' / 'step-000001'}; the average is not" in printed
     mean = load_detector(tmp_path / "mean")
     assert mean.config == config.model_copy(update={"output": tmp_path / "mean"})
     for name, tensor in mean.detector.state_dict().items():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ovd.engine import curves, log
@@ -134,6 +135,20 @@ def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
     with Image.open(tmp_path / "curves.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_metric_that_there_is_not_is_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    records = [
+        {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}},
+        {"kind": "evaluation", "step": 1, "metrics": {"AP": 0.25, "APl": -1}},
+        {"kind": "gates", "step": 1, "gates": {"mean/P3": 0.5}},
+    ]
+    curves.draw_training_curves(records, tmp_path / "curves.png")
+    _, _, metrics, gates = drawn[0].axes
+    assert [line.get_label() for line in metrics.lines] == ["AP"]
+    assert [line.get_marker() for line in gates.lines] == ["."]  # a single point, which no line shows
 
 
 class FakeWandb(types.ModuleType):

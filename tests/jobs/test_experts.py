@@ -265,6 +265,8 @@ def test_the_tool_lists_checks_and_removes(start, experts, tmp_path, monkeypatch
     assert str(experts[0]) not in answered[1]
     assert f"oak leaf   {experts[0]}" in answered[2]
     assert f"brass key  {experts[1]}" in answered[3]
+    with pytest.raises(ValueError, match="an expert is given twice"):
+        call("who", start, experts[0], experts[0] / "expert", "--classes", "umbrella")
     copied = tmp_path / "copied"
     shutil.copytree(experts[0], copied)
     assert call("remove", copied).endswith(f"removed {copied / 'expert'}\n")
