@@ -147,7 +147,7 @@ class Source:
             return 0, 0
         for side in ("height", "width"):
             if type(row.get(side)) is float:
-                row[side] = _whole_number(row[side])
+                row[side] = whole_number_of(row[side])
         return self.positive(row, "images", "height"), self.positive(row, "images", "width")
 
     def rows_by_id(self, rows: list[dict[str, Any]], name: str) -> dict[int, int]:
@@ -293,12 +293,12 @@ def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:
         for field in fields:
             value = row.get(field)
             if isinstance(value, list):
-                row[field] = [_whole_number(item) for item in value]
+                row[field] = [whole_number_of(item) for item in value]
             elif type(value) in (float, str):
-                row[field] = _whole_number(value)
+                row[field] = whole_number_of(value)
 
 
-def _whole_number(value: Any) -> Any:
+def whole_number_of(value: Any) -> Any:
     """The whole number that a value stands for; the value itself if it stands for none."""
     if type(value) is float and value.is_integer() and abs(value) <= 2**53:
         return int(value)
@@ -309,7 +309,7 @@ def _whole_number(value: Any) -> Any:
 
 def _stated_size(row: dict[str, Any]) -> tuple[int, int]:
     """Height and width, or two zeros where they are no numbers of pixels."""
-    height, width = (_whole_number(row.get(side)) for side in ("height", "width"))
+    height, width = (whole_number_of(row.get(side)) for side in ("height", "width"))
     are_sides = all(type(side) is int and 0 < side < LARGEST_COORDINATE for side in (height, width))
     return (height, width) if are_sides else (0, 0)
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ovd.data.coco_records import whole_number_of
 from ovd.files import whole_file
 from ovd.shapes import Bool, Float64, Int64
 
@@ -134,7 +135,7 @@ def _columns(records: list[_Record]) -> Results:
 
 
 def _load_with_care(path: Path, content: bytes) -> Results:
-    """`load_results` record by record; NaN and infinity, which JSON does not have, are read."""
+    """`load_results` record by record; NaN and infinity, which JSON does not have, and ids as text are read."""
     if content.startswith(_GZIP):
         raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
@@ -157,6 +158,8 @@ def _load_with_care(path: Path, content: bytes) -> Results:
     boxes = np.empty((len(records), 4))
     scores = np.empty(len(records))
     for index, record in enumerate(records):
+        if type(record) is dict:  # ids as 7.0 or "7", which annotation files may have, too
+            record |= {key: whole_number_of(record[key]) for key in ("image_id", "category_id") if key in record}
         problem = _record_problem(record)
         if problem:
             raise ValueError(f"{path}: record {index}: {problem}")

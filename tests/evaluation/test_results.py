@@ -64,8 +64,8 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
         (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "not valid JSON: .*a record in each line is not one list"),
         ("[3]", "record 0: is a int"),
         (json.dumps([GOOD, {"image_id": 1, "bbox": [1, 2, 3, 4]}]), "record 1: has no category_id, score"),
-        (json.dumps([GOOD, GOOD | {"image_id": "1"}]), "record 1: image_id '1' is not an integer"),
-        (json.dumps([GOOD, GOOD | {"category_id": 2.0}]), r"record 1: category_id 2\.0 is not an integer"),
+        (json.dumps([GOOD, GOOD | {"image_id": "one"}]), "record 1: image_id 'one' is not an integer"),
+        (json.dumps([GOOD, GOOD | {"category_id": 2.5}]), r"record 1: category_id 2\.5 is not an integer"),
         (json.dumps([GOOD | {"bbox": [1, 2, 3]}]), "record 0: bbox"),
         (json.dumps([GOOD | {"bbox": [1, 2, 3, None]}]), "record 0: bbox"),
         (json.dumps([GOOD | {"score": "0.9"}]), r"record 0: score '0\.9' is not a number"),
@@ -77,6 +77,14 @@ def test_malformed_files_are_named(content, message, tmp_path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match=rf"results\.json: {message}"):
         load_results(tmp_path / "results.json")
+
+
+def test_ids_as_annotation_files_may_have_them_are_read(tmp_path):
+    records = [GOOD, GOOD | {"image_id": f"{GOOD['image_id']}", "category_id": float(GOOD["category_id"])}]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    results = load_results(tmp_path / "results.json")
+    assert results.image_ids.tolist() == [GOOD["image_id"]] * 2
+    assert results.category_ids.tolist() == [GOOD["category_id"]] * 2
 
 
 def test_a_compressed_file_is_named(tmp_path):
