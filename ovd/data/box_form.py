@@ -82,9 +82,9 @@ def notice_doubles(table: AnnotationTable, report: DataReport) -> None:
             report.noticed("F2", f"{table.path}: categories {where}")
     for category in table.categories:
         for synonym in category.synonyms:
-            other = first.get(_without_spelling(synonym))
-            if other is not None and other is not first[_without_spelling(category.name)]:
-                where = f"{category.name!r} has the synonym {synonym!r}, which is the name of {other.name!r}"
+            named = first.get(_without_spelling(synonym))
+            if named is not None and named is not first[_without_spelling(category.name)]:
+                where = f"{category.name!r} has the synonym {synonym!r}, which is the name of {named.name!r}"
                 report.noticed("F2", f"{table.path}: category {where}; training takes it for both")
 
 

@@ -80,7 +80,7 @@ def test_malformed_files_are_named(content, message, tmp_path):
 
 
 def test_ids_as_annotation_files_may_have_them_are_read(tmp_path):
-    records = [GOOD, GOOD | {"image_id": f"{GOOD['image_id']}", "category_id": float(GOOD["category_id"])}]
+    records = [GOOD, GOOD | {"image_id": f"{GOOD['image_id']}", "category_id": float(f"{GOOD['category_id']}")}]
     (tmp_path / "results.json").write_text(json.dumps(records))
     results = load_results(tmp_path / "results.json")
     assert results.image_ids.tolist() == [GOOD["image_id"]] * 2
