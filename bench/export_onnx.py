@@ -40,7 +40,7 @@ from ovd.build.text import evaluation_text
 from ovd.data.image_files import images_below
 from ovd.data.images import read_image
 from ovd.export.detector import export_detector
-from ovd.export.smaller import quantize, to_half
+from ovd.export.smaller import calibration_images, quantize, to_half
 from ovd.onnx import Predictor
 from ovd.precision import describe_machine
 from ovd.predictor import Predictor as TorchPredictor
@@ -102,7 +102,7 @@ def forms_of(run: Path, folder: Path, calibration: Path) -> dict[str, Path]:
     for path in forms.values():
         export_detector(trained, path)
     to_half(forms["fp16"])
-    quantize(forms["int8"], calibration, dim=trained.clip.dim)
+    quantize(forms["int8"], calibration_images(calibration), dim=trained.clip.dim)
     return forms
 
 

@@ -9,6 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
+GZIP = b"\x1f\x8b"
+"""The first bytes of a file that is compressed by gzip."""
+
+
+def make_folder_of(output: Path) -> None:
+    """Make the folder that a file will be written to.
+
+    Raises:
+        ValueError: it cannot be made, or cannot be written to.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{output}: its folder cannot be made ({error.strerror or error})") from None
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output}: its folder cannot be written to")
+
 
 @contextmanager
 def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:

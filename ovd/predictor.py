@@ -26,7 +26,7 @@ from ovd.data.pixels import ImageInMemory, as_pixels
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
-from ovd.text.names import read_alike
+from ovd.text.names import check_each_once
 
 NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
@@ -175,10 +175,7 @@ class Predictor(ModelHubMixin):
         words = [prompt if isinstance(prompt, str) else prompt.name for prompt in asked]
         if blank := [position for position, word in enumerate(words) if not word.strip()]:
             raise ValueError(f"class names {blank} (counted from 0) are blank")
-        texts = [read_alike(prompt) for prompt in asked if isinstance(prompt, str)]
-        if len(set(texts)) < len(texts):  # copies of a name would share its probability
-            twice = next(text for text in texts if texts.count(text) > 1)
-            raise ValueError(f"the class name {twice!r} is given twice")
+        check_each_once([prompt for prompt in asked if isinstance(prompt, str)])
         return self._inference.image(
             self._text_of(asked),
             read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image),

@@ -169,6 +169,12 @@ def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert "4 files have several image records, the first 0.jpg" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
+    unnamed = [{"id": number, "height": 9, "width": 9} for number in range(8)]
+    content = {"images": unnamed, "annotations": [], "categories": []}
+    (tmp_path / "unnamed.json").write_text(json.dumps(content))
+    run(monkeypatch, "split", str(tmp_path / "unnamed.json"), "--first", str(tmp_path / "a.json"),
+        "--second", str(tmp_path / "b.json"))  # fmt: skip
+    assert len(json.loads((tmp_path / "a.json").read_text())["images"]) == 6
 
 
 @pytest.mark.parametrize(

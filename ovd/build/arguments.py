@@ -2,6 +2,7 @@
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -94,31 +95,24 @@ def whole_number(text: str) -> int:
 
 def number_above_0(text: str) -> float:
     """The type of an option that is a number above 0, whole or not."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+    return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def number_from_0(text: str) -> float:
     """The type of an option that is a number of at least 0, whole or not."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return value
+    return _number(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
 def number_from_0_to_1(text: str) -> float:
     """The type of an option that is a score or a share."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
+    return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
-def _number(text: str) -> float:
-    """The number that a text is, or NaN, which no comparison holds for."""
+def _number(text: str, is_wanted: Callable[[float], bool], words: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        return math.nan
+        value = math.nan  # which no comparison holds for
+    if not is_wanted(value):
+        raise ArgumentTypeError(f"{text!r} is not {words}")
+    return value

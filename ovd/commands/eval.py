@@ -35,7 +35,10 @@ EVALUATED = "evaluated.json"
 """File of what an evaluation in a folder was of: the options below."""
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that a results file has no use for."""
-WHAT = ("annotations", "images", "format", "split", "xyxy", "by_base_name", *OF_A_RUN[:-1])
+WHAT = (
+    "annotations", "images", "format", "split", "class_names", "xyxy", "by_base_name", "zero_based",
+    "sizes_from_images", "expert", "same_place", "nearest", "onnx", "size",
+)  # fmt: skip
 """Options that say what is evaluated on what."""
 
 

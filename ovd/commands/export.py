@@ -31,8 +31,6 @@ def main() -> None:
         help="leave out eval.second_look and eval.ensemble, which changes scores",
     )
     arguments = parser.parse_args()
-    if arguments.model.suffix != ".onnx":
-        raise ValueError(f"{arguments.model}: the name of the exported file has to end in .onnx")
     if arguments.int8 != (arguments.images is not None):
         raise ValueError("--int8 and --images FOLDER belong together")
 

@@ -32,7 +32,5 @@ def main() -> None:
     finally:
         if report.num_seen():
             report.write(arguments.output / "data_report.json")
-    if not report.num_seen():
-        raise ValueError(f"{arguments.tsv} has no line, so that there is nothing to import")
     skipped = ", ".join(f"{kind} {count}" for kind, count in report.counts().items())
     print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")

@@ -27,7 +27,6 @@ from ovd.data.export_boxes import (
     check_names,
     export_boxes,
     is_folder,
-    make_folder_of,
     outputs_of,
     refuse_existing,
 )
@@ -35,6 +34,7 @@ from ovd.data.image_files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.data.text_files import read_lines
+from ovd.files import make_folder_of
 
 
 def _arguments() -> argparse.Namespace:

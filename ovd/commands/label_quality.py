@@ -16,8 +16,8 @@ from pathlib import Path
 from ovd.build.arguments import number_from_0_to_1
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
-from ovd.data.export_boxes import make_folder_of
 from ovd.data.report import DataReport
+from ovd.files import make_folder_of
 from ovd.selftrain.labels import check_labels, label_files, open_labelled_shards, read_labels
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 

@@ -68,8 +68,8 @@ def port_number(text: str) -> int:
 
 
 def name_of_host(text: str) -> str:
-    """The type of --allow-host: what the Host header of a request says, without its port."""
-    if not text or host_name(text) != text.lower():
+    """The type of --allow-host: the name or address in the Host header of a request, without its port."""
+    if not is_address(text) and (not text or host_name(text) != text.lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a host's name alone; write it as detect.example.org")
     return text
 

@@ -28,7 +28,7 @@ def main() -> None:
     load_truth(arguments.annotations, format="coco")  # says what is wrong with the file, where anything is
     content = json.loads(arguments.annotations.read_text(encoding="utf-8-sig"))
     images = content["images"]
-    count = Counter(str(image.get("file_name") or image.get("coco_url")) for image in images)
+    count = Counter(name for image in images if (name := image.get("file_name") or image.get("coco_url")))
     if twice := [name for name, number in count.items() if number > 1]:
         raise ValueError(
             f"{arguments.annotations}: {len(twice)} files have several image records, the first {twice[0]}; one could "

@@ -11,7 +11,7 @@ import numpy as np
 
 from ovd.data.images import ImageError, decode_image
 from ovd.data.index import AnnotationIndex, images_per_class
-from ovd.data.pairs import PairShards
+from ovd.data.pairs import PairShards, caption_fault
 from ovd.data.report import DataReport
 from ovd.progress import progress
 from ovd.shapes import Int64
@@ -77,10 +77,8 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
             return [("skipped", error.code, f"{where}: {error}")]
         except ValueError as error:
             return [("skipped", "F30", str(error))]
-        if not pair.caption.strip():
-            return [("skipped", "F30", f"{where}: the caption is empty")]
-        if "\ufffd" in pair.caption:
-            return [("skipped", "F30", f"{where}: the caption is not UTF-8")]
+        if fault := caption_fault(pair.caption):
+            return [("skipped", "F30", f"{where}: {fault}")]
         return [("repaired", code, f"{where}: {words}") for code, words in decoded.repairs()]
 
     for found in progress(_in_threads(look, range(len(shards))), len(shards), "reading pairs"):

@@ -18,6 +18,7 @@ from ovd.data.image_sizes import fill_sizes
 from ovd.data.report import DataError, DataReport
 from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
 from ovd.data.text_files import finite_number
+from ovd.files import GZIP
 from ovd.shapes import Float64
 
 _NUM_NAMED = 20
@@ -93,7 +94,7 @@ def _parse(path: Path, content: bytes) -> Any:
     was_collecting = gc.isenabled()
     # The parser makes millions of objects and no cycles: searching for cycles doubles its time.
     gc.disable()
-    if content.startswith(b"\x1f\x8b"):
+    if content.startswith(GZIP):
         raise DataError("F1", f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
         text = content.decode()

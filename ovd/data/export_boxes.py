@@ -164,20 +164,6 @@ def export_boxes(
             _whole_folder(output, lambda folder: _write_voc(labelled, folder))
 
 
-def make_folder_of(output: Path) -> None:
-    """Make the folder that something will be written to.
-
-    Raises:
-        ValueError: it cannot be made, or cannot be written to.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{output}: its folder cannot be made ({error.strerror or error})") from None
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output}: its folder cannot be written to")
-
-
 def refuse_existing(path: Path) -> None:
     """
     Raises:

@@ -55,6 +55,15 @@ class ManifestEntry:
     num_bytes: int
 
 
+def caption_fault(caption: str) -> str | None:
+    """What makes a caption useless for training; None for one that can be read."""
+    if not caption.strip():
+        return "the caption is empty"
+    if "\ufffd" in caption:  # in the place of bad bytes; the embedding would be that of another text
+        return "the caption is not UTF-8"
+    return None
+
+
 def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard: int) -> None:
     """Writes `00000.tar`, `00001.tar`, ... and, last, `manifest.json`.
 

@@ -20,7 +20,7 @@ Unit = Literal["sample", "box"]
 SIZES_FROM_IMAGES = "data.source.sizes_from_images=true (tools: --sizes-from-images)"
 """What helps where records have other sizes than their images (F12)."""
 _BOX_CODES = frozenset({"F4", "F5"})
-NUM_RECORDS_KEPT = 20
+_NUM_RECORDS_KEPT = 20
 _MAX_SKIPPED_IN_A_ROW = 100
 _MAX_SKIPPED_SHARE = 0.01
 _MIN_SKIPPED_TO_STOP = 5
@@ -220,7 +220,7 @@ class DataReport:
 
     def _keep(self, kind: str, where: str) -> None:
         records = self._first.setdefault(kind, [])
-        if len(records) < NUM_RECORDS_KEPT:
+        if len(records) < _NUM_RECORDS_KEPT:
             records.append(where)
 
 

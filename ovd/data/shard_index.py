@@ -26,6 +26,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ovd.data.image_files import READ_SUFFIXES
+from ovd.files import GZIP
 from ovd.shapes import Int64
 
 MEMBER_NAMES = ("image", "caption", "info")
@@ -42,7 +43,6 @@ _ABSENT = -1
 _MIN_FAILED_TO_STOP = 5
 _MAX_FAILED_SHARE = 0.5
 _MAX_INFO_BYTES = 16 * 1024 * 1024
-_GZIP_SIGNATURE = b"\x1f\x8b"
 _LONGEST_KEY_IN_HEADER = 90
 # POSIX: an archive ends with two blocks of zeros.
 _END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
@@ -230,7 +230,7 @@ def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
     the last member is looked at here: two zero blocks at least, and nothing but zeros.
     """
     end = 0
-    if file.read(2) == _GZIP_SIGNATURE:
+    if file.read(len(GZIP)) == GZIP:
         raise ShardFault("compressed by gzip, whatever its name says; unpack it first", 0)
     file.seek(0)
     try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ovd.data.images import ImageError, decode_image, read_file
-from ovd.data.pairs import Pair
+from ovd.data.pairs import Pair, caption_fault
 from ovd.data.report import DataReport
 from ovd.progress import progress
 
@@ -22,7 +22,7 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
         images: folder that paths are relative to.
 
     Raises:
-        ValueError: columns that do not give a caption and one image.
+        ValueError: columns that do not give a caption and one image, or no line.
         DataError: too many pairs were left out.
     """
     if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:
@@ -32,6 +32,8 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
         raise ValueError(f"columns {', '.join(sorted(unknown))} are none of {', '.join(COLUMNS)}")
     with path.open("rb") as file:
         num_lines = sum(1 for _ in file)
+    if num_lines == 0:
+        raise ValueError(f"{path} has no line, so that there is nothing to import")
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, line in enumerate(progress(file, num_lines, "reading TSV"), start=1):
             where = f"{path}: line {number}"
@@ -50,10 +52,8 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
 
 
 def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> Pair:
-    if not fields.get("caption", "").strip():
-        raise ImageError("F30", "no caption")
-    if "\ufffd" in fields["caption"]:  # in the place of bad bytes
-        raise ImageError("F30", "the caption is not UTF-8")
+    if fault := caption_fault(fields.get("caption", "")):
+        raise ImageError("F30", fault)
     if "base64" in fields:
         try:
             image = base64.b64decode(fields["base64"], validate=True)

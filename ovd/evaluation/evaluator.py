@@ -79,11 +79,11 @@ class BoxEvaluator(ABC):
         Raises:
             ValueError: naming `source` and the first bad record.
         """
-        finite, (_, _, width, height) = np.isfinite(results.boxes_xywh).T, results.boxes_xywh.T
-        near = np.abs(results.boxes_xywh).max(axis=1, initial=0) < LARGEST_PX
+        _, _, width, height = results.boxes_xywh.T
+        largest = np.maximum.reduce(np.abs(results.boxes_xywh).T)  # NaN where a number is
         self._refuse(~np.isfinite(results.scores), "the score is not finite", results, source)
-        self._refuse(~np.logical_and.reduce(finite), "the box is not finite", results, source)
-        self._refuse(~near, "the box is beyond all pictures", results, source)
+        self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
+        self._refuse(largest >= LARGEST_PX, "the box is beyond all pictures", results, source)
         self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
         unknown_image = ~np.isin(results.image_ids, self._known_image_ids)
         self._refuse(unknown_image, "no such image", results, source)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ovd.data.coco_records import whole_number_of
-from ovd.files import whole_file
+from ovd.files import GZIP, whole_file
 from ovd.shapes import Bool, Float64, Int64
 
 
@@ -96,7 +96,6 @@ def load_results(path: Path) -> Results:
 
 
 _PIECE_BYTES = 2**16
-_GZIP = b"\x1f\x8b"
 _SECOND_LINE = re.compile(rb"\s*\{[^\n]*\}\s*\n\s*\{")
 _BETWEEN_RECORDS = re.compile(rb"(?<=\})[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 
@@ -136,7 +135,7 @@ def _columns(records: list[_Record]) -> Results:
 
 def _load_with_care(path: Path, content: bytes) -> Results:
     """`load_results` record by record; NaN and infinity, which JSON does not have, and ids as text are read."""
-    if content.startswith(_GZIP):
+    if content.startswith(GZIP):
         raise ValueError(f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
         records = json.loads(content)

@@ -34,7 +34,7 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
             missing.
     """
     if path.suffix != ".onnx":
-        raise ValueError(f"{path}: the name of the exported file has to end in .onnx")
+        raise ValueError(f"{path.name}: the name of the exported file has to end in .onnx")
     trained = _exportable(trained, plain=plain)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path]

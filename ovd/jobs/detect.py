@@ -1,7 +1,6 @@
 """Detect in pictures and videos one after another, and write what is found: pictures, COCO JSON, or lines of JSON."""
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from ovd.data.media import STANDARD_INPUT, Picture, is_video, pictures_of
 from ovd.data.report import DataReport
 from ovd.data.video import VideoWriter, describe_video
 from ovd.extras import optional
-from ovd.files import whole_file
+from ovd.files import make_folder_of, whole_file
 from ovd.jobs.track import Tracker, tracking_package
 from ovd.progress import progress
 from ovd.structures import Detections
@@ -298,12 +297,7 @@ def _new_file(path: Path) -> Path:
         raise ValueError(f"--output {path} is a folder; name a file, such as {path / 'detections.json'}")
     if path.exists():
         raise ValueError(f"{path} exists; delete it, or name another file with --output")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {path}: its folder cannot be made: {error}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output {path}: its folder cannot be written to; name a file in another")
+    make_folder_of(path)
     return path
 
 

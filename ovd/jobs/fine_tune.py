@@ -129,7 +129,7 @@ def _with_expert(
     before = set(map(read_alike, start.classes))
     shared = [category.name for category in index.categories if read_alike(category.name) in before]
     if shared:
-        print(f"names of the detector that the expert answers from now on: {len(shared)}, {', '.join(shared[:10])}")
+        print(f"the expert answers {len(shared)} of the detector's own names from now on: {', '.join(shared[:10])}")
     outcomes = (
         _outcome("before", config, config.init_from, new, home),
         _outcome("expert", config, config.init_from, new, home, experts=experts),

@@ -14,7 +14,7 @@ from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
-from ovd.text.names import read_alike
+from ovd.text.names import check_each_once
 
 NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
@@ -87,9 +87,7 @@ class Predictor:
             raise ValueError("give at least one class name to detect")
         if blank := [position for position, name in enumerate(names) if not name.strip()]:
             raise ValueError(f"class names {blank} (counted from 0) are blank")
-        texts = list(map(read_alike, names))
-        if len(set(texts)) < len(texts):  # copies of a name would share its probability
-            raise ValueError(f"the class name {next(text for text in texts if texts.count(text) > 1)!r} is given twice")
+        check_each_once(names)
         return self.detect(image, self._text_of(names))
 
     def detect(self, image: Path | str | ImageInMemory, text: Float32[np.ndarray, "C D"]) -> Detections:

@@ -21,8 +21,8 @@ from jaxtyping import UInt8
 from ovd.config import LabelOptions
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import Ragged
-from ovd.data.pairs import PairShards, list_shards
-from ovd.data.report import NUM_RECORDS_KEPT, DataReport
+from ovd.data.pairs import PairShards, caption_fault, list_shards
+from ovd.data.report import DataReport
 from ovd.files import remove_abandoned, sha256_of, whole_file
 from ovd.progress import progress
 from ovd.selftrain.labels import (
@@ -210,13 +210,10 @@ def _ledger_path(output: Path, shard: str) -> Path:
 
 def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
     """The first pairs that were not labelled, with the reason, by code."""
-    first: dict[str, list[str]] = {}
+    report = DataReport(stops=False)
     for pair in pairs:
-        if pair.reason:
-            code, message = pair.reason.split(" ", 1)
-            records = first.setdefault(code, [])
-            records += [f"{pair.key}: {message}"] if len(records) < NUM_RECORDS_KEPT else []
-    return first
+        _count_image(report, pair.key, pair.reason)
+    return {kind.partition(" ")[0]: records for kind, records in report.first_records().items()}
 
 
 def _write_ledger(
@@ -318,12 +315,10 @@ def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ..
 
 
 def _fault(caption: str) -> str:
-    if not caption.strip():
-        return "F30 the caption is empty"
+    if fault := caption_fault(caption):
+        return f"F30 {fault}"
     if len(caption) > MAX_CAPTION_CHARACTERS:
         return f"F30 the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}"
-    if "\ufffd" in caption:  # pairs.py's replacement for bad bytes; the embedding would be that of another text
-        return "F30 the caption is not UTF-8"
     return ""
 
 

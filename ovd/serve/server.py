@@ -52,12 +52,12 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=_END_SECONDS,
         h11_max_incomplete_event_size=limits.head_bytes,
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cut_request)
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
     return uvicorn.Server(config)
 
 
-def _is_no_cut_request(record: logging.LogRecord) -> bool:
-    """Whether a record of the log is none of a request that the end cut off, whose traceback tells nobody anything."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a log record is of anything but a request that the shutdown cancelled, whose traceback says nothing."""
     return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 

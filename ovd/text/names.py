@@ -18,6 +18,17 @@ def read_alike(name: str) -> str:
     return clean_name(name).lower()
 
 
+def check_each_once(names: Sequence[str]) -> None:
+    """Check that no two names are read alike: copies of a name would share its probability.
+
+    Raises:
+        ValueError: names one that is given twice.
+    """
+    texts = list(map(read_alike, names))
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"the class name {next(text for text in texts if texts.count(text) > 1)!r} is given twice")
+
+
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
     """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
     # LVIS's synonyms begin with the name itself.

@@ -243,6 +243,14 @@ def test_a_tsv_keeps_keys_and_counts_what_it_cannot_read(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_tsv_without_a_line_is_no_import(tmp_path):
+    (tmp_path / "pairs.tsv").touch()
+    pairs = read_tsv(tmp_path / "pairs.tsv", ["path", "caption"], tmp_path, DataReport())
+    with pytest.raises(ValueError, match=r"pairs\.tsv has no line"):
+        write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=3)
+    assert not any((tmp_path / "shards").iterdir())
+
+
 def test_a_tsv_with_paths_and_bad_columns(tmp_path):
     jpeg(tmp_path)
     lines = ["one.jpg\tred", "two.jpg\tmissing", f"{tmp_path}/one.jpg\toutside", "../one.jpg\toutside", "o\0e\tnull"]

@@ -30,6 +30,11 @@ def test_this_machine_needs_no_leave(host):
     command.check_host(host, public=False)
 
 
+@pytest.mark.parametrize("host", ["detect.example.org", "10.0.0.7", "2001:db8::1"])
+def test_names_and_addresses_may_be_allowed(host):
+    assert command.name_of_host(host) == host
+
+
 def test_a_host_that_is_no_address_is_refused():
     with pytest.raises(ValueError, match="write an address"):
         command.check_host("example.org", public=True)
