@@ -27,7 +27,8 @@ def run_tool(main: Callable[[], None]) -> None:
         if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # by head, for example
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(EXIT_BROKEN_PIPE) from None
-        print(f"error[{_code(error)}]: {error} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
+        words = "another rank has stopped; its own words say why" if _is_of_another_rank(error) else str(error)
+        print(f"error[{_code(error)}]: {words} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
     except KeyboardInterrupt:
         if os.environ.get("OVD_TRACEBACK"):
@@ -41,6 +42,13 @@ def _is_read_no_further(pipe: int) -> bool:
     poll = select.poll()
     poll.register(pipe, 0)
     return bool(poll.poll(0))
+
+
+def _is_of_another_rank(error: Exception) -> bool:
+    """Whether torch.distributed lost a process that this one was waiting for."""
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("Connection closed by peer", "Connection reset by peer")
+    )
 
 
 def _code(error: Exception) -> str:

@@ -7,6 +7,7 @@ no import path, no code and no environment variable is ever read from a config.
 """
 
 import difflib
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -292,7 +293,8 @@ class TrainSection(Section):
     logit_rate: NonNegativeFloat = 10.0
     """Factor of `learning_rate` for the logit's scale and threshold."""
     weight_decay: NonNegativeFloat = 0.05
-    """Weight decay of matrices and kernels; biases, norms, gates and the logit's parameters have none."""
+    """Weight decay of matrices and kernels; biases, norms, a transformer's tokens and position embeddings, gates and
+    the logit's parameters have none."""
     warmup_steps: NonNegativeInt = 50
     """Steps of linear warm-up, at most `steps`."""
     decay: LearningRateDecay = "cosine"
@@ -647,6 +649,16 @@ class AblationRow(Section):
         return self
 
 
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is given twice")
+    return seeds
+
+
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Seeds of a table, each once."""
+
+
 class AblationConfig(Section):
     """A table of configs x seeds: `tools/ablate.py`."""
 
@@ -656,7 +668,7 @@ class AblationConfig(Section):
     """Folder of the run folders."""
     picture: Path
     """File of the picture."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    seeds: Seeds
     """Seeds of the runs: of the world's scenes and rare split, and of the training."""
     lengths: tuple[PositiveInt, ...] = ()
     """Train every row for each of these numbers of steps instead of its config's; tables and picture compare them."""
@@ -695,7 +707,7 @@ class FineTuningTable(Section):
     """Folder of the drawn foreign data sets."""
     domain: Domain = "shapes"
     """Domain of the new data."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    seeds: Seeds
     """Seeds of the starting detectors, of the new data and of the fine-tuning."""
     rows: dict[str, FineTuningRow]
     """The table's rows by name, in order."""
@@ -704,13 +716,15 @@ class FineTuningTable(Section):
 ConfigType = TypeVar("ConfigType", bound=Section)
 
 
-def load_config(path: Path, overrides: list[str], kind: type[ConfigType]) -> ConfigType:
+def load_config(path: Path | str, overrides: Sequence[str], kind: type[ConfigType]) -> ConfigType:
     """Read a YAML config, its bases, and overrides of the form `train.steps=100`.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key, a value of the wrong type, a circle of bases.
     """
-    values = _read_with_bases(path, ())
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides are a list, such as [{overrides!r}]")
+    values = _read_with_bases(Path(path), ())
     # A kind first, whose settings may be given before it.
     for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".kind")):
         _apply_override(values, override)

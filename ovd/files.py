@@ -1,5 +1,6 @@
 """Atomic writes of files, their hashes, and the folder of what is kept between runs."""
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -11,6 +12,10 @@ from typing import IO, Any, Literal
 
 GZIP = b"\x1f\x8b"
 """The first bytes of a file that is compressed by gzip."""
+
+
+LOCK = ".lock"
+"""Name of the file in a folder that its only writer holds."""
 
 
 def make_folder_of(output: Path) -> None:
@@ -46,6 +51,39 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Give a file that the block writes the permissions of new files; safetensors' own are for their owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, as long as it lives and the block runs; `.lock` in it names the process.
+
+    File systems that know no locks let everybody in.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(f"{folder} is being written to by {lock.read().strip()}; wait for its end") from None
+        except OSError:
+            yield
+            return
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        yield
 
 
 def remove_abandoned(folder: Path) -> None:

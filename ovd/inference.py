@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ovd.clip.frozen_convolution import states_of
 from ovd.data.index import AnnotationIndex
 from ovd.data.loader import eval_loader
 from ovd.data.padding import pad_images
@@ -18,6 +17,7 @@ from ovd.distributed import pins_memory
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
+from ovd.model.last_result import LastResult
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.postprocess import postprocess
 from ovd.model.score_calibration import ScoreCalibration
@@ -59,8 +59,8 @@ class Inference:
         self.low_precision = low_precision
         self.second_look = second_look
         self.calibration = calibration
-        self._latest: tuple[Tensor, Tensor] | None = None
-        self._kept: tuple[Tensor, list[tuple[int, int]], TextClassifier] | None = None
+        self._classifier = LastResult[TextClassifier]()
+        self._nearness_of_text = LastResult[Tensor]()
 
     @property
     def threshold(self) -> float | None:
@@ -77,13 +77,8 @@ class Inference:
 
         It is kept for batch after batch with the same texts, since it holds what depends on them alone.
         """
-        sources = [text, *self.detector.classifier_parameters()]
-        if text.is_inference() or any(source.requires_grad for source in sources):
-            return self._new_classifier(text)
-        kept, states = self._kept, states_of(sources)  # another thread may change what is kept
-        if kept is None or kept[0] is not text or kept[1] != states:
-            self._kept = kept = (text, states, self._new_classifier(text))
-        return kept[2]
+        sources = (text, *self.detector.classifier_parameters())
+        return self._classifier.of(sources, lambda: self._new_classifier(text))
 
     def _new_classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         classifier = self.detector.classifier(text)
@@ -94,10 +89,7 @@ class Inference:
 
     def _nearness(self, text: Float[Tensor, "C D"], calibration: ScoreCalibration) -> Float[Tensor, " C"]:
         """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
-        latest = self._latest
-        if latest is None or latest[0] is not text:
-            self._latest = latest = (text, calibration.nearness(text.cpu()))
-        return latest[1]
+        return self._nearness_of_text.of((text, calibration.trained_text), lambda: calibration.nearness(text.cpu()))
 
     @property
     def device(self) -> torch.device:
@@ -145,11 +137,13 @@ class Inference:
         """Detections in a padded batch, in pixels of the original images, on the CPU.
 
         Args:
-            text: unit rows, one per class to detect.
+            text: unit rows, one per class to detect; none for no detections.
             images: padded at the right and bottom.
             sizes, original_sizes: height and width before padding, and before resizing.
             ensemble: combines the scores with CLIP's.
         """
+        if len(text) == 0:
+            return (Detections.empty(),) * len(sizes)
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         return self.detections(
             self.predict(images, sizes), text, sizes, original_sizes, images=images, ensemble=ensemble

@@ -13,8 +13,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.model_card import METRICS, model_card
@@ -26,7 +30,8 @@ from ovd.data.pixels import ImageInMemory, as_pixels
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
-from ovd.text.names import check_each_once
+from ovd.text.names import check_each_once, names_asked
+from ovd.text.unit_rows import as_unit_rows
 
 NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
@@ -70,7 +75,7 @@ class Predictor(ModelHubMixin):
         cls,
         run: Path | str,
         *,
-        experts: Sequence[Path | str] = (),
+        experts: Path | str | Sequence[Path | str] = (),
         same_place: SamePlace = "base_stays",
         nearest: bool = False,
         device: str | None = None,
@@ -91,9 +96,13 @@ class Predictor(ModelHubMixin):
                 such as 0.15; by default as in the run's config, which is all points unless it says otherwise.
 
         Raises:
-            ValueError: no intact checkpoint there, or an expert is missing, damaged or of another detector.
+            ValueError: no intact checkpoint there, or an expert is missing, damaged or of another detector; a size
+                under 32 px.
         """
-        group = ExpertGroup(tuple(map(Path, experts)), same_place, nearest) if experts else None
+        folders = (experts,) if isinstance(experts, str | Path) else tuple(experts)
+        if not folders and (same_place != "base_stays" or nearest):
+            raise ValueError("same_place and nearest are for experts; give some, or leave both out")
+        group = ExpertGroup(tuple(map(Path, folders)), same_place, nearest) if folders else None
         return cls(load_detector(Path(run), device, experts=group, prefilter=prefilter), size=size)
 
     @classmethod
@@ -169,15 +178,35 @@ class Predictor(ModelHubMixin):
             ImageError: the file, or that of an example, is missing or not an image.
             ValueError: an image in memory that the rules do not read, no names, a blank one, or one twice.
         """
-        asked = (names,) if isinstance(names, str | Prompt) else tuple(names)
-        if not asked:
-            raise ValueError("give at least one class name to detect")
+        asked = names_asked(names, (str, Prompt))
         words = [prompt if isinstance(prompt, str) else prompt.name for prompt in asked]
-        if blank := [position for position, word in enumerate(words) if not word.strip()]:
-            raise ValueError(f"class names {blank} (counted from 0) are blank")
-        check_each_once([prompt for prompt in asked if isinstance(prompt, str)])
+        check_each_once(map(_only_text, asked))
         return self._inference.image(
             self._text_of(asked),
-            read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image),
+            _pixels(image),
             ensemble=score_ensemble(self._trained, words),
         )
+
+    def detect(self, image: Path | str | ImageInMemory, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:
+        """Detect with text rows of one's own, without score ensembling, which needs names.
+
+        Args:
+            image: as for `__call__`.
+            text: unit rows; `classes` are their positions.
+
+        Raises:
+            ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
+        """
+        rows = torch.from_numpy(as_unit_rows(text, self._trained.clip.dim))
+        return self._inference.image(rows, _pixels(image))
+
+
+def _pixels(image: Path | str | ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
+    return read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image)
+
+
+def _only_text(prompt: str | Prompt) -> str | None:
+    """The one text that a class is asked for by; None if examples or further texts make another row of it."""
+    if isinstance(prompt, str):
+        return prompt
+    return prompt.texts[0] if len(prompt.texts) == 1 and not prompt.images else None

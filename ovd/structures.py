@@ -157,15 +157,16 @@ class Assignment:
     """Row into the image's `Targets.boxes`, or -1 for background."""
     ignored: Bool[Tensor, "B P"]
     """Background points that no loss may touch (crowd regions, padding)."""
-    wrong_scale: Bool[Tensor, "B P"]
-    """Unmatched points near the center of a true box; under FCOS's rules, their level is for boxes of other sizes."""
+    unmatched_center: Bool[Tensor, "B P"]
+    """Points in the center region of a true box that are matched to none: their quality has the target 0. Under FCOS's
+    rules most of them are on levels for boxes of other sizes."""
     alignment: Float[Tensor, "B P"] | None = None
     """How well a matched point does both tasks, 0 to 1, if the assignment computes it: it then replaces the centerness
     as the target of the quality and as the weight of the box loss."""
 
     def of_images(self, rows: slice) -> "Assignment":
         alignment = None if self.alignment is None else self.alignment[rows]
-        return Assignment(self.matched[rows], self.ignored[rows], self.wrong_scale[rows], alignment)
+        return Assignment(self.matched[rows], self.ignored[rows], self.unmatched_center[rows], alignment)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from ovd.structures import Detections
 
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
-
+GRID_PX = 640
+"""Longest side of an image in a grid."""
+GRID_COLUMNS = 4
 
 MISSED_COLOR = (255, 255, 255)
 
@@ -52,6 +54,7 @@ def draw_detections(
     *,
     with_scores: bool = True,
     missed: Detections | None = None,
+    largest_px: int | None = None,
 ) -> Image.Image:
     """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small.
 
@@ -59,9 +62,14 @@ def draw_detections(
         names: the name of each class that occurs.
         missed: true objects that no detection is right about. They get a thin white box, and under it their name in
             parentheses.
+        largest_px: longest side of the picture; larger images are made smaller. By default they keep their size.
     """
-    zoom = max(1, -(-SMALLEST_SHOWN_PX // max(image.shape[:2])))
-    canvas = Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom), Image.Resampling.BICUBIC)
+    height, width = image.shape[:2]
+    zoom: float = max(1, -(-SMALLEST_SHOWN_PX // max(height, width)))
+    if largest_px is not None:
+        zoom = min(zoom, largest_px / max(height, width))
+    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     side = max(canvas.size)
     font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), max(11, side // 45))
@@ -70,14 +78,14 @@ def draw_detections(
             x0, y0, x1, y1 = (zoom * value for value in box)
             draw.rectangle((x0, y0, x1, y1), outline=MISSED_COLOR, width=1)
             _draw_label(draw, font, f"({names[row]})", x0, y1, MISSED_COLOR)
-    width = max(2, side // 250)
+    line = max(2, side // 250)
     rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
     for box, score, row in reversed(list(rows)):  # the best on top
         x0, y0, x1, y1 = (zoom * value for value in box)
-        draw.rectangle((x0, y0, x1, y1), outline=class_color(row), width=width)
+        draw.rectangle((x0, y0, x1, y1), outline=class_color(row), width=line)
         label = f"{names[row]} {score:.2f}" if with_scores else names[row]
-        height = _label_height(draw, font, label)
-        _draw_label(draw, font, label, x0, y0 - height if y0 > height else y0, class_color(row))
+        above = _label_height(draw, font, label)
+        _draw_label(draw, font, label, x0, y0 - above if y0 > above else y0, class_color(row))
     return canvas
 
 

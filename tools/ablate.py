@@ -5,9 +5,9 @@
     python tools/ablate.py configs/ablation.yaml --report                             # no run, only tables and picture
 
 It can be stopped at any time: a run in progress continues from its last checkpoint, a finished one is a line of the
-records file and is not repeated. With --results docs/results.md the tables are written between two marker lines of that
-file, named after the records file. Overrides of the form key=value apply to every config of the table, for trials:
-train.steps=20 train.warmup_steps=5.
+records file and is not repeated. With --results docs/results.md the tables are written between two marker lines of
+that file, named after the records file. Overrides of the form key=value apply to the configs of training and teacher of
+every row, for trials: train.steps=20 train.warmup_steps=5. Records and picture of a trial go to the folder of its runs.
 """
 
 import argparse
@@ -28,6 +28,9 @@ def report(config: AblationConfig, variants: list[dict[str, RowStages]], results
     configs = {(row, stages.hash()) for variant in variants for row, stages in variant.items()}
     selection = select(read_records(config.records, Record), configs, config.seeds)
     rows = list(config.rows)
+    if not selection.records:
+        print("no finished run yet: neither tables nor picture")
+        return
     config.picture.parent.mkdir(parents=True, exist_ok=True)
     draw, tables = (draw_lengths, format_lengths) if config.lengths else (draw_rows, format_report)
     draw(selection.records, rows, config.picture)
@@ -51,6 +54,11 @@ def main() -> None:
     unknown = sorted(set(arguments.rows or ()) - config.rows.keys())
     if unknown:
         raise ValueError(f"{arguments.config} has no rows {unknown}; it has {', '.join(config.rows)}")
+    if arguments.overrides:
+        if arguments.results is not None:
+            raise ValueError("a trial, with key=value, has no place in a table of results; leave --results out")
+        trial = {"records": config.runs / "trial.jsonl", "picture": config.runs / "trial.png"}
+        config = config.model_copy(update=trial)
     folder = arguments.config.parent
     stages = {name: read_row(row, folder, arguments.overrides) for name, row in config.rows.items()}
     variants = [{name: at_length(of, steps) for name, of in stages.items()} for steps in config.lengths] or [stages]

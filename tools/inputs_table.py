@@ -168,9 +168,7 @@ def annotation_rows() -> Iterator[Row]:
     for name in ("Red Kite", "red-kite"):
         yield json_row(f"a class `{name}` beside `red kite`", set_first("categories", name=name))
     yield json_row("the parent class of Roboflow, without a box", with_parent)
-    yield json_row(
-        "an object twice", lambda content: content["annotations"].append({**content["annotations"][0], "id": 99})
-    )
+    yield json_row("an object twice", object_twice)
     yield json_row(
         "two image records of one file", lambda content: content["images"].append({**content["images"][0], "id": 99})
     )

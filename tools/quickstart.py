@@ -5,7 +5,7 @@ continue training on both, evaluate on its validation set and on two data sets o
 
 Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/, example.jpg
 and example.detections.png (the first validation image with rare objects, with detections of all classes of the world),
-predictions.png, curves.png, and stages.json, the seconds of each stage.
+predictions.jpg, training_images.jpg, curves.png, and stages.json, the seconds of each stage.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import StageTimes
+from ovd.evaluation.prediction_grid import missed_objects
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
@@ -34,11 +35,10 @@ from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
 from ovd.predictor import Predictor
 from ovd.structures import Detections
-from ovd.visualize import choose_shown, draw_detections, grid
+from ovd.visualize import choose_shown, draw_detections
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1
-GRID_IMAGES = 8
 
 
 def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
@@ -56,44 +56,25 @@ def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detecti
     return int(((overlap >= 0.5) & same_class).any(1).sum()), len(rare)
 
 
-def missed_objects(index: AnnotationIndex, image_id: int, shown: Detections) -> Detections:
-    """The true objects of an image that none of these detections is right about (IoU 0.5, same class)."""
-    truth = index.exhaustive_truth
-    assert truth is not None, "the world knows all of its objects"
-    rows = truth.image_ids == image_id
-    boxes = torch.from_numpy(truth.boxes_xywh[rows]).float()
-    boxes[:, 2:] += boxes[:, :2]
-    ids = [category.id for category in index.categories]
-    classes = torch.tensor([ids.index(category) for category in truth.category_ids[rows]], dtype=torch.int64)
-    is_right = (box_iou(boxes, shown.boxes) >= 0.5) & (classes[:, None] == shown.classes)
-    missed = ~is_right.any(dim=1)
-    return Detections(boxes[missed], torch.zeros(int(missed.sum())), classes[missed])
-
-
-def draw_pictures(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
-    """Draw example.detections.png of the first image with rare objects, and predictions.png, a grid of several."""
+def draw_example(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
+    """Draw example.detections.png of the first image with rare objects."""
     names = [category.name.replace("_", " ") for category in index.categories]
-    predictor = Predictor(trained)
-    pictures = []
-    records = rare_records(index)[:GRID_IMAGES]
-    for record in records:
-        image = read_image(record.path)
-        found = predictor(image, names)
-        shown = choose_shown(found, predictor.threshold)
-        missed = missed_objects(index, record.id, shown)
-        pictures.append(draw_detections(image, shown, names, missed=missed))
-        if record is records[0]:
-            shutil.copyfile(record.path, output / "example.jpg")
-            pictures[0].save(output / "example.detections.png")
-            scored = choose_shown(found, predictor.threshold, overlapping=True)
-            hits, total = count_rare_found(index, record, scored)
-            wanted = sorted({names[c] for c in record.labels.classes if index.categories[c].frequency == "r"})
-            print(
-                f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
-                f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; "
-                "the picture shows the best class at every place, and in white and parentheses what it missed"
-            )
-    grid(pictures, columns=4).save(output / "predictions.png")
+    predictor, record, truth = Predictor(trained), rare_records(index)[0], index.exhaustive_truth
+    assert truth is not None, "the world knows all of its objects"
+    image = read_image(record.path)
+    found = predictor(image, names)
+    shown = choose_shown(found, predictor.threshold)
+    missed = missed_objects(truth, record.id, shown)
+    shutil.copyfile(record.path, output / "example.jpg")
+    draw_detections(image, shown, names, missed=missed).save(output / "example.detections.png")
+    scored = choose_shown(found, predictor.threshold, overlapping=True)
+    hits, total = count_rare_found(index, record, scored)
+    wanted = sorted({names[c] for c in record.labels.classes if index.categories[c].frequency == "r"})
+    print(
+        f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
+        f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; "
+        "the picture shows the best class at every place, and in white and parentheses what it missed"
+    )
 
 
 def save_stages(stages: StageTimes, config: TrainConfig) -> None:
@@ -140,7 +121,7 @@ def main() -> None:
             )
             evaluate_run(trained, output=config.output / f"eval-{part}", index=transfer)
     with stages.measure("drawing pictures"):
-        draw_pictures(trained, index, config.output)
+        draw_example(trained, index, config.output)
     print(stages.table())
     if not arguments.resume:  # then they are whole
         save_stages(stages, config)

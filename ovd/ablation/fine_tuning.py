@@ -105,7 +105,7 @@ def run_fine_tuning(
         *row.overrides,
     ]
     if row.replay:
-        labels = table.runs / f"seed-{seed}" / "replay_labels"
+        labels = table.runs / f"seed-{seed}" / f"replay-{before.config.output.name}" / "labels"
         labels.parent.mkdir(parents=True, exist_ok=True)
         timed(
             labels.parent,

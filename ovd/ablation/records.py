@@ -12,6 +12,8 @@ from ovd.ablation.record_file import RECORD_CONFIG
 
 Metric = Annotated[float, Field(ge=-1, le=1)]
 """A metric, 0 to 1; -1 if there is no true box to measure it on."""
+DecisionScore = Annotated[float, Field(ge=-100, le=100)]
+"""A cgF1, less than 0 if the classes that are reported are there less often than the others."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
@@ -32,9 +34,9 @@ class Record:
     rare_named: Metric | None = None
     """Share of true boxes of rare classes, and of base classes, that the detector names right among all names."""
     base_named: Metric | None = None
-    cgF1: NonNegativeFloat | None = None
-    """Decisions about all classes (evaluation/decisions.py), 0 to 100, and about rare ones; thresholds of base ones."""
-    cgF1_rare: NonNegativeFloat | None = None
+    cgF1: DecisionScore | None = None
+    """Decisions about all classes (evaluation/decisions.py), and about rare ones; thresholds of base ones."""
+    cgF1_rare: DecisionScore | None = None
     IL_MCC: Metric | None = None
     absent_per_image: NonNegativeFloat | None = None
     """Absent classes per image that are reported at the detector's own threshold, or at that of base classes."""
@@ -82,7 +84,7 @@ def missing_runs(
         hashes: each row's present config hash; records of other configs are ignored.
     """
     done = {(record.row, record.seed) for record in records if record.config_hash == hashes.get(record.row)}
-    return [(row, seed) for seed in seeds for row in rows if (row, seed) not in done]
+    return [(row, seed) for seed in dict.fromkeys(seeds) for row in rows if (row, seed) not in done]
 
 
 @dataclass(frozen=True)

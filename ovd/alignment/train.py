@@ -313,6 +313,5 @@ def _take_step(
     norm = gradient_norm(distillation.student.parameters())
     step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
     optimizer.zero_grad()
-    check_finite(losses, norm, batch.image_ids)
-    numbers = {name: loss.item() for name, loss in losses.items()}
+    numbers = check_finite(losses, norm, batch.image_ids)
     log.train(step + 1, numbers, lr=settings.learning_rate * factor, num_images=num_images)

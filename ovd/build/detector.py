@@ -21,6 +21,7 @@ from ovd.config import (
     TrainConfig,
     parse_config,
 )
+from ovd.data.pixels import checked_size
 from ovd.distributed import device_of_rank
 from ovd.engine import checkpoint
 from ovd.experts.folder import read_description
@@ -44,7 +45,7 @@ from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
 from ovd.precision import frozen_memory_format, use_low_precision
 from ovd.text.encoder import text_tower_fingerprint
-from ovd.text.names import clean_name
+from ovd.text.names import are_among
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,15 @@ def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -
     if not config.train.start_distillation or config.init_from is None:
         return None
     clip = untouched_clip(config)
-    with torch.random.fork_rng(devices=[]):
-        detector = build_detector(config, clip)
+    detector = _to_be_loaded(config, clip)
     initialize(detector, config.init_from, clip)
     return _frozen(detector, device=device, uses_bf16=uses_bf16)
+
+
+def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
+    """A detector whose weights will be replaced; leaves torch's global random state as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return build_detector(config, clip, num_classes=num_classes)
 
 
 def _frozen(detector: Detector, *, device: torch.device, uses_bf16: bool) -> Detector:
@@ -264,7 +270,7 @@ def build_inference(
     uses_bf16 = low_precision(config)
     inference = Inference(
         _frozen(trained.detector, device=resolve_device(config), uses_bf16=uses_bf16),
-        size=size or config.data.size,
+        size=config.data.size if size is None else checked_size(size),
         options=of_config,
         low_precision=uses_bf16,
         second_look=build_second_look(config, of_config.second_look),
@@ -327,8 +333,8 @@ def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEns
     config = trained.config.eval.ensemble
     if config is None:
         return None
-    base = set(map(clean_name, trained.classes))
-    weights = torch.tensor([config.base if clean_name(name) in base else config.novel for name in names])
+    is_base = are_among(names, trained.classes)
+    weights = torch.tensor([config.base if base else config.novel for base in is_base])
     return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
 
 
@@ -347,9 +353,9 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
 
 
 def load_detector(
-    path: Path, device: str | None = None, *, experts: ExpertGroup | None = None, prefilter: float | None = None
+    path: Path | str, device: str | None = None, *, experts: ExpertGroup | None = None, prefilter: float | None = None
 ) -> TrainedDetector:
-    """Load a trained detector: the averaged weights, in eval mode.
+    """Load a trained detector: the averaged weights, in eval mode. Leaves torch's global random state as it is.
 
     Args:
         path: run folder or checkpoint folder.
@@ -361,7 +367,7 @@ def load_detector(
         ValueError: no intact checkpoint there, its weights do not fit its config, the config's CLIP model no longer
             has the text tower that the detector was trained with, or `prefilter` is no share.
     """
-    found = find_checkpoint(path)
+    found = find_checkpoint(Path(path))
     config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
@@ -369,11 +375,10 @@ def load_detector(
         if not 0 < prefilter < 1:
             raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"prefilter": prefilter})})
-    torch.manual_seed(config.train.seed)  # as in training, should the CLIP weights be random
-    clip = configured_clip(config.clip)
+    clip = untouched_clip(config)
     check_text_tower(found, clip)
     classes = tuple(found.extra.get("classes", ()))
-    detector = build_detector(config, clip, num_classes=len(classes))
+    detector = _to_be_loaded(config, clip, num_classes=len(classes))
     checkpoint.load_into(detector, found.weights)
     attached = found.attached()
     calibration = stored_calibration(found.extra, attached)

@@ -54,6 +54,10 @@ class Prompt:
     """Weight of the examples, 0 to 1, where there are texts as well."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.texts, str) or not all(isinstance(text, str) for text in self.texts):
+            raise ValueError(f'the prompt {self.name!r}: texts are a tuple, such as ("umbrella",), not {self.texts!r}')
+        if isinstance(self.images, Example) or not all(isinstance(image, Example) for image in self.images):
+            raise ValueError(f"the prompt {self.name!r}: images are a tuple of examples, such as (Example(path),)")
         if not self.texts and not self.images:
             raise ValueError(f"the prompt {self.name!r} has neither a text nor an example")
         if any(not text.strip() for text in (self.name, *self.texts)):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovd.choices import WeightFormat
 from ovd.clip.load import BEFORE_ALIGNMENT, TINY_CLIP, Clip
-from ovd.files import whole_file
+from ovd.files import usual_permissions, whole_file
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -91,7 +91,8 @@ def _write_folder(clip: Clip, name: str, folder: Path, weights: dict[str, dict[s
         _write_tokenizer(clip.tokenizer, name, config["model_cfg"], folder)
     for file_name, tensors in weights.items():
         temporary = folder / f"{file_name}.tmp"
-        save_file(tensors, temporary)
+        with usual_permissions(temporary):
+            save_file(tensors, temporary)
         temporary.replace(folder / file_name)
     with whole_file(folder / CONFIG) as file:
         file.write(json.dumps(config, indent=2) + "\n")

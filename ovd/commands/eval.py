@@ -82,7 +82,10 @@ def main() -> None:
             html=arguments.html,
         )
         return
-    evaluate_detector(arguments)
+    from ovd.distributed import process_group  # here, since it takes torch
+
+    with process_group():
+        evaluate_detector(arguments)
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
@@ -131,6 +134,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     from ovd.build.data import load_evaluation_index
     from ovd.build.detector import load_detector
     from ovd.data.report import DataReport
+    from ovd.distributed import is_main, main_first
     from ovd.jobs.evaluate import evaluate_run
 
     annotations, images, format = arguments.annotations, arguments.images, arguments.format
@@ -148,7 +152,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
-    evaluated = claim_folder(output, arguments)
+    with main_first():
+        evaluated = claim_folder(output, arguments)
     evaluate_run(
         trained,
         output=output,
@@ -158,6 +163,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         html=arguments.html,
         onnx=arguments.onnx,
     )
+    if not is_main():
+        return
     with whole_file(output / EVALUATED) as file:
         json.dump(evaluated, file, indent=1)
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv"]

@@ -27,7 +27,11 @@ def main() -> None:
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
                         "start from, which may be large, or on another machine")  # fmt: skip
     arguments = parser.parse_intermixed_args()
+    from ovd.distributed import is_main, process_group
     from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
-    print(format_outcomes(fine_tune(config, weight=arguments.weight, measures_kept=not arguments.no_kept)))
+    with process_group():
+        outcomes = fine_tune(config, weight=arguments.weight, measures_kept=not arguments.no_kept)
+        if is_main():
+            print(format_outcomes(outcomes))

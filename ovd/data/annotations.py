@@ -9,7 +9,7 @@ from ovd.data.formats import FORMATS
 from ovd.data.image_sizes import with_real_sizes
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.data.table import AnnotationTable, ReadRequest, index_of, truth_of
+from ovd.data.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.truth import Truth
 from ovd.data.world.hidden import with_hidden_boxes
 
@@ -49,7 +49,7 @@ def load_annotations(
     """
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
     table = with_real_sizes(_read(request, format, report), report)
-    index = index_of(table, format, report)
+    index = index_of(available_part(table, report), format, report)
     return replace(index, truth=truth_of(table)) if with_truth else index
 
 

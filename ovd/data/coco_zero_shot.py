@@ -37,13 +37,16 @@ def split_coco_base(index: AnnotationIndex) -> AnnotationIndex:
 
 
 def split_coco_evaluation(index: AnnotationIndex) -> AnnotationIndex:
-    """The 65 classes, and only images with an object of one of them.
+    """The 65 classes, and only images with an object of one of them: those that the evaluation judges.
 
     Raises:
         ValueError: a class of the split is not in the file.
     """
     both = keep_classes(index, _rows(index, BASE | NOVEL))
-    return _with_objects(both)
+    if both.truth is None:
+        return _with_objects(both)
+    of_classes = np.isin(both.truth.category_ids, [category.id for category in both.categories])
+    return both.take(np.flatnonzero(np.isin(both.image_ids, both.truth.image_ids[of_classes])))
 
 
 def _with_objects(index: AnnotationIndex) -> AnnotationIndex:

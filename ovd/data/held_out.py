@@ -24,7 +24,8 @@ class CalibrationOptions(Section):
     """Number of images that are not trained on; at most a tenth of the training set."""
     names: float = Field(default=0.1, ge=0, lt=1)
     """Share of the classes whose names are never trained on, as if they were novel: their boxes teach the box branch
-    and the quality alone. 0 trains on all names; then the bias towards trained names is not measured."""
+    and the quality alone. With `data.pairs` captions may still say them, as they say novel ones. 0 trains on all names;
+    then the bias towards trained names is not measured."""
     name_bias: NonNegativeFloat | None = None
     """The bias towards trained names, taken off their cosines, where it is known from a run that held out names; by
     default it is measured."""

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from ovd.data.report import DataError
+from ovd.data.report import DataError, are_too_many
 
-MIN_MISSING_TO_STOP = 5
-MAX_MISSING_SHARE = 0.01
 _NUM_NAMED = 3
 
 
@@ -69,7 +67,7 @@ def check_images_exist(
     if root is None:
         return 0
     missing = [file for file, exists in zip(files, which_exist(files, root), strict=True) if not exists]
-    are_few = len(missing) < max(MIN_MISSING_TO_STOP, MAX_MISSING_SHARE * len(files)) and len(missing) < len(files)
+    are_few = not are_too_many(len(missing), len(files)) and len(missing) < len(files)
     if not missing or (are_few and not all_needed):
         return len(missing)
     if not root.is_dir():

@@ -17,13 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.image_names import check_images_exist
-from ovd.data.report import SIZES_FROM_IMAGES, DataError, DataReport
+from ovd.data.report import SIZES_FROM_IMAGES, DataError, DataReport, are_too_many
 from ovd.data.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
 from ovd.shapes import Bool, Int64
 
 TOLERANCE_PX = 1.0
-MIN_WRONG_TO_STOP = 5
-MAX_WRONG_SHARE = 0.01
 _NUM_NAMED = 3
 
 
@@ -107,7 +105,7 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
         return table
     for image in wrong.tolist():
         report.repaired("F12", _described(table, sizes, image))
-    if report.stops and len(wrong) >= max(MIN_WRONG_TO_STOP, MAX_WRONG_SHARE * len(sizes)):
+    if report.stops and are_too_many(len(wrong), len(sizes)):
         raise DataError(
             "F12",
             f"{table.path}: boxes of {len(wrong)} images leave the height and width of their record, and fit into the "

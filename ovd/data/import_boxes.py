@@ -18,7 +18,7 @@ from ovd.data.image_sizes import with_real_sizes
 from ovd.data.labelme import read_labelme
 from ovd.data.open_images import read_open_images
 from ovd.data.report import DataReport
-from ovd.data.table import AnnotationTable, ReadRequest, clean_boxes, with_images
+from ovd.data.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
 from ovd.data.via import read_via
 from ovd.files import whole_file
 
@@ -75,9 +75,7 @@ def import_boxes(
     if entry.is_json and request.annotations.is_dir():
         images = request.images or request.annotations
         request = replace(request, annotations=request.annotations / ROBOFLOW_NAME, images=images)
-    table = with_real_sizes(entry.read(replace(request, skips_images=True), report), report)
-    if table.is_available is not None:
-        table = with_images(table, table.is_available)
+    table = available_part(with_real_sizes(entry.read(replace(request, skips_images=True), report), report), report)
     if crowds_as_objects:
         table = replace(table, is_crowd=np.zeros_like(table.is_crowd))
     assert table.image_sizes is not None

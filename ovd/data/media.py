@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovd.data.image_files import READ_SUFFIXES, is_image_name, without_drawn
+from ovd.data.image_files import READ_SUFFIXES, files_below, is_image_name, without_drawn
 from ovd.data.images import MAX_BYTES, ImageError, read_image
 from ovd.data.video import VIDEO_ENDINGS, read_frames
 from ovd.shapes import UInt8
@@ -54,7 +54,7 @@ def find_media(given: Sequence[str]) -> list[str]:
 def _files_of(word: str) -> list[str]:
     path = Path(word)
     if path.is_dir():
-        files = _media_of(path.rglob("*"))
+        files = _media_of(files_below(path, lambda name: is_image_name(name) or is_video(name)))
     elif path.exists() or not any(character in word for character in "*?["):
         return [word]  # reading it says what is wrong with it
     else:

@@ -40,20 +40,23 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
             the option `class_names` is the CSV file `class-descriptions-boxable.csv`.
 
     Raises:
-        DataError: F1 a missing column, no class names, or none of the images is in the folder; F3 a label without a
-            name; F6 a box that is not four fractions.
+        DataError: F1 a missing column, no class names, or none of the images is in the folder; F2 two files of one
+            image; F3 a label without a name; F6 a box that is not four fractions.
     """
     path = request.annotations
     if request.images is None or request.options.class_names is None:
         raise ValueError(f"{path}: Open Images needs the folder of images and the CSV file of class names")
     names = _class_names(request.options.class_names)
-    files = {image.stem: image for image in images_below(request.images)}
+    files = _files_by_stem(request.images)
     rows, absent = [], set()
     for row in _rows(path):
         if row.label not in names:
             source = request.options.class_names
             raise DataError("F3", f"{path}: line {row.line} is of {row.label!r}, of which {source} has no name")
         if row.image in files:
+            if len(files[row.image]) > 1:
+                both = " or ".join(map(str, files[row.image][:2]))
+                raise DataError("F2", f"{path}: image {row.image} may be {both}; take one of them out")
             rows.append(row)
         else:
             absent.add(row.image)
@@ -63,7 +66,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     if absent:
         where = f"{len(absent):,} of {len(absent) + len(wanted):,} images are not in {request.images}, and left out"
         report.repaired("F8", f"{path}: {where}")
-    kept, sizes = readable_sizes([files[image] for image in wanted], report, stops=request.needs_images)
+    kept, sizes = readable_sizes([files[image][0] for image in wanted], report, stops=request.needs_images)
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
     rows = [row for row in rows if row.image in position]
     image_of_object = np.array([position[row.image] for row in rows], np.int64)
@@ -81,9 +84,16 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
         name_of_object=lambda row: f"{path}: line {rows[row].line}",
         areas_px=boxes_xywh[:, 2:].prod(axis=1),
         images_root=request.images,
-        image_files=tuple(files[wanted[image]].relative_to(request.images).as_posix() for image in kept.tolist()),
+        image_files=tuple(files[wanted[image]][0].relative_to(request.images).as_posix() for image in kept.tolist()),
         image_sizes=sizes,
     )
+
+
+def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for image in images_below(folder):
+        files.setdefault(image.stem, []).append(image)
+    return files
 
 
 def _rows(path: Path) -> Iterator[_Row]:

@@ -30,6 +30,11 @@ class TensorLike(Protocol):
 
     def detach(self) -> Any: ...
 
+    def cpu(self) -> Any: ...
+
+
+SMALLEST_SIDE_PX = 32
+"""Least longest side of an image that a detector is run on."""
 
 ImageInMemory = Image.Image | np.ndarray | TensorLike
 
@@ -90,13 +95,24 @@ def _eight_bits(values: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
     lowest, highest = float(values.min()), float(values.max())
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError("the image has values that are not finite")
-    if values.dtype == np.uint16 and highest > 255:
-        return to_eight_bits(values)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and highest > 255:
+        return to_eight_bits(values.astype(np.uint16))  # in the machine's byte order
     if lowest < 0 or highest > 255:
         raise ValueError(
-            f"the image has values from {lowest:g} to {highest:g}; they may lie from 0 to 1 (floats) or from 0 to 255. "
-            f"A normalised image has to be turned back first"
+            f"the image has values from {lowest:g} to {highest:g}; they may lie from 0 to 1 (floats), from 0 to 255, "
+            "or be of type uint16. A normalized image has to be turned back first"
         )
     if np.issubdtype(values.dtype, np.floating):
         values = np.rint(values.astype(np.float64) * (255 if highest <= 1 else 1))
     return values.astype(np.uint8)
+
+
+def checked_size(size: int) -> int:
+    """The longest side in pixels that images are resized to.
+
+    Raises:
+        ValueError: it is no whole number, or too small for anything to be seen.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < SMALLEST_SIDE_PX:
+        raise ValueError(f"size is the longest side in pixels, a whole number from {SMALLEST_SIDE_PX} on, not {size!r}")
+    return size

@@ -22,8 +22,13 @@ SIZES_FROM_IMAGES = "data.source.sizes_from_images=true (tools: --sizes-from-ima
 _BOX_CODES = frozenset({"F4", "F5"})
 _NUM_RECORDS_KEPT = 20
 _MAX_SKIPPED_IN_A_ROW = 100
-_MAX_SKIPPED_SHARE = 0.01
-_MIN_SKIPPED_TO_STOP = 5
+_MAX_FAULTY_SHARE = 0.01
+_MIN_FAULTY_TO_STOP = 5
+
+
+def are_too_many(count: int, total: int) -> bool:
+    """Whether so many faulty ones stop a run: at least 5, and 1 % of them all."""
+    return count >= max(_MIN_FAULTY_TO_STOP, _MAX_FAULTY_SHARE * total)
 
 
 class DataError(ValueError):
@@ -178,7 +183,7 @@ class DataReport:
         counts = Counter({code: len(records) for code, records in self._skipped_records.items() if _unit(code) == unit})
         num_skipped = counts.total()
         in_a_row = self._most_in_a_row[unit]
-        if in_a_row < _MAX_SKIPPED_IN_A_ROW and num_skipped < max(_MIN_SKIPPED_TO_STOP, _MAX_SKIPPED_SHARE * total):
+        if in_a_row < _MAX_SKIPPED_IN_A_ROW and not are_too_many(num_skipped, total):
             return None
         code = counts.most_common(1)[0][0]
         return DataError(

@@ -7,6 +7,7 @@ evaluators compare detections with.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +96,28 @@ class AnnotationTable:
     image_sizes: Int64[np.ndarray, "N 2"] | None = None
     """Height and width in pixels; None where no index is wanted."""
     is_available: Bool[np.ndarray, " N"] | None = None
-    """False for images that do not exist outside the annotation file; an index leaves them out. None if all exist."""
+    """False for images that do not exist outside the annotation file (`available_part`); None if all exist."""
     federated: FederatedLabels | None = None
     rounding_px: float = ROUNDING_PX
     """Corners further outside their image than this are a fault."""
+
+    def __post_init__(self) -> None:
+        """Check what everything after a reader relies on.
+
+        Raises:
+            ValueError: the reader made another table.
+        """
+        ids = [category.id for category in self.categories]
+        if any(one >= other for one, other in pairwise(ids)):
+            raise ValueError(f"{self.path}: the table's category ids do not ascend, each once")
+        for rows, count, what in (
+            (self.image_of_object, len(self.image_ids), "image"),
+            (self.class_of_object, len(self.categories), "class"),
+        ):
+            if len(rows) != len(self.boxes_xywh) or not ((rows >= 0) & (rows < count)).all():
+                raise ValueError(f"{self.path}: the table has no {what} for each of its objects")
+        if len(not_finite := np.flatnonzero(~np.isfinite(self.boxes_xywh).all(axis=1))):
+            raise ValueError(f"{self.name_of_object(int(not_finite[0]))}: the table has a box that is not finite")
 
 
 def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport) -> AnnotationIndex:
@@ -107,11 +126,12 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
     Boxes with a side under 1 px are skipped (F4), boxes partly outside their image are clamped to it and those wholly
     outside are skipped (F5); `report` counts them and what is used.
 
+    Args:
+        table: its images all exist (`available_part`).
+
     Raises:
         DataError: too many boxes were skipped.
     """
-    if table.is_available is not None:
-        table = with_images(table, table.is_available)
     assert table.image_sizes is not None
     assert table.image_files is not None
     boxes, is_kept = clean_boxes(table, table.image_sizes[table.image_of_object], report)
@@ -183,6 +203,14 @@ def truth_of(table: AnnotationTable) -> Truth:
 def _no_labels(num_images: int) -> FederatedLabels:
     nothing = ((),) * num_images
     return FederatedLabels(nothing, nothing)
+
+
+def available_part(table: AnnotationTable, report: DataReport) -> AnnotationTable:
+    """The table without images that do not exist outside the annotation file; `report` counts their boxes."""
+    if table.is_available is None:
+        return table
+    report.skipped_with_images(int((~table.is_available[table.image_of_object]).sum()))
+    return with_images(table, table.is_available)
 
 
 def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> AnnotationTable:

@@ -56,9 +56,10 @@ def training_verdict(index: AnnotationIndex, report: DataReport, *, has_option: 
     for unit, _ in _UNITS:
         if (too_many := report.too_many(report.num_seen(unit), unit=unit)) is not None:
             return f"training: stops, error[{too_many.code}]: {too_many}"
-    num_others = report.num_used("box") - len(index.boxes.values) - len(index.crowd_boxes.values)
-    others = f", {num_others:,} of them of classes that are not trained on" if num_others > 0 else ""
-    return "training: " + ", ".join(_used(report)) + others
+    # Objects that are too small at this size are still among the boxes of the set.
+    num_boxes = len(index.boxes.values) + len(index.crowd_boxes.values)
+    num_others = report.num_used("box") + report.num_left_out("F4") - num_boxes
+    return "training: " + ", ".join(_used(report, num_others))
 
 
 def check_evaluable(index: AnnotationIndex) -> None:
@@ -89,10 +90,20 @@ def is_stop(verdict: str) -> bool:
     return verdict.split(": ")[1].startswith("stops")
 
 
-def _used(report: DataReport) -> Iterator[str]:
+def _used(report: DataReport, num_others: int) -> Iterator[str]:
+    """How many images and boxes are taken, and why not all.
+
+    Args:
+        num_others: sound boxes of classes that are not trained on.
+    """
     for unit, name in _UNITS:
         seen, used = report.num_seen(unit), report.num_used(unit)
-        if seen == used:
+        not_learned = num_others if unit == "box" else 0
+        if not_learned:
+            of_others = f"{not_learned:,} are of classes that are not trained on"
+            left_out = f", and {seen - used:,} are left out and counted" if seen > used else ""
+            yield f"takes {used - not_learned:,} of {seen:,} {name}: {of_others}{left_out}"
+        elif seen == used:
             yield f"takes all {seen:,} {name}"
         else:
             yield f"takes {used:,} of {seen:,} {name} and leaves out and counts the others"

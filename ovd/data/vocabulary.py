@@ -105,4 +105,4 @@ def _names(category: Category) -> tuple[str, ...]:
 
 
 def _normalized(name: str) -> str:
-    return " ".join(re.sub(r"[_()]", " ", name).split()).casefold()
+    return " ".join(re.sub(r"[_()]", " ", name.replace("/", " or ")).split()).casefold()

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ovd.engine.optim import Ema
-from ovd.files import sha256_of
+from ovd.files import sha256_of, usual_permissions
 
 CLIP_FOLDER = "clip"
 """In the folder of a detector that was given away, the CLIP model that it needs (build/packaged.py)."""
@@ -62,6 +62,10 @@ class Checkpoint:
         """The file to evaluate: the averaged weights if the run keeps them, else the module's own."""
         ema = self.folder / _EMA
         return ema if ema.is_file() else self.folder / _MODEL
+
+    def fingerprint(self) -> str:
+        """What tells it from any other: the hash of its files' hashes."""
+        return sha256_of(self.folder / _MANIFEST)
 
     def config_here(self) -> dict[str, Any]:
         """The config, with the place of a CLIP model that lies in the checkpoint's own folder."""
@@ -102,7 +106,7 @@ def save(
 
     Raises:
         ValueError: tied parameters, or a value that is not JSON-able.
-        SaveError: writing failed; the temporary folder is removed and the older checkpoints are kept.
+        SaveError: writing failed; the temporary folder is removed and older checkpoints are kept.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step {step} must be at least 0 and keep {keep} at least 1")
@@ -163,7 +167,8 @@ def _write(
             return folder
         temporary.mkdir()
         for name, (tensors, metadata) in tensor_files.items():
-            save_file(tensors, temporary / name, metadata=metadata)
+            with usual_permissions(temporary / name):
+                save_file(tensors, temporary / name, metadata=metadata)
         (temporary / _STATE).write_text(state)
         manifest = {name: sha256_of(temporary / name) for name in (*tensor_files, _STATE)}
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -178,7 +183,9 @@ def _write(
             _remove(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise SaveError(f"saving step {step} in {run_dir} failed ({error}); the older checkpoints are kept") from error
+        kept = _folders(run_dir) if run_dir.is_dir() else []
+        older = f"the newest checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        raise SaveError(f"saving step {step} in {run_dir} failed ({error}); {older}") from error
     return folder
 
 
@@ -189,6 +196,7 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
 
     Raises:
         ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
+        OSError: a file is there and cannot be read.
     """
     damaged: list[str] = []
     for folder in reversed(_folders(run_dir)):
@@ -379,7 +387,7 @@ def _damage(folder: Path) -> str | None:
         for name, expected in manifest.items():
             if sha256_of(folder / name) != expected:
                 return f"{name} differs from its sha256 in {_MANIFEST}"
-    except OSError as error:
+    except FileNotFoundError as error:
         return str(error)
     except ValueError as error:
         return f"{_MANIFEST} is not JSON: {error}"

@@ -4,6 +4,7 @@ The parameters alone are not enough: in trained detectors the learned path's out
 norm of gate times projection predicts, since its features are far from uncorrelated.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,12 +58,12 @@ def gate_statistics(detector: Detector, images: UInt8[Tensor, "B 3 H W"], *, low
 
 
 def _learned_paths(shortcuts: GatedShortcuts, strides: list[int]) -> dict[str, GatedProjection]:
-    """The learned paths by level, P3 having stride 8, and of the `head`."""
+    """The learned paths by level, P3 having the stride nearest to 8, and of the `head`."""
     paths: dict[str, GatedProjection] = {}
     if shortcuts.pyramid is not None:
         for stride, path in zip(strides, shortcuts.pyramid.learned, strict=True):
             assert isinstance(path, GatedProjection)
-            paths[f"P{stride.bit_length() - 1}"] = path
+            paths[f"P{3 + round(math.log2(stride / 8))}"] = path
     if shortcuts.head is not None:
         paths["head"] = shortcuts.head.learned
     return paths

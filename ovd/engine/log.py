@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovd.distributed import is_main
+from ovd.distributed import is_main, rank
 from ovd.engine.curves import draw_training_curves
 from ovd.engine.metric_records import METRICS_FILE, read_records, to_line, write_records
 from ovd.engine.wandb_log import WandbLog
@@ -35,7 +35,7 @@ def open_log(
 
 
 class NoLog:
-    """A log with the interface of `RunLog` and no output."""
+    """A log with the interface of `RunLog` that shows nothing but warnings, for ranks that are not the main process."""
 
     def __enter__(self) -> "NoLog":
         return self
@@ -53,7 +53,8 @@ class NoLog:
         pass
 
     def message(self, text: str) -> None:
-        pass
+        if text.startswith("warning"):
+            print(f"rank {rank()}: {text}", file=sys.stderr)
 
 
 class RunLog:
@@ -109,7 +110,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             purge_step = resumed_step + 1 if resumed_step else None
-            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+            self._tensorboard: SummaryWriter | None = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
     def train(self, step: int, losses: Mapping[str, float], *, lr: float, num_images: int) -> None:
         """Log one optimizer step.
@@ -165,8 +166,11 @@ class RunLog:
         Args:
             failed: whether the run ended with an error.
         """
-        self._metrics.close()
-        self._tensorboard.close()
+        with self._surviving(f"the last lines of {self._metrics_file} are lost"):
+            self._metrics.close()
+        if self._tensorboard is not None:
+            with self._surviving("TensorBoard's log has no end"):
+                self._tensorboard.close()
         self._draw_curves()
         if self._unshown and sys.stdout.isatty():
             print()  # keeps the progress line of an interrupted run on the screen
@@ -182,12 +186,26 @@ class RunLog:
         self.close(failed=error is not None)
 
     def _append(self, record: dict[str, Any]) -> None:
-        self._metrics.write(to_line(record | {"time_s": time.time()}))
-        self._metrics.flush()
+        with self._surviving(f"{self._metrics_file} is written to again at the next step"):
+            self._metrics.write(to_line(record | {"time_s": time.time()}))
+            self._metrics.flush()  # what could not be written stays in its buffer
+
+    @contextmanager
+    def _surviving(self, consequence: str) -> Iterator[None]:
+        """Warn of an error of the disk instead of ending the run, which checkpoints alone decide on."""
+        try:
+            yield
+        except OSError as error:
+            self.message(f"warning: the log cannot be written ({error}); {consequence}")
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        if self._tensorboard is not None:
+            try:
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
+            except OSError as error:  # its thread has ended, and gives this error from now on
+                self._tensorboard = None
+                self.message(f"warning: TensorBoard's log ends at step {step} ({error}); metrics.jsonl goes on")
         if self._wandb is not None:
             self._wandb.scalars(step, values)
 

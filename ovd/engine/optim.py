@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ovd.choices import LearningRateDecay
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_TOKENS = {"cls_token", "class_embedding", "reg_token", "latent", "pos_embed", "positional_embedding"}
+"""What open_clip and timm call a transformer's tokens and position embeddings."""
 
 
 class NonFiniteError(RuntimeError):
@@ -30,15 +32,16 @@ class GroupSpec:
     lr_factor: float = 1.0
     """Factor of the base learning rate."""
     weight_decay: float = 0.0
-    """Weight decay of matrices and kernels; biases, norms and per-channel scales have none."""
+    """Weight decay of matrices and kernels; `parameter_groups` says what has none."""
 
 
 def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[dict[str, Any]]:
     """Split every trainable parameter of `module` into torch optimizer groups, each parameter into exactly one.
 
     A spec gives up to two groups, `<name>` and `<name>/no_decay`. The second contains biases, the parameters of
-    norms, and per-channel scales: 0-d and 1-d parameters and kernels of one element per output channel, such as
-    NFNet's weight-standardization gains. Parameters that do not require a gradient are left out.
+    norms, a transformer's tokens and position embeddings, and per-channel scales: 0-d and 1-d parameters and kernels
+    of one element per output channel, such as NFNet's weight-standardization gains. Parameters that do not require a
+    gradient are left out.
 
     Returns:
         Groups for `build_optimizer`: `name`, `params`, `lr_factor`, `weight_decay`.
@@ -51,7 +54,7 @@ def parameter_groups(module: nn.Module, specs: Mapping[str, GroupSpec]) -> list[
         id(parameter)
         for owner in module.modules()
         for name, parameter in owner.named_parameters(recurse=False)
-        if isinstance(owner, _NORMS) or name.endswith("bias") or _is_per_channel(parameter)
+        if isinstance(owner, _NORMS) or name.endswith("bias") or name in _TOKENS or _is_per_channel(parameter)
     }
     owner_of: dict[int, str] = {}
     groups: list[dict[str, Any]] = []
@@ -151,8 +154,11 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
 
 def check_finite(
     losses: Mapping[str, Float[Tensor, ""]], grad_norm: Float[Tensor, ""], batch_ids: Sequence[int | str]
-) -> None:
+) -> dict[str, float]:
     """Check losses and gradient of a step, last of all that the step queues, since it waits for the GPU.
+
+    Returns:
+        The losses.
 
     Raises:
         NonFiniteError: names the losses (or the gradient) that are not finite and the batch's images.
@@ -160,10 +166,12 @@ def check_finite(
     values = {**losses, "gradient norm": grad_norm}
     # One transfer from the device for all losses.
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    bad = [f"{name} = {number}" for name, number in zip(values, numbers, strict=True) if not math.isfinite(number)]
+    by_name = dict(zip(values, numbers, strict=True))
+    bad = [f"{name} = {number}" for name, number in by_name.items() if not math.isfinite(number)]
     if bad:
         images = ", ".join(map(str, batch_ids))
         raise NonFiniteError(f"not finite before the optimizer step: {', '.join(bad)}; images of the batch: {images}")
+    return {name: by_name[name] for name in losses}
 
 
 def step_if_finite(

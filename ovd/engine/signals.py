@@ -3,20 +3,22 @@
 import signal
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
-    """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1 or Ctrl-C inside it.
+    """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1, SIGHUP or Ctrl-C inside it.
 
-    A second Ctrl-C interrupts.
+    A second Ctrl-C interrupts. A hang-up that is ignored, as under nohup, stays so.
     """
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        noted = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_nohup]
+        self._previous = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ from ovd.data.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream
 from ovd.engine.step_texts import StepTexts
-from ovd.model.assign import assign_by_annotations, assign_task_aligned
+from ovd.model.assign import assign_by_annotations, assign_by_predictions
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.image_labels import image_label_loss
@@ -142,8 +142,7 @@ class Criterion:
             return {}
         with torch.no_grad(), autocast(batch.images.device, low_precision):
             before = self.start(batch.images)
-        free = free_points(assignment, points, batch.sizes)
-        losses = start_losses(predictions, before, free, over_all=sum_over_ranks)
+        losses = start_losses(predictions, before, free_points(assignment), over_all=sum_over_ranks)
         return {name: self.train.start_distillation / num_parts * loss for name, loss in losses.items()}
 
 
@@ -190,8 +189,8 @@ def backward(
                 matches = of_batch if len(parts) == 1 else criterion.match(assignment, part, points)
             else:
                 classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
-                assignment = assign_task_aligned(
-                    points, part.targets, predictions, sizes=part.sizes, classifier=classifier
+                assignment = assign_by_predictions(
+                    criterion.rule(step), points, part.targets, predictions, sizes=part.sizes, classifier=classifier
                 )
                 matches = criterion.match(assignment, part, points)
                 divisors = len(parts) * sum_over_ranks(matches.normalizers())

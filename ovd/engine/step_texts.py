@@ -57,7 +57,8 @@ class TextSampler:
     pair_negatives: bool = False
     """Whether the pairs' texts are negatives of annotated images, too."""
     held_out: Bool[Tensor, " C"] | None = None
-    """Classes of the vocabulary whose names are never trained on; None if there are none."""
+    """Classes of the vocabulary that are never rows of a step; None if there are none. Texts of pairs may say the same
+    words, as they say those of rare classes."""
     name_dropout: float = 0.0
     """Share of the vocabulary's names that are left out of a step, drawn anew in each."""
 

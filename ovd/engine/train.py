@@ -7,12 +7,13 @@ losses, gradients and checkpoints are those of the whole batch.
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovd.config import TrainSection
@@ -32,7 +33,7 @@ from ovd.engine.early_stop import EarlyStop, ended_early
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
-from ovd.engine.log import open_log
+from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.optim import (
     Ema,
     NonFiniteError,
@@ -80,7 +81,7 @@ def train(
     evaluate: Callable[[Detector], dict[str, float]] | None,
     calibrate: Callable[[Detector], None] | None = None,
 ) -> tuple[Detector, dict[str, float]]:
-    """Train in place; return the averaged (EMA) detector and its last evaluation.
+    """Train in place.
 
     Args:
         criterion: the losses; its `train` section has the settings of the loop as well.
@@ -88,7 +89,9 @@ def train(
         evaluate: called with the averaged detector in eval mode.
         calibrate: called with the same after the last step, before its checkpoint, to which it may add.
 
-    With `train.patience` the run may end before its last step, and the average returned is that of its best evaluation.
+    Returns:
+        The averaged (EMA) detector and its last evaluation. With `train.patience` the run may end before its last step,
+        and the average is that of its best evaluation.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
@@ -107,11 +110,11 @@ def train(
     parallel = _as_called(detector, settings, device, low_precision=low_precision)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
     num_left = 0 if ended_early(checkpoints.extra) else settings.steps - state.step
-    run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
+    with failing_together():
+        run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         batches = islice(data.batches_from(state.step), num_left)
         for batch in together(counted(batches, data.report, data.num_samples, checkpoints)):
-            last = state.step + 1 == settings.steps
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
@@ -119,35 +122,33 @@ def train(
             else:
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
                 losses, batch = train_step(state, parallel, batch, data.text_sampler, criterion, checkpoints.run_dir)
-                numbers = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-                log.train(state.step, numbers, lr=rate, num_images=num_images)
-                if detector.is_gated and is_main() and (last or state.step % GATE_INTERVAL == 0):
+                log.train(state.step, losses, lr=rate, num_images=num_images)
+                at_gates = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
+                if detector.is_gated and is_main() and at_gates:
                     log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))
 
-            if evaluate and _is_evaluated(state.step, settings, last=last):
-                state.ema.copy_to(averaged)
-                metrics = evaluate(averaged)
-                log.evaluation(state.step, metrics)
-                if early_stop is not None:
-                    early_stop.see(state.step, metrics, state.ema)
-                    if last or early_stop.is_over:
-                        last = True
-                        early_stop.put_best(state.ema)
-                        log.message(f"the averaged weights are those of step {early_stop.best_step}")
-            stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
-            if last:
+            is_over = state.step == settings.steps
+            is_evaluated = settings.eval_every > 0 and state.step % settings.eval_every == 0
+            if evaluate and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
+                early_stop.see(state.step, _evaluate(evaluate, state, averaged, log), state.ema)
+                is_over |= early_stop.is_over
+                if is_over:
+                    early_stop.put_best(state.ema)
+                    log.message(f"the averaged weights are those of step {early_stop.best_step}")
+            if is_over:
                 _calibrate(calibrate, state, averaged)
-            if last or stopping or state.step % settings.save_every == 0:
-                checkpoints.save(state, data.report, must_succeed=last or stopping, message=log.message)
-            if last and state.step < settings.steps:
+            is_stopped = bool(largest_over_ranks(torch.tensor(int(stop.received))))
+            if is_over or is_stopped or state.step % settings.save_every == 0:
+                checkpoints.save(state, data.report, must_succeed=is_over or is_stopped, message=log.message)
+            if is_over:
                 break
-            if stopping and not last:
+            if is_stopped:
                 log.message(f"stopped by a signal after step {state.step}, which is saved: the run can be resumed")
                 raise SystemExit(EXIT_ON_SIGNAL)
+            if evaluate and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
+                _evaluate(evaluate, state, averaged, log)
         state.ema.copy_to(averaged)
-        metrics = evaluate(averaged) if evaluate else {}
-        if metrics:
-            log.evaluation(state.step, metrics)
+        metrics = _evaluate(evaluate, state, averaged, log) if evaluate else {}
     return averaged, metrics
 
 
@@ -158,11 +159,13 @@ def _as_called(detector: Detector, settings: TrainSection, device: torch.device,
     return data_parallel(detector, device)
 
 
-def _is_evaluated(step: int, settings: TrainSection, *, last: bool) -> bool:
-    """Whether the average is evaluated before a step's checkpoint; after the last one it is evaluated in any case."""
-    if last:
-        return settings.patience > 0  # the best one is to be in the checkpoint
-    return settings.eval_every > 0 and step % settings.eval_every == 0
+def _evaluate(
+    evaluate: Callable[[Detector], dict[str, float]], state: TrainState, averaged: Detector, log: RunLog | NoLog
+) -> dict[str, float]:
+    state.ema.copy_to(averaged)
+    metrics = evaluate(averaged)
+    log.evaluation(state.step, metrics)
+    return metrics
 
 
 def _calibrate(calibrate: Callable[[Detector], None] | None, state: TrainState, averaged: Detector) -> None:
@@ -201,7 +204,7 @@ def train_step(
     text_sampler: TextSampler,
     criterion: Criterion,
     run_dir: Path,
-) -> tuple[dict[str, Tensor], Batch]:
+) -> tuple[dict[str, float], Batch]:
     """Take one optimizer step; return its losses and the batch on the detector's device.
 
     Args:
@@ -220,12 +223,12 @@ def train_step(
     state.optimizer.zero_grad()
     state.ema.update(detector)
     try:
-        check_finite(losses, norm, batch.image_ids)
+        numbers = check_finite(losses, norm, batch.image_ids)
     except NonFiniteError as error:
         dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
         raise NonFiniteError(f"{error}; tools/replay_step.py {dump} shows which image") from None
     state.step += 1
-    return losses, batch
+    return numbers, batch
 
 
 def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> float:
@@ -283,6 +286,8 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """Wrap a module so that gradients are averaged over ranks; for a single process, it is returned as it is."""
     if world_size() == 1:
         return module
-    return DistributedDataParallel(
-        module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    has_new_name = (
+        "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    )  # torch 2.14 warns of the old
+    options: dict[str, Any] = {"forward_sync_buffers" if has_new_name else "broadcast_buffers": False}
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **options)

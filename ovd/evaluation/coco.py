@@ -30,7 +30,7 @@ class COCOEvaluator(BoxEvaluator):
         category_ids: category id of each vocabulary row, see `BoxEvaluator`.
         engine: "hotcoco", or "official": pycocotools.
         groups: names of classes, in named groups. If there are any, nothing but their classes is judged, on images with
-            an object of one.
+            an object of one; detections of the file's other classes and images are counted and left out.
 
     Raises:
         ValueError: the truth has federated labels, or lacks a class of a group; unknown `category_ids`.
@@ -46,14 +46,30 @@ class COCOEvaluator(BoxEvaluator):
     ) -> None:
         if truth.is_federated:
             raise ValueError(f"{truth.path} was read as LVIS, without crowds; COCO metrics need another format")
+        self._whole = truth
         if groups:
             truth = _only_classes(truth, set().union(*groups.values()))
         super().__init__(truth, category_ids)
+        self._num_beyond = 0
         self._groups = {
             name: np.flatnonzero([category.name in members for category in truth.categories])
             for name, members in (groups or {}).items()
         }
         self._engine = engine
+
+    def add_results(self, results: Results, *, source: str) -> None:
+        """Adds detections as `BoxEvaluator.add_results`, without those of which only the whole file knows."""
+        if self._whole is not self.truth:
+            images = np.setdiff1d([image.id for image in self._whole.images], self._known_image_ids)
+            categories = np.setdiff1d([category.id for category in self._whole.categories], self._known_category_ids)
+            beyond = np.isin(results.image_ids, images) | np.isin(results.category_ids, categories)
+            self._num_beyond += int(beyond.sum())
+            results = results.take(~beyond)
+        super().add_results(results, source=source)
+
+    def clear(self) -> None:
+        super().clear()
+        self._num_beyond = 0
 
     def evaluate(self) -> Evaluation:
         """Runs the engine."""
@@ -82,7 +98,10 @@ class COCOEvaluator(BoxEvaluator):
                     },
                 ),
             ),
-            notes=(f"{len(results)} detections in {self.num_images_with(results)} of {len(self.truth.images)} images",),
+            notes=(
+                f"{len(results)} detections in {self.num_images_with(results)} of {len(self.truth.images)} images",
+                *([f"{self._num_beyond} more, of classes or images that are not judged"] if self._num_beyond else ()),
+            ),
             classes=class_rows(self.truth, figures, results),
             curves=(
                 Curve("IoU 0.50", figures.curve(iou_percent=50)),

@@ -19,6 +19,8 @@ FREQUENCIES: dict[Group, tuple[str | None, ...]] = {
     "frequent": ("f",),
 }
 
+NAME_OF_FREQUENCY: dict[str, Group] = {"r": "rare", "c": "common", "f": "frequent"}
+
 
 def members_of(group: Group, categories: Sequence[Category]) -> Bool[np.ndarray, " C"]:
     """Which of the categories belong to the group."""

@@ -10,6 +10,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decision_report import DecisionReport
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, Decisions
+from ovd.evaluation.groups import NAME_OF_FREQUENCY
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import pictures_of
@@ -18,7 +19,6 @@ from ovd.html_page import fill_page
 from ovd.shapes import Float64
 
 NAME = "report.html"
-_FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 _NUM_CURVES = 5
 """Curves of all classes and of groups, which leaves the sixth color to a chosen class."""
 
@@ -113,7 +113,7 @@ def _classes(measures: Measures, groups: Sequence[str], is_trained: Sequence[boo
 
 def _groups_of_classes(measures: Measures) -> list[str]:
     """LVIS's frequency of each class, else the benchmark's group, else nothing."""
-    names = [_FREQUENCIES.get(item.frequency, "") for item in measures.evaluation.classes]
+    names = [NAME_OF_FREQUENCY.get(item.frequency, "") for item in measures.evaluation.classes]
     if any(names):
         return names
     of_benchmark = {name: mask for name, mask in measures.groups.items() if name != "all"}

@@ -20,6 +20,7 @@ from ovd.choices import Engine
 from ovd.data.truth import Truth
 from ovd.evaluation.engine_ids import with_exact_ids
 from ovd.evaluation.evaluator import BoxEvaluator
+from ovd.evaluation.groups import NAME_OF_FREQUENCY, members_of
 from ovd.evaluation.hotcoco_arrays import hotcoco_rows, hotcoco_truth
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
@@ -28,7 +29,6 @@ from ovd.evaluation.results import Results, limit_per_class, limit_per_image
 from ovd.shapes import Bool
 
 MAX_PER_IMAGE = 300
-_FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 class LVISEvaluator(BoxEvaluator):
@@ -61,8 +61,8 @@ class LVISEvaluator(BoxEvaluator):
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
         self._groups = {
-            letter: np.flatnonzero([category.frequency == letter for category in self.truth.categories])
-            for letter in _FREQUENCIES
+            letter: np.flatnonzero(members_of(name, self.truth.categories))
+            for letter, name in NAME_OF_FREQUENCY.items()
         }
 
     def evaluate(self) -> Evaluation:
@@ -103,7 +103,7 @@ class LVISEvaluator(BoxEvaluator):
                 Curve("all", ordinary.curve(iou_percent=50)),
                 *(
                     Curve(name, ordinary.curve(iou_percent=50, categories=self._groups[letter]))
-                    for letter, name in _FREQUENCIES.items()
+                    for letter, name in NAME_OF_FREQUENCY.items()
                 ),
             ),
             class_precision=ordinary.class_curves(iou_percent=50),
@@ -129,7 +129,7 @@ class LVISEvaluator(BoxEvaluator):
         num_boxes = self.truth.num_boxes_of_categories()
         notes += [
             f"no true box of a {name} class: AP{letter} is -1"
-            for letter, name in _FREQUENCIES.items()
+            for letter, name in NAME_OF_FREQUENCY.items()
             if not num_boxes[self._groups[letter]].any()
         ]
         if self.truth.num_without_area:

@@ -9,6 +9,7 @@ from ovd.choices import DataFormatName, Engine
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations, load_truth
 from ovd.data.format_options import FormatOptions
 from ovd.data.formats import FORMATS
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.truth import Truth
 from ovd.evaluation.coco import COCOEvaluator, exhaustive_metrics
@@ -20,8 +21,8 @@ from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
-NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html")
-"""Files that an evaluation writes beside those of `evaluate_results`, if it measures naming or makes a page."""
+NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
+"""Files of an evaluation that measures naming, makes a page, or knows where the images are."""
 
 
 def box_evaluator(
@@ -41,6 +42,7 @@ def evaluate_results(
     engine: Engine = "hotcoco",
     output_dir: Path | None = None,
     own_threshold: float | None = None,
+    index: AnnotationIndex | None = None,
 ) -> Measures:
     """Compute the metrics of the format's benchmark and judge the decisions; print both and write their files.
 
@@ -52,6 +54,7 @@ def evaluate_results(
         exhaustive: the truth with every object of every class (`exhaustive_truth`); None if it is not known.
         output_dir: where the files go; None writes none.
         own_threshold: the detector's, at which decisions are judged as well.
+        index: where the images are; None draws no predictions.jpg.
     """
     if output_dir is not None:  # the engine leaves Python free, meanwhile, to import what draws
         Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()
@@ -70,7 +73,12 @@ def evaluate_results(
             (output_dir / name).unlink(missing_ok=True)
         write_report(evaluation, output_dir)
         write_decisions(decisions, output_dir)
-    return Measures(evaluation, decisions, truth, results, groups)
+    measures = Measures(evaluation, decisions, truth, results, groups)
+    if output_dir is not None and index is not None:
+        from ovd.evaluation.prediction_grid import write_prediction_grid  # here, since it brings Pillow and torchvision
+
+        write_prediction_grid(measures, index, output_dir)
+    return measures
 
 
 def evaluate_results_file(
@@ -107,7 +115,9 @@ def evaluate_results_file(
     evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
-    measures = evaluate_results(evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir)
+    measures = evaluate_results(
+        evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir, index=index
+    )
     if html and output_dir is not None:
         from ovd.evaluation.html_report import write_html_report  # here, since it brings Pillow
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from ovd.choices import SamePlace
 
@@ -16,3 +17,7 @@ class ExpertGroup:
     """What becomes of boxes of the base detector and of an expert at one place."""
     nearest: bool = False
     """Whether experts answer queries in other words that are near to their names."""
+
+    def __post_init__(self) -> None:
+        if self.same_place not in get_args(SamePlace):
+            raise ValueError(f"same_place is one of {', '.join(get_args(SamePlace))}, not {self.same_place!r}")

@@ -16,6 +16,7 @@ from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
 from ovd.inference import Inference
+from ovd.model.last_result import LastResult
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import SharedLayers
 from ovd.precision import autocast
@@ -88,7 +89,7 @@ class ExpertInference(Inference):
         self._keeps_predictions = any(expert.inference.detector is base.detector for expert in self.experts)
         self._same_place = same_place
         self._nearest = nearest
-        self._routed: tuple[Tensor, list[_Query]] | None = None
+        self._asked = LastResult[list[_Query]]()
 
     @property
     def is_calibrated(self) -> bool:
@@ -161,14 +162,16 @@ class ExpertInference(Inference):
 
     def _route(self, text: Float[Tensor, "C D"]) -> list[_Query]:
         """What each answerer is asked for, the base detector first; computed once for batch after batch."""
-        routed = self._routed
-        if routed is None or routed[0] is not text:
+
+        def ask() -> list[_Query]:
             names = [expert.names for expert in self.experts]
             of_base, *of_experts = route(text, names, nearest=self._nearest)
             asked = [_Query(of_base, text[of_base])]
-            asked += [_Query(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)]
-            self._routed = routed = (text, asked)
-        return routed[1]
+            return asked + [
+                _Query(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)
+            ]
+
+        return self._asked.of((text,), ask)
 
     def _predictions(
         self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], is_asked: Sequence[bool]

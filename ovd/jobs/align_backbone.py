@@ -13,9 +13,9 @@ from ovd.clip.save import save_aligned
 from ovd.config import AlignConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
-from ovd.engine.checkpoint import latest
+from ovd.engine.checkpoint import Checkpoint
 from ovd.files import whole_file
-from ovd.jobs.train import check_same_data, check_same_run, check_warmup, open_run_folder
+from ovd.jobs.train import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine
 
 FREE_ON_RESUME = (
@@ -40,16 +40,16 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
             batch cannot be divided among the ranks.
     """
     with process_group():
-        return _align(config, command)
+        check_warmup(config)
+        found = latest_of_all_ranks(config.output)
+        if found is not None:
+            check_same_run(found.config, config, free=FREE_ON_RESUME)
+        with open_run_folder(config):
+            return _align(config, found, command)
 
 
-def _align(config: AlignConfig, command: str) -> dict[str, Any]:
-    check_warmup(config)
-    found = latest(config.output)
-    if found is not None:
-        check_same_run(found.config, config, free=FREE_ON_RESUME)
+def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[str, Any]:
     torch.set_num_threads(config.train.threads)
-    open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
         images = load_unlabelled_images(config.data, DataReport())

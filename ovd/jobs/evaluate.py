@@ -1,6 +1,7 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
 from pathlib import Path
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +20,7 @@ from ovd.build.text import text_of_detector
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
+from ovd.distributed import gather, is_main, wait_for_all
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
@@ -35,7 +37,7 @@ from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.onnx.session import DetectionSession
-from ovd.text.names import clean_name
+from ovd.text.names import are_among
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -84,7 +86,7 @@ def evaluate_run(
     html: bool = False,
     onnx: Path | None = None,
 ) -> Evaluation:
-    """Evaluate on a data set with a vocabulary of its own; write all files.
+    """Evaluate on a data set with a vocabulary of its own; write all files. Ranks share the images.
 
     Args:
         index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
@@ -102,6 +104,29 @@ def evaluate_run(
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_detector(trained, index)
     evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
+    evaluation = None
+    if is_main():
+        evaluation = _measured(
+            trained, index, text, evaluator, output=output, engine=engine, size=size, html=html, exported=exported
+        )
+    wait_for_all()  # the main process may take longer than ranks wait for each other
+    return cast(Evaluation, gather(evaluation)[0])
+
+
+def _measured(
+    trained: TrainedDetector,
+    index: AnnotationIndex,
+    text: Float[Tensor, "C D"],
+    evaluator: BoxEvaluator,
+    *,
+    output: Path,
+    engine: Engine | None,
+    size: int | None,
+    html: bool,
+    exported: OnnxInference | None,
+) -> Evaluation:
+    """Measure what was detected, and write all files."""
+    config = trained.config
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
     measures = evaluate_results(
@@ -111,6 +136,7 @@ def evaluate_run(
         engine=engine or config.eval.engine,
         output_dir=output,
         own_threshold=trained.threshold if exported is None else exported.threshold,
+        index=index,
     )
     naming = None
     if trained.experts is None and exported is None:  # it is of one detector's embeddings
@@ -118,14 +144,13 @@ def evaluate_run(
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
     if html:
-        trained_names = set(map(clean_name, trained.classes))
         write_html_report(
             measures,
             output,
             title=config.output.name,
             index=index,
             naming=None if naming is None else naming.confusions,
-            is_trained=[clean_name(category.name) in trained_names for category in measures.truth.categories],
+            is_trained=are_among((category.name for category in measures.truth.categories), trained.classes),
         )
     return measures.evaluation
 

@@ -15,15 +15,16 @@ from ovd.build.detector import TrainedDetector, find_checkpoint, load_detector
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
+from ovd.distributed import gather, is_main, process_group, wait_for_all
 from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import ExpertGroup
-from ovd.files import whole_file
+from ovd.files import sha256_of, whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
 from ovd.jobs.train import check_same_data, check_same_run, is_finished, train_from_config
-from ovd.text.names import read_alike
+from ovd.text.names import are_among
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -57,6 +58,11 @@ def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True)
             settings differ from the config's so that the two have no average, or the size of images so that
             they share no features, or an earlier call had other settings, other boxes or another weight.
     """
+    with process_group():
+        return _fine_tune(config, weight, measures_kept)
+
+
+def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple[Outcome, ...]:
     if config.init_from is None:
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
     if not 0 <= weight <= 1:
@@ -72,7 +78,7 @@ def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True)
         )
     home = _validation_of_start(start, config.init_from) if measures_kept else None
     new = load_validation_index(config, DataReport())
-    if new is None:
+    if new is None and is_main():
         print("warning: no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
     found = latest(config.output)
@@ -88,8 +94,9 @@ def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True)
         outcomes = _with_expert(config, start, index, new, home)
     else:
         outcomes = _averaged(config, config.init_from, weight, new, home)
-    with whole_file(config.output / "fine_tuning.json") as file:
-        json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
+    if is_main():
+        with whole_file(config.output / "fine_tuning.json") as file:
+            json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
     return outcomes
 
 
@@ -124,17 +131,19 @@ def _with_expert(
     """
     assert config.init_from is not None
     folder = config.output / "expert"
-    save_expert(folder, config, start, load_detector(config.output), index)
+    if is_main():
+        save_expert(folder, config, start, load_detector(config.output), index)
+    wait_for_all()
     experts = ExpertGroup((folder,))
-    before = set(map(read_alike, start.classes))
-    shared = [category.name for category in index.categories if read_alike(category.name) in before]
-    if shared:
+    names = [category.name for category in index.categories]
+    shared = [name for name, is_shared in zip(names, are_among(names, start.classes), strict=True) if is_shared]
+    if shared and is_main():
         print(f"the expert answers {len(shared)} of the detector's own names from now on: {', '.join(shared[:10])}")
     outcomes = (
         _outcome("before", config, config.init_from, new, home),
         _outcome("expert", config, config.init_from, new, home, experts=experts),
     )
-    if outcomes[1].new:
+    if outcomes[1].new and is_main():
         write_description(folder, replace(read_description(folder), metrics={"new": outcomes[1].new}))
     return outcomes
 
@@ -153,8 +162,10 @@ def _averaged(
             f"{ensemble} was averaged with weight {averaged.extra['ensemble']['weight']:g}, not {weight:g}; "
             "use tools/ensemble.py to average with another weight into a new folder"
         )
-    if averaged is None:
+    wait_for_all()  # until every rank has looked
+    if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(config.output), weight=weight, output=ensemble)
+    wait_for_all()
     stages = {"before": start, "after": config.output, "ensemble": ensemble}
     return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
 
@@ -196,16 +207,21 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
 def _evaluate(path: Path, index: AnnotationIndex, output: Path, experts: ExpertGroup | None) -> dict[str, float]:
     """The metrics of a detector on a data set; read from the folder if it holds those of the same two."""
     done, source = output / "metrics.json", output / "evaluated.json"
+    found = find_checkpoint(path)
     evaluated = {
-        "detector": str(find_checkpoint(path).folder),
+        "detector": str(found.folder),
+        "weights_sha256": sha256_of(found.weights),
         "annotations": str(index.path),
         "fingerprint": index.fingerprint(),  # a data.yaml has several sets
     }
     if experts is not None:
         evaluated["experts"] = ", ".join(read_description(folder).sha256 for folder in experts.folders)
-    if not (done.exists() and source.exists() and json.loads(source.read_text()) == evaluated):
-        print(f"{path}{'' if experts is None else ' with the expert'} on {index.path}")
-        source.unlink(missing_ok=True)
+    is_done = done.exists() and source.exists() and json.loads(source.read_text()) == evaluated
+    if not gather(is_done)[0]:
+        if is_main():
+            print(f"{path}{'' if experts is None else ' with the expert'} on {index.path}")
+            source.unlink(missing_ok=True)
         evaluate_run(load_detector(path, experts=experts), output=output, index=index)
-        source.write_text(json.dumps(evaluated))
-    return json.loads(done.read_text())["metrics"]
+        if is_main():
+            source.write_text(json.dumps(evaluated))
+    return gather(json.loads(done.read_text())["metrics"] if is_main() else {})[0]

@@ -29,6 +29,7 @@ from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
 from ovd.jobs.train import check_validation, choose_start, find_run
 from ovd.selftrain.labels import check_labels, label_files
+from ovd.text.names import are_among
 
 _NUM_NAMED = 10
 
@@ -91,14 +92,18 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:
     """Which names are trained on, and which are asked for without that."""
-    trained = {category.name for category in training.categories}
-    asked = {category.name for category in validation.categories}
-    new, unused = sorted(asked - trained), sorted(trained - asked)
+    trained = [category.name for category in training.categories]
+    asked = [category.name for category in validation.categories]
+    new, unused = _missing(asked, trained), _missing(trained, asked)
     return (
         f"{len(trained):,} names are trained on, {len(asked):,} are asked for in the evaluation\n"
         f"{len(new):,} of these are not trained on{_named(new)}\n"
         f"{len(unused):,} that are trained on are not asked for{_named(unused)}"
     )
+
+
+def _missing(names: list[str], others: list[str]) -> list[str]:
+    return sorted(name for name, occurs in zip(names, are_among(names, others), strict=True) if not occurs)
 
 
 def _named(names: list[str]) -> str:

@@ -13,6 +13,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
 from ovd.selftrain.pseudo_label import LabelCounts, label_shards
+from ovd.selftrain.queries import SOURCES
 from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
 from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
@@ -69,7 +70,8 @@ def build_labeller(
             "--templates and --teacher-hf with --expert"
         )
     device = resolve_device(config)
-    prompts = None if options.queries == "caption" else TEMPLATES[templates or config.bank.templates]
+    are_names = options.queries == "classes" or SOURCES[options.queries].are_names
+    prompts = TEMPLATES[templates or config.bank.templates] if are_names else None
     texts = TextVariants(trained.clip, prompts)
     max_boxes = options.max_boxes + 1  # one more than is kept, so that the job knows where some are left out
     teacher: Teacher

@@ -1,6 +1,10 @@
 """Train a detector from a config, under torchrun as one of its ranks."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from ovd.build.data import (
     HeldOut,
     check_all_exist,
     hold_out,
+    images_per_step,
     load_labelled_pairs,
     load_training_index,
     load_validation_index,
@@ -36,7 +41,16 @@ from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable
-from ovd.distributed import device_of_rank, gather, is_main, main_first, process_group, wait_for_all, world_size
+from ovd.distributed import (
+    device_of_rank,
+    failing_together,
+    gather,
+    is_main,
+    main_first,
+    process_group,
+    wait_for_all,
+    world_size,
+)
 from ovd.engine.checkpoint import Checkpoint, latest
 from ovd.engine.early_stop import carry_over, ended_early
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
@@ -45,9 +59,10 @@ from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
-from ovd.files import whole_file
+from ovd.files import only_writer, whole_file
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
+from ovd.jobs.training_picture import drawing_the_first
 from ovd.model.detector import Detector
 from ovd.precision import describe_machine, deterministic
 from ovd.selftrain.labelled_pairs import LabelledPairs
@@ -73,15 +88,15 @@ def train_from_config(
             ranks.
     """
     with process_group(), deterministic(config.train.deterministic):
-        return _train(config, resume=resume, strict_resume=strict_resume, evaluate=evaluate)
+        found = find_run(config, resume=resume, strict_resume=strict_resume)
+        with open_run_folder(config):
+            return _train(config, found, evaluate=evaluate)
 
 
-def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: bool) -> dict[str, float]:
+def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> dict[str, float]:
     """Build everything and train. The order matters: checks that can stop the run come before slow steps, and the
     weights are initialized right after the seed is set."""
-    found = find_run(config, resume=resume, strict_resume=strict_resume)
     torch.set_num_threads(config.train.threads)
-    open_run_folder(config)
     report = DataReport()
     with main_first():  # it may have to draw the world
         whole = load_training_index(config, report)
@@ -132,8 +147,11 @@ def _train(config: TrainConfig, *, resume: bool, strict_resume: bool, evaluate: 
         held_out=None if held_out is None else torch.from_numpy(held_out.names),
         name_dropout=config.train.name_dropout,
     )
+    batches = training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor)
+    if is_main():
+        batches = drawing_the_first(batches, config.output, partial(_names_of, index, pair_texts))
     data = TrainingData(
-        training_batches(config, index, pairs, first_samples=first_samples, size_divisor=detector.size_divisor),
+        batches,
         texts,
         num_samples=len(index) if pairs is None else min(len(index), len(pairs)),
         report=report,
@@ -173,17 +191,48 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
     """The checkpoint to resume from; None for a new run.
 
     Raises:
-        ValueError: the warm-up does not end within the run; or there is a run and `resume` is not set, or there is one
-            with other settings.
+        ValueError: the warm-up does not end within the run, its batch cannot be divided among the ranks, or what it
+            needs besides data is not there; or there is a run and `resume` is not set, or there is one with other
+            settings, or the ranks see different ones.
     """
     check_warmup(config)
-    found = latest(config.output, strict=strict_resume)
+    check_divisible(config)
+    check_surroundings(config)
+    found = latest_of_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
         print(f"goes on from {found.folder}" if found else f"{config.output} holds no checkpoint: starts at step 0")
     if found is not None:
         if not resume:
             raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
         check_same_run(found.config, config)
+    return found
+
+
+def check_surroundings(config: TrainConfig) -> None:
+    """Check what a training needs besides its data: a place for its run folder, and the package that it logs with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"output={config.output}: {nearest} is no folder that can be written to")
+    if config.train.wandb is not None and find_spec("wandb") is None:
+        raise ValueError(f"train.wandb={config.train.wandb} needs the package wandb: pip install wandb")
+
+
+def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:
+    """The newest intact checkpoint of a run, the same on every rank; None if there is none.
+
+    Raises:
+        ValueError: as `latest`; or the ranks see different checkpoints.
+    """
+    with failing_together():
+        found = latest(run, strict=strict)
+    seen = gather(None if found is None else (found.folder.name, found.fingerprint()))
+    if len(set(seen)) > 1:
+        names = ", ".join("none" if checkpoint is None else checkpoint[0] for checkpoint in seen)
+        raise ValueError(f"{run}: the ranks see different checkpoints ({names}); it has to be on a disk that all share")
     return found
 
 
@@ -199,18 +248,45 @@ def check_warmup(config: TrainConfig | AlignConfig) -> None:
         )
 
 
-def open_run_folder(config: TrainConfig | AlignConfig) -> None:
-    """Make the run folder with its config, and say what the run computes on."""
+def check_divisible(config: TrainConfig) -> None:
+    """Check that every rank gets as large a part of each batch.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for name, number in zip(("images", "pairs"), images_per_step(config), strict=True):
+        if number % world_size():
+            raise ValueError(
+                f"a batch's {number} {name} (train.batch_size, data.pairs.share) cannot be divided among "
+                f"{world_size()} ranks; start as many as divide it"
+            )
+
+
+@contextmanager
+def open_run_folder(config: TrainConfig | AlignConfig) -> Iterator[None]:
+    """Make the run folder with its config, hold it for this run, and say what the run computes on.
+
+    Raises:
+        ValueError: another run is writing there, its config was written by hand, or a rank does not see the folder.
+    """
     wait_for_all()  # until every rank has checked whether there is a run
-    if is_main():
-        content, file = config.model_dump(mode="json"), config.output / "config.yaml"
-        if file.exists() and not _is_of_a_run(file):
-            raise ValueError(f"{file} was written by hand and would be replaced; keep it elsewhere, or change output")
-        config.output.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as stream:
-            stream.write(yaml.safe_dump(content, sort_keys=False))
-        ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
-        print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
+    content, file = config.model_dump(mode="json"), config.output / "config.yaml"
+    with ExitStack() as held:
+        with failing_together():
+            if is_main():
+                if file.exists() and not _is_of_a_run(file):
+                    raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
+                config.output.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_writer(config.output))
+                with whole_file(file) as stream:
+                    stream.write(yaml.safe_dump(content, sort_keys=False))
+                ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
+                print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
+        wait_for_all()
+        with failing_together():
+            if not file.exists():
+                raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")
+        yield
 
 
 def _is_of_a_run(file: Path) -> bool:
@@ -247,6 +323,13 @@ def _load_pairs(config: TrainConfig, clip: Clip, *, first_id: int) -> tuple[Labe
         removed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pair_texts)} texts; boxes: {removed}")
     return pairs, pair_texts
+
+
+def _names_of(index: AnnotationIndex, pair_texts: PairTexts | None, ids: Sequence[int]) -> list[str]:
+    """Names of classes, and texts of pairs, by the ids that batches have."""
+    of_texts = [number for number in ids if number >= len(index.categories)]
+    texts = dict(zip(of_texts, pair_texts.texts(of_texts), strict=True)) if pair_texts is not None else {}
+    return [texts[number] if number in texts else index.categories[number].name for number in ids]
 
 
 def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None) -> dict[str, str]:
@@ -304,6 +387,7 @@ def _evaluation_of(
                 exhaustive=validation.exhaustive_truth,
                 engine=config.eval.engine,
                 output_dir=config.output,
+                index=validation,
             )
             metrics = measures.evaluation.metrics
         wait_for_all()  # the main process may take longer than ranks wait for each other

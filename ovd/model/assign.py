@@ -72,8 +72,8 @@ def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
         _assign_image_atss(points, anchors, image_targets, padding)
         for image_targets, padding in zip(targets, points.in_padding(sizes), strict=True)
     ]
-    matched, ignored, wrong_scale = zip(*images, strict=True)
-    return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(wrong_scale))
+    matched, ignored, unmatched_center = zip(*images, strict=True)
+    return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(unmatched_center))
 
 
 def assign_by_annotations(
@@ -91,6 +91,25 @@ def assign_by_annotations(
             return assign_atss(points, targets, sizes=sizes)
         case "task_aligned":
             return None
+        case _:
+            assert_never(rule)
+
+
+def assign_by_predictions(
+    rule: AssignmentRule,
+    points: Points,
+    targets: tuple[Targets, ...],
+    predictions: Predictions,
+    *,
+    sizes: Int[Tensor, "B 2"],
+    classifier: TextClassifier,
+) -> Assignment:
+    """The assignment by a rule that depends on predictions; arguments as for `assign_task_aligned`."""
+    match rule:
+        case "task_aligned":
+            return assign_task_aligned(points, targets, predictions, sizes=sizes, classifier=classifier)
+        case "fcos" | "atss":
+            raise AssertionError(f"{rule} depends on annotations alone: assign_by_annotations")
         case _:
             assert_never(rule)
 
@@ -162,8 +181,8 @@ def assign_task_aligned(
             alignment = (scaled * is_own).sum(dim=1)
         central = _central(points, target.boxes, CENTER_RADIUS)
         parts.append((*_finish(points, target.crowd_boxes, matched, padding, central), alignment))
-    matched, ignored, wrong_scale, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
-    return Assignment(matched, ignored, wrong_scale, alignment)
+    matched, ignored, unmatched_center, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
+    return Assignment(matched, ignored, unmatched_center, alignment)
 
 
 def nearest_matched_points(

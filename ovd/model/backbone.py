@@ -26,10 +26,10 @@ class BackboneOutput:
 class Backbone(nn.Module, ABC):
     """CLIP's image side in two parts: the trunk up to the last map, and the pooling and projection of that map.
 
-    Three properties hold for every family. The dense feature is the result of CLIP's own pooling and projection for one
-    location, as if the map had no other; if all locations of the last map are equal, each gives the pooled embedding;
-    and the whole map pooled is `encode_image` at CLIP's native size. If CLIP pools by the mean and projects linearly,
-    the mean of the dense feature is the pooled embedding of any image.
+    The dense feature is the result of CLIP's own pooling and projection for one location, as if the map had no other.
+    So if all tokens of the last map are equal, a class token among them, and the pooling has no positions, each
+    location gives the pooled embedding. If CLIP pools by the mean and projects linearly, the mean of the dense feature
+    is the pooled embedding of any image. Without windows, the whole map pooled is `encode_image` at CLIP's native size.
 
     Batch norms keep their statistics and dropout is off in training too, so that training starts from exactly CLIP's
     features; only stochastic depth, if configured, is on in training.

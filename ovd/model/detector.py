@@ -120,7 +120,8 @@ class Detector(nn.Module):
 
         Args:
             text: unit rows, moved to the detector's device.
-            class_ids: ids of the rows, ascending; 0..C-1 by default.
+            class_ids: of the training vocabulary, ascending; what was learned of these names (`name_offsets`) moves
+                their rows. By default the rows are any texts, and used as they are.
         """
         if class_ids is None:
             class_ids = torch.arange(len(text))

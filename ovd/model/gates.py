@@ -17,7 +17,7 @@ from ovd.model.convolution import Conv2d
 from ovd.model.neighbors import add_neighbors
 
 
-def silent_projection(in_channels: int, out_channels: int) -> Conv2d:
+def zero_init_projection(in_channels: int, out_channels: int) -> Conv2d:
     """A 1 x 1 convolution whose initial output is zero."""
     projection = Conv2d(in_channels, out_channels, 1)
     assert projection.bias is not None
@@ -44,7 +44,7 @@ class GatedProjection(nn.Module):
 
     def __init__(self, in_channels: int, text_dim: int, *, per_channel: bool):
         super().__init__()
-        self.projection = silent_projection(in_channels, text_dim)
+        self.projection = zero_init_projection(in_channels, text_dim)
         self.gate = nn.Parameter(torch.ones(text_dim if per_channel else 1))
 
     def forward(
@@ -83,7 +83,7 @@ class ShortcutFilter(nn.Module):
         """
         super().__init__()
         self.size = size
-        self.weights = silent_projection(in_channels, size * size)
+        self.weights = zero_init_projection(in_channels, size * size)
 
     def forward(
         self, shortcut: Float[Tensor, "B D h w"], features: Float[Tensor, "B C h w"]

@@ -38,9 +38,9 @@ class Matches:
     """Boxes that these points are matched to."""
     weights: Float[Tensor, " N"]
     """Weights of these points: their alignment if the assignment has it, else their true centerness."""
-    wrong_image: Int[Tensor, " W"]
-    """Of the W points of the wrong scale, whose quality has the target 0."""
-    wrong_point: Int[Tensor, " W"]
+    center_image: Int[Tensor, " W"]
+    """Of the W unmatched points in the center of a box, whose quality has the target 0."""
+    center_point: Int[Tensor, " W"]
 
     def normalizers(self) -> Float[Tensor, "3"]:
         """Divisors of the losses `class`, `box` and `quality`, to be summed over the ranks of a batch.
@@ -49,7 +49,7 @@ class Matches:
         quality loss.
         """
         num_matched, num_quality = self.weights.new_tensor(
-            [len(self.box), len(self.boxed_image) + len(self.wrong_image)]
+            [len(self.box), len(self.boxed_image) + len(self.center_image)]
         )
         return torch.stack([num_matched, self.weights.sum(), num_quality])
 
@@ -65,19 +65,19 @@ def match_points(
     image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
     box = first_box[image] + assignment.matched[image, point]
-    wrong_scale = assignment.wrong_scale & ~assignment.ignored
+    unmatched_center = assignment.unmatched_center & ~assignment.ignored
     boxed_image, boxed_point, boxed_box = image, point, box
     if no_box_loss is not None:
         (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
         boxed_image, boxed_point, boxed_box = image[boxed], point[boxed], box[boxed]
-        wrong_scale &= ~no_box_loss[:, None]
+        unmatched_center &= ~no_box_loss[:, None]
     true_boxes = torch.cat([t.boxes for t in targets])[boxed_box]
     if assignment.alignment is None:
         weights = centerness(side_distances(points.centers[boxed_point], true_boxes))
     else:
         weights = assignment.alignment[boxed_image, boxed_point]
     return Matches(
-        image, point, box, boxed_image, boxed_point, true_boxes, weights, *wrong_scale.nonzero(as_tuple=True)
+        image, point, box, boxed_image, boxed_point, true_boxes, weights, *unmatched_center.nonzero(as_tuple=True)
     )
 
 
@@ -109,7 +109,7 @@ def detection_losses(
         predictions.quality[image, point],
         true_boxes=matches.true_boxes,
         weights=matches.weights,
-        wrong_scale_quality=predictions.quality[matches.wrong_image, matches.wrong_point],
+        unmatched_center_quality=predictions.quality[matches.center_image, matches.center_point],
     )
 
     labels = torch.where(assignment.ignored, IGNORED, -1)
@@ -140,23 +140,24 @@ def box_and_quality_losses(
     *,
     true_boxes: Float[Tensor, "M 4"],
     weights: Float[Tensor, " M"],
-    wrong_scale_quality: Float[Tensor, " W"],
+    unmatched_center_quality: Float[Tensor, " W"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sums of the weighted GIoU loss and of the cross-entropy between the predicted quality and the weights.
 
-    Unlike in FCOS, a point on a true box that belongs to another level has the quality target 0. A shortcut gives such
-    a point a high class probability (at P7, for every class in the image), so that only its quality can lower its
-    score. Background points have no quality loss, since they may lie on objects that are not annotated.
+    Unlike in FCOS, an unmatched point in the center of a true box, mostly of a box of another level, has the quality
+    target 0. A shortcut gives such a point a high class probability (at P7, for every class in the image), so that only
+    its quality can lower its score. Background points have no quality loss, since they may lie on objects that are not
+    annotated.
 
     Args:
         boxes, quality: predictions of the M positive points; quality is a logit.
         true_boxes: the box that each of them is matched to.
         weights: weights of the points, 0 to 1: their true centerness, or their alignment.
-        wrong_scale_quality: logits of the W points of the wrong level.
+        unmatched_center_quality: logits of the W such points.
     """
     giou = giou_loss(boxes.float(), true_boxes)
-    logits = torch.cat([quality, wrong_scale_quality]).float()
-    wanted = torch.cat([weights, torch.zeros_like(wrong_scale_quality, dtype=weights.dtype)])
+    logits = torch.cat([quality, unmatched_center_quality]).float()
+    wanted = torch.cat([weights, torch.zeros_like(unmatched_center_quality, dtype=weights.dtype)])
     loss_quality = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
     return (giou * weights).sum(), loss_quality
 

@@ -52,7 +52,8 @@ def select_regions(
     A box is clipped to its image; it is a candidate if its shorter side is longer than `MIN_SIDE_PX` and if it scores
     more than `min_score`. The score is the geometric mean of the highest class probability and the quality. The
     `boxes` best candidates that survive class-agnostic NMS are kept; the `points` best candidates that overlap a kept
-    box by more than `AGREEMENT_IOU` are its points, and the box's own point is one of them.
+    box by more than `AGREEMENT_IOU` are its points: mostly with the box's own point, which may have worse scored ones
+    before it if NMS dropped them for a third box.
 
     Args:
         classifier: of the texts scored in the step; without any, nothing is selected.

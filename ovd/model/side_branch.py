@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ovd.model.convolution import Conv2d
-from ovd.model.gates import silent_projection
+from ovd.model.gates import zero_init_projection
 from ovd.model.group_norm import GroupNorm
 
 FIRST_STRIDE = 4
@@ -46,7 +46,7 @@ class SideBranch(nn.Module):
             self.steps[str(stride)] = _step(Conv2d(width, WIDTHS[1], 3, stride=2, padding=1, bias=False))
             width = WIDTHS[1]
         for number, own in zip(channels, strides, strict=True):
-            self.outputs[str(own)] = silent_projection(WIDTHS[own > FIRST_STRIDE], number)
+            self.outputs[str(own)] = zero_init_projection(WIDTHS[own > FIRST_STRIDE], number)
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], features: Sequence[Float[Tensor, "B ..."]]

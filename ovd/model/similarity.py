@@ -32,24 +32,9 @@ def unit_embeddings(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
     return F.normalize(embeddings.float(), dim=-1, eps=EPSILON)
 
 
-def cosine_logits(
-    embeddings: Float[Tensor, "*N D"],
-    text: Float[Tensor, "C D"],
-    *,
-    scale: Float[Tensor, ""] | float,
-    bias: Float[Tensor, ""] | float,
-) -> Float[Tensor, "*N C"]:
-    """Class logits, all at once; for many points and classes, call it chunk by chunk.
-
-    Args:
-        embeddings: of any length; normalized here.
-        text: unit rows.
-    """
-    return scale * text_cosines(embeddings, text) + bias
-
-
 def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) -> Float[Tensor, "*N C"]:
-    """Cosines, in float32, of embeddings of any length with unit rows; all at once."""
+    """Cosines, in float32, of embeddings of any length with unit rows, all at once; for many points and classes, call
+    it chunk by chunk."""
     if embeddings.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return (unit_embeddings(embeddings) @ text.T).float()
     rows = embeddings.flatten(0, -2)
@@ -160,6 +145,8 @@ class TextClassifier:
 
     def labels(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The rows of these classes, `IGNORED` for a class without one."""
+        if len(self) == 0:
+            return torch.full_like(class_ids, IGNORED)
         rows = torch.searchsorted(self.class_ids, class_ids).clamp(max=len(self) - 1)
         return torch.where(self.class_ids[rows] == class_ids, rows, IGNORED)
 
@@ -228,7 +215,7 @@ def initial_bias(
     num_bins = 2**14
     counts = torch.zeros(num_bins, dtype=torch.float64)
     for chunk in embeddings.split(points_at_a_time(len(text), embeddings.device)):
-        cosines = cosine_logits(chunk, text, scale=1.0, bias=0.0).clamp(-1, 1)
+        cosines = text_cosines(chunk, text).clamp(-1, 1)
         if cosines.isnan().any():
             raise ValueError("the initial bias cannot be found: embeddings or text rows hold NaN")
         counts += torch.histc(cosines.cpu(), bins=num_bins, min=-1, max=1)

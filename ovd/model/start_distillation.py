@@ -14,16 +14,15 @@ from torch import Tensor
 
 from ovd.boxes import giou_loss
 from ovd.model.similarity import unit_embeddings
-from ovd.structures import Assignment, Points, Predictions
+from ovd.structures import Assignment, Predictions
 
 SURE_QUALITY = 0.3
 """Boxes are distilled where the starting detector's quality is above this."""
 
 
-def free_points(assignment: Assignment, points: Points, sizes: Tensor) -> Bool[Tensor, "B P"]:
+def free_points(assignment: Assignment) -> Bool[Tensor, "B P"]:
     """The points that the annotations say nothing about."""
-    matched = assignment.matched >= 0
-    return ~matched & ~assignment.ignored & ~assignment.wrong_scale & ~points.in_padding(sizes)
+    return (assignment.matched < 0) & ~assignment.ignored & ~assignment.unmatched_center
 
 
 def start_losses(

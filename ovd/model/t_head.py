@@ -38,7 +38,7 @@ class TaskDecomposition(nn.Module):
 
 
 class TaskAlignedHead(nn.Module):
-    """Interactive convolutions for both tasks; each side of a box is sampled at a learned offset."""
+    """Interactive convolutions for both tasks; each side of a box is that of the box at a learned offset."""
 
     def __init__(self, channels: int, num_convs: int, strides: list[int]):
         """
@@ -83,26 +83,43 @@ class TaskAlignedHead(nn.Module):
             class_features.append(self.class_tower(layers))
             distances = self.distances(self.box_tower(layers)).float()
             distances = F.softplus(distances * self.level_scales[level]) * stride
-            distances = look_up(distances, self.offsets(together).float())
-            boxes.append(boxes_around(distances, stride))
+            boxes.append(move_sides(distances, self.offsets(together).float(), stride))
             quality.append(self.quality(together).float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
 
 
-def look_up(distances: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) -> Float[Tensor, "B 4 h w"]:
-    """Sample each side's distance bilinearly at the point moved by that side's offset.
+def move_sides(
+    distances: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"], stride: int
+) -> Float[Tensor, "B P 4"]:
+    """xyxy boxes in pixels, each of whose sides is taken from the box at its offset, between points bilinearly.
+
+    A box that comes out inverted stays as it was at its own point, as in the authors' code.
+
+    Args:
+        distances: of left, top, right and bottom side from the cells' centers, in pixels.
+        offsets: as `look_up` takes them.
+    """
+    unmoved = boxes_around(distances, stride)
+    sides = unmoved.transpose(1, 2).unflatten(2, distances.shape[2:])
+    moved = look_up(sides, offsets).flatten(2).transpose(1, 2)
+    is_box = (moved[..., 2:] > moved[..., :2]).all(dim=-1, keepdim=True)
+    return torch.where(is_box, moved, unmoved)
+
+
+def look_up(sides: Float[Tensor, "B 4 h w"], offsets: Float[Tensor, "B 8 h w"]) -> Float[Tensor, "B 4 h w"]:
+    """Sample each side's map bilinearly at the point moved by that side's offset.
 
     Args:
         offsets: x and y of left, top, right, bottom in turn, in cells; beyond the border the border's value is used.
     """
-    batch, _, height, width = distances.shape
+    batch, _, height, width = sides.shape
     y, x = torch.meshgrid(
-        torch.arange(height, device=distances.device), torch.arange(width, device=distances.device), indexing="ij"
+        torch.arange(height, device=sides.device), torch.arange(width, device=sides.device), indexing="ij"
     )
     cells = torch.stack([x, y], dim=-1) + offsets.reshape(batch * 4, 2, height, width).permute(0, 2, 3, 1)
     # For grid_sample the outer borders of the first and last cell are -1 and 1.
-    grid = (2 * cells + 1) / torch.tensor([width, height], device=distances.device) - 1
+    grid = (2 * cells + 1) / torch.tensor([width, height], device=sides.device) - 1
     sampled = F.grid_sample(
-        distances.reshape(batch * 4, 1, height, width), grid, padding_mode="border", align_corners=False
+        sides.reshape(batch * 4, 1, height, width), grid, padding_mode="border", align_corners=False
     )
     return sampled.reshape(batch, 4, height, width)

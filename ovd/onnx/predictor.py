@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ovd.data.images import read_image
-from ovd.data.pixels import ImageInMemory, as_pixels
+from ovd.data.pixels import ImageInMemory, as_pixels, checked_size
 from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
-from ovd.text.names import check_each_once
+from ovd.text.names import check_each_once, names_asked
+from ovd.text.unit_rows import as_unit_rows
 
 NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
@@ -32,7 +33,7 @@ class Predictor:
         """
         self._session = session
         self._encode = encode
-        self._size = size or session.usage.size
+        self._size = session.usage.size if size is None else checked_size(size)
         self._text_of = lru_cache(NAME_LISTS_KEPT)(self._rows)
 
     @classmethod
@@ -82,13 +83,9 @@ class Predictor:
             ValueError: an image in memory that the rules do not read, no names, a blank one, one twice, or no
                 text tower.
         """
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if not names:
-            raise ValueError("give at least one class name to detect")
-        if blank := [position for position, name in enumerate(names) if not name.strip()]:
-            raise ValueError(f"class names {blank} (counted from 0) are blank")
-        check_each_once(names)
-        return self.detect(image, self._text_of(names))
+        asked = names_asked(names, (str,))
+        check_each_once(asked)
+        return self.detect(image, self._text_of(asked))
 
     def detect(self, image: Path | str | ImageInMemory, text: Float32[np.ndarray, "C D"]) -> Detections:
         """Detect with text rows of one's own.
@@ -98,12 +95,9 @@ class Predictor:
             text: unit rows; `classes` are their positions.
 
         Raises:
-            ImageError, ValueError: as `__call__`; or the rows have another width than the detector's.
+            ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
         """
-        if text.ndim != 2 or len(text) == 0 or text.shape[1] != self._session.usage.dim:
-            raise ValueError(
-                f"text rows have the shape {text.shape}; the detector takes (C, {self._session.usage.dim})"
-            )
+        text = as_unit_rows(text, self._session.usage.dim)
         pixels = read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image)
         resized = resize(pixels, self._size)
         padded = pad(resized, self._session.usage.size_divisor)

@@ -3,8 +3,6 @@
 Equal to open_clip's `SimpleTokenizer`, but for text that was damaged by a wrong encoding, which is not repaired here.
 """
 
-import html
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -13,21 +11,12 @@ from itertools import pairwise
 import numpy as np
 
 from ovd.shapes import Int64
+from ovd.text.clean import clean
 
 END_OF_WORD = "</w>"
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 ENDINGS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 WORDS_KEPT = 2**16
-_STRAIGHT = str.maketrans(
-    {
-        **dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"),
-        **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
-        "\u3000": " ",
-    }
-)
-_LIGATURES = "\u0132\u0133\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06"
-_COMPATIBLE = re.compile(f"[{_LIGATURES}\uff01-\uffef]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufff9-\ufffc\u206a-\u206f]")
 
 
 class Tokenizer:
@@ -83,14 +72,6 @@ def _bytes_as_letters() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable}
     return letters | {chr(256 + number): byte for number, byte in enumerate(others)}
-
-
-def clean(text: str) -> str:
-    """Entities, typographic quotes, ligatures and wide letters as plain ones, white space collapsed, all lowered."""
-    text = html.unescape(html.unescape(text)).translate(_STRAIGHT)
-    text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
-    text = unicodedata.normalize("NFC", _CONTROL.sub("", text))
-    return " ".join(text.split()).lower()
 
 
 def words_of(text: str) -> Iterator[str]:

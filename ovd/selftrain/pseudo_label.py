@@ -32,13 +32,12 @@ from ovd.selftrain.labels import (
     read_labels,
     write_labels,
 )
-from ovd.selftrain.queries import caption_queries, ngram_queries, noun_queries
+from ovd.selftrain.queries import SOURCES
 from ovd.selftrain.teacher import Teacher, TextVariants
 
 MAX_CAPTION_CHARACTERS = 1_000
 """Longer captions are skipped; they are texts of pages rather than captions."""
 
-_QUERIES_OF_CAPTION = {"caption": caption_queries, "ngrams": ngram_queries, "nouns": noun_queries}
 _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
 
 
@@ -303,9 +302,9 @@ def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ..
     if options.queries == "classes":
         return [options.classes] * len(captions), [""] * len(captions)
     reasons = [_fault(caption) for caption in captions]
-    queries_of = _QUERIES_OF_CAPTION[options.queries]
+    queries_of = SOURCES[options.queries].queries_of
     asked = [
-        () if reason else tuple(dict.fromkeys(queries_of(caption)))
+        () if reason else tuple(dict.fromkeys(query for query in queries_of(caption) if query.strip()))
         for caption, reason in zip(captions, reasons, strict=True)
     ]
     return asked, [

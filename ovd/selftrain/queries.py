@@ -8,9 +8,11 @@ import functools
 import html
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+
+from ovd.choices import QuerySource
 
 
 def _set_of(words: str) -> frozenset[str]:
@@ -274,3 +276,20 @@ def _is_number(word: str) -> bool:
 def _is_adjective(word: str, following: str) -> bool:
     """Whether a word is a common adjective; "light" and "dark" are only in front of a color (unlike "light bulb")."""
     return word in _DESCRIBING or (word in ("light", "dark") and following in _COLORS)
+
+
+@dataclass(frozen=True)
+class CaptionQueries:
+    """How queries come from a caption."""
+
+    queries_of: Callable[[str], tuple[str, ...]]
+    are_names: bool
+    """Whether templates are put around them, as around names of classes."""
+
+
+SOURCES: dict[QuerySource, CaptionQueries] = {
+    "caption": CaptionQueries(caption_queries, are_names=False),
+    "ngrams": CaptionQueries(ngram_queries, are_names=True),
+    "nouns": CaptionQueries(noun_queries, are_names=True),
+}
+"""All but `classes`, which are the same for every caption."""

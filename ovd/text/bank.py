@@ -93,7 +93,7 @@ class TextBank:
             """Fingerprint of the text tower that the rows come from."""
         except OSError as error:
             raise ValueError(f"the text bank {path} cannot be read ({error.strerror}); see bank.file") from None
-        except (ValueError, KeyError, OverflowError, MemoryError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
         if text_tower not in (None, self.text_tower):
             raise ValueError(f"{path} was made with another text tower; build it again with tools/build_text_bank.py")

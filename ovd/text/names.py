@@ -1,6 +1,9 @@
 """Cleaned class names, and how they are put into prompts. Imports neither torch nor open_clip."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ovd.text.clean import clean
 
 
 def clean_name(name: str) -> str:
@@ -14,19 +17,50 @@ def clean_name(name: str) -> str:
 
 
 def read_alike(name: str) -> str:
-    """What names have in common that a text tower reads alike: their words, in lower case."""
-    return clean_name(name).lower()
+    """What names have in common that a text tower reads alike: their words, cleaned as its tokenizer does."""
+    return clean(clean_name(name))
 
 
-def check_each_once(names: Sequence[str]) -> None:
+def are_among(names: Iterable[str], others: Iterable[str]) -> list[bool]:
+    """Whether each of the names is read like one of the others."""
+    known = set(map(read_alike, others))
+    return [read_alike(name) in known for name in names]
+
+
+def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """What a detector is asked for, as a tuple; one may stand alone.
+
+    Args:
+        kinds: what may stand for a class: text, and such as have a `name`.
+
+    Raises:
+        ValueError: there is none, or one that is something else or blank.
+    """
+    asked = (names,) if isinstance(names, kinds) else tuple(names if isinstance(names, Iterable) else ())
+    if not asked:
+        raise ValueError("give at least one class name to detect")
+    if wrong := [item for item in asked if not isinstance(item, kinds)]:
+        raise ValueError(f"class names are text, not {type(wrong[0]).__name__}: {wrong[0]!r}")
+    words = [item if isinstance(item, str) else item.name for item in asked]
+    if blank := [position for position, word in enumerate(words) if not read_alike(word)]:
+        raise ValueError(f"class names {blank} (counted from 0) are blank")
+    return asked
+
+
+def check_each_once(names: Iterable[str | None]) -> None:
     """Check that no two names are read alike: copies of a name would share its probability.
+
+    Args:
+        names: None for what is not asked for by a name.
 
     Raises:
         ValueError: names one that is given twice.
     """
-    texts = list(map(read_alike, names))
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"the class name {next(text for text in texts if texts.count(text) > 1)!r} is given twice")
+    seen: set[str] = set()
+    for name in (read_alike(name) for name in names if name is not None):
+        if name in seen:
+            raise ValueError(f"the class name {name!r} is given twice")
+        seen.add(name)
 
 
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:

@@ -57,6 +57,12 @@ class PairTexts:
         """Ids of a bank's texts, in the bank's order."""
         return self._ids[bank]
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The texts of some ids, read from their label files."""
+        of_bank, rows = self._places[:, np.array(ids, np.int64) - self.first_id]
+        names = {number: TextBank(self._banks[number].path).names for number in set(of_bank.tolist())}
+        return [names[number][row] for number, row in zip(of_bank.tolist(), rows.tolist(), strict=True)]
+
     def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " K"]:
         """Draw at most `count` distinct texts with probability proportional to (number of pairs) ** 0.5; their ids."""
         luck = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * self._ends[-1:].sum()

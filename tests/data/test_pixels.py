@@ -85,7 +85,7 @@ def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
         (torch.zeros(1, 3, 8, 8), r"two or three dimensions; the shape of this one is \(1, 3, 8, 8\)"),
         (np.zeros((8, 8, 2)), r"1, 3 or 4 channels, first or last; .* \(8, 8, 2\)"),
         (np.zeros(5), "two or three dimensions"),
-        (np.full((4, 4, 3), -0.5), "from -0.5 to -0.5; .* normalised"),
+        (np.full((4, 4, 3), -0.5), "from -0.5 to -0.5; .* normalized"),
         (np.full((4, 4, 3), 256), "from 256 to 256"),
         (np.full((4, 4, 3), np.nan), "not finite"),
         (np.zeros((4, 4, 3), bool), "bool are not pixels"),

@@ -289,7 +289,7 @@ def test_full_disk_keeps_the_older_checkpoint(tmp_path, limit_bytes):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
-        with pytest.raises(SaveError, match=r"step 2 .*older checkpoints are kept"):
+        with pytest.raises(SaveError, match=r"step 2 .*the newest checkpoint is .*step-000001"):
             run.save(tmp_path, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

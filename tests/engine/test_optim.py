@@ -52,6 +52,30 @@ def test_groups_split_by_decay_and_hold_each_parameter_once():
     assert [group["lr_factor"] for group in groups] == [0.1, 0.1, 1.0, 1.0]
 
 
+class Tokens(nn.Module):
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.blocks = nn.Linear(4, 4, bias=False)
+        self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("class_embedding", (4,)),
+        ("positional_embedding", (7, 4)),  # open_clip's
+        ("cls_token", (1, 1, 4)),
+        ("pos_embed", (1, 7, 4)),  # timm's
+        ("latent", (1, 1, 4)),
+    ],
+)
+def test_tokens_and_positions_have_no_decay_whichever_library_they_come_from(name: str, shape: tuple[int, ...]) -> None:
+    net = Tokens(name, shape)
+    groups = parameter_groups(net, {"all": GroupSpec([net], weight_decay=0.05)})
+    found = {group["name"]: [parameter.shape for parameter in group["params"]] for group in groups}
+    assert found == {"all": [(4, 4)], "all/no_decay": [shape]}
+
+
 def test_frozen_parameters_are_left_out():
     net = Net()
     net.backbone.requires_grad_(False)

@@ -144,7 +144,11 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
 
 def test_ranks_that_read_different_data_stop(miniature_world, tmp_path, monkeypatch):
     """As they do while the data, or its labels, are still being written."""
-    monkeypatch.setattr("ovd.jobs.train.gather", lambda value: [value, {**value, "annotations": "another"}])
+
+    def gather(value):
+        return [value, {**value, "annotations": "another"}] if isinstance(value, dict) else [value]
+
+    monkeypatch.setattr("ovd.jobs.train.gather", gather)
     with pytest.raises(ValueError, match="the ranks have read different data"):
         train_from_config(make_config(tmp_path / "run", miniature_world), evaluate=False)
 
@@ -153,7 +157,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused(miniature_world, tmp_path):
     config = make_config(tmp_path / "run", miniature_world, train={"batch_size": 3, "steps": 2})
     with training(config, ranks=2) as ranks:
         assert ranks.exit_codes() == [2, 2]
-        assert "a batch of 3 images cannot be divided among 2 ranks" in ranks.output()
+        assert (
+            "a batch's 3 images (train.batch_size, data.pairs.share) cannot be divided among 2 ranks" in ranks.output()
+        )
 
 
 def test_sigterm_saves_once_and_resuming_ends_with_the_same_bits(two_ranks, miniature_world, tmp_path):

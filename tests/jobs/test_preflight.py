@@ -29,7 +29,7 @@ def test_sound_data_pass_and_nothing_is_written(tmp_path, miniature_world, capsy
     out = capsys.readouterr().out
     for line in (
         "training: takes all ",
-        " of them of classes that are not trained on",
+        " are of classes that are not trained on\n",
         "evaluation: takes all ",
         "names are trained on",
         "6 steps on 1 ranks draw 12",

@@ -11,7 +11,7 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.ops import box_iou
 
 from ovd.model.assign import assign_atss, assign_by_annotations, assign_fcos, assign_task_aligned
-from ovd.model.similarity import TextClassifier, cosine_logits
+from ovd.model.similarity import TextClassifier, text_cosines
 from ovd.structures import Points, Predictions, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -172,7 +172,7 @@ def test_points_on_a_box_of_another_level_are_told_so() -> None:
     points = make_points(192, 192)
     assignment = assign_fcos(points, (make_targets([[76.0, 76.0, 116.0, 116.0]]),), sizes=torch.tensor([[192, 192]]))
     inside = ((points.centers > 76) & (points.centers < 116)).all(dim=1)
-    wrong = assignment.wrong_scale[0]
+    wrong = assignment.unmatched_center[0]
     assert not (wrong & (assignment.matched[0] >= 0)).any()
     assert not (wrong & ~inside).any()
     for stride in (16, 32, 64):
@@ -181,10 +181,10 @@ def test_points_on_a_box_of_another_level_are_told_so() -> None:
     assert not wrong[points.strides == 8].any()
 
 
-def test_padding_is_never_of_the_wrong_scale() -> None:
+def test_padding_is_never_of_the_unmatched_center() -> None:
     points = make_points(64, 64)
     assignment = assign_fcos(points, (make_targets([[0.0, 0.0, 64.0, 64.0]]),), sizes=torch.tensor([[20, 20]]))
-    assert not (assignment.wrong_scale[0] & (points.centers >= 20).any(dim=1)).any()
+    assert not (assignment.unmatched_center[0] & (points.centers >= 20).any(dim=1)).any()
 
 
 def atss_reference(points: Points, targets: Targets, size: tuple[int, int]) -> list[int]:
@@ -227,7 +227,7 @@ def test_atss_equals_a_loop_over_boxes_and_points(seed):
     assert assignment.matched[0].tolist() == atss_reference(points, targets, size)
     padding = (points.centers >= torch.tensor([size[1], size[0]])).any(1)
     assert torch.equal(assignment.ignored[0], padding)
-    assert not (assignment.wrong_scale & (assignment.matched >= 0)).any()
+    assert not (assignment.unmatched_center & (assignment.matched >= 0)).any()
 
 
 def test_atss_does_not_depend_on_the_padding_of_the_batch():
@@ -282,7 +282,7 @@ def test_task_aligned_equals_a_loop_over_boxes_and_points(seed):
     )
     classifier = TextClassifier(text, torch.tensor([0, 4, 8]), scale, bias)
     found = assign_task_aligned(points, (targets,), predictions, sizes=torch.tensor([size]), classifier=classifier)
-    probability = cosine_logits(predictions.embeddings[0], text, scale=scale, bias=bias).sigmoid()
+    probability = (scale * text_cosines(predictions.embeddings[0], text) + bias).sigmoid()
     overlap = box_iou(predictions.boxes[0], targets.boxes)
     wanted: dict[int, list[int]] = {}
     score = torch.zeros(num_points, seed)
@@ -353,6 +353,6 @@ def test_rules_that_look_at_annotations_alone_are_found_by_name():
     ):
         assert torch.equal(found.matched, expected.matched)
         assert torch.equal(found.ignored, expected.ignored)
-        assert torch.equal(found.wrong_scale, expected.wrong_scale)
+        assert torch.equal(found.unmatched_center, expected.unmatched_center)
     assert not torch.equal(fcos.matched, atss.matched)
     assert assign_by_annotations("task_aligned", points, targets, sizes=sizes) is None

@@ -11,7 +11,7 @@ from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 from ovd.model.assign import assign_fcos
 from ovd.model.focal import MIN_TEXT_NUMBERS, chunked_focal_loss, point_focal_loss
 from ovd.model.losses import ClassMasks, box_and_quality_losses, detection_losses, match_points
-from ovd.model.similarity import EPSILON, TextClassifier, cosine_logits, unit_embeddings
+from ovd.model.similarity import EPSILON, TextClassifier, text_cosines, unit_embeddings
 from ovd.structures import IGNORED, Points, Predictions, Targets
 
 # --- the class loss
@@ -348,15 +348,15 @@ def test_box_and_quality_equal_their_definitions() -> None:
         ]
     )
     loss_box, loss_quality = box_and_quality_losses(
-        boxes, quality, true_boxes=true_boxes, weights=centerness, wrong_scale_quality=torch.tensor([0.3, -2.0])
+        boxes, quality, true_boxes=true_boxes, weights=centerness, unmatched_center_quality=torch.tensor([0.3, -2.0])
     )
 
     giou = generalized_box_iou(boxes, true_boxes).diagonal()
     torch.testing.assert_close(loss_box, ((1 - giou) * centerness).sum())
     p = torch.sigmoid(quality)
     of_matched = -(centerness * p.log() + (1 - centerness) * (1 - p).log()).sum()
-    of_wrong_scale = -torch.log(1 - torch.sigmoid(torch.tensor([0.3, -2.0]))).sum()
-    torch.testing.assert_close(loss_quality, of_matched + of_wrong_scale)
+    of_unmatched = -torch.log(1 - torch.sigmoid(torch.tensor([0.3, -2.0]))).sum()
+    torch.testing.assert_close(loss_quality, of_matched + of_unmatched)
 
 
 def test_perfect_boxes_cost_nothing() -> None:
@@ -366,7 +366,7 @@ def test_perfect_boxes_cost_nothing() -> None:
         torch.tensor([40.0]),
         true_boxes=boxes,
         weights=torch.ones(1),
-        wrong_scale_quality=torch.tensor([-40.0]),
+        unmatched_center_quality=torch.tensor([-40.0]),
     )
     assert loss_box.item() == pytest.approx(0, abs=1e-6)
     assert loss_quality.item() == pytest.approx(0, abs=1e-6)
@@ -461,7 +461,7 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
 
     total, boxes, true_boxes, centers, quality = torch.zeros(()), [], [], [], []
     for b, image in enumerate(targets):
-        logits = cosine_logits(predictions.embeddings[b], result["text"], scale=10.0, bias=-2.0)
+        logits = 10.0 * text_cosines(predictions.embeddings[b], result["text"]) - 2.0
         for p in range(60):
             row = int(assignment.matched[b, p])
             if assignment.ignored[b, p]:
@@ -484,7 +484,7 @@ def test_losses_of_a_batch_equal_loops_over_points() -> None:
         torch.stack(quality),
         true_boxes=torch.stack(true_boxes),
         weights=weights,
-        wrong_scale_quality=torch.zeros(0),  # there is one level
+        unmatched_center_quality=torch.zeros(0),  # there is one level
     )
     expected = {
         "class": total / len(boxes),
@@ -599,7 +599,7 @@ def test_no_box_of_a_class_with_a_row_keeps_the_graph() -> None:
         assert (prediction.grad != 0).any()
 
 
-def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone() -> None:
+def test_quality_learns_from_matched_points_and_those_of_the_unmatched_center_alone() -> None:
     predictions = make_predictions(1)
     fine = make_points()
     points = Points(fine.centers, torch.where(torch.arange(60) % 2 == 0, 8.0, 32.0))  # every other point is coarse
@@ -618,6 +618,6 @@ def test_quality_learns_from_matched_points_and_those_of_the_wrong_scale_alone()
     losses["quality"].backward()
     assert predictions.quality.grad is not None
     taught = predictions.quality.grad[0] != 0
-    assert torch.equal(taught, (assignment.matched[0] >= 0) | assignment.wrong_scale[0])
-    assert (predictions.quality.grad[0][assignment.wrong_scale[0]] > 0).all()  # pushed down
-    assert assignment.wrong_scale.any()
+    assert torch.equal(taught, (assignment.matched[0] >= 0) | assignment.unmatched_center[0])
+    assert (predictions.quality.grad[0][assignment.unmatched_center[0]] > 0).all()  # pushed down
+    assert assignment.unmatched_center.any()

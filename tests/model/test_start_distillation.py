@@ -9,8 +9,10 @@ from small_run import small_config
 
 from ovd.config import ConfigError
 from ovd.jobs.train import train_from_config
+from ovd.model.assign import assign_atss, assign_fcos
+from ovd.model.fcos_head import make_points
 from ovd.model.start_distillation import SURE_QUALITY, free_points, start_losses
-from ovd.structures import Assignment, Points, Predictions
+from ovd.structures import Assignment, Predictions, Targets
 
 NAMES = ("keep_class", "keep_quality", "keep_box")
 
@@ -83,14 +85,21 @@ def test_two_parts_divided_by_their_joint_points_are_one_batch() -> None:
         assert (parts[0][name] + parts[1][name]).item() == pytest.approx(whole[name].item(), abs=1e-6)
 
 
-def test_matched_ignored_wrongly_scaled_and_padding_points_are_not_free() -> None:
-    centers = torch.tensor([[4.0, 4], [12, 4], [20, 4], [28, 4], [36, 4]])
-    no = torch.zeros(1, 5, dtype=torch.bool)
-    ignored, wrong_scale = no.clone(), no.clone()
-    ignored[0, 1], wrong_scale[0, 2] = True, True
-    assignment = Assignment(torch.tensor([[0, -1, -1, -1, -1]]), ignored, wrong_scale)
-    free = free_points(assignment, Points(centers, torch.full((5,), 8.0)), torch.tensor([[8, 32]]))
-    assert free.tolist() == [[False, False, False, True, False]]
+def test_matched_ignored_and_unmatched_center_points_are_not_free() -> None:
+    no = torch.zeros(1, 4, dtype=torch.bool)
+    ignored, unmatched_center = no.clone(), no.clone()
+    ignored[0, 1], unmatched_center[0, 2] = True, True
+    assignment = Assignment(torch.tensor([[0, -1, -1, -1]]), ignored, unmatched_center)
+    assert free_points(assignment).tolist() == [[False, False, False, True]]
+
+
+@pytest.mark.parametrize("assign", [assign_fcos, assign_atss])
+def test_padding_is_not_free(assign) -> None:
+    points = make_points((32, 64), [8, 16], torch.device("cpu"))
+    sizes = torch.tensor([[32, 40]])
+    free = free_points(assign(points, (Targets.empty(),), sizes=sizes))
+    assert torch.equal(free, ~points.in_padding(sizes))
+    assert not free.all()
 
 
 def test_a_run_with_it_stays_nearer_to_its_start_and_repeats_to_the_bit(miniature_world, tmp_path) -> None:

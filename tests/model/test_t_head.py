@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, look_up
+from ovd.model.t_head import TaskAlignedHead, TaskDecomposition, look_up, move_sides
 
 
 def test_no_offset_looks_nowhere_else():
@@ -33,6 +33,30 @@ def test_sides_are_looked_up_bilinearly_and_not_beyond_the_border(size):
                     x, y = (offsets[image, 2 * side + axis, row, column].item() for axis in (0, 1))
                     expected = between([between(line, column + x) for line in cells], row + y)
                     assert found[image, side, row, column].item() == pytest.approx(expected, abs=1e-5)
+
+
+def distances_to(box: list[float], height: int, width: int, stride: int) -> torch.Tensor:
+    """Distances from every cell's center to the sides of one box."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x, y = (x + 0.5) * stride, (y + 0.5) * stride
+    left, top, right, bottom = box
+    return torch.stack([x - left, y - top, right - x, bottom - y])[None]
+
+
+def test_sides_that_all_points_agree_on_stay_wherever_they_are_taken_from() -> None:
+    box = [3.0, 5.0, 40.0, 44.0]
+    # Within the map: beyond its border the border's own value is used.
+    offsets = 4 * torch.rand(1, 8, 6, 7, generator=torch.Generator().manual_seed(0)) - 2
+    found = move_sides(distances_to(box, 6, 7, 8), offsets, 8)
+    torch.testing.assert_close(found, torch.tensor(box).expand(1, 42, 4), atol=1e-4, rtol=0)
+
+
+def test_a_box_that_would_be_inverted_stays_as_it_was() -> None:
+    distances = torch.full((1, 4, 1, 4), 3.0)  # boxes 6 px wide around centers 8 px apart
+    offsets = torch.zeros(1, 8, 1, 4)
+    offsets[0, 4, 0, 2] = -2  # the third box's right side becomes the first box's
+    found = move_sides(distances, offsets, 8)
+    torch.testing.assert_close(found, move_sides(distances, torch.zeros_like(offsets), 8))
 
 
 def test_decomposition_weighs_layers_by_what_the_image_shows():

@@ -1,0 +1,62 @@
+"""training_images.jpg of a run folder: the first batch as the detector sees it, augmented, with the boxes it learns.
+
+A label file in another box form, a wrong class order or too strong an augmentation can be seen there in the first
+minute.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ovd.files import whole_file
+from ovd.structures import Batch, Detections
+from ovd.visualize import GRID_COLUMNS, GRID_PX, draw_detections, grid
+
+NAME = "training_images.jpg"
+MAX_IMAGES = 16
+MAX_NAME = 40
+"""Characters of a name that are drawn: captions are long."""
+
+
+def drawing_the_first(
+    batches_from: Callable[[int], Iterator[Batch]], folder: Path, names_of: Callable[[list[int]], list[str]]
+) -> Callable[[int], Iterator[Batch]]:
+    """The same batches; of those from step 0 on, the first one with an image is drawn when it is taken.
+
+    Args:
+        names_of: gives the names of classes, or the texts of pairs, by their ids.
+    """
+    drawn = False
+
+    def batches(start: int) -> Iterator[Batch]:
+        nonlocal drawn
+        for batch in batches_from(start):
+            if start == 0 and not drawn and batch.image_ids:
+                drawn = True
+                with whole_file(folder / NAME, "wb") as file:
+                    draw_batch(batch, names_of).save(file, "JPEG", quality=90)
+            yield batch
+
+    return batches
+
+
+def draw_batch(batch: Batch, names_of: Callable[[list[int]], list[str]]) -> Image.Image:
+    """The images of a batch without their padding, and the boxes and names that they are trained on."""
+    shown = range(min(MAX_IMAGES, len(batch.image_ids)))
+    ids = sorted({number for row in shown for number in batch.targets[row].classes.tolist()})
+    names = {number: _shortened(name) for number, name in zip(ids, names_of(ids), strict=True)}
+    pictures = []
+    for row in shown:
+        height, width = batch.sizes[row].tolist()
+        targets = batch.targets[row]
+        labels = Detections(targets.boxes, torch.ones(len(targets.boxes)), targets.classes)
+        image = batch.images[row, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
+        pictures.append(draw_detections(image, labels, names, with_scores=False, largest_px=GRID_PX))
+    return grid(pictures, columns=GRID_COLUMNS)
+
+
+def _shortened(name: str) -> str:
+    name = name.replace("_", " ")
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
