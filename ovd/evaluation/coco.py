@@ -21,7 +21,7 @@ MAX_PER_IMAGE_AND_CLASS = (1, 10, 100)
 
 
 class COCOEvaluator(BoxEvaluator):
-    """COCO box AP. Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100`, and `AP50_NAME` of each group of classes.
+    """COCO box AP. Metrics: `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl`, and `AP50_NAME` of each group.
 
     Detections inside a crowd region that match no object are forgiven.
 
@@ -91,6 +91,7 @@ class COCOEvaluator(BoxEvaluator):
                             f"AR{limit}": figures.average_recall(limit=position)
                             for position, limit in enumerate(MAX_PER_IMAGE_AND_CLASS)
                         },
+                        **figures.recalls_by_area(),
                         **{
                             f"AP50_{name}": figures.average_precision(iou_percent=50, categories=rows)
                             for name, rows in self._groups.items()

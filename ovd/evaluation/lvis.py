@@ -34,7 +34,8 @@ MAX_PER_IMAGE = 300
 class LVISEvaluator(BoxEvaluator):
     """LVIS box AP, ordinary and fixed.
 
-    Metrics: `AP AP50 AP75 APs APm APl APr APc APf AR@300` (ordinary) and `AP_fixed AP50_fixed ... APf_fixed`.
+    Metrics: `AP AP50 AP75 APs APm APl APr APc APf AR@300 ARs@300 ARm@300 ARl@300` (ordinary) and `AP_fixed AP50_fixed
+    ... APf_fixed`.
 
     Args:
         truth: of an LVIS file, v0.5 or v1.
@@ -83,7 +84,11 @@ class LVISEvaluator(BoxEvaluator):
             sections=(
                 ProtocolMetrics(
                     f"LVIS box AP, ordinary, {MAX_PER_IMAGE} per image, federated",
-                    {**averages, f"AR@{MAX_PER_IMAGE}": ordinary.average_recall()},
+                    {
+                        **averages,
+                        f"AR@{MAX_PER_IMAGE}": ordinary.average_recall(),
+                        **{f"{name}@{MAX_PER_IMAGE}": recall for name, recall in ordinary.recalls_by_area().items()},
+                    },
                 ),
                 ProtocolMetrics(
                     f"LVIS box AP, fixed, {self._max_per_class} per class over the data set, federated",

@@ -57,9 +57,13 @@ class PrecisionRecall:
         """Mean over IoU thresholds of each category, at the largest limit; -1 where it has no true box."""
         return _means_of_known(self.recall[:, :, 0, -1].T)
 
-    def average_recall(self, *, limit: int = -1) -> float:
+    def average_recall(self, *, limit: int = -1, area: str = "all") -> float:
         """Mean over IoU thresholds and categories, at the limit of detections in that position of the M axis."""
-        return mean_of_known(self.recall[:, :, 0, limit])
+        return mean_of_known(self.recall[:, :, AREA_RANGES.index(area), limit])
+
+    def recalls_by_area(self) -> dict[str, float]:
+        """`average_recall` of small, medium and large objects at the largest limit: `ARs`, `ARm`, `ARl`."""
+        return {f"AR{area[0]}": self.average_recall(area=area) for area in AREA_RANGES[1:]}
 
     def curve(
         self, *, iou_percent: int, categories: Int64[np.ndarray, " G"] | slice = slice(None)

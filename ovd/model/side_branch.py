@@ -15,14 +15,18 @@ from ovd.model.gates import zero_init_projection
 from ovd.model.group_norm import GroupNorm
 
 FIRST_STRIDE = 4
-"""Of the first convolution, which sees each pixel once: finer strides would take most of the branch's time."""
+"""Of the first convolution: finer strides would take most of the branch's time."""
 WIDTHS = (64, 128)
 """Channels at the first stride, and at coarser ones."""
 NORM_GROUPS = 8
 
 
 class SideBranch(nn.Module):
-    """Convolutions from the image down to the backbone's strides, which are powers of 2."""
+    """Convolutions from the image down to the backbone's strides, which are powers of 2.
+
+    Each sees every input once: with 3 x 3 kernels the branch takes twice as long, and experts learned no more
+    (docs/log.md).
+    """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]):
         """
@@ -43,7 +47,7 @@ class SideBranch(nn.Module):
         self.steps[str(stride)] = _step(Conv2d(3, width, FIRST_STRIDE, stride=FIRST_STRIDE, bias=False))
         while stride < max(strides):
             stride *= 2
-            self.steps[str(stride)] = _step(Conv2d(width, WIDTHS[1], 3, stride=2, padding=1, bias=False))
+            self.steps[str(stride)] = _step(Conv2d(width, WIDTHS[1], 2, stride=2, bias=False))
             width = WIDTHS[1]
         for number, own in zip(channels, strides, strict=True):
             self.outputs[str(own)] = zero_init_projection(WIDTHS[own > FIRST_STRIDE], number)

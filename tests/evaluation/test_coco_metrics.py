@@ -18,7 +18,7 @@ from ovd.evaluation.results import Results, load_results, write_results
 from ovd.structures import Detections
 
 ENGINES = ("hotcoco", "official")
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 REAL, REAL_RESULTS = SHARED / "coco_instances_val2014_100.json", SHARED / "coco_val2014_fakebbox100_results.json"
 needs_real_annotations = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def official_metrics(annotations: Path, results: Path) -> dict[str, float]:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(NAMES, evaluation.stats[:9].tolist(), strict=True))
+    return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
 
 
 def small_dataset(rng: np.random.Generator) -> dict:
@@ -175,7 +175,7 @@ def test_detections_given_image_by_image_equal_the_written_file(engine, small, t
 def test_no_detections_score_zero(engine, small):
     metrics = COCOEvaluator(truth_of(small), (3,), engine=engine).compute()
     assert max(annotation["area"] for annotation in json.loads(small.read_text())["annotations"]) < 96**2
-    assert metrics == dict.fromkeys(NAMES, 0) | {"APl": -1}  # no true box is large
+    assert metrics == dict.fromkeys(NAMES, 0) | {"APl": -1, "ARl": -1}  # no true box is large
 
 
 @pytest.mark.parametrize("engine", ENGINES)

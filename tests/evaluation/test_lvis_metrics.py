@@ -24,6 +24,7 @@ ENGINES = ("hotcoco", "official")
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "lvis_val_100.json"
 needs_real_annotations = pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not on this machine")
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+RECALLS = ("AR@300", "ARs@300", "ARm@300", "ARl@300")
 
 
 def truth_of(annotations: Path) -> Truth:
@@ -139,7 +140,7 @@ def real_case(tmp_path_factory) -> RealCase:
     fixed = official_metrics(REAL, folder / "truncated.json", -1)
     assert abs(ordinary["AP"] - fixed["AP"]) > 0.005
     assert 0.05 < ordinary["AP"] < 0.95
-    expected = {name: ordinary[name] for name in (*NAMES, "AR@300")} | {f"{name}_fixed": fixed[name] for name in NAMES}
+    expected = {name: ordinary[name] for name in (*NAMES, *RECALLS)} | {f"{name}_fixed": fixed[name] for name in NAMES}
     return RealCase(folder / "all.json", 40, expected)
 
 
@@ -174,8 +175,8 @@ def test_small_files_equal_the_official_evaluator(engine, seed, tmp_path):
     ours = evaluate(annotations, results, engine)
 
     official = official_metrics(annotations, results, 300)
-    assert {name: ours[name] for name in (*NAMES, "AR@300")} == pytest.approx(
-        {name: official[name] for name in (*NAMES, "AR@300")}, abs=1e-6
+    assert {name: ours[name] for name in (*NAMES, *RECALLS)} == pytest.approx(
+        {name: official[name] for name in (*NAMES, *RECALLS)}, abs=1e-6
     )
     # nothing reaches a cap, so the protocols agree
     assert {name: ours[f"{name}_fixed"] for name in NAMES} == pytest.approx({n: ours[n] for n in NAMES}, abs=1e-12)
@@ -231,8 +232,8 @@ def test_no_detections_score_zero(engine, as_empty_updates, small):
 
     metrics = evaluator.compute()
 
-    assert set(metrics) == {*NAMES, "AR@300", *(f"{name}_fixed" for name in NAMES)}
-    assert {name: value for name, value in metrics.items() if value != 0} == {"APl": -1, "APl_fixed": -1}
+    assert set(metrics) == {*NAMES, *RECALLS, *(f"{name}_fixed" for name in NAMES)}
+    assert {name: value for name, value in metrics.items() if value != 0} == {"APl": -1, "ARl@300": -1, "APl_fixed": -1}
     assert max(annotation["area"] for annotation in json.loads(small.read_text())["annotations"]) < 96**2
 
 

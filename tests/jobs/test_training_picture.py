@@ -1,0 +1,64 @@
+"""training_images.jpg: the first batch with its labels, drawn once, by a run that starts at step 0."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from small_run import small_config
+
+from ovd.jobs.train import train_from_config
+from ovd.jobs.training_picture import MAX_NAME, NAME, draw_batch, drawing_the_first
+from ovd.structures import Batch, Targets
+
+
+def batch_of(*num_boxes: int, size: tuple[int, int] = (40, 64)) -> Batch:
+    targets = []
+    for count in num_boxes:
+        empty = Targets.empty()
+        boxes = torch.tensor([[2.0, 3, 30, 20]]).repeat(count, 1)
+        values = {**vars(empty), "boxes": boxes, "classes": torch.arange(count)}
+        targets.append(Targets(**values))
+    images = torch.full((len(num_boxes), 3, 64, 64), 255, dtype=torch.uint8)
+    sizes = torch.tensor([size] * len(num_boxes), dtype=torch.int64).reshape(-1, 2)
+    return Batch.without_pairs(images, sizes, tuple(targets), tuple(range(len(num_boxes))))
+
+
+def test_a_batch_is_drawn_without_its_padding_and_names_are_asked_for_once() -> None:
+    asked = []
+
+    def names_of(ids: list[int]) -> list[str]:
+        asked.append(ids)
+        return ["a" * 200 for _ in ids]
+
+    picture = draw_batch(batch_of(2, 0, 1), names_of)
+    assert asked == [[0, 1]]
+    assert picture.width / picture.height == 4 * (6 * 64 + 6) / (6 * 40 + 6)  # 64 x 40 px, enlarged to 384
+    assert np.asarray(picture)[:, 3 : 6 * 64].min() < 128  # a box
+    assert len("a" * (MAX_NAME - 3) + "...") == MAX_NAME
+
+
+def test_the_first_batch_with_an_image_is_drawn_once(tmp_path) -> None:
+    drawn = []
+
+    def batches_from(start: int) -> Iterator[Batch]:
+        yield from (batch_of(), batch_of(1), batch_of(3))
+
+    def names_of(ids: list[int]) -> list[str]:
+        drawn.append(len(ids))
+        return ["name"] * len(ids)
+
+    batches = drawing_the_first(batches_from, tmp_path, names_of)
+    assert len(list(batches(0))) == 3
+    assert len(list(batches(0))) == 3
+    assert drawn == [1]
+    later = drawing_the_first(batches_from, tmp_path, names_of)
+    assert len(list(later(7))) == 3
+    assert drawn == [1]
+
+
+def test_a_run_has_both_pictures(tmp_path, miniature_world) -> None:
+    train_from_config(small_config(tmp_path / "run", miniature_world, train={"steps": 2, "warmup_steps": 1}))
+    for name in (NAME, "predictions.jpg"):
+        with Image.open(tmp_path / "run" / name) as picture:
+            assert picture.width > 384

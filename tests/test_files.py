@@ -1,0 +1,53 @@
+"""Files and folders that runs write: who may read them, and who may write."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ovd.files import only_writer, usual_permissions
+
+
+def test_tensors_get_the_permissions_of_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with usual_permissions(tmp_path / "a.safetensors"):
+            save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def _enter(folder: Path, answers) -> None:
+    try:
+        with only_writer(folder):
+            answers.put("entered")
+    except ValueError as error:
+        answers.put(str(error))
+
+
+def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("fork")
+    answers = processes.Queue()
+
+    def other_process() -> str:
+        process = processes.Process(target=_enter, args=(tmp_path, answers))
+        process.start()
+        process.join()
+        return answers.get()
+
+    with only_writer(tmp_path):
+        assert f"{tmp_path} is being written to by process {os.getpid()} on " in other_process()
+    assert other_process() == "entered"
+
+
+def test_a_file_system_without_locks_lets_everybody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with only_writer(tmp_path), only_writer(tmp_path):
+        pass

@@ -1,0 +1,51 @@
+"""Names as a text tower reads them: which are alike, which are blank, and which are none."""
+
+import pytest
+
+from ovd.data.vocabulary import _normalized
+from ovd.text.names import are_among, check_each_once, names_asked, read_alike
+
+ALIKE = [
+    ("Umbrella", "umbrella"),
+    ("traffic_light", "Traffic light"),
+    ("salt/pepper shaker", "salt or pepper shaker"),
+    ("men's shoe", "men\u2019s shoe"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("bow_(weapon)", "bow (weapon)"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_names_that_are_read_alike_are_one_name(one: str, other: str) -> None:
+    assert read_alike(one) == read_alike(other)
+    with pytest.raises(ValueError, match="is given twice"):
+        check_each_once([one, None, other])
+    assert are_among([one, "another"], [other]) == [True, False]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE[:3] + ALIKE[5:])
+def test_the_check_for_leaks_sees_them_too(one: str, other: str) -> None:
+    assert _normalized(one) == _normalized(other)
+
+
+def test_what_is_not_asked_for_by_a_name_may_come_twice() -> None:
+    check_each_once(["anchor", None, None])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "at least one"),
+        (None, "at least one"),
+        (["anchor", "_"], r"class names \[1\] \(counted from 0\) are blank"),
+        ([1, 2], "class names are text, not int: 1"),
+        ([b""], "class names are text, not bytes"),
+    ],
+)
+def test_what_is_no_list_of_names_is_refused(given, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        names_asked(given, (str,))
+
+
+def test_one_name_may_stand_alone() -> None:
+    assert names_asked("a b", (str,)) == ("a b",)
