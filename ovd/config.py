@@ -713,6 +713,14 @@ class FineTuningTable(Section):
     """The table's rows by name, in order."""
 
 
+_TOOLS: dict[type[Section], str] = {
+    TrainConfig: "ovd train",
+    AlignConfig: "ovd align-backbone",
+    PretrainConfig: "tools/pretrain_clip.py",
+    AblationConfig: "tools/ablate.py",
+    FineTuningTable: "tools/fine_tuning_table.py",
+}
+
 ConfigType = TypeVar("ConfigType", bound=Section)
 
 
@@ -736,11 +744,23 @@ def parse_config(values: dict[str, Any], kind: type[ConfigType], source: str) ->
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        has_unknown_keys = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        tools = [tool for other, tool in _TOOLS.items() if has_unknown_keys and _fits(values, other)]
+        if tools:
+            raise ConfigError(f"{source}: this is a config of {tools[0]}") from None
         problems = {".".join(map(str, problem["loc"])): _explain(problem, kind) for problem in error.errors()}
         renamed = [f"{key} is now called {RENAMED[key]}" for key in problems if key in RENAMED]
         lines = [f"keys of an earlier version: {'; '.join(renamed)}"] if renamed else []
         lines += [problem for key, problem in problems.items() if key not in RENAMED]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _fits(values: dict[str, Any], kind: type[Section]) -> bool:
+    try:
+        kind.model_validate(values)
+    except ValidationError:
+        return False
+    return True
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

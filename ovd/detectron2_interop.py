@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, BoxMode, Instances
+
+try:
+    from detectron2.config import CfgNode, configurable
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.modeling import META_ARCH_REGISTRY
+    from detectron2.structures import Boxes, BoxMode, Instances
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}: detectron2 is on no package index; docs/detectron2.md says how to get it"
+    ) from error
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 

@@ -233,7 +233,9 @@ class Inference:
         Args:
             text, ensemble: as for `detect`.
         """
-        resized = torch.from_numpy(np.ascontiguousarray(eval_transform(size=self.size)(image))).permute(2, 0, 1)
+        resized = torch.from_numpy(np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])).permute(
+            2, 0, 1
+        )
         padded, sizes = pad_images([resized], divisor=self.detector.size_divisor)
         return self.detect(text, padded, sizes, torch.tensor([image.shape[:2]]), ensemble=ensemble)[0]
 

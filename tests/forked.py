@@ -28,7 +28,14 @@ _SERVER.set_forkserver_preload(
 )  # tests/ is not on its path
 
 
-def _train(values: dict[str, Any], options: dict[str, Any], variables: dict[str, str], output: str, fault: Any) -> None:
+def train(config: TrainConfig, **options: Any) -> None:
+    """The job of a process, unless another is given."""
+    ovd.jobs.train.train_from_config(config, evaluate=False, **options)
+
+
+def _run(
+    values: dict[str, Any], options: dict[str, Any], variables: dict[str, str], output: str, fault: Any, job: Any
+) -> None:
     """What a process does; its output goes to a file."""
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with the server, which ends with the tests
@@ -41,11 +48,7 @@ def _train(values: dict[str, Any], options: dict[str, Any], variables: dict[str,
     if fault is not None:
         fault()
     config = parse_config(values, TrainConfig, "test")
-
-    def train() -> None:
-        ovd.jobs.train.train_from_config(config, evaluate=False, **options)
-
-    run_tool(train)
+    run_tool(lambda: job(config, **options))
 
 
 class Ranks:
@@ -77,13 +80,19 @@ class Ranks:
 
 @contextmanager
 def training(
-    config: TrainConfig, *, ranks: int = 1, fault: Callable[[], None] | None = None, **options: Any
+    config: TrainConfig,
+    *,
+    ranks: int = 1,
+    fault: Callable[[], None] | None = None,
+    job: Callable[..., object] = train,
+    **options: Any,
 ) -> Iterator[Ranks]:
     """The processes of a training, which do not outlive the block.
 
     Args:
         fault: a function of a module, called in every process before the training.
-        options: of `train_from_config`.
+        job: a function of a module, which is called with the config.
+        options: of the job.
     """
     variables: list[dict[str, str]] = [{}]
     if ranks > 1:
@@ -96,7 +105,7 @@ def training(
     outputs = [config.output.with_name(f"{config.output.name}.rank{rank}.txt") for rank in range(ranks)]
     values = config.model_dump(mode="json")
     processes = [
-        _SERVER.Process(target=_train, args=(values, options, environment, str(output), fault))
+        _SERVER.Process(target=_run, args=(values, options, environment, str(output), fault, job))
         for environment, output in zip(variables, outputs, strict=True)
     ]
     try:

@@ -92,7 +92,8 @@ def fold_norms(trunk: nn.Module) -> None:
     for parent in list(trunk.modules()):
         if isinstance(parent, nn.Sequential):
             for convolution, norm in pairwise(parent.children()):
-                if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                is_pair = type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d
+                if is_pair and convolution.bias is None:
                     _fold(convolution, norm, relu=False)
         elif type(parent) in (ModifiedResNet, Bottleneck):
             for number in (1, 2, 3):

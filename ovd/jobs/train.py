@@ -198,6 +198,8 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
     check_warmup(config)
     check_divisible(config)
     check_surroundings(config)
+    if config.clip.weights == "random" and is_main():
+        print("warning: clip.weights=random: neither images nor texts mean anything to this CLIP; give weights")
     found = latest_of_all_ranks(config.output, strict=strict_resume)
     if resume and is_main():
         print(f"goes on from {found.folder}" if found else f"{config.output} holds no checkpoint: starts at step 0")

@@ -35,7 +35,7 @@ class TimmConvolutionBackbone(Backbone):
             visual: the image side of an open_clip model; its modules are used as they are.
 
         Raises:
-            ValueError: the model pools by attention.
+            ValueError: the model pools by attention, or does not take images of any size.
         """
         super().__init__()
         if "pool" in visual.head._modules:
@@ -54,6 +54,25 @@ class TimmConvolutionBackbone(Backbone):
         self.strides = tuple(stride for _, _, stride in stages)
         self.size_divisor = SIZE_DIVISOR
         self.eval()
+        self._check_free_size()
+
+    @torch.no_grad()
+    def _check_free_size(self) -> None:
+        """Check by a small image that the features are what the detector takes them for; timm says it of none."""
+        height, width = 2 * SIZE_DIVISOR, 3 * SIZE_DIVISOR
+        name, weight = type(self.trunk).__name__, next(self.trunk.parameters())
+        try:
+            output = self(torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype))
+            found = [feature.shape[1:] for feature in output.features]
+            projected = self.project_locations(output.last).shape[2:]
+        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"{name} is not a supported backbone: of {height} x {width} px it says: {error}") from None
+        wanted = [
+            (channels, height // stride, width // stride)
+            for channels, stride in zip(self.channels, self.strides, strict=True)
+        ]
+        if [tuple(shape) for shape in found] != wanted or projected != output.last.shape[2:]:
+            raise ValueError(f"{name} is not a supported backbone: its features have the shapes {found}, not {wanted}")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
         if self._ends_narrow(images):

@@ -14,19 +14,15 @@ from ovd.model.convolution import Conv2d
 from ovd.model.gates import zero_init_projection
 from ovd.model.group_norm import GroupNorm
 
-FIRST_STRIDE = 4
-"""Of the first convolution: finer strides would take most of the branch's time."""
-WIDTHS = (64, 128)
-"""Channels at the first stride, and at coarser ones."""
+FIRST_STRIDE = 8
+"""Of the first convolution. With a finer one, and with kernels that overlap, the branch takes longer, and experts
+learned no more (docs/log.md)."""
+WIDTH = 128
 NORM_GROUPS = 8
 
 
 class SideBranch(nn.Module):
-    """Convolutions from the image down to the backbone's strides, which are powers of 2.
-
-    Each sees every input once: with 3 x 3 kernels the branch takes twice as long, and experts learned no more
-    (docs/log.md).
-    """
+    """Convolutions from the image down to the backbone's strides, which are powers of 2; each sees every input once."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]):
         """
@@ -34,23 +30,23 @@ class SideBranch(nn.Module):
             channels, strides: of the backbone's features, finest first.
 
         Raises:
-            ValueError: a stride is not a power of 2, or less than 4.
+            ValueError: a stride is not a power of 2, or less than 8.
         """
         if any(stride & (stride - 1) or stride < FIRST_STRIDE for stride in strides):
             listed = ", ".join(map(str, strides))
             raise ValueError(
-                f"expert.side needs strides that are powers of 2 from 4 on, not {listed}; set expert.side=false"
+                f"expert.side needs strides that are powers of 2 from {FIRST_STRIDE} on, not {listed}; set "
+                "expert.side=false"
             )
         super().__init__()
         self.steps, self.outputs = nn.ModuleDict(), nn.ModuleDict()
-        stride, width = FIRST_STRIDE, WIDTHS[0]
-        self.steps[str(stride)] = _step(Conv2d(3, width, FIRST_STRIDE, stride=FIRST_STRIDE, bias=False))
+        stride = FIRST_STRIDE
+        self.steps[str(stride)] = _step(Conv2d(3, WIDTH, FIRST_STRIDE, stride=FIRST_STRIDE, bias=False))
         while stride < max(strides):
             stride *= 2
-            self.steps[str(stride)] = _step(Conv2d(width, WIDTHS[1], 2, stride=2, bias=False))
-            width = WIDTHS[1]
+            self.steps[str(stride)] = _step(Conv2d(WIDTH, WIDTH, 2, stride=2, bias=False))
         for number, own in zip(channels, strides, strict=True):
-            self.outputs[str(own)] = zero_init_projection(WIDTHS[own > FIRST_STRIDE], number)
+            self.outputs[str(own)] = zero_init_projection(WIDTH, number)
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], features: Sequence[Float[Tensor, "B ..."]]

@@ -25,6 +25,8 @@ from ovd.data import loader
 from ovd.data.report import DataReport
 from ovd.distributed import rank, world_size
 from ovd.engine import checkpoint
+from ovd.engine.signals import StopRequest
+from ovd.files import only_writer
 from ovd.jobs.replay_step import replay_step
 
 STEPS = 5
@@ -307,3 +309,27 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
     records = [map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) for folder in (run, reference)]
     last, expected = ([one["losses"] for one in of_run if one["kind"] == "train"][-1] for of_run in records)
     assert last == pytest.approx(expected, rel=3e-5, abs=3e-5)
+
+
+def test_a_folder_that_is_written_to_takes_no_second_training(miniature_world, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with only_writer(run), training(faults_config(run, miniature_world)) as ranks:
+        assert ranks.exit_codes() == [2], ranks.output()
+        assert f"{run} is being written to by process {os.getpid()} on " in ranks.output()
+    assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_a_hang_up_stops_after_a_checkpoint_unless_it_is_ignored(miniature_world, tmp_path):
+    run = tmp_path / "run"
+    with training(faults_config(run, miniature_world, steps=5000)) as ranks:
+        wait_until(lambda: any(run.glob("step-*")), ranks)
+        ranks.send(signal.SIGHUP)
+        assert ranks.exit_codes() == [143], ranks.output()
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.received
+    finally:
+        signal.signal(signal.SIGHUP, previous)

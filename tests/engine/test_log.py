@@ -137,6 +137,40 @@ def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_tensorboard_that_cannot_write_ends_alone(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with RunLog(tmp_path, total_steps=4) as run_log:
+        train(run_log, range(1, 2))
+        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+        train(run_log, range(2, 5))
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("warning: TensorBoard's log ends at step 2 ([Errno 28]") == 1
+
+
+def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch, capsys):
+    with RunLog(tmp_path, total_steps=4) as run_log:
+        stream, is_full = run_log._metrics, True
+        real_flush = stream.flush
+
+        class Stream:
+            def __getattr__(self, name: str) -> object:
+                return getattr(stream, name)
+
+            def flush(self) -> None:
+                if is_full:
+                    raise OSError(28, "No space left on device")
+                real_flush()
+
+        monkeypatch.setattr(run_log, "_metrics", Stream())
+        train(run_log, range(1, 3))
+        is_full = False
+        train(run_log, range(3, 5))
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("metrics.jsonl is written to again at the next step") == 2
+
+
 def test_a_metric_that_there_is_not_is_not_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))

@@ -16,14 +16,19 @@ from forked import training
 from safetensors.torch import load_file
 from small_run import small_config, source_of
 
-from ovd.build.data import load_training_index, training_batches
+import ovd.jobs.train
+from ovd.build.data import load_training_index, load_validation_index, training_batches
 from ovd.build.detector import load_detector
 from ovd.config import LabelOptions, TrainConfig
 from ovd.data.pairs import write_pair_shards
 from ovd.data.report import DataReport
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
+from ovd.distributed import process_group
 from ovd.engine import checkpoint
+from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.experts import check_expert
+from ovd.jobs.fine_tune import fine_tune
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 
@@ -179,3 +184,70 @@ def test_sigterm_saves_once_and_resuming_ends_with_the_same_bits(two_ranks, mini
         resumed, whole = (load_file(r / f"step-{STEPS:06d}" / f"{name}.safetensors") for r in (run, two_ranks[0]))
         assert resumed.keys() == whole.keys()
         assert [key for key, tensor in whole.items() if not torch.equal(resumed[key], tensor)] == []
+
+
+def without_checkpoints_on_the_second_rank() -> None:
+    """As on two nodes with disks of their own."""
+    if os.environ["RANK"] == "1":
+        ovd.jobs.train.latest = lambda *_, **__: None  # type: ignore[assignment]
+
+
+def test_ranks_that_see_different_checkpoints_stop_before_the_first_step(two_ranks, miniature_world):
+    run, _ = two_ranks
+    before = {path.name for path in run.iterdir()}
+    config = make_config(run, miniature_world)
+    with training(config, ranks=2, fault=without_checkpoints_on_the_second_rank, resume=True) as ranks:
+        assert ranks.exit_codes() == [2, 2]
+        assert f"the ranks see different checkpoints (step-{STEPS:06d}, none)" in ranks.output()
+    assert {path.name for path in run.iterdir()} == before
+
+
+def without_the_folder_on_the_second_rank() -> None:
+    if os.environ["RANK"] == "1":
+        real = Path.exists
+        Path.exists = lambda path, **more: path.name != "config.yaml" and real(path, **more)  # type: ignore[method-assign]
+
+
+def test_a_run_folder_that_a_rank_does_not_see_stops_all(miniature_world, tmp_path):
+    config = make_config(tmp_path / "run", miniature_world)
+    with training(config, ranks=2, fault=without_the_folder_on_the_second_rank) as ranks:
+        assert ranks.exit_codes() == [2, 2]
+        assert "which rank 0 made, is not there; it has to be on a shared disk" in ranks.output(1)
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def evaluate_validation(config: TrainConfig, *, output: str) -> None:
+    with process_group():
+        index = load_validation_index(config, DataReport())
+        evaluate_run(load_detector(config.output), output=Path(output), index=index)
+
+
+def test_two_ranks_evaluate_as_one_does_and_write_once(reference, miniature_world, tmp_path):
+    config = make_config(reference, miniature_world, data={"source": source_of(miniature_world)})
+    index = load_validation_index(config, DataReport())
+    assert index is not None
+    trained = load_detector(reference)
+    expected = evaluate_run(trained, output=tmp_path / "one", index=index)
+    with training(config, ranks=2, job=evaluate_validation, output=str(tmp_path / "two")) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
+        assert "LVIS box AP" in ranks.output(0)
+        assert "LVIS box AP" not in ranks.output(1)
+    found = json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"]
+    assert found == pytest.approx(expected.metrics, abs=1e-6)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_two_ranks_fine_tune_an_expert_and_write_it_once(reference, miniature_world, tmp_path):
+    config = make_config(
+        tmp_path / "run",
+        miniature_world,
+        data={"source": source_of(miniature_world)},
+        train={"steps": 1, "warmup_steps": 1, "save_every": 1},
+        expert={},
+        init_from=str(reference),
+    )
+    with training(config, ranks=2, job=fine_tune, weight=1.0, measures_kept=False) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
+    check_expert(reference, tmp_path / "run")
+    outcomes = json.loads((tmp_path / "run" / "fine_tuning.json").read_text())
+    assert [outcome["detector"] for outcome in outcomes] == ["before", "expert"]

@@ -71,6 +71,19 @@ def test_evaluations_on_the_way_change_nothing_in_the_training(reference, tmp_pa
     assert [record["step"] for record in records if record["kind"] == "evaluation"] == [3, 6]
 
 
+def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_path, miniature_world, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("an image has vanished")
+
+    monkeypatch.setattr("ovd.jobs.train.evaluate_results", fail)
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match="an image has vanished"):
+        train_from_config(small_config(run, miniature_world, train={"eval_every": 2}))
+    found = checkpoint.latest(run)
+    assert found is not None
+    assert found.step == 2
+
+
 def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_world, monkeypatch, capsys):
     real_save = checkpoint.save
     failing = {1, 2}
