@@ -67,7 +67,11 @@ def main() -> None:
         print(describe(index, report, usable))
         if not arguments.no_images:
             has_option = "by_base_name" in FORMATS[arguments.dataset].options and not arguments.by_base_name
-            verdicts = [training_verdict(index, report, has_option=has_option), evaluation_verdict(index, report)]
+            num_learned = len(usable.boxes.values) + len(usable.crowd_boxes.values)
+            verdicts = [
+                training_verdict(index, report, num_learned, has_option=has_option),
+                evaluation_verdict(index, report),
+            ]
             print("", *verdicts, sep="\n")
             stops = any(map(is_stop, verdicts))
     if stops or any(kind.endswith("skipped") for kind in report.counts()):

@@ -9,8 +9,8 @@
 
 LVIS files give ordinary AP (at most 300 detections per image) and fixed AP side by side; all other formats give COCO's.
 Beside AP, which ranks detections, tables say what they are worth as decisions (decisions.json, reliability.png) and, of
-a detector, how often true boxes are named right (naming.json, naming.png). With --results, --html shows pictures if
---images says where they are.
+a detector, how often true boxes are named right (naming.json, naming.png). predictions.jpg shows some images with what
+was found and missed. With --results, pictures need --html and --images, the folder where they are.
 """
 
 import argparse

@@ -5,8 +5,9 @@
     ovd train configs/quickstart_base.yaml --resume
     ovd train configs/quickstart_base.yaml --preflight        # look at all data, train nothing
 
-The run folder gets config.yaml, checkpoints (step-*/), metrics.jsonl, tensorboard/, curves.png, data_report.json and,
-where the config names a validation set, metrics.json, per_class.csv and precision_recall.png.
+The run folder gets config.yaml, checkpoints (step-*/), training_images.jpg (the first batch with its boxes),
+metrics.jsonl, tensorboard/, curves.png, data_report.json and, where the config names a validation set, metrics.json,
+per_class.csv, precision_recall.png and predictions.jpg (some images with what was found and missed).
 """
 
 import argparse

@@ -40,11 +40,12 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
         )
 
 
-def training_verdict(index: AnnotationIndex, report: DataReport, *, has_option: bool) -> str:
+def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: int, *, has_option: bool) -> str:
     """One line: what training would do.
 
     Args:
         report: of reading the set and of looking at its images, without stops.
+        num_learned: number of boxes, crowds among them, that are left of the index.
         has_option: whether images could be taken by base name, and are not.
     """
     try:
@@ -56,10 +57,7 @@ def training_verdict(index: AnnotationIndex, report: DataReport, *, has_option: 
     for unit, _ in _UNITS:
         if (too_many := report.too_many(report.num_seen(unit), unit=unit)) is not None:
             return f"training: stops, error[{too_many.code}]: {too_many}"
-    # Objects that are too small at this size are still among the boxes of the set.
-    num_boxes = len(index.boxes.values) + len(index.crowd_boxes.values)
-    num_others = report.num_used("box") + report.num_left_out("F4") - num_boxes
-    return "training: " + ", ".join(_used(report, num_others))
+    return "training: " + ", ".join(_used(report, report.num_used("box") - num_learned))
 
 
 def check_evaluable(index: AnnotationIndex) -> None:

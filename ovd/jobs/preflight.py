@@ -1,5 +1,6 @@
 """All that can stop or spoil a training, found before it: both sets, every image file, the vocabulary, the pairs."""
 
+import numpy as np
 import torch
 
 from ovd.build.data import (
@@ -72,9 +73,13 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
 
     print(f"training set {index.path}")
-    usable = check_images(index, report, small_training_objects(config, index))
+    small = small_training_objects(config, index)
+    usable = check_images(index, report, small)
     print(describe(index, report, usable))
-    verdicts = [training_verdict(index, report, has_option=False)]  # check_all_exist named the option
+    of_small = index.image_ids[index.boxes.images_of_values()[small]]
+    num_learned = len(usable.boxes.values) + len(usable.crowd_boxes.values)
+    num_learned -= int(np.isin(of_small, usable.image_ids).sum())
+    verdicts = [training_verdict(index, report, num_learned, has_option=False)]  # check_all_exist named the option
     if validation is not None:
         print(f"\nvalidation set {validation.path}")
         check_images(validation, validation_report)
