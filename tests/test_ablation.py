@@ -50,7 +50,7 @@ def record(row: str = "gated", seed: int = 5, **changed: Any) -> Record:
 def test_records_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "ablation.jsonl"
     assert read_records(path, Record) == []
-    written = [record(seed=5, APr=1 / 3, extra={"naming_all": -2.5}), record("scratch", 6, APc=-1.0)]
+    written = [record(seed=5, APr=1 / 3, extra={"naming_all": -2.5}), record("scratch", 6, APc=-1.0, cgF1_rare=-3.0)]
     for one in written:
         append_record(path, one)
     assert read_records(path, Record) == written
@@ -164,6 +164,7 @@ def test_missing_runs_finish_whole_seeds_first():
     assert missing_runs(rows, [5], [record(row, 5) for row in rows], HASHES) == []
     assert missing_runs(["gated"], [2, 1], [], HASHES) == [("gated", 2), ("gated", 1)]
     assert missing_runs([], [5], records, HASHES) == []
+    assert missing_runs(["gated"], [2, 2], [], HASHES) == [("gated", 2)]
 
 
 def test_one_table_is_of_one_machine_where_it_can_be_and_of_present_configs():

@@ -205,3 +205,30 @@ def test_sections_of_several_kinds_can_be_set_key_by_key(tmp_path):
     gated = write(tmp_path, MINIMAL + "detector: {shortcuts: {kind: gated, per_channel: false}}\n")
     config = load_config(gated, ["detector.shortcuts.kind=none"], TrainConfig)
     assert isinstance(config.detector.shortcuts, NoShortcutsConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tool"),
+    [
+        ("align_rn50", TrainConfig, "ovd align-backbone"),
+        ("ablation", TrainConfig, "tools/ablate.py"),
+        ("quickstart", AlignConfig, "ovd train"),
+    ],
+)
+def test_a_config_of_another_tool_is_called_that(name, kind, tool):
+    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config of {tool}$"):
+        load_config(path, [], kind)
+
+
+def test_overrides_are_a_list_and_a_path_may_be_text(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    assert load_config(str(path), ("train.steps=7",), TrainConfig).train.steps == 7
+    with pytest.raises(ConfigError, match=r"overrides are a list, such as \['train.steps=7'\]"):
+        load_config(path, "train.steps=7", TrainConfig)
+
+
+def test_a_seed_of_a_table_twice_is_refused():
+    path = Path(__file__).parents[1] / "configs" / "ablation.yaml"
+    with pytest.raises(ConfigError, match="seeds: a seed is given twice"):
+        load_config(path, ["seeds=[6, 6]"], AblationConfig)

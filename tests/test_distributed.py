@@ -16,6 +16,9 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     for name in ("cdua", "cuda:x", ""):
         with pytest.raises(ValueError, match=f"'{name}' is no device; auto, cpu, cuda and cuda:1 are"):
             device_of_rank(name)
+    for name in ("mps", "meta"):
+        with pytest.raises(ValueError, match=f"device '{name}' is not supported; auto, cpu, cuda and cuda:1 are"):
+            device_of_rank(name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert device_of_rank("cuda") == torch.device("cuda")
     assert device_of_rank("cuda:0") == torch.device("cuda:0")

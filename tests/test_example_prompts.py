@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_export import unchecked
 from torch.nn import functional as F
 
 from ovd.build.detector import TrainedDetector, build_detector, untouched_clip
@@ -123,6 +124,16 @@ def test_prompts_that_ask_for_nothing():
             Prompt(name, texts)
     with pytest.raises(ValueError, match="not from 0 to 1"):
         Prompt("x", ("a",), share_of_images=1.5)
+
+
+def test_prompts_of_words_and_pictures_that_are_no_tuples():
+    with unchecked():
+        for texts in ("keyboard", (b"keyboard",)):
+            with pytest.raises(ValueError, match="the prompt 'x': texts are a tuple"):
+                Prompt("x", texts)  # type: ignore[arg-type]
+        for images in (Example("photo.jpg"), ("photo.jpg",)):
+            with pytest.raises(ValueError, match="the prompt 'x': images are a tuple of examples"):
+                Prompt("x", images=images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_export import unchecked
 
 import ovd.build.prompts
 from ovd.build.detector import TrainedDetector, build_detector, resolve_device, score_ensemble
+from ovd.build.prompts import Prompt
 from ovd.build.text import evaluation_text
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
@@ -112,3 +114,47 @@ def test_one_name_may_stand_alone_and_images_in_memory_are_all_alike(trained, im
     for names in (["anchor", " "], ""):
         with pytest.raises(ValueError, match=r"class names \[\d\] \(counted from 0\) are blank"):
             predictor(image, names)
+
+
+def test_names_of_other_spellings_are_trained_on_all_the_same(trained):
+    ensemble = score_ensemble(trained, ["Anchor", "anchor", "an_anchor"])
+    assert ensemble is not None
+    assert ensemble.weights.tolist() == pytest.approx([0.1, 0.1, 0.9])
+
+
+def test_a_prompt_of_one_text_is_that_name(trained, image):
+    predictor = Predictor(trained)
+    with pytest.raises(ValueError, match="the class name 'anchor' is given twice"):
+        predictor(image, [Prompt("mine", ("anchor",)), "Anchor"])
+    assert len(predictor(image, [Prompt("mine", ("anchor", "ship's anchor")), "anchor"]).boxes) > 0
+
+
+def test_text_rows_of_ones_own_detect_as_names_do(tiny_clip, trained, image):
+    config = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"ensemble": None})})
+    predictor = Predictor(replace(trained, config=config))
+    rows = evaluation_text(config, trained.clip, NAMES)
+    expected = predictor(image, NAMES)
+    for given in (rows, rows.numpy(), rows.double().numpy()):
+        found = predictor.detect(image, given)
+        for name in ("boxes", "scores", "classes"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+    with pytest.raises(ValueError, match="row 0 has the length 2"):
+        predictor.detect(image, 2 * rows)
+
+
+def test_no_rows_find_nothing(trained, image):
+    inference = Inference(trained.detector, size=96, options=trained.config.eval, low_precision=False)
+    assert len(inference.image(torch.zeros(0, trained.clip.dim), image).boxes) == 0
+
+
+@pytest.mark.parametrize("size", [0, -5, 1, 2.5, True, "192"])
+def test_a_size_that_is_none_is_refused(trained, size):
+    with unchecked(), pytest.raises(ValueError, match="size is the longest side in pixels, a whole number from 32 on"):
+        Predictor(trained, size=size)
+
+
+def test_options_of_experts_need_experts_and_known_words():
+    with pytest.raises(ValueError, match="same_place and nearest are for experts"):
+        Predictor.load("none", nearest=True)
+    with unchecked(), pytest.raises(ValueError, match="same_place is one of base_stays, surer, both, not 'Surer'"):
+        Predictor.load("none", experts="mine", same_place="Surer")  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """What annotation tools export, by hand as they write it, becomes the same clean file in COCO's form."""
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,11 @@ def test_open_images(tmp_path, images):
             imported(damaged, images, "open_images", class_names=names)
     with pytest.raises(ValueError, match="needs the folder of images and the CSV file of class names"):
         imported(boxes, images, "open_images")
+    twice = next(path for path in images.rglob("*") if path.is_file() and path.stem in boxes.read_text())
+    shutil.copyfile(twice, twice.with_suffix(".jpeg"))
+    with pytest.raises(DataError, match=rf"image {twice.stem} may be .* or .*; take one of them out") as stopped:
+        imported(boxes, images, "open_images", class_names=names)
+    assert stopped.value.code == "F2"
 
 
 def test_a_large_file_of_open_images_is_not_held_in_memory(tmp_path, images):

@@ -56,7 +56,10 @@ def test_links_to_folders_that_they_lie_in_are_not_followed(tmp_path, capsys):
     for link, target in ((start / "self", "."), (start / "below" / "up", ".."), (start / "out", "../.."),
                          (other / "back", start)):  # fmt: skip
         link.symlink_to(target)
-    assert images_below(start) == [start / "a.jpg", start / "below" / "b.jpg", start / "good" / "c.jpg"]
+    expected = [start / "a.jpg", start / "below" / "b.jpg", start / "good" / "c.jpg"]
+    assert find_media([str(start)]) == list(map(str, expected))
+    capsys.readouterr()
+    assert images_below(start) == expected
     assert (
         f"4 links to folders that they lie in are not followed; the first: {start}/below/up" in capsys.readouterr().err
     )

@@ -1,5 +1,6 @@
 """Images in memory: every form of one picture gives the same pixels, and what could be two things gives none."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,13 @@ def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
 def test_what_is_no_picture_is_refused(given: Any, message: str):
     with pytest.raises(ValueError, match=message):
         as_pixels(given)
+
+
+def test_sixteen_bits_of_the_other_byte_order_are_the_same_picture():
+    values = RGB.astype(np.uint16) * 257
+    np.testing.assert_array_equal(as_pixels(values.astype(">u2")), as_pixels(values))
+
+
+def test_a_file_is_no_image():
+    with unchecked(), pytest.raises(ValueError, match="a BytesIO is no image; give a path"):
+        as_pixels(io.BytesIO(b"x"))  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_detector import build_detector
 
-from ovd.engine.gate_statistics import gate_statistics
+from ovd.engine.gate_statistics import _learned_paths, gate_statistics
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, GatedShortcuts
 
@@ -74,3 +74,10 @@ def test_looking_leaves_no_trace(untrained_clip, training):
 def test_a_detector_without_shortcuts_is_not_asked(untrained_clip):
     with pytest.raises(AssertionError, match="no gates"):
         gate_statistics(build_detector(untrained_clip), IMAGES, low_precision=False)
+
+
+def test_levels_are_named_by_the_stride_that_is_nearest(untrained_clip):
+    shortcuts = build_detector(untrained_clip, "pyramid", "head").shortcuts
+    assert isinstance(shortcuts, GatedShortcuts)
+    for strides in ([8, 16, 32, 64, 128], [7, 14, 28, 56, 112]):  # of patches of 14 px
+        assert list(_learned_paths(shortcuts, strides)) == [*LEVELS, "head"]

@@ -291,3 +291,11 @@ def test_missing_images_of_either_set_are_found_before_the_first_step(tmp_path, 
             train_from_config(small_config(tmp_path / part, miniature_world, data={"source": source}))
         assert caught.value.code == "F8"
         assert not list((tmp_path / part).glob("step-*"))
+
+
+def test_loading_a_detector_leaves_the_random_state(reference):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_detector(str(reference))
+    assert torch.equal(torch.rand(3), expected)

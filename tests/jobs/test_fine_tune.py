@@ -1,6 +1,7 @@
 """Fine-tuning as a user runs it, a few steps: what is gained and lost is told, and nothing is done twice."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pytest
 import real_layouts
 from safetensors.torch import load_file
 from small_fine_tuning import fine_tuning_config
+from small_run import small_config
 
+from ovd.build.data import load_validation_index
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.jobs import fine_tune as module
-from ovd.jobs.fine_tune import Outcome, fine_tune, format_outcomes
+from ovd.jobs.fine_tune import Outcome, _evaluate, fine_tune, format_outcomes
+from ovd.jobs.train import train_from_config
 
 
 def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_path, capsys):
@@ -138,3 +142,27 @@ def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit):
         split_annotations.main()
     assert "are the same file" in capsys.readouterr().err
+
+
+def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_path, monkeypatch):
+    """In the same folder, with as many steps."""
+    calls = []
+
+    def evaluate(trained, *, output, index):
+        calls.append(output.name)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.json").write_text(json.dumps({"metrics": {"AP": 0.1 * len(calls)}}))
+
+    monkeypatch.setattr("ovd.jobs.fine_tune.evaluate_run", evaluate)
+    run = tmp_path / "start"
+    config = small_config(run, miniature_world, train={"steps": 1, "warmup_steps": 1, "save_every": 1})
+    index = load_validation_index(config, DataReport())
+    assert index is not None
+    for seed in (0, 0, 1):
+        if not run.exists() or seed:
+            shutil.rmtree(run, ignore_errors=True)
+            again = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+            train_from_config(again, evaluate=False)
+        found = _evaluate(run, index, tmp_path / "eval-kept-before", None)
+    assert len(calls) == 2
+    assert found == {"AP": pytest.approx(0.2)}

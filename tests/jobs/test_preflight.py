@@ -10,7 +10,7 @@ from small_run import small_config, source_of
 from ovd.build.detector import load_detector
 from ovd.data.report import DataError
 from ovd.jobs.preflight import preflight
-from ovd.jobs.train import train_from_config
+from ovd.jobs.train import find_run, train_from_config
 
 
 @pytest.fixture
@@ -111,3 +111,20 @@ def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniat
     with pytest.raises(ValueError, match=r"config\.yaml was written by hand and would be replaced"):
         train_from_config(small_config(run, miniature_world))
     assert (run / "config.yaml").read_text() == "# my notes\nbase: ../other.yaml\n"
+
+
+def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_path, miniature_world, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is no folder that can be written to"):
+        preflight(small_config(tmp_path / "file" / "run", miniature_world))
+    monkeypatch.setattr("ovd.jobs.train.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb"):
+        preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_are_said(tmp_path, miniature_world, capsys):
+    for weights, count in ((None, 0), ("random", 1)):
+        clip = {"name": "RN50", "weights": weights}
+        assert find_run(small_config(tmp_path / "run", miniature_world, clip=clip), resume=False) is None
+        assert capsys.readouterr().out.count("warning: clip.weights=random") == count

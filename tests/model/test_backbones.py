@@ -332,3 +332,10 @@ def test_unknown_backbones_are_refused():
     model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["convnext"]))
     with pytest.raises(ValueError, match=r"detector\.window is for transformers"):
         backbone_of(model, window=7)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256"])
+def test_nets_of_a_fixed_size_are_refused_by_name(name: str) -> None:
+    config = CLIPVisionCfg(timm_model_name=name, timm_pool="", timm_proj="linear", image_size=224)
+    with pytest.raises(ValueError, match="is not a supported backbone"):
+        backbone_of(_build_vision_tower(32, config))

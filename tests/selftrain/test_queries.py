@@ -1,13 +1,15 @@
 import re
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ovd.choices import QuerySource
 from ovd.data.world.build import pair_scene
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
-from ovd.selftrain.queries import caption_queries, ngram_queries, normalized, noun_queries, words_of
+from ovd.selftrain.queries import SOURCES, caption_queries, ngram_queries, normalized, noun_queries, words_of
 
 # Words that the rules know, beside any others.
 KNOWN_WORDS = (
@@ -162,3 +164,8 @@ def test_the_world_s_captions_ask_for_what_they_name():
     assert num_named > 300
     assert num_exact >= 0.9 * num_named
     assert num_unknown <= 0.2 * num_queries
+
+
+def test_every_source_of_a_caption_is_there_and_says_whether_templates_are_put_around_it() -> None:
+    assert SOURCES.keys() | {"classes"} == set(get_args(QuerySource))
+    assert {name for name, source in SOURCES.items() if not source.are_names} == {"caption"}

@@ -87,7 +87,16 @@ def test_all_variants_are_drawn(bank):
     assert len(torch.unique(rows, dim=0)) == bank.variants.num_variants
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x10" + bytes(7) + b'{"no": "bank"}  '])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 64,
+        b"\x10" + bytes(7) + b'{"no": "bank"}  ',
+        b"\x02" + bytes(7) + b"[]",
+        b"\x04" + bytes(7) + b"null",
+    ],
+)
 def test_a_file_that_is_no_bank_is_refused(tmp_path, content):
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)

@@ -1,0 +1,75 @@
+"""COCO's zero-shot split: what is judged is what is detected in, and results of more are taken."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovd.data.annotations import load_annotations
+from ovd.data.coco_zero_shot import BASE, GROUPS, NOVEL, split_coco_evaluation
+from ovd.data.report import DataReport
+from ovd.evaluation.coco import COCOEvaluator
+from ovd.evaluation.results import Results
+
+OTHERS = [f"other {number}" for number in range(15)]
+NAMES = [*sorted(BASE | NOVEL), *OTHERS]
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    """An image with an object, one with a crowd region alone, one with a sliver, one of another class, an empty one."""
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 50, "width": 60} for number in range(1, 6)]
+    boxes = [
+        (1, "cat", [5, 5, 20, 20], 0),
+        (2, "dog", [5, 5, 30, 30], 1),
+        (3, "cat", [5, 5, 0.5, 9], 0),
+        (4, OTHERS[0], [5, 5, 20, 20], 0),
+    ]
+    rows = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": NAMES.index(name) + 1,
+            "bbox": box,
+            "iscrowd": crowd,
+            "area": 9,
+        }
+        for number, (image, name, box, crowd) in enumerate(boxes, start=1)
+    ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+    return path
+
+
+def test_the_images_that_are_judged_are_those_that_are_detected_in(annotations: Path) -> None:
+    index = split_coco_evaluation(
+        load_annotations(annotations, None, format="coco", report=DataReport(stops=False), with_truth=True)
+    )
+    assert index.truth is not None
+    evaluator = COCOEvaluator(index.truth, (), groups=GROUPS)
+    assert index.image_ids.tolist() == [image.id for image in evaluator.truth.images] == [1, 2, 3]
+
+
+def test_results_of_all_images_and_classes_are_judged_by_those_that_count(annotations: Path) -> None:
+    index = load_annotations(annotations, None, format="coco", report=DataReport(stops=False), with_truth=True)
+    assert index.truth is not None
+    cat, other = NAMES.index("cat") + 1, NAMES.index(OTHERS[0]) + 1
+    given = Results(
+        image_ids=np.array([1, 1, 5, 4]),
+        category_ids=np.array([cat, other, cat, other]),
+        boxes_xywh=np.array([[5.0, 5, 20, 20]] * 4),
+        scores=np.full(4, 0.9),
+    )
+    evaluator = COCOEvaluator(index.truth, (), groups=GROUPS)
+    evaluator.add_results(given, source="results.json")
+    evaluation = evaluator.evaluate()
+    assert len(evaluator.results()) == 1
+    assert evaluation.metrics["AP50_novel"] == pytest.approx(0.505, abs=1e-3)  # one of two cats
+    assert "3 more, of classes or images that are not judged" in evaluation.notes
+    evaluator.clear()
+    evaluator.add_results(given.take(np.array([0])), source="results.json")
+    assert len(evaluator.evaluate().notes) == 1
+    with pytest.raises(ValueError, match="no such image"):
+        evaluator.add_results(Results(np.array([99]), np.array([cat]), np.ones((1, 4)), np.ones(1)), source="results")
