@@ -84,8 +84,8 @@ class Inference:
         classifier = self.detector.classifier(text)
         if self.calibration is None or self.calibration.name_bias == 0:
             return classifier
-        lowered = self.calibration.name_bias * self._nearness(text, self.calibration)
-        return replace(classifier, lowered=lowered.to(self.device))
+        penalty = self.calibration.name_bias * self._nearness(text, self.calibration)
+        return replace(classifier, name_penalty=penalty.to(self.device))
 
     def _nearness(self, text: Float[Tensor, "C D"], calibration: ScoreCalibration) -> Float[Tensor, " C"]:
         """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""

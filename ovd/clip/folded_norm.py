@@ -29,7 +29,8 @@ class FoldedConv2d(nn.Conv2d):
     def forward(
         self, x: Float[Tensor, "B C h w"], shortcut: Float[Tensor, "B K H W"] | None = None
     ) -> Float[Tensor, "B K H W"]:
-        """
+        """The convolution and its norm, with the ReLU behind it if that is folded, too.
+
         Args:
             shortcut: added before the ReLU, in eval mode.
         """

@@ -80,34 +80,27 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
     if request.options.xyxy:
         boxes[:, 2:] -= boxes[:, :2]
     limit = LARGEST_COORDINATE if request.index else sys.float_info.max
-    is_right = (
-        _are_unique(image_ids)
-        and _are_unique(object_ids)
-        and image_of_object is not None
-        and class_of_object is not None
-        and bool((np.abs(boxes) < limit).all())
-    )
-    labels = None
+    if not (_are_unique(image_ids) and _are_unique(object_ids)) or not (np.abs(boxes) < limit).all():
+        return None
+    if image_of_object is None or class_of_object is None:
+        return None
+    labels, sizes, files, areas = None, None, None, None
     if federated or request.index:
         labels = _federated_labels(images, category_ids, required=federated, known=request.index)
-        is_right &= labels is not None
-    sizes, files = None, None
+        if labels is None:
+            return None
     if request.index:
         sizes = np.stack([_integers(images, "height"), _integers(images, "width")], axis=1)
         names = [_image_file(row, federated) for row in images]
-        is_right &= bool(((sizes > 0) & (sizes < LARGEST_COORDINATE)).all()) and None not in names
+        if not ((sizes > 0) & (sizes < LARGEST_COORDINATE)).all() or None in names:
+            return None
         files = tuple(name for name in names if name is not None)
         if request.options.by_base_name:
             files = files_by_base_name(path, files, request.images)
-    areas = None
     if request.truth:
         areas = _areas(objects, boxes, required=federated)
-        is_right &= areas is not None
-        is_right &= not (federated and any(row.ignore for row in objects))
-    if not is_right:
-        return None
-    assert image_of_object is not None
-    assert class_of_object is not None
+        if areas is None or (federated and any(row.ignore for row in objects)):
+            return None
     return AnnotationTable(
         path=path,
         categories=source.categories(category_rows, request, federated),

@@ -31,7 +31,7 @@ from ovd.data.image_files import is_drawn, is_image_name
 from ovd.files import whole_file
 from ovd.shapes import Float32, Float64, Int64
 
-MIN_SIDE_PX = 2.0
+SMALLEST_EXPORTED_PX = 2.0
 """Smaller boxes are left out by whoever makes a `LabelledSet`: once rounded, readers may find them under 1 px."""
 LOCAL_FILES = "/data/local-files/?d="
 """What Label Studio calls files in its own local storage."""
@@ -165,7 +165,8 @@ def export_boxes(
 
 
 def refuse_existing(path: Path) -> None:
-    """
+    """Check that nothing of this name exists.
+
     Raises:
         ValueError: there is a file or a folder of that name.
     """

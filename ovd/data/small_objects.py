@@ -6,7 +6,7 @@ import numpy as np
 
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
-from ovd.data.transforms import MIN_SIDE_PX
+from ovd.data.transforms import SMALLEST_TRAINED_PX
 from ovd.shapes import Float64, Int64
 
 _NUM_NAMED = 20
@@ -33,20 +33,20 @@ def count_small_objects(
     image_sizes = index.image_sizes[images].astype(np.float64)
     longest, sides = image_sizes.max(axis=1), _sides(index)
     # One pixel more than the proportion says, since the shorter side of an image is rounded.
-    sizes_that_keep = np.ceil((MIN_SIDE_PX * longest / sides.min(axis=1) + 1) / largest_scale) / tile
+    sizes_that_keep = np.ceil((SMALLEST_TRAINED_PX * longest / sides.min(axis=1) + 1) / largest_scale) / tile
 
     def described(row: int) -> str:
         file = index.image_files[images[row]]
         return (
-            f"{file}: {_text(sides[row])} px of {_text(image_sizes[row, ::-1])} px is under {MIN_SIDE_PX:g} px at "
-            f"data.size={size}; data.size={math.ceil(sizes_that_keep[row])} keeps it"
+            f"{file}: {_text(sides[row])} px of {_text(image_sizes[row, ::-1])} px is under {SMALLEST_TRAINED_PX:g} px "
+            f"at data.size={size}; data.size={math.ceil(sizes_that_keep[row])} keeps it"
         )
 
     if len(small) == len(sides):
         raise DataError(
             "F4",
-            f"{index.path}: all {len(sides)} objects are under {MIN_SIDE_PX:g} px at data.size={size}, so nothing can "
-            f"be learned; data.size={int(np.median(sizes_that_keep))} keeps half of them, "
+            f"{index.path}: all {len(sides)} objects are under {SMALLEST_TRAINED_PX:g} px at data.size={size}, so "
+            f"nothing can be learned; data.size={int(np.median(sizes_that_keep))} keeps half of them, "
             f"data.size={int(sizes_that_keep.max())} all; the first: {described(0)}",
         )
     report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
@@ -60,7 +60,7 @@ def small_objects(
     largest_side = max(1, round(max(1, int(size * tile)) * largest_scale))
     resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
     shown = _sides(index) * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
-    return np.flatnonzero(shown.min(axis=1, initial=np.inf) < MIN_SIDE_PX)
+    return np.flatnonzero(shown.min(axis=1, initial=np.inf) < SMALLEST_TRAINED_PX)
 
 
 def _sides(index: AnnotationIndex) -> Float64[np.ndarray, "M 2"]:

@@ -26,7 +26,7 @@ UNCOUNTED = -(2**63)
 LARGEST_COORDINATE = 1e9
 """No image has sides near this; the comparison also fails for NaN and infinity."""
 
-MIN_SIDE_PX = 1.0
+SMALLEST_ANNOTATED_PX = 1.0
 
 ROUNDING_PX = 1e-3
 """Corners of COCO JSON further outside their image than this are a fault; less is the rounding of its decimals."""
@@ -261,11 +261,11 @@ def clean_boxes(
     clamped = np.clip(boxes, 0, sizes.T[[1, 0, 1, 0]].astype(np.float64))
 
     shorter_side_inside = np.minimum(clamped[2] - clamped[0], clamped[3] - clamped[1])
-    too_small = np.minimum(width, height) < MIN_SIDE_PX
+    too_small = np.minimum(width, height) < SMALLEST_ANNOTATED_PX
     wholly_outside = ~too_small & (shorter_side_inside <= 0)
     partly_outside = ~too_small & ~wholly_outside & (np.abs(clamped - boxes).max(axis=0) > table.rounding_px)
     # With the tolerance: a 1 px box at the border may end 1e-12 px outside.
-    sliver = partly_outside & (shorter_side_inside < MIN_SIDE_PX - table.rounding_px)
+    sliver = partly_outside & (shorter_side_inside < SMALLEST_ANNOTATED_PX - table.rounding_px)
     is_kept = ~(too_small | wholly_outside | sliver)
 
     previous = -1
@@ -274,11 +274,11 @@ def clean_boxes(
         previous = row
         where, box, size = table.name_of_object(row), boxes[:, row].round(2).tolist(), sizes[row].tolist()
         if too_small[row]:
-            report.skipped("F4", f"{where}: a side of {box} is under {MIN_SIDE_PX:g} px")
+            report.skipped("F4", f"{where}: a side of {box} is under {SMALLEST_ANNOTATED_PX:g} px")
         elif wholly_outside[row]:
             report.skipped("F5", f"{where}: {box} lies outside the image of height, width {size}")
         elif sliver[row]:
-            report.skipped("F4", f"{where}: {box} is under {MIN_SIDE_PX:g} px inside height, width {size}")
+            report.skipped("F4", f"{where}: {box} is under {SMALLEST_ANNOTATED_PX:g} px inside height, width {size}")
         else:
             report.repaired("F5", f"{where}: {box} clamped to height, width {size}")
             report.used(unit="box")

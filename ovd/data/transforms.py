@@ -26,7 +26,7 @@ Transform = Callable[[Pixels, Labels, int], tuple[Pixels, Labels]]
 """A pure function of an image, what is known of it, and a seed."""
 
 MIN_VISIBLE_SHARE = 0.3
-MIN_SIDE_PX = 2.0
+SMALLEST_TRAINED_PX = 2.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _cropped(labels: Labels, height: int, width: int) -> Labels:
 def _is_visible(visible: Float32[np.ndarray, "R 4"], whole: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
     sides = _sides(visible)
     share_is_enough = sides.prod(axis=1) >= MIN_VISIBLE_SHARE * _sides(whole).prod(axis=1)
-    return share_is_enough & (sides >= MIN_SIDE_PX).all(axis=1)
+    return share_is_enough & (sides >= SMALLEST_TRAINED_PX).all(axis=1)
 
 
 def _has_area(boxes: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:

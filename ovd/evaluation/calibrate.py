@@ -26,7 +26,7 @@ from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loader import eval_loader
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
-from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, features, nearness_to
+from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, map_inputs, nearness_to
 from ovd.model.similarity import text_cosines
 from ovd.progress import progress
 from ovd.structures import Detections
@@ -185,7 +185,7 @@ def judge(found: Detections, labels: Labels, *, num_classes: int, is_exhaustive:
 def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
     """Beta calibration by weighted logistic regression, with slopes that are not negative."""
     nearness_of_each = nearness[judged.classes]
-    inputs = features(judged.scores, nearness_of_each)
+    inputs = map_inputs(judged.scores, nearness_of_each)
     right, weights = judged.right.double(), judged.weights.double()
     used = [0, 1, 2, 3] if int(right[nearness_of_each < 1 - SAME_TEXT].sum()) >= MIN_RIGHT else [0, 1, 2]
     while True:

@@ -77,6 +77,20 @@ class Verdicts:
     """Which of them a right detection is matched with."""
 
 
+@dataclass(frozen=True)
+class _Matches:
+    """Of K detections and R true boxes."""
+
+    overlap: Bool[np.ndarray, " K"]
+    """Which detections overlap a true box of their pair at IoU 0.5."""
+    hits: Bool[np.ndarray, "K T"]
+    """Which are matched one to one at each of `IOUS`."""
+    found: Bool[np.ndarray, " R"]
+    """Which true boxes are overlapped."""
+    score_of_true: Float64[np.ndarray, " R"]
+    """Score of the detection that each is matched with at IoU 0.5, or -1."""
+
+
 class DecisionEvaluator:
     """Compares the detections of a data set with its truth; groups of classes are then looked at without new matching.
 
@@ -105,8 +119,7 @@ class DecisionEvaluator:
         self._pairs = np.unique(np.concatenate([true_pair, pair]))
         self._pair, self._true_pair = np.searchsorted(self._pairs, pair), np.searchsorted(self._pairs, true_pair)
         true_boxes, boxes = corners(truth.boxes_xywh[real]), corners(results.boxes_xywh[self._rows])
-        matched = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
-        self._overlap, self._hits, self._found, self._score_of_true = matched
+        self._matches = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
 
         self._num_true = np.bincount(self._true_pair, minlength=len(self._pairs))
         self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pairs))
@@ -159,7 +172,7 @@ class DecisionEvaluator:
     def calibrate(self, classes: Bool[np.ndarray, " C"]) -> Calibration:
         """How well the scores of a group of classes are probabilities, in the pairs where boxes count."""
         chosen = (classes[self._class_rows()] & self._is_complete)[self._pair]
-        scores, right = self._scores[chosen], self._overlap[chosen]
+        scores, right = self._scores[chosen], self._matches.overlap[chosen]
         order = np.argsort(scores, kind="stable")
         bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
         means = np.array([scores[part].mean() for part in bins])
@@ -169,7 +182,7 @@ class DecisionEvaluator:
         return Calibration(
             error=float((weights * np.abs(means - outcomes)).sum()),
             brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
-            recall=float(self._found[of_true].mean()) if of_true.any() else 0.0,
+            recall=float(self._matches.found[of_true].mean()) if of_true.any() else 0.0,
             scores=means,
             outcomes=outcomes,
         )
@@ -192,11 +205,11 @@ class DecisionEvaluator:
 
         return Verdicts(
             reported=self._results.take(chosen),
-            is_right=of_chosen(self._hits[:, 0]),
+            is_right=of_chosen(self._matches.hits[:, 0]),
             is_counted=of_chosen(self._is_complete[self._pair]),
             is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair]),
             true_rows=self._true_rows[counted],
-            is_found=(self._score_of_true > of_half[true_halves])[counted],
+            is_found=(self._matches.score_of_true > of_half[true_halves])[counted],
         )
 
     def _class_rows(self) -> Int64[np.ndarray, " S"]:
@@ -226,7 +239,7 @@ class DecisionEvaluator:
             false_present=false_present,
             false_absent=num_present - true_present,
             true_absent=self._num_judged(classes, half) - num_present - false_present,
-            hits=_num_above(self._scores[reported & self._hits[:, 0]], thresholds),
+            hits=_num_above(self._scores[reported & self._matches.hits[:, 0]], thresholds),
             reported=_num_above(self._scores[reported], thresholds),
             true=np.full(len(thresholds), self._num_true[counted].sum(), np.float64),
         )
@@ -238,7 +251,7 @@ class DecisionEvaluator:
         num_boxes = np.bincount(self._pair[reported], minlength=len(self._pairs)) + self._num_true
         hits = np.zeros(len(self._pairs))
         for column in range(len(IOUS)):
-            hits += np.bincount(self._pair[reported & self._hits[:, column]], minlength=len(self._pairs))
+            hits += np.bincount(self._pair[reported & self._matches.hits[:, column]], minlength=len(self._pairs))
         return 2 * hits[counted] / len(IOUS) / num_boxes[counted]
 
 
@@ -282,9 +295,8 @@ def _match(
     pair: Int64[np.ndarray, " K"],
     boxes: Float64[np.ndarray, "K 4"],
     scores: Float64[np.ndarray, " K"],
-) -> tuple[Bool[np.ndarray, " K"], Bool[np.ndarray, "K T"], Bool[np.ndarray, " R"], Float64[np.ndarray, " R"]]:
-    """Which detections overlap a true box of their pair at IoU 0.5; which are matched one to one at each of `IOUS`;
-    which true boxes are overlapped; and the score of the detection that each is matched with at IoU 0.5, or -1.
+) -> _Matches:
+    """Match detections with the true boxes of their pair of an image and a class.
 
     A pair's detections are matched best score first, each to the true box it overlaps most of those that are left, so
     a higher threshold never changes the matches of what remains. All pairs are matched together: first the best
@@ -311,7 +323,7 @@ def _match(
         hits[rows[turn][chosen], column] = True
         at_lowest = chosen[column == 0]
         score_of_true[true[at_lowest]] = scores[rows[turn][at_lowest]]
-    return overlap, hits, found, score_of_true
+    return _Matches(overlap, hits, found, score_of_true)
 
 
 def overlaps(

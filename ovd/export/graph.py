@@ -89,7 +89,7 @@ class DetectionGraph(nn.Module):
 
     def _classifier(self, text: Float[Tensor, "C D"], nearness: Float[Tensor, " C"]) -> TextClassifier:
         classifier = self.detector.classifier(text)
-        return classifier if self.name_bias == 0 else replace(classifier, lowered=self.name_bias * nearness)
+        return classifier if self.name_bias == 0 else replace(classifier, name_penalty=self.name_bias * nearness)
 
     def _best_pairs(
         self, boxes: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P C"]

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from ovd.build.detector import TrainedDetector, build_inference, score_ensemble
 from ovd.build.text import evaluation_text
-from ovd.data.export_boxes import MIN_SIDE_PX, LabelledImage, LabelledSet
+from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.image_files import ImageFiles, name_below, readable_sizes
 from ovd.data.loader import image_loader
 from ovd.data.report import DataReport
@@ -183,12 +183,12 @@ def choose(found: Detections, thresholds: Sequence[float], *, overlapping: bool)
 
 def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:
     """The image with the boxes that are large enough for every format."""
-    large = (found.boxes[:, 2:] - found.boxes[:, :2] >= MIN_SIDE_PX).all(dim=1)
+    large = (found.boxes[:, 2:] - found.boxes[:, :2] >= SMALLEST_EXPORTED_PX).all(dim=1)
     if report is not None:
         report.used(int(large.sum()), unit="box")
         for box in found.boxes[~large].tolist():
             rounded = [round(value, 1) for value in box]
-            report.skipped("F4", f"{file}: a side of the box {rounded} is under {MIN_SIDE_PX:g} px")
+            report.skipped("F4", f"{file}: a side of the box {rounded} is under {SMALLEST_EXPORTED_PX:g} px")
     return LabelledImage(
         file,
         height,

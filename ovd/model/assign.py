@@ -137,7 +137,7 @@ def _assign_image_atss(
         wanted = candidate & _inside(points, boxes) & (overlap >= mean + variance.sqrt())
         best, row = torch.where(wanted, overlap, -1.0).max(dim=1)
         matched = torch.where(best >= 0, row, matched)
-    return _finish(points, targets.crowd_boxes, matched, padding, _central(points, boxes, CENTER_RADIUS))
+    return _with_ignored(points, targets.crowd_boxes, matched, padding, _in_center_region(points, boxes, CENTER_RADIUS))
 
 
 @torch.no_grad()
@@ -179,8 +179,8 @@ def assign_task_aligned(
             highest = (score * is_own).amax(dim=0).clamp(min=1e-12)
             scaled = score / highest * (overlap * is_own).amax(dim=0)
             alignment = (scaled * is_own).sum(dim=1)
-        central = _central(points, target.boxes, CENTER_RADIUS)
-        parts.append((*_finish(points, target.crowd_boxes, matched, padding, central), alignment))
+        central = _in_center_region(points, target.boxes, CENTER_RADIUS)
+        parts.append((*_with_ignored(points, target.crowd_boxes, matched, padding, central), alignment))
     matched, ignored, unmatched_center, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
     return Assignment(matched, ignored, unmatched_center, alignment)
 
@@ -205,24 +205,24 @@ def _assign_images(
     # Boxes are padded to the same number in each image with empty ones, which no point is inside of.
     boxes = pad_sequence([image.boxes for image in targets], batch_first=True)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
-    central = _central(points, boxes, center_radius) & ~padding[..., None]
+    central = _in_center_region(points, boxes, center_radius) & ~padding[..., None]
     if boxes.shape[1] > 0:
-        candidate = central & _of_level(points, boxes)
+        candidate = central & _in_level_range(points, boxes)
         widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(dim=2)
         area, smallest = torch.where(candidate, (widths * heights)[:, None], torch.inf).min(dim=2)
         matched = torch.where(area < torch.inf, smallest, matched)
     crowd_boxes = pad_sequence([image.crowd_boxes for image in targets], batch_first=True)
-    return _finish(points, crowd_boxes, matched, padding, central)
+    return _with_ignored(points, crowd_boxes, matched, padding, central)
 
 
-def _finish(
+def _with_ignored(
     points: Points,
     crowd_boxes: Float[Tensor, "*B I 4"],
     matched: Int[Tensor, "*B P"],
     padding: Bool[Tensor, "*B P"],
     central: Bool[Tensor, "*B P R"],
 ) -> tuple[Int[Tensor, "*B P"], Bool[Tensor, "*B P"], Bool[Tensor, "*B P"]]:
-    """Matched, ignored and wrong-scale points of images; `central` is from `_central`."""
+    """Matched, ignored and unmatched center points of images; `central` is from `_in_center_region`."""
     unmatched = matched < 0
     crowd = _inside(points, crowd_boxes).any(dim=-1)
     return matched, padding | (crowd & unmatched), central.any(dim=-1) & ~padding & unmatched
@@ -232,14 +232,14 @@ def _inside(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B 
     return (side_distances(points.centers[:, None], boxes[..., None, :, :]) > 0).all(dim=-1)
 
 
-def _central(points: Points, boxes: Float[Tensor, "*B R 4"], center_radius: float) -> Bool[Tensor, "*B P R"]:
+def _in_center_region(points: Points, boxes: Float[Tensor, "*B R 4"], center_radius: float) -> Bool[Tensor, "*B P R"]:
     """Whether a point is inside a box and less than `center_radius` strides from its center."""
     box_centers = (boxes[..., None, :, :2] + boxes[..., None, :, 2:]) / 2
     offset = (points.centers[:, None] - box_centers).abs().amax(dim=-1)
     return _inside(points, boxes) & (offset < center_radius * points.strides[:, None])
 
 
-def _of_level(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
+def _in_level_range(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
     """Whether the largest distance from a point to a box's sides belongs to the point's level."""
     strides = points.strides
     lower = torch.where(strides == strides.min(), 0, 4 * strides)

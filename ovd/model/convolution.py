@@ -17,7 +17,12 @@ INPUT_SHAPES = 5
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`, whose bias a GPU adds in a kernel of its own: torch's takes as long as the convolution."""
+    """`nn.Conv2d` of pyramid, head and shortcuts, in the ways that are fastest.
+
+    What depends on frozen weights alone is computed once. On a GPU a kernel adds the bias, and a map if there is one:
+    torch's takes as long as the convolution. On a CPU small levels are convolved together, and narrow maps around a
+    fault of oneDNN.
+    """
 
     def __init__(
         self,

@@ -50,7 +50,8 @@ class GatedProjection(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C h w"], added: Float[Tensor, "B D h w"] | None = None
     ) -> Float[Tensor, "B D h w"]:
-        """
+        """Gate times projection, plus a map if there is one.
+
         Args:
             added: what the projection is added to.
         """

@@ -31,9 +31,9 @@ class Matches:
     point: Int[Tensor, " M"]
     box: Int[Tensor, " M"]
     """Row of the box that the point is matched to, among all boxes of the batch."""
-    boxed_image: Int[Tensor, " N"]
+    box_loss_image: Int[Tensor, " N"]
     """Of the N points with a box loss: those of images that are not left out of the box and the quality loss."""
-    boxed_point: Int[Tensor, " N"]
+    box_loss_point: Int[Tensor, " N"]
     true_boxes: Float[Tensor, "N 4"]
     """Boxes that these points are matched to."""
     weights: Float[Tensor, " N"]
@@ -49,7 +49,7 @@ class Matches:
         quality loss.
         """
         num_matched, num_quality = self.weights.new_tensor(
-            [len(self.box), len(self.boxed_image) + len(self.center_image)]
+            [len(self.box), len(self.box_loss_image) + len(self.center_image)]
         )
         return torch.stack([num_matched, self.weights.sum(), num_quality])
 
@@ -66,18 +66,18 @@ def match_points(
     first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
     box = first_box[image] + assignment.matched[image, point]
     unmatched_center = assignment.unmatched_center & ~assignment.ignored
-    boxed_image, boxed_point, boxed_box = image, point, box
+    box_loss_image, box_loss_point, boxed_box = image, point, box
     if no_box_loss is not None:
         (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
-        boxed_image, boxed_point, boxed_box = image[boxed], point[boxed], box[boxed]
+        box_loss_image, box_loss_point, boxed_box = image[boxed], point[boxed], box[boxed]
         unmatched_center &= ~no_box_loss[:, None]
     true_boxes = torch.cat([t.boxes for t in targets])[boxed_box]
     if assignment.alignment is None:
-        weights = centerness(side_distances(points.centers[boxed_point], true_boxes))
+        weights = centerness(side_distances(points.centers[box_loss_point], true_boxes))
     else:
-        weights = assignment.alignment[boxed_image, boxed_point]
+        weights = assignment.alignment[box_loss_image, box_loss_point]
     return Matches(
-        image, point, box, boxed_image, boxed_point, true_boxes, weights, *unmatched_center.nonzero(as_tuple=True)
+        image, point, box, box_loss_image, box_loss_point, true_boxes, weights, *unmatched_center.nonzero(as_tuple=True)
     )
 
 
@@ -103,7 +103,7 @@ def detection_losses(
         normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
         low_precision: compute the class loss's products in bf16, if they are many.
     """
-    image, point = matches.boxed_image, matches.boxed_point
+    image, point = matches.box_loss_image, matches.box_loss_point
     loss_box, loss_quality = box_and_quality_losses(
         predictions.boxes[image, point],
         predictions.quality[image, point],

@@ -79,7 +79,7 @@ class PairScores:
         self.competes = options.competition > 0
         self._log_total = (options.competition * self.cosines).logsumexp(dim=1) if self.competes else None
         # The bias is one in the choice between names: where they compete, it is corrected there alone.
-        self._restored = classifier.lowered if self.competes else None
+        self._restored = classifier.name_penalty if self.competes else None
 
     @cached_property
     def cosines(self) -> Float[Tensor, "P C"]:
@@ -188,8 +188,8 @@ def _cosines(points: PointPredictions, classifier: TextClassifier) -> Float[Tens
     if points.mixed is None:
         return cosines
     mixed = points.mixed @ classifier.text.T
-    if classifier.lowered is not None:
-        mixed = mixed - classifier.lowered
+    if classifier.name_penalty is not None:
+        mixed = mixed - classifier.name_penalty
     return mixed + (cosines.amax(dim=1) - mixed.amax(dim=1))[:, None]
 
 

@@ -40,6 +40,6 @@ def _best_cosines(embeddings: Float[Tensor, "P D"], classifier: TextClassifier, 
     embeddings = embeddings.to(dtype)
     lengths = torch.linalg.vector_norm(embeddings, dim=1).float().clamp(min=EPSILON)
     products = embeddings @ classifier.text[::step].to(dtype).T
-    if classifier.lowered is None:
+    if classifier.name_penalty is None:
         return products.amax(dim=1).float() / lengths
-    return (products / lengths[:, None] - classifier.lowered[::step]).amax(dim=1)
+    return (products / lengths[:, None] - classifier.name_penalty[::step]).amax(dim=1)

@@ -18,7 +18,7 @@ from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import TextClassifier, point_scores, unit_embeddings
 from ovd.structures import Points, Predictions
 
-MIN_SIDE_PX = 8.0
+SMALLEST_DISTILLED_PX = 8.0
 """Boxes with a shorter side of at most this length are not used: a crop would show nothing that CLIP could name."""
 NMS_IOU = 0.5
 """IoU above which the lower-scoring of two boxes is dropped, whatever their classes."""
@@ -49,11 +49,11 @@ def select_regions(
 ) -> Regions:
     """Select in each image the best predicted boxes, and the points whose predicted boxes agree with them.
 
-    A box is clipped to its image; it is a candidate if its shorter side is longer than `MIN_SIDE_PX` and if it scores
-    more than `min_score`. The score is the geometric mean of the highest class probability and the quality. The
-    `boxes` best candidates that survive class-agnostic NMS are kept; the `points` best candidates that overlap a kept
-    box by more than `AGREEMENT_IOU` are its points: mostly with the box's own point, which may have worse scored ones
-    before it if NMS dropped them for a third box.
+    A box is clipped to its image; it is a candidate if its shorter side is longer than `SMALLEST_DISTILLED_PX` and if
+    it scores more than `min_score`. The score is the geometric mean of the highest class probability and the quality.
+    The `boxes` best candidates that survive class-agnostic NMS are kept; the `points` best candidates that overlap a
+    kept box by more than `AGREEMENT_IOU` are its points: mostly with the box's own point, which may have worse scored
+    ones before it if NMS dropped them for a third box.
 
     Args:
         classifier: of the texts scored in the step; without any, nothing is selected.
@@ -79,7 +79,7 @@ def _select_in_image(
 ) -> tuple[Float[Tensor, "K 4"], Int[Tensor, " N"], Int[Tensor, " N"]]:
     """An image's kept boxes; the points, and the row of each point's box."""
     boxes = clip_boxes(predictions.boxes[image].float(), size)
-    is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > MIN_SIDE_PX
+    is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > SMALLEST_DISTILLED_PX
     (point,) = (is_large & ~padding).nonzero(as_tuple=True)
     scores = point_scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
     scores, order = scores.sort(descending=True, stable=True)

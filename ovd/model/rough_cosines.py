@@ -42,7 +42,8 @@ class RoughCosines:
     def of(
         cls, embeddings: Float[Tensor, "P D"], lengths: Float[Tensor, " P"], classifier: TextClassifier
     ) -> "RoughCosines":
-        """
+        """The cosines of embeddings with all rows of a classifier.
+
         Args:
             lengths: of the embeddings.
         """
@@ -52,10 +53,10 @@ class RoughCosines:
             error = error + torch.linalg.vector_norm(embeddings - rounded, dim=1) / lengths
         values = classifier.rounded.products(rounded)
         # The relative error is of values of at most 1, before they are lowered.
-        if classifier.lowered is None:
+        if classifier.name_penalty is None:
             return cls(values, lengths, error, HALF_STEP)
         cosines = values.float().div_(lengths[:, None])
-        cosines[:, : len(classifier)] -= classifier.lowered
+        cosines[:, : len(classifier)] -= classifier.name_penalty
         return cls(cosines, torch.ones_like(lengths), error + HALF_STEP, 0.0)
 
     def at_least(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:

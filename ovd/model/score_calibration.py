@@ -53,7 +53,7 @@ class ScoreMap:
         Args:
             nearness: of each detection's name to the trained ones.
         """
-        return (features(scores, nearness) @ self.weights.to(scores.device)).sigmoid().to(scores.dtype)
+        return (map_inputs(scores, nearness) @ self.weights.to(scores.device)).sigmoid().to(scores.dtype)
 
     def least_score(self, probability: float, nearness: Float[Tensor, " C"]) -> float:
         """A score below which no detection of these names has a higher probability than this.
@@ -83,7 +83,7 @@ class ScoreMap:
         return torch.tensor([self.slope, self.curve, self.offset, self.distance], dtype=torch.float64)
 
 
-def features(scores: Float[Tensor, " K"], nearness: Float[Tensor, " K"]) -> Float[Tensor, "K 4"]:
+def map_inputs(scores: Float[Tensor, " K"], nearness: Float[Tensor, " K"]) -> Float[Tensor, "K 4"]:
     """What a `ScoreMap` is linear in, float64."""
     inner = scores.double().clamp(EPSILON, 1 - EPSILON)
     return torch.stack([inner.log(), -(1 - inner).log(), torch.ones_like(inner), 1 - nearness.double()], dim=1)

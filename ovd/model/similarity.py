@@ -95,7 +95,7 @@ class TextClassifier:
     """Class of each row: its position in the vocabulary, or the id of a pair's text. Ascending."""
     scale: Float[Tensor, ""]
     bias: Float[Tensor, ""]
-    lowered: Float[Tensor, " C"] | None = None
+    name_penalty: Float[Tensor, " C"] | None = None
     """Taken off the cosines with each row, against a bias towards names that were trained on; None for nothing."""
 
     def __len__(self) -> int:
@@ -103,9 +103,9 @@ class TextClassifier:
         return len(self.text)
 
     def cosines(self, embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
-        """Cosines of embeddings of any length, less `lowered`, all at once."""
+        """Cosines of embeddings of any length, less `name_penalty`, all at once."""
         cosines = text_cosines(embeddings, self.text)
-        return cosines if self.lowered is None else cosines - self.lowered
+        return cosines if self.name_penalty is None else cosines - self.name_penalty
 
     def pair_cosines(
         self,
@@ -114,7 +114,7 @@ class TextClassifier:
         points: Int[Tensor, " N"],
         rows: Int[Tensor, " N"],
     ) -> Float[Tensor, " N"]:
-        """The cosines of some pairs of an embedding and a row, less `lowered`.
+        """The cosines of some pairs of an embedding and a row, less `name_penalty`.
 
         Args:
             lengths: of the embeddings.
@@ -126,7 +126,7 @@ class TextClassifier:
         pairs = torch.sparse_csr_tensor(ends, rows, zeros, size, check_invariants=False)
         products = torch.sparse.sampled_addmm(pairs, embeddings.float(), self.text.T).values()
         cosines = products / lengths[points]
-        return cosines if self.lowered is None else cosines - self.lowered[rows]
+        return cosines if self.name_penalty is None else cosines - self.name_penalty[rows]
 
     @cached_property
     def rounded(self) -> RoundedRows:
@@ -163,8 +163,8 @@ class TextClassifier:
         return self._of_rows(mask, self.class_ids[mask])
 
     def _of_rows(self, rows: Tensor, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
-        lowered = None if self.lowered is None else self.lowered[rows]
-        return replace(self, text=self.text[rows], class_ids=class_ids, lowered=lowered)
+        name_penalty = None if self.name_penalty is None else self.name_penalty[rows]
+        return replace(self, text=self.text[rows], class_ids=class_ids, name_penalty=name_penalty)
 
 
 @cache

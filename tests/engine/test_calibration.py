@@ -280,7 +280,7 @@ def test_without_a_bias_the_classifier_is_the_detectors(tiny_clip, texts):
         inference = Inference(
             detector, size=96, options=DetectionOptions(), low_precision=False, calibration=calibration
         )
-        assert inference.classifier(texts).lowered is None
+        assert inference.classifier(texts).name_penalty is None
 
 
 def test_a_map_changes_scores_and_neither_boxes_nor_the_order_within_a_class(tiny_clip, texts, image):

@@ -388,7 +388,7 @@ def test_a_known_bias_is_taken_instead_of_a_measured_one(inference, index, text,
     calibrated = Inference(
         inference.detector, size=96, options=inference.options, low_precision=False, calibration=found
     )
-    lowered = calibrated.classifier(text).lowered
+    lowered = calibrated.classifier(text).name_penalty
     if name_bias == 0:
         assert lowered is None
     else:

@@ -85,7 +85,7 @@ def test_a_classifier_knows_which_classes_have_a_row() -> None:
 def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:
     plain, embeddings = make_classifier(), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)) * 7
     lowered = torch.tensor([0.0, 0.05, 0.1, -0.2])
-    classifier = replace(plain, lowered=lowered)
+    classifier = replace(plain, name_penalty=lowered)
     cosines = torch.cosine_similarity(embeddings[:, :, None], plain.text, dim=-1) - lowered
     torch.testing.assert_close(classifier.cosines(embeddings), cosines)
     torch.testing.assert_close(classifier.logits(embeddings), 20 * cosines - 3)
@@ -98,9 +98,9 @@ def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:
     ):
         torch.testing.assert_close(part.cosines(embeddings), cosines[..., rows])
         torch.testing.assert_close(part.logits(embeddings), 20 * cosines[..., rows] - 3)
-    assert plain.select(mask).lowered is None
-    assert plain.of_classes(torch.tensor([3])).lowered is None
-    nothing = replace(plain, lowered=torch.zeros(4))
+    assert plain.select(mask).name_penalty is None
+    assert plain.of_classes(torch.tensor([3])).name_penalty is None
+    nothing = replace(plain, name_penalty=torch.zeros(4))
     assert torch.equal(nothing.logits(embeddings), plain.logits(embeddings))
 
 

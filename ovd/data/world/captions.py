@@ -16,7 +16,7 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def pluralise(phrase: str) -> str:
+def pluralize(phrase: str) -> str:
     return phrase if phrase.endswith("s") else f"{phrase}s"
 
 
@@ -31,7 +31,7 @@ def caption(rng: np.random.Generator, objects: tuple[DrawnObject, ...], settings
         if named.synonyms and rng.random() < settings.caption_synonym:
             name = named.synonyms[rng.integers(len(named.synonyms))]
         if count > 1:
-            phrases.append(f"{COUNTS[count]} {pluralise(name)}")
+            phrases.append(f"{COUNTS[count]} {pluralize(name)}")
             continue
         if rng.random() < settings.caption_color:
             name = f"{next(item.color for item in kept if item.glyph == glyph)} {name}"

@@ -26,7 +26,7 @@ import numpy as np
 from ovd.choices import Domain
 from ovd.data.pairs import Pair, write_pair_shards
 from ovd.data.world.build import draw_in_parallel, encode_jpeg, write_json
-from ovd.data.world.captions import COUNTS, pluralise, with_article
+from ovd.data.world.captions import COUNTS, pluralize, with_article
 from ovd.data.world.foreign_drawing import (
     BACKGROUNDS,
     CANVAS_PX,
@@ -192,7 +192,7 @@ def _pairs(settings: ForeignSettings) -> Iterator[Pair]:
     scenes = draw_in_parallel(partial(_scene, part="pairs", settings=settings), settings.num_pairs, "drawing pairs")
     for index, (encoded, objects) in enumerate(scenes):
         phrases = [
-            with_article(classes[row].name) if count == 1 else f"{COUNTS[count]} {pluralise(classes[row].name)}"
+            with_article(classes[row].name) if count == 1 else f"{COUNTS[count]} {pluralize(classes[row].name)}"
             for row, count in Counter(row for row, _ in objects).items()
         ]
         yield Pair(key=f"{index:06d}", image=encoded, caption=" and ".join(phrases), info={})

@@ -9,7 +9,7 @@ from ovd.data.world.glyphs import load_glyphs, mask_for_size
 from ovd.data.world.settings import Style
 from ovd.shapes import Float, UInt8
 
-COLOURS = {
+COLORS = {
     "red": (205, 40, 40),
     "orange": (235, 135, 30),
     "yellow": (235, 215, 50),
@@ -71,9 +71,9 @@ def draw_background(rng: np.random.Generator, size: int, style: Style) -> Float[
 
 def contrasting_color(rng: np.random.Generator, background: float) -> tuple[str, np.ndarray]:
     """A named color, jittered, whose luminance stands off from the background's."""
-    names = [n for n, rgb in COLOURS.items() if abs(luminance(np.array(rgb)) - background) >= MIN_LUMINANCE_CONTRAST]
+    names = [n for n, rgb in COLORS.items() if abs(luminance(np.array(rgb)) - background) >= MIN_LUMINANCE_CONTRAST]
     name = names[rng.integers(len(names))]
-    return name, np.clip(np.array(COLOURS[name]) + rng.normal(0, 10, 3), 0, 255).astype(np.float32)
+    return name, np.clip(np.array(COLORS[name]) + rng.normal(0, 10, 3), 0, 255).astype(np.float32)
 
 
 def warp_mask(
