@@ -21,9 +21,9 @@ from measured import save
 from torch import Tensor
 
 from ovd.build.data import draw_world, hold_out, load_training_index, load_validation_index
-from ovd.build.detector import TrainedDetector, load_detector
 from ovd.build.prompts import SHARE_OF_IMAGES, Example, PromptEncoder
 from ovd.build.text import text_of_index
+from ovd.build.trained import TrainedDetector, load_detector
 from ovd.config import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex

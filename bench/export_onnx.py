@@ -35,8 +35,8 @@ from small_export import (
     unit_rows,
 )
 
-from ovd.build.detector import build_inference, load_detector
 from ovd.build.text import evaluation_text
+from ovd.build.trained import build_inference, load_detector
 from ovd.data.image_files import images_below
 from ovd.data.images import read_image
 from ovd.export.detector import export_detector

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.build.detector import TrainedDetector, build_detector, build_inference, configured_clip
+from ovd.build.detector import build_detector, configured_clip
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.clip.load import Clip, load_clip
 from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images import read_image

@@ -15,7 +15,7 @@ import open_clip
 import torch
 from measured import save
 
-from ovd.build.detector import build_inference, load_detector
+from ovd.build.trained import build_inference, load_detector
 from ovd.data.images import read_image
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions

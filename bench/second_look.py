@@ -14,7 +14,7 @@ import torch
 from fresh import argument_parser, fresh_detector
 from measured import medians, save
 
-from ovd.build.detector import build_second_look
+from ovd.build.crops import build_second_look
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.precision import describe_machine
 

@@ -30,16 +30,10 @@ except ModuleNotFoundError as error:
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ovd.build.detector import (
-    TrainedDetector,
-    build_detector,
-    build_second_look,
-    configured_clip,
-    initialize,
-    load_detector,
-    score_ensemble,
-)
+from ovd.build.crops import build_second_look
+from ovd.build.detector import build_detector, configured_clip
 from ovd.build.text import build_class_bank, evaluation_text
+from ovd.build.trained import TrainedDetector, initialize, load_detector, score_ensemble
 from ovd.config import TrainConfig, load_config
 from ovd.data.formats import FORMATS
 from ovd.data.index import AnnotationIndex

@@ -20,10 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ovd.build.detector import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.build.model_card import METRICS, model_card
 from ovd.build.packaged import check_packable, save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
+from ovd.build.trained import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from ovd.build.data import load_evaluation_index, load_training_index, training_batches
-from ovd.build.detector import TrainedDetector, build_backbone, build_detector, build_inference
+from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.clip.onednn import has_operations
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations

@@ -94,7 +94,7 @@ def test_a_bad_input_is_one_line(monkeypatch, capsys):
 )
 def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
+    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
     outputs = []
     monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
     run(monkeypatch, "eval", "runs/one", *options.split())
@@ -103,7 +103,7 @@ def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_
 
 def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
+    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
     monkeypatch.setattr("ovd.build.data.load_evaluation_index", lambda *_, **__: None)
     outputs = []
     monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
@@ -200,7 +200,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ovd.build.detector.load_detector", interrupted)
+    monkeypatch.setattr("ovd.build.trained.load_detector", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "eval", "runs/one")
     assert stopped.value.code == 130
@@ -217,7 +217,7 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
         return report
 
     predictor = SimpleNamespace(threshold=0.45, is_calibrated=False)
-    monkeypatch.setattr("ovd.build.detector.load_detector", lambda *_, **__: None)
+    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
     monkeypatch.setattr("ovd.jobs.detect.detect_in", detect_in)
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")

@@ -10,9 +10,10 @@ from PIL import Image
 from small_export import unchecked
 from torch.nn import functional as F
 
-from ovd.build.detector import TrainedDetector, build_detector, untouched_clip
+from ovd.build.detector import build_detector, untouched_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
+from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
 from ovd.jobs.queries import read_example, with_examples

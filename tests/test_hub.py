@@ -11,8 +11,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from ovd.build.detector import TrainedDetector, build_detector, load_detector
+from ovd.build.detector import build_detector
 from ovd.build.prompts import Example, Prompt
+from ovd.build.trained import TrainedDetector, load_detector
 from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import copy_clip, save_clip
 from ovd.config import TrainConfig, parse_config

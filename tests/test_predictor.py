@@ -10,9 +10,10 @@ from PIL import Image
 from small_export import unchecked
 
 import ovd.build.prompts
-from ovd.build.detector import TrainedDetector, build_detector, resolve_device, score_ensemble
+from ovd.build.detector import build_detector, resolve_device
 from ovd.build.prompts import Prompt
 from ovd.build.text import evaluation_text
+from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
 from ovd.inference import Inference

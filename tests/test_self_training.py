@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from small_run import small_config
 
 import ovd.build.data
-import ovd.build.detector
+import ovd.build.trained
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.build.data import load_labelled_pairs, samples_drawn
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.config import (
     AblationConfig,
     AblationRow,
@@ -176,7 +176,7 @@ def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes
     config = make_config(run, miniature_world, **changes, eval={"ensemble": {"base": 0.2, "novel": 0.9}})
     train_from_config(config, evaluate=False)
     trained = load_detector(run)
-    ensemble = ovd.build.detector.score_ensemble(trained, [*trained.classes, "a name that is new"])
+    ensemble = ovd.build.trained.score_ensemble(trained, [*trained.classes, "a name that is new"])
     assert ensemble is not None
     assert ensemble.weights.tolist() == pytest.approx([0.2] * len(trained.classes) + [0.9])
     metrics = evaluate_run(trained, output=tmp_path / "evaluation").metrics

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovd.build.detector import TrainedDetector, build_detector, configured_clip
+from ovd.build.detector import build_detector, configured_clip
+from ovd.build.trained import TrainedDetector
 from ovd.choices import DataFormatName
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, parse_config

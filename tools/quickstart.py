@@ -19,7 +19,8 @@ import torch
 from torchvision.ops import box_iou
 
 from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
-from ovd.build.detector import TrainedDetector, load_detector, resolve_device
+from ovd.build.detector import resolve_device
+from ovd.build.trained import TrainedDetector, load_detector
 from ovd.cli import run_tool
 from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images import read_image

@@ -15,7 +15,8 @@ from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
 from ovd.ablation.row import RowStages, changed_settings, hash_of, label, of_groups, timed, train_row
 from ovd.ablation.statistics import Estimate, estimate
 from ovd.ablation.tables import markdown_table
-from ovd.build.detector import find_checkpoint, resolve_device
+from ovd.build.detector import resolve_device
+from ovd.build.trained import find_checkpoint
 from ovd.config import FineTuningTable, LabelsConfig, TrainConfig, load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.jobs.fine_tune import Outcome, fine_tune

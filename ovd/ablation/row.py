@@ -15,8 +15,9 @@ import torch
 
 from ovd.ablation.records import Record
 from ovd.build.data import draw_world, hold_out, load_evaluation_index, load_training_index
-from ovd.build.detector import TrainedDetector, load_detector, resolve_device
+from ovd.build.detector import resolve_device
 from ovd.build.text import text_of_index
+from ovd.build.trained import TrainedDetector, load_detector
 from ovd.config import (
     AblationRow,
     AlignConfig,

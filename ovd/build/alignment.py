@@ -5,9 +5,10 @@ from typing import assert_never
 from ovd.alignment.images import UnlabelledImages, images_of_folder, images_of_index, images_of_shards
 from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.alignment.train import Distillation, sides_px
+from ovd.build.crops import build_crop_encoder
 from ovd.build.data import data_root, load_whole_training_set
-from ovd.build.detector import build_crop_encoder, build_inference, load_detector
 from ovd.build.text import evaluation_text
+from ovd.build.trained import build_inference, load_detector
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, WorldData
 from ovd.data.report import DataReport

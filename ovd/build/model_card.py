@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ovd.build.detector import TrainedDetector
+from ovd.build.trained import TrainedDetector
 from ovd.engine.checkpoint import step_of
 from ovd.engine.metric_records import last_evaluated_step
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ovd.build.detector import TrainedDetector, untouched_clip
+from ovd.build.detector import untouched_clip
 from ovd.build.model_card import METRICS, metrics_of
+from ovd.build.trained import TrainedDetector
 from ovd.clip.load import TINY_CLIP
 from ovd.clip.save import copy_clip, save_clip
 from ovd.config import ClipConfig

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.build.detector import TrainedDetector, build_crop_encoder, low_precision, resolve_device, untouched_clip
+from ovd.build.crops import build_crop_encoder
+from ovd.build.detector import low_precision, resolve_device, untouched_clip
 from ovd.build.text import evaluation_text, with_learned_names
+from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.data.images import read_image
 from ovd.data.pixels import ImageInMemory, as_pixels

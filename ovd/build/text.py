@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.build.detector import TrainedDetector, resolve_device
+from ovd.build.detector import resolve_device
+from ovd.build.trained import TrainedDetector
 from ovd.clip.load import Clip
 from ovd.config import (
     TrainConfig,

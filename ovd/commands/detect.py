@@ -104,7 +104,7 @@ def main() -> None:
     arguments = parser().parse_args()
     import torch
 
-    from ovd.build.detector import load_detector
+    from ovd.build.trained import load_detector
     from ovd.jobs.detect import detect_in, output_for, read_examples
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the second run, 0 to 1 (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="run folder to write")
     arguments = parser.parse_args()
-    from ovd.build.detector import find_checkpoint
+    from ovd.build.trained import find_checkpoint
     from ovd.engine.ensemble import save_ensemble
 
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)

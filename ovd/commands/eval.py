@@ -132,7 +132,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     import torch  # here, since a results file needs none of these, which take seconds to import
 
     from ovd.build.data import load_evaluation_index
-    from ovd.build.detector import load_detector
+    from ovd.build.trained import load_detector
     from ovd.data.report import DataReport
     from ovd.distributed import is_main, main_first
     from ovd.jobs.evaluate import evaluate_run

@@ -34,7 +34,7 @@ def main() -> None:
     if arguments.int8 != (arguments.images is not None):
         raise ValueError("--int8 and --images FOLDER belong together")
 
-    from ovd.build.detector import load_detector  # here, since importing torch takes seconds
+    from ovd.build.trained import load_detector  # here, since importing torch takes seconds
     from ovd.export.detector import export_detector
     from ovd.export.smaller import calibration_images, quantize, to_half
     from ovd.onnx.text import text_files

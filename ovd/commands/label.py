@@ -105,7 +105,7 @@ def main() -> None:
 
     import torch
 
-    from ovd.build.detector import load_detector
+    from ovd.build.trained import load_detector
     from ovd.jobs.label import label_images
     from ovd.predictor import UNCALIBRATED_THRESHOLD
 

@@ -82,7 +82,7 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
     """Label this process's shards, and say what was done."""
     import torch
 
-    from ovd.build.detector import load_detector
+    from ovd.build.trained import load_detector
     from ovd.jobs.pseudo_label import pseudo_label_run
     from ovd.selftrain.pseudo_label import worker_of
 

@@ -92,7 +92,7 @@ def main() -> None:
     check_host(arguments.host, public=arguments.public)
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
-    from ovd.build.detector import load_detector
+    from ovd.build.trained import load_detector
     from ovd.predictor import UNCALIBRATED_THRESHOLD
     from ovd.serve.answerer import Answerer
     from ovd.serve.app import Settings, build_app

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ovd.build.detector import TrainedDetector
+from ovd.build.trained import TrainedDetector
 from ovd.export.graph import DetectionGraph
 from ovd.export.text import export_text
 from ovd.export.tracing import write_onnx

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.data import HeldOut
-from ovd.build.detector import TrainedDetector, build_inference, resolve_device
+from ovd.build.detector import resolve_device
 from ovd.build.prompts import example_encoder
 from ovd.build.text import text_of_detector
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.config import TrainConfig
 from ovd.data.formats import FORMATS
 from ovd.data.images import ImageError, read_image

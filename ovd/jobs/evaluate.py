@@ -6,17 +6,11 @@ from typing import cast
 from jaxtyping import Float
 from torch import Tensor
 
+from ovd.build.crops import build_crop_encoder
 from ovd.build.data import load_validation_index
-from ovd.build.detector import (
-    TrainedDetector,
-    build_crop_encoder,
-    build_inference,
-    low_precision,
-    resolve_device,
-    score_ensemble,
-    untouched_clip,
-)
+from ovd.build.detector import low_precision, resolve_device, untouched_clip
 from ovd.build.text import text_of_detector
+from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport

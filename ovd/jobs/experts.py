@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.build.detector import TrainedDetector, build_inference, load_detector
 from ovd.build.experts import names_of, own_layers
 from ovd.build.text import evaluation_text, text_of_index
+from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.experts.folder import (

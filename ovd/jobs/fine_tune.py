@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovd.build.data import hold_out, load_training_index, load_validation_index
-from ovd.build.detector import TrainedDetector, find_checkpoint, load_detector
+from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ovd.build.detector import TrainedDetector, build_inference, score_ensemble
 from ovd.build.text import evaluation_text
+from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.image_files import ImageFiles, name_below, readable_sizes
 from ovd.data.loader import image_loader

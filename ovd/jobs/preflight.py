@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from ovd.build.crops import build_region_teacher
 from ovd.build.data import (
     check_all_exist,
     hold_out,
@@ -13,15 +14,9 @@ from ovd.build.data import (
     small_training_objects,
     training_batches,
 )
-from ovd.build.detector import (
-    build_detector,
-    build_region_teacher,
-    build_start,
-    configured_clip,
-    low_precision,
-    resolve_device,
-)
+from ovd.build.detector import build_detector, configured_clip, low_precision, resolve_device
 from ovd.build.text import check_bank
+from ovd.build.trained import build_start
 from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex

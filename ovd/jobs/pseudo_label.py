@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ovd.build.detector import TrainedDetector, build_inference, resolve_device
+from ovd.build.detector import resolve_device
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Templates
 from ovd.config import LabelOptions
 from ovd.data.report import DataReport

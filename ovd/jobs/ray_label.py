@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.choices import Templates
 from ovd.config import LabelOptions
 from ovd.data.pairs import PairShards, list_shards

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-from ovd.build.detector import build_detector, build_region_teacher, build_start, configured_clip
+from ovd.build.crops import build_region_teacher
+from ovd.build.detector import build_detector, configured_clip
+from ovd.build.trained import build_start
 from ovd.config import TrainConfig, load_config
 from ovd.engine.step import Criterion, backward
 from ovd.engine.step_dump import read_step

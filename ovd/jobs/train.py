@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from ovd.build.crops import build_region_teacher
 from ovd.build.data import (
     HeldOut,
     check_all_exist,
@@ -22,20 +23,16 @@ from ovd.build.data import (
     samples_drawn,
     training_batches,
 )
-from ovd.build.detector import (
+from ovd.build.detector import build_detector, configured_clip, low_precision, resolve_device
+from ovd.build.text import build_text_bank, text_of_index, with_learned_names
+from ovd.build.trained import (
     TrainedDetector,
-    build_detector,
-    build_region_teacher,
     build_start,
     check_text_tower,
-    configured_clip,
     find_checkpoint,
     initialize,
-    low_precision,
-    resolve_device,
     stored_calibration,
 )
-from ovd.build.text import build_text_bank, text_of_index, with_learned_names
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
 from ovd.data.index import AnnotationIndex

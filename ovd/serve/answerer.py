@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ovd.build.detector import TrainedDetector, build_inference, score_ensemble
 from ovd.build.prompts import Example, PromptEncoder
 from ovd.build.text import evaluation_text
+from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.data.buckets import Shape
 from ovd.data.images import read_image
 from ovd.data.padding import pad_images

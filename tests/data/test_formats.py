@@ -317,7 +317,7 @@ def test_a_run_with_three_evaluations_reads_its_validation_file_once(miniature_w
 
 
 def test_an_evaluation_job_reads_its_file_once(pictures, tmp_path, opened):
-    from ovd.build.detector import load_detector
+    from ovd.build.trained import load_detector
     from ovd.jobs.evaluate import evaluate_run
 
     path = write_coco(pictures, BOXES)

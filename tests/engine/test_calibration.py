@@ -15,9 +15,9 @@ from small_run import small_config
 
 import ovd.jobs.train
 from ovd.build.data import hold_out, load_training_index
-from ovd.build.detector import build_inference, load_detector
 from ovd.build.prompts import Example, Prompt, PromptEncoder
 from ovd.build.text import text_of_index
+from ovd.build.trained import build_inference, load_detector
 from ovd.config import TrainConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from small_run import small_config
 
+from ovd.build.crops import build_region_teacher
 from ovd.build.data import load_training_index, training_batches
-from ovd.build.detector import build_detector, build_region_teacher, configured_clip
+from ovd.build.detector import build_detector, configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config import ClipConfig, TrainConfig
 from ovd.data.report import DataReport

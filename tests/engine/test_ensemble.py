@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ovd.build.detector import build_detector, load_detector
+from ovd.build.detector import build_detector
+from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig
 from ovd.engine import checkpoint

@@ -18,7 +18,7 @@ from small_run import small_config, source_of
 
 import ovd.jobs.train
 from ovd.build.data import load_training_index, load_validation_index, training_batches
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.config import LabelOptions, TrainConfig
 from ovd.data.pairs import write_pair_shards
 from ovd.data.report import DataReport

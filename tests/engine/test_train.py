@@ -13,7 +13,8 @@ from small_run import small_config, source_of
 
 import ovd.engine.step
 from ovd.build.data import load_training_index, training_batches
-from ovd.build.detector import build_detector, load_detector
+from ovd.build.detector import build_detector
+from ovd.build.trained import load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
@@ -103,7 +104,7 @@ def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_wo
 
 
 def test_a_detector_is_refused_with_another_text_tower(reference, monkeypatch):
-    monkeypatch.setattr("ovd.build.detector.text_tower_fingerprint", lambda clip: "another")
+    monkeypatch.setattr("ovd.build.trained.text_tower_fingerprint", lambda clip: "another")
     with pytest.raises(ValueError, match="another text tower"):
         load_detector(reference)
 

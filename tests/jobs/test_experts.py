@@ -17,7 +17,7 @@ from small_fine_tuning import fine_tuning_config
 from small_run import source_of
 
 from ovd.build.data import load_validation_index
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.config import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
@@ -166,8 +166,8 @@ def test_scores_are_probabilities_if_those_of_all_who_answer_are(start, experts)
 
 
 def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) -> None:
-    from ovd.build.detector import build_inference
     from ovd.build.text import evaluation_text
+    from ovd.build.trained import build_inference
 
     trained = load_detector(start, experts=ExpertGroup(tuple(experts)))
     inference = build_inference(trained)

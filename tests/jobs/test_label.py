@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.commands import check, label
 from ovd.data.image_files import images_at
 from ovd.data.report import DataReport

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_run import small_config, source_of
 
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.data.report import DataError
 from ovd.jobs.preflight import preflight
 from ovd.jobs.train import find_run, train_from_config

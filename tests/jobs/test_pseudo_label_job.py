@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.build.detector import TrainedDetector, build_detector
+from ovd.build.detector import build_detector
+from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.pairs import Pair, write_pair_shards

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.build.detector import build_detector, load_detector
+from ovd.build.detector import build_detector
+from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.pairs import Pair, write_pair_shards

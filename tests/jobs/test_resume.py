@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovd.build.data import samples_drawn
-from ovd.build.detector import load_detector
+from ovd.build.trained import load_detector
 from ovd.config import RENAMED, ConfigError, TrainConfig
 from ovd.engine import checkpoint
 from ovd.jobs.train import check_same_run

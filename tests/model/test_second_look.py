@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ovd.build.detector import TrainedDetector, build_detector, build_inference, build_second_look
+from ovd.build.crops import build_second_look
+from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text, text_of_index
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.pairs import Pair, write_pair_shards

@@ -107,7 +107,7 @@ def test_a_run_with_it_stays_nearer_to_its_start_and_repeats_to_the_bit(miniatur
     train_from_config(small_config(start, miniature_world), evaluate=False)
 
     def weights(folder) -> dict[str, torch.Tensor]:
-        from ovd.build.detector import load_detector
+        from ovd.build.trained import load_detector
 
         return dict(load_detector(folder).detector.state_dict())
 

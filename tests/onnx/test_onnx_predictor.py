@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from small_export import num_without_equal, unchecked, unit_rows
 
-from ovd.build.detector import TrainedDetector, build_detector
+from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text
+from ovd.build.trained import TrainedDetector
 from ovd.config import EnsembleConfig, TrainConfig, parse_config
 from ovd.data.images import ImageError
 from ovd.export.detector import export_detector

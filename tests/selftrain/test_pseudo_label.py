@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from ovd.build.detector import TrainedDetector, build_detector
+from ovd.build.detector import build_detector
+from ovd.build.trained import TrainedDetector
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.images import read_image
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards

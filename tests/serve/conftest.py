@@ -7,7 +7,8 @@ import pytest
 import torch
 from small_server import LIMITS, Running, running
 
-from ovd.build.detector import TrainedDetector, build_detector
+from ovd.build.detector import build_detector
+from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig, parse_config
 from ovd.serve.answerer import Answerer
 from ovd.serve.app import Settings

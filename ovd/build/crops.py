@@ -1,0 +1,65 @@
+"""Build what embeds crops of boxes: CLIP's image side as it was, to teach a detector or to look a second time."""
+
+import torch
+
+from ovd.build.detector import low_precision, resolve_device, untouched_clip
+from ovd.clip.load import Clip
+from ovd.config import TrainConfig
+from ovd.model.backbone_families import backbone_of
+from ovd.model.crop_encoder import CropEncoder, View
+from ovd.model.crop_options import CropOptions
+from ovd.model.crops import crop_side
+from ovd.model.detection_options import SecondLookOptions
+
+
+def build_region_teacher(
+    config: TrainConfig, clip: Clip, *, device: torch.device, uses_bf16: bool
+) -> CropEncoder | None:
+    """Build the frozen CLIP of `train.region_distillation`; None if not set.
+
+    Call it before `build_detector`, whose backbone is CLIP's image side itself, with weights that will change.
+
+    Raises:
+        ValueError: the configured side of a crop does not fit the backbone.
+    """
+    options = config.train.region_distillation
+    if options is None:
+        return None
+    return build_crop_encoder(clip, options, device, uses_bf16, section="train.region_distillation")
+
+
+def build_second_look(config: TrainConfig, options: SecondLookOptions | None) -> CropEncoder | None:
+    """Load CLIP's image side for second looks, on the run's device; None without options for it.
+
+    Raises:
+        ValueError: the configured side of a crop does not fit the backbone.
+    """
+    if options is None:
+        return None
+    return build_crop_encoder(
+        untouched_clip(config), options, resolve_device(config), low_precision(config), section="second_look"
+    )
+
+
+def build_crop_encoder(
+    clip: Clip, options: CropOptions, device: torch.device, uses_bf16: bool, *, section: str
+) -> CropEncoder:
+    """Build the encoder of crops from a copy of CLIP's image side, as it was before its dense feature was aligned.
+
+    Args:
+        section: name of the options' section in a config, for an error.
+
+    Raises:
+        ValueError: the backbone does not take crops of a configured size.
+    """
+    visual = clip.visual_for_crops()
+    backbone = backbone_of(visual).to(device)
+    crop, stride = options.crop or crop_side(visual), backbone.strides[-1]
+    views = [View(round(relative * crop), context) for context, relative in options.views]
+    for view in views:
+        if view.side_px % stride or not view.side_px:
+            raise ValueError(
+                f"{section}.crop and {section}.views ask for crops of {view.side_px} px; the sides must be "
+                f"multiples of {stride}, the backbone's stride"
+            )
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=uses_bf16)

@@ -1,0 +1,223 @@
+"""Trained detectors: found and loaded from disk, and how they are run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ovd.build.crops import build_second_look
+from ovd.build.detector import build_detector, low_precision, resolve_device, untouched_clip
+from ovd.build.experts import add_experts, check_experts
+from ovd.clip.load import Clip
+from ovd.config import TrainConfig, parse_config
+from ovd.data.pixels import checked_size
+from ovd.engine import checkpoint
+from ovd.experts.folder import read_description
+from ovd.experts.group import ExpertGroup
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.detector import Detector
+from ovd.model.low_rank import with_adapter_names
+from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.score_calibration import ScoreCalibration
+from ovd.precision import frozen_memory_format
+from ovd.text.encoder import text_tower_fingerprint
+from ovd.text.names import are_among
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with its config and the CLIP model whose text tower encodes its classes."""
+
+    detector: Detector
+    config: TrainConfig
+    clip: Clip
+    classes: tuple[str, ...]
+    """Names of the classes that it was trained on."""
+    calibration: ScoreCalibration | None = None
+    """Of its scores, from the end of its training; None if nothing was held out to calibrate on."""
+    weights: Path | None = None
+    """The file that its weights were read from."""
+    mean_example: Float[Tensor, " D"] | None = None
+    """Mean of CLIP's unit embeddings of crops of true boxes held out of its training, by which rows of example pictures
+    are moved to where those of texts are (prompts.py); stored with the calibration."""
+    experts: ExpertGroup | None = None
+    """Experts that answer beside it and belong to it (`check_experts`); None for none."""
+
+    @property
+    def used_calibration(self) -> ScoreCalibration | None:
+        """Of what it detects; None with `eval.ensemble`, since a calibration is fitted to scores without CLIP's."""
+        return self.calibration if self.config.eval.ensemble is None else None
+
+    @property
+    def threshold(self) -> float | None:
+        """Its own, for the post-processing of its config; None if it was not calibrated for that."""
+        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities, those of its experts, too."""
+        folders = () if self.experts is None else self.experts.folders
+        return self.threshold is not None and all(read_description(folder).calibration for folder in folders)
+
+
+def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
+    """The newest checkpoint of a run folder, or that of a checkpoint folder.
+
+    Raises:
+        ValueError: there is no intact checkpoint.
+    """
+    if (path / "manifest.json").is_file():
+        return checkpoint.read(path)
+    found = checkpoint.latest(path)
+    if found is None:
+        raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")
+    return found
+
+
+def load_detector(
+    path: Path | str, device: str | None = None, *, experts: ExpertGroup | None = None, prefilter: float | None = None
+) -> TrainedDetector:
+    """Load a trained detector: the averaged weights, in eval mode. Leaves torch's global random state as it is.
+
+    Args:
+        path: run folder or checkpoint folder.
+        device: replaces the device of the run's config.
+        experts: answer beside it, wherever it detects.
+        prefilter: replaces the run's `eval.prefilter`.
+
+    Raises:
+        ValueError: no intact checkpoint there, its weights do not fit its config, the config's CLIP model no longer
+            has the text tower that the detector was trained with, or `prefilter` is no share.
+    """
+    found = find_checkpoint(Path(path))
+    config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
+    if device is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
+    if prefilter is not None:
+        if not 0 < prefilter < 1:
+            raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"prefilter": prefilter})})
+    clip = untouched_clip(config)
+    check_text_tower(found, clip)
+    classes = tuple(found.extra.get("classes", ()))
+    detector = _to_be_loaded(config, clip, num_classes=len(classes))
+    checkpoint.load_into(detector, found.weights)
+    attached = found.attached()
+    calibration = stored_calibration(found.extra, attached)
+    if experts is not None:
+        check_experts(experts, found.weights)
+    return TrainedDetector(
+        detector.eval(),
+        config,
+        clip,
+        classes,
+        calibration,
+        weights=found.weights,
+        mean_example=attached.get("mean_example"),
+        experts=experts,
+    )
+
+
+def stored_calibration(extra: Mapping[str, Any], attached: Mapping[str, Tensor]) -> ScoreCalibration | None:
+    """The calibration that a checkpoint stores as `calibration` and `trained_text`; None if it has none."""
+    content = extra.get("calibration")
+    return None if content is None else ScoreCalibration.from_json(content, attached["trained_text"])
+
+
+def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
+    """Check that a checkpoint's detector was trained with this CLIP model's text tower.
+
+    Raises:
+        ValueError: it was trained with another text tower.
+    """
+    if found.extra.get("text_tower") != text_tower_fingerprint(clip):
+        raise ValueError(f"{found.folder} was trained with another text tower than that of the config's CLIP model")
+
+
+def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
+    """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
+
+    Learned names start at their text rows, adapters and side branch at no effect.
+
+    Raises:
+        ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
+    """
+    path = init_from
+    if not path.is_file():
+        found = find_checkpoint(init_from)
+        check_text_tower(found, clip)
+        path = found.weights
+    tensors = with_adapter_names(checkpoint.load_weights(path), detector)
+    for name, tensor in detector.state_dict().items():
+        if name == "name_offsets" or name.startswith("side."):
+            tensors.setdefault(name, tensor)
+    checkpoint.check_fit(detector, tensors, source=path)
+    detector.load_state_dict(tensors)
+
+
+def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -> Detector | None:
+    """Build the starting detector of `train.start_distillation`, frozen; None if not set.
+
+    Raises:
+        ValueError: as `initialize`.
+    """
+    if not config.train.start_distillation or config.init_from is None:
+        return None
+    clip = untouched_clip(config)
+    detector = _to_be_loaded(config, clip)
+    initialize(detector, config.init_from, clip)
+    return _frozen(detector, device=device, uses_bf16=uses_bf16)
+
+
+def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
+    """A detector whose weights will be replaced; leaves torch's global random state as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return build_detector(config, clip, num_classes=num_classes)
+
+
+def build_inference(
+    trained: TrainedDetector, *, size: int | None = None, options: DetectionOptions | None = None
+) -> Inference:
+    """Build the inference of a trained detector, which is moved to its device and put into eval mode.
+
+    It is frozen, so that what depends on its weights alone is computed once for all images.
+
+    Args:
+        size: longest side in pixels that images are resized to; by default as in training.
+        options: settings of post-processing, for scores without CLIP's; by default those of its config.
+    """
+    config = trained.config
+    of_config = options or config.eval
+    uses_bf16 = low_precision(config)
+    inference = Inference(
+        _frozen(trained.detector, device=resolve_device(config), uses_bf16=uses_bf16),
+        size=config.data.size if size is None else checked_size(size),
+        options=of_config,
+        low_precision=uses_bf16,
+        second_look=build_second_look(config, of_config.second_look),
+        calibration=trained.used_calibration if options is None else trained.calibration,
+    )
+    if trained.experts is None:
+        return inference
+    return add_experts(inference, trained.experts, options=options)
+
+
+def _frozen(detector: Detector, *, device: torch.device, uses_bf16: bool) -> Detector:
+    """The detector on its device, in eval mode, without gradients, in the fastest layout for that."""
+    layout = frozen_memory_format(uses_bf16, device)
+    return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
+
+
+def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:
+    """The combination of the detector's and CLIP's scores for classes of these names; None if not configured."""
+    config = trained.config.eval.ensemble
+    if config is None:
+        return None
+    is_base = are_among(names, trained.classes)
+    weights = torch.tensor([config.base if base else config.novel for base in is_base])
+    return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
