@@ -164,6 +164,17 @@ class Assignment:
     """How well a matched point does both tasks, 0 to 1, if the assignment computes it: it then replaces the centerness
     as the target of the quality and as the weight of the box loss."""
 
+    @classmethod
+    def cat(cls, parts: "Sequence[Assignment]") -> "Assignment":
+        """The assignment of the images of several, in their order; at least one."""
+        alignments = [part.alignment for part in parts if part.alignment is not None]
+        return cls(
+            torch.cat([part.matched for part in parts]),
+            torch.cat([part.ignored for part in parts]),
+            torch.cat([part.unmatched_center for part in parts]),
+            torch.cat(alignments) if alignments else None,
+        )
+
     def of_images(self, rows: slice) -> "Assignment":
         alignment = None if self.alignment is None else self.alignment[rows]
         return Assignment(self.matched[rows], self.ignored[rows], self.unmatched_center[rows], alignment)

@@ -4,6 +4,7 @@ Sources: FCOS (arXiv:1904.01355), section 3, with the center sampling of its jou
 (arXiv:1912.02424), section 4; task-aligned assignment (TOOD, arXiv:2108.07755), section 3.2.
 """
 
+from dataclasses import replace
 from typing import assert_never
 
 import torch
@@ -52,7 +53,7 @@ def assign_fcos(
     for first in range(0, len(targets), images_at_a_time):
         rows = slice(first, first + images_at_a_time)
         parts.append(_assign_images(points, targets[rows], padding[rows], center_radius))
-    return Assignment(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return Assignment.cat(parts)
 
 
 def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]) -> Assignment:
@@ -68,12 +69,8 @@ def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
     """
     half = ATSS_ANCHOR * points.strides[:, None] / 2
     anchors = torch.cat([points.centers - half, points.centers + half], dim=1)
-    images = [
-        _assign_image_atss(points, anchors, image_targets, padding)
-        for image_targets, padding in zip(targets, points.in_padding(sizes), strict=True)
-    ]
-    matched, ignored, unmatched_center = zip(*images, strict=True)
-    return Assignment(torch.stack(matched), torch.stack(ignored), torch.stack(unmatched_center))
+    images = zip(targets, points.in_padding(sizes), strict=True)
+    return Assignment.cat([_assign_image_atss(points, anchors, *image) for image in images])
 
 
 def assign_by_annotations(
@@ -116,7 +113,7 @@ def assign_by_predictions(
 
 def _assign_image_atss(
     points: Points, anchors: Float[Tensor, "P 4"], targets: Targets, padding: Bool[Tensor, " P"]
-) -> tuple[Int[Tensor, " P"], Bool[Tensor, " P"], Bool[Tensor, " P"]]:
+) -> Assignment:
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     boxes = targets.boxes
     if len(boxes) > 0:
@@ -137,7 +134,7 @@ def _assign_image_atss(
         wanted = candidate & _inside(points, boxes) & (overlap >= mean + variance.sqrt())
         best, row = torch.where(wanted, overlap, -1.0).max(dim=1)
         matched = torch.where(best >= 0, row, matched)
-    return _with_ignored(points, targets.crowd_boxes, matched, padding, _in_center_region(points, boxes, CENTER_RADIUS))
+    return _of_image(points, targets, matched, padding)
 
 
 @torch.no_grad()
@@ -159,30 +156,37 @@ def assign_task_aligned(
         points, targets, sizes: as for `assign_fcos`.
         classifier: of the classes scored in the step. The probability of another class counts as 1.
     """
-    parts = []
-    for image, (target, padding) in enumerate(zip(targets, points.in_padding(sizes), strict=True)):
-        matched = torch.full_like(padding, -1, dtype=torch.int64)
-        alignment = torch.zeros(len(padding), device=padding.device)
-        if len(target.boxes) > 0:
-            has_name = classifier.has(target.classes)
-            own = classifier.of_classes(target.classes[has_name])
-            probability = torch.ones(len(padding), len(has_name), device=padding.device)
-            probability[:, has_name] = own.logits(predictions.embeddings[image]).sigmoid()
-            overlap = box_iou(predictions.boxes[image].float(), target.boxes)
-            inside = _inside(points, target.boxes) & ~padding[:, None]
-            score = (probability * overlap**TOOD_BETA) * inside
-            best = score.topk(min(TOOD_CANDIDATES, len(score)), dim=0)
-            wanted = torch.zeros_like(inside).scatter_(0, best.indices, best.values > 0)
-            overlap_wanted, row = torch.where(wanted, overlap, -1.0).max(dim=1)
-            matched = torch.where(overlap_wanted >= 0, row, matched)
-            is_own = matched[:, None] == torch.arange(len(target.boxes), device=padding.device)
-            highest = (score * is_own).amax(dim=0).clamp(min=1e-12)
-            scaled = score / highest * (overlap * is_own).amax(dim=0)
-            alignment = (scaled * is_own).sum(dim=1)
-        central = _in_center_region(points, target.boxes, CENTER_RADIUS)
-        parts.append((*_with_ignored(points, target.crowd_boxes, matched, padding, central), alignment))
-    matched, ignored, unmatched_center, alignment = (torch.stack(part) for part in zip(*parts, strict=True))
-    return Assignment(matched, ignored, unmatched_center, alignment)
+    images = zip(targets, points.in_padding(sizes), predictions.embeddings, predictions.boxes, strict=True)
+    return Assignment.cat([_assign_image_task_aligned(points, classifier, *image) for image in images])
+
+
+def _assign_image_task_aligned(
+    points: Points,
+    classifier: TextClassifier,
+    targets: Targets,
+    padding: Bool[Tensor, " P"],
+    embeddings: Float[Tensor, "P D"],
+    predicted: Float[Tensor, "P 4"],
+) -> Assignment:
+    matched = torch.full_like(padding, -1, dtype=torch.int64)
+    alignment = torch.zeros(len(padding), device=padding.device)
+    if len(targets.boxes) > 0:
+        has_name = classifier.has(targets.classes)
+        own = classifier.of_classes(targets.classes[has_name])
+        probability = torch.ones(len(padding), len(has_name), device=padding.device)
+        probability[:, has_name] = own.logits(embeddings).sigmoid()
+        overlap = box_iou(predicted.float(), targets.boxes)
+        inside = _inside(points, targets.boxes) & ~padding[:, None]
+        score = (probability * overlap**TOOD_BETA) * inside
+        best = score.topk(min(TOOD_CANDIDATES, len(score)), dim=0)
+        wanted = torch.zeros_like(inside).scatter_(0, best.indices, best.values > 0)
+        overlap_wanted, row = torch.where(wanted, overlap, -1.0).max(dim=1)
+        matched = torch.where(overlap_wanted >= 0, row, matched)
+        is_own = matched[:, None] == torch.arange(len(targets.boxes), device=padding.device)
+        highest = (score * is_own).amax(dim=0).clamp(min=1e-12)
+        scaled = score / highest * (overlap * is_own).amax(dim=0)
+        alignment = (scaled * is_own).sum(dim=1)
+    return replace(_of_image(points, targets, matched, padding), alignment=alignment[None])
 
 
 def nearest_matched_points(
@@ -201,7 +205,7 @@ def nearest_matched_points(
 
 def _assign_images(
     points: Points, targets: tuple[Targets, ...], padding: Bool[Tensor, "B P"], center_radius: float
-) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"], Bool[Tensor, "B P"]]:
+) -> Assignment:
     # Boxes are padded to the same number in each image with empty ones, which no point is inside of.
     boxes = pad_sequence([image.boxes for image in targets], batch_first=True)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
@@ -215,17 +219,22 @@ def _assign_images(
     return _with_ignored(points, crowd_boxes, matched, padding, central)
 
 
+def _of_image(points: Points, targets: Targets, matched: Int[Tensor, " P"], padding: Bool[Tensor, " P"]) -> Assignment:
+    central = _in_center_region(points, targets.boxes, CENTER_RADIUS)
+    return _with_ignored(points, targets.crowd_boxes[None], matched[None], padding[None], central[None])
+
+
 def _with_ignored(
     points: Points,
-    crowd_boxes: Float[Tensor, "*B I 4"],
-    matched: Int[Tensor, "*B P"],
-    padding: Bool[Tensor, "*B P"],
-    central: Bool[Tensor, "*B P R"],
-) -> tuple[Int[Tensor, "*B P"], Bool[Tensor, "*B P"], Bool[Tensor, "*B P"]]:
-    """Matched, ignored and unmatched center points of images; `central` is from `_in_center_region`."""
+    crowd_boxes: Float[Tensor, "B I 4"],
+    matched: Int[Tensor, "B P"],
+    padding: Bool[Tensor, "B P"],
+    central: Bool[Tensor, "B P R"],
+) -> Assignment:
+    """The assignment of images to which points are matched; `central` is from `_in_center_region`."""
     unmatched = matched < 0
     crowd = _inside(points, crowd_boxes).any(dim=-1)
-    return matched, padding | (crowd & unmatched), central.any(dim=-1) & ~padding & unmatched
+    return Assignment(matched, padding | (crowd & unmatched), central.any(dim=-1) & ~padding & unmatched)
 
 
 def _inside(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
