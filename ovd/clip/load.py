@@ -99,32 +99,44 @@ def load_clip(
     if weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
-    preprocessing = {}
-    needs_quick = None
-    if is_file:
-        if activation is not None:
-            needs_quick = activation == "quick_gelu"
-        elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's all have GELU
-            raise ValueError(
-                f"{weights} does not record which activation its weights were trained with, and the wrong one makes "
-                "them silently worse; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
-            )
-        preprocessing = _normalization(name, weights, mean, std)
-    elif weights != "random":
-        needs_quick = _tag_needs_quick(name, weights)
-    if needs_quick is not None:
-        _check_activation(name, weights, needs_quick)
-    with _hub_errors(f"the tokenizer of {name}"):
-        tokenizer = open_clip.get_tokenizer(name)
     if weights == "random":
         model = open_clip.create_model(name)
+    elif is_file:
+        model = _model_of_file(name, weights, activation, mean, std)
     else:
-        if not is_file:
-            with _hub_errors(f"clip.weights {weights!r} of {name}", "; or give clip.weights=FILE"):
-                open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, weights))
-        with _weights_errors(f"clip.weights {weights!r}", name):
-            model = open_clip.create_model(name, pretrained=weights, force_preprocess_cfg=preprocessing)
+        model = _model_of_tag(name, weights)
+    with _hub_errors(f"the tokenizer of {name}"):
+        tokenizer = open_clip.get_tokenizer(name)
     return _with_preprocessing(model, tokenizer, _embed_dim(name))
+
+
+def _model_of_file(
+    name: str,
+    weights: str,
+    activation: Activation | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> nn.Module:
+    if activation is not None:
+        _check_activation(name, weights, activation == "quick_gelu")
+    elif "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:  # timm's all have GELU
+        raise ValueError(
+            f"{weights} does not record which activation its weights were trained with, and the wrong one makes "
+            "them silently worse; give clip.activation=gelu or quick_gelu (OpenAI's have quick_gelu)"
+        )
+    preprocessing = _normalization(name, weights, mean, std)
+    with _weights_errors(f"clip.weights {weights!r}", name):
+        return open_clip.create_model(name, pretrained=weights, force_preprocess_cfg=preprocessing)
+
+
+def _model_of_tag(name: str, tag: str) -> nn.Module:
+    needs_quick = _tag_needs_quick(name, tag)
+    if needs_quick is not None:
+        _check_activation(name, tag, needs_quick)
+    with _hub_errors(f"clip.weights {tag!r} of {name}", "; or give clip.weights=FILE"):
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
+    with _weights_errors(f"clip.weights {tag!r}", name):
+        return open_clip.create_model(name, pretrained=tag)
 
 
 def build_on_meta(name: str) -> tuple[nn.Module, int]:
