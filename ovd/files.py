@@ -5,8 +5,9 @@ import hashlib
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -16,6 +17,8 @@ GZIP = b"\x1f\x8b"
 
 LOCK = ".lock"
 """Name of the file in a folder that its only writer holds."""
+LOCK_PATIENCE_S = 8.0
+"""How long to wait for it: workers of a killed training notice its end within seconds."""
 
 
 def make_folder_of(output: Path) -> None:
@@ -64,26 +67,41 @@ def usual_permissions(path: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, as long as it lives and the block runs; `.lock` in it names the process.
+    """Hold a folder for this process while the block runs; `.lock` in it names the process.
 
-    File systems that know no locks let everybody in.
+    Processes that were forked meanwhile hold it too, for seconds after this one was killed. File systems that know no
+    locks let everybody in.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and does so for `LOCK_PATIENCE_S`.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _is_locked(lock):
             lock.seek(0)
-            raise ValueError(f"{folder} is being written to by {lock.read().strip()}; wait for its end") from None
-        except OSError:
-            yield
-            return
+            raise ValueError(f"{folder} is being written to by {lock.read().strip()}; wait for its end")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)  # of the forked ones as well, which closing would not do
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Lock a file, or find that no locks are known; False if another process keeps it."""
+    end = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True
 
 
 def remove_abandoned(folder: Path) -> None:

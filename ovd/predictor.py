@@ -197,7 +197,8 @@ class Predictor(ModelHubMixin):
         Raises:
             ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
         """
-        rows = torch.from_numpy(as_unit_rows(text, self._trained.clip.dim))
+        given = text.detach().float().cpu().numpy() if isinstance(text, Tensor) else text
+        rows = torch.from_numpy(as_unit_rows(given, self._trained.clip.dim))
         return self._inference.image(rows, _pixels(image))
 
 

@@ -10,6 +10,7 @@ from matplotlib import colormaps, get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
+from ovd.files import whole_file
 from ovd.structures import Detections
 
 SAME_PLACE_IOU = 0.5
@@ -121,3 +122,9 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     for index, image in enumerate(images):
         canvas.paste(image, ((index % columns) * width + 3, (index // columns) * height + 3))
     return canvas
+
+
+def write_grid(pictures: Sequence[Image.Image], path: Path) -> None:
+    """Write a JPEG of pictures row by row, at least one; it appears whole or not at all."""
+    with whole_file(path, "wb") as file:
+        grid(pictures, columns=GRID_COLUMNS).save(file, "JPEG", quality=90)

@@ -29,7 +29,8 @@ def _enter(folder: Path, answers) -> None:
         answers.put(str(error))
 
 
-def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path: Path) -> None:
+def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
     processes = multiprocessing.get_context("fork")
     answers = processes.Queue()
 
@@ -51,3 +52,17 @@ def test_a_file_system_without_locks_lets_everybody_in(tmp_path: Path, monkeypat
     monkeypatch.setattr("fcntl.flock", flock)
     with only_writer(tmp_path), only_writer(tmp_path):
         pass
+
+
+def test_a_folder_is_free_after_the_block_though_a_process_that_was_forked_in_it_lives(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("fork")
+    end = processes.Event()
+    with only_writer(tmp_path):
+        worker = processes.Process(target=end.wait)
+        worker.start()
+    try:
+        with only_writer(tmp_path):
+            pass
+    finally:
+        end.set()
+        worker.join()

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
 from ovd.build.data import draw_world, load_evaluation_index, load_validation_index
 from ovd.build.detector import resolve_device
@@ -26,9 +26,9 @@ from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
+from ovd.data.truth import Truth
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import StageTimes
-from ovd.evaluation.prediction_grid import missed_objects
 from ovd.files import whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
@@ -55,6 +55,17 @@ def count_rare_found(index: AnnotationIndex, record: ImageRecord, found: Detecti
     overlap = box_iou(torch.from_numpy(record.labels.boxes[rare]), found.boxes)
     same_class = torch.from_numpy(record.labels.classes[rare])[:, None] == found.classes[None]
     return int(((overlap >= 0.5) & same_class).any(1).sum()), len(rare)
+
+
+def missed_objects(truth: Truth, image_id: int, shown: Detections) -> Detections:
+    """The true objects of an image that none of these detections is right about (IoU 0.5, same class)."""
+    rows = truth.image_ids == image_id
+    boxes = box_convert(torch.from_numpy(truth.boxes_xywh[rows]).float(), "xywh", "xyxy")
+    ids = [category.id for category in truth.categories]
+    classes = torch.tensor([ids.index(category) for category in truth.category_ids[rows]], dtype=torch.int64)
+    is_right = (box_iou(boxes, shown.boxes) >= 0.5) & (classes[:, None] == shown.classes)
+    missed = ~is_right.any(dim=1)
+    return Detections(boxes[missed], torch.zeros(int(missed.sum())), classes[missed])
 
 
 def draw_example(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:

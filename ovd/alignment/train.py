@@ -25,6 +25,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import train_transform
 from ovd.distributed import (
     device_of_rank,
+    failing_together,
     largest_over_ranks,
     pins_memory,
     rank,
@@ -241,7 +242,7 @@ def align(
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
         DataError: too many images cannot be read.
-        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1 or Ctrl-C.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
     config, student = distillation.config, distillation.student
     settings = config.train
@@ -261,7 +262,8 @@ def align(
         before = found.extra["before"]
     checkpoints.extra["before"] = before
     dense_feature = data_parallel(DenseFeature(student), distillation.device)
-    run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
+    with failing_together():
+        run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
         left = islice(data.batches_from(start), settings.steps - start)
         batches = together(counted(left, data.report, data.num_images, checkpoints))

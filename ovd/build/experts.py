@@ -153,5 +153,7 @@ def load_own(
         stored = tensors.get(name)
         if stored is None or stored.shape != parameter.shape:
             shape = None if stored is None else tuple(stored.shape)
-            raise ExpertError(f"{folder}: {name} is {shape} in its file, {tuple(parameter.shape)} in a detector")
+            words = f"{folder}: {name} is {shape} in its file, {tuple(parameter.shape)} in a detector"
+            earlier = "; an earlier version made it: train the expert again" if name.startswith("side.") else ""
+            raise ExpertError(f"{words}{earlier}")
         parameter.copy_(stored)

@@ -167,7 +167,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         return
     with whole_file(output / EVALUATED) as file:
         json.dump(evaluated, file, indent=1)
-    files = ["results.json", "metrics.json", "decisions.json", "per_class.csv"]
+    files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
     files += ["naming.json"] if arguments.onnx is None and trained.experts is None else []
     files += ["report.html"] if arguments.html else []
     print(f"{', '.join(files)} and their plots are in {output}")

@@ -196,7 +196,7 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
 
     Raises:
         ValueError: checkpoints exist but all are damaged, or, if `strict`, the newest one is.
-        OSError: a file is there and cannot be read.
+        PermissionError: a file may not be read by this user.
     """
     damaged: list[str] = []
     for folder in reversed(_folders(run_dir)):
@@ -387,7 +387,9 @@ def _damage(folder: Path) -> str | None:
         for name, expected in manifest.items():
             if sha256_of(folder / name) != expected:
                 return f"{name} differs from its sha256 in {_MANIFEST}"
-    except FileNotFoundError as error:
+    except PermissionError:
+        raise
+    except OSError as error:
         return str(error)
     except ValueError as error:
         return f"{_MANIFEST} is not JSON: {error}"

@@ -44,12 +44,13 @@ class EarlyStop:
             self._checkpoints.attached |= attached
 
     @torch.no_grad()
-    def put_best(self, ema: Ema) -> None:
-        """Make the averaged weights those of the best evaluation, for the run's last checkpoint."""
+    def put_best(self, ema: Ema) -> str:
+        """Make the averaged weights those of the best evaluation, for the run's last checkpoint; say which it is."""
         attached = self._checkpoints.attached
         best = {name: attached.pop(_PREFIX + name) for name in ema.state_dict()}
         ema.load_state_dict(best, ema.num_updates)
         self._checkpoints.extra[_KEY]["is_over"] = True
+        return f"the averaged weights are those of step {self.best_step}"
 
 
 def carry_over(extra: dict[str, object], attached: dict[str, Tensor], checkpoints: Checkpoints) -> None:

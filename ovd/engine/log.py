@@ -46,6 +46,9 @@ class NoLog:
     def train(self, step: int, losses: Mapping[str, float], *, lr: float, num_images: int) -> None:
         pass
 
+    def has_evaluation(self, step: int) -> bool:
+        return True
+
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
@@ -137,6 +140,10 @@ class RunLog:
             self._last_line_s = now
         if step % self._curves_interval == 0:
             self._draw_curves()
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether there is an evaluation after `step` optimizer steps."""
+        return step in self._evaluated
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `step` optimizer steps."""
@@ -233,9 +240,10 @@ class RunLog:
             print(line, flush=True)
 
     def _draw_curves(self) -> None:
-        records = read_records(self._metrics_file)
-        if records:
-            draw_training_curves(records, self._curves_file)
+        with self._surviving(f"{self._curves_file} stays as it was"):
+            records = read_records(self._metrics_file)
+            if records:
+                draw_training_curves(records, self._curves_file)
 
 
 class StageTimes:

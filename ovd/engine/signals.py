@@ -1,5 +1,6 @@
 """Clean stops: a signal sets a flag, which the training loop checks between steps."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -9,13 +10,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 class StopRequest:
     """A context manager whose `received` becomes true at the first SIGTERM, SIGUSR1, SIGHUP or Ctrl-C inside it.
 
-    A second Ctrl-C interrupts. A hang-up that is ignored, as under nohup, stays so.
+    A second Ctrl-C interrupts. A hang-up that is ignored, as under nohup, stays so; after another, nothing is printed
+    to the terminal that is gone.
     """
 
     def __init__(self) -> None:
         self.received = False
+        self._terminals: list[int] = []
 
     def __enter__(self) -> "StopRequest":
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         noted = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_nohup]
         self._previous = {number: signal.signal(number, self._note) for number in noted}
@@ -30,4 +34,9 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in self._terminals:
+                os.dup2(nowhere, descriptor)
+            os.close(nowhere)
         self.received = True

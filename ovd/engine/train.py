@@ -95,7 +95,7 @@ def train(
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
-        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1 or Ctrl-C.
+        SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
     settings = criterion.train
     device = device_of_rank(settings.device)
@@ -113,6 +113,8 @@ def train(
     with failing_together():
         run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
+        if evaluate and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
+            _evaluate(evaluate, state, averaged, log)
         batches = islice(data.batches_from(state.step), num_left)
         for batch in together(counted(batches, data.report, data.num_samples, checkpoints)):
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
@@ -128,13 +130,12 @@ def train(
                     log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))
 
             is_over = state.step == settings.steps
-            is_evaluated = settings.eval_every > 0 and state.step % settings.eval_every == 0
+            is_evaluated = _is_evaluated(state.step, settings)
             if evaluate and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
                 early_stop.see(state.step, _evaluate(evaluate, state, averaged, log), state.ema)
                 is_over |= early_stop.is_over
                 if is_over:
-                    early_stop.put_best(state.ema)
-                    log.message(f"the averaged weights are those of step {early_stop.best_step}")
+                    log.message(early_stop.put_best(state.ema))
             if is_over:
                 _calibrate(calibrate, state, averaged)
             is_stopped = bool(largest_over_ranks(torch.tensor(int(stop.received))))
@@ -157,6 +158,16 @@ def _as_called(detector: Detector, settings: TrainSection, device: torch.device,
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
         return GraphedDetector(detector, low_precision=low_precision)
     return data_parallel(detector, device)
+
+
+def _is_evaluated(step: int, settings: TrainSection) -> bool:
+    return settings.eval_every > 0 and step % settings.eval_every == 0
+
+
+def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) -> bool:
+    """Whether the run was stopped between the checkpoint that it goes on from and its evaluation."""
+    is_missing = step > 0 and _is_evaluated(step, settings) and not log.has_evaluation(step)
+    return bool(largest_over_ranks(torch.tensor(int(is_missing))))
 
 
 def _evaluate(

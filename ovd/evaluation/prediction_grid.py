@@ -7,50 +7,63 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert
 
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.truth import Truth
 from ovd.evaluation.measures import Measures
-from ovd.files import whole_file
+from ovd.shapes import Float64, Int64
 from ovd.structures import Detections
-from ovd.visualize import GRID_COLUMNS, GRID_PX, choose_shown, draw_detections, grid
+from ovd.visualize import GRID_PX, choose_shown, draw_detections, write_grid
 
 NAME = "predictions.jpg"
 NUM_IMAGES = 12
-RIGHT_IOU = 0.5
 
 
 def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Path) -> None:
-    """Draw the detections above the thresholds at which the decisions were judged; nothing if no image can be read.
+    """Draw the detections above the thresholds at which the decisions were judged, and the true boxes that were missed.
+
+    At one place only the best detection is drawn. Nothing is written if no image can be read.
 
     Args:
         index: where the images are.
     """
-    truth, reported = measures.truth, measures.decisions.verdicts.reported
-    class_ids = [category.id for category in truth.categories]
-    names = [category.name.replace("_", " ") for category in truth.categories]
+    verdicts = measures.decisions.verdicts
+    class_ids = [category.id for category in measures.truth.categories]
+    names = [category.name.replace("_", " ") for category in measures.truth.categories]
+    missed_rows = verdicts.true_rows[~verdicts.is_found]
+
+    def rows_of(category_ids: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, " M"]:
+        return np.searchsorted(class_ids, category_ids)
+
     pictures = []
-    for row in chosen_rows(truth, index):
+    for row in chosen_rows(measures.truth, index):
         record = index.record(row)
         try:
             image = read_image(record.path, expected_size=(record.height, record.width))
         except ImageError:
             continue
-        of_image = reported.take(reported.image_ids == record.id)
-        order = np.argsort(-of_image.scores, kind="stable")
-        found = Detections(
-            box_convert(torch.from_numpy(of_image.boxes_xywh[order]).float(), "xywh", "xyxy"),
-            torch.from_numpy(of_image.scores[order]).float(),
-            torch.from_numpy(np.searchsorted(class_ids, of_image.category_ids[order])),
+        reported = verdicts.reported.take(verdicts.reported.image_ids == record.id)
+        best_first = reported.take(np.argsort(-reported.scores, kind="stable"))
+        found = to_detections(best_first.boxes_xywh, best_first.scores, rows_of(best_first.category_ids))
+        here = missed_rows[measures.truth.image_ids[missed_rows] == record.id]
+        boxes, classes = measures.truth.boxes_xywh[here], rows_of(measures.truth.category_ids[here])
+        missed = to_detections(boxes, np.zeros(len(here)), classes)
+        pictures.append(
+            draw_detections(image, choose_shown(found, -torch.inf), names, missed=missed, largest_px=GRID_PX)
         )
-        shown = choose_shown(found, -torch.inf)
-        missed = missed_objects(truth, record.id, shown)
-        pictures.append(draw_detections(image, shown, names, missed=missed, largest_px=GRID_PX))
     if pictures:
-        with whole_file(folder / NAME, "wb") as file:
-            grid(pictures, columns=GRID_COLUMNS).save(file, "JPEG", quality=90)
+        write_grid(pictures, folder / NAME)
+
+
+def to_detections(
+    boxes_xywh: Float64[np.ndarray, "K 4"], scores: Float64[np.ndarray, " K"], rows: Int64[np.ndarray, " K"]
+) -> Detections:
+    """Boxes of a file or of results as they are drawn, without those of a negative side, which files may hold."""
+    sound = (boxes_xywh[:, 2:] >= 0).all(axis=1)
+    boxes = box_convert(torch.from_numpy(boxes_xywh[sound]).float(), "xywh", "xyxy")
+    return Detections(boxes, torch.from_numpy(scores[sound]).float(), torch.from_numpy(rows[sound]))
 
 
 def chosen_rows(truth: Truth, index: AnnotationIndex) -> list[int]:
@@ -58,18 +71,3 @@ def chosen_rows(truth: Truth, index: AnnotationIndex) -> list[int]:
     judged = np.isin(index.image_ids, truth.image_ids[~truth.crowd])
     some = np.flatnonzero(judged)
     return some[np.unique(np.linspace(0, len(some) - 1, NUM_IMAGES).astype(int))].tolist() if len(some) else []
-
-
-def missed_objects(truth: Truth, image_id: int, shown: Detections) -> Detections:
-    """The true objects of an image that none of these detections is right about (IoU 0.5, same class), scored 0.
-
-    Args:
-        shown: their classes are rows of the truth's categories.
-    """
-    rows = (truth.image_ids == image_id) & ~truth.crowd
-    boxes = box_convert(torch.from_numpy(truth.boxes_xywh[rows]).float(), "xywh", "xyxy")
-    ids = [category.id for category in truth.categories]
-    classes = torch.from_numpy(np.searchsorted(ids, truth.category_ids[rows]))
-    is_right = (box_iou(boxes, shown.boxes) >= RIGHT_IOU) & (classes[:, None] == shown.classes)
-    missed = ~is_right.any(dim=1)
-    return Detections(boxes[missed], torch.zeros(int(missed.sum())), classes[missed])

@@ -77,7 +77,10 @@ def evaluate_results(
     if output_dir is not None and index is not None:
         from ovd.evaluation.prediction_grid import write_prediction_grid  # here, since it brings Pillow and torchvision
 
-        write_prediction_grid(measures, index, output_dir)
+        try:
+            write_prediction_grid(measures, index, output_dir)
+        except OSError as error:
+            print(f"warning: {output_dir}: predictions.jpg cannot be written ({error})")
     return measures
 
 

@@ -16,14 +16,13 @@ from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import gather, is_main, process_group, wait_for_all
-from ovd.engine.checkpoint import latest
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import ExpertGroup
 from ovd.files import sha256_of, whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
-from ovd.jobs.train import check_same_data, check_same_run, is_finished, train_from_config
+from ovd.jobs.train import check_same_data, check_same_run, is_finished, latest_of_all_ranks, train_from_config
 from ovd.text.names import are_among
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
@@ -81,7 +80,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     if new is None and is_main():
         print("warning: no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
-    found = latest(config.output)
+    found = latest_of_all_ranks(config.output)
     if found is not None:
         check_same_run(found.config, config)
     index = load_training_index(config, DataReport())
@@ -156,13 +155,12 @@ def _averaged(
         stages = {"before": start, "after": config.output}
         return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
     ensemble = config.output / "ensemble"
-    averaged = latest(ensemble)
+    averaged = latest_of_all_ranks(ensemble)
     if averaged is not None and averaged.extra["ensemble"]["weight"] != weight:
         raise ValueError(
             f"{ensemble} was averaged with weight {averaged.extra['ensemble']['weight']:g}, not {weight:g}; "
             "use tools/ensemble.py to average with another weight into a new folder"
         )
-    wait_for_all()  # until every rank has looked
     if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(config.output), weight=weight, output=ensemble)
     wait_for_all()

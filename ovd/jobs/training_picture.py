@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ovd.files import whole_file
 from ovd.structures import Batch, Detections
-from ovd.visualize import GRID_COLUMNS, GRID_PX, draw_detections, grid
+from ovd.visualize import GRID_PX, draw_detections, write_grid
 
 NAME = "training_images.jpg"
 MAX_IMAGES = 16
@@ -35,14 +34,16 @@ def drawing_the_first(
         for batch in batches_from(start):
             if start == 0 and not drawn and batch.image_ids:
                 drawn = True
-                with whole_file(folder / NAME, "wb") as file:
-                    draw_batch(batch, names_of).save(file, "JPEG", quality=90)
+                try:
+                    write_grid(draw_batch(batch, names_of), folder / NAME)
+                except OSError as error:
+                    print(f"warning: {folder / NAME} cannot be written ({error})")
             yield batch
 
     return batches
 
 
-def draw_batch(batch: Batch, names_of: Callable[[list[int]], list[str]]) -> Image.Image:
+def draw_batch(batch: Batch, names_of: Callable[[list[int]], list[str]]) -> list[Image.Image]:
     """The images of a batch without their padding, and the boxes and names that they are trained on."""
     shown = range(min(MAX_IMAGES, len(batch.image_ids)))
     ids = sorted({number for row in shown for number in batch.targets[row].classes.tolist()})
@@ -54,7 +55,7 @@ def draw_batch(batch: Batch, names_of: Callable[[list[int]], list[str]]) -> Imag
         labels = Detections(targets.boxes, torch.ones(len(targets.boxes)), targets.classes)
         image = batch.images[row, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
         pictures.append(draw_detections(image, labels, names, with_scores=False, largest_px=GRID_PX))
-    return grid(pictures, columns=GRID_COLUMNS)
+    return pictures
 
 
 def _shortened(name: str) -> str:

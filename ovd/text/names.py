@@ -36,7 +36,8 @@ def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     Raises:
         ValueError: there is none, or one that is something else or blank.
     """
-    asked = (names,) if isinstance(names, kinds) else tuple(names if isinstance(names, Iterable) else ())
+    is_list = isinstance(names, Iterable) and not isinstance(names, (*kinds, str, bytes))
+    asked = tuple(names) if is_list else (names,)
     if not asked:
         raise ValueError("give at least one class name to detect")
     if wrong := [item for item in asked if not isinstance(item, kinds)]:

@@ -1,6 +1,7 @@
 """Trainings that are killed, stopped, or made to fail: they go on to the same bits, and all ranks end alike."""
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from small_run import small_config, source_of
 
 import ovd.build.data
 import ovd.engine.step
+import ovd.files
 from ovd.config import TrainConfig
 from ovd.data import loader
 from ovd.data.report import DataReport
@@ -311,10 +313,14 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
     assert last == pytest.approx(expected, rel=3e-5, abs=3e-5)
 
 
+def without_patience() -> None:
+    ovd.files.LOCK_PATIENCE_S = 0
+
+
 def test_a_folder_that_is_written_to_takes_no_second_training(miniature_world, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    with only_writer(run), training(faults_config(run, miniature_world)) as ranks:
+    with only_writer(run), training(faults_config(run, miniature_world), fault=without_patience) as ranks:
         assert ranks.exit_codes() == [2], ranks.output()
         assert f"{run} is being written to by process {os.getpid()} on " in ranks.output()
     assert [path.name for path in run.iterdir()] == [".lock"]
@@ -333,3 +339,24 @@ def test_a_hang_up_stops_after_a_checkpoint_unless_it_is_ignored(miniature_world
             assert not stop.received
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+def _write_after_a_hang_up(answers) -> None:
+    terminal, own_end = os.openpty()
+    os.dup2(own_end, 1)
+    os.close(own_end)
+    with StopRequest() as stop:
+        os.close(terminal)
+        signal.raise_signal(signal.SIGHUP)
+        os.write(1, b"a line")  # an error where the terminal is gone
+        answers.put(stop.received)
+
+
+def test_after_a_hang_up_lines_go_nowhere_and_the_step_is_finished():
+    processes = multiprocessing.get_context("fork")
+    answers = processes.SimpleQueue()
+    process = processes.Process(target=_write_after_a_hang_up, args=(answers,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert answers.get() is True

@@ -83,6 +83,10 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
     found = checkpoint.latest(run)
     assert found is not None
     assert found.step == 2
+    monkeypatch.undo()
+    train_from_config(small_config(run, miniature_world, train={"eval_every": 2}), resume=True)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [2, 4, 6]
 
 
 def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_world, monkeypatch, capsys):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_decisions import make_results, make_truth
 
@@ -14,9 +13,8 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation import prediction_grid
 from ovd.evaluation.coco import COCOEvaluator
-from ovd.evaluation.prediction_grid import NAME, chosen_rows, missed_objects, write_prediction_grid
+from ovd.evaluation.prediction_grid import NAME, chosen_rows, to_detections, write_prediction_grid
 from ovd.evaluation.run import evaluate_results
-from ovd.structures import Detections
 
 
 @pytest.fixture
@@ -47,19 +45,32 @@ def test_the_same_images_are_drawn_every_time_and_only_those_with_a_box(index, m
     assert chosen_rows(truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64)), index) == []
 
 
-def test_an_object_is_missed_unless_its_class_is_shown_on_it() -> None:
-    truth = make_truth()
-    image_id = int(truth.image_ids[~truth.crowd][0])
-    rows = np.flatnonzero((truth.image_ids == image_id) & ~truth.crowd)
-    boxes = torch.from_numpy(truth.boxes_xywh[rows]).float()
-    boxes[:, 2:] += boxes[:, :2]
-    classes = torch.tensor([(int(truth.category_ids[row]) - 1) // 2 for row in rows])
-    for shown_classes, num_missed in ((classes, 0), ((classes + 1) % 5, len(rows))):
-        missed = missed_objects(truth, image_id, Detections(boxes, torch.ones(len(rows)), shown_classes))
-        assert len(missed.boxes) == num_missed
-    missed = missed_objects(truth, image_id, Detections.empty())
-    assert torch.equal(missed.boxes, boxes)
-    assert torch.equal(missed.classes, classes)
+def test_boxes_are_drawn_but_for_those_of_a_negative_side() -> None:
+    boxes = np.array([[1.0, 2, 3, 4], [50, 50, -5, 20], [0, 0, 0, 0]])
+    found = to_detections(boxes, np.array([0.5, 0.4, 0.3]), np.array([2, 1, 0]))
+    assert found.boxes.tolist() == [[1, 2, 4, 6], [0, 0, 0, 0]]
+    assert found.classes.tolist() == [2, 0]
+
+
+def test_what_is_drawn_is_what_the_decisions_found_and_missed(index, tmp_path, monkeypatch) -> None:
+    drawn = []
+
+    def draw(image, detections, names, *, missed, largest_px):
+        drawn.append((detections, missed))
+        return Image.fromarray(image)
+
+    monkeypatch.setattr(prediction_grid, "draw_detections", draw)
+    evaluator = COCOEvaluator(index.truth, ())
+    evaluator.add_results(make_results(index.truth), source="results")
+    measures = evaluate_results(evaluator, "coco", exhaustive=None, output_dir=tmp_path, index=index)
+    verdicts, truth = measures.decisions.verdicts, measures.truth
+    readable = [row for row in chosen_rows(truth, index) if row != 2]
+    assert len(drawn) == len(readable)
+    for row, (detections, missed) in zip(readable, drawn, strict=True):
+        here = truth.image_ids[verdicts.true_rows] == index.image_ids[row]
+        assert len(missed.boxes) == (~verdicts.is_found[here]).sum()
+        assert 0 <= len(detections.boxes) <= (verdicts.reported.image_ids == index.image_ids[row]).sum()
+        assert detections.scores.tolist() == sorted(detections.scores.tolist(), reverse=True)
 
 
 def test_the_grid_is_written_with_an_evaluation_whose_images_are_known(index, tmp_path, capsys) -> None:

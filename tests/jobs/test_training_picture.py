@@ -8,7 +8,7 @@ from PIL import Image
 from small_run import small_config
 
 from ovd.jobs.train import train_from_config
-from ovd.jobs.training_picture import MAX_NAME, NAME, draw_batch, drawing_the_first
+from ovd.jobs.training_picture import MAX_NAME, NAME, _shortened, draw_batch, drawing_the_first
 from ovd.structures import Batch, Targets
 
 
@@ -31,11 +31,12 @@ def test_a_batch_is_drawn_without_its_padding_and_names_are_asked_for_once() -> 
         asked.append(ids)
         return ["a" * 200 for _ in ids]
 
-    picture = draw_batch(batch_of(2, 0, 1), names_of)
+    pictures = draw_batch(batch_of(2, 0, 1), names_of)
     assert asked == [[0, 1]]
-    assert picture.width / picture.height == 4 * (6 * 64 + 6) / (6 * 40 + 6)  # 64 x 40 px, enlarged to 384
-    assert np.asarray(picture)[:, 3 : 6 * 64].min() < 128  # a box
-    assert len("a" * (MAX_NAME - 3) + "...") == MAX_NAME
+    assert [picture.size for picture in pictures] == [(6 * 64, 6 * 40)] * 3  # enlarged
+    assert [bool(np.asarray(picture).min() < 128) for picture in pictures] == [True, False, True]  # boxes
+    assert _shortened("a_b" * 40) == ("a b" * 40)[: MAX_NAME - 3] + "..."
+    assert _shortened("a_b") == "a b"
 
 
 def test_the_first_batch_with_an_image_is_drawn_once(tmp_path) -> None:

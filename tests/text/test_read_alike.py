@@ -36,7 +36,9 @@ def test_what_is_not_asked_for_by_a_name_may_come_twice() -> None:
     ("given", "words"),
     [
         ([], "at least one"),
-        (None, "at least one"),
+        (None, "class names are text, not NoneType"),
+        (3, "class names are text, not int: 3"),
+        (b"anchor", "class names are text, not bytes"),
         (["anchor", "_"], r"class names \[1\] \(counted from 0\) are blank"),
         ([1, 2], "class names are text, not int: 1"),
         ([b""], "class names are text, not bytes"),
