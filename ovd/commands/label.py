@@ -9,13 +9,14 @@ on, or from --threshold; a number after a name (anchor:0.8) is that of its boxes
 
 Formats: `coco` (one JSON file, which ovd trains on and CVAT imports), `label_studio` (JSON tasks with predictions),
 `yolo` and `voc` (folders). Scores are kept. Beside the output, NAME.review.html shows the boxes that the detector is
-least sure of, to accept, reject and rename, and a report has every image that could not be read.
+least sure of, to accept, reject and rename, and a report has every image that could not be read. After an interruption
+the same command goes on (OUTPUT.partial).
 """
 
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number, whole_number
 from ovd.choices import ExportFormatName
@@ -34,7 +35,11 @@ from ovd.data.image_files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.data.text_files import read_lines
-from ovd.files import make_folder_of
+from ovd.experts.folder import read_description
+from ovd.files import make_folder_of, sha256_of
+
+if TYPE_CHECKING:  # torch, which takes seconds to import
+    from ovd.build.trained import TrainedDetector
 
 
 def _arguments() -> argparse.Namespace:
@@ -107,6 +112,7 @@ def main() -> None:
 
     from ovd.build.trained import load_detector
     from ovd.jobs.label import label_images
+    from ovd.jobs.label_journal import LabelJournal
     from ovd.predictor import UNCALIBRATED_THRESHOLD
 
     torch.set_num_threads(arguments.threads)
@@ -115,18 +121,23 @@ def main() -> None:
     threshold = own if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if minimum is None else minimum for minimum in minimums]
     report = DataReport(stops=False)
-    labels = label_images(
-        trained,
-        root,
-        paths,
-        names,
-        thresholds,
-        report,
-        overlapping=arguments.overlapping,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        size=arguments.size,
-    )
+    settings = _settings(arguments, trained, names, thresholds) | {"root": str(root)}
+    with LabelJournal(output.with_name(f"{output.name}.partial"), settings) as journal:
+        if journal.done:
+            print(f"goes on from {journal.path}, which has {len(journal.done):,} images")
+        labels = label_images(
+            trained,
+            root,
+            paths,
+            names,
+            thresholds,
+            report,
+            journal=journal,
+            overlapping=arguments.overlapping,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            size=arguments.size,
+        )
     export_boxes(
         labels.kept,
         output,
@@ -136,6 +147,7 @@ def main() -> None:
         image_url=arguments.image_url,
     )
     report.write(report_file)
+    journal.remove()
     kind = "probability" if trained.is_calibrated else "score"
     summary = _summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output)
     print(summary.encode(errors="backslashreplace").decode())  # names of files may not be UTF-8
@@ -151,6 +163,25 @@ def main() -> None:
             kind=kind,
         )
         print(f"{review} shows the {shown} boxes nearest to the threshold")
+
+
+def _settings(
+    arguments: argparse.Namespace, trained: "TrainedDetector", names: list[str], thresholds: list[float]
+) -> dict[str, Any]:
+    """All that the boxes of an image depend on."""
+    assert trained.weights is not None
+    experts = () if trained.experts is None else trained.experts.folders
+    return {
+        "run": str(arguments.run.resolve()),
+        "weights": sha256_of(trained.weights),
+        "experts": [read_description(folder).sha256 for folder in experts],
+        "same_place": arguments.same_place,
+        "nearest": arguments.nearest,
+        "names": names,
+        "thresholds": thresholds,
+        "overlapping": arguments.overlapping,
+        "size": arguments.size,
+    }
 
 
 def _summary(kept: LabelledSet, report: DataReport, limit: str, output: Path) -> str:

@@ -18,6 +18,7 @@ from ovd.data.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
 from ovd.inference import Inference
+from ovd.jobs.label_journal import LabelJournal
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
@@ -45,6 +46,7 @@ def label_images(
     thresholds: Sequence[float],
     report: DataReport,
     *,
+    journal: LabelJournal | None = None,
     overlapping: bool = False,
     batch_size: int = 8,
     workers: int = 2,
@@ -60,6 +62,7 @@ def label_images(
         names: of the classes, each once.
         thresholds: the least score of each class.
         report: counts the images, and the boxes too small to be of use (F4).
+        journal: has the answers of an interrupted call with these settings, and gets the others.
         overlapping: whether several names may stay at one place.
         batch_size: images at a time.
         workers: processes that load ahead.
@@ -73,22 +76,32 @@ def label_images(
     ensemble = score_ensemble(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
-    found = dict(
-        answer
-        for answer in progress(
-            _answers(inference, text, files, report, ensemble, batch_size=batch_size, workers=workers),
-            len(files),
-            "labelling",
-        )
-        if answer is not None
+    file_names = [name_below(root, path) for path in files.paths]
+    found: dict[int, tuple[Detections, Detections]] = {}
+    if journal is not None:
+        found = {
+            number: journal.done[name]
+            for number, (name, path) in enumerate(zip(file_names, files.paths, strict=True))
+            if journal.is_done(name, path)
+        }
+        report.used(len(found))
+    left = np.setdiff1d(np.arange(len(files)), list(found))
+    batches = batches_of_like_shape(
+        files.sizes, batch_size, size=inference.size, divisor=inference.detector.size_divisor, only=left
     )
+    answers = _answers(inference, text, files, report, ensemble, batches=batches, workers=workers)
+    for answer in progress(answers, len(left), "labelling"):
+        if answer is not None:
+            image, detections = answer
+            found[image] = choose(detections, thresholds, overlapping=overlapping)
+            if journal is not None:
+                journal.add(file_names[image], files.paths[image], found[image])
     if not found:
         first = next(iter(report.first_records().values()), ["no image was given"])[0]
         raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
     kept, below = [], []
     for image in sorted(found):
-        sure, unsure = choose(found[image], thresholds, overlapping=overlapping)
-        file = name_below(root, files.paths[image])
+        (sure, unsure), file = found[image], file_names[image]
         height, width = sizes[image].tolist()
         kept.append(_labelled(sure, file, height, width, report))
         below.append(_labelled(unsure, file, height, width, None))
@@ -103,18 +116,16 @@ def _answers(
     report: DataReport,
     ensemble: ScoreEnsemble | None,
     *,
-    batch_size: int,
+    batches: list[list[int]],
     workers: int,
 ) -> Iterator[tuple[int, Detections] | None]:
     """Yield position and detections of each image; None for one that cannot be read, which the report counts."""
-    divisor = inference.detector.size_divisor
-    batches = batches_of_like_shape(files.sizes, batch_size, size=inference.size, divisor=divisor)
     batches_of_images = image_loader(
         files,
         batches,
         size=inference.size,
         workers=workers,
-        size_divisor=divisor,
+        size_divisor=inference.detector.size_divisor,
         pin_memory=pins_memory(inference.device),
     )
     for batch in batches_of_images:
@@ -126,7 +137,12 @@ def _answers(
 
 
 def batches_of_like_shape(
-    sizes: Int64[np.ndarray, "N 2"], batch_size: int, *, size: int, divisor: int
+    sizes: Int64[np.ndarray, "N 2"],
+    batch_size: int,
+    *,
+    size: int,
+    divisor: int,
+    only: Int64[np.ndarray, " M"] | None = None,
 ) -> list[list[int]]:
     """Positions of images in batches of those that have the same height and width once resized and padded.
 
@@ -134,12 +150,15 @@ def batches_of_like_shape(
         sizes: height and width of each image.
         size: longest side that images are resized to.
         divisor: of the padded sides.
+        only: positions of the images to take; by default all.
     """
+    taken = np.arange(len(sizes)) if only is None else only
+    sizes = sizes[taken]
     resized = np.maximum(1, np.round(sizes * (size / sizes.max(axis=1, keepdims=True, initial=1)))).astype(np.int64)
     padded = -(-resized // divisor) * divisor
     batches = []
     for shape in np.unique(padded, axis=0):
-        alike = np.flatnonzero((padded == shape).all(axis=1)).tolist()
+        alike = taken[(padded == shape).all(axis=1)].tolist()
         batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
     return sorted(batches)  # in the order of the images, as far as can be
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ovd.commands import check, label
 from ovd.data.image_files import images_at
 from ovd.data.report import DataReport
 from ovd.jobs.label import Labels, batches_of_like_shape, choose, label_images
+from ovd.jobs.label_journal import LabelJournal
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize import choose_shown
@@ -172,3 +174,60 @@ def test_no_readable_image_is_an_error_that_names_the_first(start, photos, tmp_p
     with pytest.raises(ValueError, match=r"none of 1 images can be read; the first: .*text\.jpg"):
         run(monkeypatch, photos / "text.jpg", "--classes", "a", "--run", start, "--output", tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_path, monkeypatch, capsys):
+    asked = [photos, "--recursive", "--classes", "anchor, umbrella", "--run", start, "--threshold", LOW, "--workers", 0]
+    whole, parts = tmp_path / "whole" / "boxes.json", tmp_path / "parts" / "boxes.json"
+    run(monkeypatch, *asked, "--output", whole)
+    real, left = LabelJournal.add, 3
+
+    def add(journal: LabelJournal, *answer: Any) -> None:
+        nonlocal left
+        real(journal, *answer)
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LabelJournal, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, *asked, "--output", parts)
+    assert set(files_of(parts.parent)) == {"boxes.json.partial"}
+    with (parts.parent / "boxes.json.partial").open("ab") as file:
+        file.write(b'["a line that was cut')
+    with pytest.raises(ValueError, match=r"partial is of an interrupted call with other settings"):
+        run(monkeypatch, *asked, "--output", parts, "--overlapping")
+    capsys.readouterr()
+    left = 99
+    run(monkeypatch, *asked, "--output", parts)
+    assert left == 99 - 4  # of seven images that can be read
+    assert "which has 3 images" in capsys.readouterr().out
+    assert files_of(parts.parent) == files_of(whole.parent)
+
+
+def test_an_image_that_has_changed_is_labelled_again(tmp_path):
+    image, settings = tmp_path / "a.png", {"names": ["anchor"]}
+    image.write_bytes(b"one")
+    answer = (Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
+    with LabelJournal(tmp_path / "partial", settings) as journal:
+        journal.add("a.png", image, answer)
+    with LabelJournal(tmp_path / "partial", settings) as journal:
+        assert journal.is_done("a.png", image)
+        assert not journal.is_done("b.png", image)
+        for name in ("boxes", "scores", "classes"):
+            assert torch.equal(getattr(journal.done["a.png"][0], name), getattr(answer[0], name))
+        image.write_bytes(b"another")
+        assert not journal.is_done("a.png", image)
+    (tmp_path / "partial").write_text('{"names": ["anchor"]}\n{}\n')
+    with pytest.raises(ValueError, match="is damaged"):
+        LabelJournal(tmp_path / "partial", settings)
+
+
+def test_without_an_answer_no_file_is_left(tmp_path):
+    with LabelJournal(tmp_path / "partial", {}):
+        pass
+    assert not list(tmp_path.iterdir())
