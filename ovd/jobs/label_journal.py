@@ -49,15 +49,12 @@ class LabelJournal:
         whole = content.rfind(b"\n") + 1
         try:
             lines = [json.loads(line) for line in content[:whole].splitlines()]
-            if lines and lines[0] != self._settings:
-                raise ValueError(
-                    f"{self.path} is of an interrupted call with other settings; repeat these, or delete it"
-                )
-            for name, stat, *answer in lines[1:]:
-                self.done[name] = (_detections(answer[0]), _detections(answer[1]))
-                self._stats[name] = stat
-        except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+            for name, stat, kept, below in lines[1:]:
+                self.done[name], self._stats[name] = (_detections(kept), _detections(below)), stat
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is damaged ({error}); delete it to label all images") from None
+        if lines and lines[0] != self._settings:
+            raise ValueError(f"{self.path} is of an interrupted call with other settings; repeat these, or delete it")
         return whole
 
     def is_done(self, name: str, image: Path) -> bool:
