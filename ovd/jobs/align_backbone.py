@@ -15,7 +15,7 @@ from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
 from ovd.engine.checkpoint import Checkpoint
 from ovd.files import whole_file
-from ovd.jobs.train import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
+from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine
 
 FREE_ON_RESUME = (

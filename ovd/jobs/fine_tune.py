@@ -22,7 +22,8 @@ from ovd.experts.group import ExpertGroup
 from ovd.files import sha256_of, whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
-from ovd.jobs.train import check_same_data, check_same_run, is_finished, latest_of_all_ranks, train_from_config
+from ovd.jobs.run_folder import check_same_data, check_same_run, is_finished, latest_of_all_ranks
+from ovd.jobs.train import train_from_config
 from ovd.text.names import are_among
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")

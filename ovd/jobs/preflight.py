@@ -23,7 +23,8 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.train import check_validation, choose_start, find_run
+from ovd.jobs.run_folder import find_run
+from ovd.jobs.train import check_validation, choose_start
 from ovd.selftrain.labels import check_labels, label_files
 from ovd.text.names import are_among
 

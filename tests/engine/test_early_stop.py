@@ -12,7 +12,8 @@ from small_run import small_config
 import ovd.jobs.train
 from ovd.config import TrainConfig
 from ovd.engine.checkpoint import latest
-from ovd.jobs.train import is_finished, train_from_config
+from ovd.jobs.run_folder import is_finished
+from ovd.jobs.train import train_from_config
 
 AP_OF_STEPS = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}
 """Step 4 is as good as step 2, not better; with a patience of 2 the run never sees step 5."""

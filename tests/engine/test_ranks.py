@@ -189,7 +189,7 @@ def test_sigterm_saves_once_and_resuming_ends_with_the_same_bits(two_ranks, mini
 def without_checkpoints_on_the_second_rank() -> None:
     """As on two nodes with disks of their own."""
     if os.environ["RANK"] == "1":
-        ovd.jobs.train.latest = lambda *_, **__: None  # type: ignore[assignment]
+        ovd.jobs.run_folder.latest = lambda *_, **__: None  # type: ignore[assignment]
 
 
 def test_ranks_that_see_different_checkpoints_stop_before_the_first_step(two_ranks, miniature_world):

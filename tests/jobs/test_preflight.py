@@ -10,7 +10,8 @@ from small_run import small_config, source_of
 from ovd.build.trained import load_detector
 from ovd.data.report import DataError
 from ovd.jobs.preflight import preflight
-from ovd.jobs.train import find_run, train_from_config
+from ovd.jobs.run_folder import find_run
+from ovd.jobs.train import train_from_config
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file is no folder that can be written to"):
         preflight(small_config(tmp_path / "file" / "run", miniature_world))
-    monkeypatch.setattr("ovd.jobs.train.find_spec", lambda name: None)
+    monkeypatch.setattr("ovd.jobs.run_folder.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb"):
         preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
     assert not (tmp_path / "run").exists()

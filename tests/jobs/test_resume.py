@@ -9,7 +9,7 @@ from ovd.build.data import samples_drawn
 from ovd.build.trained import load_detector
 from ovd.config import RENAMED, ConfigError, TrainConfig
 from ovd.engine import checkpoint
-from ovd.jobs.train import check_same_run
+from ovd.jobs.run_folder import check_same_run
 
 
 def config(**train) -> TrainConfig:

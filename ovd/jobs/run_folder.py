@@ -1,0 +1,181 @@
+"""The folder of a run: who may write to it, whether it holds a run to go on with, and whether that is the same run."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ovd.build.data import images_per_step
+from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
+from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
+from ovd.engine.checkpoint import Checkpoint, latest
+from ovd.engine.early_stop import ended_early
+from ovd.files import only_writer, whole_file
+from ovd.precision import describe_machine
+
+FREE_ON_RESUME = (
+    "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
+    "train.eval_every", "train.wandb", "clip.activation",
+)  # fmt: skip
+
+
+def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
+    """Whether a checkpoint is the last one of its run."""
+    return found.step == config.train.steps or ended_early(found.extra)
+
+
+def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) -> Checkpoint | None:
+    """The checkpoint to resume from; None for a new run.
+
+    Raises:
+        ValueError: the warm-up does not end within the run, its batch cannot be divided among the ranks, or what it
+            needs besides data is not there; or there is a run and `resume` is not set, or there is one with other
+            settings, or the ranks see different ones.
+    """
+    check_warmup(config)
+    check_divisible(config)
+    check_surroundings(config)
+    if config.clip.weights == "random" and is_main():
+        print("warning: clip.weights=random: neither images nor texts mean anything to this CLIP; give weights")
+    found = latest_of_all_ranks(config.output, strict=strict_resume)
+    if resume and is_main():
+        print(f"goes on from {found.folder}" if found else f"{config.output} holds no checkpoint: starts at step 0")
+    if found is not None:
+        if not resume:
+            raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
+        check_same_run(found.config, config)
+    return found
+
+
+def check_surroundings(config: TrainConfig) -> None:
+    """Check what a training needs besides its data: a place for its run folder, and the package that it logs with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"output={config.output}: {nearest} is no folder that can be written to")
+    if config.train.wandb is not None and find_spec("wandb") is None:
+        raise ValueError(f"train.wandb={config.train.wandb} needs the package wandb: pip install wandb")
+
+
+def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None:
+    """The newest intact checkpoint of a run, the same on every rank; None if there is none.
+
+    Raises:
+        ValueError: as `latest`; or the ranks see different checkpoints.
+    """
+    with failing_together():
+        found = latest(run, strict=strict)
+    seen = gather(None if found is None else (found.folder.name, found.fingerprint()))
+    if len(set(seen)) > 1:
+        names = ", ".join("none" if checkpoint is None else checkpoint[0] for checkpoint in seen)
+        raise ValueError(f"{run}: the ranks see different checkpoints ({names}); it has to be on a disk that all share")
+    return found
+
+
+def check_warmup(config: TrainConfig | AlignConfig) -> None:
+    """Check that the warm-up ends within the run.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if config.train.warmup_steps > config.train.steps:
+        raise ValueError(
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
+        )
+
+
+def check_divisible(config: TrainConfig) -> None:
+    """Check that every rank gets as large a part of each batch.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for name, number in zip(("images", "pairs"), images_per_step(config), strict=True):
+        if number % world_size():
+            raise ValueError(
+                f"a batch's {number} {name} (train.batch_size, data.pairs.share) cannot be divided among "
+                f"{world_size()} ranks; start as many as divide it"
+            )
+
+
+@contextmanager
+def open_run_folder(config: TrainConfig | AlignConfig) -> Iterator[None]:
+    """Make the run folder with its config, hold it for this run, and say what the run computes on.
+
+    Raises:
+        ValueError: another run is writing there, its config was written by hand, or a rank does not see the folder.
+    """
+    wait_for_all()  # until every rank has checked whether there is a run
+    content, file = config.model_dump(mode="json"), config.output / "config.yaml"
+    with ExitStack() as held:
+        with failing_together():
+            if is_main():
+                if file.exists() and not _is_of_a_run(file):
+                    raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
+                config.output.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_writer(config.output))
+                with whole_file(file) as stream:
+                    stream.write(yaml.safe_dump(content, sort_keys=False))
+                ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
+                print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
+        wait_for_all()
+        with failing_together():
+            if not file.exists():
+                raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")
+        yield
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Whether a config was written by a run of any version: in its form, which nobody else keeps to."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        written = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(written, dict) and yaml.safe_dump(written, sort_keys=False) == text
+
+
+def check_same_run(
+    stored: dict[str, Any], config: TrainConfig | AlignConfig, *, free: tuple[str, ...] = FREE_ON_RESUME
+) -> None:
+    """Check that a resume continues the same run. A setting that the run's version did not have counts as its default.
+
+    Args:
+        free: beginnings of the names of settings that may differ.
+
+    Raises:
+        ValueError: names every other setting that differs.
+    """
+    then = parse_config(stored, type(config), f"{config.output}, as it was started")
+    before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    different = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(free)
+    ]
+    if different:
+        raise ValueError(f"{config.output} was started with other settings: {'; '.join(different)}")
+
+
+def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:
+    """Check that a resume has the same data: otherwise images, their order and annotations would not be the run's.
+
+    Args:
+        stored: fingerprints in the checkpoint; empty in those of early versions.
+
+    Raises:
+        ValueError: names the data that changed.
+    """
+    different = [name for name, fingerprint in data.items() if stored.get(name, fingerprint) != fingerprint]
+    if different:
+        raise ValueError(
+            f"{output} was started on other data: its {' and '.join(different)} changed since; restore the "
+            "original data, or start another run from this one (init_from)"
+        )
