@@ -35,7 +35,6 @@ from ovd.data.image_files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
 from ovd.data.text_files import read_lines
-from ovd.experts.folder import read_description
 from ovd.files import make_folder_of, sha256_of
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
@@ -129,8 +128,7 @@ def main() -> None:
             trained,
             root,
             paths,
-            names,
-            thresholds,
+            dict(zip(names, thresholds, strict=True)),
             report,
             journal=journal,
             overlapping=arguments.overlapping,
@@ -169,6 +167,8 @@ def _settings(
     arguments: argparse.Namespace, trained: "TrainedDetector", names: list[str], thresholds: list[float]
 ) -> dict[str, Any]:
     """All that the boxes of an image depend on."""
+    from ovd.experts.folder import read_description
+
     assert trained.weights is not None
     experts = () if trained.experts is None else trained.experts.folders
     return {

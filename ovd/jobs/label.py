@@ -1,6 +1,6 @@
 """Label images with a detector: boxes of named classes, for a person to correct and a smaller detector to learn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,8 +42,7 @@ def label_images(
     trained: TrainedDetector,
     root: Path,
     paths: Sequence[Path],
-    names: Sequence[str],
-    thresholds: Sequence[float],
+    thresholds: Mapping[str, float],
     report: DataReport,
     *,
     journal: LabelJournal | None = None,
@@ -59,8 +58,7 @@ def label_images(
 
     Args:
         root: a folder that all images lie in; their names start there.
-        names: of the classes, each once.
-        thresholds: the least score of each class.
+        thresholds: the classes to detect, and the least score of each.
         report: counts the images, and the boxes too small to be of use (F4).
         journal: has the answers of an interrupted call with these settings, and gets the others.
         overlapping: whether several names may stay at one place.
@@ -71,8 +69,8 @@ def label_images(
     Raises:
         ValueError: no image can be read.
     """
-    inference = build_inference(trained, size=size)
-    text = evaluation_text(trained.config, trained.clip, tuple(names))
+    inference, names = build_inference(trained, size=size), tuple(thresholds)
+    text = evaluation_text(trained.config, trained.clip, names)
     ensemble = score_ensemble(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
@@ -93,7 +91,7 @@ def label_images(
     for answer in progress(answers, len(left), "labelling"):
         if answer is not None:
             image, detections = answer
-            found[image] = choose(detections, thresholds, overlapping=overlapping)
+            found[image] = choose(detections, list(thresholds.values()), overlapping=overlapping)
             if journal is not None:
                 journal.add(file_names[image], files.paths[image], found[image])
     if not found:
@@ -105,7 +103,7 @@ def label_images(
         height, width = sizes[image].tolist()
         kept.append(_labelled(sure, file, height, width, report))
         below.append(_labelled(unsure, file, height, width, None))
-    of_all = LabelledSet(root, tuple(names), tuple(kept))
+    of_all = LabelledSet(root, names, tuple(kept))
     return Labels(of_all, replace(of_all, images=tuple(below)))
 
 

@@ -305,7 +305,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_if_it_divides_the
     config = faults_config(run, miniature_world)
     with training(config, ranks=3, resume=True) as ranks:
         assert ranks.exit_codes() == [2, 2, 2], ranks.output()
-        assert "a batch of 2 images cannot be divided among 3 ranks" in ranks.output()
+        assert (
+            "a batch's 2 images (train.batch_size, data.pairs.share) cannot be divided among 3 ranks" in ranks.output()
+        )
     with training(config, ranks=2, resume=True) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.output()
     records = [map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) for folder in (run, reference)]

@@ -48,7 +48,7 @@ def photos(miniature_world, tmp_path_factory) -> Path:
 def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int) -> Labels:
     root, paths = images_at([str(photos)], recursive=True)
     return label_images(
-        load_detector(start), root, paths, NAMES, [LOW] * len(NAMES), report, workers=0, batch_size=batch_size
+        load_detector(start), root, paths, dict.fromkeys(NAMES, LOW), report, workers=0, batch_size=batch_size
     )
 
 
