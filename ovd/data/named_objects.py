@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ovd.data.box_arrays import to_xywh
 from ovd.data.category import Category
 from ovd.data.drawn_shapes import Box
 from ovd.data.image_names import files_by_base_name
@@ -64,7 +65,7 @@ def table_of_images(
     labels = sorted({item.label for _, item in objects})
     row_of_label = {label: row for row, label in enumerate(labels)}
     boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)
-    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    boxes_xywh = to_xywh(boxes)
     return AnnotationTable(
         path=path,
         categories=tuple(Category(row, label, (), None, UNCOUNTED) for row, label in enumerate(labels)),

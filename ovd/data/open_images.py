@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ovd.data.box_arrays import to_xywh
 from ovd.data.category import Category
 from ovd.data.csv_lines import csv_lines
 from ovd.data.image_files import images_below, readable_sizes
@@ -71,7 +72,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     rows = [row for row in rows if row.image in position]
     image_of_object = np.array([position[row.image] for row in rows], np.int64)
     boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4) * sizes[image_of_object][:, [1, 0, 1, 0]]
-    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    boxes_xywh = to_xywh(boxes)
     row_of_label = {label: number for number, label in enumerate(names)}
     return AnnotationTable(
         path=path,

@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from ovd.data.box_arrays import to_xywh
 from ovd.data.box_form import FEW, SHARES
 from ovd.data.category import Category
 from ovd.data.image_names import files_by_base_name, refuse_same_files
@@ -85,7 +86,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
         sizes, is_available = fill_sizes(stated, image_files, request, report)
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
     boxes = np.array([item.box for _, item in objects], dtype=np.float64).reshape(-1, 4)
-    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    boxes_xywh = to_xywh(boxes)
     if len(boxes) > FEW and 0 < boxes[:, 2:].max() <= 1:
         raise DataError("F6", f"{request.annotations}: {SHARES}")
     if not zero_based:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ovd.data.box_arrays import to_xyxy
 from ovd.data.category import Category
 from ovd.data.truth import Truth
-from ovd.evaluation.decisions import Verdicts, corners, overlaps
+from ovd.evaluation.decisions import Verdicts, overlaps
 from ovd.shapes import Int64
 
 MAX_CONFUSIONS = 200
@@ -69,9 +70,9 @@ def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "
         part = slice(start, start + _BOXES_AT_A_TIME)
         rows, true, _ = overlaps(
             true_image,
-            corners(truth.boxes_xywh[missed]),
+            to_xyxy(truth.boxes_xywh[missed]),
             image[part],
-            corners(wrong.boxes_xywh[part]),
+            to_xyxy(wrong.boxes_xywh[part]),
             wrong.scores[part],
         )
         order = np.argsort(wrong.scores[part][rows], kind="stable")  # the best is written last

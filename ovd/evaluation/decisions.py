@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from ovd.data.box_arrays import paired_iou, to_xyxy
 from ovd.data.truth import Truth
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
@@ -118,7 +119,7 @@ class DecisionEvaluator:
         pair, self._scores = pair[self._rows], results.scores[self._rows]
         self._pairs = np.unique(np.concatenate([true_pair, pair]))
         self._pair, self._true_pair = np.searchsorted(self._pairs, pair), np.searchsorted(self._pairs, true_pair)
-        true_boxes, boxes = corners(truth.boxes_xywh[real]), corners(results.boxes_xywh[self._rows])
+        true_boxes, boxes = to_xyxy(truth.boxes_xywh[real]), to_xyxy(results.boxes_xywh[self._rows])
         self._matches = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
 
         self._num_true = np.bincount(self._true_pair, minlength=len(self._pairs))
@@ -284,11 +285,6 @@ def _f1(counts: _Counts) -> Float64[np.ndarray, " T"]:
     return np.divide(2 * counts.hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
 
 
-def corners(boxes_xywh: Float64[np.ndarray, "R 4"]) -> Float64[np.ndarray, "R 4"]:
-    """The boxes as xyxy."""
-    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
-
-
 def _match(
     true_pair: Int64[np.ndarray, " R"],
     true_boxes: Float64[np.ndarray, "R 4"],
@@ -345,7 +341,7 @@ def overlaps(
     rows = np.repeat(some, counts)
     offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     true_rows = true_order[first[rows] + offsets]
-    iou = _iou(boxes[rows], true_boxes[true_rows])
+    iou = paired_iou(boxes[rows], true_boxes[true_rows])
     near = iou >= IOUS[0]
     return rows[near], true_rows[near], iou[near]
 
@@ -357,12 +353,3 @@ def _ranks(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Int
     position = np.cumsum(np.diff(rows, prepend=rows[0]) != 0)
     starts = np.flatnonzero(np.diff(pairs, prepend=-1))
     return position - np.repeat(position[starts], np.diff(starts, append=len(rows)))
-
-
-def _iou(boxes: Float64[np.ndarray, "E 4"], others: Float64[np.ndarray, "E 4"]) -> Float64[np.ndarray, " E"]:
-    """Of each box with the other in its row; 0 where both are empty."""
-    corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    intersection = corners.clip(min=0).prod(axis=1)
-    areas, other_areas = ((some[:, 2:] - some[:, :2]).prod(axis=1) for some in (boxes, others))
-    union = areas + other_areas - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)

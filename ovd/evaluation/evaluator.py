@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ovd.data.box_arrays import to_xywh
 from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import Results, concatenate
@@ -64,7 +65,7 @@ class BoxEvaluator(ABC):
         results = Results(
             image_ids=np.full(len(classes), image_id, np.int64),
             category_ids=self._category_ids[classes],
-            boxes_xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+            boxes_xywh=to_xywh(boxes),
             scores=detections.scores.detach().cpu().numpy().astype(np.float64),
         )
         self.add_results(results, source=source)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from ovd.config import BoxFilters
+from ovd.data.box_arrays import paired_iou
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import normalized
 
@@ -130,14 +131,6 @@ def best_of_group(
     is_best = np.zeros(len(groups), dtype=bool)
     is_best[order[ranks < count]] = True
     return is_best
-
-
-def paired_iou(boxes: Float32[np.ndarray, "M 4"], others: Float32[np.ndarray, "M 4"]) -> Float32[np.ndarray, " M"]:
-    """IoU of each box with the one in the same row; 0 for two boxes without area."""
-    corners = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    intersection = corners.clip(min=0).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _best_candidates(
