@@ -188,11 +188,17 @@ def _shard_name(file: Path) -> str:
 
 def labels_fingerprint(files: Sequence[Path]) -> str:
     """Hash of the ledgers, which cover the shards, the settings and the labels with their text embeddings."""
-    ledgers = (_ledger_path(file).read_bytes() for file in files)
+    ledgers = (ledger_path(file).read_bytes() for file in files)
     return hashlib.sha256(b"".join(hashlib.sha256(ledger).digest() for ledger in ledgers)).hexdigest()[:16]
 
 
-def _ledger_path(file: Path) -> Path:
+def labels_path(folder: Path, shard: str) -> Path:
+    """The file of a shard's labels."""
+    return folder / f"{Path(shard).stem}.safetensors"
+
+
+def ledger_path(file: Path) -> Path:
+    """The ledger beside a file of labels."""
     return file.with_suffix(".json")
 
 
@@ -205,7 +211,7 @@ def check_labels(files: Sequence[Path]) -> None:
 
     def is_whole(file: Path) -> bool:
         try:
-            return json.loads(_ledger_path(file).read_bytes())["labels"]["sha256"] == sha256_of(file)
+            return json.loads(ledger_path(file).read_bytes())["labels"]["sha256"] == sha256_of(file)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -234,7 +240,7 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
     listed = list_shards(folder)
     common: dict[str, Any] | None = None
     for file in files:
-        ledger = _ledger_path(file)
+        ledger = ledger_path(file)
         try:
             content = json.loads(ledger.read_bytes())
             name, sha256 = content["shard"]["file"], content["shard"]["sha256"]

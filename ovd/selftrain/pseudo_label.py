@@ -29,6 +29,8 @@ from ovd.selftrain.labels import (
     FORMAT,
     ShardLabels,
     TeacherBoxes,
+    labels_path,
+    ledger_path,
     read_labels,
     write_labels,
 )
@@ -155,7 +157,7 @@ def label_shards(
             report.raise_if_too_many(num_pairs)
             pairs += _label_batch(batch, asked[rows], reasons[rows], teacher, options)
         labels_sha256 = write_labels(
-            _labels_path(output, name),
+            labels_path(output, name),
             _to_labels(pairs, distinct),
             index=shards.index(name),
             variants=variants,
@@ -199,14 +201,6 @@ def _settings(teacher: Teacher, texts: TextVariants, options: LabelOptions) -> d
     }
 
 
-def _labels_path(output: Path, shard: str) -> Path:
-    return output / f"{Path(shard).stem}.safetensors"
-
-
-def _ledger_path(output: Path, shard: str) -> Path:
-    return output / f"{Path(shard).stem}.json"
-
-
 def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
     """The first pairs that were not labelled, with the reason, by code."""
     report = DataReport(stops=False)
@@ -227,11 +221,11 @@ def _write_ledger(
     ledger = {
         "shard": {"file": shard, "samples": counts.pairs, "sha256": shard_sha256},
         "settings": settings,
-        "labels": {"file": _labels_path(output, shard).name, "sha256": labels_sha256},
+        "labels": {"file": labels_path(output, shard).name, "sha256": labels_sha256},
         "counts": asdict(counts),
         "left_out": left_out,
     }
-    with whole_file(_ledger_path(output, shard)) as file:
+    with whole_file(ledger_path(labels_path(output, shard))) as file:
         file.write(json.dumps(ledger, indent=1) + "\n")
 
 
@@ -243,7 +237,8 @@ def _read_done(
     Args:
         report: gets the images of a labelled shard.
     """
-    path, labels_path = _ledger_path(output, shard), _labels_path(output, shard)
+    labels_file = labels_path(output, shard)
+    path = ledger_path(labels_file)
     if not path.exists():
         return None
     try:
@@ -261,10 +256,10 @@ def _read_done(
     ]
     if different:
         raise ValueError(f"{path} was made with other settings: {'; '.join(different)}; give another --output")
-    if not labels_path.exists() or sha256_of(labels_path) != labels_sha256:
-        print(f"{labels_path} is missing or does not match its ledger; {shard} is labelled again")
+    if not labels_file.exists() or sha256_of(labels_file) != labels_sha256:
+        print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")
         return None
-    labels = read_labels(labels_path)
+    labels = read_labels(labels_file)
     for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
         _count_image(report, f"{shard}:{key}", reason if height == 0 else "")
     return counts
