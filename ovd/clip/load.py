@@ -99,14 +99,14 @@ def load_clip(
     if weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"clip.weights is missing for {name}; give a local file, `random`, or one of: {tags}")
+    with _hub_errors(f"the tokenizer of {name}"):
+        tokenizer = open_clip.get_tokenizer(name)
     if weights == "random":
         model = open_clip.create_model(name)
     elif is_file:
         model = _model_of_file(name, weights, activation, mean, std)
     else:
         model = _model_of_tag(name, weights)
-    with _hub_errors(f"the tokenizer of {name}"):
-        tokenizer = open_clip.get_tokenizer(name)
     return _with_preprocessing(model, tokenizer, _embed_dim(name))
 
 

@@ -15,6 +15,7 @@ the same command goes on (OUTPUT.partial).
 
 import argparse
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -101,7 +102,10 @@ def main() -> None:
     base = output if is_folder(arguments.to) else output.with_suffix("")
     review = base.with_name(f"{base.name}.review.html") if arguments.review else None
     report_file = output.with_name(f"{output.name}.report.json")
-    for path in (*outputs_of(output, arguments.to), report_file, *([review] if review else [])):
+    partial = output.with_name(f"{output.name}.partial")
+    # What an interrupted call left beside its journal is written again.
+    beside = [] if partial.exists() else [report_file, *([review] if review else [])]
+    for path in (*outputs_of(output, arguments.to), *beside):
         refuse_existing(path)
     make_folder_of(output)
     root, paths = images_at(arguments.images, recursive=arguments.recursive)
@@ -121,9 +125,9 @@ def main() -> None:
     thresholds = [threshold if minimum is None else minimum for minimum in minimums]
     report = DataReport(stops=False)
     settings = _settings(arguments, trained, names, thresholds) | {"root": str(root)}
-    with LabelJournal(output.with_name(f"{output.name}.partial"), settings) as journal:
-        if journal.done:
-            print(f"goes on from {journal.path}, which has {len(journal.done):,} images")
+    with LabelJournal(partial, settings) as journal:
+        if journal.goes_on:
+            print(_printable(f"goes on from {partial}"))
         labels = label_images(
             trained,
             root,
@@ -136,45 +140,51 @@ def main() -> None:
             workers=arguments.workers,
             size=arguments.size,
         )
-    export_boxes(
-        labels.kept,
-        output,
-        arguments.to,
-        source=f"ovd {arguments.run.name}",
-        copy_images=arguments.copy_images,
-        image_url=arguments.image_url,
-    )
-    report.write(report_file)
-    journal.remove()
-    kind = "probability" if trained.is_calibrated else "score"
-    summary = _summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output)
-    print(summary.encode(errors="backslashreplace").decode())  # names of files may not be UTF-8
-    if review is not None:
-        shown = write_review(
+        kind = "probability" if trained.is_calibrated else "score"
+        report.write(report_file)
+        shown = 0
+        if review is not None:
+            shown = write_review(
+                labels.kept,
+                labels.below,
+                thresholds,
+                review,
+                most=arguments.review,
+                title=_printable(output.name),
+                saved_as=_printable(f"{base.name}.reviewed.json"),
+                kind=kind,
+            )
+        export_boxes(
             labels.kept,
-            labels.below,
-            thresholds,
-            review,
-            most=arguments.review,
-            title=output.name,
-            saved_as=f"{base.name}.reviewed.json",
-            kind=kind,
+            output,
+            arguments.to,
+            source=f"ovd {arguments.run.name}",
+            copy_images=arguments.copy_images,
+            image_url=arguments.image_url,
         )
-        print(f"{review} shows the {shown} boxes nearest to the threshold")
+        journal.remove()
+    print(_printable(_summary(labels.kept, report, f"{kind} of at least {threshold:.2f}", output)))
+    if review is not None:
+        print(_printable(f"{review} shows the {shown} boxes nearest to the threshold"))
+
+
+def _printable(text: str) -> str:
+    """A text in which names of files that are not UTF-8 are spelled out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _settings(
     arguments: argparse.Namespace, trained: "TrainedDetector", names: list[str], thresholds: list[float]
 ) -> dict[str, Any]:
     """All that the boxes of an image depend on."""
-    from ovd.experts.folder import read_description
+    from ovd.build.trained import find_checkpoint
+    from ovd.experts.folder import DESCRIPTION, find_expert
 
-    assert trained.weights is not None
     experts = () if trained.experts is None else trained.experts.folders
     return {
-        "run": str(arguments.run.resolve()),
-        "weights": sha256_of(trained.weights),
-        "experts": [read_description(folder).sha256 for folder in experts],
+        "ovd": version("ovd"),
+        "checkpoint": find_checkpoint(arguments.run).fingerprint(),
+        "experts": [sha256_of(find_expert(folder) / DESCRIPTION) for folder in experts],
         "same_place": arguments.same_place,
         "nearest": arguments.nearest,
         "names": names,

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,7 +107,8 @@ class RunLog:
         kept = [record for record in earlier if record["step"] <= resumed_step]
         self._evaluated = {record["step"] for record in kept if record["kind"] == "evaluation"}
         write_records(self._metrics_file, kept)
-        self._metrics = self._metrics_file.open("a")
+        self._metrics = self._metrics_file.open("ab", buffering=0)
+        self._unwritten = b""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside TensorBoard and what it imports
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -148,10 +149,12 @@ class RunLog:
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log an evaluation after `step` optimizer steps."""
         if step in self._evaluated:
-            self._metrics.close()
-            records = read_records(self._metrics_file)
-            write_records(self._metrics_file, [r for r in records if (r["kind"], r["step"]) != ("evaluation", step)])
-            self._metrics = self._metrics_file.open("a")
+            with self._surviving(f"{self._metrics_file} has the evaluation of step {step} twice"):
+                records = read_records(self._metrics_file)
+                others = [r for r in records if (r["kind"], r["step"]) != ("evaluation", step)]
+                write_records(self._metrics_file, others)
+                self._metrics.close()
+                self._metrics = self._metrics_file.open("ab", buffering=0)
         self._evaluated.add(step)
         self._append({"kind": "evaluation", "step": step, "metrics": dict(metrics)})
         self._scalars(step, {f"evaluation/{name}": value for name, value in metrics.items()})
@@ -193,9 +196,10 @@ class RunLog:
         self.close(failed=error is not None)
 
     def _append(self, record: dict[str, Any]) -> None:
+        self._unwritten += to_line(record | {"time_s": time.time()}).encode()
         with self._surviving(f"{self._metrics_file} is written to again at the next step"):
-            self._metrics.write(to_line(record | {"time_s": time.time()}))
-            self._metrics.flush()  # what could not be written stays in its buffer
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
     @contextmanager
     def _surviving(self, consequence: str) -> Iterator[None]:
@@ -232,12 +236,13 @@ class RunLog:
         )
 
     def _show(self, line: str, *, stays: bool) -> None:
-        if sys.stdout.isatty():
-            columns = shutil.get_terminal_size().columns
-            # A redrawn line that wraps would leave its first half behind.
-            print(f"\r\x1b[K{line if stays else line[: columns - 1]}", end="\n" if stays else "", flush=True)
-        else:
-            print(line, flush=True)
+        with suppress(OSError):  # a terminal or a pipe that is gone ends no run
+            if sys.stdout.isatty():
+                columns = shutil.get_terminal_size().columns
+                # A redrawn line that wraps would leave its first half behind.
+                print(f"\r\x1b[K{line if stays else line[: columns - 1]}", end="\n" if stays else "", flush=True)
+            else:
+                print(line, flush=True)
 
     def _draw_curves(self) -> None:
         with self._surviving(f"{self._curves_file} stays as it was"):

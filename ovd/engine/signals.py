@@ -2,6 +2,7 @@
 
 import os
 import signal
+import termios
 from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -34,9 +35,17 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
-        if number == signal.SIGHUP:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in self._terminals:
-                os.dup2(nowhere, descriptor)
-            os.close(nowhere)
         self.received = True
+        if number == signal.SIGHUP:
+            for descriptor in filter(_is_gone, self._terminals):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
+def _is_gone(terminal: int) -> bool:
+    try:
+        termios.tcgetattr(terminal)
+    except termios.error:
+        return True
+    return False

@@ -18,7 +18,7 @@ from ovd.data.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
 from ovd.inference import Inference
-from ovd.jobs.label_journal import LabelJournal
+from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
@@ -75,25 +75,27 @@ def label_images(
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
     file_names = [name_below(root, path) for path in files.paths]
-    found: dict[int, tuple[Detections, Detections]] = {}
+    stats = [stat_of(path) for path in files.paths]  # before an image is read, so that later changes count
+    found: dict[int, Answer] = {}
     if journal is not None:
-        found = {
-            number: journal.done[name]
-            for number, (name, path) in enumerate(zip(file_names, files.paths, strict=True))
-            if journal.is_done(name, path)
-        }
+        for number, (name, stat) in enumerate(zip(file_names, stats, strict=True)):
+            before = journal.answer(name, stat)
+            if before is not None:
+                found[number] = before
         report.used(len(found))
+        for line in journal.repaired:
+            report.repaired(*line.split(" ", 1))
     left = np.setdiff1d(np.arange(len(files)), list(found))
     batches = batches_of_like_shape(
         files.sizes, batch_size, size=inference.size, divisor=inference.detector.size_divisor, only=left
     )
-    answers = _answers(inference, text, files, report, ensemble, batches=batches, workers=workers)
+    answers = _answers(inference, text, files, report, ensemble, journal, batches=batches, workers=workers)
     for answer in progress(answers, len(left), "labelling"):
         if answer is not None:
             image, detections = answer
             found[image] = choose(detections, list(thresholds.values()), overlapping=overlapping)
             if journal is not None:
-                journal.add(file_names[image], files.paths[image], found[image])
+                journal.add(file_names[image], stats[image], found[image])
     if not found:
         first = next(iter(report.first_records().values()), ["no image was given"])[0]
         raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
@@ -113,6 +115,7 @@ def _answers(
     files: ImageFiles,
     report: DataReport,
     ensemble: ScoreEnsemble | None,
+    journal: LabelJournal | None,
     *,
     batches: list[list[int]],
     workers: int,
@@ -128,6 +131,8 @@ def _answers(
     )
     for batch in batches_of_images:
         report.add_batch(batch)
+        if journal is not None:
+            journal.add_repaired(batch.repaired)
         if batch.image_ids:
             found = detect_alike(inference, text, batch, files.sizes, ensemble)
             yield from zip(batch.image_ids, found, strict=True)

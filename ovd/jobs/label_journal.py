@@ -1,11 +1,12 @@
 """What was found in images before a labelling was interrupted: a file that the same command goes on from.
 
-`OUTPUT.partial` has the settings in its first line, and then a line for each image: its name, size in bytes and time of
-change, and the boxes. It is removed when the output is written.
+`OUTPUT.partial` has the settings in its first line, and then one line for each image (its name, size in bytes, time of
+change, and boxes) or for what was repaired to read some. It is removed when the output is written.
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,10 +17,11 @@ from ovd.structures import Detections
 
 Answer = tuple[Detections, Detections]
 """The boxes of an image at or above the thresholds, and candidates for a review."""
+_MARK = "ovd label"
 
 
 class LabelJournal:
-    """A context manager, without whose answers the file is removed again."""
+    """A context manager that holds the file; without an answer in it, it is removed again."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         """
@@ -28,47 +30,98 @@ class LabelJournal:
             settings: JSON-able; all that answers depend on besides the image.
 
         Raises:
-            ValueError: the file is of other settings, or damaged before its last line.
+            ValueError: the file is of other settings, damaged, no journal, or in use.
         """
         self.path = path
-        self.done: dict[str, Answer] = {}
-        """Answers of an interrupted call by the image's name, also of images that have changed since (`is_done`)."""
-        self._stats: dict[str, list[int]] = {}
-        self._settings = json.loads(json.dumps(settings))
-        whole = self._read() if path.exists() else 0
-        self._is_empty = not self.done
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(whole)  # without a line that was cut off
-        self._file.seek(whole)
-        if not whole:
-            self._write(self._settings)
+        self.repaired: list[str] = []
+        """Lines "CODE where and what" of an interrupted call."""
+        self._settings = json.loads(json.dumps({_MARK: 1, **settings}))
+        self._lines: dict[str, bytes] = {}
+        """The latest line of each image."""
+        self._file = path.open("a+b")
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{path}: another process is labelling into this; wait for its end") from None
+            self._file.seek(0)
+            whole = self._read()
+            self._file.truncate(whole)  # without a line that was cut off
+            self.goes_on = whole > 0
+            """Whether an interrupted call is gone on with."""
+            if not self.goes_on:
+                self._write(self._settings)
+        except ValueError:
+            self._file.close()
+            raise
 
     def _read(self) -> int:
         """Read the lines that are whole; return their length in bytes."""
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        try:
-            lines = [json.loads(line) for line in content[:whole].splitlines()]
-            for name, stat, kept, below in lines[1:]:
-                self.done[name], self._stats[name] = (_detections(kept), _detections(below)), stat
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is damaged ({error}); delete it to label all images") from None
-        if lines and lines[0] != self._settings:
-            raise ValueError(f"{self.path} is of an interrupted call with other settings; repeat these, or delete it")
+        head = json.dumps(self._settings).encode() + b"\n"
+        whole = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n") and (number > 1 or head.startswith(line)):
+                break
+            try:
+                content = json.loads(line)
+                if number == 1:
+                    self._check_settings(content)
+                elif isinstance(content, dict):
+                    self.repaired += content["repaired"]
+                else:
+                    name, _, kept, below = content
+                    _detections(kept), _detections(below)
+                    self._lines[name] = line
+            except _OtherSettingsError:
+                raise
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                raise ValueError(f"{self.path}, line {number}: not of ovd label ({error}); move it away") from None
+            whole += len(line)
         return whole
 
-    def is_done(self, name: str, image: Path) -> bool:
-        """Whether this very image has an answer."""
-        return self._stats.get(name) == _stat(image)
+    def _check_settings(self, before: Any) -> None:
+        if not isinstance(before, dict) or _MARK not in before:
+            raise ValueError("it has no settings")
+        now = self._settings
+        different = [
+            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if different:
+            raise _OtherSettingsError(
+                f"{self.path} is of an interrupted call with other settings ({'; '.join(different)}); repeat these, or "
+                "delete it"
+            )
 
-    def add(self, name: str, image: Path, answer: Answer) -> None:
-        """Write the answer of an image."""
-        self._is_empty = False
-        self._write([name, _stat(image), *map(_columns, answer)])
+    def answer(self, name: str, stat: Sequence[int]) -> Answer | None:
+        """What was found in an image before; None if it was not looked at, or has changed since.
 
-    def _write(self, line: Any) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
+        Args:
+            name: of the image.
+            stat: `stat_of` the file.
+        """
+        line = self._lines.get(name)
+        if line is None:
+            return None
+        _, before, kept, below = json.loads(line)
+        return (_detections(kept), _detections(below)) if before == list(stat) else None
+
+    def add(self, name: str, stat: Sequence[int], answer: Answer) -> None:
+        """Write the answer of an image; arguments as of `answer`."""
+        line = [name, list(stat), *({key: value.tolist() for key, value in vars(of).items()} for of in answer)]
+        self._lines[name] = self._write(line)
+
+    def add_repaired(self, lines: Sequence[str]) -> None:
+        """Write what was repaired to read images."""
+        if lines:
+            self._write({"repaired": list(lines)})
+
+    def _write(self, line: Any) -> bytes:
+        content = json.dumps(line).encode() + b"\n"
+        self._file.write(content)
         self._file.flush()
+        return content
 
     def remove(self) -> None:
         """Remove the file, once all is written elsewhere."""
@@ -80,23 +133,31 @@ class LabelJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
-        if self._is_empty:
+        if not self._lines:
             self.remove()
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # of loaders' workers as well
+        self._file.close()
 
 
-def _stat(image: Path) -> list[int]:
+class _OtherSettingsError(ValueError):
+    """The file is of another call."""
+
+
+def stat_of(image: Path) -> list[int]:
+    """What changes with a file: its size in bytes and the time of its last change."""
     found = image.stat()
     return [found.st_size, found.st_mtime_ns]
 
 
-def _columns(found: Detections) -> dict[str, Any]:
-    return {name: getattr(found, name).tolist() for name in ("boxes", "scores", "classes")}
-
-
 def _detections(columns: dict[str, Any]) -> Detections:
-    return Detections(
-        torch.tensor(columns["boxes"], dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(columns["scores"], dtype=torch.float32),
-        torch.tensor(columns["classes"], dtype=torch.int64),
-    )
+    """Detections of a line.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: it has none.
+    """
+    scores = torch.tensor(columns["scores"], dtype=torch.float32)
+    classes = torch.tensor(columns["classes"], dtype=torch.int64)
+    boxes = torch.tensor(columns["boxes"], dtype=torch.float32).reshape(len(scores), 4)
+    if len(classes) != len(scores):
+        raise ValueError("scores and classes differ in number")
+    return Detections(boxes, scores, classes)

@@ -1,6 +1,6 @@
 """Cleaned class names, and how they are put into prompts. Imports neither torch nor open_clip."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ovd.text.clean import clean
@@ -36,7 +36,7 @@ def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     Raises:
         ValueError: there is none, or one that is something else or blank.
     """
-    is_list = isinstance(names, Iterable) and not isinstance(names, (*kinds, str, bytes))
+    is_list = isinstance(names, Iterable) and not isinstance(names, (*kinds, str, bytes, Mapping))
     asked = tuple(names) if is_list else (names,)
     if not asked:
         raise ValueError("give at least one class name to detect")

@@ -151,21 +151,23 @@ def test_tensorboard_that_cannot_write_ends_alone(tmp_path, monkeypatch, capsys)
 
 def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch, capsys):
     with RunLog(tmp_path, total_steps=4) as run_log:
-        stream, is_full = run_log._metrics, True
-        real_flush = stream.flush
+        file, room = run_log._metrics, 10
 
-        class Stream:
+        class AlmostFull:
             def __getattr__(self, name: str) -> object:
-                return getattr(stream, name)
+                return getattr(file, name)
 
-            def flush(self) -> None:
-                if is_full:
+            def write(self, content: bytes) -> int:
+                nonlocal room
+                if not room:
                     raise OSError(28, "No space left on device")
-                real_flush()
+                written = file.write(content[:room])
+                room -= written
+                return written
 
-        monkeypatch.setattr(run_log, "_metrics", Stream())
-        train(run_log, range(1, 3))
-        is_full = False
+        monkeypatch.setattr(run_log, "_metrics", AlmostFull())
+        train(run_log, range(1, 3))  # of which ten bytes can be written
+        room = 10**6
         train(run_log, range(3, 5))
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
     assert capsys.readouterr().out.count("metrics.jsonl is written to again at the next step") == 2

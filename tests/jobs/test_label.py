@@ -205,29 +205,76 @@ def test_an_interrupted_labelling_goes_on_to_the_same_files(start, photos, tmp_p
     left = 99
     run(monkeypatch, *asked, "--output", parts)
     assert left == 99 - 4  # of seven images that can be read
-    assert "which has 3 images" in capsys.readouterr().out
+    assert "goes on from" in capsys.readouterr().out
     assert files_of(parts.parent) == files_of(whole.parent)
 
 
-def test_an_image_that_has_changed_is_labelled_again(tmp_path):
-    image, settings = tmp_path / "a.png", {"names": ["anchor"]}
-    image.write_bytes(b"one")
-    answer = (Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
-    with LabelJournal(tmp_path / "partial", settings) as journal:
-        journal.add("a.png", image, answer)
-    with LabelJournal(tmp_path / "partial", settings) as journal:
-        assert journal.is_done("a.png", image)
-        assert not journal.is_done("b.png", image)
+@pytest.mark.parametrize("what", ["write_review", "export_boxes"])
+def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, photos, tmp_path, monkeypatch):
+    asked = [photos, "--recursive", "--classes", "anchor, umbrella", "--run", start, "--threshold", LOW, "--workers", 0]
+    whole, parts = tmp_path / "whole" / "boxes.json", tmp_path / "parts" / "boxes.json"
+    run(monkeypatch, *asked, "--output", whole)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(label, what, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(patched, *asked, "--output", parts)
+    assert (parts.parent / "boxes.json.partial").is_file()
+    monkeypatch.setattr(LabelJournal, "add", interrupt)  # no image is looked at again
+    run(monkeypatch, *asked, "--output", parts)
+    assert files_of(parts.parent) == files_of(whole.parent)
+
+
+ANSWER = (Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
+
+
+def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path):
+    path, settings = tmp_path / "partial", {"names": ["anchor"]}
+    with LabelJournal(path, settings) as journal:
+        assert not journal.goes_on
+        journal.add("a.png", [3, 17], ANSWER)
+        journal.add_repaired(["F9 a.png: without its end"])
+        with pytest.raises(ValueError, match="another process is labelling into this"):
+            LabelJournal(path, settings)
+    with LabelJournal(path, settings) as journal:
+        assert journal.goes_on
+        assert journal.repaired == ["F9 a.png: without its end"]
+        before = journal.answer("a.png", [3, 17])
+        assert before is not None
         for name in ("boxes", "scores", "classes"):
-            assert torch.equal(getattr(journal.done["a.png"][0], name), getattr(answer[0], name))
-        image.write_bytes(b"another")
-        assert not journal.is_done("a.png", image)
-    (tmp_path / "partial").write_text('{"names": ["anchor"]}\n{}\n')
-    with pytest.raises(ValueError, match="is damaged"):
-        LabelJournal(tmp_path / "partial", settings)
+            assert torch.equal(getattr(before[0], name), getattr(ANSWER[0], name))
+        assert journal.answer("a.png", [3, 18]) is None
+        assert journal.answer("b.png", [3, 17]) is None
 
 
-def test_without_an_answer_no_file_is_left(tmp_path):
-    with LabelJournal(tmp_path / "partial", {}):
-        pass
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a": 1}\n', "line 1: not of ovd label .*move it away"),
+        ("my half download, without a line end", "line 1: not of ovd label"),
+        ('{"ovd label": 1, "names": ["gear"]}\n', r"other settings \(names was \['gear'\], is \['anchor'\]\)"),
+        ('{"ovd label": 1, "names": ["anchor"]}\n{}\n', "line 2: not of ovd label"),
+        (
+            '{"ovd label": 1, "names": ["anchor"]}\n'
+            '["a", [1, 2], {"boxes": [[1, 2, 3]], "scores": [1], "classes": [0]}, '
+            '{"boxes": [], "scores": [], "classes": []}]\n',
+            "line 2: not of ovd label",
+        ),
+    ],
+)
+def test_what_is_no_journal_of_this_call_stays_and_is_named(content, words, tmp_path):
+    path = tmp_path / "partial"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        LabelJournal(path, {"names": ["anchor"]})
+    assert path.read_text() == content
+
+
+def test_a_journal_whose_first_line_was_cut_begins_again(tmp_path):
+    (tmp_path / "partial").write_text('{"ovd lab')
+    with LabelJournal(tmp_path / "partial", {}) as journal:
+        assert not journal.goes_on
     assert not list(tmp_path.iterdir())
