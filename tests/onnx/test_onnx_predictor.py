@@ -1,5 +1,6 @@
 """An exported detector from Python: what the detector itself finds, in a process that has no torch."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ def trained(tiny_clip) -> TrainedDetector:
     }
     config = parse_config(values, TrainConfig, "test")
     torch.manual_seed(0)
-    detector = build_detector(config, tiny_clip).eval()
+    detector = build_detector(config, copy.deepcopy(tiny_clip)).eval()
     for part in (detector.head.distances, detector.head.quality):  # boxes that differ
         assert isinstance(part, torch.nn.Conv2d)
         torch.nn.init.normal_(part.weight, std=0.1)
