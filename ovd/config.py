@@ -7,7 +7,7 @@ no import path, no code and no environment variable is ever read from a config.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -859,3 +859,16 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> str:
+    """The settings that changed, as "NAME was VALUE, is VALUE; ..."; empty if none did.
+
+    Args:
+        free: beginnings of the names of settings that may differ.
+    """
+    return "; ".join(
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(free)
+    )

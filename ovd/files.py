@@ -14,11 +14,10 @@ from typing import IO, Any, Literal
 GZIP = b"\x1f\x8b"
 """The first bytes of a file that is compressed by gzip."""
 
-
 LOCK = ".lock"
 """Name of the file in a folder that its only writer holds."""
 LOCK_PATIENCE_S = 8.0
-"""How long to wait for it: workers of a killed training notice its end within seconds."""
+"""How long to wait for a lock: workers of a killed process notice its end within seconds."""
 
 
 def make_folder_of(output: Path) -> None:
@@ -76,7 +75,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         ValueError: another process holds it, and does so for `LOCK_PATIENCE_S`.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
-        if not _is_locked(lock):
+        if not lock_file(lock):
             lock.seek(0)
             raise ValueError(f"{folder} is being written to by {lock.read().strip()}; wait for its end")
         lock.truncate(0)
@@ -85,12 +84,15 @@ def only_writer(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_UN)  # of the forked ones as well, which closing would not do
+            unlock_file(lock)
 
 
-def _is_locked(file: IO[str]) -> bool:
-    """Lock a file, or find that no locks are known; False if another process keeps it."""
+def lock_file(file: IO[Any]) -> bool:
+    """Lock an open file, or find that its file system knows no locks.
+
+    Returns:
+        False if another process holds it, and does so for `LOCK_PATIENCE_S`.
+    """
     end = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -102,6 +104,12 @@ def _is_locked(file: IO[str]) -> bool:
             time.sleep(0.1)
         except OSError:
             return True
+
+
+def unlock_file(file: IO[Any]) -> None:
+    """Unlock a file for every process; closing it would leave it locked by those that were forked meanwhile."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def remove_abandoned(folder: Path) -> None:

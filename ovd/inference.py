@@ -233,10 +233,8 @@ class Inference:
         Args:
             text, ensemble: as for `detect`.
         """
-        resized = torch.from_numpy(np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])).permute(
-            2, 0, 1
-        )
-        padded, sizes = pad_images([resized], divisor=self.detector.size_divisor)
+        resized = np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])
+        padded, sizes = pad_images([torch.from_numpy(resized).permute(2, 0, 1)], divisor=self.detector.size_divisor)
         return self.detect(text, padded, sizes, torch.tensor([image.shape[:2]]), ensemble=ensemble)[0]
 
     def dataset(

@@ -71,7 +71,7 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     Raises:
         ValueError: there is no intact checkpoint.
     """
-    if (path / "manifest.json").is_file():
+    if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path)
     found = checkpoint.latest(path)
     if found is None:
@@ -213,7 +213,7 @@ def _frozen(detector: Detector, *, device: torch.device, uses_bf16: bool) -> Det
     return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
 
 
-def score_ensemble(trained: "TrainedDetector", names: Sequence[str]) -> ScoreEnsemble | None:
+def score_ensemble(trained: TrainedDetector, names: Sequence[str]) -> ScoreEnsemble | None:
     """The combination of the detector's and CLIP's scores for classes of these names; None if not configured."""
     config = trained.config.eval.ensemble
     if config is None:

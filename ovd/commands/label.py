@@ -124,7 +124,7 @@ def main() -> None:
     threshold = own if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if minimum is None else minimum for minimum in minimums]
     report = DataReport(stops=False)
-    settings = _settings(arguments, trained, names, thresholds) | {"root": str(root)}
+    settings = _settings(arguments, trained, root, names, thresholds)
     with LabelJournal(partial, settings) as journal:
         if journal.goes_on:
             print(_printable(f"goes on from {partial}"))
@@ -174,16 +174,21 @@ def _printable(text: str) -> str:
 
 
 def _settings(
-    arguments: argparse.Namespace, trained: "TrainedDetector", names: list[str], thresholds: list[float]
+    arguments: argparse.Namespace,
+    trained: "TrainedDetector",
+    root: Path,
+    names: list[str],
+    thresholds: list[float],
 ) -> dict[str, Any]:
     """All that the boxes of an image depend on."""
-    from ovd.build.trained import find_checkpoint
+    from ovd.engine.checkpoint import MANIFEST
     from ovd.experts.folder import DESCRIPTION, find_expert
 
+    assert trained.weights is not None
     experts = () if trained.experts is None else trained.experts.folders
     return {
         "ovd": version("ovd"),
-        "checkpoint": find_checkpoint(arguments.run).fingerprint(),
+        "checkpoint": sha256_of(trained.weights.parent / MANIFEST),
         "experts": [sha256_of(find_expert(folder) / DESCRIPTION) for folder in experts],
         "same_place": arguments.same_place,
         "nearest": arguments.nearest,
@@ -191,6 +196,7 @@ def _settings(
         "thresholds": thresholds,
         "overlapping": arguments.overlapping,
         "size": arguments.size,
+        "root": str(root),
     }
 
 

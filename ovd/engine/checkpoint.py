@@ -34,12 +34,13 @@ from ovd.files import sha256_of, usual_permissions
 
 CLIP_FOLDER = "clip"
 """In the folder of a detector that was given away, the CLIP model that it needs (build/packaged.py)."""
+MANIFEST = "manifest.json"
+"""In the folder of every checkpoint, the hashes of its other files."""
 _MODEL = "model.safetensors"
 _EMA = "ema.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _ATTACHED = "attached.safetensors"
 _STATE = "state.json"
-_MANIFEST = "manifest.json"
 _NUM_LISTED = 20
 
 
@@ -65,7 +66,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """What tells it from any other: the hash of its files' hashes."""
-        return sha256_of(self.folder / _MANIFEST)
+        return sha256_of(self.folder / MANIFEST)
 
     def config_here(self) -> dict[str, Any]:
         """The config, with the place of a CLIP model that lies in the checkpoint's own folder."""
@@ -171,8 +172,8 @@ def _write(
                 save_file(tensors, temporary / name, metadata=metadata)
         (temporary / _STATE).write_text(state)
         manifest = {name: sha256_of(temporary / name) for name in (*tensor_files, _STATE)}
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for name in (*manifest, _MANIFEST):
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for name in (*manifest, MANIFEST):
             _flush_to_disk(temporary / name)
         _flush_to_disk(temporary)
         if folder.exists():
@@ -380,19 +381,19 @@ def _to_json(value: object, what: str) -> str:
 
 def _damage(folder: Path) -> str | None:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         needed = {_MODEL, _STATE}
         if not isinstance(manifest, dict) or not needed <= manifest.keys() <= needed | {_OPTIMIZER, _EMA, _ATTACHED}:
-            return f"{_MANIFEST} does not name the files of a checkpoint"
+            return f"{MANIFEST} does not name the files of a checkpoint"
         for name, expected in manifest.items():
             if sha256_of(folder / name) != expected:
-                return f"{name} differs from its sha256 in {_MANIFEST}"
+                return f"{name} differs from its sha256 in {MANIFEST}"
     except PermissionError:
         raise
     except OSError as error:
         return str(error)
     except ValueError as error:
-        return f"{_MANIFEST} is not JSON: {error}"
+        return f"{MANIFEST} is not JSON: {error}"
     return None
 
 

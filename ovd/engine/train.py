@@ -297,8 +297,7 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """Wrap a module so that gradients are averaged over ranks; for a single process, it is returned as it is."""
     if world_size() == 1:
         return module
-    has_new_name = (
-        "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    )  # torch 2.14 warns of the old
-    options: dict[str, Any] = {"forward_sync_buffers" if has_new_name else "broadcast_buffers": False}
+    # torch 2.14 warns of the old name.
+    known, new_name = signature(DistributedDataParallel).parameters, "forward_sync_buffers"
+    options: dict[str, Any] = {new_name if new_name in known else "broadcast_buffers": False}
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **options)

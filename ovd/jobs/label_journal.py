@@ -4,7 +4,6 @@
 change, and boxes) or for what was repaired to read some. It is removed when the output is written.
 """
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ovd.config import differences
+from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
 
 Answer = tuple[Detections, Detections]
@@ -40,10 +41,8 @@ class LabelJournal:
         """The latest line of each image."""
         self._file = path.open("a+b")
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{path}: another process is labelling into this; wait for its end") from None
+            if not lock_file(self._file):
+                raise ValueError(f"{path}: another process is labelling into this; wait for its end")
             self._file.seek(0)
             whole = self._read()
             self._file.truncate(whole)  # without a line that was cut off
@@ -82,16 +81,9 @@ class LabelJournal:
     def _check_settings(self, before: Any) -> None:
         if not isinstance(before, dict) or _MARK not in before:
             raise ValueError("it has no settings")
-        now = self._settings
-        different = [
-            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if different:
+        if different := differences(before, self._settings):
             raise _OtherSettingsError(
-                f"{self.path} is of an interrupted call with other settings ({'; '.join(different)}); repeat these, or "
-                "delete it"
+                f"{self.path} is of an interrupted call with other settings ({different}); repeat these, or delete it"
             )
 
     def answer(self, name: str, stat: Sequence[int]) -> Answer | None:
@@ -135,7 +127,7 @@ class LabelJournal:
     ) -> None:
         if not self._lines:
             self.remove()
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # of loaders' workers as well
+        unlock_file(self._file)
         self._file.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ovd.build.data import images_per_step
-from ovd.config import AlignConfig, TrainConfig, flatten, parse_config
+from ovd.config import AlignConfig, TrainConfig, differences, flatten, parse_config
 from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
 from ovd.engine.checkpoint import Checkpoint, latest
 from ovd.engine.early_stop import ended_early
@@ -155,13 +155,8 @@ def check_same_run(
     """
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
-    different = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(free)
-    ]
-    if different:
-        raise ValueError(f"{config.output} was started with other settings: {'; '.join(different)}")
+    if different := differences(before, now, free=free):
+        raise ValueError(f"{config.output} was started with other settings: {different}")
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:

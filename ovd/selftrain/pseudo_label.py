@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ovd.config import LabelOptions
+from ovd.config import LabelOptions, differences
 from ovd.data.images import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs import PairShards, caption_fault, list_shards
@@ -249,13 +249,8 @@ def _read_done(
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a ledger of pseudo-labels ({error!r}); give another --output") from None
     now = {**settings, "shard_sha256": shard_sha256}
-    different = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if different:
-        raise ValueError(f"{path} was made with other settings: {'; '.join(different)}; give another --output")
+    if different := differences(before, now):
+        raise ValueError(f"{path} was made with other settings: {different}; give another --output")
     if not labels_file.exists() or sha256_of(labels_file) != labels_sha256:
         print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")
         return None

@@ -231,7 +231,8 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
 ANSWER = (Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
 
 
-def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path):
+def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
     path, settings = tmp_path / "partial", {"names": ["anchor"]}
     with LabelJournal(path, settings) as journal:
         assert not journal.goes_on
