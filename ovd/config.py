@@ -7,7 +7,7 @@ no import path, no code and no environment variable is ever read from a config.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -417,42 +417,68 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
-        if self.train.patience and not self.train.eval_every:
-            raise ValueError("train.patience counts evaluations; set train.eval_every to the steps between them")
-        if self.eval.ensemble is not None and not self.detector.freeze_backbone:
-            raise ValueError("eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's")
-        if self.data.pairs is not None and self.train.batch_size < 2:
-            raise ValueError("train.batch_size=1 has no room for data.pairs beside annotated images; set 2 or more")
-        if self.data.mosaic and self.data.shape_groups > 1:
-            raise ValueError("data.mosaic cannot be combined with data.shape_groups: a mosaic has none of their shapes")
-        if self.train.pair_negatives and (self.data.pairs is None or self.train.negatives == "strict"):
-            raise ValueError(
-                "train.pair_negatives needs data.pairs, and not train.negatives=strict: no text is verified as absent"
-            )
-        if self.data.mosaic and self.train.negatives == "strict":
-            raise ValueError(
-                "data.mosaic cannot be combined with train.negatives=strict: no class is verified in all four images"
-            )
-        if self.init_state == "training" and self.init_from is None:
-            raise ValueError("init_state=training needs init_from: the run to continue from")
-        if self.train.start_distillation and self.init_from is None:
-            raise ValueError("train.start_distillation needs init_from: the detector to stay near to")
-        if self.train.start_distillation and self.expert is not None:
-            raise ValueError("train.start_distillation is for one set of weights; an expert changes no old answer")
-        if self.expert is not None:
-            if self.expert.learn == "names" and (self.expert.own_layers != 0 or self.expert.rank):
-                raise ValueError("expert.learn=names learns no layers; set expert.own_layers=0 and expert.rank=0")
-            if self.expert.rank and self.expert.own_layers == "all":
-                raise ValueError(
-                    "expert.rank is for layers that are not the expert's own; with all its own, set it to 0"
-                )
-            if self.init_from is None or self.init_state == "training":
-                raise ValueError("expert needs init_from, the run folder of its base detector, and init_state=averaged")
-            if self.detector.freeze_backbone or self.detector.frozen_layers:
-                raise ValueError(
-                    "expert.own_layers says which layers learn; leave out detector.freeze_backbone and frozen_layers"
-                )
+        for is_wrong, message in self._conflicts():
+            if is_wrong:
+                raise ValueError(message)
         return self
+
+    def _conflicts(self) -> Iterator[tuple[object, str]]:
+        """Combinations of settings that cannot work: whether one is there, and what to say of it."""
+        train, data, expert = self.train, self.data, self.expert
+        yield (
+            train.patience and not train.eval_every,
+            "train.patience counts evaluations; set train.eval_every to the steps between them",
+        )
+        yield (
+            self.eval.ensemble is not None and not self.detector.freeze_backbone,
+            "eval.ensemble needs detector.freeze_backbone: a trained backbone's scores are not CLIP's",
+        )
+        yield (
+            data.pairs is not None and train.batch_size < 2,
+            "train.batch_size=1 has no room for data.pairs beside annotated images; set 2 or more",
+        )
+        yield (
+            data.mosaic and data.shape_groups > 1,
+            "data.mosaic cannot be combined with data.shape_groups: a mosaic has none of their shapes",
+        )
+        yield (
+            train.pair_negatives and (data.pairs is None or train.negatives == "strict"),
+            "train.pair_negatives needs data.pairs, and not train.negatives=strict: no text is verified as absent",
+        )
+        yield (
+            data.mosaic and train.negatives == "strict",
+            "data.mosaic cannot be combined with train.negatives=strict: no class is verified in all four images",
+        )
+        yield (
+            self.init_state == "training" and self.init_from is None,
+            "init_state=training needs init_from: the run to continue from",
+        )
+        yield (
+            train.start_distillation and self.init_from is None,
+            "train.start_distillation needs init_from: the detector to stay near to",
+        )
+        if expert is None:
+            return
+        yield (
+            train.start_distillation,
+            "train.start_distillation is for one set of weights; an expert changes no old answer",
+        )
+        yield (
+            expert.learn == "names" and (expert.own_layers != 0 or expert.rank),
+            "expert.learn=names learns no layers; set expert.own_layers=0 and expert.rank=0",
+        )
+        yield (
+            expert.rank and expert.own_layers == "all",
+            "expert.rank is for layers that are not the expert's own; with all its own, set it to 0",
+        )
+        yield (
+            self.init_from is None or self.init_state == "training",
+            "expert needs init_from, the run folder of its base detector, and init_state=averaged",
+        )
+        yield (
+            self.detector.freeze_backbone or self.detector.frozen_layers,
+            "expert.own_layers says which layers learn; leave out detector.freeze_backbone and frozen_layers",
+        )
 
 
 class PretrainConfig(Section):

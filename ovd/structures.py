@@ -194,8 +194,17 @@ class Detections:
         """Detections of an image in which nothing is found."""
         return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
-    def take(self, rows: Int[Tensor, " _"]) -> "Detections":
-        """Some of the detections, in the order of `rows`."""
+    @classmethod
+    def cat(cls, parts: Sequence["Detections"]) -> "Detections":
+        """The detections of at least one part as one, in their order."""
+        return cls(
+            torch.cat([part.boxes for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat([part.classes for part in parts]),
+        )
+
+    def take(self, rows: Int[Tensor, " _"] | Bool[Tensor, " N"]) -> "Detections":
+        """The detections that an index or a mask picks."""
         return Detections(self.boxes[rows], self.scores[rows], self.classes[rows])
 
     def to_torchvision(self) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def choose_shown(
     if not overlapping:
         shown = shown[nms(detections.boxes[shown], detections.scores[shown], SAME_PLACE_IOU)]
     shown = shown[:most]
-    return Detections(detections.boxes[shown], detections.scores[shown], detections.classes[shown])
+    return detections.take(shown)
 
 
 def class_color(row: int) -> tuple[int, int, int]:

@@ -58,8 +58,8 @@ def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
         ValueError: the backbone's family is not supported, or CLIP does not take crops of this size.
     """
     device = device_of_rank(config.train.device)
-    uses_bf16 = use_low_precision(config.train.precision, device)
-    teacher = build_crop_encoder(clip, config, device, uses_bf16, section="the config")
+    low_precision = use_low_precision(config.train.precision, device)
+    teacher = build_crop_encoder(clip, config, device, low_precision, section="the config")
     return Distillation(
         backbone_of(clip.model.visual),
         teacher,

@@ -2,7 +2,7 @@
 
 import torch
 
-from ovd.build.detector import low_precision, resolve_device, untouched_clip
+from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.model.backbone_families import backbone_of
@@ -13,7 +13,7 @@ from ovd.model.detection_options import SecondLookOptions
 
 
 def build_region_teacher(
-    config: TrainConfig, clip: Clip, *, device: torch.device, uses_bf16: bool
+    config: TrainConfig, clip: Clip, *, device: torch.device, low_precision: bool
 ) -> CropEncoder | None:
     """Build the frozen CLIP of `train.region_distillation`; None if not set.
 
@@ -25,7 +25,7 @@ def build_region_teacher(
     options = config.train.region_distillation
     if options is None:
         return None
-    return build_crop_encoder(clip, options, device, uses_bf16, section="train.region_distillation")
+    return build_crop_encoder(clip, options, device, low_precision, section="train.region_distillation")
 
 
 def build_second_look(config: TrainConfig, options: SecondLookOptions | None) -> CropEncoder | None:
@@ -37,12 +37,12 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     if options is None:
         return None
     return build_crop_encoder(
-        untouched_clip(config), options, resolve_device(config), low_precision(config), section="second_look"
+        untouched_clip(config), options, resolve_device(config), resolve_low_precision(config), section="second_look"
     )
 
 
 def build_crop_encoder(
-    clip: Clip, options: CropOptions, device: torch.device, uses_bf16: bool, *, section: str
+    clip: Clip, options: CropOptions, device: torch.device, low_precision: bool, *, section: str
 ) -> CropEncoder:
     """Build the encoder of crops from a copy of CLIP's image side, as it was before its dense feature was aligned.
 
@@ -62,4 +62,4 @@ def build_crop_encoder(
                 f"{section}.crop and {section}.views ask for crops of {view.side_px} px; the sides must be "
                 f"multiples of {stride}, the backbone's stride"
             )
-    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=uses_bf16)
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=low_precision)

@@ -43,7 +43,7 @@ def resolve_device(config: TrainConfig) -> torch.device:
     return device_of_rank(config.train.device)
 
 
-def low_precision(config: TrainConfig) -> bool:
+def resolve_low_precision(config: TrainConfig) -> bool:
     """Whether a run uses bf16 on its device."""
     return use_low_precision(config.train.precision, resolve_device(config))
 

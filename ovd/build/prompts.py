@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
-from ovd.build.detector import low_precision, resolve_device, untouched_clip
+from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
 from ovd.build.text import evaluation_text, with_learned_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
@@ -158,6 +158,6 @@ def example_encoder(config: TrainConfig) -> CropEncoder:
         untouched_clip(config),
         CropOptions(views=EXAMPLE_VIEWS),
         resolve_device(config),
-        low_precision(config),
+        resolve_low_precision(config),
         section="examples",
     )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.crops import build_second_look
-from ovd.build.detector import build_detector, low_precision, resolve_device, untouched_clip
+from ovd.build.detector import build_detector, resolve_device, resolve_low_precision, untouched_clip
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig, parse_config
@@ -160,7 +160,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
     detector.load_state_dict(tensors)
 
 
-def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -> Detector | None:
+def build_start(config: TrainConfig, *, device: torch.device, low_precision: bool) -> Detector | None:
     """Build the starting detector of `train.start_distillation`, frozen; None if not set.
 
     Raises:
@@ -171,7 +171,7 @@ def build_start(config: TrainConfig, *, device: torch.device, uses_bf16: bool) -
     clip = untouched_clip(config)
     detector = _to_be_loaded(config, clip)
     initialize(detector, config.init_from, clip)
-    return _frozen(detector, device=device, uses_bf16=uses_bf16)
+    return _frozen(detector, device=device, low_precision=low_precision)
 
 
 def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
@@ -193,12 +193,12 @@ def build_inference(
     """
     config = trained.config
     of_config = options or config.eval
-    uses_bf16 = low_precision(config)
+    low_precision = resolve_low_precision(config)
     inference = Inference(
-        _frozen(trained.detector, device=resolve_device(config), uses_bf16=uses_bf16),
+        _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),
         size=config.data.size if size is None else checked_size(size),
         options=of_config,
-        low_precision=uses_bf16,
+        low_precision=low_precision,
         second_look=build_second_look(config, of_config.second_look),
         calibration=trained.used_calibration if options is None else trained.calibration,
     )
@@ -207,9 +207,9 @@ def build_inference(
     return add_experts(inference, trained.experts, options=options)
 
 
-def _frozen(detector: Detector, *, device: torch.device, uses_bf16: bool) -> Detector:
+def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) -> Detector:
     """The detector on its device, in eval mode, without gradients, in the fastest layout for that."""
-    layout = frozen_memory_format(uses_bf16, device)
+    layout = frozen_memory_format(low_precision, device)
     return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
 
 

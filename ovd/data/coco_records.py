@@ -91,11 +91,11 @@ def _parse(path: Path, content: bytes) -> Any:
         record.pop("segmentation", None)
         return record
 
+    if content.startswith(GZIP):
+        raise DataError("F1", f"{path}: compressed by gzip; unpack it first (gunzip)")
     was_collecting = gc.isenabled()
     # The parser makes millions of objects and no cycles: searching for cycles doubles its time.
     gc.disable()
-    if content.startswith(GZIP):
-        raise DataError("F1", f"{path}: compressed by gzip; unpack it first (gunzip)")
     try:
         text = content.decode()
         return json.loads(text, object_hook=without_masks)

@@ -73,9 +73,9 @@ class DataReport:
             self._used[unit] += count
             self._skipped_in_a_row[unit] = 0
 
-    def looked_at(self, *, unit: Unit = "sample") -> None:
+    def looked_at(self) -> None:
         """Ends a row of skips at a sample that is fit for use, and is counted as used when it is loaded."""
-        self._skipped_in_a_row[unit] = 0
+        self._skipped_in_a_row["sample"] = 0
 
     def repaired(self, code: str, where: str) -> None:
         """Counts a deterministic fix; `where` names the file and record and says what was done."""

@@ -108,36 +108,33 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
-def learning_rate_factor(
-    step: int, *, warmup_steps: int, total_steps: int, decay: LearningRateDecay, final: float = 0.01
-) -> float:
+FINAL_FACTOR = 0.01
+"""Of the peak learning rate, at the end of a run."""
+
+
+def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, decay: LearningRateDecay) -> float:
     """Factor of the peak learning rate in step `step` (0-based).
 
-    A linear warm-up reaches 1 in its last step. Then the factor falls to `final`, along half a cosine or in two equal
-    factors after 2/3 and 8/9 of all steps (the fractions of detectron2's 1x schedule), or is `constant` at 1, without
-    `final`.
+    A linear warm-up reaches 1 in its last step. Then the factor falls to `FINAL_FACTOR`, along half a cosine or in two
+    equal factors after 2/3 and 8/9 of all steps (the fractions of detectron2's 1x schedule), or stays at 1
+    (`constant`).
 
     Raises:
-        ValueError: the step is outside the schedule, the warm-up is longer than the run, or `final` is not in
-            [0, 1] (for `step`: in (0, 1], since at 0 a third of the run would have no learning rate).
+        ValueError: the step is outside the schedule, or the warm-up is longer than the run.
     """
     if not 0 <= step < total_steps:
         raise ValueError(f"step {step} is outside the schedule of {total_steps} steps")
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps")
-    if not 0 <= final <= 1 or (decay == "step" and final == 0):
-        raise ValueError(
-            f"final learning-rate factor {final} of a {decay} decay must be in (0, 1]; cosine may end at 0"
-        )
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if decay == "constant":
         return 1.0
     if decay == "step":
         drops = (step >= total_steps * 2 / 3) + (step >= total_steps * 8 / 9)
-        return final ** (drops / 2)
+        return FINAL_FACTOR ** (drops / 2)
     progress = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
-    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

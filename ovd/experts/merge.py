@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from ovd.choices import SamePlace
@@ -35,36 +33,24 @@ def merge(
     Returns:
         The merged detections, and the number that `max_detections` cut off.
     """
-    of_experts = _join(experts)
+    of_experts = Detections.cat(experts)
     if len(experts) > 1 and _have_class_in_common(experts):
         # Equal boxes keep their order, which is that of the experts.
         boxes, scores = of_experts.boxes.double(), of_experts.scores.double()
-        of_experts = _take(of_experts, batched_nms(boxes, scores, of_experts.classes, nms_iou))
+        of_experts = of_experts.take(batched_nms(boxes, scores, of_experts.classes, nms_iou))
     if same_place != "both":
         at_one_place = box_iou(base.boxes, of_experts.boxes) >= PLACE_IOU
         base_is_surer = base.scores[:, None] >= of_experts.scores
         kept_of_experts = ~(at_one_place & base_is_surer).any(dim=0)
         if same_place == "surer":
-            base = _take(base, ~(at_one_place & ~base_is_surer).any(dim=1))
-        of_experts = _take(of_experts, kept_of_experts)
-    merged = _join([base, of_experts])
+            base = base.take(~(at_one_place & ~base_is_surer).any(dim=1))
+        of_experts = of_experts.take(kept_of_experts)
+    merged = Detections.cat([base, of_experts])
     # Stable: of equal scores the base's comes first.
     order = merged.scores.argsort(descending=True, stable=True)
-    return _take(merged, order[:max_detections]), max(0, len(order) - max_detections)
+    return merged.take(order[:max_detections]), max(0, len(order) - max_detections)
 
 
 def _have_class_in_common(parts: Sequence[Detections]) -> bool:
     counts = torch.cat([part.classes.unique() for part in parts]).unique(return_counts=True)[1]
     return bool((counts > 1).any())
-
-
-def _join(parts: Sequence[Detections]) -> Detections:
-    return Detections(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.classes for part in parts]),
-    )
-
-
-def _take(found: Detections, rows: Bool[Tensor, " K"] | Int[Tensor, " k"]) -> Detections:
-    return Detections(found.boxes[rows], found.scores[rows], found.classes[rows])

@@ -14,6 +14,7 @@ from ovd.config import AlignConfig
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
 from ovd.engine.checkpoint import Checkpoint
+from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.files import whole_file
 from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine
@@ -95,6 +96,5 @@ def format_report(report: dict[str, Any]) -> str:
 
 def _training_seconds(config: AlignConfig) -> float:
     """Time spent in training steps, over all starts of the run."""
-    with (config.output / "metrics.jsonl").open() as file:
-        records = [record for record in map(json.loads, file) if record["kind"] == "train"]
-    return sum(config.train.batch_size / record["images_per_s"] for record in records)
+    records = read_records(config.output / METRICS_FILE)
+    return sum(config.train.batch_size / record["images_per_s"] for record in records if record["kind"] == "train")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import load_validation_index
-from ovd.build.detector import low_precision, resolve_device, untouched_clip
+from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
 from ovd.build.text import text_of_detector
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.choices import Engine
@@ -163,7 +163,7 @@ def naming_of(
         untouched,
         CropOptions(views=((1.0, 1.0),)),
         resolve_device(config),
-        low_precision(config),
+        resolve_low_precision(config),
         section="naming",
     )
     return measure_naming(

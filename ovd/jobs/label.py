@@ -194,12 +194,10 @@ def choose(found: Detections, thresholds: Sequence[float], *, overlapping: bool)
     """The boxes at or above the thresholds of their classes, and those below that may be worth a look."""
     kept = choose_shown(found, thresholds, overlapping=overlapping)
     limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
-    below = found.scores < limits
-    rest = Detections(found.boxes[below], found.scores[below], found.classes[below])
+    rest = found.take(found.scores < limits)
     rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=overlapping)
     if len(kept.boxes) and len(rest.boxes):
-        free = (box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1)
-        rest = Detections(rest.boxes[free], rest.scores[free], rest.classes[free])
+        rest = rest.take((box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1))
     return kept, rest
 
 

@@ -14,7 +14,7 @@ from ovd.build.data import (
     small_training_objects,
     training_batches,
 )
-from ovd.build.detector import build_detector, configured_clip, low_precision, resolve_device
+from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
 from ovd.build.text import check_bank
 from ovd.build.trained import build_start
 from ovd.config import TrainConfig
@@ -61,11 +61,11 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         check_labels(label_files(config.data.pairs.labels))
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
     check_bank(config, clip, trained)
-    device, uses_bf16 = resolve_device(config), low_precision(config)
-    build_region_teacher(config, clip, device=device, uses_bf16=uses_bf16)
+    device, low_precision = resolve_device(config), resolve_low_precision(config)
+    build_region_teacher(config, clip, device=device, low_precision=low_precision)
     detector = build_detector(config, clip, num_classes=len(trained.categories))
     choose_start(config, found, detector, clip)
-    build_start(config, device=device, uses_bf16=uses_bf16)
+    build_start(config, device=device, low_precision=low_precision)
     training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
 
     print(f"training set {index.path}")

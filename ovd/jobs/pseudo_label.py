@@ -89,15 +89,14 @@ def build_labeller(
         if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
             print(f"{config.output}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
         # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
-        own = DetectionOptions(
-            score_threshold=options.score_threshold,
-            nms_iou=config.eval.nms_iou,
-            max_detections=max_boxes,
-            candidates=config.eval.candidates,
-            competition=config.eval.competition,
-            competition_power=config.eval.competition_power,
-            second_look=config.eval.second_look,
-        )
+        of_teacher = {
+            "score_threshold": options.score_threshold,
+            "max_detections": max_boxes,
+            "one_name_per_place": None,
+            "prefilter": None,
+        }
+        of_run = {name: getattr(config.eval, name) for name in DetectionOptions.model_fields}
+        own = DetectionOptions.model_validate(of_run | of_teacher)
         teacher = OvdTeacher(build_inference(trained, size=size, options=own), texts, run=str(config.output))
     return Labeller(teacher, texts, options, trained, device)
 

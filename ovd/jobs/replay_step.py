@@ -22,13 +22,13 @@ def replay_step(dump: Path) -> None:
     config = load_config(dump.parent / "config.yaml", [], TrainConfig)
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
-    teacher = build_region_teacher(config, clip, device=torch.device("cpu"), uses_bf16=False)
+    teacher = build_region_teacher(config, clip, device=torch.device("cpu"), low_precision=False)
     detector = build_detector(config, clip, num_classes=len(weights.get("name_offsets", ())))
     detector.load_state_dict(weights)
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     print(f"weights that are not finite: {', '.join(bad[:20]) or 'none'}")
-    before = build_start(config, device=torch.device("cpu"), uses_bf16=False)
+    before = build_start(config, device=torch.device("cpu"), low_precision=False)
     criterion = Criterion(config.train, config.data.pairs, teacher, before)
     for row, image_id in enumerate(batch.image_ids):
         image = slice(row, row + 1)

@@ -16,7 +16,7 @@ from ovd.build.data import (
     samples_drawn,
     training_batches,
 )
-from ovd.build.detector import build_detector, configured_clip, low_precision, resolve_device
+from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
 from ovd.build.text import build_text_bank, text_of_index, with_learned_names
 from ovd.build.trained import (
     TrainedDetector,
@@ -91,7 +91,9 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     torch.manual_seed(config.train.seed)
     clip = configured_clip(config.clip)
     # Before the detector, which changes CLIP's weights.
-    teacher = build_region_teacher(config, clip, device=resolve_device(config), uses_bf16=low_precision(config))
+    teacher = build_region_teacher(
+        config, clip, device=resolve_device(config), low_precision=resolve_low_precision(config)
+    )
     detector = build_detector(config, clip, num_classes=len(index.categories))
     start, first_samples = choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
@@ -140,7 +142,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     )
     evaluate_average = None if validation is None else _evaluation_of(config, clip, validation, checkpoints)
     calibrate = None if held_out is None else _calibration_of(config, clip, held_out, checkpoints)
-    before = build_start(config, device=resolve_device(config), uses_bf16=low_precision(config))
+    before = build_start(config, device=resolve_device(config), low_precision=resolve_low_precision(config))
     criterion = Criterion(config.train, config.data.pairs, teacher, before)
     _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
     return metrics

@@ -28,12 +28,10 @@ TOOD_CANDIDATES, TOOD_BETA = 13, 6.0
 """Points that are matched to a box; exponent of the IoU in the alignment."""
 
 
-def assign_fcos(
-    points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"], center_radius: float = CENTER_RADIUS
-) -> Assignment:
+def assign_fcos(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]) -> Assignment:
     """Match points to true boxes by FCOS's rules.
 
-    A point is a candidate of a box if it lies inside the box, less than `center_radius` strides from the box's center
+    A point is a candidate of a box if it lies inside the box, less than `CENTER_RADIUS` strides from the box's center
     in both x and y, and if the largest of its four distances to the box's sides belongs to its level: (4s, 8s] for a
     level of stride s, from 0 for the finest level and without limit for the coarsest. With strides 8 to 128 these are
     FCOS's limits 64, 128, 256, 512. A candidate of several boxes is matched to the smallest, of equals to the first.
@@ -44,7 +42,6 @@ def assign_fcos(
         points: shared by all images.
         targets: one per image.
         sizes: height and width of each image before padding. Points in the padding are never matched.
-        center_radius: in strides.
     """
     most_boxes = max(len(image.boxes) for image in targets)
     images_at_a_time = max(1, PAIRS_AT_A_TIME // max(1, len(points.centers) * most_boxes))
@@ -52,7 +49,7 @@ def assign_fcos(
     parts = []
     for first in range(0, len(targets), images_at_a_time):
         rows = slice(first, first + images_at_a_time)
-        parts.append(_assign_images(points, targets[rows], padding[rows], center_radius))
+        parts.append(_assign_images(points, targets[rows], padding[rows]))
     return Assignment.cat(parts)
 
 
@@ -203,13 +200,11 @@ def nearest_matched_points(
     return torch.where(offset < torch.inf, nearest, -1)
 
 
-def _assign_images(
-    points: Points, targets: tuple[Targets, ...], padding: Bool[Tensor, "B P"], center_radius: float
-) -> Assignment:
+def _assign_images(points: Points, targets: tuple[Targets, ...], padding: Bool[Tensor, "B P"]) -> Assignment:
     # Boxes are padded to the same number in each image with empty ones, which no point is inside of.
     boxes = pad_sequence([image.boxes for image in targets], batch_first=True)
     matched = torch.full_like(padding, -1, dtype=torch.int64)
-    central = _in_center_region(points, boxes, center_radius) & ~padding[..., None]
+    central = _in_center_region(points, boxes) & ~padding[..., None]
     if boxes.shape[1] > 0:
         candidate = central & _in_level_range(points, boxes)
         widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(dim=2)
@@ -220,7 +215,7 @@ def _assign_images(
 
 
 def _of_image(points: Points, targets: Targets, matched: Int[Tensor, " P"], padding: Bool[Tensor, " P"]) -> Assignment:
-    central = _in_center_region(points, targets.boxes, CENTER_RADIUS)
+    central = _in_center_region(points, targets.boxes)
     return _with_ignored(points, targets.crowd_boxes[None], matched[None], padding[None], central[None])
 
 
@@ -241,11 +236,11 @@ def _inside(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B 
     return (side_distances(points.centers[:, None], boxes[..., None, :, :]) > 0).all(dim=-1)
 
 
-def _in_center_region(points: Points, boxes: Float[Tensor, "*B R 4"], center_radius: float) -> Bool[Tensor, "*B P R"]:
-    """Whether a point is inside a box and less than `center_radius` strides from its center."""
+def _in_center_region(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:
+    """Whether a point is inside a box and less than `CENTER_RADIUS` strides from its center."""
     box_centers = (boxes[..., None, :, :2] + boxes[..., None, :, 2:]) / 2
     offset = (points.centers[:, None] - box_centers).abs().amax(dim=-1)
-    return _inside(points, boxes) & (offset < center_radius * points.strides[:, None])
+    return _inside(points, boxes) & (offset < CENTER_RADIUS * points.strides[:, None])
 
 
 def _in_level_range(points: Points, boxes: Float[Tensor, "*B R 4"]) -> Bool[Tensor, "*B P R"]:

@@ -34,6 +34,7 @@ from ovd.text.prompts import SHORT_TEMPLATES
 
 MAX_LOGIT_SCALE = 100.0
 ZERO_SHOT_STREAM = 1_000_003
+ZERO_SHOT_SCENES_PER_CLASS, ZERO_SHOT_SIZE_PX = 8, 112
 
 
 def load_pairs(folder: Path) -> tuple[UInt8[np.ndarray, "N S S 3"], list[str]]:
@@ -128,9 +129,7 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
 
 
 @torch.no_grad()
-def zero_shot_accuracy(
-    clip: Clip, settings: Settings, *, per_class: int = 8, size_px: int = 112
-) -> Float[np.ndarray, " C"]:
+def zero_shot_accuracy(clip: Clip, settings: Settings) -> Float[np.ndarray, " C"]:
     """Top-1 accuracy per class of naming one centered object of 48 to 96 px, on scenes of a separate seed.
 
     The class text is the normalized mean over seven short prompts.
@@ -144,13 +143,13 @@ def zero_shot_accuracy(
             draw_scene(
                 rng,
                 [index],
-                size_px=size_px,
+                size_px=ZERO_SHOT_SIZE_PX,
                 object_sizes_px=[float(rng.uniform(48, 96))],
                 num_distractors=int(rng.integers(0, 3)),
                 style=settings.train_style,
                 centered=True,
             ).image
-            for _ in range(per_class)
+            for _ in range(ZERO_SHOT_SCENES_PER_CLASS)
         ]
         pixels = normalize(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2), clip)
         image = clip.model.encode_image(pixels, normalize=True)

@@ -77,7 +77,7 @@ def test_resumed_it_ends_with_the_same_bits(reference, tmp_path, miniature_world
 
 
 def teacher_of(config: TrainConfig, clip: Clip) -> CropEncoder:
-    teacher = build_region_teacher(config, clip, device=CPU, uses_bf16=False)
+    teacher = build_region_teacher(config, clip, device=CPU, low_precision=False)
     assert teacher is not None
     return teacher
 
@@ -239,4 +239,4 @@ def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world
     ):
         side(region_distillation={"crop": 50})
     plain = small_config(tmp_path / "run", miniature_world)
-    assert build_region_teacher(plain, tiny_clip, device=CPU, uses_bf16=False) is None
+    assert build_region_teacher(plain, tiny_clip, device=CPU, low_precision=False) is None

@@ -75,14 +75,11 @@ def box_lists(draw, max_size: int = 5) -> list[list[float]]:
     boxes=box_lists(),
     crowds=box_lists(2),
     size=st.tuples(st.integers(1, 384), st.integers(1, 640)),
-    radius=st.just(1.5),
 )
-def test_equals_plain_loops(
-    boxes: list[list[float]], crowds: list[list[float]], size: tuple[int, int], radius: float
-) -> None:
+def test_equals_plain_loops(boxes: list[list[float]], crowds: list[list[float]], size: tuple[int, int]) -> None:
     points, targets = make_points(384, 640), make_targets(boxes, crowds)
-    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([size]), center_radius=radius)
-    matched, ignored = reference(points, targets, size, radius)
+    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([size]))
+    matched, ignored = reference(points, targets, size, radius=1.5)
     assert assignment.matched[0].tolist() == matched
     assert assignment.ignored[0].tolist() == ignored
     assert not (assignment.ignored & (assignment.matched >= 0)).any()
@@ -145,7 +142,7 @@ def test_the_limits_belong_to_the_finer_level(right: float, level: int) -> None:
 def test_central_is_less_than_the_radius(offset: float, central: bool) -> None:
     points = Points(torch.full((1, 2), 100.0), torch.tensor([8.0]))
     targets = make_targets([[90, 80 + offset, 110, 120 + offset]])
-    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([[200, 300]]), center_radius=1.5)
+    assignment = assign_fcos(points, (targets,), sizes=torch.tensor([[200, 300]]))
     assert (assignment.matched == 0).item() == central
 
 
