@@ -217,7 +217,7 @@ def _logistic_regression(
 
 
 def best_threshold(probabilities: Float[Tensor, " K"], weights: Float[Tensor, " K"], *, num_true: int) -> float:
-    """The probability with the highest expected F1 of the detections above it.
+    """The probability with the highest expected F1 of the detections at or above it.
 
     Args:
         weights: number of detections that each stands for.
@@ -226,4 +226,5 @@ def best_threshold(probabilities: Float[Tensor, " K"], weights: Float[Tensor, " 
     ordered, order = probabilities.double().sort(descending=True)
     weights = weights.double()[order]
     f1 = 2 * (weights * ordered).cumsum(0) / (weights.cumsum(0) + num_true)
+    f1[:-1][ordered[:-1] == ordered[1:]] = 0  # equal ones are reported together
     return float(ordered[int(f1.argmax())])

@@ -48,7 +48,7 @@ def most_confused(
 
 
 def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "R 2"]:
-    """What the detections above the threshold call each true box that counts, as `most_confused` takes it.
+    """What the reported detections call each true box that counts, as `most_confused` takes it.
 
     A box that is found has its own name. A missed one has that of the best detection of another class, right nowhere
     else, that overlaps it at IoU 0.5, or none.

@@ -49,16 +49,20 @@ class DecisionReport:
     """Least and largest score of all detections; (0, 1) without any."""
     own_threshold: float | None = None
     """The detector's, from its calibration."""
+    floor: float = FLOOR
+    """Detections of a lower score take part in nothing."""
 
     @property
     def warning(self) -> str | None:
         """What is wrong with scores that are no probabilities; None for those that may be."""
         least, largest = self.score_range
+        if least >= 0 and 0 < largest < self.floor:
+            return f"all scores are below {self.floor}, which no decision and no calibration asks for: they are all 0"
         if least >= 0 and largest <= 1:
             return None
         return (
             f"scores lie from {least:g} to {largest:g}: decisions and calibration take them for probabilities, from 0 "
-            f"to 1, and leave out those up to {FLOOR}. Rescale the scores; AP stays the same"
+            f"to 1, and leave out those below {self.floor}. Rescale the scores; AP stays the same"
         )
 
 
@@ -79,7 +83,8 @@ def measure_decisions(
         own_threshold: the detector's own, at which decisions are judged as well.
     """
     chosen_on = "base" if "base" in groups else "all"
-    evaluator = DecisionEvaluator(truth, results, base=groups[chosen_on])
+    floor = FLOOR if own_threshold is None else min(FLOOR, own_threshold)
+    evaluator = DecisionEvaluator(truth, results, base=groups[chosen_on], floor=floor)
     thresholds = evaluator.thresholds()
     return DecisionReport(
         groups=tuple(
@@ -99,6 +104,7 @@ def measure_decisions(
         score_range=(float(results.scores.min()), float(results.scores.max())) if len(results) else (0.0, 1.0),
         verdicts=evaluator.verdicts(thresholds if own_threshold is None else (own_threshold, own_threshold)),
         own_threshold=own_threshold,
+        floor=floor,
     )
 
 
@@ -113,17 +119,12 @@ def format_decisions(report: DecisionReport) -> str:
     for item in report.groups:
         made, scores = item.decisions, item.calibration
         lines.append(
-            f"{item.group:<8}  {item.num_classes:>6}  {made.cgF1:5.1f}  {made.cgF1_macro:10.1f}  {made.pmF1:5.3f}  "
-            f"{made.IL_MCC:6.3f}  {made.absent_per_image:12.2f}  {scores.error:5.3f}  {scores.brier:5.3f}  "
+            f"{item.group:<8}  {item.num_classes:>6}  {_format_row(made)}  {scores.error:5.3f}  {scores.brier:5.3f}  "
             f"{scores.recall:6.3f}"
         )
     for item in report.groups:
         if item.at_own_threshold is not None:
-            made = item.at_own_threshold
-            lines.append(
-                f"{item.group:<8}  {'own':>6}  {made.cgF1:5.1f}  {made.cgF1_macro:10.1f}  {made.pmF1:5.3f}  "
-                f"{made.IL_MCC:6.3f}  {made.absent_per_image:12.2f}"
-            )
+            lines.append(f"{item.group:<8}  {'own':>6}  {_format_row(item.at_own_threshold)}")
     lines += [
         "",
         "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_macro is SAM 3's: F1 averaged over pairs",
@@ -131,13 +132,24 @@ def format_decisions(report: DecisionReport) -> str:
         f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
         f"{report.chosen_on} classes on the other half",
         "- absent/image: classes that are reported in an image without being there",
-        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections above {FLOOR}, right at IoU 0.5",
+        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {report.floor:g}, "
+        "right at IoU 0.5",
     ]
+    if any(item.decisions.IL_MCC is None for item in report.groups):
+        lines.append(
+            "- no cgF1 and IL_MCC of classes that are in all judged pairs or in none; thresholds are then F1's alone"
+        )
     if report.warning is not None:
         lines.append(f"- WARNING: {report.warning}")
     if report.own_threshold is not None:
         lines.append(f"- own: at the detector's own threshold, {report.own_threshold:.3f}")
     return "\n".join(lines) + "\n"
+
+
+def _format_row(made: Decisions) -> str:
+    cells = [(made.cgF1, "5.1f"), (made.cgF1_macro, "10.1f"), (made.pmF1, "5.3f"), (made.IL_MCC, "6.3f")]
+    cells.append((made.absent_per_image, "12.2f"))
+    return "  ".join("-".rjust(int(float(form[:-1]))) if value is None else f"{value:{form}}" for value, form in cells)
 
 
 def write_decisions(report: DecisionReport, folder: Path) -> None:
@@ -150,6 +162,7 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
         "thresholds": report.thresholds,
         "own_threshold": report.own_threshold,
         "score_range": report.score_range,
+        "floor": report.floor,
         "groups": [
             {
                 "group": item.group,
@@ -189,6 +202,6 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
         label = f"{item.group}, ECE {scores.error:.3f}" if len(scores.scores) else f"{item.group} (no detection)"
         axes.plot(scores.scores, scores.outcomes, marker=marker, markersize=4, color=color, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right detections (IoU 0.5)", aspect="equal")
-    axes.set_title(f"Reliability of scores above {FLOOR}", fontsize="medium")
+    axes.set_title(f"Reliability of scores from {report.floor:g}", fontsize="medium")
     axes.legend(loc="upper left")
     return figure

@@ -1,8 +1,8 @@
 """Whether what a detector reports is there: presence of a class in an image, and boxes where it is present.
 
-AP ranks the detections of one class over images and never asks for a decision. Here every detection above a threshold
-is a decision. Classification-gated F1 and IL_MCC are SAM 3's (arXiv:2511.16719); the variant `cgF1` with its micro
-average at IoU 0.5 and its thresholds from the other half of the images is this toolkit's.
+AP ranks the detections of one class over images and never asks for a decision. Here every detection at or above a
+threshold is a decision. Classification-gated F1 and IL_MCC are SAM 3's (arXiv:2511.16719); the variant `cgF1` with its
+micro average at IoU 0.5 and its thresholds from the other half of the images is this toolkit's.
 
 A pair of an image and a class is judged if the truth knows whether the class is there: on an exhaustively annotated set
 every pair, on a federated one the classes that are annotated in the image or verified to be absent. Boxes count in the
@@ -22,7 +22,7 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
 from ovd.shapes import Bool, Float64, Int64
 
-IOUS = np.arange(0.5, 0.951, 0.05)
+IOUS = np.linspace(0.5, 0.95, 10)
 FLOOR = 0.05
 """Detections of a lower score take part in no decision."""
 NUM_BINS = 15
@@ -32,21 +32,23 @@ NUM_BINS = 15
 class Decisions:
     """The decisions about a group of classes, each half of the images at the threshold that is best on the other."""
 
-    cgF1: float
-    """100 x pmF1 x IL_MCC."""
-    cgF1_macro: float
+    cgF1: float | None
+    """100 x pmF1 x IL_MCC; None where that is."""
+    cgF1_macro: float | None
     """The same with SAM 3's own average of F1: over pairs and over IoU 0.5 to 0.95."""
     pmF1: float
     """F1 of boxes at IoU 0.5, counted over all pairs whose class is present, 0 to 1."""
-    IL_MCC: float
-    """Matthews correlation of reported and true presence over all judged pairs, -1 to 1."""
+    IL_MCC: float | None
+    """Matthews correlation of reported and true presence over all judged pairs, -1 to 1; None if the classes are in all
+    of these pairs, or in none: then there is nothing to tell apart."""
     absent_per_image: float
     """Classes per image that are reported but not present."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores as probabilities: of all detections above `FLOOR`, right at IoU 0.5 with a true box of their class."""
+    """Scores as probabilities: of all detections at or above the floor, right at IoU 0.5 with a true box of their
+    class."""
 
     error: float
     """Expected calibration error over `NUM_BINS` bins of equal count."""
@@ -62,10 +64,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What became of each detection above the thresholds, and of each true box, at IoU 0.5."""
+    """What became of each reported detection, and of each true box, at IoU 0.5."""
 
     reported: Results
-    """The detections above the threshold of their image."""
+    """The detections at or above the threshold of their image."""
     is_right: Bool[np.ndarray, " K"]
     """Which of them are matched one to one with a true box of their class."""
     is_counted: Bool[np.ndarray, " K"]
@@ -99,10 +101,11 @@ class DecisionEvaluator:
         truth: of the data set.
         results: all detections.
         base: which of the truth's categories choose the thresholds.
+        floor: detections of a lower score take part in nothing.
     """
 
-    def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"]):
-        self._base, self._results = base, results
+    def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = FLOOR):
+        self._base, self._results, self._floor = base, results, floor
         numbers = ImageClassPairs(truth)
         self._num_images, self._num_classes = numbers.num_images, numbers.num_classes
         real = ~truth.crowd
@@ -110,7 +113,7 @@ class DecisionEvaluator:
         true_pair = numbers.numbers(truth.image_ids[real], truth.category_ids[real])
         pair = numbers.numbers(results.image_ids, results.category_ids)
         self._halves = pair // max(1, self._num_classes) % 2
-        takes_part = results.scores > FLOOR
+        takes_part = results.scores >= floor
         self._known: Int64[np.ndarray, " J"] | None = None
         if truth.is_federated:  # most detections are of pairs that are not judged
             self._known = numbers.known()
@@ -142,42 +145,51 @@ class DecisionEvaluator:
     def thresholds(self) -> tuple[float, float]:
         """The threshold for the even images and for the odd ones: each the best for base classes on the others.
 
-        Every score of a detection is tried; of equally good ones, the lowest is taken.
+        Every score of a detection is tried; of equally good ones, the lowest is taken. Without a correlation, the best
+        is that of the highest F1.
         """
-        candidates = np.unique(np.concatenate([[FLOOR], self._scores]))
+        candidates = np.unique(np.concatenate([[self._floor], self._scores]))
         best = []
         for half in (1, 0):
             counts = self._count(self._base, half, candidates)
-            best.append(float(candidates[int(np.argmax(_f1(counts) * _mcc(counts)))]))
+            mcc = _mcc(counts)
+            worth = _f1(counts) * np.where(np.isnan(mcc), 1.0, mcc)
+            best.append(float(candidates[int(np.argmax(worth))]))
         return best[0], best[1]
 
     def decide(self, classes: Bool[np.ndarray, " C"], thresholds: tuple[float, float]) -> Decisions:
         """The decisions about a group of classes.
 
         Args:
-            thresholds: for the even images and for the odd ones.
+            thresholds: for the even images and for the odd ones; at least the floor is taken.
         """
+        thresholds = max(thresholds[0], self._floor), max(thresholds[1], self._floor)
         parts = [self._count(classes, half, np.array([threshold])) for half, threshold in enumerate(thresholds)]
         total = _Counts(*(sum(getattr(part, field.name) for part in parts) for field in fields(_Counts)))
         f1 = np.concatenate([self._f1_of_pairs(classes, half, threshold) for half, threshold in enumerate(thresholds)])
         mcc, micro = float(_mcc(total)[0]), float(_f1(total)[0])
         macro = float(f1.mean()) if len(f1) else 0.0
+        is_known = not np.isnan(mcc)
         return Decisions(
-            cgF1=100 * micro * mcc,
-            cgF1_macro=100 * macro * mcc,
+            cgF1=100 * micro * mcc if is_known else None,
+            cgF1_macro=100 * macro * mcc if is_known else None,
             pmF1=micro,
-            IL_MCC=mcc,
+            IL_MCC=mcc if is_known else None,
             absent_per_image=float(total.false_present[0]) / max(1, self._num_images),
         )
 
     def calibrate(self, classes: Bool[np.ndarray, " C"]) -> Calibration:
-        """How well the scores of a group of classes are probabilities, in the pairs where boxes count."""
+        """How well the scores of a group of classes are probabilities, in the pairs where boxes count.
+
+        Of detections of equal scores, each bin has the share that is right, whatever their order.
+        """
         chosen = (classes[self._class_rows()] & self._is_complete)[self._pair]
         scores, right = self._scores[chosen], self._matches.overlap[chosen]
         order = np.argsort(scores, kind="stable")
         bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
+        share_right = _means_of_equal(scores, right)
         means = np.array([scores[part].mean() for part in bins])
-        outcomes = np.array([right[part].mean() for part in bins])
+        outcomes = np.array([share_right[part].mean() for part in bins])
         weights = np.array([len(part) for part in bins]) / max(1, len(order))
         of_true = classes[self._class_rows()][self._true_pair]
         return Calibration(
@@ -194,8 +206,8 @@ class DecisionEvaluator:
         Args:
             thresholds: for the even images and for the odd ones.
         """
-        of_half = np.maximum(thresholds, FLOOR)
-        chosen = self._results.scores > of_half[self._halves]
+        of_half = np.maximum(thresholds, self._floor)
+        chosen = self._results.scores >= of_half[self._halves]
         counted = self._is_complete[self._true_pair]
         true_halves = self._pairs[self._true_pair] // self._num_classes % 2
 
@@ -210,7 +222,7 @@ class DecisionEvaluator:
             is_counted=of_chosen(self._is_complete[self._pair]),
             is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair]),
             true_rows=self._true_rows[counted],
-            is_found=(self._matches.score_of_true > of_half[true_halves])[counted],
+            is_found=(self._matches.score_of_true >= of_half[true_halves])[counted],
         )
 
     def _class_rows(self) -> Int64[np.ndarray, " S"]:
@@ -232,23 +244,23 @@ class DecisionEvaluator:
         absent = chosen & self._judged & (self._num_true == 0)
         counted = present & self._is_complete
         reported = counted[self._pair]
-        true_present = _num_above(self._best[present], thresholds)
-        false_present = _num_above(self._best[absent], thresholds)
+        true_present = _num_at_least(self._best[present], thresholds)
+        false_present = _num_at_least(self._best[absent], thresholds)
         num_present = int(present.sum())
         return _Counts(
             true_present=true_present,
             false_present=false_present,
             false_absent=num_present - true_present,
             true_absent=self._num_judged(classes, half) - num_present - false_present,
-            hits=_num_above(self._scores[reported & self._matches.hits[:, 0]], thresholds),
-            reported=_num_above(self._scores[reported], thresholds),
+            hits=_num_at_least(self._scores[reported & self._matches.hits[:, 0]], thresholds),
+            reported=_num_at_least(self._scores[reported], thresholds),
             true=np.full(len(thresholds), self._num_true[counted].sum(), np.float64),
         )
 
     def _f1_of_pairs(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Float64[np.ndarray, " Q"]:
         """F1, mean over the IoUs, of each pair whose class is present and whose boxes count."""
         counted = self._in(classes, half, self._pairs) & self._is_complete & (self._num_true > 0)
-        reported = counted[self._pair] & (self._scores > threshold)
+        reported = counted[self._pair] & (self._scores >= threshold)
         num_boxes = np.bincount(self._pair[reported], minlength=len(self._pairs)) + self._num_true
         hits = np.zeros(len(self._pairs))
         for column in range(len(IOUS)):
@@ -269,15 +281,25 @@ class _Counts:
     true: Float64[np.ndarray, " T"]
 
 
-def _num_above(values: Float64[np.ndarray, " V"], thresholds: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
-    """How many of the values are above each threshold."""
-    return (len(values) - np.searchsorted(np.sort(values), thresholds, side="right")).astype(np.float64)
+def _num_at_least(
+    values: Float64[np.ndarray, " V"], thresholds: Float64[np.ndarray, " T"]
+) -> Float64[np.ndarray, " T"]:
+    """How many of the values are at or above each threshold."""
+    return (len(values) - np.searchsorted(np.sort(values), thresholds, side="left")).astype(np.float64)
+
+
+def _means_of_equal(scores: Float64[np.ndarray, " K"], right: Bool[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
+    """For each detection, the share of the detections of its score that are right."""
+    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    return (np.bincount(group, weights=right, minlength=len(sizes)) / sizes)[group]
 
 
 def _mcc(counts: _Counts) -> Float64[np.ndarray, " T"]:
+    """0 where all pairs are reported, or none; NaN where the class is in all pairs, or in none."""
     a, b, c, d = counts.true_present, counts.false_present, counts.false_absent, counts.true_absent
     product = (a + b) * (a + c) * (d + b) * (d + c)
-    return np.divide(a * d - b * c, product**0.5, out=np.zeros_like(product), where=product > 0)
+    mcc = np.divide(a * d - b * c, product**0.5, out=np.zeros_like(product), where=product > 0)
+    return np.where((a + c) * (d + b) > 0, mcc, np.nan)
 
 
 def _f1(counts: _Counts) -> Float64[np.ndarray, " T"]:

@@ -9,7 +9,7 @@ import numpy as np
 from ovd.data.index import AnnotationIndex
 from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_boxes
 from ovd.evaluation.decision_report import DecisionReport
-from ovd.evaluation.decisions import FLOOR, NUM_BINS, Decisions
+from ovd.evaluation.decisions import NUM_BINS, Decisions
 from ovd.evaluation.groups import NAME_OF_FREQUENCY
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
@@ -83,8 +83,9 @@ def report_data(
         "confusions": _confusions(naming, found, _threshold_words(decisions)),
         "decisions": _decisions(decisions),
         "reliability": {
-            "note": f"All detections above {FLOOR}, in {NUM_BINS} bins of equal count: their mean score, and how many "
-            "of them overlap a true box of their class at IoU 0.5. On the dashed line scores are probabilities.",
+            "note": f"All detections of at least {decisions.floor:g}, in {NUM_BINS} bins of equal count: their mean "
+            "score, and how many of them overlap a true box of their class at IoU 0.5. On the dashed line scores are "
+            "probabilities.",
             "groups": [
                 {
                     "group": item.group,
@@ -174,9 +175,9 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
         return {
             "group": group,
             "at": at,
-            "cgF1": round(made.cgF1, 2),
+            "cgF1": None if made.cgF1 is None else round(made.cgF1, 2),
             "pmF1": round(made.pmF1, 4),
-            "IL_MCC": round(made.IL_MCC, 4),
+            "IL_MCC": None if made.IL_MCC is None else round(made.IL_MCC, 4),
             "absent": round(made.absent_per_image, 4),
         }
 
@@ -187,8 +188,9 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
     own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
     warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"{warning}Detections above a threshold as decisions, judged for {judged}. Chosen: {even:.3f} for one "
-        f"half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other half."
+        "note": f"{warning}Detections from a threshold on as decisions, judged for {judged}. Chosen: {even:.3f} for "
+        f"one half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other "
+        "half."
         f"{own}",
         "groups": rows,
     }

@@ -164,9 +164,12 @@ def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecal
     figures = []
     for results in judged:
         results = results.take(np.isin(pairs.numbers(results.image_ids, results.category_ids), known))
-        # max_dets on the results, not on the evaluator: COCOeval(lvis_style=True) keeps 300 whatever its params say
         detections = hotcoco.LVISResults(dataset, hotcoco_rows(results), max_dets=-1)
         evaluation = hotcoco.LVISEval(dataset, detections, "bbox")
+        # Detections are capped before: without this an image's best 300 of a class are left.
+        parameters = evaluation.params  # a copy
+        parameters.max_dets = [max(MAX_PER_IMAGE, len(results))]
+        evaluation.params = parameters
         evaluation.evaluate()
         evaluation.accumulate()
         tables = evaluation.eval  # a copy each time

@@ -130,7 +130,7 @@ def test_a_results_file_of_the_world_is_judged_by_the_exhaustive_truth(world, tm
         item = found[group]
         assert (item["num_classes"], item["pmF1"], item["recall"], item["absent_per_image"]) == (num_classes, 1, 1, 0)
     # A class in both images is never absent: presence cannot be correlated.
-    assert (found["rare"]["cgF1"], found["base"]["cgF1"]) == (0, 100)
+    assert (found["rare"]["cgF1"], found["base"]["cgF1"]) == (None, 100)
     assert found["all"]["Brier"] == pytest.approx(0.01)
     assert found["all"]["ECE"] == pytest.approx(0.1)
     # Without its hidden boxes the world's file is federated.
@@ -193,6 +193,30 @@ def test_thresholds_are_chosen_on_base_classes_or_on_all():
     assert report.chosen_on == "all"
     everything = DecisionEvaluator(truth, results, base=np.ones(NUM_CLASSES, bool))
     assert report.thresholds == everything.thresholds()
+
+
+def test_an_own_threshold_below_the_floor_is_judged_at_and_low_scores_are_warned_of():
+    truth = make_truth()
+    real = ~truth.crowd
+    low = Results(truth.image_ids[real], truth.category_ids[real], truth.boxes_xywh[real], np.full(real.sum(), 0.045))
+    report = measure_decisions(truth, low, {"all": np.ones(NUM_CLASSES, bool)}, own_threshold=0.04)
+    (of_all,) = report.groups
+    assert of_all.at_own_threshold is not None
+    assert (of_all.at_own_threshold.pmF1, report.warning) == (1, None)
+    without = measure_decisions(truth, low, {"all": np.ones(NUM_CLASSES, bool)})
+    assert without.groups[0].decisions.pmF1 == 0
+    assert "all scores are below 0.05" in format_decisions(without)
+
+
+def test_a_table_has_a_dash_for_what_is_not_known():
+    truth = make_truth()
+    none = truth.only(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    nothing = replace(none, categories=truth.categories)
+    report = measure_decisions(nothing, make_results(truth).take(np.zeros(0, np.int64)), {"all": np.ones(5, bool)})
+    lines = format_decisions(report).splitlines()
+    assert lines[2].split()[2:6] == ["-", "-", "0.000", "-"]
+    assert len(lines[1]) == len(lines[2])
+    assert any("no cgF1 and IL_MCC" in line for line in lines)
 
 
 @pytest.mark.pictures

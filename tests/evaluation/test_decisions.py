@@ -10,10 +10,11 @@ import pytest
 from ovd.choices import Frequency
 from ovd.data.category import Category
 from ovd.data.truth import JudgedImage, Truth
-from ovd.evaluation.decisions import FLOOR, IOUS, DecisionEvaluator
+from ovd.evaluation.decisions import FLOOR, DecisionEvaluator
 from ovd.evaluation.results import Results
 
 NUM_IMAGES, NUM_CLASSES = 24, 5
+COCO_IOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 FREQUENCIES: tuple[Frequency, ...] = ("r", "c", "f")
@@ -112,13 +113,13 @@ def reference(truth: Truth, results: Results, classes: list[int], thresholds: tu
             if in_crowd and not true:
                 continue
             chosen = (results.image_ids == image.id) & (results.category_ids == category)
-            chosen &= results.scores > max(thresholds[row % 2], FLOOR)
+            chosen &= results.scores >= max(thresholds[row % 2], FLOOR)
             boxes = [results.boxes_xywh[k].tolist() for k in np.argsort(-results.scores, kind="stable") if chosen[k]]
             table[int(bool(true)), int(bool(boxes))] += 1
             if true and not in_crowd and category not in image.not_exhaustive_category_ids:
                 hits += matched(boxes, true, 0.5)
                 reported, num_true = reported + len(boxes), num_true + len(true)
-                f1.append(np.mean([2 * matched(boxes, true, t) / (len(boxes) + len(true)) for t in IOUS]))
+                f1.append(np.mean([2 * matched(boxes, true, t) / (len(boxes) + len(true)) for t in COCO_IOUS]))
     (tn, fp), (fn, tp) = table
     mcc = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     micro = 2 * hits / (reported + num_true)
@@ -203,8 +204,8 @@ def test_a_truth_without_boxes_or_images():
     everything = np.ones(NUM_CLASSES, bool)
     evaluator = DecisionEvaluator(no_boxes, results, base=everything)
     found = evaluator.decide(everything, evaluator.thresholds())
-    assert (found.cgF1, found.pmF1, found.IL_MCC) == (0, 0, 0)
-    kept = results.take(results.scores > FLOOR)
+    assert (found.cgF1, found.pmF1, found.IL_MCC) == (None, 0, None)
+    kept = results.take(results.scores >= FLOOR)
     pairs = set(zip(kept.image_ids.tolist(), kept.category_ids.tolist(), strict=True))
     assert evaluator.decide(everything, (0.0, 0.0)).absent_per_image == pytest.approx(len(pairs) / NUM_IMAGES)
     assert evaluator.calibrate(everything).brier == pytest.approx((kept.scores**2).mean())
@@ -226,7 +227,7 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
         return known and not truth.crowd[own].any() and category not in images[image].not_exhaustive_category_ids
 
     counted = [counts(*pair) for pair in zip(results.image_ids.tolist(), results.category_ids.tolist(), strict=True)]
-    kept = results.take((results.scores > FLOOR) & np.array(counted))
+    kept = results.take((results.scores >= FLOOR) & np.array(counted))
     right = np.array(
         [
             any(
@@ -247,6 +248,64 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
     sure = Results(results.image_ids, results.category_ids, results.boxes_xywh, np.full(len(results), 0.99))
     surely = DecisionEvaluator(truth, sure, base=everything).calibrate(everything)
     assert surely.error == pytest.approx(abs(0.99 - surely.outcomes.mean()), abs=0.02)
+
+
+def every_image_has_one(num_absent: int) -> Truth:
+    """A class with a box in each of 20 images, and images without it."""
+    corners = np.tile([10.0, 10.0, 20.0, 20.0], (20, 1))
+    return replace(
+        make_truth(),
+        images=tuple(JudgedImage(row, (), ()) for row in range(20 + num_absent)),
+        categories=(Category(1, "apple", (), None, 20),),
+        image_ids=np.arange(20),
+        category_ids=np.ones(20, np.int64),
+        boxes_xywh=corners,
+        areas_px=np.full(20, 400.0),
+        crowd=np.zeros(20, bool),
+    )
+
+
+def test_a_class_in_every_image_has_no_correlation_and_the_threshold_of_the_best_f1():
+    rng, everything = np.random.default_rng(0), np.ones(1, bool)
+    for num_absent in (0, 2):
+        truth = every_image_has_one(num_absent)
+        wrong = truth.boxes_xywh + np.array([60.0, 0, 0, 0])
+        results = Results(
+            np.tile(truth.image_ids, 2), np.tile(truth.category_ids, 2), np.concatenate([truth.boxes_xywh, wrong]),
+            np.concatenate([np.full(20, 0.9), rng.uniform(0.06, 0.5, 20)]),
+        )  # fmt: skip
+        evaluator = DecisionEvaluator(truth, results, base=everything)
+        found = evaluator.decide(everything, evaluator.thresholds())
+        assert min(evaluator.thresholds()) > 0.4
+        assert found.pmF1 > 0.9
+        assert (found.IL_MCC, found.cgF1) == ((1, 100 * found.pmF1) if num_absent else (None, None))
+
+
+@pytest.mark.parametrize("percent", range(50, 100, 5))
+def test_a_box_at_exactly_an_iou_counts_for_it(percent):
+    truth = every_image_has_one(1)
+    truth = replace(truth, boxes_xywh=np.tile([0.0, 0.0, 100.0, 100.0], (20, 1)))
+    boxes = np.tile([0.0, 0.0, percent, 100.0], (20, 1))
+    results = Results(truth.image_ids, truth.category_ids, boxes, np.full(20, 0.9))
+    found = DecisionEvaluator(truth, results, base=np.ones(1, bool)).decide(np.ones(1, bool), (0.5, 0.5))
+    assert found.cgF1_macro == pytest.approx(100 * (1 + (percent - 50) / 5) / 10)
+
+
+def test_calibration_of_equal_scores_does_not_depend_on_their_order():
+    truth = every_image_has_one(0)
+    boxes = truth.boxes_xywh + np.where(np.arange(20) < 10, 0.0, 60.0)[:, None] * [1, 0, 0, 0]
+    results = Results(truth.image_ids, truth.category_ids, boxes, np.full(20, 0.5))
+    assert DecisionEvaluator(truth, results, base=np.ones(1, bool)).calibrate(np.ones(1, bool)).error == 0
+
+
+def test_a_detection_at_the_threshold_is_reported():
+    """As it is by `choose_shown`, which detection, labelling and serving go by."""
+    truth, everything = every_image_has_one(1), np.ones(1, bool)
+    results = Results(truth.image_ids, truth.category_ids, truth.boxes_xywh, np.full(20, 0.3))
+    evaluator = DecisionEvaluator(truth, results, base=everything)
+    for threshold, pmF1 in ((0.3, 1), (0.301, 0)):
+        assert evaluator.decide(everything, (threshold, threshold)).pmF1 == pmF1
+        assert evaluator.verdicts((threshold, threshold)).is_found.all() == bool(pmF1)
 
 
 def test_a_large_set_is_judged_in_seconds():
