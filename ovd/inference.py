@@ -22,7 +22,7 @@ from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.postprocess import postprocess
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
-from ovd.precision import autocast
+from ovd.precision import autocast, on_device
 from ovd.structures import Detections, Predictions
 
 
@@ -108,7 +108,7 @@ class Inference:
             images: padded at the right and bottom, on the detector's device.
             sizes: height and width before padding, on the detector's device.
         """
-        with autocast(images.device, self.low_precision):
+        with on_device(self.device), autocast(images.device, self.low_precision):
             predictions = self.detector(images)
         return self.without_padding(predictions, images, sizes)
 
@@ -142,7 +142,7 @@ class Inference:
             sizes, original_sizes: height and width before padding, and before resizing.
             ensemble: combines the scores with CLIP's.
         """
-        if len(text) == 0:
+        if len(text) == 0 or len(sizes) == 0:
             return (Detections.empty(),) * len(sizes)
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         return self.detections(
@@ -175,15 +175,17 @@ class Inference:
         if self.second_look is not None:
             assert images is not None, "a second look needs the images"
             look = partial(self.second_look, images, sizes)
-        found = postprocess(
-            predictions,
-            classifier,
-            input_sizes=sizes,
-            original_sizes=original_sizes.to(self.device),
-            options=options,
-            ensemble=ensemble,
-            look=look,
-        )
+        # Cosines are float32's, whatever context the caller is in.
+        with on_device(self.device), autocast(self.device, False):
+            found = postprocess(
+                predictions,
+                classifier,
+                input_sizes=sizes,
+                original_sizes=original_sizes.to(self.device),
+                options=options,
+                ensemble=ensemble,
+                look=look,
+            )
         found = tuple(Detections(item.boxes.cpu(), item.scores.cpu(), item.classes.cpu()) for item in found)
         if calibration is None:
             return found
@@ -207,6 +209,8 @@ class Inference:
             texts: unit rows for each image, none for an image to pass over.
             ensembles: of each image, as for `detect`.
         """
+        if len(sizes) == 0:
+            return ()
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
         predictions = self.predict(images, sizes)
         found = []

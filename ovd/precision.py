@@ -38,6 +38,11 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which a GPU is the current one: Triton launches its kernels there, wherever their tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which products with a tensor are computed: autocast's, else its own."""
     device = x.device.type
@@ -72,13 +77,14 @@ def deterministic(enabled: bool) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as cuBLAS starts
     settings = torch.utils.deterministic
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads what was not written
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.use_deterministic_algorithms(before[0], warn_only=only_warned)
         settings.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
@@ -93,7 +99,11 @@ def describe_machine(device: torch.device | None = None) -> str:
     parts = [f"CPU {cpu_name()}", instruction_set(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")
-    lowered = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # kernels are picked for no more than these
+    lowered = (
+        "ATEN_CPU_CAPABILITY",
+        "ONEDNN_MAX_CPU_ISA",
+        "DNNL_MAX_CPU_ISA",
+    )  # kernels are picked for no more than these
     parts += [f"{name}={os.environ[name]}" for name in lowered if name in os.environ]
     return ", ".join(parts)
 
@@ -104,9 +114,18 @@ def instruction_set() -> str:
 
 
 def _cpu_bf16_instructions() -> list[str]:
+    """Those of this CPU that oneDNN, which computes convolutions, may use."""
     # torch names these probes privately up to 2.14, and not on every platform.
     probes = zip(BF16_INSTRUCTIONS, ("_is_amx_tile_supported", "_is_avx512_bf16_supported"), strict=True)
-    return [name for name, probe in probes if getattr(torch.cpu, probe, lambda: False)()]
+    found = [name for name, probe in probes if getattr(torch.cpu, probe, lambda: False)()]
+    return [name for name in found if name in _allowed_bf16_instructions()]
+
+
+def _allowed_bf16_instructions() -> tuple[str, ...]:
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    if limit in ("ALL", "DEFAULT") or "AMX" in limit:
+        return BF16_INSTRUCTIONS
+    return BF16_INSTRUCTIONS[1:] if limit.startswith(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10")) else ()
 
 
 def cpu_name() -> str:

@@ -57,3 +57,24 @@ def test_texts_of_inference_mode_are_taken_too(detector: Detector) -> None:
     with torch.inference_mode():
         text = rows(0) + 0
     assert torch.equal(inference_of(detector).classifier(text).text, text)
+
+
+def random_batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return images, torch.full((count, 2), 64)
+
+
+def test_no_images_have_no_detections(detector: Detector) -> None:
+    inference, (images, sizes) = inference_of(detector.eval()), random_batch(0)
+    assert inference.detect(rows(0), images, sizes, sizes) == ()
+    assert inference.detect_each([], images, sizes, sizes) == ()
+
+
+def test_cosines_are_float32s_inside_a_callers_autocast(detector: Detector) -> None:
+    inference, (images, sizes) = inference_of(detector.eval()), random_batch(1)
+    predictions = inference.predict(images, sizes)
+    (expected,) = inference.detections(predictions, rows(0), sizes, sizes)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = inference.detections(predictions, rows(0), sizes, sizes)
+    assert found.scores.dtype == torch.float32
+    assert torch.equal(found.scores, expected.scores)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ovd import precision
 from ovd.precision import (
     autocast,
     describe_machine,
+    deterministic,
     fast_low_precision,
     frozen_memory_format,
     memory_format,
@@ -77,3 +79,35 @@ def test_machine_line_names_what_bits_depend_on(monkeypatch):
     for fact in (torch.__version__, f"{torch.get_num_threads()} threads", "ONEDNN_MAX_CPU_ISA=AVX2"):
         assert fact in line
     assert torch.backends.cpu.get_cpu_capability() in line
+
+
+@pytest.mark.parametrize(
+    ("limit", "instructions"),
+    [
+        (None, ["AMX", "AVX512-BF16"]),
+        ("all", ["AMX", "AVX512-BF16"]),
+        ("AVX512_CORE_AMX", ["AMX", "AVX512-BF16"]),
+        ("AVX512_CORE_BF16", ["AVX512-BF16"]),
+        ("AVX512_CORE", []),
+        ("avx2", []),
+    ],
+)
+def test_instructions_that_onednn_may_not_use_do_not_count(monkeypatch, limit, instructions):
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: True, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert precision._cpu_bf16_instructions() == instructions
+    assert fast_low_precision(torch.device("cpu")) == bool(instructions)
+
+
+def test_a_deterministic_block_leaves_a_warning_a_warning():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

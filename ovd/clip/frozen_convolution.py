@@ -59,17 +59,20 @@ class FrozenWeights:
 
     def of(self, sources: tuple[Tensor, ...], compute: Callable[[], Weights]) -> Weights:
         """`compute()`; kept, and in autocast's dtype, if all that it is from is frozen."""
-        # What learns is not kept, even without gradients: fused optimizers change it without a sign.
-        learns = any(source.requires_grad for source in sources)
-        if learns or sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return compute()
-        dtype = product_dtype(sources[0])
-        if self.kept is None or not self.kept.is_of(sources, dtype):
-            with torch.no_grad():
+        # Fused optimizers change what learns without a sign, and tensors of inference mode have no versions.
+        if any(source.requires_grad or source.is_inference() for source in sources):
+            self.kept = None
+            return compute()
+        kept, dtype = self.kept, product_dtype(sources[0])
+        if kept is None or not kept.is_of(sources, dtype):
+            with torch.inference_mode(False), torch.no_grad():
                 weight, bias = compute()
-            self.kept = _Kept(sources, states_of(sources), weight.to(dtype), None if bias is None else bias.to(dtype))
+                weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            self.kept = kept = _Kept(sources, states_of(sources), weight, bias)
             self._layouts = Layouts(self.num_shapes)
-        return self.kept.weight, self.kept.bias
+        return kept.weight, kept.bias
 
     def project(self, layer: nn.Linear, rows: Float[Tensor, "*N C"]) -> Float[Tensor, "*N K"]:
         """The result of a linear layer.
@@ -121,7 +124,7 @@ def _can_pack(
     is_plain = (
         convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
     )
-    learns = torch.is_grad_enabled() and x.requires_grad
+    learns = torch.is_grad_enabled() and (x.requires_grad or (added is not None and added.requires_grad))
     adds_cell = added is not None and added.shape[2:].numel() == 1  # which oneDNN refuses in torch 2.10
     return (
         x.device.type == "cpu"

@@ -25,6 +25,10 @@ class Layouts:
         self.num_shapes = num_shapes
         self.kept: dict[torch.Size, Tensor | None] = {}
 
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        """Without what is kept, for copies: a tensor in oneDNN's layout has none."""
+        return type(self), (self.num_shapes,)
+
     def of(self, shape: torch.Size, weight: Tensor, lay_out: Callable[[], Tensor]) -> Tensor:
         """The weight, laid out from the second input of a shape on.
 
@@ -35,7 +39,8 @@ class Layouts:
         layout = self.kept.get(shape)
         if layout is None:
             if shape in self.kept:
-                layout = lay_out()
+                with torch.inference_mode(False):
+                    layout = lay_out()
             others = [item for item in self.kept.items() if item[0] != shape]
             self.kept = dict([*others, (shape, layout)][-self.num_shapes :])
         return weight if layout is None else layout

@@ -191,6 +191,8 @@ def step_if_finite(
     optimizer.found_inf = (~numbers.isfinite()).any().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = (grad_norm.float() / max_norm).clamp(min=1)  # type: ignore[attr-defined]
     optimizer.step()
+    # Which the fused form leaves out, so that what was computed from the weights before would count as theirs.
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
 
 class Ema:

@@ -30,7 +30,7 @@ from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.resample import resample_dense
 from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
-from ovd.precision import autocast, frozen_memory_format
+from ovd.precision import autocast, frozen_memory_format, on_device
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
@@ -245,7 +245,7 @@ class _Namer:
         pixels = self._crops.normalize(images).contiguous(memory_format=self._layout)
         nearest = inside.is_nearest
         image_of_box, boxes, classes = inside.images[nearest], inside.boxes[nearest], inside.classes[nearest]
-        with autocast(images.device, self._inference.low_precision):
+        with on_device(images.device), autocast(images.device, self._inference.low_precision):
             dense, own_dense = self._clip.dense(pixels), detector.backbone.dense(pixels)
             after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
         of_crops = self._crops(images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))])

@@ -19,7 +19,7 @@ from ovd.inference import Inference
 from ovd.model.last_result import LastResult
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import SharedLayers
-from ovd.precision import autocast
+from ovd.precision import autocast, on_device
 from ovd.structures import Detections, Predictions
 
 
@@ -183,7 +183,7 @@ class ExpertInference(Inference):
                 layers = self._layers_of(number)
                 if layers is not None:
                     recordings.enter_context(layers.recording())
-            with autocast(images.device, self.low_precision):
+            with on_device(self.device), autocast(images.device, self.low_precision):
                 pixels = self.detector.normalize(images)
                 features = self.detector.backbone(pixels)
             of_base: Predictions | None = None
@@ -192,7 +192,7 @@ class ExpertInference(Inference):
                 if detector is self.detector and of_base is not None:  # it learned names alone
                     yield number, of_base
                     continue
-                with autocast(images.device, self.low_precision):
+                with on_device(self.device), autocast(images.device, self.low_precision):
                     own = features if self._layers_of(number) is None else detector.backbone(pixels)
                     predictions = self.without_padding(detector.predict_from(own, pixels), images, sizes)
                 if detector is self.detector and self._keeps_predictions:

@@ -17,7 +17,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.files import whole_file
 from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
-from ovd.precision import describe_machine
+from ovd.precision import describe_machine, on_device
 
 FREE_ON_RESUME = (
     "output", "weights", "clip.activation", "data.workers", "train.save_every", "train.keep_checkpoints",
@@ -40,7 +40,7 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
         ValueError: the run folder holds a run with other settings or of other images, there are no images, or the
             batch cannot be divided among the ranks.
     """
-    with process_group():
+    with process_group(), on_device(device_of_rank(config.train.device)):
         check_warmup(config)
         found = latest_of_all_ranks(config.output)
         if found is not None:

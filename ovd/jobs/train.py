@@ -51,7 +51,7 @@ from ovd.jobs.evaluate import detect_all
 from ovd.jobs.run_folder import check_same_data, find_run, is_finished, open_run_folder
 from ovd.jobs.training_picture import drawing_the_first
 from ovd.model.detector import Detector
-from ovd.precision import deterministic
+from ovd.precision import deterministic, on_device
 from ovd.selftrain.labelled_pairs import LabelledPairs
 from ovd.selftrain.labels import label_files, labels_fingerprint
 from ovd.text.pair_texts import PairTexts
@@ -69,7 +69,7 @@ def train_from_config(
         ValueError: the run folder already holds a run and `resume` is not set, or a batch cannot be divided among the
             ranks.
     """
-    with process_group(), deterministic(config.train.deterministic):
+    with process_group(), deterministic(config.train.deterministic), on_device(resolve_device(config)):
         found = find_run(config, resume=resume, strict_resume=strict_resume)
         with open_run_folder(config):
             return _train(config, found, evaluate=evaluate)

@@ -70,7 +70,7 @@ def _forward(
         if ADDED:
             values += tl.load(other + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
-            values = tl.maximum(values, 0.0)
+            values = tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL)
         tl.store(x + at, values, mask=inside)
 
 
@@ -88,7 +88,7 @@ def _backward(
         inside = (row < num_points)[:, None] & is_channel[None, :]
         slope = tl.load(gradient + at, mask=inside, other=0.0)
         if RELU:
-            slope = tl.where(tl.load(out + at, mask=inside, other=0.0) > 0, slope, 0.0)
+            slope = tl.where(tl.load(out + at, mask=inside, other=0.0) <= 0, 0.0, slope)
             tl.store(grad_x + at, slope, mask=inside)
         total += tl.sum(slope.to(tl.float32), axis=0)
     tl.store(sums + tl.program_id(0) * channels + channel, total, mask=is_channel)

@@ -88,7 +88,9 @@ class FocalLoss(torch.autograd.Function):
                 if grad_text is not None:
                     grad_text += slopes.T @ embeddings[chunk]
             losses, slope, along = sums
-            turned = -scale * measures[0].square() * along
+            # A shorter embedding is not scaled to unit length, so that its gradient has a part along it.
+            is_unit = measures[0] < 1 / settings.epsilon
+            turned = torch.where(is_unit, -scale * measures[0].square() * along, 0.0)
         ctx.save_for_backward(grad_embeddings, embeddings, turned, grad_text, along.sum(), slope.sum())
         ctx.num_classes = num_classes
         return losses.sum()

@@ -147,7 +147,7 @@ def _normalize(
         inside = (row < num_points)[:, None]
         values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + offset[None, :]
         if RELU:
-            values = tl.maximum(values, 0.0)
+            values = tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL)
         tl.store(out + at, values, mask=inside)
 
 
@@ -171,7 +171,7 @@ def _sums_of_gradient(
         normal = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - center[None, :]) * scale[None, :]
         slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
-            slope = tl.where(normal * gain[None, :] + offset[None, :] > 0.0, slope, 0.0)
+            slope = tl.where(normal * gain[None, :] + offset[None, :] <= 0.0, 0.0, slope)
         total += tl.sum(slope, axis=0)
         along += tl.sum(slope * normal, axis=0)
     out = sums + (image * programs + tl.program_id(1)) * 2 * CHANNELS + channel
@@ -199,6 +199,6 @@ def _gradient(
         normal = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - center[None, :]) * scale[None, :]
         slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
-            slope = tl.where(normal * gain[None, :] + offset[None, :] > 0.0, slope, 0.0)
+            slope = tl.where(normal * gain[None, :] + offset[None, :] <= 0.0, 0.0, slope)
         slope = scale[None, :] * (slope * gain[None, :] - moved[None, :] - normal * turned[None, :])
         tl.store(out + at, slope, mask=inside)

@@ -180,7 +180,7 @@ def _assign_image_task_aligned(
         overlap_wanted, row = torch.where(wanted, overlap, -1.0).max(dim=1)
         matched = torch.where(overlap_wanted >= 0, row, matched)
         is_own = matched[:, None] == torch.arange(len(targets.boxes), device=padding.device)
-        highest = (score * is_own).amax(dim=0).clamp(min=1e-12)
+        highest = (score * is_own).amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
         scaled = score / highest * (overlap * is_own).amax(dim=0)
         alignment = (scaled * is_own).sum(dim=1)
     return replace(_of_image(points, targets, matched, padding), alignment=alignment[None])

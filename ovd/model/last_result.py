@@ -24,6 +24,7 @@ class LastResult(Generic[T]):
         inference mode, which have no versions.
         """
         if any(source.requires_grad or source.is_inference() for source in sources):
+            self._kept = None
             return compute()
         kept, given, states = self._kept, tuple(sources), states_of(sources)  # another thread may change what is kept
         if (

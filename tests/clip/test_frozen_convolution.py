@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ovd.clip.frozen_convolution import FrozenWeights
 from ovd.clip.onednn import has_operations
+from ovd.model.rounded_rows import RoundedRows
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
@@ -31,7 +32,9 @@ class Frozen(nn.Conv2d):
 
 def random_map(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return values.to(dtype).to(memory_format=torch.channels_last)
+    return values.to(dtype).contiguous(
+        memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    )
 
 
 def precision(dtype: torch.dtype) -> torch.autocast:
@@ -151,3 +154,59 @@ def test_copies_are_without_what_is_kept() -> None:
         assert copied.frozen.kept is None
         assert not copied.frozen._layouts.kept
         assert copied.frozen.num_shapes == 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("needs", ["weight", "added"])
+def test_what_learns_has_a_gradient_after_frozen_use(dtype: torch.dtype, needs: str) -> None:
+    torch.manual_seed(0)
+    net, x = Frozen(32, 64, 3, padding=1), random_map(2, 32, 8, 8, dtype=dtype)
+    added = random_map(2, 64, 8, 8, dtype=dtype, seed=1)
+    with precision(dtype):
+        with torch.no_grad():
+            for _ in range(3):
+                net(x, added)
+        learned = (net.weight if needs == "weight" else added).requires_grad_()
+        net(x, added).float().square().sum().backward()
+    assert learned.grad is not None
+    assert learned.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_that_learned_meanwhile_are_seen(dtype: torch.dtype) -> None:
+    """By the fused optimizer, which raises no version."""
+    torch.manual_seed(0)
+    net, x = Frozen(32, 64, 3), random_map(2, 32, 8, 8, dtype=dtype)
+    with precision(dtype):
+        for _ in range(3):
+            net(x)
+        net.requires_grad_(True)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+        net(x).float().square().sum().backward()
+        optimizer.step()
+        net.requires_grad_(False)
+        measured = net(x)
+    torch.testing.assert_close(measured.double(), exact(net, x), rtol=2**-6, atol=2**-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_use_in_inference_mode_leaves_nothing_that_fails_outside(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, x = Frozen(32, 64, 3), random_map(2, 32, 8, 8, dtype=dtype)
+    with precision(dtype):
+        expected = net(x)
+        with torch.inference_mode():
+            made_there = Frozen(32, 64, 3)
+            made_there.load_state_dict(net.state_dict())
+            for one in (net, made_there):
+                for _ in range(2):
+                    torch.testing.assert_close(one(x), expected)
+        torch.testing.assert_close(net(x), expected)
+        net(x.detach().requires_grad_()).float().sum().backward()
+
+
+def test_layouts_are_copied_without_what_is_kept() -> None:
+    rows = RoundedRows(F.normalize(torch.randn(64, 32), dim=1))
+    expected = [rows.products(random_map(8, 32)) for _ in range(3)][-1]
+    for copied in (copy.deepcopy(rows), pickle.loads(pickle.dumps(rows))):
+        torch.testing.assert_close(copied.products(random_map(8, 32)), expected)

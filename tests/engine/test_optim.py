@@ -306,3 +306,12 @@ def test_what_is_not_finite_is_named(bad: float):
         check_finite({"class": fine, "box": broken}, torch.tensor(2.0), [7, "shard:9"])
     with pytest.raises(NonFiniteError, match="gradient norm"):
         check_finite({"class": fine}, broken, [])
+
+
+def test_a_step_raises_the_versions_of_what_it_changes():
+    net = nn.Linear(3, 2)
+    optimizer = build_optimizer(parameter_groups(net, {"all": GroupSpec([net], weight_decay=0.1)}), lr=0.01)
+    net(torch.ones(1, 3)).sum().backward()
+    before = [parameter._version for parameter in net.parameters()]
+    step_if_finite(optimizer, {"loss": torch.ones(())}, gradient_norm(net.parameters()), max_norm=1.0)
+    assert all(parameter._version > version for parameter, version in zip(net.parameters(), before, strict=True))

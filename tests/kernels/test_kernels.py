@@ -165,6 +165,34 @@ def test_bias_shortcut_and_relu(shape, added, relu):
     torch.testing.assert_close(gradients(measured, *inputs), gradients(expected, *inputs), rtol=1e-5, atol=1e-5)
 
 
+def test_a_number_that_is_none_stays_none_behind_a_relu():
+    """As it does in torch, so that broken weights are noticed."""
+    x = random(1, 32, 3, 3).contiguous(memory_format=torch.channels_last)
+    x[0, 5, 1, 1] = torch.nan
+    x.requires_grad_()
+    expected = F.relu(x)
+    measured = BiasRelu.apply(x * 1, torch.zeros(32, device=DEVICE), None, True)
+    assert torch.equal(measured.isnan(), expected.isnan())
+    assert torch.equal(*(torch.autograd.grad(out.nansum(), x)[0] for out in (measured, expected)))
+    weight, bias = torch.ones(32, device=DEVICE), torch.zeros(32, device=DEVICE)
+    normed = GroupNormRelu.apply(x, weight, bias, 4, 1e-5, True)
+    assert torch.equal(normed.isnan(), F.relu(F.group_norm(x, 4, weight, bias, 1e-5)).isnan())
+
+
+def test_focal_loss_of_embeddings_that_are_too_short_to_be_scaled():
+    embeddings = (1e-7 * F.normalize(random(6, 16), dim=1)).requires_grad_()
+    text = F.normalize(random(5, 16, seed=2), dim=1)
+    scale, bias = torch.tensor(20.0, device=DEVICE), torch.tensor(-3.0, device=DEVICE)
+    labels = torch.arange(6, device=DEVICE) - 1
+    loss = FocalLoss.apply(embeddings, text, scale, bias, labels.clamp(max=4), None, None, FocalSettings())
+    exact = embeddings.detach().double().requires_grad_()
+    logits = scale * (F.normalize(exact, dim=1, eps=1e-6) @ text.double().T) + bias
+    own = labels.clamp(max=4)[:, None] == torch.arange(5, device=DEVICE)
+    expected = sigmoid_focal_loss(logits, own.double(), alpha=0.25, gamma=2, reduction="sum")
+    (found,), (wanted,) = gradients(loss, embeddings), gradients(expected, exact)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize("shape", [(2, 40, 6, 8), (1, 70, 5, 7), (1, 3, 2, 67), (1, 4, 1, 1)])
 def test_halving(shape):
     x = random(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()

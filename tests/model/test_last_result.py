@@ -30,3 +30,18 @@ def test_nothing_is_kept_of_what_learns_or_has_no_version() -> None:
     for source in (learned, inferred):
         numbers = iter((1, 2))
         assert [result.of([source], lambda: next(numbers)) for _ in range(2)] == [1, 2]  # noqa: B023
+
+
+def test_what_learned_meanwhile_is_computed_again() -> None:
+    """Without a sign in its version, as fused optimizers leave none."""
+    scale, result = torch.zeros(2), LastResult[float]()
+
+    def total() -> float:
+        return result.of([scale], lambda: float(scale.detach().sum()))
+
+    assert total() == 0
+    scale.requires_grad_(True)
+    assert total() == 0
+    scale.data.add_(1)
+    scale.requires_grad_(False)
+    assert total() == 2
