@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, configured_clip
-from ovd.build.text import build_class_bank, evaluation_text
+from ovd.build.text import build_class_bank, text_of_names
 from ovd.build.trained import TrainedDetector, initialize, load_detector, score_ensemble
 from ovd.config import TrainConfig, load_config
 from ovd.data.formats import FORMATS
@@ -209,7 +209,7 @@ class OvdDetector(nn.Module):
             "trained": trained,
             "is_fresh": is_fresh,
             "text_sampler": text_sampler,
-            "text": evaluation_text(config, clip, test_classes, _synonyms(tested)),
+            "text": text_of_names(trained, test_classes, _synonyms(tested)),
             "test_classes": test_classes,
             "row_of_id": row_of_id,
             "is_bgr": cfg.INPUT.FORMAT == "BGR",

@@ -179,12 +179,11 @@ class Predictor(ModelHubMixin):
             ValueError: an image in memory that the rules do not read, no names, a blank one, or one twice.
         """
         asked = names_asked(names, (str, Prompt))
-        words = [prompt if isinstance(prompt, str) else prompt.name for prompt in asked]
         check_each_once(map(_only_text, asked))
         return self._inference.image(
             self._text_of(asked),
             _pixels(image),
-            ensemble=score_ensemble(self._trained, words),
+            ensemble=score_ensemble(self._trained, [item if isinstance(item, str) else item.texts for item in asked]),
         )
 
     def detect(self, image: Path | str | ImageInMemory, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:

@@ -13,12 +13,13 @@ from huggingface_hub import ModelCard
 
 from ovd.build.detector import build_detector
 from ovd.build.prompts import Example, Prompt
-from ovd.build.trained import TrainedDetector, load_detector
+from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
 from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import copy_clip, save_clip
 from ovd.config import TrainConfig, parse_config
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import save_ensemble
+from ovd.evaluation.measured_weights import note_measured_weights
 from ovd.experts.group import ExpertGroup
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.predictor import Predictor
@@ -194,6 +195,26 @@ def test_metrics_of_a_later_checkpoint_are_not_those_of_an_earlier_one(run, tmp_
         assert f"| steps | {int(step.removeprefix('step-'))} of 7, of 16 images each |" in card
 
 
+@pytest.mark.parametrize("folder", [".", "eval"])
+def test_an_evaluation_of_these_very_weights_is_on_the_card(run, tmp_path, folder):
+    """As `ovd eval RUN` and the quick start leave it: without a line in metrics.jsonl."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.json").unlink()
+    evaluation = tmp_path / "run" / folder
+    evaluation.mkdir(exist_ok=True)
+    (evaluation / "metrics.json").write_text(json.dumps(METRICS))
+    for name, weights in (("other", run / "step-000000" / "state.json"), ("own", find_checkpoint(run).weights)):
+        note_measured_weights(evaluation, weights)
+        Predictor.load(tmp_path / "run").save_pretrained(tmp_path / name)
+        assert (tmp_path / name / "metrics.json").exists() == (name == "own")
+
+
+def test_a_prefilter_of_loading_is_not_saved(run, tmp_path):
+    Predictor.load(run, prefilter=0.5).save_pretrained(tmp_path / "given")
+    assert load_detector(tmp_path / "given").options.prefilter is None
+
+
 def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy_clip(TINY_CLIP, tmp_path / "my_clip")
@@ -286,7 +307,7 @@ def test_load_detector_reads_the_classes(run, tmp_path):
 
 
 def test_a_prefilter_replaces_that_of_the_run(run):
-    assert load_detector(run, prefilter=0.5).config.eval.prefilter == 0.5
-    assert load_detector(run).config.eval.prefilter is None
+    assert load_detector(run, prefilter=0.5).options.prefilter == 0.5
+    assert load_detector(run).options.prefilter is None
     with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not 400"):
         load_detector(run, prefilter=400)

@@ -11,8 +11,8 @@ from small_export import unchecked
 
 import ovd.build.prompts
 from ovd.build.detector import build_detector, resolve_device
-from ovd.build.prompts import Prompt
-from ovd.build.text import evaluation_text
+from ovd.build.prompts import Example, Prompt
+from ovd.build.text import evaluation_text, text_of_names
 from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images import ImageError
@@ -86,11 +86,11 @@ def test_its_threshold_is_that_of_the_calibration_for_the_runs_own_post_processi
 def test_files_are_read_and_names_encoded_once(trained, image, tmp_path, monkeypatch):
     calls = []
 
-    def encode(config, clip, names):
+    def encode(trained, names):
         calls.append(names)
-        return evaluation_text(config, clip, names)
+        return text_of_names(trained, names)
 
-    monkeypatch.setattr(ovd.build.prompts, "evaluation_text", encode)
+    monkeypatch.setattr(ovd.build.prompts, "text_of_names", encode)
     Image.fromarray(image).save(tmp_path / "image.png")
     predictor = Predictor(trained)
     of_file, of_pixels = predictor(tmp_path / "image.png", NAMES), predictor(image, tuple(NAMES))
@@ -128,6 +128,27 @@ def test_a_prompt_of_one_text_is_that_name(trained, image):
     with pytest.raises(ValueError, match="the class name 'anchor' is given twice"):
         predictor(image, [Prompt("mine", ("anchor",)), "Anchor"])
     assert len(predictor(image, [Prompt("mine", ("anchor", "ship's anchor")), "anchor"]).boxes) > 0
+
+
+def test_what_a_prompt_is_called_does_not_change_its_scores(trained, image):
+    """With the ensemble, which weighs trained names otherwise: "anchor" is one."""
+    predictor = Predictor(trained)
+    for text, label in (("anchor", "thing"), ("umbrella", "anchor")):
+        assert torch.equal(predictor(image, Prompt(label, (text,))).scores, predictor(image, text).scores)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("cat", ("_",)), "blank"), (("&nbsp;", ("cat",)), "blank"), ((3, ("cat",)), "name of a prompt is text, not 3")],
+)
+def test_a_prompt_of_nothing_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Prompt(*arguments)
+
+
+def test_a_box_of_three_numbers_is_refused(trained, image):
+    with pytest.raises(ValueError, match="a box has four numbers, x0, y0, x1, y1, not 3"):
+        Predictor(trained)(image, Prompt("cat", images=(Example(image, (1, 2, 3)),)))  # type: ignore[arg-type]
 
 
 def test_text_rows_of_ones_own_detect_as_names_do(tiny_clip, trained, image):

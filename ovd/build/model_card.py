@@ -9,6 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ovd.build.trained import TrainedDetector
 from ovd.engine.checkpoint import step_of
 from ovd.engine.metric_records import last_evaluated_step
+from ovd.evaluation.measured_weights import measured_weights
+from ovd.files import sha256_of
 
 METRICS = "metrics.json"
 NOT_MEASURED = "Nothing was measured of this detector: evaluate it on your data before you rely on it (`ovd eval`)."
@@ -55,17 +57,21 @@ Classes that it was trained on: {{ classes }}.
 
 
 def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
-    """What was measured of these weights: the metrics.json beside them, or that of the run that ended with them."""
+    """What was measured of these weights on their validation set: the metrics.json beside them, that of their run's
+    evaluation, or of the run that ended with them."""
     if trained.weights is None:
         return None
     folder = trained.weights.parent
     beside = folder / METRICS
     if beside.is_file():
         return json.loads(beside.read_text(encoding="utf-8"))
-    of_run, step = folder.parent / METRICS, step_of(folder)
-    if not of_run.is_file() or step is None or last_evaluated_step(folder.parent) != step:
+    run, step = folder.parent, step_of(folder)
+    for evaluation in (run / "eval", run):  # of `ovd eval RUN`, and of the quick start
+        if (evaluation / METRICS).is_file() and measured_weights(evaluation) == sha256_of(trained.weights):
+            return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
+    if not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
         return None
-    return json.loads(of_run.read_text(encoding="utf-8"))
+    return json.loads((run / METRICS).read_text(encoding="utf-8"))
 
 
 def model_card(trained: TrainedDetector, repository: str) -> ModelCard:

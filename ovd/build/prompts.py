@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
 from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
-from ovd.build.text import evaluation_text, with_learned_names
+from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.data.images import read_image
@@ -25,6 +25,7 @@ from ovd.data.pixels import ImageInMemory, as_pixels
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.similarity import unit_embeddings
+from ovd.text.names import read_alike
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
 """How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
@@ -62,7 +63,9 @@ class Prompt:
             raise ValueError(f"the prompt {self.name!r}: images are a tuple of examples, such as (Example(path),)")
         if not self.texts and not self.images:
             raise ValueError(f"the prompt {self.name!r} has neither a text nor an example")
-        if any(not text.strip() for text in (self.name, *self.texts)):
+        if not isinstance(self.name, str):
+            raise ValueError(f"the name of a prompt is text, not {self.name!r}")
+        if not all(map(read_alike, (self.name, *self.texts))):
             raise ValueError(f"the prompt {self.name!r} has a blank name or text")
         if not 0 <= self.share_of_images <= 1:
             raise ValueError(f"the prompt {self.name!r}: share_of_images is {self.share_of_images}, not from 0 to 1")
@@ -96,17 +99,20 @@ class PromptEncoder:
         given = example.image
         pixels = read_image(Path(given)) if isinstance(given, str | Path) else as_pixels(given)
         height, width = pixels.shape[:2]
-        x0, y0, x1, y1 = (0.0, 0.0, float(width), float(height)) if example.box is None else example.box
+        where = given if isinstance(given, str | Path) else "an example"
+        box = (0.0, 0.0, float(width), float(height)) if example.box is None else example.box
+        if len(box) != 4:
+            raise ValueError(f"{where}: a box has four numbers, x0, y0, x1, y1, not {len(box)}: {box}")
+        x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            where = given if isinstance(given, str | Path) else "an example"
             raise ValueError(
                 f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) is empty or reaches out of the image, "
                 f"which is {width} x {height} px"
             )
         device = resolve_device(self._trained.config)
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
-        size, box = torch.tensor([[height, width]], device=device), torch.tensor([[x0, y0, x1, y1]], device=device)
-        ((row,),) = self._crops(image, size, [box])
+        size, boxes = torch.tensor([[height, width]], device=device), torch.tensor([[x0, y0, x1, y1]], device=device)
+        ((row,),) = self._crops(image, size, [boxes])
         return row.float().cpu()
 
     def combine(
@@ -131,8 +137,7 @@ class PromptEncoder:
         return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
-        trained = self._trained
-        return with_learned_names(trained, texts, evaluation_text(trained.config, trained.clip, texts))
+        return text_of_names(self._trained, texts)
 
     def _row(self, prompt: Prompt, of_texts: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
         of_examples = [self.encode(example) for example in prompt.images]

@@ -102,7 +102,14 @@ def with_learned_names(
     return with_offsets(text, ids, offsets.detach().cpu())
 
 
+def text_of_names(
+    trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> Float[Tensor, "C D"]:
+    """One unit row per name, for a detector to detect with (`evaluation_text`, `with_learned_names`)."""
+    return with_learned_names(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
+
+
 def text_of_detector(trained: TrainedDetector, index: AnnotationIndex) -> Float[Tensor, "C D"]:
-    """One unit row per class of a data set, for a detector to detect with (`text_of_index`, `with_learned_names`)."""
+    """One unit row per class of a data set, for a detector to detect with (`text_of_names`)."""
     names = [category.name for category in index.categories]
-    return with_learned_names(trained, names, text_of_index(trained.config, trained.clip, index))
+    return text_of_names(trained, names, [category.synonyms for category in index.categories])

@@ -47,6 +47,14 @@ class TrainedDetector:
     are moved to where those of texts are (prompts.py); stored with the calibration."""
     experts: ExpertGroup | None = None
     """Experts that answer beside it and belong to it (`check_experts`); None for none."""
+    prefilter: float | None = None
+    """Takes the place of `eval.prefilter` of its config; None for that one."""
+
+    @property
+    def options(self) -> DetectionOptions:
+        """Settings of its post-processing."""
+        of_run = self.config.eval
+        return of_run if self.prefilter is None else of_run.model_copy(update={"prefilter": self.prefilter})
 
     @property
     def used_calibration(self) -> ScoreCalibration | None:
@@ -55,8 +63,8 @@ class TrainedDetector:
 
     @property
     def threshold(self) -> float | None:
-        """Its own, for the post-processing of its config; None if it was not calibrated for that."""
-        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
+        """Its own, for its post-processing; None if it was not calibrated for that."""
+        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.options)
 
     @property
     def is_calibrated(self) -> bool:
@@ -98,10 +106,8 @@ def load_detector(
     config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
-    if prefilter is not None:
-        if not 0 < prefilter < 1:
-            raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
-        config = config.model_copy(update={"eval": config.eval.model_copy(update={"prefilter": prefilter})})
+    if prefilter is not None and not 0 < prefilter < 1:
+        raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
     clip = untouched_clip(config)
     check_text_tower(found, clip)
     classes = tuple(found.extra.get("classes", ()))
@@ -120,7 +126,17 @@ def load_detector(
         weights=found.weights,
         mean_example=attached.get("mean_example"),
         experts=experts,
+        prefilter=prefilter,
     )
+
+
+def weights_file(path: Path) -> Path:
+    """The weights of a run folder or a checkpoint folder, or the file itself.
+
+    Raises:
+        ValueError: there is no intact checkpoint.
+    """
+    return path if path.is_file() else find_checkpoint(path).weights
 
 
 def stored_calibration(extra: Mapping[str, Any], attached: Mapping[str, Tensor]) -> ScoreCalibration | None:
@@ -147,11 +163,9 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
     """
-    path = init_from
-    if not path.is_file():
-        found = find_checkpoint(init_from)
-        check_text_tower(found, clip)
-        path = found.weights
+    if not init_from.is_file():
+        check_text_tower(find_checkpoint(init_from), clip)
+    path = weights_file(init_from)
     tensors = with_adapter_names(checkpoint.load_weights(path), detector)
     for name, tensor in detector.state_dict().items():
         if name == "name_offsets" or name.startswith("side."):
@@ -192,14 +206,14 @@ def build_inference(
         options: settings of post-processing, for scores without CLIP's; by default those of its config.
     """
     config = trained.config
-    of_config = options or config.eval
+    used = options or trained.options
     low_precision = resolve_low_precision(config)
     inference = Inference(
         _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),
         size=config.data.size if size is None else checked_size(size),
-        options=of_config,
+        options=used,
         low_precision=low_precision,
-        second_look=build_second_look(config, of_config.second_look),
+        second_look=build_second_look(config, used.second_look),
         calibration=trained.used_calibration if options is None else trained.calibration,
     )
     if trained.experts is None:
@@ -213,11 +227,16 @@ def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) ->
     return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
 
 
-def score_ensemble(trained: TrainedDetector, names: Sequence[str]) -> ScoreEnsemble | None:
-    """The combination of the detector's and CLIP's scores for classes of these names; None if not configured."""
+def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
+    """The combination of the detector's and CLIP's scores for some classes; None if not configured.
+
+    Args:
+        asked: the texts that each class is asked for by, none for pictures alone; one may stand alone.
+    """
     config = trained.config.eval.ensemble
     if config is None:
         return None
-    is_base = are_among(names, trained.classes)
+    texts = [(of_class,) if isinstance(of_class, str) else of_class for of_class in asked]
+    is_base = [any(are_among(of_class, trained.classes)) for of_class in texts]
     weights = torch.tensor([config.base if base else config.novel for base in is_base])
     return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())

@@ -267,7 +267,9 @@ class Source:
             if frequency not in ("r", "c", "f") and (is_required or frequency is not None):
                 raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
         if request.index and (federated or "synonyms" in row):
-            synonyms = tuple(str(synonym) for synonym in self.field(row, "categories", "synonyms", list))
+            synonyms = tuple(self.field(row, "categories", "synonyms", list))
+            if wrong := [synonym for synonym in synonyms if not isinstance(synonym, str)]:
+                raise DataError("F1", f"{self.path}: category {row['id']}: the synonym {wrong[0]!r} is no text")
             if broken := [synonym for synonym in synonyms if _is_broken(synonym)]:
                 raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
         if federated and request.index:

@@ -1,5 +1,8 @@
 """The end of a training that no longer helps, and the averaged weights of the evaluation at which it helped most."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,6 +61,14 @@ def carry_over(extra: dict[str, object], attached: dict[str, Tensor], checkpoint
     if _KEY in extra:
         checkpoints.extra[_KEY] = extra[_KEY]
         checkpoints.attached |= {name: tensor for name, tensor in attached.items() if name.startswith(_PREFIX)}
+
+
+def without_early_stop(
+    extra: Mapping[str, Any], attached: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint holds besides weights, without what only its own run has a use for."""
+    others = {name: tensor for name, tensor in attached.items() if not name.startswith(_PREFIX)}
+    return {key: value for key, value in extra.items() if key != _KEY}, others
 
 
 def ended_early(extra: dict[str, object]) -> bool:

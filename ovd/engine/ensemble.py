@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint
+from ovd.engine.early_stop import without_early_stop
+from ovd.files import sha256_of
+from ovd.text.names import are_among
 
 _NUM_LISTED = 20
 _TRAINING_ONLY = {"freeze_backbone", "frozen_layers", "recompute", "drop_path"}
@@ -51,9 +54,16 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         tensors = interpolate(checkpoint.load_weights(first.weights), checkpoint.load_weights(second.weights), weight)
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
-    sources = {"first": str(first.folder), "second": str(second.folder), "weight": weight}
-    extra, attached = dict(second.extra), second.attached()
+    sources = {
+        "first": str(first.folder),
+        "first_sha256": sha256_of(first.weights),
+        "second": str(second.folder),
+        "weight": weight,
+    }
+    extra, attached = without_early_stop(second.extra, second.attached())
     extra.pop("has_clip", None)
+    if "name_offsets" not in tensors:  # which are of the second's classes, in their order
+        extra["classes"] = _trained_classes(first, second, weight)
     if weight != 1:
         extra.pop("calibration", None)
         attached.pop("trained_text", None)
@@ -64,6 +74,15 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         extra=extra | {"ensemble": sources},
         attached=attached,
     )
+
+
+def _trained_classes(first: Checkpoint, second: Checkpoint, weight: float) -> list[str]:
+    """The names that the weights were trained on: the second's, then what only the first has."""
+    of_first, of_second = first.extra.get("classes", []), second.extra.get("classes", [])
+    if weight in (0, 1):
+        return list(of_second if weight else of_first)
+    known = are_among(of_first, of_second)
+    return [*of_second, *(name for name, is_known in zip(of_first, known, strict=True) if not is_known)]
 
 
 def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: float) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ def train(
     low_precision = use_low_precision(settings.precision, device)
     detector.to(device).to(memory_format=memory_format(low_precision)).train()
     state = initial_state(detector, data, settings, start, low_precision)
-    if 0 < state.step < settings.steps:
+    if 0 < state.step < settings.steps and not ended_early(checkpoints.extra):
         checkpoints.set_report_aside()
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:

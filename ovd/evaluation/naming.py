@@ -112,6 +112,7 @@ def measure_naming(
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
     *,
+    clip_text: Float[Tensor, "C D"] | None = None,
     crops: CropEncoder,
     batch_size: int,
     workers: int,
@@ -127,6 +128,7 @@ def measure_naming(
             Moved to the detector's device.
         text: one unit row per category of `index`, in its order.
         index: with its whole vocabulary.
+        clip_text: CLIP's own rows, where the detector has learned others.
         crops: embeds tight crops, cut out of the images at the size that the detector sees.
         batch_size, workers: as for `Inference.dataset`.
         max_images: at most this many, evenly spread over the data set; None takes all.
@@ -135,7 +137,7 @@ def measure_naming(
         ValueError: not one row of text per category.
         DataError: an image is missing or cannot be read.
     """
-    namer = _Namer(inference, clip_backbone, text, index, crops)
+    namer = _Namer(inference, clip_backbone, text, text if clip_text is None else clip_text, index, crops)
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
@@ -219,6 +221,7 @@ class _Namer:
         inference: Inference,
         clip_backbone: Backbone,
         text: Float[Tensor, "C D"],
+        clip_text: Float[Tensor, "C D"],
         index: AnnotationIndex,
         crops: CropEncoder,
     ):
@@ -231,7 +234,7 @@ class _Namer:
         self._inference = inference
         self._layout = frozen_memory_format(inference.low_precision, inference.device)
         self._clip = clip_backbone.to(inference.device).to(memory_format=self._layout)
-        self._clip_text = inference.detector.classifier(text)
+        self._clip_text = inference.detector.classifier(clip_text)
         self._own_text = inference.classifier(text)
         self._rare = torch.from_numpy(members_of("rare", index.categories)).to(inference.device)
         self._crops = crops

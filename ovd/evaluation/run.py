@@ -17,12 +17,13 @@ from ovd.evaluation.decision_report import format_decisions, measure_decisions, 
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.lvis import LVISEvaluator
+from ovd.evaluation.measured_weights import MEASURED
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
-NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
-"""Files of an evaluation that measures naming, makes a page, or knows where the images are."""
+NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED)
+"""Files of an evaluation that measures naming, makes a page, or knows where the images are, or the weights."""
 
 
 def box_evaluator(

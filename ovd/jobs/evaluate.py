@@ -9,7 +9,7 @@ from torch import Tensor
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import load_validation_index
 from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
-from ovd.build.text import text_of_detector
+from ovd.build.text import text_of_detector, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
@@ -19,6 +19,7 @@ from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import write_html_report
+from ovd.evaluation.measured_weights import note_measured_weights
 from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import Evaluation
@@ -137,6 +138,8 @@ def _measured(
         naming = naming_of(trained, index, text, size=size)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
+    if trained.weights is not None and trained.experts is None and exported is None:
+        note_measured_weights(output, trained.weights)
     if html:
         write_html_report(
             measures,
@@ -171,6 +174,7 @@ def naming_of(
         backbone_of(untouched.model.visual),
         text,
         index,
+        clip_text=None if trained.detector.name_offsets is None else text_of_index(config, trained.clip, index),
         crops=crops,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,

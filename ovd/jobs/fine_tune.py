@@ -6,13 +6,14 @@ new data's validation set and on that of the original training.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ovd.build.data import hold_out, load_training_index, load_validation_index
 from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
-from ovd.config import TrainConfig
+from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import gather, is_main, process_group, wait_for_all
@@ -22,9 +23,16 @@ from ovd.experts.group import ExpertGroup
 from ovd.files import sha256_of, whole_file
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
-from ovd.jobs.run_folder import check_same_data, check_same_run, is_finished, latest_of_all_ranks
+from ovd.jobs.run_folder import (
+    check_same_data,
+    check_same_run,
+    check_same_start,
+    is_finished,
+    latest_of_all_ranks,
+)
 from ovd.jobs.train import train_from_config
-from ovd.text.names import are_among
+from ovd.selftrain.labels import label_files, labels_fingerprint
+from ovd.text.names import are_among, read_alike
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -84,10 +92,12 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     found = latest_of_all_ranks(config.output)
     if found is not None:
         check_same_run(found.config, config)
+        check_same_start(found, config)
     index = load_training_index(config, DataReport())
     if found is not None and is_finished(found, config):
         trained_on, _ = hold_out(config, index)
-        check_same_data(found.extra.get("data", {}), {"annotations": trained_on.fingerprint()}, config.output)
+        stored = found.extra.get("data", {})
+        check_same_data(stored, {"annotations": trained_on.fingerprint(), **_labels_now(config, stored)}, config.output)
     else:
         train_from_config(config, resume=found is not None, evaluate=config.train.patience > 0)
     if config.expert is not None:
@@ -98,6 +108,14 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         with whole_file(config.output / "fine_tuning.json") as file:
             json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
     return outcomes
+
+
+def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprint of the labels that a finished training had, as they are now; nothing without image-text pairs."""
+    if config.data.pairs is None or "labels" not in stored:
+        return {}
+    now = labels_fingerprint(label_files(config.data.pairs.labels))
+    return {"labels": stored["labels"] if stored["labels"].startswith(now) else now}
 
 
 def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
@@ -135,8 +153,10 @@ def _with_expert(
         save_expert(folder, config, start, load_detector(config.output), index)
     wait_for_all()
     experts = ExpertGroup((folder,))
-    names = [category.name for category in index.categories]
-    shared = [name for name, is_shared in zip(names, are_among(names, start.classes), strict=True) if is_shared]
+    forms = {read_alike(form): form for one in reversed(index.categories) for form in (*one.synonyms, one.name)}
+    shared = [
+        form for form, is_shared in zip(forms.values(), are_among(forms, start.classes), strict=True) if is_shared
+    ]
     if shared and is_main():
         print(f"the expert answers {len(shared)} of the detector's own names from now on: {', '.join(shared[:10])}")
     outcomes = (
@@ -162,6 +182,10 @@ def _averaged(
             f"{ensemble} was averaged with weight {averaged.extra['ensemble']['weight']:g}, not {weight:g}; "
             "use tools/ensemble.py to average with another weight into a new folder"
         )
+    if averaged is not None:
+        of_start = averaged.extra["ensemble"].get("first_sha256")
+        if of_start not in (None, sha256_of(find_checkpoint(start).weights)):
+            raise ValueError(f"{ensemble} is an average with weights that {start} no longer has; delete it")
     if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(config.output), weight=weight, output=ensemble)
     wait_for_all()
@@ -178,10 +202,12 @@ def _outcome(
     *,
     experts: ExpertGroup | None = None,
 ) -> Outcome:
+    # What was tuned is run with the settings of this call, which may be another's than those of its checkpoint.
+    options = None if path == config.init_from else config.eval
     return Outcome(
         name,
-        {} if new is None else _evaluate(path, new, config.output / f"eval-new-{name}", experts),
-        {} if home is None else _evaluate(path, home, config.output / f"eval-kept-{name}", experts),
+        {} if new is None else _evaluate(path, new, config.output / f"eval-new-{name}", experts, options),
+        {} if home is None else _evaluate(path, home, config.output / f"eval-kept-{name}", experts, options),
     )
 
 
@@ -203,24 +229,44 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
         yield f"{outcome.detector:10}" + "".join(f"{per_cent(value, 2):>11}" for value in values)
 
 
-def _evaluate(path: Path, index: AnnotationIndex, output: Path, experts: ExpertGroup | None) -> dict[str, float]:
-    """The metrics of a detector on a data set; read from the folder if it holds those of the same two."""
+def _evaluate(
+    path: Path, index: AnnotationIndex, output: Path, experts: ExpertGroup | None, options: EvalSection | None
+) -> dict[str, float]:
+    """The metrics of a detector on a data set; read from the folder if it holds those of the same two.
+
+    Args:
+        options: in the place of those of the detector's own config.
+    """
     done, source = output / "metrics.json", output / "evaluated.json"
     found = find_checkpoint(path)
-    evaluated = {
+    evaluated: dict[str, Any] = {
         "detector": str(found.folder),
         "weights_sha256": sha256_of(found.weights),
         "annotations": str(index.path),
         "fingerprint": index.fingerprint(),  # a data.yaml has several sets
+        "eval": found.config["eval"] if options is None else options.model_dump(mode="json"),
     }
     if experts is not None:
-        evaluated["experts"] = ", ".join(read_description(folder).sha256 for folder in experts.folders)
-    is_done = done.exists() and source.exists() and json.loads(source.read_text()) == evaluated
+        descriptions = map(read_description, experts.folders)
+        evaluated["experts"] = [{"sha256": one.sha256, "eval": one.config["eval"]} for one in descriptions]
+    is_done = done.exists() and _read_json(source) == evaluated
     if not gather(is_done)[0]:
         if is_main():
             print(f"{path}{'' if experts is None else ' with the expert'} on {index.path}")
             source.unlink(missing_ok=True)
-        evaluate_run(load_detector(path, experts=experts), output=output, index=index)
+        trained = load_detector(path, experts=experts)
+        if options is not None:
+            trained = replace(trained, config=trained.config.model_copy(update={"eval": options}))
+        evaluate_run(trained, output=output, index=index)
         if is_main():
-            source.write_text(json.dumps(evaluated))
+            with whole_file(source) as file:
+                json.dump(evaluated, file)
     return gather(json.loads(done.read_text())["metrics"] if is_main() else {})[0]
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None if it is missing or was cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

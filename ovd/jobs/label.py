@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ovd.build.text import evaluation_text
+from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.image_files import ImageFiles, name_below, readable_sizes
@@ -70,7 +70,7 @@ def label_images(
         ValueError: no image can be read.
     """
     inference, names = build_inference(trained, size=size), tuple(thresholds)
-    text = evaluation_text(trained.config, trained.clip, names)
+    text = text_of_names(trained, names)
     ensemble = score_ensemble(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)

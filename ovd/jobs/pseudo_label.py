@@ -70,6 +70,8 @@ def build_labeller(
             "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
             "--templates and --teacher-hf with --expert"
         )
+    if trained.detector.name_offsets is not None:
+        raise ValueError(f"{config.output} learned names alone (expert.learn); label with its detector and --expert")
     device = resolve_device(config)
     are_names = options.queries == "classes" or SOURCES[options.queries].are_names
     prompts = TEMPLATES[templates or config.bank.templates] if are_names else None

@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from ovd.build.data import images_per_step
+from ovd.build.trained import weights_file
 from ovd.config import AlignConfig, TrainConfig, differences, flatten, parse_config
 from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
 from ovd.engine.checkpoint import Checkpoint, latest
 from ovd.engine.early_stop import ended_early
-from ovd.files import only_writer, whole_file
+from ovd.files import only_writer, sha256_of, whole_file
 from ovd.precision import describe_machine
 
 FREE_ON_RESUME = (
@@ -157,6 +158,25 @@ def check_same_run(
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     if different := differences(before, now, free=free):
         raise ValueError(f"{config.output} was started with other settings: {different}")
+
+
+def sha256_of_start(config: TrainConfig) -> str | None:
+    """The hash of the weights that a training starts from; None for CLIP's."""
+    return None if config.init_from is None else sha256_of(weights_file(config.init_from))
+
+
+def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
+    """Check that the detector that a run started from still has the same weights.
+
+    Raises:
+        ValueError: it was trained again.
+    """
+    before, now = found.extra.get("init_sha256"), sha256_of_start(config)
+    if before is not None and before != now:
+        raise ValueError(
+            f"{config.output} started from other weights than {config.init_from} has now (sha256 {before} and {now}); "
+            "restore them, or give another output"
+        )
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:

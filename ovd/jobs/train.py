@@ -48,7 +48,14 @@ from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
-from ovd.jobs.run_folder import check_same_data, find_run, is_finished, open_run_folder
+from ovd.jobs.run_folder import (
+    check_same_data,
+    check_same_start,
+    find_run,
+    is_finished,
+    open_run_folder,
+    sha256_of_start,
+)
 from ovd.jobs.training_picture import drawing_the_first
 from ovd.model.detector import Detector
 from ovd.precision import deterministic, on_device
@@ -101,6 +108,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     if found is not None:
         check_text_tower(found, clip)
         check_same_data(found.extra.get("data", {}), fingerprints, config.output)
+        if config.train.start_distillation:
+            check_same_start(found, config)
     with main_first():
         bank = build_text_bank(config, clip, index)
     checkpoints = Checkpoints(
@@ -112,6 +121,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
             "classes": list(bank.names),
             "first_samples": list(first_samples),
             "data": fingerprints,
+            "init_sha256": sha256_of_start(config) if found is None else found.extra.get("init_sha256"),
         },
     )
     if found is not None:
@@ -254,6 +264,7 @@ def _evaluation_of(
                 exhaustive=validation.exhaustive_truth,
                 engine=config.eval.engine,
                 output_dir=config.output,
+                own_threshold=trained.threshold,
                 index=validation,
             )
             metrics = measures.evaluation.metrics

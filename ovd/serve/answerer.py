@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ovd.build.prompts import Example, PromptEncoder
-from ovd.build.text import evaluation_text
+from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.data.buckets import Shape
 from ovd.data.images import read_image
@@ -57,6 +57,11 @@ class Question:
     def names(self) -> tuple[str, ...]:
         """What is looked for, as the answer calls it."""
         return (*self.texts, *(name for name in self.examples if name not in self.texts))
+
+    @property
+    def texts_of_names(self) -> list[tuple[str, ...]]:
+        """The text that each of `names` is looked for by; none for one with examples alone."""
+        return [(name,) if name in self.texts else () for name in self.names]
 
 
 class Answerer:
@@ -166,13 +171,13 @@ class Answerer:
             images,
             sizes,
             torch.tensor([picture.shape for picture in pictures]),
-            ensembles=[score_ensemble(self._trained, question.names) for question in questions],
+            ensembles=[score_ensemble(self._trained, question.texts_of_names) for question in questions],
         )
 
     def _encode(self, texts: dict[str, None]) -> None:
         """Make the unit rows of texts; all that are new are encoded together."""
         if new := [text for text in texts if text not in self._rows]:
-            self._rows.update(zip(new, evaluation_text(self._trained.config, self._trained.clip, new), strict=True))
+            self._rows.update(zip(new, text_of_names(self._trained, new), strict=True))
         for text in texts:
             self._rows.move_to_end(text)
 

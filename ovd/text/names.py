@@ -66,8 +66,11 @@ def check_each_once(names: Iterable[str | None]) -> None:
 
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:
     """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
-    # LVIS's synonyms begin with the name itself.
-    forms = list(dict.fromkeys(clean_name(form) for form in (name, *synonyms)))[: 1 + num_synonyms]
+    by_reading: dict[str, str] = {}  # LVIS's synonyms begin with the name itself
+    for form in (name, *synonyms):
+        if reading := read_alike(form):
+            by_reading.setdefault(reading, clean_name(form))
+    forms = list(by_reading.values())[: 1 + num_synonyms]
     return [forms[index % len(forms)] for index in range(1 + num_synonyms)]
 
 

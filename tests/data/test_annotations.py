@@ -533,3 +533,11 @@ def test_a_synonym_that_is_the_name_of_another_class_is_counted(tmp_path):
     (line,) = report.first_records()["F2 noticed"]
     assert "has the synonym 'Cat ', which is the name of 'cat'; training takes it for both" in line
     assert "cat" in others
+
+
+def test_a_synonym_that_is_no_text_stops(tmp_path):
+    content = lvis_content()
+    content["categories"][0]["synonyms"] = ["ox", None]
+    with pytest.raises(DataError, match=r"category 9: the synonym None is no text") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F1"

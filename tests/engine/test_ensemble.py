@@ -17,6 +17,7 @@ from ovd.config import TrainConfig
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import interpolate, save_ensemble
 from ovd.engine.optim import Ema
+from ovd.files import sha256_of
 from ovd.text.encoder import text_tower_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,22 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
     saved = checkpoint.read(folder)
     assert saved.config == CONFIG | {"output": str(tmp_path / "c")}
     assert saved.extra["text_tower"] == "abc"
-    assert saved.extra["ensemble"] == {"first": str(first.folder), "second": str(second.folder), "weight": 0.25}
+    assert saved.extra["ensemble"] == {
+        "first": str(first.folder),
+        "first_sha256": sha256_of(first.weights),
+        "second": str(second.folder),
+        "weight": 0.25,
+    }
+
+
+def test_it_was_trained_on_the_names_of_both_and_keeps_nothing_of_an_early_stop(tmp_path):
+    of_start = EXTRA | {"classes": ["Cat", "dog"]}
+    early = EXTRA | {"classes": ["gizmo", "cat"], "early_stop": {"evaluations": [[1, 0.5]]}}
+    first, second = save_run(tmp_path / "a", 0, extra=of_start), save_run(tmp_path / "b", 1, extra=early)
+    for weight, classes in ((0.0, ["Cat", "dog"]), (0.5, ["gizmo", "cat", "dog"]), (1.0, ["gizmo", "cat"])):
+        saved = checkpoint.read(save_ensemble(first, second, weight=weight, output=tmp_path / str(weight)))
+        assert saved.extra["classes"] == classes
+        assert "early_stop" not in saved.extra
 
 
 def test_a_calibration_stays_with_the_weights_that_it_was_fitted_to(tmp_path):

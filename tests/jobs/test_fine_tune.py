@@ -12,7 +12,7 @@ from small_fine_tuning import fine_tuning_config
 from small_run import small_config
 
 from ovd.build.data import load_validation_index
-from ovd.config import TrainConfig
+from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.jobs import fine_tune as module
@@ -163,6 +163,12 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
             shutil.rmtree(run, ignore_errors=True)
             again = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
             train_from_config(again, evaluate=False)
-        found = _evaluate(run, index, tmp_path / "eval-kept-before", None)
+        found = _evaluate(run, index, tmp_path / "eval-kept-before", None, None)
     assert len(calls) == 2
     assert found == {"AP": pytest.approx(0.2)}
+    for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # once more, with other settings
+        found = _evaluate(run, index, tmp_path / "eval-kept-before", None, options)
+    assert found == {"AP": pytest.approx(0.3)}
+    evaluated = tmp_path / "eval-kept-before" / "evaluated.json"
+    evaluated.write_text(evaluated.read_text()[:14])  # cut by a kill
+    assert _evaluate(run, index, tmp_path / "eval-kept-before", None, options) == {"AP": pytest.approx(0.4)}

@@ -78,13 +78,13 @@ def test_rows_of_names_are_encoded_once_and_the_oldest_are_forgotten(trained, mo
     import ovd.serve.answerer as module
 
     asked = []
-    encode = module.evaluation_text
+    encode = module.text_of_names
 
-    def evaluation_text(config, clip, names):
+    def text_of_names(trained, names):
         asked.append(list(names))
-        return encode(config, clip, names)
+        return encode(trained, names)
 
-    monkeypatch.setattr(module, "evaluation_text", evaluation_text)
+    monkeypatch.setattr(module, "text_of_names", text_of_names)
     monkeypatch.setattr(module, "NAMES_KEPT", 2)
     answerer = Answerer(trained)
     picture = answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ovd.text.names import clean_name, fill
+from ovd.text.names import class_forms, clean_name, fill
 from ovd.text.prompts import FULL_TEMPLATES
 
 
@@ -35,3 +35,8 @@ def test_articles_follow_the_name():
 def test_full_templates_are_openais_eighty():
     assert len(FULL_TEMPLATES) == 80
     assert all("{}" in template for template in FULL_TEMPLATES)
+
+
+def test_forms_of_a_name_that_are_read_alike_are_one_and_blank_ones_none():
+    assert class_forms("Dog", ["dog", "", "_", "hound", "cur"], 2) == ["Dog", "hound", "cur"]
+    assert class_forms("Dog", ["DOG"], 1) == ["Dog", "Dog"]

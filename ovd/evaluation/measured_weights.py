@@ -1,0 +1,22 @@
+"""Which weights the evaluation in a folder is of."""
+
+import json
+from pathlib import Path
+
+from ovd.files import sha256_of, whole_file
+
+MEASURED = "measured_weights.json"
+
+
+def note_measured_weights(folder: Path, weights: Path) -> None:
+    """Note the hash of the weights that were evaluated, beside the metrics."""
+    with whole_file(folder / MEASURED) as file:
+        json.dump({"sha256": sha256_of(weights)}, file)
+
+
+def measured_weights(folder: Path) -> str | None:
+    """The sha256 of the weights; None if it is not noted."""
+    try:
+        return json.loads((folder / MEASURED).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
