@@ -20,7 +20,7 @@ from ovd.alignment.distill import DenseFeature, distillation_losses
 from ovd.alignment.images import UnlabelledImages
 from ovd.alignment.proposals import Proposals
 from ovd.config import AlignConfig, AlignSection
-from ovd.data.loader import TrainOrder, train_loader
+from ovd.data.loader import TrainOrder, image_loader, train_loader
 from ovd.data.report import DataError, DataReport
 from ovd.data.transforms import train_transform
 from ovd.distributed import (
@@ -95,27 +95,38 @@ def alignment_data(
     trained = images.take(np.flatnonzero(~is_held_out))
     measured = images.take(np.flatnonzero(is_held_out)) if num_held_out else images
     augment = train_transform(size=data.size, scale=data.scale, flip=data.flip, color=data.color)
-    resize = train_transform(size=data.size, scale=(1.0, 1.0), flip=0.0, color=0.0)
+    pin_memory = pins_memory(device_of_rank(train.device))
+    order = TrainOrder(
+        num_images=len(trained), repeat=np.ones(len(trained)), seed=train.seed, batch_size=train.batch_size
+    )
 
-    def load(source: UnlabelledImages, transform: Any, steps: range) -> Iterator[Batch]:
-        order = TrainOrder(
-            num_images=len(source), repeat=np.ones(len(source)), seed=train.seed, batch_size=train.batch_size
-        )
+    def load_trained(start: int) -> Iterator[Batch]:
         return train_loader(
-            source,
+            trained,
             order,
-            transform,
-            steps,
+            augment,
+            range(start, train.steps),
             workers=data.workers,
             part=(rank(), world_size()),
             size_divisor=size_divisor,
-            pin_memory=pins_memory(device_of_rank(train.device)),
+            pin_memory=pin_memory,
         )
 
-    num_batches = -(-min(len(measured), train.held_out) // train.batch_size)
+    def load_measured() -> Iterator[Batch]:
+        positions = range(min(len(measured), train.held_out))
+        batches = [positions[first : first + train.batch_size] for first in positions[:: train.batch_size]]
+        return image_loader(
+            measured,
+            [batch[rank() :: world_size()] for batch in batches],
+            size=data.size,
+            workers=data.workers,
+            size_divisor=size_divisor,
+            pin_memory=pin_memory,
+        )
+
     return AlignmentData(
-        lambda start: load(trained, augment, range(start, train.steps)),
-        lambda: load(measured, resize, range(num_batches)),
+        load_trained,
+        load_measured,
         num_images=len(trained),
         num_held_out=num_held_out,
         report=report,

@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.detector import resolve_device
+from ovd.build.experts import names_of
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import Clip
-from ovd.config import (
-    TrainConfig,
-)
+from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
+from ovd.experts.folder import read_description, read_tensors
 from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
-from ovd.text.names import read_alike
+from ovd.text.names import are_among, read_alike
 from ovd.text.prompts import TEMPLATES
 
 
@@ -110,6 +110,29 @@ def text_of_names(
 
 
 def text_of_detector(trained: TrainedDetector, index: AnnotationIndex) -> Float[Tensor, "C D"]:
-    """One unit row per class of a data set, for a detector to detect with (`text_of_names`)."""
+    """One unit row per class of a data set, for a detector and its experts to detect with (`text_of_names`)."""
     names = [category.name for category in index.categories]
-    return text_of_names(trained, names, [category.synonyms for category in index.categories])
+    text = text_of_names(trained, names, [category.synonyms for category in index.categories])
+    return with_names_of_experts(trained, names, text)
+
+
+def with_names_of_experts(
+    trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
+) -> Float[Tensor, "C D"]:
+    """Rows of a data set's classes by which experts know those that have one of their names.
+
+    A row that is the mean of a name and of synonyms that an expert was not trained with is none of its own; the name
+    alone takes its place.
+
+    Args:
+        text: unit rows of the names, and of the data set's synonyms.
+    """
+    for folder in () if trained.experts is None else trained.experts.folders:
+        description = read_description(folder)
+        own = names_of(description, read_tensors(folder, description))
+        known = are_among(names, (*description.names, *(form for forms in description.synonyms for form in forms)))
+        unknown_rows = (torch.tensor(known, dtype=torch.bool) & ~own.are_own(text)).nonzero().squeeze(1).tolist()
+        if unknown_rows:
+            alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])
+            text = text.index_copy(0, torch.tensor(unknown_rows), alone)
+    return text

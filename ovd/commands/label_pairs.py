@@ -21,6 +21,7 @@ from ovd.build.arguments import add_expert_options, expert_group, positive_numbe
 from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, parse_config
 from ovd.data.text_files import read_lines
+from ovd.text.names import read_alike
 
 DEFAULTS = LabelOptions(queries="caption")
 
@@ -70,7 +71,7 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
     names = [] if arguments.classes is None else [name for _, name in read_lines(arguments.classes)]
     settings = {
         "queries": arguments.queries,
-        "classes": tuple(dict.fromkeys(names)),
+        "classes": tuple(reversed({read_alike(name): name for name in reversed(names)}.values())),
         "score_threshold": arguments.threshold,
         "max_boxes": arguments.max_boxes,
         "batch_size": arguments.batch_size,

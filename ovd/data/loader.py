@@ -82,8 +82,8 @@ def epoch_order(
     """The images of one epoch, shuffled: image i floor(r_i) or ceil(r_i) times and r_i times on average.
 
     Factors are rounded by systematic sampling (one offset, then every whole step of the running sum): unlike rounding
-    each by itself it gives all epochs the same length L, the sum of the factors rounded up; the factors are stretched
-    by less than one part in N to reach it.
+    each by itself it gives all epochs the same length L, the sum of the factors rounded up. Here r_i are the factors
+    stretched to that sum, by less than one part in N.
     """
     if len(repeat) != num_images or (repeat < 1).any():
         raise ValueError(f"{len(repeat)} repeat factors from {repeat.min(initial=1)}; expected {num_images} from 1")

@@ -9,6 +9,7 @@ import numpy as np
 from ovd.data.category import Category
 from ovd.data.index import AnnotationIndex, Ragged
 from ovd.shapes import Int64
+from ovd.text.names import read_alike
 
 _NUM_NAMED = 20
 
@@ -105,4 +106,4 @@ def _names(category: Category) -> tuple[str, ...]:
 
 
 def _normalized(name: str) -> str:
-    return " ".join(re.sub(r"[_()]", " ", name.replace("/", " or ")).split()).casefold()
+    return " ".join(re.sub(r"[()]", " ", read_alike(name)).split()).casefold()

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from ovd.choices import SamePlace
@@ -34,23 +36,51 @@ def merge(
         The merged detections, and the number that `max_detections` cut off.
     """
     of_experts = Detections.cat(experts)
-    if len(experts) > 1 and _have_class_in_common(experts):
-        # Equal boxes keep their order, which is that of the experts.
-        boxes, scores = of_experts.boxes.double(), of_experts.scores.double()
-        of_experts = of_experts.take(batched_nms(boxes, scores, of_experts.classes, nms_iou))
+    if len(experts) > 1:
+        of_experts = of_experts.take(_kept_of_common_classes(experts, of_experts, nms_iou))
     if same_place != "both":
         at_one_place = box_iou(base.boxes, of_experts.boxes) >= PLACE_IOU
         base_is_surer = base.scores[:, None] >= of_experts.scores
-        kept_of_experts = ~(at_one_place & base_is_surer).any(dim=0)
         if same_place == "surer":
-            base = base.take(~(at_one_place & ~base_is_surer).any(dim=1))
-        of_experts = of_experts.take(kept_of_experts)
+            keeps_base, keeps_expert = _surest(at_one_place, base_is_surer, base.scores, of_experts.scores)
+            base, of_experts = base.take(keeps_base), of_experts.take(keeps_expert)
+        else:
+            of_experts = of_experts.take(~(at_one_place & base_is_surer).any(dim=0))
     merged = Detections.cat([base, of_experts])
     # Stable: of equal scores the base's comes first.
     order = merged.scores.argsort(descending=True, stable=True)
     return merged.take(order[:max_detections]), max(0, len(order) - max_detections)
 
 
-def _have_class_in_common(parts: Sequence[Detections]) -> bool:
-    counts = torch.cat([part.classes.unique() for part in parts]).unique(return_counts=True)[1]
-    return bool((counts > 1).any())
+def _kept_of_common_classes(parts: Sequence[Detections], together: Detections, nms_iou: float) -> Bool[Tensor, " K"]:
+    """The detections that stay where several experts have a class in common; those of other classes all do."""
+    classes, counts = torch.cat([part.classes.unique() for part in parts]).unique(return_counts=True)
+    rows = torch.isin(together.classes, classes[counts > 1]).nonzero().squeeze(1)
+    common = together.take(rows)
+    kept = torch.ones(len(together.scores), dtype=torch.bool)
+    kept[rows] = False
+    # Equal boxes keep their order, which is that of the experts.
+    kept[rows[batched_nms(common.boxes.double(), common.scores.double(), common.classes, nms_iou)]] = True
+    return kept
+
+
+def _surest(
+    at_one_place: Bool[Tensor, "N K"],
+    base_is_surer: Bool[Tensor, "N K"],
+    base_scores: Float[Tensor, " N"],
+    expert_scores: Float[Tensor, " K"],
+) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " K"]]:
+    """Which boxes stay: best first, one drops those of the other side at its place, unless it was dropped itself."""
+    keeps_base = torch.ones(len(base_scores), dtype=torch.bool)
+    keeps_expert = torch.ones(len(expert_scores), dtype=torch.bool)
+    pairs = at_one_place.nonzero()
+    surer = torch.maximum(base_scores[pairs[:, 0]], expert_scores[pairs[:, 1]])
+    for row in surer.argsort(descending=True, stable=True).tolist():
+        of_base, of_expert = pairs[row].tolist()
+        if not (keeps_base[of_base] and keeps_expert[of_expert]):
+            continue
+        if base_is_surer[of_base, of_expert]:
+            keeps_expert[of_expert] = False
+        else:
+            keeps_base[of_base] = False
+    return keeps_base, keeps_expert

@@ -16,14 +16,14 @@ from ovd.build.data import (
 )
 from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
 from ovd.build.text import check_bank
-from ovd.build.trained import build_start
+from ovd.build.trained import build_start, check_text_tower
 from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.run_folder import find_run
+from ovd.jobs.run_folder import check_same_data, find_run
 from ovd.jobs.train import check_validation, choose_start
 from ovd.selftrain.labels import check_labels, label_files
 from ovd.text.names import are_among
@@ -54,8 +54,11 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     check_validation(config, validation)
     if validation is not None:
         check_all_exist(validation, source, all_needed=True)
-    trained, _ = hold_out(config, index)
+    trained, held_out = hold_out(config, index)
     clip = configured_clip(config.clip)
+    if found is not None:
+        check_text_tower(found, clip)
+        check_same_data(found.extra.get("data", {}), {"annotations": trained.fingerprint()}, config.output)
     if config.data.pairs is not None:
         pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=len(index.categories))
         check_labels(label_files(config.data.pairs.labels))
@@ -87,6 +90,11 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         f"{config.train.steps:,} steps on {world_size()} ranks draw {samples:,} images, "
         f"{samples / max(len(trained), 1):.3g} times the training set of {len(trained):,}"
     )
+    if held_out is not None:
+        print(
+            f"{len(held_out.index):,} of the images and {int(held_out.names.sum()):,} of the names are held out of it "
+            "(train.calibration)"
+        )
     print("\n".join(verdicts))
     return not any(map(is_stop, verdicts))
 

@@ -87,7 +87,7 @@ def text_mask(
     targets: tuple[Targets, ...], texts: Float[Tensor, "M D"], class_rows: Float[Tensor, "C D"]
 ) -> Bool[Tensor, "B M"]:
     """Whether a text of an image-text pair counts as a negative of an annotated image: none of the `NEAREST_CLASSES`
-    to it has a box there.
+    to it has a box there, or may have objects without one.
 
     Args:
         texts, class_rows: unit rows of the texts, and of the vocabulary that the targets' classes are from.
@@ -95,7 +95,8 @@ def text_mask(
     nearest = (texts @ class_rows.T).topk(min(NEAREST_CLASSES, len(class_rows)), dim=1).indices
     mask = torch.ones(len(targets), len(texts), dtype=torch.bool)
     for row, image in enumerate(targets):
-        mask[row] = ~torch.isin(nearest, image.classes).any(dim=1)
+        may_be_there = torch.cat([image.classes, image.not_exhaustive_classes])
+        mask[row] = ~torch.isin(nearest, may_be_there).any(dim=1)
     return mask
 
 

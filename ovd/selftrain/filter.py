@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from ovd.config import BoxFilters
 from ovd.data.box_arrays import paired_iou
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.queries import normalized
+from ovd.selftrain.queries import normalized, without_sense
 
 SAME_PLACE_IOU = 0.5
 
@@ -72,11 +72,14 @@ def relative_area_at_most(labels: ShardLabels, most: float) -> Bool[np.ndarray, 
 
 
 def text_in_caption(labels: ShardLabels, captions: Sequence[str]) -> Bool[np.ndarray, " M"]:
-    """Whether the words of each box's text occur side by side in its pair's caption, in any case and number."""
+    """Whether the words of each box's text occur side by side in its pair's caption, in any case and number.
+
+    The sense that a name may have in brackets, such as in "bow (weapon)", is not looked for.
+    """
     if len(captions) != len(labels.keys):
         raise ValueError(f"{len(captions)} captions for a shard of {len(labels.keys)} pairs; give one for each pair")
     padded_captions = [f" {normalized(caption)} " for caption in captions]
-    padded_texts = [f" {normalized(text)} " for text in labels.texts]
+    padded_texts = [f" {normalized(without_sense(text))} " for text in labels.texts]
     # An image has many boxes per text: each combination is compared once.
     combinations, row = np.unique(_pair_and_text(labels), return_inverse=True)
     occurs = [

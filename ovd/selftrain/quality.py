@@ -5,8 +5,10 @@ also names that object. Unlike in average precision, several labels may be corre
 not harm training.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -70,7 +72,8 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
     """Read true objects from the pairs' info members: `boxes` (xyxy in pixels) and `names`.
 
     Raises:
-        ValueError: an info member has different numbers of boxes and names, or a box without four numbers.
+        ValueError: an info member has different numbers of boxes and names, a box without four finite numbers, or a
+            name that is no text.
     """
     is_known, counts, captions = [], [], []
     boxes: list[list[float]] = []
@@ -80,10 +83,10 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
         captions.append(pair.caption)
         is_known.append("boxes" in pair.info and "names" in pair.info)
         its_boxes, its_names = (pair.info["boxes"], pair.info["names"]) if is_known[-1] else ([], [])
-        if len(its_boxes) != len(its_names) or any(len(box) != 4 for box in its_boxes):
+        if not _are_objects(its_boxes, its_names):
             raise ValueError(
                 f"{pairs.directory}/{pairs.location(position)}: its JSON has boxes {its_boxes} and names {its_names}; "
-                f"give as many names as boxes, and four numbers per box"
+                "give as many names, which are text, as boxes of four finite numbers"
             )
         counts.append(len(its_boxes))
         boxes += its_boxes
@@ -94,6 +97,18 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
         names=tuple(names),
         captions=tuple(captions),
     )
+
+
+def _are_objects(boxes: Any, names: Any) -> bool:
+    """Whether an info member's lists are boxes and their names."""
+    if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
+        return False
+    are_boxes = all(isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) for box in boxes)
+    return are_boxes and all(isinstance(name, str) for name in names)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def measure_quality(

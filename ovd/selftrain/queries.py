@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 from ovd.choices import QuerySource
 
@@ -24,22 +24,26 @@ _DETERMINERS = _SINGULAR_ARTICLES | _set_of(
     "the this that these those some any all both no many much more most few several other such same "
     "my your his her its our their whose which what"
 )
+_ARTICLES = _SINGULAR_ARTICLES | _set_of("the my your his her its our their")
 _FORMS_OF_BE = _set_of("is are was were be been being")
+_PREPOSITIONS_AND_CONJUNCTIONS = _set_of(
+    "of with without in on at by for from to into onto over under above below between among across against along "
+    "around behind beside besides beneath near inside outside through during before after until since upon within "
+    "towards toward off out up down about as like per via and or nor but if because while when where how than so"
+)
+_CAPTION_VERBS = _set_of(
+    # Auxiliaries and the verbs of captions.
+    "am do does did done has have had having can could will would shall should may might must see sees seen "
+    "get gets got make makes made take takes taken show shows shown look looks sit sits sat stand stands stood "
+    "hold holds wear wears"
+)
 _FUNCTION_WORDS = (
     _DETERMINERS
     | _FORMS_OF_BE
-    | _set_of(
-        # Prepositions and conjunctions.
-        "of with without in on at by for from to into onto over under above below between among across against along "
-        "around behind beside besides beneath near inside outside through during before after until since upon within "
-        "towards toward off out up down about as like per via and or nor but if because while when where how than so "
-        # Pronouns and adverbs.
-        "i you he she it we they me him us them who whom there here now then too also very just only not next "
-        # Auxiliaries and the verbs of captions.
-        "am do does did done has have had having can could will would shall should may might must see sees seen "
-        "get gets got make makes made take takes taken show shows shown look looks sit sits sat stand stands stood "
-        "hold holds wear wears"
-    )
+    | _PREPOSITIONS_AND_CONJUNCTIONS
+    | _CAPTION_VERBS
+    # Pronouns and adverbs.
+    | _set_of("i you he she it we they me him us them who whom there here now then too also very just only not next")
 )
 _OBJECT_VERBS = _set_of(
     # After a noun these take an object ("man riding horse"); before a noun they describe it ("playing card").
@@ -48,7 +52,7 @@ _OBJECT_VERBS = _set_of(
 )
 _ING_NOUNS = _set_of(
     "awning bedding building ceiling clothing dressing dumpling duckling earring evening frosting icing lightning "
-    "morning painting pudding railing seedling wedding"
+    "morning painting piping pudding railing seedling wedding"
 )
 _PICTURE_WORDS = _set_of(
     # Words for the picture itself, not for an object in it.
@@ -81,7 +85,12 @@ _IRREGULAR_PLURALS = dict(
         "men/man women/woman people/person children/child feet/foot teeth/tooth geese/goose mice/mouse knives/knife "
         "wives/wife leaves/leaf loaves/loaf shelves/shelf scarves/scarf wolves/wolf calves/calf halves/half "
         "hooves/hoof elves/elf lenses/lens gases/gas axes/axe shoes/shoe toes/toe canoes/canoe cookies/cookie "
-        "movies/movie brownies/brownie hoodies/hoodie smoothies/smoothie moustaches/moustache mustaches/mustache"
+        "movies/movie brownies/brownie hoodies/hoodie smoothies/smoothie moustaches/moustache mustaches/mustache "
+        "neckties/necktie bow-ties/bow-tie ties/tie beanies/beanie magpies/magpie birdies/birdie pixies/pixie "
+        "selfies/selfie foodies/foodie rookies/rookie zombies/zombie genies/genie calories/calorie collies/collie "
+        "quiches/quiche headaches/headache caches/cache niches/niche aches/ache creches/creche taxis/taxi skis/ski "
+        "kiwis/kiwi bikinis/bikini zucchinis/zucchini martinis/martini paparazzis/paparazzi safaris/safari "
+        "ravioli/ravioli tvs/tv cds/cd dvds/dvd pcs/pc axles/axle"
     )
 )
 _NO_SINGULAR = _set_of(
@@ -139,6 +148,11 @@ def normalized(text: str) -> str:
     return " ".join(map(_singular, words_of(text)))
 
 
+def without_sense(name: str) -> str:
+    """A name without what stands in brackets, such as LVIS's "bow_(weapon)"; unchanged if nothing else is there."""
+    return re.sub(r"\([^()]*\)", " ", name).strip(" _") or name
+
+
 def _clauses(text: str) -> list[list[str]]:
     """Lists of the words between punctuation marks; "&" becomes "and", HTML is taken for what it shows."""
     text = _TAG.sub(",", html.unescape(text))
@@ -147,13 +161,20 @@ def _clauses(text: str) -> list[list[str]]:
     text = "".join(_kept_character(char) for char in text)
     # Hyphens and apostrophes at the edge of a word are dashes and quotation marks.
     text = re.sub(r"(?<![^\s,])['-]+|['-]+(?![^\s,])", ",", text)
-    return [words for piece in text.split(",") if (words := piece.split())]
+    return [words for piece in text.split(",") if (words := [word for word in piece.split() if _has_letter(word)])]
+
+
+def _has_letter(word: str) -> bool:
+    """Whether a word is more than marks that belong to other characters."""
+    return any(unicodedata.category(char)[0] in "LN" for char in word)
 
 
 @functools.cache
 def _kept_character(char: str) -> str:
     """Keep parts of words and white space, remove invisible marks, replace others by a comma, which ends a clause."""
     category = unicodedata.category(char)
+    if category == "Me" or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef":
+        return ""  # the form of the character before, an emoji in most cases
     # M: vowel signs and accents, which a regular expression's \w does not match.
     if category[0] in "LMN" or char in "'-" or char.isspace():
         return char
@@ -222,8 +243,13 @@ def _chunks(clause: list[str]) -> Iterator[_Chunk]:
     """Split at function words and verbs; words at a chunk's end that belong to no noun are added to the next link."""
     link: list[str] = []
     words: list[str] = []
-    for word in [*clause, None]:
-        if word is not None and not _is_function_word(word) and not _is_verb(word, words, link):
+    for word, following in pairwise([*clause, None, None]):
+        is_noun = word is not None and not _is_verb(word, words, link)
+        if (
+            word is not None
+            and is_noun
+            and (not _is_function_word(word) or _names_a_thing(word, following, words, link))
+        ):
             words.append(word)
             continue
         end = len(words)
@@ -236,6 +262,14 @@ def _chunks(clause: list[str]) -> Iterator[_Chunk]:
         words = []
         if word is not None:
             link.append(word)
+
+
+def _names_a_thing(word: str, following: str | None, words: list[str], link: list[str]) -> bool:
+    """Whether a function word is a noun here: a verb behind an article ("a stand mixer"), or "can" at the end of a
+    phrase ("a trash can on the street")."""
+    if word in _CAPTION_VERBS and not words:
+        return bool(_ARTICLES.intersection(link[-1:]))
+    return word == "can" and (following is None or following in _PREPOSITIONS_AND_CONJUNCTIONS)
 
 
 def _is_verb(word: str, words: list[str], link: list[str]) -> bool:

@@ -95,6 +95,10 @@ def test_base_needs_frequencies(index):
         (category("kitty"), category("cat", "KITTY")),
         (category("cat", "kitty"), category("puss", " kitty ")),
         (category("straße"), category("STRASSE")),
+        (category("jack-o'-lantern"), category("jack-o\u2019-lantern")),
+        (category("café"), category("cafe\u0301")),
+        (category("salt &amp; pepper"), category("salt & pepper")),
+        (category("\uff34\uff36"), category("TV")),
     ],
 )
 def test_a_shared_name_or_synonym_is_a_leak(training, novel):

@@ -93,3 +93,20 @@ def test_no_answer_of_the_base_changes_and_removing_an_expert_changes_no_other(b
     dropped = len(one.scores) + len(base.scores) - len(alone.scores)
     covered = (box_iou(base.boxes, one.boxes) >= PLACE_IOU) & (base.scores[:, None] >= one.scores)
     assert dropped == int(covered.any(dim=0).sum())
+
+
+def test_a_box_that_was_dropped_drops_no_other() -> None:
+    """The expert's box loses to the first of the base's, and takes nothing of the second's place with it."""
+    base = found(([0, 0, 10, 10], 0.9, 0), ([0, 4, 10, 14], 0.7, 0))
+    expert = found(([0, 2, 10, 12], 0.8, 1))
+    assert (box_iou(base.boxes, expert.boxes) >= PLACE_IOU).all()
+    assert box_iou(base.boxes[:1], base.boxes[1:]).item() < PLACE_IOU
+    assert listed(merged(base, expert, same_place="surer")[0]) == [(0.9, 0), (0.7, 0)]
+
+
+def test_another_expert_changes_only_what_both_have_names_for() -> None:
+    """Two boxes of one class at nearly one place stay, as the first expert's own suppression left them."""
+    first = found((PLACE, 0.9, 5), (NEARLY, 0.8, 5), (PLACE, 0.7, 6))
+    second = found((NEARLY, 0.6, 6))
+    assert listed(merged(Detections.empty(), first)[0]) == [(0.9, 5), (0.8, 5), (0.7, 6)]
+    assert listed(merged(Detections.empty(), first, second)[0]) == [(0.9, 5), (0.8, 5), (0.7, 6)]

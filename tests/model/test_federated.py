@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.choices import NegativeRule
-from ovd.model.federated import class_mask, needed_classes, sample_class_ids
+from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
 from ovd.structures import Targets
 
 NUM_CLASSES = 30
@@ -152,3 +152,10 @@ def test_mask_equals_the_rule_in_words(
             exhaustive = row not in image.not_exhaustive_classes.tolist() + image.image_texts.tolist()
             verified = row in image.classes.tolist() + image.negative_classes.tolist()
             assert counts == {"all": True, "sampled": exhaustive, "strict": exhaustive and verified}[negatives]
+
+
+def test_a_text_near_a_class_that_may_be_there_is_no_negative() -> None:
+    rows = torch.eye(6)
+    image, there, unsaid = make_targets([], [], [], []), make_targets([2], [], [], []), make_targets([], [], [2], [])
+    texts = torch.nn.functional.normalize(torch.stack([rows[2], rows[5] + 0.1 * rows[4]]), dim=1)
+    assert text_mask((image, there, unsaid), texts, rows)[:, 0].tolist() == [True, False, False]

@@ -211,6 +211,13 @@ def test_texts_are_looked_for_as_whole_words_of_the_caption_in_any_number_and_ca
         text_in_caption(shard, ["a", "b"])
 
 
+def test_the_sense_of_a_name_is_not_looked_for():
+    shard = dataclasses.replace(
+        shard_of([[(text, 0.5, BOX) for text in (0, 1, 2, 3)]]), texts=("bow_(weapon)", "bus (vehicle)", "(x)", "cup")
+    )
+    assert text_in_caption(shard, ["an archer with a bow in a bus"]).tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize("shard", [shard_of([]), shard_of([[], []])])
 @pytest.mark.parametrize("keep", ["top1", "top1_per_text", "one_to_one", "all"])
 def test_without_boxes_nothing_is_kept(shard, keep):

@@ -181,7 +181,19 @@ def test_true_objects_come_from_the_pairs(tmp_path):
     assert read_true_objects(PairShards(tmp_path), []).boxes.values.shape == (0, 4)
 
 
-@pytest.mark.parametrize("info", [{"boxes": [BOX], "names": []}, {"boxes": [[1, 2, 3]], "names": ["cat"]}])
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"boxes": [BOX], "names": []},
+        {"boxes": [[1, 2, 3]], "names": ["cat"]},
+        {"boxes": [1, 2, 3, 4], "names": ["a", "b", "c", "d"]},
+        {"boxes": None, "names": None},
+        {"boxes": [[1, 2, "x", 4]], "names": ["cat"]},
+        {"boxes": [[1, 2, None, 4]], "names": ["cat"]},
+        {"boxes": [BOX], "names": [7]},
+    ],
+    ids=str,
+)
 def test_true_objects_that_do_not_fit_together_are_named(tmp_path, info):
     write_pair_shards(tmp_path, [Pair("a", b"", "", info)], pairs_per_shard=1)
     with pytest.raises(ValueError, match=r"00000\.tar:a: its JSON has boxes"):

@@ -42,6 +42,13 @@ def test_a_text_has_one_id_wherever_it_occurs(banks):
     assert max(of_first + of_third) == FIRST + 3
 
 
+def test_texts_that_are_read_alike_are_one(tmp_path):
+    named = bank(tmp_path / "0", ["A red Umbrella", "a red umbrella", "a  red\u00a0umbrella", "salt &amp; pepper"])
+    texts = PairTexts([named], [np.ones(4, np.int64)], first_id=FIRST)
+    assert len(texts) == 2
+    assert len(set(texts.ids(0)[:3].tolist())) == 1
+
+
 def test_samples_are_variants_of_the_text_and_all_of_them_come(banks):
     texts = PairTexts(banks, COUNTS, first_id=FIRST)
     bird = int(texts.ids(2)[0])
