@@ -4,6 +4,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from ovd.heap import keep_freed_memory
 
@@ -19,6 +20,8 @@ def run_tool(main: Callable[[], None]) -> None:
     With OVD_TRACEBACK set in the environment the traceback is printed too.
     """
     keep_freed_memory()
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:

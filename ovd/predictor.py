@@ -7,9 +7,10 @@
 Whole jobs, such as evaluating on a data set, are in `ovd/jobs/`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from inspect import signature
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.build.trained import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.choices import SamePlace
 from ovd.data.images import read_image
-from ovd.data.pixels import ImageInMemory, as_pixels
+from ovd.data.pixels import AnyImage, as_pixels
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
@@ -56,7 +57,15 @@ class Predictor(ModelHubMixin):
         self._trained = trained
         self._hub_mixin_config = {}  # config.json, by which the hub counts downloads
         self._inference = build_inference(trained, size=size)
-        self._text_of = lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
+        self._text_of = _kept_rows(trained)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kept rows, for copies in other processes."""
+        return {name: value for name, value in vars(self).items() if name != "_text_of"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._text_of = _kept_rows(self._trained)
 
     @property
     def threshold(self) -> float:
@@ -167,7 +176,7 @@ class Predictor(ModelHubMixin):
         """The card that `save_pretrained` writes as README.md (`model_card_kwargs={"repository": ...}`)."""
         return model_card(self._trained, repository)
 
-    def __call__(self, image: Path | str | ImageInMemory, names: str | Prompt | Sequence[str | Prompt]) -> Detections:
+    def __call__(self, image: AnyImage, names: str | Prompt | Sequence[str | Prompt]) -> Detections:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
@@ -186,7 +195,7 @@ class Predictor(ModelHubMixin):
             ensemble=score_ensemble(self._trained, [item if isinstance(item, str) else item.texts for item in asked]),
         )
 
-    def detect(self, image: Path | str | ImageInMemory, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:
+    def detect(self, image: AnyImage, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:
         """Detect with text rows of one's own, without score ensembling, which needs names.
 
         Args:
@@ -201,8 +210,13 @@ class Predictor(ModelHubMixin):
         return self._inference.image(rows, _pixels(image))
 
 
-def _pixels(image: Path | str | ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:
-    return read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image)
+def _kept_rows(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], Float[Tensor, "C D"]]:
+    """`PromptEncoder.rows`, which keeps those of the last few lists of names."""
+    return lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
+
+
+def _pixels(image: AnyImage) -> UInt8[np.ndarray, "H W 3"]:
+    return read_image(Path(image)) if isinstance(image, str | PathLike) else as_pixels(image)
 
 
 def _only_text(prompt: str | Prompt) -> str | None:

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -37,13 +37,20 @@ class Running:
 
 
 @contextmanager
-def running(answerer: Answerer, settings: Settings, **changes: Any) -> Iterator[Running]:
+def running(
+    answerer: Answerer,
+    settings: Settings,
+    *,
+    tell: Callable[[str], None] | None = None,
+    batch: int | None = None,
+    **changes: Any,
+) -> Iterator[Running]:
     """A server with these settings, until the block ends."""
-    settings = replace(settings, limits=replace(settings.limits, **changes))
+    settings = replace(settings, limits=replace(settings.limits, **changes), batch=batch or settings.batch)
     lines: list[str] = []
     listening = open_socket("127.0.0.1", 0)
     url = address(listening)
-    server = make_server(build_app(answerer, settings, tell=lines.append), settings.limits)
+    server = make_server(build_app(answerer, settings, tell=tell or lines.append), settings.limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     found = Running(url, lines)

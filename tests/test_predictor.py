@@ -1,6 +1,8 @@
 """Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
 
 import copy
+import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -181,3 +183,31 @@ def test_options_of_experts_need_experts_and_known_words():
         Predictor.load("none", nearest=True)
     with unchecked(), pytest.raises(ValueError, match="same_place is one of base_stays, surer, both, not 'Surer'"):
         Predictor.load("none", experts="mine", same_place="Surer")  # type: ignore[arg-type]
+
+
+def test_a_copy_in_another_process_detects_alike(trained, image):
+    predictor = Predictor(trained)
+    expected = predictor(image, NAMES)
+    copied = pickle.loads(pickle.dumps(predictor))
+    assert torch.equal(copied(image, NAMES).scores, expected.scores)
+
+
+def test_a_callers_context_does_not_spoil_the_kept_rows(trained, image):
+    expected = Predictor(trained)(image, NAMES)
+    predictor = Predictor(trained)
+    with torch.autocast("cpu", torch.bfloat16):
+        predictor(image, NAMES)
+    assert torch.equal(predictor(image, NAMES).scores, expected.scores)
+    torch.set_default_dtype(torch.float64)
+    try:
+        predictor(image, ["kite"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(predictor(image, ["kite"]).scores, Predictor(trained)(image, ["kite"]).scores)
+
+
+def test_any_path_is_one(trained, image, tmp_path):
+    Image.fromarray(image).save(tmp_path / "image.png")
+    (entry,) = os.scandir(tmp_path)
+    predictor = Predictor(trained)
+    assert torch.equal(predictor(entry, NAMES).scores, predictor(image, NAMES).scores)

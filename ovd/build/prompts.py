@@ -9,6 +9,7 @@ mean of the two.
 
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.data.images import read_image
-from ovd.data.pixels import ImageInMemory, as_pixels
+from ovd.data.pixels import AnyImage, as_pixels
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.similarity import unit_embeddings
@@ -38,7 +39,7 @@ SHARE_OF_IMAGES = 0.2
 class Example:
     """A picture of a thing, or the part of a picture that shows it."""
 
-    image: Path | str | ImageInMemory
+    image: AnyImage
     box: tuple[float, float, float, float] | None = None
     """xyxy in pixels of the image; None for the whole image."""
 
@@ -97,9 +98,9 @@ class PromptEncoder:
             ValueError: its box is empty or outside its image.
         """
         given = example.image
-        pixels = read_image(Path(given)) if isinstance(given, str | Path) else as_pixels(given)
+        pixels = read_image(Path(given)) if isinstance(given, str | PathLike) else as_pixels(given)
         height, width = pixels.shape[:2]
-        where = given if isinstance(given, str | Path) else "an example"
+        where = given if isinstance(given, str | PathLike) else "an example"
         box = (0.0, 0.0, float(width), float(height)) if example.box is None else example.box
         if len(box) != 4:
             raise ValueError(f"{where}: a box has four numbers, x0, y0, x1, y1, not {len(box)}: {box}")

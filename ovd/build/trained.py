@@ -123,7 +123,7 @@ def load_detector(
         clip,
         classes,
         calibration,
-        weights=found.weights,
+        weights=found.weights.absolute(),
         mean_example=attached.get("mean_example"),
         experts=experts,
         prefilter=prefilter,

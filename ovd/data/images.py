@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovd.data.jpeg_end import with_end
-from ovd.data.jpeg_segments import is_lossless
+from ovd.data.jpeg_segments import has_many_scans, is_lossless
 from ovd.data.report import DataError
 from ovd.data.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
 from ovd.shapes import UInt8
@@ -23,6 +24,10 @@ from ovd.shapes import UInt8
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000")
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
+MAX_SCANS = 100
+"""Of a progressive JPEG, which has about ten."""
+PILLOWS_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+"""Images with more pixels are not opened by Pillow."""
 
 _SIZE_THREADS = 8
 _SIZES_IN_FLIGHT = 4096
@@ -105,7 +110,9 @@ def decode_image(
         raise ImageError("F9", f"{name}: file is empty")
 
     without_end = False
-    with _without_remarks(), _opened(BytesIO(content), name, max_pixels) as image:
+    with _REMARKS, _opened(BytesIO(content), name, max_pixels) as image:
+        if has_many_scans(content, MAX_SCANS):
+            raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, each of which takes its time")
         width, height = image.size
         wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
         orientation = _orientation(image)
@@ -157,7 +164,7 @@ def read_sizes(
         return stored_size if stored_size == expected_size else shown_size
 
     sizes: list[tuple[int, int] | ImageError] = []
-    with _without_remarks(), ThreadPoolExecutor(_SIZE_THREADS) as pool:
+    with _REMARKS, ThreadPoolExecutor(_SIZE_THREADS) as pool:
         for start in range(0, len(paths), _SIZES_IN_FLIGHT):
             part = slice(start, start + _SIZES_IN_FLIGHT)
             sizes += pool.map(read, paths[part], [None] * len(paths[part]) if expected is None else expected[part])
@@ -198,13 +205,35 @@ def _check_file(path: Path) -> int:
     return status.st_size
 
 
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Silences Pillow's remarks on odd metadata: what matters for pixels raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+class _Remarks:
+    """A context without Pillow's remarks on odd metadata, and on sizes, which are checked here: what matters raises.
+
+    Filters of warnings belong to the process. So the first thread that comes silences them, and the last that leaves
+    puts back what there was: threads that did so each for itself could leave another's behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._num_inside = 0
+        self._filters: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._num_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0 and self._filters is not None:
+                self._filters.__exit__(None, None, None)
+                self._filters = None
+
+
+_REMARKS = _Remarks()
 
 
 @contextmanager
@@ -218,8 +247,9 @@ def _opened(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Itera
             yield image
     except ImageError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError("F10", f"{name}: its header says more than {max_pixels} pixels") from error
+    except Image.DecompressionBombError as error:
+        least = min(max_pixels, PILLOWS_MAX_PIXELS)
+        raise ImageError("F10", f"{name}: its header says more than {least} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError("F9", f"{name}: not a {', '.join(ALLOWED_FORMATS)} image") from error
     except Exception as error:  # on broken bytes Pillow's decoders raise nearly anything, SyntaxError included

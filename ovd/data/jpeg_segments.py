@@ -5,6 +5,9 @@ from collections.abc import Iterator
 START = b"\xff\xd8"
 SCAN = 0xDA
 _LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)
+_PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
+FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
+"""Markers of the header of the image itself, which has its sides and colors."""
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 
@@ -20,6 +23,24 @@ def is_lossless(content: bytes) -> bool:
             return True
         if marker == SCAN:
             break
+    return False
+
+
+def has_many_scans(content: bytes, most: int) -> bool:
+    """Whether a JPEG file goes over its pixels more than `most` times: each scan of a progressive image, or of one
+    color, takes as long as another, and a file may repeat them."""
+    if not content.startswith(START):
+        return False
+    num_scans, num_components, is_progressive = 0, 0, False
+    for marker, body in segments(content):
+        if marker in FRAMES and len(body) > 5:
+            num_components, is_progressive = body[5], marker in _PROGRESSIVE_FRAMES
+        elif marker == SCAN and body:
+            num_scans += 1
+            if not is_progressive and body[0] == num_components:  # all in one scan: no other is looked for
+                return False
+            if num_scans > most:
+                return True
     return False
 
 

@@ -14,6 +14,7 @@
 All else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
 """
 
+from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +38,8 @@ SMALLEST_SIDE_PX = 32
 """Least longest side of an image that a detector is run on."""
 
 ImageInMemory = Image.Image | np.ndarray | TensorLike
+AnyImage = str | PathLike[str] | ImageInMemory
+"""A file, or pixels."""
 
 
 def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:

@@ -11,6 +11,7 @@ from ovd.shapes import UInt8, UInt16
 _BYTE_BITS = 8
 _WHITE_IS_ZERO = 0
 _TIFF_PHOTOMETRIC = 262
+_WIDE_COLORS = "colors of 16 bits, which cannot be read as they are stored"
 
 
 def to_eight_bits(values: UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -39,7 +40,10 @@ def with_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
     high_bytes = np.asarray(decoded)
     if high_bytes[..., :3].max(initial=0) >= 1 << 14 - _BYTE_BITS:
         return decoded
-    import cv2  # takes long to import, and few images need it
+    try:
+        import cv2  # takes long to import, and few images need it
+    except ImportError:
+        raise ValueError(f"{_WIDE_COLORS}; install opencv-python-headless, or save the image with 8 bits") from None
 
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is not None and values.shape == high_bytes.shape and values.dtype == np.uint16:
@@ -47,7 +51,7 @@ def with_used_bits(decoded: Image.Image, content: bytes) -> Image.Image:
         if np.array_equal(colors // 256, high_bytes[..., :3]):
             colors = to_eight_bits(colors.astype(np.uint16))
             return Image.fromarray(np.concatenate([colors, high_bytes[..., 3:]], axis=-1))
-    raise ValueError("colors of 16 bits, which cannot be read as they are stored; save the image with 8 bits")
+    raise ValueError(f"{_WIDE_COLORS}; save the image with 8 bits")
 
 
 def is_inverted(image: Image.Image) -> bool:

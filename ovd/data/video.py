@@ -15,13 +15,16 @@ from ovd.shapes import UInt8
 
 VIDEO_ENDINGS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"})
 _DEFAULT_RATE = Fraction(25)
+LEAST_SHARE = 0.9
+"""Of a video's length by its header, that its frames reach at least, but for a second."""
 
 
 def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
     """Seconds from the start and the RGB pixels of every frame, turned as a player shows it.
 
     Raises:
-        ImageError: F8 missing; F9 no video, or damaged; F10 too many pixels.
+        ImageError: F8 missing; F9 no video, damaged, or a second and a tenth of its length short, which is found after
+            its last frame; F10 too many pixels.
         ValueError: PyAV is missing.
     """
     with _opened(path) as container:
@@ -29,10 +32,17 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
         stream.thread_type = "AUTO"
         if stream.width * stream.height > MAX_PIXELS:
             raise ImageError("F10", f"{path}: {stream.height} x {stream.width} pixels are more than {MAX_PIXELS}")
+        time_s = 0.0
         for frame in container.decode(stream):
             pixels = frame.to_ndarray(format="rgb24")
             quarter_turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-            yield float(frame.time or 0.0), np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+            time_s = float(frame.time or 0.0)
+            yield time_s, np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+        length_s = _length_s(container, stream)
+        if time_s < LEAST_SHARE * length_s - 1:
+            raise ImageError(
+                "F9", f"{path}: its frames end after {time_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
+            )
 
 
 def describe_video(path: Path) -> tuple[Fraction, int]:
@@ -46,6 +56,14 @@ def describe_video(path: Path) -> tuple[Fraction, int]:
         rate = Fraction(stream.average_rate or _DEFAULT_RATE)
         length_s = container.duration / optional("av", "video").time_base if container.duration else 0
         return rate, stream.frames or round(length_s * rate)
+
+
+def _length_s(container: Any, stream: Any) -> float:
+    """Seconds of a video by its header; 0 if that says nothing of its pictures alone."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    is_alone = container.duration and not container.streams.audio
+    return float(container.duration / optional("av", "video").time_base) if is_alone else 0.0
 
 
 @contextmanager

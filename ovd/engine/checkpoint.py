@@ -72,7 +72,7 @@ class Checkpoint:
         """The config, with the place of a CLIP model that lies in the checkpoint's own folder."""
         if not self.extra.get("has_clip"):
             return self.config
-        return self.config | {"clip": self.config["clip"] | {"name": str(self.folder / CLIP_FOLDER)}}
+        return self.config | {"clip": self.config["clip"] | {"name": str((self.folder / CLIP_FOLDER).absolute())}}
 
     def attached(self) -> dict[str, Tensor]:
         """Load the caller's other tensors."""

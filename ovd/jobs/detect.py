@@ -225,7 +225,7 @@ class PictureFiles:
     def _begin_video(self, source: str, target: Path) -> None:
         file = target.with_name(f"{target.name}{DRAWN}.mp4")
         self._video = VideoWriter(file, describe_video(Path(source))[0])
-        self._lines = file.with_suffix(".jsonl").open("w", encoding="utf-8")
+        self._lines = file.with_suffix(".jsonl").open("w", encoding="utf-8", errors="backslashreplace")
         self._of_video = source
         self.written.append(file)
 
@@ -362,7 +362,7 @@ class JsonLines:
         """Writes the line of a picture."""
         if self._file is None:
             assert self._path is not None
-            self._file = self._path.open("x", encoding="utf-8")
+            self._file = self._path.open("x", encoding="utf-8", errors="backslashreplace")
         self._file.write(_line(found, self._names))
         self._file.flush()
 
@@ -377,6 +377,7 @@ class JsonLines:
 
 
 def _line(found: Found, names: Sequence[str]) -> str:
+    """A line of JSON; bytes of a file's name that are not UTF-8 are spelled out as the output's `errors` say."""
     picture = found.picture
     frame = {} if picture.frame is None else {"frame": picture.frame, "time_s": round(picture.time_s or 0.0, 3)}
     content = {"image": picture.source, **frame, "detections": found.rows(names)}

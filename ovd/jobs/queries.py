@@ -66,9 +66,14 @@ def with_examples(
     asked: list[tuple[str, float | None]], words: list[str]
 ) -> tuple[list[str | Prompt], list[float | None]]:
     """What is asked for, and the minimum scores: names, names with examples, and examples alone."""
+    called: dict[str, str] = {}
     examples: dict[str, list[Example]] = {}
     for name, example in map(read_example, words):
-        examples.setdefault(name, []).append(example)
-    by_name = [Prompt(name, (name,), tuple(examples.pop(name))) if name in examples else name for name, _ in asked]
-    alone = [Prompt(name, images=tuple(own)) for name, own in examples.items()]
+        examples.setdefault(read_alike(name), []).append(example)
+        called.setdefault(read_alike(name), name)
+    by_name = [
+        Prompt(name, (name,), tuple(examples.pop(read_alike(name)))) if read_alike(name) in examples else name
+        for name, _ in asked
+    ]
+    alone = [Prompt(called[reading], images=tuple(own)) for reading, own in examples.items()]
     return [*by_name, *alone], [*(minimum for _, minimum in asked), *(None for _ in alone)]

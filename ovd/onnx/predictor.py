@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ovd.data.images import read_image
-from ovd.data.pixels import ImageInMemory, as_pixels, checked_size
+from ovd.data.pixels import AnyImage, as_pixels, checked_size
 from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
@@ -71,7 +72,7 @@ class Predictor:
         """Whether scores are probabilities of a box of this name being there."""
         return self._session.usage.threshold is not None
 
-    def __call__(self, image: Path | str | ImageInMemory, names: str | Sequence[str]) -> Detections:
+    def __call__(self, image: AnyImage, names: str | Sequence[str]) -> Detections:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
@@ -87,7 +88,7 @@ class Predictor:
         check_each_once(asked)
         return self.detect(image, self._text_of(asked))
 
-    def detect(self, image: Path | str | ImageInMemory, text: Float32[np.ndarray, "C D"]) -> Detections:
+    def detect(self, image: AnyImage, text: Float32[np.ndarray, "C D"]) -> Detections:
         """Detect with text rows of one's own.
 
         Args:
@@ -98,7 +99,7 @@ class Predictor:
             ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
         """
         text = as_unit_rows(text, self._session.usage.dim)
-        pixels = read_image(Path(image)) if isinstance(image, str | Path) else as_pixels(image)
+        pixels = read_image(Path(image)) if isinstance(image, str | PathLike) else as_pixels(image)
         resized = resize(pixels, self._size)
         padded = pad(resized, self._session.usage.size_divisor)
         (found,) = self._session(padded[None], np.array([resized.shape[:2]], dtype=np.int64), text)

@@ -177,7 +177,8 @@ class Answerer:
     def _encode(self, texts: dict[str, None]) -> None:
         """Make the unit rows of texts; all that are new are encoded together."""
         if new := [text for text in texts if text not in self._rows]:
-            self._rows.update(zip(new, text_of_names(self._trained, new), strict=True))
+            rows = text_of_names(self._trained, new)
+            self._rows.update((text, row.clone()) for text, row in zip(new, rows, strict=True))  # each alone in memory
         for text in texts:
             self._rows.move_to_end(text)
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -35,9 +35,12 @@ from ovd.serve.replies import FAILURE, on_failure, on_http_exception, on_refusal
 from ovd.visualize import choose_shown
 
 Prepared = TypeVar("Prepared")
+Done = TypeVar("Done")
 _LOG = logging.getLogger("ovd.serve")
 _DECODERS = 2
-"""Pictures that are decoded at once. Each may take about ten bytes per pixel."""
+"""Pictures that are decoded at once. Each takes about ten bytes per pixel, and up to 28 where it is transparent."""
+SECONDS_BETWEEN_LOOKS = 0.25
+"""How often a server looks whether whoever asked is still there."""
 _STATIC = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
@@ -90,14 +93,13 @@ class Server:
 
     async def detect(self, request: Request) -> Response:
         """POST /api/detect."""
-        with self._place():
-            form = await read_form(request, self._limits)
+        form = await read_form(request, self._limits)
+        with closing(form), self._place():
             loop = asyncio.get_running_loop()
             start = loop.time()
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
-                    question = await loop.run_in_executor(self._decoders, self._prepare, form)
-                    answered = await self._batches.ask(question)
+                    question, answered = await _unless_gone(request, self._ask(form))
             except TimeoutError:
                 raise Refusal(
                     503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
@@ -108,6 +110,10 @@ class Server:
                 _LOG.exception("the detector failed")
                 raise Refusal(500, FAILURE) from error
             return self._reply(request, form, question, answered, seconds=loop.time() - start)
+
+    async def _ask(self, form: DetectForm) -> tuple[Question, Answered]:
+        question = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, form)
+        return question, await self._batches.ask(question)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -124,15 +130,11 @@ class Server:
 
     def _prepare(self, form: DetectForm) -> Question:
         """Decode the picture and the examples, one after another."""
-        try:
-            picture = self._decode(form.image, self._answerer.prepare)
-            examples: dict[str, list[Float[Tensor, " D"]]] = {}
-            for number, (name, upload) in enumerate(form.examples, start=1):
-                row = self._decode(upload, self._answerer.prepare_example, f" of example {number}, {name!r},")
-                examples.setdefault(name, []).append(row)
-        finally:
-            for upload in (form.image, *(upload for _, upload in form.examples)):
-                upload.file.close()
+        picture = self._decode(form.image, self._answerer.prepare)
+        examples: dict[str, list[Float[Tensor, " D"]]] = {}
+        for number, (name, upload) in enumerate(form.examples, start=1):
+            row = self._decode(upload, self._answerer.prepare_example, f" of example {number}, {name!r},")
+            examples.setdefault(name, []).append(row)
         return Question(picture, form.names, {name: torch.stack(rows) for name, rows in examples.items()})
 
     def _decode(self, upload: UploadFile, prepare: Callable[..., Prepared], of_what: str = "") -> Prepared:
@@ -203,6 +205,22 @@ class Server:
         return self.metrics.reply()
 
 
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
+    """The result of some work, which ends when whoever asked for it has gone.
+
+    Raises:
+        Refusal: that is so; nobody reads it.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({working}, timeout=SECONDS_BETWEEN_LOOKS))[0]:
+            if await request.is_disconnected():
+                raise Refusal(400, "Whoever asked has gone.")
+        return working.result()
+    finally:
+        working.cancel()
+
+
 def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], None]) -> ASGIApp:
     """Build the ASGI application.
 
@@ -226,6 +244,7 @@ def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], N
         exception_handlers={Refusal: on_refusal, HTTPException: on_http_exception, Exception: on_failure},
         lifespan=server.lifespan,
     )
+    app.router.redirect_slashes = False  # another address is none of these
     guarded = Guard(
         app,
         hosts=settings.hosts,

@@ -36,6 +36,11 @@ class DetectForm:
     overlapping: bool
     """Whether there may be boxes of several names at one place."""
 
+    def close(self) -> None:
+        """Close the files."""
+        for upload in (self.image, *(upload for _, upload in self.examples)):
+            upload.file.close()
+
 
 async def read_form(request: Request, limits: Limits) -> DetectForm:
     """Read the body of a request.
@@ -69,7 +74,7 @@ async def read_form(request: Request, limits: Limits) -> DetectForm:
     except UnicodeError:
         raise Refusal(400, "The multipart form has text that cannot be read.") from None
     try:
-        return parse_form(form, limits)
+        return await asyncio.to_thread(parse_form, form, limits)
     except Refusal:
         await form.close()
         raise
@@ -83,6 +88,8 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
     """
     if unknown := next((key for key in form if key not in FIELDS), None):
         raise Refusal(400, f"There is no field {unknown[:40]!r}; the fields are {', '.join(FIELDS)}.")
+    if sum(len(value.encode()) for _, value in form.multi_items() if isinstance(value, str)) > limits.max_text_bytes:
+        raise Refusal(413, f"The texts of the form are larger than {limits.max_text_bytes} bytes.")
     images = form.getlist("image")
     if len(images) != 1 or not isinstance(images[0], UploadFile):
         raise Refusal(400, "Send one picture, as a file, in the field 'image'.")
@@ -92,7 +99,7 @@ def parse_form(form: FormData, limits: Limits) -> DetectForm:
     if overlapping not in _WORDS:
         raise Refusal(400, "The field 'overlapping' is true or false.")
     names = parse_names([_of_text(value, "names") for value in form.getlist("names")], limits)
-    examples = _examples(form, limits)
+    examples = _called_alike(names, _examples(form, limits))
     if not names and not examples:
         raise Refusal(400, "Give at least one name to look for, in the field 'names'.")
     return DetectForm(
@@ -116,8 +123,8 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
         raise Refusal(400, "A name has a control character in it.")
     first: dict[str, str] = {}
     for part in parts:
-        if part.strip():
-            first.setdefault(read_alike(part), " ".join(part.split()))
+        if reading := read_alike(part):
+            first.setdefault(reading, " ".join(part.split()))
     names = tuple(first.values())
     if len(names) > limits.names:
         raise Refusal(400, f"There are {len(names)} names; at most {limits.names} may be looked for at once.")
@@ -149,6 +156,16 @@ def _examples(form: FormData, limits: Limits) -> tuple[tuple[str, UploadFile], .
             raise Refusal(400, "Each field 'example_name' has one name.")
         examples.append((names[0], picture))
     return tuple(examples)
+
+
+def _called_alike(
+    names: Sequence[str], examples: Sequence[tuple[str, UploadFile]]
+) -> tuple[tuple[str, UploadFile], ...]:
+    """The examples, each called as the first name or example that is read like its own."""
+    first: dict[str, str] = {}
+    for name in (*names, *(name for name, _ in examples)):
+        first.setdefault(read_alike(name), name)
+    return tuple((first[read_alike(name)], picture) for name, picture in examples)
 
 
 def _bounded(request: Request, limits: Limits) -> Request:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -85,7 +86,8 @@ class Journal:
         self._metrics.requests.labels(path if path in self._paths else "other", status).inc()
         self._metrics.seconds.observe(seconds)
         words = [status, scope["method"][:10], _printable(path), f"{seconds:.3f} s", *scope["note"]]
-        self._tell(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
+        with suppress(OSError, ValueError):  # a log that nobody reads any more, or a full disk, stops no answer
+            self._tell(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
 
 
 def _printable(path: str) -> str:

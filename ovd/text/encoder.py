@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
+from ovd.precision import autocast
 from ovd.progress import progress
 from ovd.text.names import prompts_of
 
@@ -52,7 +53,8 @@ def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"
         length = int(used[-1]) + 1 if len(used) else 1
         shortened = shortened_places(clip, length)
         batch = batch[:, :length] if shortened else batch
-        rows.append(functional_call(text_side, shortened, batch.to(device)).float().cpu())
+        with autocast(device, False):  # rows are kept, and a caller's context is not
+            rows.append(functional_call(text_side, shortened, batch.to(device)).float().cpu())
     return torch.cat(rows)
 
 
@@ -85,7 +87,7 @@ def shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
 def encode_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "N D"]:
     """Encode texts to unit embeddings, float32, on the CPU."""
     if not texts:
-        return torch.empty(0, clip.dim)
+        return torch.empty(0, clip.dim, dtype=torch.float32)
     return encode_tokens(clip, clip.tokenizer(texts))
 
 

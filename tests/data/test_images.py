@@ -2,8 +2,10 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 from ovd.data.images import ImageError, decode_image, read_image, read_sizes
 from ovd.data.jpeg_end import with_end
+from ovd.data.jpeg_segments import has_many_scans
 
 HEIGHT, WIDTH = 40, 60
 
@@ -509,3 +512,50 @@ def test_a_lossless_jpeg_which_cannot_be_reduced_is_read():
     decoded = decode_image(content, longest_side=8)
     np.testing.assert_array_equal(decoded.pixels, np.full((64, 64, 3), 128))
     assert decoded.reduction == 1
+
+
+def test_a_jpeg_that_repeats_its_scans_without_end_is_refused():
+    """Each scan takes as long as another, whatever its bytes are."""
+    whole = encode(Image.fromarray(scene()), "JPEG", progressive=True, quality=60)
+    last = whole.rindex(b"\xff\xda")
+    scan = whole[last:-2]
+    for repeats, is_read in ((20, True), (200, False)):
+        content = whole[:-2] + scan * repeats + whole[-2:]
+        if is_read:
+            assert read_image(content).shape == (HEIGHT, WIDTH, 3)
+            continue
+        with pytest.raises(ImageError, match="a JPEG of more than 100 scans") as caught:
+            read_image(content)
+        assert caught.value.code == "F10"
+
+
+def test_only_files_that_may_have_many_scans_are_searched_for_them():
+    plain = encode(Image.fromarray(scene()), "JPEG")
+    assert not has_many_scans(plain + plain[plain.index(b"\xff\xda") :] * 200, 100)
+    assert not has_many_scans(encode(Image.fromarray(scene()), "PNG"), 0)
+    assert has_many_scans(encode(Image.fromarray(scene()), "JPEG", progressive=True), 5)
+
+
+def test_filters_of_warnings_are_the_callers_after_threads_have_read_images():
+    content = encode(Image.fromarray(scene()), "PNG")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            list(pool.map(lambda _: read_image(content), range(40)))
+    assert warnings.filters == before
+
+
+def test_the_callers_own_limit_of_pixels_holds_beyond_pillows(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # which Pillow warns of, and no more
+    content = encode(Image.fromarray(scene()), "PNG")
+    assert read_image(content, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(ImageError, match=f"{HEIGHT} x {WIDTH} pixels are more than {HEIGHT * WIDTH - 1}"):
+        read_image(content, max_pixels=HEIGHT * WIDTH - 1)
+
+
+def test_an_image_of_16_bits_says_what_is_missing_without_opencv(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    values = np.full((8, 8, 3), 4000, np.uint16)
+    content = cv2.imencode(".png", values)[1].tobytes()
+    with pytest.raises(ImageError, match="install opencv-python-headless, or save the image with 8 bits"):
+        read_image(content)

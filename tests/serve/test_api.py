@@ -2,7 +2,9 @@
 
 import io
 import re
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -93,6 +95,69 @@ def test_a_picture_may_be_asked_by_examples_alone_and_large_ones_are_reduced(ser
     assert "1 names, 1 examples" in served.lines[-1]
 
 
+def test_an_example_is_of_the_name_that_is_read_like_its_own(served):
+    (_, first), (_, second) = crop(1), crop(2)
+    answer = ask_with_examples(served, "Umbrella", ("umbrella", first), ("Gadget", first), ("gadget", second)).json()
+    assert [row["name"] for row in answer["categories"]] == ["Umbrella", "Gadget"]
+    alike = ask_with_examples(served, "Umbrella", ("Umbrella", first), ("Gadget", first), ("Gadget", second)).json()
+    assert answer["annotations"] == alike["annotations"]
+
+
+def test_blank_names_are_none(served):
+    answer = served.detect(names="_, &nbsp;")
+    assert (answer.status_code, answer.json()["error"][:27]) == (400, "Give at least one name to l")
+
+
+def test_many_fields_of_names_are_bounded_together(served):
+    field = "a," * (LIMITS.max_text_bytes // 4)
+    answer = served.client.post("/api/detect", files={"image": ("a.png", png())}, data={"names": [field] * 3})
+    assert answer.status_code == 413
+    assert "The texts of the form are larger than" in answer.json()["error"]
+
+
+def test_a_log_that_cannot_be_written_stops_no_answer(trained, settings):
+    def tell(line):
+        raise BrokenPipeError
+
+    with running(Answerer(trained), settings, tell=tell) as served:
+        for _ in range(2):
+            assert served.client.get("/health").json() == {"status": "ok"}
+        assert served.detect().status_code == 200
+
+
+def test_who_has_gone_is_not_served(trained, settings):
+    free, asked = threading.Event(), []
+
+    class Held(Answerer):
+        def answer(self, questions):
+            asked.append(len(questions))
+            assert free.wait(20)
+            return super().answer(questions)
+
+    with running(Held(trained), settings, batch=1, waiting=4) as held, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(held.detect)
+        while not asked:
+            time.sleep(0.01)
+        body = held.client.build_request(
+            "POST", "/api/detect", files={"image": ("a.png", png())}, data={"names": "cat"}
+        )
+        content = body.read()
+        head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", held.port)) as gone:
+                gone.sendall(f"POST /api/detect HTTP/1.1\r\n{head}\r\n".encode() + content)
+                time.sleep(0.2)
+        time.sleep(1.0)
+        free.set()
+        assert first.result().status_code == 200
+        assert held.detect().status_code == 200
+        assert sum(asked) == 2
+
+
+def test_another_address_is_no_redirect(served):
+    assert served.client.get("/docs/").status_code == 404
+
+
 def test_faulty_examples_are_refused_by_number_and_name(served):
     good, large = png(20, 30), png(1500, 3000)
     for examples, status, sentence in (
@@ -141,13 +206,13 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
     free.set()
     answerer.answer([Question(answerer.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))])  # names are encoded
     free.clear()
-    with running(answerer, settings, waiting=3, answer_seconds=1.5) as held, ThreadPoolExecutor(5) as pool:
+    with running(answerer, settings, waiting=3, answer_seconds=3) as held, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda _: held.detect(), range(5)))
         free.set()
         assert held.detect().status_code == 200  # and it goes on
     sentences = [answer.json()["error"] for answer in answers]
     assert sentences.count("The server is busy with 3 requests; try again in a moment.") == 2
-    assert sentences.count("The server is busy and found nothing within 1.5 seconds.") == 3
+    assert sentences.count("The server is busy and found nothing within 3 seconds.") == 3
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
 
 

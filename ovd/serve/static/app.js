@@ -168,14 +168,18 @@ async function ask(event) {
   body.append("limit", String(limits ? Math.min(MOST_BOXES, limits.boxes) : MOST_BOXES));
   try {
     const reply = await fetch("api/detect", { method: "POST", body, signal: request.signal });
-    const answer = await reply.json().catch(() => null);
+    const answer = await reply.json().catch((error) => {
+      if (request.signal.aborted) throw error; // another question has taken its place
+      return null;
+    });
     if (!reply.ok || !answer) throw new Error(answer ? answer.error : `The server answered with ${reply.status}.`);
     found = answer;
+    showError("");
     showResult(true);
     element("picture").classList.toggle("blank", !element("picture").naturalWidth);
     draw();
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError" || request.signal.aborted) return;
     found = null;
     element("boxes").replaceChildren();
     element("status").textContent = "";
