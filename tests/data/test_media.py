@@ -155,6 +155,27 @@ def test_what_is_no_video_is_an_image_error(tmp_path, frames):
         list(read_frames(tmp_path / "cut.mp4"))
 
 
+def test_a_video_that_ends_long_before_its_length_is_an_error_after_its_last_frame(tmp_path, frames):
+    av = pytest.importorskip("av", reason="the extra video is not installed")
+    path = tmp_path / "long.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 136, 64, "yuv420p"
+        for frame in frames * 10:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:64, :136]), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    assert len(list(read_frames(path))) == 60
+    content = path.read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(content[: len(content) // 2])
+    num_found = 0
+    with pytest.raises(ImageError, match=r"its frames end after \d\.\d of 6\.0 s; the rest is missing or damaged"):
+        for _ in read_frames(cut):
+            num_found += 1
+    assert 5 < num_found < 50
+
+
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"this needs the package av: pip install 'ovd\[video\]'"):
