@@ -3,7 +3,6 @@
 import datetime
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
 from ovd.ablation.row import RowStages, changed_settings, hash_of, label, of_groups, timed, train_row
-from ovd.ablation.statistics import Estimate, estimate
+from ovd.ablation.statistics import UNKNOWN, estimate
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
 from ovd.build.trained import find_checkpoint
@@ -32,7 +31,7 @@ METRICS = {"new_AP": "new AP", "kept_AP": "kept AP", "kept_APr": "kept APr", "ke
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RECORD_CONFIG)
 class FineTuningRecord:
-    """One finished run. Metrics are in per cent."""
+    """One finished run. Metrics are in per cent, or -1 without a true box to measure them on."""
 
     row: str
     seed: int
@@ -170,8 +169,8 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
         of_row = [record for record in records if record.row == row]
         if not of_row:
             continue
-        cells = [_cell(_estimate(of_row, metric)) for metric in METRICS]
-        more = [f"{_estimate(of_row, name).mean:.1f}" for name in ("megabytes", "minutes")]
+        cells = [_cell([getattr(record, metric) for record in of_row]) for metric in METRICS]
+        more = [f"{np.mean([getattr(record, name) for record in of_row]):.1f}" for name in ("megabytes", "minutes")]
         lines.append([row, str(len(of_row)), *cells, *more])
     return markdown_table(lines) + "\n"
 
@@ -196,16 +195,16 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
     figure.savefig(image, dpi=110)
 
 
-def _estimate(records: Sequence[FineTuningRecord], name: str) -> Estimate:
-    assert name in {field.name for field in fields(FineTuningRecord)}
-    return estimate(np.array([getattr(record, name) for record in records], dtype=np.float64))
-
-
-def _cell(value: Estimate) -> str:
+def _cell(values: Sequence[float]) -> str:
+    """Mean and interval of a metric over the seeds; a dash if it is unknown for one."""
+    if UNKNOWN in values:
+        return "-"
+    value = estimate(np.array(values, dtype=np.float64))
     if value.interval is None:
         return f"{value.mean:.1f}"
     return f"{value.mean:.1f} ({value.interval[0]:.1f} to {value.interval[1]:.1f})"
 
 
 def _per_cent(value: float) -> float:
-    return round(100 * value, 2)
+    """A metric in per cent; without a true box it stays unknown."""
+    return UNKNOWN if value == UNKNOWN else round(100 * value, 2)
