@@ -38,12 +38,11 @@ from ovd.config import TrainConfig, load_config
 from ovd.data.formats import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.padding import pad_images
-from ovd.distributed import sum_over_ranks, world_size
+from ovd.distributed import world_size
 from ovd.engine.step import Criterion, set_initial_bias
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import step_generator
 from ovd.inference import Inference
-from ovd.model.assign import assign_by_annotations
 from ovd.precision import autocast
 from ovd.structures import Batch, Detections, Predictions, Targets
 
@@ -283,19 +282,12 @@ class OvdDetector(nn.Module):
         self, predictions: Predictions, batch: Batch, texts: StepTexts, low_precision: bool
     ) -> dict[str, Tensor]:
         criterion, points = Criterion(self._config.train, pairs=None), self.detector.points(batch.images)
-        assignment = assign_by_annotations(self._config.train.assignment, points, batch.targets, sizes=batch.sizes)
-        assert assignment is not None, "from_config refuses assignments that depend on predictions"
-        matches = criterion.match(assignment, batch, points)
+        matched = criterion.match_by_annotations(points, batch, step=0)
+        assert matched is not None, "from_config refuses assignments that depend on predictions"
+        # DDP averages what are parts of a sum.
+        matched = replace(matched, normalizers=matched.normalizers / world_size())
         return criterion.losses(
-            self.detector,
-            predictions,
-            assignment,
-            batch,
-            texts,
-            points=points,
-            matches=matches,
-            normalizers=sum_over_ranks(matches.normalizers()) / world_size(),  # DDP averages what are parts of a sum
-            low_precision=low_precision,
+            self.detector, predictions, matched, batch, texts, points=points, low_precision=low_precision
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:

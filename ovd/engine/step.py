@@ -21,10 +21,20 @@ from ovd.model.detector import Detector
 from ovd.model.image_labels import image_label_loss
 from ovd.model.losses import ClassMasks, Matches, detection_losses, match_points
 from ovd.model.region_distillation import region_loss, select_regions
-from ovd.model.similarity import initial_bias
+from ovd.model.similarity import TextClassifier, initial_bias
 from ovd.model.start_distillation import free_points, start_losses
 from ovd.precision import autocast
 from ovd.structures import Assignment, Batch, Points, Predictions, Targets
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The points of some images that their boxes are matched to, and what the losses are divided by."""
+
+    assignment: Assignment
+    matches: Matches
+    normalizers: Float[Tensor, "3"]
+    """`Matches.normalizers` of these images, or summed over a larger batch that contains them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,29 @@ class Criterion:
         waits = self.train.assignment == "task_aligned" and step < self.train.atss_steps
         return "atss" if waits else self.train.assignment
 
+    def match_by_annotations(self, points: Points, batch: Batch, step: int) -> Matched | None:
+        """Match a whole batch, over all ranks; None if the rule of this step depends on predictions."""
+        assignment = assign_by_annotations(self.rule(step), points, batch.targets, sizes=batch.sizes)
+        if assignment is None:
+            return None
+        matches = self.match(assignment, batch, points)
+        return Matched(assignment, matches, sum_over_ranks(matches.normalizers()))
+
+    def match_by_predictions(
+        self, predictions: Predictions, classifier: TextClassifier, points: Points, part: Batch, step: int
+    ) -> Matched:
+        """Match a part of a batch, by a rule that depends on its predictions."""
+        assignment = assign_by_predictions(
+            self.rule(step), points, part.targets, predictions, sizes=part.sizes, classifier=classifier
+        )
+        matches = self.match(assignment, part, points)
+        return Matched(assignment, matches, sum_over_ranks(matches.normalizers()))
+
+    def part_of(self, whole: Matched, rows: slice, part: Batch, points: Points) -> Matched:
+        """What is matched of some images of a batch, with the divisors of all."""
+        assignment = whole.assignment.of_images(rows)
+        return Matched(assignment, self.match(assignment, part, points), whole.normalizers)
+
     def match(self, assignment: Assignment, batch: Batch, points: Points) -> Matches:
         """The matched points of a batch; the box loss may leave out boxes of image-text pairs."""
         no_box_loss = batch.is_pair if self.pairs is not None and not self.pairs.box_loss else None
@@ -58,35 +91,31 @@ class Criterion:
         self,
         detector: Detector,
         predictions: Predictions,
-        assignment: Assignment,
+        matched: Matched,
         batch: Batch,
         texts: StepTexts,
         *,
         points: Points,
-        matches: Matches,
-        normalizers: Float[Tensor, "3"],
         low_precision: bool,
         num_pairs: int = 0,
     ) -> dict[str, Tensor]:
         """The losses by name, each a scalar, to be summed.
 
         Args:
-            predictions, assignment: for the batch's images, at `points`.
+            predictions, matched: for the batch's images, at `points`.
             texts: the texts that this step scores.
-            matches: `match` of the assignment.
-            normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
             low_precision: whether the step uses bf16.
             num_pairs: number of image-text pairs in the same images or the larger batch.
         """
         classifier = detector.classifier(texts.embeddings, texts.class_ids)
         losses = detection_losses(
             predictions,
-            assignment,
+            matched.assignment,
             batch.targets,
-            matches,
+            matched.matches,
             classifier=classifier,
             masks=ClassMasks(texts.mask, texts.mask_in_boxes),
-            normalizers=normalizers,
+            normalizers=matched.normalizers,
             low_precision=low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
@@ -166,7 +195,7 @@ def backward(
     Args:
         parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
     """
-    given, normalizers, num_pairs = None, None, 0
+    whole, num_pairs = None, 0
     side_stream = SideStream(batch.images.device)
     parts = _parts(len(batch.targets), criterion.train.accumulate)
     sums: dict[str, Tensor] = {}
@@ -178,31 +207,22 @@ def backward(
             if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
                 with side_stream:
                     points = detector.points(batch.images)
-                    given = assign_by_annotations(criterion.rule(step), points, batch.targets, sizes=batch.sizes)
-                    if given is not None:
-                        of_batch = criterion.match(given, batch, points)
-                        normalizers = sum_over_ranks(of_batch.normalizers())
+                    whole = criterion.match_by_annotations(points, batch, step)
                     if criterion.pairs is not None:
                         num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
-            if given is not None and normalizers is not None:
-                assignment, divisors = given.of_images(rows), normalizers
-                matches = of_batch if len(parts) == 1 else criterion.match(assignment, part, points)
-            else:
+            if whole is None:
                 classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
-                assignment = assign_by_predictions(
-                    criterion.rule(step), points, part.targets, predictions, sizes=part.sizes, classifier=classifier
-                )
-                matches = criterion.match(assignment, part, points)
-                divisors = len(parts) * sum_over_ranks(matches.normalizers())
+                matched = criterion.match_by_predictions(predictions, classifier, points, part, step)
+                matched = replace(matched, normalizers=len(parts) * matched.normalizers)
+            else:
+                matched = whole if len(parts) == 1 else criterion.part_of(whole, rows, part, points)
             losses = criterion.losses(
                 detector,
                 predictions,
-                assignment,
+                matched,
                 part,
                 its_texts,
                 points=points,
-                matches=matches,
-                normalizers=divisors,
                 low_precision=low_precision,
                 num_pairs=num_pairs,
             )
@@ -210,7 +230,7 @@ def backward(
                 detector, predictions, part, its_texts, points=points, num_parts=len(parts)
             )
             losses |= criterion.start_distillation(
-                predictions, assignment, part, points=points, low_precision=low_precision, num_parts=len(parts)
+                predictions, matched.assignment, part, points=points, low_precision=low_precision, num_parts=len(parts)
             )
             # DDP averages the ranks' gradients, but these losses are parts of a sum.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()

@@ -118,7 +118,7 @@ def encode_classes(
 
 def text_tower_fingerprint(clip: Clip) -> str:
     """Hash of what text embeddings depend on: the weights of the CLIP model except its backbone's, its kind of GELU,
-    and what the tokenizer makes of a text. What no weight shows, such as the number of attention heads, is not in it."""
+    and what the tokenizer makes of a text. What no weight shows, such as the number of heads, is not in it."""
     digest = hashlib.sha256()
     modules = clip.model.named_modules()
     if any(isinstance(module, QuickGELU) for name, module in modules if not name.startswith("visual")):
