@@ -50,13 +50,13 @@ class Predictions:
     """xyxy in pixels of the input image, not clipped to it."""
     quality: Float[Tensor, "B P"]
     """Logit of the box's quality: its centerness, or with task-aligned assignment its alignment."""
-    clip: Float[Tensor, "B P D"] | None = None
+    dense: Float[Tensor, "B P D"] | None = None
     """The dense CLIP feature, unit length; only from detectors that rank by both scores."""
 
     def of_images(self, rows: slice) -> "Predictions":
         """Predictions of a part of the batch."""
-        clip = None if self.clip is None else self.clip[rows]
-        return Predictions(self.embeddings[rows], self.boxes[rows], self.quality[rows], clip)
+        dense = None if self.dense is None else self.dense[rows]
+        return Predictions(self.embeddings[rows], self.boxes[rows], self.quality[rows], dense)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def detector_around(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     per_channel_gates: bool = True,
-    keeps_clip: bool = False,
+    keeps_dense: bool = False,
     task_aligned: bool = False,
 ) -> Detector:
     """With shortcuts in these places; without any, with a plain projection."""
@@ -41,11 +41,11 @@ def detector_around(
         if places
         else PlainProjection(CHANNELS, text_dim)
     )
-    return Detector(backbone, pyramid, head, shortcuts, mean=mean, std=std, logit_scale=10.0, keeps_clip=keeps_clip)
+    return Detector(backbone, pyramid, head, shortcuts, mean=mean, std=std, logit_scale=10.0, keeps_dense=keeps_dense)
 
 
 def build_detector(
-    clip: Clip, *places: Place, per_channel_gates: bool = True, keeps_clip: bool = False, task_aligned: bool = False
+    clip: Clip, *places: Place, per_channel_gates: bool = True, keeps_dense: bool = False, task_aligned: bool = False
 ) -> Detector:
     """With shortcuts in these places, around a copy of CLIP's backbone; always the same weights."""
     torch.manual_seed(1)
@@ -56,6 +56,6 @@ def build_detector(
         mean=clip.mean,
         std=clip.std,
         per_channel_gates=per_channel_gates,
-        keeps_clip=keeps_clip,
+        keeps_dense=keeps_dense,
         task_aligned=task_aligned,
     )

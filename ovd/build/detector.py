@@ -125,7 +125,7 @@ def _assemble(
         mean=mean,
         std=std,
         logit_scale=logit_scale,
-        keeps_clip=config.eval.ensemble is not None,
+        keeps_dense=config.eval.ensemble is not None,
         learned_names=learned_names,
         side=SideBranch(backbone.channels, backbone.strides) if has_side else None,
     )

@@ -42,7 +42,7 @@ class Detector(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         logit_scale: float,
-        keeps_clip: bool = False,
+        keeps_dense: bool = False,
         learned_names: tuple[int, int] | None = None,
         side: SideBranch | None = None,
     ):
@@ -54,7 +54,7 @@ class Detector(nn.Module):
             shortcuts: compute class embeddings from the dense feature, the levels and the class features.
             mean, std: normalization of the backbone's input, RGB in 0..1.
             logit_scale: CLIP's factor from cosine to logit.
-            keeps_clip: whether to output the dense feature, too, in eval mode, for score ensembling.
+            keeps_dense: whether to output the dense feature, too, in eval mode, for score ensembling.
             learned_names: number of classes whose text rows are learned, as offsets that start at zero, and D.
             side: adds to the features that the pyramid gets; None for nothing.
         """
@@ -65,7 +65,7 @@ class Detector(nn.Module):
         self.shortcuts = shortcuts
         self.side = side
         self.strides = pyramid.strides
-        self.keeps_clip = keeps_clip
+        self.keeps_dense = keeps_dense
         # Parts that the shortcuts do not use get no gradient.
         if not shortcuts.uses_class_features:
             head.class_tower.requires_grad_(False)
@@ -139,11 +139,11 @@ class Detector(nn.Module):
         features = output.features if self.side is None else self.side(pixels, output.features)
         pyramid = self.pyramid(features)
         class_features, boxes, quality = self.head(pyramid)
-        keeps_clip = self.keeps_clip and not self.training
-        dense = self._dense(output.last, pyramid) if self.shortcuts.uses_dense or keeps_clip else []
+        keeps_dense = self.keeps_dense and not self.training
+        dense = self._dense(output.last, pyramid) if self.shortcuts.uses_dense or keeps_dense else []
         embeddings = self.shortcuts(dense, pyramid, class_features)
-        clip = _concatenate(dense).float() if keeps_clip else None
-        return Predictions(_concatenate(embeddings), boxes, quality, clip)
+        kept = _concatenate(dense).float() if keeps_dense else None
+        return Predictions(_concatenate(embeddings), boxes, quality, kept)
 
     def normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """The images that `forward` takes as the backbone expects them, in the memory format of the weights."""

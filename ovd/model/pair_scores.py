@@ -47,7 +47,8 @@ class PointPredictions:
     embeddings: Float[Tensor, "P D"]
     boxes: Float[Tensor, "P 4"]
     quality: Float[Tensor, " P"]
-    clip: Float[Tensor, "P D"] | None
+    dense: Float[Tensor, "P D"] | None
+    """The dense CLIP feature, for score ensembling."""
     mixed: Float[Tensor, "P D"] | None = None
     """After a second look, the vectors whose products with text rows are the mixed cosines."""
 
@@ -56,9 +57,9 @@ class PointPredictions:
         return len(self.boxes)
 
     def __getitem__(self, points: Int[Tensor, " p"] | slice) -> "PointPredictions":
-        clip = None if self.clip is None else self.clip[points]
+        dense = None if self.dense is None else self.dense[points]
         mixed = None if self.mixed is None else self.mixed[points]
-        return PointPredictions(self.embeddings[points], self.boxes[points], self.quality[points], clip, mixed)
+        return PointPredictions(self.embeddings[points], self.boxes[points], self.quality[points], dense, mixed)
 
 
 class PairScores:
@@ -120,8 +121,8 @@ class PairScores:
         """Of all pairs."""
         probability = self._probability(self.cosines, self._restored)
         if self._ensemble is not None:
-            assert self._points.clip is not None
-            named = (self._ensemble.clip_scale * self._points.clip @ self._classifier.text.T).softmax(dim=1)
+            assert self._points.dense is not None
+            named = (self._ensemble.clip_scale * self._points.dense @ self._classifier.text.T).softmax(dim=1)
             weights = self._ensemble.weights.to(named.device)
             probability = probability ** (1 - weights) * named**weights
         return self._joined(probability, self.cosines, (slice(None), None))
@@ -178,7 +179,7 @@ def score_points(
 ) -> Float[Tensor, "B P C"]:
     """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""
     points = PointPredictions(
-        predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), clip=None
+        predictions.embeddings.flatten(0, 1), predictions.boxes.flatten(0, 1), predictions.quality.flatten(), dense=None
     )
     return PairScores(points, classifier, options).all().unflatten(0, predictions.quality.shape)
 

@@ -74,7 +74,7 @@ def postprocess(
         ValueError: the predictions or text rows contain NaN.
     """
     assert len(classifier) > 0, "postprocess needs at least one class"
-    assert ensemble is None or predictions.clip is not None, "score ensembling needs the dense CLIP feature"
+    assert ensemble is None or predictions.dense is not None, "score ensembling needs the dense CLIP feature"
     scores_of = partial(PairScores, classifier=classifier, options=options, ensemble=ensemble)
     at_a_time = points_at_a_time(len(classifier), predictions.boxes.device)
     images: Iterable[PointPredictions] = _visible(predictions, input_sizes)
@@ -95,8 +95,8 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[
         raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
     boxes = clip_boxes(predictions.boxes.float(), input_sizes[:, None])
     quality = predictions.quality.masked_fill(~_has_area(boxes), -torch.inf)
-    clips = [None] * len(boxes) if predictions.clip is None else predictions.clip
-    return [PointPredictions(*image) for image in zip(predictions.embeddings, boxes, quality, clips, strict=True)]
+    dense = [None] * len(boxes) if predictions.dense is None else predictions.dense
+    return [PointPredictions(*image) for image in zip(predictions.embeddings, boxes, quality, dense, strict=True)]
 
 
 def _look_again(

@@ -254,3 +254,9 @@ def test_albumentations_is_imported_late_and_never_asks_the_network():
         [sys.executable, "-W", "error::UserWarning", "-c", script], env=environment, cwd=root, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_line_of_pixels_keeps_a_side():
+    transform = train_transform(size=64, scale=(1, 1), flip=0, color=0)
+    out, _ = transform(np.zeros((1, 1000, 3), np.uint8), Labels.empty(), 0)
+    assert out.shape == (1, 64, 3)

@@ -315,3 +315,14 @@ def test_a_step_raises_the_versions_of_what_it_changes():
     before = [parameter._version for parameter in net.parameters()]
     step_if_finite(optimizer, {"loss": torch.ones(())}, gradient_norm(net.parameters()), max_norm=1.0)
     assert all(parameter._version > version for parameter, version in zip(net.parameters(), before, strict=True))
+
+
+def test_a_run_of_one_step_has_the_whole_rate():
+    assert learning_rate_factor(0, warmup_steps=0, total_steps=1, decay="cosine") == 1
+    assert learning_rate_factor(3, warmup_steps=3, total_steps=4, decay="cosine") == 1
+
+
+def test_an_average_of_other_weights_is_refused():
+    average = Ema(nn.Linear(2, 2), 0.9)
+    with pytest.raises(ValueError, match="more"):
+        average.load_state_dict({**average.state_dict(), "more": torch.zeros(1)}, 0)

@@ -226,3 +226,21 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path, negatives):
         assert torch.equal(one.class_ids, other.class_ids)
         assert torch.equal(one.embeddings, other.embeddings)
         assert torch.equal(one.mask, other.mask)
+
+
+def test_noise_is_added_to_classes_and_to_texts_of_pairs(sampler):
+    own = sampler.pair_texts.ids(0).tolist()
+    of = batch([annotated([0])], [pair([own[0]], (own[0],))])
+    plain, noisy = (replace(sampler, noise=noise).sample(of, torch.Generator().manual_seed(0)) for noise in (0.0, 0.5))
+    is_class = plain.class_ids < 4
+    for rows in (is_class, ~is_class):
+        assert rows.any()
+        assert ((plain.embeddings - noisy.embeddings)[rows].norm(dim=1) > 0.05).all()
+
+
+def test_image_labels_are_of_the_batchs_own_texts_alone(sampler):
+    own = sampler.pair_texts.ids(0).tolist()
+    drawing = replace(sampler, sampled_texts=60)
+    texts = drawing.sample(batch([annotated([0])], [pair([own[0]], (own[0],))]), torch.Generator().manual_seed(0))
+    assert len(own) > 1
+    assert texts.class_ids[texts.of_pairs].tolist() == [own[0]]

@@ -417,3 +417,7 @@ def test_a_detector_that_finds_nothing_stops_with_the_name_of_the_file(inference
     blind = Inference(inference.detector, size=96, options=DetectionOptions(score_threshold=1.0), low_precision=False)
     with pytest.raises(ValueError, match=r"lvis_val\.json: no box of the 8 held-out images is found"):
         fitted(blind, text, index, np.zeros(len(text), bool))
+
+
+def test_a_box_at_exactly_half_of_an_object_is_right() -> None:
+    assert verdict([0.0, 0, 10, 5], 0, labels_of()) == (True, 1.0)

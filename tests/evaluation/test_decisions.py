@@ -338,3 +338,31 @@ def test_a_large_set_is_judged_in_seconds():
     evaluator.decide(everything, evaluator.thresholds())
     evaluator.calibrate(everything)
     assert time.perf_counter() - start < 20  # some 2 s on two idle cores
+
+
+def test_thresholds_do_not_depend_on_other_classes_than_the_base():
+    """Of the other half's detections of base classes the same are reported, whatever the others score."""
+    truth = make_truth()
+    results, base = make_results(truth), np.array([True, True, False, True, False])
+    base_ids = [category.id for category, is_base in zip(truth.categories, base, strict=True) if is_base]
+    of_base = np.isin(results.category_ids, base_ids)
+    half_of = {image.id: row % 2 for row, image in enumerate(truth.images)}
+    halves = np.array([half_of[image] for image in results.image_ids.tolist()])
+    reported = []
+    for scores in (results.scores, np.where(of_base, results.scores, 1 - results.scores)):
+        evaluator = DecisionEvaluator(truth, replace(results, scores=scores), base=base)
+        for_even, for_odd = evaluator.thresholds()
+        least = np.where(halves == 1, for_even, for_odd)  # each is chosen on the other half
+        reported.append((of_base & (scores >= least)).tolist())
+    assert reported[0] == reported[1]
+
+
+def test_recall_counts_every_true_box_that_a_detection_overlaps():
+    truth = every_image_has_one(0)
+    twice = replace(
+        truth, image_ids=np.array([0, 0]), category_ids=np.ones(2, np.int64),
+        boxes_xywh=np.array([[10.0, 10, 20, 20], [11.0, 10, 20, 20]]), areas_px=np.full(2, 400.0),
+        crowd=np.zeros(2, bool),
+    )  # fmt: skip
+    results = Results(np.array([0]), np.array([1]), twice.boxes_xywh[:1], np.array([0.9]))
+    assert DecisionEvaluator(twice, results, base=np.ones(1, bool)).calibrate(np.ones(1, bool)).recall == 1

@@ -34,6 +34,7 @@ from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.structures import Detections, Points
 from ovd.text.encoder import encode_classes
 
@@ -395,3 +396,45 @@ def test_report(tiny_clip, index, text, tmp_path):
     with Image.open(tmp_path / "naming.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert {path.name for path in Path(tmp_path).iterdir()} == {"naming.json", "naming.png"}
+
+
+def test_confusions_say_which_name_a_box_got_in_place_of_its_own(tiny_clip, text, index):
+    """With rows of which one alone is like what CLIP sees, every box gets its name."""
+    common = F.normalize(text.mean(dim=0), dim=0)
+    rows = -common.expand(len(text), -1).clone()
+    rows[3] = common
+    report = measure(build(tiny_clip, gated=True), tiny_clip, rows, index)
+    name = index.categories[3].name
+    assert report.confusions
+    assert {item.named for item in report.confusions} == {name}
+    assert name not in {item.name for item in report.confusions}
+
+
+def test_more_images_than_there_are_are_not_looked_at_twice(tiny_clip, odd_images):
+    rows = encode_classes(tiny_clip, NAMES, ("{}",))
+    detector = build(tiny_clip, gated=True)
+    found = [measure(detector, tiny_clip, rows, odd_images, max_images=most) for most in (20, None)]
+    assert found[0] == found[1]
+    assert found[0].num_images == 2
+
+
+def test_a_bias_towards_trained_names_is_taken_off_for_the_detector_alone(tiny_clip, text, index):
+    detector, crops = build(tiny_clip, gated=True), make_crops(tiny_clip)
+    score_map = ScoreMap(1.0, 1.0, 0.0, 0.0)
+    reports = []
+    for bias in (0.0, 3.0):
+        inference = run_with(detector, SIZE)
+        inference.calibration = ScoreCalibration(bias, score_map, 0.5, inference.options, text[::2])
+        clip_backbone = backbone_of(copy.deepcopy(tiny_clip.model.visual))
+        reports.append(
+            measure_naming(
+                inference, clip_backbone, text, index, crops=crops, batch_size=4, workers=0, max_images=NUM_IMAGES
+            )
+        )
+    plain, biased = (by_group(report)["all"].boxes for report in reports)
+    assert (plain.naming_before, plain.naming_mean, plain.naming_crop) == (
+        biased.naming_before, biased.naming_mean, biased.naming_crop
+    )  # fmt: skip
+    assert plain.naming_after != biased.naming_after
+    trained_names = {category.name for category in index.categories[::2]}
+    assert not trained_names & {item.named for item in reports[1].confusions}

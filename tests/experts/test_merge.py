@@ -110,3 +110,14 @@ def test_another_expert_changes_only_what_both_have_names_for() -> None:
     second = found((NEARLY, 0.6, 6))
     assert listed(merged(Detections.empty(), first)[0]) == [(0.9, 5), (0.8, 5), (0.7, 6)]
     assert listed(merged(Detections.empty(), first, second)[0]) == [(0.9, 5), (0.8, 5), (0.7, 6)]
+
+
+def test_of_equal_scores_the_bases_comes_first() -> None:
+    assert listed(merged(found((PLACE, 0.5, 0)), found((ELSEWHERE, 0.5, 1)))[0]) == [(0.5, 0), (0.5, 1)]
+
+
+def test_classes_of_two_experts_do_not_suppress_each_other() -> None:
+    first = found((PLACE, 0.8, 3), (ELSEWHERE, 0.7, 5))
+    second = found((NEARLY, 0.9, 4), ([200, 200, 210, 210], 0.6, 3))
+    expected = [(0.9, 4), (0.8, 3), (0.7, 5), (0.6, 3)]
+    assert listed(merged(Detections.empty(), first, second)[0]) == expected

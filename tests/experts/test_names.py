@@ -77,3 +77,24 @@ def test_a_names_own_synonyms_do_not_count_where_it_is_held_out() -> None:
 
 def test_a_margin_without_names_of_the_base_is_finite() -> None:
     assert torch.isfinite(torch.tensor(fit_margin(torch.stack([ONE, OTHER]), torch.arange(2), torch.zeros(0, 6))))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_margin_tells_the_two_sides_apart_better(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    new = F.normalize(torch.randn(6, 4, generator=generator) + torch.tensor([1.0, 0, 0, 0]), dim=1)
+    base = F.normalize(torch.randn(9, 4, generator=generator) + torch.tensor([0, 0.5, 0, 0]), dim=1)
+    within, across = (new @ new.T).fill_diagonal_(-1), new @ base.T
+    lead_of_new = within.amax(dim=1) - across.amax(dim=1)
+    lead_of_base = across.amax(dim=0) - (base @ base.T).fill_diagonal_(-1).amax(dim=1)
+
+    def share(margin: float) -> float:
+        return float((lead_of_new > margin).float().mean() + (lead_of_base <= margin).float().mean())
+
+    best = max(share(margin) for margin in torch.linspace(-2, 2, 801).tolist())
+    assert share(fit_margin(new, torch.arange(6), base)) >= best - 1e-6
+
+
+def test_an_experts_own_name_goes_to_no_other_that_is_near() -> None:
+    first, second = expert(ONE, margin=0.5), expert(near(ONE, OTHER, 0.4), margin=0.0)
+    assert rows_of(ONE[None], first, second, nearest=True) == [[], [0], []]

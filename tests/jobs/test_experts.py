@@ -17,15 +17,16 @@ from small_fine_tuning import fine_tuning_config
 from small_run import source_of
 
 from ovd.build.data import load_validation_index
-from ovd.build.trained import load_detector
+from ovd.build.trained import build_inference, load_detector
 from ovd.config import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
 from ovd.experts.group import ExpertGroup
-from ovd.experts.inference import ExpertInference
+from ovd.experts.inference import ExpertInference, _of_answerer, _Query
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
 from ovd.jobs.train import train_from_config
+from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import shared_parameters
 from ovd.predictor import Predictor
 from ovd.structures import Detections
@@ -185,6 +186,7 @@ def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) 
         (alone,) = inference.detect(texts[row], images[row : row + 1], sizes[row : row + 1], sizes[row : row + 1])
         torch.testing.assert_close(found[row].boxes, alone.boxes, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(found[row].scores, alone.scores, atol=1e-4, rtol=1e-3)
+        assert torch.equal(found[row].classes, alone.classes)
 
 
 def test_evaluation_at_home_is_the_same_file_and_the_new_sets_is_that_of_the_tuned_run(start, experts, tmp_path):
@@ -341,3 +343,24 @@ def test_adapters_are_of_layers_that_are_not_the_experts_own(start, tmp_path, mi
     source = source_of(miniature_world)
     with pytest.raises(ConfigError, match=r"expert\.rank is for layers that are not the expert's own"):
         fine_tuning_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": "all"})
+
+
+def test_an_ensembles_weights_go_with_the_names_that_an_answerer_is_asked_for() -> None:
+    ensemble = ScoreEnsemble(torch.tensor([0.1, 0.2, 0.3]), 50.0)
+    query = _Query(torch.tensor([2, 0]), torch.zeros(2, 4))
+    of_base = _of_answerer(ensemble, 0, query)
+    assert of_base is not None
+    assert of_base.weights.tolist() == pytest.approx([0.3, 0.1])
+    assert _of_answerer(ensemble, 1, query) is None
+    assert _of_answerer(None, 0, query) is None
+
+
+def test_experts_are_described_alike_in_any_order_and_by_how_they_are_used(start, experts) -> None:
+    def describe(folders, **options) -> str:
+        trained = load_detector(start, experts=ExpertGroup(tuple(folders), **options))
+        inference = build_inference(trained)
+        assert isinstance(inference, ExpertInference)
+        return inference.describe_experts()
+
+    assert describe(experts) == describe(experts[::-1])
+    assert len({describe(experts), describe(experts, nearest=True), describe(experts, same_place="both")}) == 3

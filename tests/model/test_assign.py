@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torchvision.models.detection.fcos import FCOS
 from torchvision.ops import box_iou
 
+from ovd.boxes import side_distances
 from ovd.model.assign import assign_atss, assign_by_annotations, assign_fcos, assign_task_aligned
 from ovd.model.similarity import TextClassifier, text_cosines
-from ovd.structures import Points, Predictions, Targets
+from ovd.structures import Assignment, Points, Predictions, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -353,3 +354,45 @@ def test_rules_that_look_at_annotations_alone_are_found_by_name():
         assert torch.equal(found.unmatched_center, expected.unmatched_center)
     assert not torch.equal(fcos.matched, atss.matched)
     assert assign_by_annotations("task_aligned", points, targets, sizes=sizes) is None
+
+
+def task_aligned(boxes: list[list[float]], reach: float) -> tuple[Points, Targets, Assignment]:
+    """With boxes predicted `reach` px around every point."""
+    points, targets = make_points(96, 128), make_targets(boxes)
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.cat([points.centers - reach, points.centers + reach], dim=1)[None]
+    num_points = len(points.centers)
+    predictions = Predictions(torch.randn(1, num_points, 8, generator=generator), predicted, torch.zeros(1, num_points))
+    text = F.normalize(torch.randn(1, 8, generator=generator), dim=1)
+    classifier = TextClassifier(text, torch.tensor([0]), torch.tensor(5.0), torch.tensor(-1.0))
+    sizes = torch.tensor([[96, 128]])
+    return points, targets, assign_task_aligned(points, (targets,), predictions, sizes=sizes, classifier=classifier)
+
+
+def test_task_aligned_takes_no_point_outside_a_box_with_few_inside() -> None:
+    points, targets, assignment = task_aligned([[10.0, 10, 22, 22]], 8.0)
+    matched = points.centers[assignment.matched[0] >= 0]
+    assert len(matched)
+    assert (side_distances(matched, targets.boxes.expand(len(matched), 4)) > 0).all()
+
+
+def test_task_aligned_survives_a_box_without_a_point_and_one_that_is_hardly_met() -> None:
+    _, _, assignment = task_aligned([[4.0, 4, 50, 44], [61.0, 61, 62, 62]], 8.0)
+    assert (assignment.matched == 0).any()
+    assert not (assignment.matched == 1).any()
+    assert assignment.alignment is not None
+    assert assignment.alignment.isfinite().all()
+    points, targets, hardly = task_aligned([[4.0, 4, 90, 90]], 4.0)
+    assert hardly.alignment is not None
+    around = torch.cat([points.centers - 4, points.centers + 4], dim=1)
+    best = box_iou(around[hardly.matched[0] >= 0], targets.boxes).max()
+    assert best < 0.01
+    torch.testing.assert_close(hardly.alignment.max(), best)
+
+
+def test_task_aligned_knows_the_unmatched_points_in_the_middle_of_a_box() -> None:
+    points, targets, assignment = task_aligned([[4.0, 4, 92, 92]], 8.0)
+    offsets = (points.centers - 48).abs().amax(dim=1)
+    distances = side_distances(points.centers, targets.boxes.expand(len(points.centers), 4))
+    central = (distances > 0).all(dim=1) & (offsets < 1.5 * points.strides)
+    assert torch.equal(assignment.unmatched_center[0], central & (assignment.matched[0] < 0))

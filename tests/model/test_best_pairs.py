@@ -23,7 +23,7 @@ def make_points(count: int, *, hidden: int = 0, seed: int = 0) -> PointPredictio
     generator = torch.Generator().manual_seed(seed)
     quality = 2 * torch.randn(count, generator=generator)
     quality[:hidden] = -torch.inf
-    return PointPredictions(torch.randn(count, DIM, generator=generator), torch.zeros(count, 4), quality, clip=None)
+    return PointPredictions(torch.randn(count, DIM, generator=generator), torch.zeros(count, 4), quality, dense=None)
 
 
 def make_classifier(num_classes: int, *, scale: float = 20.0, lowers: bool = False) -> TextClassifier:

@@ -108,8 +108,8 @@ def reference(
         for c, cosine in enumerate(cosines):
             probability = 1 / (1 + math.exp(-SCALE * cosine - BIAS))
             if ensemble is not None:
-                assert predictions.clip is not None
-                dense = predictions.clip[image, point].tolist()
+                assert predictions.dense is not None
+                dense = predictions.dense[image, point].tolist()
                 named = softmax([ensemble.clip_scale * dot(dense, row) for row in rows])[c]
                 weight = ensemble.weights[c].item()
                 probability = probability ** (1 - weight) * named**weight

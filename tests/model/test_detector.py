@@ -4,7 +4,7 @@ from small_detector import build_detector
 
 from ovd.model.fcos_head import make_points
 from ovd.model.fpn import FeaturePyramid
-from ovd.model.gates import GatedProjection, ShortcutFilter
+from ovd.model.gates import GatedProjection, GatedShortcuts, PlainProjection, ShortcutFilter
 from ovd.model.neighbors import WIDEST_BAND, add_neighbors
 from ovd.model.resample import resample_dense
 from ovd.model.t_head import TaskAlignedHead
@@ -153,11 +153,11 @@ def test_the_learned_path_joins_where_it_is_told_to(untrained_clip, places):
 
 
 def test_the_dense_feature_is_predicted_in_evaluation_where_it_is_asked_for(untrained_clip):
-    detector, gated = build_detector(untrained_clip, keeps_clip=True), build_detector(untrained_clip, "head")
+    detector, gated = build_detector(untrained_clip, keeps_dense=True), build_detector(untrained_clip, "head")
     batch = images(1, 64, 96)
-    assert detector.train()(batch).clip is None
+    assert detector.train()(batch).dense is None
     found = detector.eval()(batch)
-    torch.testing.assert_close(found.clip, gated.eval()(batch).embeddings)  # a fresh gated detector is dense CLIP
+    torch.testing.assert_close(found.dense, gated.eval()(batch).embeddings)  # a fresh gated detector is dense CLIP
 
 
 def test_its_classifier_is_at_its_scale_and_bias(untrained_clip):
@@ -251,3 +251,28 @@ def test_coarse_levels_of_one_cell_have_finite_gradients():
     padded = torch.nn.functional.pad(levels[3].float(), (0, 1, 0, 1)).relu()
     with torch.no_grad():
         torch.testing.assert_close(pyramid.extras[2](padded), pyramid.extras[2](levels[3].float().relu()))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_gates_are_numbers_or_one_for_each_channel(per_channel):
+    shortcuts = GatedShortcuts(2, 8, 5, places=["pyramid", "head"], per_channel=per_channel, filter_size=3)
+    gates = [parameter for name, parameter in shortcuts.named_parameters() if name.endswith("gate")]
+    assert [len(gate) for gate in gates] == [5 if per_channel else 1] * 3
+
+
+def test_a_projection_without_shortcuts_starts_at_unit_length():
+    torch.manual_seed(0)
+    (out,) = PlainProjection(64, 32)([], [], [torch.randn(1, 64, 20, 20)])
+    assert out.norm(dim=1).mean().item() == pytest.approx(1, abs=0.2)
+
+
+@torch.no_grad()
+def test_the_form_that_is_compiled_computes_the_same(untrained_clip, monkeypatch):
+    torch.manual_seed(0)
+    detector = build_detector(untrained_clip, "pyramid", "head", per_channel_gates=True)
+    for module in detector.modules():
+        if isinstance(module, GatedProjection):
+            torch.nn.init.normal_(module.projection.weight, std=0.01)
+    expected = detector(images(1, 64, 64)).embeddings
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(detector(images(1, 64, 64)).embeddings, expected, atol=1e-4, rtol=1e-4)

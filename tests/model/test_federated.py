@@ -159,3 +159,10 @@ def test_a_text_near_a_class_that_may_be_there_is_no_negative() -> None:
     image, there, unsaid = make_targets([], [], [], []), make_targets([2], [], [], []), make_targets([], [], [2], [])
     texts = torch.nn.functional.normalize(torch.stack([rows[2], rows[5] + 0.1 * rows[4]]), dim=1)
     assert text_mask((image, there, unsaid), texts, rows)[:, 0].tolist() == [True, False, False]
+
+
+def test_a_text_is_no_negative_where_one_of_the_nearest_classes_has_a_box() -> None:
+    rows, texts = torch.eye(8)[:5], torch.tensor([[1.0, 0.9, 0.8, 0, 0, 0, 0, 0]])
+    second, fourth = make_targets([1], [], [], []), make_targets([3], [], [], [])
+    assert text_mask((second, fourth), texts, rows).tolist() == [[False], [True]]
+    assert text_mask((second,), texts, rows[:2]).tolist() == [[False]]  # of fewer classes than are looked at

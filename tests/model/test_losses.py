@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from ovd.model.assign import assign_fcos
-from ovd.model.focal import MIN_TEXT_NUMBERS, chunked_focal_loss, point_focal_loss
+from ovd.model.focal import MIN_TEXT_NUMBERS, _background_focal_, chunked_focal_loss, point_focal_loss
 from ovd.model.losses import ClassMasks, box_and_quality_losses, detection_losses, match_points
 from ovd.model.similarity import EPSILON, TextClassifier, text_cosines, unit_embeddings
 from ovd.structures import IGNORED, Points, Predictions, Targets
@@ -621,3 +621,43 @@ def test_quality_learns_from_matched_points_and_those_of_the_unmatched_center_al
     assert torch.equal(taught, (assignment.matched[0] >= 0) | assignment.unmatched_center[0])
     assert (predictions.quality.grad[0][assignment.unmatched_center[0]] > 0).all()  # pushed down
     assert assignment.unmatched_center.any()
+
+
+def two_levels() -> Points:
+    """The same centers, every second one of a coarser level, so that some in a box's middle are not matched."""
+    fine = make_points()
+    return Points(fine.centers, torch.where(torch.arange(60) % 2 == 0, 8.0, 32.0))
+
+
+SIZES_OF_MATCHING = torch.tensor([[48, 80]])
+
+
+def test_matched_points_weigh_by_their_alignment_where_there_is_one() -> None:
+    targets = (make_targets([[4.0, 4.0, 30.0, 24.0]], [8]),)
+    assignment = assign_fcos(make_points(), targets, sizes=SIZES_OF_MATCHING)
+    alignment = torch.rand(assignment.matched.shape, generator=torch.Generator().manual_seed(0))
+    matches = match_points(replace(assignment, alignment=alignment), targets, no_box_loss=None, points=make_points())
+    assert torch.equal(matches.weights, alignment[assignment.matched >= 0])
+
+
+def test_unmatched_centers_count_for_the_quality_alone_outside_crowds_and_where_boxes_do() -> None:
+    points, targets = two_levels(), make_targets([[10.0, 10.0, 50.0, 40.0]], [20])
+    assignment = assign_fcos(points, (targets,), sizes=SIZES_OF_MATCHING)
+    assert assignment.unmatched_center.any()
+    matches = match_points(assignment, (targets,), no_box_loss=None, points=points)
+    num_centers = (assignment.unmatched_center & ~assignment.ignored).sum()
+    assert matches.normalizers()[2] == (assignment.matched >= 0).sum() + num_centers
+    none = match_points(assignment, (targets,), no_box_loss=torch.tensor([True]), points=points)
+    assert len(none.center_point) == 0
+    crowded = replace(targets, crowd_boxes=torch.tensor([[0.0, 0, 30, 48]]))
+    assignment = assign_fcos(points, (crowded,), sizes=SIZES_OF_MATCHING)
+    assert (assignment.unmatched_center & assignment.ignored).any()
+    matches = match_points(assignment, (crowded,), no_box_loss=None, points=points)
+    assert not assignment.ignored[matches.center_image, matches.center_point].any()
+
+
+def test_the_rougher_form_of_the_loss_is_finite_at_large_logits() -> None:
+    logits = torch.tensor([100.0, 200.0])
+    slopes, losses = _background_focal_(logits, [torch.empty(2), torch.empty(2)], 1.0, 2.0)
+    assert slopes.isfinite().all()
+    assert losses.isfinite().all()

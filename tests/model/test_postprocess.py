@@ -201,16 +201,16 @@ def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
         embeddings=torch.randn(1, num_points, 8, generator=generator),
         boxes=torch.cat([corners, corners + 9], dim=1)[None],
         quality=torch.randn(1, num_points, generator=generator),
-        clip=similarity.unit_embeddings(torch.randn(1, num_points, 8, generator=generator)),
+        dense=similarity.unit_embeddings(torch.randn(1, num_points, 8, generator=generator)),
     )
-    assert predictions.clip is not None
+    assert predictions.dense is not None
     weights = torch.tensor([0.0, 1.0, 0.35, 0.35, 0.65, 0.65])
     sizes, ensemble = torch.tensor([[10, 200]]), ScoreEnsemble(weights, clip_scale=4.0)
     (found,) = detections_of(predictions, text, sizes, sizes, ensemble, candidates=candidates)
     expected = []
     for point in range(num_points):
         cosines = torch.cosine_similarity(predictions.embeddings[0, point], text, dim=1)
-        named = torch.softmax(4.0 * (text @ predictions.clip[0, point]), dim=0)
+        named = torch.softmax(4.0 * (text @ predictions.dense[0, point]), dim=0)
         for row in range(6):
             detected = torch.sigmoid(SCALE * cosines[row] + BIAS)
             probability = detected ** (1 - weights[row]) * named[row] ** weights[row]

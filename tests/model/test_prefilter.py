@@ -65,7 +65,7 @@ def test_points_are_chosen_by_their_scores_and_stay_in_order(hidden: int) -> Non
     classifier = make_classifier(FEWEST_NAMES + 500)
     predictions, objects = make_predictions(classifier, objects=30)
     predictions.quality[0, :hidden] = -torch.inf  # as in the padding
-    image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], clip=None)
+    image = PointPredictions(predictions.embeddings[0], predictions.boxes[0], predictions.quality[0], dense=None)
     chosen = promising_points(image, classifier, 0.25)
     assert len(chosen) == POINTS // 4
     assert (chosen.diff() > 0).all()

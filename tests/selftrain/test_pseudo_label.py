@@ -18,7 +18,7 @@ from ovd.build.trained import TrainedDetector
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.images import read_image
 from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
-from ovd.data.report import DataError
+from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
@@ -569,3 +569,33 @@ def test_labels_of_a_shard_are_of_one_type(tmp_path, trained):
         height, width = labels.image_sizes[row]
         assert (labels.boxes[row] <= [width, height, width, height]).all()
         assert (np.diff(labels.scores[row]) <= 0).all()
+
+
+def test_a_second_call_counts_images_as_the_first(tmp_path, captions_alone):
+    """Captions with nothing to ask for are no images that cannot be read."""
+    pairs = with_broken_images(some_pairs(12), [4])
+    for row in (1, 2, 3):
+        pairs[row] = Pair(pairs[row].key, pairs[row].image, "...", {})
+    folder = shard_folder(tmp_path / "pairs", pairs, 12)
+    counts = []
+    for _ in range(2):
+        report = DataReport(stops=False)
+        label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, report=report)
+        counts.append((report.num_used(), report.counts()))
+    assert counts[0] == counts[1] == (11, {"F9 skipped": 1})
+
+
+def test_an_image_that_cannot_be_read_is_named_before_its_caption(tmp_path, captions_alone):
+    pairs = with_broken_images(some_pairs(6), [0])
+    pairs[0] = Pair(pairs[0].key, pairs[0].image, "", {})
+    folder = shard_folder(tmp_path / "pairs", pairs, 6)
+    label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, report=DataReport(stops=False))
+    assert read_labels(tmp_path / "out" / "00000.safetensors").reasons[0].startswith("F9 ")
+
+
+def test_a_report_may_be_in_use_already(tmp_path, captions_alone):
+    report = DataReport()
+    for number in range(2):
+        folder = shard_folder(tmp_path / f"pairs{number}", some_pairs(6), 6)
+        label_shards(folder, tmp_path / f"out{number}", FixedTeacher(), captions_alone, CAPTION, report=report)
+    assert report.num_used() == 12

@@ -198,3 +198,15 @@ def test_the_world_s_captions_ask_for_what_they_name():
 def test_every_source_of_a_caption_is_there_and_says_whether_templates_are_put_around_it() -> None:
     assert SOURCES.keys() | {"classes"} == set(get_args(QuerySource))
     assert {name for name, source in SOURCES.items() if not source.are_names} == {"caption"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "nouns"),
+    [
+        ("an umbrella illustration of a dog", ("umbrella", "dog")),
+        ("a dog with her in a park", ("dog", "park")),
+        ("a flatbed and a bobsled", ("flatbed", "bobsled")),
+    ],
+)
+def test_phrases_end_where_their_thing_does(caption, nouns):
+    assert noun_queries(caption) == nouns

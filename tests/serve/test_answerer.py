@@ -46,7 +46,7 @@ def test_it_answers_as_the_predictor_does(trained, with_ensemble):
     if with_ensemble:
         values = trained.config.model_dump()
         values["eval"]["ensemble"] = {"base": 0.1, "novel": 0.9}
-        trained.detector.keeps_clip = True
+        trained.detector.keeps_dense = True
         trained = replace(trained, config=type(trained.config).model_validate(values))
     try:
         answerer, predictor = Answerer(trained), Predictor(trained)
@@ -55,7 +55,7 @@ def test_it_answers_as_the_predictor_does(trained, with_ensemble):
             image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
             assert_same(found, predictor(image, names))
     finally:
-        trained.detector.keeps_clip = False
+        trained.detector.keeps_dense = False
 
 
 def test_a_question_that_fails_does_not_stop_the_others(trained, monkeypatch):

@@ -112,3 +112,8 @@ def test_the_fingerprint_tells_activations_apart():
     model.load_state_dict(plain.model.state_dict())
     quick = Clip(model, plain.tokenizer, plain.mean, plain.std, 32)
     assert text_tower_fingerprint(quick) != text_tower_fingerprint(plain)
+
+
+def test_a_class_may_have_more_forms_than_are_encoded_at_a_time(tiny_clip):
+    templates = tuple("x" * number + " {}" for number in range(257))
+    assert encode_classes(tiny_clip, ["anchor"], templates).shape == (1, tiny_clip.dim)

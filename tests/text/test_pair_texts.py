@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import save
 
 from ovd.text.bank import TextBank
-from ovd.text.pair_texts import PairTexts
+from ovd.text.pair_texts import PairTexts, _hash
 
 FIRST = 1000
 COUNTS = [np.array([4, 0]), np.arange(0), np.array([9, 12, 1])]
@@ -94,3 +94,7 @@ def test_texts_are_drawn_by_the_root_of_their_number_of_pairs(banks):
     assert many == sorted({bird, cat, x})
     assert texts.draw(0, generator).tolist() == []
     assert PairTexts([banks[1]], [np.arange(0)], first_id=FIRST).draw(5, generator).tolist() == []
+
+
+def test_hashes_of_many_texts_differ():
+    assert len({_hash(str(number)) for number in range(5000)}) == 5000

@@ -40,3 +40,11 @@ def test_full_templates_are_openais_eighty():
 def test_forms_of_a_name_that_are_read_alike_are_one_and_blank_ones_none():
     assert class_forms("Dog", ["dog", "", "_", "hound", "cur"], 2) == ["Dog", "hound", "cur"]
     assert class_forms("Dog", ["DOG"], 1) == ["Dog", "Dog"]
+
+
+def test_a_class_with_few_names_repeats_them_evenly():
+    assert class_forms("a", ["b"], 3) == ["a", "b", "a", "b"]
+
+
+def test_a_bracket_is_a_word_of_its_own():
+    assert clean_name("bow(weapon)") == "bow (weapon)"

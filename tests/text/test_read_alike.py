@@ -3,6 +3,7 @@
 import pytest
 
 from ovd.data.vocabulary import _normalized
+from ovd.text.clean import clean
 from ovd.text.names import are_among, check_each_once, names_asked, read_alike
 
 ALIKE = [
@@ -51,3 +52,12 @@ def test_what_is_no_list_of_names_is_refused(given, words) -> None:
 
 def test_one_name_may_stand_alone() -> None:
     assert names_asked("a b", (str,)) == ("a b",)
+
+
+def test_a_dictionary_is_no_list_of_names():
+    with pytest.raises(ValueError, match="class names are text, not dict"):
+        names_asked({"cat": 1}, (str,))
+
+
+def test_control_characters_are_not_read():
+    assert clean("\ufeffcat\x00") == "cat"

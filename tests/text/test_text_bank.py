@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
 from ovd.text.names import fill
-from ovd.text.perturb import drop_tokens, tower_dropout
+from ovd.text.perturb import _residual_blocks, drop_tokens, tower_dropout
 from ovd.text.sources import TextSources
 
 NAMES = ["umbrella", "chess_king_(outlined)", "anchor"]
@@ -243,3 +243,10 @@ def test_a_bank_of_other_classes_or_of_another_tower_is_refused(bank):
 def test_a_class_given_twice_is_refused(untrained_clip, tmp_path):
     with pytest.raises(ValueError, match="'gear' is given more often"):
         build_bank(untrained_clip, ["gear", "anchor", "gear"], [()] * 3, TextSources(), folder=tmp_path)
+
+
+def test_dropout_of_the_text_tower_is_in_both_branches_and_keeps_the_mean(untrained_clip):
+    block, ones = _residual_blocks(untrained_clip.model)[0], torch.ones(200, 50)
+    with tower_dropout(untrained_clip, 0.5, torch.Generator().manual_seed(0)):
+        for branch in (block.ls_1, block.ls_2):
+            assert set(branch(ones).unique().tolist()) == {0.0, 2.0}
