@@ -99,11 +99,8 @@ def describe_machine(device: torch.device | None = None) -> str:
     parts = [f"CPU {cpu_name()}", instruction_set(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")
-    lowered = (
-        "ATEN_CPU_CAPABILITY",
-        "ONEDNN_MAX_CPU_ISA",
-        "DNNL_MAX_CPU_ISA",
-    )  # kernels are picked for no more than these
+    # Kernels are picked for no more than these say.
+    lowered = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     parts += [f"{name}={os.environ[name]}" for name in lowered if name in os.environ]
     return ", ".join(parts)
 
@@ -122,7 +119,7 @@ def _cpu_bf16_instructions() -> list[str]:
 
 
 def _allowed_bf16_instructions() -> tuple[str, ...]:
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
     if limit in ("ALL", "DEFAULT") or "AMX" in limit:
         return BF16_INSTRUCTIONS
     return BF16_INSTRUCTIONS[1:] if limit.startswith(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10")) else ()

@@ -1,6 +1,7 @@
 """The `ovd` command: one subcommand per module of ovd/commands/, which is also what the script in tools/ runs."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
+from ovd.jobs.queries import with_examples
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(name for commands in COMMANDS.values() for name in commands)
@@ -244,3 +246,22 @@ def test_a_script_that_says_so_runs_the_command():
         module = f"ovd.commands.{of.replace('-', '_')}"
         assert f"from {module} import main\n" in scripts[name]
         assert callable(import_module(module).main)
+
+
+def test_names_of_files_that_are_not_utf8_are_printed(tmp_path):
+    """In any locale: their bytes are spelled out."""
+    code = (
+        "import os; from ovd.cli import run_tool; run_tool(lambda: print(os.fsdecode(b'caf' + bytes([233]) + b'.jpg')))"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True).stdout
+    assert shown == b"caf\\udce9.jpg\n"
+
+
+def test_an_example_belongs_to_the_name_that_is_read_like_its_own():
+    words = ["anchor=crop.png", "Gadget=a.png", "gadget=b.png"]
+    asked, minima = with_examples([("Anchor", 0.5), ("cat", None)], words)
+    assert [item if isinstance(item, str) else (item.name, item.texts, len(item.images)) for item in asked] == [
+        ("Anchor", ("Anchor",), 1), "cat", ("Gadget", (), 2)
+    ]  # fmt: skip
+    assert minima == [0.5, None, None]

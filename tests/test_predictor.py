@@ -211,3 +211,11 @@ def test_any_path_is_one(trained, image, tmp_path):
     (entry,) = os.scandir(tmp_path)
     predictor = Predictor(trained)
     assert torch.equal(predictor(entry, NAMES).scores, predictor(image, NAMES).scores)
+
+
+def test_an_ensembles_names_are_looked_up_once(trained):
+    """As fast for any number of names: the trained ones are read once."""
+    many = replace(trained, classes=tuple(f"class {number}" for number in range(2000)))
+    ensemble = score_ensemble(many, [f"class {number}" for number in range(500)])
+    assert ensemble is not None
+    assert set(ensemble.weights.tolist()) == {ensemble.weights[0].item()}

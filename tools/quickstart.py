@@ -126,7 +126,7 @@ def main() -> None:
         train_from_config(config, resume=arguments.resume, evaluate=False)
     with stages.measure("evaluating"):
         trained = load_detector(config.output)
-        evaluate_run(trained, output=config.output, index=index)
+        evaluate_run(trained, output=config.output)
         for part in TRANSFER_PARTS:
             transfer = load_evaluation_index(
                 world / "annotations" / f"{part}.json", world / "images" / part, "coco", report=DataReport()

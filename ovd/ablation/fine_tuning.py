@@ -42,7 +42,8 @@ class FineTuningRecord:
     kept_AP: float
     """LVIS's on the world's validation set, over all classes and over rare ones."""
     kept_APr: float
-    kept_cgF1: float
+    kept_cgF1: float | None
+    """None if the classes are in all images, or in none."""
     minutes: float
     """Of training."""
     megabytes: float
@@ -139,7 +140,7 @@ def run_fine_tuning(
             new_AP50=_per_cent(outcome.new["AP50"]),
             kept_AP=_per_cent(outcome.kept["AP"]),
             kept_APr=_per_cent(outcome.kept["APr"]),
-            kept_cgF1=round(decisions["all"]["cgF1"], 2),
+            kept_cgF1=None if (cgF1 := decisions["all"]["cgF1"]) is None else round(cgF1, 2),
             minutes=round(minutes, 2),
             megabytes=round(megabytes, 1),
             steps=steps,
@@ -195,9 +196,9 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
     figure.savefig(image, dpi=110)
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float | None]) -> str:
     """Mean and interval of a metric over the seeds; a dash if it is unknown for one."""
-    if UNKNOWN in values:
+    if UNKNOWN in values or None in values:
         return "-"
     value = estimate(np.array(values, dtype=np.float64))
     if value.interval is None:

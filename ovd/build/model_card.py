@@ -66,8 +66,10 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     if beside.is_file():
         return json.loads(beside.read_text(encoding="utf-8"))
     run, step = folder.parent, step_of(folder)
-    for evaluation in (run / "eval", run):  # of `ovd eval RUN`, and of the quick start
-        if (evaluation / METRICS).is_file() and measured_weights(evaluation) == sha256_of(trained.weights):
+    noted = [(folder, measured_weights(folder)) for folder in (run / "eval", run)]  # of `ovd eval RUN`, the quick start
+    sha256 = sha256_of(trained.weights) if any(of for _, of in noted) else None
+    for evaluation, of in noted:
+        if of is not None and of == sha256 and (evaluation / METRICS).is_file():
             return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
     if not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
         return None

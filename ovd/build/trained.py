@@ -26,7 +26,7 @@ from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.precision import frozen_memory_format
 from ovd.text.encoder import text_tower_fingerprint
-from ovd.text.names import are_among
+from ovd.text.names import read_alike
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,13 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
         raise ValueError(f"{found.folder} was trained with another text tower than that of the config's CLIP model")
 
 
-def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
+def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
     """Load the weights that a new run starts from: a run folder, a checkpoint folder or a weights file.
 
     Learned names start at their text rows, adapters and side branch at no effect.
+
+    Returns:
+        The file of the weights.
 
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
@@ -172,6 +175,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> None:
             tensors.setdefault(name, tensor)
     checkpoint.check_fit(detector, tensors, source=path)
     detector.load_state_dict(tensors)
+    return path
 
 
 def build_start(config: TrainConfig, *, device: torch.device, low_precision: bool) -> Detector | None:
@@ -236,7 +240,8 @@ def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]
     config = trained.config.eval.ensemble
     if config is None:
         return None
+    known = set(map(read_alike, trained.classes))
     texts = [(of_class,) if isinstance(of_class, str) else of_class for of_class in asked]
-    is_base = [any(are_among(of_class, trained.classes)) for of_class in texts]
+    is_base = [any(read_alike(text) in known for text in of_class) for of_class in texts]
     weights = torch.tensor([config.base if base else config.novel for base in is_base])
     return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())

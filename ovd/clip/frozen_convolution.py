@@ -61,7 +61,8 @@ class FrozenWeights:
         """`compute()`; kept, and in autocast's dtype, if all that it is from is frozen."""
         if sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return compute()
-        # Fused optimizers change what learns without a sign, and tensors of inference mode have no versions.
+        # Fused optimizers change what learns without a sign (ovd's own step gives one, compiled or not), and tensors of
+        # inference mode have no versions.
         if any(source.requires_grad or source.is_inference() for source in sources):
             self.kept = None
             return compute()

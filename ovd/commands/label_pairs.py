@@ -69,9 +69,12 @@ def _arguments() -> argparse.Namespace:
 def label_options(arguments: argparse.Namespace) -> LabelOptions:
     """What is asked and kept, as the command line says."""
     names = [] if arguments.classes is None else [name for _, name in read_lines(arguments.classes)]
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(read_alike(name), name)
     settings = {
         "queries": arguments.queries,
-        "classes": tuple(reversed({read_alike(name): name for name in reversed(names)}.values())),
+        "classes": tuple(first.values()),
         "score_threshold": arguments.threshold,
         "max_boxes": arguments.max_boxes,
         "batch_size": arguments.batch_size,

@@ -20,6 +20,7 @@ from ovd.data.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, Feder
 from ovd.data.text_files import finite_number
 from ovd.files import GZIP
 from ovd.shapes import Float64
+from ovd.text.names import read_alike
 
 _NUM_NAMED = 20
 
@@ -254,7 +255,7 @@ class Source:
     def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:
         """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
         name = self.field(row, "categories", "name", str)
-        if not name.strip():
+        if not read_alike(name):
             raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
         if _is_broken(name):
             raise DataError("F1", f"{self.path}: category {row['id']}: {name!r} has half a character")

@@ -1,5 +1,6 @@
 """Reading an image file into RGB pixels, or its size from its header; the error names what is wrong with it."""
 
+import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +113,7 @@ def decode_image(
     without_end = False
     with _REMARKS, _opened(BytesIO(content), name, max_pixels) as image:
         if has_many_scans(content, MAX_SCANS):
-            raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, each of which takes its time")
+            raise ImageError("F10", f"{name}: a JPEG of more than {MAX_SCANS} scans, which takes long; save it again")
         width, height = image.size
         wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
         orientation = _orientation(image)
@@ -209,7 +210,8 @@ class _Remarks:
     """A context without Pillow's remarks on odd metadata, and on sizes, which are checked here: what matters raises.
 
     Filters of warnings belong to the process. So the first thread that comes silences them, and the last that leaves
-    puts back what there was: threads that did so each for itself could leave another's behind.
+    puts back what there was: threads that did so each for itself could leave another's behind. In a process that is
+    forked meanwhile nobody is inside.
     """
 
     def __init__(self) -> None:
@@ -232,8 +234,16 @@ class _Remarks:
                 self._filters.__exit__(None, None, None)
                 self._filters = None
 
+    def forget(self) -> None:
+        """Begin anew, in a forked process."""
+        self._lock = Lock()
+        if self._num_inside and self._filters is not None:
+            self._filters.__exit__(None, None, None)
+        self._num_inside, self._filters = 0, None
+
 
 _REMARKS = _Remarks()
+os.register_at_fork(after_in_child=_REMARKS.forget)
 
 
 @contextmanager

@@ -16,15 +16,15 @@ from ovd.shapes import UInt8
 VIDEO_ENDINGS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"})
 _DEFAULT_RATE = Fraction(25)
 LEAST_SHARE = 0.9
-"""Of a video's length by its header, that its frames reach at least, but for a second."""
+"""The frames of a whole video reach this share of the length that its header gives, less a second."""
 
 
 def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
     """Seconds from the start and the RGB pixels of every frame, turned as a player shows it.
 
     Raises:
-        ImageError: F8 missing; F9 no video, damaged, or a second and a tenth of its length short, which is found after
-            its last frame; F10 too many pixels.
+        ImageError: F8 missing; F9 no video, damaged, or with frames for less than nine tenths of its length, which is
+            found after the last one; F10 too many pixels.
         ValueError: PyAV is missing.
     """
     with _opened(path) as container:
@@ -32,16 +32,19 @@ def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]
         stream.thread_type = "AUTO"
         if stream.width * stream.height > MAX_PIXELS:
             raise ImageError("F10", f"{path}: {stream.height} x {stream.width} pixels are more than {MAX_PIXELS}")
-        time_s = 0.0
+        time_s = end_s = longest_s = 0.0
         for frame in container.decode(stream):
             pixels = frame.to_ndarray(format="rgb24")
             quarter_turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-            time_s = float(frame.time or 0.0)
+            before_s, time_s = time_s, float(frame.time or 0.0)
+            own_s = float((getattr(frame, "duration", 0) or 0) * (frame.time_base or 0))
+            longest_s = max(longest_s, own_s, time_s - before_s)
+            end_s = time_s + longest_s  # the last one may stay as long as any
             yield time_s, np.ascontiguousarray(np.rot90(pixels, quarter_turns))
         length_s = _length_s(container, stream)
-        if time_s < LEAST_SHARE * length_s - 1:
+        if 0 < end_s < LEAST_SHARE * length_s - 1:
             raise ImageError(
-                "F9", f"{path}: its frames end after {time_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
+                "F9", f"{path}: its frames end after {end_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
             )
 
 

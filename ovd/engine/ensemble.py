@@ -58,6 +58,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         "first": str(first.folder),
         "first_sha256": sha256_of(first.weights),
         "second": str(second.folder),
+        "second_sha256": sha256_of(second.weights),
         "weight": weight,
     }
     extra, attached = without_early_stop(second.extra, second.attached())

@@ -34,7 +34,7 @@ class Matched:
     assignment: Assignment
     matches: Matches
     normalizers: Float[Tensor, "3"]
-    """`Matches.normalizers` of these images, or summed over a larger batch that contains them."""
+    """What the losses are divided by, in the order of `Matches.normalizers`."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,22 @@ class Criterion:
         return Matched(assignment, matches, sum_over_ranks(matches.normalizers()))
 
     def match_by_predictions(
-        self, predictions: Predictions, classifier: TextClassifier, points: Points, part: Batch, step: int
+        self,
+        predictions: Predictions,
+        classifier: TextClassifier,
+        points: Points,
+        part: Batch,
+        step: int,
+        *,
+        num_parts: int,
     ) -> Matched:
-        """Match a part of a batch, by a rule that depends on its predictions."""
+        """Match a part of a batch, over all ranks, by a rule that depends on its predictions; its losses are those of
+        one of `num_parts` parts, whose mean is taken."""
         assignment = assign_by_predictions(
             self.rule(step), points, part.targets, predictions, sizes=part.sizes, classifier=classifier
         )
         matches = self.match(assignment, part, points)
-        return Matched(assignment, matches, sum_over_ranks(matches.normalizers()))
+        return Matched(assignment, matches, num_parts * sum_over_ranks(matches.normalizers()))
 
     def part_of(self, whole: Matched, rows: slice, part: Batch, points: Points) -> Matched:
         """What is matched of some images of a batch, with the divisors of all."""
@@ -212,8 +220,9 @@ def backward(
                         num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
             if whole is None:
                 classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
-                matched = criterion.match_by_predictions(predictions, classifier, points, part, step)
-                matched = replace(matched, normalizers=len(parts) * matched.normalizers)
+                matched = criterion.match_by_predictions(
+                    predictions, classifier, points, part, step, num_parts=len(parts)
+                )
             else:
                 matched = whole if len(parts) == 1 else criterion.part_of(whole, rows, part, points)
             losses = criterion.losses(

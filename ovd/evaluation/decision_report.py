@@ -49,20 +49,21 @@ class DecisionReport:
     """Least and largest score of all detections; (0, 1) without any."""
     own_threshold: float | None = None
     """The detector's, from its calibration."""
-    floor: float = FLOOR
-    """Detections of a lower score take part in nothing."""
 
     @property
     def warning(self) -> str | None:
         """What is wrong with scores that are no probabilities; None for those that may be."""
         least, largest = self.score_range
-        if least >= 0 and 0 < largest < self.floor:
-            return f"all scores are below {self.floor}, which no decision and no calibration asks for: they are all 0"
+        if least >= 0 and 0 < largest < FLOOR:
+            return (
+                f"all scores are below {FLOOR}, which is too low to count, so that these figures are 0. Rescale the "
+                "scores, or calibrate the detector (train.calibration); AP stays the same"
+            )
         if least >= 0 and largest <= 1:
             return None
         return (
             f"scores lie from {least:g} to {largest:g}: decisions and calibration take them for probabilities, from 0 "
-            f"to 1, and leave out those below {self.floor}. Rescale the scores; AP stays the same"
+            f"to 1, and leave out those below {FLOOR}. Rescale the scores; AP stays the same"
         )
 
 
@@ -83,8 +84,9 @@ def measure_decisions(
         own_threshold: the detector's own, at which decisions are judged as well.
     """
     chosen_on = "base" if "base" in groups else "all"
-    floor = FLOOR if own_threshold is None else min(FLOOR, own_threshold)
-    evaluator = DecisionEvaluator(truth, results, base=groups[chosen_on], floor=floor)
+    evaluator = at_own = DecisionEvaluator(truth, results, base=groups[chosen_on])
+    if own_threshold is not None and own_threshold < FLOOR:
+        at_own = DecisionEvaluator(truth, results, base=groups[chosen_on], floor=own_threshold)
     thresholds = evaluator.thresholds()
     return DecisionReport(
         groups=tuple(
@@ -93,7 +95,7 @@ def measure_decisions(
                 int(mask.sum()),
                 evaluator.decide(mask, thresholds),
                 evaluator.calibrate(mask),
-                None if own_threshold is None else evaluator.decide(mask, (own_threshold, own_threshold)),
+                None if own_threshold is None else at_own.decide(mask, (own_threshold, own_threshold)),
             )
             for group, mask in groups.items()
         ),
@@ -102,9 +104,8 @@ def measure_decisions(
         thresholds=thresholds,
         num_images=len(truth.images),
         score_range=(float(results.scores.min()), float(results.scores.max())) if len(results) else (0.0, 1.0),
-        verdicts=evaluator.verdicts(thresholds if own_threshold is None else (own_threshold, own_threshold)),
+        verdicts=at_own.verdicts(thresholds if own_threshold is None else (own_threshold, own_threshold)),
         own_threshold=own_threshold,
-        floor=floor,
     )
 
 
@@ -132,7 +133,7 @@ def format_decisions(report: DecisionReport) -> str:
         f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
         f"{report.chosen_on} classes on the other half",
         "- absent/image: classes that are reported in an image without being there",
-        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {report.floor:g}, "
+        f"- ECE ({NUM_BINS} bins of equal count), Brier, recall: over all detections of at least {FLOOR}, "
         "right at IoU 0.5",
     ]
     if any(item.decisions.IL_MCC is None for item in report.groups):
@@ -162,7 +163,6 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
         "thresholds": report.thresholds,
         "own_threshold": report.own_threshold,
         "score_range": report.score_range,
-        "floor": report.floor,
         "groups": [
             {
                 "group": item.group,
@@ -202,6 +202,6 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
         label = f"{item.group}, ECE {scores.error:.3f}" if len(scores.scores) else f"{item.group} (no detection)"
         axes.plot(scores.scores, scores.outcomes, marker=marker, markersize=4, color=color, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right detections (IoU 0.5)", aspect="equal")
-    axes.set_title(f"Reliability of scores from {report.floor:g}", fontsize="medium")
+    axes.set_title(f"Reliability of scores from {FLOOR}", fontsize="medium")
     axes.legend(loc="upper left")
     return figure

@@ -1,4 +1,4 @@
-"""Which weights the evaluation in a folder is of."""
+"""Which weights the evaluation in a folder, on their own validation set, is of."""
 
 import json
 from pathlib import Path

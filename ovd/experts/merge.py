@@ -70,17 +70,15 @@ def _surest(
     base_scores: Float[Tensor, " N"],
     expert_scores: Float[Tensor, " K"],
 ) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " K"]]:
-    """Which boxes stay: best first, one drops those of the other side at its place, unless it was dropped itself."""
-    keeps_base = torch.ones(len(base_scores), dtype=torch.bool)
-    keeps_expert = torch.ones(len(expert_scores), dtype=torch.bool)
+    """Which boxes stay: the best first, each drops those of the other side at its place, unless it was dropped."""
+    keeps_base, keeps_expert = [True] * len(base_scores), [True] * len(expert_scores)
     pairs = at_one_place.nonzero()
     surer = torch.maximum(base_scores[pairs[:, 0]], expert_scores[pairs[:, 1]])
-    for row in surer.argsort(descending=True, stable=True).tolist():
-        of_base, of_expert = pairs[row].tolist()
-        if not (keeps_base[of_base] and keeps_expert[of_expert]):
-            continue
-        if base_is_surer[of_base, of_expert]:
-            keeps_expert[of_expert] = False
-        else:
-            keeps_base[of_base] = False
-    return keeps_base, keeps_expert
+    pairs = pairs[surer.argsort(descending=True, stable=True)]
+    for (of_base, of_expert), is_base in zip(pairs.tolist(), base_is_surer[*pairs.T].tolist(), strict=True):
+        if keeps_base[of_base] and keeps_expert[of_expert]:
+            if is_base:
+                keeps_expert[of_expert] = False
+            else:
+                keeps_base[of_base] = False
+    return torch.tensor(keeps_base, dtype=torch.bool), torch.tensor(keeps_expert, dtype=torch.bool)

@@ -86,7 +86,10 @@ def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
         raise ValueError("a detector with experts cannot be exported; export it without them")
     config = trained.config
     if trained.detector.name_offsets is not None:
-        raise ValueError(f"{config.output} learned names alone (expert.learn=names), which a graph has no place for")
+        raise ValueError(
+            f"{config.output} learned names alone (expert.learn=names), which a graph has no place for; "
+            "export the detector that it started from"
+        )
     beyond = [name for name in ("second_look", "ensemble") if getattr(config.eval, name) is not None]
     if beyond and not plain:
         raise ValueError(

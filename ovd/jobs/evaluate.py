@@ -93,17 +93,21 @@ def evaluate_run(
     """
     config = trained.config
     exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
+    is_own_set = index is None
     if index is None:
         index = load_validation_index(config, DataReport())
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_detector(trained, index)
     evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
+    of_run = is_own_set and size is None and exported is None and trained.experts is None
     evaluation = None
     if is_main():
         evaluation = _measured(
             trained, index, text, evaluator, output=output, engine=engine, size=size, html=html, exported=exported
         )
+        if of_run and trained.weights is not None:
+            note_measured_weights(output, trained.weights)
     wait_for_all()  # the main process may take longer than ranks wait for each other
     return cast(Evaluation, gather(evaluation)[0])
 
@@ -138,8 +142,6 @@ def _measured(
         naming = naming_of(trained, index, text, size=size)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
-    if trained.weights is not None and trained.experts is None and exported is None:
-        note_measured_weights(output, trained.weights)
     if html:
         write_html_report(
             measures,

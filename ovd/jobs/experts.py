@@ -33,6 +33,7 @@ from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.similarity import with_offsets
+from ovd.text.names import read_alike
 
 NAMES_SHOWN = 8
 
@@ -102,7 +103,12 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
 def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tensor, "K D"], Int[Tensor, " K"]]:
     """The text rows by which queries are known as an expert's own, encoded as queries are, and the name of each."""
     names = [category.name for category in index.categories]
-    synonyms = [(row, synonym) for row, category in enumerate(index.categories) for synonym in category.synonyms]
+    synonyms = [
+        (row, synonym)
+        for row, category in enumerate(index.categories)
+        for synonym in category.synonyms
+        if read_alike(synonym)
+    ]
     parts = [
         text_of_index(base.config, base.clip, index),
         evaluation_text(base.config, base.clip, names),

@@ -32,7 +32,7 @@ from ovd.jobs.run_folder import (
 )
 from ovd.jobs.train import train_from_config
 from ovd.selftrain.labels import label_files, labels_fingerprint
-from ovd.text.names import are_among, read_alike
+from ovd.text.names import read_alike
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -111,8 +111,8 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
 
 
 def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str]:
-    """The fingerprint of the labels that a finished training had, as they are now; nothing without image-text pairs."""
-    if config.data.pairs is None or "labels" not in stored:
+    """The fingerprint of the labels that a finished training had, as they are now; nothing where there are none."""
+    if config.data.pairs is None or "labels" not in stored or not config.data.pairs.labels.is_dir():
         return {}
     now = labels_fingerprint(label_files(config.data.pairs.labels))
     return {"labels": stored["labels"] if stored["labels"].startswith(now) else now}
@@ -153,12 +153,11 @@ def _with_expert(
         save_expert(folder, config, start, load_detector(config.output), index)
     wait_for_all()
     experts = ExpertGroup((folder,))
-    forms = {read_alike(form): form for one in reversed(index.categories) for form in (*one.synonyms, one.name)}
-    shared = [
-        form for form, is_shared in zip(forms.values(), are_among(forms, start.classes), strict=True) if is_shared
-    ]
+    known = set(map(read_alike, start.classes))
+    forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
+    shared = list(dict.fromkeys(form for form in forms if read_alike(form) in known))
     if shared and is_main():
-        print(f"the expert answers {len(shared)} of the detector's own names from now on: {', '.join(shared[:10])}")
+        print(f"the expert answers {len(shared)} of the detector's own words from now on: {', '.join(shared[:10])}")
     outcomes = (
         _outcome("before", config, config.init_from, new, home),
         _outcome("expert", config, config.init_from, new, home, experts=experts),
@@ -183,9 +182,10 @@ def _averaged(
             "use tools/ensemble.py to average with another weight into a new folder"
         )
     if averaged is not None:
-        of_start = averaged.extra["ensemble"].get("first_sha256")
-        if of_start not in (None, sha256_of(find_checkpoint(start).weights)):
-            raise ValueError(f"{ensemble} is an average with weights that {start} no longer has; delete it")
+        for which, path in (("first", start), ("second", config.output)):
+            noted = averaged.extra["ensemble"].get(f"{which}_sha256")
+            if noted not in (None, sha256_of(find_checkpoint(path).weights)):
+                raise ValueError(f"{ensemble} is an average with weights that {path} no longer has; delete it")
     if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(config.output), weight=weight, output=ensemble)
     wait_for_all()

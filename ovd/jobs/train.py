@@ -46,6 +46,7 @@ from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
+from ovd.files import sha256_of
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.run_folder import (
@@ -54,7 +55,6 @@ from ovd.jobs.run_folder import (
     find_run,
     is_finished,
     open_run_folder,
-    sha256_of_start,
 )
 from ovd.jobs.training_picture import drawing_the_first
 from ovd.model.detector import Detector
@@ -102,7 +102,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         config, clip, device=resolve_device(config), low_precision=resolve_low_precision(config)
     )
     detector = build_detector(config, clip, num_classes=len(index.categories))
-    start, first_samples = choose_start(config, found, detector, clip)
+    start, first_samples, start_weights = choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
     fingerprints = _fingerprints(config, index, pairs)
     if found is not None:
@@ -121,10 +121,11 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
             "classes": list(bank.names),
             "first_samples": list(first_samples),
             "data": fingerprints,
-            "init_sha256": sha256_of_start(config) if found is None else found.extra.get("init_sha256"),
+            "init_sha256": None if start_weights is None else sha256_of(start_weights),
         },
     )
     if found is not None:
+        checkpoints.extra["init_sha256"] = found.extra.get("init_sha256")
         carry_over(found.extra, found.attached(), checkpoints)
         if is_finished(found, config):
             checkpoints.extra |= {"calibration": found.extra.get("calibration")}
@@ -178,18 +179,18 @@ def check_validation(config: TrainConfig, validation: AnnotationIndex | None) ->
 
 def choose_start(
     config: TrainConfig, found: Checkpoint | None, detector: Detector, clip: Clip
-) -> tuple[Start, tuple[int, int]]:
-    """The start of the training, and the number of images and pairs that earlier stages have drawn."""
+) -> tuple[Start, tuple[int, int], Path | None]:
+    """The start of the training, the number of images and pairs that earlier stages have drawn, and the file of the
+    weights of another run that it starts from."""
     if found is not None:
-        return Resume(found), tuple(found.extra.get("first_samples", (0, 0)))
+        return Resume(found), tuple(found.extra.get("first_samples", (0, 0))), None
     if config.init_from is None:
-        return Fresh(), (0, 0)
+        return Fresh(), (0, 0), None
     if config.init_state == "training":
         before = find_checkpoint(config.init_from)
         check_text_tower(before, clip)
-        return GoOnFrom(before), samples_drawn(before)
-    initialize(detector, config.init_from, clip)
-    return Fresh(solve_bias=False), (0, 0)
+        return GoOnFrom(before), samples_drawn(before), before.weights
+    return Fresh(solve_bias=False), (0, 0), initialize(detector, config.init_from, clip)
 
 
 def _load_pairs(config: TrainConfig, clip: Clip, *, first_id: int) -> tuple[LabelledPairs | None, PairTexts | None]:

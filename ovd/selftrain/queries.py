@@ -37,6 +37,7 @@ _CAPTION_VERBS = _set_of(
     "get gets got make makes made take takes taken show shows shown look looks sit sits sat stand stands stood "
     "hold holds wear wears"
 )
+_VERBS_AND_THINGS = _set_of("can stand")
 _FUNCTION_WORDS = (
     _DETERMINERS
     | _FORMS_OF_BE
@@ -244,12 +245,7 @@ def _chunks(clause: list[str]) -> Iterator[_Chunk]:
     link: list[str] = []
     words: list[str] = []
     for word, following in pairwise([*clause, None, None]):
-        is_noun = word is not None and not _is_verb(word, words, link)
-        if (
-            word is not None
-            and is_noun
-            and (not _is_function_word(word) or _names_a_thing(word, following, words, link))
-        ):
+        if word is not None and _is_in_phrase(word, following, words, link):
             words.append(word)
             continue
         end = len(words)
@@ -264,11 +260,15 @@ def _chunks(clause: list[str]) -> Iterator[_Chunk]:
             link.append(word)
 
 
-def _names_a_thing(word: str, following: str | None, words: list[str], link: list[str]) -> bool:
-    """Whether a function word is a noun here: a verb behind an article ("a stand mixer"), or "can" at the end of a
-    phrase ("a trash can on the street")."""
-    if word in _CAPTION_VERBS and not words:
-        return bool(_ARTICLES.intersection(link[-1:]))
+def _is_in_phrase(word: str, following: str | None, words: list[str], link: list[str]) -> bool:
+    """Whether a word goes on with the words of a phrase, which may hold function words that are nouns: "can" and
+    "stand" behind an article ("a stand mixer"), "can" at the end ("a trash can on the street")."""
+    if _is_verb(word, words, link):
+        return False
+    if not _is_function_word(word):
+        return True
+    if not words:
+        return word in _VERBS_AND_THINGS and bool(_ARTICLES.intersection(link[-1:]))
     return word == "can" and (following is None or following in _PREPOSITIONS_AND_CONJUNCTIONS)
 
 

@@ -93,6 +93,7 @@ class Server:
 
     async def detect(self, request: Request) -> Response:
         """POST /api/detect."""
+        self._check_places()  # before a body is read for nothing
         form = await read_form(request, self._limits)
         with closing(form), self._place():
             loop = asyncio.get_running_loop()
@@ -118,8 +119,7 @@ class Server:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """A place among the requests that are worked on; refused where there is none."""
-        if self._num_waiting >= self._limits.waiting:
-            raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
+        self._check_places()
         self._num_waiting += 1
         self.metrics.waiting.set(self._num_waiting)
         try:
@@ -127,6 +127,10 @@ class Server:
         finally:
             self._num_waiting -= 1
             self.metrics.waiting.set(self._num_waiting)
+
+    def _check_places(self) -> None:
+        if self._num_waiting >= self._limits.waiting:
+            raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
 
     def _prepare(self, form: DetectForm) -> Question:
         """Decode the picture and the examples, one after another."""
@@ -146,7 +150,9 @@ class Server:
         except ImageError as error:
             if error.code == "F10":
                 raise Refusal(
-                    413, f"The picture{of_what} has more than {self._limits.megapixels:g} megapixels; make it smaller."
+                    413,
+                    f"The picture{of_what} has more than {self._limits.megapixels:g} megapixels, or takes too long to "
+                    "decode; make it smaller.",
                 ) from None
             raise Refusal(
                 415, f"The file{of_what} is damaged or no picture; {', '.join(ALLOWED_FORMATS)} files are read."
@@ -207,6 +213,8 @@ class Server:
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Done:
     """The result of some work, which ends when whoever asked for it has gone.
+
+    A picture that is being decoded is decoded to its end, in its thread.
 
     Raises:
         Refusal: that is so; nobody reads it.

@@ -20,7 +20,7 @@ class Limits:
     boxes: int = 1000
     """Number of boxes in an answer."""
     waiting: int = 64
-    """Requests for detection that are read, waited for or answered at once."""
+    """Requests for detection that wait or are answered at once; more are not read."""
     connections: int = 256
     """Open connections."""
     head_bytes: int = 16 * 1024
@@ -44,8 +44,8 @@ class Limits:
 
     @property
     def max_text_bytes(self) -> int:
-        """Bytes of one text field: all names in one, each character in up to four bytes."""
-        return 4 * self.names * (self.name_length + 2)
+        """Bytes of all text fields: names and what examples are called, each character in up to four bytes."""
+        return 4 * (self.names + self.examples) * (self.name_length + 2)
 
     @property
     def max_body_bytes(self) -> int:

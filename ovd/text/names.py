@@ -70,7 +70,7 @@ def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[s
     for form in (name, *synonyms):
         if reading := read_alike(form):
             by_reading.setdefault(reading, clean_name(form))
-    forms = list(by_reading.values())[: 1 + num_synonyms]
+    forms = (list(by_reading.values()) or [clean_name(name)])[: 1 + num_synonyms]
     return [forms[index % len(forms)] for index in range(1 + num_synonyms)]
 
 

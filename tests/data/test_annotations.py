@@ -327,7 +327,7 @@ def test_image_records_of_one_file_are_counted(tmp_path, ids):
     assert "annotations.json: images 1 and 3 are both a.jpg" in report.first_records()["F2 noticed"][0]
 
 
-@pytest.mark.parametrize("name", ["", "  "])
+@pytest.mark.parametrize("name", ["", "  ", "_", "&nbsp;"])
 def test_a_class_without_a_name_stops(tmp_path, name):
     content = lvis_content()
     content["categories"][0]["name"] = name

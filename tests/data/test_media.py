@@ -107,8 +107,8 @@ def test_standard_input(monkeypatch):
         list(pictures_of("-"))
 
 
-def write_video(path: Path, frames: list[np.ndarray], rate: int = 10) -> None:
-    writer = VideoWriter(path, Fraction(rate))
+def write_video(path: Path, frames: list[np.ndarray], rate: Fraction = Fraction(10)) -> None:
+    writer = VideoWriter(path, rate)
     for frame in frames:
         writer.add(Image.fromarray(frame))
     writer.close()
@@ -178,6 +178,12 @@ def test_a_video_that_ends_long_before_its_length_is_an_error_after_its_last_fra
     with pytest.raises(ImageError, match=r"its frames end after \d\.\d of 6\.0 s; the rest is missing or damaged"):
         read()
     assert 5 < len(found) < 50
+
+
+def test_a_slide_show_ends_with_its_last_picture(tmp_path, frames):
+    pytest.importorskip("av", reason="the extra video is not installed")
+    write_video(tmp_path / "slides.mp4", frames[:3], Fraction(1, 10))
+    assert len(list(read_frames(tmp_path / "slides.mp4"))) == 3
 
 
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):

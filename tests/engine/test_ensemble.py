@@ -70,6 +70,7 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
         "first": str(first.folder),
         "first_sha256": sha256_of(first.weights),
         "second": str(second.folder),
+        "second_sha256": sha256_of(second.weights),
         "weight": 0.25,
     }
 

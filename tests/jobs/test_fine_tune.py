@@ -12,11 +12,15 @@ from small_fine_tuning import fine_tuning_config
 from small_run import small_config
 
 from ovd.build.data import load_validation_index
+from ovd.build.trained import find_checkpoint
 from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
+from ovd.engine.ensemble import save_ensemble
+from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
-from ovd.jobs.fine_tune import Outcome, _evaluate, fine_tune, format_outcomes
+from ovd.jobs.fine_tune import Outcome, _averaged, _evaluate, fine_tune, format_outcomes
+from ovd.jobs.run_folder import check_same_start
 from ovd.jobs.train import train_from_config
 
 
@@ -172,3 +176,23 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
     evaluated = tmp_path / "eval-kept-before" / "evaluated.json"
     evaluated.write_text(evaluated.read_text()[:14])  # cut by a kill
     assert _evaluate(run, index, tmp_path / "eval-kept-before", None, options) == {"AP": pytest.approx(0.4)}
+
+
+def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_world, tmp_path):
+    """Averages, too, are of the weights that both runs have now."""
+    start, tuned = tmp_path / "start", tmp_path / "tuned"
+    quick = {"steps": 1, "warmup_steps": 1, "save_every": 1}
+    config = small_config(start, miniature_world, train=quick)
+    train_from_config(config, evaluate=False)
+    tuning = small_config(tuned, miniature_world, train=quick, init_from=str(start))
+    train_from_config(tuning, evaluate=False)
+    found = find_checkpoint(tuned)
+    check_same_start(found, tuning)
+    assert found.extra["init_sha256"] == sha256_of(find_checkpoint(start).weights)
+    save_ensemble(find_checkpoint(start), found, weight=0.5, output=tuned / "ensemble")
+    shutil.rmtree(start)
+    train_from_config(config.model_copy(update={"train": config.train.model_copy(update={"seed": 5})}), evaluate=False)
+    with pytest.raises(ValueError, match=r"started from other weights than .*start has now \(sha256 [0-9a-f]{64} and"):
+        check_same_start(found, tuning)
+    with pytest.raises(ValueError, match=r"is an average with weights that .*start no longer has; delete it"):
+        _averaged(tuning, start, 0.5, None, None)

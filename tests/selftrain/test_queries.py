@@ -112,6 +112,7 @@ def test_the_number_and_the_length_of_ngrams_are_limited():
         ("\u2764\ufe0f", []),
         ("a trash can on the street, beer can", ["trash can", "street", "beer can"]),
         ("a stand mixer and a can opener", ["stand mixer", "can opener"]),
+        ("take a look at a dog", ["dog"]),
         ("a dog can run; you can see a cat; men stand in a field", ["dog", "run", "cat", "man", "field"]),
     ],
 )
@@ -138,7 +139,10 @@ def test_nearly_every_name_of_lvis_is_found_in_a_caption(shared_data):
     names = [" ".join(without_sense(name).replace("_", " ").lower().split()) for name in names]
     lost = [name for name in names if name not in noun_queries(f"a {name} on the table")]
     assert len(names) == 1203
-    assert len(lost) <= 6  # "green bean": a color is no part of a phrase
+    # A color is no part of a phrase, nor is a plural's singular that nobody says.
+    assert set(lost) == {
+        "black sheep", "green bean", "green onion", "legging", "monitor computer monitor", "orange juice"
+    }  # fmt: skip
 
 
 def test_a_word_is_more_than_marks():

@@ -147,7 +147,8 @@ def test_who_has_gone_is_not_served(trained, settings):
             with socket.create_connection(("127.0.0.1", held.port)) as gone:
                 gone.sendall(f"POST /api/detect HTTP/1.1\r\n{head}\r\n".encode() + content)
                 time.sleep(0.2)
-        time.sleep(1.0)
+        while "ovd_waiting 1.0" not in held.client.get("/metrics").text:
+            time.sleep(0.1)
         free.set()
         assert first.result().status_code == 200
         assert held.detect().status_code == 200

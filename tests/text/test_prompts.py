@@ -48,3 +48,7 @@ def test_a_class_with_few_names_repeats_them_evenly():
 
 def test_a_bracket_is_a_word_of_its_own():
     assert clean_name("bow(weapon)") == "bow (weapon)"
+
+
+def test_a_blank_name_has_blank_forms():
+    assert class_forms("_", ["", "&nbsp;"], 1) == ["", ""]
