@@ -1,6 +1,8 @@
 """The borders between the parts of ovd that import-linter cannot see."""
 
 import ast
+import builtins
+import symtable
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,6 +33,23 @@ def test_nothing_below_build_reads_a_whole_config(part):
 def test_what_stands_below_config_does_not_import_it(part):
     for file in files_of(part):
         assert "ovd.config" not in file.read_text(), file
+
+
+@pytest.mark.parametrize("part", ["ovd", "tools", "tests", "bench"])
+def test_every_name_that_is_used_is_defined_or_imported(part):
+    """Which linters do not say here, since letters of shapes in annotations would count as undefined."""
+    for file in sorted((OVD.parent / part).rglob("*.py")):
+        module = symtable.symtable(file.read_text(), str(file), "exec")
+        known = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+        known |= {*dir(builtins), "__file__", "__name__", "__doc__"}
+        scopes = [module]
+        while scopes:
+            scope = scopes.pop()
+            scopes += scope.get_children()
+            used = {
+                symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global() and symbol.is_referenced()
+            }
+            assert used <= known, f"{file}: {used - known} in {scope.get_name()}, line {scope.get_lineno()}"
 
 
 def test_an_option_is_typed_once():
