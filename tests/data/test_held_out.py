@@ -16,6 +16,7 @@ from ovd.config import TrainConfig
 from ovd.data.held_out import CalibrationOptions, held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
+from ovd.data.vocabulary import keep_classes
 
 
 def config_of(world: Path, calibration: dict[str, Any] | None, **changes: Any) -> TrainConfig:
@@ -128,3 +129,8 @@ def test_a_set_of_less_than_ten_images_stops_with_the_name_of_its_file(miniature
     trained, held_out = hold_out(config, index.take(np.arange(10)))
     assert held_out is not None
     assert (len(trained), len(held_out.index)) == (9, 1)
+
+
+def test_a_name_is_always_left_to_train_on(index):
+    few = keep_classes(index, np.arange(4))
+    assert len(names_of(few, 0.99)) == 3

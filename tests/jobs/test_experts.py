@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from small_fine_tuning import fine_tuning_config
 from small_run import source_of
 
 from ovd.build.data import load_validation_index
+from ovd.build.text import text_of_names
 from ovd.build.trained import build_inference, load_detector
 from ovd.config import ConfigError
 from ovd.data.report import DataReport
@@ -364,3 +366,19 @@ def test_experts_are_described_alike_in_any_order_and_by_how_they_are_used(start
 
     assert describe(experts) == describe(experts[::-1])
     assert len({describe(experts), describe(experts, nearest=True), describe(experts, same_place="both")}) == 3
+
+
+def test_boxes_that_lists_had_no_room_for_are_counted_over_all_images(start, experts) -> None:
+    trained = load_detector(start, experts=ExpertGroup(tuple(experts)))
+    config = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"max_detections": 1})})
+    inference = build_inference(replace(trained, config=config))
+    assert isinstance(inference, ExpertInference)
+    text = text_of_names(trained, [*HOME, *NEW])
+    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = torch.full((3, 2), 64)
+    counts = [0]
+    for row in range(3):
+        inference.detect(text, images[row : row + 1], sizes[:1], sizes[:1])
+        counts.append(inference.num_capped)
+    assert counts[1] > 0
+    assert counts == sorted(set(counts))  # each image adds some

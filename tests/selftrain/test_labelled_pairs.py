@@ -146,3 +146,14 @@ def test_lists_that_repeat_are_held_once(queries):
     assert kept.num_queries().tolist() == list(map(len, queries))
     assert len(kept.query_lists.offsets) - 1 == len(list(itertools.groupby(queries)))
     assert kept.pair_counts.tolist() == [sum(of_pair.count(text) for of_pair in queries) for text in range(3)]
+
+
+def test_the_fingerprint_tells_ids_of_texts_apart(parts):
+    shards, labels, texts = parts
+    banks = [TextBank(variants.path) for variants in texts._banks]
+    other = PairTexts(banks, [np.ones(2, np.int64), np.ones(2, np.int64)], first_id=101)
+    found = {
+        LabelledPairs(shards, kept_of(labels, everything(labels)), of, with_boxes=True).fingerprint()
+        for of in (texts, other)
+    }
+    assert len(found) == 2

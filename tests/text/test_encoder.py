@@ -1,5 +1,6 @@
 """The text tower against open_clip's own `encode_text`, which always computes the whole context."""
 
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -117,3 +118,8 @@ def test_the_fingerprint_tells_activations_apart():
 def test_a_class_may_have_more_forms_than_are_encoded_at_a_time(tiny_clip):
     templates = tuple("x" * number + " {}" for number in range(257))
     assert encode_classes(tiny_clip, ["anchor"], templates).shape == (1, tiny_clip.dim)
+
+
+def test_the_fingerprint_tells_tokenizers_apart(tiny_clip):
+    other = replace(tiny_clip, tokenizer=lambda texts: tiny_clip.tokenizer([text[::-1] for text in texts]))
+    assert text_tower_fingerprint(other) != text_tower_fingerprint(tiny_clip)

@@ -5,7 +5,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from ovd.text.bank import TextBank, build_bank
+from ovd.text.bank import TextBank, build_bank, class_texts
 from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
 from ovd.text.names import fill
 from ovd.text.perturb import _residual_blocks, drop_tokens, tower_dropout
@@ -250,3 +250,12 @@ def test_dropout_of_the_text_tower_is_in_both_branches_and_keeps_the_mean(untrai
     with tower_dropout(untrained_clip, 0.5, torch.Generator().manual_seed(0)):
         for branch in (block.ls_1, block.ls_2):
             assert set(branch(ones).unique().tolist()) == {0.0, 2.0}
+
+
+def test_missing_paraphrases_are_the_names_prompts_in_turn():
+    sources = TextSources(templates="none", num_synonyms=1)
+    prompts = class_texts("umbrella", ["brolly"], [], sources, 0)
+    assert len(set(prompts)) == 2
+    assert class_texts("umbrella", ["brolly"], ["keeps rain off"], sources, 4) == [
+        *prompts, "keeps rain off", *prompts, prompts[0]
+    ]  # fmt: skip
