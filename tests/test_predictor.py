@@ -186,7 +186,9 @@ def test_options_of_experts_need_experts_and_known_words():
 
 
 def test_a_copy_in_another_process_detects_alike(trained, image):
-    predictor = Predictor(trained)
+    section = trained.config.train.model_copy(update={"device": "cpu"})
+    config = trained.config.model_copy(update={"train": section})
+    predictor = Predictor(replace(trained, detector=copy.deepcopy(trained.detector), config=config))
     expected = predictor(image, NAMES)
     copied = pickle.loads(pickle.dumps(predictor))
     assert torch.equal(copied(image, NAMES).scores, expected.scores)
