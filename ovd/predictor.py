@@ -10,7 +10,6 @@ Whole jobs, such as evaluating on a data set, are in `ovd/jobs/`.
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from inspect import signature
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.model_card import METRICS, model_card
@@ -26,8 +25,7 @@ from ovd.build.packaged import check_packable, save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.build.trained import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.choices import SamePlace
-from ovd.data.images import read_image
-from ovd.data.pixels import AnyImage, as_pixels
+from ovd.data.pixels import AnyImage, pixels_of
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
@@ -191,7 +189,7 @@ class Predictor(ModelHubMixin):
         check_each_once(map(_only_text, asked))
         return self._inference.image(
             self._text_of(asked),
-            _pixels(image),
+            pixels_of(image),
             ensemble=score_ensemble(self._trained, [item if isinstance(item, str) else item.texts for item in asked]),
         )
 
@@ -207,16 +205,12 @@ class Predictor(ModelHubMixin):
         """
         given = text.detach().float().cpu().numpy() if isinstance(text, Tensor) else text
         rows = torch.from_numpy(as_unit_rows(given, self._trained.clip.dim))
-        return self._inference.image(rows, _pixels(image))
+        return self._inference.image(rows, pixels_of(image))
 
 
 def _kept_rows(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], Float[Tensor, "C D"]]:
     """`PromptEncoder.rows`, which keeps those of the last few lists of names."""
     return lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
-
-
-def _pixels(image: AnyImage) -> UInt8[np.ndarray, "H W 3"]:
-    return read_image(Path(image)) if isinstance(image, str | PathLike) else as_pixels(image)
 
 
 def _only_text(prompt: str | Prompt) -> str | None:

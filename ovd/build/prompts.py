@@ -10,7 +10,6 @@ mean of the two.
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -21,8 +20,7 @@ from ovd.build.detector import resolve_device, resolve_low_precision, untouched_
 from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
-from ovd.data.images import read_image
-from ovd.data.pixels import AnyImage, as_pixels
+from ovd.data.pixels import AnyImage, pixels_of
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.similarity import unit_embeddings
@@ -98,7 +96,7 @@ class PromptEncoder:
             ValueError: its box is empty or outside its image.
         """
         given = example.image
-        pixels = read_image(Path(given)) if isinstance(given, str | PathLike) else as_pixels(given)
+        pixels = pixels_of(given)
         height, width = pixels.shape[:2]
         where = given if isinstance(given, str | PathLike) else "an example"
         box = (0.0, 0.0, float(width), float(height)) if example.box is None else example.box

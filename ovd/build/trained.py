@@ -166,9 +166,12 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
     Raises:
         ValueError: the weights do not fit, or come from a run with another text tower than that of `clip`.
     """
-    if not init_from.is_file():
-        check_text_tower(find_checkpoint(init_from), clip)
-    path = weights_file(init_from)
+    if init_from.is_file():
+        path = init_from
+    else:
+        found = find_checkpoint(init_from)  # reads all its files, to see that it is intact
+        check_text_tower(found, clip)
+        path = found.weights
     tensors = with_adapter_names(checkpoint.load_weights(path), detector)
     for name, tensor in detector.state_dict().items():
         if name == "name_offsets" or name.startswith("side."):

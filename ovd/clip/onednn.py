@@ -26,7 +26,7 @@ class Layouts:
         self.kept: dict[torch.Size, Tensor | None] = {}
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
-        """Without what is kept, for copies: a tensor in oneDNN's layout has none."""
+        """A copy starts without what is kept, since a tensor in oneDNN's layout cannot be copied."""
         return type(self), (self.num_shapes,)
 
     def of(self, shape: torch.Size, weight: Tensor, lay_out: Callable[[], Tensor]) -> Tensor:

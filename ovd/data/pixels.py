@@ -15,12 +15,13 @@ All else is an error: no pixels, several images, negative values, values above t
 """
 
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from ovd.data.images import to_rgb
+from ovd.data.images import read_image, to_rgb
 from ovd.data.sixteen_bits import to_eight_bits
 from ovd.shapes import UInt8
 
@@ -40,6 +41,16 @@ SMALLEST_SIDE_PX = 32
 ImageInMemory = Image.Image | np.ndarray | TensorLike
 AnyImage = str | PathLike[str] | ImageInMemory
 """A file, or pixels."""
+
+
+def pixels_of(image: AnyImage) -> UInt8[np.ndarray, "H W 3"]:
+    """The RGB pixels of a file, or of an image in memory.
+
+    Raises:
+        ImageError: the file is missing or not an image.
+        ValueError: as `as_pixels`.
+    """
+    return read_image(Path(image)) if isinstance(image, str | PathLike) else as_pixels(image)
 
 
 def as_pixels(image: ImageInMemory) -> UInt8[np.ndarray, "H W 3"]:

@@ -148,9 +148,11 @@ def format_decisions(report: DecisionReport) -> str:
 
 
 def _format_row(made: Decisions) -> str:
-    cells = [(made.cgF1, "5.1f"), (made.cgF1_macro, "10.1f"), (made.pmF1, "5.3f"), (made.IL_MCC, "6.3f")]
-    cells.append((made.absent_per_image, "12.2f"))
-    return "  ".join("-".rjust(int(float(form[:-1]))) if value is None else f"{value:{form}}" for value, form in cells)
+    cells = [(made.cgF1, 5, 1), (made.cgF1_macro, 10, 1), (made.pmF1, 5, 3), (made.IL_MCC, 6, 3)]
+    cells.append((made.absent_per_image, 12, 2))
+    return "  ".join(
+        "-".rjust(width) if value is None else f"{value:{width}.{digits}f}" for value, width, digits in cells
+    )
 
 
 def write_decisions(report: DecisionReport, folder: Path) -> None:

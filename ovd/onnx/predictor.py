@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ovd.data.images import read_image
-from ovd.data.pixels import AnyImage, as_pixels, checked_size
+from ovd.data.pixels import AnyImage, checked_size, pixels_of
 from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
@@ -99,7 +97,7 @@ class Predictor:
             ImageError, ValueError: as `__call__`; or as `as_unit_rows`.
         """
         text = as_unit_rows(text, self._session.usage.dim)
-        pixels = read_image(Path(image)) if isinstance(image, str | PathLike) else as_pixels(image)
+        pixels = pixels_of(image)
         resized = resize(pixels, self._size)
         padded = pad(resized, self._session.usage.size_divisor)
         (found,) = self._session(padded[None], np.array([resized.shape[:2]], dtype=np.int64), text)

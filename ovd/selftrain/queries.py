@@ -85,13 +85,13 @@ _IRREGULAR_PLURALS = dict(
     for pair in _set_of(
         "men/man women/woman people/person children/child feet/foot teeth/tooth geese/goose mice/mouse knives/knife "
         "wives/wife leaves/leaf loaves/loaf shelves/shelf scarves/scarf wolves/wolf calves/calf halves/half "
-        "hooves/hoof elves/elf lenses/lens gases/gas axes/axe shoes/shoe toes/toe canoes/canoe cookies/cookie "
+        "hooves/hoof elves/elf lenses/lens gases/gas axes/axe toes/toe canoes/canoe cookies/cookie "
         "movies/movie brownies/brownie hoodies/hoodie smoothies/smoothie moustaches/moustache mustaches/mustache "
-        "neckties/necktie bow-ties/bow-tie ties/tie beanies/beanie magpies/magpie birdies/birdie pixies/pixie "
+        "neckties/necktie bow-ties/bow-tie beanies/beanie magpies/magpie birdies/birdie pixies/pixie "
         "selfies/selfie foodies/foodie rookies/rookie zombies/zombie genies/genie calories/calorie collies/collie "
         "quiches/quiche headaches/headache caches/cache niches/niche aches/ache creches/creche taxis/taxi skis/ski "
         "kiwis/kiwi bikinis/bikini zucchinis/zucchini martinis/martini paparazzis/paparazzi safaris/safari "
-        "ravioli/ravioli tvs/tv cds/cd dvds/dvd pcs/pc axles/axle"
+        "tvs/tv cds/cd pcs/pc"
     )
 )
 _NO_SINGULAR = _set_of(
