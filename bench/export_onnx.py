@@ -37,8 +37,8 @@ from small_export import (
 
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
-from ovd.data.image_files import images_below
-from ovd.data.images import read_image
+from ovd.data.images.files import images_below
+from ovd.data.images.read import read_image
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
 from ovd.onnx import Predictor

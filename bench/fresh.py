@@ -15,8 +15,8 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.clip.load import Clip, load_clip
 from ovd.config import LabelOptions, TrainConfig, load_config
-from ovd.data.images import read_image
-from ovd.data.pairs import PairShards, write_pair_shards
+from ovd.data.images.read import read_image
+from ovd.data.pairs.tar import PairShards, write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine.graphed import GraphedDetector, can_be_graphed

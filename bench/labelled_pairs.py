@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 
 from ovd.config import BoxFilters
 from ovd.data.index import Ragged
-from ovd.data.shard_index import ShardIndex
+from ovd.data.pairs.shard_index import ShardIndex
 from ovd.precision import describe_machine
 from ovd.selftrain.filter import SAME_PLACE_IOU, filter_labels
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels

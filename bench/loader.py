@@ -23,12 +23,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ovd.data.annotations import load_annotations
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
-from ovd.data.loader import TrainOrder, train_loader
-from ovd.data.padding import pad_images
+from ovd.data.loading.loader import TrainOrder, train_loader
+from ovd.data.loading.padding import pad_images
+from ovd.data.loading.transforms import train_transform
 from ovd.data.report import DataReport
-from ovd.data.transforms import train_transform
 from ovd.heap import keep_freed_memory
 from ovd.precision import describe_machine
 

@@ -16,7 +16,7 @@ import torch
 from measured import save
 
 from ovd.build.trained import build_inference, load_detector
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine

@@ -23,8 +23,8 @@ from fresh import fresh_teacher, write_scenes
 from measured import save
 
 from ovd.config import LabelOptions
-from ovd.data.images import read_image
-from ovd.data.pairs import PairShards
+from ovd.data.images.read import read_image
+from ovd.data.pairs.tar import PairShards
 from ovd.precision import autocast, describe_machine
 from ovd.selftrain.labels import read_labels
 from ovd.selftrain.pseudo_label import label_shards

@@ -27,7 +27,7 @@ from measured import save
 from ovd.build.detector import resolve_device
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
-from ovd.data.padding import pad_images
+from ovd.data.loading.padding import pad_images
 from ovd.precision import describe_machine
 from ovd.serve.answerer import Answerer
 

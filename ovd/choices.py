@@ -9,7 +9,7 @@ AssignmentRule = Literal["fcos", "atss", "task_aligned"]
 ClassSplit = Literal["base", "all"]
 """Which classes of a data set are trained on."""
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
-"""Formats of annotations (data/formats.py has one record for each)."""
+"""Formats of annotations (data/formats/known.py has one record for each)."""
 ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via", "open_images"]
 """What tools/import_boxes.py reads (data/import_boxes.py)."""
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]

@@ -44,7 +44,7 @@ from ovd.choices import (
     QuerySource,
     WeightFormat,
 )
-from ovd.data.format_options import SharedOptions
+from ovd.data.formats.options import SharedOptions
 from ovd.data.held_out import CalibrationOptions
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions

@@ -35,9 +35,9 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.build.text import build_class_bank, text_of_names
 from ovd.build.trained import TrainedDetector, initialize, load_detector, score_ensemble
 from ovd.config import TrainConfig, load_config
-from ovd.data.formats import FORMATS
+from ovd.data.formats.known import FORMATS
 from ovd.data.index import AnnotationIndex
-from ovd.data.padding import pad_images
+from ovd.data.loading.padding import pad_images
 from ovd.distributed import world_size
 from ovd.engine.step import Criterion, set_initial_bias
 from ovd.engine.step_texts import StepTexts, TextSampler

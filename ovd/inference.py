@@ -10,9 +10,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.data.index import AnnotationIndex
-from ovd.data.loader import eval_loader
-from ovd.data.padding import pad_images
-from ovd.data.transforms import eval_transform
+from ovd.data.loading.loader import eval_loader
+from ovd.data.loading.padding import pad_images
+from ovd.data.loading.transforms import eval_transform
 from ovd.distributed import pins_memory
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions

@@ -25,7 +25,7 @@ from ovd.build.packaged import check_packable, save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
 from ovd.build.trained import TrainedDetector, build_inference, load_detector, score_ensemble
 from ovd.choices import SamePlace
-from ovd.data.pixels import AnyImage, pixels_of
+from ovd.data.images.pixels import AnyImage, pixels_of
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.structures import Detections
@@ -178,7 +178,8 @@ class Predictor(ModelHubMixin):
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
-            image: a file, or a PIL image, an array or a tensor, which are read by the rules of `ovd.data.pixels`.
+            image: a file, or a PIL image, an array or a tensor, which are read by the rules of
+                `ovd.data.images.pixels`.
             names: any class names, or prompts of texts and example pictures, at least one; one may stand alone.
 
         Raises:

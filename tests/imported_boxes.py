@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ovd.choices import ImportFormatName
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataReport
-from ovd.data.table import ReadRequest
 
 Found = dict[str, list[tuple[str, list[float]]]]
 """Labels and boxes xywh of each file."""

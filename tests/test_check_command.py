@@ -11,8 +11,8 @@ from PIL import Image
 from ovd.commands import check
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images
+from ovd.data.loading.small_objects import count_small_objects, small_objects
 from ovd.data.report import DataReport
-from ovd.data.small_objects import count_small_objects, small_objects
 
 
 def content(num_images: int) -> dict[str, Any]:

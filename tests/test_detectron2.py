@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from detectron2.modeling import build_model
 
 from ovd.data.annotations import load_annotations, load_truth
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.detectron2_interop import add_ovd_config, register_split, to_detections, to_instances

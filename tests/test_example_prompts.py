@@ -15,7 +15,7 @@ from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig, parse_config
-from ovd.data.images import ImageError
+from ovd.data.images.read import ImageError
 from ovd.jobs.queries import read_example, with_examples
 from ovd.model.crops import square_crops
 from ovd.predictor import Predictor

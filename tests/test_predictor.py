@@ -17,7 +17,7 @@ from ovd.build.prompts import Example, Prompt
 from ovd.build.text import evaluation_text, text_of_names
 from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.config import TrainConfig, parse_config
-from ovd.data.images import ImageError
+from ovd.data.images.read import ImageError
 from ovd.inference import Inference
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.precision import frozen_memory_format

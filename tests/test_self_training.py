@@ -26,7 +26,7 @@ from ovd.config import (
     load_config,
     parse_config,
 )
-from ovd.data.pairs import write_pair_shards
+from ovd.data.pairs.tar import write_pair_shards
 from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings

@@ -33,14 +33,14 @@ from ovd.choices import DataFormatName
 from ovd.cli import run_tool
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations, load_truth
-from ovd.data.format_options import FormatOptions
-from ovd.data.image_names import check_images_exist
-from ovd.data.images import decode_image
+from ovd.data.formats.image_names import check_images_exist
+from ovd.data.formats.options import FormatOptions
+from ovd.data.images.pixels import as_pixels
+from ovd.data.images.read import decode_image
 from ovd.data.index import AnnotationIndex
-from ovd.data.pairs import PairShards
-from ovd.data.pixels import as_pixels
+from ovd.data.loading.small_objects import count_small_objects
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
-from ovd.data.small_objects import count_small_objects
 from ovd.data.verdict import check_trainable
 from ovd.distributed import device_of_rank
 from ovd.evaluation.results import Results

@@ -23,7 +23,7 @@ from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.cli import run_tool
 from ovd.config import LabelOptions, TrainConfig, load_config
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.report import DataReport
 from ovd.data.truth import Truth

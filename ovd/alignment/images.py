@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from ovd.data.image_files import READ_SUFFIXES, images_below
+from ovd.data.images.files import READ_SUFFIXES, images_below
 from ovd.data.index import AnnotationIndex, ImageRecord, Labels
-from ovd.data.pairs import PairShards, list_shards
+from ovd.data.pairs.tar import PairShards, list_shards
 
 
 @dataclass(frozen=True)

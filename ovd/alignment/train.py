@@ -20,9 +20,9 @@ from ovd.alignment.distill import DenseFeature, distillation_losses
 from ovd.alignment.images import UnlabelledImages
 from ovd.alignment.proposals import Proposals
 from ovd.config import AlignConfig, AlignSection
-from ovd.data.loader import TrainOrder, image_loader, train_loader
+from ovd.data.loading.loader import TrainOrder, image_loader, train_loader
+from ovd.data.loading.transforms import train_transform
 from ovd.data.report import DataError, DataReport
-from ovd.data.transforms import train_transform
 from ovd.distributed import (
     device_of_rank,
     failing_together,

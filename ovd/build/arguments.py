@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from ovd.choices import SamePlace
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.options import FormatOptions
 from ovd.experts.group import ExpertGroup
 
 

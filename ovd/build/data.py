@@ -21,17 +21,17 @@ from ovd.config import (
     parse_config,
 )
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
-from ovd.data.buckets import shape_groups
-from ovd.data.format_options import FormatOptions
-from ovd.data.formats import FORMATS
+from ovd.data.formats.image_names import check_images_exist
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import FormatOptions
 from ovd.data.held_out import held_out_images, held_out_names
-from ovd.data.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
-from ovd.data.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
-from ovd.data.mosaic import Mosaics
+from ovd.data.loading.buckets import shape_groups
+from ovd.data.loading.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
+from ovd.data.loading.mosaic import Mosaics
+from ovd.data.loading.small_objects import count_small_objects, small_objects
+from ovd.data.loading.transforms import Transform, train_transform
 from ovd.data.report import DataReport
-from ovd.data.small_objects import count_small_objects, small_objects
-from ovd.data.transforms import Transform, train_transform
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings

@@ -20,7 +20,7 @@ from ovd.build.detector import resolve_device, resolve_low_precision, untouched_
 from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
-from ovd.data.pixels import AnyImage, pixels_of
+from ovd.data.images.pixels import AnyImage, pixels_of
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.similarity import unit_embeddings

@@ -14,7 +14,7 @@ from ovd.build.detector import build_detector, resolve_device, resolve_low_preci
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig, parse_config
-from ovd.data.pixels import checked_size
+from ovd.data.images.pixels import checked_size
 from ovd.engine import checkpoint
 from ovd.experts.folder import read_description
 from ovd.experts.group import ExpertGroup

@@ -1,0 +1,1 @@
+"""The commands of `ovd`, one per file: its options, and what it prints."""

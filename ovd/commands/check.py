@@ -22,8 +22,8 @@ from ovd.build.arguments import add_format_options, format_options
 from ovd.choices import DataFormatName
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
-from ovd.data.formats import FORMATS
-from ovd.data.pairs import PairShards
+from ovd.data.formats.known import FORMATS
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.progress import progress
 
 

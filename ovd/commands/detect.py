@@ -26,9 +26,9 @@ from pathlib import Path
 
 from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number
 from ovd.cli import EXIT_BAD_INPUT
-from ovd.data.media import Picture, find_media, is_video
+from ovd.data.formats.text_files import read_lines
+from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
-from ovd.data.text_files import read_lines
 
 
 def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None]]:

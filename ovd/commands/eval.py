@@ -26,8 +26,8 @@ from ovd.build.arguments import (
     positive_number,
 )
 from ovd.choices import DataFormatName
-from ovd.data.format_options import FormatOptions
-from ovd.data.formats import FORMATS
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import FormatOptions
 from ovd.evaluation.run import evaluate_results_file
 from ovd.files import whole_file
 

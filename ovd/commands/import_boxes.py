@@ -25,9 +25,9 @@ from typing import get_args
 from ovd.build.arguments import add_format_options, format_options
 from ovd.choices import ImportFormatName
 from ovd.data.check import describe_findings
+from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes, write_boxes
 from ovd.data.report import DataReport
-from ovd.data.table import ReadRequest
 
 
 def main() -> None:

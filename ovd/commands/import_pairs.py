@@ -12,9 +12,9 @@ checked.
 import argparse
 from pathlib import Path
 
-from ovd.data.pairs import PairShards, write_pair_shards
+from ovd.data.pairs.tar import PairShards, write_pair_shards
+from ovd.data.pairs.tsv import COLUMNS, read_tsv
 from ovd.data.report import DataReport
-from ovd.data.tsv import COLUMNS, read_tsv
 
 
 def main() -> None:

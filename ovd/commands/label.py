@@ -32,10 +32,10 @@ from ovd.data.export_boxes import (
     outputs_of,
     refuse_existing,
 )
-from ovd.data.image_files import images_at, name_below
+from ovd.data.formats.text_files import read_lines
+from ovd.data.images.files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
-from ovd.data.text_files import read_lines
 from ovd.files import make_folder_of, sha256_of
 
 if TYPE_CHECKING:  # torch, which takes seconds to import

@@ -20,7 +20,7 @@ from typing import get_args
 from ovd.build.arguments import add_expert_options, expert_group, positive_number
 from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, parse_config
-from ovd.data.text_files import read_lines
+from ovd.data.formats.text_files import read_lines
 from ovd.text.names import read_alike
 
 DEFAULTS = LabelOptions(queries="caption")

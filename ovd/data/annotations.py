@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ovd.choices import DataFormatName
-from ovd.data.format_options import FormatOptions
-from ovd.data.formats import FORMATS
-from ovd.data.image_sizes import with_real_sizes
+from ovd.data.formats.image_sizes import with_real_sizes
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.data.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.truth import Truth
 from ovd.data.world.hidden import with_hidden_boxes
 
@@ -36,7 +36,7 @@ def load_annotations(
             YOLO: data.yaml, or a folder of labels with its classes.txt.
         images: the folder of images; data/README.md says which one for each format. None leaves the paths relative, for
             work that needs no pixels; YOLO takes the folder from data.yaml then.
-        format: a record of `ovd.data.formats.FORMATS`.
+        format: a record of `ovd.data.formats.known.FORMATS`.
         report: counts repairs and skips.
         with_truth: whether the index carries its truth, for an evaluation. An image whose size has to be read from the
             image itself, and cannot be, is then an error; otherwise it is skipped and counted (F8, F9, F10).

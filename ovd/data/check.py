@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from ovd.data.images import ImageError, decode_image
+from ovd.data.images.read import ImageError, decode_image
 from ovd.data.index import AnnotationIndex, images_per_class
-from ovd.data.pairs import PairShards, caption_fault
+from ovd.data.pairs.tar import PairShards, caption_fault
 from ovd.data.report import DataReport
 from ovd.progress import progress
 from ovd.shapes import Int64

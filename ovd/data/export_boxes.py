@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from ovd.choices import ExportFormatName
-from ovd.data.image_files import is_drawn, is_image_name
+from ovd.data.images.files import is_drawn, is_image_name
 from ovd.files import whole_file
 from ovd.shapes import Float32, Float64, Int64
 

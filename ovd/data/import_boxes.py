@@ -10,16 +10,16 @@ import numpy as np
 
 from ovd.choices import ImportFormatName
 from ovd.data.annotations import NO_OPTIONS
-from ovd.data.box_csv import read_box_csv
-from ovd.data.cvat import read_cvat
-from ovd.data.formats import FORMATS
-from ovd.data.image_names import check_images_exist, which_exist
-from ovd.data.image_sizes import with_real_sizes
-from ovd.data.labelme import read_labelme
-from ovd.data.open_images import read_open_images
+from ovd.data.formats.box_csv import read_box_csv
+from ovd.data.formats.cvat import read_cvat
+from ovd.data.formats.image_names import check_images_exist, which_exist
+from ovd.data.formats.image_sizes import with_real_sizes
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.labelme import read_labelme
+from ovd.data.formats.open_images import read_open_images
+from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
+from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
-from ovd.data.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
-from ovd.data.via import read_via
 from ovd.files import whole_file
 
 ROBOFLOW_NAME = "_annotations.coco.json"

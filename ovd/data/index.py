@@ -95,7 +95,7 @@ class AnnotationIndex:
 
     path: Path
     format: DataFormatName
-    """Name of its record in `ovd.data.formats.FORMATS`, which its evaluation follows."""
+    """Name of its record in `ovd.data.formats.known.FORMATS`, which its evaluation follows."""
     categories: tuple[Category, ...]
     images_root: Path | None
     image_ids: Int64[np.ndarray, " N"]

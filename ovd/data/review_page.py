@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ovd.data.export_boxes import LabelledSet
-from ovd.data.images import read_image
-from ovd.data.thumbnails import data_uri
+from ovd.data.images.read import read_image
+from ovd.data.images.thumbnails import data_uri
 from ovd.files import whole_file
 from ovd.html_page import fill_page
 from ovd.shapes import Float32, UInt8

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ovd.data.image_names import check_images_exist
+from ovd.data.formats.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport, Unit
 

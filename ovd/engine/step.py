@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovd.choices import AssignmentRule
 from ovd.config import PairsConfig, TrainSection
-from ovd.data.padding import pad_images
+from ovd.data.loading.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream
 from ovd.engine.step_texts import StepTexts

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loader import eval_loader
+from ovd.data.loading.loader import eval_loader
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, map_inputs, nearness_to

@@ -21,7 +21,7 @@ from torchvision.ops import roi_align
 
 from ovd.boxes import side_distances
 from ovd.data.index import AnnotationIndex
-from ovd.data.loader import eval_loader
+from ovd.data.loading.loader import eval_loader
 from ovd.evaluation.confusions import Confusion, most_confused
 from ovd.evaluation.groups import FREQUENCIES, Group, members_of
 from ovd.inference import Inference

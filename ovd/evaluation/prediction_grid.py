@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
-from ovd.data.images import ImageError, read_image
+from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.truth import Truth
 from ovd.evaluation.measures import Measures

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ovd.data.images import ImageError, read_image
+from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.thumbnails import data_uri
 from ovd.data.index import AnnotationIndex
-from ovd.data.thumbnails import data_uri
 from ovd.evaluation.measures import Measures
 from ovd.shapes import Bool, Float64, Int64
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ovd.data.coco_records import whole_number_of
+from ovd.data.formats.coco_records import whole_number_of
 from ovd.files import GZIP, whole_file
 from ovd.shapes import Bool, Float64, Int64
 

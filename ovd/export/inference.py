@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ovd.boxes import rescale_boxes
 from ovd.data.index import AnnotationIndex
-from ovd.data.loader import eval_loader
+from ovd.data.loading.loader import eval_loader
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.onnx.session import DetectionSession
 from ovd.structures import Detections

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ovd.data.image_files import images_below
-from ovd.data.images import read_image
+from ovd.data.images.files import images_below
+from ovd.data.images.read import read_image
 from ovd.files import whole_file
 from ovd.onnx.predictor import pad
 from ovd.onnx.resize import resize

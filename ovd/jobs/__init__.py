@@ -1,0 +1,1 @@
+"""What the commands do, one job per file: train, evaluate, fine-tune, label, detect. Begin with train.py."""

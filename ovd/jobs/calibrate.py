@@ -13,8 +13,8 @@ from ovd.build.prompts import example_encoder
 from ovd.build.text import text_of_detector
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.config import TrainConfig
-from ovd.data.formats import FORMATS
-from ovd.data.images import ImageError, read_image
+from ovd.data.formats.known import FORMATS
+from ovd.data.images.read import ImageError, read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.progress import progress

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from ovd.build.prompts import Prompt
-from ovd.data.image_files import DRAWN
-from ovd.data.images import ImageError, read_image
-from ovd.data.media import STANDARD_INPUT, Picture, is_video, pictures_of
+from ovd.data.images.files import DRAWN
+from ovd.data.images.media import STANDARD_INPUT, Picture, is_video, pictures_of
+from ovd.data.images.read import ImageError, read_image
+from ovd.data.images.video import VideoWriter, describe_video
 from ovd.data.report import DataReport
-from ovd.data.video import VideoWriter, describe_video
 from ovd.extras import optional
 from ovd.files import make_folder_of, whole_file
 from ovd.jobs.track import Tracker, tracking_package

@@ -13,8 +13,8 @@ from torchvision.ops import box_iou
 from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
-from ovd.data.image_files import ImageFiles, name_below, readable_sizes
-from ovd.data.loader import image_loader
+from ovd.data.images.files import ImageFiles, name_below, readable_sizes
+from ovd.data.loading.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
 from ovd.inference import Inference

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ovd.build.trained import load_detector
 from ovd.choices import Templates
 from ovd.config import LabelOptions
-from ovd.data.pairs import PairShards, list_shards
+from ovd.data.pairs.tar import PairShards, list_shards
 from ovd.data.report import DataReport
 from ovd.experts.group import ExpertGroup
 from ovd.extras import optional

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ovd.data.pixels import AnyImage, checked_size, pixels_of
+from ovd.data.images.pixels import AnyImage, checked_size, pixels_of
 from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
@@ -74,7 +74,7 @@ class Predictor:
         """Detect in one image: boxes in pixels of the image, best first; `classes` are positions in `names`.
 
         Args:
-            image: a file, or a PIL image or an array, which are read by the rules of `ovd.data.pixels`.
+            image: a file, or a PIL image or an array, which are read by the rules of `ovd.data.images.pixels`.
             names: any class names, at least one; one name may stand alone.
 
         Raises:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from ovd.config import BoxFilters
 from ovd.data.index import ImageRecord, Labels, Ragged
-from ovd.data.pairs import PairShards
+from ovd.data.pairs.tar import PairShards
 from ovd.progress import progress
 from ovd.selftrain.filter import best_of_group, filter_labels
 from ovd.selftrain.labels import ShardLabels, read_labels

@@ -18,8 +18,8 @@ from jaxtyping import Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 
 from ovd.data.index import Ragged
-from ovd.data.pairs import PairShards, list_shards
-from ovd.data.shard_index import ShardIndex
+from ovd.data.pairs.shard_index import ShardIndex
+from ovd.data.pairs.tar import PairShards, list_shards
 from ovd.files import sha256_of, whole_file
 from ovd.progress import progress
 from ovd.text.tensor_file import file_header

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ovd.config import LabelOptions, differences
-from ovd.data.images import ImageError, read_image
+from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
-from ovd.data.pairs import PairShards, caption_fault, list_shards
+from ovd.data.pairs.tar import PairShards, caption_fault, list_shards
 from ovd.data.report import DataReport
 from ovd.files import remove_abandoned, sha256_of, whole_file
 from ovd.progress import progress

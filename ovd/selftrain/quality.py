@@ -17,7 +17,7 @@ from ovd.choices import Keep
 from ovd.config import BoxFilters
 from ovd.data.box_arrays import paired_iou
 from ovd.data.index import Ragged
-from ovd.data.pairs import PairShards
+from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
 from ovd.selftrain.labels import ShardLabels
 from ovd.selftrain.queries import caption_queries, normalized

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.data.padding import pad_images
-from ovd.data.transforms import eval_transform
+from ovd.data.loading.padding import pad_images
+from ovd.data.loading.transforms import eval_transform
 from ovd.experts.inference import ExpertInference
 from ovd.inference import Inference
 from ovd.selftrain.labels import TeacherBoxes

@@ -17,10 +17,10 @@ from torch import Tensor
 from ovd.build.prompts import Example, PromptEncoder
 from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
-from ovd.data.buckets import Shape
-from ovd.data.images import read_image
-from ovd.data.padding import pad_images
-from ovd.data.transforms import eval_transform
+from ovd.data.images.read import read_image
+from ovd.data.loading.buckets import Shape
+from ovd.data.loading.padding import pad_images
+from ovd.data.loading.transforms import eval_transform
 from ovd.structures import Detections
 from ovd.text.names import clean_name
 

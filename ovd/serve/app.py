@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 from torch import Tensor
 
-from ovd.data.images import ALLOWED_FORMATS, ImageError
+from ovd.data.images.read import ALLOWED_FORMATS, ImageError
 from ovd.serve.answerer import Answerer, Question
 from ovd.serve.batches import Answered, Batches
 from ovd.serve.coco_answer import coco_document

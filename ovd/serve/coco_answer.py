@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ovd.data.buckets import Shape
+from ovd.data.loading.buckets import Shape
 from ovd.structures import Detections
 
 _FILE_NAME_LENGTH = 200

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ovd.clip.load import Clip
 from ovd.config import PretrainConfig
-from ovd.data.images import read_image
-from ovd.data.pairs import PairShards
+from ovd.data.images.read import read_image
+from ovd.data.pairs.tar import PairShards
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.scene import draw_scene
 from ovd.data.world.settings import Settings

@@ -10,8 +10,8 @@ from small_run import source_of
 from ovd.alignment.images import images_of_folder, images_of_shards
 from ovd.build.alignment import load_unlabelled_images
 from ovd.config import AlignData, parse_config
-from ovd.data.images import read_image
-from ovd.data.pairs import PairShards, write_pair_shards
+from ovd.data.images.read import read_image
+from ovd.data.pairs.tar import PairShards, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.data.annotations import load_annotations, load_truth
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 

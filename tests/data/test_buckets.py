@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovd.data.buckets import batch_like_with_like, padded_shape, shape_groups
-from ovd.data.loader import TrainOrder
+from ovd.data.loading.buckets import batch_like_with_like, padded_shape, shape_groups
+from ovd.data.loading.loader import TrainOrder
 
 
 @given(

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ovd.data.coco_columns import read_columns
-from ovd.data.coco_records import read_records
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.coco_columns import read_columns
+from ovd.data.formats.coco_records import read_records
+from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.report import DataReport
-from ovd.data.table import AnnotationTable, ReadRequest
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, 2, 7, -3, 1.0, 2.5, 1e300, 2**53 + 1, 2**63 - 1, 2**63, 10**30, "", "1", "r", "x/y.jpg",

@@ -8,7 +8,7 @@ import torch
 from photo import photo
 from torchvision.transforms.v2 import functional
 
-from ovd.data.color_jitter import ColorChange
+from ovd.data.loading.color_jitter import ColorChange
 
 
 def mid_colors() -> np.ndarray:

@@ -19,11 +19,11 @@ from pycocotools.coco import COCO
 from ovd.choices import DataFormatName
 from ovd.data.annotations import load_annotations
 from ovd.data.export_boxes import LabelledImage, LabelledSet, check_files, check_names, export_boxes
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.data.table import ReadRequest
 
 NAMES = ("cat, black", "ü & <b>", "key: value", "no box")
 # An image without boxes, two that differ in their suffix alone, one that is named like another with its folder, and

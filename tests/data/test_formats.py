@@ -21,8 +21,8 @@ from ovd.choices import DataFormatName
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.check import check_images
-from ovd.data.format_options import FormatOptions
-from ovd.data.formats import FORMATS
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation.run import box_evaluator, evaluate_results_file

@@ -11,8 +11,8 @@ import shard_edits
 from noise import damaged
 from PIL import Image
 
-from ovd.data.images import ImageError, decode_image, read_sizes
-from ovd.data.shard_index import ShardFault, index_shard
+from ovd.data.images.read import ImageError, decode_image, read_sizes
+from ovd.data.pairs.shard_index import ShardFault, index_shard
 
 NUM_RUNS = 150
 FORMATS = (*image_edits.LOSSLESS, "JPEG", "GIF", "AVIF")
@@ -77,8 +77,8 @@ def test_files_that_say_they_are_huge_take_no_memory(tmp_path):
 import resource
 from pathlib import Path
 from ovd.data.annotations import load_truth
-from ovd.data.images import decode_image
-from ovd.data.pairs import PairShards
+from ovd.data.images.read import decode_image
+from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.labels import read_labels
 folder = Path({str(tmp_path)!r})
 in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
-from ovd.data.format_options import FormatOptions
-from ovd.data.image_names import check_images_exist, files_by_base_name
+from ovd.data.formats.image_names import check_images_exist, files_by_base_name
+from ovd.data.formats.options import FormatOptions
 from ovd.data.report import DataError, DataReport
 
 FILES = ("a/one.jpg", "b/two.PNG", "b/three dots.jpg", "per%20cent.jpg")

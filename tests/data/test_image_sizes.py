@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 

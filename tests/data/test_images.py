@@ -16,9 +16,9 @@ import pytest
 from photo import photo
 from PIL import Image
 
-from ovd.data.images import ImageError, decode_image, read_image, read_sizes
-from ovd.data.jpeg_end import with_end
-from ovd.data.jpeg_segments import has_many_scans
+from ovd.data.images.jpeg_end import with_end
+from ovd.data.images.jpeg_segments import has_many_scans
+from ovd.data.images.read import ImageError, decode_image, read_image, read_sizes
 
 HEIGHT, WIDTH = 40, 60
 
@@ -342,7 +342,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
     script = f"""
 import resource
 from pathlib import Path
-from ovd.data.images import ImageError, read_image
+from ovd.data.images.read import ImageError, read_image
 in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 100_000_000,) * 2)
 try:

@@ -12,10 +12,10 @@ from test_tools import run_tool
 
 from ovd.choices import ImportFormatName
 from ovd.data.annotations import load_annotations
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
 from ovd.data.report import DataError, DataReport
-from ovd.data.table import ReadRequest
 
 # Two images of 60 x 40 and 30 x 50 (width x height) with a cat, a dog, and a cat that leaves the image.
 SIZES = {"a": (60, 40), "b": (30, 50)}

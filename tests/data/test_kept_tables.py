@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from test_coco_columns import assert_equal, good_file
 
-from ovd.data import coco_columns, kept_tables
-from ovd.data.coco_columns import read_columns
-from ovd.data.coco_json import read_coco_json
-from ovd.data.format_options import FormatOptions
+from ovd.data.formats import coco_columns, kept_tables
+from ovd.data.formats.coco_columns import read_columns
+from ovd.data.formats.coco_json import read_coco_json
+from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.report import DataReport
-from ovd.data.table import AnnotationTable, ReadRequest
 
 
 @pytest.fixture

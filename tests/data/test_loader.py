@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-import ovd.data.loader
+import ovd.data.loading.loader
 from ovd.data.annotations import load_annotations
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loader import (
+from ovd.data.loading.loader import (
     Batch,
     TrainOrder,
     epoch_length,
@@ -24,9 +24,9 @@ from ovd.data.loader import (
     repeat_factors,
     train_loader,
 )
-from ovd.data.mosaic import Mosaics
+from ovd.data.loading.mosaic import Mosaics
+from ovd.data.loading.transforms import train_transform
 from ovd.data.report import DataError, DataReport
-from ovd.data.transforms import train_transform
 
 NUM_IMAGES = 10
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
@@ -402,7 +402,7 @@ def hanging_at_image_of_height_49(pixels: np.ndarray, labels: Labels, _seed: int
 def test_a_dead_or_hanging_worker_stops_and_names_the_batch(
     index, transform, timeout_s, reason, pin_memory, monkeypatch
 ):
-    monkeypatch.setattr(ovd.data.loader, "TIMEOUT_S", timeout_s)
+    monkeypatch.setattr(ovd.data.loading.loader, "TIMEOUT_S", timeout_s)
     order = order_of(index, batch_size=NUM_IMAGES)
     loader = train_loader(index, order, transform, range(7, 9), workers=1, pin_memory=pin_memory)
     start = time.perf_counter()

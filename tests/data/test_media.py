@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovd.data.image_files import images_below
-from ovd.data.images import ImageError
-from ovd.data.media import find_media, is_video, pictures_of
-from ovd.data.video import VideoWriter, describe_video, read_frames
+from ovd.data.images.files import images_below
+from ovd.data.images.media import find_media, is_video, pictures_of
+from ovd.data.images.read import ImageError
+from ovd.data.images.video import VideoWriter, describe_video, read_frames
 
 PATTERN = np.kron(np.indices((4, 6)).sum(axis=0) % 2 * 200, np.ones((16, 16))).astype(np.uint8)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.data.index import Labels
-from ovd.data.mosaic import Mosaics, join_tiles
+from ovd.data.loading.mosaic import Mosaics, join_tiles
 
 
 def tile(number: int, height: int, width: int, **changes) -> tuple[np.ndarray, Labels]:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovd.data.padding import pad_images
+from ovd.data.loading.padding import pad_images
 
 SIDES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=4)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
+from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError
 
 

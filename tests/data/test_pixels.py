@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from small_export import unchecked
 
-from ovd.data.pixels import as_pixels
-from ovd.data.sixteen_bits import to_eight_bits
+from ovd.data.images.pixels import as_pixels
+from ovd.data.images.sixteen_bits import to_eight_bits
 
 RGB = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
 RGB[0, 0] = (0, 128, 255)

@@ -16,9 +16,9 @@ from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images, check_pairs, class_counts, describe
 from ovd.data.coco_zero_shot import BASE, NOVEL
-from ovd.data.pairs import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.tsv import read_tsv
 from ovd.data.report import DataReport
-from ovd.data.tsv import read_tsv
 from ovd.jobs.train import train_from_config
 
 LAYOUTS: dict[str, Callable[[Path, Path], Layout]] = {
@@ -137,7 +137,7 @@ def test_objects365_names_are_mended_and_the_unreleased_image_left_out(miniature
 
 
 def test_names_of_objects365_are_those_of_the_corrected_list(shared_data):
-    from ovd.data.objects365 import class_name
+    from ovd.data.formats.objects365 import class_name
 
     rows = [line.strip().split(",") for line in (shared_data / "Objects365_names_fix.csv").read_text().splitlines()]
     assert len(rows) == 365

@@ -6,8 +6,8 @@ import pytest
 from photo import photo
 from PIL import Image
 
-from ovd.data.images import decode_image, read_image
-from ovd.data.resample import resample
+from ovd.data.images.read import decode_image, read_image
+from ovd.data.loading.resample import resample
 
 FACTORS = [2.7, 1.3, 1.0, 0.95, 0.8, 0.74, 0.6, 0.51, 0.5, 0.3]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovd.data import size_cache
-from ovd.data.images import ImageError, read_sizes
-from ovd.data.size_cache import sizes_of
+from ovd.data.images import size_cache
+from ovd.data.images.read import ImageError, read_sizes
+from ovd.data.images.size_cache import sizes_of
 
 
 @pytest.fixture

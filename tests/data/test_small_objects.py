@@ -9,9 +9,9 @@ import pytest
 
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
+from ovd.data.loading.small_objects import count_small_objects
+from ovd.data.loading.transforms import train_transform
 from ovd.data.report import DataError, DataReport
-from ovd.data.small_objects import count_small_objects
-from ovd.data.transforms import train_transform
 
 
 def index_of(folder: Path, boxes: Sequence[Sequence[float]], height: int, width: int) -> AnnotationIndex:

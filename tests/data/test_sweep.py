@@ -12,10 +12,10 @@ import shard_edits
 from PIL import Image
 
 from ovd.data.annotations import load_annotations
-from ovd.data.format_options import FormatOptions
-from ovd.data.images import ImageError, decode_image, read_sizes
+from ovd.data.formats.options import FormatOptions
+from ovd.data.images.read import ImageError, decode_image, read_sizes
 from ovd.data.index import AnnotationIndex
-from ovd.data.pairs import PairShards
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataError, DataReport
 
 SEED = 20_000

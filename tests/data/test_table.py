@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ovd.data.category import Category
+from ovd.data.formats.table import UNCOUNTED, AnnotationTable, available_part
 from ovd.data.report import DataReport
-from ovd.data.table import UNCOUNTED, AnnotationTable, available_part
 
 TABLE = AnnotationTable(
     path=Path("boxes.lines"),

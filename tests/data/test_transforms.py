@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from photo import photo
 
-from ovd.data.color_jitter import ColorChange
 from ovd.data.index import Labels
-from ovd.data.transforms import eval_transform, resize_labels, train_transform
+from ovd.data.loading.color_jitter import ColorChange
+from ovd.data.loading.transforms import eval_transform, resize_labels, train_transform
 
 Sample = tuple[np.ndarray, Labels]
 
@@ -244,8 +244,8 @@ def test_senseless_settings_are_refused(size, scale):
 
 def test_albumentations_is_imported_late_and_never_asks_the_network():
     script = (
-        "import sys, ovd.data.loader; assert 'albumentations' not in sys.modules;"
-        "from ovd.data.transforms import eval_transform; eval_transform(size=8);"
+        "import sys, ovd.data.loading.loader; assert 'albumentations' not in sys.modules;"
+        "from ovd.data.loading.transforms import eval_transform; eval_transform(size=8);"
         "import os; assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}

@@ -8,8 +8,8 @@ from PIL import Image
 from real_layouts import voc_object, voc_xml
 
 from ovd.data.annotations import load_annotations, load_truth
-from ovd.data.format_options import FormatOptions
-from ovd.data.images import ImageError
+from ovd.data.formats.options import FormatOptions
+from ovd.data.images.read import ImageError
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 

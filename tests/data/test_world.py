@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ovd.data.annotations import load_annotations
-from ovd.data.pairs import PairShards
+from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import split_lvis_base
 from ovd.data.world.build import build_world, detection_scene, generator, train_counts

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.check import check_images
-from ovd.data.format_options import FormatOptions
-from ovd.data.images import ImageError
+from ovd.data.formats.options import FormatOptions
+from ovd.data.images.read import ImageError
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 

@@ -23,7 +23,7 @@ import ovd.build.data
 import ovd.engine.step
 import ovd.files
 from ovd.config import TrainConfig
-from ovd.data import loader
+from ovd.data.loading import loader
 from ovd.data.report import DataReport
 from ovd.distributed import rank, world_size
 from ovd.engine import checkpoint

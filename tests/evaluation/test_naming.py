@@ -13,7 +13,7 @@ from small_detector import build_detector
 from torch.nn import functional as F
 
 from ovd.data.annotations import load_annotations, load_truth
-from ovd.data.images import read_image
+from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation.groups import group_average_precision

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.data.images import ImageError
-from ovd.data.media import Picture
-from ovd.data.video import VideoWriter
+from ovd.data.images.media import Picture
+from ovd.data.images.read import ImageError
+from ovd.data.images.video import VideoWriter
 from ovd.jobs.detect import CocoFile, JsonLines, PictureFiles, detect_in, targets
 from ovd.structures import Detections
 

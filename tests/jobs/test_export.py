@@ -8,7 +8,7 @@ import pytest
 from small_export import unchecked
 
 import ovd.__main__ as command
-from ovd.data.image_files import images_below
+from ovd.data.images.files import images_below
 from ovd.onnx import Predictor
 
 

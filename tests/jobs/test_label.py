@@ -14,7 +14,7 @@ from PIL import Image
 
 from ovd.build.trained import load_detector
 from ovd.commands import check, label
-from ovd.data.image_files import images_at
+from ovd.data.images.files import images_at
 from ovd.data.report import DataReport
 from ovd.jobs.label import Labels, batches_of_like_shape, choose, label_images
 from ovd.jobs.label_journal import LabelJournal

@@ -14,7 +14,7 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions, TrainConfig, parse_config
-from ovd.data.pairs import Pair, write_pair_shards
+from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.jobs import pseudo_label
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.prompts import TEMPLATES

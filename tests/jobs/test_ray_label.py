@@ -17,7 +17,7 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
 from ovd.config import LabelOptions, TrainConfig, parse_config
-from ovd.data.pairs import Pair, write_pair_shards
+from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.jobs.pseudo_label import pseudo_label_run

@@ -17,7 +17,7 @@ from ovd.build.text import evaluation_text, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
-from ovd.data.pairs import Pair, write_pair_shards
+from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.report import DataReport
 from ovd.inference import Inference
 from ovd.jobs.evaluate import detect_all

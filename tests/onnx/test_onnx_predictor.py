@@ -19,7 +19,7 @@ from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
 from ovd.config import EnsembleConfig, TrainConfig, parse_config
-from ovd.data.images import ImageError
+from ovd.data.images.read import ImageError
 from ovd.export.detector import export_detector
 from ovd.inference import Inference
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap

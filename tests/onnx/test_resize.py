@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovd.data.transforms import eval_transform
+from ovd.data.loading.transforms import eval_transform
 from ovd.onnx.resize import resize
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from ovd.data.index import Ragged
-from ovd.data.pairs import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.selftrain.labelled_pairs import KeptLabels, LabelledPairs, limit_per_text
 from ovd.selftrain.labels import ShardLabels
 from ovd.text.bank import TextBank

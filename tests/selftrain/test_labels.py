@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from torch.nn import functional as F
 
 from ovd.data.index import Ragged
-from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
-from ovd.data.shard_index import ShardIndex
+from ovd.data.pairs.shard_index import ShardIndex
+from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.files import remove_abandoned, sha256_of, whole_file
 from ovd.selftrain.labels import (
     ShardLabels,
@@ -205,7 +205,7 @@ def test_labelled_shards_are_opened_without_being_read(labelled, monkeypatch):
     def read(*arguments):
         raise AssertionError("a shard was read from end to end")
 
-    monkeypatch.setattr("ovd.data.pairs.index_shard", read)
+    monkeypatch.setattr("ovd.data.pairs.tar.index_shard", read)
     shards = open_labelled_shards(folder, [file])
     assert [shards[row] for row in range(len(shards))] == pairs[3:]
     assert shards.positions("00001.tar") == range(3)

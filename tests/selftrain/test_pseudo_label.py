@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.config import LabelOptions, TrainConfig, parse_config
-from ovd.data.images import read_image
-from ovd.data.pairs import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+from ovd.data.images.read import read_image
+from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
 from ovd.jobs.pseudo_label import pseudo_label_run

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ovd.data.index import Ragged
-from ovd.data.pairs import Pair, PairShards, write_pair_shards
+from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.selftrain.quality import QualityRow, TrueObjects, format_quality, measure_quality, read_true_objects
 

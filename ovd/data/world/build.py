@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ovd.data.pairs import Pair, write_pair_shards
+from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.world.captions import caption
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts

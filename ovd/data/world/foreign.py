@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from ovd.choices import Domain
-from ovd.data.pairs import Pair, write_pair_shards
+from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.world.build import draw_in_parallel, encode_jpeg, write_json
 from ovd.data.world.captions import COUNTS, pluralize, with_article
 from ovd.data.world.foreign_drawing import (

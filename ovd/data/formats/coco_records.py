@@ -1,0 +1,345 @@
+"""Annotation files in LVIS's or COCO's form, record by record: what is wrong with a file is named exactly."""
+
+import gc
+import json
+import math
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd.choices import Frequency
+from ovd.data.category import Category
+from ovd.data.formats.image_names import files_by_base_name
+from ovd.data.formats.image_sizes import fill_sizes
+from ovd.data.formats.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.data.formats.text_files import finite_number
+from ovd.data.report import DataError, DataReport
+from ovd.files import GZIP
+from ovd.shapes import Float64
+from ovd.text.names import read_alike
+
+_NUM_NAMED = 20
+
+_CROWD: dict[Any, bool] = {0: False, 1: True, "0": False, "1": True}  # 0 equals false and 0.0, 1 true and 1.0
+
+_FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def read_records(request: ReadRequest, content: bytes, report: DataReport, *, federated: bool) -> AnnotationTable:
+    """`read_coco_json` of a file's content, a byte order mark taken off."""
+    path = request.annotations
+    source = Source(path, _parse(path, content))
+    images, objects, category_rows = map(source.records, ("images", "annotations", "categories"))
+    _read_ids(images, "id", *_FEDERATED_FIELDS)
+    _read_ids(objects, "id", "image_id", "category_id")
+    _read_ids(category_rows, "id")
+    category_rows = sorted(category_rows, key=lambda row: source.field(row, "categories", "id"))
+    row_of_image = source.rows_by_id(images, "images")
+    row_of_category = source.rows_by_id(category_rows, "categories")
+    if _name_nothing([row.get("id") for row in objects]):
+        report.repaired("F2", f"{path}: annotations have no ids of their own, and are numbered from 1")
+        for number, row in enumerate(objects, start=1):
+            row["id"] = number
+    for row in objects:
+        source.field(row, "annotations", "id")
+    if federated:
+        source.check_federated_labels(images)
+    source.check_references(images if request.index else [], objects, row_of_image, row_of_category)
+    if federated:
+        source.check_label_ids(images)
+
+    sizes, files, is_available = None, None, None
+    if request.index:
+        files = tuple(source.image_file(row, federated) for row in images)
+        if request.options.by_base_name:
+            files = files_by_base_name(path, files, request.images)
+        if request.options.sizes_from_images and request.images is not None:
+            stated = [_stated_size(row) for row in images]
+        else:
+            stated = [source.size(row, required=request.images is None) for row in images]
+        sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
+    boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf, report)
+    if request.options.xyxy:
+        boxes[:, 2:] -= boxes[:, :2]
+    object_ids = [row["id"] for row in objects]
+    return AnnotationTable(
+        path=path,
+        categories=source.categories(category_rows, request, federated),
+        image_ids=np.array([row["id"] for row in images], dtype=np.int64),
+        image_of_object=np.array([row_of_image[row["image_id"]] for row in objects], dtype=np.int64),
+        class_of_object=np.array([row_of_category[row["category_id"]] for row in objects], dtype=np.int64),
+        boxes_xywh=boxes,
+        is_crowd=np.array([source.crowd(row) for row in objects], dtype=bool),
+        name_of_object=lambda row: f"{path}: annotation {object_ids[row]}",
+        areas_px=source.areas(objects, boxes, federated) if request.truth else None,
+        images_root=request.images,
+        image_files=files,
+        image_sizes=sizes,
+        is_available=is_available,
+        federated=_federated_labels(images) if federated else None,
+    )
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    """What an annotation file holds, without its masks."""
+
+    def without_masks(record: dict[str, Any]) -> dict[str, Any]:
+        # Masks are nine tenths of an LVIS file, and the detector has no use for them: freed while parsing.
+        record.pop("segmentation", None)
+        return record
+
+    if content.startswith(GZIP):
+        raise DataError("F1", f"{path}: compressed by gzip; unpack it first (gunzip)")
+    was_collecting = gc.isenabled()
+    # The parser makes millions of objects and no cycles: searching for cycles doubles its time.
+    gc.disable()
+    try:
+        text = content.decode()
+        return json.loads(text, object_hook=without_masks)
+    except UnicodeDecodeError as error:
+        raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
+    except json.JSONDecodeError as error:
+        byte = len(text[: error.pos].encode())
+        raise DataError("F1", f"{path}: not whole JSON at byte {byte} of {len(content)}: {error.msg}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError("F1", f"{path}: a number has thousands of digits") from error
+    except RecursionError as error:
+        raise DataError("F1", f"{path}: JSON nested too deeply") from error
+    finally:
+        if was_collecting:
+            gc.enable()
+
+
+class Source:
+    """Reads required fields; an error names the file, the list, the record and the field."""
+
+    def __init__(self, path: Path, content: Any):
+        self.path = path
+        self._content = content
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        rows = self._content.get(name) if isinstance(self._content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError("F1", f"{self.path}: no list of records named {name!r}; is this an annotation file?")
+        return rows
+
+    def field(self, row: dict[str, Any], name: str, field: str, kind: type = int) -> Any:
+        value = row.get(field)
+        if type(value) is not kind:
+            problem = f"is {value!r}, not {kind.__name__}"
+        elif isinstance(value, int) and abs(value) > np.iinfo(np.int64).max:
+            problem = f"is {value}, more than 64 bits hold"
+        else:
+            return value
+        raise DataError("F1", f"{self.path}: {name} record {row.get('id', '(no id)')}: {field} {problem}")
+
+    def positive(self, row: dict[str, Any], name: str, field: str) -> int:
+        value = self.field(row, name, field)
+        if not 0 < value < LARGEST_COORDINATE:
+            raise DataError("F1", f"{self.path}: {name} record {row['id']}: {field} is {value}")
+        return value
+
+    def size(self, row: dict[str, Any], *, required: bool) -> tuple[int, int]:
+        """Height and width, also as 640.0; two zeros if one of them is missing and not `required`."""
+        if not required and (row.get("height") is None or row.get("width") is None):
+            return 0, 0
+        for side in ("height", "width"):
+            if type(row.get(side)) is float:
+                row[side] = whole_number_of(row[side])
+        return self.positive(row, "images", "height"), self.positive(row, "images", "width")
+
+    def rows_by_id(self, rows: list[dict[str, Any]], name: str) -> dict[int, int]:
+        by_id: dict[int, int] = {}
+        for position, row in enumerate(rows):
+            first = by_id.setdefault(self.field(row, name, "id"), position)
+            if first != position:
+                raise DataError("F2", f"{self.path}: {name} records {first} and {position} share the id {row['id']}")
+        return by_id
+
+    def check_federated_labels(self, images: list[dict[str, Any]]) -> None:
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                if not isinstance(row.get(field), list):
+                    raise DataError(
+                        "F7",
+                        f"{self.path}: image {row['id']} has no {field}; LVIS metrics would change without a word. "
+                        f"Use format 'coco' for files without federated labels",
+                    )
+
+    def check_label_ids(self, images: list[dict[str, Any]]) -> None:
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                for category_id in row[field]:
+                    if type(category_id) is not int or abs(category_id) > np.iinfo(np.int64).max:
+                        raise DataError(
+                            "F7", f"{self.path}: image {row['id']}: {field} has {category_id!r}, which is no id"
+                        )
+
+    def check_references(
+        self,
+        images: list[dict[str, Any]],
+        objects: list[dict[str, Any]],
+        row_of_image: dict[int, int],
+        row_of_category: dict[int, int],
+    ) -> None:
+        unknown = []
+        for row in objects:
+            if not _is_known(row.get("image_id"), row_of_image):
+                unknown.append(f"annotation {row['id']} of image {row.get('image_id')!r}")
+            if not _is_known(row.get("category_id"), row_of_category):
+                unknown.append(f"annotation {row['id']} of category {row.get('category_id')!r}")
+        for row in images:
+            for field in _FEDERATED_FIELDS:
+                labels = row.get(field)  # COCO's form has none, and nothing depends on them there
+                unknown += [
+                    f"image {row['id']}, {field}, category {category_id!r}"
+                    for category_id in (labels if isinstance(labels, list) else ())
+                    if not _is_known(category_id, row_of_category)
+                ]
+        if unknown:
+            raise DataError(
+                "F3",
+                f"{self.path}: {len(unknown)} references to unknown images or categories: "
+                f"{'; '.join(unknown[:_NUM_NAMED])}",
+            )
+
+    def boxes(self, objects: list[dict[str, Any]], limit: float, report: DataReport) -> Float64[np.ndarray, "M 4"]:
+        """xywh of every object, with each number under the limit; numbers may be text, as in Roboflow's polygons."""
+        numbers: list[float] = []
+        for row in objects:
+            stated = row.get("bbox")
+            box = _without_text(stated, limit)
+            if not (isinstance(box, list) and len(box) == 4 and all(_is_number(number, limit) for number in box)):
+                raise DataError(
+                    "F6", f"{self.path}: annotation {row['id']}: bbox is {stated!r}, not four finite numbers"
+                )
+            if box is not stated:
+                report.repaired("F6", f"{self.path}: annotation {row['id']}: numbers of {stated} are written as text")
+            numbers.extend(box)
+        return np.array(numbers, dtype=np.float64).reshape(-1, 4)
+
+    def crowd(self, row: dict[str, Any]) -> bool:
+        """Whether an object is a crowd: 0, 1, and what else says so in files of converters, such as 1.0 and "1"."""
+        value = row.get("iscrowd", 0)
+        if not isinstance(value, int | float | str) or value not in _CROWD:
+            raise DataError("F1", f"{self.path}: annotation {row['id']}: iscrowd is {value!r}, not 0 or 1")
+        return _CROWD[value]
+
+    def areas(
+        self, objects: list[dict[str, Any]], boxes: Float64[np.ndarray, "M 4"], federated: bool
+    ) -> Float64[np.ndarray, " M"]:
+        """The `area` of every object; where COCO's form has none, that of the box."""
+        areas: list[float] = []
+        for row, box_area in zip(objects, (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True):
+            area: Any = row.get("area")
+            if not federated:  # area is nothing of COCO's that other tools write alike
+                area = box_area if area is None else finite_number(area, math.inf) if isinstance(area, str) else area
+            if not _is_number(area, math.inf):
+                raise DataError("F6", f"{self.path}: annotation {row['id']}: area is {area!r}, not a finite number")
+            if federated and row.get("ignore"):
+                # lvis-api honours the key, hotcoco does not: their metrics would differ
+                raise DataError(
+                    "F7", f"{self.path}: annotation {row['id']}: LVIS has no 'ignore'; remove the annotation or the key"
+                )
+            areas.append(area)
+        return np.array(areas, dtype=np.float64)
+
+    def categories(self, rows: list[dict[str, Any]], request: ReadRequest, federated: bool) -> tuple[Category, ...]:
+        parents = Counter(parent for row in rows if isinstance(parent := row.get("supercategory"), str))
+        return tuple(self._category(row, parents, request, federated) for row in rows)
+
+    def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:
+        """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
+        name = self.field(row, "categories", "name", str)
+        if not read_alike(name):
+            raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
+        if _is_broken(name):
+            raise DataError("F1", f"{self.path}: category {row['id']}: {name!r} has half a character")
+        frequency: Frequency | None = None
+        synonyms: tuple[str, ...] = ()
+        image_count = UNCOUNTED
+        if federated or request.truth:
+            frequency = row.get("frequency")
+            is_required = federated and request.index
+            if frequency not in ("r", "c", "f") and (is_required or frequency is not None):
+                raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
+        if request.index and (federated or "synonyms" in row):
+            synonyms = tuple(self.field(row, "categories", "synonyms", list))
+            if wrong := [synonym for synonym in synonyms if not isinstance(synonym, str)]:
+                raise DataError("F1", f"{self.path}: category {row['id']}: the synonym {wrong[0]!r} is no text")
+            if broken := [synonym for synonym in synonyms if _is_broken(synonym)]:
+                raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
+        if federated and request.index:
+            image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
+        is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of others than itself
+        return Category(row["id"], name, synonyms, frequency, image_count, is_parent)
+
+    def image_file(self, row: dict[str, Any], federated: bool) -> str:
+        """The path under the folder of images."""
+        if federated and "coco_url" in row:
+            # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
+            return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
+        return self.field(row, "images", "file_name", str)
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, as JSON can write it and UTF-8 cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _read_ids(rows: list[dict[str, Any]], *fields: str) -> None:
+    """Writes ids that are whole but of another type, 7.0 and "7", as whole numbers; lists of ids, too."""
+    for row in rows:
+        for field in fields:
+            value = row.get(field)
+            if isinstance(value, list):
+                row[field] = [whole_number_of(item) for item in value]
+            elif type(value) in (float, str):
+                row[field] = whole_number_of(value)
+
+
+def whole_number_of(value: Any) -> Any:
+    """The whole number that a value stands for; the value itself if it stands for none."""
+    if type(value) is float and value.is_integer() and abs(value) <= 2**53:
+        return int(value)
+    if type(value) is str and re.fullmatch(r"-?(0|[1-9]\d{0,18})", value, re.ASCII):
+        return int(value)
+    return value
+
+
+def _stated_size(row: dict[str, Any]) -> tuple[int, int]:
+    """Height and width, or two zeros where they are no numbers of pixels."""
+    height, width = (whole_number_of(row.get(side)) for side in ("height", "width"))
+    are_sides = all(type(side) is int and 0 < side < LARGEST_COORDINATE for side in (height, width))
+    return (height, width) if are_sides else (0, 0)
+
+
+def _name_nothing(ids: list[Any]) -> bool:
+    """Whether the ids of annotations tell no two apart: missing, or used again, as where they restart per image."""
+    whole = [identifier for identifier in ids if identifier is not None]
+    return len(whole) < len(ids) or len(set(map(repr, whole))) < len(ids)
+
+
+def _federated_labels(images: list[dict[str, Any]]) -> FederatedLabels:
+    return FederatedLabels(*(tuple(tuple(row[field]) for row in images) for field in _FEDERATED_FIELDS))
+
+
+def _is_known(value: Any, row_of_id: dict[int, int]) -> bool:
+    # Equal is not enough: true and 1.0 would be found as 1, and a list cannot be looked up.
+    return type(value) is int and value in row_of_id
+
+
+def _without_text(box: Any, limit: float) -> Any:
+    """The box with decimals that are written as text as numbers; the box itself if it has none."""
+    if not isinstance(box, list) or not any(isinstance(number, str) for number in box):
+        return box
+    return [finite_number(number, limit) if isinstance(number, str) else number for number in box]
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    # Types are compared, since numpy would turn the string "1.5" and true into numbers.
+    return type(value) in (int, float) and abs(value) < limit and abs(value) <= sys.float_info.max

@@ -1,0 +1,145 @@
+"""Whether the images that a data set names are in its folder, and how they are found where only folders differ.
+
+Annotation tools write paths of their own: "images/x.jpg", "..\\upload\\1\\x.jpg", "/data/upload/1/x.jpg", "x%20y.jpg",
+"x.JPG". With the option `by_base_name` an image is the one file below the folder with the same last part of its name,
+whatever the case of its suffix, percent signs decoded where they have to be.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from ovd.data.report import DataError, are_too_many
+
+_NUM_NAMED = 3
+
+
+def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> tuple[str, ...]:
+    """The files of the folder that have the images' base names, relative to it; names that none has stay as they are.
+
+    Args:
+        path: of the annotations, for messages.
+        root: the folder; without one, nothing is looked for.
+
+    Raises:
+        DataError: F2 two files have the base name of an image, or two images that of one file.
+    """
+    if root is None:
+        return tuple(files)
+    found, clashes = _matched(files, root)
+    if clashes:
+        raise DataError(
+            "F2", f"{path}: {len(clashes)} images cannot be found by base name: {'; '.join(clashes[:_NUM_NAMED])}"
+        )
+    return tuple(file if match is None else match for file, match in zip(files, found, strict=True))
+
+
+def refuse_same_files(paths: Sequence[Path], files: Sequence[str]) -> None:
+    """Check that no two annotation files are of one image.
+
+    Args:
+        paths, files: of the annotations of each image, and of the image.
+
+    Raises:
+        DataError: F2 two are.
+    """
+    first: dict[str, Path] = {}
+    for path, file in zip(paths, files, strict=True):
+        if (other := first.setdefault(file, path)) is not path:
+            raise DataError("F2", f"{other} and {path} are both of the image {file}: take one of them out")
+
+
+def check_images_exist(
+    path: Path, files: Sequence[str], root: Path | None, *, all_needed: bool, has_option: bool
+) -> int:
+    """Look for the images in their folder without opening one, and count those that are missing.
+
+    Args:
+        path: of the annotations, for messages.
+        all_needed: whether one that is missing is an error; otherwise 5 and 1 % of them are, or all.
+        has_option: whether the format has `by_base_name`, which is named where it would find every image.
+
+    Raises:
+        DataError: F8 too many are missing.
+    """
+    if root is None:
+        return 0
+    missing = [file for file, exists in zip(files, which_exist(files, root), strict=True) if not exists]
+    are_few = not are_too_many(len(missing), len(files)) and len(missing) < len(files)
+    if not missing or (are_few and not all_needed):
+        return len(missing)
+    if not root.is_dir():
+        raise DataError("F8", f"{path}: the folder of its images, {root}, does not exist")
+    count = "none of its" if len(missing) == len(files) else f"only {len(files) - len(missing):,} of its"
+    hint = _hint(files, root) if has_option else ""
+    raise DataError(
+        "F8", f"{path}: {count} {len(files):,} images are in {root}; missing: {', '.join(missing[:_NUM_NAMED])}{hint}"
+    )
+
+
+def _hint(files: Sequence[str], root: Path) -> str:
+    found, clashes = _matched(files, root)
+    num_found = len(found) - found.count(None)
+    if clashes:
+        return f". {num_found:,} base names are there, but not all are unique: {clashes[0]}"
+    if num_found == len(files):
+        return (
+            f". All are there by their base names, the first as {found[0]}: data.source.by_base_name=true "
+            f"(tools: --by-base-name) takes these"
+        )
+    if num_found:
+        return f". By their base names {num_found:,} are there"
+    return f", and no image with their base names{_others(root)}"
+
+
+def _others(root: Path) -> str:
+    from ovd.data.images.files import images_below  # here, since it brings Pillow
+
+    others = images_below(root)
+    return f" among the {len(others):,} there, of which the first is {others[0].relative_to(root)}" if others else ""
+
+
+def which_exist(files: Sequence[str], root: Path) -> list[bool]:
+    """Whether each file exists, from listings of the folders, which take a fraction of the time."""
+    listings: dict[str, set[str]] = {}
+    exist = []
+    for file in files:
+        folder, name = os.path.split(os.path.join(root, file))
+        if folder not in listings:
+            try:
+                listings[folder] = {entry.name for entry in os.scandir(folder)}
+            except (OSError, ValueError):
+                listings[folder] = set()
+        exist.append(name in listings[folder] or os.path.isfile(os.path.join(folder, name)))
+    return exist
+
+
+def _matched(files: Sequence[str], root: Path) -> tuple[list[str | None], list[str]]:
+    """The file below the folder for each name, None where there is none; and what does not fit one to one."""
+    from ovd.data.images.files import images_below  # here, since it brings Pillow
+
+    by_name: dict[str, list[str]] = {}
+    for image in images_below(root):
+        by_name.setdefault(_with_low_suffix(image.name), []).append(image.relative_to(root).as_posix())
+    taken: dict[str, str] = {}
+    found: list[str | None] = []
+    clashes = []
+    for file in files:
+        candidates = by_name.get(_base_name(file)) or by_name.get(_base_name(unquote(file))) or []
+        found.append(candidates[0] if candidates else None)
+        if len(candidates) > 1:
+            clashes.append(f"{file} may be {' or '.join(candidates[:_NUM_NAMED])}")
+        elif candidates and taken.setdefault(candidates[0], file) != file:
+            clashes.append(f"{taken[candidates[0]]} and {file} are both {candidates[0]}")
+    return found, clashes
+
+
+def _base_name(file: str) -> str:
+    return _with_low_suffix(re.split(r"[/\\]", file)[-1])
+
+
+def _with_low_suffix(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem + suffix.lower()

@@ -1,0 +1,137 @@
+"""Heights and widths of images where the annotation file does not say them, or says those of another image.
+
+| the record | done |
+|---|---|
+| has no height or no width | both are read from the image's header, in threads; one line in the report |
+| says a size that its boxes leave, and all of them fit into the image itself | the image decides; counted (F12) |
+| the same, for 5 records and 1 % of them | stops: this is no slip, and boxes may be those of other images |
+| says another size, and its boxes leave it or not | the image is left out when it is loaded, and counted (F12) |
+
+Only the headers of images with boxes that leave them are read for this; `tools/check_data.py` decodes all images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ovd.data.formats.image_names import check_images_exist
+from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
+from ovd.data.report import SIZES_FROM_IMAGES, DataError, DataReport, are_too_many
+from ovd.shapes import Bool, Int64
+
+TOLERANCE_PX = 1.0
+_NUM_NAMED = 3
+
+
+def fill_sizes(
+    sizes: Int64[np.ndarray, "N 2"], files: Sequence[str], request: ReadRequest, report: DataReport
+) -> tuple[Int64[np.ndarray, "N 2"], Bool[np.ndarray, " N"] | None]:
+    """The sizes, those that are 0 read from the images; and which images are left out since they cannot be read.
+
+    Raises:
+        ImageError: F8, F9, F10 an image cannot be read, where a truth is wanted.
+        DataError: too many images cannot be read.
+    """
+    is_missing = (sizes == 0).any(axis=1) | request.options.sizes_from_images
+    missing = np.flatnonzero(is_missing)
+    if not len(missing) or request.images is None:
+        return sizes, None
+    from ovd.data.images.files import readable_sizes  # here, since it brings Pillow
+
+    if report.stops:
+        check_images_exist(
+            request.annotations,
+            files,
+            request.images,
+            all_needed=False,
+            has_option=not request.options.by_base_name,
+        )
+    paths = [request.images / files[row] for row in missing.tolist()]
+    found, found_sizes = readable_sizes(paths, report, stops=request.needs_images, num_images=len(files))
+    if not request.options.sizes_from_images:
+        where = f"{request.annotations}: {len(missing)} images have no height and width; they are read from the images"
+        report.repaired("F12", where)
+    filled = sizes.copy()
+    filled[missing] = int(LARGEST_COORDINATE) - 1  # of those that are left out, so that no box leaves them
+    filled[missing[found]] = found_sizes
+    if request.options.sizes_from_images:
+        keep_unturned(filled, sizes, request.images, files)
+    is_available = np.ones(len(sizes), dtype=bool)
+    is_available[np.delete(missing, found)] = False
+    return filled, None if is_available.all() else is_available
+
+
+def keep_unturned(
+    filled: Int64[np.ndarray, "N 2"], stated: Int64[np.ndarray, "N 2"], folder: Path, files: Sequence[str]
+) -> None:
+    """Take back, in `filled`, the stated sizes of images that are shown turned by EXIF and annotated as stored."""
+    turned = np.flatnonzero((filled == stated[:, ::-1]).all(axis=1) & (stated[:, 0] != stated[:, 1]))
+    if not len(turned):
+        return
+    from ovd.data.images.read import ImageError, read_sizes  # here, since it brings Pillow
+
+    expected = [(height, width) for height, width in stated[turned].tolist()]
+    sizes = read_sizes([folder / files[image] for image in turned.tolist()], expected=expected)
+    for image, size in zip(turned.tolist(), sizes, strict=True):
+        if not isinstance(size, ImageError):
+            filled[image] = size
+
+
+def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTable:
+    """The table with the size of the image itself where boxes leave the stated one, and all fit into the real one.
+
+    Raises:
+        DataError: F12 these are more than a few.
+    """
+    if table.image_sizes is None or table.image_files is None or table.images_root is None:
+        return table
+    leaves = _leaves(table, table.image_sizes)
+    suspects = np.flatnonzero(np.bincount(table.image_of_object[leaves], minlength=len(table.image_ids)))
+    if not len(suspects):
+        return table
+    from ovd.data.images.read import ImageError, read_sizes  # here, since it brings Pillow
+
+    paths = [table.images_root / table.image_files[image] for image in suspects.tolist()]
+    stated = [(height, width) for height, width in table.image_sizes[suspects].tolist()]
+    sizes = table.image_sizes.copy()
+    for image, size in zip(suspects.tolist(), read_sizes(paths, expected=stated), strict=True):
+        if not isinstance(size, ImageError):
+            sizes[image] = size
+    still_left = np.bincount(table.image_of_object[_leaves(table, sizes)], minlength=len(table.image_ids)) > 0
+    wrong = np.flatnonzero((sizes != table.image_sizes).any(axis=1) & ~still_left)
+    if not len(wrong):
+        return table
+    for image in wrong.tolist():
+        report.repaired("F12", _described(table, sizes, image))
+    if report.stops and are_too_many(len(wrong), len(sizes)):
+        raise DataError(
+            "F12",
+            f"{table.path}: boxes of {len(wrong)} images leave the height and width of their record, and fit into the "
+            f"image: {'; '.join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())}. Are "
+            f"height and width swapped? Correct them, or have all read from the images: {SIZES_FROM_IMAGES}",
+        )
+    decided = table.image_sizes.copy()
+    decided[wrong] = sizes[wrong]
+    return replace(table, image_sizes=decided)
+
+
+def _leaves(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " M"]:
+    """Which objects end outside images of these sizes, or begin outside."""
+    leaves = np.zeros(len(table.boxes_xywh), bool)
+    for side, limit in ((0, sizes[:, 1]), (1, sizes[:, 0])):  # by columns, many times faster than rows of two numbers
+        first = table.boxes_xywh[:, side]
+        last = first + table.boxes_xywh[:, side + 2]
+        leaves |= (first < -TOLERANCE_PX) | (last > limit[table.image_of_object] + TOLERANCE_PX)
+    return leaves
+
+
+def _described(table: AnnotationTable, sizes: Int64[np.ndarray, "N 2"], image: int) -> str:
+    assert table.image_files is not None
+    assert table.image_sizes is not None
+    (stated_height, stated_width), (height, width) = table.image_sizes[image].tolist(), sizes[image].tolist()
+    return (
+        f"image {table.image_ids[image]}, {Path(table.image_files[image])}: {height} x {width}, "
+        f"the record says {stated_height} x {stated_width}"
+    )

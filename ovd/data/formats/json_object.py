@@ -1,0 +1,29 @@
+"""A file that holds one JSON object, and the numbers in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ovd.data.formats.text_files import MAX_TEXT_BYTES, read_bytes
+from ovd.data.report import DataError
+
+
+def read_json_object(path: Path, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """The object that a file in UTF-8 holds.
+
+    Raises:
+        DataError: F1 it cannot be read, is larger than the limit in bytes, or holds something else.
+    """
+    content = read_bytes(path, limit)
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except (RecursionError, ValueError) as error:
+        raise DataError("F1", f"{path}: not whole JSON in UTF-8: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError("F1", f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def is_number(value: Any, limit: float) -> bool:
+    """Whether a value of JSON is a number under the limit, which NaN and infinity are not."""
+    return type(value) in (int, float) and abs(value) < limit

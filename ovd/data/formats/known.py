@@ -1,0 +1,92 @@
+"""The formats of annotations: one record for each. A new format is a reader, a name in `ovd.choices`, and a record."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+from ovd.choices import DataFormatName
+from ovd.data.coco_zero_shot import GROUPS, split_coco_base, split_coco_evaluation
+from ovd.data.formats.coco_json import read_coco_json
+from ovd.data.formats.objects365 import read_objects365
+from ovd.data.formats.table import AnnotationTable, ReadRequest
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataReport
+from ovd.data.vocabulary import split_lvis_base
+
+Split = Callable[[AnnotationIndex], AnnotationIndex]
+
+
+# VOC and YOLO bring what the others have no use for: parsers of XML and YAML, and Pillow.
+
+
+def _read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    from ovd.data.formats.voc import read_voc
+
+    return read_voc(request, report)
+
+
+def _read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    from ovd.data.formats.yolo import read_yolo
+
+    return read_yolo(request, report)
+
+
+def _whole(index: AnnotationIndex) -> AnnotationIndex:
+    return index
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """Everything that depends on the format of a data set."""
+
+    read: Callable[[ReadRequest, DataReport], AnnotationTable]
+    protocol: Literal["lvis", "coco"]
+    """Metrics that its evaluation reports."""
+    is_exhaustive: bool = True
+    """Whether every object of every class has a box in every image; LVIS annotates an image for some classes only."""
+    groups: Mapping[str, Collection[str]] | None = None
+    """Names of classes in groups with an AP50 of their own; nothing but their classes is evaluated."""
+    base_split: Split | None = None
+    """Removes the novel classes from a training set; None where the format does not tell them apart."""
+    evaluation_split: Split = _whole
+    """Keeps the classes and the images that its benchmark evaluates; also for training on all of these classes."""
+    options: frozenset[str] = frozenset()
+    """Fields of `FormatOptions` that the format has."""
+    is_coco_json: bool = True
+    """Whether other tools that take COCO or LVIS JSON can read the annotation file themselves."""
+    finds_images: bool = False
+    """Whether the annotations say where the images are, so that their folder may be left out."""
+
+
+JSON_OPTIONS = frozenset({"xyxy", "by_base_name", "sizes_from_images"})
+
+FORMATS: dict[DataFormatName, DataFormat] = {
+    "lvis": DataFormat(
+        read=partial(read_coco_json, federated=True),
+        protocol="lvis",
+        is_exhaustive=False,
+        base_split=split_lvis_base,
+        options=JSON_OPTIONS,
+    ),
+    "coco": DataFormat(read=partial(read_coco_json, federated=False), protocol="coco", options=JSON_OPTIONS),
+    "coco_zero_shot": DataFormat(
+        read=partial(read_coco_json, federated=False),
+        protocol="coco",
+        groups=GROUPS,
+        base_split=split_coco_base,
+        evaluation_split=split_coco_evaluation,
+        options=JSON_OPTIONS,
+    ),
+    "objects365": DataFormat(read=read_objects365, protocol="coco", options=JSON_OPTIONS),
+    "voc": DataFormat(
+        read=_read_voc,
+        protocol="coco",
+        options=frozenset({"class_names", "zero_based", "by_base_name", "sizes_from_images"}),
+        is_coco_json=False,
+    ),
+    "yolo": DataFormat(
+        read=_read_yolo, protocol="coco", options=frozenset({"split"}), is_coco_json=False, finds_images=True
+    ),
+}
+assert FORMATS.keys() == set(get_args(DataFormatName)), "each name of DataFormatName has one record"

@@ -1,0 +1,203 @@
+"""Paths written on another machine: "/content/set/train/images", "C:\\set\\train\\images", "data/train.txt".
+
+A file that describes a data set often names folders where they were when it was written, or as a program sees them. Of
+a path that does not exist, the longest end that does is taken, below the folder of images or the file's own.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.data.formats.text_files import read_lines
+from ovd.data.report import DataError, DataReport
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a written path stands for."""
+
+    path: Path
+    cut: str
+    """The beginning of the written path that is left away; empty where it is there as written."""
+
+
+class MovedPaths:
+    """Finds what the paths in a file stand for on this machine; `report` counts those of which an end is taken (F8)."""
+
+    def __init__(self, path: Path, root: Path, report: DataReport, *, start: str = ""):
+        """
+        Args:
+            path: the file.
+            root: the folder that its paths start at.
+            start: how the file itself writes that folder, which may be of another machine, too.
+        """
+        self.path = path
+        self._root = root
+        self._start = start
+        self._bases = tuple(dict.fromkeys((root, path.parent)))
+        self._report = report
+        self._names_in: dict[Path, frozenset[str]] = {}
+
+    def file(self, written: str, key: str) -> Path:
+        """The file that a path names; `key` is what messages call the path.
+
+        Raises:
+            DataError: F1 there is none.
+        """
+        found = self._found(written, os.path.isfile)
+        if found is None:
+            raise self._missing(written, key, "file")
+        return found.path
+
+    def folder_or_list(self, written: str, key: str, others: Sequence[tuple[str, str]]) -> Path:
+        """The folder, or the .txt file, that a path names.
+
+        Args:
+            others: key and path of what must be other images.
+
+        Raises:
+            DataError: F1 there is none, or an end was found that is another's, too, or has the other in it, though the
+                paths are not the same or inside one another as written.
+        """
+        found = self._found(written, _is_folder_or_list)
+        if found is None:
+            is_list = (self._root / written).suffix == ".txt"
+            raise self._missing(written, key, "list of images" if is_list else "folder")
+        place = self._root / written
+        if found.path == place:
+            return place
+        for other, path in others:
+            of_other = self._found(path, _is_folder_or_list)
+            if of_other is not None and of_other.cut != found.cut and _overlap(found.path, of_other.path):
+                raise DataError(
+                    "F1",
+                    f"{self.path}: {key} is {written!r}, which is not there, and {found.path}, the end of it that is, "
+                    f"has images of {other}, {path!r}: correct the paths",
+                )
+        # Exports of Roboflow say ../train/images and lie in the folder that has train/images.
+        if found.path != self._root / written.removeprefix("../"):
+            self._report.noticed("F8", f"{self.path}: {key} is {place}, which is not there; {found.path} is taken")
+        return found.path
+
+    def lists(self, sources: Sequence[tuple[str, str]]) -> list[Path]:
+        """Those of the paths, with their keys, that are .txt files."""
+        found = (self._found(written, _is_folder_or_list) for _, written in sources)
+        return [place.path for place in found if place is not None and not place.path.is_dir()]
+
+    def images(self, place: Path, others: Sequence[Path]) -> list[Path]:
+        """The images that a list names, relative to its own folder; they may be missing.
+
+        Args:
+            others: lists of other images.
+
+        Raises:
+            DataError: F1 a line that names no file, or an end of a folder was found that has images of another list,
+                too, whose folder is written otherwise.
+        """
+        lines = list(_folders_and_names(place))
+        folders = self._folders(place, lines)
+        moved = {os.path.realpath(end.path): (folder, end) for folder, end in folders.items() if end.cut}
+        for other in others if moved else ():
+            self._check_other_images(place, lines, folders, other)
+        for folder, end in moved.values():
+            self._report.noticed("F8", f"{place}: images of {folder!r}, which is not there; {end.path} is taken")
+        return [folders[folder].path / name for folder, name in lines]
+
+    def _check_other_images(
+        self, place: Path, lines: Sequence[tuple[str, str]], folders: dict[str, _Place], other: Path
+    ) -> None:
+        if other == place:
+            return
+        try:
+            others = list(_folders_and_names(other))
+        except DataError:
+            return  # of a split that is not asked for
+        of_other = self._folders(other, others)
+        real = {folder: os.path.realpath(end.path) for each in (folders, of_other) for folder, end in each.items()}
+        cuts = {(real[folder], name): folders[folder].cut for folder, name in lines}
+        for folder, name in others:
+            cut = cuts.get((real[folder], name))
+            if cut is not None and cut != of_other[folder].cut:
+                raise DataError(
+                    "F1",
+                    f"{place} and {other}: {of_other[folder].path / name} could be an image of either, by the ends of "
+                    "their paths: correct the paths",
+                )
+
+    def _folders(self, place: Path, lines: Sequence[tuple[str, str]]) -> dict[str, _Place]:
+        """Where the folders that a list names are: the end that has most of their images, if they do not exist."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for folder, name in lines:
+            names[folder].append(name)
+        return {folder: self._folder(place.parent, folder, of_folder) for folder, of_folder in names.items()}
+
+    def _folder(self, start: Path, written: str, names: Sequence[str]) -> _Place:
+        if os.path.isdir(start / written):
+            return _Place(start / written, "")
+        parts = _parts(written)
+        ends = [
+            _Place(base.joinpath(*parts[first:]), "/".join(parts[:first]))
+            for first in range(len(parts) + 1)
+            for base in dict.fromkeys((start, *self._bases))
+        ]
+        counts = [sum(name in self._files(end.path) for name in names) for end in ends]
+        return ends[counts.index(max(counts))] if max(counts) else _Place(start / written, "")
+
+    def _files(self, folder: Path) -> frozenset[str]:
+        """The names in a folder; none if it cannot be read."""
+        if folder not in self._names_in:
+            try:
+                self._names_in[folder] = frozenset(entry.name for entry in os.scandir(folder))
+            except (OSError, ValueError):
+                self._names_in[folder] = frozenset()
+        return self._names_in[folder]
+
+    def _found(self, written: str, is_right: Callable[[Path], bool]) -> _Place | None:
+        if not written.strip():
+            return None
+        if is_right(self._root / written):
+            return _Place(self._root / written, "")
+        parts = _parts(os.path.join(self._start, written))
+        ends = (
+            _Place(base.joinpath(*parts[first:]), "/".join(parts[:first]))
+            for first in range(len(parts))
+            for base in self._bases
+        )
+        return next((end for end in ends if is_right(end.path)), None)
+
+    def _missing(self, written: str, key: str, kind: str) -> DataError:
+        return DataError(
+            "F1",
+            f"{self.path}: {key} is {written!r}, but {self._root / written} is no {kind}; paths start at {self._root}: "
+            "give the folder of images, if that is another one (--images, data.source.train_images)",
+        )
+
+
+def _folders_and_names(place: Path) -> Iterator[tuple[str, str]]:
+    """The folder and the name in each line of a list; separators are those of any system."""
+    for number, line in read_lines(place):
+        if os.path.isfile(place.parent / line):  # a name may have a backslash
+            folder, _, name = line.rpartition("/")
+        else:
+            folder, _, name = line.replace("\\", "/").rpartition("/")
+        if not name or name.endswith(":"):
+            raise DataError("F1", f"{place}: line {number} is {line!r}, which names no image")
+        yield (folder or "/" if line.startswith("/") else folder), name
+
+
+def _is_folder_or_list(path: Path) -> bool:
+    return os.path.isdir(path) or (path.suffix == ".txt" and os.path.isfile(path))
+
+
+def _overlap(first: Path, second: Path) -> bool:
+    """Whether two places are the same, or one is a folder that the other is in."""
+    one, other = Path(os.path.realpath(first)), Path(os.path.realpath(second))
+    return one == other or (one.is_dir() and one in other.parents) or (other.is_dir() and other in one.parents)
+
+
+def _parts(path: str) -> list[str]:
+    """The names in a path of any system, without a drive and without steps up."""
+    return [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..") and not part.endswith(":")]

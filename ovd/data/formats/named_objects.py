@@ -1,0 +1,83 @@
+"""From images by name, with objects by label, to an `AnnotationTable`: for formats without lists of ids and classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ovd.data.box_arrays import to_xywh
+from ovd.data.category import Category
+from ovd.data.formats.drawn_shapes import Box
+from ovd.data.formats.image_names import files_by_base_name
+from ovd.data.formats.image_sizes import fill_sizes
+from ovd.data.formats.table import UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.report import DataError, DataReport
+
+
+@dataclass(frozen=True, slots=True)
+class NamedObject:
+    """An object."""
+
+    label: str
+    box: Box
+    where: str
+    """Its file and record, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """An image and what is in it."""
+
+    file: str
+    """Its path from the folder of images."""
+    size: tuple[int, int]
+    """Height and width; 0 where the file has none."""
+    objects: tuple[NamedObject, ...]
+    where: str
+    """Its file or record, for messages."""
+
+
+def table_of_images(
+    request: ReadRequest, root: Path, images: Sequence[NamedImage], report: DataReport
+) -> AnnotationTable:
+    """The table of these images: ids are positions from 0, classes are the sorted labels.
+
+    Args:
+        root: the folder of images.
+        report: counts images that cannot be read though their size is missing.
+
+    Raises:
+        DataError: F2 an image twice.
+    """
+    path = request.annotations
+    files = tuple(image.file for image in images)
+    if request.options.by_base_name:
+        files = files_by_base_name(path, files, root)
+    first: dict[str, NamedImage] = {}
+    for file, image in zip(files, images, strict=True):
+        if (other := first.setdefault(file, image)) is not image:
+            where = f"{other.where} and {image.where} are both of the image {file}"
+            raise DataError("F2", f"{where}: take one of them out, or make one record of both")
+    stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+    sizes, is_available = fill_sizes(stated, files, replace(request, images=root), report)
+    objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
+    labels = sorted({item.label for _, item in objects})
+    row_of_label = {label: row for row, label in enumerate(labels)}
+    boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)
+    boxes_xywh = to_xywh(boxes)
+    return AnnotationTable(
+        path=path,
+        categories=tuple(Category(row, label, (), None, UNCOUNTED) for row, label in enumerate(labels)),
+        image_ids=np.arange(len(images)),
+        image_of_object=np.array([position for position, _ in objects], np.int64),
+        class_of_object=np.array([row_of_label[item.label] for _, item in objects], np.int64),
+        boxes_xywh=boxes_xywh,
+        is_crowd=np.zeros(len(objects), dtype=bool),
+        name_of_object=lambda row: objects[row][1].where,
+        areas_px=boxes_xywh[:, 2:].prod(axis=1),
+        images_root=root,
+        image_files=files,
+        image_sizes=sizes,
+        is_available=is_available,
+    )

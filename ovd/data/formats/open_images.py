@@ -1,0 +1,135 @@
+"""Reader of Open Images' boxes: a CSV file of boxes for all images, and one of class names."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovd.data.box_arrays import to_xywh
+from ovd.data.category import Category
+from ovd.data.formats.csv_lines import csv_lines
+from ovd.data.formats.table import UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.formats.text_files import finite_number
+from ovd.data.images.files import images_below, readable_sizes
+from ovd.data.report import DataError, DataReport
+
+_SIDES = ("XMin", "YMin", "XMax", "YMax")
+_COLUMNS = ("ImageID", "LabelName", *_SIDES)
+
+
+@dataclass(frozen=True, slots=True)  # millions of them
+class _Row:
+    image: str
+    label: str
+    box: tuple[float, float, float, float]
+    """xyxy in fractions of the image's sides."""
+    is_group: bool
+    line: int
+
+
+def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    """Reads and checks a CSV file of boxes, such as `train-annotations-bbox.csv`.
+
+    Image ids are positions in the order of their first box, from 0; category ids are positions in the file of class
+    names. A box with `IsGroupOf` is a crowd region. Of the images that have boxes only those in the folder are taken,
+    since most people have a part of them; the others are counted in one line (F8).
+
+    Args:
+        request: `annotations` is the CSV file, `images` the folder with `ImageID.jpg`, itself or in folders below;
+            the option `class_names` is the CSV file `class-descriptions-boxable.csv`.
+
+    Raises:
+        DataError: F1 a missing column, no class names, or none of the images is in the folder; F2 two files of one
+            image; F3 a label without a name; F6 a box that is not four fractions.
+    """
+    path = request.annotations
+    if request.images is None or request.options.class_names is None:
+        raise ValueError(f"{path}: Open Images needs the folder of images and the CSV file of class names")
+    names = _class_names(request.options.class_names)
+    files = _files_by_stem(request.images)
+    rows, absent = [], set()
+    for row in _rows(path):
+        if row.label not in names:
+            source = request.options.class_names
+            raise DataError("F3", f"{path}: line {row.line} is of {row.label!r}, of which {source} has no name")
+        if row.image in files:
+            if len(files[row.image]) > 1:
+                both = " or ".join(map(str, files[row.image][:2]))
+                raise DataError("F2", f"{path}: image {row.image} may be {both}; take one of them out")
+            rows.append(row)
+        else:
+            absent.add(row.image)
+    wanted = list(dict.fromkeys(row.image for row in rows))
+    if not wanted:
+        raise DataError("F8", f"{path}: none of its {len(absent)} images is in {request.images}")
+    if absent:
+        where = f"{len(absent):,} of {len(absent) + len(wanted):,} images are not in {request.images}, and left out"
+        report.repaired("F8", f"{path}: {where}")
+    kept, sizes = readable_sizes([files[image][0] for image in wanted], report, stops=request.needs_images)
+    position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
+    rows = [row for row in rows if row.image in position]
+    image_of_object = np.array([position[row.image] for row in rows], np.int64)
+    boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4) * sizes[image_of_object][:, [1, 0, 1, 0]]
+    boxes_xywh = to_xywh(boxes)
+    row_of_label = {label: number for number, label in enumerate(names)}
+    return AnnotationTable(
+        path=path,
+        categories=tuple(Category(number, name, (), None, UNCOUNTED) for number, name in enumerate(names.values())),
+        image_ids=kept,
+        image_of_object=image_of_object,
+        class_of_object=np.array([row_of_label[row.label] for row in rows], np.int64),
+        boxes_xywh=boxes_xywh,
+        is_crowd=np.array([row.is_group for row in rows], dtype=bool),
+        name_of_object=lambda row: f"{path}: line {rows[row].line}",
+        areas_px=boxes_xywh[:, 2:].prod(axis=1),
+        images_root=request.images,
+        image_files=tuple(files[wanted[image]][0].relative_to(request.images).as_posix() for image in kept.tolist()),
+        image_sizes=sizes,
+    )
+
+
+def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for image in images_below(folder):
+        files.setdefault(image.stem, []).append(image)
+    return files
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    lines = csv_lines(path, strict=True)
+    _, header = next(lines, (1, list[str]()))
+    missing = [column for column in _COLUMNS if column not in header]
+    if missing:
+        raise DataError("F1", f"{path}: its first line names no column {', '.join(missing)}; is this a file of boxes?")
+    places = {column: header.index(column) for column in (*_COLUMNS, *({"IsGroupOf"} & set(header)))}
+    for number, values in lines:
+        if not values:
+            continue
+        if len(values) != len(header):
+            raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {len(header)}")
+        texts = [values[places[side]] for side in _SIDES]
+        numbers = [finite_number(text, math.inf) for text in texts]
+        x1, y1, x2, y2 = (math.nan if number is None else number for number in numbers)
+        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+            raise DataError(
+                "F6", f"{path}: line {number}: {dict(zip(_SIDES, texts, strict=True))} is no box from 0 to 1"
+            )
+        is_group = "IsGroupOf" in places and values[places["IsGroupOf"]].strip() == "1"
+        yield _Row(values[places["ImageID"]], values[places["LabelName"]], (x1, y1, x2, y2), is_group, number)
+
+
+def _class_names(path: Path) -> dict[str, str]:
+    """Name by label; the file may have a first line that names its two columns."""
+    names: dict[str, str] = {}
+    for number, values in csv_lines(path, strict=False):
+        if not values or (number == 1 and values[0] == "LabelName"):
+            continue
+        if len(values) != 2 or not values[1].strip():
+            raise DataError("F1", f"{path}: line {number} is not a label and a name")
+        if names.setdefault(values[0], values[1].strip()) != values[1].strip():
+            raise DataError("F2", f"{path}: line {number}: {values[0]} has two names")
+    if not names:
+        raise DataError("F1", f"{path}: no class name in this file")
+    return names

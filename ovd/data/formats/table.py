@@ -1,0 +1,290 @@
+"""What a reader of annotations yields, whatever the format, and what becomes of it.
+
+A reader (coco_json.py, voc.py, yolo.py) turns files into one `AnnotationTable` and checks them record by record. Two
+products are made of the table: an `AnnotationIndex`, which training and inference work on, and a `Truth`, which the
+evaluators compare detections with.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ovd.choices import DataFormatName
+from ovd.data.category import Category
+from ovd.data.formats.options import FormatOptions
+from ovd.data.index import AnnotationIndex, Ragged, images_per_class
+from ovd.data.report import DataReport
+from ovd.data.truth import JudgedImage, Truth
+from ovd.shapes import Bool, Float32, Float64, Int64
+
+UNCOUNTED = -(2**63)
+"""`Category.image_count` in a table whose file states none (no file can state this); index and truth count then."""
+
+LARGEST_COORDINATE = 1e9
+"""No image has sides near this; the comparison also fails for NaN and infinity."""
+
+SMALLEST_ANNOTATED_PX = 1.0
+
+ROUNDING_PX = 1e-3
+"""Corners of COCO JSON further outside their image than this are a fault; less is the rounding of its decimals."""
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """Where a data set is, and which products a reader's table has to support."""
+
+    annotations: Path
+    images: Path | None
+    options: FormatOptions
+    index: bool
+    """Whether an `AnnotationIndex` is wanted; if so, every image needs a file and a size."""
+    truth: bool
+    """Whether a `Truth` is wanted; if so, areas are checked."""
+    skips_images: bool = False
+    """Whether an image whose size is not stated and cannot be read is left out where a truth is wanted, too."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether such an image is an error: a metric over the rest would not be the metric."""
+        return self.truth and not self.skips_images
+
+
+@dataclass(frozen=True)
+class FederatedLabels:
+    """LVIS's labels of whole images: for each image, the category ids that were verified to be absent, and those that
+    are not annotated exhaustively."""
+
+    negative_category_ids: tuple[tuple[int, ...], ...]
+    not_exhaustive_category_ids: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class AnnotationNames:
+    """What messages call the annotations of a JSON file."""
+
+    path: Path
+    ids: Int64[np.ndarray, " M"]
+
+    def __call__(self, row: int) -> str:
+        return f"{self.path}: annotation {self.ids[row]}"
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """The checked records of N images, C classes and M objects, in the order of their files; boxes are not cleaned."""
+
+    path: Path
+    categories: tuple[Category, ...]
+    """Ascending by id."""
+    image_ids: Int64[np.ndarray, " N"]
+    image_of_object: Int64[np.ndarray, " M"]
+    """Position of each object's image, 0..N-1."""
+    class_of_object: Int64[np.ndarray, " M"]
+    """Row of each object's class, 0..C-1."""
+    boxes_xywh: Float64[np.ndarray, "M 4"]
+    is_crowd: Bool[np.ndarray, " M"]
+    name_of_object: Callable[[int], str]
+    """The file and record of an object, for messages."""
+    areas_px: Float64[np.ndarray, " M"] | None = None
+    """None where no truth is wanted."""
+    images_root: Path | None = None
+    image_files: tuple[str, ...] | None = None
+    """Paths relative to `images_root`; None where no index is wanted."""
+    image_sizes: Int64[np.ndarray, "N 2"] | None = None
+    """Height and width in pixels; None where no index is wanted."""
+    is_available: Bool[np.ndarray, " N"] | None = None
+    """False for images that do not exist outside the annotation file (`available_part`); None if all exist."""
+    federated: FederatedLabels | None = None
+    rounding_px: float = ROUNDING_PX
+    """Corners further outside their image than this are a fault."""
+
+    def __post_init__(self) -> None:
+        """Check what everything after a reader relies on.
+
+        Raises:
+            ValueError: the reader made another table.
+        """
+        ids = [category.id for category in self.categories]
+        if any(one >= other for one, other in pairwise(ids)):
+            raise ValueError(f"{self.path}: the table's category ids do not ascend, each once")
+        for rows, count, what in (
+            (self.image_of_object, len(self.image_ids), "image"),
+            (self.class_of_object, len(self.categories), "class"),
+        ):
+            if len(rows) != len(self.boxes_xywh) or not ((rows >= 0) & (rows < count)).all():
+                raise ValueError(f"{self.path}: the table has no {what} for each of its objects")
+        if len(not_finite := np.flatnonzero(~np.isfinite(self.boxes_xywh).all(axis=1))):
+            raise ValueError(f"{self.name_of_object(int(not_finite[0]))}: the table has a box that is not finite")
+
+
+def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport) -> AnnotationIndex:
+    """Cleans the boxes and groups all labels by image.
+
+    Boxes with a side under 1 px are skipped (F4), boxes partly outside their image are clamped to it and those wholly
+    outside are skipped (F5); `report` counts them and what is used.
+
+    Args:
+        table: its images all exist (`available_part`).
+
+    Raises:
+        DataError: too many boxes were skipped.
+    """
+    assert table.image_sizes is not None
+    assert table.image_files is not None
+    boxes, is_kept = clean_boxes(table, table.image_sizes[table.image_of_object], report)
+    report.raise_if_too_many(len(boxes), unit="box")
+    num_images = len(table.image_ids)
+
+    def gather(values: np.ndarray, selected: Bool[np.ndarray, " M"]) -> Ragged:
+        # A stable sort keeps the file's order within an image.
+        order = np.flatnonzero(selected)[np.argsort(table.image_of_object[selected], kind="stable")]
+        counts = np.bincount(table.image_of_object[selected], minlength=num_images)
+        return Ragged(values[order], _offsets(counts))
+
+    row_of_id = {category.id: row for row, category in enumerate(table.categories)}
+
+    def rows_of(labels: tuple[tuple[int, ...], ...]) -> Ragged:
+        values = [row_of_id[category_id] for image_labels in labels for category_id in image_labels]
+        return Ragged(np.array(values, dtype=np.int64), _offsets(np.array([len(row) for row in labels], dtype=int)))
+
+    federated = table.federated or _no_labels(num_images)
+    is_object = is_kept & ~table.is_crowd
+    categories = table.categories
+    if table.federated is None:
+        # Frequencies are LVIS's; where another format has the field, only the report of an evaluation shows it.
+        categories = tuple(replace(category, frequency=None) for category in categories)
+    return AnnotationIndex(
+        path=table.path,
+        format=format,
+        categories=_counted(categories, table, is_object),
+        images_root=table.images_root,
+        image_ids=table.image_ids,
+        image_sizes=table.image_sizes,
+        image_files=table.image_files,
+        boxes=gather(boxes, is_object),
+        classes=gather(table.class_of_object, is_object),
+        crowd_boxes=gather(boxes, is_kept & table.is_crowd),
+        negative_classes=rows_of(federated.negative_category_ids),
+        not_exhaustive_classes=rows_of(federated.not_exhaustive_category_ids),
+    )
+
+
+def truth_of(table: AnnotationTable) -> Truth:
+    """The table's boxes as they are, for evaluation.
+
+    LVIS knows no crowds, and its evaluator leaves boxes without area out, so they are left out and counted here.
+    """
+    assert table.areas_px is not None
+    federated = table.federated or _no_labels(len(table.image_ids))
+    labels = zip(
+        table.image_ids.tolist(), federated.negative_category_ids, federated.not_exhaustive_category_ids, strict=True
+    )
+    is_federated = table.federated is not None
+    kept = table.areas_px > 0 if is_federated else np.ones(len(table.areas_px), dtype=bool)
+    crowd = np.zeros_like(table.is_crowd) if is_federated else table.is_crowd
+    category_ids = np.array([category.id for category in table.categories], dtype=np.int64)
+    return Truth(
+        path=table.path,
+        is_federated=is_federated,
+        images=tuple(sorted((JudgedImage(*row) for row in labels), key=lambda image: image.id)),
+        categories=_counted(table.categories, table, kept & ~crowd),
+        image_ids=table.image_ids[table.image_of_object[kept]],
+        category_ids=category_ids[table.class_of_object[kept]],
+        boxes_xywh=table.boxes_xywh[kept],
+        areas_px=table.areas_px[kept],
+        crowd=crowd[kept],
+        num_without_area=int((~kept).sum()),
+    )
+
+
+def _no_labels(num_images: int) -> FederatedLabels:
+    nothing = ((),) * num_images
+    return FederatedLabels(nothing, nothing)
+
+
+def available_part(table: AnnotationTable, report: DataReport) -> AnnotationTable:
+    """The table without images that do not exist outside the annotation file; `report` counts their boxes."""
+    if table.is_available is None:
+        return table
+    report.skipped_with_images(int((~table.is_available[table.image_of_object]).sum()))
+    return with_images(table, table.is_available)
+
+
+def with_images(table: AnnotationTable, kept: Bool[np.ndarray, " N"]) -> AnnotationTable:
+    """Only some of the images of a table of an index, and their objects."""
+    assert table.image_sizes is not None
+    assert table.image_files is not None
+    objects = np.flatnonzero(kept[table.image_of_object])
+    position = np.cumsum(kept) - 1
+    images = np.flatnonzero(kept).tolist()
+    federated = table.federated and FederatedLabels(
+        tuple(table.federated.negative_category_ids[image] for image in images),
+        tuple(table.federated.not_exhaustive_category_ids[image] for image in images),
+    )
+    return replace(
+        table,
+        image_ids=table.image_ids[kept],
+        image_files=tuple(table.image_files[image] for image in images),
+        image_sizes=table.image_sizes[kept],
+        image_of_object=position[table.image_of_object[objects]],
+        class_of_object=table.class_of_object[objects],
+        boxes_xywh=table.boxes_xywh[objects],
+        is_crowd=table.is_crowd[objects],
+        name_of_object=lambda row: table.name_of_object(int(objects[row])),
+        areas_px=None if table.areas_px is None else table.areas_px[objects],
+        is_available=None,
+        federated=federated,
+    )
+
+
+def _counted(
+    categories: tuple[Category, ...], table: AnnotationTable, selected: Bool[np.ndarray, " M"]
+) -> tuple[Category, ...]:
+    """The categories with the number of images that have a selected object, where the file states none."""
+    counts = images_per_class(table.image_of_object[selected], table.class_of_object[selected], len(categories))
+    return tuple(
+        replace(category, image_count=count) if category.image_count == UNCOUNTED else category
+        for category, count in zip(categories, counts.tolist(), strict=True)
+    )
+
+
+def clean_boxes(
+    table: AnnotationTable, sizes: Int64[np.ndarray, "M 2"], report: DataReport
+) -> tuple[Float32[np.ndarray, "M 4"], Bool[np.ndarray, " M"]]:
+    """Boxes as xyxy clamped to their image of height and width `sizes`, and which of them are fit for use."""
+    # Coordinates are rows here: numpy goes along millions of boxes many times faster than along four coordinates.
+    x, y, width, height = table.boxes_xywh.T
+    boxes = np.stack([x, y, x + width, y + height])
+    clamped = np.clip(boxes, 0, sizes.T[[1, 0, 1, 0]].astype(np.float64))
+
+    shorter_side_inside = np.minimum(clamped[2] - clamped[0], clamped[3] - clamped[1])
+    too_small = np.minimum(width, height) < SMALLEST_ANNOTATED_PX
+    wholly_outside = ~too_small & (shorter_side_inside <= 0)
+    partly_outside = ~too_small & ~wholly_outside & (np.abs(clamped - boxes).max(axis=0) > table.rounding_px)
+    # With the tolerance: a 1 px box at the border may end 1e-12 px outside.
+    sliver = partly_outside & (shorter_side_inside < SMALLEST_ANNOTATED_PX - table.rounding_px)
+    is_kept = ~(too_small | wholly_outside | sliver)
+
+    previous = -1
+    for row in np.flatnonzero(~is_kept | partly_outside).tolist():
+        report.used(row - previous - 1, unit="box")
+        previous = row
+        where, box, size = table.name_of_object(row), boxes[:, row].round(2).tolist(), sizes[row].tolist()
+        if too_small[row]:
+            report.skipped("F4", f"{where}: a side of {box} is under {SMALLEST_ANNOTATED_PX:g} px")
+        elif wholly_outside[row]:
+            report.skipped("F5", f"{where}: {box} lies outside the image of height, width {size}")
+        elif sliver[row]:
+            report.skipped("F4", f"{where}: {box} is under {SMALLEST_ANNOTATED_PX:g} px inside height, width {size}")
+        else:
+            report.repaired("F5", f"{where}: {box} clamped to height, width {size}")
+            report.used(unit="box")
+    report.used(len(sizes) - previous - 1, unit="box")
+    return np.ascontiguousarray(clamped.T, np.float32), is_kept
+
+
+def _offsets(counts: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

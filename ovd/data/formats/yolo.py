@@ -1,0 +1,187 @@
+"""Reader of YOLO text labels: one text file per image, whose rows are boxes or polygons."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovd.data.category import Category
+from ovd.data.formats.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.formats.text_files import finite_number, read_lines
+from ovd.data.formats.yolo_listing import Listing, list_images
+from ovd.data.images.files import is_image_name, readable_sizes
+from ovd.data.report import DataError, DataReport
+
+_NUM_NAMED = 20
+
+# Fractions of an image's sides lie in 0..1, a little outside where an object is cut off. Pixels are far above.
+_LARGEST_FRACTION = 2.0
+
+# Six decimals are usual: an edge, made of a rounded centre and half a rounded side, is wrong by 0.75e-6 at most.
+_ROUNDING_FRACTION = 1e-6
+
+_BOX_NUMBERS, _CONFIDENCE_NUMBERS, _SMALLEST_POLYGON_NUMBERS = 4, 5, 6
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One object: its class id, its box as centre and sides in fractions of the image's, and its line."""
+
+    class_id: int
+    box: tuple[float, float, float, float]
+    path: Path
+    line: int
+
+
+def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
+    """Reads and checks a data set in YOLO's form.
+
+    Image ids are positions in the order of the images, from 0; category ids are the ids of `names`. An image whose
+    label file is missing or empty has no objects. A row is `class cx cy w h`, in fractions of the image's sides as a
+    viewer shows it, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the bounding box is taken.
+
+    Args:
+        request: `annotations` is a data.yaml with `names` and, for the split, a folder of images, a .txt file that
+            lists images, or several of them; or a .data file of Darknet; or a folder with one of these; or a folder
+            with classes.txt and the label files, themselves or in a folder `labels`. `images` is the folder that paths
+            start at (None: the `path` of data.yaml, else its folder), or the folder of images to a folder of labels
+            (None: its `images`, else the folder).
+        report: counts images that are left out, since they cannot be read (their size is in no label file), label files
+            without an image and paths of another machine (F8), and label files of two images (F2).
+
+    Raises:
+        DataError: F1 no plain YAML, a missing key or folder, no label file at all; F2 an image twice; F3 a class id
+            that `names` lacks; F6 a row that is no box and no polygon; F8, F9, F10 where a truth is wanted, an image
+            that cannot be read.
+    """
+    annotations, listing = request.annotations, list_images(request, report)
+    _check_listing(annotations, listing)
+    _notice_odd_labels(listing, report)
+
+    kept, sizes = readable_sizes(listing.images, report, stops=request.needs_images)
+    rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
+    image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
+    rows = [row for of_image in rows_of_image for row in of_image]
+    _refuse_unknown_classes(annotations, rows, listing.names)
+    fractions = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
+    boxes = np.concatenate([fractions[:, :2] - fractions[:, 2:] / 2, fractions[:, 2:]], axis=1)
+    boxes *= sizes[image_of_object][:, [1, 0, 1, 0]]
+    class_ids = sorted(listing.names)
+    row_of_class = {class_id: row for row, class_id in enumerate(class_ids)}
+    return AnnotationTable(
+        path=annotations,
+        categories=tuple(Category(class_id, listing.names[class_id], (), None, UNCOUNTED) for class_id in class_ids),
+        image_ids=kept,
+        image_of_object=image_of_object,
+        class_of_object=np.array([row_of_class[row.class_id] for row in rows], dtype=np.int64),
+        boxes_xywh=boxes,
+        is_crowd=np.zeros(len(rows), dtype=bool),
+        name_of_object=lambda row: f"{rows[row].path}: line {rows[row].line}",
+        areas_px=boxes[:, 2:].prod(axis=1),
+        images_root=listing.root,
+        image_files=tuple(_below(listing.images[image], listing.root) for image in kept.tolist()),
+        image_sizes=sizes,
+        rounding_px=max(ROUNDING_PX, _ROUNDING_FRACTION * int(sizes.max(initial=0))),
+    )
+
+
+def _check_listing(path: Path, listing: Listing) -> None:
+    first: dict[Path, int] = {}
+    for position, image in enumerate(listing.images):
+        same = Path(os.path.normpath(image))
+        if first.setdefault(same, position) != position:
+            raise DataError("F2", f"{path}: images {first[same]} and {position} are both {image}; take one of them out")
+    if not listing.images:
+        raise DataError("F1", f"{path}: no image in {listing.root}")
+    if not any(listing.labels):
+        if not any(map(os.path.exists, listing.images)):
+            where = f"none of its {len(listing.images)} images is there; the first is {listing.images[0]}"
+            raise DataError("F8", f"{path}: {where}")
+        raise DataError(
+            "F1",
+            f"{path}: none of {len(listing.images)} images has a label file: they lie in a folder `labels` in place of "
+            f"`images`, or beside the images; the first image is {listing.images[0]}",
+        )
+
+
+def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
+    """Count label files that two images share, such as a.jpg and a.png, and those beside them whose image is missing.
+
+    An image that lies in its folder and is not listed is not missing.
+    """
+    image_of_label: dict[Path, Path] = {}
+    image_folders: dict[Path, set[Path]] = {}
+    for image, label in zip(listing.images, listing.labels, strict=True):
+        if label is None:
+            continue
+        first = image_of_label.setdefault(label, image)
+        if first is not image:
+            report.noticed("F2", f"{label}: is the label file of {first} and of {image}; its objects count in both")
+        image_folders.setdefault(label.parent, set()).add(image.parent)
+    for folder, folders in image_folders.items():
+        names = {name for each in folders if each.is_dir() for name in os.listdir(each) if is_image_name(name)}
+        stems = {os.path.splitext(name)[0] for name in names}
+        orphans = [path for path in folder.glob("*.txt") if path.stem not in stems and path not in image_of_label]
+        for path in sorted(orphans):
+            if num_rows := _num_rows(path):
+                places = " or ".join(str(each) for each in sorted(folders))
+                report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
+
+
+def _num_rows(path: Path) -> int:
+    """The objects of a label file; 0 for other text files, such as classes.txt and lists of images."""
+    try:
+        return len(_read_labels(path))
+    except DataError:
+        return 0
+
+
+def _read_labels(path: Path | None) -> list[_Row]:
+    return [] if path is None else [_row(path, number, line) for number, line in read_lines(path)]
+
+
+def _row(path: Path, number: int, line: str) -> _Row:
+    first, *texts = line.split()
+    where = f"{path}: line {number}"
+    class_id = finite_number(first, LARGEST_COORDINATE)
+    if class_id is None or class_id != int(class_id):
+        raise DataError("F6", f"{where}: the class is {first!r}, not a whole number")
+    values = [finite_number(text, LARGEST_COORDINATE) for text in texts]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        bad = texts[values.index(None)]
+        raise DataError("F6", f"{where}: {bad!r} is not a finite number")
+    if any(abs(value) > _LARGEST_FRACTION for value in numbers):
+        raise DataError("F6", f"{where}: {numbers} are no fractions of the image's sides; pixels are not read")
+    return _Row(int(class_id), _box(numbers, where), path, number)
+
+
+def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
+    """Centre and sides, of a box or of the polygon's bounding box."""
+    if len(numbers) == _BOX_NUMBERS:
+        center_x, center_y, width, height = numbers
+        return center_x, center_y, width, height
+    if len(numbers) < _SMALLEST_POLYGON_NUMBERS or len(numbers) % 2:
+        hint = "; is the last a confidence? labels have none" if len(numbers) == _CONFIDENCE_NUMBERS else ""
+        raise DataError(
+            "F6",
+            f"{where}: {len(numbers)} numbers after the class, not the 4 of a box or the even number, from 6 on, of a "
+            f"polygon{hint}",
+        )
+    x, y = numbers[::2], numbers[1::2]
+    return (min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)
+
+
+def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int, str]) -> None:
+    unknown = [f"{row.path}: line {row.line} is of class {row.class_id}" for row in rows if row.class_id not in names]
+    if unknown:
+        raise DataError(
+            "F3", f"{path}: {len(unknown)} objects of classes without a name: {'; '.join(unknown[:_NUM_NAMED])}"
+        )
+
+
+def _below(path: Path, root: Path) -> str:
+    """A path as `images_root` needs it: relative where it lies below, else absolute."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else os.path.abspath(path)

@@ -1,0 +1,180 @@
+"""What a data set in YOLO's form lists: names, images and label files, by data.yaml, Darknet's .data or classes.txt."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovd.data.formats.moved_paths import MovedPaths
+from ovd.data.formats.table import ReadRequest
+from ovd.data.formats.text_files import read_lines, read_names
+from ovd.data.images.files import images_below
+from ovd.data.report import DataError, DataReport
+from ovd.plain_yaml import read_mapping
+
+_DESCRIPTIONS = (".yaml", ".yml", ".data")
+_USUAL = ("data.yaml", "dataset.yaml", "obj.data")
+"""Descriptions that count beside a list of names; others in its folder may be of anything."""
+_NAMES_ALONE = ("classes.txt", "_darknet.labels")
+"""Lists of names with label files beside them; the second is Roboflow's."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Class names by id, and the images with their label files."""
+
+    names: Mapping[int, str]
+    root: Path
+    """The folder that the images' names start at."""
+    images: Sequence[Path]
+    labels: Sequence[Path | None]
+    """The label file of each image; None where there is none: an image without objects."""
+
+
+def list_images(request: ReadRequest, report: DataReport) -> Listing:
+    """What the annotations of a request list: data.yaml, a .data file, classes.txt, or a folder with one of these.
+
+    Args:
+        report: counts paths that do not exist, and of which an end does (F8).
+
+    Raises:
+        DataError: F1 no plain YAML, a missing key, file or folder, several files in the folder, or two splits of which
+            one folder is left.
+        ValueError: a split of classes.txt.
+    """
+    path, split = request.annotations, request.options.split
+    if path.is_dir():
+        path = _description_in(path)
+    if path.name in _NAMES_ALONE:
+        if split is not None:
+            raise ValueError(f"{path}: a folder of labels has no splits; leave out the split {split!r}")
+        return _read_folder(path, request.images)
+    return _read_description(path, request.images, split or ("val" if request.truth else "train"), report)
+
+
+def _description_in(folder: Path) -> Path:
+    """The one file in a folder that says what its set is."""
+    described = [file for file in folder.iterdir() if file.suffix in _DESCRIPTIONS and not file.name.startswith(".")]
+    alone = [file for name in _NAMES_ALONE for file in (folder / name, folder / "labels" / name) if file.is_file()]
+    found = alone[:1] + [file for file in sorted(described) if not alone or file.name in _USUAL]
+    if len(found) != 1:
+        files = ", ".join(str(file.relative_to(folder)) for file in found)
+        words = f"has {files}: give the one that counts" if found else "has none of these"
+        raise DataError("F1", f"{folder}: a folder needs classes.txt, or one data.yaml or .data file; it {words}")
+    return found[0]
+
+
+def _read_folder(names: Path, images: Path | None) -> Listing:
+    """Label files beside a list of names, or in the folder `labels` beside it or that it is in."""
+    folder = names.parent.parent if names.parent.name == "labels" else names.parent
+    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    if images is None:
+        images = folder / "images" if (folder / "images").is_dir() else folder
+    found = images_below(images)
+    candidates = [(labels / image.relative_to(images)).with_suffix(".txt") for image in found]
+    files = [label if label.is_file() else None for label in candidates]
+    if not any(files):
+        files = [_label_beside(image) for image in found]
+    return Listing(dict(enumerate(read_names(names))), images, found, files)
+
+
+def _read_description(path: Path, images: Path | None, split: str, report: DataReport) -> Listing:
+    content = _darknet(path) if path.suffix == ".data" else _yaml(path)
+    start = _text(path, content, "path") if images is None and content.get("path") is not None else ""
+    root = path.parent / start if images is None else images
+    paths = MovedPaths(path, root, report, start=start)
+    if split == "val" and content.get("val") is None and content.get("valid") is not None:
+        split = "valid"  # Darknet's word
+    sources = _sources(path, content, split)
+    others = [
+        (key, source)
+        for key, value in content.items()
+        if isinstance(key, str) and key != split and re.search("train|val|test", key)
+        for source in (value if isinstance(value, list) else [value])
+        if isinstance(source, str)
+    ]
+    places = [paths.folder_or_list(source, split, others) for source in sources]
+    other_lists = paths.lists(others)
+    found = [
+        image
+        for place in places
+        for image in (images_below(place) if place.is_dir() else paths.images(place, other_lists))
+    ]
+    names = _names(path, content) if path.suffix != ".data" else _darknet_names(path, content, paths)
+    root = root if root.is_dir() else path.parent
+    return Listing(names, root, found, [_label_beside(image) for image in found])
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = read_mapping(path)
+    except ValueError as error:
+        raise DataError("F1", str(error)) from error
+    if "kpt_shape" in content:
+        raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are read")
+    return content
+
+
+def _darknet(path: Path) -> dict[str, Any]:
+    """The keys of a .data file, whose lines are such as `train = data/train.txt`."""
+    pairs = [line.partition("=") for _, line in read_lines(path) if not line.startswith("#")]
+    content = {key.strip(): value.strip() for key, _, value in pairs}
+    if "names" not in content:
+        raise DataError("F1", f"{path}: no line `names = FILE`, which Darknet's .data files have")
+    return content
+
+
+def _darknet_names(path: Path, content: dict[str, Any], paths: MovedPaths) -> dict[int, str]:
+    names = read_names(paths.file(content["names"], "names"))
+    if content.get("classes", str(len(names))) != str(len(names)):
+        raise DataError("F1", f"{path}: classes is {content['classes']}, but there are {len(names)} names")
+    return dict(enumerate(names))
+
+
+def _sources(path: Path, content: dict[str, Any], split: str) -> list[str]:
+    """The paths of the folders and lists of images of a split."""
+    sources = content.get(split)
+    if sources is None:
+        splits = [key for key in ("train", "val", "valid", "test") if content.get(key) is not None]
+        raise DataError("F1", f"{path}: no {split!r}; it has {', '.join(splits) or 'none of train, val, test'}")
+    sources = sources if isinstance(sources, list) else [sources]
+    for source in sources:
+        if not isinstance(source, str):
+            raise DataError("F1", f"{path}: {split} is {source!r}, not the path of a folder or of a .txt list")
+    return sources
+
+
+def _label_beside(image: Path) -> Path | None:
+    """The label file: under `labels` where the image is under the last `images`, else beside the image."""
+    candidates = [image.with_suffix(".txt")]
+    folders = image.parts[:-1]
+    if "images" in folders:
+        last = len(folders) - 1 - folders[::-1].index("images")
+        candidates.insert(0, Path(*folders[:last], "labels", *folders[last + 1 :], candidates[0].name))
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
+
+
+def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
+    """Class names by id."""
+    names = content.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise DataError("F1", f"{path}: names is {names!r}, not a list of class names or a mapping of ids to them")
+    for class_id, name in names.items():
+        if type(class_id) is not int or class_id < 0:
+            raise DataError("F1", f"{path}: names has the id {class_id!r}, not a whole number from 0")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError("F1", f"{path}: name {class_id} is {name!r}, not text; write it in quotes")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise DataError("F1", f"{path}: nc is {count!r}, but there are {len(names)} names")
+    return names
+
+
+def _text(path: Path, content: dict[str, Any], key: str) -> str:
+    if not isinstance(content[key], str):
+        raise DataError("F1", f"{path}: {key} is {content[key]!r}, not text")
+    return content[key]

@@ -1,0 +1,175 @@
+"""Image files as readers of annotations find them: which files of a folder are images, and their sizes."""
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovd.data.images.read import ImageError
+from ovd.data.images.size_cache import sizes_of
+from ovd.data.index import ImageRecord, Labels
+from ovd.data.report import DataReport
+from ovd.shapes import Int64
+
+READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
+"""Usual suffixes of the formats that are read."""
+
+# Files with these suffixes are images too: listed with the others, so that one that is unreadable is counted (F9).
+_OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".ppm")
+
+
+DRAWN = ".detections"
+"""End of the names, before the suffix, of the pictures and videos that `ovd detect` draws beside what it is given."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name has the suffix of an image; hidden files count as none."""
+    return not name.startswith(".") and name.lower().endswith(READ_SUFFIXES + _OTHER_SUFFIXES)
+
+
+def without_drawn(files: Iterable[Path]) -> list[Path]:
+    """The files of a folder or a pattern without the pictures that `ovd detect` has drawn there, which are counted."""
+    found = list(files)
+    drawn = list(filter(is_drawn, found))
+    if drawn:
+        print(f"warning: {len(drawn)} pictures with detections are left out; the first: {drawn[0]}", file=sys.stderr)
+    return [file for file in found if not is_drawn(file)]
+
+
+def is_drawn(file: Path) -> bool:
+    """Whether a file has the name of a picture that `ovd detect` draws."""
+    return file.stem.endswith(DRAWN)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images in a folder and the folders below it, by path, `without_drawn`; see `files_below`."""
+    return without_drawn(sorted(files_below(folder, is_image_name)))
+
+
+def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
+    """The files of wanted names in a folder and the folders below it, in any order; symbolic links are followed.
+
+    Links to a folder that contains them are not followed, since they would give the same files without end; a warning
+    counts them.
+    """
+    files, loops = list[Path](), list[str]()
+    start = Path(os.path.realpath(folder))
+    above = {str(folder): frozenset(map(_identity, (start, *start.parents)))}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        files += [Path(parent, name) for name in names if is_wanted(name)]
+        above_here = above.pop(parent)
+        for path in [os.path.join(parent, name) for name in folders]:
+            identity = _identity(path)
+            if identity is not None and identity in above_here:
+                folders.remove(os.path.basename(path))
+                loops.append(path)
+            else:
+                above[path] = above_here | {identity}
+    if loops:
+        words = f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}"
+        print(f"warning: {words}", file=sys.stderr)
+    return files
+
+
+def _identity(folder: str | Path) -> tuple[int, int] | None:
+    """What is the same for all paths of a folder; None for one that cannot be looked at."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def name_below(root: Path, path: Path) -> str:
+    """A file's path from a folder, with slashes, as it is written into annotation files."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Path]]:
+    """The images of folders, files and patterns such as `photos/*.jpg`, each once, and the folder that all lie in.
+
+    Args:
+        sources: a file is taken whatever its name; of a folder or a pattern, what is named as an image,
+            `without_drawn`.
+        recursive: whether folders below a folder are looked into.
+
+    Raises:
+        ValueError: a source has no image.
+    """
+    folders, found = list[str](), list[str]()
+    for source in sources:
+        if os.path.isdir(source):
+            here = images_below(Path(source)) if recursive else _images_of(Path(source).iterdir())
+            if not here:
+                hint = "" if recursive else "; --recursive looks into the folders below it, too"
+                raise ValueError(f"{source}: no images ({', '.join(READ_SUFFIXES)}) in this folder{hint}")
+            folders.append(os.path.abspath(source))
+        else:
+            here = [Path(source)] if os.path.isfile(source) else []
+            here = here or _images_of(map(Path, glob.glob(source, recursive=True)))
+            if not here:
+                raise ValueError(f"{source}: no such folder, no such file, and as a pattern it matches no image")
+            folders += [os.path.dirname(os.path.abspath(path)) for path in here]
+        found += [os.path.abspath(path) for path in here]
+    return Path(os.path.commonpath(folders)), [Path(path) for path in dict.fromkeys(found)]
+
+
+def _images_of(paths: Iterable[Path]) -> list[Path]:
+    return without_drawn(sorted(path for path in paths if is_image_name(path.name) and path.is_file()))
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images of which nothing but their size is known: an `ImageSource` of the loader; ids are positions."""
+
+    paths: tuple[Path, ...]
+    sizes: Int64[np.ndarray, "N 2"]
+    """Height and width in pixels."""
+
+    @property
+    def image_ids(self) -> Int64[np.ndarray, " N"]:
+        return np.arange(len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def record(self, image: int) -> ImageRecord:
+        """The image at a position, without labels."""
+        height, width = self.sizes[image].tolist()
+        return ImageRecord(image, self.paths[image], height, width, Labels.empty())
+
+    def encoded(self, image: int) -> Path:
+        """The image's file."""
+        return self.paths[image]
+
+
+def readable_sizes(
+    paths: Sequence[Path], report: DataReport, *, stops: bool, num_images: int | None = None
+) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, "K 2"]]:
+    """Positions of the images whose header can be read, and their heights and widths as the loader will see them.
+
+    Args:
+        report: counts the images that are left out.
+        stops: whether an unreadable image is an error instead.
+        num_images: how many images the set has, of which too many may be left out (None: these).
+
+    Raises:
+        ImageError: F8, F9, F10 as `decode_image`, if `stops`.
+        DataError: too many images were left out.
+    """
+    positions, sizes = [], []
+    for position, size in enumerate(sizes_of(paths)):
+        if not isinstance(size, ImageError):
+            report.looked_at()
+            positions.append(position)
+            sizes.append(size)
+        elif stops:
+            raise size
+        else:
+            report.skipped(size.code, str(size))
+    report.raise_if_too_many(len(paths) if num_images is None else num_images)
+    return np.array(positions, dtype=np.int64), np.array(sizes, dtype=np.int64).reshape(-1, 2)

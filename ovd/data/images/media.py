@@ -1,0 +1,98 @@
+"""What a user points at, as pictures: image files, folders, patterns, standard input, and the frames of videos."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+
+from ovd.data.images.files import READ_SUFFIXES, files_below, is_image_name, without_drawn
+from ovd.data.images.read import MAX_BYTES, ImageError, read_image
+from ovd.data.images.video import VIDEO_ENDINGS, read_frames
+from ovd.shapes import UInt8
+
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, or a frame of a video."""
+
+    source: str
+    """The file as it was given, or found in what was given; "-" for standard input."""
+    pixels: UInt8[np.ndarray, "H W 3"]
+    """RGB."""
+    frame: int | None = None
+    """Position in the video, from 0; None for an image."""
+    time_s: float | None = None
+    """Seconds from the start of the video; None for an image."""
+
+
+def find_media(given: Sequence[str]) -> list[str]:
+    """The image and video files that words name, each once, in the order of the words.
+
+    Args:
+        given: files; folders, for the images and videos in them and below, in the order of their paths; patterns such
+            as `photos/*.jpg`, `**` for any folders; `-` for an image on standard input. Folders and patterns are
+            taken `without_drawn`.
+
+    Raises:
+        ValueError: a folder or a pattern has no image and no video, or `-` is given twice.
+    """
+    found: dict[str, str] = {}
+    for word in given:
+        for file in [word] if word == STANDARD_INPUT else _files_of(word):
+            found.setdefault(file if file == STANDARD_INPUT else os.path.abspath(file), file)
+    if list(given).count(STANDARD_INPUT) > 1:
+        raise ValueError("standard input (-) can be read once only")
+    return list(found.values())
+
+
+def _files_of(word: str) -> list[str]:
+    path = Path(word)
+    if path.is_dir():
+        files = _media_of(files_below(path, lambda name: is_image_name(name) or is_video(name)))
+    elif path.exists() or not any(character in word for character in "*?["):
+        return [word]  # reading it says what is wrong with it
+    else:
+        files = _media_of(map(Path, glob(word, recursive=True)))
+    if not files:
+        endings = ", ".join([*READ_SUFFIXES, *sorted(VIDEO_ENDINGS)])
+        raise ValueError(f"{word}: there is no image and no video; names end in {endings}")
+    return files
+
+
+def _media_of(paths: Iterable[Path]) -> list[str]:
+    media = (path for path in paths if (is_image_name(path.name) or is_video(str(path))) and path.is_file())
+    return [str(file) for file in without_drawn(sorted(media))]
+
+
+def is_video(source: str) -> bool:
+    """Whether a file is read as a video, by the ending of its name."""
+    return Path(source).suffix.lower() in VIDEO_ENDINGS
+
+
+def pictures_of(source: str) -> Iterator[Picture]:
+    """The image of a file or of standard input, or every frame of a video.
+
+    Raises:
+        ImageError: it cannot be read.
+        ValueError: the package that reads videos is missing.
+    """
+    if is_video(source):
+        for number, (time_s, pixels) in enumerate(read_frames(Path(source))):
+            yield Picture(source, pixels, number, time_s)
+        return
+    if source != STANDARD_INPUT:
+        yield Picture(source, read_image(Path(source)))
+        return
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ImageError("F10", f"standard input: more than {MAX_BYTES} bytes")
+    try:
+        yield Picture(source, read_image(content))
+    except ImageError as error:
+        raise ImageError(error.code, f"standard input: {error}") from error

@@ -1,0 +1,118 @@
+"""Videos: their frames as RGB pixels, and pictures as a video. PyAV does the work (extra `video`)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ovd.data.images.read import MAX_PIXELS, ImageError
+from ovd.extras import optional
+from ovd.shapes import UInt8
+
+VIDEO_ENDINGS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv"})
+_DEFAULT_RATE = Fraction(25)
+LEAST_SHARE = 0.9
+"""The frames of a whole video reach this share of the length that its header gives, less a second."""
+
+
+def read_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
+    """Seconds from the start and the RGB pixels of every frame, turned as a player shows it.
+
+    Raises:
+        ImageError: F8 missing; F9 no video, damaged, or with frames for less than nine tenths of its length, which is
+            found after the last one; F10 too many pixels.
+        ValueError: PyAV is missing.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        if stream.width * stream.height > MAX_PIXELS:
+            raise ImageError("F10", f"{path}: {stream.height} x {stream.width} pixels are more than {MAX_PIXELS}")
+        time_s = end_s = longest_s = 0.0
+        for frame in container.decode(stream):
+            pixels = frame.to_ndarray(format="rgb24")
+            quarter_turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+            before_s, time_s = time_s, float(frame.time or 0.0)
+            own_s = float((getattr(frame, "duration", 0) or 0) * (frame.time_base or 0))
+            longest_s = max(longest_s, own_s, time_s - before_s)
+            end_s = time_s + longest_s  # the last one may stay as long as any
+            yield time_s, np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+        length_s = _length_s(container, stream)
+        if 0 < end_s < LEAST_SHARE * length_s - 1:
+            raise ImageError(
+                "F9", f"{path}: its frames end after {end_s:.1f} of {length_s:.1f} s; the rest is missing or damaged"
+            )
+
+
+def describe_video(path: Path) -> tuple[Fraction, int]:
+    """Frames per second, and the number of frames by the file's header, 0 if it does not say.
+
+    Raises:
+        ImageError, ValueError: as `read_frames`.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate = Fraction(stream.average_rate or _DEFAULT_RATE)
+        length_s = container.duration / optional("av", "video").time_base if container.duration else 0
+        return rate, stream.frames or round(length_s * rate)
+
+
+def _length_s(container: Any, stream: Any) -> float:
+    """Seconds of a video by its header; 0 if that says nothing of its pictures alone."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    is_alone = container.duration and not container.streams.audio
+    return float(container.duration / optional("av", "video").time_base) if is_alone else 0.0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """PyAV's container of a file that has pictures; what PyAV raises until the block ends becomes an ImageError."""
+    av = optional("av", "video")
+    if not path.is_file():
+        raise ImageError("F8", f"{path}: file is missing")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ImageError("F9", f"{path}: has no pictures")
+            yield container
+    except av.FFmpegError as error:
+        raise ImageError("F9", f"{path}: cannot be read as a video: {error}") from error
+
+
+class VideoWriter:
+    """Writes pictures of one size as an MP4 file (H.264, or MPEG-4 where PyAV is built without an encoder for it)."""
+
+    def __init__(self, path: Path, rate: Fraction):
+        """
+        Args:
+            path: replaced if it exists.
+            rate: frames per second.
+
+        Raises:
+            ValueError: PyAV is missing.
+        """
+        self._av = optional("av", "video")
+        self._container: Any = self._av.open(str(path), "w", format="mp4")
+        codec = "libx264" if "libx264" in self._av.codec.codecs_available else "mpeg4"
+        self._stream = self._container.add_stream(codec, rate=rate.limit_denominator(60_000))
+        self._stream.pix_fmt = "yuv420p"
+        self._size: tuple[int, int] | None = None
+
+    def add(self, picture: Image.Image) -> None:
+        """Append a picture; each has the size of the first, an odd side of which loses a pixel."""
+        if self._size is None:
+            self._size = (picture.width - picture.width % 2, picture.height - picture.height % 2)
+            self._stream.width, self._stream.height = self._size
+        frame = self._av.VideoFrame.from_image(picture.crop((0, 0, *self._size)))
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        if self._size is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()

@@ -1,0 +1,72 @@
+"""Objects that are too small at the training size: the transform drops them each time that they come."""
+
+import math
+
+import numpy as np
+
+from ovd.data.index import AnnotationIndex
+from ovd.data.loading.transforms import SMALLEST_TRAINED_PX
+from ovd.data.report import DataError, DataReport
+from ovd.shapes import Float64, Int64
+
+_NUM_NAMED = 20
+
+
+def count_small_objects(
+    index: AnnotationIndex, report: DataReport, *, size: int, largest_scale: float, tile: float = 1.0
+) -> None:
+    """Count the objects of which a side stays under 2 px even at the largest scale, so that no sample has them.
+
+    Args:
+        report: counts them, with the size that would keep each.
+        size: longest side of an image in training (`data.size`).
+        largest_scale: of the scale jitter (`data.scale`).
+        tile: what part of `size` is an image's, where all samples are mosaics.
+
+    Raises:
+        DataError: F4 the set has objects, and all of them are left out.
+    """
+    small = small_objects(index, size=size, largest_scale=largest_scale, tile=tile)
+    if not len(small):
+        return
+    images = index.boxes.images_of_values()
+    image_sizes = index.image_sizes[images].astype(np.float64)
+    longest, sides = image_sizes.max(axis=1), _sides(index)
+    # One pixel more than the proportion says, since the shorter side of an image is rounded.
+    sizes_that_keep = np.ceil((SMALLEST_TRAINED_PX * longest / sides.min(axis=1) + 1) / largest_scale) / tile
+
+    def described(row: int) -> str:
+        file = index.image_files[images[row]]
+        return (
+            f"{file}: {_text(sides[row])} px of {_text(image_sizes[row, ::-1])} px is under {SMALLEST_TRAINED_PX:g} px "
+            f"at data.size={size}; data.size={math.ceil(sizes_that_keep[row])} keeps it"
+        )
+
+    if len(small) == len(sides):
+        raise DataError(
+            "F4",
+            f"{index.path}: all {len(sides)} objects are under {SMALLEST_TRAINED_PX:g} px at data.size={size}, so "
+            f"nothing can be learned; data.size={int(np.median(sizes_that_keep))} keeps half of them, "
+            f"data.size={int(sizes_that_keep.max())} all; the first: {described(0)}",
+        )
+    report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
+
+
+def small_objects(
+    index: AnnotationIndex, *, size: int, largest_scale: float, tile: float = 1.0
+) -> Int64[np.ndarray, " K"]:
+    """Rows of the objects that `count_small_objects` counts."""
+    image_sizes = index.image_sizes[index.boxes.images_of_values()].astype(np.float64)
+    largest_side = max(1, round(max(1, int(size * tile)) * largest_scale))
+    resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
+    shown = _sides(index) * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
+    return np.flatnonzero(shown.min(axis=1, initial=np.inf) < SMALLEST_TRAINED_PX)
+
+
+def _sides(index: AnnotationIndex) -> Float64[np.ndarray, "M 2"]:
+    """Width and height of every object."""
+    return index.boxes.values[:, 2:].astype(np.float64) - index.boxes.values[:, :2]
+
+
+def _text(sides: Float64[np.ndarray, "2"]) -> str:
+    return " x ".join(f"{side:g}" for side in sides.round(2))

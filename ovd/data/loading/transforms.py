@@ -1,0 +1,166 @@
+"""Resizing and augmenting images together with their labels. The one file that knows albumentations.
+
+albumentations takes seconds to import, so it is imported when the transform of evaluation is built. That of training
+does without: its passes over the pixels are as few as can be.
+"""
+
+import math
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ovd.data.index import Labels
+from ovd.data.loading.color_jitter import ColorChange
+from ovd.data.loading.resample import resample
+from ovd.shapes import Bool, Float32, UInt8
+
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+"""An image: height, width, RGB."""
+Transform = Callable[[Pixels, Labels, int], tuple[Pixels, Labels]]
+"""A pure function of an image, what is known of it, and a seed."""
+
+MIN_VISIBLE_SHARE = 0.3
+SMALLEST_TRAINED_PX = 2.0
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """A transform that resizes, flips, crops and recolors; see `train_transform`."""
+
+    size: int
+    scale: tuple[float, float]
+    flip: float
+    color: float
+
+    def longest_side(self, seed: int) -> int:
+        """The longest side, in pixels, that an image of this seed is resized to before it is cropped."""
+        return self._draw_side_and_flip(random.Random(seed))[0]
+
+    def __call__(self, pixels: Pixels, labels: Labels, seed: int) -> tuple[Pixels, Labels]:
+        generator, py_random = np.random.default_rng(seed), random.Random(seed)
+        side, is_flipped = self._draw_side_and_flip(py_random)
+        height, width = pixels.shape[:2]
+        resized_height, resized_width = _resized_sides(height, width, side)
+        factor_y, factor_x = resized_height / height, resized_width / width
+        kept_height, kept_width = min(resized_height, self.size), min(resized_width, self.size)
+        # The crop starts at a whole pixel of the image as it was, so that it is a part of an array, not yet resized.
+        top = int(generator.integers(resized_height - kept_height + 1) / factor_y)
+        left = int(generator.integers(resized_width - kept_width + 1) / factor_x)
+        bottom = min(height, top + math.ceil(kept_height / factor_y) + 1)
+        right = min(width, left + math.ceil(kept_width / factor_x) + 1)
+        if is_flipped:
+            part = cv2.flip(pixels[top:bottom, width - right : width - left], 1)
+        else:
+            part = pixels[top:bottom, left:right]
+
+        steps: list[Callable[[Pixels], Pixels]] = [
+            partial(resample, height=kept_height, width=kept_width, factor_y=factor_y, factor_x=factor_x)
+        ]
+        if self.color > 0:
+            py_random.random()  # of another time, as in _draw_side_and_flip
+            recolor = ColorChange.draw(self.color, generator, py_random).of
+            steps.insert(0 if factor_x > 1 else 1, recolor)  # where there are fewer pixels
+        for step in steps:
+            part = step(part)
+
+        offsets, factors = np.array([left, top] * 2), np.array([factor_x, factor_y] * 2)
+
+        def move(boxes: np.ndarray) -> np.ndarray:
+            boxes = _clip(boxes, height, width)
+            boxes = _mirror(boxes, width) if is_flipped else boxes
+            return ((boxes - offsets) * factors).astype(np.float32)
+
+        return part, _cropped(labels.moved(move), kept_height, kept_width)
+
+    def _draw_side_and_flip(self, py_random: random.Random) -> tuple[int, bool]:
+        # Numbers that are not used were drawn by albumentations, which did the same at another time: a seed still means
+        # the sample that it meant then.
+        py_random.random()
+        smallest, largest = (max(1, round(self.size * factor)) for factor in self.scale)
+        return py_random.choice(range(smallest, largest + 1)), py_random.random() < self.flip
+
+
+def train_transform(*, size: int, scale: tuple[float, float], flip: float, color: float) -> TrainTransform:
+    """A transform that resizes, flips, crops and recolors; it reads no other source of chance than the seed.
+
+    The longest side becomes `size` times a factor drawn from `scale`, in whole pixels; what is larger than `size` is
+    cropped to it at random, so the result is never larger than size x size, and is not padded. Objects of which less
+    than 30 % is left by the crop, or a side under 2 px, are dropped; crowd regions are only clipped.
+
+    Args:
+        size: longest side in pixels.
+        scale: smallest and largest factor.
+        flip: probability of a horizontal flip.
+        color: strength of brightness, contrast and saturation jitter (factors 1 - color to 1 + color); the hue shifts
+            by up to a quarter of it. 0 leaves colors alone.
+    """
+    if size < 1 or not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"size {size} and scale {scale}: expected a positive size and 0 < smallest <= largest")
+    return TrainTransform(size, scale, flip, color)
+
+
+def eval_transform(*, size: int) -> Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "h w 3"]]:
+    """A function that resizes an image, up or down, to a longest side of exactly `size`; the aspect ratio is kept.
+
+    The other side is rounded to whole pixels, so boxes map back with one factor for x (W / w) and another for y
+    (H / h): see ovd.boxes.rescale_boxes.
+    """
+    A = _import_albumentations()
+    resize = A.Compose([A.LongestMaxSize(max_size=size, area_for_downscale="image")])
+    return lambda image: resize(image=image)["image"]
+
+
+def _import_albumentations() -> Any:
+    # Without this it asks a package index for newer versions when it is imported.
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations
+
+
+def resize_labels(labels: Labels, before: tuple[int, int], after: tuple[int, int]) -> Labels:
+    """The labels of an image that was resized, from these heights and widths."""
+    (height, width), (new_height, new_width) = before, after
+    factors = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
+    return labels.moved(lambda boxes: boxes * factors)
+
+
+def _resized_sides(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width in whole pixels when the longest side becomes `side`."""
+    factor = side / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _cropped(labels: Labels, height: int, width: int) -> Labels:
+    """The labels of what a crop leaves: the upper left `height` x `width` pixels."""
+    clipped = labels.moved(partial(_clip, height=height, width=width))
+    return clipped.select(objects=_is_visible(clipped.boxes, labels.boxes), crowds=_has_area(clipped.crowd_boxes))
+
+
+def _is_visible(visible: Float32[np.ndarray, "R 4"], whole: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
+    sides = _sides(visible)
+    share_is_enough = sides.prod(axis=1) >= MIN_VISIBLE_SHARE * _sides(whole).prod(axis=1)
+    return share_is_enough & (sides >= SMALLEST_TRAINED_PX).all(axis=1)
+
+
+def _has_area(boxes: Float32[np.ndarray, "R 4"]) -> Bool[np.ndarray, " R"]:
+    return _sides(boxes).min(axis=1) > 0
+
+
+def _clip(boxes: Float32[np.ndarray, "R 4"], height: int, width: int) -> Float32[np.ndarray, "R 4"]:
+    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+
+
+def _mirror(boxes: Float32[np.ndarray, "R 4"], width: int) -> Float32[np.ndarray, "R 4"]:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def _sides(boxes: Float32[np.ndarray, "R 4"]) -> Float32[np.ndarray, "R 2"]:
+    """Width and height."""
+    return boxes[:, 2:] - boxes[:, :2]

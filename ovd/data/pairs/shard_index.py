@@ -1,0 +1,266 @@
+"""Where the samples of a tar shard lie, so that they can be read by position.
+
+A shard is never streamed: a streaming reader takes a damaged header for the end of the archive and loses the rest of
+the shard without a word.
+
+| members | read as |
+|---|---|
+| `k.jpg` (any suffix of an image), `k.txt` or `k.caption` | a sample: image and caption |
+| `k.jpg`, `k.json` with a text `caption`, neither `k.txt` nor `k.caption` | a sample with this caption |
+| `a.1.jpg`, `a.1.txt` | sample `a.1`: what stands before the last dot is the key |
+| the same beside `a.jpg` or `a.txt` | stops (F14): they may be parts of sample `a` |
+| `a.seg.png` without `a.seg.txt`; any other suffix | not used, counted |
+| `k.txt` or `k.json` without an image | a failed download, counted; more than half of a shard, and 5, stop |
+| `k.jpg` without a caption; an image or a caption twice | stops (F13; F14) |
+"""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from ovd.data.images.files import READ_SUFFIXES
+from ovd.files import GZIP
+from ovd.shapes import Int64
+
+MEMBER_NAMES = ("image", "caption", "info")
+
+_MEMBER_OF_SUFFIX = {
+    **{suffix.removeprefix("."): 0 for suffix in READ_SUFFIXES},
+    "txt": 1,
+    "caption": 1,
+    "json": 2,
+}
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+"""Halves of characters that JSON writes in two parts; no text in UTF-8 has them."""
+_ABSENT = -1
+_MIN_FAILED_TO_STOP = 5
+_MAX_FAILED_SHARE = 0.5
+_MAX_INFO_BYTES = 16 * 1024 * 1024
+_LONGEST_KEY_IN_HEADER = 90
+# POSIX: an archive ends with two blocks of zeros.
+_END_MARKER_BYTES = 2 * tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the members of a shard's N samples lie, in the order of first appearance of their keys."""
+
+    keys: np.ndarray
+    """N UTF-8 byte strings."""
+    offsets: Int64[np.ndarray, "N 3"]
+    """Of the first byte of image, caption and info; -1 for an absent info member. Where caption and info are one, the
+    caption is in the JSON."""
+    sizes: Int64[np.ndarray, "N 3"]
+    """In bytes."""
+    num_bytes: int
+    """Of the whole shard."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        return self.keys[row].decode(errors="replace")
+
+    def has_caption_in_info(self, row: int) -> bool:
+        return bool(self.offsets[row, 1] == self.offsets[row, 2])
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Members of a shard that no sample uses."""
+
+    count: int
+    first: tuple[str, ...]
+    """Names of at most three."""
+    num_failed: int
+    """Samples with a caption or info and without an image, which a downloader leaves where it failed."""
+
+
+class ShardFault(Exception):
+    """A shard cannot be indexed to its end; `num_found` samples begin before the fault."""
+
+    def __init__(self, reason: str, num_found: int, code: str = "F13"):
+        super().__init__(reason)
+        self.num_found = num_found
+        self.code = code
+
+
+def index_shard(file: BinaryIO) -> tuple[ShardIndex, Rejected]:
+    """Reads all headers of a shard, its end, and the info of samples that have no other caption.
+
+    Raises:
+        ShardFault: a header is damaged, the end is missing, a sample has an image and no caption, one of them twice, or
+            a name that means two things; or most samples have no image.
+    """
+    rows: dict[str, _Sample] = {}
+    keys_with_rejected: set[str] = set()
+    rejected: list[str] = []
+    for member in _members(file, rows):
+        name = member.name.removeprefix("./")
+        key, suffix, first_key = _split_name(name)
+        slot = _MEMBER_OF_SUFFIX.get(suffix)
+        is_unsafe = not _is_safe(name) or not (member.isreg() or member.isdir()) or member.issparse()
+        if is_unsafe:
+            keys_with_rejected |= {key, first_key}
+        elif member.isdir():
+            continue
+        if is_unsafe or slot is None:
+            rejected.append(member.name)
+            continue
+        sample = rows.setdefault(key, _Sample(first_key))
+        sample.names.append(member.name)
+        if sample.offsets[slot] != _ABSENT:
+            raise ShardFault(f"sample {key!r} has its {MEMBER_NAMES[slot]} member twice", len(rows), "F14")
+        sample.offsets[slot], sample.sizes[slot] = member.offset_data, member.size
+    num_bytes = file.tell()  # every byte of the end has been looked at
+
+    num_failed = 0
+    found = dict(rows)
+    for key, sample in found.items():
+        _take_caption_from_info(file, sample)
+        has_image, has_caption = (offset != _ABSENT for offset in sample.offsets[:2])
+        is_part = sample.first_key != key
+        if has_image and has_caption:
+            if is_part and sample.first_key in found:
+                raise ShardFault(
+                    f"{sample.names[0]} may be sample {key!r} or a part of sample {sample.first_key!r}; rename one",
+                    len(rows),
+                    "F14",
+                )
+            continue
+        del rows[key]
+        if is_part or key in keys_with_rejected:
+            rejected += sample.names
+        elif has_image:
+            raise ShardFault(f"sample {key!r} has no caption member, nor a text `caption` in its json", len(rows))
+        else:
+            num_failed += 1
+    if num_failed >= _MIN_FAILED_TO_STOP and num_failed > _MAX_FAILED_SHARE * (num_failed + len(rows)):
+        raise ShardFault(f"{num_failed} of {num_failed + len(rows)} samples have no image member", len(rows))
+    index = ShardIndex(
+        keys=np.array([key.encode(errors="surrogateescape") for key in rows], dtype=np.bytes_),
+        offsets=np.array([sample.offsets for sample in rows.values()], dtype=np.int64).reshape(-1, 3),
+        sizes=np.array([sample.sizes for sample in rows.values()], dtype=np.int64).reshape(-1, 3),
+        num_bytes=num_bytes,
+    )
+    return index, Rejected(len(rejected), tuple(rejected[:3]), num_failed)
+
+
+@dataclass
+class _Sample:
+    """The members of one key as they are found."""
+
+    first_key: str
+    """The key by WebDataset's rule, which ends at the first dot."""
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=lambda: [_ABSENT] * 3)
+    sizes: list[int] = field(default_factory=lambda: [0] * 3)
+
+
+def _take_caption_from_info(file: BinaryIO, sample: _Sample) -> None:
+    """Let the info be the caption of a sample that has none, if it has one in it."""
+    image, caption, info = sample.offsets
+    if image == _ABSENT or caption != _ABSENT or info == _ABSENT or sample.sizes[2] > _MAX_INFO_BYTES:
+        return
+    file.seek(info)
+    if caption_in(file.read(sample.sizes[2])) is not None:
+        sample.offsets[1], sample.sizes[1] = sample.offsets[2], sample.sizes[2]
+
+
+def caption_in(info: bytes) -> str | None:
+    """The text `caption` of a sample's JSON member; None if it has none, or is no JSON object."""
+    try:
+        caption = json.loads(info)["caption"]
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError):
+        return None
+    return _HALF_CHARACTERS.sub("\ufffd", caption) if isinstance(caption, str) else None
+
+
+def read_member(path: Path, index: ShardIndex, row: int, name: str) -> bytes:
+    """One member of sample `row`: nothing where it has none.
+
+    The member's header is read with it: a shard that was written anew since it was indexed does not give the bytes of
+    another sample.
+
+    Args:
+        name: of MEMBER_NAMES.
+
+    Raises:
+        ValueError: no such member lies there any more.
+    """
+    member = MEMBER_NAMES.index(name)
+    offset, size = int(index.offsets[row, member]), int(index.sizes[row, member])
+    if offset == _ABSENT:
+        return b""
+    # Opened for each member: thousands of shards would pass the limit on open files, and an open costs microseconds.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        block = os.pread(descriptor, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+    finally:
+        os.close(descriptor)
+    header, content = block[: tarfile.BLOCKSIZE], block[tarfile.BLOCKSIZE :]
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        is_there = found.size == size == len(content) and _may_be_of(found.name, index.keys[row])
+    except tarfile.HeaderError:
+        is_there = False
+    if not is_there:
+        raise ValueError(f"{path}: the {name} of {index.key(row)!r} is not at byte {offset}; changed since indexed")
+    return content
+
+
+def _may_be_of(name: str, key: bytes) -> bool:
+    """Whether a header's name may be that of a sample's member; tar keeps long and non-ASCII names elsewhere."""
+    if len(key) > _LONGEST_KEY_IN_HEADER or not key.isascii():
+        return True
+    return _split_name(name.removeprefix("./"))[0] == key.decode()
+
+
+def _members(file: BinaryIO, rows: dict) -> Iterator[tarfile.TarInfo]:
+    """Every member up to the end marker.
+
+    `tarfile` stops in silence at a header with a bad checksum, at half a header and at a missing end, so what follows
+    the last member is looked at here: two zero blocks at least, and nothing but zeros.
+    """
+    end = 0
+    if file.read(len(GZIP)) == GZIP:
+        raise ShardFault("compressed by gzip, whatever its name says; unpack it first", 0)
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+                if archive.offset <= end or member.size < 0:
+                    raise ShardFault(f"the header at byte {member.offset} has a negative size", len(rows))
+                end = archive.offset
+                yield member
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:  # OSError: a place beyond any file
+        raise ShardFault(f"not a whole tar archive after byte {end} ({error})", len(rows)) from error
+    file.seek(end)
+    num_zeros = 0
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) != len(chunk):
+            raise ShardFault(f"byte {end} starts neither a sound member header nor the end of the archive", len(rows))
+        num_zeros += len(chunk)
+    if num_zeros < _END_MARKER_BYTES:
+        raise ShardFault(f"cut: no end-of-archive marker after byte {end}", len(rows))
+
+
+def _split_name(name: str) -> tuple[str, str, str]:
+    """Key and suffix, which the last dot parts, and the key by WebDataset's rule, which ends at the first dot."""
+    folder, slash, file_name = name.rpartition("/")
+    stem, dot, suffix = file_name.rpartition(".")
+    first = file_name.partition(".")[0]
+    return folder + slash + (stem if dot else file_name), suffix.lower() if dot else "", folder + slash + first
+
+
+def _is_safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not (path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name)

@@ -1,0 +1,73 @@
+"""Image-text pairs in TSV files, as some collections are given: a line a pair, with a path or the image in base64."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ovd.data.images.read import ImageError, decode_image, read_file
+from ovd.data.pairs.tar import Pair, caption_fault
+from ovd.data.report import DataReport
+from ovd.progress import progress
+
+COLUMNS = ("key", "caption", "path", "base64", "_")
+
+
+def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: DataReport) -> Iterator[Pair]:
+    """The pairs whose image can be decoded, keyed by line number; `report` counts the others, and stops at too many.
+
+    Args:
+        path: UTF-8, with a byte order mark or without, a pair a line, no header.
+        columns: what each column is: `caption`, either `path` or `base64`, `key` for what goes into the pair's JSON
+            under that name, `_` for what is left out.
+        images: folder that paths are relative to.
+
+    Raises:
+        ValueError: columns that do not give a caption and one image, or no line.
+        DataError: too many pairs were left out.
+    """
+    if columns.count("caption") != 1 or columns.count("path") + columns.count("base64") != 1:
+        raise ValueError(f"columns {','.join(columns)}: expected one caption, and one of path and base64")
+    unknown = set(columns) - set(COLUMNS)
+    if unknown:
+        raise ValueError(f"columns {', '.join(sorted(unknown))} are none of {', '.join(COLUMNS)}")
+    with path.open("rb") as file:
+        num_lines = sum(1 for _ in file)
+    if num_lines == 0:
+        raise ValueError(f"{path} has no line, so that there is nothing to import")
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        for number, line in enumerate(progress(file, num_lines, "reading TSV"), start=1):
+            where = f"{path}: line {number}"
+            values = line.rstrip("\r\n").split("\t")
+            fields = dict(zip(columns, values, strict=False))
+            try:
+                if len(values) > len(columns):
+                    raise ImageError("F30", f"{len(values)} fields, where the columns are {','.join(columns)}")
+                pair = _pair(f"{number:09d}", fields, images, where)
+            except ImageError as error:
+                report.skipped(error.code, f"{where}: {error}")
+                report.raise_if_too_many(num_lines)
+                continue
+            report.used()
+            yield pair
+
+
+def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> Pair:
+    if fault := caption_fault(fields.get("caption", "")):
+        raise ImageError("F30", fault)
+    if "base64" in fields:
+        try:
+            image = base64.b64decode(fields["base64"], validate=True)
+        except ValueError as error:  # binascii.Error, or characters that are not ASCII
+            raise ImageError("F9", f"not base64: {error}") from None
+    else:
+        if "path" not in fields:
+            raise ImageError("F8", "no image")
+        file = Path(fields["path"])
+        if images is not None:
+            if file.is_absolute() or ".." in file.parts:
+                raise ImageError("F15", f"{file} leads out of {images}")
+            file = images / file
+        image = read_file(file)
+    decode_image(image)
+    info = {"source": where} | ({"key": fields["key"]} if "key" in fields else {})
+    return Pair(key=key, image=image, caption=fields["caption"].strip(), info=info)
