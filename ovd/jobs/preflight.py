@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from ovd.build.crops import build_region_teacher
 from ovd.build.data import (
     check_all_exist,
     hold_out,
@@ -14,9 +13,9 @@ from ovd.build.data import (
     small_training_objects,
     training_batches,
 )
-from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
+from ovd.build.learner import build_learner
 from ovd.build.text import check_bank
-from ovd.build.trained import build_start, check_text_tower
+from ovd.build.trained import check_text_tower
 from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
@@ -55,7 +54,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     if validation is not None:
         check_all_exist(validation, source, all_needed=True)
     trained, held_out = hold_out(config, index)
-    clip = configured_clip(config.clip)
+    clip, detector, _ = build_learner(config, num_classes=len(trained.categories))
     if found is not None:
         check_text_tower(found, clip)
         check_same_data(found.extra.get("data", {}), {"annotations": trained.fingerprint()}, config.output)
@@ -64,11 +63,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         check_labels(label_files(config.data.pairs.labels))
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
     check_bank(config, clip, trained)
-    device, low_precision = resolve_device(config), resolve_low_precision(config)
-    build_region_teacher(config, clip, device=device, low_precision=low_precision)
-    detector = build_detector(config, clip, num_classes=len(trained.categories))
     choose_start(config, found, detector, clip)
-    build_start(config, device=device, low_precision=low_precision)
     training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
 
     print(f"training set {index.path}")

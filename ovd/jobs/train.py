@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from ovd.build.crops import build_region_teacher
 from ovd.build.data import (
     HeldOut,
     check_all_exist,
@@ -17,11 +16,11 @@ from ovd.build.data import (
     samples_drawn,
     training_batches,
 )
-from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
+from ovd.build.detector import resolve_device
+from ovd.build.learner import build_learner
 from ovd.build.text import build_text_bank, text_of_index, with_learned_names
 from ovd.build.trained import (
     TrainedDetector,
-    build_start,
     check_text_tower,
     find_checkpoint,
     initialize,
@@ -42,7 +41,6 @@ from ovd.distributed import (
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import carry_over
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
-from ovd.engine.step import Criterion
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
@@ -97,12 +95,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         if validation is not None:
             check_all_exist(validation, config.data.source, all_needed=True)
     torch.manual_seed(config.train.seed)
-    clip = configured_clip(config.clip)
-    # Before the detector, which changes CLIP's weights.
-    teacher = build_region_teacher(
-        config, clip, device=resolve_device(config), low_precision=resolve_low_precision(config)
-    )
-    detector = build_detector(config, clip, num_classes=len(index.categories))
+    clip, detector, criterion = build_learner(config, num_classes=len(index.categories))
     start, first_samples, start_weights = choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
     fingerprints = _fingerprints(config, index, pairs)
@@ -154,8 +147,6 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     )
     evaluate_average = None if validation is None else _evaluation_of(config, clip, validation, checkpoints)
     calibrate = None if held_out is None else _calibration_of(config, clip, held_out, checkpoints)
-    before = build_start(config, device=resolve_device(config), low_precision=resolve_low_precision(config))
-    criterion = Criterion(config.train, config.data.pairs, teacher, before)
     _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
     return metrics
 

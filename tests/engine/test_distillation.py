@@ -196,7 +196,7 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
         seen.append(build_region_teacher(config, clip, **options))
         return seen[-1]
 
-    monkeypatch.setattr("ovd.jobs.train.build_region_teacher", build)
+    monkeypatch.setattr("ovd.build.learner.build_region_teacher", build)
     onward = {"train": {"steps": 1, "warmup_steps": 0}, "init_from": str(reference)}
     train_from_config(distilling(tmp_path / "run", miniature_world, **onward), evaluate=False)
     (teacher,) = seen

@@ -1,0 +1,32 @@
+"""What a training changes, and what it goes by."""
+
+from ovd.build.crops import build_region_teacher
+from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
+from ovd.build.trained import build_start
+from ovd.clip.load import Clip
+from ovd.config import TrainConfig
+from ovd.engine.step import Criterion
+from ovd.model.detector import Detector
+
+
+def build_learner(config: TrainConfig, *, num_classes: int) -> tuple[Clip, Detector, Criterion]:
+    """Build CLIP, a detector that starts from it, and the losses with the frozen models that they compare it with.
+
+    Weights that CLIP does not have are drawn from torch's global random state.
+
+    Args:
+        num_classes: number of classes that are trained on.
+
+    Returns:
+        CLIP and the detector, on the CPU, and the criterion, whose frozen models are on the run's device.
+
+    Raises:
+        ValueError: a setting does not fit the backbone, or the starting detector not the config.
+    """
+    device, low_precision = resolve_device(config), resolve_low_precision(config)
+    clip = configured_clip(config.clip)
+    # Before the detector, whose training changes CLIP's weights.
+    teacher = build_region_teacher(config, clip, device=device, low_precision=low_precision)
+    detector = build_detector(config, clip, num_classes=num_classes)
+    start = build_start(config, device=device, low_precision=low_precision)
+    return clip, detector, Criterion(config.train, config.data.pairs, teacher, start)
