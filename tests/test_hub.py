@@ -19,6 +19,7 @@ from ovd.clip.save import copy_clip, save_clip
 from ovd.config import TrainConfig, parse_config
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import save_ensemble
+from ovd.engine.notes import Notes
 from ovd.evaluation.measured_weights import note_measured_weights
 from ovd.experts.group import ExpertGroup
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
@@ -75,11 +76,11 @@ def run(tmp_path_factory) -> Path:
         folder,
         tensors=trained.detector.state_dict(),
         config=trained.config.model_dump(mode="json"),
-        extra={
-            "text_tower": text_tower_fingerprint(trained.clip),
-            "classes": list(trained.classes),
-            "calibration": trained.calibration.to_json(),
-        },
+        notes=Notes(
+            text_tower=text_tower_fingerprint(trained.clip),
+            classes=trained.classes,
+            calibration=trained.calibration.to_json(),
+        ),
         attached={"trained_text": trained.calibration.trained_text, "mean_example": trained.mean_example},
     )
     (folder / "metrics.json").write_text(json.dumps(METRICS))

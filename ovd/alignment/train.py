@@ -5,8 +5,8 @@ whole batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,7 @@ from ovd.distributed import (
 )
 from ovd.engine import checkpoint
 from ovd.engine.log import NoLog, RunLog, open_log
+from ovd.engine.notes import Notes
 from ovd.engine.optim import (
     GroupSpec,
     build_optimizer,
@@ -242,13 +243,11 @@ class Losses:
     after: dict[str, float]
 
 
-def align(
-    distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, extra: Mapping[str, Any]
-) -> Losses:
+def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Checkpoint | None, notes: Notes) -> Losses:
     """Train the student in place, from its present weights or from a checkpoint of the same run.
 
     Args:
-        extra: JSON-able data for the checkpoints.
+        notes: for the checkpoints.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
@@ -265,13 +264,14 @@ def align(
         checkpoint.restore(found, module=student, optimizer=optimizer)
         start = found.step
     checkpoints = Checkpoints(
-        config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), extra=extra
+        config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), notes=notes
     )
     if found is None:
         before = distillation.measure(_reported(data.held_out(), data.report, checkpoints))
     else:
-        before = found.extra["before"]
-    checkpoints.extra["before"] = before
+        assert found.notes.before is not None
+        before = dict(found.notes.before)
+    checkpoints.notes = replace(notes, before=before)
     dense_feature = data_parallel(DenseFeature(student), distillation.device)
     with failing_together():
         run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)

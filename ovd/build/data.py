@@ -255,7 +255,7 @@ def images_per_step(config: TrainConfig) -> tuple[int, int]:
 def samples_drawn(found: checkpoint.Checkpoint) -> tuple[int, int]:
     """Number of images of the detection data, and of pairs, that a run and its earlier stages have drawn."""
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
-    first, first_paired = found.extra.get("first_samples", (0, 0))  # not stored by the first versions
+    first, first_paired = found.notes.first_samples
     num_annotated, num_paired = images_per_step(config)
     return first + found.step * num_annotated, first_paired + found.step * num_paired
 

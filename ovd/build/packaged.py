@@ -12,6 +12,7 @@ from ovd.clip.load import TINY_CLIP
 from ovd.clip.save import copy_clip, save_clip
 from ovd.config import ClipConfig
 from ovd.engine import checkpoint
+from ovd.engine.notes import Notes
 from ovd.files import whole_file
 from ovd.text.encoder import text_tower_fingerprint
 
@@ -45,15 +46,19 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = _without_folders(trained.config.model_dump())
     config["train"]["device"] = "auto"
-    extra: dict[str, Any] = {"text_tower": text_tower_fingerprint(trained.clip), "classes": list(trained.classes)}
+    is_local = _is_local(trained.config.clip)
+    notes = Notes(
+        text_tower=text_tower_fingerprint(trained.clip),
+        classes=trained.classes,
+        calibration=None if trained.calibration is None else trained.calibration.to_json(),
+        has_clip=is_local,
+    )
     attached = {}
     if trained.calibration is not None:
-        extra["calibration"] = trained.calibration.to_json()
         attached["trained_text"] = trained.calibration.trained_text
     if trained.mean_example is not None:
         attached["mean_example"] = trained.mean_example
-    if _is_local(trained.config.clip):
-        extra["has_clip"] = True
+    if is_local:
         config["clip"] = {"name": checkpoint.CLIP_FOLDER}
         _save_clip(trained, folder / checkpoint.CLIP_FOLDER)
     if (metrics := metrics_of(trained)) is not None:
@@ -61,7 +66,7 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
             file.write(json.dumps(metrics, indent=2) + "\n")
     with TemporaryDirectory(dir=folder) as temporary:
         made = checkpoint.save_weights(
-            Path(temporary), tensors=trained.detector.state_dict(), config=config, extra=extra, attached=attached
+            Path(temporary), tensors=trained.detector.state_dict(), config=config, notes=notes, attached=attached
         )
         for part in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):
             part.replace(folder / part.name)

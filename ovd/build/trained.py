@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from ovd.clip.load import Clip
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images.pixels import checked_size
 from ovd.engine import checkpoint
+from ovd.engine.notes import Notes
 from ovd.experts.folder import read_description
 from ovd.experts.group import ExpertGroup
 from ovd.inference import Inference
@@ -110,11 +110,11 @@ def load_detector(
         raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
     clip = untouched_clip(config)
     check_text_tower(found, clip)
-    classes = tuple(found.extra.get("classes", ()))
+    classes = found.notes.classes
     detector = _to_be_loaded(config, clip, num_classes=len(classes))
     checkpoint.load_into(detector, found.weights)
     attached = found.attached()
-    calibration = stored_calibration(found.extra, attached)
+    calibration = stored_calibration(found.notes, attached)
     if experts is not None:
         check_experts(experts, found.weights)
     return TrainedDetector(
@@ -139,10 +139,11 @@ def weights_file(path: Path) -> Path:
     return path if path.is_file() else find_checkpoint(path).weights
 
 
-def stored_calibration(extra: Mapping[str, Any], attached: Mapping[str, Tensor]) -> ScoreCalibration | None:
-    """The calibration that a checkpoint stores as `calibration` and `trained_text`; None if it has none."""
-    content = extra.get("calibration")
-    return None if content is None else ScoreCalibration.from_json(content, attached["trained_text"])
+def stored_calibration(notes: Notes, attached: Mapping[str, Tensor]) -> ScoreCalibration | None:
+    """The calibration that a checkpoint stores in its notes and as `trained_text`; None if it has none."""
+    if notes.calibration is None:
+        return None
+    return ScoreCalibration.from_json(notes.calibration, attached["trained_text"])
 
 
 def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
@@ -151,7 +152,7 @@ def check_text_tower(found: checkpoint.Checkpoint, clip: Clip) -> None:
     Raises:
         ValueError: it was trained with another text tower.
     """
-    if found.extra.get("text_tower") != text_tower_fingerprint(clip):
+    if found.notes.text_tower != text_tower_fingerprint(clip):
         raise ValueError(f"{found.folder} was trained with another text tower than that of the config's CLIP model")
 
 

@@ -24,6 +24,6 @@ def main() -> None:
     first, second = find_checkpoint(arguments.first), find_checkpoint(arguments.second)
     folder = save_ensemble(first, second, weight=arguments.weight, output=arguments.output)
     print(f"{folder}: {1 - arguments.weight:g} x {first.folder} + {arguments.weight:g} x {second.folder}")
-    calibrated = [str(found.folder) for found in (first, second) if found.extra.get("calibration") is not None]
+    calibrated = [str(found.folder) for found in (first, second) if found.notes.calibration is not None]
     if calibrated and arguments.weight != 1:
         print(f"calibrated: {' and '.join(calibrated)}; the average is not: its scores are no probabilities")

@@ -7,7 +7,7 @@ A checkpoint is a folder `step-000123/`, 123 being the number of optimizer steps
     optimizer.safetensors  the optimizer's tensors as `<parameter index>.<name>`, the rest as JSON in the header;
                            absent from a checkpoint of weights alone, which cannot be resumed
     attached.safetensors   the caller's other tensors; absent if it has none
-    state.json             step, resolved config, and the caller's `extra`
+    state.json             step, resolved config, and the run's notes, as `extra`
     manifest.json          sha256 of each file above
 
 It is written as `step-000123.tmp/`, flushed to the disk file by file, and renamed. A folder with that ending is
@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ovd.engine.notes import Notes
 from ovd.engine.optim import Ema
 from ovd.files import sha256_of, usual_permissions
 
@@ -42,6 +43,7 @@ _OPTIMIZER = "optimizer.safetensors"
 _ATTACHED = "attached.safetensors"
 _STATE = "state.json"
 _NUM_LISTED = 20
+NO_NOTES = Notes()
 
 
 class SaveError(RuntimeError):
@@ -56,7 +58,7 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
     config: dict[str, Any]
-    extra: dict[str, Any]
+    notes: Notes
 
     @property
     def weights(self) -> Path:
@@ -70,7 +72,7 @@ class Checkpoint:
 
     def config_here(self) -> dict[str, Any]:
         """The config, with the place of a CLIP model that lies in the checkpoint's own folder."""
-        if not self.extra.get("has_clip"):
+        if not self.notes.has_clip:
             return self.config
         return self.config | {"clip": self.config["clip"] | {"name": str((self.folder / CLIP_FOLDER).absolute())}}
 
@@ -88,7 +90,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     config: Mapping[str, Any],
     ema: Ema | None = None,
-    extra: Mapping[str, Any] | None = None,
+    notes: Notes = NO_NOTES,
     attached: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
@@ -99,7 +101,7 @@ def save(
     Args:
         step: optimizer steps done.
         config: the resolved config, JSON-able.
-        extra: other JSON-able data that a resumed run needs.
+        notes: what else a resumed run needs.
         attached: other tensors.
 
     Returns:
@@ -120,7 +122,7 @@ def save(
         tensor_files[_EMA] = (_storable(ema.state_dict()), {"num_updates": str(ema.num_updates)})
     if attached:
         tensor_files[_ATTACHED] = (_storable(attached), None)
-    return _write(run_dir, step, tensor_files, config, extra or {}, keep)
+    return _write(run_dir, step, tensor_files, config, notes, keep)
 
 
 def save_weights(
@@ -128,14 +130,14 @@ def save_weights(
     *,
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
-    extra: Mapping[str, Any],
+    notes: Notes,
     attached: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write weights alone as the checkpoint of step 0 under `run_dir`, to be evaluated or to start other runs from.
 
     Args:
         tensors: a detector's state_dict.
-        config, extra, attached: as in `save`.
+        config, notes, attached: as in `save`.
 
     Returns:
         The checkpoint's folder.
@@ -146,7 +148,7 @@ def save_weights(
     tensor_files: dict[str, tuple[dict[str, Tensor], dict[str, str] | None]] = {_MODEL: (_storable(tensors), None)}
     if attached:
         tensor_files[_ATTACHED] = (_storable(attached), None)
-    return _write(run_dir, 0, tensor_files, config, extra, keep=1)
+    return _write(run_dir, 0, tensor_files, config, notes, keep=1)
 
 
 def _write(
@@ -154,10 +156,10 @@ def _write(
     step: int,
     tensor_files: Mapping[str, tuple[dict[str, Tensor], dict[str, str] | None]],
     config: Mapping[str, Any],
-    extra: Mapping[str, Any],
+    notes: Notes,
     keep: int,
 ) -> Path:
-    state = _to_json({"step": step, "config": config, "extra": extra}, "config or extra state")
+    state = _to_json({"step": step, "config": config, "extra": notes.to_json()}, "config or notes")
     folder = run_dir / f"step-{step:06d}"
     temporary = folder.with_name(folder.name + ".tmp")
     try:
@@ -364,7 +366,7 @@ def _unflatten(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 def _read_state(folder: Path) -> Checkpoint:
     state = json.loads((folder / _STATE).read_text())
-    return Checkpoint(folder=folder, step=state["step"], config=state["config"], extra=state["extra"])
+    return Checkpoint(folder, state["step"], state["config"], Notes.from_json(state["extra"]))
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -1,16 +1,17 @@
 """The end of a training that no longer helps, and the averaged weights of the evaluation at which it helped most."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ovd.engine.notes import EarlyStopNotes, Notes
 from ovd.engine.optim import Ema
 from ovd.engine.state import Checkpoints
 
 METRIC = "AP"
-_KEY, _PREFIX = "early_stop", "best."
+_PREFIX = "best."
 
 
 class EarlyStop:
@@ -24,24 +25,34 @@ class EarlyStop:
         """
         self._patience = patience
         self._checkpoints = checkpoints
-        stored = checkpoints.extra.setdefault(_KEY, {"evaluations": []})
-        self._evaluations: list[list[float]] = stored["evaluations"]
+        if checkpoints.notes.early_stop is None:
+            self._note((), is_over=False)
+
+    @property
+    def _evaluations(self) -> tuple[tuple[int, float], ...]:
         """Step and metric of each."""
+        notes = self._checkpoints.notes.early_stop
+        assert notes is not None
+        return notes.evaluations
+
+    def _note(self, evaluations: tuple[tuple[int, float], ...], *, is_over: bool) -> None:
+        checkpoints = self._checkpoints
+        checkpoints.notes = replace(checkpoints.notes, early_stop=EarlyStopNotes(evaluations, is_over))
 
     @property
     def best_step(self) -> int:
         """Of the best evaluation, the first of equal ones."""
-        return int(max(self._evaluations, key=lambda evaluation: evaluation[1])[0])
+        return max(self._evaluations, key=lambda evaluation: evaluation[1])[0]
 
     @property
     def is_over(self) -> bool:
         """Whether the run ends."""
-        steps = [int(step) for step, _ in self._evaluations]
+        steps = [step for step, _ in self._evaluations]
         return bool(steps) and len(steps) - 1 - steps.index(self.best_step) >= self._patience
 
     def see(self, step: int, metrics: dict[str, float], ema: Ema) -> None:
         """Take in an evaluation of the averaged weights of a step."""
-        self._evaluations.append([step, metrics[METRIC]])
+        self._note((*self._evaluations, (step, metrics[METRIC])), is_over=False)
         if self.best_step == step:
             attached = {_PREFIX + name: tensor.clone() for name, tensor in ema.state_dict().items()}
             self._checkpoints.attached |= attached
@@ -52,26 +63,23 @@ class EarlyStop:
         attached = self._checkpoints.attached
         best = {name: attached.pop(_PREFIX + name) for name in ema.state_dict()}
         ema.load_state_dict(best, ema.num_updates)
-        self._checkpoints.extra[_KEY]["is_over"] = True
+        self._note(self._evaluations, is_over=True)
         return f"the averaged weights are those of step {self.best_step}"
 
 
-def carry_over(extra: dict[str, object], attached: dict[str, Tensor], checkpoints: Checkpoints) -> None:
+def carry_over(notes: Notes, attached: dict[str, Tensor], checkpoints: Checkpoints) -> None:
     """Give what an earlier start of a run has stored to its next checkpoints."""
-    if _KEY in extra:
-        checkpoints.extra[_KEY] = extra[_KEY]
+    if notes.early_stop is not None:
+        checkpoints.notes = replace(checkpoints.notes, early_stop=notes.early_stop)
         checkpoints.attached |= {name: tensor for name, tensor in attached.items() if name.startswith(_PREFIX)}
 
 
-def without_early_stop(
-    extra: Mapping[str, Any], attached: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def without_early_stop(notes: Notes, attached: Mapping[str, Tensor]) -> tuple[Notes, dict[str, Tensor]]:
     """What a checkpoint holds besides weights, without what only its own run has a use for."""
     others = {name: tensor for name, tensor in attached.items() if not name.startswith(_PREFIX)}
-    return {key: value for key, value in extra.items() if key != _KEY}, others
+    return replace(notes, early_stop=None), others
 
 
-def ended_early(extra: dict[str, object]) -> bool:
-    """Whether a checkpoint with these data is the last of a run that ended before its last step."""
-    stored = extra.get(_KEY)
-    return isinstance(stored, dict) and stored.get("is_over", False)
+def ended_early(notes: Notes) -> bool:
+    """Whether a checkpoint with these notes is the last of a run that ended before its last step."""
+    return notes.early_stop is not None and notes.early_stop.is_over

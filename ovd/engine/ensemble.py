@@ -4,6 +4,7 @@ Further training improves on its own data and degrades elsewhere; interpolated w
 of both (arXiv:2109.01903 for CLIP, arXiv:2306.09683 for detectors).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
+from ovd.engine.notes import Averaged
 from ovd.files import sha256_of
 from ovd.text.names import are_among
 
@@ -43,7 +45,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
     if checkpoint.latest(output) is not None:
         raise ValueError(f"{output} already holds a run; give another folder")
     different = different_detectors(first.config_here(), second.config_here())
-    text_towers = (first.extra.get("text_tower"), second.extra.get("text_tower"))
+    text_towers = (first.notes.text_tower, second.notes.text_tower)
     if text_towers[0] != text_towers[1]:
         different.append(f"text tower ({text_towers[0]!r} and {text_towers[1]!r})")
     if different:
@@ -54,36 +56,36 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         tensors = interpolate(checkpoint.load_weights(first.weights), checkpoint.load_weights(second.weights), weight)
     except ValueError as error:
         raise ValueError(f"{first.weights} and {second.weights}: {error}") from error
-    sources = {
-        "first": str(first.folder),
-        "first_sha256": sha256_of(first.weights),
-        "second": str(second.folder),
-        "second_sha256": sha256_of(second.weights),
-        "weight": weight,
-    }
-    extra, attached = without_early_stop(second.extra, second.attached())
-    extra.pop("has_clip", None)
+    sources = Averaged(
+        first=str(first.folder),
+        second=str(second.folder),
+        weight=weight,
+        first_sha256=sha256_of(first.weights),
+        second_sha256=sha256_of(second.weights),
+    )
+    notes, attached = without_early_stop(second.notes, second.attached())
+    notes = replace(notes, ensemble=sources, has_clip=False)
     if "name_offsets" not in tensors:  # which are of the second's classes, in their order
-        extra["classes"] = _trained_classes(first, second, weight)
+        notes = replace(notes, classes=_trained_classes(first, second, weight))
     if weight != 1:
-        extra.pop("calibration", None)
+        notes = replace(notes, calibration=None)
         attached.pop("trained_text", None)
     return checkpoint.save_weights(
         output,
         tensors=tensors,
         config=second.config_here() | {"output": str(output)},
-        extra=extra | {"ensemble": sources},
+        notes=notes,
         attached=attached,
     )
 
 
-def _trained_classes(first: Checkpoint, second: Checkpoint, weight: float) -> list[str]:
+def _trained_classes(first: Checkpoint, second: Checkpoint, weight: float) -> tuple[str, ...]:
     """The names that the weights were trained on: the second's, then what only the first has."""
-    of_first, of_second = first.extra.get("classes", []), second.extra.get("classes", [])
+    of_first, of_second = first.notes.classes, second.notes.classes
     if weight in (0, 1):
-        return list(of_second if weight else of_first)
+        return of_second if weight else of_first
     known = are_among(of_first, of_second)
-    return [*of_second, *(name for name, is_known in zip(of_first, known, strict=True) if not is_known)]
+    return (*of_second, *(name for name, is_known in zip(of_first, known, strict=True) if not is_known))
 
 
 def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: float) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from ovd.data.report import DataReport
 from ovd.distributed import is_main, rank, wait_for_all
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint, SaveError
+from ovd.engine.notes import Notes
 from ovd.engine.optim import Ema
 from ovd.model.detector import Detector
 
@@ -58,19 +59,19 @@ Start = Fresh | GoOnFrom | Resume
 class Checkpoints:
     """Writes a run's checkpoints; tolerates two failed saves, for example on a full disk."""
 
-    def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], extra: Mapping[str, Any]):
+    def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], notes: Notes):
         """
         Args:
             run_dir: the run folder.
             keep: number of checkpoints kept on the disk, the newest ones.
             config: the resolved config, JSON-able.
-            extra: other JSON-able data that a resumed run needs.
+            notes: for every checkpoint; who learns more replaces them.
         """
         self.run_dir = run_dir
         self._report_file = run_dir / (f"data_report.rank{rank()}.json" if rank() else "data_report.json")
         self.config = config
         self._keep = keep
-        self.extra = dict(extra)
+        self.notes = notes
         self.attached: dict[str, Tensor] = {}
         """Other tensors for the checkpoints."""
         self._num_failed = 0
@@ -119,7 +120,7 @@ class Checkpoints:
                 optimizer=optimizer,
                 config=self.config,
                 ema=ema,
-                extra=self.extra,
+                notes=self.notes,
                 attached=self.attached,
                 keep=self._keep,
             )

@@ -102,14 +102,14 @@ def train(
     low_precision = use_low_precision(settings.precision, device)
     detector.to(device).to(memory_format=memory_format(low_precision)).train()
     state = initial_state(detector, data, settings, start, low_precision)
-    if 0 < state.step < settings.steps and not ended_early(checkpoints.extra):
+    if 0 < state.step < settings.steps and not ended_early(checkpoints.notes):
         checkpoints.set_report_aside()
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
     parallel = _as_called(detector, settings, device, low_precision=low_precision)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
-    num_left = 0 if ended_early(checkpoints.extra) else settings.steps - state.step
+    num_left = 0 if ended_early(checkpoints.notes) else settings.steps - state.step
     with failing_together():
         run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:

@@ -15,6 +15,7 @@ from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank, is_main, main_first, process_group, sum_over_ranks, world_size
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
+from ovd.engine.notes import Notes
 from ovd.files import whole_file
 from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine, on_device
@@ -56,13 +57,13 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
         images = load_unlabelled_images(config.data, DataReport())
     data_of_run = {"images": images.fingerprint}
     if found is not None:
-        check_same_data(found.extra.get("data", {}), data_of_run, config.output)
+        check_same_data(found.notes.data, data_of_run, config.output)
     torch.manual_seed(config.train.seed)  # should the CLIP weights be random
     clip = configured_clip(config.clip)
     teacher = clip.visual_for_crops()
     distillation = build_distillation(config, clip)
     data = alignment_data(images, config, report, size_divisor=distillation.size_divisor)
-    losses = align(distillation, data, found, {"data": data_of_run})
+    losses = align(distillation, data, found, Notes(data=data_of_run))
     num_left_out = int(sum_over_ranks(torch.tensor(report.num_seen() - report.num_used())))
     if not is_main():
         return {}

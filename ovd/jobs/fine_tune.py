@@ -96,7 +96,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     index = load_training_index(config, DataReport())
     if found is not None and is_finished(found, config):
         trained_on, _ = hold_out(config, index)
-        stored = found.extra.get("data", {})
+        stored = found.notes.data
         check_same_data(stored, {"annotations": trained_on.fingerprint(), **_labels_now(config, stored)}, config.output)
     else:
         train_from_config(config, resume=found is not None, evaluate=config.train.patience > 0)
@@ -176,14 +176,16 @@ def _averaged(
         return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
     ensemble = config.output / "ensemble"
     averaged = latest_of_all_ranks(ensemble)
-    if averaged is not None and averaged.extra["ensemble"]["weight"] != weight:
-        raise ValueError(
-            f"{ensemble} was averaged with weight {averaged.extra['ensemble']['weight']:g}, not {weight:g}; "
-            "use tools/ensemble.py to average with another weight into a new folder"
-        )
     if averaged is not None:
-        for which, path in (("first", start), ("second", config.output)):
-            noted = averaged.extra["ensemble"].get(f"{which}_sha256")
+        sources = averaged.notes.ensemble
+        if sources is None:
+            raise ValueError(f"{ensemble} holds something else than an average; move it away")
+        if sources.weight != weight:
+            raise ValueError(
+                f"{ensemble} was averaged with weight {sources.weight:g}, not {weight:g}; "
+                "use tools/ensemble.py to average with another weight into a new folder"
+            )
+        for noted, path in ((sources.first_sha256, start), (sources.second_sha256, config.output)):
             if noted not in (None, sha256_of(find_checkpoint(path).weights)):
                 raise ValueError(f"{ensemble} is an average with weights that {path} no longer has; delete it")
     if averaged is None and is_main():

@@ -57,7 +57,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     clip, detector, _ = build_learner(config, num_classes=len(trained.categories))
     if found is not None:
         check_text_tower(found, clip)
-        check_same_data(found.extra.get("data", {}), {"annotations": trained.fingerprint()}, config.output)
+        check_same_data(found.notes.data, {"annotations": trained.fingerprint()}, config.output)
     if config.data.pairs is not None:
         pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=len(index.categories))
         check_labels(label_files(config.data.pairs.labels))

@@ -26,7 +26,7 @@ FREE_ON_RESUME = (
 
 def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
     """Whether a checkpoint is the last one of its run."""
-    return found.step == config.train.steps or ended_early(found.extra)
+    return found.step == config.train.steps or ended_early(found.notes)
 
 
 def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) -> Checkpoint | None:
@@ -171,7 +171,7 @@ def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
     Raises:
         ValueError: it was trained again.
     """
-    before, now = found.extra.get("init_sha256"), sha256_of_start(config)
+    before, now = found.notes.init_sha256, sha256_of_start(config)
     if before is not None and before != now:
         raise ValueError(
             f"{config.output} started from other weights than {config.init_from} has now (sha256 {before} and {now}); "

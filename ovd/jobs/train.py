@@ -1,6 +1,7 @@
 """Train a detector from a config, under torchrun as one of its ranks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from ovd.distributed import (
 )
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import carry_over
+from ovd.engine.notes import Notes
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train import TrainingData, train
@@ -101,7 +103,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     fingerprints = _fingerprints(config, index, pairs)
     if found is not None:
         check_text_tower(found, clip)
-        check_same_data(found.extra.get("data", {}), fingerprints, config.output)
+        check_same_data(found.notes.data, fingerprints, config.output)
         if config.train.start_distillation:
             check_same_start(found, config)
     with main_first():
@@ -110,19 +112,19 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         config.output,
         keep=config.train.keep_checkpoints,
         config=config.model_dump(mode="json"),
-        extra={
-            "text_tower": bank.text_tower,
-            "classes": list(bank.names),
-            "first_samples": list(first_samples),
-            "data": fingerprints,
-            "init_sha256": None if start_weights is None else sha256_of(start_weights),
-        },
+        notes=Notes(
+            text_tower=bank.text_tower,
+            classes=tuple(bank.names),
+            first_samples=first_samples,
+            data=fingerprints,
+            init_sha256=None if start_weights is None else sha256_of(start_weights),
+        ),
     )
     if found is not None:
-        checkpoints.extra["init_sha256"] = found.extra.get("init_sha256")
-        carry_over(found.extra, found.attached(), checkpoints)
+        checkpoints.notes = replace(checkpoints.notes, init_sha256=found.notes.init_sha256)
+        carry_over(found.notes, found.attached(), checkpoints)
         if is_finished(found, config):
-            checkpoints.extra |= {"calibration": found.extra.get("calibration")}
+            checkpoints.notes = replace(checkpoints.notes, calibration=found.notes.calibration)
             checkpoints.attached |= found.attached()
     texts = TextSampler(
         bank=bank,
@@ -175,7 +177,7 @@ def choose_start(
     """The start of the training, the number of images and pairs that earlier stages have drawn, and the file of the
     weights of another run that it starts from."""
     if found is not None:
-        return Resume(found), tuple(found.extra.get("first_samples", (0, 0))), None
+        return Resume(found), found.notes.first_samples, None
     if config.init_from is None:
         return Fresh(), (0, 0), None
     if config.init_state == "training":
@@ -224,14 +226,14 @@ def _calibration_of(
 
     def calibrate(averaged: Detector) -> None:
         if is_main():
-            trained = TrainedDetector(averaged, config, clip, tuple(checkpoints.extra["classes"]))
+            trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes)
             try:
                 readable = readable_part(held_out)
                 calibration = calibrate_detector(trained, readable)
             except CalibrationError as error:
                 print(f"warning: {error}; the detector has no calibration")
                 return
-            checkpoints.extra["calibration"] = calibration.to_json()
+            checkpoints.notes = replace(checkpoints.notes, calibration=calibration.to_json())
             checkpoints.attached["trained_text"] = calibration.trained_text
             checkpoints.attached["mean_example"] = mean_example(config, readable)
 
@@ -246,8 +248,8 @@ def _evaluation_of(
     text = text_of_index(config, clip, validation)
 
     def evaluate(averaged: Detector) -> dict[str, float]:
-        calibration = stored_calibration(checkpoints.extra, checkpoints.attached)
-        trained = TrainedDetector(averaged, config, clip, tuple(checkpoints.extra["classes"]), calibration)
+        calibration = stored_calibration(checkpoints.notes, checkpoints.attached)
+        trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes, calibration)
         evaluator = detect_all(trained, validation, with_learned_names(trained, names, text))
         metrics: dict[str, float] = {}
         if is_main():

@@ -14,10 +14,23 @@ from torch import Tensor, nn
 
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
+from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
 from ovd.engine.optim import Ema, GroupSpec, build_optimizer, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+NOTES = Notes(
+    text_tower="abc",
+    classes=("cat", "dog"),
+    data={"annotations": "123"},
+    first_samples=(3, 4),
+    init_sha256="def",
+    calibration={"threshold": 0.25},
+    early_stop=EarlyStopNotes(((1, 0.5), (2, 0.25)), is_over=True),
+    ensemble=Averaged("a", "b", 0.5, "12", "34"),
+    has_clip=True,
+    before={"point": 0.75},
+)
 
 
 class Run:
@@ -84,7 +97,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole, first = Run(), Run()
     whole.train(7)
     first.train(3)
-    folder = first.save(tmp_path, extra={"best": 0.25})
+    folder = first.save(tmp_path, notes=NOTES)
     assert folder == tmp_path / "step-000003"
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
@@ -92,7 +105,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert saved is not None
     assert (saved.folder, saved.step) == (folder, 3)
     assert saved.config == {"train": {"steps": 7}}
-    assert saved.extra == {"best": 0.25}
+    assert saved.notes == NOTES
     resumed = Run(seed=1)
     resumed.restore(saved)
     assert_same_bits(first, resumed)
@@ -163,14 +176,23 @@ def test_pruning_never_takes_the_checkpoint_just_written(tmp_path):
     assert saved.step == 3
 
 
+def test_notes_of_other_versions_lack_some_or_have_more():
+    assert all(value != vars(Notes())[name] for name, value in vars(NOTES).items())
+    assert Notes.from_json({}) == Notes()
+    assert Notes().to_json() == {}
+    assert Notes.from_json({"calibration": None, "classes": ["cat"], "later": 1}) == Notes(classes=("cat",))
+    going_on = {"early_stop": {"evaluations": [[1, 0.5]]}}
+    assert Notes.from_json(going_on).early_stop == EarlyStopNotes(((1, 0.5),), is_over=False)
+
+
 def test_step_saved_twice_is_kept_if_intact_and_replaced_if_damaged(tmp_path):
     run = Run()
-    folder = run.save(tmp_path, extra={"try": 1})
-    run.save(tmp_path, extra={"try": 2})
-    assert checkpoint.read(folder).extra == {"try": 1}
+    folder = run.save(tmp_path, notes=Notes(classes=("1",)))
+    run.save(tmp_path, notes=Notes(classes=("2",)))
+    assert checkpoint.read(folder).notes.classes == ("1",)
     (folder / "model.safetensors").write_bytes(b"")
-    run.save(tmp_path, extra={"try": 3})
-    assert checkpoint.read(folder).extra == {"try": 3}
+    run.save(tmp_path, notes=Notes(classes=("3",)))
+    assert checkpoint.read(folder).notes.classes == ("3",)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]
 
 
@@ -501,7 +523,7 @@ def test_tied_parameters_are_named(tmp_path):
 def test_bad_arguments_write_nothing(tmp_path):
     run = Run()
     with pytest.raises(ValueError, match="cannot be stored"):
-        run.save(tmp_path, extra={"path": Path("x")})
+        run.save(tmp_path, notes=Notes(calibration={"path": Path("x")}))
     with pytest.raises(ValueError, match="keep"):
         run.save(tmp_path, keep=0)
     assert not list(tmp_path.iterdir())

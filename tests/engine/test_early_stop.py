@@ -12,6 +12,7 @@ from small_run import small_config
 import ovd.jobs.train
 from ovd.config import TrainConfig
 from ovd.engine.checkpoint import latest
+from ovd.engine.notes import EarlyStopNotes
 from ovd.jobs.run_folder import is_finished
 from ovd.jobs.train import train_from_config
 
@@ -31,7 +32,7 @@ def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
     def evaluation_of(config, clip, validation, checkpoints):
         def evaluate(averaged):
             seen.append({name: tensor.cpu().clone() for name, tensor in averaged.state_dict().items()})
-            return {"AP": AP_OF_STEPS.get(len(checkpoints.extra["early_stop"]["evaluations"]) + 1, 0.0)}
+            return {"AP": AP_OF_STEPS.get(len(checkpoints.notes.early_stop.evaluations) + 1, 0.0)}
 
         return evaluate
 
@@ -51,7 +52,7 @@ def test_the_best_average_is_the_result(tmp_path, miniature_world, evaluations):
     assert found is not None
     assert found.step == 4
     assert is_finished(found, config)
-    assert found.extra["early_stop"]["evaluations"] == [[1, 0.1], [2, 0.5], [3, 0.4], [4, 0.5]]
+    assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.5)), is_over=True)
     assert not found.attached()
     assert_same(load_file(found.weights), evaluations[1])
     assert_same(evaluations[-1], evaluations[1])  # the run's last evaluation is of its result

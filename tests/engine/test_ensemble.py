@@ -3,6 +3,7 @@
 import math
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from ovd.clip.load import load_clip
 from ovd.config import TrainConfig
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import interpolate, save_ensemble
+from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
 from ovd.engine.optim import Ema
 from ovd.files import sha256_of
 from ovd.text.encoder import text_tower_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG: dict[str, Any] = {"output": "first", "clip": {"name": "tiny"}, "detector": {"channels": 32, "num_convs": 1}}
-EXTRA = {"text_tower": "abc"}
+NOTES = Notes(text_tower="abc")
 
 
-def save_run(run_dir: Path, seed: int, *, config=CONFIG, extra=EXTRA, width: int = 4) -> checkpoint.Checkpoint:
+def save_run(run_dir: Path, seed: int, *, config=CONFIG, notes=NOTES, width: int = 4) -> checkpoint.Checkpoint:
     """Two checkpoints of a run whose averaged weights are not the module's."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.PReLU())
@@ -35,7 +37,7 @@ def save_run(run_dir: Path, seed: int, *, config=CONFIG, extra=EXTRA, width: int
         module(torch.randn(5, 3)).square().mean().backward()
         optimizer.step()
         ema.update(module)
-        checkpoint.save(run_dir, step=step, module=module, optimizer=optimizer, ema=ema, config=config, extra=extra)
+        checkpoint.save(run_dir, step=step, module=module, optimizer=optimizer, ema=ema, config=config, notes=notes)
     found = checkpoint.latest(run_dir)
     assert found is not None
     return found
@@ -65,40 +67,40 @@ def test_an_ensemble_is_the_mean_of_the_averaged_weights(tmp_path):
 
     saved = checkpoint.read(folder)
     assert saved.config == CONFIG | {"output": str(tmp_path / "c")}
-    assert saved.extra["text_tower"] == "abc"
-    assert saved.extra["ensemble"] == {
-        "first": str(first.folder),
-        "first_sha256": sha256_of(first.weights),
-        "second": str(second.folder),
-        "second_sha256": sha256_of(second.weights),
-        "weight": 0.25,
-    }
+    assert saved.notes.text_tower == "abc"
+    assert saved.notes.ensemble == Averaged(
+        first=str(first.folder),
+        first_sha256=sha256_of(first.weights),
+        second=str(second.folder),
+        second_sha256=sha256_of(second.weights),
+        weight=0.25,
+    )
 
 
 def test_it_was_trained_on_the_names_of_both_and_keeps_nothing_of_an_early_stop(tmp_path):
-    of_start = EXTRA | {"classes": ["Cat", "dog"]}
-    early = EXTRA | {"classes": ["gizmo", "cat"], "early_stop": {"evaluations": [[1, 0.5]]}}
-    first, second = save_run(tmp_path / "a", 0, extra=of_start), save_run(tmp_path / "b", 1, extra=early)
-    for weight, classes in ((0.0, ["Cat", "dog"]), (0.5, ["gizmo", "cat", "dog"]), (1.0, ["gizmo", "cat"])):
+    of_start = replace(NOTES, classes=("Cat", "dog"))
+    early = replace(NOTES, classes=("gizmo", "cat"), early_stop=EarlyStopNotes(((1, 0.5),)))
+    first, second = save_run(tmp_path / "a", 0, notes=of_start), save_run(tmp_path / "b", 1, notes=early)
+    for weight, classes in ((0.0, ("Cat", "dog")), (0.5, ("gizmo", "cat", "dog")), (1.0, ("gizmo", "cat"))):
         saved = checkpoint.read(save_ensemble(first, second, weight=weight, output=tmp_path / str(weight)))
-        assert saved.extra["classes"] == classes
-        assert "early_stop" not in saved.extra
+        assert saved.notes.classes == classes
+        assert saved.notes.early_stop is None
 
 
 def test_a_calibration_stays_with_the_weights_that_it_was_fitted_to(tmp_path):
     runs = []
     for number in (0, 1):
-        given = {
+        given: dict[str, Any] = {
             "tensors": {"a": torch.tensor([float(number)])},
             "config": CONFIG,
-            "extra": EXTRA | {"calibration": {"threshold": 0.5}},
+            "notes": replace(NOTES, calibration={"threshold": 0.5}),
             "attached": {"trained_text": torch.ones(2, 3), "mean_example": torch.ones(3)},
         }
         runs.append(checkpoint.read(checkpoint.save_weights(tmp_path / str(number), **given)))
     for weight, kept in ((0.0, set()), (0.5, set()), (1.0, {"trained_text"})):
         saved = checkpoint.read(save_ensemble(*runs, weight=weight, output=tmp_path / f"average-{weight}"))
         assert saved.attached().keys() == {"mean_example"} | kept
-        assert ("calibration" in saved.extra) == bool(kept)
+        assert (saved.notes.calibration is not None) == bool(kept)
 
 
 def test_its_ends_are_the_two_runs_bit_for_bit(tmp_path):
@@ -132,24 +134,24 @@ def test_a_weight_outside_its_range_is_refused(tmp_path, weight):
 
 
 @pytest.mark.parametrize(
-    ("config", "extra", "message"),
+    ("config", "notes", "message"),
     [
         (
             CONFIG | {"detector": {"channels": 64, "num_convs": 1}},
-            EXTRA,
+            NOTES,
             r"in: detector\.channels \(32 and 64\)$",
         ),
-        (CONFIG | {"clip": {"name": "RN50"}}, EXTRA, r"differ in: clip\.name \('tiny' and 'RN50'\)$"),
-        (CONFIG, {"text_tower": "xyz"}, r"differ in: text tower \('abc' and 'xyz'\)$"),
+        (CONFIG | {"clip": {"name": "RN50"}}, NOTES, r"differ in: clip\.name \('tiny' and 'RN50'\)$"),
+        (CONFIG, Notes(text_tower="xyz"), r"differ in: text tower \('abc' and 'xyz'\)$"),
         (
             {"clip": {"name": "RN50"}, "detector": {"channels": 64, "num_convs": 2}},
-            {},
+            Notes(),
             r"clip\.name .*detector\.channels .*detector\.num_convs .*text tower \('abc' and None\)$",
         ),
     ],
 )
-def test_runs_of_another_model_are_refused(tmp_path, config, extra, message):
-    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1, config=config, extra=extra)
+def test_runs_of_another_model_are_refused(tmp_path, config, notes, message):
+    first, second = save_run(tmp_path / "a", 0), save_run(tmp_path / "b", 1, config=config, notes=notes)
     with pytest.raises(ValueError, match=message):
         save_ensemble(first, second, weight=0.5, output=tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -219,7 +221,7 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
             optimizer=torch.optim.SGD(detector.parameters()),
             ema=Ema(detector, 0.9),
             config=config.model_dump(mode="json"),
-            extra={"text_tower": text_tower_fingerprint(clip)} | ({"calibration": {}} if name == "base" else {}),
+            notes=Notes(text_tower=text_tower_fingerprint(clip), calibration={} if name == "base" else None),
         )
 
     def run_ensemble(*options: str) -> None:

@@ -22,6 +22,7 @@ from ovd.build.detector import configured_clip
 from ovd.clip.load import load_clip
 from ovd.clip.save import save_aligned
 from ovd.data.report import DataError, DataReport
+from ovd.engine.notes import Notes
 from ovd.jobs.align_backbone import align_backbone, format_report
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
@@ -232,7 +233,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
         assert parameter.grad is not None or not parameter.requires_grad, name
     distillation.student.zero_grad()
 
-    before, after = vars(align(distillation, data, None, {})).values()
+    before, after = vars(align(distillation, data, None, Notes())).values()
     assert before["point"] > 0.01
     assert after["point"] < 0.9 * before["point"]
     assert after["box"] < 0.9 * before["box"]

@@ -188,7 +188,7 @@ def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_w
     train_from_config(tuning, evaluate=False)
     found = find_checkpoint(tuned)
     check_same_start(found, tuning)
-    assert found.extra["init_sha256"] == sha256_of(find_checkpoint(start).weights)
+    assert found.notes.init_sha256 == sha256_of(find_checkpoint(start).weights)
     save_ensemble(find_checkpoint(start), found, weight=0.5, output=tuned / "ensemble")
     shutil.rmtree(start)
     train_from_config(config.model_copy(update={"train": config.train.model_copy(update={"seed": 5})}), evaluate=False)

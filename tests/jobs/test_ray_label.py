@@ -20,6 +20,7 @@ from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
+from ovd.engine.notes import Notes
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.ray_label import LabelRequest, _Job, label_on_ray
 from ovd.selftrain.pseudo_label import LabelCounts
@@ -45,7 +46,7 @@ def run(tmp_path_factory) -> Path:
         folder,
         tensors=build_detector(config, clip).state_dict(),
         config=config.model_dump(mode="json"),
-        extra={"text_tower": text_tower_fingerprint(clip), "classes": ["anchor"]},
+        notes=Notes(text_tower=text_tower_fingerprint(clip), classes=("anchor",)),
     )
     return folder
 

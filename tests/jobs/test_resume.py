@@ -9,6 +9,7 @@ from ovd.build.data import samples_drawn
 from ovd.build.trained import load_detector
 from ovd.config import RENAMED, ConfigError, TrainConfig
 from ovd.engine import checkpoint
+from ovd.engine.notes import Notes
 from ovd.jobs.run_folder import check_same_run
 
 
@@ -46,7 +47,7 @@ def test_a_run_with_a_key_of_an_earlier_version_is_refused_in_one_line(tmp_path,
     with pytest.raises(ConfigError) as error:
         check_same_run(stored, config())
     assert str(error.value) == f"runs/a, as it was started: {line}"
-    folder = checkpoint.save_weights(tmp_path, tensors={"weight": torch.zeros(1)}, config=stored, extra={})
+    folder = checkpoint.save_weights(tmp_path, tensors={"weight": torch.zeros(1)}, config=stored, notes=Notes())
     for opened in (lambda: load_detector(tmp_path), lambda: samples_drawn(checkpoint.read(folder))):
         with pytest.raises(ConfigError) as error:
             opened()
