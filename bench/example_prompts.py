@@ -53,7 +53,7 @@ def examples_of(world: Path, index: AnnotationIndex, rows: Sequence[int], seed: 
     training = load_annotations(
         world / "annotations" / "lvis_train.json", world / "images", format="lvis", report=DataReport(stops=False)
     )
-    names = [category.name for category in index.categories]
+    names = list(index.names)
     row_of = {row: names.index(category.name) for row, category in enumerate(training.categories)}
     found: dict[int, list[Example]] = {row: [] for row in rows}
     for image in np.random.default_rng(seed).permutation(len(training)).tolist():

@@ -106,7 +106,7 @@ class BankConfig(TextSources):
     """The text bank: V text variants per class, of which a training step draws one (text augmentation)."""
 
     file: Path | None = None
-    """Bank file from tools/build_text_bank.py with at least the training classes; by default a bank is built on first
+    """Bank file from ovd text-bank with at least the training classes; by default a bank is built on first
     use. The variants of a file are fixed: of the other settings only `noise` applies in training, and `templates` and
     `num_synonyms` in evaluation."""
     paraphrases: Path | None = None
@@ -215,7 +215,7 @@ class PairsConfig(BoxFilters):
     """Image-text pairs that are trained on beside the detection data: self-training, or image-level labels."""
 
     labels: Path
-    """Folder of labels from tools/pseudo_label.py; like all outputs of a run, relative to the current folder."""
+    """Folder of labels from ovd label-pairs; like all outputs of a run, relative to the current folder."""
     shards: Path | None = None
     """Folder of the pairs' tar shards, relative to the data root; by default the embedded world's own."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -397,7 +397,7 @@ class ExpertSection(Section):
 
 
 class TrainConfig(Section):
-    """Training a detector: `tools/train.py`."""
+    """Training a detector: `ovd train`."""
 
     output: Path
     """Run folder: checkpoints, logs, metrics, pictures."""
@@ -413,7 +413,7 @@ class TrainConfig(Section):
     train: TrainSection
     eval: EvalSection = EvalSection()
     expert: ExpertSection | None = None
-    """Train an expert of `init_from`'s detector, with `tools/fine_tune.py`; by default a detector of its own."""
+    """Train an expert of `init_from`'s detector, with `ovd fine-tune`; by default a detector of its own."""
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
@@ -610,7 +610,7 @@ class AlignSection(Section):
 
 
 class AlignConfig(CropOptions):
-    """Aligning a backbone's dense feature with CLIP on crops: `tools/align_backbone.py`."""
+    """Aligning a backbone's dense feature with CLIP on crops: `ovd align-backbone`."""
 
     output: Path
     """Run folder. At the end it also is the folder of the aligned CLIP model, for `clip.name`."""
@@ -666,7 +666,7 @@ class AblationRow(Section):
     labels: LabelsConfig | None = None
     """How the teacher labels the pairs for its student."""
     align: Path | None = None
-    """Config of `tools/align_backbone.py`, whose aligned model takes the place of `clip.name` in the row's runs."""
+    """Config of `ovd align-backbone`, whose aligned model takes the place of `clip.name` in the row's runs."""
 
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":

@@ -61,7 +61,7 @@ def register_split(name: str, index: AnnotationIndex) -> None:
     own_file = {"json_file": str(index.path)} if FORMATS[index.format].is_coco_json else {}
     DatasetCatalog.register(name, lambda: dataset_dicts(index))
     MetadataCatalog.get(name).set(
-        thing_classes=[category.name for category in index.categories],
+        thing_classes=list(index.names),
         thing_synonyms=[list(category.synonyms) for category in index.categories],
         thing_dataset_id_to_contiguous_id={category.id: row for row, category in enumerate(index.categories)},
         class_image_count=[{"id": category.id, "image_count": category.image_count} for category in index.categories],

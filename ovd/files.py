@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import re
@@ -53,6 +54,19 @@ def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write a JSON file, which appears whole or not at all and ends in a line end.
+
+    Args:
+        indent: None puts all on one line, for what nobody reads by eye.
+
+    Raises:
+        ValueError: a number is not finite, which JSON does not have.
+    """
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 @contextmanager

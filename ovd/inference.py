@@ -1,7 +1,7 @@
 """Inference with a detector: on an image, a batch of images, or a data set."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,20 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
 from ovd.precision import autocast, on_device
 from ovd.structures import Detections, Predictions
+
+UNCALIBRATED_THRESHOLD = 0.45
+"""Score above which boxes are shown, of a detector that was not calibrated."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about some images of a batch."""
+
+    images: slice
+    text: Float[Tensor, "C D"]
+    """Unit rows, one per class to detect."""
+    ensemble: ScoreEnsemble | None
+    """Combines the scores with CLIP's."""
 
 
 class Inference:
@@ -66,6 +80,11 @@ class Inference:
     def threshold(self) -> float | None:
         """The score above which boxes are best reported; None if it is not known for these options."""
         return None if self.calibration is None else self.calibration.threshold_for(self.options)
+
+    @property
+    def shown_threshold(self) -> float:
+        """`threshold`, or for want of it a usual one."""
+        return UNCALIBRATED_THRESHOLD if self.threshold is None else self.threshold
 
     @property
     def is_calibrated(self) -> bool:
@@ -124,7 +143,6 @@ class Inference:
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
-    @torch.no_grad()
     def detect(
         self,
         text: Float[Tensor, "C D"],
@@ -142,11 +160,73 @@ class Inference:
             sizes, original_sizes: height and width before padding, and before resizing.
             ensemble: combines the scores with CLIP's.
         """
-        if len(text) == 0 or len(sizes) == 0:
+        return self._ask([Question(slice(None), text, ensemble)], images, sizes, original_sizes)
+
+    def detect_each(
+        self,
+        texts: Sequence[Float[Tensor, "_ D"]],
+        images: UInt8[Tensor, "B 3 H W"],
+        sizes: Int[Tensor, "B 2"],
+        original_sizes: Int[Tensor, "B 2"],
+        *,
+        ensembles: Sequence[ScoreEnsemble | None] | None = None,
+    ) -> tuple[Detections, ...]:
+        """As `detect`, with classes of its own for each image.
+
+        Args:
+            texts: unit rows for each image, none for an image to pass over.
+            ensembles: of each image, as for `detect`.
+        """
+        asked = zip(texts, ensembles or [None] * len(texts), strict=True)
+        questions = [Question(slice(row, row + 1), *of_image) for row, of_image in enumerate(asked)]
+        return self._ask(questions, images, sizes, original_sizes)
+
+    @torch.no_grad()
+    def _ask(
+        self,
+        questions: Sequence[Question],
+        images: UInt8[Tensor, "B 3 H W"],
+        sizes: Int[Tensor, "B 2"],
+        original_sizes: Int[Tensor, "B 2"],
+    ) -> tuple[Detections, ...]:
+        """Detections in each image of a padded batch; nothing in images that no question is about."""
+        questions = [question for question in questions if len(question.text) > 0]
+        if not questions or len(sizes) == 0:
             return (Detections.empty(),) * len(sizes)
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
+        return self._detect(questions, images, sizes, original_sizes)
+
+    def _detect(
+        self,
+        questions: Sequence[Question],
+        images: UInt8[Tensor, "B 3 H W"],
+        sizes: Int[Tensor, "B 2"],
+        original_sizes: Int[Tensor, "B 2"],
+    ) -> tuple[Detections, ...]:
+        """`_ask` for at least one question about at least one image; tensors are on the detector's device."""
+        found = [Detections.empty()] * len(sizes)
+        predictions = self.predict(images, sizes)
+        for question in questions:
+            found[question.images] = self.answer(question, predictions, sizes, original_sizes, images)
+        return tuple(found)
+
+    def answer(
+        self,
+        question: Question,
+        predictions: Predictions,
+        sizes: Int[Tensor, "B 2"],
+        original_sizes: Int[Tensor, "B 2"],
+        images: UInt8[Tensor, "B 3 H W"],
+    ) -> tuple[Detections, ...]:
+        """The detections of a question in its images; the other arguments are of the whole batch."""
+        rows = question.images
         return self.detections(
-            self.predict(images, sizes), text, sizes, original_sizes, images=images, ensemble=ensemble
+            predictions.of_images(rows),
+            question.text,
+            sizes[rows],
+            original_sizes[rows],
+            images=images[rows],
+            ensemble=question.ensemble,
         )
 
     @torch.no_grad()
@@ -192,42 +272,6 @@ class Inference:
         return tuple(
             _mapped(item, calibration.score_map(item.scores, nearness[item.classes]), above=least) for item in found
         )
-
-    @torch.no_grad()
-    def detect_each(
-        self,
-        texts: Sequence[Float[Tensor, "_ D"]],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-        *,
-        ensembles: Sequence[ScoreEnsemble | None] | None = None,
-    ) -> tuple[Detections, ...]:
-        """As `detect`, with classes of its own for each image.
-
-        Args:
-            texts: unit rows for each image, none for an image to pass over.
-            ensembles: of each image, as for `detect`.
-        """
-        if len(sizes) == 0:
-            return ()
-        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
-        predictions = self.predict(images, sizes)
-        found = []
-        for row, text in enumerate(texts):
-            only = slice(row, row + 1)
-            if len(text) == 0:
-                found.append(Detections.empty())
-                continue
-            found += self.detections(
-                predictions.of_images(only),
-                text,
-                sizes[only],
-                original_sizes[only],
-                images=images[only],
-                ensemble=None if ensembles is None else ensembles[row],
-            )
-        return tuple(found)
 
     def image(
         self, text: Float[Tensor, "C D"], image: UInt8[np.ndarray, "H W 3"], *, ensemble: ScoreEnsemble | None = None

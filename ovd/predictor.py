@@ -33,8 +33,6 @@ from ovd.text.names import check_each_once, names_asked
 from ovd.text.unit_rows import as_unit_rows
 
 NAME_LISTS_KEPT = 8
-UNCALIBRATED_THRESHOLD = 0.45
-"""Score above which boxes are shown, of a detector that was not calibrated."""
 
 
 class Predictor(ModelHubMixin):
@@ -69,8 +67,7 @@ class Predictor(ModelHubMixin):
     def threshold(self) -> float:
         """The score above which boxes are best reported: of a calibrated detector a probability, which has the highest
         expected F1 on images held out of its training (`train.calibration`); else 0.45."""
-        threshold = self._inference.threshold
-        return UNCALIBRATED_THRESHOLD if threshold is None else threshold
+        return self._inference.shown_threshold
 
     @property
     def is_calibrated(self) -> bool:
@@ -92,7 +89,7 @@ class Predictor(ModelHubMixin):
         """Load a run folder or a checkpoint folder.
 
         Args:
-            experts: folders of experts of this detector (`tools/fine_tune.py`), or the run folders that they are in.
+            experts: folders of experts of this detector (`ovd fine-tune`), or the run folders that they are in.
                 Each answers for its own names and their synonyms, the detector for all others.
             same_place: what becomes of boxes of the detector and of an expert at one place. `base_stays` drops the
                 expert's if it is the less probable; `surer` drops the less probable; `both` keeps both.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,57 @@ def test_sizes_from_images_without_images(folder, capsys):
     with pytest.raises(SystemExit):
         check.main()
     assert "--sizes-from-images needs --images FOLDER" in capsys.readouterr().err
+
+
+def test_sides_that_are_swapped_stop_both(folder, capsys):
+    rows = content(20)
+    rows["images"] = [row | {"height": 40, "width": 30} for row in rows["images"]]
+    rows["annotations"] = [row | {"bbox": [25, 3, 10, 12]} for row in rows["annotations"]]
+    assert run(folder, rows) == 2
+    shown = capsys.readouterr().out
+    assert "training: stops, error[F12]: " in shown
+    assert "evaluation: stops, error[F12]: " in shown
+    assert shown.count("boxes of 20 images leave the height and width of their record") == 2
+
+
+def test_faulty_boxes_are_too_many_of_those_of_the_images_that_are_there(folder, capsys):
+    """As in training: 10 of 901, where 10 of 1,101 would pass."""
+    rows = content(20)
+    rows["annotations"] = [
+        {"id": number, "image_id": number % 20, "category_id": 1, "bbox": [number % 7, number % 5, 10, 12]}
+        for number in range(901)
+    ]
+    for row in rows["annotations"][20:30]:
+        row["bbox"] = [500, 500, 10, 10]
+    rows["annotations"] += [
+        {"id": 2000 + number, "image_id": 20 + number % 4, "category_id": 1, "bbox": [1, 2, 10, 12]}
+        for number in range(200)
+    ]
+    rows["images"] += [{"id": n, "file_name": f"{n}.png"} for n in range(20, 24)]
+    assert run(folder, rows) == 2
+    assert "training: stops, error[F5]: 10 of 901 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "evaluation: stops, error[F6]: "),
+        ({"area": 9.0, "ignore": 1}, "evaluation: stops, error[F7]: "),
+        ({"area": 0.0}, "evaluation: takes all 20 images, none of which has a box: its metrics would say nothing"),
+        ({"area": 9.0}, "evaluation: takes all 20 images\n"),
+    ],
+)
+def test_what_an_evaluation_needs_besides(folder, capsys, monkeypatch, changed, words):
+    rows = content(20)
+    labels: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    rows["images"] = [row | labels for row in rows["images"]]
+    rows["categories"] = [row | {"synonyms": [], "frequency": "f"} for row in rows["categories"]]
+    rows["annotations"] = [row | changed for row in rows["annotations"]]
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(rows))
+    monkeypatch.setattr(sys, "argv", ["check", "lvis", "--annotations", str(path), "--images", str(folder)])
+    with suppress(SystemExit):
+        check.main()
+    shown = capsys.readouterr().out
+    assert "training: takes all 20 images, takes all 20 boxes" in shown
+    assert words in shown

@@ -18,10 +18,10 @@ from ovd.build.text import evaluation_text, text_of_names
 from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.config import TrainConfig, parse_config
 from ovd.data.images.read import ImageError
-from ovd.inference import Inference
+from ovd.inference import UNCALIBRATED_THRESHOLD, Inference
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.precision import frozen_memory_format
-from ovd.predictor import UNCALIBRATED_THRESHOLD, Predictor
+from ovd.predictor import Predictor
 
 NAMES = ["anchor", "umbrella", "cat face"]
 

@@ -155,7 +155,7 @@ def test_labels_of_other_shards_are_refused(tmp_path, miniature_world, teacher, 
         load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)
     (teacher / "labels" / "00000.json").rename(tmp_path / "ledger")
     try:
-        with pytest.raises(ValueError, match=r"00000\.json cannot be read .*run tools/pseudo_label\.py again"):
+        with pytest.raises(ValueError, match=r"00000\.json cannot be read .*run ovd label-pairs again"):
             load_labelled_pairs(write.data.pairs, write.data.source, tiny_clip, first_id=50)
     finally:
         (tmp_path / "ledger").rename(teacher / "labels" / "00000.json")

@@ -21,6 +21,7 @@ from ovd.config import PretrainConfig, load_config
 from ovd.data.world.build import build_world
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
+from ovd.files import write_json
 from ovd.precision import describe_machine, use_low_precision
 from ovd.text.encoder import encode_classes
 from ovd.text.prompts import SHORT_TEMPLATES
@@ -85,7 +86,7 @@ def main() -> None:
         "dimensions_of_the_class_names": round(participation_ratio(names), 1),
         "zero_shot_top1_of_the_worst_tenth_of_classes": round(float(worst.mean()), 4),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "report.json", report)
     print(json.dumps(report, indent=2))
 
 

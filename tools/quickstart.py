@@ -9,7 +9,6 @@ predictions.jpg, training_images.jpg, curves.png, and stages.json, the seconds o
 """
 
 import argparse
-import json
 import os
 import shutil
 import time
@@ -25,11 +24,10 @@ from ovd.cli import run_tool
 from ovd.config import LabelOptions, TrainConfig, load_config
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
-from ovd.data.report import DataReport
 from ovd.data.truth import Truth
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import StageTimes
-from ovd.files import whole_file
+from ovd.files import write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
@@ -93,8 +91,7 @@ def save_stages(stages: StageTimes, config: TrainConfig) -> None:
     """Write stages.json: the machine, and the seconds of each stage."""
     device = resolve_device(config)
     content = {"machine": describe_machine(device), "device": device.type, "seconds": stages.seconds}
-    with whole_file(config.output / "stages.json") as file:
-        json.dump(content, file, indent=1)
+    write_json(config.output / "stages.json", content)
 
 
 def main() -> None:
@@ -109,7 +106,7 @@ def main() -> None:
     config = load_config(CONFIGS / "quickstart.yaml", arguments.overrides, TrainConfig)
     with stages.measure("drawing the world"):
         world = draw_world(config)
-        index = load_validation_index(config, DataReport())
+        index = load_validation_index(config)
         if index is None:
             raise ValueError("the quick start needs a validation set")
     with stages.measure("training on base classes"):
@@ -128,9 +125,7 @@ def main() -> None:
         trained = load_detector(config.output)
         evaluate_run(trained, output=config.output)
         for part in TRANSFER_PARTS:
-            transfer = load_evaluation_index(
-                world / "annotations" / f"{part}.json", world / "images" / part, "coco", report=DataReport()
-            )
+            transfer = load_evaluation_index(world / "annotations" / f"{part}.json", world / "images" / part, "coco")
             evaluate_run(trained, output=config.output / f"eval-{part}", index=transfer)
     with stages.measure("drawing pictures"):
         draw_example(trained, index, config.output)

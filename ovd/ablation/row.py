@@ -30,8 +30,8 @@ from ovd.config import (
     flatten,
     load_config,
 )
-from ovd.data.report import DataReport
 from ovd.data.world.build import TRANSFER_PARTS
+from ovd.files import write_json
 from ovd.jobs.align_backbone import align_backbone
 from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
@@ -176,9 +176,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     decisions = of_groups(output / "decisions.json")
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
-        index = load_evaluation_index(
-            world / "annotations" / f"{part}.json", world / "images" / part, "coco", report=DataReport()
-        )
+        index = load_evaluation_index(world / "annotations" / f"{part}.json", world / "images" / part, "coco")
         text = text_of_index(config, trained.clip, index)
         transfer[part] = detect_all(trained, index, text).compute()["AP"]
     everything, rare = decisions["all"], decisions.get("rare", {})
@@ -222,7 +220,7 @@ def with_post_processing(trained: TrainedDetector, config: TrainConfig) -> Train
     trained = replace(trained, config=config)
     if config.train.calibration is None or trained.threshold is not None:
         return trained
-    _, held_out = hold_out(config, load_training_index(config, DataReport()))
+    _, held_out = hold_out(config, load_training_index(config))
     assert held_out is not None
     return replace(trained, calibration=calibrate_detector(replace(trained, calibration=None), held_out))
 
@@ -253,7 +251,7 @@ def timed(folder: Path, stage: str, work: Callable[[], object]) -> float:
     start = time.monotonic()
     work()
     hours = (time.monotonic() - start) / 3600
-    file.write_text(json.dumps({"hours": hours}) + "\n")
+    write_json(file, {"hours": hours})
     return hours
 
 

@@ -11,17 +11,13 @@ from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, WorldData
-from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.model.backbone_families import backbone_of
 from ovd.precision import use_low_precision
 
 
-def load_unlabelled_images(data: AlignData, report: DataReport) -> UnlabelledImages:
+def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
     """List the images of a config's source.
-
-    Args:
-        report: counts what an annotation file leaves out.
 
     Raises:
         ValueError: there are no images.
@@ -33,7 +29,7 @@ def load_unlabelled_images(data: AlignData, report: DataReport) -> UnlabelledIma
         case ShardData() as source:
             return images_of_shards(data_root() / source.shards, source.num_shards)
         case WorldData() | FileData() as source:
-            return images_of_index(load_whole_training_set(source, report))
+            return images_of_index(load_whole_training_set(source, DataReport()))
         case other:
             assert_never(other)
 

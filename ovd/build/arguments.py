@@ -3,6 +3,7 @@
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -31,14 +32,8 @@ def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
 
 def format_options(arguments: Namespace) -> FormatOptions:
     """The settings that some formats need besides paths."""
-    return FormatOptions(
-        split=arguments.split,
-        class_names=arguments.class_names,
-        zero_based=arguments.zero_based,
-        xyxy=arguments.xyxy,
-        by_base_name=arguments.by_base_name,
-        sizes_from_images=arguments.sizes_from_images,
-    )
+    given = vars(arguments)
+    return FormatOptions(**{field.name: given[field.name] for field in fields(FormatOptions) if field.name in given})
 
 
 def add_expert_options(parser: ArgumentParser) -> None:
@@ -48,7 +43,7 @@ def add_expert_options(parser: ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="folder of an expert of this detector (tools/fine_tune.py), which answers for its own names; repeatable",
+        help="folder of an expert of this detector (ovd fine-tune), which answers for its own names; repeatable",
     )
     parser.add_argument(
         "--same-place",

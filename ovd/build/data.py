@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ovd.config import (
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.formats.known import FORMATS
-from ovd.data.formats.options import FormatOptions
+from ovd.data.formats.options import FormatOptions, SharedOptions
 from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
@@ -54,7 +54,7 @@ def data_root() -> Path:
     return Path(os.environ.get("OVD_DATA") or os.environ.get("DETECTRON2_DATASETS") or "data")
 
 
-def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIndex:
+def load_training_index(config: TrainConfig, report: DataReport | None = None) -> AnnotationIndex:
     """Load the training set, without the novel classes' annotations if `data.classes` is `base`.
 
     Raises:
@@ -63,6 +63,7 @@ def load_training_index(config: TrainConfig, report: DataReport) -> AnnotationIn
         DataError: F1 there is no class, or no box that could be learned from; F4 all objects are too small at
             `data.size`.
     """
+    report = report or DataReport()
     source = config.data.source
     format = FORMATS[source.format if isinstance(source, FileData) else "lvis"]
     split = format.evaluation_split if config.data.classes == "all" else format.base_split
@@ -133,7 +134,7 @@ def load_whole_training_set(source: WorldData | FileData, report: DataReport) ->
     )
 
 
-def load_validation_index(config: TrainConfig, report: DataReport) -> AnnotationIndex | None:
+def load_validation_index(config: TrainConfig, report: DataReport | None = None) -> AnnotationIndex | None:
     """Load the validation set with its whole vocabulary and its truth; None if the config has none."""
     match config.data.source:
         case WorldData() as source:
@@ -155,7 +156,7 @@ def load_evaluation_index(
     images: Path | None,
     format: DataFormatName,
     *,
-    report: DataReport,
+    report: DataReport | None = None,
     options: FormatOptions = NO_OPTIONS,
     with_truth: bool = True,
 ) -> AnnotationIndex:
@@ -192,15 +193,10 @@ def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
 
 
 def _format_options(source: FileData, split: str | None) -> FormatOptions:
-    class_names = None if source.class_names is None else data_root() / source.class_names
-    return FormatOptions(
-        split=split,
-        class_names=class_names,
-        zero_based=source.zero_based,
-        xyxy=source.xyxy,
-        by_base_name=source.by_base_name,
-        sizes_from_images=source.sizes_from_images,
-    )
+    shared = {field.name: getattr(source, field.name) for field in fields(SharedOptions)}
+    if source.class_names is not None:
+        shared["class_names"] = data_root() / source.class_names
+    return FormatOptions(**shared, split=split)
 
 
 def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Path:

@@ -1,6 +1,5 @@
 """A trained detector as a folder to give away: what `load_detector` needs, what was measured, and a model card."""
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +12,7 @@ from ovd.clip.save import copy_clip, save_clip
 from ovd.config import ClipConfig
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.files import whole_file
+from ovd.files import write_json
 from ovd.text.encoder import text_tower_fingerprint
 
 
@@ -62,8 +61,7 @@ def save_packaged(trained: TrainedDetector, folder: Path) -> None:
         config["clip"] = {"name": checkpoint.CLIP_FOLDER}
         _save_clip(trained, folder / checkpoint.CLIP_FOLDER)
     if (metrics := metrics_of(trained)) is not None:
-        with whole_file(folder / METRICS) as file:
-            file.write(json.dumps(metrics, indent=2) + "\n")
+        write_json(folder / METRICS, metrics)
     with TemporaryDirectory(dir=folder) as temporary:
         made = checkpoint.save_weights(
             Path(temporary), tensors=trained.detector.state_dict(), config=config, notes=notes, attached=attached

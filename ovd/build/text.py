@@ -24,12 +24,12 @@ from ovd.text.prompts import TEMPLATES
 
 def build_text_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> TextBank:
     """The text bank of the training vocabulary."""
-    names = [category.name for category in index.categories]
-    synonyms = [category.synonyms for category in index.categories]
-    return build_class_bank(config, clip, names, synonyms)
+    return build_class_bank(config, clip, index.names, index.synonyms)
 
 
-def build_class_bank(config: TrainConfig, clip: Clip, names: list[str], synonyms: Sequence[Sequence[str]]) -> TextBank:
+def build_class_bank(
+    config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]]
+) -> TextBank:
     """The text bank of any classes, by the config's `bank` section.
 
     Raises:
@@ -49,14 +49,13 @@ def check_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> None:
     Raises:
         ValueError: as `build_class_bank`; a file cannot be read.
     """
-    names = [category.name for category in index.categories]
     if config.bank.file is not None:
-        TextBank(config.bank.file, text_tower=text_tower_fingerprint(clip), names=names)
+        TextBank(config.bank.file, text_tower=text_tower_fingerprint(clip), names=index.names)
     elif config.bank.paraphrases is not None:
-        read_paraphrases(config.bank.paraphrases, names)
+        read_paraphrases(config.bank.paraphrases, index.names)
 
 
-def read_paraphrases(path: Path, names: list[str]) -> list[tuple[str, ...]]:
+def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Read texts about classes from a JSON file {"class name": ["a text", ...]}; none for classes not in it.
 
     Raises:
@@ -86,8 +85,7 @@ def evaluation_text(
 
 def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Float[Tensor, "C D"]:
     """One unit row per class of a data set, in its order (`evaluation_text`)."""
-    names = [category.name for category in index.categories]
-    return evaluation_text(config, clip, names, [category.synonyms for category in index.categories])
+    return evaluation_text(config, clip, index.names, index.synonyms)
 
 
 def with_learned_names(
@@ -111,9 +109,8 @@ def text_of_names(
 
 def text_of_detector(trained: TrainedDetector, index: AnnotationIndex) -> Float[Tensor, "C D"]:
     """One unit row per class of a data set, for a detector and its experts to detect with (`text_of_names`)."""
-    names = [category.name for category in index.categories]
-    text = text_of_names(trained, names, [category.synonyms for category in index.categories])
-    return with_names_of_experts(trained, names, text)
+    text = text_of_names(trained, index.names, index.synonyms)
+    return with_names_of_experts(trained, index.names, text)
 
 
 def with_names_of_experts(

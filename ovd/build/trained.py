@@ -16,7 +16,6 @@ from ovd.config import TrainConfig, parse_config
 from ovd.data.images.pixels import checked_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.experts.folder import read_description
 from ovd.experts.group import ExpertGroup
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
@@ -65,12 +64,6 @@ class TrainedDetector:
     def threshold(self) -> float | None:
         """Its own, for its post-processing; None if it was not calibrated for that."""
         return None if self.used_calibration is None else self.used_calibration.threshold_for(self.options)
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether scores are probabilities, those of its experts, too."""
-        folders = () if self.experts is None else self.experts.folders
-        return self.threshold is not None and all(read_description(folder).calibration for folder in folders)
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:

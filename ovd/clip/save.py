@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ovd.choices import WeightFormat
 from ovd.clip.load import BEFORE_ALIGNMENT, TINY_CLIP, Clip
-from ovd.files import usual_permissions, whole_file
+from ovd.files import usual_permissions, write_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -94,8 +94,7 @@ def _write_folder(clip: Clip, name: str, folder: Path, weights: dict[str, dict[s
         with usual_permissions(temporary):
             save_file(tensors, temporary)
         temporary.replace(folder / file_name)
-    with whole_file(folder / CONFIG) as file:
-        file.write(json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def _config_of_name(clip: Clip, name: str) -> dict[str, Any]:

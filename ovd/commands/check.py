@@ -15,16 +15,19 @@ stop a training or an evaluation.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from ovd.build.arguments import add_format_options, format_options
 from ovd.choices import DataFormatName
 from ovd.cli import EXIT_BAD_INPUT
+from ovd.data.annotations import load_truth
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
 from ovd.data.formats.known import FORMATS
 from ovd.data.pairs.tar import PairShards
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
+from ovd.data.truth import Truth
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 
 
@@ -70,9 +73,20 @@ def main() -> None:
             num_learned = len(usable.boxes.values) + len(usable.crowd_boxes.values)
             verdicts = [
                 training_verdict(index, report, num_learned, has_option=has_option),
-                evaluation_verdict(index, report),
+                evaluation_verdict(index, report, _truth(arguments)),
             ]
             print("", *verdicts, sep="\n")
             stops = any(map(is_stop, verdicts))
     if stops or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)
+
+
+def _truth(arguments: argparse.Namespace) -> Truth | DataError:
+    """The truth that an evaluation on the set would go by, or what is wrong with it."""
+    options = format_options(arguments)
+    if "split" in FORMATS[arguments.dataset].options:
+        options = replace(options, split=options.split or "train")  # as the index, whatever an evaluation would take
+    try:
+        return load_truth(arguments.annotations, arguments.images, format=arguments.dataset, options=options)
+    except DataError as error:
+        return error

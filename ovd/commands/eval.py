@@ -15,6 +15,7 @@ was found and missed. With --results, pictures need --html and --images, the fol
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,15 +30,15 @@ from ovd.choices import DataFormatName
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
 from ovd.evaluation.run import evaluate_results_file
-from ovd.files import whole_file
+from ovd.files import write_json
 
 EVALUATED = "evaluated.json"
 """File of what an evaluation in a folder was of: the options below."""
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that a results file has no use for."""
 WHAT = (
-    "annotations", "images", "format", "split", "class_names", "xyxy", "by_base_name", "zero_based",
-    "sizes_from_images", "expert", "same_place", "nearest", "onnx", "size",
+    "annotations", "images", "format", *(field.name for field in fields(FormatOptions) if field.name != "attribute"),
+    "expert", "same_place", "nearest", "onnx", "size",
 )  # fmt: skip
 """Options that say what is evaluated on what."""
 
@@ -133,7 +134,6 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
 
     from ovd.build.data import load_evaluation_index
     from ovd.build.trained import load_detector
-    from ovd.data.report import DataReport
     from ovd.distributed import is_main, main_first
     from ovd.jobs.evaluate import evaluate_run
 
@@ -151,7 +151,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
     index = None
     if annotations is not None:
-        index = load_evaluation_index(annotations, images, format, report=DataReport(), options=options)
+        index = load_evaluation_index(annotations, images, format, options=options)
     with main_first():
         evaluated = claim_folder(output, arguments)
     evaluate_run(
@@ -165,8 +165,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     )
     if not is_main():
         return
-    with whole_file(output / EVALUATED) as file:
-        json.dump(evaluated, file, indent=1)
+    write_json(output / EVALUATED, evaluated)
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
     files += ["naming.json"] if arguments.onnx is None and trained.experts is None else []
     files += ["report.html"] if arguments.html else []

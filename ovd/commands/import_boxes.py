@@ -18,7 +18,6 @@ copied or changed. Beside the output a report, OUTPUT.report.json, has all that 
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -45,7 +44,7 @@ def main() -> None:
     request = ReadRequest(
         arguments.annotations,
         arguments.images,
-        replace(format_options(arguments), attribute=arguments.attribute),
+        format_options(arguments),
         index=True,
         truth=arguments.format == "coco",  # with the areas of masks, which only JSON files have
     )

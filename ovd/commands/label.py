@@ -113,15 +113,14 @@ def main() -> None:
 
     import torch
 
-    from ovd.build.trained import load_detector
+    from ovd.build.trained import build_inference, load_detector
     from ovd.jobs.label import label_images
     from ovd.jobs.label_journal import LabelJournal
-    from ovd.predictor import UNCALIBRATED_THRESHOLD
 
     torch.set_num_threads(arguments.threads)
     trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
-    own = UNCALIBRATED_THRESHOLD if trained.threshold is None else trained.threshold
-    threshold = own if arguments.threshold is None else arguments.threshold
+    inference = build_inference(trained, size=arguments.size)
+    threshold = inference.shown_threshold if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if minimum is None else minimum for minimum in minimums]
     report = DataReport(stops=False)
     settings = _settings(arguments, trained, root, names, thresholds)
@@ -130,6 +129,7 @@ def main() -> None:
             print(_printable(f"goes on from {partial}"))
         labels = label_images(
             trained,
+            inference,
             root,
             paths,
             dict(zip(names, thresholds, strict=True)),
@@ -138,9 +138,8 @@ def main() -> None:
             overlapping=arguments.overlapping,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
-            size=arguments.size,
         )
-        kind = "probability" if trained.is_calibrated else "score"
+        kind = "probability" if inference.is_calibrated else "score"
         report.write(report_file)
         shown = 0
         if review is not None:

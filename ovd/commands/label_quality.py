@@ -9,15 +9,13 @@ file adds synonyms and the frequencies of the names.
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from ovd.build.arguments import number_from_0_to_1
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
-from ovd.data.report import DataReport
-from ovd.files import make_folder_of
+from ovd.files import make_folder_of, write_json
 from ovd.selftrain.labels import check_labels, label_files, open_labelled_shards, read_labels
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
@@ -47,7 +45,7 @@ def main() -> None:
 
     categories: tuple[Category, ...] = ()
     if arguments.annotations is not None:
-        categories = load_annotations(arguments.annotations, None, format="lvis", report=DataReport()).categories
+        categories = load_annotations(arguments.annotations, None, format="lvis").categories
     rows = measure_quality(
         shards,
         truth,
@@ -67,4 +65,4 @@ def main() -> None:
             "num_pairs_left_out": num_unknown,
             "rows": list(map(asdict, rows)),
         }
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, content)

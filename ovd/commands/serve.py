@@ -93,7 +93,6 @@ def main() -> None:
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
     from ovd.build.trained import load_detector
-    from ovd.predictor import UNCALIBRATED_THRESHOLD
     from ovd.serve.answerer import Answerer
     from ovd.serve.app import Settings, build_app
     from ovd.serve.server import address, open_socket, run_server
@@ -110,7 +109,7 @@ def main() -> None:
     answerer.warm_up()
     settings = Settings(
         model=arguments.run.resolve().name,
-        threshold=UNCALIBRATED_THRESHOLD if answerer.threshold is None else answerer.threshold,
+        threshold=answerer.inference.shown_threshold,
         hosts=known_hosts(arguments.host, more=arguments.allow_host),
         any_address=not is_loopback(arguments.host),
         batch=arguments.batch,
@@ -119,6 +118,6 @@ def main() -> None:
     )
     tell = partial(print, flush=True)
     listening = open_socket(arguments.host, arguments.port)
-    tell(f"{arguments.run} on {answerer.device}: {address(listening)} (Ctrl-C ends)")
+    tell(f"{arguments.run} on {answerer.inference.device}: {address(listening)} (Ctrl-C ends)")
     run_server(build_app(answerer, settings, tell=tell), listening, limits)
     tell("stopped")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.annotations import load_truth
+from ovd.files import write_json
 
 
 def main() -> None:
@@ -49,5 +50,5 @@ def main() -> None:
         kept = [images[row] for row in sorted(rows.tolist())]
         ids = {int(image["id"]) for image in kept}
         annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
-        path.write_text(json.dumps({**content, "images": kept, "annotations": annotations}), encoding="utf-8")
+        write_json(path, {**content, "images": kept, "annotations": annotations}, indent=None)
         print(f"{path}: {len(kept):,} images, {len(annotations):,} annotations")

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from ovd.config import TrainConfig, load_config
-from ovd.data.report import DataReport
+from ovd.data.formats.text_files import read_lines
 
 
 def main() -> None:
@@ -29,12 +29,10 @@ def main() -> None:
     if config.bank.file is not None:
         raise ValueError("bank.file is an existing bank; leave it out to build one")
     if arguments.classes is None:
-        categories = load_training_index(config, DataReport()).categories
-        names = [category.name for category in categories]
-        synonyms = [category.synonyms for category in categories]
+        index = load_training_index(config)
+        names, synonyms = index.names, index.synonyms
     else:
-        lines = arguments.classes.read_text(encoding="utf-8").splitlines()
-        names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-        synonyms = [()] * len(names)
+        names = tuple(dict.fromkeys(line for _, line in read_lines(arguments.classes)))
+        synonyms = ((),) * len(names)
     bank = build_class_bank(config, configured_clip(config.clip), names, synonyms)
     print(f"{bank.path}: {len(bank.names)} classes x {bank.variants.num_variants} variants x {bank.variants.dim}")

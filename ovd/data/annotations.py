@@ -21,7 +21,7 @@ def load_annotations(
     images: Path | None,
     *,
     format: DataFormatName,
-    report: DataReport,
+    report: DataReport | None = None,
     options: FormatOptions = NO_OPTIONS,
     with_truth: bool = False,
 ) -> AnnotationIndex:
@@ -37,7 +37,7 @@ def load_annotations(
         images: the folder of images; data/README.md says which one for each format. None leaves the paths relative, for
             work that needs no pixels; YOLO takes the folder from data.yaml then.
         format: a record of `ovd.data.formats.known.FORMATS`.
-        report: counts repairs and skips.
+        report: counts repairs and skips; by default nobody learns of them.
         with_truth: whether the index carries its truth, for an evaluation. An image whose size has to be read from the
             image itself, and cannot be, is then an error; otherwise it is skipped and counted (F8, F9, F10).
 
@@ -47,6 +47,7 @@ def load_annotations(
             with another size than their image, which their boxes leave.
         ValueError: an option that the format does not have, or no folder of images where one is needed.
     """
+    report = report or DataReport()
     request = ReadRequest(annotations, images, options, index=True, truth=with_truth)
     table = with_real_sizes(_read(request, format, report), report)
     index = index_of(available_part(table, report), format, report)

@@ -11,7 +11,6 @@ What is written appears whole or not at all, and nothing that exists is replaced
 """
 
 import csv
-import json
 import os
 import posixpath
 import re
@@ -28,7 +27,7 @@ import yaml
 
 from ovd.choices import ExportFormatName
 from ovd.data.images.files import is_drawn, is_image_name
-from ovd.files import whole_file
+from ovd.files import whole_file, write_json
 from ovd.shapes import Float32, Float64, Int64
 
 SMALLEST_EXPORTED_PX = 2.0
@@ -77,11 +76,13 @@ def check_names(names: Sequence[str]) -> None:
     """
     if not names:
         raise ValueError("give at least one class name")
+    before = set[str]()
     for number, name in enumerate(names, start=1):
         if not name.strip() or not _JOINERS.sub("", name).isprintable():
             raise ValueError(f"class name {number} is {name!r}: blank, or with characters that cannot be printed")
-        if name in names[: number - 1]:
+        if name in before:
             raise ValueError(f"the class name {name!r} is given twice")
+        before.add(name)
 
 
 def check_files(files: Sequence[str], format: ExportFormatName) -> None:
@@ -153,9 +154,9 @@ def export_boxes(
     output.parent.mkdir(parents=True, exist_ok=True)
     match format:
         case "coco":
-            _write_json(output, coco_content(labelled))
+            write_json(output, coco_content(labelled), indent=None)
         case "label_studio":
-            _write_json(output, label_studio_tasks(labelled, source=source, image_url=image_url))
+            write_json(output, label_studio_tasks(labelled, source=source, image_url=image_url), indent=None)
             with whole_file(outputs_of(output, format)[1]) as file:
                 file.write(label_studio_setup(labelled.names))
         case "yolo":
@@ -255,11 +256,6 @@ def _rows(
     """Box, class row and score of each object."""
     scores = image.scores.astype(np.float64).round(4).tolist()
     return list(zip(map(tuple, boxes.tolist()), image.classes.tolist(), scores, strict=True))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(content) + "\n")
 
 
 def _whole_folder(path: Path, write: Callable[[Path], None]) -> None:

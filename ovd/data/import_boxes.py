@@ -1,6 +1,5 @@
 """From what annotation tools export to one JSON file in COCO's form; files are read, none is copied or changed."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from ovd.data.formats.open_images import read_open_images
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
-from ovd.files import whole_file
+from ovd.files import write_json
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 
@@ -100,8 +99,7 @@ def write_boxes(path: Path, imported: ImportedBoxes) -> None:
     if path.exists():
         raise ValueError(f"{path} exists; give another file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write(json.dumps(imported.content) + "\n")
+    write_json(path, imported.content, indent=None)
 
 
 def _content(table: AnnotationTable, report: DataReport) -> dict[str, list[dict[str, Any]]]:

@@ -118,6 +118,16 @@ class AnnotationIndex:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of each class of the vocabulary."""
+        return tuple(category.name for category in self.categories)
+
+    @property
+    def synonyms(self) -> tuple[tuple[str, ...], ...]:
+        """Of each class of the vocabulary."""
+        return tuple(category.synonyms for category in self.categories)
+
     def record(self, image: int) -> ImageRecord:
         """The image at a position 0..N-1; its arrays are views."""
         height, width = self.image_sizes[image].tolist()

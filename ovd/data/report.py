@@ -4,13 +4,12 @@ Codes are those of data/README.md: F4 and F5 concern single boxes, the others wh
 skipped, boxes that are left out at the size of the images among the skipped.
 """
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ovd.files import whole_file
+from ovd.files import write_json
 
 if TYPE_CHECKING:  # torch, which evaluating a results file does not need
     import ovd.structures
@@ -56,6 +55,8 @@ class DataReport:
             stops: whether too many skips are an error; a check of a data set wants to see them all.
         """
         self.stops = stops
+        self.error: DataError | None = None
+        """The first error that a run would have stopped at, of a report that does not stop."""
         self._used: Counter[Unit] = Counter()
         self._num_boxes_of_skipped = 0
         self._skipped_in_a_row: Counter[Unit] = Counter()
@@ -167,15 +168,24 @@ class DataReport:
     def num_noticed(self, code: str) -> int:
         return self._noticed[code]
 
+    def stop(self, error: DataError) -> None:
+        """Stops at an error of the whole set, or keeps it in `error` if the report does not stop.
+
+        Raises:
+            DataError: the given one.
+        """
+        if self.stops:
+            raise error
+        self.error = self.error or error
+
     def raise_if_too_many(self, total: int, *, unit: Unit = "sample") -> None:
-        """Stops at `too_many`, if the report stops at all.
+        """Stops at `too_many`.
 
         Raises:
             DataError: with the code that was counted most and its first records.
         """
-        error = self.too_many(total, unit=unit)
-        if self.stops and error is not None:
-            raise error
+        if (error := self.too_many(total, unit=unit)) is not None:
+            self.stop(error)
 
     def too_many(self, total: int, *, unit: Unit = "sample") -> DataError | None:
         """The error of a run when 100 in a row, or 1 % of `total` (samples or boxes there are) and at least 5, were
@@ -220,8 +230,7 @@ class DataReport:
             "noticed_by_code": dict(sorted(self._noticed.items())),
             "first_records": dict(sorted(self._first.items())),
         }
-        with whole_file(path) as file:
-            file.write(json.dumps(content, indent=1) + "\n")
+        write_json(path, content)
 
     def _keep(self, kind: str, where: str) -> None:
         records = self._first.setdefault(kind, [])

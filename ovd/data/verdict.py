@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport, Unit
+from ovd.data.truth import Truth
 
 _UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
 
@@ -54,9 +55,8 @@ def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: in
         check_images_exist(index.path, index.image_files, index.images_root, all_needed=False, has_option=has_option)
     except DataError as error:
         return f"training: stops, error[{error.code}]: {error}"
-    for unit, _ in _UNITS:
-        if (too_many := report.too_many(report.num_seen(unit), unit=unit)) is not None:
-            return f"training: stops, error[{too_many.code}]: {too_many}"
+    if (error := report.error or report.too_many(report.num_seen())) is not None:
+        return f"training: stops, error[{error.code}]: {error}"
     return "training: " + ", ".join(_used(report, report.num_used("box") - num_learned))
 
 
@@ -70,16 +70,25 @@ def check_evaluable(index: AnnotationIndex) -> None:
         raise DataError("F1", f"{index.path}: has no category, so that there is nothing to evaluate; list its classes")
 
 
-def evaluation_verdict(index: AnnotationIndex, report: DataReport) -> str:
-    """One line: what an evaluation would do, which leaves no image out; see `training_verdict`."""
+def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth | DataError) -> str:
+    """One line: what an evaluation would do, which leaves no image out; see `training_verdict`.
+
+    Args:
+        truth: that the set has for evaluations, or what is wrong with it.
+    """
+    error = report.error
     try:
         check_evaluable(index)
-    except DataError as error:
+    except DataError as of_index:
+        error = of_index
+    if error is not None:
         return f"evaluation: stops, error[{error.code}]: {error}"
     num_skipped = report.num_seen() - report.num_used()
     if num_skipped:
         return f"evaluation: stops, {num_skipped:,} of {report.num_seen():,} images cannot be used"
-    without = "" if len(index.boxes.values) else ", none of which has a box: its metrics would say nothing"
+    if isinstance(truth, DataError):
+        return f"evaluation: stops, error[{truth.code}]: {truth}"
+    without = "" if (~truth.crowd).any() else ", none of which has a box: its metrics would say nothing"
     return f"evaluation: takes all {report.num_used():,} images{without}"
 
 

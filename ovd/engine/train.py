@@ -80,7 +80,7 @@ def train(
     *,
     evaluate: Callable[[Detector], dict[str, float]] | None,
     calibrate: Callable[[Detector], None] | None = None,
-) -> tuple[Detector, dict[str, float]]:
+) -> dict[str, float]:
     """Train in place.
 
     Args:
@@ -90,8 +90,8 @@ def train(
         calibrate: called with the same after the last step, before its checkpoint, to which it may add.
 
     Returns:
-        The averaged (EMA) detector and its last evaluation. With `train.patience` the run may end before its last step,
-        and the average is that of its best evaluation.
+        The last evaluation of the averaged (EMA) detector; empty without `evaluate`. With `train.patience` the run may
+        end before its last step, and the average is that of its best evaluation.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; no step was taken and nothing saved after it.
@@ -149,8 +149,7 @@ def train(
             if evaluate and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 _evaluate(evaluate, state, averaged, log)
         state.ema.copy_to(averaged)
-        metrics = _evaluate(evaluate, state, averaged, log) if evaluate else {}
-    return averaged, metrics
+        return _evaluate(evaluate, state, averaged, log) if evaluate else {}
 
 
 def _as_called(detector: Detector, settings: TrainSection, device: torch.device, *, low_precision: bool) -> nn.Module:
@@ -237,7 +236,7 @@ def train_step(
         numbers = check_finite(losses, norm, batch.image_ids)
     except NonFiniteError as error:
         dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
-        raise NonFiniteError(f"{error}; tools/replay_step.py {dump} shows which image") from None
+        raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
     state.step += 1
     return numbers, batch
 

@@ -29,10 +29,8 @@ class Confusion:
     """Number of true boxes of the class."""
 
 
-def most_confused(
-    named: Int64[np.ndarray, "N 2"], categories: Sequence[Category], *, most: int = MAX_CONFUSIONS
-) -> tuple[Confusion, ...]:
-    """The wrong names that are given most often; of equally frequent ones, in the order of the categories.
+def most_confused(named: Int64[np.ndarray, "N 2"], categories: Sequence[Category]) -> tuple[Confusion, ...]:
+    """The `MAX_CONFUSIONS` wrong names that are given most often; equally frequent ones in the order of the categories.
 
     Args:
         named: of each true box, the row of its class and the row of the name that it gets; -1 for none.
@@ -40,7 +38,7 @@ def most_confused(
     num_boxes = np.bincount(named[:, 0], minlength=len(categories))
     wrong = named[(named[:, 0] != named[:, 1]) & (named[:, 1] >= 0)]
     pairs, counts = np.unique(wrong, axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
+    order = np.argsort(-counts, kind="stable")[:MAX_CONFUSIONS]
     return tuple(
         Confusion(categories[row].name, categories[name].name, count, int(num_boxes[row]))
         for (row, name), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)

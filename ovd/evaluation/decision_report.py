@@ -1,6 +1,5 @@
 """What the decisions of a detector are worth, group by group: table, decisions.json and the reliability plot."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from ovd.data.truth import Truth
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions, Verdicts
 from ovd.evaluation.results import Results
-from ovd.files import whole_file
+from ovd.files import write_json
 from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -182,9 +181,7 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
             for item in report.groups
         ],
     }
-    with whole_file(folder / "decisions.json") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
+    write_json(folder / "decisions.json", content)
     draw_reliability(report).savefig(folder / "reliability.png")
 
 

@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
-from ovd.files import sha256_of, whole_file
+from ovd.files import sha256_of, write_json
 
 MEASURED = "measured_weights.json"
 
 
 def note_measured_weights(folder: Path, weights: Path) -> None:
     """Note the hash of the weights that were evaluated, beside the metrics."""
-    with whole_file(folder / MEASURED) as file:
-        json.dump({"sha256": sha256_of(weights)}, file)
+    write_json(folder / MEASURED, {"sha256": sha256_of(weights)})
 
 
 def measured_weights(folder: Path) -> str | None:

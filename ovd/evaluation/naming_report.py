@@ -1,6 +1,5 @@
 """How true boxes are named, group by group: table, naming.json and naming.png."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ovd.evaluation.groups import Group
 from ovd.evaluation.naming import BoxNamingScores, NamingReport, Shares
-from ovd.files import whole_file
+from ovd.files import write_json
 
 _WAYS = ("naming_before", "naming_mean", "naming_crop", "naming_after")
 _HEADS = ("point", "mean", "crop", "detector")
@@ -69,9 +68,7 @@ def _rare_lines(report: NamingReport) -> list[str]:
 def write_naming(report: NamingReport, folder: Path) -> None:
     """Writes naming.json and naming.png, replacing those of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "naming.json") as file:
-        json.dump(asdict(report), file, indent=2, allow_nan=False)
-        file.write("\n")
+    write_json(folder / "naming.json", asdict(report))
     draw_naming(report).savefig(folder / "naming.png")
 
 

@@ -4,7 +4,6 @@ A figure never stands without its protocol: LVIS ordinary AP, LVIS fixed AP and 
 """
 
 import csv
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from ovd.data.truth import Truth
 from ovd.evaluation.image_classes import positions
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
-from ovd.files import whole_file
+from ovd.files import whole_file, write_json
 from ovd.shapes import Float64
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -113,15 +112,13 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(output_dir / "metrics.txt") as file:
         file.write(format_table(evaluation))
-    with whole_file(output_dir / "metrics.json") as file:
-        summary = {
-            "engine": evaluation.engine,
-            "metrics": evaluation.metrics,
-            "protocols": {section.protocol: list(section.metrics) for section in evaluation.sections},
-            "notes": evaluation.notes,
-        }
-        json.dump(summary, file, indent=2, allow_nan=False)
-        file.write("\n")
+    summary = {
+        "engine": evaluation.engine,
+        "metrics": evaluation.metrics,
+        "protocols": {section.protocol: list(section.metrics) for section in evaluation.sections},
+        "notes": evaluation.notes,
+    }
+    write_json(output_dir / "metrics.json", summary)
     with whole_file(output_dir / "per_class.csv") as file:
         table = csv.DictWriter(file, [column.name for column in fields(ClassRow)], lineterminator="\n")
         table.writeheader()

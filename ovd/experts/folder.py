@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ovd.choices import ExpertPart
-from ovd.files import sha256_of, whole_file
+from ovd.files import sha256_of, whole_file, write_json
 
 TENSORS = "expert.safetensors"
 DESCRIPTION = "expert.json"
@@ -89,8 +89,7 @@ def write_expert(folder: Path, description: ExpertDescription, tensors: Mapping[
 def write_description(folder: Path, description: ExpertDescription) -> None:
     """Write the description beside the tensors."""
     content = asdict(description) | {"sha256": sha256_of(folder / TENSORS)}
-    with whole_file(folder / DESCRIPTION) as file:
-        json.dump(content, file, indent=1)
+    write_json(folder / DESCRIPTION, content)
 
 
 def read_description(path: Path) -> ExpertDescription:

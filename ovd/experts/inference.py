@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
-from ovd.inference import Inference
+from ovd.inference import Inference, Question
 from ovd.model.last_result import LastResult
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import SharedLayers
@@ -105,59 +104,25 @@ class ExpertInference(Inference):
         for answerer in self._answerers:
             answerer.compile()
 
-    @torch.no_grad()
-    def detect(
+    def _detect(
         self,
-        text: Float[Tensor, "C D"],
+        questions: Sequence[Question],
         images: UInt8[Tensor, "B 3 H W"],
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
-        *,
-        ensemble: ScoreEnsemble | None = None,
     ) -> tuple[Detections, ...]:
-        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
-        asked = self._route(text)
-        answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
-        for number, predictions in self._predictions(images, sizes, [len(query.rows) > 0 for query in asked]):
-            query = asked[number]
-            found = self._answerers[number].detections(
-                predictions,
-                query.text,
-                sizes,
-                original_sizes,
-                images=images,
-                ensemble=_of_answerer(ensemble, number, query),
-            )
-            answers[number] = [replace(item, classes=query.rows[item.classes]) for item in found]
-        return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
-
-    @torch.no_grad()
-    def detect_each(
-        self,
-        texts: Sequence[Float[Tensor, "_ D"]],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-        *,
-        ensembles: Sequence[ScoreEnsemble | None] | None = None,
-    ) -> tuple[Detections, ...]:
-        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
-        routes = [self._route(text) for text in texts]
+        routes = [self._route(question.text) for question in questions]
         is_asked = [any(len(query.rows) > 0 for query in of_answerer) for of_answerer in zip(*routes, strict=True)]
         answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
         for number, predictions in self._predictions(images, sizes, is_asked):
-            for row, asked in enumerate(routes):
-                query, only = asked[number], slice(row, row + 1)
+            for question, asked in zip(questions, routes, strict=True):
+                query = asked[number]
                 if len(query.rows) > 0:
-                    (found,) = self._answerers[number].detections(
-                        predictions.of_images(only),
-                        query.text,
-                        sizes[only],
-                        original_sizes[only],
-                        images=images[only],
-                        ensemble=_of_answerer(None if ensembles is None else ensembles[row], number, query),
-                    )
-                    answers[number][row] = replace(found, classes=query.rows[found.classes])
+                    own = Question(question.images, query.text, _of_answerer(question.ensemble, number, query))
+                    found = self._answerers[number].answer(own, predictions, sizes, original_sizes, images)
+                    answers[number][question.images] = [
+                        replace(item, classes=query.rows[item.classes]) for item in found
+                    ]
         return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
 
     def _route(self, text: Float[Tensor, "C D"]) -> list[_Query]:

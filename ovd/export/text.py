@@ -1,7 +1,6 @@
 """Export a CLIP model's text tower, and the table of its tokenizer as JSON."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ovd.choices import Templates
 from ovd.clip.load import Clip
 from ovd.export.tracing import write_onnx
-from ovd.files import whole_file
+from ovd.files import write_json
 from ovd.onnx.text import text_files
 from ovd.text.encoder import TextSide, shortened_places
 from ovd.text.prompts import TEMPLATES
@@ -72,8 +71,7 @@ def export_text(clip: Clip, templates: Templates, model: Path) -> None:
         "templates": TEMPLATES[templates],
         "merges": [" ".join(pair) for pair in tokenizer.bpe_ranks],
     }
-    with whole_file(table) as file:
-        json.dump(content, file)
+    write_json(table, content, indent=None)
 
 
 def _is_simple(tokenizer: Any) -> bool:

@@ -1,6 +1,5 @@
 """Align a CLIP model's dense feature with what the model says of crops, without labels."""
 
-import json
 import math
 from typing import Any
 
@@ -16,7 +15,7 @@ from ovd.distributed import device_of_rank, is_main, main_first, process_group, 
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.engine.notes import Notes
-from ovd.files import whole_file
+from ovd.files import write_json
 from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine, on_device
 
@@ -54,7 +53,7 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
     torch.set_num_threads(config.train.threads)
     report = DataReport()
     with main_first():  # it may have to draw the world
-        images = load_unlabelled_images(config.data, DataReport())
+        images = load_unlabelled_images(config.data)
     data_of_run = {"images": images.fingerprint}
     if found is not None:
         check_same_data(found.notes.data, data_of_run, config.output)
@@ -80,8 +79,7 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
         "losses_before": losses.before,
         "losses_after": losses.after,
     }
-    with whole_file(config.output / "report.json") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+    write_json(config.output / "report.json", content)
     return content
 
 

@@ -18,7 +18,7 @@ from ovd.data.images.read import ImageError, read_image
 from ovd.data.images.video import VideoWriter, describe_video
 from ovd.data.report import DataReport
 from ovd.extras import optional
-from ovd.files import make_folder_of, whole_file
+from ovd.files import make_folder_of, write_json
 from ovd.jobs.track import Tracker, tracking_package
 from ovd.progress import progress
 from ovd.structures import Detections
@@ -202,8 +202,7 @@ class PictureFiles:
             file = target.with_name(f"{target.name}{DRAWN}.png")
             drawn.save(file)
             content = {"image": picture.source, "detections": found.rows(self._names)}
-            with whole_file(file.with_suffix(".json")) as stream:
-                json.dump(content, stream, indent=1)
+            write_json(file.with_suffix(".json"), content)
             self.written.append(file)
             return
         if self._of_video is None:
@@ -335,8 +334,8 @@ class CocoFile:
     def close(self) -> None:
         """Writes the file."""
         categories = [{"id": row + 1, "name": name} for row, name in enumerate(self._names)]
-        with whole_file(self._path) as file:
-            json.dump({"images": self._images, "categories": categories, "annotations": self._annotations}, file)
+        content = {"images": self._images, "categories": categories, "annotations": self._annotations}
+        write_json(self._path, content, indent=None)
 
     def where(self) -> str:
         """The file."""

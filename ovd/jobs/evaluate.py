@@ -13,7 +13,6 @@ from ovd.build.text import text_of_detector, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataReport
 from ovd.distributed import gather, is_main, wait_for_all
 from ovd.evaluation.detector import evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
@@ -64,7 +63,7 @@ def detect_all(
         engine=engine or config.eval.engine,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
-        ensemble=None if exported else score_ensemble(trained, [category.name for category in index.categories]),
+        ensemble=None if exported else score_ensemble(trained, index.names),
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
@@ -95,7 +94,7 @@ def evaluate_run(
     exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
     is_own_set = index is None
     if index is None:
-        index = load_validation_index(config, DataReport())
+        index = load_validation_index(config)
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_detector(trained, index)

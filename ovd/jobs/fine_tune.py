@@ -15,12 +15,12 @@ from ovd.build.data import hold_out, load_training_index, load_validation_index
 from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
 from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError
 from ovd.distributed import gather, is_main, process_group, wait_for_all
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import ExpertGroup
-from ovd.files import sha256_of, whole_file
+from ovd.files import sha256_of, write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
 from ovd.jobs.run_folder import (
@@ -85,7 +85,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
             f"{config.init_from} {start.config.data.size}"
         )
     home = _validation_of_start(start, config.init_from) if measures_kept else None
-    new = load_validation_index(config, DataReport())
+    new = load_validation_index(config)
     if new is None and is_main():
         print("warning: no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
@@ -93,7 +93,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     if found is not None:
         check_same_run(found.config, config)
         check_same_start(found, config)
-    index = load_training_index(config, DataReport())
+    index = load_training_index(config)
     if found is not None and is_finished(found, config):
         trained_on, _ = hold_out(config, index)
         stored = found.notes.data
@@ -105,8 +105,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     else:
         outcomes = _averaged(config, config.init_from, weight, new, home)
     if is_main():
-        with whole_file(config.output / "fine_tuning.json") as file:
-            json.dump([vars(outcome) for outcome in outcomes], file, indent=1)
+        write_json(config.output / "fine_tuning.json", [vars(outcome) for outcome in outcomes])
     return outcomes
 
 
@@ -126,7 +125,7 @@ def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
     """
     way_out = "what is kept there is not measured with --no-kept"
     try:
-        home = load_validation_index(start.config, DataReport())
+        home = load_validation_index(start.config)
     except DataError as error:
         raise DataError(error.code, f"{error}; it belongs to {path}: {way_out}") from None
     if home is None:
@@ -183,7 +182,7 @@ def _averaged(
         if sources.weight != weight:
             raise ValueError(
                 f"{ensemble} was averaged with weight {sources.weight:g}, not {weight:g}; "
-                "use tools/ensemble.py to average with another weight into a new folder"
+                "use ovd ensemble to average with another weight into a new folder"
             )
         for noted, path in ((sources.first_sha256, start), (sources.second_sha256, config.output)):
             if noted not in (None, sha256_of(find_checkpoint(path).weights)):
@@ -261,8 +260,7 @@ def _evaluate(
             trained = replace(trained, config=trained.config.model_copy(update={"eval": options}))
         evaluate_run(trained, output=output, index=index)
         if is_main():
-            with whole_file(source) as file:
-                json.dump(evaluated, file)
+            write_json(source, evaluated)
     return gather(json.loads(done.read_text())["metrics"] if is_main() else {})[0]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.build.text import text_of_names
-from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
+from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
 from ovd.data.loading.loader import image_loader
@@ -40,6 +40,7 @@ class Labels:
 
 def label_images(
     trained: TrainedDetector,
+    inference: Inference,
     root: Path,
     paths: Sequence[Path],
     thresholds: Mapping[str, float],
@@ -49,7 +50,6 @@ def label_images(
     overlapping: bool = False,
     batch_size: int = 8,
     workers: int = 2,
-    size: int | None = None,
 ) -> Labels:
     """Detect names in images.
 
@@ -57,6 +57,7 @@ def label_images(
     beside it.
 
     Args:
+        inference: of the detector.
         root: a folder that all images lie in; their names start there.
         thresholds: the classes to detect, and the least score of each.
         report: counts the images, and the boxes too small to be of use (F4).
@@ -64,12 +65,11 @@ def label_images(
         overlapping: whether several names may stay at one place.
         batch_size: images at a time.
         workers: processes that load ahead.
-        size: longest side in pixels that images are resized to; by default as in training.
 
     Raises:
         ValueError: no image can be read.
     """
-    inference, names = build_inference(trained, size=size), tuple(thresholds)
+    names = tuple(thresholds)
     text = text_of_names(trained, names)
     ensemble = score_ensemble(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)

@@ -1,5 +1,7 @@
 """All that can stop or spoil a training, found before it: both sets, every image file, the vocabulary, the pairs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -78,7 +80,8 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         print(f"\nvalidation set {validation.path}")
         check_images(validation, validation_report)
         print("\n".join(describe_findings(validation_report)))
-        verdicts.append(evaluation_verdict(validation, validation_report))
+        assert validation.truth is not None
+        verdicts.append(evaluation_verdict(validation, validation_report, validation.truth))
         print(f"\n{describe_vocabulary(index, validation)}")
     samples = images_per_step(config)[0] * config.train.steps
     print(
@@ -96,8 +99,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:
     """Which names are trained on, and which are asked for without that."""
-    trained = [category.name for category in training.categories]
-    asked = [category.name for category in validation.categories]
+    trained, asked = training.names, validation.names
     new, unused = _missing(asked, trained), _missing(trained, asked)
     return (
         f"{len(trained):,} names are trained on, {len(asked):,} are asked for in the evaluation\n"
@@ -106,7 +108,7 @@ def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) 
     )
 
 
-def _missing(names: list[str], others: list[str]) -> list[str]:
+def _missing(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return sorted(name for name, occurs in zip(names, are_among(names, others), strict=True) if not occurs)
 
 

@@ -92,7 +92,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         whole = load_training_index(config, report)
         check_all_exist(whole, config.data.source, all_needed=False)
         index, held_out = hold_out(config, whole)
-        validation = load_validation_index(config, DataReport()) if evaluate else None
+        validation = load_validation_index(config) if evaluate else None
         check_validation(config, validation)
         if validation is not None:
             check_all_exist(validation, config.data.source, all_needed=True)
@@ -149,8 +149,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     )
     evaluate_average = None if validation is None else _evaluation_of(config, clip, validation, checkpoints)
     calibrate = None if held_out is None else _calibration_of(config, clip, held_out, checkpoints)
-    _, metrics = train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
-    return metrics
+    return train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
 
 
 def check_validation(config: TrainConfig, validation: AnnotationIndex | None) -> None:
@@ -244,13 +243,12 @@ def _evaluation_of(
     config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: Checkpoints
 ) -> Callable[[Detector], dict[str, float]]:
     """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
-    names = [category.name for category in validation.categories]
     text = text_of_index(config, clip, validation)
 
     def evaluate(averaged: Detector) -> dict[str, float]:
         calibration = stored_calibration(checkpoints.notes, checkpoints.attached)
         trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes, calibration)
-        evaluator = detect_all(trained, validation, with_learned_names(trained, names, text))
+        evaluator = detect_all(trained, validation, with_learned_names(trained, validation.names, text))
         metrics: dict[str, float] = {}
         if is_main():
             measures = evaluate_results(

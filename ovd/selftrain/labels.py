@@ -166,7 +166,7 @@ def _reading(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             yield file, metadata
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a whole file of pseudo-labels ({error}); remove it and run tools/pseudo_label.py again"
+            f"{path} is not a whole file of pseudo-labels ({error}); remove it and run ovd label-pairs again"
         ) from None
 
 
@@ -178,7 +178,7 @@ def label_files(folder: Path) -> list[Path]:
     """
     files = sorted(folder.glob("*.safetensors"), key=_shard_name)
     if not files:
-        raise ValueError(f"{folder} has no labels (*.safetensors); make them with tools/pseudo_label.py")
+        raise ValueError(f"{folder} has no labels (*.safetensors); make them with ovd label-pairs")
     return files
 
 
@@ -248,7 +248,7 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
             text_tower_of_file = settings["text_tower"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{ledger} cannot be read ({error!r}); run tools/pseudo_label.py again to label this shard"
+                f"{ledger} cannot be read ({error!r}); run ovd label-pairs again to label this shard"
             ) from None
         expected = listed.get(name)
         if expected is not None and expected.sha256 != sha256:
@@ -256,14 +256,14 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
         if text_tower not in (None, text_tower_of_file):
             raise ValueError(
                 f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
-                "(tools/pseudo_label.py)"
+                "(ovd label-pairs)"
             )
         common = common or settings
         different = [key for key in sorted(common.keys() | settings.keys()) if common.get(key) != settings.get(key)]
         if different:
             raise ValueError(
                 f"{file} was made with other settings than {files[0].name} ({', '.join(different)}); remove the files "
-                "that do not match the others and run tools/pseudo_label.py again"
+                "that do not match the others and run ovd label-pairs again"
             )
     indexes = {_shard_name(file): read_shard_index(file) for file in files}
     shards = PairShards(folder, only=indexes, known=indexes)

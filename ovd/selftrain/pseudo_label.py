@@ -23,7 +23,7 @@ from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards, caption_fault, list_shards
 from ovd.data.report import DataReport
-from ovd.files import remove_abandoned, sha256_of, whole_file
+from ovd.files import remove_abandoned, sha256_of, write_json
 from ovd.progress import progress
 from ovd.selftrain.labels import (
     FORMAT,
@@ -225,8 +225,7 @@ def _write_ledger(
         "counts": asdict(counts),
         "left_out": left_out,
     }
-    with whole_file(ledger_path(labels_path(output, shard))) as file:
-        file.write(json.dumps(ledger, indent=1) + "\n")
+    write_json(ledger_path(labels_path(output, shard)), ledger)
 
 
 def _read_done(

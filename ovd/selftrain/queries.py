@@ -101,12 +101,16 @@ _NO_SINGULAR = _set_of(
 )
 
 
+MAX_QUERIES = 300
+"""Of an image (OWLv2's value)."""
+
+
 def caption_queries(caption: str) -> tuple[str, ...]:
     """The whole caption, with white space collapsed; empty if it has no word."""
     return (" ".join(caption.split()),) if words_of(caption) else ()
 
 
-def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = 300) -> tuple[str, ...]:
+def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = MAX_QUERIES) -> tuple[str, ...]:
     """Every run of up to `max_words` words that neither begins nor ends with a function word (OWLv2's rule).
 
     They are lower-cased, may span punctuation, and have no duplicates. Short ones come first, then the order is that of
@@ -124,7 +128,7 @@ def ngram_queries(caption: str, *, max_words: int = 10, max_queries: int = 300) 
     return tuple(queries)
 
 
-def noun_queries(caption: str, *, max_queries: int = 300) -> tuple[str, ...]:
+def noun_queries(caption: str) -> tuple[str, ...]:
     """Noun phrases, in the order of the caption, without duplicates.
 
     A phrase is a run of words between punctuation, function words and verbs, without the count, colors and other common
@@ -133,7 +137,7 @@ def noun_queries(caption: str, *, max_queries: int = 300) -> tuple[str, ...]:
     nothing: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
     """
     phrases = (phrase for clause in _clauses(caption) for phrase in _phrases_of_clause(clause))
-    return tuple(islice(dict.fromkeys(phrases), max_queries))
+    return tuple(islice(dict.fromkeys(phrases), MAX_QUERIES))
 
 
 def words_of(text: str) -> list[str]:

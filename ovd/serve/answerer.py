@@ -74,31 +74,11 @@ class Answerer:
             size: longest side in pixels that pictures are resized to; by default as in training.
         """
         self._trained = trained
-        self._inference = build_inference(trained, size=size)
-        self._resize = eval_transform(size=self._inference.size)
+        self.inference = build_inference(trained, size=size)
+        self._resize = eval_transform(size=self.inference.size)
         self._rows: OrderedDict[str, Float[Tensor, " D"]] = OrderedDict()
         self._prompts = PromptEncoder(trained)
         self._encoding = Lock()
-
-    @property
-    def size(self) -> int:
-        """Longest side in pixels that pictures are resized to."""
-        return self._inference.size
-
-    @property
-    def device(self) -> torch.device:
-        """Device that the detector runs on."""
-        return self._inference.device
-
-    @property
-    def threshold(self) -> float | None:
-        """The score above which boxes are best reported; None if the detector was not calibrated."""
-        return self._inference.threshold
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether scores are probabilities, those of experts, too."""
-        return self._inference.is_calibrated
 
     @property
     def trained_names(self) -> tuple[str, ...]:
@@ -138,7 +118,7 @@ class Answerer:
     def picture(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Picture:
         """Resize an RGB image."""
         resized = torch.from_numpy(np.ascontiguousarray(self._resize(pixels))).permute(2, 0, 1)
-        divisor = self._inference.detector.size_divisor
+        divisor = self.inference.detector.size_divisor
         height, width = (-(-side // divisor) * divisor for side in resized.shape[1:])
         return Picture(resized, (pixels.shape[0], pixels.shape[1]), (height, width))
 
@@ -164,9 +144,9 @@ class Answerer:
         pictures = [question.picture for question in questions]
         assert len({picture.padded_shape for picture in pictures}) == 1, "pictures of one batch have one padded shape"
         images, sizes = pad_images(
-            [picture.pixels for picture in pictures], divisor=self._inference.detector.size_divisor
+            [picture.pixels for picture in pictures], divisor=self.inference.detector.size_divisor
         )
-        return self._inference.detect_each(
+        return self.inference.detect_each(
             vocabularies,
             images,
             sizes,

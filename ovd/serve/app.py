@@ -174,7 +174,7 @@ class Server:
         info = {
             "detector": self._settings.model,
             "threshold": threshold,
-            "calibrated": self._answerer.is_calibrated,
+            "calibrated": self._answerer.inference.is_calibrated,
             "seconds": round(seconds, 4),
         }
         return JSONResponse(
@@ -193,9 +193,9 @@ class Server:
             "model": self._settings.model,
             "version": version("ovd"),
             "threshold": self._settings.threshold,
-            "calibrated": self._answerer.is_calibrated,
-            "size": self._answerer.size,
-            "device": self._answerer.device.type,
+            "calibrated": self._answerer.inference.is_calibrated,
+            "size": self._answerer.inference.size,
+            "device": self._answerer.inference.device.type,
             "trained_names": list(self._answerer.trained_names),
             "formats": list(ALLOWED_FORMATS),
             "limits": asdict(self._limits),

@@ -96,12 +96,12 @@ class TextBank:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is not a text bank ({error}); delete it to have it built again") from None
         if text_tower not in (None, self.text_tower):
-            raise ValueError(f"{path} was made with another text tower; build it again with tools/build_text_bank.py")
+            raise ValueError(f"{path} was made with another text tower; build it again with ovd text-bank")
         missing = [name for name in names or () if name not in position]
         if missing:
             raise ValueError(
                 f"{path} has no variants of {len(missing)} classes ({', '.join(missing[:5])}); "
-                "build a bank with them (tools/build_text_bank.py)"
+                "build a bank with them (ovd text-bank)"
             )
         self.names = tuple(position if names is None else names)
         self._positions = np.array([position[name] for name in self.names], np.int64)
@@ -146,7 +146,7 @@ def class_texts(
 
 def build_bank(
     clip: Clip,
-    names: list[str],
+    names: Sequence[str],
     synonyms: Sequence[Sequence[str]],
     sources: TextSources,
     *,

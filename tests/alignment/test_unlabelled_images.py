@@ -12,7 +12,7 @@ from ovd.build.alignment import load_unlabelled_images
 from ovd.config import AlignData, parse_config
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards, write_pair_shards
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 
@@ -54,7 +54,7 @@ def test_shards_give_their_images_and_a_part_of_them_the_first(tmp_path):
 
 def test_a_training_set_gives_its_images_and_none_of_its_labels(miniature_world):
     data = parse_config({"source": source_of(miniature_world, validated=False)}, AlignData, "test")
-    images = load_unlabelled_images(data, DataReport())
+    images = load_unlabelled_images(data)
     assert len(images) > 50
     record = images.record(3)
     assert record.path.is_file()
@@ -65,4 +65,4 @@ def test_relative_folders_start_at_the_data_root(tmp_path, monkeypatch):
     write_images(tmp_path / "photos", 3)
     monkeypatch.setenv("OVD_DATA", str(tmp_path))
     config = small_align_config(tmp_path / "run", Path("photos"))
-    assert len(load_unlabelled_images(config.data, DataReport())) == 3
+    assert len(load_unlabelled_images(config.data)) == 3

@@ -541,3 +541,47 @@ def test_a_synonym_that_is_no_text_stops(tmp_path):
     with pytest.raises(DataError, match=r"category 9: the synonym None is no text") as caught:
         load(tmp_path, content)
     assert caught.value.code == "F1"
+
+
+@pytest.mark.parametrize("given", ["", None])
+def test_an_url_that_says_nothing_leaves_the_file_name(tmp_path, given):
+    content = lvis_content()
+    content["images"] = [row | {"coco_url": given, "file_name": f"{row['id']}.jpg"} for row in content["images"]]
+    assert load(tmp_path, content)[0].image_files == ("30.jpg", "10.jpg", "20.jpg")
+
+
+@pytest.mark.parametrize("name", ["annotations", "strange"])
+def test_boxes_of_another_form_are_refused_where_only_a_truth_is_wanted(tmp_path, name):
+    """Each of the two readers; a results file would have AP 0 without a word."""
+    content = lvis_content()
+    content["images"] = [row | {"file_name": "a.jpg"} for row in content["images"]]
+    rows = [[50, 20, 80, 60], [60, 10, 90, 30], [70, 40, 99, 80], [55, 5, 75, 95], [80, 1, 100, 100]]
+    content["annotations"] = [
+        {"id": number, "image_id": 20, "category_id": 2, "bbox": box} for number, box in enumerate(rows)
+    ]
+    if name == "strange":
+        content["annotations"][0]["iscrowd"] = False
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"all fit as \[x1, y1, x2, y2\]"):
+        load_truth(path, format="coco")
+    assert load_truth(path, format="coco", options=FormatOptions(xyxy=True)).boxes_xywh[0].tolist() == [50, 20, 30, 40]
+    for row in content["annotations"]:
+        row["bbox"] = [number / 100 for number in row["bbox"]]
+    path.write_text(json.dumps(content))
+    for options in (FormatOptions(), FormatOptions(xyxy=True)):
+        with pytest.raises(DataError, match="shares of the image"):
+            load_truth(path, format="coco", options=options)
+        with pytest.raises(DataError, match="shares of the image"):
+            load_annotations(path, None, format="coco", options=options)
+
+
+def test_a_frequency_is_of_lvis_alone(tmp_path):
+    content = lvis_content()
+    content["categories"][0]["frequency"] = "often"
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    frequencies = [category.frequency for category in load_truth(path, format="coco").categories]
+    assert frequencies == ["f", "c", None]
+    with pytest.raises(DataError, match="frequency is 'often'"):
+        load(tmp_path, content)

@@ -285,6 +285,24 @@ def test_a_truth_of_objects365_keeps_the_images_that_no_archive_holds(tmp_path):
     assert index.truth.image_ids.tolist() == [4, 5, 4]
 
 
+@pytest.mark.parametrize(("folder", "options"), [("train", "sizes"), ("train", "none"), (".", "names")])
+def test_images_of_objects365_are_looked_for_where_its_archives_put_them(tmp_path, folder, options):
+    """By headers where sizes are missing or not believed, and by base name one folder above."""
+    (tmp_path / "train" / "patch8").mkdir(parents=True)
+    images = []
+    for number in range(3):
+        Image.new("RGB", (40, 30)).save(tmp_path / "train" / "patch8" / f"objects365_v1_{number}.jpg")
+        size = {} if options == "none" else {"height": 30, "width": 40}
+        images.append({"id": number, "file_name": f"images/v1/patch8/objects365_v1_{number}.jpg", **size})
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    path = tmp_path / "o365.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "Basket"}]}))
+    chosen = FormatOptions(sizes_from_images=options == "sizes", by_base_name=options == "names")
+    index = load_annotations(path, tmp_path / folder, format="objects365", options=chosen)
+    assert all(index.encoded(image).is_file() for image in range(3))
+    assert index.image_sizes.tolist() == [[30, 40]] * 3
+
+
 @pytest.fixture
 def opened(monkeypatch) -> Counter[str]:
     """How often each file is opened from here on."""

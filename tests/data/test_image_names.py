@@ -100,3 +100,12 @@ def test_voc_has_the_option_too_and_yolo_has_not(images, tmp_path):
     assert index.image_files == ("b/two.PNG",)
     with pytest.raises(ValueError, match="format yolo has no option by_base_name"):
         load_annotations(tmp_path / "xml", images, format="yolo", report=DataReport(), options=options)
+
+
+def test_accents_as_one_character_or_two(tmp_path):
+    """macOS writes a letter and its accent, most others one character."""
+    (tmp_path / "cafe\u0301.jpg").touch()
+    files = ["caf\u00e9.jpg"]
+    with pytest.raises(DataError, match="All are there by their base names"):
+        check(tmp_path, files)
+    assert files_by_base_name(tmp_path / "a.json", files, tmp_path) == ("cafe\u0301.jpg",)

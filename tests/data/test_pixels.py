@@ -88,6 +88,8 @@ def test_sixteen_bits_are_read_by_those_that_are_used(bits: int):
         (np.zeros(5), "two or three dimensions"),
         (np.full((4, 4, 3), -0.5), "from -0.5 to -0.5; .* normalized"),
         (np.full((4, 4, 3), 256), "from 256 to 256"),
+        (np.full((4, 4, 3), 1.0000001), "floats up to 1: more than 1"),
+        (np.full((4, 4, 3), 2.0), "floats up to 2: more than 1"),
         (np.full((4, 4, 3), np.nan), "not finite"),
         (np.zeros((4, 4, 3), bool), "bool are not pixels"),
         (np.zeros((4, 4, 3), complex), "complex128 are not pixels"),

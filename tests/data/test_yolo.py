@@ -564,3 +564,50 @@ def test_a_label_file_whose_image_is_there_and_not_listed_is_no_finding(root):
     report = DataReport()
     assert len(load(root, report)) == 1
     assert report.counts() == {}
+
+
+def test_hidden_folders_and_those_of_systems_hold_no_images(root):
+    for folder in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        save(root / "images" / "train" / folder / "a.png")
+    assert files(load(root)) == ["a.png", "b.png"]
+
+
+def test_labels_of_a_folder_whose_images_are_all_missing_are_counted(root):
+    set_data(root, train="images")
+    write(root / "labels" / "val" / "c.txt", ROW)
+    write(root / "labels" / "extra" / "d.txt", ROW + ROW)
+    report = DataReport()
+    load(root, report)
+    assert report.counts() == {"F8 noticed": 1}
+    where = f"{root / 'labels/extra/d.txt'}: its image is not in {root / 'images/extra'}"
+    assert report.first_records()["F8 noticed"] == [f"{where}; its 2 objects are left out"]
+    report = DataReport()
+    set_data(root)
+    load(root, report)  # of the training set nothing is missing
+    assert not report.counts()
+
+
+def test_boxes_of_images_that_cannot_be_read_are_counted(root):
+    (root / "images" / "train" / "a.png").write_bytes(b"no image")
+    for number in range(600):
+        save(root / "images" / "train" / f"{number}.png", size=(2, 2))
+    report = DataReport()
+    load(root, report)
+    assert (report.num_used("box"), report.num_seen("box")) == (0, 1)
+
+
+def test_objects_that_are_there_twice_and_names_that_are_nearly_the_same_are_noticed(root):
+    set_data(root, names=["Dog", "dog"])
+    write(root / "labels" / "train" / "a.txt", ROW + ROW)
+    report = DataReport()
+    load(root, report)
+    assert report.counts() == {"F2 noticed": 2}
+
+
+def test_characters_of_names_that_are_written_in_halves(root):
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("- cat", '- "\\ud83d\\ude00 face"'))
+    assert load(root).names[0] == "\N{GRINNING FACE} face"
+    (root / "data.yaml").write_text(text.replace("- cat", '- "\\ud83d face"'))
+    with pytest.raises(DataError, match=r"data\.yaml: name 0: .* has half a character"):
+        load(root)

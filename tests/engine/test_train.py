@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_leaves_a_dump_that_can_be_looked_at(tmp_path,
 
     monkeypatch.setattr("ovd.engine.step.detection_losses", losses)
     config = small_config(tmp_path / "run", miniature_world)
-    with pytest.raises(NonFiniteError, match=r"class = nan.*replay_step\.py .*failed-step-000002\.rank0\.pt"):
+    with pytest.raises(NonFiniteError, match=r"class = nan.*replay-step .*failed-step-000002\.rank0\.pt"):
         train_from_config(config, evaluate=False)
     assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-000002"]
     capsys.readouterr()

@@ -186,7 +186,7 @@ def test_mistakes_end_in_one_line(images, tmp_path):
 def test_held_out_images_are_not_trained_on(tmp_path):
     folder = write_images(tmp_path / "images", 120)
     config = small_align_config(tmp_path / "run", folder, train={"steps": 120, "held_out": 9})
-    source = load_unlabelled_images(config.data, DataReport())
+    source = load_unlabelled_images(config.data)
     data = alignment_data(source, config, DataReport(), size_divisor=32)
     assert (data.num_images, data.num_held_out) == (111, 9)
     trained = {image_id for batch in data.batches_from(0) for image_id in batch.image_ids}
@@ -225,7 +225,7 @@ def test_every_family_is_aligned_and_keeps_its_properties(family, images, tmp_pa
     config.output.mkdir()
     disturb(distillation.student)
     data = alignment_data(
-        load_unlabelled_images(config.data, DataReport()), config, DataReport(), size_divisor=distillation.size_divisor
+        load_unlabelled_images(config.data), config, DataReport(), size_divisor=distillation.size_divisor
     )
     losses = distillation.losses(DenseFeature(distillation.student), next(data.batches_from(0)), 0)
     torch.stack(list(losses.values())).sum().backward()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovd.build.trained import load_detector
+from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
 from ovd.data.images.files import images_at
 from ovd.data.report import DataReport
@@ -47,9 +47,10 @@ def photos(miniature_world, tmp_path_factory) -> Path:
 
 def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int) -> Labels:
     root, paths = images_at([str(photos)], recursive=True)
-    return label_images(
-        load_detector(start), root, paths, dict.fromkeys(NAMES, LOW), report, workers=0, batch_size=batch_size
-    )
+    trained = load_detector(start)
+    thresholds = dict.fromkeys(NAMES, LOW)
+    inference = build_inference(trained)
+    return label_images(trained, inference, root, paths, thresholds, report, workers=0, batch_size=batch_size)
 
 
 def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos):

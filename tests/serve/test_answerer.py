@@ -62,14 +62,14 @@ def test_a_question_that_fails_does_not_stop_the_others(trained, monkeypatch):
     answerer = Answerer(trained)
     good = Question(answerer.picture(np.full((64, 64, 3), 90, dtype=np.uint8)), ("anchor",))
     bad = Question(answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
-    original = answerer._inference.detect_each
+    original = answerer.inference.detect_each
 
     def detect_each(texts, images, *others, **options):
         if (images.flatten(1).amax(dim=1) == 0).any():
             raise RuntimeError("a black picture")
         return original(texts, images, *others, **options)
 
-    monkeypatch.setattr(answerer._inference, "detect_each", detect_each)
+    monkeypatch.setattr(answerer.inference, "detect_each", detect_each)
     answers = answerer.answer([good, bad, good])
     assert [type(answer).__name__ for answer in answers] == ["Detections", "RuntimeError", "Detections"]
 

@@ -84,17 +84,18 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
         return None
     if image_of_object is None or class_of_object is None:
         return None
-    labels, sizes, files, areas = None, None, None, None
+    labels, files, areas = None, None, None
+    sizes = np.stack([_integers(images, "height"), _integers(images, "width")], axis=1)
+    have_sizes = bool(((sizes > 0) & (sizes < LARGEST_COORDINATE)).all())
     if federated or request.index:
         labels = _federated_labels(images, category_ids, required=federated, known=request.index)
         if labels is None:
             return None
     if request.index:
-        sizes = np.stack([_integers(images, "height"), _integers(images, "width")], axis=1)
         names = [_image_file(row, federated) for row in images]
-        if not ((sizes > 0) & (sizes < LARGEST_COORDINATE)).all() or None in names:
+        if not have_sizes or None in names:
             return None
-        files = tuple(name for name in names if name is not None)
+        files = tuple(request.file_of(name) for name in names if name is not None)
         if request.options.by_base_name:
             files = files_by_base_name(path, files, request.images)
     if request.truth:
@@ -113,7 +114,7 @@ def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTabl
         areas_px=areas,
         images_root=request.images,
         image_files=files,
-        image_sizes=sizes,
+        image_sizes=sizes if have_sizes else None,
         federated=labels if federated else None,
     )
 
@@ -165,6 +166,6 @@ def _areas(objects: list[_Object], boxes: Float64[np.ndarray, "M 4"], *, require
 
 def _image_file(row: _Image, federated: bool) -> str | None:
     """The path under the folder of images; None if the record has none."""
-    if federated and isinstance(row.coco_url, str):
+    if federated and row.coco_url:
         return "/".join(row.coco_url.split("/")[-2:])
     return row.file_name if isinstance(row.file_name, str) else None

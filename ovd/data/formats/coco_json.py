@@ -3,7 +3,7 @@
 import codecs
 import sys
 
-from ovd.data.formats.box_form import check_box_form, notice_doubles
+from ovd.data.formats.box_form import check_box_form, check_no_shares, notice_doubles
 from ovd.data.formats.kept_tables import keep_table, kept_table
 from ovd.data.formats.parents import without_parents
 from ovd.data.formats.table import AnnotationTable, ReadRequest
@@ -40,7 +40,9 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
         content = read_bytes(request.annotations, sys.maxsize)
         table = _read_whole(request, content, report, federated=federated)
     without = without_parents(table, report)
-    if not request.options.xyxy:
+    if request.options.xyxy:
+        check_no_shares(without)
+    else:
         check_box_form(without)
     notice_doubles(without, report)
     return without if request.index else table

@@ -54,7 +54,7 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
 
     sizes, files, is_available = None, None, None
     if request.index:
-        files = tuple(source.image_file(row, federated) for row in images)
+        files = tuple(request.file_of(source.image_file(row, federated)) for row in images)
         if request.options.by_base_name:
             files = files_by_base_name(path, files, request.images)
         if request.options.sizes_from_images and request.images is not None:
@@ -62,6 +62,9 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
         else:
             stated = [source.size(row, required=request.images is None) for row in images]
         sizes, is_available = fill_sizes(np.array(stated, np.int64).reshape(-1, 2), files, request, report)
+    else:
+        known = np.array([_stated_size(row) for row in images], np.int64).reshape(-1, 2)
+        sizes = known if known.all() else None
     boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf, report)
     if request.options.xyxy:
         boxes[:, 2:] -= boxes[:, :2]
@@ -264,9 +267,11 @@ class Source:
         image_count = UNCOUNTED
         if federated or request.truth:
             frequency = row.get("frequency")
-            is_required = federated and request.index
-            if frequency not in ("r", "c", "f") and (is_required or frequency is not None):
-                raise DataError("F1", f"{self.path}: category {row['id']}: frequency is {frequency!r}, not r, c or f")
+            if frequency not in ("r", "c", "f"):
+                if federated and (request.index or frequency is not None):
+                    what = f"frequency is {frequency!r}, not r, c or f"
+                    raise DataError("F1", f"{self.path}: category {row['id']}: {what}")
+                frequency = None
         if request.index and (federated or "synonyms" in row):
             synonyms = tuple(self.field(row, "categories", "synonyms", list))
             if wrong := [synonym for synonym in synonyms if not isinstance(synonym, str)]:
@@ -280,7 +285,7 @@ class Source:
 
     def image_file(self, row: dict[str, Any], federated: bool) -> str:
         """The path under the folder of images."""
-        if federated and "coco_url" in row:
+        if federated and row.get("coco_url"):
             # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
             return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
         return self.field(row, "images", "file_name", str)

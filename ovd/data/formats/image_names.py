@@ -2,11 +2,12 @@
 
 Annotation tools write paths of their own: "images/x.jpg", "..\\upload\\1\\x.jpg", "/data/upload/1/x.jpg", "x%20y.jpg",
 "x.JPG". With the option `by_base_name` an image is the one file below the folder with the same last part of its name,
-whatever the case of its suffix, percent signs decoded where they have to be.
+whatever the case of its suffix and the form of its accents, percent signs decoded where they have to be.
 """
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
@@ -141,5 +142,6 @@ def _base_name(file: str) -> str:
 
 
 def _with_low_suffix(name: str) -> str:
-    stem, suffix = os.path.splitext(name)
+    """The name with its suffix in small letters, and accents as one character with their letter, whatever wrote it."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
     return stem + suffix.lower()

@@ -7,7 +7,7 @@
 | the same, for 5 records and 1 % of them | stops: this is no slip, and boxes may be those of other images |
 | says another size, and its boxes leave it or not | the image is left out when it is loaded, and counted (F12) |
 
-Only the headers of images with boxes that leave them are read for this; `tools/check_data.py` decodes all images.
+Only the headers of images with boxes that leave them are read for this; `ovd check` decodes all images.
 """
 
 from collections.abc import Sequence
@@ -105,12 +105,15 @@ def with_real_sizes(table: AnnotationTable, report: DataReport) -> AnnotationTab
         return table
     for image in wrong.tolist():
         report.repaired("F12", _described(table, sizes, image))
-    if report.stops and are_too_many(len(wrong), len(sizes)):
-        raise DataError(
-            "F12",
-            f"{table.path}: boxes of {len(wrong)} images leave the height and width of their record, and fit into the "
-            f"image: {'; '.join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())}. Are "
-            f"height and width swapped? Correct them, or have all read from the images: {SIZES_FROM_IMAGES}",
+    if are_too_many(len(wrong), len(sizes)):
+        named = "; ".join(_described(table, sizes, image) for image in wrong[:_NUM_NAMED].tolist())
+        words = f"boxes of {len(wrong)} images leave the height and width of their record, and fit into the image"
+        report.stop(
+            DataError(
+                "F12",
+                f"{table.path}: {words}: {named}. Are height and width swapped? Correct them, or have all read from "
+                f"the images: {SIZES_FROM_IMAGES}",
+            )
         )
     decided = table.image_sizes.copy()
     decided[wrong] = sizes[wrong]

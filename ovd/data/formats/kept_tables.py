@@ -19,9 +19,10 @@ from ovd.files import cache_folder, sha256_of, whole_file
 
 MIN_BYTES = 2**24
 """Annotation files shorter than this are read every time."""
+_SOURCES = ("coco_columns", "coco_records", "kept_tables", "objects365", "table")
 _READER = (
     Path(__file__).parents[1] / "category.py",
-    *(Path(__file__).with_name(f"{name}.py") for name in ("coco_columns", "coco_records", "kept_tables", "table")),
+    *(Path(__file__).with_name(f"{name}.py") for name in _SOURCES),
 )
 _DIGEST_BYTES = 32
 """A kept file begins with the SHA-256 of all that follows, so that a damaged one is not used."""
@@ -96,7 +97,14 @@ def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, 
 
 def _file_of(request: ReadRequest, federated: bool) -> Path:
     """Where the table is kept, by the annotation file's path, by what is asked of it, and by the reader's code."""
-    asked = (os.path.abspath(request.annotations), request.index, request.truth, request.options.xyxy, federated)
+    asked = (
+        os.path.abspath(request.annotations),
+        request.index,
+        request.truth,
+        request.options.xyxy,
+        federated,
+        request.file_of.__name__,
+    )
     digest = hashlib.sha256(repr(asked).encode(errors="surrogateescape"))
     for source in _READER:
         digest.update(source.read_bytes())

@@ -12,6 +12,7 @@ from ovd.data.formats.drawn_shapes import Box
 from ovd.data.formats.image_names import files_by_base_name
 from ovd.data.formats.image_sizes import fill_sizes
 from ovd.data.formats.table import UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.formats.text_files import whole_characters
 from ovd.data.report import DataError, DataReport
 
 
@@ -48,7 +49,7 @@ def table_of_images(
         report: counts images that cannot be read though their size is missing.
 
     Raises:
-        DataError: F2 an image twice.
+        DataError: F1 a label with half a character; F2 an image twice.
     """
     path = request.annotations
     files = tuple(image.file for image in images)
@@ -62,6 +63,8 @@ def table_of_images(
     stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
     sizes, is_available = fill_sizes(stated, files, replace(request, images=root), report)
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
+    for _, item in objects:
+        whole_characters(item.label, item.where)
     labels = sorted({item.label for _, item in objects})
     row_of_label = {label: row for row, label in enumerate(labels)}
     boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)

@@ -49,7 +49,7 @@ def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable
 
     An index leaves out the images that were never released; `report` counts them (F8).
     """
-    table = read_coco_json(request, report, federated=False)
+    table = read_coco_json(replace(request, file_of=image_file), report, federated=False)
     categories = tuple(replace(category, name=class_name(category.name)) for category in table.categories)
     if table.image_files is None:
         return replace(table, categories=categories)
@@ -62,7 +62,6 @@ def read_objects365(request: ReadRequest, report: DataReport) -> AnnotationTable
     return replace(
         table,
         categories=categories,
-        image_files=tuple(image_file(file) for file in table.image_files),
         is_available=None if is_available.all() else is_available,
     )
 

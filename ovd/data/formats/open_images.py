@@ -69,7 +69,9 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
         report.repaired("F8", f"{path}: {where}")
     kept, sizes = readable_sizes([files[image][0] for image in wanted], report, stops=request.needs_images)
     position = {wanted[image]: row for row, image in enumerate(kept.tolist())}
+    num_rows = len(rows)
     rows = [row for row in rows if row.image in position]
+    report.skipped_with_images(num_rows - len(rows))
     image_of_object = np.array([position[row.image] for row in rows], np.int64)
     boxes = np.array([row.box for row in rows], np.float64).reshape(-1, 4) * sizes[image_of_object][:, [1, 0, 1, 0]]
     boxes_xywh = to_xywh(boxes)

@@ -43,6 +43,8 @@ class ReadRequest:
     """Whether an `AnnotationIndex` is wanted; if so, every image needs a file and a size."""
     truth: bool
     """Whether a `Truth` is wanted; if so, areas are checked."""
+    file_of: Callable[[str], str] = str
+    """Where an image lies under the folder of images, by the name that its record has."""
     skips_images: bool = False
     """Whether an image whose size is not stated and cannot be read is left out where a truth is wanted, too."""
 
@@ -94,7 +96,7 @@ class AnnotationTable:
     image_files: tuple[str, ...] | None = None
     """Paths relative to `images_root`; None where no index is wanted."""
     image_sizes: Int64[np.ndarray, "N 2"] | None = None
-    """Height and width in pixels; None where no index is wanted."""
+    """Height and width in pixels; where no index is wanted, None if they are not stated for all images."""
     is_available: Bool[np.ndarray, " N"] | None = None
     """False for images that do not exist outside the annotation file (`available_part`); None if all exist."""
     federated: FederatedLabels | None = None

@@ -11,6 +11,18 @@ MAX_TEXT_BYTES = 64 * 1024 * 1024
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
+def whole_characters(text: str, where: str) -> str:
+    """The text with characters that are written as two halves, as JSON escapes those beyond 16 bits, made whole.
+
+    Raises:
+        DataError: F1 it has half a character alone, which UTF-8 cannot hold.
+    """
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise DataError("F1", f"{where}: {text!r} has half a character") from None
+
+
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The content of an annotation file.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ovd.data.box_arrays import to_xywh
 from ovd.data.category import Category
-from ovd.data.formats.box_form import FEW, SHARES
+from ovd.data.formats.box_form import FEW, SHARES, notice_doubles
 from ovd.data.formats.image_names import files_by_base_name, refuse_same_files
 from ovd.data.formats.image_sizes import fill_sizes
 from ovd.data.formats.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, ReadRequest
@@ -91,7 +91,7 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
         raise DataError("F6", f"{request.annotations}: {SHARES}")
     if not zero_based:
         _notice_zeros(request.annotations, boxes, report)
-    return AnnotationTable(
+    table = AnnotationTable(
         path=request.annotations,
         categories=tuple(Category(row, name, (), None, UNCOUNTED) for row, name in enumerate(names)),
         image_ids=np.arange(len(images)),
@@ -106,6 +106,8 @@ def read_voc(request: ReadRequest, report: DataReport) -> AnnotationTable:
         image_sizes=sizes,
         is_available=is_available,
     )
+    notice_doubles(table, report)
+    return table
 
 
 def _read_image(file: XmlFile, images: ImageFolder, report: DataReport, *, zero_based: bool) -> _Image:

@@ -41,7 +41,7 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
     files: list[XmlFile] = []
     line_of: dict[str, int] = {}
     for number, line in read_lines(annotations):
-        name = posixpath.normpath(line.removesuffix(".xml"))
+        name = posixpath.normpath(line if _exists(folder / f"{line}.xml") else line.removesuffix(".xml"))
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
         if (first := line_of.setdefault(name, number)) != number:

@@ -1,17 +1,18 @@
 """Reader of YOLO text labels: one text file per image, whose rows are boxes or polygons."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ovd.data.category import Category
+from ovd.data.formats.box_form import notice_doubles
 from ovd.data.formats.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import finite_number, read_lines
 from ovd.data.formats.yolo_listing import Listing, list_images
-from ovd.data.images.files import is_image_name, readable_sizes
+from ovd.data.images.files import files_below, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
 
 _NUM_NAMED = 20
@@ -64,13 +65,15 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
     image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
     rows = [row for of_image in rows_of_image for row in of_image]
+    unread = set(range(len(listing.images))) - set(kept.tolist())
+    report.skipped_with_images(sum(len(_read_labels(listing.labels[image])) for image in unread))
     _refuse_unknown_classes(annotations, rows, listing.names)
     fractions = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
     boxes = np.concatenate([fractions[:, :2] - fractions[:, 2:] / 2, fractions[:, 2:]], axis=1)
     boxes *= sizes[image_of_object][:, [1, 0, 1, 0]]
     class_ids = sorted(listing.names)
     row_of_class = {class_id: row for row, class_id in enumerate(class_ids)}
-    return AnnotationTable(
+    table = AnnotationTable(
         path=annotations,
         categories=tuple(Category(class_id, listing.names[class_id], (), None, UNCOUNTED) for class_id in class_ids),
         image_ids=kept,
@@ -85,6 +88,8 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
         image_sizes=sizes,
         rounding_px=max(ROUNDING_PX, _ROUNDING_FRACTION * int(sizes.max(initial=0))),
     )
+    notice_doubles(table, report)
+    return table
 
 
 def _check_listing(path: Path, listing: Listing) -> None:
@@ -125,9 +130,19 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
         stems = {os.path.splitext(name)[0] for name in names}
         orphans = [path for path in folder.glob("*.txt") if path.stem not in stems and path not in image_of_label]
         for path in sorted(orphans):
-            if num_rows := _num_rows(path):
-                places = " or ".join(str(each) for each in sorted(folders))
-                report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
+            _notice_orphan(path, folders, report)
+    for images, labels in listing.folders:
+        for path in sorted(files_below(labels, lambda name: name.endswith(".txt"))):
+            of_labels = images / path.relative_to(labels).parent
+            if path.parent not in image_folders and not of_labels.is_dir():
+                _notice_orphan(path, {of_labels}, report)
+
+
+def _notice_orphan(path: Path, folders: Collection[Path], report: DataReport) -> None:
+    """Count a label file whose image is in none of the folders."""
+    if num_rows := _num_rows(path):
+        places = " or ".join(str(each) for each in sorted(folders))
+        report.noticed("F8", f"{path}: its image is not in {places}; its {num_rows} objects are left out")
 
 
 def _num_rows(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ovd.data.formats.moved_paths import MovedPaths
 from ovd.data.formats.table import ReadRequest
-from ovd.data.formats.text_files import read_lines, read_names
+from ovd.data.formats.text_files import read_lines, read_names, whole_characters
 from ovd.data.images.files import images_below
 from ovd.data.report import DataError, DataReport
 from ovd.plain_yaml import read_mapping
@@ -31,6 +31,8 @@ class Listing:
     images: Sequence[Path]
     labels: Sequence[Path | None]
     """The label file of each image; None where there is none: an image without objects."""
+    folders: Sequence[tuple[Path, Path]] = ()
+    """The listed folders of images that have a folder of labels in place of `images`, with that."""
 
 
 def list_images(request: ReadRequest, report: DataReport) -> Listing:
@@ -104,7 +106,8 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     ]
     names = _names(path, content) if path.suffix != ".data" else _darknet_names(path, content, paths)
     root = root if root.is_dir() else path.parent
-    return Listing(names, root, found, [_label_beside(image) for image in found])
+    folders = [(place, labels) for place in places if place.is_dir() and (labels := _labels_folder(place)).is_dir()]
+    return Listing(names, root, found, [_label_beside(image) for image in found], folders)
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -148,12 +151,18 @@ def _sources(path: Path, content: dict[str, Any], split: str) -> list[str]:
 
 def _label_beside(image: Path) -> Path | None:
     """The label file: under `labels` where the image is under the last `images`, else beside the image."""
-    candidates = [image.with_suffix(".txt")]
-    folders = image.parts[:-1]
-    if "images" in folders:
-        last = len(folders) - 1 - folders[::-1].index("images")
-        candidates.insert(0, Path(*folders[:last], "labels", *folders[last + 1 :], candidates[0].name))
+    beside = image.with_suffix(".txt")
+    candidates = (_labels_folder(image.parent) / beside.name, beside)
     return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
+
+
+def _labels_folder(images: Path) -> Path:
+    """The folder with `labels` in place of the last `images` in its path; without one, the folder itself."""
+    folders = images.parts
+    if "images" not in folders:
+        return images
+    last = len(folders) - 1 - folders[::-1].index("images")
+    return Path(*folders[:last], "labels", *folders[last + 1 :])
 
 
 def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
@@ -168,6 +177,7 @@ def _names(path: Path, content: dict[str, Any]) -> dict[int, str]:
             raise DataError("F1", f"{path}: names has the id {class_id!r}, not a whole number from 0")
         if not isinstance(name, str) or not name.strip():
             raise DataError("F1", f"{path}: name {class_id} is {name!r}, not text; write it in quotes")
+    names = {class_id: whole_characters(name, f"{path}: name {class_id}") for class_id, name in names.items()}
     count = content.get("nc", len(names))
     if count != len(names):
         raise DataError("F1", f"{path}: nc is {count!r}, but there are {len(names)} names")

@@ -22,6 +22,8 @@ READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gi
 _OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".ppm")
 
 
+_OF_SYSTEMS = frozenset({"@eaDir", "__MACOSX"})
+
 DRAWN = ".detections"
 """End of the names, before the suffix, of the pictures and videos that `ovd detect` draws beside what it is given."""
 
@@ -53,14 +55,15 @@ def images_below(folder: Path) -> list[Path]:
 def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
     """The files of wanted names in a folder and the folders below it, in any order; symbolic links are followed.
 
-    Links to a folder that contains them are not followed, since they would give the same files without end; a warning
-    counts them.
+    Hidden folders, and those in which systems keep thumbnails and the like, are not looked into. Links to a folder that
+    contains them are not followed, since they would give the same files without end; a warning counts them.
     """
     files, loops = list[Path](), list[str]()
     start = Path(os.path.realpath(folder))
     above = {str(folder): frozenset(map(_identity, (start, *start.parents)))}
     for parent, folders, names in os.walk(folder, followlinks=True):
         files += [Path(parent, name) for name in names if is_wanted(name)]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _OF_SYSTEMS]
         above_here = above.pop(parent)
         for path in [os.path.join(parent, name) for name in folders]:
             identity = _identity(path)

@@ -117,6 +117,11 @@ def _eight_bits(values: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
             "or be of type uint16. A normalized image has to be turned back first"
         )
     if np.issubdtype(values.dtype, np.floating):
+        if 1 < highest <= 2:
+            raise ValueError(
+                f"the image has floats up to {highest:g}: more than 1, and next to black among values up to 255; clip "
+                "it to 1 if it is meant to lie from 0 to 1"
+            )
         values = np.rint(values.astype(np.float64) * (255 if highest <= 1 else 1))
     return values.astype(np.uint8)
 

@@ -26,7 +26,7 @@ from ovd.data.pairs.shard_index import (
     read_member,
 )
 from ovd.data.report import DataError
-from ovd.files import sha256_of, whole_file
+from ovd.files import sha256_of, whole_file, write_json
 from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
@@ -104,8 +104,7 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
         sha256, num_bytes = sha256_of(directory / name), (directory / name).stat().st_size
         entries.append({"file": name, "samples": num_samples, "sha256": sha256, "bytes": num_bytes})
 
-    with whole_file(manifest_path) as file:
-        file.write(json.dumps({"shards": entries}, indent=1) + "\n")
+    write_json(manifest_path, {"shards": entries})
 
 
 def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:

@@ -29,7 +29,7 @@ from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.layout import Layout, annotate, deal, long_tailed_counts
 from ovd.data.world.scene import Scene, draw_scene, sample_size
 from ovd.data.world.settings import Settings, Style
-from ovd.files import whole_file
+from ovd.files import write_json
 from ovd.progress import progress
 
 TRANSFER_PARTS = ("coco", "objects365")
@@ -196,11 +196,11 @@ def write_lvis_part(folder: Path, part: str, settings: Settings) -> None:
                 "instance_count": boxes_of_class[index],
             }
         )
-    write_json(
-        folder / "annotations" / f"lvis_{part}.json",
-        {"info": {"description": "ovd world"}, "images": images, "annotations": annotations, "categories": categories},
-    )
-    write_json(folder / "annotations" / f"hidden_{part}.json", {"annotations": hidden, "categories": categories})
+    info = {"description": "ovd world"}
+    known = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "annotations" / f"lvis_{part}.json", known, indent=None)
+    unknown = {"annotations": hidden, "categories": categories}
+    write_json(folder / "annotations" / f"hidden_{part}.json", unknown, indent=None)
 
 
 def write_transfer_part(folder: Path, part: str, settings: Settings) -> None:
@@ -238,6 +238,7 @@ def write_transfer_part(folder: Path, part: str, settings: Settings) -> None:
                 {"id": category_id[int(glyph)], "name": transfer_name(int(glyph), part)} for glyph in chosen
             ],
         },
+        indent=None,
     )
 
 
@@ -252,13 +253,6 @@ def write_pairs_part(folder: Path, part: str, settings: Settings) -> None:
     count = settings.num_pairs if part == "pairs" else settings.num_pretraining_pairs
     pairs = draw_in_parallel(partial(pair_scene, part=part, settings=settings), count, f"drawing {part}")
     write_pair_shards(folder / part, pairs, pairs_per_shard=settings.pairs_per_shard)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write atomically: the file appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write(json.dumps(content))
 
 
 def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
@@ -278,7 +272,7 @@ def build_world(root: Path, parts: tuple[str, ...], settings: Settings) -> Path:
         parts = ("train", *parts)  # which classes are rare is a property of train
     markers = {part: folder / f".{part}.done" for part in sorted(parts, key=PARTS.index)}
     if not all(marker.exists() for marker in markers.values()):
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "annotations").mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             write_json(folder / "settings.json", asdict(settings))

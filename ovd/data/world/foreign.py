@@ -25,7 +25,7 @@ import numpy as np
 
 from ovd.choices import Domain
 from ovd.data.pairs.tar import Pair, write_pair_shards
-from ovd.data.world.build import draw_in_parallel, encode_jpeg, write_json
+from ovd.data.world.build import draw_in_parallel, encode_jpeg
 from ovd.data.world.captions import COUNTS, pluralize, with_article
 from ovd.data.world.foreign_drawing import (
     BACKGROUNDS,
@@ -39,6 +39,7 @@ from ovd.data.world.foreign_drawing import (
     Layer,
 )  # fmt: skip
 from ovd.data.world.scene import PLACEMENT_TRIES, overlaps, paint, sample_size
+from ovd.files import write_json
 from ovd.shapes import Float
 
 _STREAM = {"train": 1, "val": 2, "pairs": 3}
@@ -137,7 +138,7 @@ def few_images(folder: Path, boxes_per_class: int, seed: int) -> Path:
         "categories": content["categories"],
     }
     path = folder / f"train-{boxes_per_class}.json"
-    write_json(path, few)
+    write_json(path, few, indent=None)
     return path
 
 
@@ -168,12 +169,13 @@ def _draw(folder: Path, settings: ForeignSettings) -> None:
                     }
                 )
         content = {"images": images, "annotations": annotations, "categories": categories}
-        write_json(folder / f"{part}.json", content)
+        write_json(folder / f"{part}.json", content, indent=None)
         if part == "val":
             classes = foreign_classes(settings.domain)
             synonyms = {row + 1: item.synonyms[0] for row, item in enumerate(classes) if item.synonyms}
-            write_json(folder / "val_synonyms.json", _renamed(content, synonyms))
-            write_json(folder / "val_words.json", _renamed(content, {n + 1: of.words for n, of in enumerate(classes)}))
+            write_json(folder / "val_synonyms.json", _renamed(content, synonyms), indent=None)
+            words = {row + 1: item.words for row, item in enumerate(classes)}
+            write_json(folder / "val_words.json", _renamed(content, words), indent=None)
     write_pair_shards(folder / "pairs", _pairs(settings), pairs_per_shard=settings.num_pairs)
 
 
