@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -251,7 +252,10 @@ class Inference:
         options = self.options
         if calibration is not None:
             nearness, least = self._nearness(text, calibration), options.score_threshold
-            options = options.model_copy(update={"score_threshold": calibration.score_map.least_score(least, nearness)})
+            update: dict[str, Any] = {"score_threshold": calibration.score_map.least_score(least, nearness)}
+            if calibration.score_map.distance:  # changes the order, so that the best are known once it has
+                update["max_detections"] = max(options.candidates, options.max_detections)
+            options = options.model_copy(update=update)
         if self.second_look is not None:
             assert images is not None, "a second look needs the images"
             look = partial(self.second_look, images, sizes)
@@ -270,7 +274,13 @@ class Inference:
         if calibration is None:
             return found
         return tuple(
-            _mapped(item, calibration.score_map(item.scores, nearness[item.classes]), above=least) for item in found
+            _mapped(
+                item,
+                calibration.score_map(item.scores, nearness[item.classes]),
+                above=least,
+                most=self.options.max_detections,
+            )
+            for item in found
         )
 
     def image(
@@ -317,8 +327,8 @@ class Inference:
             yield from zip(batch.image_ids, found, strict=True)
 
 
-def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float) -> Detections:
-    """The detections with these scores, best first, as far as they score more than this."""
+def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, most: int) -> Detections:
+    """The best detections by these scores, best first, as far as they score more than this."""
     scores, order = scores.sort(descending=True, stable=True)
-    order = order[scores > above]
+    order = order[scores > above][:most]
     return Detections(found.boxes[order], scores[: len(order)], found.classes[order])

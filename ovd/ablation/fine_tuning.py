@@ -181,7 +181,7 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate((BEFORE, *rows)):
-        of_row = [record for record in records if record.row == row]
+        of_row = [record for record in records if record.row == row and UNKNOWN not in (record.new_AP, record.kept_AP)]
         if not of_row:
             continue
         new, kept = ([getattr(record, name) for record in of_row] for name in ("new_AP", "kept_AP"))

@@ -53,26 +53,29 @@ def check_experts(group: ExpertGroup, weights: Path) -> None:
         check_base(read_description(folder), folder, base_sha256, weights)
 
 
-def add_experts(base: Inference, group: ExpertGroup, *, options: DetectionOptions | None) -> ExpertInference:
+def add_experts(
+    base: Inference, group: ExpertGroup, *, options: DetectionOptions | None, prefilter: float | None = None
+) -> ExpertInference:
     """The inference of a detector with its experts.
 
     Args:
         base: of the detector.
         group: experts that belong to it (`check_experts`).
         options: settings of post-processing of the experts, too; by default those that each was trained with.
+        prefilter: replaces theirs.
 
     Raises:
         ExpertError: an expert is missing or damaged.
     """
     return ExpertInference(
         base,
-        [_load_expert(base, folder, options) for folder in group.folders],
+        [_load_expert(base, folder, options, prefilter) for folder in group.folders],
         same_place=group.same_place,
         nearest=group.nearest,
     )
 
 
-def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None) -> Expert:
+def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None, prefilter: float | None) -> Expert:
     description = read_description(folder)
     tensors = read_tensors(folder, description)
     config = parse_config(description.config, TrainConfig, f"{folder}, its config")
@@ -90,14 +93,18 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
         options = config.eval.model_copy(
             update={"second_look": base.options.second_look, "max_detections": base.options.max_detections}
         )
+    if prefilter is not None:
+        options = options.model_copy(update={"prefilter": prefilter})
     calibration = None
     if description.calibration is not None:
         calibration = ScoreCalibration.from_json(description.calibration, tensors[TRAINED_TEXT])
-    if (calibration is None) != (base.calibration is None):
-        which = "the expert" if calibration is None else "the detector"
+    is_calibrated = calibration is not None and calibration.applies_to(options)
+    if is_calibrated != base.is_calibrated:
+        which, of_which = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
+        how = "not calibrated (train.calibration)" if of_which is None else "calibrated for other eval settings"
         print(
-            f"warning: {folder}: {which} is not calibrated (train.calibration), so its scores and the other's mean "
-            "different things where they are compared",
+            f"warning: {folder}: {which} is {how}, so its scores and the other's mean different things where they are "
+            "compared",
             file=sys.stderr,
         )
     return Expert(

@@ -1,5 +1,6 @@
 """Trained detectors: found and loaded from disk, and how they are run."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,11 @@ def build_inference(
     """
     config = trained.config
     used = options or trained.options
+    if size not in (None, config.data.size) and trained.threshold is not None:
+        print(
+            f"warning: scores were calibrated at {config.data.size} px; at {size} px they are worse probabilities",
+            file=sys.stderr,
+        )
     low_precision = resolve_low_precision(config)
     inference = Inference(
         _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),
@@ -219,7 +225,7 @@ def build_inference(
     )
     if trained.experts is None:
         return inference
-    return add_experts(inference, trained.experts, options=options)
+    return add_experts(inference, trained.experts, options=options, prefilter=trained.prefilter)
 
 
 def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) -> Detector:

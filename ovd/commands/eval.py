@@ -29,11 +29,9 @@ from ovd.build.arguments import (
 from ovd.choices import DataFormatName
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
-from ovd.evaluation.run import evaluate_results_file
+from ovd.evaluation.run import EVALUATED, evaluate_results_file
 from ovd.files import write_json
 
-EVALUATED = "evaluated.json"
-"""File of what an evaluation in a folder was of: the options below."""
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that a results file has no use for."""
 WHAT = (

@@ -39,6 +39,7 @@ RIGHT_IOU = 0.5
 RIDGE = 1e-6
 """Of the map's fit, per unit of weight: keeps it finite where scores tell right from wrong perfectly."""
 NEWTON_STEPS = 50
+MAX_HALVINGS = 30
 MIN_RIGHT = 20
 """Number of right detections of held-out names that the map's term for them needs."""
 
@@ -202,7 +203,12 @@ def fit_map(judged: Judged, nearness: Float[Tensor, " C"]) -> ScoreMap:
 def _logistic_regression(
     inputs: Float[Tensor, "K F"], right: Float[Tensor, " K"], weights: Float[Tensor, " K"]
 ) -> Float[Tensor, " F"]:
-    """By Newton's method, with a ridge."""
+    """By Newton's method, with a ridge; a step that would make the loss larger is halved until it does not."""
+
+    def loss(coefficients: Float[Tensor, " F"]) -> Float[Tensor, ""]:
+        logits = inputs @ coefficients
+        return (weights * (F.softplus(logits) - right * logits)).sum() + coefficients @ ridge @ coefficients / 2
+
     fitted = torch.zeros(inputs.shape[1], dtype=torch.float64)
     ridge = RIDGE * weights.sum() * torch.eye(len(fitted), dtype=torch.float64)
     for _ in range(NEWTON_STEPS):
@@ -210,6 +216,11 @@ def _logistic_regression(
         gradient = inputs.T @ (weights * (probability - right)) + ridge @ fitted
         curvature = (inputs * (weights * probability * (1 - probability))[:, None]).T @ inputs + ridge
         step = torch.linalg.solve(curvature, gradient)
+        highest = loss(fitted) * (1 + 1e-12)  # where it has converged, rounding decides
+        for _ in range(MAX_HALVINGS):
+            if loss(fitted - step) <= highest:
+                break
+            step = step / 2
         fitted = fitted - step
         if step.abs().max() < 1e-9:
             break

@@ -13,8 +13,6 @@ from ovd.shapes import Int64
 
 MAX_CONFUSIONS = 200
 """Pairs of a class and a wrong name in a report."""
-_BOXES_AT_A_TIME = 100_000
-"""Wrong detections that are compared with missed boxes at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,10 @@ def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "
     image = np.searchsorted(image_ids, wrong.image_ids)
     true_image = np.searchsorted(image_ids, truth.image_ids[missed])
     row_of_missed = np.flatnonzero(~verdicts.is_found)
-    best = np.full(len(missed), -1.0)
-    for start in range(0, len(wrong), _BOXES_AT_A_TIME):
-        part = slice(start, start + _BOXES_AT_A_TIME)
-        rows, true, _ = overlaps(
-            true_image,
-            to_xyxy(truth.boxes_xywh[missed]),
-            image[part],
-            to_xyxy(wrong.boxes_xywh[part]),
-            wrong.scores[part],
-        )
-        order = np.argsort(wrong.scores[part][rows], kind="stable")  # the best is written last
-        rows, true = rows[order], true[order]
-        better = wrong.scores[part][rows] > best[true]
-        rows, true = rows[better], true[better]
-        best[true] = wrong.scores[part][rows]
-        names[row_of_missed[true]] = np.searchsorted(class_ids, wrong.category_ids[part][rows])
+    rows, true, _ = overlaps(
+        true_image, to_xyxy(truth.boxes_xywh[missed]), image, to_xyxy(wrong.boxes_xywh), wrong.scores
+    )
+    order = np.argsort(wrong.scores[rows], kind="stable")  # the best is written last
+    rows, true = rows[order], true[order]
+    names[row_of_missed[true]] = np.searchsorted(class_ids, wrong.category_ids[rows])
     return np.stack([own, names], axis=1).astype(np.int64)

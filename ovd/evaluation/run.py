@@ -22,7 +22,9 @@ from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
-NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED)
+EVALUATED = "evaluated.json"
+"""File that says what an evaluation in a folder was of, where it was of a detector."""
+NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED)
 """Files of an evaluation that measures naming, makes a page, or knows where the images are, or the weights."""
 
 

@@ -18,6 +18,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
 from ovd.distributed import gather, is_main, process_group, wait_for_all
 from ovd.engine.ensemble import different_detectors, save_ensemble
+from ovd.evaluation.run import EVALUATED
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import ExpertGroup
 from ovd.files import sha256_of, write_json
@@ -238,7 +239,7 @@ def _evaluate(
     Args:
         options: in the place of those of the detector's own config.
     """
-    done, source = output / "metrics.json", output / "evaluated.json"
+    done, source = output / "metrics.json", output / EVALUATED
     found = find_checkpoint(path)
     evaluated: dict[str, Any] = {
         "detector": str(found.folder),

@@ -163,6 +163,27 @@ def test_the_fit_is_the_most_likely_one() -> None:
             assert cost(replace(found, **{name: getattr(found, name) + step})) > cost(found)
 
 
+def test_few_detections_of_unequal_weights_have_the_most_likely_map_too() -> None:
+    """Of these, Newton's steps without a check of the loss go to hundreds of thousands."""
+    heavy = [0.043, 0.1915, 0.2292, 0.3066, 0.5167, 0.5661, 0.5680, 0.6384]
+    wrong = [0.0085, 0.0879, 0.1095, 0.1321, 0.1330, 0.2297, 0.2866, 0.2946, 0.3157, 0.4253, 0.6483]
+    right = [0.3280, 0.3988, 0.4277, 0.5240, 0.6991, 0.7184, 0.7903, 0.8061, 0.8491, 0.8719, 0.9335]
+    scores = torch.tensor([*heavy, *wrong, *right])
+    is_right = torch.tensor([False] * 4 + [True] * 4 + [False] * len(wrong) + [True] * len(right))
+    weights = torch.tensor([37.5] * len(heavy) + [1.0] * (len(wrong) + len(right)), dtype=torch.float64)
+    judged = Judged(scores, torch.zeros(len(scores), dtype=torch.int64), is_right, weights)
+    found = fit_map(judged, torch.ones(1))
+    assert found.slope > 5
+
+    def cost(score_map: ScoreMap) -> float:
+        p = score_map(scores.double(), torch.ones(len(scores)).double())
+        return float(-(weights * torch.where(is_right, p, 1 - p).log()).sum())
+
+    for name in ("slope", "offset"):
+        for step in (-0.5, 0.5):
+            assert cost(replace(found, **{name: getattr(found, name) + step})) > cost(found)
+
+
 def weighted(judged: Judged, which: torch.Tensor) -> tuple[Judged, Judged]:
     """These detections with a weight of 3, and written down three times."""
     weights = torch.where(which, 3.0, 1.0).double()
@@ -411,6 +432,23 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
         right += float((judged.weights * judged.right).sum())
     assert right > 0
     assert expected == pytest.approx(right, rel=0.02)
+
+
+@pytest.mark.parametrize("distance", [-3.0, 3.0])
+def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, text, distance) -> None:
+    """However far the names' distance from trained ones changes the order of scores."""
+    found = fitted(inference, text, index, np.arange(len(text)) % 3 == 0)
+    found = replace(found, score_map=replace(found.score_map, distance=distance))
+
+    def detect(most: int) -> list[Detections]:
+        options = DetectionOptions(max_detections=most)
+        calibrated = Inference(inference.detector, size=96, options=options, low_precision=False, calibration=found)
+        return [detections for _, detections in calibrated.dataset(text, index, batch_size=4, workers=0)]
+
+    for few, all_of_image in zip(detect(7), detect(3000), strict=True):
+        assert len(few.scores) == 7
+        assert torch.equal(few.scores, all_of_image.scores[:7])
+        assert torch.equal(few.boxes, all_of_image.boxes[:7])
 
 
 def test_a_detector_that_finds_nothing_stops_with_the_name_of_the_file(inference, index, text) -> None:

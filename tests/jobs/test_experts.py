@@ -168,6 +168,12 @@ def test_scores_are_probabilities_if_those_of_all_who_answer_are(start, experts)
     assert predictor.is_calibrated
 
 
+def test_a_prefilter_is_of_all_who_answer(start, experts) -> None:
+    predictor = Predictor.load(start, experts=experts[:2], prefilter=0.2)
+    assert isinstance(predictor._inference, ExpertInference)
+    assert [answerer.options.prefilter for answerer in predictor._inference._answerers] == [0.2] * 3
+
+
 def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) -> None:
     from ovd.build.text import evaluation_text
     from ovd.build.trained import build_inference
