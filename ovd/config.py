@@ -7,6 +7,7 @@ no import path, no code and no environment variable is ever read from a config.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -256,6 +257,9 @@ class DataConfig(Section):
     mosaic: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a sample is a mosaic of four images at half the size: its own image and three drawn at random.
     Not with `shape_groups` or `train.negatives: strict`."""
+    held_out: NonNegativeInt = 0
+    """Number of training images that are left out, for a stage before one with `train.calibration`: the same that this
+    holds out, so that no stage trains on what scores are calibrated on."""
     repeat_threshold: NonNegativeFloat = 0.001
     """Threshold of LVIS's repeat-factor sampling, a share of the training images; 0 switches it off."""
     shape_groups: PositiveInt = 1
@@ -436,6 +440,10 @@ class TrainConfig(Section):
         yield (
             data.pairs is not None and train.batch_size < 2,
             "train.batch_size=1 has no room for data.pairs beside annotated images; set 2 or more",
+        )
+        yield (
+            data.held_out > 0 and train.calibration is not None,
+            "train.calibration holds out images of its own (train.calibration.images); leave out data.held_out",
         )
         yield (
             data.mosaic and data.shape_groups > 1,
@@ -822,6 +830,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+_READS_OTHERWISE = re.compile(r"^[-+]?0[\d_]+$|^[-+]?\d[\d_]*(:\d+)+$|^[^'\"\[{]*\s#")
+"""Texts of overrides that YAML reads in a way that nobody means on a command line."""
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -829,9 +841,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section = values
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    if _READS_OTHERWISE.search(text):
+        raise ConfigError(
+            f"override {override!r}: YAML takes numbers that begin with 0 or have colons for others, and what follows "
+            " # for a comment; write numbers plainly, and put other text into quotes: key=\"'text'\""
+        )
     try:
         value = read_value(text, f"override {override!r}")
     except ValueError as error:

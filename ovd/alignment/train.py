@@ -31,7 +31,6 @@ from ovd.distributed import (
     rank,
     sum_over_ranks,
     together,
-    wait_for_all,
     world_size,
 )
 from ovd.engine import checkpoint
@@ -283,8 +282,14 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
             last = step + 1 == settings.steps
             stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
             if last or stopping or (step + 1) % settings.save_every == 0:
-                checkpoints.write(step + 1, student, optimizer, data.report)
-                wait_for_all()
+                checkpoints.save(
+                    step + 1,
+                    student,
+                    optimizer,
+                    data.report,
+                    must_succeed=last or stopping,
+                    message=log.message,
+                )
             if stopping and not last:
                 log.message(f"stopped by a signal after step {step + 1}; the same command continues from there")
                 raise SystemExit(EXIT_ON_SIGNAL)

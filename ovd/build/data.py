@@ -104,13 +104,17 @@ class HeldOut:
 def hold_out(config: TrainConfig, index: AnnotationIndex) -> tuple[AnnotationIndex, HeldOut | None]:
     """Split a training set into what is trained on and what `train.calibration` holds out of it.
 
+    Of what `data.held_out` leaves out there is no use in this stage.
+
     Raises:
         ValueError: the training set is too small.
     """
     options = config.train.calibration
     if options is None:
-        return index, None
-    images = held_out_images(index, options)
+        if config.data.held_out == 0:
+            return index, None
+        return index.take(np.flatnonzero(~held_out_images(index, config.data.held_out))), None
+    images = held_out_images(index, options.images)
     if not images.any():
         raise ValueError(
             f"{index.path} has {len(index)} images to train on, too few to hold some out; set train.calibration=null"

@@ -31,9 +31,9 @@ class CalibrationOptions(Section):
     default it is measured."""
 
 
-def held_out_images(index: AnnotationIndex, options: CalibrationOptions) -> Bool[np.ndarray, " N"]:
-    """Which images are held out."""
-    return _first(map(str, index.image_ids.tolist()), min(options.images, len(index) // LARGEST_SHARE))
+def held_out_images(index: AnnotationIndex, count: int) -> Bool[np.ndarray, " N"]:
+    """Which images are held out; fewer than `count` of a small set."""
+    return _first(map(str, index.image_ids.tolist()), min(count, len(index) // LARGEST_SHARE))
 
 
 def held_out_names(index: AnnotationIndex, options: CalibrationOptions) -> Bool[np.ndarray, " C"]:

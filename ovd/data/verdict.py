@@ -55,8 +55,8 @@ def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: in
         check_images_exist(index.path, index.image_files, index.images_root, all_needed=False, has_option=has_option)
     except DataError as error:
         return f"training: stops, error[{error.code}]: {error}"
-    if (error := report.error or report.too_many(report.num_seen())) is not None:
-        return f"training: stops, error[{error.code}]: {error}"
+    if (too_many := report.error or report.too_many(report.num_seen())) is not None:
+        return f"training: stops, error[{too_many.code}]: {too_many}"
     return "training: " + ", ".join(_used(report, report.num_used("box") - num_learned))
 
 

@@ -113,8 +113,9 @@ class RunLog:
             warnings.simplefilter("ignore")  # deprecations inside TensorBoard and what it imports
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            purge_step = resumed_step + 1 if resumed_step else None
-            self._tensorboard: SummaryWriter | None = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+            self._tensorboard: SummaryWriter | None = SummaryWriter(
+                str(run_dir / "tensorboard"), purge_step=resumed_step + 1
+            )
 
     def train(self, step: int, losses: Mapping[str, float], *, lr: float, num_images: int) -> None:
         """Log one optimizer step.

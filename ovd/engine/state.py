@@ -1,5 +1,6 @@
 """The state of a training, its start, and its checkpoints."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -77,11 +78,20 @@ class Checkpoints:
         self._num_failed = 0
 
     def save(
-        self, state: TrainState, report: DataReport, *, must_succeed: bool, message: Callable[[str], None]
+        self,
+        step: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        report: DataReport,
+        *,
+        ema: Ema | None = None,
+        must_succeed: bool,
+        message: Callable[[str], None],
     ) -> None:
         """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written.
 
         Args:
+            step: optimizer steps done.
             report: counts of the samples that this rank loaded since the run was last started.
             must_succeed: whether to raise any error, not only the third.
             message: called with the warning of a tolerated error.
@@ -90,45 +100,32 @@ class Checkpoints:
             SaveError, OSError: writing failed.
         """
         try:
-            self.write(state.step, state.detector, state.optimizer, report, ema=state.ema)
+            if is_main():
+                checkpoint.save(
+                    self.run_dir,
+                    step=step,
+                    module=module,
+                    optimizer=optimizer,
+                    config=self.config,
+                    ema=ema,
+                    notes=self.notes,
+                    attached=self.attached,
+                    keep=self._keep,
+                )
         except (SaveError, OSError) as error:
             self._num_failed += 1
             if must_succeed or self._num_failed > FAILED_SAVES_SURVIVED:
                 raise
             message(f"warning: {error}")
+        self.write_report(report)
         wait_for_all()
 
-    def write(
-        self,
-        step: int,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        report: DataReport,
-        *,
-        ema: Ema | None = None,
-    ) -> None:
-        """Write a checkpoint on the main process, and this rank's report.
-
-        Raises:
-            SaveError, OSError: writing failed.
-        """
-        if is_main():
-            checkpoint.save(
-                self.run_dir,
-                step=step,
-                module=module,
-                optimizer=optimizer,
-                config=self.config,
-                ema=ema,
-                notes=self.notes,
-                attached=self.attached,
-                keep=self._keep,
-            )
-        self.write_report(report)
-
     def write_report(self, report: DataReport) -> None:
-        """Write `data_report.json`, one file per rank."""
-        report.write(self._report_file)
+        """Write `data_report.json`, one file per rank; a full disk is a warning."""
+        try:
+            report.write(self._report_file)
+        except OSError as error:
+            print(f"warning: {self._report_file} cannot be written ({error})", file=sys.stderr)
 
     def set_report_aside(self) -> None:
         """Rename the report of an earlier start."""

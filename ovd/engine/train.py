@@ -140,7 +140,15 @@ def train(
                 _calibrate(calibrate, state, averaged)
             is_stopped = bool(largest_over_ranks(torch.tensor(int(stop.received))))
             if is_over or is_stopped or state.step % settings.save_every == 0:
-                checkpoints.save(state, data.report, must_succeed=is_over or is_stopped, message=log.message)
+                checkpoints.save(
+                    state.step,
+                    detector,
+                    state.optimizer,
+                    data.report,
+                    ema=state.ema,
+                    must_succeed=is_over or is_stopped,
+                    message=log.message,
+                )
             if is_over:
                 break
             if is_stopped:
@@ -235,7 +243,10 @@ def train_step(
     try:
         numbers = check_finite(losses, norm, batch.image_ids)
     except NonFiniteError as error:
-        dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
+        try:
+            dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
+        except OSError as of_disk:
+            raise NonFiniteError(f"{error}; the step could not be kept to look at ({of_disk})") from None
         raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
     state.step += 1
     return numbers, batch

@@ -8,6 +8,7 @@ import torch
 from ovd.alignment.train import align, alignment_data
 from ovd.build.alignment import build_distillation, load_unlabelled_images
 from ovd.build.detector import configured_clip
+from ovd.build.trained import weights_file
 from ovd.clip.save import save_aligned
 from ovd.config import AlignConfig
 from ovd.data.report import DataReport
@@ -15,7 +16,7 @@ from ovd.distributed import device_of_rank, is_main, main_first, process_group, 
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.engine.notes import Notes
-from ovd.files import write_json
+from ovd.files import sha256_of, write_json
 from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine, on_device
 
@@ -45,7 +46,7 @@ def align_backbone(config: AlignConfig, *, command: str) -> dict[str, Any]:
         found = latest_of_all_ranks(config.output)
         if found is not None:
             check_same_run(found.config, config, free=FREE_ON_RESUME)
-        with open_run_folder(config):
+        with open_run_folder(config, found):
             return _align(config, found, command)
 
 
@@ -55,6 +56,8 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
     with main_first():  # it may have to draw the world
         images = load_unlabelled_images(config.data)
     data_of_run = {"images": images.fingerprint}
+    if config.boxes.proposals and config.boxes.detector is not None:
+        data_of_run["boxes.detector"] = sha256_of(weights_file(config.boxes.detector))
     if found is not None:
         check_same_data(found.notes.data, data_of_run, config.output)
     torch.manual_seed(config.train.seed)  # should the CLIP weights be random

@@ -76,7 +76,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
     if not 0 <= weight <= 1:
         raise ValueError(f"--weight {weight:g}: the weight of the fine-tuned detector in the average is from 0 to 1")
-    start = load_detector(config.init_from)
+    start = load_detector(config.init_from, config.train.device)
     different = different_detectors(start.config.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
         raise ValueError(f"the config's detector is not that of {config.init_from}; different: {'; '.join(different)}")
@@ -84,6 +84,11 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         raise ValueError(
             f"an expert sees the images that its detector sees: data.size is {config.data.size}, that of "
             f"{config.init_from} {start.config.data.size}"
+        )
+    if config.expert is not None and start.detector.name_offsets is not None:
+        raise ValueError(
+            f"{config.init_from} has learned names (expert.learn=names), which experts of it would replace; start from "
+            "the detector that it started from"
         )
     home = _validation_of_start(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
@@ -100,7 +105,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         stored = found.notes.data
         check_same_data(stored, {"annotations": trained_on.fingerprint(), **_labels_now(config, stored)}, config.output)
     else:
-        train_from_config(config, resume=found is not None, evaluate=config.train.patience > 0)
+        train_from_config(config, resume=found is not None, evaluate=config.train.eval_every > 0)
     if config.expert is not None:
         outcomes = _with_expert(config, start, index, new, home)
     else:
@@ -150,7 +155,7 @@ def _with_expert(
     assert config.init_from is not None
     folder = config.output / "expert"
     if is_main():
-        save_expert(folder, config, start, load_detector(config.output), index)
+        save_expert(folder, config, start, load_detector(config.output, config.train.device), index)
     wait_for_all()
     experts = ExpertGroup((folder,))
     known = set(map(read_alike, start.classes))
@@ -208,8 +213,8 @@ def _outcome(
     options = None if path == config.init_from else config.eval
     return Outcome(
         name,
-        {} if new is None else _evaluate(path, new, config.output / f"eval-new-{name}", experts, options),
-        {} if home is None else _evaluate(path, home, config.output / f"eval-kept-{name}", experts, options),
+        {} if new is None else _evaluate(config, path, new, config.output / f"eval-new-{name}", experts, options),
+        {} if home is None else _evaluate(config, path, home, config.output / f"eval-kept-{name}", experts, options),
     )
 
 
@@ -232,7 +237,12 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
 
 
 def _evaluate(
-    path: Path, index: AnnotationIndex, output: Path, experts: ExpertGroup | None, options: EvalSection | None
+    config: TrainConfig,
+    path: Path,
+    index: AnnotationIndex,
+    output: Path,
+    experts: ExpertGroup | None,
+    options: EvalSection | None,
 ) -> dict[str, float]:
     """The metrics of a detector on a data set; read from the folder if it holds those of the same two.
 
@@ -256,7 +266,7 @@ def _evaluate(
         if is_main():
             print(f"{path}{'' if experts is None else ' with the expert'} on {index.path}")
             source.unlink(missing_ok=True)
-        trained = load_detector(path, experts=experts)
+        trained = load_detector(path, config.train.device, experts=experts)
         if options is not None:
             trained = replace(trained, config=trained.config.model_copy(update={"eval": options}))
         evaluate_run(trained, output=output, index=index)

@@ -24,8 +24,8 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.run_folder import check_same_data, find_run
-from ovd.jobs.train import check_validation, choose_start
+from ovd.jobs.run_folder import check_same_data, check_same_start, find_run
+from ovd.jobs.train import check_validation, choose_start, fingerprints
 from ovd.selftrain.labels import check_labels, label_files
 from ovd.text.names import are_among
 
@@ -59,11 +59,15 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     clip, detector, _ = build_learner(config, num_classes=len(trained.categories))
     if found is not None:
         check_text_tower(found, clip)
-        check_same_data(found.notes.data, {"annotations": trained.fingerprint()}, config.output)
+        if config.train.start_distillation:
+            check_same_start(found, config)
+    pairs = None
     if config.data.pairs is not None:
         pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=len(index.categories))
         check_labels(label_files(config.data.pairs.labels))
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
+    if found is not None:
+        check_same_data(found.notes.data, fingerprints(config, trained, pairs, validation), config.output)
     check_bank(config, clip, trained)
     choose_start(config, found, detector, clip)
     training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)

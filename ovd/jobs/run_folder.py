@@ -13,7 +13,7 @@ from ovd.build.data import images_per_step
 from ovd.build.trained import weights_file
 from ovd.config import AlignConfig, TrainConfig, differences, flatten, parse_config
 from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
-from ovd.engine.checkpoint import Checkpoint, latest
+from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import ended_early
 from ovd.files import only_writer, sha256_of, whole_file
 from ovd.precision import describe_machine
@@ -22,6 +22,8 @@ FREE_ON_RESUME = (
     "output", "bank.cache", "eval.", "data.workers", "data.source.val_", "train.save_every", "train.keep_checkpoints",
     "train.eval_every", "train.wandb", "clip.activation",
 )  # fmt: skip
+
+_OF_EVALUATIONS = ("eval.", "data.source.val_")
 
 
 def is_finished(found: Checkpoint, config: TrainConfig) -> bool:
@@ -49,6 +51,8 @@ def find_run(config: TrainConfig, *, resume: bool, strict_resume: bool = False) 
         if not resume:
             raise ValueError(f"{config.output} already holds a run; give --resume, or another output=FOLDER")
         check_same_run(found.config, config)
+    if is_main() and config.eval.ensemble is not None and config.train.calibration is not None:
+        print("warning: with eval.ensemble scores stay uncalibrated: leave it or train.calibration out")
     return found
 
 
@@ -107,11 +111,15 @@ def check_divisible(config: TrainConfig) -> None:
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig | AlignConfig) -> Iterator[None]:
+def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None) -> Iterator[None]:
     """Make the run folder with its config, hold it for this run, and say what the run computes on.
 
+    Args:
+        found: the newest checkpoint there, seen before the folder was held.
+
     Raises:
-        ValueError: another run is writing there, its config was written by hand, or a rank does not see the folder.
+        ValueError: another run is writing there or has written since, its config was written by hand, or a rank does
+            not see the folder.
     """
     wait_for_all()  # until every rank has checked whether there is a run
     content, file = config.model_dump(mode="json"), config.output / "config.yaml"
@@ -122,6 +130,7 @@ def open_run_folder(config: TrainConfig | AlignConfig) -> Iterator[None]:
                     raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
                 config.output.mkdir(parents=True, exist_ok=True)
                 held.enter_context(only_writer(config.output))
+                _check_newest(config.output, found)
                 with whole_file(file) as stream:
                     stream.write(yaml.safe_dump(content, sort_keys=False))
                 ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
@@ -131,6 +140,20 @@ def open_run_folder(config: TrainConfig | AlignConfig) -> Iterator[None]:
             if not file.exists():
                 raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")
         yield
+
+
+def _check_newest(run: Path, found: Checkpoint | None) -> None:
+    """Check that a checkpoint is the newest one, or that there is none.
+
+    Raises:
+        ValueError: another run has written one meanwhile.
+    """
+    newest = max((path.parent.name for path in run.glob(f"step-*/{MANIFEST}")), default=None)
+    if newest == (None if found is None else found.folder.name):
+        return
+    now = latest(run)  # what is newer may be damaged
+    if (None if now is None else now.folder) != (None if found is None else found.folder):
+        raise ValueError(f"{run}: another run wrote {newest} there while this one started; start it again")
 
 
 def _is_of_a_run(file: Path) -> bool:
@@ -154,6 +177,8 @@ def check_same_run(
     Raises:
         ValueError: names every other setting that differs.
     """
+    if isinstance(config, TrainConfig) and config.train.patience:  # it goes by evaluations of one set
+        free = tuple(name for name in free if name not in _OF_EVALUATIONS)
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     if different := differences(before, now, free=free):

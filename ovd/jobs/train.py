@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ovd.build.data import (
     HeldOut,
@@ -28,7 +30,7 @@ from ovd.build.trained import (
     stored_calibration,
 )
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig
+from ovd.config import TrainConfig, parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable
@@ -79,7 +81,7 @@ def train_from_config(
     """
     with process_group(), deterministic(config.train.deterministic), on_device(resolve_device(config)):
         found = find_run(config, resume=resume, strict_resume=strict_resume)
-        with open_run_folder(config):
+        with open_run_folder(config, found):
             return _train(config, found, evaluate=evaluate)
 
 
@@ -100,10 +102,10 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     clip, detector, criterion = build_learner(config, num_classes=len(index.categories))
     start, first_samples, start_weights = choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
-    fingerprints = _fingerprints(config, index, pairs)
+    data_hashes = fingerprints(config, index, pairs, validation)
     if found is not None:
         check_text_tower(found, clip)
-        check_same_data(found.notes.data, fingerprints, config.output)
+        check_same_data(found.notes.data, data_hashes, config.output)
         if config.train.start_distillation:
             check_same_start(found, config)
     with main_first():
@@ -116,7 +118,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
             text_tower=bank.text_tower,
             classes=tuple(bank.names),
             first_samples=first_samples,
-            data=fingerprints,
+            data=data_hashes,
             init_sha256=None if start_weights is None else sha256_of(start_weights),
         ),
     )
@@ -182,8 +184,24 @@ def choose_start(
     if config.init_state == "training":
         before = find_checkpoint(config.init_from)
         check_text_tower(before, clip)
+        _warn_of_seen_images(config, before)
         return GoOnFrom(before), samples_drawn(before), before.weights
     return Fresh(solve_bias=False), (0, 0), initialize(detector, config.init_from, clip)
+
+
+def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
+    """Say if an earlier stage on the same data was trained on images that this one is to be calibrated on."""
+    options = config.train.calibration
+    if options is None or not is_main():
+        return
+    earlier = parse_config(before.config, TrainConfig, f"{before.folder}/state.json")
+    of_earlier = earlier.train.calibration
+    held_out = earlier.data.held_out if of_earlier is None else of_earlier.images
+    if held_out < options.images and earlier.data.source == config.data.source:
+        print(
+            f"warning: {config.init_from} was trained on images that train.calibration holds out here; train it with "
+            f"data.held_out={options.images}"
+        )
 
 
 def _load_pairs(config: TrainConfig, clip: Clip, *, first_id: int) -> tuple[LabelledPairs | None, PairTexts | None]:
@@ -203,8 +221,14 @@ def _names_of(index: AnnotationIndex, pair_texts: PairTexts | None, ids: Sequenc
     return [texts[number] if number in texts else index.categories[number].name for number in ids]
 
 
-def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None) -> dict[str, str]:
-    """Hashes of the training data, by name.
+def fingerprints(
+    config: TrainConfig, index: AnnotationIndex, pairs: LabelledPairs | None, validation: AnnotationIndex | None
+) -> dict[str, str]:
+    """Hashes of all that a training goes by besides its config and its start, by name.
+
+    Args:
+        index: what is trained on, without what is held out.
+        validation: counts where `train.patience` goes by it.
 
     Raises:
         ValueError: the ranks have read different data.
@@ -212,6 +236,11 @@ def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPa
     data = {"annotations": index.fingerprint()}
     if config.data.pairs is not None and pairs is not None:
         data["labels"] = f"{labels_fingerprint(label_files(config.data.pairs.labels))}-{pairs.fingerprint()}"
+    if config.train.patience and validation is not None:
+        data["validation set"] = validation.fingerprint()
+    for name, file in (("text bank", config.bank.file), ("paraphrases", config.bank.paraphrases)):
+        if file is not None:
+            data[name] = sha256_of(file)
     of_ranks = gather(data)
     if any(other != data for other in of_ranks):
         raise ValueError(f"the ranks have read different data, as if it were still being written: {of_ranks}")
@@ -221,20 +250,24 @@ def _fingerprints(config: TrainConfig, index: AnnotationIndex, pairs: LabelledPa
 def _calibration_of(
     config: TrainConfig, clip: Clip, held_out: HeldOut, checkpoints: Checkpoints
 ) -> Callable[[Detector], None]:
-    """A function that calibrates a detector on the main process, for the next checkpoint."""
+    """A function that calibrates a detector on the main process, for the next checkpoint and all ranks' evaluation."""
 
     def calibrate(averaged: Detector) -> None:
+        found: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         if is_main():
             trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes)
             try:
                 readable = readable_part(held_out)
                 calibration = calibrate_detector(trained, readable)
+                attached = {"trained_text": calibration.trained_text, "mean_example": mean_example(config, readable)}
+                found = calibration.to_json(), attached
             except CalibrationError as error:
                 print(f"warning: {error}; the detector has no calibration")
-                return
-            checkpoints.notes = replace(checkpoints.notes, calibration=calibration.to_json())
-            checkpoints.attached["trained_text"] = calibration.trained_text
-            checkpoints.attached["mean_example"] = mean_example(config, readable)
+        wait_for_all()  # the main process may take longer than ranks wait for each other
+        found = gather(found)[0]
+        if found is not None:
+            checkpoints.notes = replace(checkpoints.notes, calibration=found[0])
+            checkpoints.attached |= found[1]
 
     return calibrate
 
@@ -251,15 +284,20 @@ def _evaluation_of(
         evaluator = detect_all(trained, validation, with_learned_names(trained, validation.names, text))
         metrics: dict[str, float] = {}
         if is_main():
-            measures = evaluate_results(
+            judge = partial(
+                evaluate_results,
                 evaluator,
                 validation.format,
                 exhaustive=validation.exhaustive_truth,
                 engine=config.eval.engine,
-                output_dir=config.output,
                 own_threshold=trained.threshold,
                 index=validation,
             )
+            try:
+                measures = judge(output_dir=config.output)
+            except OSError as error:  # a full disk is no reason to end a training
+                print(f"warning: {config.output}: files of an evaluation cannot be written ({error})")
+                measures = judge()
             metrics = measures.evaluation.metrics
         wait_for_all()  # the main process may take longer than ranks wait for each other
         return gather(metrics)[0]

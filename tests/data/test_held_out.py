@@ -29,7 +29,7 @@ def index(miniature_world) -> AnnotationIndex:
 
 
 def ids_of(index: AnnotationIndex, images: int) -> set[int]:
-    return set(index.image_ids[held_out_images(index, CalibrationOptions(images=images))].tolist())
+    return set(index.image_ids[held_out_images(index, images)].tolist())
 
 
 def names_of(index: AnnotationIndex, share: float) -> set[str]:

@@ -399,7 +399,7 @@ def test_a_list_without_names_is_a_set_without_images(folder):
 
 def test_a_name_that_ends_like_an_annotation_file(folder):
     for name in ("x", "x.xml"):
-        write(folder, name, voc_xml(f"{name}.jpg", (40, 60), [voc_object("cat", (1, 1, 9, 9))]))
+        write(folder, name, voc_xml(f"{name}.jpg", (40, 60), [voc_object("cat", [1, 1, 9, 9])]))
     assert len(load_list(folder, "x\nx.xml\n")) == 2
     report = DataReport()
     assert len(load_list(folder, "x.xml\nx.xml.xml\n", report)) == 1
@@ -407,7 +407,7 @@ def test_a_name_that_ends_like_an_annotation_file(folder):
 
 
 def test_objects_that_are_there_twice_are_noticed(folder):
-    cat = voc_object("cat", (1, 1, 9, 9))
+    cat = voc_object("cat", [1, 1, 9, 9])
     write(folder, "a", voc_xml("a.jpg", (40, 60), [cat, cat]))
     report = DataReport()
     load(folder, report=report)

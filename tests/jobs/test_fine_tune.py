@@ -167,15 +167,15 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
             shutil.rmtree(run, ignore_errors=True)
             again = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
             train_from_config(again, evaluate=False)
-        found = _evaluate(run, index, tmp_path / "eval-kept-before", None, None)
+        found = _evaluate(config, run, index, tmp_path / "eval-kept-before", None, None)
     assert len(calls) == 2
     assert found == {"AP": pytest.approx(0.2)}
     for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # once more, with other settings
-        found = _evaluate(run, index, tmp_path / "eval-kept-before", None, options)
+        found = _evaluate(config, run, index, tmp_path / "eval-kept-before", None, options)
     assert found == {"AP": pytest.approx(0.3)}
     evaluated = tmp_path / "eval-kept-before" / "evaluated.json"
     evaluated.write_text(evaluated.read_text()[:14])  # cut by a kill
-    assert _evaluate(run, index, tmp_path / "eval-kept-before", None, options) == {"AP": pytest.approx(0.4)}
+    assert _evaluate(config, run, index, tmp_path / "eval-kept-before", None, options) == {"AP": pytest.approx(0.4)}
 
 
 def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_world, tmp_path):
