@@ -830,6 +830,14 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+OTHERS_WORDS = {
+    "lr": "train.learning_rate", "lr0": "train.learning_rate", "base_lr": "train.learning_rate",
+    "epochs": "train.steps", "max_iter": "train.steps", "iterations": "train.steps",
+    "imgsz": "data.size", "image_size": "data.size", "batch": "train.batch_size", "ims_per_batch": "train.batch_size",
+    "num_workers": "data.workers", "epoch": "train.steps",
+}  # fmt: skip
+"""Keys of other trainers, and what they are called here."""
+
 _READS_OTHERWISE = re.compile(r"^[-+]?0[\d_]+$|^[-+]?\d[\d_]*(:\d+)+$|^[^'\"\[{]*\s#")
 """Texts of overrides that YAML reads in a way that nobody means on a command line."""
 
@@ -878,6 +886,7 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
     known = _known_keys(kind)
     nearest = difflib.get_close_matches(key, [name.rsplit(".", 1)[-1] for name in known], n=1)
     hint = next((name for name in known if nearest and name.rsplit(".", 1)[-1] == nearest[0]), None)
+    hint = next((name for name in known if name == OTHERS_WORDS.get(key)), hint)
     return f"unknown key {location}" + (f"; did you mean {hint}?" if hint else "")
 
 

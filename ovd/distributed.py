@@ -72,9 +72,9 @@ def device_of_rank(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"{name!r} is no device; auto, cpu, cuda and cuda:1 are") from error
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported; auto, cpu, cuda and cuda:1 are")
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here; auto takes what there is")
     return device

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from ovd.config import (
+    OTHERS_WORDS,
     RENAMED,
     AblationConfig,
     AlignConfig,
@@ -175,7 +176,10 @@ def test_all_keys_of_an_earlier_version_stand_in_the_first_line_and_other_faults
     ]
 
 
-@pytest.mark.parametrize("override", ["train.steps", "=3", "output.name=3", "train.steps=[1"])
+@pytest.mark.parametrize(
+    "override",
+    ["train.steps", "=3", "output.name=3", "train.steps=[1", "train.seed=08", "train.steps=1:40", "output=runs/a #2"],
+)
 def test_faulty_overrides_are_refused(tmp_path, override):
     with pytest.raises(ConfigError, match="override"):
         load_config(write(tmp_path, MINIMAL), [override], TrainConfig)
@@ -219,6 +223,22 @@ def test_a_config_of_another_tool_is_called_that(name, kind, tool):
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     with pytest.raises(ConfigError, match=f"{name}.yaml: this is a config of {tool}$"):
         load_config(path, [], kind)
+
+
+def test_an_override_of_a_section_that_is_not_there_makes_it(tmp_path):
+    path = write(tmp_path, MINIMAL + "eval: {second_look: null}\n")
+    assert load_config(path, ["train.calibration.images=7"], TrainConfig).train.calibration is not None
+    calibration = write(tmp_path, MINIMAL.replace("5}", "5, calibration: null}"), "null.yaml")
+    found = load_config(calibration, ["train.calibration.images=7"], TrainConfig).train.calibration
+    assert found is not None
+    assert found.images == 7
+
+
+@pytest.mark.parametrize(("key", "known"), OTHERS_WORDS.items())
+def test_keys_of_other_trainers_lead_to_those_of_this_one(tmp_path, key, known):
+    section = known.split(".")[0]
+    with pytest.raises(ConfigError, match=rf"unknown key {section}\.{key}; did you mean {known}\?"):
+        load_config(write(tmp_path, MINIMAL), [f"{section}.{key}=1"], TrainConfig)
 
 
 def test_overrides_are_a_list_and_a_path_may_be_text(tmp_path):

@@ -123,6 +123,22 @@ def hold_out(config: TrainConfig, index: AnnotationIndex) -> tuple[AnnotationInd
     return index.take(np.flatnonzero(~images)), held_out
 
 
+def _in_data_root(path: Path, key: str) -> Path:
+    """Where a path of a config's `data.source` is.
+
+    Raises:
+        DataError: F1 it is not below the data root, and is there from the current folder.
+    """
+    place = data_root() / path
+    if not place.exists() and path.exists():
+        raise DataError(
+            "F1",
+            f"{place} does not exist: data.source.{key}={path} starts at the data root, {data_root()} (OVD_DATA), and "
+            f"is there from the current folder: give {path.absolute()}",
+        )
+    return place
+
+
 def load_whole_training_set(source: WorldData | FileData, report: DataReport) -> AnnotationIndex:
     """Load the training set of a source with all its classes."""
     if isinstance(source, WorldData):
@@ -130,7 +146,7 @@ def load_whole_training_set(source: WorldData | FileData, report: DataReport) ->
         annotations = world / "annotations" / "lvis_train.json"
         return load_annotations(annotations, world / "images", format="lvis", report=report)
     return load_annotations(
-        data_root() / source.train_annotations,
+        _in_data_root(source.train_annotations, "train_annotations"),
         _images_folder(source.train_images, source.format),
         format=source.format,
         report=report,
@@ -151,7 +167,7 @@ def load_validation_index(config: TrainConfig, report: DataReport | None = None)
                 return None
             images = _images_folder(source.val_images or source.train_images, source.format)
             options = _format_options(source, source.val_split)
-            annotations = data_root() / source.val_annotations
+            annotations = _in_data_root(source.val_annotations, "val_annotations")
             return load_evaluation_index(annotations, images, source.format, report=report, options=options)
 
 

@@ -75,6 +75,8 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     """
     if (path / checkpoint.MANIFEST).is_file():
         return checkpoint.read(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name the folder of a run (`make quickstart` makes runs/quickstart)")
     found = checkpoint.latest(path)
     if found is None:
         raise ValueError(f"{path} is neither a run folder nor a checkpoint: no step-*/manifest.json in it")

@@ -1,4 +1,4 @@
-"""Make a CLIP model's dense feature say at a place what the model says of a crop of it, by self-distillation.
+r"""Make a CLIP model's dense feature say at a place what the model says of a crop of it, by self-distillation.
 
     ovd align-backbone configs/align_tiny.yaml
     ovd align-backbone configs/align_rn50.yaml data.source.kind=shards \

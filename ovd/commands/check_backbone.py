@@ -1,7 +1,7 @@
 """Measure how well a CLIP backbone's dense feature agrees with its pooled embedding; needs real weights.
 
     ovd check-backbone RN50-quickgelu --weights openai --images data/coco/val2017 --count 200
-    ovd check-backbone tiny --images data/world/KEY/images/val2017
+    ovd check-backbone tiny --images data/world/KEY/images/val
 
 For each image, resized to the backbone's native size, it computes the cosine between the pooled embedding and the mean
 over locations of the dense feature and, for comparison, between the pooled embeddings of two different images. With

@@ -44,6 +44,9 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
             return []
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
     asked = [split_query(query) for query in (arguments.classes or "").split(",") if query.strip()]
+    for name, _ in asked:
+        if Path(name).is_file():
+            print(f"warning: {name} is a file; names are read from it with --classes-file {name}", file=sys.stderr)
     if arguments.classes_file is not None:
         asked += [split_query(line) for _, line in read_lines(arguments.classes_file)]
     if not asked:
@@ -73,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--top", type=positive_number, default=100, help="maximum number of boxes per picture (%(default)s)"
     )
-    parser.add_argument("--overlapping", action="store_true", help="show several classes at the same place")
+    parser.add_argument("--overlapping", action="store_true", help="show every box above the threshold (default: of "
+                        "boxes that overlap by IoU 0.5 only the best, whatever their classes)")  # fmt: skip
     parser.add_argument("--track", action="store_true", help="number the objects of a video through its frames")
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument(

@@ -1,9 +1,9 @@
 """List experts, check them against a detector, say who answers which query, remove one.
 
-    ovd experts list runs/mine runs/other
-    ovd experts check runs/quickstart runs/mine runs/other
-    ovd experts who runs/quickstart runs/mine --classes "my thing, umbrella, parasol"
-    ovd experts remove runs/mine
+    ovd experts list runs/mine_expert runs/other
+    ovd experts check runs/quickstart runs/mine_expert runs/other
+    ovd experts who runs/quickstart runs/mine_expert --classes "my thing, umbrella, parasol"
+    ovd experts remove runs/mine_expert
 
 Experts are made by `ovd fine-tune`. One is used by naming its folder (--expert of detect, eval and label-pairs,
 `experts` of Predictor.load), so nothing has to be registered, and one that is added or removed changes

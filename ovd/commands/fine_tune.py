@@ -1,9 +1,9 @@
-"""Fine-tune a trained detector on your own boxes, and measure the gain on them and the loss on the original data.
+r"""Fine-tune a trained detector on your own boxes, and measure the gain on them and the loss on the original data.
 
-    ovd fine-tune configs/expert.yaml init_from=runs/quickstart output=runs/mine \
+    ovd fine-tune configs/expert.yaml init_from=runs/quickstart output=runs/mine_expert \
         data.source.train_annotations=mine/train.json data.source.train_images=mine/images \
         data.source.val_annotations=mine/val.json data.source.val_images=mine/images
-    ovd detect photo.jpg --classes "my thing, umbrella" --run runs/quickstart --expert runs/mine
+    ovd detect photo.jpg --classes "my thing, umbrella" --run runs/quickstart --expert runs/mine_expert
 
 With `expert` in the config (configs/expert.yaml) it makes an expert, output/expert: it answers for your names beside
 the detector that it started from, which answers for every other word as before. Without (configs/custom_coco.yaml) it

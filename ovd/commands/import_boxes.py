@@ -1,4 +1,4 @@
-"""Make one clean JSON file in COCO's form of what an annotation tool exported.
+r"""Make one clean JSON file in COCO's form of what an annotation tool exported.
 
     ovd import-boxes coco --annotations export/result.json --images export/images --output train.json
     ovd import-boxes coco --annotations roboflow/train --output data/mine/train.json

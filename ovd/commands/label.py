@@ -55,7 +55,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
     parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
     parser.add_argument("--threshold", type=number_from_0_to_1, help="minimum score (default: the detector's own)")
-    parser.add_argument("--overlapping", action="store_true", help="keep several names at the same place")
+    parser.add_argument("--overlapping", action="store_true", help="keep every box above the threshold (default: of "
+                        "boxes that overlap by IoU 0.5 only the best, whatever their names)")  # fmt: skip
     parser.add_argument("--review", type=whole_number, default=200, metavar="N",
                         help="boxes shown on the page to review; 0 for no page (%(default)s)")  # fmt: skip
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")

@@ -1,4 +1,4 @@
-"""Measure how many of a teacher's pseudo-labels are correct, and how many of the known true objects they find.
+r"""Measure how many of a teacher's pseudo-labels are correct, and how many of the known true objects they find.
 
     ovd label-quality LABELS_FOLDER --pairs data/world/KEY/pairs
     ovd label-quality LABELS_FOLDER --pairs data/world/KEY/pairs \

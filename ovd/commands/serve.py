@@ -46,17 +46,20 @@ def _parser() -> argparse.ArgumentParser:
     add_expert_options(parser)
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
-    parser.add_argument("--batch", type=positive_number, default=8, help="pictures detected in together (%(default)s)")
+    parser.add_argument("--batch", type=positive_number, default=8, help="largest batch of images (%(default)s)")
     parser.add_argument(
-        "--gather-ms", type=number_from_0, default=5.0, help="how long it waits for others (%(default)s)"
+        "--gather-ms", type=number_from_0, default=5.0, help="time to fill a batch, in ms (%(default)s)"
     )
     parser.add_argument("--megabytes", type=number_above_0, default=20.0, help="largest picture file (%(default)s)")
     parser.add_argument("--megapixels", type=number_above_0, default=64.0, help="largest picture (%(default)s)")
     parser.add_argument("--names", type=positive_number, default=500, help="most names in a request (%(default)s)")
     parser.add_argument(
-        "--waiting", type=positive_number, default=64, help="most requests waiting at once (%(default)s)"
+        "--waiting",
+        type=positive_number,
+        default=64,
+        help="length of the queue; beyond it 503 (%(default)s)",
     )
-    parser.add_argument("--seconds", type=number_above_0, default=60.0, help="longest wait for an answer (%(default)s)")
+    parser.add_argument("--seconds", type=number_above_0, default=60.0, help="time limit of a request (%(default)s)")
     return parser
 
 

@@ -123,7 +123,7 @@ def describe_findings(report: DataReport) -> Iterator[str]:
     """A line for each kind of finding, and its first records."""
     counts = report.counts()
     if not counts:
-        yield "nothing wrong"
+        yield "no faulty record"
     for kind, count in counts.items():
         yield f"{kind}: {count:,}"
         yield from (f"    {record}" for record in report.first_records()[kind])

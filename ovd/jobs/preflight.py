@@ -25,7 +25,7 @@ from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
 from ovd.jobs.run_folder import check_same_data, check_same_start, find_run
-from ovd.jobs.train import check_validation, choose_start, fingerprints
+from ovd.jobs.train import check_validation, choose_start, fingerprints, warn_of_absent_classes
 from ovd.selftrain.labels import check_labels, label_files
 from ovd.text.names import are_among
 
@@ -97,6 +97,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
             f"{len(held_out.index):,} of the images and {int(held_out.names.sum()):,} of the names are held out of it "
             "(train.calibration)"
         )
+    warn_of_absent_classes(config, trained)
     print("\n".join(verdicts))
     return not any(map(is_stop, verdicts))
 

@@ -92,7 +92,8 @@ def check_warmup(config: TrainConfig | AlignConfig) -> None:
     """
     if config.train.warmup_steps > config.train.steps:
         raise ValueError(
-            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}"
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}; for a "
+            "short trial add train.warmup_steps=0"
         )
 
 
@@ -182,7 +183,11 @@ def check_same_run(
     then = parse_config(stored, type(config), f"{config.output}, as it was started")
     before, now = flatten(then.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     if different := differences(before, now, free=free):
-        raise ValueError(f"{config.output} was started with other settings: {different}")
+        raise ValueError(
+            f"{config.output} was started with other settings: {different}. Resume it with its own, which are in "
+            f"{config.output}/config.yaml; to train on with these, start a run from it: init_from={config.output} and "
+            "another output"
+        )
 
 
 def sha256_of_start(config: TrainConfig) -> str | None:

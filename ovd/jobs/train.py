@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,8 @@ from ovd.selftrain.labelled_pairs import LabelledPairs
 from ovd.selftrain.labels import label_files, labels_fingerprint
 from ovd.text.pair_texts import PairTexts
 
+_NUM_NAMED = 10
+
 
 def train_from_config(
     config: TrainConfig, *, resume: bool = False, strict_resume: bool = False, evaluate: bool = True
@@ -98,6 +101,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         check_validation(config, validation)
         if validation is not None:
             check_all_exist(validation, config.data.source, all_needed=True)
+    if is_main():
+        warn_of_absent_classes(config, index)
     torch.manual_seed(config.train.seed)
     clip, detector, criterion = build_learner(config, num_classes=len(index.categories))
     start, first_samples, start_weights = choose_start(config, found, detector, clip)
@@ -170,6 +175,21 @@ def check_validation(config: TrainConfig, validation: AnnotationIndex | None) ->
     if config.train.patience:
         raise ValueError(f"train.patience goes by AP, and {validation.path} has no box; give another validation set")
     print(f"warning: {validation.path} has no box: its metrics will say nothing")
+
+
+def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
+    """Name the classes that are trained on as absent from every image, since they have no box and all are scored."""
+    if config.train.negatives != "all" or index.negative_classes.offsets[-1]:  # LVIS says where classes are absent
+        return
+    has_box = np.bincount(index.classes.values, minlength=len(index.categories)) > 0
+    without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
+    if without:
+        more = ", ..." if len(without) > _NUM_NAMED else ""
+        print(
+            f"warning: {len(without)} classes have no box and are trained on as absent from every image "
+            f"(train.negatives=all): {', '.join(without[:_NUM_NAMED])}{more}; remove them from the categories if they "
+            "may be there"
+        )
 
 
 def choose_start(

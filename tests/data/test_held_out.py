@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from small_run import small_config
 
 from ovd.build.data import hold_out, load_training_index
-from ovd.config import TrainConfig
+from ovd.build.learner import build_learner
+from ovd.config import ConfigError, TrainConfig
 from ovd.data.held_out import CalibrationOptions, held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import keep_classes
+from ovd.jobs.train import choose_start, train_from_config
 
 
 def config_of(world: Path, calibration: dict[str, Any] | None, **changes: Any) -> TrainConfig:
@@ -134,3 +136,26 @@ def test_a_set_of_less_than_ten_images_stops_with_the_name_of_its_file(miniature
 def test_a_name_is_always_left_to_train_on(index):
     few = keep_classes(index, np.arange(4))
     assert len(names_of(few, 0.99)) == 3
+
+
+def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_on(miniature_world, tmp_path, capsys):
+    later = small_config(tmp_path / "later", miniature_world, train={"calibration": {"images": 4, "names": 0}})
+    index = load_training_index(later)
+    _, held_out = hold_out(later, index)
+    assert held_out is not None
+    earlier = small_config(tmp_path / "earlier", miniature_world, data={"held_out": 4})
+    left, none = hold_out(earlier, index)
+    assert none is None
+    assert set(left.image_ids) == set(index.image_ids) - set(held_out.index.image_ids)
+    with pytest.raises(ConfigError, match=r"leave out data\.held_out"):
+        small_config(tmp_path, miniature_world, data={"held_out": 4}, train={"calibration": {}})
+
+    train_from_config(earlier, evaluate=False)
+    plain = small_config(tmp_path / "plain", miniature_world)
+    train_from_config(plain, evaluate=False)
+    for start, warned in ((earlier, False), (plain, True)):
+        capsys.readouterr()
+        onward = later.model_copy(update={"init_from": start.output, "init_state": "training"})
+        clip, detector, _ = build_learner(onward, num_classes=len(index.categories))
+        choose_start(onward, None, detector, clip)
+        assert ("was trained on images that train.calibration holds out" in capsys.readouterr().out) == warned

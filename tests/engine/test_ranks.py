@@ -237,6 +237,21 @@ def test_two_ranks_evaluate_as_one_does_and_write_once(reference, miniature_worl
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+def test_two_ranks_evaluate_with_the_calibration_that_one_of_them_fits(miniature_world, tmp_path):
+    """At the end of a training, as `ovd eval` does later; and the others wait for it, however long it takes."""
+    source = source_of(miniature_world)
+    train = {"steps": 2, "warmup_steps": 0, "calibration": {"images": 4, "names": 0, "name_bias": 0.2}}
+    config = make_config(tmp_path / "run", miniature_world, data={"source": source}, train=train)
+    train_on_two_ranks(config, evaluate=True)
+    index = load_validation_index(config, DataReport())
+    assert index is not None
+    trained = load_detector(config.output)
+    assert trained.threshold is not None
+    expected = evaluate_run(trained, output=tmp_path / "one", index=index)
+    found = json.loads((config.output / "metrics.json").read_text())["metrics"]
+    assert found == pytest.approx(expected.metrics, abs=1e-6)
+
+
 def test_two_ranks_fine_tune_an_expert_and_write_it_once(reference, miniature_world, tmp_path):
     config = make_config(
         tmp_path / "run",

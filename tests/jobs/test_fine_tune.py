@@ -65,6 +65,31 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
         fine_tune(config, weight=0.25)
 
 
+def test_evaluations_on_the_way_are_made_as_in_any_training(start, miniature_world, tmp_path):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {name: str(value) for name, value in vars(layout).items()}
+    train = {"negatives": "all", "eval_every": 1}
+    config = fine_tuning_config(tmp_path / "c", source, init_from=str(start), data={"classes": "all"}, train=train)
+    fine_tune(config, weight=1.0, measures_kept=False)
+    records = [json.loads(line) for line in (tmp_path / "c" / "metrics.jsonl").read_text().splitlines()]
+    steps = {record["step"] for record in records if record["kind"] == "train"}
+    assert {record["step"] for record in records if record["kind"] == "evaluation"} == steps
+
+
+def test_a_start_that_learned_names_is_no_start_of_an_expert(start, miniature_world, tmp_path):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {name: str(value) for name, value in vars(layout).items()}
+    of_names = fine_tuning_config(
+        tmp_path / "names", source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all"},
+        expert={"learn": "names"},
+    )  # fmt: skip
+    fine_tune(of_names, weight=1.0, measures_kept=False)
+    config = of_names.model_copy(update={"init_from": tmp_path / "names", "output": tmp_path / "again"})
+    with pytest.raises(ValueError, match="has learned names"):
+        fine_tune(config, weight=1.0, measures_kept=False)
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_training(start, miniature_world, tmp_path):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}

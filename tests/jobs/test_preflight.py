@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import real_layouts
 from small_run import small_config, source_of
 
 from ovd.build.trained import load_detector
@@ -129,3 +130,30 @@ def test_random_weights_are_said(tmp_path, miniature_world, capsys):
         clip = {"name": "RN50", "weights": weights}
         assert find_run(small_config(tmp_path / "run", miniature_world, clip=clip), resume=False) is None
         assert capsys.readouterr().out.count("warning: clip.weights=random") == count
+
+
+def test_classes_without_a_box_are_named_where_all_are_scored(tmp_path, miniature_world, capsys):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    content = json.loads(layout.train_annotations.read_text())
+    content["categories"] += [{"id": 9999, "name": "gizmo"}]
+    layout.train_annotations.write_text(json.dumps(content))
+    source = {"kind": "files", "format": "coco", **{name: str(value) for name, value in vars(layout).items()}}
+    for negatives in ("all", "sampled"):
+        config = small_config(
+            tmp_path / "run", miniature_world, data={"source": source, "classes": "all"}, train={"negatives": negatives}
+        )
+        preflight(config)
+        warned = "trained on as absent from every image (train.negatives=all): " in capsys.readouterr().out
+        assert warned == (negatives == "all")
+
+
+def test_a_path_from_the_current_folder_is_named_with_the_data_root(tmp_path, miniature_world, monkeypatch):
+    layout = real_layouts.coco(miniature_world, tmp_path / "data" / "mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVD_DATA", raising=False)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    source = {"kind": "files", "format": "coco", **{name: str(value) for name, value in vars(layout).items()}}
+    source["train_annotations"] = str(layout.train_annotations.relative_to(tmp_path))
+    config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
+    with pytest.raises(DataError, match=r"starts at the data root, data \(OVD_DATA\), and is there from the current"):
+        preflight(config)

@@ -1,5 +1,6 @@
 """Which runs may be gone on with."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from ovd.build.trained import load_detector
 from ovd.config import RENAMED, ConfigError, TrainConfig
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.run_folder import check_same_run
+from ovd.jobs.run_folder import check_same_run, find_run, open_run_folder
 
 
 def config(**train) -> TrainConfig:
@@ -28,6 +29,32 @@ def test_every_setting_that_differs_is_named():
     message = r"was started with other settings: train\.seed was 0, is 3; train\.steps was 100, is 200"
     with pytest.raises(ValueError, match=message):
         check_same_run(stored, config(steps=200, seed=3))
+
+
+def test_a_run_that_ends_by_its_evaluations_keeps_what_they_go_by():
+    patient = config(eval_every=10, patience=2)
+    stored = patient.model_dump(mode="json")
+    other = TrainConfig.model_validate(stored | {"eval": {"nms_iou": 0.7}})
+    with pytest.raises(ValueError, match=r"eval\.nms_iou was 0\.6, is 0\.7"):
+        check_same_run(stored, other)
+    impatient = config(eval_every=10).model_dump(mode="json")
+    check_same_run(impatient, TrainConfig.model_validate(impatient | {"eval": {"nms_iou": 0.7}}))
+
+
+def test_a_run_that_was_written_since_it_was_looked_at_is_left_alone(tmp_path):
+    mine = config().model_copy(update={"output": tmp_path})
+    found = find_run(mine, resume=True)
+    assert found is None
+    folder = checkpoint.save_weights(tmp_path, tensors={"weight": torch.zeros(1)}, config={}, notes=Notes())
+    with pytest.raises(ValueError, match="another run wrote step-000000 there"), open_run_folder(mine, found):
+        pass
+    with open_run_folder(mine, checkpoint.read(folder)):
+        pass
+    damaged = tmp_path / "step-000007"
+    shutil.copytree(folder, damaged)
+    (damaged / "model.safetensors").write_bytes(b"")
+    with open_run_folder(mine, checkpoint.read(folder)):
+        pass
 
 
 def test_a_run_of_an_earlier_version_had_the_defaults_of_what_is_new():

@@ -40,7 +40,10 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
     folder = _folder_of_list(annotations)
     files: list[XmlFile] = []
     line_of: dict[str, int] = {}
-    for number, line in read_lines(annotations):
+    lines = read_lines(annotations)
+    if lines and lines[0][1].startswith(("{", "[")):
+        raise DataError("F1", f"{annotations} is JSON, not a list of names: formats of JSON files are coco and lvis")
+    for number, line in lines:
         name = posixpath.normpath(line if _exists(folder / f"{line}.xml") else line.removesuffix(".xml"))
         if is_image_name(name) and not _exists(folder / f"{name}.xml"):
             name = os.path.splitext(name)[0]
@@ -51,8 +54,8 @@ def xml_files(annotations: Path, report: DataReport) -> list[XmlFile]:
         if not _exists(path):
             raise DataError(
                 "F1",
-                f"{annotations}: line {number} is {name!r}, but {path} does not exist; if the list is of other files, "
-                f"give the folder of the XML files itself",
+                f"{annotations}: line {number} is {name[:80]!r}, but {path} does not exist; if the list is of other "
+                f"files, give the folder of the XML files itself",
             )
         files.append(XmlFile(path, name))
     return files

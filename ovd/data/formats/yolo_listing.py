@@ -115,6 +115,8 @@ def _yaml(path: Path) -> dict[str, Any]:
         content = read_mapping(path)
     except ValueError as error:
         raise DataError("F1", str(error)) from error
+    if "annotations" in content and "images" in content:
+        raise DataError("F1", f"{path}: looks like COCO JSON (format coco); data.yaml has names and train or val")
     if "kpt_shape" in content:
         raise DataError("F1", f"{path}: has kpt_shape, so its labels are poses; only boxes and polygons are read")
     return content
