@@ -14,7 +14,7 @@ from ovd.distributed import device_of_rank, pins_memory
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     assert device_of_rank("cpu") == torch.device("cpu")
     for name in ("cdua", "cuda:x", ""):
-        with pytest.raises(ValueError, match=f"'{name}' is no device; auto, cpu, cuda and cuda:1 are"):
+        with pytest.raises(ValueError, match=f"unknown device '{name}'; use auto, cpu, cuda or cuda:N"):
             device_of_rank(name)
     for name in ("mps", "meta"):
         with pytest.raises(ValueError, match=f"device '{name}' is not supported; auto, cpu, cuda and cuda:1 are"):

@@ -143,7 +143,7 @@ def test_voc_and_yolo_are_checked_trained_on_and_evaluated(format, write, custom
     checked = run_tool("tools/check_data.py", format, *where).stdout
     assert "6 images, 80 to 140 px a side" in checked
     assert "5 objects and 1 crowd" in checked if format == "voc" else "5 objects and 0 crowd" in checked
-    assert "nothing wrong" in checked
+    assert "no faulty record" in checked
     run = tmp_path / "run"
     _, annotations, _, images = where
     run_tool(
@@ -205,7 +205,7 @@ def test_demo_takes_any_words_and_writes_picture_and_json(trained, custom_data, 
         (("tools/pseudo_label.py", "runs/none-such", "--size", "-5"), "'-5' is not a whole number of at least 1"),
         (("tools/eval.py", "runs/none-such", "--size", "0"), "'0' is not a whole number of at least 1"),
         (("tools/eval.py", "runs/none-such", "--same-place", "both"), "--same-place says how experts are used"),
-        (("tools/eval.py", "runs/none-such"), "neither a run folder nor a checkpoint"),
+        (("tools/eval.py", "runs/none-such"), "runs/none-such does not exist; name the folder of a run"),
         (("tools/check_data.py", "coco", "--annotations", "x", "--no-images", "--split", "val"), "has no option split"),
         (("tools/check_data.py", "yolo", "--annotations", "none.yaml"), "error[F1]: none.yaml: cannot be read"),
         (("tools/train.py", "configs/none-such.yaml"), "cannot be read"),

@@ -11,6 +11,7 @@ from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, WorldData
+from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.model.backbone_families import backbone_of
 from ovd.precision import use_low_precision

@@ -31,7 +31,7 @@ from ovd.data.loading.loader import ImageSource, TrainOrder, mix_batches, repeat
 from ovd.data.loading.mosaic import Mosaics
 from ovd.data.loading.small_objects import count_small_objects, small_objects
 from ovd.data.loading.transforms import Transform, train_transform
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings

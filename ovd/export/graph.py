@@ -60,14 +60,12 @@ class DetectionGraph(nn.Module):
         boxes, scores = self._points(images.permute(0, 3, 1, 2), sizes, text, nearness)
         boxes, scores, classes = self._best_pairs(boxes, scores)
         scores = self._suppressed(boxes, scores, classes, text)
-        scores, order = scores.topk(_smaller(self.options.max_detections, scores.shape[1]), dim=1)
-        classes = classes.gather(1, order)
-        boxes = _gather(boxes, order)
         if self.score_map is not None:
             mapped = probabilities(self.score_map, scores, nearness[classes])
             is_wanted = (scores > NOTHING) & (mapped > self.options.score_threshold)
-            scores, order = torch.where(is_wanted, mapped, NOTHING).topk(scores.shape[1], dim=1)
-            boxes, classes = _gather(boxes, order), classes.gather(1, order)
+            scores = torch.where(is_wanted, mapped, NOTHING)
+        scores, order = scores.topk(_smaller(self.options.max_detections, scores.shape[1]), dim=1)
+        boxes, classes = _gather(boxes, order), classes.gather(1, order)
         is_detection = scores > NOTHING
         return (
             boxes * is_detection[..., None].to(boxes.dtype),

@@ -242,7 +242,8 @@ def test_two_ranks_evaluate_with_the_calibration_that_one_of_them_fits(miniature
     source = source_of(miniature_world)
     train = {"steps": 2, "warmup_steps": 0, "calibration": {"images": 4, "names": 0, "name_bias": 0.2}}
     config = make_config(tmp_path / "run", miniature_world, data={"source": source}, train=train)
-    train_on_two_ranks(config, evaluate=True)
+    with training(config, ranks=2, job=train_from_config) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
     index = load_validation_index(config, DataReport())
     assert index is not None
     trained = load_detector(config.output)

@@ -208,7 +208,7 @@ def test_stochastic_layers_repeat_after_a_resume(reference, tmp_path, miniature_
         )
         return detector
 
-    monkeypatch.setattr("ovd.jobs.train.build_detector", build)
+    monkeypatch.setattr("ovd.build.learner.build_detector", build)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_from_config(small_config(whole, miniature_world), evaluate=False)
     one, other = (final_files(run)["model.safetensors"] for run in (whole, reference))

@@ -69,7 +69,7 @@ def test_an_interrupted_write_leaves_no_expert(folder: Path, monkeypatch) -> Non
     def fail(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(json, "dumps", fail)
     with pytest.raises(OSError, match="no space"):
         write_expert(folder / "expert", EXPERT, CONTENT)
     with pytest.raises(ExpertError, match="holds no expert"):

@@ -109,10 +109,10 @@ def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_
     config = fine_tuning_config(tmp_path / "b", source, init_from=str(start), data={"classes": "all"})
     load = module.load_validation_index
 
-    def load_own(of: TrainConfig, report: DataReport) -> AnnotationIndex | None:
+    def load_own(of: TrainConfig) -> AnnotationIndex | None:
         if of.output != config.output:  # the detector was given away without its data
             raise DataError("F1", "val.json: annotation file cannot be read")
-        return load(of, report)
+        return load(of)
 
     monkeypatch.setattr(module, "load_validation_index", load_own)
     with pytest.raises(DataError, match=r"val\.json: .*; it belongs to .*: what is kept .* --no-kept"):

@@ -136,7 +136,7 @@ def test_the_command_writes_what_checks_and_trains(start, photos, tmp_path, monk
         sys, "argv", ["check", "coco", "--annotations", str(tmp_path / "boxes.json"), "--images", str(photos)]
     )
     check.main()  # exits with 2 if there is a fault
-    assert "nothing wrong" in capsys.readouterr().out
+    assert "no faulty record" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"boxes\.json exists"):
         run(monkeypatch, *asked, "--output", tmp_path / "boxes.json")
     (tmp_path / "boxes.json").unlink()
