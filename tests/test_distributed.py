@@ -13,11 +13,8 @@ from ovd.distributed import device_of_rank, pins_memory
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     assert device_of_rank("cpu") == torch.device("cpu")
-    for name in ("cdua", "cuda:x", ""):
-        with pytest.raises(ValueError, match=f"unknown device '{name}'; use auto, cpu, cuda or cuda:N"):
-            device_of_rank(name)
-    for name in ("mps", "meta"):
-        with pytest.raises(ValueError, match=f"device '{name}' is not supported; auto, cpu, cuda and cuda:1 are"):
+    for name in ("cdua", "cuda:x", "", "mps", "meta"):
+        with pytest.raises(ValueError, match=f"unknown device '{name}'; use auto, cpu, cuda or cuda:N$"):
             device_of_rank(name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert device_of_rank("cuda") == torch.device("cuda")
