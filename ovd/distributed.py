@@ -103,6 +103,11 @@ def largest_over_ranks(tensor: Tensor) -> Tensor:
     return _reduce(tensor, dist.ReduceOp.MAX)
 
 
+def on_any_rank(is_so: bool) -> bool:
+    """Whether something is so on at least one rank."""
+    return bool(largest_over_ranks(torch.tensor(int(is_so))))
+
+
 def smallest_over_ranks(tensor: Tensor) -> Tensor:
     """The elementwise minimum of every rank's tensor."""
     return _reduce(tensor, dist.ReduceOp.MIN)
@@ -143,7 +148,7 @@ def failing_together() -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         failure = error
-    if int(largest_over_ranks(torch.tensor(int(failure is not None)))):
+    if on_any_rank(failure is not None):
         reports = gather(None if failure is None else (isinstance(failure, ValueError), str(failure)))
         if failure is not None:
             raise failure

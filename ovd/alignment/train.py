@@ -26,7 +26,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.distributed import (
     device_of_rank,
     failing_together,
-    largest_over_ranks,
+    on_any_rank,
     pins_memory,
     rank,
     sum_over_ranks,
@@ -280,7 +280,7 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
         for step, batch in enumerate(batches, start):
             _take_step(distillation, dense_feature, optimizer, batch, step=step, log=log)
             last = step + 1 == settings.steps
-            stopping = bool(largest_over_ranks(torch.tensor(int(stop.received))))
+            stopping = on_any_rank(stop.received)
             if last or stopping or (step + 1) % settings.save_every == 0:
                 checkpoints.save(
                     step + 1,

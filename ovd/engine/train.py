@@ -22,7 +22,7 @@ from ovd.distributed import (
     device_of_rank,
     failing_together,
     is_main,
-    largest_over_ranks,
+    on_any_rank,
     rank,
     sum_over_ranks,
     together,
@@ -138,7 +138,7 @@ def train(
                     log.message(early_stop.put_best(state.ema))
             if is_over:
                 _calibrate(calibrate, state, averaged)
-            is_stopped = bool(largest_over_ranks(torch.tensor(int(stop.received))))
+            is_stopped = on_any_rank(stop.received)
             if is_over or is_stopped or state.step % settings.save_every == 0:
                 written = (state.step, detector, state.optimizer, data.report)
                 checkpoints.save(*written, ema=state.ema, must_succeed=is_over or is_stopped, message=log.message)
@@ -167,7 +167,7 @@ def _is_evaluated(step: int, settings: TrainSection) -> bool:
 def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) -> bool:
     """Whether the run was stopped between the checkpoint that it goes on from and its evaluation."""
     is_missing = step > 0 and _is_evaluated(step, settings) and not log.has_evaluation(step)
-    return bool(largest_over_ranks(torch.tensor(int(is_missing))))
+    return on_any_rank(is_missing)
 
 
 def _evaluate(
