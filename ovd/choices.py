@@ -11,7 +11,7 @@ ClassSplit = Literal["base", "all"]
 DataFormatName = Literal["lvis", "coco", "coco_zero_shot", "objects365", "voc", "yolo"]
 """Formats of annotations (data/formats/known.py has one record for each)."""
 ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via", "open_images"]
-"""What ovd import-boxes reads (data/import_boxes.py)."""
+"""What `ovd import-boxes` reads (data/import_boxes.py)."""
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]
 """What `ovd label` writes (data/export_boxes.py)."""
 Domain = Literal["shapes", "strokes", "composites"]

@@ -107,8 +107,8 @@ class BankConfig(TextSources):
     """The text bank: V text variants per class, of which a training step draws one (text augmentation)."""
 
     file: Path | None = None
-    """Bank file from ovd text-bank with at least the training classes; by default a bank is built on first
-    use. The variants of a file are fixed: of the other settings only `noise` applies in training, and `templates` and
+    """Bank file from `ovd text-bank` with at least the training classes; by default a bank is built on first use. The
+    variants of a file are fixed: of the other settings only `noise` applies in training, and `templates` and
     `num_synonyms` in evaluation."""
     paraphrases: Path | None = None
     """JSON file of texts about classes, {"class name": ["a text", ...]}. Each text is a training variant, without a
@@ -216,7 +216,7 @@ class PairsConfig(BoxFilters):
     """Image-text pairs that are trained on beside the detection data: self-training, or image-level labels."""
 
     labels: Path
-    """Folder of labels from ovd label-pairs; like all outputs of a run, relative to the current folder."""
+    """Folder of labels from `ovd label-pairs`; like all outputs of a run, relative to the current folder."""
     shards: Path | None = None
     """Folder of the pairs' tar shards, relative to the data root; by default the embedded world's own."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
