@@ -120,12 +120,12 @@ class AnnotationIndex:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of each class of the vocabulary."""
+        """The name of each class, by row of the vocabulary."""
         return tuple(category.name for category in self.categories)
 
     @property
     def synonyms(self) -> tuple[tuple[str, ...], ...]:
-        """Of each class of the vocabulary."""
+        """The synonyms of each class, by row of the vocabulary."""
         return tuple(category.synonyms for category in self.categories)
 
     def record(self, image: int) -> ImageRecord:
