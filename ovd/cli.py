@@ -30,14 +30,20 @@ def run_tool(main: Callable[[], None]) -> None:
         if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # by head, for example
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(EXIT_BROKEN_PIPE) from None
-        words = "another rank has stopped; its own words say why" if _is_of_another_rank(error) else str(error)
-        print(f"error[{_code(error)}]: {words} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"{error_line(error)} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
     except KeyboardInterrupt:
         if os.environ.get("OVD_TRACEBACK"):
             raise
         print("interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def error_line(error: Exception) -> str:
+    """What a tool says of an error, with its code where it is one of docs/faults.md."""
+    code = getattr(error, "code", None)
+    words = "another rank has stopped; its own words say why" if _is_of_another_rank(error) else str(error)
+    return f"error: {words}" if code is None else f"error[{code}]: {words}"
 
 
 def _is_read_no_further(pipe: int) -> bool:
@@ -52,8 +58,3 @@ def _is_of_another_rank(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("Connection closed by peer", "Connection reset by peer")
     )
-
-
-def _code(error: Exception) -> str:
-    """The error's own code where it has one, else its type."""
-    return getattr(error, "code", type(error).__name__)

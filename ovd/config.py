@@ -68,6 +68,8 @@ RENAMED = {
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the file, the key and the nearest valid key."""
 
+    code = "F27"
+
 
 DEFAULT_KINDS = {"shortcuts": "gated", "source": "world"}
 """Kind of each section that comes in several kinds, where its `kind` is missing."""

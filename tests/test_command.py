@@ -11,12 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
 
 import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.jobs.queries import with_examples
+from ovd.structures import Detections
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(name for commands in COMMANDS.values() for name in commands)
@@ -225,6 +228,25 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
     assert given == {"track_above": 0.2}
     assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
+
+
+def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    scores = iter([[0.31, 0.2], [0.44]])
+
+    def predictor(*_: object) -> Detections:
+        of_picture = torch.tensor(next(scores))
+        boxes = torch.tensor([[1.0, 2.0, 9.0, 9.0]]).repeat(len(of_picture), 1)
+        return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
+
+    predictor.threshold, predictor.is_calibrated = 0.45, True  # type: ignore[attr-defined]
+    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
+    monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
+    run(monkeypatch, "detect", str(tmp_path), "--classes", "anchor, umbrella", "--output", str(tmp_path / "found"))
+    told = capsys.readouterr().out
+    assert told.startswith("0 objects with a probability of at least 0.45")
+    assert told.endswith(f"; the best box has 0.44, 'umbrella' in {tmp_path / 'two.png'} (--threshold)\n")
 
 
 def test_the_installed_command_and_the_module_are_the_same():

@@ -30,7 +30,7 @@ from PIL import Image
 from ovd.build.detector import build_detector, configured_clip
 from ovd.build.trained import TrainedDetector
 from ovd.choices import DataFormatName
-from ovd.cli import run_tool
+from ovd.cli import error_line, run_tool
 from ovd.config import TrainConfig, parse_config
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.image_names import check_images_exist
@@ -496,7 +496,7 @@ def outcome(run: Callable[[Path], str]) -> tuple[str, str]:
         try:
             kind, text = "read", run(Path(name))
         except ValueError as error:
-            kind, text = "refused", f"error[{getattr(error, 'code', type(error).__name__)}]: {error}"
+            kind, text = "refused", error_line(error)
         warnings = "" if kind == "refused" else "".join(
             f"; {line}" for line in words.getvalue().splitlines() if line.startswith("warning[F13]")
         )  # fmt: skip

@@ -132,10 +132,15 @@ def main() -> None:
     thresholds = [threshold if own is None else own for own in minima]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else
 
+    best_of_all = (0.0, "")  # score and words of the best box, shown or not
+
     def detect(picture: Picture) -> Detections:
-        found = choose_shown(
-            predictor(picture.pixels, prompts), thresholds, most=arguments.top, overlapping=arguments.overlapping
-        )
+        nonlocal best_of_all
+        all_found = predictor(picture.pixels, prompts)
+        if len(all_found.scores) > 0:
+            of_picture = (float(all_found.scores[0]), f"{names[int(all_found.classes[0])]!r} in {picture.source}")
+            best_of_all = max(best_of_all, of_picture)
+        found = choose_shown(all_found, thresholds, most=arguments.top, overlapping=arguments.overlapping)
         if sources == [picture.source] and picture.frame is None and not is_data:
             for box, score, row in zip(
                 found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
@@ -147,6 +152,8 @@ def main() -> None:
     kind = "probability" if predictor.is_calibrated else "score"
     own = ", or the one after its name" if any(minimum is not None for minimum in minima) else ""
     text = f"{report.num_used('box')} objects with a {kind} of at least {threshold:.2f}{own}{output.where()}"
+    if report.num_used("box") == 0 and best_of_all[0] > 0:
+        text += f"; the best box has {best_of_all[0]:.2f}, {best_of_all[1]} (--threshold)"
     print(text, file=sys.stderr if is_data else sys.stdout)
     report_unread(report, len(sources))
 

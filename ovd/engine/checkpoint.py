@@ -49,6 +49,8 @@ NO_NOTES = Notes()
 class SaveError(RuntimeError):
     """A checkpoint could not be written, for example on a full disk; the older ones are untouched."""
 
+    code = "F22"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -23,6 +23,8 @@ _TOKENS = {"cls_token", "class_embedding", "reg_token", "latent", "pos_embed", "
 class NonFiniteError(RuntimeError):
     """A loss or the gradient is NaN or infinite; the optimizer has not moved the weights, which are still valid."""
 
+    code = "F19"
+
 
 @dataclass(frozen=True)
 class GroupSpec:
