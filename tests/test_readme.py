@@ -432,6 +432,12 @@ def test_the_architecture_page_has_the_ladders_that_are_checked(ladder):
     assert [re.split(r" {3,}", line)[0] for line in shown.splitlines()] == layers
 
 
+def test_the_readme_has_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = README.read_text().partition("`pip install 'ovd[NAME]'` adds: ")[2].partition("\n\n")[0]
+    assert extras.keys() <= set(re.findall(r"`(\w+)`", named))
+
+
 def test_every_module_says_in_its_first_line_what_it_is():
     for path in [*(ROOT / "ovd").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
         assert ast.get_docstring(ast.parse(path.read_text())), path
