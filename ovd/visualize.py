@@ -1,12 +1,16 @@
 """Pictures: boxes with names on an image, and grids of such images."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from matplotlib import colormaps, get_data_path
+from matplotlib.font_manager import findSystemFonts
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
@@ -18,6 +22,9 @@ SMALLEST_SHOWN_PX = 384
 GRID_PX = 640
 """Longest side of an image in a grid."""
 GRID_COLUMNS = 4
+
+FONTS_KEPT = 64
+"""Sets of letters whose font is not looked for again."""
 
 MISSED_COLOR = (255, 255, 255)
 
@@ -73,7 +80,9 @@ def draw_detections(
     canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     side = max(canvas.size)
-    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), max(11, side // 45))
+    shown = {*detections.classes.tolist(), *([] if missed is None else missed.classes.tolist())}
+    letters = frozenset(letter for row in shown for letter in names[row] if not letter.isspace())
+    font = ImageFont.truetype(font_with(letters), max(11, side // 45))
     if missed is not None:
         for box, row in zip(missed.boxes.tolist(), missed.classes.tolist(), strict=True):
             x0, y0, x1, y1 = (zoom * value for value in box)
@@ -88,6 +97,31 @@ def draw_detections(
         above = _label_height(draw, font, label)
         _draw_label(draw, font, label, x0, y0 - above if y0 > above else y0, class_color(row))
     return canvas
+
+
+@lru_cache(FONTS_KEPT)
+def font_with(letters: frozenset[str]) -> str:
+    """The file of a font that has these letters: DejaVu Sans, or else one of this system's; warns if there is none."""
+    usual = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    missing = _missing_in(usual, letters)
+    for path in sorted(findSystemFonts()) if missing else ():
+        if not _missing_in(path, letters):
+            return path
+    if missing:
+        words = "".join(sorted(missing)[:20])
+        print(
+            f"warning: no font of this system has all of {words}; names in pictures have boxes there", file=sys.stderr
+        )
+    return usual
+
+
+def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
+    """The letters that a font's file lacks; all, if it cannot be read."""
+    try:
+        known = FT2Font(font).get_charmap()
+    except (RuntimeError, OSError):
+        return letters
+    return frozenset(letter for letter in letters if ord(letter) not in known)
 
 
 def _label_height(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, label: str) -> float:

@@ -18,7 +18,7 @@ import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
-from ovd.jobs.queries import with_examples
+from ovd.jobs.queries import split_query, with_examples
 from ovd.structures import Detections
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +228,28 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
     assert given == {"track_above": 0.2}
     assert capsys.readouterr().out.startswith("3 objects with a score of at least 0.45, or the one after its name")
+
+
+@pytest.mark.parametrize(
+    ("query", "name", "minimum"),
+    [
+        ("anchor:0.8", "anchor", 0.8),
+        (" coffee cup : .25 ", "coffee cup", 0.25),
+        ("anchor:1.0", "anchor", 1.0),
+        ("a clock at 12:00", "a clock at 12:00", None),
+        ("a 16:9 screen", "a 16:9 screen", None),
+        ("ratio 16:9:0.4", "ratio 16:9", 0.4),
+        ("ratio 3:1", "ratio 3:1", None),
+    ],
+)
+def test_a_minimum_score_has_a_point(query, name, minimum):
+    assert split_query(query) == (name, minimum)
+
+
+@pytest.mark.parametrize("query", ["anchor:1.5", "anchor:-0.1", ":0.5"])
+def test_a_minimum_score_is_from_0_to_1_and_has_a_name(query):
+    with pytest.raises(ValueError, match=r"write it as NAME:0\.8"):
+        split_query(query)
 
 
 def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):

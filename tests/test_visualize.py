@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import torch
+from matplotlib.ft2font import FT2Font
 
+from ovd.data.world.glyphs import FONT
 from ovd.structures import Detections
-from ovd.visualize import choose_shown, draw_detections, grid
+from ovd.visualize import choose_shown, draw_detections, font_with, grid
 
 FOUND = Detections(
     boxes=torch.tensor([[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 20, 90, 60], [0.0, 0, 5, 5]]),
@@ -37,6 +41,18 @@ def test_small_non_square_images_are_enlarged_and_boxes_drawn_where_they_are():
 def test_an_image_without_detections_stays_as_it_is():
     image = np.full((400, 500, 3), 7, np.uint8)
     assert np.array_equal(np.asarray(draw_detections(image, NOTHING, [])), image)
+
+
+def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkeypatch, capsys, tmp_path):
+    usual, other = font_with(frozenset("umbrella")), str(FONT.with_name("STIXGeneral.ttf"))
+    assert Path(usual).name == "DejaVuSans.ttf"
+    letter = next(chr(code) for code in FT2Font(other).get_charmap() if code not in FT2Font(usual).get_charmap())
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr("ovd.visualize.findSystemFonts", lambda: [other, str(tmp_path / "broken.ttf")])
+    assert font_with(frozenset({letter})) == other
+    assert capsys.readouterr().err == ""
+    assert font_with(frozenset({"\ufdd0", "a"})) == usual
+    assert "no font of this system has all of \ufdd0" in capsys.readouterr().err
 
 
 def test_grids_hold_every_picture():

@@ -7,6 +7,8 @@ trained texts put in its place. The row of several examples is their mean, and t
 mean of the two.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -21,10 +23,11 @@ from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.data.images.pixels import AnyImage, pixels_of
+from ovd.experts.folder import read_description
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.similarity import unit_embeddings
-from ovd.text.names import read_alike
+from ovd.text.names import are_among, read_alike
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
 """How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
@@ -84,6 +87,7 @@ class PromptEncoder:
             ValueError: an example's box is empty or outside its image.
         """
         whole = [Prompt(prompt, (prompt,)) if isinstance(prompt, str) else prompt for prompt in prompts]
+        self._warn_of_experts(whole)
         encoded = self._encode_texts(tuple(text for prompt in whole for text in prompt.texts))
         of_texts = encoded.split([len(prompt.texts) for prompt in whole])
         return torch.stack([self._row(prompt, own) for prompt, own in zip(whole, of_texts, strict=True)])
@@ -134,6 +138,21 @@ class PromptEncoder:
             return of_name
         of_images = self._moved(of_examples.mean(dim=0))
         return unit_embeddings((1 - share_of_images) * of_name + share_of_images * of_images)
+
+    def _warn_of_experts(self, prompts: Sequence[Prompt]) -> None:
+        """Tell which experts' names the detector is asked for: a row of more than a name is none of an expert's."""
+        mixed = [prompt for prompt in prompts if len(prompt.texts) > 1 or (prompt.texts and prompt.images)]
+        experts = self._trained.experts
+        if not mixed or experts is None:
+            return
+        known = [form for folder in experts.folders for form in read_description(folder).forms]
+        for prompt in mixed:
+            if any(are_among(prompt.texts, known)):
+                print(
+                    f"warning: {prompt.name!r} is asked for by more than its name, so that the detector answers in "
+                    "place of the expert that knows the name",
+                    file=sys.stderr,
+                )
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:
         return text_of_names(self._trained, texts)

@@ -127,7 +127,7 @@ def with_names_of_experts(
     for folder in () if trained.experts is None else trained.experts.folders:
         description = read_description(folder)
         own = names_of(description, read_tensors(folder, description))
-        known = are_among(names, (*description.names, *(form for forms in description.synonyms for form in forms)))
+        known = are_among(names, description.forms)
         unknown_rows = (torch.tensor(known, dtype=torch.bool) & ~own.are_own(text)).nonzero().squeeze(1).tolist()
         if unknown_rows:
             alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])

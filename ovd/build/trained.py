@@ -1,6 +1,5 @@
 """Trained detectors: found and loaded from disk, and how they are run."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ovd.build.detector import build_detector, resolve_device, resolve_low_preci
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig, parse_config
-from ovd.data.images.pixels import checked_size
+from ovd.data.images.pixels import checked_size, warn_of_other_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.experts.group import ExpertGroup
@@ -211,11 +210,8 @@ def build_inference(
     """
     config = trained.config
     used = options or trained.options
-    if size not in (None, config.data.size) and trained.threshold is not None:
-        print(
-            f"warning: scores were calibrated at {config.data.size} px; at {size} px they are worse probabilities",
-            file=sys.stderr,
-        )
+    if size is not None and trained.threshold is not None:
+        warn_of_other_size(config.data.size, size)
     low_precision = resolve_low_precision(config)
     inference = Inference(
         _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),

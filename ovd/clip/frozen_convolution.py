@@ -134,6 +134,7 @@ def _can_pack(
         and not adds_cell
         and not narrow_maps.is_narrow(convolution, x)
         and not learns
+        and not torch.jit.is_tracing()  # an export has no such operations
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )

@@ -7,8 +7,9 @@
     ovd detect photos --classes "umbrella" --prompt gadget=shop.jpg:40,30,120,90 --prompt gadget=other.jpg
 
 A source is an image, a video, a folder with images and videos in it or below, a pattern, or - for an image on standard
-input. A number after a name is the minimum score of its boxes. Without one it is --threshold, which is by default that
-of the detector: scores of a detector that was calibrated (train.calibration) are probabilities.
+input. A number with a point after a name, as in anchor:0.8, is the minimum score of its boxes. Without one it is
+--threshold, which is by default that of the detector: scores of a detector that was calibrated (train.calibration) are
+probabilities.
 
 --prompt asks by an example: a picture, or the box x,y,width,height of one. Several of one name count together, and if
 the name is among --classes its text counts, too.

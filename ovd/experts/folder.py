@@ -59,6 +59,11 @@ class ExpertDescription:
     sha256: str = ""
     """Of the tensors' file; set by `write_expert`."""
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """All names and synonyms."""
+        return (*self.names, *(form for of_name in self.synonyms for form in of_name))
+
 
 def find_expert(path: Path) -> Path:
     """The expert's folder: `path` itself, or `expert` in a run folder.

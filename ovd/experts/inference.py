@@ -7,6 +7,7 @@ So the base detector's answers are those that it would give alone, to the last b
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -103,6 +104,14 @@ class ExpertInference(Inference):
     def compile(self) -> None:
         for answerer in self._answerers:
             answerer.compile()
+
+    def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
+        """Not for several detectors, each of which has predictions of its own; see `detect`."""
+        raise TypeError("with experts, several detectors predict; use detect, which asks them all")
+
+    def detections(self, *_args: Any, **_options: Any) -> tuple[Detections, ...]:
+        """Not for several detectors, as `predict`."""
+        raise TypeError("with experts, predictions are of several detectors; use detect, which asks them all")
 
     def _detect(
         self,

@@ -1,5 +1,6 @@
 """Export a trained detector, and its text tower beside it."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
         export_text(trained.clip, trained.config.bank.templates, path)
         files += text_files(path)
     options, config = trained.config.eval, trained.config
-    detector = trained.detector.float().cpu().to(memory_format=torch.contiguous_format).eval()
+    detector = copy.deepcopy(trained.detector).float().cpu().to(memory_format=torch.contiguous_format).eval()
     write_detector(
         DetectionGraph(detector, options, trained.calibration),
         path,

@@ -242,6 +242,8 @@ class PictureFiles:
 
     def where(self) -> str:
         """The one file, or the folder of several."""
+        if not self.written:
+            return ""
         if len(self.written) == 1:
             return f"; see {self.written[0]}"
         return f" in {len(self.written)} sources; see {self._folder or 'the files beside them'}"

@@ -10,16 +10,15 @@ from ovd.text.names import read_alike
 def split_query(query: str) -> tuple[str, float | None]:
     """The name of a query such as `anchor:0.8`, and its minimum score, if it has one.
 
+    A minimum has a decimal point: `a ratio of 16:9` and `a clock at 12:00` are names.
+
     Raises:
         ValueError: no name, or a minimum that is not in 0..1.
     """
-    name, separator, minimum = query.rpartition(":")
-    if not separator:
+    name, _, minimum = query.rpartition(":")
+    if not re.fullmatch(r"\s*-?\d*\.\d+\s*", minimum):
         return query.strip(), None
-    try:
-        value = float(minimum)
-    except ValueError:
-        return query.strip(), None  # a colon in the name
+    value = float(minimum)
     if not 0 <= value <= 1 or not name.strip():
         raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, with a minimum score from 0 to 1")
     return name.strip(), value

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ovd.data.images.pixels import AnyImage, checked_size, pixels_of
+from ovd.data.images.pixels import AnyImage, checked_size, pixels_of, warn_of_other_size
 from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
@@ -33,6 +33,8 @@ class Predictor:
         self._session = session
         self._encode = encode
         self._size = session.usage.size if size is None else checked_size(size)
+        if self.is_calibrated:
+            warn_of_other_size(session.usage.size, self._size)
         self._text_of = lru_cache(NAME_LISTS_KEPT)(self._rows)
 
     @classmethod

@@ -8,8 +8,8 @@ import numpy as np
 
 from ovd.onnx.session import open_session
 from ovd.onnx.tokenizer import Tokenizer
-from ovd.shapes import Float32
-from ovd.text.names import prompts_of
+from ovd.shapes import Float32, Int64
+from ovd.text.names import prompts_of, warn_of_equal_tokens
 
 BATCH = 256
 """Texts at a time."""
@@ -50,12 +50,13 @@ class TextEncoder:
     def __call__(self, names: Sequence[str]) -> Float32[np.ndarray, "C D"]:
         """One unit row per name: the normalized mean over the templates, as in evaluation."""
         texts = [text for name in names for text in prompts_of(name, (), 0, self._templates)]
-        parts = [self._encode(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        tokens = self._tokenizer(texts)
+        warn_of_equal_tokens(names, [of_name.tobytes() for of_name in tokens.reshape(len(names), -1)])
+        parts = [self._encode(tokens[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         means = np.concatenate(parts).reshape(len(names), len(self._templates), -1).mean(axis=1)
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
-    def _encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "N D"]:
-        tokens = self._tokenizer(texts)
+    def _encode(self, tokens: Int64[np.ndarray, "N L"]) -> Float32[np.ndarray, "N D"]:
         if self._shortens:  # the tower does not attend to padding after the longest text
             tokens = tokens[:, : np.flatnonzero(tokens.any(axis=0))[-1] + 1]
         return self._session.run(None, {"tokens": tokens})[0]

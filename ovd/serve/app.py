@@ -78,6 +78,7 @@ class Server:
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
         self._answering: asyncio.Task[None] | None = None
         self._num_waiting = 0
+        self._num_reading = 0
         self.metrics = Metrics()
 
     @asynccontextmanager
@@ -94,7 +95,7 @@ class Server:
     async def detect(self, request: Request) -> Response:
         """POST /api/detect."""
         self._check_places()  # before a body is read for nothing
-        form = await read_form(request, self._limits)
+        form = await self._read(request)
         with closing(form), self._place():
             loop = asyncio.get_running_loop()
             start = loop.time()
@@ -111,6 +112,16 @@ class Server:
                 _LOG.exception("the detector failed")
                 raise Refusal(500, FAILURE) from error
             return self._reply(request, form, question, answered, seconds=loop.time() - start)
+
+    async def _read(self, request: Request) -> DetectForm:
+        """Read the body of a request, which may take the memory and disk of all its files."""
+        if self._num_reading >= self._limits.bodies:
+            raise Refusal(503, f"The server is reading {self._num_reading} other requests; try again in a moment.")
+        self._num_reading += 1
+        try:
+            return await read_form(request, self._limits)
+        finally:
+            self._num_reading -= 1
 
     async def _ask(self, form: DetectForm) -> tuple[Question, Answered]:
         question = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, form)

@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from ovd.data.formats.text_files import finite_number
 from ovd.serve.limits import Limits, Refusal
 from ovd.text.names import read_alike
 
@@ -202,11 +203,8 @@ def _text(form: FormData, field: str) -> str | None:
 
 
 def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:  # NaN is not
+    value = finite_number(text, math.inf)
+    if value is None or not 0 <= value <= 1:
         raise Refusal(400, "The field 'threshold' is a number from 0 to 1.")
     return value
 

@@ -20,7 +20,7 @@ class Limits:
     boxes: int = 1000
     """Number of boxes in an answer."""
     waiting: int = 64
-    """Requests for detection that wait or are answered at once; more are not read."""
+    """Requests for detection that wait or are answered at once, and twice as many whose bodies are read."""
     connections: int = 256
     """Open connections."""
     head_bytes: int = 16 * 1024
@@ -46,6 +46,11 @@ class Limits:
     def max_text_bytes(self) -> int:
         """Bytes of all text fields: names and what examples are called, each character in up to four bytes."""
         return 4 * (self.names + self.examples) * (self.name_length + 2)
+
+    @property
+    def bodies(self) -> int:
+        """Requests for detection whose bodies are read at once."""
+        return 2 * self.waiting
 
     @property
     def max_body_bytes(self) -> int:

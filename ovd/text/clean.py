@@ -1,7 +1,7 @@
 """Texts as CLIP's tokenizer reads them. Imports neither torch nor open_clip.
 
 Equal to what open_clip does before it splits a text into tokens, but for what is left as it is here: text that was
-damaged by a wrong encoding, entities in capitals (`&EACUTE;`), the letter ŉ, and a terminal's escapes.
+damaged by a wrong encoding, entities in capitals (`&EACUTE;`), the letters ŉ and ſ, and a terminal's escapes.
 """
 
 import html

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ovd.clip.load import Clip
 from ovd.precision import autocast
 from ovd.progress import progress
-from ovd.text.names import prompts_of
+from ovd.text.names import prompts_of, warn_of_equal_tokens
 
 BATCH = 256
 
@@ -108,11 +108,14 @@ def encode_classes(
     texts = [prompts_of(name, others, num_synonyms, templates) for name, others in pairs]
     classes_at_a_time = max(1, BATCH // ((1 + num_synonyms) * len(templates)))
     starts = range(0, len(names), classes_at_a_time)
-    means = [encode_texts(clip, [])]
+    means, tokens_of = [encode_texts(clip, [])], []
     for start in progress(starts, len(starts), "class texts"):
         group = texts[start : start + classes_at_a_time]
-        rows = encode_texts(clip, [text for of_class in group for text in of_class])
+        tokens = clip.tokenizer([text for of_class in group for text in of_class])
+        tokens_of += [of_class.numpy().tobytes() for of_class in tokens.view(len(group), -1)]
+        rows = encode_tokens(clip, tokens)
         means.append(F.normalize(rows.view(len(group), -1, rows.shape[1]).mean(dim=1), dim=-1))
+    warn_of_equal_tokens(names, tokens_of)
     return torch.cat(means)
 
 

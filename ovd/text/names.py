@@ -1,5 +1,6 @@
 """Cleaned class names, and how they are put into prompts. Imports neither torch nor open_clip."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,29 @@ def check_each_once(names: Iterable[str | None]) -> None:
         if name in seen:
             raise ValueError(f"the class name {name!r} is given twice")
         seen.add(name)
+
+
+def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
+    """Tell of names that are read differently but have the same tokens, often since texts are cut where a context ends.
+
+    Such names have one row, and share the probability of one.
+
+    Args:
+        tokens: those of each name, in all of its prompts.
+    """
+    first: dict[bytes, str] = {}
+    pairs = [
+        (before, name)
+        for name, of_name in zip(names, tokens, strict=True)
+        if read_alike(before := first.setdefault(of_name, name)) != read_alike(name)
+    ]
+    if pairs:
+        one, other = pairs[0]
+        print(
+            f"warning: the text tower cannot tell {len(pairs)} names from others, such as {one!r} and {other!r}: their "
+            "tokens are equal, or differ beyond its context; ask for one of them, or in fewer words",
+            file=sys.stderr,
+        )
 
 
 def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[str]:

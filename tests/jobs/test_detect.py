@@ -72,6 +72,13 @@ def test_one_that_cannot_be_read_is_counted_and_the_others_go_on(photos):
         detect_in(sources[1:2], detect, PictureFiles(sources[1:2], NAMES, None))
 
 
+def test_of_files_that_are_not_written_nothing_is_said(photos):
+    sources = [str(photos / "gone.png"), str(photos / "away.png")]
+    output = PictureFiles(sources, NAMES, None)
+    assert detect_in(sources, detect, output).num_used() == 0
+    assert output.where() == ""
+
+
 def test_no_file_is_written_twice(photos):
     Image.fromarray(scene(4)).save(photos / "a.jpg")
     sources = [str(photos / "a.png"), str(photos / "a.jpg"), str(photos / "b.png")]

@@ -18,6 +18,7 @@ from small_fine_tuning import fine_tuning_config
 from small_run import source_of
 
 from ovd.build.data import load_validation_index
+from ovd.build.prompts import Example, Prompt
 from ovd.build.text import text_of_names
 from ovd.build.trained import build_inference, load_detector
 from ovd.config import ConfigError
@@ -135,6 +136,24 @@ def test_an_expert_answers_for_its_names_and_synonyms_in_any_spelling(start, exp
     assert same(with_expert(image, ["Paper_Boat"]), own)
     assert not same(with_expert(image, ["heart with stripes"]), base(image, ["heart with stripes"]))
     assert same(with_expert(image, ["heart"]), base(image, ["heart"]))
+
+
+def test_a_name_with_an_example_is_answered_by_the_detector_and_that_is_told(start, experts, image, capsys) -> None:
+    prompt = Prompt("oak leaf", ("oak leaf",), (Example(image),))
+    found = Predictor.load(start, experts=experts)(image, ["anchor", prompt])
+    assert "'oak leaf' is asked for by more than its name" in capsys.readouterr().err
+    assert same(found, Predictor.load(start)(image, ["anchor", prompt]))
+    Predictor.load(start, experts=experts)(image, ["oak leaf", Prompt("anchor", ("anchor",), (Example(image),))])
+    assert "more than its name" not in capsys.readouterr().err
+
+
+def test_predictions_of_several_detectors_are_refused(start, experts, image) -> None:
+    inference = Predictor.load(start, experts=experts[:1])._inference
+    batch = torch.from_numpy(image[:32, :64]).permute(2, 0, 1)[None]
+    with pytest.raises(TypeError, match="several detectors predict"):
+        inference.predict(batch, torch.tensor([[32, 64]]))
+    with pytest.raises(TypeError, match="use detect"):
+        inference.detections(None, None, None, None)  # type: ignore[arg-type]
 
 
 def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts, image) -> None:

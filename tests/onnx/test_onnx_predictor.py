@@ -104,15 +104,29 @@ def test_it_finds_what_the_detector_finds(trained, predictor, image):
     assert predictor.threshold == torch_predictor.threshold == 0.31
 
 
-def test_another_size_and_rows_of_ones_own(trained, model, image):
+def test_another_size_and_rows_of_ones_own(trained, model, image, capsys):
     text = unit_rows(30, trained.clip.dim)
     inference = Inference(
         trained.detector, size=64, options=trained.config.eval, low_precision=False, calibration=trained.calibration
     )
     found = Predictor.load(model, size=64, threads=1).detect(image, text.numpy())
+    assert capsys.readouterr().err == (
+        "warning: scores were calibrated at 96 px; at 64 px they are worse probabilities\n"
+    )
     expected = inference.image(text, image)
     assert len(expected.scores) == len(found.scores) > 5
     assert num_without_equal(expected, found) == 0
+
+
+def test_a_detector_that_has_detected_is_exported_and_stays_as_it_is(trained, model, image, tmp_path):
+    used = replace(trained, detector=copy.deepcopy(trained.detector))
+    expected = TorchPredictor(used)(image, NAMES)
+    weights = [(parameter.data_ptr(), parameter.stride()) for parameter in used.detector.parameters()]
+    with unchecked():
+        export_detector(used, tmp_path / "model.onnx", with_text=False)
+    assert [(parameter.data_ptr(), parameter.stride()) for parameter in used.detector.parameters()] == weights
+    rows = TextEncoder(model, threads=1)(NAMES)
+    assert num_without_equal(expected, Predictor.load(tmp_path / "model.onnx", threads=1).detect(image, rows)) == 0
 
 
 def test_text_rows_are_those_of_evaluation(trained, model):

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -215,6 +216,27 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
     assert sentences.count("The server is busy with 3 requests; try again in a moment.") == 2
     assert sentences.count("The server is busy and found nothing within 3 seconds.") == 3
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
+
+
+def test_only_so_many_bodies_are_read_at_once(answerer, settings):
+    """A client that has not sent its body takes no place, so that slow ones do not keep others out."""
+    head = b"POST /api/detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with running(answerer, settings, waiting=2, body_seconds=20) as held, ExitStack() as clients:
+        slow = [clients.enter_context(socket.create_connection(("127.0.0.1", held.port))) for _ in range(3)]
+        for client in slow:
+            client.sendall(head + b"Content-Length: 1000\r\n\r\n--x\r\n")
+        time.sleep(0.5)
+        assert held.detect().status_code == 200
+        more = clients.enter_context(socket.create_connection(("127.0.0.1", held.port)))
+        more.sendall(head + b"Content-Length: 1000\r\n\r\n--x\r\n")
+        time.sleep(0.5)
+        refused = held.detect()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"] == "The server is reading 4 other requests; try again in a moment."
+        for client in (*slow, more):
+            client.close()
+        time.sleep(0.5)
+        assert held.detect().status_code == 200
 
 
 def test_a_failing_detector_is_a_500_with_a_sentence_and_no_secret(trained, settings, caplog):

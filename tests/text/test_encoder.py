@@ -28,6 +28,20 @@ def clip_with(**text) -> Clip:
     return Clip(model, open_clip.SimpleTokenizer(), (0.5,) * 3, (0.5,) * 3, 32)
 
 
+def test_names_that_the_text_tower_cannot_tell_apart_are_told(capsys):
+    clip, long = replace(clip_with(), tokenizer=open_clip.SimpleTokenizer(context_length=16)), "very " * 20
+    names = [f"a {long} chair", "chair", f"a {long} table", "Chair"]
+    rows = encode_classes(clip, names, ("a photo of {}.", "{}"))
+    assert torch.equal(rows[0], rows[2])
+    assert not torch.equal(rows[0], rows[1])
+    told = capsys.readouterr().err
+    assert "cannot tell 1 names from others" in told
+    assert repr(names[0]) in told
+    assert repr(names[2]) in told
+    encode_classes(clip, ["chair", "table"], ("{}",))
+    assert "cannot tell" not in capsys.readouterr().err
+
+
 def places_computed(clip: Clip) -> list[int]:
     """Filled with the number of places of every batch that the text tower sees from now on."""
     lengths: list[int] = []

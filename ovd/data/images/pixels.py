@@ -14,6 +14,7 @@
 All else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
 """
 
+import sys
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -135,3 +136,12 @@ def checked_size(size: int) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size < SMALLEST_SIDE_PX:
         raise ValueError(f"size is the longest side in pixels, a whole number from {SMALLEST_SIDE_PX} on, not {size!r}")
     return size
+
+
+def warn_of_other_size(calibrated: int, size: int) -> None:
+    """Tell that scores were calibrated at another size of images than they are used at, if it is another."""
+    if size != calibrated:
+        print(
+            f"warning: scores were calibrated at {calibrated} px; at {size} px they are worse probabilities",
+            file=sys.stderr,
+        )
