@@ -37,7 +37,7 @@ class _Kept:
 
 
 def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a tensor is moved, or written to in place."""
+    """What changes when a tensor is moved, or written to in place; not through `.data`, which torch does not count."""
     return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
 

@@ -88,7 +88,8 @@ def _align(config: AlignConfig, found: Checkpoint | None, command: str) -> dict[
 
 def format_report(report: dict[str, Any]) -> str:
     """The losses before and after as angles too, for a console."""
-    lines = [f"{'held-out images':<16}{'before':>18}{'after':>18}"]
+    measured_on = "held-out images" if report["held_out_images"] else "trained images"  # of few, none is held out
+    lines = [f"{measured_on:<16}{'before':>18}{'after':>18}"]
     for name, label in (("point", "centre of a box"), ("box", "mean over it")):
         values = [report["losses_before"][name], report["losses_after"][name]]
         cells = [f"{value:.4f} ({math.degrees(math.acos(max(-1.0, 1 - value))):.1f} deg)" for value in values]

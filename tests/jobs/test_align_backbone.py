@@ -72,6 +72,8 @@ def test_the_result_is_a_clip_model_and_a_report(whole_run, tiny_clip):
     assert report["losses_after"]["point"] < report["losses_before"]["point"]
     assert report["losses_after"]["box"] < report["losses_before"]["box"]
     assert "centre of a box" in format_report(report)
+    assert "trained images" in format_report(report)  # twelve are too few to hold any out
+    assert "held-out images" in format_report({**report, "held_out_images": 3})
 
 
 def test_mean_of_the_dense_feature_still_is_the_pooled_embedding(whole_run):
