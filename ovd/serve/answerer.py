@@ -22,7 +22,8 @@ from ovd.data.loading.buckets import Shape
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.structures import Detections
-from ovd.text.names import clean_name
+from ovd.text.names import clean_name, prompts_of, with_equal_tokens
+from ovd.text.prompts import TEMPLATES
 
 EXAMPLE_SIDE = 1024
 """Longest side in pixels that an example is reduced to before it is embedded, which bounds the memory it takes."""
@@ -94,6 +95,20 @@ class Answerer:
         (answer,) = self.answer([Question(self.picture(np.zeros((64, 64, 3), dtype=np.uint8)), ("object",))])
         if isinstance(answer, Exception):
             raise answer
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Check that the text tower can tell names apart. Any thread may do this.
+
+        Raises:
+            ValueError: names two that it cannot.
+        """
+        tokenizer = self._trained.clip.tokenizer
+        context_length = tokenizer([""]).shape[1]
+        long = [name for name in names if len(name.encode()) > context_length // 2]  # others are not cut
+        templates = TEMPLATES[self._trained.config.bank.templates]
+        tokens = [tokenizer(prompts_of(name, (), 0, templates)).numpy().tobytes() for name in long]
+        if pairs := with_equal_tokens(long, tokens):
+            raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to tell them apart")
 
     def prepare(self, content: bytes, *, max_pixels: int) -> Picture:
         """Decode and resize a picture file. Any thread may do this.

@@ -144,7 +144,11 @@ class Server:
             raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
 
     def _prepare(self, form: DetectForm) -> Question:
-        """Decode the picture and the examples, one after another."""
+        """Check the names; decode the picture and the examples, one after another."""
+        try:
+            self._answerer.check_names(form.names)
+        except ValueError as error:
+            raise Refusal(400, f"The names {error}; give one of them, or fewer words.") from None
         picture = self._decode(form.image, self._answerer.prepare)
         examples: dict[str, list[Float[Tensor, " D"]]] = {}
         for number, (name, upload) in enumerate(form.examples, start=1):

@@ -65,8 +65,8 @@ def check_each_once(names: Iterable[str | None]) -> None:
         seen.add(name)
 
 
-def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
-    """Tell of names that are read differently but have the same tokens, often since texts are cut where a context ends.
+def with_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tuple[str, str]]:
+    """Pairs of names that are read differently but have the same tokens, often as texts are cut where a context ends.
 
     Such names have one row, and share the probability of one.
 
@@ -74,11 +74,16 @@ def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
         tokens: those of each name, in all of its prompts.
     """
     first: dict[bytes, str] = {}
-    pairs = [
+    return [
         (before, name)
         for name, of_name in zip(names, tokens, strict=True)
         if read_alike(before := first.setdefault(of_name, name)) != read_alike(name)
     ]
+
+
+def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
+    """Tell of `with_equal_tokens`."""
+    pairs = with_equal_tokens(names, tokens)
     if pairs:
         one, other = pairs[0]
         print(

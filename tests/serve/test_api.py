@@ -218,6 +218,15 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
 
 
+def test_names_that_the_text_tower_cannot_tell_apart_are_refused(served):
+    long = "\u043e\u0447\u0435\u043d\u044c " * 10
+    refused = served.detect(names=f"anchor, {long} old chair, {long} new chair")
+    assert refused.status_code == 400
+    assert "old chair' and '" in refused.json()["error"]
+    assert "are too long for the detector to tell them apart" in refused.json()["error"]
+    assert served.detect(names=f"anchor, {long} old chair").status_code == 200
+
+
 def test_only_so_many_bodies_are_read_at_once(answerer, settings):
     """A client that has not sent its body takes no place, so that slow ones do not keep others out."""
     head = b"POST /api/detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
