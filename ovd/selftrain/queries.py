@@ -52,8 +52,8 @@ _OBJECT_VERBS = _set_of(
     "playing driving watching looking sitting standing walking reading pulling pushing selling buying"
 )
 _ING_NOUNS = _set_of(
-    "awning bedding building ceiling clothing dressing dumpling duckling earring evening frosting icing lightning "
-    "morning painting piping pudding railing seedling wedding"
+    "awning bedding building ceiling clothing dressing dumpling duckling earring evening frosting icing legging "
+    "lightning morning painting piping pudding railing seedling wedding"
 )
 _PICTURE_WORDS = _set_of(
     # Words for the picture itself, not for an object in it.
@@ -75,6 +75,11 @@ _ADJECTIVES = _set_of(
     "colorful colourful colored coloured different various modern vintage royalty-free free"
 )
 _DESCRIBING = _COLORS | _ADJECTIVES
+_KINDS = _set_of(
+    # Names whose color or adjective says what the thing is.
+    "black_pepper black_tea blue_jay blue_whale brown_rice great_dane green_bean green_onion green_pepper green_tea "
+    "orange_juice red_cabbage red_panda red_pepper red_wine white_wine"
+)
 _IN_FRONT = _NUMBERS | _DESCRIBING
 
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
@@ -301,6 +306,8 @@ def _phrase(words: list[str], *, follows_singular_article: bool) -> str:
     is_plural = head != words[-1] or head in _NO_SINGULAR
     start = int(words[0] in _ONE or (_is_number(words[0]) and is_plural and not follows_singular_article))
     while start < len(words) - 1 and _is_adjective(words[start], words[start + 1]):
+        if f"{words[start]}_{_singular(words[start + 1])}" in _KINDS and start == len(words) - 2:
+            break
         start += 1
     phrase = " ".join([*words[start:-1], head]) if start < len(words) else ""
     is_no_noun = _IN_FRONT.issuperset(phrase.split()) and phrase != "orange"
