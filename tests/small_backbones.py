@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from ovd.model.backbone_convolution import TimmConvolutionBackbone
@@ -13,7 +15,8 @@ from ovd.model.backbone_families import backbone_of
 DIM = 64
 """Of the text space, where a family lets one choose."""
 
-TIMM: dict[str, Any] = {"timm_model_pretrained": False, "timm_drop_path": None}
+TIMM: dict[str, Any] = {"timm_model_pretrained": False, "timm_drop_path": 0.1}
+"""With stochastic depth, as many of open_clip's configs, which must have no effect."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "clip_resnet": {"layers": (1, 2, 1, 1), "width": 16, "head_width": 32, "image_size": 128},
     "convnext": {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64, **TIMM},
@@ -25,6 +28,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "timm_proj": "none", "image_size": 224,
         **TIMM,
     },
+    "eva01": {
+        "timm_model_name": "small_eva01", "timm_pool": "token", "timm_proj": None, "image_size": 96, **TIMM,
+    },
     "eva02": {
         "timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token", "timm_proj": None, "image_size": 224,
         **TIMM,
@@ -32,6 +38,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 AVERAGE_POOLING = ["nfnet"]
 """And nothing but a linear projection after it; ConvNeXt has a norm there."""
+
+default_cfgs = generate_default_cfgs({"small_eva01": {"input_size": (3, 96, 96), "num_classes": 0}})
+
+
+@register_model
+def small_eva01(pretrained: bool = False, **options: Any) -> Eva:
+    """An EVA01, which unlike EVA02 has no rotary embeddings, of three narrow blocks; timm's own is giant."""
+    sizes: dict[str, Any] = {"img_size": 96, "patch_size": 16, "embed_dim": 64, "depth": 3, "num_heads": 2}
+    return build_model_with_cfg(Eva, "small_eva01", pretrained, **sizes, **options)
 
 
 # The forms of one family are alike; all of them, and the slow ones, are for `make test-all`.
@@ -85,8 +100,8 @@ def dense_and_pooled_of_a_constant_map(visual: Any, family: str) -> tuple[Tensor
             pooled = model._pool(model.transformer.resblocks[-1](tokens))[0] @ model.proj
         elif family == "siglip":
             pooled = model.trunk.forward_head(model.trunk.norm(tokens[:, 1:]))
-        elif family == "eva02":
-            rope = model.trunk.rope.get_embed((side, side))
+        elif family.startswith("eva"):
+            rope = None if model.trunk.rope is None else model.trunk.rope.get_embed((side, side))
             pooled = model.trunk.forward_head(model.trunk.norm(model.trunk.blocks[-1](tokens, rope=rope)))
         else:
             pooled = model.head(model.trunk.forward_head(constant.expand(-1, -1, side, side)))

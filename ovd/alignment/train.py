@@ -181,9 +181,19 @@ class Distillation:
     def measure(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Mean of 1 - cosine over the boxes of images, at their centres (`point`) and over them (`box`).
 
+        The student is in eval mode meanwhile.
+
         Raises:
             DataError: none of the images can be read.
         """
+        drops_paths = self.student.drops_paths
+        self.student.eval()
+        try:
+            return self._measure(batches)
+        finally:
+            self.student.train(drops_paths)
+
+    def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
         dense_feature = DenseFeature(self.student)
         totals, count = torch.zeros(2, dtype=torch.float64), 0
         for number, batch in enumerate(map(of_one_size, batches)):

@@ -169,9 +169,8 @@ def _assign_image_task_aligned(
     alignment = torch.zeros(len(padding), device=padding.device)
     if len(targets.boxes) > 0:
         has_name = classifier.has(targets.classes)
-        own = classifier.of_classes(targets.classes[has_name])
         probability = torch.ones(len(padding), len(has_name), device=padding.device)
-        probability[:, has_name] = own.logits(embeddings).sigmoid()
+        probability[:, has_name] = classifier.logits_of(targets.classes[has_name], embeddings).sigmoid()
         overlap = box_iou(predicted.float(), targets.boxes)
         inside = _inside(points, targets.boxes) & ~padding[:, None]
         score = (probability * overlap**TOOD_BETA) * inside

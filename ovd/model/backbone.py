@@ -32,7 +32,7 @@ class Backbone(nn.Module, ABC):
     is the pooled embedding of any image. Without windows, the whole map pooled is `encode_image` at CLIP's native size.
 
     Batch norms keep their statistics and dropout is off in training too, so that training starts from exactly CLIP's
-    features; only stochastic depth, if configured, is on in training.
+    features; only stochastic depth is on in training, if `set_drop_path` was called.
     """
 
     channels: tuple[int, ...]
@@ -80,6 +80,10 @@ class Backbone(nn.Module, ABC):
     def projection_parameters(self) -> list[nn.Parameter]:
         """Parameters that only the dense feature depends on, not the features."""
 
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only `encode` depends on, neither the features nor the dense feature."""
+        return []
+
     @abstractmethod
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass, which takes less memory and more time.
@@ -95,6 +99,13 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: the family does not support it.
         """
+
+
+def disable_drop_paths(trunk: nn.Module) -> None:
+    """Set the rates of stochastic depth that a model's own config asks for to 0: `set_drop_path` alone sets one."""
+    for module in trunk.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
 
 
 def timm_layers(trunk: nn.Module, *, without: list[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -13,7 +13,7 @@ from ovd.clip.convnext import fuse_convnext
 from ovd.clip.folded_norm import fold_norms
 from ovd.clip.frozen_convolution import FrozenWeights
 from ovd.clip.pooling import use_halving_pools
-from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
+from ovd.model.backbone import Backbone, BackboneOutput, disable_drop_paths, timm_layers
 from ovd.precision import autocast, product_dtype
 
 FINEST_STRIDE = 8
@@ -32,7 +32,7 @@ class TimmConvolutionBackbone(Backbone):
     def __init__(self, visual: TimmModel):
         """
         Args:
-            visual: the image side of an open_clip model; its modules are used as they are.
+            visual: the image side of an open_clip model; its modules are changed as `backbone_of` says.
 
         Raises:
             ValueError: the model pools by attention, or does not take images of any size.
@@ -41,6 +41,7 @@ class TimmConvolutionBackbone(Backbone):
         if "pool" in visual.head._modules:
             raise ValueError("convolutional timm backbones that pool by attention are not supported")
         self.trunk = visual.trunk
+        disable_drop_paths(self.trunk)
         fold_norms(self.trunk)
         fuse_convnext(self.trunk)
         self.projection = visual.head
@@ -94,6 +95,12 @@ class TimmConvolutionBackbone(Backbone):
         return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        if self._ends_narrow(images):
+            with autocast(images.device, False):
+                return self._pool(images.float())
+        return self._pool(images)
+
+    def _pool(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return self.projection(self.trunk.forward_head(self.trunk.forward_features(images)))
 
     def layers(self) -> list[list[nn.Parameter]]:
@@ -116,7 +123,9 @@ class TimmConvolutionBackbone(Backbone):
             module for module in self.trunk.modules() if isinstance(getattr(module, "drop_path", None), nn.Module)
         ]
         if not blocks:
-            raise ValueError(f"{type(self.trunk).__name__} has no blocks with stochastic depth")
+            raise ValueError(
+                f"{type(self.trunk).__name__} has no blocks with stochastic depth; leave detector.drop_path at 0"
+            )
         for number, block in enumerate(blocks):
             block.drop_path = DropPath(rate * number / max(1, len(blocks) - 1))
 
@@ -136,9 +145,7 @@ class ClipResNetBackbone(Backbone):
         self.channels = tuple(stage[-1].bn3.num_features for stage in (visual.layer2, visual.layer3, visual.layer4))
         self.strides = (8, 16, 32)
         self.size_divisor = SIZE_DIVISOR
-        pool = visual.attnpool
-        # Only the pooling of a whole image depends on these.
-        for unused in (pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()):
+        for unused in self.unused_parameters():
             unused.requires_grad_(False)
         self.frozen_projections = FrozenWeights(), FrozenWeights()
         self.eval()
@@ -171,6 +178,10 @@ class ClipResNetBackbone(Backbone):
 
     def projection_parameters(self) -> list[nn.Parameter]:
         return list(self.visual.attnpool.parameters())
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        pool = self.visual.attnpool
+        return [pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()]
 
     def checkpoint_activations(self) -> None:
         self.recomputes = True

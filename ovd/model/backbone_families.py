@@ -17,7 +17,8 @@ def backbone_of(visual: Any, *, window: int = 0, global_blocks: int = 0) -> Back
     """Wrap a CLIP model's image side as a backbone.
 
     Args:
-        visual: the image side of an open_clip model; its modules are used as they are.
+        visual: the image side of an open_clip model; its modules become the backbone's, and compute the
+            same in eval mode as before. Stochastic depth of the model's own config is off.
         window, global_blocks: for transformers, see `TransformerBackbone`.
 
     Raises:

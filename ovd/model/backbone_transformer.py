@@ -1,4 +1,4 @@
-"""Vision transformers as backbones: open_clip's own (ViT-B/16, ViT-L/14) and timm's (SigLIP, SigLIP 2, EVA02)."""
+"""Vision transformers as backbones: open_clip's own (ViT-B/16, ViT-L/14) and timm's (SigLIP, SigLIP 2, EVA)."""
 
 import inspect
 from abc import abstractmethod
@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from timm.layers import PatchEmbed, RotaryEmbeddingCat, drop_path, resample_abs_pos_embed
+from timm.layers import Format, PatchEmbed, RotaryEmbeddingCat, drop_path, resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ovd.model.backbone import Backbone, BackboneOutput, timm_layers
+from ovd.model.backbone import Backbone, BackboneOutput, disable_drop_paths, timm_layers
 
 LOCATIONS_AT_A_TIME = 2**15
 """Number of sequences in one attention call: CUDA's kernels take fewer than 65,536."""
@@ -30,8 +29,10 @@ class TransformerBackbone(Backbone):
     output of all blocks.
 
     Position embeddings are resampled to the image's grid. With windows (ViTDet, arXiv:2203.16527), attention is limited
-    to squares of patches, except in `global_blocks` evenly spread blocks; each window has a copy of the class token,
-    and the block's output for it is the mean of the copies.
+    to windows of patches, except in `global_blocks` evenly spread blocks. The windows are equally large, with sides of
+    at most `window` patches, so that one as large as the grid is global attention; where they do not divide the grid,
+    neighbors share a row or a column. Each window has a copy of the class token, and the block's output for it is the
+    mean of the copies.
     """
 
     num_prefix: int
@@ -45,7 +46,7 @@ class TransformerBackbone(Backbone):
             blocks: all of the transformer's blocks.
             width: channels of a token.
             patch_size: side of a patch in pixels.
-            window: side, in patches, of the squares that attention is limited to; 0 for global attention.
+            window: largest side, in patches, of the windows that attention is limited to; 0 for global attention.
             global_blocks: with `window`, number of blocks that keep global attention.
         """
         super().__init__()
@@ -110,7 +111,7 @@ class TransformerBackbone(Backbone):
     def _run(self, tokens: Float[Tensor, "B N C"], grid: tuple[int, int], num_blocks: int) -> Float[Tensor, "B N C"]:
         """Run the first `num_blocks` blocks."""
         everywhere = self.rotary(grid)
-        in_window = self.rotary((self._window, self._window)) if self._window else None
+        in_window = self.rotary(window_sides(grid, self._window)) if self._window else None
         # Global blocks are evenly spread over those up to the last map and include the last of them; a block after the
         # last map attends to all.
         num_before = len(self._blocks) - self.takes_class_token
@@ -139,28 +140,59 @@ class TransformerBackbone(Backbone):
         return join_windows(self.run_block(block, windows, rotary), windows_of, self._window, self.num_prefix)
 
 
+def window_sides(grid: tuple[int, int], window: int) -> tuple[int, int]:
+    """Rows and columns of a window: as few windows as sides of at most `window` allow, all equally large."""
+    height, width = (_ceiling(length, _ceiling(length, window)) for length in grid)
+    return height, width
+
+
+def _ceiling(length: int, divisor: int) -> int:
+    """The quotient rounded up; as sums of positive numbers, since ONNX truncates the quotient of a negative one."""
+    return (length + divisor - 1) // divisor
+
+
 def split_windows(
     tokens: Float[Tensor, "B N C"], grid: tuple[int, int], window: int, num_prefix: int
 ) -> Float[Tensor, "BW M C"]:
-    """Tokens of every window, with a copy of the prefix; windows at the right and bottom are padded with zeros."""
-    prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:].unflatten(1, grid)
-    patches = F.pad(patches, (0, 0, 0, -grid[1] % window, 0, -grid[0] % window))
-    patches = patches.unflatten(1, (-1, window)).unflatten(3, (-1, window))  # B, rows, window, columns, window, C
-    patches = patches.transpose(2, 3).flatten(1, 2).flatten(2, 3)  # B, windows, window ** 2, C
-    prefix = prefix[:, None].expand(-1, patches.shape[1], -1, -1)
+    """Tokens of every window, with a copy of the prefix; a patch in a row or column that windows share is in each."""
+    sides = window_sides(grid, window)
+    rows, columns = (
+        _starts(length, window, tokens.device)[:, None] + torch.arange(side, device=tokens.device)
+        for length, side in zip(grid, sides, strict=True)
+    )
+    of_windows = rows[:, None, :, None] * grid[1] + columns[None, :, None]  # rows and columns of windows, and in them
+    patches = tokens[:, num_prefix:].index_select(1, of_windows.flatten()).unflatten(1, (-1, sides[0] * sides[1]))
+    prefix = tokens[:, None, :num_prefix].expand(-1, patches.shape[1], -1, -1)
     return torch.cat([prefix, patches], dim=2).flatten(0, 1)
 
 
 def join_windows(
     windows: Float[Tensor, "BW M C"], grid: tuple[int, int], window: int, num_prefix: int
 ) -> Float[Tensor, "B N C"]:
-    """The inverse of `split_windows`, with the mean of the prefix's copies."""
-    rows, columns = -(-grid[0] // window), -(-grid[1] // window)
-    windows = windows.unflatten(0, (-1, rows * columns))
+    """The inverse of `split_windows`, with the mean of the prefix's copies; a patch in two windows is of the second."""
+    (height, width), device = window_sides(grid, window), windows.device
+    starts = [_starts(length, window, device) for length in grid]
+    (row, y), (column, x) = (_window_of_each(length, of_axis) for length, of_axis in zip(grid, starts, strict=True))
+    # Not `len`, which would be a constant in a traced graph.
+    num_rows, num_columns = (of_axis.shape[0] for of_axis in starts)
+    windows = windows.unflatten(0, (-1, num_rows * num_columns))
     prefix = windows[:, :, :num_prefix].mean(dim=1)
-    patches = windows[:, :, num_prefix:].unflatten(2, (window, window)).unflatten(1, (rows, columns)).transpose(2, 3)
-    patches = patches.flatten(3, 4).flatten(1, 2)[:, : grid[0], : grid[1]]
-    return torch.cat([prefix, patches.flatten(1, 2)], dim=1)
+    in_windows = (row[:, None] * num_columns + column) * (height * width) + y[:, None] * width + x
+    patches = windows[:, :, num_prefix:].flatten(1, 2).index_select(1, in_windows.flatten())
+    return torch.cat([prefix, patches], dim=1)
+
+
+def _starts(length: int, window: int, device: torch.device) -> Int[Tensor, " W"]:
+    """The first row (or column) of each window."""
+    number = _ceiling(length, window)
+    return torch.arange(number, device=device) * length // number
+
+
+def _window_of_each(length: int, starts: Int[Tensor, " W"]) -> tuple[Int[Tensor, " L"], Int[Tensor, " L"]]:
+    """For each row (or column) of a grid, the last window that holds it, and its place in there."""
+    places = torch.arange(length, device=starts.device)
+    number = ((places + 1) * starts.shape[0] - 1) // length
+    return number, places - starts[number]
 
 
 class OpenClipTransformerBackbone(TransformerBackbone):
@@ -221,7 +253,7 @@ class OpenClipTransformerBackbone(TransformerBackbone):
 
 
 class TimmTransformerBackbone(TransformerBackbone):
-    """timm's VisionTransformer (SigLIP, SigLIP 2) and Eva (EVA02) in an open_clip model."""
+    """timm's VisionTransformer (SigLIP, SigLIP 2) and Eva (EVA01, EVA02) in an open_clip model."""
 
     def __init__(self, visual: TimmModel, *, window: int = 0, global_blocks: int = 0):
         """
@@ -241,16 +273,19 @@ class TimmTransformerBackbone(TransformerBackbone):
         self.projection = visual.head
         self.num_prefix = trunk.num_prefix_tokens
         self.takes_class_token = trunk.attn_pool is None and trunk.global_pool == "token"
-        trunk.patch_embed.strict_img_size = False
+        disable_drop_paths(trunk)
+        # As timm's own option `dynamic_img_size` does, so that the library's forward pass goes on working, too.
+        patches = trunk.patch_embed
+        patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
         trunk.dynamic_img_size = True
         rope = getattr(trunk, "rope", None)
         self._rope = None if rope is None else rope_of_any_grid(rope).to(trunk.patch_embed.proj.weight.device)
         self.eval()
 
     def embed(self, images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B N C"]:
-        patches = self.trunk.patch_embed(images).unflatten(1, grid)
-        embedded = self.trunk._pos_embed(patches)
-        return self.trunk.norm_pre(embedded if self._rope is None else embedded[0])
+        embedded = self.trunk._pos_embed(self.trunk.patch_embed(images))
+        # Eva gives rotary embeddings, too, or None in their place.
+        return self.trunk.norm_pre(embedded[0] if isinstance(embedded, tuple) else embedded)
 
     def rotary(self, grid: tuple[int, int]) -> Tensor | None:
         return None if self._rope is None else self._rope.get_embed(list(grid))

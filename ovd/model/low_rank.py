@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ovd.model.backbone import Backbone
 from ovd.precision import autocast
 
 
@@ -34,12 +35,13 @@ class LowRank(nn.Module):
             return weight + (self.up @ self.down).view_as(weight)
 
 
-def add_adapters(backbone: nn.Module, weights: Iterable[nn.Parameter], rank: int) -> None:
+def add_adapters(backbone: Backbone, weights: Iterable[nn.Parameter], rank: int) -> None:
     """Put adapters into a backbone, beside those of the weights that are of convolutions and linear layers.
 
-    Uses torch's global random state.
+    Weights that no feature depends on get none: nothing would train it, and data parallelism would wait for its
+    gradient. Uses torch's global random state.
     """
-    adapted = set(map(id, weights))
+    adapted = set(map(id, weights)) - set(map(id, backbone.unused_parameters()))
     for module in list(backbone.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear) and id(module.weight) in adapted:
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -119,13 +120,16 @@ class PairScores:
 
     def all(self) -> Float[Tensor, "P C"]:
         """Of all pairs."""
-        probability = self._probability(self.cosines, self._restored)
-        if self._ensemble is not None:
-            assert self._points.dense is not None
-            named = (self._ensemble.clip_scale * self._points.dense @ self._classifier.text.T).softmax(dim=1)
-            weights = self._ensemble.weights.to(named.device)
-            probability = probability ** (1 - weights) * named**weights
-        return self._joined(probability, self.cosines, (slice(None), None))
+        points = (slice(None), None)
+        if self._ensemble is None:
+            return self._joined(self._probability(self.cosines, self._restored), self.cosines, points)
+        assert self._points.dense is not None
+        # In the log domain, where a small probability of one of the two does not become 0 before its root is taken.
+        detected = F.logsigmoid(self._logit(self.cosines, self._restored))
+        named = (self._ensemble.clip_scale * self._points.dense @ self._classifier.text.T).log_softmax(dim=1)
+        log_probability = torch.lerp(detected, named, self._ensemble.weights.to(named))
+        scores = ((log_probability + F.logsigmoid(self._points.quality.float())[points]) / 2).exp()
+        return self._competing(scores, self.cosines, points)
 
     def of(self, rows: Int[Tensor, " n"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of some pairs; without an ensemble."""
@@ -157,8 +161,11 @@ class PairScores:
         return lowest - COSINE_ROUNDING
 
     def _probability(self, cosines: Float[Tensor, "*N"], restored: Tensor | None) -> Float[Tensor, "*N"]:
+        return sigmoid(self._logit(cosines, restored))
+
+    def _logit(self, cosines: Float[Tensor, "*N"], restored: Tensor | None) -> Float[Tensor, "*N"]:
         absolute = cosines if restored is None else cosines + restored
-        return sigmoid(self._classifier.scale * absolute + self._classifier.bias)
+        return self._classifier.scale * absolute + self._classifier.bias
 
     def _joined(self, probability: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
         """The scores of class probabilities and cosines at points.
@@ -166,7 +173,10 @@ class PairScores:
         Args:
             rows: index of the points' numbers, which gives them a shape that goes with the cosines'.
         """
-        scores = torch.sqrt(probability * self._quality[rows])
+        return self._competing(torch.sqrt(probability * self._quality[rows]), cosines, rows)
+
+    def _competing(self, scores: Float[Tensor, "*N"], cosines: Float[Tensor, "*N"], rows: Any) -> Float[Tensor, "*N"]:
+        """The scores with the share that each class has among all of them, if names compete; see `_joined`."""
         if self._log_total is None:
             return scores
         # The softmax in the log domain, where a small probability does not become 0 before its root is taken.

@@ -37,7 +37,7 @@ def text_cosines(embeddings: Float[Tensor, "*N D"], text: Float[Tensor, "C D"]) 
     it chunk by chunk."""
     if embeddings.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return (unit_embeddings(embeddings) @ text.T).float()
-    rows = embeddings.flatten(0, -2)
+    rows = embeddings.reshape(-1, embeddings.shape[-1])
     if rows.is_cuda:
         cosines = _products_on_tensor_cores(rows, text) / lengths(rows)[:, None]
     else:  # part by part, since a CPU would wait for all of them in float32
@@ -154,17 +154,17 @@ class TextClassifier:
         """Which of these classes have a row."""
         return torch.isin(class_ids, self.class_ids)
 
-    def of_classes(self, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
-        """A row for each of these classes, in their order; classes may repeat, so ids need not ascend."""
-        return self._of_rows(self.positions(class_ids), class_ids)
+    def logits_of(self, class_ids: Int[Tensor, " R"], embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N R"]:
+        """Logits of these classes, each of which must have a row, in their order; classes may repeat."""
+        return self._of_rows(self.positions(class_ids)).logits(embeddings)
 
     def select(self, mask: Bool[Tensor, " C"]) -> "TextClassifier":
         """The classifier of only these rows."""
-        return self._of_rows(mask, self.class_ids[mask])
+        return self._of_rows(mask)
 
-    def _of_rows(self, rows: Tensor, class_ids: Int[Tensor, " R"]) -> "TextClassifier":
+    def _of_rows(self, rows: Tensor) -> "TextClassifier":
         name_penalty = None if self.name_penalty is None else self.name_penalty[rows]
-        return replace(self, text=self.text[rows], class_ids=class_ids, name_penalty=name_penalty)
+        return replace(self, text=self.text[rows], class_ids=self.class_ids[rows], name_penalty=name_penalty)
 
 
 @cache

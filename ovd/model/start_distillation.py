@@ -32,7 +32,10 @@ def start_losses(
     *,
     over_all: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses `keep_class`, `keep_quality` and `keep_box`, means over the free points, each 0 without any.
+    """The losses `keep_class`, `keep_quality` and `keep_box`, each 0 without any points.
+
+    The first two are means over the free points. The last is the mean over those where the starting detector is sure of
+    its box, weighted by its quality; where the weights sum to less than 1, the weighted sum.
 
     Args:
         start: the starting detector's predictions for the same images.

@@ -76,8 +76,8 @@ class TextBank:
             names: the classes to read, in this order; by default those of the file.
 
         Raises:
-            ValueError: the file is not a bank, is shorter than its header declares, comes from another text tower, or
-                lacks a class.
+            ValueError: the file is not a bank, does not name each of its classes differently, is shorter than its
+                header declares, comes from another text tower, or lacks a class.
         """
         self.path = path
         try:
@@ -86,8 +86,11 @@ class TextBank:
                 header_bytes = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(header_bytes) if header_bytes <= size else b"")
             tensor, metadata = header["variants"], header["__metadata__"]
-            _, num_variants, dim = tensor["shape"]
-            position = {name: row for row, name in enumerate(json.loads(metadata["names"]))}
+            num_rows, num_variants, dim = tensor["shape"]
+            in_file = json.loads(metadata["names"])
+            position = {name: row for row, name in enumerate(in_file)}
+            if not num_rows == len(in_file) == len(position):
+                raise ValueError(f"{num_rows} classes have {len(in_file)} names, {len(position)} of them different")
             start, end = tensor["data_offsets"]
             self.text_tower: str = metadata["tower"]
             """Fingerprint of the text tower that the rows come from."""

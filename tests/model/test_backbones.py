@@ -21,11 +21,13 @@ from small_backbones import (
     randomize,
 )
 from small_detector import detector_around
+from timm.layers import DropPath, drop_path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd.model.backbone_convolution import TimmConvolutionBackbone
 from ovd.model.backbone_families import backbone_of
-from ovd.model.backbone_transformer import TransformerBackbone, join_windows, split_windows
+from ovd.model.backbone_transformer import TransformerBackbone
 from ovd.model.resample import resample_dense
 
 
@@ -61,7 +63,7 @@ def resized(visual: Any, family: str, size: tuple[int, int]) -> Any:
         model.visual.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
         return model.visual
     model = copy.deepcopy(visual)
-    if family in ("siglip", "eva02"):
+    if family in ("siglip", "eva01", "eva02"):
         model.set_input_size(size)
     return model
 
@@ -99,7 +101,7 @@ def dense_reference(visual: Any, family: str, images: Tensor) -> Tensor:
         tokens, pool = caught(trunk.attn_pool, model, images), trunk.attn_pool
         values = pool.proj(pool.kv(tokens).chunk(2, dim=-1)[1])
         return as_map(values + pool.mlp(pool.norm(values)))
-    if family == "eva02":
+    if family.startswith("eva"):
         block = trunk.blocks[-1]
         tokens = caught(block, model, images)[:, 1:]
         attention, inside = block.attn, block.norm1(tokens)
@@ -225,6 +227,54 @@ def test_recomputed_activations_give_the_same_gradients(visual, family):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4 * scale, rtol=1e-3, msg=name)
 
 
+def test_the_librarys_own_forward_pass_gives_the_same_afterwards(visual, family):
+    model, side = copy.deepcopy(visual), FAMILIES[family]["image_size"]
+    images = images_of(side, side)
+    with torch.no_grad():
+        before = model(images)
+        backbone_of(model)
+        torch.testing.assert_close(model(images), before, atol=1e-5 * float(before.abs().max()), rtol=1e-4)
+
+
+def test_training_mode_has_no_stochastic_depth_of_the_models_own_config(visual, family):
+    backbone = backbone_of(copy.deepcopy(visual))
+    images = images_of(*sizes(family)[1])
+    with torch.no_grad():
+        expected = backbone.eval().dense(images)
+        assert torch.equal(backbone.train().dense(images), expected)
+
+
+def test_stochastic_depth_has_the_rate_that_is_set():
+    """Rates rise evenly; every block of a transformer is dropped as a whole, and once."""
+    convolutional = backbone_of(random_visual("convnext"))
+    convolutional.set_drop_path(0.6)
+    rates = [module.drop_prob for module in convolutional.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.6 * number / 11 for number in range(12)])
+
+    images = images_of(64, 96, batch=4)
+    for family in ("vit", "eva01"):
+        backbone = backbone_of(random_visual(family))
+        assert isinstance(backbone, TransformerBackbone)
+        backbone.set_drop_path(0.6)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found = backbone.train()(images).last
+            torch.manual_seed(0)
+            tokens = backbone.embed(images, (4, 6))
+            for number, block in enumerate(backbone._blocks[:2]):
+                change = backbone.run_block(block, tokens, None) - tokens
+                tokens = tokens + drop_path(change, 0.6 * number / 2, training=True)
+        torch.testing.assert_close(found, tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 6)))
+
+
+def test_what_the_tiny_net_lacks_is_refused_with_the_setting(untrained_clip):
+    backbone = backbone_of(untrained_clip.model.visual)
+    with pytest.raises(ValueError, match=r"TinyNet has no .* leave detector\.drop_path at 0"):
+        backbone.set_drop_path(0.1)
+    with pytest.raises(ValueError, match=r"TinyNet cannot .* set detector\.recompute=false"):
+        backbone.checkpoint_activations()
+
+
 def test_stochastic_depth_acts_in_training_only(visual, family):
     backbone = backbone_of(copy.deepcopy(visual))
     if family == "clip_resnet":
@@ -241,57 +291,6 @@ def test_stochastic_depth_acts_in_training_only(visual, family):
     assert (dropped - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["vit", "eva02"])
-def test_one_window_as_large_as_the_image_changes_nothing(name):
-    torch.manual_seed(0)
-    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[name])).eval()
-    side = FAMILIES[name]["image_size"]
-    images = images_of(side, side)
-    with torch.no_grad():
-        plain = backbone_of(copy.deepcopy(model)).dense(images)
-        windowed = backbone_of(copy.deepcopy(model), window=side // 16).dense(images)
-        torch.testing.assert_close(windowed, plain, atol=1e-5, rtol=1e-4)
-        smaller = backbone_of(copy.deepcopy(model), window=3, global_blocks=1).dense(images)
-    assert (smaller - plain).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["vit", "siglip"])
-@pytest.mark.parametrize("num_global", [0, 1])
-def test_a_block_that_attends_to_all_is_among_those_before_the_dense_feature(name, num_global):
-    torch.manual_seed(0)
-    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES[name])).eval()
-    backbone = backbone_of(model, window=2, global_blocks=num_global)
-    assert isinstance(backbone, TransformerBackbone)
-    whole = []
-
-    def run_block(block, tokens, rotary):
-        whole.append(tokens.shape[1] > 4 + backbone.num_prefix)
-        return type(backbone).run_block(backbone, block, tokens, rotary)
-
-    backbone.run_block = run_block  # type: ignore[method-assign]
-    with torch.no_grad():
-        backbone(images_of(96, 96))
-    num_before = len(backbone._blocks) - backbone.takes_class_token
-    assert sum(whole[:num_before]) == num_global
-    assert whole[num_before - 1] == bool(num_global)
-
-
-def test_windows_keep_what_lies_elsewhere_out():
-    """Without blocks that attend to all, a patch far away changes nothing but through the class token."""
-    torch.manual_seed(0)
-    model = _build_vision_tower(DIM, CLIPVisionCfg(**FAMILIES["vit"])).eval()
-    backbone = backbone_of(model, window=2)
-    assert isinstance(backbone, TransformerBackbone)
-    backbone._blocks = backbone._blocks[:1] + backbone._blocks[-1:]
-    images = images_of(96, 96)
-    changed = images.clone()
-    changed[:, :, 64:, 64:] = 0
-    with torch.no_grad():
-        difference = (backbone.dense(images) - backbone.dense(changed)).abs().amax(dim=(0, 1))
-    assert (difference > 1e-4).float().sum() == 4
-    assert (difference[4:, 4:] > 1e-4).all()
-
-
 def check_a_narrow_image_in_low_precision(visual: Any, height: int, width: int) -> None:
     backbone = backbone_of(copy.deepcopy(visual)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images_of(height, width, batch=2).to(memory_format=torch.channels_last)
@@ -299,10 +298,14 @@ def check_a_narrow_image_in_low_precision(visual: Any, height: int, width: int) 
         exact = backbone(images)
         with torch.autocast("cpu", torch.bfloat16):
             found = backbone(images)
-            dense = backbone.project_locations(found.last)
+            dense, pooled = backbone.project_locations(found.last), backbone.encode(images)
         expected = backbone.project_locations(exact.last)
-    for ours, theirs in [*zip(found.features, exact.features, strict=True), (dense, expected)]:
+        exactly_pooled = backbone.encode(images)
+    pairs = [*zip(found.features, exact.features, strict=True), (dense, expected), (pooled, exactly_pooled)]
+    for ours, theirs in pairs:
         assert (ours.float() - theirs).norm() < 0.05 * theirs.norm()
+    if isinstance(backbone, TimmConvolutionBackbone):  # computed in float32
+        assert torch.equal(pooled, exactly_pooled)
 
 
 def test_narrow_images_have_the_features_of_float32(visual, family):
@@ -315,15 +318,6 @@ def test_narrow_images_have_the_features_of_float32_in_a_net_with_strided_convol
     settings = {"timm_model_name": "resnet10t", "timm_pool": "", "timm_proj": "linear", "image_size": 64, **TIMM}
     visual = randomize(_build_vision_tower(DIM, CLIPVisionCfg(**settings)).eval())
     check_a_narrow_image_in_low_precision(visual, 320, 32)
-
-
-@pytest.mark.parametrize("grid", [(4, 6), (5, 7), (1, 1)])
-def test_windows_are_joined_as_they_were_split(grid):
-    tokens = torch.randn(2, 1 + grid[0] * grid[1], 3)
-    windows = split_windows(tokens, grid, 3, 1)
-    assert windows.shape[1:] == (10, 3)
-    assert torch.equal(windows[0, 0], tokens[0, 0])
-    torch.testing.assert_close(join_windows(windows, grid, 3, 1), tokens)
 
 
 def test_unknown_backbones_are_refused():

@@ -8,6 +8,7 @@ from small_backbones import FAMILIES, SLOW, random_visual
 
 from ovd.model.backbone_families import backbone_of
 from ovd.model.low_rank import LowRank, adapters_of, add_adapters, add_stored, with_adapter_names
+from ovd.model.shared_layers import shared_parameters
 
 CASES = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW | {"siglip", "eva02"} else []) for name in FAMILIES
@@ -39,6 +40,19 @@ def test_fresh_adapters_change_nothing_and_others_are_a_sum_of_weights(family: s
     assert renamed.keys() == state.keys()
     adapted.load_state_dict(renamed)
     assert all(torch.equal(tensor, state[name]) for name, tensor in adapted.state_dict().items())
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_every_adapter_gets_a_gradient(family: str) -> None:
+    """Data parallelism waits for each of them."""
+    backbone = backbone_of(random_visual(family)).requires_grad_(False)
+    add_adapters(backbone, shared_parameters(backbone, 0), rank=2)
+    output = backbone(torch.randn(1, 3, *2 * (2 * backbone.size_divisor,)))
+    maps = (backbone.project_locations(output.last), *output.features)
+    torch.stack([values.square().sum() for values in maps]).sum().backward()
+    trained = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert len(trained) > 4
+    assert [name for name, parameter in trained.items() if parameter.grad is None] == []
 
 
 def test_a_rank_beyond_the_weights_is_theirs() -> None:

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from torchvision.ops import nms
 
 from ovd.model import similarity
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
 from ovd.model.postprocess import _best_kept, postprocess
 from ovd.model.similarity import TextClassifier
 from ovd.structures import Detections, Predictions
@@ -221,6 +223,23 @@ def test_score_ensemble_is_the_weighted_geometric_mean(candidates):
     assert [
         (round(box[0] / 10), row) for box, row in zip(found.boxes.tolist(), found.classes.tolist(), strict=True)
     ] == [(point, row) for _, point, row in expected]
+
+
+def test_the_score_ensemble_is_exact_where_probabilities_are_below_those_of_float32() -> None:
+    """One point far from the second name, of which CLIP is sure; the reference takes logarithms in plain numbers."""
+    embedding, dense, quality = torch.tensor([[1.0, -0.25]]), torch.tensor([[0.6, 0.8]]), -30.0
+    points = PointPredictions(embedding, torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([quality]), dense)
+    classifier = TextClassifier(torch.eye(2), torch.arange(2), torch.tensor(200.0), torch.tensor(-60.0))
+    for weight in (0.0, 0.3, 0.65, 1.0):
+        ensemble = ScoreEnsemble(torch.full((2,), weight), clip_scale=100.0)
+        scores = PairScores(points, classifier, DetectionOptions(), ensemble).all()[0].tolist()
+        length = math.hypot(1.0, 0.25)
+        for name, (cosine, of_clip) in enumerate(((1 / length, 0.6), (-0.25 / length, 0.8))):
+            detected = -math.log1p(math.exp(60 - 200 * cosine))
+            named = 100 * of_clip - math.log(math.exp(60) + math.exp(80))
+            log_score = ((1 - weight) * detected + weight * named - math.log1p(math.exp(-quality))) / 2
+            assert scores[name] == pytest.approx(math.exp(log_score), rel=1e-4)
+            assert scores[name] > 0
 
 
 def test_with_competition_a_lowered_name_is_lowered_in_the_choice_alone() -> None:

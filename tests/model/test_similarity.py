@@ -16,7 +16,7 @@ def test_logits_are_scaled_cosines() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(3, 700, 1024), (5, 8), (0, 8)])
+@pytest.mark.parametrize("shape", [(3, 700, 1024), (5, 8), (0, 8), (8,)])
 def test_cosines_of_low_precision_are_as_exact_as_in_float32(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     embeddings = (
@@ -59,14 +59,20 @@ def test_a_classifier_finds_rows_by_the_id_of_their_class() -> None:
     classifier = make_classifier()
     assert classifier.positions(torch.tensor([20, 3, 8, 3])).tolist() == [3, 0, 2, 0]
     assert classifier.positions(torch.arange(0)).tolist() == []
-    chosen = classifier.of_classes(torch.tensor([20, 3, 3]))
-    assert chosen.class_ids.tolist() == [20, 3, 3]
-    assert torch.equal(chosen.text, classifier.text[[3, 0, 0]])
     selected = classifier.select(torch.tensor([False, True, False, True]))
     assert selected.class_ids.tolist() == [5, 20]
     assert torch.equal(selected.text, classifier.text[[1, 3]])
-    for part in (chosen, selected):
-        assert (part.scale, part.bias) == (classifier.scale, classifier.bias)
+    assert selected.positions(torch.tensor([20, 5])).tolist() == [1, 0]
+    assert (selected.scale, selected.bias) == (classifier.scale, classifier.bias)
+
+
+def test_logits_of_some_classes_are_in_their_order() -> None:
+    classifier, embeddings = make_classifier(), torch.randn(2, 5, 8)
+    cosines = torch.cosine_similarity(embeddings[:, :, None], classifier.text[[3, 0, 3]], dim=-1)
+    torch.testing.assert_close(classifier.logits_of(torch.tensor([20, 3, 20]), embeddings), 20 * cosines - 3)
+    assert classifier.logits_of(torch.arange(0), embeddings).shape == (2, 5, 0)
+    with pytest.raises(AssertionError, match="a class has no text row"):
+        classifier.logits_of(torch.tensor([3, 4]), embeddings)
 
 
 @pytest.mark.parametrize("missing", [0, 4, 21])
@@ -91,15 +97,12 @@ def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:
     torch.testing.assert_close(classifier.logits(embeddings), 20 * cosines - 3)
     torch.testing.assert_close(plain.cosines(embeddings), cosines + lowered)
     mask = torch.tensor([False, True, False, True])
-    for part, rows in (
-        (classifier.select(mask), [1, 3]),
-        (classifier.of_classes(torch.tensor([20, 3, 20, 5])), [3, 0, 3, 1]),
-        (classifier.of_classes(torch.tensor([20, 5])).select(torch.tensor([True, False])), [3]),
-    ):
-        torch.testing.assert_close(part.cosines(embeddings), cosines[..., rows])
-        torch.testing.assert_close(part.logits(embeddings), 20 * cosines[..., rows] - 3)
+    part = classifier.select(mask)
+    torch.testing.assert_close(part.cosines(embeddings), cosines[..., [1, 3]])
+    torch.testing.assert_close(part.logits(embeddings), 20 * cosines[..., [1, 3]] - 3)
+    some = classifier.logits_of(torch.tensor([20, 3, 20, 5]), embeddings)
+    torch.testing.assert_close(some, 20 * cosines[..., [3, 0, 3, 1]] - 3)
     assert plain.select(mask).name_penalty is None
-    assert plain.of_classes(torch.tensor([3])).name_penalty is None
     nothing = replace(plain, name_penalty=torch.zeros(4))
     assert torch.equal(nothing.logits(embeddings), plain.logits(embeddings))
 

@@ -122,6 +122,21 @@ def test_a_bank_that_does_not_name_its_text_tower_is_refused(tmp_path):
         TextBank(path)
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ('["anchor", "bow", "gear"]', "2 classes have 3 names, 3 of them different"),
+        ('["anchor"]', "2 classes have 1 names, 1 of them different"),
+        ('["bow", "bow"]', "2 classes have 2 names, 1 of them different"),
+    ],
+)
+def test_a_bank_that_does_not_name_its_classes_one_by_one_is_refused(names, message, tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(save({"variants": np.ones((2, 1, 4), np.float16)}, {"tower": "", "names": names}))
+    with pytest.raises(ValueError, match=rf"other\.safetensors is not a text bank \({message}\)"):
+        TextBank(path)
+
+
 def test_class_rows_are_renormalized_means_over_templates(untrained_clip):
     rows = encode_classes(untrained_clip, ["umbrella", "anchor"], TEMPLATES)
     for name, row in zip(("umbrella", "anchor"), rows, strict=True):
