@@ -643,7 +643,7 @@ class LabelOptions(Section):
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Only boxes that score more are kept. Keep it low: filters come later."""
     max_boxes: PositiveInt = 100
-    """Maximum number of boxes per image, the best ones."""
+    """Boxes that are kept of an image, the best ones; beside them the best of each of its texts."""
     batch_size: PositiveInt = 16
     """Pairs of a shard that are given to the teacher together."""
 

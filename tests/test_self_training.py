@@ -127,6 +127,27 @@ def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, 
         load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
 
 
+def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_were_found(
+    miniature_world, teacher, pairs, tiny_clip, tmp_path
+):
+    options = LabelOptions(queries="classes", classes=("gear", "anchor", "bell", "kite"), score_threshold=0.0)
+    pseudo_label_run(load_detector(teacher), pairs=pairs, output=tmp_path / "labels", options=options)
+    changes = {"labels": str(tmp_path / "labels"), "keep": "one_to_one", "min_score": 0.1}
+    config = student_config(tmp_path, miniature_world, teacher, pairs, **changes)
+    for use in ("boxes", "image_labels"):
+        assert config.data.pairs is not None
+        of_use = config.data.pairs.model_copy(update={"use": use})
+        loaded, texts, _ = load_labelled_pairs(of_use, config.data.source, tiny_clip, first_id=50)
+        records = [loaded.record(row).labels for row in range(len(loaded))]
+        own = [record.image_texts.tolist() for record in records]
+        assert sum(map(len, own)) < len(texts) * len(own)  # some are negatives of some
+        if use == "boxes":
+            with_boxes = own
+            assert own == [np.unique(record.classes).tolist() for record in records]
+        else:
+            assert own == with_boxes
+
+
 def test_pairs_do_not_hide_that_all_other_images_are_missing_or_empty(tmp_path, miniature_world, teacher, pairs):
     config = student_config(tmp_path / "run", miniature_world, teacher, pairs)
     values = config.model_dump(mode="json")

@@ -49,17 +49,19 @@ def _arguments() -> argparse.Namespace:
                         help="only boxes that score more are kept; keep it low, filters come later "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-boxes", type=int, default=DEFAULTS.max_boxes,
-                        help="maximum number of boxes per image (default: %(default)s)")  # fmt: skip
+                        help="an image keeps so many boxes, the best ones, and beside them the best of each of its "
+                        "texts (default: %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
-    parser.add_argument("--shards", type=int, metavar="N", help="label the first N shards only (default: all)")
+    parser.add_argument("--shards", type=positive_number, metavar="N", help="label the first N shards only (default: "
+                        "all)")  # fmt: skip
     parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
                         "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
     parser.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="label on a Ray cluster: `auto` for "
                         "the one that this machine belongs to; without an address one is started here")  # fmt: skip
-    parser.add_argument("--workers", type=int, metavar="N", help="for --ray: actors (default: one per GPU; without "
-                        "GPUs one per --threads cores)")  # fmt: skip
+    parser.add_argument("--workers", type=positive_number, metavar="N", help="for --ray: actors (default: one per GPU; "
+                        "without GPUs one per --threads cores)")  # fmt: skip
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained; under torchrun the GPU "
                         "LOCAL_RANK)")  # fmt: skip
     parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
@@ -67,11 +69,18 @@ def _arguments() -> argparse.Namespace:
 
 
 def label_options(arguments: argparse.Namespace) -> LabelOptions:
-    """What is asked and kept, as the command line says."""
-    names = [] if arguments.classes is None else [name for _, name in read_lines(arguments.classes)]
+    """What is asked and kept, as the command line says.
+
+    Raises:
+        ValueError: a class name that reads as blank, or options that do not go together.
+    """
+    lines = [] if arguments.classes is None else read_lines(arguments.classes)
     first: dict[str, str] = {}
-    for name in names:
-        first.setdefault(read_alike(name), name)
+    for number, name in lines:
+        reading = read_alike(name)
+        if not reading.strip("() "):
+            raise ValueError(f"{arguments.classes}: line {number}: {name!r} reads as blank; name a class, or remove it")
+        first.setdefault(reading, name)
     settings = {
         "queries": arguments.queries,
         "classes": tuple(first.values()),

@@ -16,7 +16,14 @@ from ovd.build.arguments import number_from_0_to_1
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
 from ovd.files import make_folder_of, write_json
-from ovd.selftrain.labels import check_labels, label_files, open_labelled_shards, read_labels
+from ovd.selftrain.labels import (
+    check_labels,
+    describe_capped,
+    label_files,
+    open_labelled_shards,
+    query_source,
+    read_labels,
+)
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
 
@@ -52,6 +59,7 @@ def main() -> None:
         thresholds=arguments.thresholds,
         synonyms={category.name: category.synonyms for category in categories},
         rare=[category.name for category in categories if category.frequency == "r"],
+        whole_captions=query_source(files[0]) == "caption",
     )
     num_pairs = sum(len(objects.captions) for objects in truth)
     num_unknown = num_pairs - sum(int(objects.is_known.sum()) for objects in truth)
@@ -59,6 +67,8 @@ def main() -> None:
         raise ValueError(f"{arguments.pairs}: the true objects of no pair are known (`boxes` and `names` in its JSON)")
     print(format_quality(rows))
     print(f"{num_pairs - num_unknown} pairs; {num_unknown} more left out, whose true objects are not known")
+    if capped := describe_capped(files):
+        print(capped)
     if arguments.output is not None:
         content = {
             "num_pairs": num_pairs - num_unknown,

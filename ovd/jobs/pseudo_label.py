@@ -1,6 +1,6 @@
 """Label image-text pairs with a detector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,9 @@ from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Templates
 from ovd.config import LabelOptions
 from ovd.data.report import DataReport
+from ovd.experts.inference import ExpertInference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.score_calibration import ScoreCalibration
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
 from ovd.selftrain.pseudo_label import LabelCounts, label_shards
@@ -19,12 +21,18 @@ from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
 from ovd.text.encoder import text_tower_on
 from ovd.text.prompts import TEMPLATES
 
+CANDIDATES_PER_BOX = 20
+"""Candidates for an image's boxes that the teacher looks at, in multiples of the boxes that are stored, at least. An
+object has tens of candidates for each text, and a teacher that looks at too few loses the texts that score low."""
+
 
 @dataclass(frozen=True)
 class Labeller:
     """A teacher with all that labelling needs beside it."""
 
     teacher: Teacher
+    is_calibrated: bool
+    """Whether its scores are probabilities."""
     texts: TextVariants
     options: LabelOptions
     trained: TrainedDetector
@@ -76,31 +84,58 @@ def build_labeller(
     are_names = options.queries == "classes" or SOURCES[options.queries].are_names
     prompts = TEMPLATES[templates or config.bank.templates] if are_names else None
     texts = TextVariants(trained.clip, prompts)
-    max_boxes = options.max_boxes + 1  # one more than is kept, so that the job knows where some are left out
+    candidates = max(config.eval.candidates, CANDIDATES_PER_BOX * options.max_boxes)
     teacher: Teacher
+    is_calibrated = False
     if teacher_hf is not None:
         teacher = HuggingFaceTeacher(
             teacher_hf,
             device=device,
             score_threshold=options.score_threshold,
-            max_boxes=max_boxes,
+            candidates=candidates,
             nms_iou=config.eval.nms_iou,
             templates=None if templates is None else prompts,
         )
     else:
         if config.eval.ensemble is not None:  # CLIP's softmax needs a whole vocabulary
             print(f"{config.output}: the teacher's own scores are used alone, without CLIP's (eval.ensemble)")
+        if config.eval.competition > 0:
+            print(
+                f"{config.output}: names do not compete for a place (eval.competition), so that scores can be compared "
+                "across captions with different numbers of names"
+            )
         # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
+        # All boxes of the candidates are given to the job, which keeps some of each name.
         of_teacher = {
             "score_threshold": options.score_threshold,
-            "max_detections": max_boxes,
+            "max_detections": candidates,
+            "candidates": candidates,
+            "competition": 0.0,
             "one_name_per_place": None,
             "prefilter": None,
         }
         of_run = {name: getattr(config.eval, name) for name in DetectionOptions.model_fields}
         own = DetectionOptions.model_validate(of_run | of_teacher)
-        teacher = OvdTeacher(build_inference(trained, size=size, options=own), texts, run=str(config.output))
-    return Labeller(teacher, texts, options, trained, device)
+        inference = build_inference(_without_competing(trained), size=size, options=own)
+        for expert in inference.experts if isinstance(inference, ExpertInference) else ():
+            if _was_competing(expert.inference.calibration):
+                expert.inference.calibration = None
+        is_calibrated = inference.is_calibrated
+        teacher = OvdTeacher(inference, texts, run=str(config.output))
+    return Labeller(teacher, is_calibrated, texts, options, trained, device)
+
+
+def _without_competing(trained: TrainedDetector) -> TrainedDetector:
+    """The detector without a calibration that was fitted where names compete.
+
+    Such a correction of the bias towards trained names belongs to the softmax over the names alone, and such a map to
+    its scores.
+    """
+    return replace(trained, calibration=None) if _was_competing(trained.calibration) else trained
+
+
+def _was_competing(calibration: ScoreCalibration | None) -> bool:
+    return calibration is not None and calibration.options.competition > 0
 
 
 def pseudo_label_run(
@@ -130,5 +165,6 @@ def pseudo_label_run(
         ValueError: experts together with `templates` or `teacher_hf`.
     """
     labeller = build_labeller(trained, options, templates=templates, teacher_hf=teacher_hf, size=size)
-    print(f"{output}: {labeller.teacher.name}, {describe_machine(labeller.device)}")
+    scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
+    print(f"{output}: {labeller.teacher.name}, {scores}, {describe_machine(labeller.device)}")
     return labeller.label(pairs, output, rank=rank, world=world, num_shards=num_shards)

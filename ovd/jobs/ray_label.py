@@ -23,7 +23,7 @@ from ovd.data.report import DataReport
 from ovd.experts.group import ExpertGroup
 from ovd.extras import optional
 from ovd.jobs.pseudo_label import build_labeller
-from ovd.selftrain.pseudo_label import LabelCounts, total_counts
+from ovd.selftrain.pseudo_label import LabelCounts, stop_if_too_many, total_counts
 
 MOST_TRIES = 3
 """Actors that a shard may lose before the job stops: then the shard itself may be what kills them."""
@@ -142,7 +142,7 @@ class _Job:
                 counts.append(of_shard)
                 bar.update(of_shard.pairs)
                 self._report.add(report)
-                self._report.raise_if_too_many(self._num_pairs)
+                stop_if_too_many(self._report, self._num_pairs, self._request.pairs)
                 self._give(actor)
         return total_counts(counts)
 

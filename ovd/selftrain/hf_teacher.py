@@ -30,9 +30,6 @@ _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 _PROMPTS_PER_PASS = 512
 """Prompts per pass of OWL models, which have no limit: memory grows with it, and each pass runs the backbone again."""
 
-_CANDIDATES = 5000
-"""Number of (box, query) pairs per image that enter non-maximum suppression, those with the best scores."""
-
 _LARGEST_ASPECT = 32
 """Thinner images are padded to this: processors that keep the aspect ratio would shrink their short side to zero."""
 
@@ -70,7 +67,7 @@ class HuggingFaceTeacher:
         *,
         device: torch.device,
         score_threshold: float,
-        max_boxes: int,
+        candidates: int,
         nms_iou: float,
         templates: tuple[str, ...] | None = None,
     ):
@@ -80,7 +77,8 @@ class HuggingFaceTeacher:
             name_or_folder: a name on the hub (downloaded once; with HF_HUB_OFFLINE=1 only from the cache) or a folder
                 that `save_pretrained` wrote, with its processor.
             score_threshold: only boxes that score more are kept.
-            max_boxes: maximum number of boxes per image, the best ones.
+            candidates: number of (box, query) pairs per image that enter non-maximum suppression, those with the best
+                scores.
             nms_iou: IoU above which the lower-scoring of two boxes of the same query is dropped.
             templates: what names and phrases are put into, cleaned (text/names.py), for example ("a photo of
                 {article} {}",); with None, the model reads a query as it stands, as captions are.
@@ -100,13 +98,15 @@ class HuggingFaceTeacher:
         self._model = model.to(device).eval()
         self._device = device
         self._score_threshold = score_threshold
-        self._max_boxes = max_boxes
+        self._candidates = candidates
         self._nms_iou = nms_iou
         self._templates = templates
         self._prompts_per_query = prompts_per_query
+        self._name_or_folder = name_or_folder
+        # Without the path: the same model may lie in another folder the next time.
         self.name = (
-            f"{name_or_folder} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, "
-            f"templates {templates!r}, score_threshold {score_threshold}, max_boxes {max_boxes}, nms_iou {nms_iou}"
+            f"{self._family} sha256 {weights_fingerprint(model)} in transformers {version('transformers')}, "
+            f"templates {templates!r}, score_threshold {score_threshold}, candidates {candidates}, nms_iou {nms_iou}"
         )
 
     def detect(self, images: list[UInt8[np.ndarray, "_ _ 3"]], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
@@ -122,17 +122,17 @@ class HuggingFaceTeacher:
         found_boxes, found_scores, found_texts = [torch.zeros(0, 4)], [torch.zeros(0)], [torch.zeros(0).long()]
         for boxes, scores, positions in self._score(image, queries):
             if boxes.isnan().any() or scores.isnan().any():
-                raise ValueError(f"{self.name} gave NaN for an image: its weights or its input are broken")
+                raise ValueError(f"{self._name_or_folder} gave NaN for an image: its weights or its input are broken")
             visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             rows, columns = (visible[:, None] & (scores > self._score_threshold)).nonzero().unbind(dim=1)
             found_boxes.append(boxes[rows])
             found_scores.append(scores[rows, columns])
             found_texts.append(torch.tensor(positions)[columns])
         boxes, scores, texts = torch.cat(found_boxes), torch.cat(found_scores), torch.cat(found_texts)
-        best = scores.argsort(descending=True, stable=True)[:_CANDIDATES]
+        best = scores.argsort(descending=True, stable=True)[: self._candidates]
         boxes, scores, texts = boxes[best], scores[best], texts[best]
-        kept = batched_nms(boxes.double(), scores.double(), texts, self._nms_iou).sort().values[: self._max_boxes]
-        return TeacherBoxes(boxes=boxes[kept].numpy(), scores=scores[kept].numpy(), texts=texts[kept].numpy())
+        kept = batched_nms(boxes.double(), scores.double(), texts, self._nms_iou).sort().values
+        return TeacherBoxes(boxes[kept].numpy(), scores[kept].numpy(), texts[kept].numpy())
 
     def _score(
         self, image: UInt8[np.ndarray, "H W 3"], queries: tuple[str, ...]

@@ -1,7 +1,7 @@
 """A teacher's labels of one shard of image-text pairs, and their file.
 
-Every box above a low score is stored, with its text, so that the filters (filter.py) can be changed without another run
-of the teacher.
+The boxes above a low score are stored, with their texts, so that the filters (filter.py) can be changed without another
+run of the teacher. Where an image has more than a maximum, its pair is counted as capped in the ledger.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 
+from ovd.choices import QuerySource
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.data.pairs.tar import PairShards, list_shards
@@ -28,6 +29,7 @@ FORMAT = "labels of a shard of image-text pairs, 2"
 
 # The safetensors package does not read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
+_OTHER_HEADER_BYTES = 100_000  # left free for settings, shapes, and why images could not be read
 _THREADS = 4
 
 
@@ -102,21 +104,45 @@ def write_labels(
     metadata = {
         "format": FORMAT,
         "tower": text_tower,
-        "names": json.dumps(labels.texts),
-        "keys": json.dumps(labels.keys),
-        "reasons": json.dumps(labels.reasons),
+        **_text_metadata(labels.keys, labels.reasons, labels.texts),
         "shard_bytes": str(index.num_bytes),
         "settings": json.dumps(settings, sort_keys=True),
     }
     header = file_header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
-    if len(header) > _MAX_HEADER_BYTES:
-        raise ValueError(f"{path}: {len(labels.texts)} texts take {len(header)} bytes; make shards of fewer pairs")
+    _check_header(path, len(header), len(labels.texts))
     digest = hashlib.sha256()
     with whole_file(path, "wb") as file:
         for part in (header, *(array.tobytes() for array in arrays.values())):
             digest.update(part)
             file.write(part)
     return digest.hexdigest()
+
+
+def check_room(path: Path, *, keys: Sequence[str], reasons: Sequence[str], texts: Sequence[str]) -> None:
+    """Check, before a teacher works on a shard, that its labels file has room for its text.
+
+    Args:
+        path: the file that `write_labels` will write.
+        reasons: those that are known before images are read.
+
+    Raises:
+        ValueError: the shard has too much text for the file's header.
+    """
+    num_bytes = len(file_header({}, _text_metadata(keys, reasons, texts))) + _OTHER_HEADER_BYTES
+    _check_header(path, num_bytes, len(texts))
+
+
+def _text_metadata(keys: Sequence[str], reasons: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+    content = {"names": texts, "keys": keys, "reasons": reasons}
+    return {name: json.dumps(of_shard, ensure_ascii=False) for name, of_shard in content.items()}
+
+
+def _check_header(path: Path, num_bytes: int, num_texts: int) -> None:
+    if num_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(
+            f"{path}: {num_texts:,} texts and the keys of the pairs take {num_bytes:,} bytes, and its header holds "
+            f"{_MAX_HEADER_BYTES:,}; make shards of fewer pairs"
+        )
 
 
 def read_labels(path: Path) -> ShardLabels:
@@ -202,6 +228,61 @@ def ledger_path(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
+@dataclass(frozen=True)
+class Ledger:
+    """What a ledger says of its file of labels."""
+
+    shard: str
+    """File name of the shard."""
+    shard_sha256: str
+    text_tower: str
+    """Fingerprint of the text tower that the text embeddings come from."""
+    settings: dict[str, Any]
+    """All settings that the labels depend on."""
+    counts: dict[str, Any]
+    """Of pairs, boxes and texts."""
+
+
+def read_ledger(file: Path) -> Ledger:
+    """The ledger of a file of labels.
+
+    Raises:
+        ValueError: it is missing, or no ledger of `ovd label-pairs`.
+    """
+    path = ledger_path(file)
+    try:
+        content = json.loads(path.read_bytes())
+        shard, settings = content["shard"], dict(content["settings"])
+        return Ledger(shard["file"], shard["sha256"], settings["text_tower"], settings, content.get("counts", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}); run ovd label-pairs again to label this shard") from None
+
+
+def query_source(file: Path) -> QuerySource | None:
+    """What the images of a file of labels were asked for; None if its ledger does not say.
+
+    Raises:
+        ValueError: as `read_ledger`.
+    """
+    return read_ledger(file).settings.get("queries")
+
+
+def describe_capped(files: Sequence[Path]) -> str:
+    """Of how many pairs the labels lack boxes, in a sentence; empty if they lack none.
+
+    Raises:
+        ValueError: as `read_ledger`.
+    """
+    counts = [read_ledger(file).counts for file in files]
+    capped, pairs = (sum(of_shard.get(name, 0) for of_shard in counts) for name in ("capped_pairs", "pairs"))
+    if capped == 0:
+        return ""
+    return (
+        f"{capped:,} of {pairs:,} pairs had more boxes than their labels hold (ovd label-pairs --max-boxes), so that "
+        "filters do not see all of them"
+    )
+
+
 def check_labels(files: Sequence[Path]) -> None:
     """Check that labels are those that their ledgers name: all bytes are read, in threads.
 
@@ -240,20 +321,12 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
     listed = list_shards(folder)
     common: dict[str, Any] | None = None
     for file in files:
-        ledger = ledger_path(file)
-        try:
-            content = json.loads(ledger.read_bytes())
-            name, sha256 = content["shard"]["file"], content["shard"]["sha256"]
-            settings = dict(content["settings"])
-            text_tower_of_file = settings["text_tower"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{ledger} cannot be read ({error!r}); run ovd label-pairs again to label this shard"
-            ) from None
-        expected = listed.get(name)
-        if expected is not None and expected.sha256 != sha256:
-            raise ValueError(f"{file} was made from another {name} than the present one; label it again")
-        if text_tower not in (None, text_tower_of_file):
+        ledger = read_ledger(file)
+        settings = ledger.settings
+        expected = listed.get(ledger.shard)
+        if expected is not None and expected.sha256 != ledger.shard_sha256:
+            raise ValueError(f"{file} was made from another {ledger.shard} than the present one; label it again")
+        if text_tower not in (None, ledger.text_tower):
             raise ValueError(
                 f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
                 "(ovd label-pairs)"

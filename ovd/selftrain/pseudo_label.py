@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from ovd.config import LabelOptions, differences
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards, caption_fault, list_shards
-from ovd.data.report import DataReport
+from ovd.data.report import DataError, DataReport
 from ovd.files import remove_abandoned, sha256_of, write_json
 from ovd.progress import progress
 from ovd.selftrain.labels import (
     FORMAT,
     ShardLabels,
     TeacherBoxes,
+    check_room,
     labels_path,
     ledger_path,
     read_labels,
@@ -40,6 +41,8 @@ from ovd.selftrain.teacher import Teacher, TextVariants
 MAX_CAPTION_CHARACTERS = 1_000
 """Longer captions are skipped; they are texts of pages rather than captions."""
 
+_REMEDY = "repair or remove these samples, and write shards and manifest anew; ovd check pairs counts them all"
+
 _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
 
 
@@ -50,7 +53,7 @@ class LabelCounts:
     pairs: int
     pairs_with_boxes: int
     capped_pairs: int
-    """Pairs with more boxes than are kept."""
+    """Pairs with more boxes than are kept, or than the teacher looks at."""
     boxes: int
     texts: int
     """Texts that are distinct within a shard."""
@@ -116,7 +119,8 @@ def label_shards(
         The counts of this worker's shards, including those done before.
 
     Raises:
-        ValueError: a shard was labelled with other settings before, or the teacher outputs NaN or infinity.
+        ValueError: a shard was labelled with other settings before, has too much text for its labels file, or the
+            teacher outputs NaN or infinity.
         DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of this
             worker's and at least 5, cannot be read.
     """
@@ -144,17 +148,15 @@ def label_shards(
     num_pairs = len(shards) + sum(of_shard.pairs for of_shard in counts)
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     for name in todo:
-        captions = [shards.caption(position) for position in shards.positions(name)]
-        asked, reasons = _ask(captions, options)
-        distinct = tuple(dict.fromkeys(chain.from_iterable(asked)))
+        asked, reasons, distinct = _ask_shard(shards, name, options, labels_path(output, name))
         variants = texts.load(distinct)
         pairs: list[_Labelled] = []
-        for start in range(0, len(captions), options.batch_size):
-            rows = slice(start, min(start + options.batch_size, len(captions)))
+        for start in range(0, len(asked), options.batch_size):
+            rows = slice(start, min(start + options.batch_size, len(asked)))
             batch = list(islice(decoded, rows.stop - start))
             for item in batch:
                 _count_image(report, f"{name}:{item.key}", item.reason)
-            report.raise_if_too_many(num_pairs)
+            stop_if_too_many(report, num_pairs, folder)
             pairs += _label_batch(batch, asked[rows], reasons[rows], teacher, options)
         labels_sha256 = write_labels(
             labels_path(output, name),
@@ -286,6 +288,31 @@ def _count_image(report: DataReport, where: str, reason: str) -> None:
         report.used()
 
 
+def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
+    """Stop where too many images of a folder's pairs cannot be read, and say what to do.
+
+    Raises:
+        DataError: as `DataReport.raise_if_too_many`.
+    """
+    if (error := report.too_many(num_pairs)) is not None:
+        report.stop(DataError(error.code, f"{folder}: {error}; {_REMEDY}"))
+
+
+def _ask_shard(
+    shards: PairShards, name: str, options: LabelOptions, labels_file: Path
+) -> tuple[list[tuple[str, ...]], list[str], tuple[str, ...]]:
+    """The queries of each pair of a shard, the reason if it has none, and the distinct texts.
+
+    Raises:
+        ValueError: they are too many for the labels file.
+    """
+    positions = shards.positions(name)
+    asked, reasons = _ask([shards.caption(position) for position in positions], options)
+    distinct = tuple(dict.fromkeys(chain.from_iterable(asked)))
+    check_room(labels_file, keys=[shards.key(position) for position in positions], reasons=reasons, texts=distinct)
+    return asked, reasons, distinct
+
+
 def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[str]]:
     """The queries of each pair, and the reason if it has none."""
     if options.queries == "classes":
@@ -328,7 +355,7 @@ def _label_batch(
         found = _NO_BOXES if reason else _checked(next(answers), len(queries), f"{teacher.name}, image of {item.key}")
         order = np.argsort(-found.scores, kind="stable")
         order = order[found.scores[order] > options.score_threshold]
-        kept = order[: options.max_boxes]
+        kept = order[_within_cap(found.texts[order], options.max_boxes)]
         yield _Labelled(
             key=item.key,
             reason=reason,
@@ -337,6 +364,17 @@ def _label_batch(
             found=TeacherBoxes(found.boxes[kept], found.scores[kept], found.texts[kept]),
             is_capped=len(order) > len(kept),
         )
+
+
+def _within_cap(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
+    """Rows of an image's boxes that are kept: the `count` best, and the best of each text, which others never displace.
+
+    Args:
+        texts: of each box, best first.
+    """
+    is_kept = np.arange(len(texts)) < count
+    is_kept[np.unique(texts, return_index=True)[1]] = True
+    return np.flatnonzero(is_kept)
 
 
 def _checked(found: TeacherBoxes, num_queries: int, where: str) -> TeacherBoxes:

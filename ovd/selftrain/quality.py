@@ -1,13 +1,15 @@
 """Quality of a teacher's labels on pairs whose true objects are known.
 
 A label is correct in place if it overlaps a true object with an IoU of at least 0.5, and correct in name if its text
-also names that object. Unlike in average precision, several labels may be correct for one object, since duplicates do
+also names that object. Names with and without a sense in brackets are the same ("bow" and "bow (weapon)"), those with
+different senses are not. Unlike in average precision, several labels may be correct for one object, since duplicates do
 not harm training.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.queries import caption_queries, normalized
+from ovd.selftrain.queries import normalized, without_sense
 
 MIN_IOU = 0.5
 
@@ -119,6 +121,7 @@ def measure_quality(
     keeps: Sequence[Keep] = ("top1", "top1_per_text", "one_to_one", "all"),
     synonyms: Mapping[str, Collection[str]] | None = None,
     rare: Collection[str] = (),
+    whole_captions: bool = False,
 ) -> tuple[QualityRow, ...]:
     """Precision and recall of the labels that each `keep` rule keeps at each score.
 
@@ -126,8 +129,9 @@ def measure_quality(
         shards, truth: labels and true objects of the same pairs, in the same order.
         synonyms: other names of a true object, by its name.
         rare: names of the true objects that are also reported separately.
+        whole_captions: whether the labels' texts are whole captions, which do not name single objects.
     """
-    names_of = {normalized(name): {normalized(other) for other in others} for name, others in (synonyms or {}).items()}
+    names_of = {normalized(name): tuple(others) for name, others in (synonyms or {}).items()}
     rare_names = {normalized(name) for name in rare}
     rules = [(keep, threshold) for keep in keeps for threshold in thresholds]
     counts = np.zeros((len(rules), 7), dtype=np.int64)  # columns as in `_counts`
@@ -137,12 +141,12 @@ def measure_quality(
         is_rare = np.array([name in rare_names for name in names], dtype=bool)
         num_objects += len(names)
         num_rare_objects += int(is_rare.sum())
-        hits = _hits(labels, objects, names, names_of)
+        hits = _hits(labels, objects, names_of)
         counts_at_all = objects.is_known[labels.boxes.images_of_values()]
         for rule, (keep, threshold) in enumerate(rules):
             is_kept, _ = filter_labels(labels, BoxFilters(keep=keep, min_score=threshold))
             counts[rule] += _counts(hits, is_kept & counts_at_all, is_rare)
-    can_name = not all(map(_asks_for_whole_captions, shards, truth))
+    can_name = not whole_captions
 
     def share(count: int, total: int, is_meaningful: bool = True) -> float | None:
         return count / total if total and is_meaningful else None
@@ -190,21 +194,11 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _asks_for_whole_captions(labels: ShardLabels, objects: TrueObjects) -> bool:
-    return all(
-        tuple(labels.texts[row] for row in labels.queries[pair].tolist()) in ((), caption_queries(caption))
-        for pair, caption in enumerate(objects.captions)
-    )
-
-
-def _hits(
-    labels: ShardLabels, objects: TrueObjects, names: Sequence[str], names_of: Mapping[str, Collection[str]]
-) -> _Hits:
+def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Collection[str]]) -> _Hits:
     """Compare each label with every true object of its pair.
 
     Args:
-        names: normalized names of all objects.
-        names_of: normalized synonyms by normalized name.
+        names_of: synonyms by normalized name.
     """
     pairs = labels.boxes.images_of_values()
     num_objects = np.diff(objects.boxes.offsets)[pairs]
@@ -215,12 +209,21 @@ def _hits(
     overlaps = paired_iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
     label_rows, object_rows = label_rows[overlaps], object_rows[overlaps]
 
-    texts = {row: normalized(labels.texts[row]) for row in np.unique(labels.box_texts.values[label_rows]).tolist()}
+    @cache
+    def is_name(text: str, name: str) -> bool:
+        return any(_are_same(text, other) for other in (name, *names_of.get(normalized(name), ())))
+
     is_named = [
-        texts[text] == names[row] or texts[text] in names_of.get(names[row], ())
+        is_name(labels.texts[text], objects.names[row])
         for text, row in zip(labels.box_texts.values[label_rows].tolist(), object_rows.tolist(), strict=True)
     ]
     return _Hits(label_rows, object_rows, np.array(is_named, dtype=bool))
+
+
+def _are_same(one: str, other: str) -> bool:
+    """Whether two names are the same, but for a sense that only one of them has."""
+    first, second = normalized(one), normalized(other)
+    return first == second or first == normalized(without_sense(other)) or second == normalized(without_sense(one))
 
 
 def _counts(hits: _Hits, is_kept: Bool[np.ndarray, " M"], is_rare: Bool[np.ndarray, " K"]) -> Int64[np.ndarray, "7"]:

@@ -1,6 +1,7 @@
 """Teachers, which detect boxes for queries: the protocol `Teacher`, and its implementation by our own detectors."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.experts.inference import ExpertInference
 from ovd.inference import Inference
+from ovd.model.score_calibration import ScoreCalibration
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.names import clean_name, fill
@@ -50,12 +52,18 @@ class TextVariants:
         self._num_variants = 1 if templates is None else len(templates)
         self._padding = clip.tokenizer([""])[0, -1]
         self._row: dict[str, int] = {}
+        self._variants: Float16[np.ndarray, "Q V D"] | None = None
         self._means = torch.empty(0, clip.dim)
         self.num_long = 0
         """Number of loaded texts with a prompt that fills the text tower's context, and may be cut there."""
 
     def load(self, texts: Sequence[str]) -> Float16[np.ndarray, "Q V D"]:
-        """Encode distinct texts in place of the previous ones; returns unit rows by text and template."""
+        """Encode distinct texts in place of the previous ones; returns unit rows by text and template.
+
+        The same texts in the same order, such as the classes of one shard after another, are not encoded again.
+        """
+        if self._variants is not None and list(self._row) == list(texts):
+            return self._variants
         variants = np.empty((len(texts), self._num_variants, self._clip.dim), np.float16)
         self._means = torch.empty(len(texts), self._clip.dim)
         self.num_long = 0
@@ -69,6 +77,7 @@ class TextVariants:
             is_full = (tokens[:, -1] != self._padding).view(-1, self._num_variants)
             self.num_long += int(is_full.any(dim=1).sum())
         self._row = {text: row for row, text in enumerate(texts)}
+        self._variants = variants
         return variants
 
     def means(self, texts: Iterable[str]) -> Float[Tensor, "C D"]:
@@ -100,8 +109,14 @@ class OvdTeacher:
         if inference.second_look is not None:
             look = inference.second_look
             self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
+        answerers = [inference]
         if isinstance(inference, ExpertInference):
             self.name += f", with {inference.describe_experts()}"
+            answerers += [expert.inference for expert in inference.experts]
+        calibrations = [_applied_calibration(answerer) for answerer in answerers]
+        if any(applied is not None for applied in calibrations):
+            prints = ("none" if applied is None else _fingerprint(applied) for applied in calibrations)
+            self.name += f", calibration sha256 {', '.join(prints)}"
         self._inference = inference
         self._texts = texts
         self._resize = eval_transform(size=inference.size)
@@ -120,6 +135,21 @@ class OvdTeacher:
         texts = [self._texts.means(asked) for asked in queries]
         found = self._inference.detect_each(texts, padded, sizes, original_sizes)
         return [TeacherBoxes(item.boxes.numpy(), item.scores.numpy(), item.classes.numpy()) for item in found]
+
+
+def _applied_calibration(inference: Inference) -> ScoreCalibration | None:
+    """The calibration that changes what an answerer finds: its correction always does, its map if it was fitted so."""
+    calibration = inference.calibration
+    if calibration is None or not (calibration.name_bias or calibration.applies_to(inference.options)):
+        return None
+    return calibration
+
+
+def _fingerprint(calibration: ScoreCalibration) -> str:
+    """Hash of a calibration, as `weights_fingerprint`."""
+    digest = hashlib.sha256(json.dumps(calibration.to_json(), sort_keys=True).encode())
+    digest.update(calibration.trained_text.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def weights_fingerprint(model: nn.Module) -> str:

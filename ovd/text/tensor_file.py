@@ -25,6 +25,6 @@ def file_header(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata
     for name, (dtype, shape) in shapes.items():
         start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
+    encoded = json.dumps(header, ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
     return len(encoded).to_bytes(8, "little") + encoded

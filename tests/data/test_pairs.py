@@ -1,9 +1,11 @@
+import gc
 import gzip
 import hashlib
 import json
 import os
 import pickle
 import tarfile
+import weakref
 from io import BytesIO
 from pathlib import Path
 
@@ -85,8 +87,42 @@ def test_keys_that_are_no_member_names_are_refused(tmp_path, key):
 
 
 def test_a_key_that_comes_twice_is_refused_across_shards(tmp_path):
-    with pytest.raises(ValueError, match="'000000' comes twice"):
-        write_pair_shards(tmp_path, [*some_pairs(2), some_pairs(1)[0]], pairs_per_shard=1)
+    with pytest.raises(ValueError, match="key '000000' comes after '000001'; give keys that ascend"):
+        write_pair_shards(tmp_path / "a", [*some_pairs(2), some_pairs(1)[0]], pairs_per_shard=1)
+    with pytest.raises(ValueError, match="key '000000' comes after '000000'"):
+        write_pair_shards(tmp_path / "b", some_pairs(1) * 2, pairs_per_shard=2)
+    numbers = [Pair(f"{row}", b"", "", {}) for row in (8, 9, 10)]
+    write_pair_shards(tmp_path / "c", numbers, pairs_per_shard=2)
+    assert len(PairShards(tmp_path / "c")) == 3
+
+
+def test_keys_that_were_written_are_not_remembered(tmp_path):
+    class Key(str):
+        """One that can be watched."""
+
+    keys: list[weakref.ref[Key]] = []
+
+    def pairs():
+        for row in range(5):
+            key = Key(f"{row:06d}")
+            keys.append(weakref.ref(key))
+            yield Pair(key, b"", "", {})
+            del key
+            gc.collect()
+            assert sum(of_pair() is not None for of_pair in keys) <= 2
+
+    write_pair_shards(tmp_path, pairs(), pairs_per_shard=2)
+    assert len(keys) == 5
+
+
+def test_all_faulty_shards_are_named_at_once(tmp_path):
+    write_pair_shards(tmp_path, some_pairs(3), pairs_per_shard=1)
+    for name in ("00000.tar", "00002.tar"):
+        os.truncate(tmp_path / name, 600)
+    with pytest.raises(DataError, match=r"2 of 3 shards are faulty:\n.*00000\.tar: .*\n.*00002\.tar: ") as caught:
+        PairShards(tmp_path)
+    assert caught.value.code == "F13"
+    assert "00001" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from PIL import Image
 from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
+from ovd.commands import label_pairs
 from ovd.config import LabelOptions, TrainConfig, parse_config
-from ovd.data.pairs.tar import Pair, write_pair_shards
+from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.jobs import pseudo_label
-from ovd.selftrain.labels import TeacherBoxes
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.selftrain.labels import TeacherBoxes, read_labels
 from ovd.text.prompts import TEMPLATES
 
 
@@ -100,3 +105,68 @@ def test_templates_that_are_given_reach_the_teacher(
     settings = json.loads((tmp_path / "00000.json").read_text())["settings"]
     assert settings["teacher"] == teacher.name
     assert settings["templates"] == (None if stored_in is None else list(TEMPLATES[stored_in]))
+
+
+def with_competition(trained: TrainedDetector, competition: float) -> TrainedDetector:
+    config = trained.config
+    of_run = config.eval.model_copy(update={"competition": competition})
+    return replace(trained, config=config.model_copy(update={"eval": of_run}))
+
+
+def test_a_teacher_whose_names_compete_scores_a_name_alike_among_few_and_many(tmp_path, trained, pairs, capsys):
+    captions = ("an anchor", "an anchor, a gear, a bell and an umbrella")
+    image, folder = PairShards(pairs)[0].image, tmp_path / "pairs"
+    write_pair_shards(folder, [Pair(f"{k}", image, text, {}) for k, text in enumerate(captions)], pairs_per_shard=2)
+    options = LabelOptions(queries="nouns", score_threshold=0.0)
+    competing = with_competition(trained, 20.0)
+    pseudo_label.pseudo_label_run(competing, pairs=folder, output=tmp_path / "out", options=options)
+    labels = read_labels(tmp_path / "out" / "00000.safetensors")
+    of_anchor = [labels.scores[row][labels.box_texts[row] == labels.texts.index("anchor")].max() for row in range(2)]
+    assert of_anchor[0] == pytest.approx(of_anchor[1], abs=1e-5)
+    assert "runs/fresh: names do not compete for a place (eval.competition)" in capsys.readouterr().out
+    pseudo_label.pseudo_label_run(trained, pairs=folder, output=tmp_path / "plain", options=options)
+    assert (tmp_path / "plain" / "00000.json").read_bytes() == (tmp_path / "out" / "00000.json").read_bytes()
+    assert "compete" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("competition", "fitted_with", "said"),
+    [
+        (0.0, 0.0, "scores are probabilities"),
+        (20.0, 20.0, "scores are not calibrated"),
+        (20.0, 0.0, "scores are probabilities"),
+        (0.0, None, "scores are not calibrated"),
+    ],
+)
+def test_a_calibration_that_was_fitted_where_names_compete_is_left_out(
+    competition: float, fitted_with: float | None, said: str, tmp_path, trained, pairs, capsys
+):
+    calibration = None
+    if fitted_with is not None:
+        options = DetectionOptions(competition=fitted_with)
+        calibration = ScoreCalibration(0.3, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.3, options, torch.eye(2, 256))
+    teacher = replace(with_competition(trained, competition), calibration=calibration)
+    pseudo_label.pseudo_label_run(teacher, pairs=pairs, output=tmp_path, options=LabelOptions(queries="nouns"))
+    assert said in capsys.readouterr().out
+    name = json.loads((tmp_path / "00000.json").read_text())["settings"]["teacher"]
+    assert ("calibration sha256" in name) == (said == "scores are probabilities")
+    assert "max_detections=2000, candidates=2000" in name
+
+
+@pytest.mark.parametrize("name", ["_", "()", "__ ( )"])
+def test_a_class_name_that_reads_as_blank_is_refused_with_its_line(tmp_path, monkeypatch, name):
+    names = tmp_path / "names.txt"
+    names.write_text(f"anchor\n\n{name}\n")
+    monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", "--queries", "classes", "--classes",
+                                      str(names)])  # fmt: skip
+    with pytest.raises(ValueError, match=r"names\.txt: line 3: .* reads as blank"):
+        label_pairs.main()
+
+
+@pytest.mark.parametrize("option", ["--shards", "--workers"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_numbers_of_shards_and_workers_are_positive(monkeypatch, capsys, option, value):
+    monkeypatch.setattr(sys, "argv", ["x", "run", "--pairs", "p", "--output", "o", f"{option}={value}"])
+    with pytest.raises(SystemExit, match="2"):
+        label_pairs.main()
+    assert f"argument {option}: '{value}' is not a whole number of at least 1" in capsys.readouterr().err

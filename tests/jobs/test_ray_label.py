@@ -247,5 +247,5 @@ def test_too_many_unreadable_images_stop_the_job_by_their_number_in_all_shards()
             report.skipped("F9", f"{shard}:{number}: broken")
         return NOTHING, report
 
-    with pytest.raises(DataError, match="6 of 10 skipped"):
+    with pytest.raises(DataError, match=r"p: 6 of 10 skipped.* repair or remove these samples"):
         job(FakeRay(answer, CPU=2.0)).run(1)

@@ -1,5 +1,6 @@
 """Tiny detectors with random weights, built here and read back from a folder without a network."""
 
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -134,7 +135,7 @@ def save_grounding_dino(folder: Path, kind: str) -> Path:
 
 def open_teacher(folder: Path | str, **options) -> HuggingFaceTeacher:
     """One that keeps every box, unless told otherwise."""
-    everything = {"score_threshold": 0.0, "max_boxes": 1000, "nms_iou": 1.0}
+    everything = {"score_threshold": 0.0, "candidates": 5000, "nms_iou": 1.0}
     return HuggingFaceTeacher(folder, device=torch.device("cpu"), **(everything | options))
 
 
@@ -249,7 +250,7 @@ def test_boxes_are_ranked_thresholded_suppressed_by_query_and_capped(owlv2):
     threshold = float(np.median(everything.scores))
     above = open_teacher(owlv2, score_threshold=threshold).detect([image], [QUERIES])[0]
     np.testing.assert_array_equal(above.scores, everything.scores[everything.scores > threshold])
-    capped = open_teacher(owlv2, max_boxes=5).detect([image], [QUERIES])[0]
+    capped = open_teacher(owlv2, candidates=5).detect([image], [QUERIES])[0]
     np.testing.assert_array_equal(capped.boxes, everything.boxes[:5])
 
     suppressed = open_teacher(owlv2, nms_iou=0.1).detect([image], [QUERIES])[0]
@@ -409,13 +410,18 @@ def test_the_name_tells_weights_and_settings_apart(owlv2, owlvit):
     assert names[0] == open_teacher(owlv2).name
     assert len(set(names)) == 6
     assert "'{}', 'my {}'" in names[4]
-    assert names[0].startswith(f"{owlv2} sha256 ")
+    assert names[0].startswith("owlv2 sha256 ")
+
+
+def test_the_name_of_a_model_does_not_depend_on_where_it_lies(owlv2, tmp_path):
+    shutil.copytree(owlv2, tmp_path / "moved")
+    assert open_teacher(tmp_path / "moved").name == open_teacher(owlv2).name
 
 
 def test_without_transformers_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"google/owlv2 needs the package transformers.*pip install transformers"):
-        HuggingFaceTeacher("google/owlv2", device=torch.device("cpu"), score_threshold=0.1, max_boxes=10, nms_iou=0.5)
+        HuggingFaceTeacher("google/owlv2", device=torch.device("cpu"), score_threshold=0.1, candidates=10, nms_iou=0.5)
 
 
 def test_a_model_that_is_not_cached_is_named(tmp_path, monkeypatch):

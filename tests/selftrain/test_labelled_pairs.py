@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from ovd.config import BoxFilters
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
-from ovd.selftrain.labelled_pairs import KeptLabels, LabelledPairs, limit_per_text
-from ovd.selftrain.labels import ShardLabels
+from ovd.selftrain.kept_labels import KeptLabels
+from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
+from ovd.selftrain.labels import ShardLabels, write_labels
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -85,6 +87,50 @@ def test_pairs_with_a_kept_box_with_their_own_pixels_boxes_and_texts(parts):
     assert str(record.path).endswith("00000.tar:0")
 
 
+def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_found_are_their_texts(parts):
+    shards, _, texts = parts
+    labels = [
+        shard_labels(["0", "1", "2"], ["cat", "dog"], [[0, 1]] * 3, [[1, 1], [0, 1], []]),
+        shard_labels(["3", "4", "5"], ["bird", "cat"], [[0, 1]] * 3, [[0, 0], [0], []]),
+    ]
+    masks = everything(labels)
+    masks[0][3] = False  # the dog of pair 1
+    kept = [KeptLabels.of(of_shard, mask, only_found=True) for of_shard, mask in zip(labels, masks, strict=True)]
+    (cat, dog), (bird, _) = texts.ids(0).tolist(), texts.ids(1).tolist()
+    for with_boxes in (True, False):
+        pairs = LabelledPairs(shards, kept, texts, with_boxes=with_boxes)
+        assert [-1 - identifier for identifier in pairs.image_ids.tolist()] == [0, 1, 3, 4]
+        found = [pairs.record(row).labels.image_texts.tolist() for row in range(len(pairs))]
+        assert found == [[dog], [cat], [bird], [bird]]
+    assert [of_shard.pair_counts.tolist() for of_shard in kept] == [[1, 1], [2, 0]]
+    limited, _ = limit_per_text(kept, texts, 1)
+    assert limited[1].num_texts().tolist() == [1, 1, 0]  # a box too many for the limit was found
+
+
+@pytest.mark.parametrize("queries", ["classes", "nouns"])
+@pytest.mark.parametrize("capped", [0, 2])
+def test_the_ledger_says_whether_a_text_must_have_been_found_and_how_many_pairs_are_capped(
+    parts, tmp_path, capsys, queries, capped
+):
+    shards, labels, _ = parts
+    files = []
+    for of_shard, name in zip(labels, shards.file_names, strict=True):
+        files.append(tmp_path / f"{name.removesuffix('.tar')}.safetensors")
+        variants = np.ones((2, 1, 4), np.float16)
+        write_labels(files[-1], of_shard, index=shards.index(name), variants=variants, text_tower="t", settings={})
+        ledger = {
+            "shard": {"file": name, "sha256": ""},
+            "settings": {"text_tower": "t", "queries": queries},
+            "counts": {"pairs": 3, "capped_pairs": capped},
+        }
+        files[-1].with_suffix(".json").write_text(json.dumps(ledger))
+    kept, _ = read_kept_labels(files, BoxFilters(keep="all"), shards)
+    of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]
+    assert of_pairs == [[0, 1], [], [] if queries == "classes" else [1], [0], [1], [0, 1]]
+    said = f"{2 * capped} of 6 pairs had more boxes than their labels hold"
+    assert (said in capsys.readouterr().out) == (capped > 0)
+
+
 def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
     shards, labels, texts = parts
     pairs = LabelledPairs(shards, kept_of(labels, everything(labels)), texts, with_boxes=False)
@@ -142,9 +188,9 @@ def test_the_fingerprint_tells_labels_apart(parts):
 def test_lists_that_repeat_are_held_once(queries):
     labels = shard_labels([f"{row}" for row in range(len(queries))], ["a", "b", "c"], queries, [[] for _ in queries])
     kept = KeptLabels.of(labels, np.zeros(0, bool))
-    assert [kept.queries(pair).tolist() for pair in range(len(queries))] == queries
-    assert kept.num_queries().tolist() == list(map(len, queries))
-    assert len(kept.query_lists.offsets) - 1 == len(list(itertools.groupby(queries)))
+    assert [kept.texts(pair).tolist() for pair in range(len(queries))] == queries
+    assert kept.num_texts().tolist() == list(map(len, queries))
+    assert len(kept.text_lists.offsets) - 1 == len(list(itertools.groupby(queries)))
     assert kept.pair_counts.tolist() == [sum(of_pair.count(text) for of_pair in queries) for text in range(3)]
 
 

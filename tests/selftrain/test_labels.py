@@ -292,6 +292,7 @@ def test_metadata_is_plain_json(tmp_path):
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     assert json.loads(metadata["settings"]) == SETTINGS
     assert tuple(json.loads(metadata["keys"])) == labels.keys
+    assert "名前" in metadata["names"]  # escapes would take several times the room
 
 
 @pytest.mark.parametrize("num_runs", [100, pytest.param(3000, marks=pytest.mark.slow)])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
 from ovd.selftrain.pseudo_label import LabelCounts, label_shards, worker_of
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.bank import TextBank
-from ovd.text.encoder import encode_classes, encode_texts
+from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ("a photo of a red gear", "an anchor and an umbrella", "we see two gears", "a blue anchor", "an umbrella")
@@ -164,9 +166,7 @@ def test_ovd_teacher_equals_detecting_in_one_image_after_another(trained, tiny_c
             continue
         expected = inference_of(trained).image(encode_texts(tiny_clip, list(texts)), image)
         assert len(expected.scores) > 3
-        assert_close(
-            of_image, TeacherBoxes(*(part.numpy() for part in (expected.boxes, expected.scores, expected.classes)))
-        )
+        assert_close(of_image, TeacherBoxes(expected.boxes.numpy(), expected.scores.numpy(), expected.classes.numpy()))
     assert teacher.detect([], []) == []
 
 
@@ -273,12 +273,41 @@ def test_unreadable_images_are_rows_with_their_reason(tmp_path, captions_alone):
 def test_too_many_unreadable_images_stop_the_job_however_often_it_is_started(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", with_broken_images(some_pairs(30), [0, 4, 11, 20, 29]), 6)
     for _ in range(2):  # the second time, four shards are done
-        with pytest.raises(DataError, match=r"5 of 30 skipped.*00000\.tar:00000: .*cannot be") as caught:
+        with pytest.raises(
+            DataError, match=r"pairs: 5 of 30 skipped.*00000\.tar:00000: .*cannot be.*remove these"
+        ) as caught:
             label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
         assert caught.value.code == "F9"
         assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == [
             f"0000{row}.json" for row in range(4)
         ]
+
+
+def test_a_shard_with_too_much_text_is_refused_before_the_teacher_works(tmp_path, captions_alone, monkeypatch):
+    monkeypatch.setattr("ovd.selftrain.labels._MAX_HEADER_BYTES", 100_200)
+    folder, teacher = shard_folder(tmp_path / "pairs", some_pairs(6)), FixedTeacher()
+    with pytest.raises(ValueError, match=r"00000\.safetensors: 5 texts and the keys .* make shards of fewer pairs"):
+        label_shards(folder, tmp_path / "out", teacher, captions_alone, LabelOptions(queries="caption"))
+    assert teacher.asked == []
+
+
+def test_the_same_texts_are_encoded_once_for_all_shards(tmp_path, tiny_clip, monkeypatch):
+    encoded: list[int] = []
+
+    def encode(clip, tokens):
+        encoded.append(len(tokens))
+        return encode_tokens(clip, tokens)
+
+    monkeypatch.setattr("ovd.selftrain.teacher.encode_tokens", encode)
+    folder, texts = shard_folder(tmp_path / "pairs", some_pairs(4), 2), TextVariants(tiny_clip, ("{}", "a {}"))
+    options = LabelOptions(queries="classes", classes=("gear", "anchor"))
+    label_shards(folder, tmp_path / "out", FixedTeacher(), texts, options)
+    assert encoded == [4]
+    banks = [TextBank(tmp_path / "out" / f"0000{shard}.safetensors") for shard in (0, 1)]
+    first, second = (bank.rows(np.array([0, 1]), np.array([1, 0])) for bank in banks)
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    texts.load(["anchor", "gear"])  # another order is another file
+    assert encoded == [4, 4]
 
 
 def test_no_boxes_and_too_many(tmp_path, captions_alone):
@@ -293,6 +322,46 @@ def test_no_boxes_and_too_many(tmp_path, captions_alone):
     assert labels.scores[1].tolist() == np.linspace(0.9, 0, 100_000, endpoint=False, dtype=np.float32)[:100].tolist()
     exact = label_shards(folder, tmp_path / "exact", FixedTeacher(100, first_score=9), captions_alone, CAPTION)
     assert (exact.boxes, exact.capped_pairs) == (300, 0)
+
+
+class Crowded(FixedTeacher):
+    """Finds text 0 in 150 boxes, then text 1 in two."""
+
+    def detect(self, images: list[np.ndarray], queries: list[tuple[str, ...]]) -> list[TeacherBoxes]:
+        scores = np.linspace(0.9, 0.1, 152, dtype=np.float32)
+        texts = np.repeat([0, 1], [150, 2])
+        boxes = np.tile(np.array([0, 0, 9, 9], np.float32), (152, 1))
+        return [TeacherBoxes(boxes, scores, texts) for _ in images]
+
+
+def test_the_best_box_of_each_text_is_kept_beside_the_best_of_the_image(tmp_path, captions_alone):
+    folder = shard_folder(tmp_path / "pairs", some_pairs(1))
+    options = LabelOptions(queries="classes", classes=("gear", "anchor"))
+    counts = label_shards(folder, tmp_path / "out", Crowded(), captions_alone, options)
+    assert (counts.boxes, counts.capped_pairs) == (101, 1)
+    labels = read_labels(tmp_path / "out" / "00000.safetensors")
+    assert labels.box_texts[0].tolist() == [0] * 100 + [1]
+    assert labels.scores[0][-1] == np.linspace(0.9, 0.1, 152, dtype=np.float32)[150]
+
+
+def some_calibration(options: DetectionOptions, *, name_bias: float = 0.1, offset: float = 0.0) -> ScoreCalibration:
+    text = torch.nn.functional.normalize(torch.ones(2, 256), dim=1)
+    return ScoreCalibration(name_bias, ScoreMap(1.0, 1.0, offset, 0.0), 0.3, options, text)
+
+
+def test_the_name_of_a_teacher_tells_calibrations_apart_that_change_its_boxes(trained, captions_alone):
+    def name(calibration: ScoreCalibration | None) -> str:
+        inference = Inference(trained.detector, size=64, options=OPTIONS, low_precision=False, calibration=calibration)
+        return OvdTeacher(inference, captions_alone, run="fresh").name
+
+    other_texts = replace(some_calibration(OPTIONS), trained_text=torch.eye(2, 256))
+    different = [None, some_calibration(OPTIONS), some_calibration(OPTIONS, offset=1.0), other_texts]
+    assert len({name(calibration) for calibration in different}) == 4
+    assert name(some_calibration(OPTIONS)) == name(some_calibration(OPTIONS))
+    assert "calibration sha256 " in name(some_calibration(OPTIONS))
+    without_effect = some_calibration(DetectionOptions(competition=20), name_bias=0.0)
+    assert name(without_effect) == name(None)
+    assert name(replace(without_effect, name_bias=0.1)) != name(None)
 
 
 def test_best_boxes_come_first_whatever_the_teacher_does(tmp_path, captions_alone):

@@ -88,10 +88,37 @@ def test_whole_captions_are_judged_by_place_alone():
         queries=[[0], [], [1]],
     )
     truth = truth_of([[("umbrella", BOX)], [], [("umbrella", BOX)]], captions)
-    (row,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["top1"])
+    (row,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["top1"], whole_captions=True)
     assert (row.precision_in_place, row.recall_in_place) == (1.0, 1.0)
     assert row.precision_in_name is row.recall_in_name is row.rare_recall_in_name is None
     assert "| top1 | 0 | 2 | 100.0% | - | 2 | 100.0% | - | 0 | - | - |\n" in format_quality([row])
+
+
+def test_a_caption_of_one_noun_is_a_name():
+    """Which the ledger tells from a whole caption."""
+    labels, truth = shard_of(("umbrella",), [[(0, 0.5, BOX)]]), truth_of([[("umbrella", BOX)]], ["umbrella"])
+    (row,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["all"])
+    assert (row.precision_in_name, row.recall_in_name) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "is_right"),
+    [
+        ("bow", "bow_(weapon)", True),
+        ("bow (weapon)", "bow_(weapon)", True),
+        ("bows", "bow_(weapon)", True),
+        ("bow_(weapon)", "bow", True),
+        ("bow_(decorative_ribbons)", "bow_(weapon)", False),
+        ("weapon", "bow_(weapon)", False),
+        ("gown", "dress_(robe)", True),
+        ("gown_(surgical)", "dress_(robe)", True),
+    ],
+)
+def test_a_sense_in_brackets_need_not_be_said(text, name, is_right):
+    labels, truth = shard_of((text,), [[(0, 0.5, BOX)]]), truth_of([[(name, BOX)]])
+    synonyms = {"dress_(robe)": ["gown"]}
+    (row,) = measure_quality([labels], [truth], thresholds=[0.0], keeps=["all"], synonyms=synonyms)
+    assert row.precision_in_name == float(is_right)
 
 
 @pytest.mark.parametrize("shards", [0, 1])
@@ -235,6 +262,14 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
     assert "2 pairs; 1 more left out" in printed
+    assert "more boxes" not in printed
     written = json.loads((tmp_path / "quality.json").read_text())
     assert (written["num_pairs"], written["num_pairs_left_out"], len(written["rows"])) == (2, 1, 8)
     assert written["rows"][0]["precision_in_name"] == 0.5
+
+    ledger |= {"settings": {"text_tower": "none", "queries": "caption"}, "counts": {"pairs": 3, "capped_pairs": 2}}
+    (tmp_path / "labels" / "00000.json").write_text(json.dumps(ledger))
+    runpy.run_path(str(TOOL), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "| all | 0.1 | 2 | 50.0% | - | 2 | 50.0% | - | 1 | 100.0% | - |" in printed
+    assert "2 of 3 pairs had more boxes than their labels hold" in printed

@@ -31,6 +31,8 @@ from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
 NUM_THREADS = 4
+NUM_FAULTS = 100
+"""Maximum number of faulty shards that an error names."""
 COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 
@@ -71,7 +73,8 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     when all shards are: a folder without one is an unfinished write.
 
     Raises:
-        ValueError: the folder already holds shards, a key is not usable as a member name, or a key comes twice.
+        ValueError: the folder already holds shards, a key is not usable as a member name, or the keys do not ascend by
+            length, then by character, as numbers do; so none comes twice, and none needs to be remembered.
     """
     if pairs_per_shard < 1:
         raise ValueError(f"pairs_per_shard is {pairs_per_shard}; it must be at least 1")
@@ -84,7 +87,7 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
         )
     directory.mkdir(parents=True, exist_ok=True)
 
-    seen_keys: set[str] = set()
+    last_key = ""
     entries: list[dict[str, str | int]] = []
     remaining = iter(pairs)
     for first in remaining:
@@ -95,7 +98,8 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
             tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
         ):
             for pair in chain([first], islice(remaining, pairs_per_shard - 1)):
-                _check_key(pair.key, seen_keys)
+                _check_key(pair.key, last_key)
+                last_key = pair.key
                 info = json.dumps(pair.info, sort_keys=True, ensure_ascii=False, allow_nan=False)
                 _add_member(archive, f"{pair.key}.jpg", pair.image)
                 _add_member(archive, f"{pair.key}.txt", pair.caption.encode())
@@ -174,7 +178,8 @@ class PairShards:
     Raises:
         DataError: F13 no shards, or a shard that is damaged, has an image without a caption or differs from the
             manifest (the message names the shard, the samples expected and found, and the SHA-256), or a known one that
-            has another size now. F14 a member twice, or one that may be of two samples.
+            has another size now. F14 a member twice, or one that may be of two samples. All shards are read before, so
+            that the message names all faulty ones.
         ValueError: a shard of `only` is not in the folder.
     """
 
@@ -192,11 +197,18 @@ class PairShards:
         self._indexes = {name: _check_size(directory / name, known[name]) for name in self.file_names if name in known}
         to_read = [name for name in self.file_names if name not in known]
         rejected: list[Rejected] = []
+        faults: list[DataError] = []
         with ThreadPoolExecutor(NUM_THREADS) as pool:  # hashing and reading let other threads run
-            indexed = pool.map(lambda name: (name, *_index_checked(directory / name, listed[name])), to_read)
-            for name, index, of_shard in progress(indexed, len(to_read), "indexing shards"):
-                self._indexes[name] = index
-                rejected.append(of_shard)
+            indexed = pool.map(lambda name: (name, _index_or_fault(directory / name, listed[name])), to_read)
+            for name, result in progress(indexed, len(to_read), "indexing shards"):
+                if isinstance(result, DataError):
+                    faults.append(result)
+                else:
+                    self._indexes[name], of_shard = result
+                    rejected.append(of_shard)
+        if faults:
+            raise _joined(faults, len(to_read))
+        self._numbers = {name: number for number, name in enumerate(self.file_names)}
         self._ends = np.cumsum([len(self._indexes[name]) for name in self.file_names], dtype=np.int64)
         self.rejected = sum(of_shard.count for of_shard in rejected)
         self.num_failed = sum(of_shard.num_failed for of_shard in rejected)
@@ -263,7 +275,7 @@ class PairShards:
 
     def positions(self, file_name: str) -> range:
         """Where the samples of one of `file_names` stand among all."""
-        end = int(self._ends[self.file_names.index(file_name)])
+        end = int(self._ends[self._numbers[file_name]])
         return range(end - len(self._indexes[file_name]), end)
 
     def location(self, position: int) -> str:
@@ -293,13 +305,12 @@ class PairShards:
         return name, position - int(self._ends[number]) + len(self._indexes[name])
 
 
-def _check_key(key: str, seen_keys: set[str]) -> None:
+def _check_key(key: str, last: str) -> None:
     # 94 + ".json" fits the 100 bytes of a ustar name; a dot would move the border between key and suffix.
     if not key or len(key.encode()) > 94 or any(char in "./\\" or not char.isprintable() for char in key):
         raise ValueError(f"key {key!r}: use 1 to 94 bytes without dots, slashes and control characters")
-    if key in seen_keys:
-        raise ValueError(f"key {key!r} comes twice")
-    seen_keys.add(key)
+    if (len(key), key) <= (len(last), last):
+        raise ValueError(f"key {key!r} comes after {last!r}; give keys that ascend by length, then by character")
 
 
 def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -329,6 +340,23 @@ def _check_size(path: Path, index: ShardIndex) -> ShardIndex:
             f"{path} has {num_bytes} bytes, and had {index.num_bytes} when it was indexed; label it again",
         )
     return index
+
+
+def _index_or_fault(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected] | DataError:
+    try:
+        return _index_checked(path, expected)
+    except DataError as error:
+        return error
+
+
+def _joined(faults: list[DataError], num_shards: int) -> DataError:
+    """One error for the faults of several shards."""
+    if len(faults) == 1:
+        return faults[0]
+    lines = [f"{len(faults)} of {num_shards} shards are faulty:", *map(str, faults[:NUM_FAULTS])]
+    if len(faults) > NUM_FAULTS:
+        lines.append(f"and {len(faults) - NUM_FAULTS} more")
+    return DataError(faults[0].code, "\n    ".join(lines))
 
 
 def _index_checked(path: Path, expected: ManifestEntry | None) -> tuple[ShardIndex, Rejected]:

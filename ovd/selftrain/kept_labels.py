@@ -1,0 +1,97 @@
+"""The part of a shard's labels that passes the filters, as training keeps it in memory."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from ovd.data.index import Ragged
+from ovd.selftrain.labels import ShardLabels
+
+
+@dataclass(frozen=True)
+class KeptLabels:
+    """The part of a shard's labels that training needs, for its N pairs and Q texts.
+
+    It has no strings, and only the boxes that pass the filters: every rank keeps it in memory for the whole data set,
+    millions of pairs with up to a hundred boxes each. For the same reason a list of texts that many images in a row
+    have is stored once.
+    """
+
+    image_sizes: Int32[np.ndarray, "N 2"]
+    """Height and width in pixels; 0 where the image could not be read."""
+    pair_counts: Int32[np.ndarray, " Q"]
+    """Number of pairs that each text belongs to."""
+    text_lists: Ragged
+    """Lists of the texts of a pair: rows of texts, int32."""
+    list_of_pair: Int32[np.ndarray, " N"]
+    """Row of each pair's list in `text_lists`."""
+    boxes: Ragged
+    """xyxy in pixels of the pair's image, float32, best first."""
+    scores: Ragged
+    """Scores of the boxes, float32."""
+    box_texts: Ragged
+    """Row of each box's text, int32."""
+
+    @classmethod
+    def of(cls, labels: ShardLabels, mask: Bool[np.ndarray, " M"], *, only_found: bool = False) -> "KeptLabels":
+        """The part of a shard's labels that training needs.
+
+        Args:
+            mask: which of the M boxes are kept.
+            only_found: whether the texts of a pair are those of its kept boxes alone, instead of all its queries.
+        """
+        boxes = labels.boxes.select(mask)
+        box_texts = Ragged(labels.box_texts.values[mask].astype(np.int32), boxes.offsets)
+        texts = _found(box_texts, len(labels.texts)) if only_found else labels.queries
+        text_lists, list_of_pair = _without_repeats(texts)
+        return cls(
+            image_sizes=labels.image_sizes.astype(np.int32),
+            pair_counts=np.bincount(texts.values, minlength=len(labels.texts)).astype(np.int32),
+            text_lists=Ragged(text_lists.values.astype(np.int32), text_lists.offsets),
+            list_of_pair=list_of_pair,
+            boxes=boxes,
+            scores=Ragged(labels.scores.values[mask], boxes.offsets),
+            box_texts=box_texts,
+        )
+
+    def select(self, mask: Bool[np.ndarray, " K"]) -> "KeptLabels":
+        """The labels with only these boxes; the texts of the pairs stay, since they were found."""
+        boxes = self.boxes.select(mask)
+        return replace(
+            self,
+            boxes=boxes,
+            scores=Ragged(self.scores.values[mask], boxes.offsets),
+            box_texts=Ragged(self.box_texts.values[mask], boxes.offsets),
+        )
+
+    def texts(self, pair: int) -> Int32[np.ndarray, " K"]:
+        """Rows of the pair's texts."""
+        return self.text_lists[int(self.list_of_pair[pair])]
+
+    def num_texts(self) -> Int64[np.ndarray, " N"]:
+        """Number of texts of each pair."""
+        return np.diff(self.text_lists.offsets)[self.list_of_pair]
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+
+def _found(box_texts: Ragged, num_texts: int) -> Ragged:
+    """The distinct texts of each image's boxes, ascending."""
+    combinations = np.unique(box_texts.images_of_values() * num_texts + box_texts.values)
+    images, texts = np.divmod(combinations, max(1, num_texts))
+    counts = np.bincount(images, minlength=len(box_texts.offsets) - 1)
+    return Ragged(texts, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
+
+
+def _without_repeats(lists: Ragged) -> tuple[Ragged, Int32[np.ndarray, " N"]]:
+    """The lists of N images, with consecutive equal lists only once, and the row of each image's list."""
+    lengths, images = np.diff(lists.offsets), lists.images_of_values()
+    # In a list as long as the one before it, an element's counterpart is one length before the element. In other lists
+    # the value is arbitrary, and not used.
+    counterparts = lists.values[np.arange(len(lists.values)) - lengths[images]]
+    is_new = np.diff(lengths, prepend=-1) != 0
+    is_new[images[lists.values != counterparts]] = True
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[is_new])])
+    return Ragged(lists.values[is_new[images]], offsets), (np.cumsum(is_new) - 1).astype(np.int32)
