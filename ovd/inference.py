@@ -31,18 +31,23 @@ UNCALIBRATED_THRESHOLD = 0.45
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked about some images of a batch."""
+class ImageQueries:
+    """The queries of some images of a batch."""
 
     images: slice
     text: Float[Tensor, "C D"]
-    """Unit rows, one per class to detect."""
+    """Unit rows, one per query."""
     ensemble: ScoreEnsemble | None
     """Combines the scores with CLIP's."""
 
 
 class Inference:
-    """A detector with the size of its images, its precision, and the settings of its post-processing."""
+    """A detector with the size of its images, its precision, and the settings of its post-processing.
+
+    `image`, `dataset`, `detect` (a batch with the same queries) and `detect_each` (with queries of each image) all end
+    in `_detect`: `predict` runs the detector on the batch, then `_detections_of` post-processes the images of each
+    `ImageQueries` (`detections`).
+    """
 
     def __init__(
         self,
@@ -161,7 +166,7 @@ class Inference:
             sizes, original_sizes: height and width before padding, and before resizing.
             ensemble: combines the scores with CLIP's.
         """
-        return self._ask([Question(slice(None), text, ensemble)], images, sizes, original_sizes)
+        return self._detect_any([ImageQueries(slice(None), text, ensemble)], images, sizes, original_sizes)
 
     def detect_each(
         self,
@@ -179,55 +184,55 @@ class Inference:
             ensembles: of each image, as for `detect`.
         """
         asked = zip(texts, ensembles or [None] * len(texts), strict=True)
-        questions = [Question(slice(row, row + 1), *of_image) for row, of_image in enumerate(asked)]
-        return self._ask(questions, images, sizes, original_sizes)
+        queries = [ImageQueries(slice(row, row + 1), *of_image) for row, of_image in enumerate(asked)]
+        return self._detect_any(queries, images, sizes, original_sizes)
 
     @torch.no_grad()
-    def _ask(
+    def _detect_any(
         self,
-        questions: Sequence[Question],
+        queries: Sequence[ImageQueries],
         images: UInt8[Tensor, "B 3 H W"],
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
     ) -> tuple[Detections, ...]:
-        """Detections in each image of a padded batch; nothing in images that no question is about."""
-        questions = [question for question in questions if len(question.text) > 0]
-        if not questions or len(sizes) == 0:
+        """Detections in each image of a padded batch, which may be empty; nothing in images without a query."""
+        queries = [of_images for of_images in queries if len(of_images.text) > 0]
+        if not queries or len(sizes) == 0:
             return (Detections.empty(),) * len(sizes)
         images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
-        return self._detect(questions, images, sizes, original_sizes)
+        return self._detect(queries, images, sizes, original_sizes)
 
     def _detect(
         self,
-        questions: Sequence[Question],
+        queries: Sequence[ImageQueries],
         images: UInt8[Tensor, "B 3 H W"],
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
     ) -> tuple[Detections, ...]:
-        """`_ask` for at least one question about at least one image; tensors are on the detector's device."""
+        """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
         found = [Detections.empty()] * len(sizes)
         predictions = self.predict(images, sizes)
-        for question in questions:
-            found[question.images] = self.answer(question, predictions, sizes, original_sizes, images)
+        for of_images in queries:
+            found[of_images.images] = self._detections_of(of_images, predictions, sizes, original_sizes, images)
         return tuple(found)
 
-    def answer(
+    def _detections_of(
         self,
-        question: Question,
+        queries: ImageQueries,
         predictions: Predictions,
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
         images: UInt8[Tensor, "B 3 H W"],
     ) -> tuple[Detections, ...]:
-        """The detections of a question in its images; the other arguments are of the whole batch."""
-        rows = question.images
+        """The detections for queries in their images; the other arguments are of the whole batch."""
+        rows = queries.images
         return self.detections(
             predictions.of_images(rows),
-            question.text,
+            queries.text,
             sizes[rows],
             original_sizes[rows],
             images=images[rows],
-            ensemble=question.ensemble,
+            ensemble=queries.ensemble,
         )
 
     @torch.no_grad()

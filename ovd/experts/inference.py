@@ -15,7 +15,7 @@ from torch import Tensor
 from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
-from ovd.inference import Inference, Question
+from ovd.inference import ImageQueries, Inference
 from ovd.model.last_result import LastResult
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import SharedLayers
@@ -37,8 +37,8 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class _Query:
-    """What one answerer is asked for."""
+class _OwnQueries:
+    """The queries that one answerer, the base detector or an expert, answers."""
 
     rows: Int[Tensor, " c"]
     """Rows of the vocabulary."""
@@ -86,10 +86,12 @@ class ExpertInference(Inference):
         self.num_capped = 0
         """Detections so far that the merged lists had no room for (`max_detections`)."""
         self._answerers = [base, *(expert.inference for expert in self.experts)]
-        self._keeps_predictions = any(expert.inference.detector is base.detector for expert in self.experts)
+        self._shared = [None, *(expert.shared for expert in self.experts)]
+        """The layers that each answerer replays; None for the base detector, and for experts with its features."""
+        self._base_answers_again = any(expert.inference.detector is base.detector for expert in self.experts)
         self._same_place = same_place
         self._nearest = nearest
-        self._asked = LastResult[list[_Query]]()
+        self._routed = LastResult[list[_OwnQueries]]()
 
     @property
     def is_calibrated(self) -> bool:
@@ -115,37 +117,39 @@ class ExpertInference(Inference):
 
     def _detect(
         self,
-        questions: Sequence[Question],
+        queries: Sequence[ImageQueries],
         images: UInt8[Tensor, "B 3 H W"],
         sizes: Int[Tensor, "B 2"],
         original_sizes: Int[Tensor, "B 2"],
     ) -> tuple[Detections, ...]:
-        routes = [self._route(question.text) for question in questions]
-        is_asked = [any(len(query.rows) > 0 for query in of_answerer) for of_answerer in zip(*routes, strict=True)]
-        answers = [[Detections.empty()] * len(sizes) for _ in self._answerers]
+        routes = [self._route(of_images.text) for of_images in queries]
+        is_asked = [any(len(own.rows) > 0 for own in of_answerer) for of_answerer in zip(*routes, strict=True)]
+        found = [[Detections.empty()] * len(sizes) for _ in self._answerers]
         for number, predictions in self._predictions(images, sizes, is_asked):
-            for question, asked in zip(questions, routes, strict=True):
-                query = asked[number]
-                if len(query.rows) > 0:
-                    own = Question(question.images, query.text, _of_answerer(question.ensemble, number, query))
-                    found = self._answerers[number].answer(own, predictions, sizes, original_sizes, images)
-                    answers[number][question.images] = [
-                        replace(item, classes=query.rows[item.classes]) for item in found
+            for of_images, route_of_images in zip(queries, routes, strict=True):
+                own = route_of_images[number]
+                if len(own.rows) > 0:
+                    ensemble = _of_answerer(of_images.ensemble, number, own)
+                    detections = self._answerers[number]._detections_of(
+                        ImageQueries(of_images.images, own.text, ensemble), predictions, sizes, original_sizes, images
+                    )
+                    found[number][of_images.images] = [
+                        replace(item, classes=own.rows[item.classes]) for item in detections
                     ]
-        return tuple(self._merge(of_image) for of_image in zip(*answers, strict=True))
+        return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
-    def _route(self, text: Float[Tensor, "C D"]) -> list[_Query]:
+    def _route(self, text: Float[Tensor, "C D"]) -> list[_OwnQueries]:
         """What each answerer is asked for, the base detector first; computed once for batch after batch."""
 
-        def ask() -> list[_Query]:
+        def compute() -> list[_OwnQueries]:
             names = [expert.names for expert in self.experts]
             of_base, *of_experts = route(text, names, nearest=self._nearest)
-            asked = [_Query(of_base, text[of_base])]
-            return asked + [
-                _Query(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)
+            return [
+                _OwnQueries(of_base, text[of_base]),
+                *(_OwnQueries(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)),
             ]
 
-        return self._asked.of((text,), ask)
+        return self._routed.of((text,), compute)
 
     def _predictions(
         self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], is_asked: Sequence[bool]
@@ -154,28 +158,23 @@ class ExpertInference(Inference):
         asked = [number for number, wanted in enumerate(is_asked) if wanted]
         with ExitStack() as recordings:
             for number in asked:
-                layers = self._layers_of(number)
-                if layers is not None:
+                if (layers := self._shared[number]) is not None:
                     recordings.enter_context(layers.recording())
             with on_device(self.device), autocast(images.device, self.low_precision):
                 pixels = self.detector.normalize(images)
                 features = self.detector.backbone(pixels)
-            of_base: Predictions | None = None
+            of_base: Predictions | None = None  # which experts of names alone have, too
             for number in asked:
                 detector = self._answerers[number].detector
-                if detector is self.detector and of_base is not None:  # it learned names alone
+                if detector is self.detector and of_base is not None:
                     yield number, of_base
                     continue
                 with on_device(self.device), autocast(images.device, self.low_precision):
-                    own = features if self._layers_of(number) is None else detector.backbone(pixels)
+                    own = features if self._shared[number] is None else detector.backbone(pixels)
                     predictions = self.without_padding(detector.predict_from(own, pixels), images, sizes)
-                if detector is self.detector and self._keeps_predictions:
+                if detector is self.detector and self._base_answers_again:
                     of_base = predictions
                 yield number, predictions
-
-    def _layers_of(self, number: int) -> SharedLayers | None:
-        """The layers that an answerer with layers of its own replays."""
-        return self.experts[number - 1].shared if number > 0 else None
 
     def _merge(self, answers: Sequence[Detections]) -> Detections:
         """One image's answers of the base detector and of the experts in one list."""
@@ -190,6 +189,6 @@ class ExpertInference(Inference):
         return found
 
 
-def _of_answerer(ensemble: ScoreEnsemble | None, number: int, query: _Query) -> ScoreEnsemble | None:
+def _of_answerer(ensemble: ScoreEnsemble | None, number: int, own: _OwnQueries) -> ScoreEnsemble | None:
     """The ensemble for the names that an answerer is asked for: experts, after the base detector, use none."""
-    return None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[query.rows])
+    return None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[own.rows])

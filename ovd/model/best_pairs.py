@@ -1,9 +1,13 @@
 """The best (point, class) pairs of an image, found in one pass over the products of embeddings and text rows.
 
-Points are processed chunk by chunk. A lower bound on the score of the last pair that is kept, from the pairs found so
-far and from the highest cosines of groups of classes, becomes a bound on each point's cosines; only the few pairs above
-it are scored and sorted. The cosines may be rough (rough_cosines.py); the scores are exact. With an ensemble, for few
-pairs, or where each point stands for its best class alone, all are scored.
+Points are processed chunk by chunk. Only pairs that may be among the best are scored and sorted, and two bounds tell
+which; cosines may be rough (rough_cosines.py), scores are exact:
+
+    rough cosines -- exact_at_least --> cosines -- scores_at_least --> scores, the last of the best of which is needed
+    that score    -- cosines_needed --> cosines -- values_needed  --> rough cosines that a pair must have
+
+The first goes from the highest rough cosine of each group of classes, and the pairs that were found before. With an
+ensemble, for few pairs, or where each point stands for its best class alone, all pairs are scored.
 """
 
 import math
@@ -76,7 +80,7 @@ def best_pairs(
     device = points.boxes.device
     none = torch.empty(0, dtype=torch.int64, device=device)
     best = Pairs(none, none, torch.empty(0, device=device))
-    lowest = torch.tensor(above, device=device)
+    needed = torch.tensor(above, device=device)  # a score: no pair below it is among the best
     at_a_time = math.ceil(len(points) / max(1, math.ceil(len(points) / at_a_time)))  # chunks of one size
     for first in range(0, len(points), max(1, at_a_time)):
         scores = scores_of(points[first : first + at_a_time])
@@ -85,11 +89,11 @@ def best_pairs(
         elif scores.has_ensemble or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
             found = _of_all_scores(scores.all(), count)
         else:
-            found = _of_high_cosines(scores, lowest, None if len(best) == count else count)
+            found = _of_high_cosines(scores, needed, None if len(best) == count else count)
         found = found[found.scores > above]
         best = best.best_with(Pairs(first + found.points, found.classes, found.scores), count)
         if len(best) == count:
-            lowest = best.scores[-1]
+            needed = best.scores[-1]
     return best
 
 
@@ -116,8 +120,8 @@ def _of_all_scores(scores: Float[Tensor, "P C"], count: int) -> Pairs:
     return Pairs(rows, classes, scores[rows, classes])
 
 
-def _of_high_cosines(scores: PairScores, lowest: Float[Tensor, ""], count: int | None) -> Pairs:
-    """The pairs that may score `lowest`, and a few others.
+def _of_high_cosines(scores: PairScores, needed: Float[Tensor, ""], count: int | None) -> Pairs:
+    """The pairs that may score as much as is needed, and a few others.
 
     Args:
         count: only those that may be among so many of the best ones; None for all.
@@ -129,14 +133,14 @@ def _of_high_cosines(scores: PairScores, lowest: Float[Tensor, ""], count: int |
     groups = values.shape[1] // CLASSES_IN_GROUP
     highest = _highest_of_groups(values, groups)
     if count is not None:
-        high = _fewer(highest, BOUNDS_PER_PAIR * count)
-        lowest = torch.maximum(lowest, _last_of_best(scores.at_least(rough.at_least(high)), count))
-    lowest_values = not_nan(rough.lowest_values(scores.lowest_cosines(lowest)))
-    rows, columns = (not_nan(highest) >= lowest_values[:, None]).nonzero().unbind(dim=1)
+        high = _highest_of_larger_groups(highest, BOUNDS_PER_PAIR * count)
+        needed = torch.maximum(needed, _last_of_best(scores.scores_at_least(rough.exact_at_least(high)), count))
+    values_needed = not_nan(rough.values_needed(scores.cosines_needed(needed)))
+    rows, columns = (not_nan(highest) >= values_needed[:, None]).nonzero().unbind(dim=1)
 
     classes = columns[:, None] + groups * torch.arange(CLASSES_IN_GROUP, device=rows.device)
     rows, classes = torch.broadcast_tensors(rows[:, None], classes)
-    passes = values[rows, classes].float() >= lowest_values[rows]
+    passes = values[rows, classes].float() >= values_needed[rows]
     pairs = (num_classes * rows + classes)[passes & (classes < num_classes)].sort().values
     rows, classes = pairs // num_classes, pairs % num_classes
     return Pairs(rows, classes, scores.of(rows, classes))
@@ -151,8 +155,8 @@ def _highest_of_groups(values: Float[Tensor, "P M"], groups: int) -> Float[Tenso
     return F.max_pool2d(as_map, (CLASSES_IN_GROUP, 1)).flatten(1).float()
 
 
-def _fewer(highest: Float[Tensor, "P G"], count: int) -> Float[Tensor, "P N"]:
-    """Highest values of larger groups, which leave out a few; at least `count` numbers, if there are as many."""
+def _highest_of_larger_groups(highest: Float[Tensor, "P G"], count: int) -> Float[Tensor, "P N"]:
+    """Groups joined to larger ones, without a few; at least `count` numbers, if there are as many."""
     num_joined = min(highest.numel() // count, highest.shape[1])
     if num_joined < 2:
         return highest

@@ -140,12 +140,12 @@ class PairScores:
         restored = None if self._restored is None else self._restored[classes]
         return self._joined(self._probability(cosines, restored), cosines, rows)
 
-    def at_least(self, cosines: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
+    def scores_at_least(self, cosines: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """A bound: what each point scores at least for a class whose cosine is this; without an ensemble."""
         restored = None if self._restored is None else self._restored.amin()
         return self._joined(self._probability(cosines, restored), cosines, (slice(None), None))
 
-    def lowest_cosines(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
+    def cosines_needed(self, score: Float[Tensor, ""]) -> Float[Tensor, " P"]:
         """A bound: at each point, no class with a lower cosine scores this much, and more than 0; without an
         ensemble."""
         score = ((1 - ROUNDING) * score).clamp(min=torch.finfo(torch.float32).tiny)

@@ -59,12 +59,12 @@ class RoughCosines:
         cosines[:, : len(classifier)] -= classifier.name_penalty
         return cls(cosines, torch.ones_like(lengths), error + HALF_STEP, 0.0)
 
-    def at_least(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
+    def exact_at_least(self, values: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
         """Lower bounds on the exact cosines of each point's values."""
         cosines = values / self.lengths[:, None]
         return cosines - self.error[:, None] - self.relative * cosines.abs()
 
-    def lowest_values(self, cosines: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    def values_needed(self, cosines: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """For each point, the lowest entry of `values` that a pair with at least this exact cosine can have."""
         rough = cosines - self.error
         return self.lengths * rough / (1 + self.relative * rough.sign()) - self.lengths * COSINE_ROUNDING

@@ -15,7 +15,7 @@ from ovd.distributed import is_main
 from ovd.progress import progress
 from ovd.selftrain.filter import best_of_group, filter_labels
 from ovd.selftrain.kept_labels import KeptLabels
-from ovd.selftrain.labels import describe_capped, query_source, read_labels
+from ovd.selftrain.labels import ShardLabels, query_source, read_labels, read_ledger
 from ovd.text.pair_texts import PairTexts
 
 
@@ -34,10 +34,8 @@ def read_kept_labels(
     Returns:
         The labels that are left, and the number of boxes by the predicate that removed them, and under "kept".
     """
-    kept, counts = [], Counter[str]()
+    kept, counts, num_cut = [], Counter[str](), 0
     only_found = bool(files) and query_source(files[0]) == "classes"
-    if is_main() and (capped := describe_capped(files)):
-        print(f"{shards.directory}: {capped}")
     for file, name in progress(zip(files, shards.file_names, strict=True), len(files), "labels"):
         labels = read_labels(file)
         captions = None
@@ -46,7 +44,26 @@ def read_kept_labels(
         mask, of_shard = filter_labels(labels, filters, captions=captions)
         kept.append(KeptLabels.of(labels, mask, only_found=only_found))
         counts.update(of_shard)
+        num_cut += num_cut_above(labels, filters.min_score, max_boxes=read_ledger(file).settings.get("max_boxes"))
+    if num_cut > 0 and is_main():
+        print(
+            f"{shards.directory}: in {num_cut:,} pairs boxes above data.pairs.min_score may be missing, since labels "
+            "hold a limited number (ovd label-pairs --max-boxes)"
+        )
     return kept, counts
+
+
+def num_cut_above(labels: ShardLabels, min_score: float, *, max_boxes: int | None) -> int:
+    """Number of pairs whose labels may lack boxes of this score.
+
+    Args:
+        max_boxes: limit of the boxes of an image, but for the best of each text; None if it is not known.
+    """
+    if max_boxes is None:
+        return 0
+    offsets = labels.boxes.offsets
+    last = offsets[:-1][np.diff(offsets) >= max_boxes] + max_boxes - 1  # of the best ones, which come first
+    return int((labels.scores.values[last] >= min_score).sum())
 
 
 def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> tuple[list[KeptLabels], int]:

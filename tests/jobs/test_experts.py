@@ -25,7 +25,7 @@ from ovd.config import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
 from ovd.experts.group import ExpertGroup
-from ovd.experts.inference import ExpertInference, _of_answerer, _Query
+from ovd.experts.inference import ExpertInference, _of_answerer, _OwnQueries
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
 from ovd.jobs.train import train_from_config
@@ -374,7 +374,7 @@ def test_adapters_are_of_layers_that_are_not_the_experts_own(start, tmp_path, mi
 
 def test_an_ensembles_weights_go_with_the_names_that_an_answerer_is_asked_for() -> None:
     ensemble = ScoreEnsemble(torch.tensor([0.1, 0.2, 0.3]), 50.0)
-    query = _Query(torch.tensor([2, 0]), torch.zeros(2, 4))
+    query = _OwnQueries(torch.tensor([2, 0]), torch.zeros(2, 4))
     of_base = _of_answerer(ensemble, 0, query)
     assert of_base is not None
     assert of_base.weights.tolist() == pytest.approx([0.3, 0.1])

@@ -109,7 +109,7 @@ def test_the_bound_on_cosines_leaves_no_pair_out_and_few_in(scale, competition, 
     classifier = make_classifier(300, scale=scale, lowers=True)
     scores = PairScores(make_points(200, hidden=9), classifier, DetectionOptions(competition=competition))
     score = scores.all().flatten().topk(count).values[-1]
-    passed = scores.cosines >= scores.lowest_cosines(score)[:, None]
+    passed = scores.cosines >= scores.cosines_needed(score)[:, None]
     wanted = (scores.all() >= score) & (scores.all() > 0)
     assert not (wanted & ~passed).any()
     assert int(passed.sum()) <= 10 * max(count, 100)
@@ -131,10 +131,10 @@ def test_rough_cosines_are_within_their_bounds(dtype, lowers, dim):
     exact = F.normalize(embeddings.double(), dim=1) @ text.double().T - (0 if lowered is None else lowered.double())
     assert (rough.values[:, 500:] == -torch.inf).all()
     values = rough.values[:, :500].float()
-    assert (rough.at_least(values) <= exact).all()
-    assert float((exact - rough.at_least(values)).max()) < 0.04
+    assert (rough.exact_at_least(values) <= exact).all()
+    assert float((exact - rough.exact_at_least(values)).max()) < 0.04
     for cosine in (-1.0, -0.3, 0.0, 0.02, 0.9):
-        passes = values >= rough.lowest_values(torch.full((len(embeddings),), cosine))[:, None]
+        passes = values >= rough.values_needed(torch.full((len(embeddings),), cosine))[:, None]
         assert (passes | (exact < cosine)).all()
         assert (exact[passes] > cosine - 0.04).all()
     rows, classes = torch.randint(500, (2, 40), generator=generator)

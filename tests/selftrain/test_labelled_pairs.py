@@ -108,9 +108,9 @@ def test_where_all_images_were_asked_for_the_same_classes_only_those_that_were_f
 
 
 @pytest.mark.parametrize("queries", ["classes", "nouns"])
-@pytest.mark.parametrize("capped", [0, 2])
-def test_the_ledger_says_whether_a_text_must_have_been_found_and_how_many_pairs_are_capped(
-    parts, tmp_path, capsys, queries, capped
+@pytest.mark.parametrize(("max_boxes", "min_score", "cut"), [(2, 0.3, 3), (2, 0.6, 0), (3, 0.3, 1), (None, 0.3, 0)])
+def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may_be_missing(
+    parts, tmp_path, capsys, queries, max_boxes, min_score, cut
 ):
     shards, labels, _ = parts
     files = []
@@ -120,15 +120,16 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_how_many_pairs_
         write_labels(files[-1], of_shard, index=shards.index(name), variants=variants, text_tower="t", settings={})
         ledger = {
             "shard": {"file": name, "sha256": ""},
-            "settings": {"text_tower": "t", "queries": queries},
-            "counts": {"pairs": 3, "capped_pairs": capped},
+            "settings": {"text_tower": "t", "queries": queries} | ({"max_boxes": max_boxes} if max_boxes else {}),
         }
         files[-1].with_suffix(".json").write_text(json.dumps(ledger))
-    kept, _ = read_kept_labels(files, BoxFilters(keep="all"), shards)
-    of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]
-    assert of_pairs == [[0, 1], [], [] if queries == "classes" else [1], [0], [1], [0, 1]]
-    said = f"{2 * capped} of 6 pairs had more boxes than their labels hold"
-    assert (said in capsys.readouterr().out) == (capped > 0)
+    kept, _ = read_kept_labels(files, BoxFilters(keep="all", min_score=min_score), shards)
+    if min_score < 0.5:  # the score of all boxes
+        of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]
+        assert of_pairs == [[0, 1], [], [] if queries == "classes" else [1], [0], [1], [0, 1]]
+    said = capsys.readouterr().out
+    assert (f"in {cut} pairs boxes above data.pairs.min_score may be missing" in said) == (cut > 0)
+    assert bool(said) == (cut > 0)
 
 
 def test_image_level_labels_take_every_pair_with_a_text_and_no_box(parts):
