@@ -1,9 +1,27 @@
 """The base of every group of settings: immutable, checked, and closed to unknown keys."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
     """A group of settings. Modules that config.py imports define their own; configs embed or extend it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_number_is_a_truth_value(cls, values: Any) -> Any:
+        """Refuse `true`, `on` and `yes` for a number, which YAML reads as truth values, and pydantic as 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields:
+                kinds = _kinds_in(cls.model_fields[name].annotation)
+                if kinds & {int, float} and bool not in kinds:
+                    raise ValueError(f"{name} is a number, not {str(value).lower()}")
+        return values
+
+
+def _kinds_in(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    return {annotation}.union(*map(_kinds_in, get_args(annotation))) if get_args(annotation) else {annotation}

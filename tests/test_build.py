@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from ovd.build.crops import views_of
 from ovd.build.data import load_evaluation_index, load_training_index, training_batches
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
@@ -14,6 +16,8 @@ from ovd.data.annotations import load_annotations
 from ovd.data.report import DataError, DataReport
 from ovd.engine.groups import build_groups
 from ovd.model.convolution import Conv2d
+from ovd.model.crop_encoder import View
+from ovd.model.crop_options import CropOptions
 from ovd.structures import Batch
 
 
@@ -177,3 +181,15 @@ def test_a_training_set_with_nothing_to_learn_stops(tmp_path, annotations, categ
     with pytest.raises(DataError, match=message) as caught:
         load_training_index(parse_config(values, TrainConfig, "test"), DataReport())
     assert caught.value.code == "F1"
+
+
+@pytest.mark.parametrize(("image_size", "stride", "side"), [(224, 32, 224), (384, 14, 378), ((336, 336), 14, 336)])
+def test_crops_have_clips_own_side_as_far_as_the_backbone_takes_it(image_size, stride, side):
+    """SigLIP's SO400M at 384 px has patches of 14."""
+    options = CropOptions(views=((1.0, 1.0), (1.3, 1.0)))
+    views = views_of(options, SimpleNamespace(image_size=image_size), stride, section="naming")
+    assert views == [View(side, 1.0), View(side, 1.3)]
+    asked = CropOptions(crop=384, views=((1.0, 1.0),))
+    if 384 % stride:
+        with pytest.raises(ValueError, match=r"naming\.crop and .* crops of 384 px"):
+            views_of(asked, SimpleNamespace(image_size=image_size), stride, section="naming")

@@ -1,5 +1,7 @@
 """Build what embeds crops of boxes: CLIP's image side as it was, to teach a detector or to look a second time."""
 
+from typing import Any
+
 import torch
 
 from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
@@ -10,6 +12,9 @@ from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crop_options import CropOptions
 from ovd.model.crops import crop_side
 from ovd.model.detection_options import SecondLookOptions
+
+SECOND_LOOK = "eval.second_look"
+"""The section of a second look's options."""
 
 
 def build_region_teacher(
@@ -36,9 +41,8 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     """
     if options is None:
         return None
-    return build_crop_encoder(
-        untouched_clip(config), options, resolve_device(config), resolve_low_precision(config), section="second_look"
-    )
+    device, low_precision = resolve_device(config), resolve_low_precision(config)
+    return build_crop_encoder(untouched_clip(config), options, device, low_precision, section=SECOND_LOOK)
 
 
 def build_crop_encoder(
@@ -54,7 +58,22 @@ def build_crop_encoder(
     """
     visual = clip.visual_for_crops()
     backbone = backbone_of(visual).to(device)
-    crop, stride = options.crop or crop_side(visual), backbone.strides[-1]
+    views = views_of(options, visual, backbone.strides[-1], section=section)
+    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=low_precision)
+
+
+def views_of(options: CropOptions, visual: Any, stride: int, *, section: str) -> list[View]:
+    """The crops that options ask for; by default, of the largest side up to CLIP's own that the backbone takes.
+
+    Args:
+        visual: the image side of an open_clip model.
+        stride: the backbone's last.
+        section: name of the options' section in a config, for an error.
+
+    Raises:
+        ValueError: the backbone does not take crops of a configured size.
+    """
+    crop = options.crop or crop_side(visual) // stride * stride
     views = [View(round(relative * crop), context) for context, relative in options.views]
     for view in views:
         if view.side_px % stride or not view.side_px:
@@ -62,4 +81,4 @@ def build_crop_encoder(
                 f"{section}.crop and {section}.views ask for crops of {view.side_px} px; the sides must be "
                 f"multiples of {stride}, the backbone's stride"
             )
-    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=low_precision)
+    return views

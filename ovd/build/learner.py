@@ -1,6 +1,6 @@
 """What a training changes, and what it goes by."""
 
-from ovd.build.crops import build_region_teacher
+from ovd.build.crops import SECOND_LOOK, build_region_teacher, views_of
 from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
 from ovd.build.trained import build_start
 from ovd.clip.load import Clip
@@ -28,5 +28,7 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> tuple[Clip, Detec
     # Before the detector, whose training changes CLIP's weights.
     teacher = build_region_teacher(config, clip, device=device, low_precision=low_precision)
     detector = build_detector(config, clip, num_classes=num_classes)
+    if config.eval.second_look is not None:  # which comes into use when the training is over
+        views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
     start = build_start(config, device=device, low_precision=low_precision)
     return clip, detector, Criterion(config.train, config.data.pairs, teacher, start)

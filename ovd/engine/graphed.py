@@ -56,7 +56,11 @@ class GraphedDetector(nn.Module):
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         plain = _Plain(self._plain.detector, self._plain.low_precision)
         options = {"allow_unused_input": True, "pool": self._pool}
-        return torch.cuda.make_graphed_callables(plain, (images.clone(),), **options)  # type: ignore[call-overload]
+        # Passes before the capture draw random numbers; the step's own must not depend on whether it captures.
+        state = torch.cuda.get_rng_state(images.device)
+        graph = torch.cuda.make_graphed_callables(plain, (images.clone(),), **options)  # type: ignore[call-overload]
+        torch.cuda.set_rng_state(state, images.device)
+        return graph
 
 
 class _Plain(nn.Module):

@@ -1,5 +1,6 @@
 """Train a detector from a config, under torchrun as one of its ranks."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -283,6 +284,9 @@ def _calibration_of(
                 found = calibration.to_json(), attached
             except CalibrationError as error:
                 print(f"warning: {error}; the detector has no calibration")
+            except Exception as error:  # such as memory that is too small: the training is not to be lost with it
+                traceback.print_exc()
+                print(f"warning: the calibration failed ({error}); the detector has none")
         wait_for_all()  # the main process may take longer than ranks wait for each other
         found = gather(found)[0]
         if found is not None:

@@ -31,7 +31,7 @@ class LayerNorm(torch.autograd.Function):
         Args:
             dtype: of the output.
         """
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         out = torch.empty(rows.shape, dtype=dtype, device=x.device)
         mean, inverse = torch.empty(2, len(rows), dtype=torch.float32, device=x.device)
         if len(rows) > 0:

@@ -4,8 +4,9 @@ The dense feature that a detector names boxes by is less precise than CLIP's emb
 arXiv:2310.01403, section 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -17,7 +18,9 @@ from ovd.model.similarity import unit_embeddings
 from ovd.precision import autocast, frozen_memory_format
 
 CROPS_AT_A_TIME = 256
-"""Number of crops in one call of the backbone."""
+"""Number of crops in one call of the backbone, at most."""
+PIXELS_AT_A_TIME = CROPS_AT_A_TIME * 224**2
+"""Number of their pixels, at most, unless one crop has more."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,35 @@ class CropEncoder:
         Args:
             groups: rows and pixels of the images of each size.
         """
-        of_image: dict[int, Tensor] = {}
-        for rows, pixels in groups:
-            own = [boxes[row] for row in rows]
-            crops = square_crops(pixels, own, view.side_px, context=view.context)
-            of_image |= dict(zip(rows, crops.split(list(map(len, own))), strict=True))
-        crops = torch.cat([of_image[row] for row in range(len(boxes))])
-        crops = crops.contiguous(memory_format=self._layout)
-        with autocast(crops.device, self._low_precision):
-            embeddings = [self.backbone.encode(some) for some in crops.split(CROPS_AT_A_TIME)]
+        at_a_time = min(CROPS_AT_A_TIME, max(1, PIXELS_AT_A_TIME // view.side_px**2))
+        embeddings = []
+        for some in _parts(boxes, at_a_time):
+            crops = _crops(groups, some, view).contiguous(memory_format=self._layout)
+            with autocast(crops.device, self._low_precision):
+                embeddings.append(self.backbone.encode(crops))
         return unit_embeddings(torch.cat(embeddings))
+
+
+def _parts(boxes: Sequence[Float[Tensor, "_ 4"]], count: int) -> Iterator[list[Float[Tensor, "_ 4"]]]:
+    """The boxes of all images in parts of at most `count`, each with a list for every image."""
+    ends = list(accumulate(map(len, boxes)))
+    for first in range(0, ends[-1], count):
+        yield [
+            own[max(0, first - end + len(own)) : max(0, first + count - end + len(own))]
+            for own, end in zip(boxes, ends, strict=True)
+        ]
+
+
+def _crops(
+    groups: Sequence[tuple[list[int], Float[Tensor, "_ 3 _ _"]]], boxes: Sequence[Float[Tensor, "_ 4"]], view: View
+) -> Float[Tensor, "M 3 side side"]:
+    """One crop of each box, in the order of the images."""
+    of_image: dict[int, Tensor] = {}
+    for rows, pixels in groups:
+        own = [boxes[row] for row in rows]
+        crops = square_crops(pixels, own, view.side_px, context=view.context)
+        of_image |= dict(zip(rows, crops.split(list(map(len, own))), strict=True))
+    return torch.cat([of_image[row] for row in range(len(boxes))])
 
 
 def _rows_by_size(sizes: Int[Tensor, "B 2"]) -> dict[tuple[int, int], list[int]]:

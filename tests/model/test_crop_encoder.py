@@ -107,6 +107,27 @@ def test_low_precision_is_near_the_exact_one(tiny_clip):
     assert F.cosine_similarity(exact, rounded).min() > 0.999
 
 
+def test_crops_are_made_and_encoded_in_parts_of_bounded_size(tiny_clip, monkeypatch):
+    images, sizes = padded_pair()
+    boxes = [torch.rand(7, 2) * 30, torch.zeros(0, 2), torch.rand(4, 2) * 30]
+    boxes = [torch.cat([corner, corner + 20], dim=1) for corner in boxes]
+    images, sizes = images[[0, 1, 1]], sizes[[0, 1, 1]]
+    encoder = make_encoder(tiny_clip, (32, 1.2), (64, 1.0))
+    expected = encoder(images, sizes, boxes)
+    monkeypatch.setattr("ovd.model.crop_encoder.PIXELS_AT_A_TIME", 3 * 32**2)
+    shapes, whole = [], encoder.backbone.encode
+
+    def encode_seen(crops: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(crops.shape))
+        return whole(crops)
+
+    monkeypatch.setattr(encoder.backbone, "encode", encode_seen)
+    found = encoder(images, sizes, boxes)
+    assert shapes == [(count, 3, 32, 32) for count in (3, 3, 3, 2)] + [(1, 3, 64, 64)] * 11
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
 def test_crops_of_images_of_several_sizes_are_those_cut_out_image_by_image(tiny_clip, monkeypatch):
     """The reference cuts one image at a time; the encoder sees the same crops, in the images' order, to the bit."""
     pair, pair_sizes = padded_pair()
