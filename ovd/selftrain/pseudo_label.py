@@ -53,7 +53,7 @@ class LabelCounts:
     pairs: int
     pairs_with_boxes: int
     capped_pairs: int
-    """Pairs with more boxes than are kept, or than the teacher looks at."""
+    """Pairs with more boxes than are kept."""
     boxes: int
     texts: int
     """Texts that are distinct within a shard."""
