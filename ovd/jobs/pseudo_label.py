@@ -105,10 +105,11 @@ def build_labeller(
                 "across captions with different numbers of names"
             )
         # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
-        # All boxes of the candidates are given to the job, which keeps some of each name.
+        # The job keeps the best box of each name, so it is given those of all candidates. A caption is one name; there
+        # one box more than is kept tells that some are left out.
         of_teacher = {
             "score_threshold": options.score_threshold,
-            "max_detections": candidates,
+            "max_detections": options.max_boxes + 1 if options.queries == "caption" else candidates,
             "candidates": candidates,
             "competition": 0.0,
             "one_name_per_place": None,

@@ -107,6 +107,16 @@ def test_templates_that_are_given_reach_the_teacher(
     assert settings["templates"] == (None if stored_in is None else list(TEMPLATES[stored_in]))
 
 
+@pytest.mark.parametrize(("queries", "most"), [("caption", 31), ("nouns", 600)])
+def test_a_teacher_gives_all_boxes_where_the_best_of_each_name_is_kept(queries, most, tmp_path, trained, pairs):
+    """A caption is one name, whose best box is among the best of the image."""
+    config = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"candidates": 50})})
+    options = LabelOptions(queries=queries, max_boxes=30)
+    pseudo_label.pseudo_label_run(replace(trained, config=config), pairs=pairs, output=tmp_path, options=options)
+    name = json.loads((tmp_path / "00000.json").read_text())["settings"]["teacher"]
+    assert f"max_detections={most}, candidates=600" in name
+
+
 def with_competition(trained: TrainedDetector, competition: float) -> TrainedDetector:
     config = trained.config
     of_run = config.eval.model_copy(update={"competition": competition})
