@@ -202,7 +202,7 @@ def test_a_worker_that_dies_or_hangs_stops_all_ranks_and_the_run_goes_on(
     with training(config, ranks=count, fault=fault) as ranks:
         assert ranks.exit_codes() == [3] * count, ranks.output()
         words = rf"loading step \d \(image ids \[.*\]\) failed: .*{reason}"
-        assert re.search(rf"error\[RuntimeError\]: {words}", ranks.output(count - 1)), ranks.output(count - 1)
+        assert re.search(rf"error: {words}", ranks.output(count - 1)), ranks.output(count - 1)
         assert re.search(words, ranks.output()), ranks.output()
     found = checkpoint.latest(run, strict=True)
     assert found is not None
