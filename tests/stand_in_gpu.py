@@ -311,6 +311,7 @@ def install() -> None:
         device=_always(nullcontext()),
         device_count=_always(1),
         get_device_name=_always("stand-in"),
+        get_rng_state=lambda *_: torch.get_rng_state(),  # the CPU draws
         graph_pool_handle=_always((0, 0)),
         is_available=_always(True),
         is_bf16_supported=_always(True),
@@ -320,6 +321,7 @@ def install() -> None:
         manual_seed_all=_always(None),
         max_memory_allocated=_always(0),
         set_device=_always(None),
+        set_rng_state=lambda state, *_: torch.set_rng_state(state),
         stream=_always(nullcontext()),
         synchronize=_always(None),
     )
