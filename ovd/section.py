@@ -24,4 +24,4 @@ class Section(BaseModel):
 
 def _kinds_in(annotation: Any) -> set[Any]:
     """The types that an annotation is made of."""
-    return {annotation}.union(*map(_kinds_in, get_args(annotation))) if get_args(annotation) else {annotation}
+    return {annotation}.union(*map(_kinds_in, get_args(annotation)))

@@ -21,8 +21,8 @@ from ovd.selftrain.labels import (
     describe_capped,
     label_files,
     open_labelled_shards,
-    query_source,
     read_labels,
+    read_ledger,
 )
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
@@ -59,7 +59,7 @@ def main() -> None:
         thresholds=arguments.thresholds,
         synonyms={category.name: category.synonyms for category in categories},
         rare=[category.name for category in categories if category.frequency == "r"],
-        whole_captions=query_source(files[0]) == "caption",
+        whole_captions=read_ledger(files[0]).settings.get("queries") == "caption",
     )
     num_pairs = sum(len(objects.captions) for objects in truth)
     num_unknown = num_pairs - sum(int(objects.is_known.sum()) for objects in truth)

@@ -15,7 +15,7 @@ from ovd.distributed import is_main
 from ovd.progress import progress
 from ovd.selftrain.filter import best_of_group, filter_labels
 from ovd.selftrain.kept_labels import KeptLabels
-from ovd.selftrain.labels import ShardLabels, query_source, read_labels, read_ledger
+from ovd.selftrain.labels import ShardLabels, read_labels, read_ledger
 from ovd.text.pair_texts import PairTexts
 
 
@@ -35,7 +35,8 @@ def read_kept_labels(
         The labels that are left, and the number of boxes by the predicate that removed them, and under "kept".
     """
     kept, counts, num_cut = [], Counter[str](), 0
-    only_found = bool(files) and query_source(files[0]) == "classes"
+    settings = read_ledger(files[0]).settings if files else {}  # those of all files
+    only_found, max_boxes = settings.get("queries") == "classes", settings.get("max_boxes")
     for file, name in progress(zip(files, shards.file_names, strict=True), len(files), "labels"):
         labels = read_labels(file)
         captions = None
@@ -44,7 +45,7 @@ def read_kept_labels(
         mask, of_shard = filter_labels(labels, filters, captions=captions)
         kept.append(KeptLabels.of(labels, mask, only_found=only_found))
         counts.update(of_shard)
-        num_cut += num_cut_above(labels, filters.min_score, max_boxes=read_ledger(file).settings.get("max_boxes"))
+        num_cut += num_cut_above(labels, filters.min_score, max_boxes=max_boxes)
     if num_cut > 0 and is_main():
         print(
             f"{shards.directory}: in {num_cut:,} pairs boxes above data.pairs.min_score may be missing, since labels "

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 
-from ovd.choices import QuerySource
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.data.pairs.tar import PairShards, list_shards
@@ -256,15 +255,6 @@ def read_ledger(file: Path) -> Ledger:
         return Ledger(shard["file"], shard["sha256"], settings["text_tower"], settings, content.get("counts", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); run ovd label-pairs again to label this shard") from None
-
-
-def query_source(file: Path) -> QuerySource | None:
-    """What the images of a file of labels were asked for; None if its ledger does not say.
-
-    Raises:
-        ValueError: as `read_ledger`.
-    """
-    return read_ledger(file).settings.get("queries")
 
 
 def describe_capped(files: Sequence[Path]) -> str:
