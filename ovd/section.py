@@ -1,8 +1,10 @@
 """The base of every group of settings: immutable, checked, and closed to unknown keys."""
 
+import os
+from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -20,6 +22,12 @@ class Section(BaseModel):
                 if kinds & {int, float} and bool not in kinds:
                     raise ValueError(f"{name} is a number, not {str(value).lower()}")
         return values
+
+    @field_validator("*")
+    @classmethod
+    def a_path_may_begin_at_home(cls, value: Any) -> Any:
+        """Expand a leading `~`, which a shell leaves as it is behind `data.source.train_annotations=`."""
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _kinds_in(annotation: Any) -> set[Any]:

@@ -255,3 +255,12 @@ def test_a_seed_of_a_table_twice_is_refused():
     path = Path(__file__).parents[1] / "configs" / "ablation.yaml"
     with pytest.raises(ConfigError, match="seeds: a seed is given twice"):
         load_config(path, ["seeds=[6, 6]"], AblationConfig)
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = ["output=~/runs/mine", "bank.cache=banks/~", "init_from=~nobody-of-this-name/run"]
+    config = load_config(CONFIGS[0].parent / "gated.yaml", overrides, TrainConfig)
+    assert config.output == tmp_path / "runs" / "mine"
+    assert config.bank.cache == Path("banks/~")
+    assert config.init_from == Path("~nobody-of-this-name/run")

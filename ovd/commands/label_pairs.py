@@ -55,6 +55,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
     parser.add_argument("--shards", type=positive_number, metavar="N", help="label the first N shards only (default: "
                         "all)")  # fmt: skip
+    parser.add_argument("--skip-unreadable", action="store_true", help="go on past images that cannot be read, however "
+                        "many; they are counted (default: 100 in a row, or 1 %% and at least 5, stop the job)")  # fmt: skip
     parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
                         "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
@@ -115,6 +117,7 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
         rank=rank,
         world=world,
         num_shards=arguments.shards,
+        skip_unreadable=arguments.skip_unreadable,
     )
     return counts.summary()
 
@@ -143,6 +146,7 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
         experts=experts,
         threads=arguments.threads,
         num_shards=arguments.shards,
+        skip_unreadable=arguments.skip_unreadable,
     )
     address = None if arguments.ray == "local" else arguments.ray
     return label_on_ray(request, address=address, workers=arguments.workers).summary()

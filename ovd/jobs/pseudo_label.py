@@ -151,6 +151,7 @@ def pseudo_label_run(
     rank: int = 0,
     world: int = 1,
     num_shards: int | None = None,
+    skip_unreadable: bool = False,
 ) -> LabelCounts:
     """Detect boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
 
@@ -161,6 +162,7 @@ def pseudo_label_run(
         teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
             names and phrases as they stand; the text variants are then still in the run's.
         size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
+        skip_unreadable: whether to go on past images that cannot be read, however many.
 
     Raises:
         ValueError: experts together with `templates` or `teacher_hf`.
@@ -168,4 +170,5 @@ def pseudo_label_run(
     labeller = build_labeller(trained, options, templates=templates, teacher_hf=teacher_hf, size=size)
     scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
     print(f"{output}: {labeller.teacher.name}, {scores}, {describe_machine(labeller.device)}")
-    return labeller.label(pairs, output, rank=rank, world=world, num_shards=num_shards)
+    report = DataReport(stops=not skip_unreadable)
+    return labeller.label(pairs, output, rank=rank, world=world, num_shards=num_shards, report=report)

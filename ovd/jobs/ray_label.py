@@ -45,6 +45,8 @@ class LabelRequest:
     """CPU threads of an actor."""
     num_shards: int | None = None
     """Number of the folder's shards to label, from the first; None for all."""
+    skip_unreadable: bool = False
+    """Whether the job goes on past images that cannot be read, however many."""
 
 
 class ShardWorker:
@@ -108,7 +110,7 @@ class _Job:
         self._request = request
         self._names = names
         self._num_pairs = num_pairs
-        self._report = DataReport()
+        self._report = DataReport(stops=not request.skip_unreadable)
         self._left = deque(range(len(names)))
         self._tries = [0] * len(names)
         self._running: dict[Any, tuple[Any, int]] = {}

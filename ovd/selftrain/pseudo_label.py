@@ -41,7 +41,10 @@ from ovd.selftrain.teacher import Teacher, TextVariants
 MAX_CAPTION_CHARACTERS = 1_000
 """Longer captions are skipped; they are texts of pages rather than captions."""
 
-_REMEDY = "repair or remove these samples, and write shards and manifest anew; ovd check pairs counts them all"
+_REMEDY = (
+    "repair or remove these samples, and write shards and manifest anew (ovd check pairs counts them all), or go on "
+    "without them: --skip-unreadable"
+)
 
 _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
 

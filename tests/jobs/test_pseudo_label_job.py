@@ -18,6 +18,7 @@ from ovd.choices import QuerySource, Templates
 from ovd.commands import label_pairs
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
+from ovd.data.report import DataError
 from ovd.jobs import pseudo_label
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
@@ -161,6 +162,19 @@ def test_a_calibration_that_was_fitted_where_names_compete_is_left_out(
     name = json.loads((tmp_path / "00000.json").read_text())["settings"]["teacher"]
     assert ("calibration sha256" in name) == (said == "scores are probabilities")
     assert "max_detections=2000, candidates=2000" in name
+
+
+def test_unreadable_images_stop_the_job_unless_they_are_to_be_skipped(tmp_path, trained, pairs):
+    image, folder = PairShards(pairs)[0].image, tmp_path / "pairs"
+    shard = [Pair(f"{k}", b"no image" if k < 5 else image, "an anchor", {}) for k in range(6)]
+    write_pair_shards(folder, shard, pairs_per_shard=6)
+    options = LabelOptions(queries="nouns", score_threshold=0.0)
+    with pytest.raises(DataError, match=r"5 of 6 skipped.*--skip-unreadable"):
+        pseudo_label.pseudo_label_run(trained, pairs=folder, output=tmp_path / "out", options=options)
+    counts = pseudo_label.pseudo_label_run(
+        trained, pairs=folder, output=tmp_path / "out", options=options, skip_unreadable=True
+    )
+    assert (counts.pairs, counts.pairs_with_boxes, counts.reasons) == (6, 1, {"F9": 5})
 
 
 @pytest.mark.parametrize("name", ["_", "()", "__ ( )"])
