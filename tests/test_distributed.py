@@ -45,6 +45,7 @@ with distributed.process_group():
 """
 
 
+@pytest.mark.slow
 def test_ranks_wait_longer_for_work_of_the_main_process_than_for_each_other():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -253,6 +253,7 @@ def test_two_ranks_evaluate_with_the_calibration_that_one_of_them_fits(miniature
     assert found == pytest.approx(expected.metrics, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_ranks_fine_tune_an_expert_and_write_it_once(reference, miniature_world, tmp_path):
     config = make_config(
         tmp_path / "run",

@@ -64,6 +64,7 @@ def test_a_run_killed_after_its_last_checkpoint_still_gets_its_evaluation(refere
     assert_same_bits(reference, run)
 
 
+@pytest.mark.slow
 def test_evaluations_on_the_way_change_nothing_in_the_training(reference, tmp_path, miniature_world):
     run = tmp_path / "watched"
     train_from_config(small_config(run, miniature_world, train={"eval_every": 3}))

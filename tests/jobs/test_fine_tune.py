@@ -65,6 +65,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
         fine_tune(config, weight=0.25)
 
 
+@pytest.mark.slow
 def test_evaluations_on_the_way_are_made_as_in_any_training(start, miniature_world, tmp_path):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
@@ -76,6 +77,7 @@ def test_evaluations_on_the_way_are_made_as_in_any_training(start, miniature_wor
     assert {record["step"] for record in records if record["kind"] == "evaluation"} == steps
 
 
+@pytest.mark.slow
 def test_a_start_that_learned_names_is_no_start_of_an_expert(start, miniature_world, tmp_path):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
@@ -173,6 +175,7 @@ def test_annotations_are_split_by_image(miniature_world, tmp_path, monkeypatch, 
     assert "are the same file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_path, monkeypatch):
     """In the same folder, with as many steps."""
     calls = []

@@ -72,7 +72,7 @@ def test_scaled_residual(shape):
     torch.testing.assert_close(gradients(measured, *inputs), gradients(expected, *inputs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("window", [1, 3, 7])
+@pytest.mark.parametrize("window", [1, 3, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", [(2, 5, 9, 40), (1, 1, 1, 3), (1, 9, 4, 70)])
 def test_depthwise_convolution_with_shortcut(shape, window):
     x, weight, bias = random(*shape), random(shape[-1], 1, window, window, seed=1), random(shape[-1], seed=2)
