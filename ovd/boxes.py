@@ -4,7 +4,7 @@ Sizes are (height, width) in pixels, the order of an image tensor's last two axe
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EPSILON = 1e-7
@@ -17,6 +17,11 @@ def clip_boxes(boxes: Float[Tensor, "*N 4"], size: Int[Tensor, "*#N 2"]) -> Floa
     torchvision's clip_boxes_to_image takes Python numbers, which on a GPU would wait for the device.
     """
     return torch.minimum(boxes.clamp(min=0), _of_corners(size).to(boxes.dtype))
+
+
+def has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
+    """Which boxes are more than a point or a line."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
 
 
 def rescale_boxes(

@@ -88,14 +88,12 @@ def deterministic(enabled: bool) -> Iterator[None]:
         settings.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
-def describe_machine(device: torch.device | None = None) -> str:
+def describe_machine(device: torch.device) -> str:
     """One line for logs and results: device, instruction set, threads, versions; the bits of a run depend on them.
 
     Args:
-        device: that the run computes on; by default a CUDA device if there is one.
+        device: that the run computes on.
     """
-    if device is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = [f"CPU {cpu_name()}", instruction_set(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if device.type == "cuda":
         parts.insert(0, f"GPU {torch.cuda.get_device_name(device)}")

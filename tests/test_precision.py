@@ -74,7 +74,7 @@ def test_what_learns_nothing_is_channels_last_in_float32_on_a_cpu_with_onednn(mo
 
 def test_machine_line_names_what_bits_depend_on(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    line = describe_machine()
+    line = describe_machine(CPU)
     assert "\n" not in line
     for fact in (torch.__version__, f"{torch.get_num_threads()} threads", "ONEDNN_MAX_CPU_ISA=AVX2"):
         assert fact in line

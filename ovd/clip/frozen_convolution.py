@@ -4,8 +4,7 @@ On a CPU this includes a convolution's layout (onednn.py). A sum with another ma
 convolution, too, not in passes of their own.
 """
 
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.clip import narrow_maps
+from ovd.clip.frozen_sources import Sources, may_be_kept
 from ovd.clip.onednn import Layouts, has_operations
 from ovd.precision import product_dtype
 
@@ -25,20 +25,13 @@ Weights = tuple[Float[Tensor, "K ..."], Float[Tensor, " K"] | None]
 class _Kept:
     """A weight and a bias, in one dtype, and what they were computed from."""
 
-    sources: tuple[Tensor, ...]
-    states: list[tuple[int, int]]
+    sources: Sources
     weight: Float[Tensor, "K ..."]
     bias: Float[Tensor, " K"] | None
 
     def is_of(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
         """Whether they are what these tensors give now."""
-        same = len(self.sources) == len(sources) and all(map(operator.is_, self.sources, sources))
-        return same and self.weight.dtype == dtype and self.states == states_of(sources)
-
-
-def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a tensor is moved, or written to in place; not through `.data`, which torch does not count."""
-    return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        return self.weight.dtype == dtype and self.sources.are(sources)
 
 
 class FrozenWeights:
@@ -61,9 +54,7 @@ class FrozenWeights:
         """`compute()`; kept, and in autocast's dtype, if all that it is from is frozen."""
         if sources[0].is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return compute()
-        # Fused optimizers change what learns without a sign (ovd's own step gives one, compiled or not), and tensors of
-        # inference mode have no versions.
-        if any(source.requires_grad or source.is_inference() for source in sources):
+        if not may_be_kept(sources):
             self.kept = None
             return compute()
         kept, dtype = self.kept, product_dtype(sources[0])
@@ -71,7 +62,7 @@ class FrozenWeights:
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = compute()
                 weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-            self.kept = kept = _Kept(sources, states_of(sources), weight, bias)
+            self.kept = kept = _Kept(Sources.of(sources), weight, bias)
             self._layouts = Layouts(self.num_shapes)
         return kept.weight, kept.bias
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ovd.data.images.files import images_below
 from ovd.data.images.read import read_image
 from ovd.progress import progress
 
@@ -48,8 +49,7 @@ def main() -> None:
     backbone = backbone_of(clip.model.visual).eval()
     side = clip.model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
-    files = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    files = files[: arguments.count]
+    files = images_below(arguments.images)[: arguments.count]
     if len(files) < 2:
         raise ValueError(f"{arguments.images} has {len(files)} images; give a folder with at least two")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))

@@ -159,9 +159,6 @@ class DataReport:
     def num_skipped(self, code: str) -> int:
         return self._skipped[code]
 
-    def num_left_out(self, code: str) -> int:
-        return self._left_out[code]
-
     def num_repaired(self, code: str) -> int:
         return self._repaired[code]
 

@@ -140,8 +140,15 @@ def train(
                 _calibrate(calibrate, state, averaged)
             is_stopped = on_any_rank(stop.received)
             if is_over or is_stopped or state.step % settings.save_every == 0:
-                written = (state.step, detector, state.optimizer, data.report)
-                checkpoints.save(*written, ema=state.ema, must_succeed=is_over or is_stopped, message=log.message)
+                checkpoints.save(
+                    state.step,
+                    detector,
+                    state.optimizer,
+                    data.report,
+                    ema=state.ema,
+                    must_succeed=is_over or is_stopped,
+                    message=log.message,
+                )
             if is_over:
                 break
             if is_stopped:

@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from ovd.boxes import has_area
 from ovd.export.suppression import keeps
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -81,7 +82,7 @@ class DetectionGraph(nn.Module):
         predictions = self.detector(images)
         limits = sizes[:, [1, 0, 1, 0]].to(predictions.boxes.dtype)
         boxes = torch.minimum(predictions.boxes.clamp(min=0), limits[:, None])
-        is_inside = ~self.detector.points(images).in_padding(sizes) & _has_area(boxes)
+        is_inside = ~self.detector.points(images).in_padding(sizes) & has_area(boxes)
         scores = score_points(predictions, self._classifier(text, nearness), self.options)
         return boxes, torch.where(is_inside[..., None], scores, NOTHING)
 
@@ -131,10 +132,6 @@ def probabilities(
     inner = scores.clamp(EPSILON, 1 - EPSILON)
     log_odds = score_map.slope * inner.log() - score_map.curve * (1 - inner).log() + score_map.offset
     return sigmoid(log_odds + score_map.distance * (1 - nearness))
-
-
-def _has_area(boxes: Float[Tensor, "B P 4"]) -> Bool[Tensor, "B P"]:
-    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
 
 
 def _gather(boxes: Float[Tensor, "B P 4"], rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K 4"]:

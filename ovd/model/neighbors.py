@@ -32,14 +32,14 @@ def add_neighbors(
         filtered = WeightedNeighbors.apply(shortcut.permute(0, 2, 3, 1), weights.permute(0, 2, 3, 1), size)
         return filtered.permute(0, 3, 1, 2)
     if torch.jit.is_tracing():
-        return _of_any_size(shortcut, weights, size)
+        return _traced(shortcut, weights, size)
     weights = weights.to(shortcut.dtype)
     if not torch.is_grad_enabled() and shortcut.dtype == torch.bfloat16 and shortcut.shape[3] <= WIDEST_BAND:
         return _with_bands(shortcut, weights, size)
     return _WeightedNeighbors.apply(shortcut, weights, size)
 
 
-def _of_any_size(
+def _traced(
     shortcut: Float[Tensor, "B D h w"], weights: Float[Tensor, "B K h w"], size: int
 ) -> Float[Tensor, "B D h w"]:
     """The same by operations that a traced graph holds for maps of any size."""
@@ -60,10 +60,12 @@ def _with_bands(
     lines = shortcut.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
     weights = weights.view(batch, size, size, height, width)
     filtered = lines.clone()
-    for row, ((line, other), (y, _)) in enumerate(zip(_along(len(lines), size), _along(height, size), strict=True)):
+    for row, ((line, other), (y, _)) in enumerate(
+        zip(_offsets_along_side(len(lines), size), _offsets_along_side(height, size), strict=True)
+    ):
         # Where a line has no other at an offset, the lines of all images in a row have one of another image.
         bands = weights.new_zeros(batch, height, width, width)
-        for column, (x, _) in enumerate(_along(width, size)):
+        for column, (x, _) in enumerate(_offsets_along_side(width, size)):
             bands[:, y].diagonal(column - size // 2, 2, 3).copy_(weights[:, row, column, y, x])
         filtered[line].baddbmm_(bands.flatten(0, 1)[line], lines[other])
     return filtered.view(batch, height, width, channels).permute(0, 3, 1, 2)
@@ -84,8 +86,8 @@ class _WeightedNeighbors(torch.autograd.Function):
         ctx.size = size
         last = shortcut.permute(0, 2, 3, 1)  # channels last, which is the layout in bf16 already
         filtered = last.clone(memory_format=torch.contiguous_format)
-        for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], size)):
-            filtered[here].addcmul_(weights[:, index, :, :, None][here], last[there])
+        for index, (points, neighbors) in enumerate(_offsets_in_square(shortcut.shape[2], shortcut.shape[3], size)):
+            filtered[points].addcmul_(weights[:, index, :, :, None][points], last[neighbors])
         return filtered.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -94,8 +96,8 @@ class _WeightedNeighbors(torch.autograd.Function):
         shortcut, weights = ctx.saved_tensors
         last, slope = shortcut.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
         grad_shortcut = slope.clone(memory_format=torch.contiguous_format)
-        for index, (here, there) in enumerate(_shifts(shortcut.shape[2], shortcut.shape[3], ctx.size)):
-            grad_shortcut[there].addcmul_(weights[:, index, :, :, None][here], slope[here])
+        for index, (points, neighbors) in enumerate(_offsets_in_square(shortcut.shape[2], shortcut.shape[3], ctx.size)):
+            grad_shortcut[neighbors].addcmul_(weights[:, index, :, :, None][points], slope[points])
         return grad_shortcut.permute(0, 3, 1, 2), _products(slope, last, ctx.size), None
 
 
@@ -106,10 +108,12 @@ def _products(
     batch, height, width, _ = points.shape
     products = points.new_zeros(batch * height, size, size, width)
     is_inside = torch.zeros(height, size, dtype=torch.bool, device=points.device)
-    for row, ((line, other), (y, _)) in enumerate(zip(_along(len(products), size), _along(height, size), strict=True)):
+    for row, ((line, other), (y, _)) in enumerate(
+        zip(_offsets_along_side(len(products), size), _offsets_along_side(height, size), strict=True)
+    ):
         # One product for all pairs of points of a line and the line at this offset, of which diagonals are wanted.
         pairs = torch.bmm(points.flatten(0, 1)[line], others.flatten(0, 1)[other].transpose(1, 2))
-        for column, (x, _) in enumerate(_along(width, size)):
+        for column, (x, _) in enumerate(_offsets_along_side(width, size)):
             products[line, row, column, x] = pairs.diagonal(column - size // 2, 1, 2)[:, : x.stop - x.start]
         is_inside[y, row] = True
     # Where a line has no other at an offset, the lines of all images in a row had one of another image.
@@ -117,14 +121,14 @@ def _products(
     return products.permute(0, 2, 3, 1, 4).reshape(batch, size * size, height, width)
 
 
-def _shifts(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slices]]:
+def _offsets_in_square(height: int, width: int, size: int) -> Iterator[tuple[_Slices, _Slices]]:
     """Yield, for every offset in a square of side `size`, the points with a neighbor at it, and those neighbors."""
-    for y, y_there in _along(height, size):
-        for x, x_there in _along(width, size):
-            yield (slice(None), y, x), (slice(None), y_there, x_there)
+    for y, y_neighbors in _offsets_along_side(height, size):
+        for x, x_neighbors in _offsets_along_side(width, size):
+            yield (slice(None), y, x), (slice(None), y_neighbors, x_neighbors)
 
 
-def _along(length: int, size: int) -> Iterator[tuple[slice, slice]]:
+def _offsets_along_side(length: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Yield, for every offset along a side of this length, the points with a neighbor at it, and those neighbors."""
     for offset in range(-(size // 2), size // 2 + 1):
         low = max(0, -offset)

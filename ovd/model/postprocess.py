@@ -20,11 +20,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import nms
 
-from ovd.boxes import clip_boxes, rescale_boxes
+from ovd.boxes import clip_boxes, has_area, rescale_boxes
 from ovd.model.best_pairs import ScoresOf, best_pairs, not_nan
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
@@ -94,7 +94,7 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[
     if predictions.boxes.isnan().any():
         raise ValueError("the detector predicted a NaN box: its weights or its input are broken")
     boxes = clip_boxes(predictions.boxes.float(), input_sizes[:, None])
-    quality = predictions.quality.masked_fill(~_has_area(boxes), -torch.inf)
+    quality = predictions.quality.masked_fill(~has_area(boxes), -torch.inf)
     dense = [None] * len(boxes) if predictions.dense is None else predictions.dense
     return [PointPredictions(*image) for image in zip(predictions.embeddings, boxes, quality, dense, strict=True)]
 
@@ -182,7 +182,3 @@ def _postprocess_image(
     return Detections(
         boxes=rescale_boxes(boxes[kept], input_size, original_size), scores=found.scores, classes=found.classes
     )
-
-
-def _has_area(boxes: Float[Tensor, "*N 4"]) -> Bool[Tensor, "*N"]:
-    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)

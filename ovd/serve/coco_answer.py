@@ -21,22 +21,20 @@ def coco_document(
         info: about the detector and this answer.
     """
     height, width = shape
-    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
     return {
         "info": info,
         "images": [{"id": 1, "file_name": base_name(file_name), "width": width, "height": height}],
         "categories": [{"id": position + 1, "name": name} for position, name in enumerate(names)],
         "annotations": [
             {
+                **row,
                 "id": number + 1,
-                "image_id": 1,
-                "category_id": row + 1,
-                "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-                "area": round((x1 - x0) * (y1 - y0), 2),
+                "bbox": [round(value, 2) for value in row["bbox"]],
+                "area": round(row["bbox"][2] * row["bbox"][3], 2),
                 "iscrowd": 0,
-                "score": round(score, 5),
+                "score": round(row["score"], 5),
             }
-            for number, ((x0, y0, x1, y1), score, row) in enumerate(rows)
+            for number, row in enumerate(found.to_coco(image_id=1))
         ],
     }
 
