@@ -26,6 +26,7 @@ fi
 
 # Five minutes before its time is up the job gets SIGTERM: the ranks finish the step, save and exit with 143. Then the
 # job queues up again and goes on from there; --resume starts anew where there is nothing to resume.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280  # torchrun would give the ranks 30 seconds
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 started=$SECONDS
 srun .venv/bin/torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 \

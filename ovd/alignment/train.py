@@ -278,6 +278,8 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
     if found is None:
         before = distillation.measure(_reported(data.held_out(), data.report, checkpoints))
     else:
+        if start < settings.steps:
+            checkpoints.set_report_aside()
         assert found.notes.before is not None
         before = dict(found.notes.before)
     checkpoints.notes = replace(notes, before=before)

@@ -127,5 +127,6 @@ def _can_pack(
         and not learns
         and not torch.jit.is_tracing()  # an export has no such operations
         and x.numel() > 0
+        and x.shape[2:].numel() > 1  # of one cell, a weight with channels first has other bits once it is laid out
         and x.is_contiguous(memory_format=torch.channels_last)
     )

@@ -210,6 +210,8 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
             if damaged:
                 print(f"warning: damaged checkpoint {'; '.join(damaged)}; falling back to {folder}", file=sys.stderr)
             return _read_state(folder)
+        if not folder.exists():  # a training that goes on has replaced it by a newer one
+            return latest(run_dir, strict=strict)
         damaged.append(f"{folder}: {damage}")
         if strict:
             break

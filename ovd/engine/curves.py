@@ -14,7 +14,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
     """Draw log records: losses (running means over 2 % of the steps), learning rate and, if any were logged, evaluation
     metrics and the gates."""
     training = [record for record in records if record["kind"] == "train"]
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    evaluations = sorted((record for record in records if record["kind"] == "evaluation"), key=lambda r: r["step"])
     gates = [record for record in records if record["kind"] == "gates"]
     heights = [3, 1] + [3] * (bool(evaluations) + bool(gates))
     figure = Figure(figsize=(8, 2 + sum(heights)), layout="constrained")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, NoReturn, assert_never
 
 import torch
 from torch import nn
@@ -116,7 +116,8 @@ def train(
         if evaluate and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
             _evaluate(evaluate, state, averaged, log)
         batches = islice(data.batches_from(state.step), num_left)
-        for batch in together(counted(batches, data.report, data.num_samples, checkpoints)):
+        batches = together(counted(batches, data.report, data.num_samples, checkpoints))
+        for batch in _until_stopped(batches, stop):
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
@@ -140,24 +141,20 @@ def train(
                 _calibrate(calibrate, state, averaged)
             is_stopped = on_any_rank(stop.received)
             if is_over or is_stopped or state.step % settings.save_every == 0:
-                checkpoints.save(
-                    state.step,
-                    detector,
-                    state.optimizer,
-                    data.report,
-                    ema=state.ema,
-                    must_succeed=is_over or is_stopped,
-                    message=log.message,
-                )
+                _save(checkpoints, state, data.report, log, must_succeed=is_over or is_stopped)
             if is_over:
                 break
             if is_stopped:
-                log.message(f"stopped by a signal after step {state.step}, which is saved: the run can be resumed")
-                raise SystemExit(EXIT_ON_SIGNAL)
+                _exit_stopped(state.step, log)
             if evaluate and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 _evaluate(evaluate, state, averaged, log)
+        else:
+            if num_left:  # only a signal ends the batches before the last step
+                _save(checkpoints, state, data.report, log, must_succeed=True)
+                _exit_stopped(state.step, log)
         state.ema.copy_to(averaged)
-        return _evaluate(evaluate, state, averaged, log) if evaluate else {}
+        best_step = None if early_stop is None else early_stop.best_step
+        return _evaluate(evaluate, state, averaged, log, of_step=best_step) if evaluate else {}
 
 
 def _as_called(detector: Detector, settings: TrainSection, device: torch.device, *, low_precision: bool) -> nn.Module:
@@ -165,6 +162,34 @@ def _as_called(detector: Detector, settings: TrainSection, device: torch.device,
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
         return GraphedDetector(detector, low_precision=low_precision)
     return data_parallel(detector, device)
+
+
+def _until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
+    """The batches; there are no more once the signal that stops the run has killed workers that load them, too."""
+    try:
+        yield from batches
+    except RuntimeError:
+        if not on_any_rank(stop.received):
+            raise
+
+
+def _save(
+    checkpoints: Checkpoints, state: TrainState, report: DataReport, log: RunLog | NoLog, *, must_succeed: bool
+) -> None:
+    checkpoints.save(
+        state.step,
+        state.detector,
+        state.optimizer,
+        report,
+        ema=state.ema,
+        must_succeed=must_succeed,
+        message=log.message,
+    )
+
+
+def _exit_stopped(step: int, log: RunLog | NoLog) -> NoReturn:
+    log.message(f"stopped by a signal after step {step}, which is saved: the run can be resumed")
+    raise SystemExit(EXIT_ON_SIGNAL)
 
 
 def _is_evaluated(step: int, settings: TrainSection) -> bool:
@@ -178,11 +203,17 @@ def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) ->
 
 
 def _evaluate(
-    evaluate: Callable[[Detector], dict[str, float]], state: TrainState, averaged: Detector, log: RunLog | NoLog
+    evaluate: Callable[[Detector], dict[str, float]],
+    state: TrainState,
+    averaged: Detector,
+    log: RunLog | NoLog,
+    *,
+    of_step: int | None = None,
 ) -> dict[str, float]:
+    """Evaluate the averaged weights; they are those of another step where a run ends with its best ones."""
     state.ema.copy_to(averaged)
     metrics = evaluate(averaged)
-    log.evaluation(state.step, metrics)
+    log.evaluation(state.step if of_step is None else of_step, metrics)
     return metrics
 
 

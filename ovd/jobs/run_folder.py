@@ -23,7 +23,7 @@ FREE_ON_RESUME = (
     "train.eval_every", "train.wandb", "clip.activation",
 )  # fmt: skip
 
-_OF_EVALUATIONS = ("eval.", "data.source.val_")
+_OF_EVALUATIONS = ("eval.", "data.source.val_", "train.eval_every")
 
 
 def is_finished(found: Checkpoint, config: TrainConfig) -> bool:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,24 @@ def test_step_saved_twice_is_kept_if_intact_and_replaced_if_damaged(tmp_path):
     run.save(tmp_path, notes=Notes(classes=("3",)))
     assert checkpoint.read(folder).notes.classes == ("3",)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_damaged(tmp_path, monkeypatch):
+    run = Run()
+    first = run.save(tmp_path)
+    real = checkpoint._damage
+
+    def damage(folder):
+        if folder == first and first.exists():
+            run.train(1)
+            run.save(tmp_path)
+            shutil.rmtree(first)
+        return real(folder)
+
+    monkeypatch.setattr(checkpoint, "_damage", damage)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
 
 
 def test_steps_past_six_digits_sort_as_numbers(tmp_path):

@@ -55,7 +55,10 @@ def test_the_best_average_is_the_result(tmp_path, miniature_world, evaluations):
     assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.5)), is_over=True)
     assert not found.attached()
     assert_same(load_file(found.weights), evaluations[1])
-    assert_same(evaluations[-1], evaluations[1])  # the run's last evaluation is of its result
+    assert_same(evaluations[-1], evaluations[1])  # the run's last evaluation is of its result, and logged as that
+    records = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
+    logged = {record["step"]: record["metrics"]["AP"] for record in records if record["kind"] == "evaluation"}
+    assert logged == {1: 0.1, 2: 0.9, 3: 0.4, 4: 0.5}
 
     evaluations.clear()
     train_from_config(config, resume=True)  # evaluates alone
@@ -89,6 +92,15 @@ def test_with_enough_patience_all_steps_are_taken_and_the_best_is_kept(tmp_path,
     assert found is not None
     assert found.step == config.train.steps
     assert_same(load_file(found.weights), evaluations[4])
+
+
+def test_a_resume_evaluates_as_often(tmp_path, miniature_world, evaluations):
+    config = stopping(tmp_path / "run", miniature_world, patience=2)
+    train_from_config(config)
+    shutil.rmtree(config.output / "step-000004")
+    other = stopping(tmp_path / "run", miniature_world, patience=2, eval_every=2)
+    with pytest.raises(ValueError, match=r"other settings: .*train\.eval_every"):
+        train_from_config(other, resume=True)
 
 
 def test_what_it_needs_is_said(tmp_path, miniature_world):

@@ -1,8 +1,11 @@
 """Training as a user runs it, a few steps on a miniature world: same seed, same bits, killed or not."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 from small_run import small_config, source_of
 
 import ovd.engine.step
+import ovd.jobs.train
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
@@ -305,3 +309,26 @@ def test_loading_a_detector_leaves_the_random_state(reference):
     torch.manual_seed(5)
     load_detector(str(reference))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world, monkeypatch, capsys):
+    """As from a batch system that signals every process of a run."""
+    real = ovd.jobs.train.training_batches
+
+    def killed_with_their_workers(*arguments, **options):
+        batches_from = real(*arguments, **options)
+
+        def batches(step):
+            yield from islice(batches_from(step), 3)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("loading step 3 failed: DataLoader worker is killed by signal: Terminated.")
+
+        return batches
+
+    monkeypatch.setattr(ovd.jobs.train, "training_batches", killed_with_their_workers)
+    config = small_config(tmp_path / "run", miniature_world)
+    with pytest.raises(SystemExit) as stopped:
+        train_from_config(config, evaluate=False)
+    assert stopped.value.code == 143
+    assert "stopped by a signal after step 3, which is saved" in capsys.readouterr().out
+    assert (config.output / "step-000003").is_dir()

@@ -90,7 +90,10 @@ def test_a_resumed_run_ends_with_the_same_bits(whole_run, images, step, tmp_path
     run.mkdir()
     shutil.copytree(whole_run / f"step-{step:06d}", run / f"step-{step:06d}")
     shutil.copyfile(whole_run / "metrics.jsonl", run / "metrics.jsonl")
+    (run / "data_report.json").write_text("of the first start")
     report = align_backbone(small_align_config(run, images, train={"keep_checkpoints": 9}), command="again")
+    if step < 6:  # the last step, from which nothing is trained
+        assert (run / "data_report.1.json").read_text() == "of the first start"
     assert_same_bits(run, whole_run)
     assert losses_of(run) == losses_of(whole_run)
     of_whole = json.loads((whole_run / "report.json").read_text())
