@@ -323,7 +323,7 @@ def test_every_command_runs_from_top_to_bottom(monkeypatch, checkout):
         picture.load()
 
 
-GUIDES = ["first_detection.md", "own_boxes.md", "fine_tuning.md", "lvis.md", "self_training.md"]
+GUIDES = ["first_detection.md", "own_boxes.md", "fine_tuning.md", "training.md", "lvis.md", "self_training.md"]
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ INTRODUCTION = """\
 # Inputs: what is read, what is refused, in which words
 
 Made by `python tools/inputs_table.py --output docs/inputs.md`: each row was tried, and its words are those that came.
-Two rules decide. Nothing that changes what is learned happens without a word, and what has one possible meaning is
+Two rules decide. Every change that affects training is reported, and input with one possible meaning is
 read. The codes are those of [data/README.md](../data/README.md).
 """
 

@@ -114,7 +114,7 @@ def format_decisions(report: DecisionReport) -> str:
     even, odd = report.thresholds
     lines = [
         f"Decisions of {report.num_images} images, judged for {judged}",
-        f"{'classes':<8}  {'number':>6}   cgF1  cgF1_macro   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
+        f"{'classes':<8}  {'number':>6}   cgF1  cgF1_50_95   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
     ]
     for item in report.groups:
         made, scores = item.decisions, item.calibration
@@ -127,8 +127,8 @@ def format_decisions(report: DecisionReport) -> str:
             lines.append(f"{item.group:<8}  {'own':>6}  {_format_row(item.at_own_threshold)}")
     lines += [
         "",
-        "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_macro is SAM 3's: F1 averaged over pairs",
-        "  of image and class and over IoU 0.5 to 0.95",
+        "- cgF1 = 100 x pmF1 x IL_MCC, pmF1 over all boxes at IoU 0.5; cgF1_50_95 with its mean over IoU 0.5 to 0.95,",
+        "  as SAM 3 has it",
         f"- thresholds: {even:.3f} for one half of the images, {odd:.3f} for the other, each the best for "
         f"{report.chosen_on} classes on the other half",
         "- absent/image: classes that are reported in an image without being there",
@@ -147,7 +147,7 @@ def format_decisions(report: DecisionReport) -> str:
 
 
 def _format_row(made: Decisions) -> str:
-    cells = [(made.cgF1, 5, 1), (made.cgF1_macro, 10, 1), (made.pmF1, 5, 3), (made.IL_MCC, 6, 3)]
+    cells = [(made.cgF1, 5, 1), (made.cgF1_50_95, 10, 1), (made.pmF1, 5, 3), (made.IL_MCC, 6, 3)]
     cells.append((made.absent_per_image, 12, 2))
     return "  ".join(
         "-".rjust(width) if value is None else f"{value:{width}.{digits}f}" for value, width, digits in cells

@@ -1,8 +1,8 @@
 """Whether what a detector reports is there: presence of a class in an image, and boxes where it is present.
 
 AP ranks the detections of one class over images and never asks for a decision. Here every detection at or above a
-threshold is a decision. Classification-gated F1 and IL_MCC are SAM 3's (arXiv:2511.16719); the variant `cgF1` with its
-micro average at IoU 0.5 and its thresholds from the other half of the images is this toolkit's.
+threshold is a decision. Classification-gated F1 and IL_MCC are SAM 3's (arXiv:2511.16719), whose evaluator averages F1
+over IoU 0.5 to 0.95 and reports scores from 0.5 on; thresholds from the other half of the images are this toolkit's.
 
 A pair of an image and a class is judged if the truth knows whether the class is there: on an exhaustively annotated set
 every pair, on a federated one the classes that are annotated in the image or verified to be absent. Boxes count in the
@@ -12,7 +12,7 @@ is a crowd region. A pair with nothing but a crowd region is not judged, as in C
 All arrays are sparse: only pairs with a true box or with a detection have an entry.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -36,8 +36,8 @@ class Decisions:
 
     cgF1: float | None
     """100 x pmF1 x IL_MCC; None where that is."""
-    cgF1_macro: float | None
-    """The same with SAM 3's own average of F1: over pairs and over IoU 0.5 to 0.95."""
+    cgF1_50_95: float | None
+    """The same with F1 averaged over IoU 0.5 to 0.95, as SAM 3 has it; `cgF1` is its cgF1 at IoU 0.5."""
     pmF1: float
     """F1 of boxes at IoU 0.5, counted over all pairs whose class is present, 0 to 1."""
     IL_MCC: float | None
@@ -168,14 +168,14 @@ class DecisionEvaluator:
         thresholds = max(thresholds[0], self._floor), max(thresholds[1], self._floor)
         parts = [self._count(classes, half, np.array([threshold])) for half, threshold in enumerate(thresholds)]
         total = _Counts(*(sum(getattr(part, field.name) for part in parts) for field in fields(_Counts)))
-        f1 = np.concatenate([self._f1_of_pairs(classes, half, threshold) for half, threshold in enumerate(thresholds)])
-        mcc, micro = float(_mcc(total)[0]), float(_f1(total)[0])
-        macro = float(f1.mean()) if len(f1) else 0.0
+        mcc, f1 = float(_mcc(total)[0]), float(_f1(total)[0])
+        hits = np.sum([self._hits(classes, half, threshold) for half, threshold in enumerate(thresholds)], axis=0)
+        mean_f1 = float(_f1(replace(total, hits=hits.mean(keepdims=True)))[0])
         is_known = not np.isnan(mcc)
         return Decisions(
-            cgF1=100 * micro * mcc if is_known else None,
-            cgF1_macro=100 * macro * mcc if is_known else None,
-            pmF1=micro,
+            cgF1=100 * f1 * mcc if is_known else None,
+            cgF1_50_95=100 * mean_f1 * mcc if is_known else None,
+            pmF1=f1,
             IL_MCC=mcc if is_known else None,
             absent_per_image=float(total.false_present[0]) / max(1, self._num_images),
         )
@@ -259,15 +259,10 @@ class DecisionEvaluator:
             true=np.full(len(thresholds), self._num_true[counted].sum(), np.float64),
         )
 
-    def _f1_of_pairs(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Float64[np.ndarray, " Q"]:
-        """F1, mean over the IoUs, of each pair whose class is present and whose boxes count."""
+    def _hits(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Int64[np.ndarray, " T"]:
+        """Number of right boxes at each of `IOUS`, in the pairs whose class is present and whose boxes count."""
         counted = self._in(classes, half, self._pairs) & self._is_complete & (self._num_true > 0)
-        reported = counted[self._pair] & (self._scores >= threshold)
-        num_boxes = np.bincount(self._pair[reported], minlength=len(self._pairs)) + self._num_true
-        hits = np.zeros(len(self._pairs))
-        for column in range(len(IOUS)):
-            hits += np.bincount(self._pair[reported & self._matches.hits[:, column]], minlength=len(self._pairs))
-        return 2 * hits[counted] / len(IOUS) / num_boxes[counted]
+        return self._matches.hits[counted[self._pair] & (self._scores >= threshold)].sum(axis=0)
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def test_files_and_table(tmp_path):
     rare = report.groups[2]
     made, scores = rare.decisions, rare.calibration
     assert table[4] == [
-        "rare", "2", f"{made.cgF1:.1f}", f"{made.cgF1_macro:.1f}", f"{made.pmF1:.3f}", f"{made.IL_MCC:.3f}",
+        "rare", "2", f"{made.cgF1:.1f}", f"{made.cgF1_50_95:.1f}", f"{made.pmF1:.3f}", f"{made.IL_MCC:.3f}",
         f"{made.absent_per_image:.2f}", f"{scores.error:.3f}", f"{scores.brier:.3f}", f"{scores.recall:.3f}",
     ]  # fmt: skip
     assert len(table[1]) == len(table[4])

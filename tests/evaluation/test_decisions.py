@@ -102,7 +102,7 @@ def matched(boxes: list, true: list, least: float) -> int:
 
 
 def reference(truth: Truth, results: Results, classes: list[int], thresholds: tuple[float, float]) -> dict[str, float]:
-    table, hits, reported, num_true, f1 = np.zeros((2, 2)), 0, 0, 0, []
+    table, hits, reported, num_true = np.zeros((2, 2)), np.zeros(len(COCO_IOUS)), 0, 0
     for row, image in enumerate(truth.images):
         for class_row in classes:
             category = truth.categories[class_row].id
@@ -118,16 +118,15 @@ def reference(truth: Truth, results: Results, classes: list[int], thresholds: tu
             boxes = [results.boxes_xywh[k].tolist() for k in np.argsort(-results.scores, kind="stable") if chosen[k]]
             table[int(bool(true)), int(bool(boxes))] += 1
             if true and not in_crowd and category not in image.not_exhaustive_category_ids:
-                hits += matched(boxes, true, 0.5)
+                hits += [matched(boxes, true, least) for least in COCO_IOUS]
                 reported, num_true = reported + len(boxes), num_true + len(true)
-                f1.append(np.mean([2 * matched(boxes, true, t) / (len(boxes) + len(true)) for t in COCO_IOUS]))
     (tn, fp), (fn, tp) = table
     mcc = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    micro = 2 * hits / (reported + num_true)
+    f1 = 2 * hits / (reported + num_true)
     return {
-        "cgF1": 100 * micro * mcc,
-        "cgF1_macro": 100 * float(np.mean(f1)) * mcc,
-        "pmF1": micro,
+        "cgF1": 100 * f1[0] * mcc,
+        "cgF1_50_95": 100 * float(np.mean(f1)) * mcc,
+        "pmF1": f1[0],
         "IL_MCC": mcc,
         "absent_per_image": fp / NUM_IMAGES,
     }
@@ -304,7 +303,7 @@ def test_a_box_at_exactly_an_iou_counts_for_it(percent):
     boxes = np.tile([0.0, 0.0, percent, 100.0], (20, 1))
     results = Results(truth.image_ids, truth.category_ids, boxes, np.full(20, 0.9))
     found = DecisionEvaluator(truth, results, base=np.ones(1, bool)).decide(np.ones(1, bool), (0.5, 0.5))
-    assert found.cgF1_macro == pytest.approx(100 * (1 + (percent - 50) / 5) / 10)
+    assert found.cgF1_50_95 == pytest.approx(100 * (1 + (percent - 50) / 5) / 10)
 
 
 def test_calibration_of_equal_scores_does_not_depend_on_their_order():
