@@ -19,7 +19,7 @@ from ovd.model.assign import assign_by_annotations, assign_by_predictions
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.image_labels import image_label_loss
-from ovd.model.losses import ClassMasks, Matches, detection_losses, match_points
+from ovd.model.losses import ClassMasks, MatchedPoints, detection_losses, match_points
 from ovd.model.region_distillation import region_loss, select_regions
 from ovd.model.similarity import TextClassifier, initial_bias
 from ovd.model.start_distillation import free_points, start_losses
@@ -28,13 +28,13 @@ from ovd.structures import Assignment, Batch, Points, Predictions, Targets
 
 
 @dataclass(frozen=True)
-class Matched:
+class Matching:
     """The points of some images that their boxes are matched to, and what the losses are divided by."""
 
     assignment: Assignment
-    matches: Matches
+    matched_points: MatchedPoints
     normalizers: Float[Tensor, "3"]
-    """What the losses are divided by, in the order of `Matches.normalizers`."""
+    """What the losses are divided by, in the order of `MatchedPoints.normalizers`."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Criterion:
         waits = self.train.assignment == "task_aligned" and step < self.train.atss_steps
         return "atss" if waits else self.train.assignment
 
-    def match_by_annotations(self, points: Points, batch: Batch, step: int) -> Matched | None:
+    def match_by_annotations(self, points: Points, batch: Batch, step: int) -> Matching | None:
         """Match a whole batch, over all ranks; None if the rule of this step depends on predictions."""
         assignment = assign_by_annotations(self.rule(step), points, batch.targets, sizes=batch.sizes)
         if assignment is None:
             return None
-        matches = self.match(assignment, batch, points)
-        return Matched(assignment, matches, sum_over_ranks(matches.normalizers()))
+        matched_points = self.match(assignment, batch, points)
+        return Matching(assignment, matched_points, sum_over_ranks(matched_points.normalizers()))
 
     def match_by_predictions(
         self,
@@ -76,32 +76,32 @@ class Criterion:
         step: int,
         *,
         num_parts: int,
-    ) -> Matched:
+    ) -> Matching:
         """Match a part of a batch, over all ranks, by a rule that depends on its predictions; its losses are those of
         one of `num_parts` parts, whose mean is taken."""
         assignment = assign_by_predictions(
             self.rule(step), points, part.targets, predictions, sizes=part.sizes, classifier=classifier
         )
-        matches = self.match(assignment, part, points)
-        return Matched(assignment, matches, num_parts * sum_over_ranks(matches.normalizers()))
+        matched_points = self.match(assignment, part, points)
+        return Matching(assignment, matched_points, num_parts * sum_over_ranks(matched_points.normalizers()))
 
-    def part_of(self, whole: Matched, rows: slice, part: Batch, points: Points) -> Matched:
+    def part_of(self, whole: Matching, rows: slice, part: Batch, points: Points) -> Matching:
         """What is matched of some images of a batch, with the divisors of all."""
         assignment = whole.assignment.of_images(rows)
-        return Matched(assignment, self.match(assignment, part, points), whole.normalizers)
+        return Matching(assignment, self.match(assignment, part, points), whole.normalizers)
 
-    def match(self, assignment: Assignment, batch: Batch, points: Points) -> Matches:
+    def match(self, assignment: Assignment, batch: Batch, points: Points) -> MatchedPoints:
         """The matched points of a batch; the box loss may leave out boxes of image-text pairs."""
         no_box_loss = batch.is_pair if self.pairs is not None and not self.pairs.box_loss else None
         return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
 
     def losses(
         self,
-        detector: Detector,
         predictions: Predictions,
-        matched: Matched,
+        matching: Matching,
         batch: Batch,
         texts: StepTexts,
+        classifier: TextClassifier,
         *,
         points: Points,
         low_precision: bool,
@@ -110,20 +110,18 @@ class Criterion:
         """The losses by name, each a scalar, to be summed.
 
         Args:
-            predictions, matched: for the batch's images, at `points`.
-            texts: the texts that this step scores.
+            predictions, matching: for the batch's images, at `points`.
+            texts, classifier: the texts that this step scores, and the detector's classifier of them.
             low_precision: whether the step uses bf16.
             num_pairs: number of image-text pairs in the same images or the larger batch.
         """
-        classifier = detector.classifier(texts.embeddings, texts.class_ids)
         losses = detection_losses(
             predictions,
-            matched.assignment,
-            batch.targets,
-            matched.matches,
+            matching.assignment,
+            matching.matched_points,
             classifier=classifier,
             masks=ClassMasks(texts.mask, texts.mask_in_boxes),
-            normalizers=matched.normalizers,
+            normalizers=matching.normalizers,
             low_precision=low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
@@ -133,13 +131,12 @@ class Criterion:
 
     def region_distillation(
         self,
-        detector: Detector,
         predictions: Predictions,
         batch: Batch,
-        texts: StepTexts,
+        classifier: TextClassifier,
         *,
         points: Points,
-        num_parts: int = 1,
+        num_parts: int,
     ) -> dict[str, Tensor]:
         """The loss `distill`, the weighted mean over the points of all ranks' regions; empty if it is not configured.
 
@@ -147,13 +144,12 @@ class Criterion:
 
         Args:
             predictions: for the batch's images, at `points`.
-            texts: the texts that this step scores.
+            classifier: of the texts that this step scores.
             num_parts: number of parts of a batch whose losses are added up, each divided by its own number of points.
         """
         options = self.train.region_distillation
         if options is None or self.teacher is None:
             return {}
-        classifier = detector.classifier(texts.embeddings, texts.class_ids)
         regions = select_regions(predictions, classifier, points=points, sizes=batch.sizes, options=options)
         num_points = sum_over_ranks(torch.tensor(len(regions.point), device=batch.images.device))
         loss = region_loss(predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
@@ -165,14 +161,13 @@ class Criterion:
         assignment: Assignment,
         batch: Batch,
         *,
-        points: Points,
         low_precision: bool,
-        num_parts: int = 1,
+        num_parts: int,
     ) -> dict[str, Tensor]:
         """The weighted losses of `start_losses`; empty if they are not configured.
 
         Args:
-            predictions, assignment: for the batch's images, at `points`.
+            predictions, assignment: for the batch's images.
             num_parts: number of parts of a batch whose losses are added up, each divided by its own number of points.
         """
         if self.start is None:
@@ -212,6 +207,7 @@ def backward(
         with _gradients_stay_here(parallel, until_last=rows is not parts[-1]):
             with autocast(batch.images.device, low_precision):
                 predictions = parallel(part.images)
+            classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
             if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
                 with side_stream:
                     points = detector.points(batch.images)
@@ -219,27 +215,24 @@ def backward(
                     if criterion.pairs is not None:
                         num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
             if whole is None:
-                classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
-                matched = criterion.match_by_predictions(
+                matching = criterion.match_by_predictions(
                     predictions, classifier, points, part, step, num_parts=len(parts)
                 )
             else:
-                matched = whole if len(parts) == 1 else criterion.part_of(whole, rows, part, points)
+                matching = whole if len(parts) == 1 else criterion.part_of(whole, rows, part, points)
             losses = criterion.losses(
-                detector,
                 predictions,
-                matched,
+                matching,
                 part,
                 its_texts,
+                classifier,
                 points=points,
                 low_precision=low_precision,
                 num_pairs=num_pairs,
             )
-            losses |= criterion.region_distillation(
-                detector, predictions, part, its_texts, points=points, num_parts=len(parts)
-            )
+            losses |= criterion.region_distillation(predictions, part, classifier, points=points, num_parts=len(parts))
             losses |= criterion.start_distillation(
-                predictions, matched.assignment, part, points=points, low_precision=low_precision, num_parts=len(parts)
+                predictions, matching.assignment, part, low_precision=low_precision, num_parts=len(parts)
             )
             # DDP averages the ranks' gradients, but these losses are parts of a sum.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()

@@ -1,6 +1,5 @@
 """The sigmoid focal loss over points and classes: its matrix products, and one pass over the logits between them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,8 @@ from torch.autograd.function import once_differentiable
 from ovd.kernels import aligned
 from ovd.precision import product_dtype
 
-
-@dataclass(frozen=True)
-class FocalSettings:
-    """Constants of the loss."""
-
-    alpha: float = 0.25
-    """Weight of positives; negatives have 1 - alpha."""
-    gamma: float = 2.0
-    """Focusing exponent."""
-    epsilon: float = 1e-6
-    """Shorter embeddings are not scaled to unit length."""
-
-
+ALPHA, GAMMA = tl.constexpr(0.25), tl.constexpr(2.0)
+"""As in `ovd/model/focal.py`; `_background` applies the exponent as a square."""
 TILE = 4096
 """Products that a program computes at a time."""
 CHUNK = 2**26
@@ -51,13 +39,14 @@ class FocalLoss(torch.autograd.Function):
         labels: Int[Tensor, " N"],
         class_mask: Bool[Tensor, "G C"] | None,
         group: Int[Tensor, " N"] | None,
-        settings: FocalSettings,
+        epsilon: float,
     ) -> Float[Tensor, ""]:
         """
         Args:
             embeddings: of any length.
             labels: row of the text that each point is a positive of, -1 for background, `IGNORED` to count nowhere.
             class_mask, group: as for `chunked_focal_loss`.
+            epsilon: shorter embeddings are not scaled to unit length.
         """
         device, dtype = embeddings.device.type, product_dtype(embeddings)
         ctx.dtypes = embeddings.dtype, text.dtype
@@ -70,7 +59,7 @@ class FocalLoss(torch.autograd.Function):
         centered[:num_classes] = text - mean
         with torch.autocast(device, enabled=False):
             embeddings = embeddings.to(dtype).contiguous()
-            measures = measured(embeddings, mean, settings.epsilon)
+            measures = measured(embeddings, mean, epsilon)
             sums = torch.empty(3, num_points, dtype=torch.float32, device=embeddings.device)
             grad_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
             grad_text = torch.zeros_like(rows, dtype=torch.float32) if needs_text else None
@@ -81,7 +70,7 @@ class FocalLoss(torch.autograd.Function):
                 of_chunk = None if group is None else group[chunk]
                 focal_rows_(
                     slopes, num_classes, measures[:, chunk], scale, bias, labels[chunk], class_mask, of_chunk,
-                    sums[:, chunk], settings,
+                    sums[:, chunk],
                 )  # fmt: skip
                 if grad_embeddings is not None:
                     torch.mm(slopes, rows, out=grad_embeddings[chunk])
@@ -89,7 +78,7 @@ class FocalLoss(torch.autograd.Function):
                     grad_text += slopes.T @ embeddings[chunk]
             losses, slope, along = sums
             # A shorter embedding is not scaled to unit length, so that its gradient has a part along it.
-            is_unit = measures[0] < 1 / settings.epsilon
+            is_unit = measures[0] < 1 / epsilon
             turned = torch.where(is_unit, -scale * measures[0].square() * along, 0.0)
         ctx.save_for_backward(grad_embeddings, embeddings, turned, grad_text, along.sum(), slope.sum())
         ctx.num_classes = num_classes
@@ -132,14 +121,13 @@ def focal_rows_(
     class_mask: Bool[Tensor, "G C"] | None,
     group: Int[Tensor, " N"] | None,
     sums: Float[Tensor, "3 N"],
-    settings: FocalSettings,
 ) -> None:
     """Replace the product of each embedding with each text row by the derivative of the loss by it.
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
         measures: the two rows r and m of `measured`: cosine = (product + m) * r, logit = scale * cosine + bias.
-        labels, class_mask, group, settings: as for `FocalLoss`.
+        labels, class_mask, group: as for `FocalLoss`.
         sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
             times the cosines.
     """
@@ -150,23 +138,23 @@ def focal_rows_(
         mask = products if class_mask is None else class_mask
         _focal[(triton.cdiv(num_rows, rows),)](
             products, measures, scale, bias, labels, mask, labels if group is None else group, sums,
-            measures.stride(0), sums.stride(0), num_rows, num_classes, padded, settings.alpha, settings.gamma,
-            MASKED=class_mask is not None, SQUARE=settings.gamma == 2, ROWS=rows, COLUMNS=columns,
+            measures.stride(0), sums.stride(0), num_rows, num_classes, padded,
+            MASKED=class_mask is not None, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
 
 @triton.jit
-def _background(logit, gamma, SQUARE: tl.constexpr):
-    """Derivative and value of p**gamma * -log(1 - p), p = sigmoid(logit)."""
+def _background(logit):
+    """Derivative and value of p**GAMMA * -log(1 - p), p = sigmoid(logit)."""
     small = tl.exp(-tl.abs(logit))
     probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
     # log(1 + small), of which a plain logarithm would lose a small number's last digits
     rest = tl.where(small > 1e-4, tl.log(1.0 + small), small * (1.0 - 0.5 * small))
     surprise = tl.maximum(logit, 0.0) + rest
-    logarithm = tl.minimum(logit, 0.0) - rest  # of the probability
-    modulation = probability * probability if SQUARE else tl.exp(gamma * logarithm)
+    modulation = probability * probability
     loss = surprise * modulation
-    return gamma * loss + probability * (modulation - gamma * loss), loss
+    focused = loss * GAMMA  # in Triton's interpreter a constant on the left would not give a tensor
+    return focused + probability * (modulation - focused), loss
 
 
 @triton.jit
@@ -183,7 +171,7 @@ def _measure(embeddings, other, measures, stride, dim, epsilon, BLOCK: tl.conste
 @triton.jit
 def _focal(
     products, measures, scale, bias, labels, mask, group, sums, measures_stride, sums_stride, num_rows, num_classes,
-    padded, alpha, gamma, MASKED: tl.constexpr, SQUARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    padded, MASKED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
@@ -210,8 +198,8 @@ def _focal(
             counts = counts & (tl.load(mask + of_mask, mask=counts, other=0).to(tl.int1) | positive)
         logit = multiplier * cosine + offset
         # A positive of logit z is a background of logit -z.
-        slope, loss = _background(tl.where(positive, -logit, logit), gamma, SQUARE)
-        weight = tl.where(counts, tl.where(positive, alpha, 1.0 - alpha), 0.0)
+        slope, loss = _background(tl.where(positive, -logit, logit))
+        weight = tl.where(counts, tl.where(positive, ALPHA, 1.0 - ALPHA), 0.0)
         slope = slope * tl.where(positive, -weight, weight)
         losses += tl.sum(loss * weight, axis=1)
         slopes += tl.sum(slope, axis=1)

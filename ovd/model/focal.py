@@ -4,7 +4,6 @@ The forward pass computes the gradients as well, block by block of points, with 
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +15,9 @@ from ovd.model.similarity import EPSILON, TextClassifier
 from ovd.precision import autocast, product_dtype
 from ovd.structures import IGNORED
 
+ALPHA, GAMMA = 0.25, 2
+"""Weight of positives, where negatives have 1 - ALPHA; focusing exponent, which `_background_focal_` applies as a
+square. `ovd/kernels/focal.py` has the same numbers."""
 CHUNKS_IN_BLOCK = 2
 """Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
 FEWEST_POINTS_IN_BLOCK = 1024
@@ -26,16 +28,6 @@ LARGE_LOGIT = 80
 """A logit whose exponential is finite and whose sigmoid is 1; larger ones have the same sigmoid."""
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Constants of the loss, and points at a time."""
-
-    alpha: float
-    gamma: float
-    chunk_size: int
-    block_size: int
-
-
 def point_focal_loss(
     embeddings: Float[Tensor, "N D"],
     classifier: TextClassifier,
@@ -43,8 +35,6 @@ def point_focal_loss(
     class_mask: Bool[Tensor, "G C"] | None,
     group: Int[Tensor, " N"] | None,
     *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
     low_precision: bool = False,
 ) -> Float[Tensor, ""]:
     """`chunked_focal_loss`; on a GPU with a kernel.
@@ -53,13 +43,13 @@ def point_focal_loss(
         low_precision: use bf16 autocast where there are many text rows. A kernel goes by the embeddings' dtype instead.
     """
     if kernels.applies_to(embeddings):
-        from ovd.kernels.focal import FocalLoss, FocalSettings
+        from ovd.kernels.focal import FocalLoss
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-        return FocalLoss.apply(*learned, labels, class_mask, group, FocalSettings(alpha, gamma, EPSILON))
+        return FocalLoss.apply(*learned, labels, class_mask, group, EPSILON)
     use_low = low_precision and classifier.text.numel() >= MIN_TEXT_NUMBERS
     with autocast(embeddings.device, True) if use_low else nullcontext():
-        return chunked_focal_loss(embeddings, classifier, labels, class_mask, group, alpha=alpha, gamma=gamma)
+        return chunked_focal_loss(embeddings, classifier, labels, class_mask, group)
 
 
 def chunked_focal_loss(
@@ -69,8 +59,6 @@ def chunked_focal_loss(
     class_mask: Bool[Tensor, "G C"] | None,
     group: Int[Tensor, " N"] | None,
     *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
     chunk_size: int | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of the sigmoid focal loss over points and classes, without N x C numbers in memory.
@@ -90,8 +78,6 @@ def chunked_focal_loss(
             left out.
         class_mask: whether a class counts for a group of points; None if all do.
         group: row of `class_mask` for each point; None with a None mask.
-        alpha: weight of positives; negatives have 1 - alpha.
-        gamma: focusing exponent, at least 0; 2 is computed faster than others.
         chunk_size: points per chunk; None chooses it by device and number of classes.
     """
     assert len(classifier) > 0, "the focal loss needs at least one class"
@@ -103,10 +89,10 @@ def chunked_focal_loss(
     else:
         block_size = CHUNKS_IN_BLOCK * chunk_size
     learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-    fixed = (labels, class_mask, group, _Settings(alpha, gamma, chunk_size, block_size))
+    arguments = (*learned, labels, class_mask, group, chunk_size, block_size)
     if torch.is_grad_enabled() and any(x.requires_grad for x in learned):
-        return _FocalLoss.apply(*learned, *fixed)
-    loss, _ = _focal_loss_and_gradients(*learned, *fixed, needs_gradient=(False,) * 4)
+        return _FocalLoss.apply(*arguments)
+    loss, _ = _focal_loss_and_gradients(*arguments, needs_gradient=(False,) * 4)
     return loss
 
 
@@ -152,7 +138,8 @@ def _focal_loss_and_gradients(
     labels: Int[Tensor, " N"],
     class_mask: Bool[Tensor, "G C"] | None,
     group: Int[Tensor, " N"] | None,
-    settings: _Settings,
+    chunk_size: int,
+    block_size: int,
     *,
     needs_gradient: tuple[bool, ...],
 ) -> tuple[Float[Tensor, ""], tuple[Tensor | None, ...]]:
@@ -165,21 +152,20 @@ def _focal_loss_and_gradients(
     if is_low:  # what all rows have in common is most of CLIP's logits, which round less without it
         mean = text.mean(dim=0)
         centered = (text - mean).to(low_dtype)
-    weights, group = _weights_of_negatives(labels, class_mask, group, classes=text, alpha=settings.alpha)
+    weights, group = _weights_of_negatives(labels, class_mask, group, classes=text)
 
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
     gradient_text = torch.zeros_like(text) if needs_text else None
-    starts = range(0, len(embeddings), settings.block_size)
+    starts = range(0, len(embeddings), block_size)
     # Sums of a block's sums are more precise than one running total.
     sums_loss, sums_scale, sums_bias = text.new_zeros(3, len(starts))
-    block_size, chunk_size = (min(size, len(embeddings)) for size in (settings.block_size, settings.chunk_size))
-    products_of_block = text.new_empty(block_size, len(text), dtype=low_dtype)
-    row_buffers = _row_buffers(embeddings, gradient_embeddings, text, settings.block_size)
-    buffers = text.new_empty(3, chunk_size, len(text))
+    products_of_block = text.new_empty(min(block_size, len(embeddings)), len(text), dtype=low_dtype)
+    row_buffers = _row_buffers(embeddings, gradient_embeddings, text, block_size)
+    buffers = text.new_empty(3, min(chunk_size, len(embeddings)), len(text))
 
     with torch.autocast(device, enabled=False):
         for i, start in enumerate(starts):
-            block = slice(start, start + settings.block_size)
+            block = slice(start, start + block_size)
             # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
             exact, of_rows = embeddings[block].to(dtype), row_buffers[i]
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
@@ -200,7 +186,7 @@ def _focal_loss_and_gradients(
                 weights=weights,
                 group=None if group is None else group[block],
                 buffers=buffers,
-                settings=settings,
+                chunk_size=chunk_size,
                 needs_bias=needs_bias,
             )
             if gradient_text is not None:
@@ -241,16 +227,15 @@ def _weights_of_negatives(
     group: Int[Tensor, " N"] | None,
     *,
     classes: Float[Tensor, "C D"],
-    alpha: float,
 ) -> tuple[Float[Tensor, "*groups"], Int[Tensor, " N"] | None]:
     """The weight of each class as a negative in each group of points, those that are left out in one of their own; one
     number and no groups if all points and classes count."""
     ignored = labels == IGNORED
     if class_mask is None or group is None:
         if not ignored.any():
-            return classes.new_tensor(1 - alpha), None
+            return classes.new_tensor(1 - ALPHA), None
         class_mask, group = classes.new_ones(1, len(classes)), torch.zeros_like(labels)
-    weights = (1 - alpha) * torch.cat([class_mask, class_mask.new_zeros(1, len(classes))]).to(classes.dtype)
+    weights = (1 - ALPHA) * torch.cat([class_mask, class_mask.new_zeros(1, len(classes))]).to(classes.dtype)
     return weights, group.masked_fill(ignored, len(class_mask))
 
 
@@ -262,7 +247,7 @@ def _focal_of_block_(
     weights: Float[Tensor, "*groups"],
     group: Int[Tensor, " N"] | None,
     buffers: Float[Tensor, "3 n C"],
-    settings: _Settings,
+    chunk_size: int,
     needs_bias: bool,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The summed loss of a block of points, and the sum of its derivatives, which replace the logits.
@@ -271,7 +256,7 @@ def _focal_of_block_(
         logits: complete if they have the buffers' dtype; in low precision without `offsets`.
         offsets: to be added to each point's logits, if anything.
         weights, group: `_weights_of_negatives`.
-        buffers: for n points at a time.
+        buffers: for n points at a time: `chunk_size`, or all if they are fewer.
         needs_bias: whether the sum of the derivatives is used.
     """
     # Nearly all pairs are negatives. A positive's logit is put aside: -inf has neither loss nor derivative.
@@ -280,13 +265,13 @@ def _focal_of_block_(
     logits_of_positives = logits[own]
     logits[own] = -torch.inf
     loss, sum_of_slopes = buffers.new_zeros(2)
-    for first in range(0, len(logits), settings.chunk_size):
-        chunk = slice(first, first + settings.chunk_size)
+    for first in range(0, len(logits), chunk_size):
+        chunk = slice(first, first + chunk_size)
         values, spare = logits[chunk], list(buffers[:, : len(logits[chunk])])
         if offsets is not None:
             values = spare.pop().copy_(values).add_(offsets[chunk, None])
         weight = weights if group is None else weights.index_select(0, group[chunk])
-        slopes, losses = _background_focal_(values, spare, weight, settings.gamma)
+        slopes, losses = _background_focal_(values, spare, weight)
         loss += losses.sum()
         if needs_bias:
             sum_of_slopes += slopes.sum()
@@ -298,7 +283,7 @@ def _focal_of_block_(
     if offsets is not None:
         negated -= offsets[row]
     spare = [torch.empty_like(negated) for _ in spare]
-    slopes, losses = _background_focal_(negated, spare, settings.alpha, settings.gamma)
+    slopes, losses = _background_focal_(negated, spare, ALPHA)
     logits[own] = -slopes.to(logits.dtype)
     return loss + losses.sum(), sum_of_slopes - slopes.sum()
 
@@ -307,22 +292,18 @@ def _background_focal_(
     logits: Float[Tensor, "*pairs"],
     spare: list[Float[Tensor, "*pairs"]],
     weight: Float[Tensor, "..."] | float,
-    gamma: float,
 ) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
-    """Derivative and value of weight * p**gamma * -log(1 - p), p = sigmoid(logit).
+    """Derivative and value of weight * p**GAMMA * -log(1 - p), p = sigmoid(logit).
 
     The derivative replaces `logits`; the value is in one of the `spare` buffers, which are overwritten: three for full
     relative precision, or two (see `_rough_sigmoid_and_softplus_`).
     """
     sigmoid_and_softplus = _sigmoid_and_softplus if len(spare) == 3 else _rough_sigmoid_and_softplus_
     probability, losses = sigmoid_and_softplus(logits, *spare)
-    modulation = (
-        torch.mul(probability, probability, out=logits) if gamma == 2 else torch.pow(probability, gamma, out=logits)
-    )
-    modulation.mul_(weight)
+    modulation = torch.mul(probability, probability, out=logits).mul_(weight)
     losses.mul_(modulation)
-    # d/dz = gamma * loss * (1 - p) + modulation * p = gamma * loss + p * (modulation - gamma * loss)
-    slopes = modulation.sub_(losses, alpha=gamma).mul_(probability).add_(losses, alpha=gamma)
+    # d/dz = GAMMA * loss * (1 - p) + modulation * p = GAMMA * loss + p * (modulation - GAMMA * loss)
+    slopes = modulation.sub_(losses, alpha=GAMMA).mul_(probability).add_(losses, alpha=GAMMA)
     return slopes, losses
 
 

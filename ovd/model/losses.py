@@ -24,13 +24,13 @@ class ClassMasks:
 
 
 @dataclass(frozen=True)
-class Matches:
+class MatchedPoints:
     """The M matched points of a batch, and the targets of the box and the quality loss."""
 
     image: Int[Tensor, " M"]
     point: Int[Tensor, " M"]
-    box: Int[Tensor, " M"]
-    """Row of the box that the point is matched to, among all boxes of the batch."""
+    classes: Int[Tensor, " M"]
+    """Class of the box that the point is matched to."""
     box_loss_image: Int[Tensor, " N"]
     """Of the N points with a box loss: those of images that are not left out of the box and the quality loss."""
     box_loss_point: Int[Tensor, " N"]
@@ -49,14 +49,14 @@ class Matches:
         quality loss.
         """
         num_matched, num_quality = self.weights.new_tensor(
-            [len(self.box), len(self.box_loss_image) + len(self.center_image)]
+            [len(self.point), len(self.box_loss_image) + len(self.center_image)]
         )
         return torch.stack([num_matched, self.weights.sum(), num_quality])
 
 
 def match_points(
     assignment: Assignment, targets: tuple[Targets, ...], *, no_box_loss: Bool[Tensor, " B"] | None, points: Points
-) -> Matches:
+) -> MatchedPoints:
     """The matched points of a batch, one by one.
 
     Args:
@@ -71,21 +71,20 @@ def match_points(
         (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
         box_loss_image, box_loss_point, boxed_box = image[boxed], point[boxed], box[boxed]
         unmatched_center &= ~no_box_loss[:, None]
+    classes = torch.cat([t.classes for t in targets])[box]
     true_boxes = torch.cat([t.boxes for t in targets])[boxed_box]
     if assignment.alignment is None:
         weights = centerness(side_distances(points.centers[box_loss_point], true_boxes))
     else:
         weights = assignment.alignment[box_loss_image, box_loss_point]
-    return Matches(
-        image, point, box, box_loss_image, box_loss_point, true_boxes, weights, *unmatched_center.nonzero(as_tuple=True)
-    )
+    centers = unmatched_center.nonzero(as_tuple=True)
+    return MatchedPoints(image, point, classes, box_loss_image, box_loss_point, true_boxes, weights, *centers)
 
 
 def detection_losses(
     predictions: Predictions,
     assignment: Assignment,
-    targets: tuple[Targets, ...],
-    matches: Matches,
+    matched_points: MatchedPoints,
     *,
     classifier: TextClassifier,
     masks: ClassMasks,
@@ -98,26 +97,26 @@ def detection_losses(
 
     Args:
         predictions: embeddings of any length; normalized here.
-        matches: `match_points` of the assignment and the targets.
+        matched_points: `match_points` of the assignment.
         classifier: of the classes scored in this step. Points matched to a box of another class have no class loss.
-        normalizers: `Matches.normalizers` of these images, or summed over a larger batch that contains them.
+        normalizers: `MatchedPoints.normalizers` of these images, or summed over a larger batch that contains them.
         low_precision: compute the class loss's products in bf16, if they are many.
     """
-    image, point = matches.box_loss_image, matches.box_loss_point
+    image, point = matched_points.box_loss_image, matched_points.box_loss_point
     loss_box, loss_quality = box_and_quality_losses(
         predictions.boxes[image, point],
         predictions.quality[image, point],
-        true_boxes=matches.true_boxes,
-        weights=matches.weights,
-        unmatched_center_quality=predictions.quality[matches.center_image, matches.center_point],
+        true_boxes=matched_points.true_boxes,
+        weights=matched_points.weights,
+        unmatched_center_quality=predictions.quality[matched_points.center_image, matched_points.center_point],
     )
 
     labels = torch.where(assignment.ignored, IGNORED, -1)
-    classes_at_points = torch.cat([t.classes for t in targets])[matches.box]
-    labels[matches.image, matches.point] = classifier.labels(classes_at_points)
+    labels[matched_points.image, matched_points.point] = classifier.labels(matched_points.classes)
     # Two groups of points per image: those matched to no box, then those matched to one.
-    number = torch.arange(len(targets), device=labels.device)[:, None]
-    group = number + len(targets) * (assignment.matched >= 0)
+    num_images = len(assignment.matched)
+    number = torch.arange(num_images, device=labels.device)[:, None]
+    group = number + num_images * (assignment.matched >= 0)
     loss_class = point_focal_loss(
         predictions.embeddings.flatten(0, 1),
         classifier,

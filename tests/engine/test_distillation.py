@@ -165,9 +165,9 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
     )
     predictions = step.detector(blank.images)
     criterion = Criterion(step.config.train, None, step.teacher)
-    texts = step.texts.of_images(slice(0, 1))
+    classifier = step.detector.classifier(step.texts.embeddings, step.texts.class_ids)
     losses = criterion.region_distillation(
-        step.detector, predictions, blank, texts, points=step.detector.points(blank.images)
+        predictions, blank, classifier, points=step.detector.points(blank.images), num_parts=1
     )
     assert losses["distill"].item() == 0
 

@@ -11,13 +11,14 @@ from torchvision.ops import sigmoid_focal_loss
 pytest.importorskip("triton")
 
 from ovd.kernels.bias_relu import BiasRelu
-from ovd.kernels.focal import FocalLoss, FocalSettings
+from ovd.kernels.focal import FocalLoss
 from ovd.kernels.fold import Fold
 from ovd.kernels.group_norm import GroupNormRelu
 from ovd.kernels.neighbors import WeightedNeighbors
 from ovd.kernels.pool import Halve
 from ovd.kernels.rows import UnitRows
 from ovd.model.neighbors import _WeightedNeighbors
+from ovd.model.similarity import EPSILON
 from ovd.structures import IGNORED
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") else "cuda"
@@ -84,10 +85,9 @@ def test_group_norm(relu, size):
     )
 
 
-@pytest.mark.parametrize("gamma", [2.0, 1.5])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("num_points", "num_classes"), [(50, 7), (9, 200), (1, 1), (0, 3)])
-def test_focal_loss(num_points, num_classes, masked, gamma, monkeypatch):
+def test_focal_loss(num_points, num_classes, masked, monkeypatch):
     """Against torchvision's loss of all logits, in float64, for embeddings of any length."""
     monkeypatch.setattr("ovd.kernels.focal.CHUNK", 64 * 20)  # several chunks
     embeddings = (random(num_points, 16) * (0.1 + random(num_points, 1, seed=1).abs())).requires_grad_()
@@ -98,14 +98,14 @@ def test_focal_loss(num_points, num_classes, masked, gamma, monkeypatch):
     labels = torch.randint(IGNORED, num_classes, (num_points,), generator=generator).to(DEVICE)
     mask = (torch.rand(3, num_classes, generator=generator) < 0.6).to(DEVICE) if masked else None
     group = torch.randint(0, 3, (num_points,), generator=generator).to(DEVICE) if masked else None
-    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, FocalSettings(gamma=gamma))
+    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, EPSILON)
 
     inputs = embeddings, text, scale, bias
     logits = scale.double() * (F.normalize(embeddings.double(), dim=1) @ text.double().T) + bias.double()
     own = labels[:, None] == torch.arange(num_classes, device=DEVICE)
     counts = torch.ones_like(own) if mask is None or group is None else mask[group] | own
     counts = counts & (labels != IGNORED)[:, None]
-    expected = (sigmoid_focal_loss(logits, own.double(), alpha=0.25, gamma=gamma) * counts).sum()
+    expected = (sigmoid_focal_loss(logits, own.double()) * counts).sum()
     torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(gradients(measured, *inputs), gradients(expected, *inputs), strict=True):
         error = (found.double() - wanted.double()).abs()  # a small gradient is a difference of larger numbers
@@ -120,7 +120,7 @@ def test_focal_loss_in_bfloat16_is_near():
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         given = embeddings.detach().to(dtype).requires_grad_()
-        loss = FocalLoss.apply(given, text, scale, bias, labels, None, None, FocalSettings())
+        loss = FocalLoss.apply(given, text, scale, bias, labels, None, None, EPSILON)
         found[dtype] = (loss.detach(), torch.autograd.grad(loss, given)[0].float())
     (low, low_gradient), (high, gradient) = found.values()
     assert abs(low - high) < 1e-2 * high
@@ -133,10 +133,10 @@ def test_what_text_rows_have_in_common_costs_no_precision_in_bfloat16():
     embeddings = (2 * F.normalize(random(60, 64), dim=1) + common).bfloat16().requires_grad_()
     scale, bias = torch.tensor(100.0, device=DEVICE), torch.tensor(-66.0, device=DEVICE)
     labels = torch.full((60,), -1, device=DEVICE)
-    loss = FocalLoss.apply(embeddings, text, scale, bias, labels, None, None, FocalSettings())
+    loss = FocalLoss.apply(embeddings, text, scale, bias, labels, None, None, EPSILON)
     exact = embeddings.detach().double().requires_grad_()
     logits = scale * (F.normalize(exact, dim=1) @ text.double().T) + bias
-    expected = sigmoid_focal_loss(logits, torch.zeros_like(logits), alpha=0.25, gamma=2, reduction="sum")
+    expected = sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
     torch.testing.assert_close(loss.double(), expected, rtol=5e-4, atol=0)
     (found,), (wanted,) = gradients(loss, embeddings), gradients(expected, exact)
     assert (found.double() - wanted).norm() < 1e-2 * wanted.norm()
@@ -147,7 +147,7 @@ def test_focal_loss_of_what_needs_a_gradient(kept):
     embeddings, text = random(6, 8).requires_grad_(kept[0]), random(5, 8, seed=1).requires_grad_(kept[1])
     constants = torch.tensor(2.0, device=DEVICE), torch.tensor(0.0, device=DEVICE)
     labels = torch.zeros(6, dtype=torch.int64, device=DEVICE)
-    FocalLoss.apply(embeddings, text, *constants, labels, None, None, FocalSettings()).backward()
+    FocalLoss.apply(embeddings, text, *constants, labels, None, None, EPSILON).backward()
     assert [embeddings.grad is not None, text.grad is not None] == list(kept)
 
 
@@ -184,11 +184,11 @@ def test_focal_loss_of_embeddings_that_are_too_short_to_be_scaled():
     text = F.normalize(random(5, 16, seed=2), dim=1)
     scale, bias = torch.tensor(20.0, device=DEVICE), torch.tensor(-3.0, device=DEVICE)
     labels = torch.arange(6, device=DEVICE) - 1
-    loss = FocalLoss.apply(embeddings, text, scale, bias, labels.clamp(max=4), None, None, FocalSettings())
+    loss = FocalLoss.apply(embeddings, text, scale, bias, labels.clamp(max=4), None, None, EPSILON)
     exact = embeddings.detach().double().requires_grad_()
-    logits = scale * (F.normalize(exact, dim=1, eps=1e-6) @ text.double().T) + bias
+    logits = scale * (F.normalize(exact, dim=1, eps=EPSILON) @ text.double().T) + bias
     own = labels.clamp(max=4)[:, None] == torch.arange(5, device=DEVICE)
-    expected = sigmoid_focal_loss(logits, own.double(), alpha=0.25, gamma=2, reduction="sum")
+    expected = sigmoid_focal_loss(logits, own.double(), reduction="sum")
     (found,), (wanted,) = gradients(loss, embeddings), gradients(expected, exact)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 

@@ -51,20 +51,18 @@ def make_inputs(num_points: int, num_classes: int, dim: int = 16, *, masked: boo
     )
 
 
-def chunked_loss(x: Inputs, *, alpha: float = 0.25, gamma: float = 2.0, chunk_size: int | None = None) -> Tensor:
+def chunked_loss(x: Inputs, *, chunk_size: int | None = None) -> Tensor:
     classifier = TextClassifier(x.text, torch.arange(len(x.text)), x.scale, x.bias)
-    return chunked_focal_loss(
-        x.embeddings, classifier, x.labels, x.class_mask, x.group, alpha=alpha, gamma=gamma, chunk_size=chunk_size
-    )
+    return chunked_focal_loss(x.embeddings, classifier, x.labels, x.class_mask, x.group, chunk_size=chunk_size)
 
 
-def dense_loss(x: Inputs, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def dense_loss(x: Inputs) -> Tensor:
     unit = x.embeddings / x.embeddings.norm(dim=1, keepdim=True)
     logits = x.scale * (unit @ x.text.T) + x.bias
     own = x.labels[:, None] == torch.arange(len(x.text))
     counts = torch.ones_like(own) if x.class_mask is None else x.class_mask[x.group] | own
     counts &= x.labels[:, None] != IGNORED
-    return (sigmoid_focal_loss(logits, own.to(logits), alpha=alpha, gamma=gamma) * counts).sum()
+    return (sigmoid_focal_loss(logits, own.to(logits)) * counts).sum()
 
 
 def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -78,14 +76,13 @@ def assert_relatively_close(actual: Tensor, expected: Tensor, tolerance: float) 
     assert error.numel() == 0 or error.max() <= tolerance * expected.double().abs().max()
 
 
-@pytest.mark.parametrize("gamma", [2.0, 0.0, 1.5])
 @pytest.mark.parametrize("masked", [True, False])
-def test_gradcheck(gamma: float, masked: bool) -> None:
+def test_gradcheck(masked: bool) -> None:
     inputs = make_inputs(5, 4, 3, masked=masked).in_float64()
 
     def loss(embeddings: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         moved = replace(inputs, embeddings=embeddings, text=text, scale=scale, bias=bias)
-        return chunked_loss(moved, gamma=gamma, chunk_size=2)
+        return chunked_loss(moved, chunk_size=2)
 
     assert torch.autograd.gradcheck(loss, inputs.differentiable)
 
@@ -102,14 +99,6 @@ def test_equals_torchvision_on_dense_logits(num_points: int, chunk_size: int | N
     found, wanted = gradients(loss, *inputs.differentiable), gradients(expected, *exact.differentiable)
     for a, b in zip(found, wanted, strict=True):
         assert_relatively_close(a, b, 1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_alpha(alpha: float) -> None:
-    inputs = make_inputs(20, 7)
-    loss, expected = chunked_loss(inputs, alpha=alpha), dense_loss(inputs, alpha=alpha)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradients(loss, inputs.embeddings), gradients(expected, inputs.embeddings))
 
 
 def test_no_positives() -> None:
@@ -251,15 +240,15 @@ def test_autocast_rounds_the_products_alone() -> None:
 
 @pytest.mark.parametrize("logit", [-100.0, -20.0, -10.0, -4.0, 0.0, 4.0, 10.0, 15.0, 20.0, 80.0])
 def test_probabilities_of_low_precision_err_by_an_epsilon(logit: float) -> None:
-    num_pairs, alpha, epsilon = 30 * 7, 0.25, torch.finfo(torch.float32).eps
+    num_pairs, epsilon = 30 * 7, torch.finfo(torch.float32).eps
     inputs = replace(make_inputs(30, 7, masked=False), labels=torch.full((30,), -1), scale=torch.tensor(0.0))
     inputs = replace(inputs, bias=torch.tensor(logit, requires_grad=True))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = chunked_loss(inputs, alpha=alpha)
+        loss = chunked_loss(inputs)
     (slope,) = gradients(loss, inputs.bias)
 
     exact = inputs.bias.detach().double().requires_grad_()
-    expected = num_pairs * (1 - alpha) * exact.sigmoid() ** 2 * torch.nn.functional.softplus(exact)
+    expected = num_pairs * 0.75 * exact.sigmoid() ** 2 * torch.nn.functional.softplus(exact)
     (expected_slope,) = gradients(expected, exact)
     tolerance = 10 * epsilon * num_pairs * float(exact.detach().sigmoid()) ** 2  # both are products with p**2
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=tolerance)
@@ -420,14 +409,13 @@ def losses_of(
         class_mask = torch.ones(len(targets), len(CLASS_IDS), dtype=torch.bool)
     if no_box_loss is None:
         no_box_loss = torch.zeros(len(targets), dtype=torch.bool)
-    matches = match_points(assignment, targets, no_box_loss=no_box_loss, points=make_points())
+    matched_points = match_points(assignment, targets, no_box_loss=no_box_loss, points=make_points())
     if normalizers is None:
-        normalizers = matches.normalizers()
+        normalizers = matched_points.normalizers()
     losses = detection_losses(
         predictions,
         assignment,
-        targets,
-        matches,
+        matched_points,
         classifier=TextClassifier(text, CLASS_IDS, torch.tensor(10.0), torch.tensor(-2.0)),
         masks=ClassMasks(class_mask, class_mask if class_mask_in_boxes is None else class_mask_in_boxes),
         normalizers=normalizers,
@@ -609,7 +597,6 @@ def test_quality_learns_from_matched_points_and_those_of_the_unmatched_center_al
     losses = detection_losses(
         predictions,
         assignment,
-        targets,
         match_points(assignment, targets, no_box_loss=torch.zeros(1, dtype=torch.bool), points=points),
         classifier=TextClassifier(text, CLASS_IDS, torch.tensor(10.0), torch.tensor(-2.0)),
         masks=ClassMasks(every_class, every_class),
@@ -636,28 +623,29 @@ def test_matched_points_weigh_by_their_alignment_where_there_is_one() -> None:
     targets = (make_targets([[4.0, 4.0, 30.0, 24.0]], [8]),)
     assignment = assign_fcos(make_points(), targets, sizes=SIZES_OF_MATCHING)
     alignment = torch.rand(assignment.matched.shape, generator=torch.Generator().manual_seed(0))
-    matches = match_points(replace(assignment, alignment=alignment), targets, no_box_loss=None, points=make_points())
-    assert torch.equal(matches.weights, alignment[assignment.matched >= 0])
+    assignment = replace(assignment, alignment=alignment)
+    matched_points = match_points(assignment, targets, no_box_loss=None, points=make_points())
+    assert torch.equal(matched_points.weights, alignment[assignment.matched >= 0])
 
 
 def test_unmatched_centers_count_for_the_quality_alone_outside_crowds_and_where_boxes_do() -> None:
     points, targets = two_levels(), make_targets([[10.0, 10.0, 50.0, 40.0]], [20])
     assignment = assign_fcos(points, (targets,), sizes=SIZES_OF_MATCHING)
     assert assignment.unmatched_center.any()
-    matches = match_points(assignment, (targets,), no_box_loss=None, points=points)
+    matched_points = match_points(assignment, (targets,), no_box_loss=None, points=points)
     num_centers = (assignment.unmatched_center & ~assignment.ignored).sum()
-    assert matches.normalizers()[2] == (assignment.matched >= 0).sum() + num_centers
+    assert matched_points.normalizers()[2] == (assignment.matched >= 0).sum() + num_centers
     none = match_points(assignment, (targets,), no_box_loss=torch.tensor([True]), points=points)
     assert len(none.center_point) == 0
     crowded = replace(targets, crowd_boxes=torch.tensor([[0.0, 0, 30, 48]]))
     assignment = assign_fcos(points, (crowded,), sizes=SIZES_OF_MATCHING)
     assert (assignment.unmatched_center & assignment.ignored).any()
-    matches = match_points(assignment, (crowded,), no_box_loss=None, points=points)
-    assert not assignment.ignored[matches.center_image, matches.center_point].any()
+    matched_points = match_points(assignment, (crowded,), no_box_loss=None, points=points)
+    assert not assignment.ignored[matched_points.center_image, matched_points.center_point].any()
 
 
 def test_the_rougher_form_of_the_loss_is_finite_at_large_logits() -> None:
     logits = torch.tensor([100.0, 200.0])
-    slopes, losses = _background_focal_(logits, [torch.empty(2), torch.empty(2)], 1.0, 2.0)
+    slopes, losses = _background_focal_(logits, [torch.empty(2), torch.empty(2)], 1.0)
     assert slopes.isfinite().all()
     assert losses.isfinite().all()
