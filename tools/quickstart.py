@@ -33,6 +33,7 @@ from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
 from ovd.predictor import Predictor
+from ovd.selftrain.pseudo_label import shards_of_worker
 from ovd.structures import Detections
 from ovd.visualize import choose_shown, draw_detections
 
@@ -117,7 +118,7 @@ def main() -> None:
             pairs=world / "pairs",
             output=base.output / "labels",
             options=LabelOptions(queries="nouns"),
-            num_shards=NUM_LABELLED_SHARDS,
+            listed=shards_of_worker(world / "pairs", num_shards=NUM_LABELLED_SHARDS),
         )
     with stages.measure("self-training"):
         train_from_config(config, resume=arguments.resume, evaluate=False)

@@ -38,6 +38,7 @@ from ovd.jobs.evaluate import detect_all, evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.precision import cpu_name, instruction_set
+from ovd.selftrain.pseudo_label import shards_of_worker
 
 UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
 """Settings without a say in a row's metrics: how batches are loaded, and paths that a row fills in."""
@@ -229,9 +230,8 @@ def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> 
     """Label the world's pairs with a trained run."""
     assert labels is not None
     options = LabelOptions(**labels.model_dump(exclude={"shards"}))
-    pseudo_label_run(
-        load_detector(run), pairs=world / "pairs", output=output, options=options, num_shards=labels.shards
-    )
+    listed = shards_of_worker(world / "pairs", num_shards=labels.shards)
+    pseudo_label_run(load_detector(run), pairs=world / "pairs", output=output, options=options, listed=listed)
 
 
 def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig:

@@ -55,8 +55,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size, help="default: %(default)s")
     parser.add_argument("--shards", type=positive_number, metavar="N", help="label the first N shards only (default: "
                         "all)")  # fmt: skip
-    parser.add_argument("--skip-unreadable", action="store_true", help="go on past images that cannot be read, however "
-                        "many; they are counted (default: 100 in a row, or 1 %% and at least 5, stop the job)")  # fmt: skip
+    parser.add_argument("--skip-unreadable", action="store_true",
+                        help="go on past images that cannot be read, however many; they are counted (default: 100 in a "
+                        "row, or 1 %% and at least 5, stop the job)")  # fmt: skip
     parser.add_argument("--rank", type=int, help="this worker labels the shards RANK, RANK + WORLD, ... (default: "
                         "RANK of the environment, which torchrun sets, else 0)")  # fmt: skip
     parser.add_argument("--world", type=int, help="number of workers (default: WORLD_SIZE of the environment, else 1)")
@@ -99,7 +100,7 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
 
     from ovd.build.trained import load_detector
     from ovd.jobs.pseudo_label import pseudo_label_run
-    from ovd.selftrain.pseudo_label import worker_of
+    from ovd.selftrain.pseudo_label import shards_of_worker, worker_of
 
     torch.set_num_threads(arguments.threads)
     rank, world = worker_of(arguments.rank, arguments.world, os.environ)
@@ -114,9 +115,7 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
         templates=arguments.templates,
         teacher_hf=arguments.teacher_hf,
         size=arguments.size,
-        rank=rank,
-        world=world,
-        num_shards=arguments.shards,
+        listed=shards_of_worker(arguments.pairs, rank=rank, world=world, num_shards=arguments.shards),
         skip_unreadable=arguments.skip_unreadable,
     )
     return counts.summary()
@@ -133,8 +132,7 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
     from ovd.jobs.ray_label import LabelRequest, label_on_ray
 
     experts = expert_group(arguments)
-    if experts is not None:
-        experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
+    experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
     request = LabelRequest(
         run=arguments.run.resolve(),
         pairs=arguments.pairs.resolve(),

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovd.choices import NegativeRule
 from ovd.distributed import union_over_ranks
 from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
-from ovd.structures import Batch
+from ovd.structures import Batch, Targets
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -73,10 +72,29 @@ class TextSampler:
         which is there. Otherwise a novel name is never a negative outside of pairs.
         """
         is_pair = batch.is_pair.tolist()
-        annotated = tuple(of for of, paired in zip(batch.targets, is_pair, strict=True) if not paired)
-        pairs = tuple(of for of, paired in zip(batch.targets, is_pair, strict=True) if paired)
+        annotated = tuple(targets for targets, paired in zip(batch.targets, is_pair, strict=True) if not paired)
+        pairs = tuple(targets for targets, paired in zip(batch.targets, is_pair, strict=True) if paired)
+        classes = self._classes(annotated, generator)
+        texts = self._texts_of_pairs(pairs, generator)
+        if texts is None:
+            return classes
+        if self.pair_negatives:
+            text_negatives = text_mask(annotated, texts.embeddings, self._class_rows)
+        else:
+            text_negatives = torch.zeros(len(annotated), len(texts.class_ids), dtype=torch.bool)
+        annotated_mask = torch.cat([classes.mask, text_negatives], dim=1)
+        return StepTexts(
+            torch.cat([classes.class_ids, texts.class_ids]),
+            torch.cat([classes.embeddings, texts.embeddings]),
+            _join(batch.is_pair, annotated_mask, texts.mask),
+            _join(batch.is_pair, annotated_mask, texts.mask_in_boxes),
+            torch.cat([classes.of_pairs, texts.of_pairs]),
+        )
+
+    def _classes(self, annotated: tuple[Targets, ...], generator: torch.Generator) -> StepTexts:
+        """The classes, with the masks of the annotated images alone."""
         needed = union_over_ranks(needed_classes(annotated, negatives=self.negatives))
-        class_ids = sample_class_ids(
+        ids = sample_class_ids(
             needed,
             self.image_counts,
             negatives=self.negatives,
@@ -84,29 +102,22 @@ class TextSampler:
             left_out=self._left_out(generator),
             generator=generator,
         )
-        embeddings = self.bank.sample(class_ids, generator=generator, noise=self.noise)
-        mask = class_mask(annotated, class_ids, negatives=self.negatives)
-        of_pairs = torch.zeros(len(class_ids), dtype=torch.bool)
+        embeddings = self.bank.sample(ids, generator=generator, noise=self.noise)
+        mask = class_mask(annotated, ids, negatives=self.negatives)
+        return StepTexts(ids, embeddings, mask, mask, torch.zeros(len(ids), dtype=torch.bool))
+
+    def _texts_of_pairs(self, pairs: tuple[Targets, ...], generator: torch.Generator) -> StepTexts | None:
+        """The texts of pairs, with the masks of the pairs alone; None if no rank has a pair."""
         if self.pair_texts is None:
-            return StepTexts(class_ids, embeddings, mask, mask, of_pairs)
-        own = [torch.cat([of.classes, of.image_texts]) for of in pairs]
+            return None
+        own = [torch.cat([targets.classes, targets.image_texts]) for targets in pairs]
         of_batch = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
-        if len(of_batch) == 0:  # no rank has a pair
-            return StepTexts(class_ids, embeddings, mask, mask, of_pairs)
+        if len(of_batch) == 0:
+            return None
         ids = torch.cat([of_batch, self.pair_texts.draw(self.sampled_texts, generator)]).unique()
-        of_ids = class_mask(pairs, ids, negatives="sampled")
-        texts = self.pair_texts.sample(ids, generator=generator, noise=self.noise)
-        if self.pair_negatives:
-            of_annotated = torch.cat([mask, text_mask(annotated, texts, self._class_rows)], dim=1)
-        else:
-            of_annotated = F.pad(mask, (0, len(ids)))  # False
-        return StepTexts(
-            torch.cat([class_ids, ids]),
-            torch.cat([embeddings, texts]),
-            _join(batch.is_pair, of_annotated, of_ids),
-            _join(batch.is_pair, of_annotated, torch.ones_like(of_ids)),
-            torch.cat([of_pairs, torch.isin(ids, of_batch)]),
-        )
+        embeddings = self.pair_texts.sample(ids, generator=generator, noise=self.noise)
+        mask = class_mask(pairs, ids, negatives="sampled")
+        return StepTexts(ids, embeddings, mask, torch.ones_like(mask), torch.isin(ids, of_batch))
 
     @cached_property
     def _class_rows(self) -> Float[Tensor, "C D"]:

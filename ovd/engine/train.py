@@ -115,9 +115,7 @@ def train(
     with run_log as log, StopRequest() as stop:
         if evaluate and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
             _evaluate(evaluate, state, averaged, log)
-        batches = islice(data.batches_from(state.step), num_left)
-        batches = together(counted(batches, data.report, data.num_samples, checkpoints))
-        for batch in _until_stopped(batches, stop):
+        for batch in _batches_left(data, state.step, num_left, checkpoints, stop):
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
@@ -126,9 +124,7 @@ def train(
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
                 losses, batch = train_step(state, parallel, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
-                at_gates = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
-                if detector.is_gated and is_main() and at_gates:
-                    log.gates(state.step, gate_statistics(detector, batch.images, low_precision=low_precision))
+                _log_gates(state, batch, settings, log, low_precision=low_precision)
 
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
@@ -153,8 +149,8 @@ def train(
                 _save(checkpoints, state, data.report, log, must_succeed=True)
                 _exit_stopped(state.step, log)
         state.ema.copy_to(averaged)
-        best_step = None if early_stop is None else early_stop.best_step
-        return _evaluate(evaluate, state, averaged, log, of_step=best_step) if evaluate else {}
+        of_step = early_stop.best_step if early_stop else None
+        return _evaluate(evaluate, state, averaged, log, of_step=of_step) if evaluate else {}
 
 
 def _as_called(detector: Detector, settings: TrainSection, device: torch.device, *, low_precision: bool) -> nn.Module:
@@ -164,10 +160,13 @@ def _as_called(detector: Detector, settings: TrainSection, device: torch.device,
     return data_parallel(detector, device)
 
 
-def _until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
-    """The batches; there are no more once the signal that stops the run has killed workers that load them, too."""
+def _batches_left(
+    data: TrainingData, step: int, count: int, checkpoints: Checkpoints, stop: StopRequest
+) -> Iterator[Batch]:
+    """So many batches from a step on; there are no more once the signal that stops the run has killed workers, too."""
+    batches = islice(data.batches_from(step), count)
     try:
-        yield from batches
+        yield from together(counted(batches, data.report, data.num_samples, checkpoints))
     except RuntimeError:
         if not on_any_rank(stop.received):
             raise
@@ -215,6 +214,15 @@ def _evaluate(
     metrics = evaluate(averaged)
     log.evaluation(state.step if of_step is None else of_step, metrics)
     return metrics
+
+
+def _log_gates(
+    state: TrainState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, *, low_precision: bool
+) -> None:
+    """Log what the gates let in, now and then and after the last step."""
+    is_due = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
+    if state.detector.is_gated and is_main() and is_due:
+        log.gates(state.step, gate_statistics(state.detector, batch.images, low_precision=low_precision))
 
 
 def _calibrate(calibrate: Callable[[Detector], None] | None, state: TrainState, averaged: Detector) -> None:

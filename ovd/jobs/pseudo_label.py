@@ -1,5 +1,6 @@
 """Label image-text pairs with a detector."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Templates
 from ovd.config import LabelOptions
+from ovd.data.pairs.tar import ManifestEntry
 from ovd.data.report import DataReport
 from ovd.experts.inference import ExpertInference
 from ovd.model.detection_options import DetectionOptions
@@ -39,28 +41,11 @@ class Labeller:
     device: torch.device
 
     def label(
-        self,
-        pairs: Path,
-        output: Path,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        num_shards: int | None = None,
-        report: DataReport | None = None,
+        self, pairs: Path, output: Path, listed: Mapping[str, ManifestEntry | None] | None, *, report: DataReport
     ) -> LabelCounts:
-        """Label this worker's shards (`label_shards`)."""
+        """Label shards of the folder `pairs` (`label_shards`)."""
         with text_tower_on(self.trained.clip, self.device):
-            return label_shards(
-                pairs,
-                output,
-                self.teacher,
-                self.texts,
-                self.options,
-                rank=rank,
-                world=world,
-                num_shards=num_shards,
-                report=report,
-            )
+            return label_shards(pairs, output, self.teacher, self.texts, self.options, listed=listed, report=report)
 
 
 def build_labeller(
@@ -73,7 +58,7 @@ def build_labeller(
 ) -> Labeller:
     """Build the teacher of a job; arguments and errors as for `pseudo_label_run`."""
     config = trained.config
-    if trained.experts is not None and (teacher_hf or templates not in (None, config.bank.templates)):
+    if trained.experts.folders and (teacher_hf or templates not in (None, config.bank.templates)):
         raise ValueError(
             "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
             "--templates and --teacher-hf with --expert"
@@ -148,9 +133,7 @@ def pseudo_label_run(
     templates: Templates | None = None,
     teacher_hf: str | None = None,
     size: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    num_shards: int | None = None,
+    listed: Mapping[str, ManifestEntry | None] | None = None,
     skip_unreadable: bool = False,
 ) -> LabelCounts:
     """Detect boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
@@ -162,6 +145,7 @@ def pseudo_label_run(
         teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
             names and phrases as they stand; the text variants are then still in the run's.
         size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
+        listed: the shards to label (`shards_of_worker`); all of the folder by default.
         skip_unreadable: whether to go on past images that cannot be read, however many.
 
     Raises:
@@ -170,5 +154,4 @@ def pseudo_label_run(
     labeller = build_labeller(trained, options, templates=templates, teacher_hf=teacher_hf, size=size)
     scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
     print(f"{output}: {labeller.teacher.name}, {scores}, {describe_machine(labeller.device)}")
-    report = DataReport(stops=not skip_unreadable)
-    return labeller.label(pairs, output, rank=rank, world=world, num_shards=num_shards, report=report)
+    return labeller.label(pairs, output, listed, report=DataReport(stops=not skip_unreadable))

@@ -6,9 +6,9 @@ the run, the shards and the output under the same paths.
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from tqdm import tqdm
 from ovd.build.trained import load_detector
 from ovd.choices import Templates
 from ovd.config import LabelOptions
-from ovd.data.pairs.tar import PairShards, list_shards
+from ovd.data.pairs.tar import ManifestEntry, PairShards
 from ovd.data.report import DataReport
-from ovd.experts.group import ExpertGroup
+from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
 from ovd.jobs.pseudo_label import build_labeller
-from ovd.selftrain.pseudo_label import LabelCounts, stop_if_too_many, total_counts
+from ovd.selftrain.pseudo_label import LabelCounts, shards_of_worker, stop_if_too_many, total_counts
 
 MOST_TRIES = 3
 """Actors that a shard may lose before the job stops: then the shard itself may be what kills them."""
@@ -40,7 +40,7 @@ class LabelRequest:
     templates: Templates | None = None
     teacher_hf: str | None = None
     size: int | None = None
-    experts: ExpertGroup | None = None
+    experts: ExpertGroup = NO_EXPERTS
     threads: int = 2
     """CPU threads of an actor."""
     num_shards: int | None = None
@@ -65,17 +65,14 @@ class ShardWorker:
             size=request.size,
         )
 
-    def label(self, shard: int, num_shards: int) -> tuple[LabelCounts, DataReport]:
+    def label(self, name: str, entry: ManifestEntry | None) -> tuple[LabelCounts, DataReport]:
         """Label one shard; the job, not the shard, decides how many images may be unreadable.
 
         Args:
-            shard: its position among the folder's first `num_shards`.
+            entry: what the folder's manifest says of it.
         """
         report = DataReport(stops=False)
-        request = self._request
-        counts = self._labeller.label(
-            request.pairs, request.output, rank=shard, world=num_shards, num_shards=num_shards, report=report
-        )
+        counts = self._labeller.label(self._request.pairs, self._request.output, {name: entry}, report=report)
         return counts, report
 
 
@@ -91,12 +88,12 @@ def label_on_ray(request: LabelRequest, *, address: str | None, workers: int | N
         RuntimeError: a shard lost its actor three times.
     """
     ray = optional("ray", "ray")
-    names = list(islice(list_shards(request.pairs), request.num_shards))
-    num_pairs = len(PairShards(request.pairs, only=names))
+    listed = shards_of_worker(request.pairs, num_shards=request.num_shards)
+    num_pairs = len(PairShards(request.pairs, only=listed, listed=listed))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        job = _Job(ray, request, names, num_pairs)
+        job = _Job(ray, request, listed, num_pairs)
         return job.run(job.num_workers(workers))
     finally:
         ray.shutdown()
@@ -105,22 +102,22 @@ def label_on_ray(request: LabelRequest, *, address: str | None, workers: int | N
 class _Job:
     """The shards that are left, and which actor has which."""
 
-    def __init__(self, ray: Any, request: LabelRequest, names: list[str], num_pairs: int):
+    def __init__(self, ray: Any, request: LabelRequest, listed: Mapping[str, ManifestEntry | None], num_pairs: int):
         self._ray = ray
         self._request = request
-        self._names = names
+        self._listed = listed
         self._num_pairs = num_pairs
         self._report = DataReport(stops=not request.skip_unreadable)
-        self._left = deque(range(len(names)))
-        self._tries = [0] * len(names)
-        self._running: dict[Any, tuple[Any, int]] = {}
+        self._left = deque(listed)
+        self._tries = Counter[str]()
+        self._running: dict[Any, tuple[Any, str]] = {}
         """Actor and shard of each result that is awaited."""
 
     def num_workers(self, wanted: int | None) -> int:
         """The number of actors, at most one per shard."""
         resources = self._ray.cluster_resources()
         fitting = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)) // self._request.threads)
-        return min(wanted or fitting, len(self._names))
+        return min(wanted or fitting, len(self._listed))
 
     def run(self, num_workers: int) -> LabelCounts:
         """Label all shards."""
@@ -130,13 +127,13 @@ class _Job:
         with tqdm(total=self._num_pairs, desc=f"pairs on {num_workers} workers", unit=" images") as bar:
             while self._running:
                 (ready,), _ = self._ray.wait(list(self._running), num_returns=1)
-                actor, shard = self._running.pop(ready)
+                actor, name = self._running.pop(ready)
                 try:
                     of_shard, report = self._ray.get(ready)
                 except self._ray.exceptions.RayActorError as error:
                     if getattr(error, "actor_init_failed", False):
                         raise RuntimeError(f"a worker could not start: {str(error).splitlines()[-1]}") from error
-                    self._lose(shard, error)
+                    self._lose(name, error)
                     self._give(self._new_actor())
                     continue
                 except self._ray.exceptions.RayTaskError as error:
@@ -156,14 +153,15 @@ class _Job:
     def _give(self, actor: Any) -> None:
         """The next shard that is left, if any, to an actor."""
         if self._left:
-            shard = self._left.popleft()
-            self._running[actor.label.remote(shard, len(self._names))] = (actor, shard)
+            name = self._left.popleft()
+            self._running[actor.label.remote(name, self._listed[name])] = (actor, name)
 
-    def _lose(self, shard: int, error: Exception) -> None:
-        self._tries[shard] += 1
-        if self._tries[shard] == MOST_TRIES:
+    def _lose(self, name: str, error: Exception) -> None:
+        self._tries[name] += 1
+        if self._tries[name] == MOST_TRIES:
+            rank, world = list(self._listed).index(name), len(self._listed)
             raise RuntimeError(
-                f"{self._names[shard]}: {MOST_TRIES} workers died while they had this shard, the last of "
-                f"{str(error).splitlines()[0]}; label it alone to see why (--rank {shard} --world {len(self._names)})"
+                f"{name}: {MOST_TRIES} workers died while they had this shard, the last of "
+                f"{str(error).splitlines()[0]}; label it alone to see why (--rank {rank} --world {world})"
             ) from error
-        self._left.appendleft(shard)
+        self._left.appendleft(name)

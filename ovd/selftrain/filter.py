@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from ovd.config import BoxFilters
 from ovd.data.box_arrays import paired_iou
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.queries import normalized, without_sense
+from ovd.selftrain.words import normalized, without_sense
 
 SAME_PLACE_IOU = 0.5
 

@@ -73,11 +73,11 @@ def limit_per_text(kept: Sequence[KeptLabels], texts: PairTexts, count: int) -> 
     Returns:
         The labels that are left, and the number of boxes removed.
     """
-    ids = [np.zeros(0, np.int64), *(texts.ids(number)[of.box_texts.values] for number, of in enumerate(kept))]
-    scores = [np.zeros(0, np.float32), *(of.scores.values for of in kept)]
+    ids = [np.zeros(0, np.int64), *(texts.ids(number)[labels.box_texts.values] for number, labels in enumerate(kept))]
+    scores = [np.zeros(0, np.float32), *(labels.scores.values for labels in kept)]
     is_best = best_of_group(np.concatenate(ids), np.concatenate(scores), count=count)
-    masks = np.split(is_best, np.cumsum([len(of.scores.values) for of in kept]))
-    left = [of if mask.all() else of.select(mask) for of, mask in zip(kept, masks, strict=False)]
+    masks = np.split(is_best, np.cumsum([len(labels.scores.values) for labels in kept]))
+    left = [labels if mask.all() else labels.select(mask) for labels, mask in zip(kept, masks, strict=False)]
     return left, len(is_best) - int(is_best.sum())
 
 
@@ -109,7 +109,7 @@ class LabelledPairs:
         """Number of pairs given to the teacher, including those without a label to train on."""
         if self._starts[-1] != len(shards):
             raise ValueError(f"{shards.directory} has {len(shards)} pairs, its labels have {self._starts[-1]}")
-        counts = [np.diff(of.boxes.offsets) if with_boxes else of.num_texts() for of in labels]
+        counts = [np.diff(kept.boxes.offsets) if with_boxes else kept.num_texts() for kept in labels]
         positions = np.flatnonzero(np.concatenate([np.zeros(0, np.int64), *counts]))
         if len(positions) == 0:
             raise ValueError(f"no pair of {shards.directory} has a label that passes the filters; loosen data.pairs")

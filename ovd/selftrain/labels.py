@@ -329,6 +329,6 @@ def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str
                 "that do not match the others and run ovd label-pairs again"
             )
     indexes = {_shard_name(file): read_shard_index(file) for file in files}
-    shards = PairShards(folder, only=indexes, known=indexes)
+    shards = PairShards(folder, only=indexes, known=indexes, listed=listed)
     assert shards.file_names == tuple(indexes), "give the files as label_files does"
     return shards

@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt8
 from ovd.config import LabelOptions, differences
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
-from ovd.data.pairs.tar import PairShards, caption_fault, list_shards
+from ovd.data.pairs.tar import ManifestEntry, PairShards, caption_fault, list_shards
 from ovd.data.report import DataError, DataReport
 from ovd.files import remove_abandoned, sha256_of, write_json
 from ovd.progress import progress
@@ -96,6 +96,24 @@ class _Labelled:
     is_capped: bool
 
 
+def shards_of_worker(
+    folder: Path, *, rank: int = 0, world: int = 1, num_shards: int | None = None
+) -> dict[str, ManifestEntry | None]:
+    """The shards that a worker labels, as `list_shards` gives them.
+
+    Args:
+        rank, world: the worker has the shards number rank, rank + world, ...
+        num_shards: number of the folder's shards that the workers share, from the first; all by default.
+
+    Raises:
+        ValueError: there is no such rank.
+        DataError: F13 as `list_shards`.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} workers: ranks are 0 to world - 1")
+    return dict(islice(list_shards(folder).items(), rank, num_shards, world))
+
+
 def label_shards(
     folder: Path,
     output: Path,
@@ -103,9 +121,7 @@ def label_shards(
     texts: TextVariants,
     options: LabelOptions,
     *,
-    rank: int = 0,
-    world: int = 1,
-    num_shards: int | None = None,
+    listed: Mapping[str, ManifestEntry | None] | None = None,
     report: DataReport | None = None,
 ) -> LabelCounts:
     """Write `<shard>.safetensors` (labels.py) and, once that is complete, the ledger `<shard>.json` for every shard.
@@ -114,63 +130,39 @@ def label_shards(
 
     Args:
         texts: encodes the queries for the labels file, with the text tower that students are trained with.
-        rank, world: this worker labels the shards number rank, rank + world, ...
-        num_shards: number of the folder's shards to label, from the first; all by default.
+        listed: the shards to label (`shards_of_worker`); all of the folder by default.
         report: counts the images; by default one that stops the job at too many that cannot be read.
 
     Returns:
-        The counts of this worker's shards, including those done before.
+        The counts of these shards, including those done before.
 
     Raises:
         ValueError: a shard was labelled with other settings before, has too much text for its labels file, or the
             teacher outputs NaN or infinity.
-        DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of this
-            worker's and at least 5, cannot be read.
+        DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of these
+            shards' and at least 5, cannot be read.
     """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank {rank} of {world} workers: ranks are 0 to world - 1")
     settings = _settings(teacher, texts, options)
-    listed = dict(islice(list_shards(folder).items(), num_shards))
-    names = list(listed)[rank::world]
+    listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output)
 
-    entries = ((name, listed[name]) for name in names)
-    sha256 = {name: entry.sha256 if entry is not None else sha256_of(folder / name) for name, entry in entries}
+    sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
     num_before = report.num_seen()
-    done = {name: _read_done(output, name, sha256[name], settings, report) for name in names}
+    done = {name: _read_done(output, name, sha256[name], settings, report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
-        print(f"{output}: {len(counts)} of {len(names)} shards are labelled already")
+        print(f"{output}: {len(counts)} of {len(listed)} shards are labelled already")
 
-    todo = [name for name in names if done[name] is None]
-    shards = PairShards(folder, only=todo)
+    shards = PairShards(folder, only=[name for name in listed if done[name] is None], listed=listed)
     if shards.rejected or shards.num_failed:
         print(f"{folder}: {shards.describe_rejected()}")
     num_pairs = len(shards) + sum(of_shard.pairs for of_shard in counts)
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
-    for name in todo:
-        asked, reasons, distinct = _ask_shard(shards, name, options, labels_path(output, name))
-        variants = texts.load(distinct)
-        pairs: list[_Labelled] = []
-        for start in range(0, len(asked), options.batch_size):
-            rows = slice(start, min(start + options.batch_size, len(asked)))
-            batch = list(islice(decoded, rows.stop - start))
-            for item in batch:
-                _count_image(report, f"{name}:{item.key}", item.reason)
-            stop_if_too_many(report, num_pairs, folder)
-            pairs += _label_batch(batch, asked[rows], reasons[rows], teacher, options)
-        labels_sha256 = write_labels(
-            labels_path(output, name),
-            _to_labels(pairs, distinct),
-            index=shards.index(name),
-            variants=variants,
-            text_tower=texts.text_tower,
-            settings=settings,
-        )
-        counts.append(_count(pairs, len(distinct), texts.num_long))
-        _write_ledger(output, name, sha256[name], settings, labels_sha256, counts[-1], _left_out(pairs))
+    batches = _batches(decoded, shards, options.batch_size, report, num_pairs)
+    for name in shards.file_names:
+        counts.append(_label_shard(shards, name, batches, output, sha256[name], settings, teacher, texts, options))
     assert next(decoded, None) is None
     total = total_counts(counts)
     assert total.pairs == num_pairs == report.num_seen() - num_before
@@ -283,6 +275,26 @@ def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
             yield decoded
 
 
+def _batches(
+    decoded: Iterator[_Decoded], shards: PairShards, size: int, report: DataReport, num_pairs: int
+) -> Iterator[list[_Decoded]]:
+    """Batches of decoded pairs, each of one shard, whose images are counted.
+
+    Args:
+        num_pairs: number of pairs in all, including those labelled before.
+
+    Raises:
+        DataError: too many images cannot be read.
+    """
+    for name in shards.file_names:
+        of_shard = islice(decoded, len(shards.positions(name)))
+        while batch := list(islice(of_shard, size)):
+            for item in batch:
+                _count_image(report, f"{name}:{item.key}", item.reason)
+            stop_if_too_many(report, num_pairs, shards.directory)
+            yield batch
+
+
 def _count_image(report: DataReport, where: str, reason: str) -> None:
     if reason:
         code, message = reason.split(" ", 1)
@@ -299,6 +311,39 @@ def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
     """
     if (error := report.too_many(num_pairs)) is not None:
         report.stop(DataError(error.code, f"{folder}: {error}; {_REMEDY}"))
+
+
+def _label_shard(
+    shards: PairShards,
+    name: str,
+    batches: Iterator[list[_Decoded]],
+    output: Path,
+    shard_sha256: str,
+    settings: dict[str, Any],
+    teacher: Teacher,
+    texts: TextVariants,
+    options: LabelOptions,
+) -> LabelCounts:
+    """Label the next shard of `batches`, and write its labels and then its ledger."""
+    labels_file = labels_path(output, name)
+    asked, reasons, distinct = _ask_shard(shards, name, options, labels_file)
+    variants = texts.load(distinct)
+    pairs: list[_Labelled] = []
+    while len(pairs) < len(asked):
+        batch = next(batches)
+        rows = slice(len(pairs), len(pairs) + len(batch))
+        pairs += _label_batch(batch, asked[rows], reasons[rows], teacher, options)
+    labels_sha256 = write_labels(
+        labels_file,
+        _to_labels(pairs, distinct),
+        index=shards.index(name),
+        variants=variants,
+        text_tower=texts.text_tower,
+        settings=settings,
+    )
+    counts = _count(pairs, len(distinct), texts.num_long)
+    _write_ledger(output, name, shard_sha256, settings, labels_sha256, counts, _left_out(pairs))
+    return counts
 
 
 def _ask_shard(

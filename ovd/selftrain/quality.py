@@ -22,7 +22,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
 from ovd.selftrain.labels import ShardLabels
-from ovd.selftrain.queries import normalized, without_sense
+from ovd.selftrain.words import normalized, without_sense
 
 MIN_IOU = 0.5
 

@@ -4,107 +4,76 @@ These are rules for English web captions, without data, tagger or training. Word
 of them is recognized as a function word.
 """
 
-import functools
-import html
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
 from ovd.choices import QuerySource
+from ovd.selftrain.words import NO_SINGULAR, clauses, set_of, singular, words_of
 
-
-def _set_of(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_SINGULAR_ARTICLES = _set_of("a an another each every")
-_DETERMINERS = _SINGULAR_ARTICLES | _set_of(
+_SINGULAR_ARTICLES = set_of("a an another each every")
+_DETERMINERS = _SINGULAR_ARTICLES | set_of(
     "the this that these those some any all both no many much more most few several other such same "
     "my your his her its our their whose which what"
 )
-_ARTICLES = _SINGULAR_ARTICLES | _set_of("the my your his her its our their")
-_FORMS_OF_BE = _set_of("is are was were be been being")
-_PREPOSITIONS_AND_CONJUNCTIONS = _set_of(
+_ARTICLES = _SINGULAR_ARTICLES | set_of("the my your his her its our their")
+_FORMS_OF_BE = set_of("is are was were be been being")
+_PREPOSITIONS_AND_CONJUNCTIONS = set_of(
     "of with without in on at by for from to into onto over under above below between among across against along "
     "around behind beside besides beneath near inside outside through during before after until since upon within "
     "towards toward off out up down about as like per via and or nor but if because while when where how than so"
 )
-_CAPTION_VERBS = _set_of(
+_CAPTION_VERBS = set_of(
     # Auxiliaries and the verbs of captions.
     "am do does did done has have had having can could will would shall should may might must see sees seen "
     "get gets got make makes made take takes taken show shows shown look looks sit sits sat stand stands stood "
     "hold holds wear wears"
 )
-_VERBS_AND_THINGS = _set_of("can stand")
+_VERBS_AND_THINGS = set_of("can stand")
 _FUNCTION_WORDS = (
     _DETERMINERS
     | _FORMS_OF_BE
     | _PREPOSITIONS_AND_CONJUNCTIONS
     | _CAPTION_VERBS
     # Pronouns and adverbs.
-    | _set_of("i you he she it we they me him us them who whom there here now then too also very just only not next")
+    | set_of("i you he she it we they me him us them who whom there here now then too also very just only not next")
 )
-_OBJECT_VERBS = _set_of(
+_OBJECT_VERBS = set_of(
     # After a noun these take an object ("man riding horse"); before a noun they describe it ("playing card").
     "riding holding wearing eating drinking using carrying showing featuring including containing making taking having "
     "playing driving watching looking sitting standing walking reading pulling pushing selling buying"
 )
-_ING_NOUNS = _set_of(
+_ING_NOUNS = set_of(
     "awning bedding building ceiling clothing dressing dumpling duckling earring evening frosting icing legging "
     "lightning morning painting piping pudding railing seedling wedding"
 )
-_PICTURE_WORDS = _set_of(
+_PICTURE_WORDS = set_of(
     # Words for the picture itself, not for an object in it.
     "photo photos photograph photographs photography picture pictures pic image images drawing drawings illustration "
     "illustrations clipart sketch closeup close-up view shot vector stock background wallpaper"
 )
-_AMOUNTS_AND_PARTS = _set_of(
+_AMOUNTS_AND_PARTS = set_of(
     # Before "of", these are an amount or a part, not an object.
     "pair pairs couple group groups set lot lots number variety kind type bunch row rows piece pieces slice slices "
     "top front side middle end"
 )
-_ONE = _set_of("one 1")
-_NUMBERS = _set_of("one two three four five six seven eight nine ten eleven twelve dozen hundred thousand")
-_COLORS = _set_of(
+_ONE = set_of("one 1")
+_NUMBERS = set_of("one two three four five six seven eight nine ten eleven twelve dozen hundred thousand")
+_COLORS = set_of(
     "black white red green blue yellow orange purple pink brown gray grey beige teal turquoise maroon cyan"
 )
-_ADJECTIVES = _set_of(
+_ADJECTIVES = set_of(
     "small big large little tiny huge old new young beautiful cute pretty nice lovely amazing great good best bright "
     "colorful colourful colored coloured different various modern vintage royalty-free free"
 )
 _DESCRIBING = _COLORS | _ADJECTIVES
-_KINDS = _set_of(
+_KINDS = set_of(
     # Names whose color or adjective says what the thing is.
     "black_pepper black_tea blue_jay blue_whale brown_rice great_dane green_bean green_onion green_pepper green_tea "
     "orange_juice red_cabbage red_panda red_pepper red_wine white_wine"
 )
 _IN_FRONT = _NUMBERS | _DESCRIBING
-
-_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
-_SPELLING = str.maketrans({"\u2018": "'", "\u2019": "'", "\u2010": "-", "_": " ", "&": " and "})
-
-_IRREGULAR_PLURALS = dict(
-    pair.split("/")
-    for pair in _set_of(
-        "men/man women/woman people/person children/child feet/foot teeth/tooth geese/goose mice/mouse knives/knife "
-        "wives/wife leaves/leaf loaves/loaf shelves/shelf scarves/scarf wolves/wolf calves/calf halves/half "
-        "hooves/hoof elves/elf lenses/lens gases/gas axes/axe toes/toe canoes/canoe cookies/cookie "
-        "movies/movie brownies/brownie hoodies/hoodie smoothies/smoothie moustaches/moustache mustaches/mustache "
-        "neckties/necktie bow-ties/bow-tie beanies/beanie magpies/magpie birdies/birdie pixies/pixie "
-        "selfies/selfie foodies/foodie rookies/rookie zombies/zombie genies/genie calories/calorie collies/collie "
-        "quiches/quiche headaches/headache caches/cache niches/niche aches/ache creches/creche taxis/taxi skis/ski "
-        "kiwis/kiwi bikinis/bikini zucchinis/zucchini martinis/martini paparazzis/paparazzi safaris/safari "
-        "tvs/tv cds/cd pcs/pc"
-    )
-)
-_NO_SINGULAR = _set_of(
-    "aircraft binoculars canvas christmas clothes deer fish glasses goggles headphones jeans leggings lens news "
-    "pajamas pants pliers pyjamas scissors series shears sheep shorts species stairs sunglasses tights tongs "
-    "trousers tweezers"
-)
-
 
 MAX_QUERIES = 300
 """Of an image (OWLv2's value)."""
@@ -141,73 +110,13 @@ def noun_queries(caption: str) -> tuple[str, ...]:
     of"). "of" joins two phrases to one ("cup of coffee"); "with" gives the joined phrase and both parts. "and" joins
     nothing: captions like "a dog and a cat" are far more frequent than those like "a bow and arrow".
     """
-    phrases = (phrase for clause in _clauses(caption) for phrase in _phrases_of_clause(clause))
+    phrases = (phrase for clause in clauses(caption) for phrase in _phrases_of_clause(clause))
     return tuple(islice(dict.fromkeys(phrases), MAX_QUERIES))
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-cased words without punctuation; hyphens and apostrophes inside a word are kept."""
-    return [word for clause in _clauses(text) for word in clause]
-
-
-def normalized(text: str) -> str:
-    """Normalize case, punctuation and plural.
-
-    Names are compared with each other, and queries with their caption, in this form.
-    """
-    return " ".join(map(_singular, words_of(text)))
-
-
-def without_sense(name: str) -> str:
-    """A name without what stands in brackets, such as LVIS's "bow_(weapon)"; unchanged if nothing else is there."""
-    return re.sub(r"\([^()]*\)", " ", name).strip(" _") or name
-
-
-def _clauses(text: str) -> list[list[str]]:
-    """Lists of the words between punctuation marks; "&" becomes "and", HTML is taken for what it shows."""
-    text = _TAG.sub(",", html.unescape(text))
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    text = re.sub(r"https?://\S+|www\.\S+", ",", text).translate(_SPELLING)
-    text = "".join(_kept_character(char) for char in text)
-    # Hyphens and apostrophes at the edge of a word are dashes and quotation marks.
-    text = re.sub(r"(?<![^\s,])['-]+|['-]+(?![^\s,])", ",", text)
-    return [words for piece in text.split(",") if (words := [word for word in piece.split() if _has_letter(word)])]
-
-
-def _has_letter(word: str) -> bool:
-    """Whether a word is more than marks that belong to other characters."""
-    return any(unicodedata.category(char)[0] in "LN" for char in word)
-
-
-@functools.cache
-def _kept_character(char: str) -> str:
-    """Keep parts of words and white space, remove invisible marks, replace others by a comma, which ends a clause."""
-    category = unicodedata.category(char)
-    if category == "Me" or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef":
-        return ""  # the form of the character before, an emoji in most cases
-    # M: vowel signs and accents, which a regular expression's \w does not match.
-    if category[0] in "LMN" or char in "'-" or char.isspace():
-        return char
-    return "" if category == "Cf" else ","
 
 
 def _is_function_word(word: str) -> bool:
     """Whether a word is a function word, including contractions such as "it's" and "isn't"."""
     return word.partition("'")[0] in _FUNCTION_WORDS or word.endswith("n't")
-
-
-def _singular(word: str) -> str:
-    """The singular of a regular or common irregular English plural; other words are unchanged."""
-    if word in _IRREGULAR_PLURALS:
-        return _IRREGULAR_PLURALS[word]
-    if len(word) < 4 or not word.endswith("s") or word in _NO_SINGULAR or word.endswith(("ss", "us", "is", "'s")):
-        return word
-    if word.endswith("ies"):
-        return f"{word[:-3]}y" if len(word) > 4 else word[:-1]
-    # "dishes", "boxes", "classes", "buses", "potatoes"; but "horseshoes", "houses", "clauses".
-    if word.endswith(("ches", "shes", "xes", "sses", "uses", "oes")) and not word.endswith(("shoes", "ouses", "auses")):
-        return word[:-2]
-    return word[:-1]
 
 
 @dataclass(frozen=True)
@@ -301,12 +210,12 @@ def _phrase(words: list[str], *, follows_singular_article: bool) -> str:
     """The noun phrase; empty if there are only numbers, adjectives or a single letter."""
     if not words:
         return ""
-    head = words[-1] if follows_singular_article else _singular(words[-1])
+    head = words[-1] if follows_singular_article else singular(words[-1])
     # A number before a singular is not a count: "six pointed star", "three piece suit".
-    is_plural = head != words[-1] or head in _NO_SINGULAR
+    is_plural = head != words[-1] or head in NO_SINGULAR
     start = int(words[0] in _ONE or (_is_number(words[0]) and is_plural and not follows_singular_article))
     while start < len(words) - 1 and _is_adjective(words[start], words[start + 1]):
-        if f"{words[start]}_{_singular(words[start + 1])}" in _KINDS and start == len(words) - 2:
+        if f"{words[start]}_{singular(words[start + 1])}" in _KINDS and start == len(words) - 2:
             break
         start += 1
     phrase = " ".join([*words[start:-1], head]) if start < len(words) else ""

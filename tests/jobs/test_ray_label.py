@@ -17,13 +17,13 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
 from ovd.config import LabelOptions, TrainConfig, parse_config
-from ovd.data.pairs.tar import Pair, write_pair_shards
+from ovd.data.pairs.tar import ManifestEntry, Pair, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.jobs.pseudo_label import pseudo_label_run
-from ovd.jobs.ray_label import LabelRequest, _Job, label_on_ray
-from ovd.selftrain.pseudo_label import LabelCounts
+from ovd.jobs.ray_label import LabelRequest, ShardWorker, _Job, label_on_ray
+from ovd.selftrain.pseudo_label import LabelCounts, shards_of_worker, total_counts
 from ovd.text.encoder import text_tower_fingerprint
 
 OPTIONS = LabelOptions(queries="nouns", batch_size=4)
@@ -115,6 +115,24 @@ def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
     assert label_on_ray(request, address=None, workers=1) == expected  # all is done already
 
 
+def test_a_worker_labels_a_shard_as_the_plain_job_does_without_listing_the_folder_anew(
+    run, pairs, tmp_path, monkeypatch
+):
+    listed = shards_of_worker(pairs, num_shards=3)
+    expected = pseudo_label_run(
+        load_detector(run), pairs=pairs, output=tmp_path / "plain", options=OPTIONS, listed=listed
+    )
+    request = LabelRequest(
+        run=run, pairs=pairs, output=tmp_path / "ray", options=OPTIONS, threads=torch.get_num_threads()
+    )
+    worker = ShardWorker(request)
+    monkeypatch.setattr("ovd.selftrain.pseudo_label.list_shards", None)
+    counts, reports = zip(*(worker.label(name, entry) for name, entry in listed.items()), strict=True)
+    assert total_counts(list(counts)) == expected
+    assert [report.num_used() for report in reports] == [6, 6, 5]
+    assert files(tmp_path / "ray") == files(tmp_path / "plain")
+
+
 class FakeErrors:
     class RayActorError(Exception):
         pass
@@ -129,9 +147,10 @@ class FakeActor:
         self.label = self
         self._ray, self._number = ray, number
 
-    def remote(self, shard: int, num_shards: int) -> tuple[int, int]:
-        self._ray.asked.append((self._number, shard))
-        return self._number, shard
+    def remote(self, name: str, entry: ManifestEntry) -> tuple[int, str]:
+        assert entry == entry_of(name)
+        self._ray.asked.append((self._number, name))
+        return self._number, name
 
 
 class FakeRay:
@@ -139,9 +158,9 @@ class FakeRay:
 
     exceptions = FakeErrors
 
-    def __init__(self, answer: Callable[[int, int], tuple[LabelCounts, DataReport]], **resources: float):
+    def __init__(self, answer: Callable[[int, str], tuple[LabelCounts, DataReport]], **resources: float):
         self._answer, self._resources = answer, resources
-        self.asked: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, str]] = []
         self.started = 0
         self.options_of_actors: list[dict] = []
 
@@ -158,7 +177,7 @@ class FakeRay:
     def wait(self, results: list, num_returns: int) -> tuple[list, list]:
         return results[:num_returns], results[num_returns:]
 
-    def get(self, result: tuple[int, int]) -> tuple[LabelCounts, DataReport]:
+    def get(self, result: tuple[int, str]) -> tuple[LabelCounts, DataReport]:
         return self._answer(*result)
 
 
@@ -177,22 +196,30 @@ def used(count: int = 2) -> DataReport:
     return report
 
 
+def names(num_shards: int) -> list[str]:
+    return [f"{number}.tar" for number in range(num_shards)]
+
+
+def entry_of(name: str) -> ManifestEntry:
+    return ManifestEntry(2, f"sha256 of {name}", 1024)
+
+
 def job(ray: FakeRay, num_shards: int = 5, threads: int = 2) -> _Job:
     request = LabelRequest(run=Path("r"), pairs=Path("p"), output=Path("o"), options=OPTIONS, threads=threads)
-    return _Job(ray, request, [f"{n}.tar" for n in range(num_shards)], 2 * num_shards)
+    return _Job(ray, request, {name: entry_of(name) for name in names(num_shards)}, 2 * num_shards)
 
 
 def test_every_shard_is_given_once_and_counted():
-    ray = FakeRay(lambda actor, shard: (NOTHING, used()), CPU=4.0)
+    ray = FakeRay(lambda actor, name: (NOTHING, used()), CPU=4.0)
     of_job = job(ray)
     assert of_job.num_workers(None) == 2
     assert of_job.run(2).pairs == 10
-    assert sorted(shard for _, shard in ray.asked) == [0, 1, 2, 3, 4]
+    assert sorted(name for _, name in ray.asked) == names(5)
     assert ray.options_of_actors == [{"num_gpus": 0, "num_cpus": 2}] * 2
 
 
 def test_one_worker_per_gpu_and_never_more_than_shards():
-    ray = FakeRay(lambda actor, shard: (NOTHING, used()), CPU=64.0, GPU=8.0)
+    ray = FakeRay(lambda actor, name: (NOTHING, used()), CPU=64.0, GPU=8.0)
     assert job(ray).num_workers(None) == 5
     assert job(ray, num_shards=20).num_workers(None) == 8
     assert job(ray, num_shards=20).num_workers(3) == 3
@@ -201,20 +228,20 @@ def test_one_worker_per_gpu_and_never_more_than_shards():
 
 
 def test_the_shard_of_a_dead_worker_goes_to_another():
-    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
-        if actor == 1 and shard == 2:
+    def answer(actor: int, name: str) -> tuple[LabelCounts, DataReport]:
+        if actor == 1 and name == "2.tar":
             raise FakeErrors.RayActorError("killed")
         return NOTHING, used()
 
     ray = FakeRay(answer, CPU=2.0)
     assert job(ray).run(1).pairs == 10
     assert ray.started == 2
-    assert [shard for _, shard in ray.asked] == [0, 1, 2, 2, 3, 4]
+    assert [name for _, name in ray.asked] == ["0.tar", "1.tar", "2.tar", "2.tar", "3.tar", "4.tar"]
 
 
 def test_a_shard_that_kills_every_worker_stops_the_job():
-    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
-        if shard == 3:
+    def answer(actor: int, name: str) -> tuple[LabelCounts, DataReport]:
+        if name == "3.tar":
             raise FakeErrors.RayActorError("killed")
         return NOTHING, used()
 
@@ -223,7 +250,7 @@ def test_a_shard_that_kills_every_worker_stops_the_job():
 
 
 def test_a_worker_that_cannot_start_says_why():
-    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+    def answer(actor: int, name: str) -> tuple[LabelCounts, DataReport]:
         error = FakeErrors.RayActorError("The actor died\n  File x\nValueError: no such run")
         error.actor_init_failed = True  # type: ignore[attr-defined]
         raise error
@@ -233,7 +260,7 @@ def test_a_worker_that_cannot_start_says_why():
 
 
 def test_an_error_of_a_worker_is_that_of_the_job():
-    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+    def answer(actor: int, name: str) -> tuple[LabelCounts, DataReport]:
         raise FakeErrors.RayTaskError
 
     with pytest.raises(ValueError, match="from the worker"):
@@ -241,10 +268,10 @@ def test_an_error_of_a_worker_is_that_of_the_job():
 
 
 def test_too_many_unreadable_images_stop_the_job_by_their_number_in_all_shards():
-    def answer(actor: int, shard: int) -> tuple[LabelCounts, DataReport]:
+    def answer(actor: int, name: str) -> tuple[LabelCounts, DataReport]:
         report = used(0)
         for number in range(2):
-            report.skipped("F9", f"{shard}:{number}: broken")
+            report.skipped("F9", f"{name}:{number}: broken")
         return NOTHING, report
 
     with pytest.raises(DataError, match=r"p: 6 of 10 skipped.* repair or remove these samples"):

@@ -18,14 +18,14 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.images.read import read_image
-from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, write_pair_shards
+from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
-from ovd.selftrain.pseudo_label import LabelCounts, label_shards, worker_of
+from ovd.selftrain.pseudo_label import LabelCounts, label_shards, shards_of_worker, worker_of
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.bank import TextBank
 from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
@@ -460,7 +460,8 @@ def test_a_damaged_shard_stops_before_anything_is_labelled(tmp_path, captions_al
     with pytest.raises(DataError, match=r"00001\.tar: .*expected 6 samples"):
         label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
     assert files(tmp_path / "out") == {}
-    label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, rank=0, world=2)  # its own only
+    first = shards_of_worker(folder, rank=0, world=2)
+    label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, listed=first)  # its own only
     assert sorted(files(tmp_path / "out")) == ["00000.json", "00000.safetensors"]
 
 
@@ -471,7 +472,7 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
         counts = [
             pseudo_label_run(
                 trained, pairs=folder, output=tmp_path / str(world), options=options, templates="short",
-                rank=rank, world=world,
+                listed=shards_of_worker(folder, rank=rank, world=world),
             )
             for rank in range(world)
         ]  # fmt: skip
@@ -490,9 +491,34 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
 
 def test_the_first_shards_alone(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", some_pairs(12), 3)
-    counts = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, num_shards=2)
+    first = shards_of_worker(folder, num_shards=2)
+    counts = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, listed=first)
     assert counts.pairs == 6
     assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("num_shards", [None, 0, 3, 7, 20])
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_workers_share_the_first_shards_in_turn(tmp_path, num_shards, has_manifest):
+    folder = shard_folder(tmp_path / "pairs", some_pairs(7), 1)
+    if not has_manifest:
+        (folder / MANIFEST_NAME).unlink()
+    everything = list_shards(folder)
+    first = list(everything)[:num_shards]
+    for world in (1, 2, 9):
+        for rank in range(world):
+            of_worker = shards_of_worker(folder, rank=rank, world=world, num_shards=num_shards)
+            assert list(of_worker) == first[rank::world]
+            assert of_worker.items() <= everything.items()
+
+
+def test_shards_that_are_given_are_labelled_in_their_order_in_the_folder(tmp_path, captions_alone):
+    folder = shard_folder(tmp_path / "pairs", some_pairs(13), 3)
+    label_shards(folder, tmp_path / "all", FixedTeacher(), captions_alone, CAPTION)
+    backwards = dict(reversed(shards_of_worker(folder, rank=1, world=2).items()))
+    label_shards(folder, tmp_path / "some", FixedTeacher(), captions_alone, CAPTION, listed=backwards)
+    assert sorted(files(tmp_path / "some")) == [f"0000{n}.{kind}" for n in (1, 3) for kind in ("json", "safetensors")]
+    assert files(tmp_path / "some").items() <= files(tmp_path / "all").items()
 
 
 def test_workers_are_numbered_by_arguments_then_by_the_environment():
@@ -521,9 +547,9 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 
 
 @pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 2), (0, 0)])
-def test_ranks_outside_the_world_are_refused(tmp_path, captions_alone, rank, world):
+def test_ranks_outside_the_world_are_refused(tmp_path, rank, world):
     with pytest.raises(ValueError, match="ranks are 0 to world - 1"):
-        label_shards(tmp_path, tmp_path, FixedTeacher(), captions_alone, CAPTION, rank=rank, world=world)
+        shards_of_worker(tmp_path, rank=rank, world=world)
 
 
 KILLED_AND_RACED = """

@@ -165,6 +165,7 @@ class PairShards:
     Args:
         only: file names of the shards to open; all by default. The others are neither indexed nor read.
         known: what `index` gave for shards of these names before.
+        listed: what `list_shards` gave for these shards, so that the folder is not listed again.
 
     Attributes:
         file_names: of the shards that are open, in order.
@@ -184,10 +185,15 @@ class PairShards:
     """
 
     def __init__(
-        self, directory: Path, *, only: Collection[str] | None = None, known: Mapping[str, ShardIndex] | None = None
+        self,
+        directory: Path,
+        *,
+        only: Collection[str] | None = None,
+        known: Mapping[str, ShardIndex] | None = None,
+        listed: Mapping[str, ManifestEntry | None] | None = None,
     ):
         self.directory = directory
-        listed = list_shards(directory)
+        listed = list_shards(directory) if listed is None else listed
         unknown = [] if only is None else sorted(set(only) - listed.keys())
         if unknown:
             raise ValueError(f"{directory} has no shards {unknown[:20]}")

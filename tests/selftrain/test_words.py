@@ -1,0 +1,44 @@
+"""Words of captions and names, and the form in which they are compared."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovd.selftrain.words import clauses, normalized, without_sense, words_of
+
+# Words that the rules know, beside any others.
+KNOWN_WORDS = "boxes glasses women bus lens dress it's isn't dogs' , . - & x"
+words = st.sampled_from(KNOWN_WORDS.split()) | st.text(max_size=6)
+captions = st.text(max_size=60) | st.lists(words, max_size=14).map(" ".join)
+
+
+def test_punctuation_and_html_end_a_clause():
+    assert clauses("A cat &amp; a dog&#39;s bowl<br/>salt-and-pepper hair - “kite”, 3 < 4!") == [
+        ["a", "cat", "and", "a", "dog's", "bowl"],
+        ["salt-and-pepper", "hair"],
+        ["kite"],
+        ["3"],
+        ["4"],
+    ]
+
+
+def test_a_word_is_more_than_marks():
+    for text in ("\u2764\ufe0f", "\u20e3", "\ufe0f", "-"):
+        assert words_of(text) == []
+
+
+@pytest.mark.parametrize("word", ["glasses", "scissors", "cactus", "lens", "dress", "iris", "gas", "jeans", "boy's"])
+def test_words_that_only_look_like_plurals(word):
+    assert normalized(word) == word
+
+
+def test_a_name_without_its_sense():
+    assert without_sense("bow_(weapon)") == "bow"
+    assert without_sense("(weapon)") == "(weapon)"
+
+
+@given(captions)
+@settings(deadline=None)
+def test_normalizing_twice_changes_nothing(caption):
+    assert normalized(normalized(caption)) == normalized(caption)
+    assert normalized(f" {caption.upper()}!") == normalized(caption.upper())
