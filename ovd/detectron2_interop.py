@@ -65,7 +65,7 @@ def register_split(name: str, index: AnnotationIndex) -> None:
         thing_synonyms=[list(category.synonyms) for category in index.categories],
         thing_dataset_id_to_contiguous_id={category.id: row for row, category in enumerate(index.categories)},
         class_image_count=[{"id": category.id, "image_count": category.image_count} for category in index.categories],
-        evaluator_type=FORMATS[index.format].protocol,
+        evaluator_type="lvis" if FORMATS[index.format].is_federated else "coco",
         **own_file,
     )
 
@@ -286,8 +286,9 @@ class OvdDetector(nn.Module):
         assert matched is not None, "from_config refuses assignments that depend on predictions"
         # DDP averages what are parts of a sum.
         matched = replace(matched, normalizers=matched.normalizers / world_size())
+        classifier = self.detector.classifier(texts.embeddings, texts.class_ids)
         return criterion.losses(
-            self.detector, predictions, matched, batch, texts, points=points, low_precision=low_precision
+            predictions, matched, batch, texts, classifier, points=points, low_precision=low_precision
         )
 
     def _targets(self, given: dict[str, Any]) -> Targets:

@@ -27,7 +27,7 @@ from ovd.data.formats.options import FormatOptions, SharedOptions
 from ovd.data.held_out import held_out_images, held_out_names
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
-from ovd.data.loading.loader import ImageSource, TrainOrder, mix_batches, repeat_factors, train_loader
+from ovd.data.loading.loader import ImageSource, Loading, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.loading.mosaic import Mosaics
 from ovd.data.loading.small_objects import count_small_objects, small_objects
 from ovd.data.loading.transforms import Transform, train_transform
@@ -188,6 +188,11 @@ def load_evaluation_index(
     if index.truth is not None:
         index = replace(index, exhaustive_truth=exhaustive_truth(index.truth, format))
     return FORMATS[format].evaluation_split(index)
+
+
+def evaluation_loading(config: TrainConfig) -> Loading:
+    """How an evaluation loads its images."""
+    return Loading(config.eval.batch_size, config.data.workers)
 
 
 def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all_needed: bool) -> None:

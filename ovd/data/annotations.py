@@ -73,7 +73,7 @@ def exhaustive_truth(truth: Truth, format: DataFormatName) -> Truth | None:
     Raises:
         DataError: the world's hidden boxes cannot be used, see `with_hidden_boxes`.
     """
-    return truth if FORMATS[format].is_exhaustive else with_hidden_boxes(truth)
+    return with_hidden_boxes(truth) if FORMATS[format].is_federated else truth
 
 
 def _read(request: ReadRequest, format: DataFormatName, report: DataReport) -> AnnotationTable:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.data.index import AnnotationIndex, Labels
-from ovd.data.loading.loader import eval_loader
+from ovd.data.loading.loader import Loading
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
 from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, map_inputs, nearness_to
@@ -63,12 +63,11 @@ def calibrate(
     inference: Inference,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
+    loading: Loading,
     *,
     held_out: Bool[np.ndarray, " C"],
     is_exhaustive: bool,
     name_bias: float | None = None,
-    batch_size: int,
-    workers: int,
 ) -> ScoreCalibration:
     """Fit on images that were not trained on.
 
@@ -79,7 +78,6 @@ def calibrate(
         held_out: which names were not trained on.
         is_exhaustive: whether every object of every class has a box.
         name_bias: the bias towards trained names, if it is not to be measured.
-        batch_size, workers: as for `Inference.dataset`.
 
     Raises:
         CalibrationError: no detection is known to be right.
@@ -89,7 +87,7 @@ def calibrate(
     nearness = nearness_to(text, trained)
     bias = name_bias or 0.0
     if name_bias is None and held_out.any():
-        bias = _fit_bias(inference, text, index, nearness, held_out, batch_size=batch_size, workers=workers)
+        bias = _fit_bias(inference, text, index, loading, nearness, held_out)
     # The map with a slope and a curve of 1 leaves scores as they are.
     unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)
     corrected = Inference(
@@ -100,7 +98,7 @@ def calibrate(
         second_look=inference.second_look,
         calibration=unmapped,
     )
-    found = corrected.dataset(text, index, batch_size=batch_size, workers=workers)
+    found = corrected.dataset(text, index, loading)
     parts = [
         judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=is_exhaustive)
         for row, (_, detections) in enumerate(progress(found, len(index), "calibrating scores"))
@@ -120,14 +118,12 @@ def _fit_bias(
     inference: Inference,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
+    loading: Loading,
     nearness: Float[Tensor, " C"],
     held_out: Bool[np.ndarray, " C"],
-    *,
-    batch_size: int,
-    workers: int,
 ) -> float:
     """The most likely bias; 0 without true boxes of trained and of held-out names."""
-    at_boxes = _at_true_boxes(inference, text, index, batch_size, workers)
+    at_boxes = _at_true_boxes(inference, text, index, loading)
     cosines, classes = (torch.cat(part) for part in zip(*at_boxes, strict=True))
     is_out = torch.from_numpy(held_out)[classes]
     if not is_out.any() or is_out.all():
@@ -147,12 +143,11 @@ def _fit_bias(
 
 
 def _at_true_boxes(
-    inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, batch_size: int, workers: int
+    inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, loading: Loading
 ) -> Iterator[tuple[Float[Tensor, "R C"], Int[Tensor, " R"]]]:
     """Cosines with all names at the point of each true box, and its class; nothing for boxes without a point."""
-    divisor = inference.detector.size_divisor
-    loader = eval_loader(index, size=inference.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
-    for batch, _ in progress(loader, -(-len(index) // batch_size), "measuring the bias towards trained names"):
+    batches, num_batches = inference.batches(index, loading), -(-len(index) // loading.batch_size)
+    for batch, _ in progress(batches, num_batches, "measuring the bias towards trained names"):
         batch = batch.to(inference.device)
         predictions, points = inference.predict(batch.images, batch.sizes), inference.detector.points(batch.images)
         matched = assign_fcos(points, batch.targets, sizes=batch.sizes).matched

@@ -49,13 +49,12 @@ class COCOEvaluator(BoxEvaluator):
         self._whole = truth
         if groups:
             truth = _only_classes(truth, set().union(*groups.values()))
-        super().__init__(truth, category_ids)
+        super().__init__(truth, category_ids, engine=engine, groups=groups)
         self._num_beyond = 0
         self._groups = {
             name: np.flatnonzero([category.name in members for category in truth.categories])
             for name, members in (groups or {}).items()
         }
-        self._engine = engine
 
     def add_results(self, results: Results, *, source: str) -> None:
         """Adds detections as `BoxEvaluator.add_results`, without those of which only the whole file knows."""
@@ -74,9 +73,9 @@ class COCOEvaluator(BoxEvaluator):
     def evaluate(self) -> Evaluation:
         """Runs the engine."""
         results = self.results()
-        figures = _figures(self._engine, self.truth, results)
+        figures = _figures(self.engine, self.truth, results)
         return Evaluation(
-            engine=self._engine,
+            engine=self.engine,
             sections=(
                 ProtocolMetrics(
                     f"COCO box AP, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
+from ovd.data.loading.loader import Loading
 from ovd.distributed import failing_together, gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
@@ -22,13 +23,15 @@ from ovd.structures import Detections
 class DetectsInDataSets(Protocol):
     """What is evaluated: `ovd.inference.Inference`, or an exported detector."""
 
+    @property
+    def threshold(self) -> float | None: ...
+
     def dataset(
         self,
         text: Float[Tensor, "C D"],
         index: AnnotationIndex,
+        loading: Loading,
         *,
-        batch_size: int,
-        workers: int,
         ensemble: ScoreEnsemble | None = None,
     ) -> Iterator[tuple[int, Detections]]: ...
 
@@ -37,10 +40,9 @@ def evaluate_detector(
     inference: DetectsInDataSets,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
+    loading: Loading,
     *,
     engine: Engine,
-    batch_size: int,
-    workers: int,
     ensemble: ScoreEnsemble | None = None,
 ) -> BoxEvaluator:
     """Detect in every image of the data set; the evaluator returned has all results and computes on demand.
@@ -50,7 +52,7 @@ def evaluate_detector(
     Args:
         text: one unit row per category of `index`, in its order.
         index: loaded with its truth.
-        batch_size, workers, ensemble: as for `Inference.dataset`.
+        ensemble: as for `Inference.dataset`.
 
     Raises:
         ValueError: the index has no truth.
@@ -60,7 +62,7 @@ def evaluate_detector(
         raise ValueError(f"{index.path} was loaded without its truth: an evaluation needs with_truth=True")
     evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
-    found = inference.dataset(text, own, batch_size=batch_size, workers=workers, ensemble=ensemble)
+    found = inference.dataset(text, own, loading, ensemble=ensemble)
     with failing_together():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)

@@ -1,10 +1,12 @@
 """What the evaluators of both protocols share: collecting detections and refusing what makes figures meaningless."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ovd.choices import Engine
 from ovd.data.box_arrays import to_xywh
 from ovd.data.truth import Truth
 from ovd.evaluation.report import Evaluation
@@ -26,15 +28,26 @@ class BoxEvaluator(ABC):
         truth: the true boxes of the annotation file.
         category_ids: the file's category id of each row of the vocabulary that the detector was asked for. Categories
             of the file that no row maps to are evaluated all the same: their boxes count as missed.
+        engine: that computes the metrics.
+        groups: names of classes, in the named groups of a benchmark.
 
     Raises:
         ValueError: `category_ids` holds an id that the annotation file does not have, or it has no categories.
     """
 
-    def __init__(self, truth: Truth, category_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        truth: Truth,
+        category_ids: tuple[int, ...],
+        *,
+        engine: Engine = "hotcoco",
+        groups: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         if not truth.categories:
             raise ValueError(f"{truth.path} has no categories, so that there is nothing to evaluate; list its classes")
         self.truth = truth
+        self.engine = engine
+        self.named_groups = groups
         self._known_image_ids = np.array([image.id for image in truth.images], np.int64)
         self._known_category_ids = np.array([category.id for category in truth.categories], np.int64)
         self._category_ids = np.array(category_ids, np.int64)

@@ -57,8 +57,7 @@ class LVISEvaluator(BoxEvaluator):
     ) -> None:
         if not truth.is_federated:
             raise ValueError(f"{truth.path} was not read as LVIS: without federated labels its metrics would change")
-        super().__init__(truth, category_ids)
-        self._engine = engine
+        super().__init__(truth, category_ids, engine=engine)
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
         self._groups = {
@@ -80,7 +79,7 @@ class LVISEvaluator(BoxEvaluator):
         averages = self._average_precisions(ordinary)
         fixed_averages = self._average_precisions(others[0]) if others else averages
         return Evaluation(
-            engine=self._engine,
+            engine=self.engine,
             sections=(
                 ProtocolMetrics(
                     f"LVIS box AP, ordinary, {MAX_PER_IMAGE} per image, federated",

@@ -21,7 +21,7 @@ from torchvision.ops import roi_align
 
 from ovd.boxes import side_distances
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import eval_loader
+from ovd.data.loading.loader import Loading
 from ovd.evaluation.confusions import Confusion, most_confused
 from ovd.evaluation.groups import FREQUENCIES, Group, members_of
 from ovd.inference import Inference
@@ -111,11 +111,10 @@ def measure_naming(
     clip_backbone: Backbone,
     text: Float[Tensor, "C D"],
     index: AnnotationIndex,
+    loading: Loading,
     *,
     clip_text: Float[Tensor, "C D"] | None = None,
     crops: CropEncoder,
-    batch_size: int,
-    workers: int,
     max_images: int | None = None,
 ) -> NamingReport:
     """Name every true box among all classes of the data set, by CLIP and by the detector.
@@ -130,7 +129,6 @@ def measure_naming(
         index: with its whole vocabulary.
         clip_text: CLIP's own rows, where the detector has learned others.
         crops: embeds tight crops, cut out of the images at the size that the detector sees.
-        batch_size, workers: as for `Inference.dataset`.
         max_images: at most this many, evenly spread over the data set; None takes all.
 
     Raises:
@@ -142,9 +140,8 @@ def measure_naming(
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
     num_without_point, named = 0, list[Int[Tensor, "K 2"]]()
-    divisor = inference.detector.size_divisor
-    loader = eval_loader(index, size=inference.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
-    for batch, _ in progress(loader, -(-len(index) // batch_size), "naming true boxes"):
+    batches, num_batches = inference.batches(index, loading), -(-len(index) // loading.batch_size)
+    for batch, _ in progress(batches, num_batches, "naming true boxes"):
         batch = batch.to(inference.device)
         points = inference.detector.points(batch.images)
         matched = assign_fcos(points, batch.targets, sizes=batch.sizes).matched

@@ -24,7 +24,9 @@ from ovd.evaluation.results import load_results
 
 EVALUATED = "evaluated.json"
 """File that says what an evaluation in a folder was of, where it was of a detector."""
-NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED)
+NOT_ALWAYS_WRITTEN = (
+    "naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED, "fine_tuning_evaluated.json"
+)  # fmt: skip
 """Files of an evaluation that measures naming, makes a page, or knows where the images are, or the weights."""
 
 
@@ -32,22 +34,20 @@ def box_evaluator(
     truth: Truth, format: DataFormatName, category_ids: tuple[int, ...], *, engine: Engine = "hotcoco"
 ) -> BoxEvaluator:
     """The evaluator of a format's benchmark; see the evaluators for arguments and errors."""
-    if FORMATS[format].protocol == "lvis":
+    if FORMATS[format].is_federated:
         return LVISEvaluator(truth, category_ids, engine=engine)
     return COCOEvaluator(truth, category_ids, engine=engine, groups=FORMATS[format].groups)
 
 
 def evaluate_results(
     evaluator: BoxEvaluator,
-    format: DataFormatName,
     *,
     exhaustive: Truth | None,
-    engine: Engine = "hotcoco",
     output_dir: Path | None = None,
     own_threshold: float | None = None,
     index: AnnotationIndex | None = None,
 ) -> Measures:
-    """Compute the metrics of the format's benchmark and judge the decisions; print both and write their files.
+    """Compute the metrics of the evaluator's benchmark and judge the decisions; print both and write their files.
 
     Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too. Files of an
     earlier evaluation that would stay beside these are removed.
@@ -65,9 +65,9 @@ def evaluate_results(
     truth = evaluator.truth  # of a benchmark with groups of classes only their part
     if truth.is_federated and exhaustive is not None:
         truth = exhaustive
-        section = exhaustive_metrics(truth, results, engine=engine)
+        section = exhaustive_metrics(truth, results, engine=evaluator.engine)
         evaluation = replace(evaluation, sections=(*evaluation.sections, section))
-    groups = base_and_novel(truth.categories, FORMATS[format].groups)
+    groups = base_and_novel(truth.categories, evaluator.named_groups)
     decisions = measure_decisions(truth, results, groups, own_threshold=own_threshold)
     print(format_table(evaluation))
     print(format_decisions(decisions))
@@ -121,9 +121,7 @@ def evaluate_results_file(
     evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
-    measures = evaluate_results(
-        evaluator, format, exhaustive=exhaustive, engine=engine, output_dir=output_dir, index=index
-    )
+    measures = evaluate_results(evaluator, exhaustive=exhaustive, output_dir=output_dir, index=index)
     if html and output_dir is not None:
         from ovd.evaluation.html_report import write_html_report  # here, since it brings Pillow
 

@@ -83,7 +83,7 @@ def write_detector(graph: DetectionGraph, path: Path, *, size: int, dim: int, th
 
 def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
     """The detector with settings of post-processing that a graph can have."""
-    if trained.experts is not None:
+    if trained.experts.folders:
         raise ValueError("a detector with experts cannot be exported; export it without them")
     config = trained.config
     if trained.detector.name_offsets is not None:

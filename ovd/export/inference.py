@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ovd.boxes import rescale_boxes
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import eval_loader
+from ovd.data.loading.loader import Loading, eval_loader
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.onnx.session import DetectionSession
 from ovd.structures import Detections
@@ -35,23 +35,21 @@ class OnnxInference:
         self,
         text: Float[Tensor, "C D"],
         index: AnnotationIndex,
+        loading: Loading,
         *,
-        batch_size: int,
-        workers: int,
         ensemble: ScoreEnsemble | None = None,
     ) -> Iterator[tuple[int, Detections]]:
         """Yield image id and detections of every image of a data set, in its order.
 
         Args:
-            text, batch_size, workers: as for `Inference.dataset`.
+            text: as for `Inference.dataset`.
             ensemble: None; an exported detector has none.
 
         Raises:
             DataError: an image is missing or cannot be read.
         """
         assert ensemble is None
-        divisor = self.session.usage.size_divisor
-        loader = eval_loader(index, size=self.size, batch_size=batch_size, workers=workers, size_divisor=divisor)
+        loader = eval_loader(index, loading, size=self.size, size_divisor=self.session.usage.size_divisor)
         for batch, original_sizes in loader:
             images = np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy())
             found = self.session(images, batch.sizes.numpy(), text.numpy())

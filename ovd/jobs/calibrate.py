@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.build.data import HeldOut
+from ovd.build.data import HeldOut, evaluation_loading
 from ovd.build.detector import resolve_device
 from ovd.build.prompts import example_encoder
 from ovd.build.text import text_of_detector
@@ -35,11 +35,10 @@ def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCali
         build_inference(trained),
         text_of_detector(trained, held_out.index),
         held_out.index,
+        evaluation_loading(config),
         held_out=held_out.names,
-        is_exhaustive=FORMATS[held_out.index.format].is_exhaustive,
+        is_exhaustive=not FORMATS[held_out.index.format].is_federated,
         name_bias=None if config.train.calibration is None else config.train.calibration.name_bias,
-        batch_size=config.eval.batch_size,
-        workers=config.data.workers,
     )
 
 

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
-from ovd.build.data import load_validation_index
-from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
+from ovd.build.data import evaluation_loading, load_validation_index
+from ovd.build.detector import untouched_clip
 from ovd.build.text import text_of_detector, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.distributed import gather, is_main, wait_for_all
-from ovd.evaluation.detector import evaluate_detector
+from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import write_html_report
@@ -42,28 +42,26 @@ def detect_all(
     index: AnnotationIndex,
     text: Float[Tensor, "C D"],
     *,
+    inference: DetectsInDataSets | None = None,
     engine: Engine | None = None,
-    size: int | None = None,
-    exported: OnnxInference | None = None,
 ) -> BoxEvaluator:
     """Detect every class of a data set in each of its images.
 
     Args:
         text: unit rows of the data set's classes (`text_of_detector`).
-        exported: detects in the detector's place.
+        inference: detects in the place of the run's own.
     """
     config = trained.config
-    inference = exported or build_inference(trained, size=size)
+    inference = inference or build_inference(trained)
     if config.eval.compile and isinstance(inference, Inference):
         inference.compile()
     evaluator = evaluate_detector(
         inference,
         text,
         index,
+        evaluation_loading(config),
         engine=engine or config.eval.engine,
-        batch_size=config.eval.batch_size,
-        workers=config.data.workers,
-        ensemble=None if exported else score_ensemble(trained, index.names),
+        ensemble=None if isinstance(inference, OnnxInference) else score_ensemble(trained, index.names),
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
@@ -91,20 +89,20 @@ def evaluate_run(
         ValueError: no data set is given and the run has none.
     """
     config = trained.config
-    exported = None if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
+    inference: DetectsInDataSets = (
+        build_inference(trained, size=size) if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
+    )
     is_own_set = index is None
     if index is None:
         index = load_validation_index(config)
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
     text = text_of_detector(trained, index)
-    evaluator = detect_all(trained, index, text, engine=engine, size=size, exported=exported)
-    of_run = is_own_set and size is None and exported is None and trained.experts is None
+    evaluator = detect_all(trained, index, text, inference=inference, engine=engine)
+    of_run = is_own_set and size is None and onnx is None and not trained.experts.folders
     evaluation = None
     if is_main():
-        evaluation = _measured(
-            trained, index, text, evaluator, output=output, engine=engine, size=size, html=html, exported=exported
-        )
+        evaluation = _measured(trained, inference, index, text, evaluator, output=output, html=html)
         if of_run and trained.weights is not None:
             note_measured_weights(output, trained.weights)
     wait_for_all()  # the main process may take longer than ranks wait for each other
@@ -113,15 +111,13 @@ def evaluate_run(
 
 def _measured(
     trained: TrainedDetector,
+    inference: DetectsInDataSets,
     index: AnnotationIndex,
     text: Float[Tensor, "C D"],
     evaluator: BoxEvaluator,
     *,
     output: Path,
-    engine: Engine | None,
-    size: int | None,
     html: bool,
-    exported: OnnxInference | None,
 ) -> Evaluation:
     """Measure what was detected, and write all files."""
     config = trained.config
@@ -129,16 +125,14 @@ def _measured(
     write_results(output / "results.json", evaluator.results())
     measures = evaluate_results(
         evaluator,
-        index.format,
         exhaustive=index.exhaustive_truth,
-        engine=engine or config.eval.engine,
         output_dir=output,
-        own_threshold=trained.threshold if exported is None else exported.threshold,
+        own_threshold=inference.threshold,
         index=index,
     )
     naming = None
-    if trained.experts is None and exported is None:  # it is of one detector's embeddings
-        naming = naming_of(trained, index, text, size=size)
+    if not trained.experts.folders and isinstance(inference, Inference):  # it is of one detector's embeddings
+        naming = naming_of(trained, inference, index, text)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
     if html:
@@ -154,7 +148,7 @@ def _measured(
 
 
 def naming_of(
-    trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], *, size: int | None = None
+    trained: TrainedDetector, inference: Inference, index: AnnotationIndex, text: Float[Tensor, "C D"]
 ) -> NamingReport:
     """Measure how often CLIP and the detector name the true boxes of a data set correctly.
 
@@ -163,21 +157,22 @@ def naming_of(
     """
     config = trained.config
     untouched = untouched_clip(config)
-    crops = build_crop_encoder(
-        untouched,
-        CropOptions(views=((1.0, 1.0),)),
-        resolve_device(config),
-        resolve_low_precision(config),
-        section="naming",
+    options = CropOptions(views=((1.0, 1.0),))
+    crops = build_crop_encoder(untouched, options, inference.device, inference.low_precision, section="naming")
+    of_names = Inference(
+        inference.detector,
+        size=inference.size,
+        options=DetectionOptions(),  # it looks at no scores and no second time
+        low_precision=inference.low_precision,
+        calibration=trained.calibration,
     )
     return measure_naming(
-        build_inference(trained, size=size, options=DetectionOptions()),  # it looks at no scores and no second time
+        of_names,
         backbone_of(untouched.model.visual),
         text,
         index,
+        evaluation_loading(config),
         clip_text=None if trained.detector.name_offsets is None else text_of_index(config, trained.clip, index),
         crops=crops,
-        batch_size=config.eval.batch_size,
-        workers=config.data.workers,
         max_images=NAMING_IMAGES,
     )

@@ -311,9 +311,7 @@ def _evaluation_of(
             judge = partial(
                 evaluate_results,
                 evaluator,
-                validation.format,
                 exhaustive=validation.exhaustive_truth,
-                engine=config.eval.engine,
                 own_threshold=trained.threshold,
                 index=validation,
             )

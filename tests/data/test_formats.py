@@ -110,8 +110,7 @@ def load(format: DataFormatName, path: Path, pictures: Path, **options) -> Annot
 
 def test_the_table_has_a_record_for_each_name():
     assert set(get_args(DataFormatName)) == FORMATS.keys()
-    assert [name for name, record in FORMATS.items() if record.protocol == "lvis"] == ["lvis"]
-    assert [name for name, record in FORMATS.items() if not record.is_exhaustive] == ["lvis"]
+    assert [name for name, record in FORMATS.items() if record.is_federated] == ["lvis"]
     assert [name for name, record in FORMATS.items() if record.groups] == ["coco_zero_shot"]
     assert [name for name, record in FORMATS.items() if record.base_split] == ["lvis", "coco_zero_shot"]
     options = {field for record in FORMATS.values() for field in record.options}

@@ -16,6 +16,7 @@ from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import (
     Batch,
+    Loading,
     TrainOrder,
     epoch_length,
     epoch_order,
@@ -345,13 +346,13 @@ def test_for_a_gpu_batches_of_workers_lie_in_pinned_memory(index):
         moved = batch.to(torch.device("cuda"))
         assert moved.images.is_cuda
         assert torch.equal(moved.images.cpu(), batch.images)
-    of_evaluation = eval_loader(index, size=35, batch_size=4, workers=1, pin_memory=True)
+    of_evaluation = eval_loader(index, Loading(4, workers=1), size=35, pin_memory=True)
     assert all(batch.images.is_pinned() for batch, _ in of_evaluation)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once_in_order(index, workers):
-    batches = list(eval_loader(index, size=35, batch_size=4, workers=workers))
+    batches = list(eval_loader(index, Loading(4, workers=workers), size=35))
     assert [len(batch.image_ids) for batch, _ in batches] == [4, 4, 2]
     assert [image_id for batch, _ in batches for image_id in batch.image_ids] == index.image_ids.tolist()
     original_sizes = torch.cat([sizes for _, sizes in batches])
@@ -367,7 +368,7 @@ def test_evaluation_sees_every_image_once_in_order(index, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_stops_at_a_missing_image(index, workers):
     (Path(index.images_root) / "5.png").unlink()
-    loader = eval_loader(index, size=32, batch_size=4, workers=workers)
+    loader = eval_loader(index, Loading(4, workers=workers), size=32)
     assert next(loader)[0].image_ids == (100, 101, 102, 103)
     with pytest.raises(DataError, match=r"5\.png: file is missing; evaluation needs every image") as caught:
         next(loader)
@@ -375,7 +376,7 @@ def test_evaluation_stops_at_a_missing_image(index, workers):
 
 
 def test_no_images_and_no_folder_of_images(index):
-    assert list(eval_loader(replace_images(index, 0), size=32, batch_size=4, workers=0)) == []
+    assert list(eval_loader(replace_images(index, 0), Loading(4, workers=0), size=32)) == []
     with pytest.raises(ValueError, match="0 images"):
         load_train(replace_images(index, 0))
     with pytest.raises(ValueError, match="without a folder of images"):

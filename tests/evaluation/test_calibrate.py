@@ -12,6 +12,7 @@ from small_detector import build_detector
 
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex, Labels
+from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.evaluation import calibrate as module
 from ovd.evaluation.calibrate import BIASES, MIN_RIGHT, Judged, best_threshold, calibrate, fit_map, judge
@@ -21,6 +22,8 @@ from ovd.model.score_calibration import ScoreMap, nearness_to
 from ovd.model.similarity import unit_embeddings
 from ovd.structures import Detections
 from ovd.text.encoder import encode_classes
+
+LOADING = Loading(batch_size=4, workers=0)
 
 # --- right and wrong detections
 
@@ -343,9 +346,7 @@ def fitted_bias(
             yield attraction.cosines[part], attraction.classes[part]
 
     monkeypatch.setattr(module, "_at_true_boxes", at_true_boxes)
-    return module._fit_bias(
-        inference, attraction.text, index, attraction.nearness, attraction.held_out, batch_size=4, workers=0
-    )
+    return module._fit_bias(inference, attraction.text, index, LOADING, attraction.nearness, attraction.held_out)
 
 
 @pytest.mark.parametrize("raised", [0.05, 0.1])
@@ -372,7 +373,7 @@ def test_without_boxes_of_both_kinds_of_names_there_is_no_bias(inference, index,
 
 def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference, index, text) -> None:
     """With a fresh gated detector the class embedding is CLIP's, which names many of the boxes right."""
-    parts = list(module._at_true_boxes(inference, text, index, 3, 0))
+    parts = list(module._at_true_boxes(inference, text, index, Loading(3, workers=0)))
     assert len(parts) == len(index)
     cosines, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     assert cosines.shape == (len(classes), len(text))
@@ -380,7 +381,8 @@ def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference,
     for row, (_, of_image) in enumerate(parts):
         assert set(of_image.tolist()) <= set(index.record(row).labels.classes.tolist())
     assert (cosines.argmax(dim=1) == classes).double().mean() > 0.15
-    one_by_one = torch.cat([part for part, _ in module._at_true_boxes(inference, text, index, 1, 0)])
+    singly = module._at_true_boxes(inference, text, index, Loading(1, workers=0))
+    one_by_one = torch.cat([part for part, _ in singly])
     torch.testing.assert_close(one_by_one, cosines, atol=1e-5, rtol=0)
 
 
@@ -388,7 +390,7 @@ def test_cosines_at_true_boxes_are_those_of_the_nearest_matched_point(inference,
 
 
 def fitted(inference: Inference, text: torch.Tensor, index: AnnotationIndex, held_out: np.ndarray, **more: Any):
-    return calibrate(inference, text, index, held_out=held_out, is_exhaustive=False, batch_size=4, workers=0, **more)
+    return calibrate(inference, text, index, LOADING, held_out=held_out, is_exhaustive=False, **more)
 
 
 def test_without_held_out_names_there_is_a_map_but_no_bias_and_no_distance(inference, index, text) -> None:
@@ -426,7 +428,7 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
     )
     assert calibrated.threshold == found.threshold
     expected = right = 0.0
-    for row, (_, detections) in enumerate(calibrated.dataset(text, index, batch_size=4, workers=0)):
+    for row, (_, detections) in enumerate(calibrated.dataset(text, index, LOADING)):
         judged = judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=False)
         expected += float((judged.weights * judged.scores).sum())
         right += float((judged.weights * judged.right).sum())
@@ -443,7 +445,7 @@ def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, t
     def detect(most: int) -> list[Detections]:
         options = DetectionOptions(max_detections=most)
         calibrated = Inference(inference.detector, size=96, options=options, low_precision=False, calibration=found)
-        return [detections for _, detections in calibrated.dataset(text, index, batch_size=4, workers=0)]
+        return [detections for _, detections in calibrated.dataset(text, index, LOADING)]
 
     for few, all_of_image in zip(detect(7), detect(3000), strict=True):
         assert len(few.scores) == 7

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex
+from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.lvis import LVISEvaluator
@@ -40,6 +41,7 @@ from ovd.text.encoder import encode_classes
 
 SIZE = 96
 CROP_SIDE = 64
+LOADING = Loading(batch_size=4, workers=0)
 NUM_IMAGES = 6
 
 
@@ -70,11 +72,17 @@ def make_crops(clip) -> CropEncoder:
 
 
 def measure(
-    detector: Detector, clip, text: torch.Tensor, index: AnnotationIndex, size: int = SIZE, **options
+    detector: Detector,
+    clip,
+    text: torch.Tensor,
+    index: AnnotationIndex,
+    size: int = SIZE,
+    loading: Loading = LOADING,
+    **options,
 ) -> NamingReport:
-    defaults = {"crops": make_crops(clip), "batch_size": 4, "workers": 0, "max_images": NUM_IMAGES}
+    defaults = {"crops": make_crops(clip), "max_images": NUM_IMAGES}
     clip_backbone = backbone_of(clip.model.visual)
-    return measure_naming(run_with(detector, size), clip_backbone, text, index, **{**defaults, **options})
+    return measure_naming(run_with(detector, size), clip_backbone, text, index, loading, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +292,8 @@ def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, t
 
 def test_the_batch_size_and_workers_do_not_matter(tiny_clip, index, text):
     detector = trained(tiny_clip)
-    one = at_boxes(measure(detector, tiny_clip, text, index, batch_size=1, max_images=5))
-    other = at_boxes(measure(detector, tiny_clip, text, index, batch_size=3, max_images=5, workers=1))
+    one = at_boxes(measure(detector, tiny_clip, text, index, loading=Loading(1, workers=0), max_images=5))
+    other = at_boxes(measure(detector, tiny_clip, text, index, loading=Loading(3, workers=1), max_images=5))
     assert one == pytest.approx(other, abs=1e-5)
 
 
@@ -321,8 +329,8 @@ def test_faulty_calls_are_refused(tiny_clip, odd_images):
         measure(detector, tiny_clip, torch.ones(2, 256), odd_images)
     with pytest.raises(AssertionError, match="own backbone"):
         measure_naming(
-            run_with(detector, 64), detector.backbone, torch.ones(3, 256), odd_images,
-            crops=make_crops(tiny_clip), batch_size=1, workers=0,
+            run_with(detector, 64), detector.backbone, torch.ones(3, 256), odd_images, LOADING,
+            crops=make_crops(tiny_clip),
         )  # fmt: skip
 
 
@@ -425,9 +433,7 @@ def test_a_bias_towards_trained_names_is_taken_off_for_the_detector_alone(tiny_c
         inference.calibration = ScoreCalibration(bias, score_map, 0.5, inference.options, text[::2])
         clip_backbone = backbone_of(copy.deepcopy(tiny_clip.model.visual))
         reports.append(
-            measure_naming(
-                inference, clip_backbone, text, index, crops=crops, batch_size=4, workers=0, max_images=NUM_IMAGES
-            )
+            measure_naming(inference, clip_backbone, text, index, LOADING, crops=crops, max_images=NUM_IMAGES)
         )
     plain, biased = (by_group(report)["all"].boxes for report in reports)
     assert (plain.naming_before, plain.naming_mean, plain.naming_crop) == (

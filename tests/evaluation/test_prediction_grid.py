@@ -62,7 +62,7 @@ def test_what_is_drawn_is_what_the_decisions_found_and_missed(index, tmp_path, m
     monkeypatch.setattr(prediction_grid, "draw_detections", draw)
     evaluator = COCOEvaluator(index.truth, ())
     evaluator.add_results(make_results(index.truth), source="results")
-    measures = evaluate_results(evaluator, "coco", exhaustive=None, output_dir=tmp_path, index=index)
+    measures = evaluate_results(evaluator, exhaustive=None, output_dir=tmp_path, index=index)
     verdicts, truth = measures.decisions.verdicts, measures.truth
     readable = [row for row in chosen_rows(truth, index) if row != 2]
     assert len(drawn) == len(readable)
@@ -78,11 +78,11 @@ def test_the_grid_is_written_with_an_evaluation_whose_images_are_known(index, tm
     evaluator.add_results(make_results(index.truth), source="results")
     output = tmp_path / "evaluation"
     output.mkdir()
-    measures = evaluate_results(evaluator, "coco", exhaustive=None, output_dir=output, index=index)
+    measures = evaluate_results(evaluator, exhaustive=None, output_dir=output, index=index)
     with Image.open(output / NAME) as grid:
         assert grid.width == 4 * (3 * 100 + 6)  # enlarged so that the longer side has at least 384 px
         assert grid.height % (3 * 140 + 6) == 0
-    evaluate_results(evaluator, "coco", exhaustive=None, output_dir=output)
+    evaluate_results(evaluator, exhaustive=None, output_dir=output)
     assert not (output / NAME).exists()  # of an earlier evaluation
     for image in tmp_path.glob("*.png"):
         image.unlink()

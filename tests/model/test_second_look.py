@@ -17,6 +17,7 @@ from ovd.build.text import evaluation_text, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.config import LabelOptions, TrainConfig, parse_config
 from ovd.data.annotations import load_annotations
+from ovd.data.loading.loader import Loading
 from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.report import DataReport
 from ovd.inference import Inference
@@ -156,7 +157,7 @@ def test_an_evaluation_is_what_inference_finds(trained, inference, miniature_wor
     ).take(np.arange(4))
     text = text_of_index(trained.config, trained.clip, index)
     results = detect_all(trained, index, text).results()
-    found = list(inference.dataset(text, index, batch_size=3, workers=0))
+    found = list(inference.dataset(text, index, Loading(3, workers=0)))
     assert [image_id for image_id, _ in found] == index.image_ids.tolist()
     scores = torch.cat([item.scores for _, item in found]).double().numpy()
     assert len(scores) > 40

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 from ovd.choices import DataFormatName
 from ovd.data.coco_zero_shot import GROUPS, split_coco_base, split_coco_evaluation
@@ -41,10 +41,8 @@ class DataFormat:
     """Everything that depends on the format of a data set."""
 
     read: Callable[[ReadRequest, DataReport], AnnotationTable]
-    protocol: Literal["lvis", "coco"]
-    """Metrics that its evaluation reports."""
-    is_exhaustive: bool = True
-    """Whether every object of every class has a box in every image; LVIS annotates an image for some classes only."""
+    is_federated: bool = False
+    """Whether an image is annotated for some classes only, and evaluated by LVIS's protocol; else for every class."""
     groups: Mapping[str, Collection[str]] | None = None
     """Names of classes in groups with an AP50 of their own; nothing but their classes is evaluated."""
     base_split: Split | None = None
@@ -64,29 +62,24 @@ JSON_OPTIONS = frozenset({"xyxy", "by_base_name", "sizes_from_images"})
 FORMATS: dict[DataFormatName, DataFormat] = {
     "lvis": DataFormat(
         read=partial(read_coco_json, federated=True),
-        protocol="lvis",
-        is_exhaustive=False,
+        is_federated=True,
         base_split=split_lvis_base,
         options=JSON_OPTIONS,
     ),
-    "coco": DataFormat(read=partial(read_coco_json, federated=False), protocol="coco", options=JSON_OPTIONS),
+    "coco": DataFormat(read=partial(read_coco_json, federated=False), options=JSON_OPTIONS),
     "coco_zero_shot": DataFormat(
         read=partial(read_coco_json, federated=False),
-        protocol="coco",
         groups=GROUPS,
         base_split=split_coco_base,
         evaluation_split=split_coco_evaluation,
         options=JSON_OPTIONS,
     ),
-    "objects365": DataFormat(read=read_objects365, protocol="coco", options=JSON_OPTIONS),
+    "objects365": DataFormat(read=read_objects365, options=JSON_OPTIONS),
     "voc": DataFormat(
         read=_read_voc,
-        protocol="coco",
         options=frozenset({"class_names", "zero_based", "by_base_name", "sizes_from_images"}),
         is_coco_json=False,
     ),
-    "yolo": DataFormat(
-        read=_read_yolo, protocol="coco", options=frozenset({"split"}), is_coco_json=False, finds_images=True
-    ),
+    "yolo": DataFormat(read=_read_yolo, options=frozenset({"split"}), is_coco_json=False, finds_images=True),
 }
 assert FORMATS.keys() == set(get_args(DataFormatName)), "each name of DataFormatName has one record"

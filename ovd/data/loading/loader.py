@@ -268,12 +268,21 @@ def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[
         )
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How the images of an evaluation are loaded."""
+
+    batch_size: int
+    """Images per batch."""
+    workers: int
+    """Processes (forked) that load ahead; 0 loads in the calling process."""
+
+
 def eval_loader(
     index: AnnotationIndex,
+    loading: Loading,
     *,
     size: int,
-    batch_size: int,
-    workers: int,
     size_divisor: int = 32,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
@@ -290,12 +299,13 @@ def eval_loader(
     """
     if len(index):
         index.encoded(0)
-    batches = [range(first, min(first + batch_size, len(index))) for first in range(0, len(index), batch_size)]
+    step = loading.batch_size
+    batches = [range(first, min(first + step, len(index))) for first in range(0, len(index), step)]
 
     def checked() -> Iterator[tuple[Batch, Tensor]]:
         row = 0
         for loaded in image_loader(
-            index, batches, size=size, workers=workers, size_divisor=size_divisor, pin_memory=pin_memory
+            index, batches, size=size, workers=loading.workers, size_divisor=size_divisor, pin_memory=pin_memory
         ):
             for line in loaded.skipped:
                 code, message = line.split(" ", 1)
