@@ -106,7 +106,7 @@ class Predictor(ModelHubMixin):
         folders = (experts,) if isinstance(experts, str | Path) else tuple(experts)
         if not folders and (same_place != "base_stays" or nearest):
             raise ValueError("same_place and nearest are for experts; give some, or leave both out")
-        group = ExpertGroup(tuple(map(Path, folders)), same_place, nearest) if folders else None
+        group = ExpertGroup(tuple(map(Path, folders)), same_place, nearest)
         return cls(load_detector(Path(run), device, experts=group, prefilter=prefilter), size=size)
 
     @classmethod

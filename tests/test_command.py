@@ -18,6 +18,7 @@ import ovd.__main__ as command
 from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
+from ovd.experts.group import NO_EXPERTS
 from ovd.jobs.queries import split_query, with_examples
 from ovd.structures import Detections
 
@@ -99,7 +100,7 @@ def test_a_bad_input_is_one_line(monkeypatch, capsys):
 )
 def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
+    monkeypatch.setattr("ovd.build.trained.load_asked", lambda *_, **__: SimpleNamespace(experts=NO_EXPERTS))
     outputs = []
     monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
     run(monkeypatch, "eval", "runs/one", *options.split())
@@ -108,7 +109,7 @@ def test_evaluations_that_differ_go_into_different_folders(options, folder, tmp_
 
 def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: SimpleNamespace(experts=None))
+    monkeypatch.setattr("ovd.build.trained.load_asked", lambda *_, **__: SimpleNamespace(experts=NO_EXPERTS))
     monkeypatch.setattr("ovd.build.data.load_evaluation_index", lambda *_, **__: None)
     outputs = []
     monkeypatch.setattr("ovd.jobs.evaluate.evaluate_run", lambda _, *, output, **__: outputs.append(output))
@@ -205,7 +206,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ovd.build.trained.load_detector", interrupted)
+    monkeypatch.setattr("ovd.build.trained.load_asked", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "eval", "runs/one")
     assert stopped.value.code == 130
@@ -222,7 +223,7 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
         return report
 
     predictor = SimpleNamespace(threshold=0.45, is_calibrated=False)
-    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
+    monkeypatch.setattr("ovd.build.trained.load_asked", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
     monkeypatch.setattr("ovd.jobs.detect.detect_in", detect_in)
     run(monkeypatch, "detect", "film.mp4", "--classes", "anchor:0.2, umbrella", "--track")
@@ -263,7 +264,7 @@ def test_without_a_box_the_best_score_is_told(monkeypatch, capsys, tmp_path):
         return Detections(boxes, of_picture, torch.ones(len(of_picture), dtype=torch.int64))
 
     predictor.threshold, predictor.is_calibrated = 0.45, True  # type: ignore[attr-defined]
-    monkeypatch.setattr("ovd.build.trained.load_detector", lambda *_, **__: None)
+    monkeypatch.setattr("ovd.build.trained.load_asked", lambda *_, **__: None)
     monkeypatch.setattr("ovd.predictor.Predictor", lambda *_, **__: predictor)
     run(monkeypatch, "detect", str(tmp_path), "--classes", "anchor, umbrella", "--output", str(tmp_path / "found"))
     told = capsys.readouterr().out

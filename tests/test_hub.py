@@ -21,7 +21,7 @@ from ovd.engine import checkpoint
 from ovd.engine.ensemble import save_ensemble
 from ovd.engine.notes import Notes
 from ovd.evaluation.measured_weights import note_measured_weights
-from ovd.experts.group import ExpertGroup
+from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.predictor import Predictor
 from ovd.text.encoder import text_tower_fingerprint
@@ -250,7 +250,7 @@ def test_experts_are_not_saved_with_a_detector(tmp_path):
 
 
 def _with(trained: TrainedDetector) -> Predictor:
-    predictor = Predictor(replace(trained, experts=None))
+    predictor = Predictor(replace(trained, experts=NO_EXPERTS))
     predictor._trained = trained
     return predictor
 

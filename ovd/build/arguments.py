@@ -56,17 +56,22 @@ def add_expert_options(parser: ArgumentParser) -> None:
     )
 
 
-def expert_group(arguments: Namespace) -> ExpertGroup | None:
-    """The experts to use, and how; None without any.
+def add_detector_options(parser: ArgumentParser) -> None:
+    """Adds the arguments that `load_asked` takes beside the run, and the size of images."""
+    add_expert_options(parser)
+    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
+
+
+def expert_group(arguments: Namespace) -> ExpertGroup:
+    """The experts to use, and how.
 
     Raises:
         ValueError: it is said how to use experts, but not which.
     """
-    if not arguments.expert:
-        if arguments.nearest or arguments.same_place is not None:
-            option = "--nearest" if arguments.nearest else "--same-place"
-            raise ValueError(f"{option} says how experts are used, and there is none; add --expert or leave it out")
-        return None
+    if not arguments.expert and (arguments.nearest or arguments.same_place is not None):
+        option = "--nearest" if arguments.nearest else "--same-place"
+        raise ValueError(f"{option} says how experts are used, and there is none; add --expert or leave it out")
     return ExpertGroup(tuple(arguments.expert), arguments.same_place or "base_stays", arguments.nearest)
 
 

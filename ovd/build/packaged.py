@@ -23,7 +23,7 @@ def check_packable(trained: TrainedDetector, folder: Path) -> None:
         ValueError: the detector has experts, which are folders of their own; or the folder holds a detector already,
             whose figures and card would be taken for this one's, or the config of something else.
     """
-    if trained.experts is not None:
+    if trained.experts.folders:
         raise ValueError("a detector is saved without its experts: give their folders away beside it")
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a detector; give another folder, or delete this one")

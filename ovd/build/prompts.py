@@ -142,10 +142,9 @@ class PromptEncoder:
     def _warn_of_experts(self, prompts: Sequence[Prompt]) -> None:
         """Tell which experts' names the detector is asked for: a row of more than a name is none of an expert's."""
         mixed = [prompt for prompt in prompts if len(prompt.texts) > 1 or (prompt.texts and prompt.images)]
-        experts = self._trained.experts
-        if not mixed or experts is None:
+        if not mixed:
             return
-        known = [form for folder in experts.folders for form in read_description(folder).forms]
+        known = [form for folder in self._trained.experts.folders for form in read_description(folder).forms]
         for prompt in mixed:
             if any(are_among(prompt.texts, known)):
                 print(

@@ -124,7 +124,7 @@ def with_names_of_experts(
     Args:
         text: unit rows of the names, and of the data set's synonyms.
     """
-    for folder in () if trained.experts is None else trained.experts.folders:
+    for folder in trained.experts.folders:
         description = read_description(folder)
         own = names_of(description, read_tensors(folder, description))
         known = are_among(names, description.forms)

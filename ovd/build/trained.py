@@ -1,5 +1,6 @@
 """Trained detectors: found and loaded from disk, and how they are run."""
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ovd.build.arguments import expert_group
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, resolve_device, resolve_low_precision, untouched_clip
 from ovd.build.experts import add_experts, check_experts
@@ -16,7 +18,7 @@ from ovd.config import TrainConfig, parse_config
 from ovd.data.images.pixels import checked_size, warn_of_other_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.experts.group import ExpertGroup
+from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
@@ -44,8 +46,8 @@ class TrainedDetector:
     mean_example: Float[Tensor, " D"] | None = None
     """Mean of CLIP's unit embeddings of crops of true boxes held out of its training, by which rows of example pictures
     are moved to where those of texts are (prompts.py); stored with the calibration."""
-    experts: ExpertGroup | None = None
-    """Experts that answer beside it and belong to it (`check_experts`); None for none."""
+    experts: ExpertGroup = NO_EXPERTS
+    """Experts that answer beside it and belong to it (`check_experts`)."""
     prefilter: float | None = None
     """Takes the place of `eval.prefilter` of its config; None for that one."""
 
@@ -83,7 +85,7 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
 
 
 def load_detector(
-    path: Path | str, device: str | None = None, *, experts: ExpertGroup | None = None, prefilter: float | None = None
+    path: Path | str, device: str | None = None, *, experts: ExpertGroup = NO_EXPERTS, prefilter: float | None = None
 ) -> TrainedDetector:
     """Load a trained detector: the averaged weights, in eval mode. Leaves torch's global random state as it is.
 
@@ -110,7 +112,7 @@ def load_detector(
     checkpoint.load_into(detector, found.weights)
     attached = found.attached()
     calibration = stored_calibration(found.notes, attached)
-    if experts is not None:
+    if experts.folders:  # else the weights need not be hashed
         check_experts(experts, found.weights)
     return TrainedDetector(
         detector.eval(),
@@ -123,6 +125,15 @@ def load_detector(
         experts=experts,
         prefilter=prefilter,
     )
+
+
+def load_asked(arguments: Namespace, *, prefilter: float | None = None) -> TrainedDetector:
+    """Load the detector of a command line (`add_detector_options`) as `load_detector` does.
+
+    Raises:
+        ValueError: as `load_detector` and `expert_group`.
+    """
+    return load_detector(arguments.run, arguments.device, experts=expert_group(arguments), prefilter=prefilter)
 
 
 def weights_file(path: Path) -> Path:
@@ -221,7 +232,7 @@ def build_inference(
         second_look=build_second_look(config, used.second_look),
         calibration=trained.used_calibration if options is None else trained.calibration,
     )
-    if trained.experts is None:
+    if not trained.experts.folders:
         return inference
     return add_experts(inference, trained.experts, options=options, prefilter=trained.prefilter)
 

@@ -25,9 +25,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number
+from ovd.build.arguments import add_detector_options, number_from_0_to_1, positive_number
 from ovd.cli import EXIT_BAD_INPUT
-from ovd.data.formats.text_files import read_lines
 from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
 
@@ -38,22 +37,20 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
     Raises:
         ValueError: there is none and no --prompt, or a minimum score is wrong.
     """
-    from ovd.jobs.queries import each_once, split_query
+    from ovd.jobs.queries import read_queries
 
     if arguments.classes is None and arguments.classes_file is None:
         if arguments.prompt:
             return []
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
-    asked = [split_query(query) for query in (arguments.classes or "").split(",") if query.strip()]
-    for name, _ in asked:
+    for name in map(str.strip, (arguments.classes or "").split(",")):
         if Path(name).is_file():
             print(f"warning: {name} is a file; names are read from it with --classes-file {name}", file=sys.stderr)
-    if arguments.classes_file is not None:
-        asked += [split_query(line) for _, line in read_lines(arguments.classes_file)]
+    asked = read_queries(arguments.classes, arguments.classes_file)
     if not asked:
         where = arguments.classes_file or f"--classes {arguments.classes!r}"
         raise ValueError(f"{where} has no class name; write it as --classes 'umbrella, anchor'")
-    return each_once(asked)
+    return asked
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="an example of a class: an image, or a box in it; repeatable",
     )
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
-    add_expert_options(parser)
+    add_detector_options(parser)
     parser.add_argument(
         "--threshold", type=number_from_0_to_1, help="minimum score shown (default: the detector's own)"
     )
@@ -80,7 +77,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlapping", action="store_true", help="show every box above the threshold (default: of "
                         "boxes that overlap by IoU 0.5 only the best, whatever their classes)")  # fmt: skip
     parser.add_argument("--track", action="store_true", help="number the objects of a video through its frames")
-    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument(
         "--prefilter",
         type=float,
@@ -88,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
         help="score all names at this share of a picture's points only, such as 0.15: faster with tens of thousands of "
         "names, and nearly the same boxes (default: the run's eval.prefilter, or all points)",
     )
-    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=positive_number, help="CPU threads (default: torch's own choice)")
     parser.add_argument(
         "--write",
@@ -109,7 +104,7 @@ def main() -> None:
     arguments = parser().parse_args()
     import torch
 
-    from ovd.build.trained import load_detector
+    from ovd.build.trained import load_asked
     from ovd.jobs.detect import detect_in, output_for, read_examples
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor
@@ -119,16 +114,13 @@ def main() -> None:
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
         raise ValueError("--track follows objects through a video, and no source is one; leave it out")
-    experts, prefilter = expert_group(arguments), arguments.prefilter
     prompts, minima = with_examples(asked, arguments.prompt)
     read_examples(prompts)
     names = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
     output = output_for(arguments.write, arguments.output, sources, names)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    predictor = Predictor(
-        load_detector(arguments.run, arguments.device, experts=experts, prefilter=prefilter), size=arguments.size
-    )
+    predictor = Predictor(load_asked(arguments, prefilter=arguments.prefilter), size=arguments.size)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if own is None else own for own in minima]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else

@@ -19,13 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ovd.build.arguments import (
-    add_expert_options,
-    add_format_options,
-    expert_group,
-    format_options,
-    positive_number,
-)
+from ovd.build.arguments import add_detector_options, add_format_options, format_options, positive_number
 from ovd.choices import DataFormatName
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
@@ -49,15 +43,13 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of its images")
     parser.add_argument("--format", choices=get_args(DataFormatName))
     add_format_options(parser, default_split="val")
-    add_expert_options(parser)
+    add_detector_options(parser)
     parser.add_argument("--onnx", type=Path, help="evaluate this file that ovd export wrote of the RUN")
     parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
     parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval, "
                         "RUN/eval-NAMES with another data set, experts or size)")  # fmt: skip
     parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "
                         "classes, curves, confused names, best and worst images")  # fmt: skip
-    parser.add_argument("--size", type=positive_number, help="longest side of an image in pixels (default: as trained)")
-    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.results is None):
@@ -131,7 +123,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     import torch  # here, since a results file needs none of these, which take seconds to import
 
     from ovd.build.data import load_evaluation_index
-    from ovd.build.trained import load_detector
+    from ovd.build.trained import load_asked
     from ovd.distributed import is_main, main_first
     from ovd.jobs.evaluate import evaluate_run
 
@@ -146,7 +138,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     if arguments.onnx is not None and arguments.expert:
         raise ValueError("--onnx evaluates an exported detector, which has no experts; leave --expert out")
     output = output_folder(arguments)
-    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    trained = load_asked(arguments)
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, options=options)
@@ -165,6 +157,6 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         return
     write_json(output / EVALUATED, evaluated)
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
-    files += ["naming.json"] if arguments.onnx is None and trained.experts is None else []
+    files += ["naming.json"] if arguments.onnx is None and not trained.experts.folders else []
     files += ["report.html"] if arguments.html else []
     print(f"{', '.join(files)} and their plots are in {output}")

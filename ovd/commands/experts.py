@@ -30,7 +30,7 @@ def main() -> None:
     remove.add_argument("expert", type=Path, help="expert folder, or the run that it is in")
     arguments = parser.parse_args()
     from ovd.jobs.experts import check_expert, describe_expert, format_answerers, remove_expert
-    from ovd.jobs.queries import split_query
+    from ovd.jobs.queries import read_queries
 
     if arguments.command == "list":
         for folder in arguments.experts:
@@ -40,7 +40,7 @@ def main() -> None:
             check_expert(arguments.run, folder)
             print(f"{folder}: whole, and an expert of {arguments.run}")
     elif arguments.command == "who":
-        names = [split_query(query)[0] for query in arguments.classes.split(",") if query.strip()]
+        names = [name for name, _ in read_queries(arguments.classes)]
         print(format_answerers(arguments.run, arguments.experts, names))
     else:
         print(f"removed {remove_expert(arguments.expert)}")

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ovd.build.arguments import add_expert_options, expert_group, number_from_0_to_1, positive_number, whole_number
+from ovd.build.arguments import add_detector_options, number_from_0_to_1, positive_number, whole_number
 from ovd.choices import ExportFormatName
 from ovd.data.check import describe_findings
 from ovd.data.export_boxes import (
@@ -32,7 +32,6 @@ from ovd.data.export_boxes import (
     outputs_of,
     refuse_existing,
 )
-from ovd.data.formats.text_files import read_lines
 from ovd.data.images.files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
@@ -51,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     classes.add_argument("--classes-file", type=Path, help="text file of class names, one per line")
     classes.add_argument("--classes", help="comma-separated class names; NAME:0.8 for a minimum score")
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="trained detector (%(default)s)")
-    add_expert_options(parser)
+    add_detector_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="file or folder to write; must not exist")
     parser.add_argument("--to", choices=get_args(ExportFormatName), default="coco", help="format (%(default)s)")
     parser.add_argument("--threshold", type=number_from_0_to_1, help="minimum score (default: the detector's own)")
@@ -62,10 +61,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--copy-images", action="store_true", help="yolo: copy the images instead of linking to them")
     parser.add_argument("--image-url", default=LOCAL_FILES, metavar="PREFIX",
                         help="label_studio: what stands before an image's name (%(default)s)")  # fmt: skip
-    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=positive_number, default=8, help="images at a time (%(default)s)")
     parser.add_argument("--workers", type=whole_number, default=2, help="processes that read images (%(default)s)")
-    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
     parser.add_argument("--threads", type=positive_number, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.copy_images and arguments.to != "yolo":
@@ -81,13 +78,9 @@ def asked_names(arguments: argparse.Namespace) -> tuple[list[str], list[float | 
     Raises:
         ValueError: no name, or one that cannot be written.
     """
-    from ovd.jobs.queries import each_once, split_query
+    from ovd.jobs.queries import read_queries
 
-    if arguments.classes_file is not None:
-        queries = [line for _, line in read_lines(arguments.classes_file)]
-    else:
-        queries = [query for query in arguments.classes.split(",") if query.strip()]
-    asked = each_once(list(map(split_query, queries)))
+    asked = read_queries(arguments.classes, arguments.classes_file)
     names, minimums = [name for name, _ in asked], [minimum for _, minimum in asked]
     try:
         check_names(names)
@@ -114,12 +107,12 @@ def main() -> None:
 
     import torch
 
-    from ovd.build.trained import build_inference, load_detector
+    from ovd.build.trained import build_inference, load_asked
     from ovd.jobs.label import label_images
     from ovd.jobs.label_journal import LabelJournal
 
     torch.set_num_threads(arguments.threads)
-    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    trained = load_asked(arguments)
     inference = build_inference(trained, size=arguments.size)
     threshold = inference.shown_threshold if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if minimum is None else minimum for minimum in minimums]
@@ -185,11 +178,10 @@ def _settings(
     from ovd.experts.folder import DESCRIPTION, find_expert
 
     assert trained.weights is not None
-    experts = () if trained.experts is None else trained.experts.folders
     return {
         "ovd": version("ovd"),
         "checkpoint": sha256_of(trained.weights.parent / MANIFEST),
-        "experts": [sha256_of(find_expert(folder) / DESCRIPTION) for folder in experts],
+        "experts": [sha256_of(find_expert(folder) / DESCRIPTION) for folder in trained.experts.folders],
         "same_place": arguments.same_place,
         "nearest": arguments.nearest,
         "names": names,

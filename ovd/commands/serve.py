@@ -15,13 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ovd.build.arguments import (
-    add_expert_options,
-    expert_group,
-    number_above_0,
-    number_from_0,
-    positive_number,
-)
+from ovd.build.arguments import add_detector_options, number_above_0, number_from_0, positive_number
 from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
 
@@ -43,9 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="name that requests may call this server by, such as that of a reverse proxy; repeatable",
     )
-    add_expert_options(parser)
-    parser.add_argument("--size", type=positive_number, help="longest image side in pixels (default: as trained)")
-    parser.add_argument("--device", help="for example cpu or cuda:1 (default: as trained)")
+    add_detector_options(parser)
     parser.add_argument("--batch", type=positive_number, default=8, help="largest batch of images (%(default)s)")
     parser.add_argument(
         "--gather-ms", type=number_from_0, default=5.0, help="time to fill a batch, in ms (%(default)s)"
@@ -95,7 +87,7 @@ def main() -> None:
     check_host(arguments.host, public=arguments.public)
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
-    from ovd.build.trained import load_detector
+    from ovd.build.trained import load_asked
     from ovd.serve.answerer import Answerer
     from ovd.serve.app import Settings, build_app
     from ovd.serve.server import address, open_socket, run_server
@@ -107,7 +99,7 @@ def main() -> None:
         waiting=arguments.waiting,
         answer_seconds=arguments.seconds,
     )
-    trained = load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
+    trained = load_asked(arguments)
     answerer = Answerer(trained, size=arguments.size)
     answerer.warm_up()
     settings = Settings(

@@ -11,8 +11,8 @@ from ovd.choices import SamePlace
 class ExpertGroup:
     """The experts that are used with a detector, and how."""
 
-    folders: tuple[Path, ...]
-    """Expert folders, or the run folders that they are in; at least one."""
+    folders: tuple[Path, ...] = ()
+    """Expert folders, or the run folders that they are in; none for the detector alone."""
     same_place: SamePlace = "base_stays"
     """What becomes of boxes of the base detector and of an expert at one place."""
     nearest: bool = False
@@ -21,3 +21,6 @@ class ExpertGroup:
     def __post_init__(self) -> None:
         if self.same_place not in get_args(SamePlace):
             raise ValueError(f"same_place is one of {', '.join(get_args(SamePlace))}, not {self.same_place!r}")
+
+
+NO_EXPERTS = ExpertGroup()

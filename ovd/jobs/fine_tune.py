@@ -18,9 +18,8 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
 from ovd.distributed import gather, is_main, process_group, wait_for_all
 from ovd.engine.ensemble import different_detectors, save_ensemble
-from ovd.evaluation.run import EVALUATED
 from ovd.experts.folder import read_description, write_description
-from ovd.experts.group import ExpertGroup
+from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
@@ -36,6 +35,8 @@ from ovd.selftrain.labels import label_files, labels_fingerprint
 from ovd.text.names import read_alike
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
+EVALUATED = "fine_tuning_evaluated.json"
+"""File that says which weights, data and settings an evaluation here was of; any later one in its folder removes it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,29 @@ class Outcome:
     """Metrics on the new data; none without a validation set."""
     kept: dict[str, float]
     """Metrics on the validation set of the detector that fine-tuning started from; none if it is left out."""
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """What the detectors of a fine-tuning are measured on."""
+
+    config: TrainConfig
+    """Of the fine-tuning."""
+    new: AnnotationIndex | None
+    """Its validation set, if it has one."""
+    home: AnnotationIndex | None
+    """That of the detector to start from; None if it is left out."""
+
+    def outcome(self, name: str, path: Path, *, experts: ExpertGroup = NO_EXPERTS) -> Outcome:
+        """The metrics of one detector on both sets."""
+        # What was tuned is run with the settings of this call, which may be another's than those of its checkpoint.
+        options = None if path == self.config.init_from else self.config.eval
+
+        def metrics(of: str, index: AnnotationIndex | None) -> dict[str, float]:
+            output = self.config.output / f"eval-{of}-{name}"
+            return {} if index is None else _evaluate(self.config, path, index, output, experts, options)
+
+        return Outcome(name, metrics("new", self.new), metrics("kept", self.home))
 
 
 def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True) -> tuple[Outcome, ...]:
@@ -106,10 +130,11 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         check_same_data(stored, {"annotations": trained_on.fingerprint(), **_labels_now(config, stored)}, config.output)
     else:
         train_from_config(config, resume=found is not None, evaluate=config.train.eval_every > 0)
+    validation = _Validation(config, new, home)
     if config.expert is not None:
-        outcomes = _with_expert(config, start, index, new, home)
+        outcomes = _with_expert(validation, start, index)
     else:
-        outcomes = _averaged(config, config.init_from, weight, new, home)
+        outcomes = _averaged(validation, config.init_from, weight)
     if is_main():
         write_json(config.output / "fine_tuning.json", [vars(outcome) for outcome in outcomes])
     return outcomes
@@ -139,19 +164,13 @@ def _validation_of_start(start: TrainedDetector, path: Path) -> AnnotationIndex:
     return home
 
 
-def _with_expert(
-    config: TrainConfig,
-    start: TrainedDetector,
-    index: AnnotationIndex,
-    new: AnnotationIndex | None,
-    home: AnnotationIndex | None,
-) -> tuple[Outcome, ...]:
+def _with_expert(validation: _Validation, start: TrainedDetector, index: AnnotationIndex) -> tuple[Outcome, ...]:
     """Write the expert of a finished training; evaluate without and with it.
 
     Args:
         index: what it was trained on.
-        new, home: the validation sets of the training and of the starting detector.
     """
+    config = validation.config
     assert config.init_from is not None
     folder = config.output / "expert"
     if is_main():
@@ -164,22 +183,30 @@ def _with_expert(
     if shared and is_main():
         print(f"the expert answers {len(shared)} of the detector's own words from now on: {', '.join(shared[:10])}")
     outcomes = (
-        _outcome("before", config, config.init_from, new, home),
-        _outcome("expert", config, config.init_from, new, home, experts=experts),
+        validation.outcome("before", config.init_from),
+        validation.outcome("expert", config.init_from, experts=experts),
     )
     if outcomes[1].new and is_main():
         write_description(folder, replace(read_description(folder), metrics={"new": outcomes[1].new}))
     return outcomes
 
 
-def _averaged(
-    config: TrainConfig, start: Path, weight: float, new: AnnotationIndex | None, home: AnnotationIndex | None
-) -> tuple[Outcome, ...]:
+def _averaged(validation: _Validation, start: Path, weight: float) -> tuple[Outcome, ...]:
     """Average the weights before and after a finished training, unless the weight is 1; evaluate all of them."""
-    if weight == 1:
-        stages = {"before": start, "after": config.output}
-        return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
-    ensemble = config.output / "ensemble"
+    after = validation.config.output
+    stages = {"before": start, "after": after}
+    if weight != 1:
+        stages["ensemble"] = _average(start, after, weight)
+    return tuple(validation.outcome(name, path) for name, path in stages.items())
+
+
+def _average(start: Path, after: Path, weight: float) -> Path:
+    """The folder of the average, which is made unless it is there.
+
+    Raises:
+        ValueError: it holds something else, or an average of other weights or with another weight.
+    """
+    ensemble = after / "ensemble"
     averaged = latest_of_all_ranks(ensemble)
     if averaged is not None:
         sources = averaged.notes.ensemble
@@ -190,32 +217,13 @@ def _averaged(
                 f"{ensemble} was averaged with weight {sources.weight:g}, not {weight:g}; "
                 "use ovd ensemble to average with another weight into a new folder"
             )
-        for noted, path in ((sources.first_sha256, start), (sources.second_sha256, config.output)):
+        for noted, path in ((sources.first_sha256, start), (sources.second_sha256, after)):
             if noted not in (None, sha256_of(find_checkpoint(path).weights)):
                 raise ValueError(f"{ensemble} is an average with weights that {path} no longer has; delete it")
     if averaged is None and is_main():
-        save_ensemble(find_checkpoint(start), find_checkpoint(config.output), weight=weight, output=ensemble)
+        save_ensemble(find_checkpoint(start), find_checkpoint(after), weight=weight, output=ensemble)
     wait_for_all()
-    stages = {"before": start, "after": config.output, "ensemble": ensemble}
-    return tuple(_outcome(name, config, path, new, home) for name, path in stages.items())
-
-
-def _outcome(
-    name: str,
-    config: TrainConfig,
-    path: Path,
-    new: AnnotationIndex | None,
-    home: AnnotationIndex | None,
-    *,
-    experts: ExpertGroup | None = None,
-) -> Outcome:
-    # What was tuned is run with the settings of this call, which may be another's than those of its checkpoint.
-    options = None if path == config.init_from else config.eval
-    return Outcome(
-        name,
-        {} if new is None else _evaluate(config, path, new, config.output / f"eval-new-{name}", experts, options),
-        {} if home is None else _evaluate(config, path, home, config.output / f"eval-kept-{name}", experts, options),
-    )
+    return ensemble
 
 
 def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
@@ -241,7 +249,7 @@ def _evaluate(
     path: Path,
     index: AnnotationIndex,
     output: Path,
-    experts: ExpertGroup | None,
+    experts: ExpertGroup,
     options: EvalSection | None,
 ) -> dict[str, float]:
     """The metrics of a detector on a data set; read from the folder if it holds those of the same two.
@@ -251,20 +259,19 @@ def _evaluate(
     """
     done, source = output / "metrics.json", output / EVALUATED
     found = find_checkpoint(path)
-    evaluated: dict[str, Any] = {
+    descriptions = map(read_description, experts.folders)
+    evaluated = {
         "detector": str(found.folder),
         "weights_sha256": sha256_of(found.weights),
         "annotations": str(index.path),
         "fingerprint": index.fingerprint(),  # a data.yaml has several sets
         "eval": found.config["eval"] if options is None else options.model_dump(mode="json"),
+        "experts": [{"sha256": one.sha256, "eval": one.config["eval"]} for one in descriptions],
     }
-    if experts is not None:
-        descriptions = map(read_description, experts.folders)
-        evaluated["experts"] = [{"sha256": one.sha256, "eval": one.config["eval"]} for one in descriptions]
     is_done = done.exists() and _read_json(source) == evaluated
     if not gather(is_done)[0]:
         if is_main():
-            print(f"{path}{'' if experts is None else ' with the expert'} on {index.path}")
+            print(f"{path}{' with the expert' if experts.folders else ''} on {index.path}")
             source.unlink(missing_ok=True)
         trained = load_detector(path, config.train.device, experts=experts)
         if options is not None:

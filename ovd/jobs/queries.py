@@ -2,8 +2,10 @@
 
 import re
 import sys
+from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
+from ovd.data.formats.text_files import read_lines
 from ovd.text.names import read_alike
 
 
@@ -22,6 +24,22 @@ def split_query(query: str) -> tuple[str, float | None]:
     if not 0 <= value <= 1 or not name.strip():
         raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, with a minimum score from 0 to 1")
     return name.strip(), value
+
+
+def read_queries(classes: str | None, file: Path | None = None) -> list[tuple[str, float | None]]:
+    """Names and minimum scores, each name once (`each_once`).
+
+    Args:
+        classes: comma-separated queries (`split_query`).
+        file: has a query per line, which may have commas.
+
+    Raises:
+        ValueError: a minimum score is wrong, a name has two, or the file cannot be read.
+    """
+    queries = [query for query in (classes or "").split(",") if query.strip()]
+    if file is not None:
+        queries += [line for _, line in read_lines(file)]
+    return each_once(list(map(split_query, queries)))
 
 
 def read_example(word: str) -> tuple[str, Example]:

@@ -17,9 +17,11 @@ from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.engine.ensemble import save_ensemble
+from ovd.evaluation.run import NOT_ALWAYS_WRITTEN
+from ovd.experts.group import NO_EXPERTS
 from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
-from ovd.jobs.fine_tune import Outcome, _averaged, _evaluate, fine_tune, format_outcomes
+from ovd.jobs.fine_tune import EVALUATED, Outcome, _average, _evaluate, fine_tune, format_outcomes
 from ovd.jobs.run_folder import check_same_start
 from ovd.jobs.train import train_from_config
 
@@ -55,7 +57,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     otherwise = config.model_copy(update={"train": config.train.model_copy(update={"backbone_rate": 0.5})})
     with pytest.raises(ValueError, match=r"other settings: train\.backbone_rate was 0\.1, is 0\.5"):
         fine_tune(otherwise, weight=0.25)
-    (tmp_path / "tuned" / "eval-new-after" / "evaluated.json").write_text("{}")  # as of another detector
+    (tmp_path / "tuned" / "eval-new-after" / EVALUATED).write_text("{}")  # as of another detector
     assert fine_tune(config, weight=0.25) == outcomes
     assert capsys.readouterr().out.count(f"tuned on {layout.val_annotations}") == 1
     content = json.loads(layout.train_annotations.read_text())
@@ -186,7 +188,7 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
         (output / "metrics.json").write_text(json.dumps({"metrics": {"AP": 0.1 * len(calls)}}))
 
     monkeypatch.setattr("ovd.jobs.fine_tune.evaluate_run", evaluate)
-    run = tmp_path / "start"
+    run, folder = tmp_path / "start", tmp_path / "eval-kept-before"
     config = small_config(run, miniature_world, train={"steps": 1, "warmup_steps": 1, "save_every": 1})
     index = load_validation_index(config, DataReport())
     assert index is not None
@@ -195,15 +197,19 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
             shutil.rmtree(run, ignore_errors=True)
             again = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
             train_from_config(again, evaluate=False)
-        found = _evaluate(config, run, index, tmp_path / "eval-kept-before", None, None)
+        found = _evaluate(config, run, index, folder, NO_EXPERTS, None)
     assert len(calls) == 2
     assert found == {"AP": pytest.approx(0.2)}
     for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # once more, with other settings
-        found = _evaluate(config, run, index, tmp_path / "eval-kept-before", None, options)
+        found = _evaluate(config, run, index, folder, NO_EXPERTS, options)
     assert found == {"AP": pytest.approx(0.3)}
-    evaluated = tmp_path / "eval-kept-before" / "evaluated.json"
+    evaluated = folder / EVALUATED
     evaluated.write_text(evaluated.read_text()[:14])  # cut by a kill
-    assert _evaluate(config, run, index, tmp_path / "eval-kept-before", None, options) == {"AP": pytest.approx(0.4)}
+    assert _evaluate(config, run, index, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.4)}
+
+
+def test_another_evaluation_in_its_folder_is_not_taken_for_its_own():
+    assert EVALUATED in NOT_ALWAYS_WRITTEN
 
 
 def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_world, tmp_path):
@@ -223,4 +229,4 @@ def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_w
     with pytest.raises(ValueError, match=r"started from other weights than .*start has now \(sha256 [0-9a-f]{64} and"):
         check_same_start(found, tuning)
     with pytest.raises(ValueError, match=r"is an average with weights that .*start no longer has; delete it"):
-        _averaged(tuning, start, 0.5, None, None)
+        _average(start, tuned, 0.5)
