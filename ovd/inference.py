@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading, eval_loader
+from ovd.data.loading.loader import EvalLoader, Loading
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.distributed import pins_memory
@@ -24,7 +24,7 @@ from ovd.model.postprocess import postprocess
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
 from ovd.precision import autocast, on_device
-from ovd.structures import Batch, Detections, Predictions
+from ovd.structures import Detections, Predictions
 
 UNCALIBRATED_THRESHOLD = 0.45
 """Score above which boxes are shown, of a detector that was not calibrated."""
@@ -308,7 +308,7 @@ class Inference:
         *,
         ensemble: ScoreEnsemble | None = None,
     ) -> Iterator[tuple[int, Detections]]:
-        """Yield image id and detections of every image of a data set, in its order.
+        """Yield image id and detections of every image of a data set, those of one padded shape together.
 
         Args:
             text, ensemble: as for `detect`.
@@ -320,13 +320,13 @@ class Inference:
             found = self.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
             yield from zip(batch.image_ids, found, strict=True)
 
-    def batches(self, index: AnnotationIndex, loading: Loading) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
-        """Yield every image of a data set as the detector takes it, in its order, and heights and widths before that.
+    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
+        """Batches of every image of a data set as the detector takes it, and heights and widths before that.
 
         Raises:
             DataError: an image is missing or cannot be read; an evaluation never leaves one out.
         """
-        return eval_loader(
+        return EvalLoader(
             index,
             loading,
             size=self.size,

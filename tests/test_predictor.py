@@ -1,6 +1,7 @@
 """Detection from Python: the same boxes as evaluation finds, and the texts of a list of names encoded once."""
 
 import copy
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -15,9 +16,12 @@ import ovd.build.prompts
 from ovd.build.detector import build_detector, resolve_device
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import evaluation_text, text_of_names
-from ovd.build.trained import TrainedDetector, score_ensemble
+from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.config import TrainConfig, parse_config
-from ovd.data.images.read import ImageError
+from ovd.data.annotations import load_annotations
+from ovd.data.images.read import ImageError, read_image
+from ovd.data.loading.loader import Loading
+from ovd.data.report import DataReport
 from ovd.inference import UNCALIBRATED_THRESHOLD, Inference
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.precision import frozen_memory_format
@@ -58,6 +62,30 @@ def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(traine
     alone = inference.image(text, image)
     assert not torch.equal(found.scores, alone.scores)
     assert not torch.equal(found.boxes, Predictor(trained, size=64)(image, NAMES).boxes)
+
+
+def test_an_evaluation_of_images_of_many_shapes_finds_what_is_found_in_each_alone(trained, tmp_path):
+    """Norms average over the padding, so that images of unlike shape in one batch would change each other's scores."""
+    sizes = [(60, 90), (90, 50), (64, 90), (96, 96), (20, 96), (91, 50)]
+    rng, paths = np.random.default_rng(0), []
+    for number, (height, width) in enumerate(sizes):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
+    images = [
+        {"id": number, "file_name": path.name, "height": height, "width": width}
+        for number, (path, (height, width)) in enumerate(zip(paths, sizes, strict=True))
+    ]
+    categories = [{"id": 1 + row, "name": name} for row, name in enumerate(NAMES)]
+    (tmp_path / "boxes.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    index = load_annotations(tmp_path / "boxes.json", tmp_path, format="coco", report=DataReport())
+    inference = build_inference(trained)
+    text = evaluation_text(trained.config, trained.clip, NAMES)
+    found = dict(inference.dataset(text, index, Loading(batch_size=4, workers=0)))
+    assert sorted(found) == list(range(len(sizes)))
+    for number, path in enumerate(paths):
+        alone = inference.image(text, read_image(path))
+        torch.testing.assert_close(found[number].scores, alone.scores, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[number].boxes, alone.boxes, atol=1e-2, rtol=0)
 
 
 def test_scores_with_an_ensemble_are_no_probabilities(trained, image):

@@ -99,9 +99,10 @@ def calibrate(
         calibration=unmapped,
     )
     found = corrected.dataset(text, index, loading)
+    rows = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     parts = [
-        judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=is_exhaustive)
-        for row, (_, detections) in enumerate(progress(found, len(index), "calibrating scores"))
+        judge(detections, index.record(rows[image_id]).labels, num_classes=len(text), is_exhaustive=is_exhaustive)
+        for image_id, detections in progress(found, len(index), "calibrating scores")
     ]
     judged = Judged(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Judged)))
     if not judged.right.any():
@@ -146,8 +147,8 @@ def _at_true_boxes(
     inference: Inference, text: Float[Tensor, "C D"], index: AnnotationIndex, loading: Loading
 ) -> Iterator[tuple[Float[Tensor, "R C"], Int[Tensor, " R"]]]:
     """Cosines with all names at the point of each true box, and its class; nothing for boxes without a point."""
-    batches, num_batches = inference.batches(index, loading), -(-len(index) // loading.batch_size)
-    for batch, _ in progress(batches, num_batches, "measuring the bias towards trained names"):
+    batches = inference.batches(index, loading)
+    for batch, _ in progress(batches, len(batches), "measuring the bias towards trained names"):
         batch = batch.to(inference.device)
         predictions, points = inference.predict(batch.images, batch.sizes), inference.detector.points(batch.images)
         matched = assign_fcos(points, batch.targets, sizes=batch.sizes).matched

@@ -47,7 +47,7 @@ def evaluate_detector(
 ) -> BoxEvaluator:
     """Detect in every image of the data set; the evaluator returned has all results and computes on demand.
 
-    Each rank detects in its part of the images, and every rank's evaluator has the results of all.
+    Each rank detects in its part of the images, and every rank's evaluator has all results, in the index's order.
 
     Args:
         text: one unit row per category of `index`, in its order.
@@ -66,11 +66,9 @@ def evaluate_detector(
     with failing_together():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)
-    if world_size() == 1:
-        return evaluator
     results = concatenate(gather(evaluator.results()))
     evaluator.clear()
-    position = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
-    order = np.argsort([position[image_id] for image_id in results.image_ids.tolist()], kind="stable")
-    evaluator.add_results(results.take(order), source="all ranks")
+    by_id = np.argsort(index.image_ids)
+    positions = by_id[np.searchsorted(index.image_ids, results.image_ids, sorter=by_id)]
+    evaluator.add_results(results.take(np.argsort(positions, kind="stable")), source="all ranks")
     return evaluator

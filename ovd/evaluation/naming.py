@@ -119,8 +119,6 @@ def measure_naming(
 ) -> NamingReport:
     """Name every true box among all classes of the data set, by CLIP and by the detector.
 
-    Images of unlike shape in a batch are padded to a common size, as in evaluation; that can move a score a little.
-
     Args:
         inference: the detector and how it is run.
         clip_backbone: CLIP's own, loaded anew, since training changes the modules that the detector was built from.
@@ -140,8 +138,8 @@ def measure_naming(
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
     at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
     num_without_point, named = 0, list[Int[Tensor, "K 2"]]()
-    batches, num_batches = inference.batches(index, loading), -(-len(index) // loading.batch_size)
-    for batch, _ in progress(batches, num_batches, "naming true boxes"):
+    batches = inference.batches(index, loading)
+    for batch, _ in progress(batches, len(batches), "naming true boxes"):
         batch = batch.to(inference.device)
         points = inference.detector.points(batch.images)
         matched = assign_fcos(points, batch.targets, sizes=batch.sizes).matched

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ovd.boxes import rescale_boxes
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.loader import Loading, eval_loader
+from ovd.data.loading.loader import EvalLoader, Loading
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.onnx.session import DetectionSession
 from ovd.structures import Detections
@@ -39,7 +39,7 @@ class OnnxInference:
         *,
         ensemble: ScoreEnsemble | None = None,
     ) -> Iterator[tuple[int, Detections]]:
-        """Yield image id and detections of every image of a data set, in its order.
+        """Yield image id and detections of every image of a data set, those of one padded shape together.
 
         Args:
             text: as for `Inference.dataset`.
@@ -49,7 +49,7 @@ class OnnxInference:
             DataError: an image is missing or cannot be read.
         """
         assert ensemble is None
-        loader = eval_loader(index, loading, size=self.size, size_divisor=self.session.usage.size_divisor)
+        loader = EvalLoader(index, loading, size=self.size, size_divisor=self.session.usage.size_divisor)
         for batch, original_sizes in loader:
             images = np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy())
             found = self.session(images, batch.sizes.numpy(), text.numpy())

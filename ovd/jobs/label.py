@@ -14,6 +14,7 @@ from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
+from ovd.data.loading.buckets import batches_of_like_shape
 from ovd.data.loading.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
@@ -137,33 +138,6 @@ def _answers(
             found = detect_alike(inference, text, batch, files.sizes, ensemble)
             yield from zip(batch.image_ids, found, strict=True)
         yield from [None] * len(batch.skipped)
-
-
-def batches_of_like_shape(
-    sizes: Int64[np.ndarray, "N 2"],
-    batch_size: int,
-    *,
-    size: int,
-    divisor: int,
-    only: Int64[np.ndarray, " M"] | None = None,
-) -> list[list[int]]:
-    """Positions of images in batches of those that have the same height and width once resized and padded.
-
-    Args:
-        sizes: height and width of each image.
-        size: longest side that images are resized to.
-        divisor: of the padded sides.
-        only: positions of the images to take; by default all.
-    """
-    taken = np.arange(len(sizes)) if only is None else only
-    sizes = sizes[taken]
-    resized = np.maximum(1, np.round(sizes * (size / sizes.max(axis=1, keepdims=True, initial=1)))).astype(np.int64)
-    padded = -(-resized // divisor) * divisor
-    batches = []
-    for shape in np.unique(padded, axis=0):
-        alike = taken[(padded == shape).all(axis=1)].tolist()
-        batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
-    return sorted(batches)  # in the order of the images, as far as can be
 
 
 def detect_alike(

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ovd.data.images.read import ImageError, decode_image
 from ovd.data.index import AnnotationIndex, ImageRecord, Labels, images_per_class
-from ovd.data.loading.buckets import Shape, batch_like_with_like
+from ovd.data.loading.buckets import Shape, batch_like_with_like, batches_of_like_shape
 from ovd.data.loading.mosaic import Mosaics, join_tiles
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import Pixels, TrainTransform, Transform, eval_transform, resize_labels
@@ -278,43 +278,54 @@ class Loading:
     """Processes (forked) that load ahead; 0 loads in the calling process."""
 
 
-def eval_loader(
-    index: AnnotationIndex,
-    loading: Loading,
-    *,
-    size: int,
-    size_divisor: int = 32,
-    pin_memory: bool = False,
-) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
-    """Yields every image once, in the index's order, and the images' original heights and widths.
+class EvalLoader:
+    """Every image of an index once, with the images' original heights and widths.
 
-    Images are resized to a longest side of `size`, their boxes with them.
-
-    Args:
-        pin_memory: as for `train_loader`.
-
-    Raises:
-        DataError: an image is missing or cannot be used: a metric over the rest would not be the metric.
-        ValueError, RuntimeError: as `train_loader`.
+    Images are resized to a longest side of `size`, their boxes with them. A batch has images of one padded shape, so
+    that each is padded as if it were alone: what is detected in it does not depend on the others. Batches are in the
+    order of the index as far as that allows.
     """
-    if len(index):
-        index.encoded(0)
-    step = loading.batch_size
-    batches = [range(first, min(first + step, len(index))) for first in range(0, len(index), step)]
 
-    def checked() -> Iterator[tuple[Batch, Tensor]]:
-        row = 0
-        for loaded in image_loader(
-            index, batches, size=size, workers=loading.workers, size_divisor=size_divisor, pin_memory=pin_memory
-        ):
+    def __init__(
+        self,
+        index: AnnotationIndex,
+        loading: Loading,
+        *,
+        size: int,
+        size_divisor: int = 32,
+        pin_memory: bool = False,
+    ):
+        """
+        Args:
+            pin_memory: as for `train_loader`.
+
+        Raises:
+            ValueError: an index without a folder of images.
+        """
+        if len(index):
+            index.encoded(0)
+        self._index = index
+        self._batches = batches_of_like_shape(index.image_sizes, loading.batch_size, size=size, divisor=size_divisor)
+        self._load = partial(
+            image_loader, index, self._batches, size=size, workers=loading.workers, size_divisor=size_divisor,
+            pin_memory=pin_memory,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Batch, Int[Tensor, "B 2"]]]:
+        """
+        Raises:
+            DataError: an image is missing or cannot be used: a metric over the rest would not be the metric.
+            RuntimeError: as `train_loader`.
+        """
+        for rows, loaded in zip(self._batches, self._load(), strict=True):
             for line in loaded.skipped:
                 code, message = line.split(" ", 1)
-                raise DataError(code, f"{message}; evaluation needs every image of {index.path}")
-            num_images = len(loaded.image_ids)
-            yield loaded, torch.from_numpy(index.image_sizes[row : row + num_images].copy())
-            row += num_images
-
-    return checked()
+                raise DataError(code, f"{message}; evaluation needs every image of {self._index.path}")
+            yield loaded, torch.from_numpy(self._index.image_sizes[rows])
 
 
 def image_loader(
