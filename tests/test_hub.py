@@ -211,6 +211,16 @@ def test_an_evaluation_of_these_very_weights_is_on_the_card(run, tmp_path, folde
         assert (tmp_path / name / "metrics.json").exists() == (name == "own")
 
 
+def test_an_evaluation_of_another_set_in_the_run_folder_is_not_on_the_card(run, tmp_path):
+    """As `ovd eval RUN --annotations OTHER --output RUN` leaves it."""
+    shutil.copytree(run, tmp_path / "run")
+    Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "before")
+    assert (tmp_path / "before" / "metrics.json").exists()
+    (tmp_path / "run" / "evaluated.json").write_text("{}")
+    Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "after")
+    assert not (tmp_path / "after" / "metrics.json").exists()
+
+
 def test_a_prefilter_of_loading_is_not_saved(run, tmp_path):
     Predictor.load(run, prefilter=0.5).save_pretrained(tmp_path / "given")
     assert load_detector(tmp_path / "given").options.prefilter is None

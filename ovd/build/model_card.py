@@ -10,6 +10,7 @@ from ovd.build.trained import TrainedDetector
 from ovd.engine.checkpoint import step_of
 from ovd.engine.metric_records import last_evaluated_step
 from ovd.evaluation.measured_weights import measured_weights
+from ovd.evaluation.run import EVALUATED
 from ovd.files import sha256_of
 
 METRICS = "metrics.json"
@@ -71,7 +72,8 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     for evaluation, of in noted:
         if of is not None and of == sha256 and (evaluation / METRICS).is_file():
             return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
-    if not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
+    is_of_another_set = (run / EVALUATED).is_file()  # `ovd eval RUN --annotations OTHER --output RUN`
+    if is_of_another_set or not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
         return None
     return json.loads((run / METRICS).read_text(encoding="utf-8"))
 

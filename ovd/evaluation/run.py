@@ -23,9 +23,11 @@ from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 
 EVALUATED = "evaluated.json"
-"""File that says what an evaluation in a folder was of, where it was of a detector."""
+"""File of `ovd eval` that says which detector and options an evaluation in a folder was of."""
+COMPARED = "compared.json"
+"""File of `ovd fine-tune` that says the same to the content of all files, so that it need not evaluate again."""
 NOT_ALWAYS_WRITTEN = (
-    "naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED, "fine_tuning_evaluated.json"
+    "naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED, COMPARED
 )  # fmt: skip
 """Files of an evaluation that measures naming, makes a page, or knows where the images are, or the weights."""
 

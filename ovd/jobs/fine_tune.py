@@ -5,6 +5,7 @@ weights; then the detectors before and after and the average of their weights ar
 new data's validation set and on that of the original training.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
 from ovd.distributed import gather, is_main, process_group, wait_for_all
 from ovd.engine.ensemble import different_detectors, save_ensemble
+from ovd.evaluation.run import COMPARED
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
@@ -35,8 +37,6 @@ from ovd.selftrain.labels import label_files, labels_fingerprint
 from ovd.text.names import read_alike
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
-EVALUATED = "fine_tuning_evaluated.json"
-"""File that says which weights, data and settings an evaluation here was of; any later one in its folder removes it."""
 
 
 @dataclass(frozen=True)
@@ -252,12 +252,12 @@ def _evaluate(
     experts: ExpertGroup,
     options: EvalSection | None,
 ) -> dict[str, float]:
-    """The metrics of a detector on a data set; read from the folder if it holds those of the same two.
+    """The metrics of a detector on a data set; read from the folder if it holds those of the same two, as they are now.
 
     Args:
         options: in the place of those of the detector's own config.
     """
-    done, source = output / "metrics.json", output / EVALUATED
+    done, source = output / "metrics.json", output / COMPARED
     found = find_checkpoint(path)
     descriptions = map(read_description, experts.folders)
     evaluated = {
@@ -265,6 +265,8 @@ def _evaluate(
         "weights_sha256": sha256_of(found.weights),
         "annotations": str(index.path),
         "fingerprint": index.fingerprint(),  # a data.yaml has several sets
+        "truths": [truth.fingerprint() for truth in (index.truth, index.exhaustive_truth) if truth is not None],
+        "images": _state_of_images(index),
         "eval": found.config["eval"] if options is None else options.model_dump(mode="json"),
         "experts": [{"sha256": one.sha256, "eval": one.config["eval"]} for one in descriptions],
     }
@@ -280,6 +282,12 @@ def _evaluate(
         if is_main():
             write_json(source, evaluated)
     return gather(json.loads(done.read_text())["metrics"] if is_main() else {})[0]
+
+
+def _state_of_images(index: AnnotationIndex) -> str:
+    """Hash of when each image file was written, and of its size."""
+    states = [index.encoded(image).stat() for image in range(len(index))]
+    return hashlib.sha256(repr([(state.st_size, state.st_mtime_ns) for state in states]).encode()).hexdigest()[:16]
 
 
 def _read_json(path: Path) -> Any:

@@ -1,8 +1,10 @@
 """Fine-tuning as a user runs it, a few steps: what is gained and lost is told, and nothing is done twice."""
 
 import json
+import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,10 @@ from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.engine.ensemble import save_ensemble
-from ovd.evaluation.run import NOT_ALWAYS_WRITTEN
 from ovd.experts.group import NO_EXPERTS
 from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
-from ovd.jobs.fine_tune import EVALUATED, Outcome, _average, _evaluate, fine_tune, format_outcomes
+from ovd.jobs.fine_tune import COMPARED, Outcome, _average, _evaluate, fine_tune, format_outcomes
 from ovd.jobs.run_folder import check_same_start
 from ovd.jobs.train import train_from_config
 
@@ -57,7 +58,7 @@ def test_fine_tuning_tells_what_is_gained_and_lost(start, miniature_world, tmp_p
     otherwise = config.model_copy(update={"train": config.train.model_copy(update={"backbone_rate": 0.5})})
     with pytest.raises(ValueError, match=r"other settings: train\.backbone_rate was 0\.1, is 0\.5"):
         fine_tune(otherwise, weight=0.25)
-    (tmp_path / "tuned" / "eval-new-after" / EVALUATED).write_text("{}")  # as of another detector
+    (tmp_path / "tuned" / "eval-new-after" / COMPARED).write_text("{}")  # as of another detector
     assert fine_tune(config, weight=0.25) == outcomes
     assert capsys.readouterr().out.count(f"tuned on {layout.val_annotations}") == 1
     content = json.loads(layout.train_annotations.read_text())
@@ -203,13 +204,15 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
     for options in (EvalSection(max_detections=1), EvalSection(max_detections=1)):  # once more, with other settings
         found = _evaluate(config, run, index, folder, NO_EXPERTS, options)
     assert found == {"AP": pytest.approx(0.3)}
-    evaluated = folder / EVALUATED
+    evaluated = folder / COMPARED
     evaluated.write_text(evaluated.read_text()[:14])  # cut by a kill
     assert _evaluate(config, run, index, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.4)}
-
-
-def test_another_evaluation_in_its_folder_is_not_taken_for_its_own():
-    assert EVALUATED in NOT_ALWAYS_WRITTEN
+    assert index.truth is not None
+    smaller = replace(index, truth=replace(index.truth, areas_px=index.truth.areas_px / 2))
+    assert _evaluate(config, run, smaller, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.5)}
+    os.utime(index.encoded(0), (0, 0))  # as if it were another picture
+    for _ in range(2):
+        assert _evaluate(config, run, smaller, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.6)}
 
 
 def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_world, tmp_path):
