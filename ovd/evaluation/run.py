@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
+
 from ovd.choices import DataFormatName, Engine
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations, load_truth
 from ovd.data.formats.known import FORMATS
@@ -21,6 +23,7 @@ from ovd.evaluation.measured_weights import MEASURED
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
+from ovd.shapes import Bool
 
 EVALUATED = "evaluated.json"
 """File of `ovd eval` that says which detector and options an evaluation in a folder was of."""
@@ -69,7 +72,8 @@ def evaluate_results(
         truth = exhaustive
         section = exhaustive_metrics(truth, results, engine=evaluator.engine)
         evaluation = replace(evaluation, sections=(*evaluation.sections, section))
-    groups = base_and_novel(truth.categories, evaluator.named_groups)
+    is_class = _are_classes(truth)
+    groups = {name: mask & is_class for name, mask in base_and_novel(truth.categories, evaluator.named_groups).items()}
     decisions = measure_decisions(truth, results, groups, own_threshold=own_threshold)
     print(format_table(evaluation))
     print(format_decisions(decisions))
@@ -87,6 +91,13 @@ def evaluate_results(
         except OSError as error:
             print(f"warning: {output_dir}: predictions.jpg cannot be written ({error})")
     return measures
+
+
+def _are_classes(truth: Truth) -> Bool[np.ndarray, " C"]:
+    """Which categories are not but the parent of others, without a box; an index, and so a detector, has none of these,
+    but a results file may name its id."""
+    is_parent = np.array([category.is_parent for category in truth.categories], bool)
+    return ~is_parent | (truth.num_boxes_of_categories() > 0)
 
 
 def evaluate_results_file(

@@ -300,3 +300,32 @@ def test_scores_that_are_no_probabilities_are_said(scale, offset, world, tmp_pat
         assert ("Warning: scores lie from" in (tmp_path / name / "report.html").read_text()) == (name == "other")
     least, largest = decisions_in(tmp_path / "other")["report"]["score_range"]
     assert least == largest == pytest.approx(scale * 0.9 + offset)
+
+
+def test_a_class_that_is_but_the_parent_of_others_is_not_judged(tmp_path):
+    """A detector has none of these; a results file is judged as the detections that it holds."""
+    rng = np.random.default_rng(0)
+    boxes = [[*map(float, rng.uniform(0, 40, 2)), 30.0, 30.0] for _ in range(12)]
+    content: dict[str, Any] = {
+        "images": [{"id": number, "file_name": f"{number}.jpg", "height": 80, "width": 80} for number in range(6)],
+        "categories": [{"id": number, "name": f"thing {number}", "supercategory": "things"} for number in (1, 2)],
+        "annotations": [
+            {"id": row, "image_id": row // 2, "category_id": 1 + row % 2, "bbox": box, "area": 900.0, "iscrowd": 0}
+            for row, box in enumerate(boxes)
+            if row % 3
+        ],
+    }
+    rows = [
+        {"image_id": row // 2, "category_id": 1 + row % 2, "bbox": box, "score": 0.9 - row / 20}
+        for row, box in enumerate(boxes)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    found = []
+    for name in ("without", "with"):
+        if name == "with":
+            content["categories"].append({"id": 0, "name": "things", "supercategory": "none"})
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        evaluate_results_file(tmp_path / f"{name}.json", tmp_path / "results.json", "coco", output_dir=tmp_path / name)
+        found.append(json.loads((tmp_path / name / "decisions.json").read_text()))
+    assert found[0]["groups"] == found[1]["groups"]
+    assert found[0]["groups"][0]["num_classes"] == 2
