@@ -125,6 +125,15 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monk
     assert stopped.value.code == 2
     assert "holds an evaluation with another annotations" in capsys.readouterr().err
     evaluate("other", "--output", "elsewhere")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "eval", "another_run", "--output", "elsewhere")
+    assert "holds an evaluation with another annotations, format, images, run" in capsys.readouterr().err
+    Path("submission").mkdir()
+    Path("submission/results.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        evaluate("one", "--output", "submission")
+    assert "submission/results.json is not of an earlier evaluation of a run" in capsys.readouterr().err
+    assert Path("submission/results.json").read_text() == "[]"
     monkeypatch.chdir("/")  # a path from elsewhere to the same file
     run(monkeypatch, "eval", str(tmp_path / "run"), "--format", "coco", "--images", str(tmp_path / "images"),
         "--annotations", str(tmp_path / "one/annotations/val.json"))  # fmt: skip

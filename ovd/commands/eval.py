@@ -23,13 +23,15 @@ from ovd.build.arguments import add_detector_options, add_format_options, format
 from ovd.choices import DataFormatName
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
+from ovd.evaluation.measured_weights import MEASURED
 from ovd.evaluation.run import EVALUATED, evaluate_results_file
 from ovd.files import write_json
 
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that a results file has no use for."""
 WHAT = (
-    "annotations", "images", "format", *(field.name for field in fields(FormatOptions) if field.name != "attribute"),
+    "run", "annotations", "images", "format",
+    *(field.name for field in fields(FormatOptions) if field.name != "attribute"),
     "expert", "same_place", "nearest", "onnx", "size",
 )  # fmt: skip
 """Options that say what is evaluated on what."""
@@ -97,16 +99,18 @@ def claim_folder(output: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """Make the folder; return what is to be noted in it once the evaluation is done.
 
     Raises:
-        ValueError: it has its default name, and an evaluation of something else in it.
+        ValueError: it has an evaluation of something else in it, or a results file of another origin.
     """
     evaluated = {name: str(value) for name in WHAT if (value := _absolute(getattr(arguments, name)))}
-    file = output / EVALUATED
-    if arguments.output is None and file.is_file():
+    file, results = output / EVALUATED, output / "results.json"
+    if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         if different := sorted(name for name in {*before, *evaluated} if before.get(name) != evaluated.get(name)):
             raise ValueError(
-                f"{output} holds an evaluation with another {', '.join(different)} ({file}); give --output FOLDER"
+                f"{output} holds an evaluation with another {', '.join(different)} ({file}); give another --output"
             )
+    elif results.exists() and not (output / MEASURED).is_file():
+        raise ValueError(f"{results} is not of an earlier evaluation of a run; move it, or give another --output")
     output.mkdir(parents=True, exist_ok=True)
     return evaluated
 
@@ -144,6 +148,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         index = load_evaluation_index(annotations, images, format, options=options)
     with main_first():
         evaluated = claim_folder(output, arguments)
+        if is_main():
+            write_json(output / EVALUATED, evaluated)  # so that it can be repeated after an interruption
     evaluate_run(
         trained,
         output=output,
@@ -155,7 +161,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     )
     if not is_main():
         return
-    write_json(output / EVALUATED, evaluated)
+    write_json(output / EVALUATED, evaluated)  # the evaluation has removed that of an earlier one
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
     files += ["naming.json"] if arguments.onnx is None and not trained.experts.folders else []
     files += ["report.html"] if arguments.html else []
