@@ -34,7 +34,8 @@ from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, configured_clip
 from ovd.build.text import build_class_bank, text_of_names
 from ovd.build.trained import TrainedDetector, initialize, load_detector, score_ensemble
-from ovd.config import TrainConfig, load_config
+from ovd.config import TrainConfig
+from ovd.config_files import load_config
 from ovd.data.formats.known import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.padding import pad_images

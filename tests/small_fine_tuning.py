@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 
 
 def fine_tuning_config(output: Path, source: dict[str, str], **changes: Any) -> TrainConfig:

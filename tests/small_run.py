@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 
 
 def source_of(world: Path, *, validated: bool = True) -> dict[str, str]:

@@ -11,7 +11,8 @@ from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.clip.onednn import has_operations
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataError, DataReport
 from ovd.engine.groups import build_groups

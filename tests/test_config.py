@@ -5,11 +5,8 @@ import pytest
 import yaml
 
 from ovd.config import (
-    OTHERS_WORDS,
-    RENAMED,
     AblationConfig,
     AlignConfig,
-    ConfigError,
     FineTuningTable,
     GatedShortcutsConfig,
     NoShortcutsConfig,
@@ -17,9 +14,8 @@ from ovd.config import (
     Section,
     TrainConfig,
     WorldData,
-    flatten,
-    load_config,
 )
+from ovd.config_files import OTHERS_WORDS, RENAMED, ConfigError, flatten, load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

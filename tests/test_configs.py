@@ -8,7 +8,8 @@ import real_layouts
 
 from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector_on_meta
-from ovd.config import TrainConfig, load_config
+from ovd.config import TrainConfig
+from ovd.config_files import load_config
 from ovd.cost import count_cost
 from ovd.data.category import Category
 from ovd.data.report import DataReport

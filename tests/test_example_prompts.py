@@ -14,7 +14,8 @@ from ovd.build.detector import build_detector, untouched_clip
 from ovd.build.prompts import EXAMPLE_VIEWS, Example, Prompt, PromptEncoder
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.images.read import ImageError
 from ovd.jobs.queries import read_example, with_examples
 from ovd.model.crops import square_crops

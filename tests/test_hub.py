@@ -16,7 +16,8 @@ from ovd.build.prompts import Example, Prompt
 from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
 from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import copy_clip, save_clip
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import save_ensemble
 from ovd.engine.notes import Notes

@@ -17,7 +17,8 @@ from ovd.build.detector import build_detector, resolve_device
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import evaluation_text, text_of_names
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.loading.loader import Loading

@@ -29,7 +29,8 @@ from PIL import Image
 import ovd.build.data
 import ovd.data.world.build
 from ovd.__main__ import COMMANDS
-from ovd.config import AblationConfig, AlignConfig, PretrainConfig, TrainConfig, _known_keys, load_config
+from ovd.config import AblationConfig, AlignConfig, PretrainConfig, TrainConfig
+from ovd.config_files import _known_keys, load_config
 from ovd.cost import MEASURED_UTILIZATION, count_cost
 from ovd.data.pairs.tar import write_pair_shards
 from ovd.data.world.build import pair_scene

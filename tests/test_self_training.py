@@ -16,16 +16,8 @@ import ovd.build.trained
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.build.data import load_labelled_pairs, samples_drawn
 from ovd.build.trained import load_detector
-from ovd.config import (
-    AblationConfig,
-    AblationRow,
-    ConfigError,
-    LabelOptions,
-    LabelsConfig,
-    TrainConfig,
-    load_config,
-    parse_config,
-)
+from ovd.config import AblationConfig, AblationRow, LabelOptions, LabelsConfig, TrainConfig
+from ovd.config_files import ConfigError, load_config, parse_config
 from ovd.data.pairs.tar import write_pair_shards
 from ovd.data.report import DataError
 from ovd.data.world.build import pair_scene

@@ -20,7 +20,8 @@ from ovd.ablation.records import Record, missing_runs, select
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.ablation.tables import format_lengths, format_report, write_between_markers
 from ovd.cli import run_tool
-from ovd.config import AblationConfig, load_config
+from ovd.config import AblationConfig
+from ovd.config_files import load_config
 
 
 def report(config: AblationConfig, variants: list[dict[str, RowStages]], results: Path | None) -> None:

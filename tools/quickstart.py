@@ -21,7 +21,8 @@ from ovd.build.data import draw_world, load_evaluation_index, load_validation_in
 from ovd.build.detector import resolve_device
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.cli import run_tool
-from ovd.config import LabelOptions, TrainConfig, load_config
+from ovd.config import LabelOptions, TrainConfig
+from ovd.config_files import load_config
 from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.truth import Truth

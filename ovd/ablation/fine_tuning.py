@@ -16,7 +16,8 @@ from ovd.ablation.statistics import UNKNOWN, estimate
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
 from ovd.build.trained import find_checkpoint
-from ovd.config import FineTuningTable, LabelsConfig, TrainConfig, load_config
+from ovd.config import FineTuningTable, LabelsConfig, TrainConfig
+from ovd.config_files import load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config

@@ -18,18 +18,8 @@ from ovd.build.data import draw_world, hold_out, load_evaluation_index, load_tra
 from ovd.build.detector import resolve_device
 from ovd.build.text import text_of_index
 from ovd.build.trained import TrainedDetector, load_detector
-from ovd.config import (
-    AblationRow,
-    AlignConfig,
-    ConfigError,
-    LabelOptions,
-    LabelsConfig,
-    TrainConfig,
-    TrainSection,
-    WorldData,
-    flatten,
-    load_config,
-)
+from ovd.config import AblationRow, AlignConfig, LabelOptions, LabelsConfig, TrainConfig, TrainSection, WorldData
+from ovd.config_files import ConfigError, flatten, load_config
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.files import write_json
 from ovd.jobs.align_backbone import align_backbone

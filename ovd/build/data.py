@@ -12,14 +12,8 @@ from jaxtyping import Bool
 
 from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
-from ovd.config import (
-    DataConfig,
-    FileData,
-    PairsConfig,
-    TrainConfig,
-    WorldData,
-    parse_config,
-)
+from ovd.config import DataConfig, FileData, PairsConfig, TrainConfig, WorldData
+from ovd.config_files import parse_config
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.formats.known import FORMATS

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ovd.config import ExpertSection, TrainConfig, parse_config
+from ovd.config import ExpertSection, TrainConfig
+from ovd.config_files import parse_config
 from ovd.experts.folder import (
     ANSWERS,
     BASE_TEXT,

@@ -14,7 +14,8 @@ from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, resolve_device, resolve_low_precision, untouched_clip
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.images.pixels import checked_size, warn_of_other_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes

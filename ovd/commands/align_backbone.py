@@ -14,7 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from ovd.config import AlignConfig, load_config
+from ovd.config import AlignConfig
+from ovd.config_files import load_config
 
 
 def main() -> None:

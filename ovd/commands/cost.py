@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 from ovd.build.arguments import number_above_0, number_from_0_to_1, positive_number
-from ovd.config import TrainConfig, load_config
+from ovd.config import TrainConfig
+from ovd.config_files import load_config
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ continues an interrupted run.
 import argparse
 from pathlib import Path
 
-from ovd.config import TrainConfig, load_config
+from ovd.config import TrainConfig
+from ovd.config_files import load_config
 
 
 def main() -> None:

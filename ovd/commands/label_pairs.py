@@ -19,7 +19,8 @@ from typing import get_args
 
 from ovd.build.arguments import add_expert_options, expert_group, positive_number
 from ovd.choices import QuerySource, Templates
-from ovd.config import LabelOptions, parse_config
+from ovd.config import LabelOptions
+from ovd.config_files import parse_config
 from ovd.data.formats.text_files import read_lines
 from ovd.text.names import read_alike
 

@@ -14,7 +14,8 @@ import argparse
 from pathlib import Path
 
 from ovd.cli import EXIT_BAD_INPUT
-from ovd.config import TrainConfig, load_config
+from ovd.config import TrainConfig
+from ovd.config_files import load_config
 
 
 def main() -> None:

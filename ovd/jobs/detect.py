@@ -1,9 +1,10 @@
 """Detect in pictures and videos one after another, and write what is found: pictures, COCO JSON, or lines of JSON."""
 
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from ovd.build.prompts import Prompt
-from ovd.data.images.files import DRAWN
+from ovd.data.images.files import DRAWN, is_image_name, name_below
 from ovd.data.images.media import STANDARD_INPUT, Picture, is_video, pictures_of
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.images.video import VideoWriter, describe_video
@@ -71,15 +72,32 @@ def output_for(
             for standard output.
 
     Raises:
-        ValueError: the pictures of two sources would have the same name, or the file cannot be written.
+        ValueError: the pictures of two sources would have the same name, the folder has the name of a file, or the file
+            cannot be written.
     """
     match kind:
         case "pictures":
+            if path is not None:
+                _check_folder(path)
             return PictureFiles(sources, names, path)
         case "coco":
             return CocoFile(path or Path("detections.json"), names)
         case "lines":
             return JsonLines(path, names)
+
+
+def _check_folder(path: Path) -> None:
+    """Check that pictures go into a folder.
+
+    Raises:
+        ValueError: it is a file, or would be a folder with the name of one, as where --write coco was forgotten.
+    """
+    is_named_as_file = path.suffix.lower() in (".json", ".jsonl") or is_image_name(path.name) or is_video(str(path))
+    if not path.is_dir() and (path.exists() or is_named_as_file):
+        raise ValueError(
+            f"--output {path}: pictures are written into a folder, and this is the name of a file; name a folder, or "
+            "add --write coco or --write lines for one file"
+        )
 
 
 def detect_in(
@@ -177,7 +195,8 @@ class PictureFiles:
     def __init__(self, sources: Sequence[str], names: Sequence[str], folder: Path | None):
         """
         Args:
-            folder: made if it does not exist; None writes beside the sources.
+            folder: made if it does not exist; None writes beside the sources. Where two sources have the same name,
+                it has the folders below the one that all sources lie in.
 
         Raises:
             ValueError: the files of two sources would have the same name.
@@ -253,27 +272,35 @@ def targets(sources: Sequence[str], folder: Path | None) -> dict[str, Path]:
     """The path, without an ending, of the files that are written for each source.
 
     Sources of one name keep their own ending in it: x.jpg and x.png give x.jpg.detections.png and
-    x.png.detections.png.
+    x.png.detections.png. Where that does not tell them apart in the folder, as train/x.jpg and val/x.jpg, all sources
+    keep their path below the folder that they all lie in.
 
     Raises:
-        ValueError: two sources have the same name.
+        ValueError: two sources would have the same path.
     """
-
-    def path(source: str, *, whole: bool) -> Path:
-        file = Path("stdin") if source == STANDARD_INPUT else Path(source)
-        return (folder or file.parent) / (file.name if whole else file.stem)
-
-    count = Counter(path(source, whole=False) for source in sources)
-    chosen = {source: path(source, whole=count[path(source, whole=False)] > 1) for source in sources}
+    files = {source: Path("stdin" if source == STANDARD_INPUT else source) for source in sources}
+    parents = {source: folder or file.parent for source, file in files.items()}
+    chosen = _targets_in(parents, files)
+    if folder is not None and len(set(chosen.values())) < len(chosen):
+        root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files.values()]))
+        parents = {source: folder / name_below(root, file.parent) for source, file in files.items()}
+        chosen = _targets_in(parents, files)
     of_path: dict[Path, str] = {}
     for source, target in chosen.items():
         if target in of_path:
             raise ValueError(
-                f"{of_path[target]} and {source} would both be written to {target}.detections.png; leave --output "
-                "away, or write one file for all with --write coco or --write lines"
+                f"{of_path[target]} and {source} would both be written to {target}.detections.png; give one after the "
+                "other, or write one file for all with --write coco or --write lines"
             )
         of_path[target] = source
     return chosen
+
+
+def _targets_in(parents: Mapping[str, Path], files: Mapping[str, Path]) -> dict[str, Path]:
+    """The path of each source's files in its folder, with the source's own ending where its stem is there twice."""
+    stems = {source: parents[source] / file.stem for source, file in files.items()}
+    count = Counter(stems.values())
+    return {source: parents[source] / files[source].name if count[stem] > 1 else stem for source, stem in stems.items()}
 
 
 def read_examples(prompts: Sequence[str | Prompt]) -> None:

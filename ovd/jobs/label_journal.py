@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ovd.config import differences
+from ovd.config_files import differences
 from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
 

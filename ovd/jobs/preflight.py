@@ -1,5 +1,6 @@
 """All that can stop or spoil a training, found before it: both sets, every image file, the vocabulary, the pairs."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,6 +88,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         assert validation.truth is not None
         verdicts.append(evaluation_verdict(validation, validation_report, validation.truth))
         print(f"\n{describe_vocabulary(index, validation)}")
+        warn_of_trained_images(trained, validation)
     samples = images_per_step(config)[0] * config.train.steps
     print(
         f"{config.train.steps:,} steps on {world_size()} ranks draw {samples:,} images, "
@@ -100,6 +102,21 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     warn_of_absent_classes(config, trained)
     print("\n".join(verdicts))
     return not any(map(is_stop, verdicts))
+
+
+def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationIndex) -> None:
+    """Say how many images of the validation set are trained on, such as all where both sets are one file."""
+    num_trained = len(_image_paths(training) & _image_paths(validation))
+    if num_trained:
+        print(
+            f"warning: {num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
+            f"{training.path}, too: the metrics will be of images that were trained on; ovd split makes two files of one"
+        )
+
+
+def _image_paths(index: AnnotationIndex) -> set[str]:
+    root = os.path.abspath(index.images_root or ".")
+    return {os.path.normpath(os.path.join(root, file)) for file in index.image_files}
 
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:

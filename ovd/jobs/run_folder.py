@@ -11,7 +11,8 @@ import yaml
 
 from ovd.build.data import images_per_step
 from ovd.build.trained import weights_file
-from ovd.config import AlignConfig, TrainConfig, differences, flatten, parse_config
+from ovd.config import AlignConfig, TrainConfig
+from ovd.config_files import differences, flatten, parse_config
 from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import ended_early

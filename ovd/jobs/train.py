@@ -32,7 +32,8 @@ from ovd.build.trained import (
     stored_calibration,
 )
 from ovd.clip.load import Clip
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable

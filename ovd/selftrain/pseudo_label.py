@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ovd.config import LabelOptions, differences
+from ovd.config import LabelOptions
+from ovd.config_files import differences
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import ManifestEntry, PairShards, caption_fault, list_shards

@@ -21,7 +21,7 @@ from ovd.build.data import load_validation_index
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import text_of_names
 from ovd.build.trained import build_inference, load_detector
-from ovd.config import ConfigError
+from ovd.config_files import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
 from ovd.experts.group import ExpertGroup

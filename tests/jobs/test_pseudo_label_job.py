@@ -16,7 +16,8 @@ from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
 from ovd.choices import QuerySource, Templates
 from ovd.commands import label_pairs
-from ovd.config import LabelOptions, TrainConfig, parse_config
+from ovd.config import LabelOptions, TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
 from ovd.jobs import pseudo_label

@@ -8,7 +8,8 @@ import torch
 
 from ovd.build.data import samples_drawn
 from ovd.build.trained import load_detector
-from ovd.config import RENAMED, ConfigError, TrainConfig
+from ovd.config import TrainConfig
+from ovd.config_files import RENAMED, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.jobs.run_folder import check_same_run, find_run, open_run_folder

@@ -15,7 +15,8 @@ from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference
-from ovd.config import LabelOptions, TrainConfig, parse_config
+from ovd.config import LabelOptions, TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.loading.loader import Loading
 from ovd.data.pairs.tar import Pair, write_pair_shards

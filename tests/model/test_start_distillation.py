@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_run import small_config
 
-from ovd.config import ConfigError
+from ovd.config_files import ConfigError
 from ovd.jobs.train import train_from_config
 from ovd.model.assign import assign_atss, assign_fcos
 from ovd.model.fcos_head import make_points

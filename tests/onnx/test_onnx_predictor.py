@@ -18,7 +18,8 @@ from small_export import num_without_equal, unchecked, unit_rows
 from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector
-from ovd.config import EnsembleConfig, TrainConfig, parse_config
+from ovd.config import EnsembleConfig, TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.images.read import ImageError
 from ovd.export.detector import export_detector
 from ovd.inference import Inference

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
-from ovd.config import LabelOptions, TrainConfig, parse_config
+from ovd.config import LabelOptions, TrainConfig
+from ovd.config_files import parse_config
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError, DataReport

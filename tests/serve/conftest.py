@@ -9,7 +9,8 @@ from small_server import LIMITS, Running, running
 
 from ovd.build.detector import build_detector
 from ovd.build.trained import TrainedDetector
-from ovd.config import TrainConfig, parse_config
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
 from ovd.serve.answerer import Answerer
 from ovd.serve.app import Settings
 from ovd.serve.hosts import known_hosts

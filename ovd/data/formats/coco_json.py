@@ -18,7 +18,8 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
     LVIS synonyms and frequencies, are needed for an index alone, so that a results file can be evaluated without them.
 
     What has one meaning is read: a byte order mark before the text; ids written as 7.0 or "7"; annotations without ids
-    or whose ids restart, which are numbered anew; `iscrowd` as true, false, 1.0, "0" or "1"; numbers of boxes as text.
+    or whose ids restart, which are numbered anew; `iscrowd` as true, false, 1.0, "0" or "1"; numbers of boxes as text;
+    polygons without `bbox`, of which the box around all is taken.
     An index has no class that is but the parent of others; a results file may name its id.
 
     Args:
@@ -26,7 +27,7 @@ def read_coco_json(request: ReadRequest, report: DataReport, *, federated: bool)
             `val2017/`. COCO: the one that `file_name` is relative to. Objects365: that of the split, with its `patch`
             folders or, v1, the images themselves. None leaves paths relative, for work that needs no pixels.
         report: counts objects and names that are there twice, files whose annotations have no ids of their own, boxes
-            with numbers as text, and parents.
+            with numbers as text or of polygons, and parents.
         federated: whether images have LVIS's federated labels. `iscrowd` does not count in the evaluation then.
 
     Raises:

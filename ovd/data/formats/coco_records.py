@@ -13,6 +13,7 @@ import numpy as np
 
 from ovd.choices import Frequency
 from ovd.data.category import Category
+from ovd.data.formats.drawn_shapes import Box, around_points
 from ovd.data.formats.image_names import files_by_base_name
 from ovd.data.formats.image_sizes import fill_sizes
 from ovd.data.formats.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
@@ -25,6 +26,10 @@ from ovd.text.names import read_alike
 _NUM_NAMED = 20
 
 _CROWD: dict[Any, bool] = {0: False, 1: True, "0": False, "1": True}  # 0 equals false and 0.0, 1 true and 1.0
+
+_NO_BOX: tuple[Any, ...] = (None, [])
+"""What `bbox` is in files that have nothing but masks; None also if it is left out."""
+_SMALLEST_POLYGON_NUMBERS = 6
 
 _FEDERATED_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -65,9 +70,8 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
     else:
         known = np.array([_stated_size(row) for row in images], np.int64).reshape(-1, 2)
         sizes = known if known.all() else None
-    boxes = source.boxes(objects, LARGEST_COORDINATE if request.index else math.inf, report)
-    if request.options.xyxy:
-        boxes[:, 2:] -= boxes[:, :2]
+    limit = LARGEST_COORDINATE if request.index else math.inf
+    boxes = source.boxes(objects, limit, report, xyxy=request.options.xyxy)
     object_ids = [row["id"] for row in objects]
     return AnnotationTable(
         path=path,
@@ -88,11 +92,12 @@ def read_records(request: ReadRequest, content: bytes, report: DataReport, *, fe
 
 
 def _parse(path: Path, content: bytes) -> Any:
-    """What an annotation file holds, without its masks."""
+    """What an annotation file holds, without its masks, but for those of objects that have no box beside them."""
 
     def without_masks(record: dict[str, Any]) -> dict[str, Any]:
         # Masks are nine tenths of an LVIS file, and the detector has no use for them: freed while parsing.
-        record.pop("segmentation", None)
+        if record.get("bbox") not in _NO_BOX:
+            record.pop("segmentation", None)
         return record
 
     if content.startswith(GZIP):
@@ -210,20 +215,49 @@ class Source:
                 f"{'; '.join(unknown[:_NUM_NAMED])}",
             )
 
-    def boxes(self, objects: list[dict[str, Any]], limit: float, report: DataReport) -> Float64[np.ndarray, "M 4"]:
-        """xywh of every object, with each number under the limit; numbers may be text, as in Roboflow's polygons."""
+    def boxes(
+        self, objects: list[dict[str, Any]], limit: float, report: DataReport, *, xyxy: bool
+    ) -> Float64[np.ndarray, "M 4"]:
+        """xywh of every object, with each number under the limit; numbers may be text, as in Roboflow's polygons.
+
+        Args:
+            xyxy: whether the file has corners instead.
+        """
         numbers: list[float] = []
         for row in objects:
-            stated = row.get("bbox")
+            stated, where = row.get("bbox"), f"{self.path}: annotation {row['id']}"
+            if stated in _NO_BOX and row.get("segmentation"):
+                box = self._box_of_polygons(row, limit)
+                report.repaired("F6", f"{where}: has no bbox; the box around its polygons is taken")
+                numbers.extend(box if xyxy else (*box[:2], box[2] - box[0], box[3] - box[1]))
+                continue
             box = _without_text(stated, limit)
             if not (isinstance(box, list) and len(box) == 4 and all(_is_number(number, limit) for number in box)):
-                raise DataError(
-                    "F6", f"{self.path}: annotation {row['id']}: bbox is {stated!r}, not four finite numbers"
-                )
+                raise DataError("F6", f"{where}: bbox is {stated!r}, not four finite numbers")
             if box is not stated:
-                report.repaired("F6", f"{self.path}: annotation {row['id']}: numbers of {stated} are written as text")
+                report.repaired("F6", f"{where}: numbers of {stated} are written as text")
             numbers.extend(box)
-        return np.array(numbers, dtype=np.float64).reshape(-1, 4)
+        boxes = np.array(numbers, dtype=np.float64).reshape(-1, 4)
+        if xyxy:
+            boxes[:, 2:] -= boxes[:, :2]
+        return boxes
+
+    def _box_of_polygons(self, row: dict[str, Any], limit: float) -> Box:
+        """The box around all polygons of an object, each a list of x and y in turn."""
+        polygons, where = row["segmentation"], f"{self.path}: annotation {row['id']}: has no bbox, and its segmentation"
+        if not isinstance(polygons, list):
+            raise DataError("F6", f"{where} is a mask, of which no box is made; write bbox into the file")
+        points = list[tuple[float, float]]()
+        for polygon in polygons:
+            numbers = _without_text(polygon, limit)
+            is_right = isinstance(numbers, list) and len(numbers) >= _SMALLEST_POLYGON_NUMBERS and len(numbers) % 2 == 0
+            if not (is_right and all(_is_number(number, limit) for number in numbers)):
+                raise DataError(
+                    "F6",
+                    f"{where} has {str(polygon)[:80]}, not the even number, from 6 on, of finite numbers of a polygon",
+                )
+            points += zip(numbers[::2], numbers[1::2], strict=True)
+        return around_points(points)
 
     def crowd(self, row: dict[str, Any]) -> bool:
         """Whether an object is a crowd: 0, 1, and what else says so in files of converters, such as 1.0 and "1"."""

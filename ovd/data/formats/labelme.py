@@ -11,7 +11,7 @@ from ovd.data.formats.drawn_shapes import around_ellipse, around_points
 from ovd.data.formats.json_object import is_number, read_json_object
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.images.files import files_below
+from ovd.data.images.files import files_below, without_drawn
 from ovd.data.report import DataError, DataReport
 
 _NUM_POINTS = {"rectangle": (2, 4), "mask": (2,), "circle": (2,), "rotation": (4,)}
@@ -36,8 +36,8 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
     Image ids and category ids are positions from 0, classes are sorted.
 
     Args:
-        request: `annotations` is the folder of JSON files, `images` the one of the images (None: the same). An image is
-            `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the folder of images.
+        request: `annotations` is the folder of JSON files, taken `without_drawn`; `images` the one of the images (None:
+            the same). An image is `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the folder of images.
         report: counts shapes without a box, objects of several shapes, and images that cannot be read though their size
             is missing.
 
@@ -45,7 +45,7 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
         DataError: F1 no JSON files, or one that is not LabelMe's; F2 an image twice; F6 a shape that is not finite
             points, or of an unknown type.
     """
-    paths = sorted(files_below(request.annotations, _is_annotation))
+    paths = without_drawn(sorted(files_below(request.annotations, _is_annotation)))
     if not paths:
         raise DataError("F1", f"{request.annotations}: no .json file in this folder")
     root = request.images or request.annotations

@@ -50,7 +50,8 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
             start at (None: the `path` of data.yaml, else its folder), or the folder of images to a folder of labels
             (None: its `images`, else the folder).
         report: counts images that are left out, since they cannot be read (their size is in no label file), label files
-            without an image and paths of another machine (F8), and label files of two images (F2).
+            without an image and paths of another machine (F8), and label files of two images (F2); says once how many
+            images have no label file (F1).
 
     Raises:
         DataError: F1 no plain YAML, a missing key or folder, no label file at all; F2 an image twice; F3 a class id
@@ -62,6 +63,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     _notice_odd_labels(listing, report)
 
     kept, sizes = readable_sizes(listing.images, report, stops=request.needs_images)
+    _notice_unlabelled(annotations, listing, kept.tolist(), report)
     rows_of_image = [_read_labels(listing.labels[image]) for image in kept.tolist()]
     image_of_object = np.repeat(np.arange(len(kept)), [len(rows) for rows in rows_of_image]).astype(np.int64)
     rows = [row for of_image in rows_of_image for row in of_image]
@@ -136,6 +138,14 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
             of_labels = images / path.relative_to(labels).parent
             if path.parent not in image_folders and not of_labels.is_dir():
                 _notice_orphan(path, {of_labels}, report)
+
+
+def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report: DataReport) -> None:
+    """Say how many of the images that can be read have no label file: background, or their labels were lost."""
+    without = [listing.images[image] for image in kept if listing.labels[image] is None]
+    if without:
+        where = f"{len(without):,} of {len(kept):,} images have no label file, and are taken as without objects"
+        report.noticed("F1", f"{path}: {where}; the first: {without[0]}")
 
 
 def _notice_orphan(path: Path, folders: Collection[Path], report: DataReport) -> None:

@@ -25,7 +25,7 @@ _OTHER_SUFFIXES = (".heic", ".dng", ".jfif", ".jpe", ".j2k", ".mpo", ".pfm", ".p
 _OF_SYSTEMS = frozenset({"@eaDir", "__MACOSX"})
 
 DRAWN = ".detections"
-"""End of the names, before the suffix, of the pictures and videos that `ovd detect` draws beside what it is given."""
+"""End of the names, before the suffix, of the files that `ovd detect` writes beside what it is given."""
 
 
 def is_image_name(name: str) -> bool:
@@ -34,16 +34,16 @@ def is_image_name(name: str) -> bool:
 
 
 def without_drawn(files: Iterable[Path]) -> list[Path]:
-    """The files of a folder or a pattern without the pictures that `ovd detect` has drawn there, which are counted."""
+    """The files of a folder or a pattern without those that `ovd detect` has written there, which are counted."""
     found = list(files)
     drawn = list(filter(is_drawn, found))
     if drawn:
-        print(f"warning: {len(drawn)} pictures with detections are left out; the first: {drawn[0]}", file=sys.stderr)
+        print(f"warning: {len(drawn)} files with detections are left out; the first: {drawn[0]}", file=sys.stderr)
     return [file for file in found if not is_drawn(file)]
 
 
 def is_drawn(file: Path) -> bool:
-    """Whether a file has the name of a picture that `ovd detect` draws."""
+    """Whether a file has the name of a picture that `ovd detect` draws, or of the JSON beside it."""
     return file.stem.endswith(DRAWN)
 
 
@@ -122,7 +122,8 @@ def images_at(sources: Sequence[str], *, recursive: bool) -> tuple[Path, list[Pa
 
 
 def _images_of(paths: Iterable[Path]) -> list[Path]:
-    return without_drawn(sorted(path for path in paths if is_image_name(path.name) and path.is_file()))
+    # A link that leads nowhere stays: reading it says what is wrong with it.
+    return without_drawn(sorted(path for path in paths if is_image_name(path.name) and not path.is_dir()))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def find_media(given: Sequence[str]) -> list[str]:
             taken `without_drawn`.
 
     Raises:
-        ValueError: a folder or a pattern has no image and no video, or `-` is given twice.
+        ValueError: a folder or a pattern has no image and no video, a word is an address such as https://..., or `-` is
+            given twice.
     """
     found: dict[str, str] = {}
     for word in given:
@@ -53,6 +54,9 @@ def find_media(given: Sequence[str]) -> list[str]:
 
 def _files_of(word: str) -> list[str]:
     path = Path(word)
+    if "://" in word and not path.exists():
+        piped = f", or pipe a picture: curl -sL '{word}' | ovd detect -" if word.lower().startswith("http") else ""
+        raise ValueError(f"{word}: addresses are not read; download it and give the file{piped}")
     if path.is_dir():
         files = _media_of(files_below(path, lambda name: is_image_name(name) or is_video(name)))
     elif path.exists() or not any(character in word for character in "*?["):
@@ -66,7 +70,8 @@ def _files_of(word: str) -> list[str]:
 
 
 def _media_of(paths: Iterable[Path]) -> list[str]:
-    media = (path for path in paths if (is_image_name(path.name) or is_video(str(path))) and path.is_file())
+    # A link that leads nowhere stays: reading it says what is wrong with it.
+    media = (path for path in paths if (is_image_name(path.name) or is_video(str(path))) and not path.is_dir())
     return [str(file) for file in without_drawn(sorted(media))]
 
 
