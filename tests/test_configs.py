@@ -1,6 +1,7 @@
 """Every config of the repository: it parses, its detector can be built, and no novel name is trained on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import real_layouts
 
 from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector_on_meta
-from ovd.config import TrainConfig
+from ovd.config import AblationConfig, TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import count_cost
 from ovd.data.category import Category
@@ -49,6 +50,27 @@ def test_a_config_of_the_field_says_what_is_known_of_it(name):
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     for part in (f"configs/{name}.yaml", "Paper row:", "Hardware:", "Run so far:", "not measured"):
         assert part in comment
+
+
+def test_what_a_config_says_that_was_measured_is_in_the_tables():
+    results = (CONFIGS.parent / "docs" / "results.md").read_text()
+    tables = [load_config(CONFIGS / f"{name}.yaml", [], AblationConfig) for name in ("ablation", "alignment")]
+    configs_of_row = {name: row.config.stem for table in tables for name, row in table.rows.items()}
+    claims = 0
+    for path in CONFIGS.glob("*.yaml"):
+        comment = " ".join(path.read_text().replace("\n#", " ").split())
+        pattern = (
+            r"Measured: AP ([\d.]+) and APr ([\d.]+) on the embedded world, means of five seeds, ([\d.]+) h .*?`(\w+)`"
+        )
+        if (found := re.search(pattern, comment)) is None:
+            continue
+        *claimed, row = found.groups()
+        assert configs_of_row[row] == path.stem
+        line = re.search(rf"^\| {row} \| 5 \| ([\d.]+) ± [\d.]+ \| ([\d.]+) ± .* \| ([\d.]+) \|$", results, re.M)
+        assert line is not None, row
+        assert claimed == [f"{float(line[1]):.1f}", f"{float(line[2]):.1f}", line[3]]
+        claims += 1
+    assert claims == 13
 
 
 def test_lvis_base_vocabulary_has_no_name_of_a_rare_class(shared_data):

@@ -436,6 +436,16 @@ def test_every_module_says_in_its_first_line_what_it_is():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
+def test_the_quick_starts_stages_go_together_wherever_they_are():
+    stages = tool("quickstart.py").configs_of_stages
+    base, config = stages([])
+    assert (base.output, config.output) == (Path("runs/quickstart_base"), Path("runs/quickstart"))
+    for overrides in ([], ["output=elsewhere/mine"]):
+        base, config = stages(overrides)
+        assert base.output == config.init_from == config.output.with_name(f"{config.output.name}_base")
+        assert config.data.pairs.labels == base.output / "labels"
+
+
 def test_the_layout_in_the_readme_exists():
     _, layout = next(block for block in blocks(README) if block[1].startswith("configs/"))
     for line in layout.splitlines():

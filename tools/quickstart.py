@@ -2,6 +2,7 @@
 continue training on both, evaluate on its validation set and on two data sets of other styles, and draw pictures.
 
     python tools/quickstart.py
+    python tools/quickstart.py output=runs/mine train.seed=1      # into runs/mine_base/ and runs/mine/
 
 Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/, example.jpg
 and example.detections.png (the first validation image with rare objects, with detections of all classes of the world),
@@ -12,6 +13,7 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -89,6 +91,17 @@ def draw_example(trained: TrainedDetector, index: AnnotationIndex, output: Path)
     )
 
 
+def configs_of_stages(overrides: Sequence[str]) -> tuple[TrainConfig, TrainConfig]:
+    """The configs of both stages; the first one's run lies beside the second one's, wherever that is."""
+    config = load_config(CONFIGS / "quickstart.yaml", overrides, TrainConfig)
+    first = config.output.with_name(f"{config.output.name}_base")
+    of_first = [f"init_from={first}", f"data.pairs.labels={first / 'labels'}"]
+    return (
+        load_config(CONFIGS / "quickstart_base.yaml", [*overrides, f"output={first}"], TrainConfig),
+        load_config(CONFIGS / "quickstart.yaml", [*overrides, *of_first], TrainConfig),
+    )
+
+
 def save_stages(stages: StageTimes, config: TrainConfig) -> None:
     """Write stages.json: the machine, and the seconds of each stage."""
     device = resolve_device(config)
@@ -104,8 +117,7 @@ def main() -> None:
     stages = StageTimes()
     if "OVD_START" in os.environ:  # set by make before the installation
         stages.add("installing", time.time() - int(os.environ["OVD_START"]))
-    base = load_config(CONFIGS / "quickstart_base.yaml", arguments.overrides, TrainConfig)
-    config = load_config(CONFIGS / "quickstart.yaml", arguments.overrides, TrainConfig)
+    base, config = configs_of_stages(arguments.overrides)
     with stages.measure("drawing the world"):
         world = draw_world(config)
         index = load_validation_index(config)
