@@ -160,6 +160,9 @@ class Inference:
     ) -> tuple[Detections, ...]:
         """Detections in a padded batch, in pixels of the original images, on the CPU.
 
+        Norms average over the padding, so that an image is found the same as alone only in a batch of images of its own
+        padded shape (`EvalLoader`).
+
         Args:
             text: unit rows, one per class to detect; none for no detections.
             images: padded at the right and bottom.
