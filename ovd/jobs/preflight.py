@@ -1,6 +1,5 @@
 """All that can stop or spoil a training, found before it: both sets, every image file, the vocabulary, the pairs."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +25,13 @@ from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
 from ovd.distributed import device_of_rank, world_size
 from ovd.jobs.run_folder import check_same_data, check_same_start, find_run
-from ovd.jobs.train import check_validation, choose_start, fingerprints, warn_of_absent_classes
+from ovd.jobs.train import (
+    check_validation,
+    choose_start,
+    fingerprints,
+    warn_of_absent_classes,
+    warn_of_trained_images,
+)
 from ovd.selftrain.labels import check_labels, label_files
 from ovd.text.names import are_among
 
@@ -102,21 +107,6 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     warn_of_absent_classes(config, trained)
     print("\n".join(verdicts))
     return not any(map(is_stop, verdicts))
-
-
-def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationIndex) -> None:
-    """Say how many images of the validation set are trained on, such as all where both sets are one file."""
-    num_trained = len(_image_paths(training) & _image_paths(validation))
-    if num_trained:
-        print(
-            f"warning: {num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
-            f"{training.path}, too: the metrics will be of images that were trained on; ovd split makes two files of one"
-        )
-
-
-def _image_paths(index: AnnotationIndex) -> set[str]:
-    root = os.path.abspath(index.images_root or ".")
-    return {os.path.normpath(os.path.join(root, file)) for file in index.image_files}
 
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:

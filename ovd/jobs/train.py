@@ -1,5 +1,6 @@
 """Train a detector from a config, under torchrun as one of its ranks."""
 
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -105,6 +106,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
             check_all_exist(validation, config.data.source, all_needed=True)
     if is_main():
         warn_of_absent_classes(config, index)
+        if validation is not None:
+            warn_of_trained_images(index, validation)
     torch.manual_seed(config.train.seed)
     clip, detector, criterion = build_learner(config, num_classes=len(index.categories))
     start, first_samples, start_weights = choose_start(config, found, detector, clip)
@@ -192,6 +195,21 @@ def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
             f"(train.negatives=all): {', '.join(without[:_NUM_NAMED])}{more}; remove them from the categories if they "
             "may be there"
         )
+
+
+def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationIndex) -> None:
+    """Say how many images of the validation set are trained on, such as all where both sets are one file."""
+    num_trained = len(_image_paths(training) & _image_paths(validation))
+    if num_trained:
+        print(
+            f"warning: {num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
+            f"{training.path}, too: the metrics of the validation set will be of images that were trained on"
+        )
+
+
+def _image_paths(index: AnnotationIndex) -> set[str]:
+    root = os.path.abspath(index.images_root or ".")
+    return {os.path.normpath(os.path.join(root, file)) for file in index.image_files}
 
 
 def choose_start(

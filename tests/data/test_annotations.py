@@ -13,6 +13,7 @@ from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
+from ovd.data.truth import Truth
 
 
 def lvis_content() -> dict:
@@ -229,6 +230,66 @@ def test_numbers_of_a_box_may_be_text_and_are_counted(tmp_path):
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {"F6 repaired": 1}
     assert "annotation 3: numbers of" in report.first_records()["F6 repaired"][0]
+
+
+@pytest.mark.parametrize("missing", ["left out", None, []])
+@pytest.mark.parametrize("xyxy", [False, True])
+def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path, missing, xyxy):
+    content = lvis_content()
+    options = FormatOptions(xyxy=xyxy)
+    for row in content["annotations"]:
+        x, y, width, height = row["bbox"]
+        row["bbox"] = [x, y, x + width, y + height] if xyxy else row["bbox"]
+    path = tmp_path / "boxes.json"
+
+    def read() -> tuple[AnnotationIndex, Truth, DataReport]:
+        path.write_text(json.dumps(content))
+        report = DataReport()
+        index = load_annotations(path, Path("root"), format="lvis", report=report, options=options)
+        return index, load_truth(path, format="coco", options=options), report
+
+    expected, expected_truth, _ = read()
+    for row in content["annotations"][::2]:  # 10, 20, 30, 40 and 1, 2, 3, 4
+        x, y, right, bottom = row["bbox"] if xyxy else (*row["bbox"][:2], *np.add(row["bbox"][:2], row["bbox"][2:]))
+        row["segmentation"] = [
+            [x, float(y + 1), x + 1, y + 2, float(right), y + 1],
+            [x + 1, float(y), x + 2, float(bottom), x + 1, y + 1, x + 1, str(y + 1)],
+        ]
+        row["bbox"] = missing
+        if missing == "left out":
+            del row["bbox"]
+    index, truth, report = read()
+    assert index.fingerprint() == expected.fingerprint()
+    np.testing.assert_array_equal(truth.boxes_xywh, expected_truth.boxes_xywh)
+    np.testing.assert_array_equal(truth.areas_px, expected_truth.areas_px)
+    assert report.counts() == {"F6 repaired": 2}
+    where = f"{path}: annotation 3: has no bbox; the box around its polygons is taken"
+    assert report.first_records()["F6 repaired"][1] == where
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "words"),
+    [
+        (
+            {"size": [100, 100], "counts": [5, 9]},
+            "has no bbox, and its segmentation is a mask, of which no box is made",
+        ),
+        ([[1, 2, 3, 4]], r".* has \[1, 2, 3, 4\], not the even number, from 6 on, of finite numbers of a polygon"),
+        ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]], "has .*7], not the even number"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "has .*nan], not the even number"),
+        ([[1, 2, 3, 4, 5, 1e9]], "has .*], not the even number"),
+        ([1, 2, 3, 4, 5, 6], ".* has 1, not the even number"),
+        ([], "bbox is None, not four finite numbers"),
+    ],
+)
+def test_without_bbox_and_polygons_an_annotation_is_refused(tmp_path, segmentation, words):
+    content = lvis_content()
+    content["annotations"][2]["segmentation"] = segmentation
+    load(tmp_path, content)  # with a box nothing depends on it
+    del content["annotations"][2]["bbox"]
+    with pytest.raises(DataError, match=rf"annotation 3: {words}") as caught:
+        load(tmp_path, content)
+    assert caught.value.code == "F6"
 
 
 @pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])

@@ -186,6 +186,15 @@ def test_labelme(tmp_path, images):
     assert "shape 5: a polygon needs three points, not 1" in polygon
 
 
+def test_what_detect_wrote_among_labelmes_files_is_left_out_and_counted(images, capsys):
+    labelme(images)
+    written = images / "a.detections.json"
+    written.write_text(json.dumps({"image": "a.jpg", "detections": []}))
+    objects, _, _ = imported(images, None, "labelme")
+    assert objects == EXPECTED
+    assert f"1 files with detections are left out; the first: {written}\n" in capsys.readouterr().err
+
+
 def test_xanylabeling_writes_four_corners(images):
     labelme(images)
     content = json.loads((images / "a.json").read_text())

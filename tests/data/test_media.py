@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovd.data.images.files import images_below
+from ovd.data.images.files import images_at, images_below
 from ovd.data.images.media import find_media, is_video, pictures_of
 from ovd.data.images.read import ImageError
 from ovd.data.images.video import VideoWriter, describe_video, read_frames
@@ -40,7 +40,7 @@ def test_pictures_with_detections_are_no_input_unless_they_are_named(folder, cap
         file.write_bytes(b"x")
     for word in (folder, folder / "**/*"):
         assert names(find_media([str(word)]), folder) == ["a.PNG", "b.jpg", "below/c.webp"]
-        counted = f"warning: 3 pictures with detections are left out; the first: {drawn[0]}\n"
+        counted = f"warning: 3 files with detections are left out; the first: {drawn[0]}\n"
         assert capsys.readouterr().err == counted
     assert find_media([str(drawn[0])]) == [str(drawn[0])]
     assert images_below(folder) == [folder / "a.PNG", folder / "b.jpg", folder / "below/c.webp"]
@@ -92,6 +92,30 @@ def test_nothing_found_is_an_error(folder):
     with pytest.raises(ValueError, match="once only"):
         find_media(["-", "-"])
     assert find_media([str(folder / "none.jpg")]) == [str(folder / "none.jpg")]  # reading it says that it is missing
+
+
+def test_a_link_that_leads_nowhere_is_found_and_a_folder_with_an_images_name_is_not(folder):
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "d.jpg").mkdir()
+    expected = ["a.PNG", "b.jpg", "below/c.webp", "gone.jpg"]
+    for word in (folder, folder / "**/*"):
+        assert names(find_media([str(word)]), folder) == expected
+    _, found = images_at([str(folder)], recursive=False)
+    assert names(list(map(str, found)), folder) == ["a.PNG", "b.jpg", "gone.jpg"]
+    with pytest.raises(ImageError, match=r"gone\.jpg: file is missing"):
+        list(pictures_of(str(folder / "gone.jpg")))
+
+
+@pytest.mark.parametrize("address", ["https://example.org/x.jpg?y=1", "rtsp://example.org/live", "HTTP://a/*.jpg"])
+def test_addresses_are_not_read(address, folder, monkeypatch):
+    with pytest.raises(ValueError, match="addresses are not read; download it") as caught:
+        find_media([address])
+    assert str(caught.value).startswith(f"{address}: ")
+    assert (f"curl -sL '{address}' | ovd detect -" in str(caught.value)) == (not address.startswith("rtsp"))
+    (folder / "rtsp:").mkdir()
+    (folder / "rtsp:" / "x.jpg").write_bytes(b"x")
+    monkeypatch.chdir(folder)
+    assert find_media(["rtsp://x.jpg"]) == ["rtsp://x.jpg"]
 
 
 def test_standard_input(monkeypatch):

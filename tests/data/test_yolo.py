@@ -33,10 +33,11 @@ def write(path: Path, text: str) -> None:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Two training images, the second without a label file, and one to validate on."""
+    """Two training images, the second with an empty label file, and one to validate on."""
     for name in ("train/a", "train/b", "val/c"):
         save(tmp_path / "images" / f"{name}.png")
     write(tmp_path / "labels" / "train" / "a.txt", ROW)
+    write(tmp_path / "labels" / "train" / "b.txt", "")
     write(tmp_path / "labels" / "val" / "c.txt", ROW + ROW)
     set_data(tmp_path)
     return tmp_path
@@ -61,6 +62,7 @@ def files(index: AnnotationIndex) -> list[str]:
 
 
 def test_splits_and_images_without_labels(root):
+    (root / "labels" / "train" / "b.txt").unlink()
     index = load(root)
     assert files(index) == ["a.png", "b.png"]
     np.testing.assert_allclose(index.boxes[0], [[27, 6, 33, 14]])
@@ -540,6 +542,21 @@ def test_labels_that_are_all_missing_are_a_mistake_of_layout(root):
     with pytest.raises(DataError, match=r"none of 2 images has a label file.*train/a\.png") as caught:
         load(root)
     assert caught.value.code == "F1"
+
+
+def test_images_without_a_label_file_are_counted_and_those_with_an_empty_one_are_not(root, capsys):
+    (root / "labels" / "train" / "b.txt").unlink()
+    for name in ("c", "d", "e"):
+        save(root / "images" / "train" / f"{name}.png")
+    write(root / "labels" / "train" / "d.txt", "")
+    (root / "images" / "train" / "e.png").write_bytes(b"no image")
+    report = DataReport()
+    load(root, report)
+    without = "2 of 4 images have no label file, and are taken as without objects"
+    where = f"{root / 'data.yaml'}: {without}; the first: {root / 'images/train/b.png'}"
+    assert report.first_records()["F1 noticed"] == [where]
+    assert report.counts() == {"F9 skipped": 1, "F1 noticed": 1}
+    assert capsys.readouterr().err == f"warning[F1]: {where}\n"
 
 
 def test_label_files_of_no_image_and_of_two_are_counted(root):

@@ -14,7 +14,7 @@ from PIL import Image
 from ovd.data.images.media import Picture
 from ovd.data.images.read import ImageError
 from ovd.data.images.video import VideoWriter
-from ovd.jobs.detect import CocoFile, JsonLines, PictureFiles, detect_in, targets
+from ovd.jobs.detect import CocoFile, JsonLines, PictureFiles, detect_in, output_for, targets
 from ovd.structures import Detections
 
 NAMES = ["dark thing", "light thing"]
@@ -84,8 +84,39 @@ def test_no_file_is_written_twice(photos):
     sources = [str(photos / "a.png"), str(photos / "a.jpg"), str(photos / "b.png")]
     assert [path.name for path in targets(sources, None).values()] == ["a.png", "a.jpg", "b"]
     with pytest.raises(ValueError, match="would both be written to"):
-        targets([str(photos / "a.png"), str(photos / "below" / "a.png")], photos)
+        targets([*sources[:2], str(photos / "a.png.jpg")], photos)
     assert targets(["-"], None) == {"-": Path("stdin")}
+
+
+def test_sources_of_one_name_in_several_folders_keep_their_folders(photos, tmp_path, monkeypatch):
+    Image.fromarray(scene(4)).save(photos / "below" / "a.jpg")
+    monkeypatch.chdir(photos)
+    out = tmp_path / "out"
+    alike = ["b.png", str(photos / "below" / "a.png"), "below/a.jpg", "a.png"]
+    assert list(targets(alike, out).values()) == [out / "b", out / "below/a.png", out / "below/a.jpg", out / "a"]
+    others = ["b.png", "below/a.png", "below/a.jpg"]  # told apart by their endings, as ever
+    assert list(targets(others, out).values()) == [out / "b", out / "a.png", out / "a.jpg"]
+    output = PictureFiles(alike, NAMES, out)
+    detect_in(alike, detect, output)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
+        "a.detections.png", "b.detections.png", "below/a.jpg.detections.png", "below/a.png.detections.png"
+    ]  # fmt: skip
+    assert output.where() == f" in 4 sources; see {out}"
+
+
+@pytest.mark.parametrize("name", ["boxes.json", "boxes.JSONL", "pic.png", "film.mp4"])
+def test_a_folder_of_pictures_with_the_name_of_a_file_is_refused(name, photos, tmp_path):
+    sources = [str(photos / "b.png")]
+    with pytest.raises(ValueError, match=r"name a folder, or add --write coco or --write lines"):
+        output_for("pictures", tmp_path / name, sources, NAMES)
+    assert not (tmp_path / name).exists()
+    with pytest.raises(ValueError, match="into a folder, and this is the name of a file"):
+        output_for("pictures", photos / "a.png", sources, NAMES)
+    (tmp_path / name).mkdir()
+    for folder in (tmp_path / name, tmp_path / "run.v2"):
+        output = output_for("pictures", folder, sources, NAMES)
+        detect_in(sources, detect, output)
+        assert (folder / "b.detections.png").is_file()
 
 
 def test_one_file_in_cocos_form(photos, tmp_path):

@@ -51,6 +51,22 @@ def test_damaged_images_of_both_sets_are_all_found(tmp_path, world, capsys):
     assert "evaluation: stops, 1 of " in out
 
 
+def test_a_validation_set_that_is_trained_on_is_said(tmp_path, miniature_world, capsys):
+    layout = real_layouts.coco(miniature_world, tmp_path)
+    source = {"kind": "files", "format": "coco", **{name: str(value) for name, value in vars(layout).items()}}
+    num_images = len(json.loads(layout.train_annotations.read_text())["images"])
+    for part in ("train", "val"):
+        source["val_annotations"] = str(getattr(layout, f"{part}_annotations"))
+        source["val_images"] = f"{getattr(layout, f'{part}_images')}/."
+        config = small_config(tmp_path / "run", miniature_world, data={"source": source, "classes": "all"})
+        preflight(config)
+        words = (
+            f"warning: {num_images:,} of the {num_images:,} images of {layout.train_annotations} are in the training "
+            f"set {layout.train_annotations}, too: the metrics of the validation set will be of images that were"
+        )
+        assert (words in capsys.readouterr().out) == (part == "train")
+
+
 def test_many_damaged_images_stop_the_training_it_says(tmp_path, world, capsys):
     for path in images(world, "train")[:5]:
         path.write_bytes(b"")

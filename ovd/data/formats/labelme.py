@@ -37,7 +37,8 @@ def read_labelme(request: ReadRequest, report: DataReport) -> AnnotationTable:
 
     Args:
         request: `annotations` is the folder of JSON files, taken `without_drawn`; `images` the one of the images (None:
-            the same). An image is `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the folder of images.
+            the same). An image is `imagePath`, relative to its JSON file or, with the option `by_base_name`, below the
+            folder of images.
         report: counts shapes without a box, objects of several shapes, and images that cannot be read though their size
             is missing.
 

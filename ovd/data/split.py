@@ -1,0 +1,71 @@
+"""Images of a data set drawn into two parts that share its classes as far as can be."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def draw_parts(classes: Sequence[set[int]], num_first: int, seed: int) -> tuple[list[int], list[int]]:
+    """The positions of the images of the first and of the second part, ascending; the same seed gives the same parts.
+
+    Images are drawn at random. Then, rare classes first, an image of each class that one part lacks is exchanged for
+    one of that part, where the parts keep other images of all their classes.
+
+    Args:
+        classes: ids of the classes that each image has an object of.
+        num_first: number of images in the first part.
+    """
+    order = np.random.default_rng(seed).permutation(len(classes)).tolist()
+    num_images = Counter(class_id for of_image in classes for class_id in of_image)
+    of_several = [{class_id for class_id in of_image if num_images[class_id] > 1} for of_image in classes]
+    draw = _Draw(order, num_first, of_several)
+    for class_id, count in sorted(num_images.items(), key=lambda item: (item[1], item[0])):
+        if count > 1:
+            draw.share(class_id)
+    first, second = ([row for row in range(len(classes)) if draw.part_of[row] == part] for part in (0, 1))
+    return first, second
+
+
+class _Draw:
+    """Images in two parts, and in how many of each part a class is."""
+
+    def __init__(self, order: Sequence[int], num_first: int, classes: Sequence[set[int]]):
+        """
+        Args:
+            order: positions of all images; the first `num_first` are in the first part.
+            classes: ids of the classes of each image, without those that no other image has.
+        """
+        self.part_of = dict.fromkeys(order[:num_first], 0) | dict.fromkeys(order[num_first:], 1)
+        self._order = order
+        self._classes = classes
+        self._counts = (Counter[int](), Counter[int]())
+        for row in order:
+            self._counts[self.part_of[row]].update(classes[row])
+
+    def share(self, class_id: int) -> None:
+        """Exchange two images, if one part has no image of the class and none is missed where it was."""
+        for part, counts in enumerate(self._counts):
+            if counts[class_id]:
+                continue
+            for row in self._free_images(1 - part, {class_id}):
+                self._move(row)
+                other = next(self._free_images(part, set()), None)
+                self._move(row if other is None else other)
+                if other is not None:
+                    break
+
+    def _free_images(self, part: int, asked: set[int]) -> Iterator[int]:
+        """The images of a part that have the classes asked for, and none for which they are the part's only one."""
+        counts = self._counts[part]
+        for row in self._order:
+            classes = self._classes[row]
+            if self.part_of[row] == part and asked <= classes and all(counts[each] > 1 for each in classes):
+                yield row
+
+    def _move(self, row: int) -> None:
+        """Put an image into the other part."""
+        part = self.part_of[row]
+        self._counts[part].subtract(self._classes[row])
+        self._counts[1 - part].update(self._classes[row])
+        self.part_of[row] = 1 - part
