@@ -1,5 +1,6 @@
 """Trained detectors: found and loaded from disk, and how they are run."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.images.pixels import checked_size, warn_of_other_size
+from ovd.distributed import is_main
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
+from ovd.experts.folder import DESCRIPTION
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
@@ -85,8 +88,29 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
+def describe_expert_run(run: Path, config: TrainConfig) -> str:
+    """What the run of an expert is, for messages: no detector to use alone."""
+    return f"{run} is the training of an expert of {config.init_from}; its words of before are not kept"
+
+
+def _warn_of_expert_run(path: Path, config: TrainConfig) -> None:
+    """Warn of the run of an expert that is loaded as a detector.
+
+    Args:
+        path: its run folder or checkpoint folder.
+    """
+    runs = [folder for folder in (path, path.parent) if (folder / "expert" / DESCRIPTION).is_file()]
+    expert = f"--expert {runs[0]} (from Python experts=)" if runs else "its expert"
+    print(f"warning: {describe_expert_run(path, config)}: use {config.init_from} with {expert}", file=sys.stderr)
+
+
 def load_detector(
-    path: Path | str, device: str | None = None, *, experts: ExpertGroup = NO_EXPERTS, prefilter: float | None = None
+    path: Path | str,
+    device: str | None = None,
+    *,
+    experts: ExpertGroup = NO_EXPERTS,
+    prefilter: float | None = None,
+    warns: bool = True,
 ) -> TrainedDetector:
     """Load a trained detector: the averaged weights, in eval mode. Leaves torch's global random state as it is.
 
@@ -95,6 +119,7 @@ def load_detector(
         device: replaces the device of the run's config.
         experts: answer beside it, wherever it detects.
         prefilter: replaces the run's `eval.prefilter`.
+        warns: whether to warn of the run of an expert, which knows its own names alone.
 
     Raises:
         ValueError: no intact checkpoint there, its weights do not fit its config, the config's CLIP model no longer
@@ -115,6 +140,8 @@ def load_detector(
     calibration = stored_calibration(found.notes, attached)
     if experts.folders:  # else the weights need not be hashed
         check_experts(experts, found.weights)
+    if warns and config.expert is not None and is_main():
+        _warn_of_expert_run(Path(path), config)
     return TrainedDetector(
         detector.eval(),
         config,

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def load_clip(
     with _hub_errors(f"the tokenizer of {name}"):
         tokenizer = open_clip.get_tokenizer(name)
     if weights == "random":
-        model = open_clip.create_model(name)
+        with _without_weights():
+            model = open_clip.create_model(name)
     elif is_file:
         model = _model_of_file(name, weights, activation, mean, std)
     else:
@@ -150,13 +152,28 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
     """
     folder = TINY_CLIP if name == "tiny" else Path(name)
     if folder.is_dir():
-        with torch.device("meta"):
+        with torch.device("meta"), _without_weights():
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
         return model, _folder_dim(folder)
     if name not in open_clip.list_models():
         raise ValueError(f"clip.name {name!r} is no folder, and not one of open_clip.list_models()")
-    with torch.device("meta"):
+    with torch.device("meta"), _without_weights():
         return open_clip.create_model(name, load_weights=False, device="meta"), _embed_dim(name)
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """A context in which a model is built without weights on purpose, so that open_clip need not warn of it."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded for model")
+
+    root = logging.getLogger()  # open_clip's messages are logged by no logger of its own
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
 
 
 @contextmanager
@@ -276,7 +293,8 @@ def _with_preprocessing(model: nn.Module, tokenizer, dim: int, before_alignment:
 
 def build_untrained_tiny_clip() -> Clip:
     """Build the tiny CLIP with random weights, for pretraining. Uses torch's global random state."""
-    model = open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False)
+    with _without_weights():
+        model = open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False)
     tokenizer = open_clip.SimpleTokenizer(
         bpe_path=str(TINY_CLIP / "merges.txt.gz"), context_length=model.context_length
     )

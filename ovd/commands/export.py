@@ -40,7 +40,7 @@ def main() -> None:
     from ovd.onnx.text import text_files
 
     calibration = calibration_images(arguments.images) if arguments.int8 else []
-    trained = load_detector(arguments.run, "cpu")
+    trained = load_detector(arguments.run, "cpu", warns=False)  # export_detector refuses what would be warned of
     model: Path = arguments.model
     model.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:

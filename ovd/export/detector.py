@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ovd.build.trained import TrainedDetector
+from ovd.build.trained import TrainedDetector, describe_expert_run
 from ovd.export.graph import DetectionGraph
 from ovd.export.text import export_text
 from ovd.export.tracing import write_onnx
-from ovd.onnx.session import METADATA
+from ovd.files import sha256_of
+from ovd.onnx.session import METADATA, Usage
 from ovd.onnx.text import text_files
 
 CLASSES = 5
@@ -31,8 +32,8 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
         The files that were written.
 
     Raises:
-        ValueError: the run has a second look, a score ensemble or experts, the tokenizer is not CLIP's, or a package is
-            missing.
+        ValueError: the run has a second look, a score ensemble or experts, or is the training of an expert, the
+            tokenizer is not CLIP's, or a package is missing.
     """
     if path.suffix != ".onnx":
         raise ValueError(f"{path.name}: the name of the exported file has to end in .onnx")
@@ -50,17 +51,27 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
         size=config.data.size,
         dim=trained.clip.dim,
         threshold=trained.threshold,
+        weights_sha256=None if trained.weights is None else sha256_of(trained.weights),
     )
     return files
 
 
-def write_detector(graph: DetectionGraph, path: Path, *, size: int, dim: int, threshold: float | None) -> None:
+def write_detector(
+    graph: DetectionGraph,
+    path: Path,
+    *,
+    size: int,
+    dim: int,
+    threshold: float | None,
+    weights_sha256: str | None = None,
+) -> None:
     """Write the graph of a detector with what its users have to know.
 
     Args:
         size: longest side in pixels that images are resized to.
         dim: D, dimensions of the text rows.
         threshold: the score above which boxes are best reported; None if it is not known.
+        weights_sha256: of the file of the detector's weights; None if they are in none.
     """
     divisor = graph.detector.size_divisor
     generator = torch.Generator().manual_seed(0)
@@ -70,14 +81,14 @@ def write_detector(graph: DetectionGraph, path: Path, *, size: int, dim: int, th
         F.normalize(torch.randn(CLASSES, dim, generator=generator), dim=1),
     )
     rows = {0: "batch", 1: "detections"}
-    usage = {"size": size, "size_divisor": divisor, "threshold": threshold, "dim": dim}
+    usage = Usage(size, divisor, threshold, dim, weights_sha256)
     write_onnx(
         graph,
         example,
         path,
         inputs={"images": {0: "batch", 1: "height", 2: "width"}, "sizes": {0: "batch"}, "text": {0: "names"}},
         outputs={"boxes": rows, "scores": rows, "classes": rows, "counts": {0: "batch"}},
-        metadata={METADATA: json.dumps(usage)},
+        metadata={METADATA: json.dumps(vars(usage))},
     )
 
 
@@ -86,10 +97,9 @@ def _exportable(trained: TrainedDetector, *, plain: bool) -> TrainedDetector:
     if trained.experts.folders:
         raise ValueError("a detector with experts cannot be exported; export it without them")
     config = trained.config
-    if trained.detector.name_offsets is not None:
+    if config.expert is not None:
         raise ValueError(
-            f"{config.output} learned names alone (expert.learn=names), which a graph has no place for; "
-            "export the detector that it started from"
+            f"{describe_expert_run(config.output, config)}, and experts cannot be exported; export {config.init_from}"
         )
     beyond = [name for name in ("second_look", "ensemble") if getattr(config.eval, name) is not None]
     if beyond and not plain:

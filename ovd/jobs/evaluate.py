@@ -1,5 +1,6 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,7 @@ from ovd.evaluation.results import write_results
 from ovd.evaluation.run import evaluate_results
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
+from ovd.files import sha256_of
 from ovd.inference import Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
@@ -86,11 +88,11 @@ def evaluate_run(
         onnx: file that the detector was exported to, which detects in its place; naming is not measured then.
 
     Raises:
-        ValueError: no data set is given and the run has none.
+        ValueError: no data set is given and the run has none, or `onnx` was exported from other weights.
     """
     config = trained.config
     inference: DetectsInDataSets = (
-        build_inference(trained, size=size) if onnx is None else OnnxInference(DetectionSession(onnx), size=size)
+        build_inference(trained, size=size) if onnx is None else OnnxInference(_exported(trained, onnx), size=size)
     )
     is_own_set = index is None
     if index is None:
@@ -107,6 +109,31 @@ def evaluate_run(
             note_measured_weights(output, trained.weights)
     wait_for_all()  # the main process may take longer than ranks wait for each other
     return cast(Evaluation, gather(evaluation)[0])
+
+
+def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
+    """Open the file that a detector was exported to.
+
+    Raises:
+        ValueError: it is none of `ovd export`, or of other weights.
+    """
+    session = DetectionSession(path)
+    if trained.weights is None:
+        return session
+    of_file, own = session.usage.weights_sha256, sha256_of(trained.weights)
+    if of_file is None:
+        if is_main():
+            print(
+                f"warning: {path} does not say which weights it was exported from, so nothing shows that they are "
+                f"those of {trained.weights}; export again with this version",
+                file=sys.stderr,
+            )
+    elif of_file != own:
+        raise ValueError(
+            f"{path} was exported from weights of sha256 {of_file}; those of {trained.weights} have {own}. Export this "
+            "run again, or evaluate the file with the run that it was exported from"
+        )
+    return session
 
 
 def _measured(

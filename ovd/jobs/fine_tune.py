@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ovd.build.data import hold_out, load_training_index, load_validation_index
-from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
+from ovd.build.trained import TrainedDetector, describe_expert_run, find_checkpoint, load_detector
 from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
@@ -87,9 +87,10 @@ def fine_tune(config: TrainConfig, *, weight: float, measures_kept: bool = True)
         measures_kept: whether to evaluate on the validation set of the detector to start from, which has to be there.
 
     Raises:
-        ValueError: no `init_from`, a weight that is not in 0..1, that validation set is missing, the detector's
-            settings differ from the config's so that the two have no average, or the size of images so that
-            they share no features, or an earlier call had other settings, other boxes or another weight.
+        ValueError: no `init_from`, or it is the run of an expert, a weight that is not in 0..1, that validation set is
+            missing, the detector's settings differ from the config's so that the two have no average, or the size of
+            images so that they share no features, or an earlier call had other settings, other boxes or another
+            weight.
     """
     with process_group():
         return _fine_tune(config, weight, measures_kept)
@@ -100,20 +101,8 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         raise ValueError("fine-tuning needs init_from: the run folder of a trained detector")
     if not 0 <= weight <= 1:
         raise ValueError(f"--weight {weight:g}: the weight of the fine-tuned detector in the average is from 0 to 1")
-    start = load_detector(config.init_from, config.train.device)
-    different = different_detectors(start.config.model_dump(mode="json"), config.model_dump(mode="json"))
-    if different:
-        raise ValueError(f"the config's detector is not that of {config.init_from}; different: {'; '.join(different)}")
-    if config.expert is not None and config.data.size != start.config.data.size:
-        raise ValueError(
-            f"an expert sees the images that its detector sees: data.size is {config.data.size}, that of "
-            f"{config.init_from} {start.config.data.size}"
-        )
-    if config.expert is not None and start.detector.name_offsets is not None:
-        raise ValueError(
-            f"{config.init_from} has learned names (expert.learn=names), which experts of it would replace; start from "
-            "the detector that it started from"
-        )
+    start = load_detector(config.init_from, config.train.device, warns=False)
+    _check_start(start.config, config.init_from, config)
     home = _validation_of_start(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
     if new is None and is_main():
@@ -137,7 +126,32 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
         outcomes = _averaged(validation, config.init_from, weight)
     if is_main():
         write_json(config.output / "fine_tuning.json", [vars(outcome) for outcome in outcomes])
+        if not _is_measured(outcomes):
+            made = "the expert is in" if config.expert is not None else "the fine-tuned detector is"
+            print(f"{made} {config.output}")
     return outcomes
+
+
+def _check_start(start: TrainConfig, path: Path, config: TrainConfig) -> None:
+    """Check that a fine-tuning can start from a run.
+
+    Args:
+        start: its config.
+        path: its folder.
+
+    Raises:
+        ValueError: it is the run of an expert, or of a detector of another form.
+    """
+    if start.expert is not None:
+        raise ValueError(f"{describe_expert_run(path, start)}. Start from the detector: init_from={start.init_from}")
+    different = different_detectors(start.model_dump(mode="json"), config.model_dump(mode="json"))
+    if different:
+        raise ValueError(f"the config's detector is not that of {path}; different: {'; '.join(different)}")
+    if config.expert is not None and config.data.size != start.data.size:
+        raise ValueError(
+            f"an expert sees the images that its detector sees: data.size is {config.data.size}, that of "
+            f"{path} {start.data.size}"
+        )
 
 
 def _labels_now(config: TrainConfig, stored: Mapping[str, str]) -> dict[str, str]:
@@ -174,7 +188,8 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
     assert config.init_from is not None
     folder = config.output / "expert"
     if is_main():
-        save_expert(folder, config, start, load_detector(config.output, config.train.device), index)
+        tuned = load_detector(config.output, config.train.device, warns=False)
+        save_expert(folder, config, start, tuned, index)
     wait_for_all()
     experts = ExpertGroup((folder,))
     known = set(map(read_alike, start.classes))
@@ -227,8 +242,18 @@ def _average(start: Path, after: Path, weight: float) -> Path:
 
 
 def format_outcomes(outcomes: tuple[Outcome, ...]) -> str:
-    """Format outcomes as a table in per cent, with - where there is no true box to speak of."""
+    """Format outcomes as a table in per cent, with - where there is no true box; or say why nothing was measured."""
+    if not _is_measured(outcomes):
+        return (
+            "nothing was measured: there is no validation set of the new data (data.source.val_annotations), and "
+            "--no-kept leaves out that of the detector to start from"
+        )
     return "\n".join(_lines(outcomes))
+
+
+def _is_measured(outcomes: tuple[Outcome, ...]) -> bool:
+    """Whether there are metrics of any set."""
+    return any(outcome.new or outcome.kept for outcome in outcomes)
 
 
 def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
@@ -275,7 +300,7 @@ def _evaluate(
         if is_main():
             print(f"{path}{' with the expert' if experts.folders else ''} on {index.path}")
             source.unlink(missing_ok=True)
-        trained = load_detector(path, config.train.device, experts=experts)
+        trained = load_detector(path, config.train.device, experts=experts, warns=False)
         if options is not None:
             trained = replace(trained, config=trained.config.model_copy(update={"eval": options}))
         evaluate_run(trained, output=output, index=index)

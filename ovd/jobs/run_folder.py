@@ -186,9 +186,19 @@ def check_same_run(
     if different := differences(before, now, free=free):
         raise ValueError(
             f"{config.output} was started with other settings: {different}. Resume it with its own, which are in "
-            f"{config.output}/config.yaml; to train on with these, start a run from it: init_from={config.output} and "
-            "another output"
+            f"{config.output}/config.yaml; {_other_start(then, config)}"
         )
+
+
+def _other_start(then: TrainConfig | AlignConfig, config: TrainConfig | AlignConfig) -> str:
+    """How to train with other settings than those of a run; nothing starts from the run of an expert.
+
+    Args:
+        then: config of the run.
+    """
+    if isinstance(config, TrainConfig) and isinstance(then, TrainConfig) and (config.expert or then.expert):
+        return f"to train with these, keep init_from={config.init_from or then.init_from} and give another output"
+    return f"to train on with these, start a run from it: init_from={config.output} and another output"
 
 
 def sha256_of_start(config: TrainConfig) -> str | None:
@@ -223,5 +233,5 @@ def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: 
     if different:
         raise ValueError(
             f"{output} was started on other data: its {' and '.join(different)} changed since; restore the "
-            "original data, or start another run from this one (init_from)"
+            "original data, or train on the data as it is now with another output"
         )

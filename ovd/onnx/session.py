@@ -37,6 +37,8 @@ class Usage:
     """The score above which boxes are best reported; None if the detector was not calibrated."""
     dim: int
     """D, dimensions of the text rows."""
+    weights_sha256: str | None = None
+    """Of the file of weights that it was exported from; None in files of earlier versions."""
 
 
 def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | None = None) -> Any:

@@ -1,3 +1,4 @@
+import logging
 import os
 import socket
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
-from ovd.clip.load import TINY_CLIP, _normalization, load_clip
+from ovd.clip.load import TINY_CLIP, _normalization, build_on_meta, build_untrained_tiny_clip, load_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
@@ -151,3 +152,16 @@ def test_what_does_not_go_together_is_refused_before_anything_is_downloaded(name
 def test_nothing_is_said_of_weights_that_bring_it_themselves(name, weights, said):
     with pytest.raises(ValueError, match="are for weights in a local file"):
         load_clip(name, weights, **said)
+
+
+def test_weights_that_are_left_out_on_purpose_are_not_warned_of(caplog):
+    root = logging.getLogger()
+    before = (root.level, list(root.filters))
+    for name in ("tiny", SMALL):
+        build_on_meta(name)
+    build_untrained_tiny_clip()
+    load_clip(SMALL, "random")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (root.level, list(root.filters)) == before
+    open_clip.create_model(SMALL)
+    assert "No pretrained weights loaded" in caplog.text

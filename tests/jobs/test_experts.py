@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from argparse import Namespace
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -20,12 +21,13 @@ from small_run import source_of
 from ovd.build.data import load_validation_index
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import text_of_names
-from ovd.build.trained import build_inference, load_detector
+from ovd.build.trained import build_inference, find_checkpoint, load_asked, load_detector
 from ovd.config_files import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
 from ovd.experts.group import ExpertGroup
 from ovd.experts.inference import ExpertInference, _of_answerer, _OwnQueries
+from ovd.export.detector import export_detector
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
 from ovd.jobs.train import train_from_config
@@ -266,6 +268,50 @@ def test_settings_that_contradict_an_expert(start, tmp_path, miniature_world) ->
     too_many = fine_tuning_config(tmp_path / "many", source, init_from=str(start), expert={"own_layers": 99})
     with pytest.raises(ValueError, match=r"own_layers is 99; the backbone has \d+ layers"):
         fine_tune(too_many, weight=0.5)
+
+
+def test_an_expert_starts_from_no_expert(start, experts, tmp_path, miniature_world) -> None:
+    source = new_data(tmp_path / "data", miniature_world, ("tin can",))
+    for expert in ({"own_layers": 0}, {"learn": "names"}, None):
+        config = fine_tuning_config(
+            tmp_path / "again", source, init_from=str(experts[1]), data={"classes": "all"}, train={"negatives": "all"},
+            expert=expert,
+        )  # fmt: skip
+        words = rf"run1 is the training of an expert of {start}; .* Start from the detector: init_from={start}$"
+        with pytest.raises(ValueError, match=words):
+            fine_tune(config, weight=0.5, measures_kept=False)
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_expert_with_other_settings_starts_from_the_same_detector(start, experts) -> None:
+    config = load_detector(experts[0]).config
+    otherwise = config.model_copy(update={"train": config.train.model_copy(update={"seed": 7})})
+    words = rf"other settings: train\.seed was 0, is 7\. .* keep init_from={start} and give another output$"
+    with pytest.raises(ValueError, match=words):
+        fine_tune(otherwise, weight=0.5)
+
+
+def test_the_run_of_an_expert_that_is_taken_for_a_detector_is_told_of_once(start, experts, capsys) -> None:
+    warning = (
+        "warning: {path} is the training of an expert of {start}; its words of before are not kept: use {start} with "
+        "--expert {run} (from Python experts=)\n"
+    )
+    run = experts[0]
+    asked: dict[str, Any] = {"device": None, "expert": [], "same_place": None, "nearest": False}
+    for path in (run, find_checkpoint(run).folder):
+        for load in (Predictor.load, lambda path: load_asked(Namespace(run=path, **asked))):
+            load(path)
+            assert capsys.readouterr().err == warning.format(path=path, start=start, run=run)
+    Predictor.load(start, experts=[run])
+    fine_tune(load_detector(run, warns=False).config, weight=0.5)  # which loads it to write the expert again
+    assert "is the training of" not in capsys.readouterr().err
+
+
+def test_the_run_of_an_expert_is_not_exported(start, experts, tmp_path) -> None:
+    words = rf"run0 is the training of an expert of {start}; .* cannot be exported; export {start}$"
+    with pytest.raises(ValueError, match=words):
+        export_detector(load_detector(experts[0]), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_names_the_expert(experts) -> None:

@@ -4,12 +4,17 @@ import json
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from small_export import unchecked
 
 import ovd.__main__ as command
+from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.images.files import images_below
+from ovd.files import sha256_of
+from ovd.jobs.evaluate import _exported
 from ovd.onnx import Predictor
+from ovd.onnx.session import METADATA
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -53,6 +58,34 @@ def test_smaller_forms_find_nearly_the_same(form, start, miniature_world, tmp_pa
         expected, found = full(image, ["anchor", "umbrella"]), small(image, ["anchor", "umbrella"])
         differences.append(np.abs(expected.scores[:10] - found.scores[:10]).max())
     assert 0 < max(differences) < {"fp16": 0.01, "int8": 0.1}[form]
+
+
+def test_an_exported_file_is_evaluated_as_the_run_of_its_weights_alone(start, tmp_path, monkeypatch, capsys):
+    model, weights = tmp_path / "model.onnx", find_checkpoint(start).weights
+    run(monkeypatch, "export", start, model, "--no-text")
+    content = onnx.load(model)
+    usage = json.loads({entry.key: entry.value for entry in content.metadata_props}[METADATA])
+    assert usage["weights_sha256"] == sha256_of(weights)
+    capsys.readouterr()
+    trained = load_detector(start, "cpu")
+    assert _exported(trained, model).usage.weights_sha256 == sha256_of(weights)
+    assert capsys.readouterr().err == ""
+    onnx.helper.set_model_props(content, {METADATA: json.dumps(usage | {"weights_sha256": "0" * 64})})
+    onnx.save(content, tmp_path / "other.onnx")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "eval", start, "--onnx", tmp_path / "other.onnx", "--output", tmp_path / "results")
+    told = capsys.readouterr().err
+    assert (
+        f"other.onnx was exported from weights of sha256 {'0' * 64}; those of {weights} have {sha256_of(weights)}"
+        in told
+    )
+    assert "Export this run again" in told
+    assert not (tmp_path / "results" / "results.json").exists()
+    del usage["weights_sha256"]  # as an earlier version wrote it
+    onnx.helper.set_model_props(content, {METADATA: json.dumps(usage)})
+    onnx.save(content, tmp_path / "old.onnx")
+    assert _exported(trained, tmp_path / "old.onnx").usage.size == trained.config.data.size
+    assert "old.onnx does not say which weights it was exported from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--int8"], ["--images", "images"]])

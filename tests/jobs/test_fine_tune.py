@@ -80,21 +80,6 @@ def test_evaluations_on_the_way_are_made_as_in_any_training(start, miniature_wor
     assert {record["step"] for record in records if record["kind"] == "evaluation"} == steps
 
 
-@pytest.mark.slow
-def test_a_start_that_learned_names_is_no_start_of_an_expert(start, miniature_world, tmp_path):
-    layout = real_layouts.coco(miniature_world, tmp_path)
-    source = {name: str(value) for name, value in vars(layout).items()}
-    of_names = fine_tuning_config(
-        tmp_path / "names", source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all"},
-        expert={"learn": "names"},
-    )  # fmt: skip
-    fine_tune(of_names, weight=1.0, measures_kept=False)
-    config = of_names.model_copy(update={"init_from": tmp_path / "names", "output": tmp_path / "again"})
-    with pytest.raises(ValueError, match="has learned names"):
-        fine_tune(config, weight=1.0, measures_kept=False)
-    assert not (tmp_path / "again").exists()
-
-
 def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_training(start, miniature_world, tmp_path):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
@@ -105,7 +90,7 @@ def test_a_detector_that_cannot_be_averaged_with_its_start_is_refused_before_tra
     assert not (tmp_path / "c").exists()
 
 
-def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_world, tmp_path, monkeypatch):
+def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_world, tmp_path, monkeypatch, capsys):
     layout = real_layouts.coco(miniature_world, tmp_path)
     source = {name: str(value) for name, value in vars(layout).items()}
     with pytest.raises(ValueError, match="needs init_from"):
@@ -125,9 +110,11 @@ def test_fine_tuning_needs_a_detector_and_measures_what_it_can(start, miniature_
     assert not (tmp_path / "b").exists()
     before, after, ensemble = fine_tune(config, weight=0.5, measures_kept=False)
     assert before.new == before.kept == after.new == after.kept == ensemble.new == ensemble.kept == {}
-    assert [line.split() for line in format_outcomes((before, after)).splitlines()] == [
-        ["detector"], ["before"], ["after"]
-    ]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1] == f"the fine-tuned detector is {tmp_path / 'b'}"
+    told = format_outcomes((before, after, ensemble))
+    assert told.startswith("nothing was measured: there is no validation set of the new data")
+    assert "--no-kept" in told
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize("weight", [2, -0.5, float("nan")])

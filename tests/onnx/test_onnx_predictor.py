@@ -22,9 +22,12 @@ from ovd.config import EnsembleConfig, TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.images.read import ImageError
 from ovd.export.detector import export_detector
+from ovd.export.smaller import quantize, to_half
+from ovd.files import sha256_of
 from ovd.inference import Inference
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.onnx import Predictor
+from ovd.onnx.session import DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.predictor import Predictor as TorchPredictor
 
@@ -128,6 +131,20 @@ def test_a_detector_that_has_detected_is_exported_and_stays_as_it_is(trained, mo
     assert [(parameter.data_ptr(), parameter.stride()) for parameter in used.detector.parameters()] == weights
     rows = TextEncoder(model, threads=1)(NAMES)
     assert num_without_equal(expected, Predictor.load(tmp_path / "model.onnx", threads=1).detect(image, rows)) == 0
+
+
+@pytest.mark.parametrize("form", ["float32", "fp16", "int8"])
+def test_every_form_says_which_weights_it_was_exported_from(form, trained, image, tmp_path):
+    weights, model = tmp_path / "ema.safetensors", tmp_path / "model.onnx"
+    weights.write_bytes(b"weights")
+    with unchecked():
+        export_detector(replace(trained, weights=weights), model, with_text=False)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    if form == "fp16":
+        to_half(model)
+    elif form == "int8":
+        quantize(model, [tmp_path / "image.png"], dim=trained.clip.dim)
+    assert DetectionSession(model).usage.weights_sha256 == sha256_of(weights)
 
 
 def test_text_rows_are_those_of_evaluation(trained, model):
