@@ -560,7 +560,8 @@ import cv2, torch
 from tqdm import tqdm
 from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
-from ovd.config import LabelOptions, TrainConfig, parse_config
+from ovd.config import LabelOptions, TrainConfig
+from ovd.config_files import parse_config
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.selftrain.labels import read_labels
