@@ -3,7 +3,7 @@
 Training on some classes may bend the features away from the text space, so that the other classes are no longer
 recognized. Here localization, scores and suppression are left aside: for a true box, is its class the most similar of
 all names? CLIP answers three times: by its dense feature at one point, by the mean of this feature over the box, and on
-a crop of the box, which is the bound of what can be read from its features (CLIPSelf, arXiv:2310.01403, section 3). The
+a crop of the box, which is the reference: what CLIP itself can tell (CLIPSelf, arXiv:2310.01403, section 3). The
 detector answers by its class embedding at the same point.
 
 Rare classes are named wrong for two reasons: their features are poor, or the names that were trained on attract them.

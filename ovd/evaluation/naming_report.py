@@ -44,7 +44,7 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
     ]
     lines += [
         "- point: CLIP's dense feature at the box's point; mean: its mean over the box; crop: CLIP on the box's crop, "
-        f"{report.crop_side_px} px, the bound",
+        f"{report.crop_side_px} px",
         "- change: from point to detector, which name by the same point before and after training",
         "- cosine: the detector's class embedding with CLIP's dense feature; backbone: its own with CLIP's",
         f"- {report.num_images} images; boxes left out, as no point is matched to them: "
