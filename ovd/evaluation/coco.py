@@ -49,7 +49,7 @@ class COCOEvaluator(BoxEvaluator):
         self._whole = truth
         if groups:
             truth = _only_classes(truth, set().union(*groups.values()))
-        super().__init__(truth, category_ids, engine=engine, groups=groups)
+        super().__init__(truth, category_ids, engine, groups)
         self._num_beyond = 0
         self._groups = {
             name: np.flatnonzero([category.name in members for category in truth.categories])

@@ -39,8 +39,7 @@ class BoxEvaluator(ABC):
         self,
         truth: Truth,
         category_ids: tuple[int, ...],
-        *,
-        engine: Engine = "hotcoco",
+        engine: Engine,
         groups: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         if not truth.categories:

@@ -57,7 +57,7 @@ class LVISEvaluator(BoxEvaluator):
     ) -> None:
         if not truth.is_federated:
             raise ValueError(f"{truth.path} was not read as LVIS: without federated labels its metrics would change")
-        super().__init__(truth, category_ids, engine=engine)
+        super().__init__(truth, category_ids, engine)
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
         self._groups = {

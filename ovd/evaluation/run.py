@@ -28,7 +28,7 @@ from ovd.shapes import Bool
 EVALUATED = "evaluated.json"
 """File of `ovd eval` that says which detector and options an evaluation in a folder was of."""
 COMPARED = "compared.json"
-"""File of `ovd fine-tune` that says the same to the content of all files, so that it need not evaluate again."""
+"""File of `ovd fine-tune` with the hashes of all that an evaluation was of, which is not repeated while they agree."""
 NOT_ALWAYS_WRITTEN = (
     "naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED, COMPARED
 )  # fmt: skip

@@ -283,19 +283,8 @@ def _evaluate(
         options: in the place of those of the detector's own config.
     """
     done, source = output / "metrics.json", output / COMPARED
-    found = find_checkpoint(path)
-    descriptions = map(read_description, experts.folders)
-    evaluated = {
-        "detector": str(found.folder),
-        "weights_sha256": sha256_of(found.weights),
-        "annotations": str(index.path),
-        "fingerprint": index.fingerprint(),  # a data.yaml has several sets
-        "truths": [truth.fingerprint() for truth in (index.truth, index.exhaustive_truth) if truth is not None],
-        "images": _state_of_images(index),
-        "eval": found.config["eval"] if options is None else options.model_dump(mode="json"),
-        "experts": [{"sha256": one.sha256, "eval": one.config["eval"]} for one in descriptions],
-    }
-    is_done = done.exists() and _read_json(source) == evaluated
+    evaluated = _what_is_evaluated(path, index, experts, options) if is_main() else {}
+    is_done = is_main() and done.exists() and _read_json(source) == evaluated
     if not gather(is_done)[0]:
         if is_main():
             print(f"{path}{' with the expert' if experts.folders else ''} on {index.path}")
@@ -309,10 +298,30 @@ def _evaluate(
     return gather(json.loads(done.read_text())["metrics"] if is_main() else {})[0]
 
 
+def _what_is_evaluated(
+    path: Path, index: AnnotationIndex, experts: ExpertGroup, options: EvalSection | None
+) -> dict[str, Any]:
+    """The weights, data and settings of `_evaluate`, by their content."""
+    found = find_checkpoint(path)
+    descriptions = map(read_description, experts.folders)
+    return {
+        "detector": str(found.folder),
+        "weights_sha256": sha256_of(found.weights),
+        "annotations": str(index.path),
+        "fingerprint": index.fingerprint(),  # a data.yaml has several sets
+        "truths": [truth.fingerprint() for truth in (index.truth, index.exhaustive_truth) if truth is not None],
+        "images": _state_of_images(index),
+        "eval": found.config["eval"] if options is None else options.model_dump(mode="json"),
+        "experts": [{"sha256": one.sha256, "eval": one.config["eval"]} for one in descriptions],
+    }
+
+
 def _state_of_images(index: AnnotationIndex) -> str:
-    """Hash of when each image file was written, and of its size."""
-    states = [index.encoded(image).stat() for image in range(len(index))]
-    return hashlib.sha256(repr([(state.st_size, state.st_mtime_ns) for state in states]).encode()).hexdigest()[:16]
+    """Hash of when each image file was written, and of its size; an evaluation names those that are missing."""
+    paths = [index.encoded(image) for image in range(len(index))]
+    states = [path.stat() if path.exists() else None for path in paths]
+    content = repr([state and (state.st_size, state.st_mtime_ns) for state in states])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _read_json(path: Path) -> Any:
