@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Kind = TypeVar("Kind")
 
@@ -166,6 +168,16 @@ def together(items: Iterator[Kind]) -> Iterator[Kind]:
         if item is end:
             return
         yield item  # type: ignore[misc]  # the end is none
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a module so that gradients are averaged over ranks; for a single process, it is returned as it is."""
+    if world_size() == 1:
+        return module
+    # torch 2.14 warns of the old name.
+    known, new_name = signature(DistributedDataParallel).parameters, "forward_sync_buffers"
+    options: dict[str, Any] = {new_name if new_name in known else "broadcast_buffers": False}
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **options)
 
 
 @contextmanager

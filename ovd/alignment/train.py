@@ -24,16 +24,17 @@ from ovd.data.loading.loader import TrainOrder, image_loader, train_loader
 from ovd.data.loading.transforms import train_transform
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import (
+    data_parallel,
     device_of_rank,
     failing_together,
     on_any_rank,
     pins_memory,
     rank,
     sum_over_ranks,
-    together,
     world_size,
 )
 from ovd.engine import checkpoint
+from ovd.engine.batches import counted, until_stopped
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.notes import Notes
 from ovd.engine.optim import (
@@ -46,10 +47,9 @@ from ovd.engine.optim import (
     set_learning_rate,
     step_if_finite,
 )
-from ovd.engine.signals import StopRequest
+from ovd.engine.signals import StopRequest, exit_stopped
 from ovd.engine.state import Checkpoints
 from ovd.engine.step import of_one_size
-from ovd.engine.train import EXIT_ON_SIGNAL, counted, data_parallel
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.precision import autocast, memory_format, use_low_precision
@@ -287,24 +287,21 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
     with failing_together():
         run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        left = islice(data.batches_from(start), settings.steps - start)
-        batches = together(counted(left, data.report, data.num_images, checkpoints))
-        for step, batch in enumerate(batches, start):
+        left = counted(
+            islice(data.batches_from(start), settings.steps - start), data.report, data.num_images, checkpoints
+        )
+        step = start
+        for batch in until_stopped(left, stop):
             _take_step(distillation, dense_feature, optimizer, batch, step=step, log=log)
-            last = step + 1 == settings.steps
-            stopping = on_any_rank(stop.received)
-            if last or stopping or (step + 1) % settings.save_every == 0:
-                checkpoints.save(
-                    step + 1,
-                    student,
-                    optimizer,
-                    data.report,
-                    must_succeed=last or stopping,
-                    message=log.message,
-                )
-            if stopping and not last:
-                log.message(f"stopped by a signal after step {step + 1}; the same command continues from there")
-                raise SystemExit(EXIT_ON_SIGNAL)
+            step += 1
+            if step == settings.steps or on_any_rank(stop.received):
+                break
+            if step % settings.save_every == 0:
+                checkpoints.save(step, student, optimizer, data.report, must_succeed=False, message=log.message)
+        if start < settings.steps:
+            checkpoints.save(step, student, optimizer, data.report, must_succeed=True, message=log.message)
+        if step < settings.steps:
+            exit_stopped(step, log.message)
         after = distillation.measure(data.held_out())
         log.evaluation(settings.steps, {f"held-out {name}": value for name, value in after.items()})
     return Losses(before, after)

@@ -90,7 +90,7 @@ def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
 
 def describe_expert_run(run: Path, config: TrainConfig) -> str:
     """What the run of an expert is, for messages: no detector to use alone."""
-    return f"{run} is the training of an expert of {config.init_from}; its words of before are not kept"
+    return f"{run} is the training of an expert of {config.init_from}; alone it may have forgotten all other words"
 
 
 def _warn_of_expert_run(path: Path, config: TrainConfig) -> None:

@@ -3,9 +3,12 @@
 import os
 import signal
 import termios
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+EXIT_ON_SIGNAL = 143
 
 
 class StopRequest:
@@ -41,6 +44,12 @@ class StopRequest:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
+
+
+def exit_stopped(step: int, message: Callable[[str], None]) -> NoReturn:
+    """End a run that was stopped after a step, which is saved; its exit code says that it can go on."""
+    message(f"stopped by a signal after step {step}, which is saved: the run can be resumed")
+    raise SystemExit(EXIT_ON_SIGNAL)
 
 
 def _is_gone(terminal: int) -> bool:

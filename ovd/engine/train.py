@@ -7,28 +7,26 @@ losses, gradients and checkpoints are those of the whole batch.
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, assert_never
+from typing import assert_never
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ovd.config import TrainSection
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataReport
 from ovd.distributed import (
+    data_parallel,
     device_of_rank,
     failing_together,
     is_main,
     on_any_rank,
     rank,
     sum_over_ranks,
-    together,
-    world_size,
 )
 from ovd.engine import checkpoint
+from ovd.engine.batches import counted, first_with_images, until_stopped
 from ovd.engine.early_stop import EarlyStop, ended_early
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
@@ -44,7 +42,7 @@ from ovd.engine.optim import (
     set_learning_rate,
     step_if_finite,
 )
-from ovd.engine.signals import StopRequest
+from ovd.engine.signals import StopRequest, exit_stopped
 from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start, TrainState
 from ovd.engine.step import Criterion, backward, of_one_size, set_initial_bias
 from ovd.engine.step_dump import write_step
@@ -53,7 +51,6 @@ from ovd.model.detector import Detector
 from ovd.precision import memory_format, use_low_precision
 from ovd.structures import Batch
 
-EXIT_ON_SIGNAL = 143
 GATE_INTERVAL = 50
 """Steps between measurements of the gates, each of which takes an additional forward pass."""
 
@@ -115,7 +112,9 @@ def train(
     with run_log as log, StopRequest() as stop:
         if evaluate and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
             _evaluate(evaluate, state, averaged, log)
-        for batch in _batches_left(data, state.step, num_left, checkpoints, stop):
+        left = counted(islice(data.batches_from(state.step), num_left), data.report, data.num_samples, checkpoints)
+        is_over = num_left == 0
+        for batch in until_stopped(left, stop):
             num_images = int(sum_over_ranks(torch.tensor(len(batch.image_ids))))
             if num_images == 0:
                 log.message(f"step {state.step}: every sample was skipped ({batch.skipped[0]}); no optimizer step")
@@ -133,21 +132,18 @@ def train(
                 is_over |= early_stop.is_over
                 if is_over:
                     log.message(early_stop.put_best(state.ema))
-            if is_over:
-                _calibrate(calibrate, state, averaged)
-            is_stopped = on_any_rank(stop.received)
-            if is_over or is_stopped or state.step % settings.save_every == 0:
-                _save(checkpoints, state, data.report, log, must_succeed=is_over or is_stopped)
-            if is_over:
+            if is_over or on_any_rank(stop.received):
                 break
-            if is_stopped:
-                _exit_stopped(state.step, log)
+            if state.step % settings.save_every == 0:
+                _save(checkpoints, state, data.report, log, must_succeed=False)
             if evaluate and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 _evaluate(evaluate, state, averaged, log)
-        else:
-            if num_left:  # only a signal ends the batches before the last step
-                _save(checkpoints, state, data.report, log, must_succeed=True)
-                _exit_stopped(state.step, log)
+        if is_over and num_left:
+            _calibrate(calibrate, state, averaged)
+        if num_left:
+            _save(checkpoints, state, data.report, log, must_succeed=True)
+        if not is_over:
+            exit_stopped(state.step, log.message)
         state.ema.copy_to(averaged)
         of_step = early_stop.best_step if early_stop else None
         return _evaluate(evaluate, state, averaged, log, of_step=of_step) if evaluate else {}
@@ -158,18 +154,6 @@ def _as_called(detector: Detector, settings: TrainSection, device: torch.device,
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
         return GraphedDetector(detector, low_precision=low_precision)
     return data_parallel(detector, device)
-
-
-def _batches_left(
-    data: TrainingData, step: int, count: int, checkpoints: Checkpoints, stop: StopRequest
-) -> Iterator[Batch]:
-    """So many batches from a step on; there are no more once the signal that stops the run has killed workers, too."""
-    batches = islice(data.batches_from(step), count)
-    try:
-        yield from together(counted(batches, data.report, data.num_samples, checkpoints))
-    except RuntimeError:
-        if not on_any_rank(stop.received):
-            raise
 
 
 def _save(
@@ -184,11 +168,6 @@ def _save(
         must_succeed=must_succeed,
         message=log.message,
     )
-
-
-def _exit_stopped(step: int, log: RunLog | NoLog) -> NoReturn:
-    log.message(f"stopped by a signal after step {step}, which is saved: the run can be resumed")
-    raise SystemExit(EXIT_ON_SIGNAL)
 
 
 def _is_evaluated(step: int, settings: TrainSection) -> bool:
@@ -300,38 +279,6 @@ def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> floa
     return factor
 
 
-def counted(
-    batches: Iterator[Batch], report: DataReport, num_samples: int, checkpoints: Checkpoints
-) -> Iterator[Batch]:
-    """The batches, whose samples are added to this rank's report, which is written where one was left out.
-
-    Raises:
-        DataError: too many of the samples were left out.
-    """
-    for batch in batches:
-        report.add_batch(batch)
-        if batch.skipped:
-            checkpoints.write_report(report)
-            report.raise_if_too_many(num_samples)
-        yield batch
-
-
-def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
-    """The first batch with at least one readable image, on any rank.
-
-    Raises:
-        DataError: too many images in a row cannot be read, or all of them.
-    """
-    report = DataReport()
-    for batch in together(batches):
-        if int(sum_over_ranks(torch.tensor(len(batch.image_ids)))):
-            return of_one_size(batch)
-        with failing_together():
-            report.add_batch(batch)
-            report.raise_if_too_many(num_samples)
-    raise DataError("F9", f"no image could be read; the last: {'; '.join(batch.skipped[:3])}")
-
-
 def step_seed(seed: int, step: int) -> int:
     """Seed of all random numbers of a step outside the loader, so that a resumed run repeats them."""
     return (seed * 1_000_003 + step) % 2**63
@@ -340,13 +287,3 @@ def step_seed(seed: int, step: int) -> int:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Generator of the random numbers of a step that are the same on every rank."""
     return torch.Generator().manual_seed(step_seed(seed, step))
-
-
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a module so that gradients are averaged over ranks; for a single process, it is returned as it is."""
-    if world_size() == 1:
-        return module
-    # torch 2.14 warns of the old name.
-    known, new_name = signature(DistributedDataParallel).parameters, "forward_sync_buffers"
-    options: dict[str, Any] = {new_name if new_name in known else "broadcast_buffers": False}
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **options)

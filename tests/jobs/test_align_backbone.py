@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from small_alignment import small_align_config, write_clip_folder, write_images
 from small_backbones import AVERAGE_POOLING, FAMILIES, SLOW, dense_and_pooled_of_a_constant_map
 
+import ovd.alignment.train
 from ovd.alignment.distill import DenseFeature
 from ovd.alignment.train import align, alignment_data
 from ovd.build.alignment import build_distillation, load_unlabelled_images
@@ -26,6 +29,7 @@ from ovd.engine.notes import Notes
 from ovd.jobs.align_backbone import align_backbone, format_report
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
+from ovd.structures import Batch
 from ovd.text.encoder import text_tower_fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +103,34 @@ def test_a_resumed_run_ends_with_the_same_bits(whole_run, images, step, tmp_path
     of_whole = json.loads((whole_run / "report.json").read_text())
     assert report["losses_before"] == of_whole["losses_before"]
     assert report["losses_after"] == of_whole["losses_after"]
+
+
+@pytest.mark.parametrize("with_workers", [False, True])
+def test_a_signal_stops_after_a_checkpoint_even_if_it_kills_the_workers_too(
+    with_workers, whole_run, images, tmp_path, monkeypatch, capsys
+):
+    """The first as from a terminal, the second as from a batch system that signals every process of a run."""
+    config = small_align_config(tmp_path / "run", images, train={"keep_checkpoints": 9})
+    real = ovd.alignment.train.train_loader
+
+    def signalled(*arguments: Any, **options: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(real(*arguments, **options)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if with_workers:
+                    raise RuntimeError("loading step 3 failed: DataLoader worker is killed by signal: Terminated.")
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ovd.alignment.train, "train_loader", signalled)
+        with pytest.raises(SystemExit) as stopped:
+            align_backbone(config, command="")
+    assert stopped.value.code == 143
+    saved = 3 if with_workers else 4
+    assert f"stopped by a signal after step {saved}, which is saved" in capsys.readouterr().out
+    assert max(run_folder.name for run_folder in config.output.glob("step-*")) == f"step-{saved:06d}"
+    align_backbone(config, command="again")
+    assert_same_bits(config.output, whole_run)
 
 
 def test_a_run_with_other_settings_or_images_is_not_continued(whole_run, images, tmp_path):

@@ -293,8 +293,8 @@ def test_an_expert_with_other_settings_starts_from_the_same_detector(start, expe
 
 def test_the_run_of_an_expert_that_is_taken_for_a_detector_is_told_of_once(start, experts, capsys) -> None:
     warning = (
-        "warning: {path} is the training of an expert of {start}; its words of before are not kept: use {start} with "
-        "--expert {run} (from Python experts=)\n"
+        "warning: {path} is the training of an expert of {start}; alone it may have forgotten all other words: "
+        "use {start} with --expert {run} (from Python experts=)\n"
     )
     run = experts[0]
     asked: dict[str, Any] = {"device": None, "expert": [], "same_place": None, "nearest": False}

@@ -1,5 +1,6 @@
 """Which runs may be gone on with."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ovd.config import TrainConfig
 from ovd.config_files import RENAMED, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.run_folder import check_same_run, find_run, open_run_folder
+from ovd.jobs.run_folder import FREE_ON_RESUME, check_same_run, find_run, open_run_folder
 
 
 def config(**train) -> TrainConfig:
@@ -23,6 +24,14 @@ def test_a_run_goes_on_with_its_own_settings_and_those_that_teach_nothing():
     stored = config().model_dump(mode="json")
     check_same_run(stored, config())
     check_same_run(stored, config(save_every=7).model_copy(update={"output": Path("elsewhere")}))
+
+
+def test_the_page_lists_the_settings_that_may_change_in_a_resumed_run():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    listed = re.search(r"These may differ: (.*?);", page, re.DOTALL)
+    assert listed is not None
+    names = {name.rstrip("*") for name in re.findall(r"`([^`]+)`", listed[1])}
+    assert names == {*FREE_ON_RESUME} - {"output"}  # a run that was moved
 
 
 def test_every_setting_that_differs_is_named():
