@@ -17,7 +17,6 @@ from fresh import argument_parser, fresh_detector
 from measured import medians, save
 
 from ovd.engine.step import Criterion, backward, set_initial_bias
-from ovd.engine.step_texts import StepTexts
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.precision import describe_machine
@@ -34,8 +33,7 @@ def main() -> None:
     config, plain, low_precision = fresh.config, fresh.detector, fresh.low_precision
     batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
     rows = fresh.text(arguments.classes)
-    mask = torch.ones(arguments.batch_size, arguments.classes, dtype=torch.bool, device=device)
-    texts = StepTexts(torch.arange(arguments.classes, device=device), rows, mask, mask, torch.zeros_like(mask[0]))
+    texts = fresh.step_texts(rows, arguments.batch_size)
     set_initial_bias(plain, batch, rows, low_precision)
     options = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
     forms = {

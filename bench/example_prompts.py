@@ -134,7 +134,8 @@ def report(of_runs: dict[str, dict[str, list[dict[str, float]]]], name: str) -> 
         values = [own for figures in of_runs.values() for own in figures[way]]
         table[way] = {metric: mean_and_spread([own[metric] for own in values]) for metric in ("AP", "AP novel")}
         print(f"| {way} | {table[way]['AP']} | {table[way]['AP novel']} |")
-    save(name, {"machine": describe_machine(torch.device("cpu")), "table": table, "runs": of_runs})
+    device = torch.device("cpu")
+    save(name, {"machine": describe_machine(device), "table": table, "runs": of_runs}, device)
 
 
 if __name__ == "__main__":

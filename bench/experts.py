@@ -21,10 +21,9 @@ from measured import medians, save
 from torch import Tensor
 
 from ovd.engine.step import Criterion, backward, set_initial_bias
-from ovd.engine.step_texts import StepTexts
 from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.low_rank import add_adapters
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
@@ -108,7 +107,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         with autocast(batch.images.device, low_precision):
             predictions = detector.predict_from(*computed)
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
-        return base.detections(predictions, rows[0], batch.sizes, sizes)
+        return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), rows[0])
 
     side = frozen_side_of(fresh)
 
@@ -144,8 +143,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
 def time_training(fresh: Fresh, batch: Batch, text: Tensor) -> dict[str, object]:
     """Milliseconds of a step by own layers, and their ratio to a full step."""
     criterion = Criterion(fresh.config.train.model_copy(update={"region_distillation": None}), None)
-    mask = torch.ones(len(batch.images), len(text), dtype=torch.bool, device=text.device)
-    texts = StepTexts(torch.arange(len(text), device=text.device), text, mask, mask, torch.zeros_like(mask[0]))
+    texts = fresh.step_texts(text, len(batch.images))
     forms: dict[str, Callable[[], object]] = {}
     for form, trained in {**TRAINED, "full": None}.items():
         learner = copy.deepcopy(fresh.detector).train()

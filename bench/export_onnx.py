@@ -156,7 +156,7 @@ def main() -> None:
             "vocabularies": vocabularies(arguments.run, forms["float32"], images),
             "families": families(arguments.count),
         }
-    save("export_onnx", figures)
+    save("export_onnx", figures, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards, write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
+from ovd.engine.ema import Ema
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
-from ovd.engine.optim import Ema, build_optimizer, check_finite, gradient_norm, step_if_finite
+from ovd.engine.optim import build_optimizer, check_finite, gradient_norm, step_if_finite
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
 from ovd.heap import keep_freed_memory
@@ -34,7 +35,7 @@ from ovd.model.similarity import initial_bias
 from ovd.precision import autocast, frozen_memory_format, memory_format, use_low_precision
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.structures import Batch, Targets
-from ovd.text.encoder import encode_texts
+from ovd.text.encoder import encode_tokens
 
 BOXES = 3
 """Boxes of each image."""
@@ -118,6 +119,11 @@ class Fresh:
         """Unit rows, (count, dim)."""
         return F.normalize(torch.randn(count, self.dim, generator=self.generator), dim=1).to(self.device)
 
+    def step_texts(self, rows: Tensor, num_images: int) -> StepTexts:
+        """The texts of a step that scores all classes, one per row, in every image."""
+        mask = torch.ones(num_images, len(rows), dtype=torch.bool, device=self.device)
+        return StepTexts(torch.arange(len(rows), device=self.device), rows, mask, mask, torch.zeros_like(mask[0]))
+
 
 def fresh_detector(path: Path, device: torch.device) -> Fresh:
     """Build a config's detector, with random weights unless its CLIP is the tiny one; on a CPU with two threads."""
@@ -137,8 +143,7 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
     """A whole training step as the loop takes it, with FCOS's assignment; every class is scored."""
     detector, settings, low_precision = fresh.detector.train(), fresh.config.train, fresh.low_precision
     rows = fresh.text(num_classes)
-    mask = torch.ones(len(batch.targets), num_classes, dtype=torch.bool, device=fresh.device)
-    texts = StepTexts(torch.arange(num_classes, device=fresh.device), rows, mask, mask, torch.zeros_like(mask[0]))
+    texts = fresh.step_texts(rows, len(batch.targets))
     set_initial_bias(detector, batch, rows, low_precision)
     optimizer = build_optimizer(build_groups(detector, settings), lr=1e-4)
     average = Ema(detector, settings.ema_decay)
@@ -149,10 +154,10 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
     def step() -> None:
         losses = backward(parallel, detector, batch, texts, criterion, step=0, low_precision=low_precision)
         norm = gradient_norm(detector.parameters())
-        step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
+        numbers = step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
         optimizer.zero_grad()
         average.update(detector)
-        check_finite(losses, norm, batch.image_ids)
+        check_finite(losses, numbers, batch.image_ids)
 
     return step
 
@@ -189,7 +194,7 @@ def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> 
     images = torch.stack([torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in rows])
     with torch.no_grad(), autocast(device, inference.low_precision):
         embeddings = detector(images.to(device)).embeddings.flatten(0, 1).cpu()
-    captions = encode_texts(clip, [pairs.caption(row) for row in rows])
+    captions = encode_tokens(clip, clip.tokenizer([pairs.caption(row) for row in rows]))
     detector.set_bias(initial_bias(embeddings, captions, scale=detector.scale.item()))
     texts = TextVariants(clip, None)
     return FreshTeacher(clip, inference, texts, OvdTeacher(inference, texts, run="fresh"))

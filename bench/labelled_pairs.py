@@ -10,7 +10,6 @@ them: time and memory by pair, and what that comes to for the twelve million pai
 import argparse
 import itertools
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool
-from measured import resident_bytes, save
+from measured import resident_bytes, save, seconds_of, time_ratio
 from torchvision.ops import box_iou
 
 from ovd.config import BoxFilters
@@ -27,7 +26,8 @@ from ovd.data.pairs.shard_index import ShardIndex
 from ovd.precision import describe_machine
 from ovd.selftrain.filter import SAME_PLACE_IOU, filter_labels
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
-from ovd.selftrain.labels import ShardLabels, open_labelled_shards, read_labels, write_labels
+from ovd.selftrain.labels import ShardLabels, read_labels, shard_name, write_labels
+from ovd.selftrain.ledger import LabelCounts, Ledger, open_labelled_shards
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -74,9 +74,12 @@ def write_shard(folder: Path, number: int) -> Path:
     (folder / f"{number:05d}.tar").write_bytes(bytes(size))
     file = folder / f"{number:05d}.safetensors"
     variants = np.ones((TEXTS, 1, DIM), np.float16)
-    write_labels(file, labels, index=index, variants=variants, text_tower="none", settings={})
-    ledger = {"shard": {"file": f"{number:05d}.tar", "sha256": ""}, "settings": {"text_tower": "none"}}
-    file.with_suffix(".json").write_text(json.dumps(ledger))
+    settings = {"text_tower": "none"}
+    sha256 = write_labels(file, labels, index=index, variants=variants, text_tower="none", settings=settings)
+    counts = LabelCounts(
+        pairs=PAIRS, pairs_with_boxes=PAIRS, capped_pairs=0, boxes=PAIRS * BOXES, texts=TEXTS, long_texts=0, reasons={}
+    )
+    Ledger(shard_name(file), "", sha256, settings, counts, {}).write(file)
     return file
 
 
@@ -106,15 +109,9 @@ def main() -> None:
         ours, _ = filter_labels(labels, FILTERS)
         if (ours != pair_by_pair(labels)).any():
             raise SystemExit("no ratio: the loop keeps other boxes")
-        raw: dict[str, list[float]] = {"filter_s": [], "pair_by_pair_s": []}
-        for _ in range(ROUNDS):
-            for key, job in (
-                ("filter_s", lambda: filter_labels(labels, FILTERS)),
-                ("pair_by_pair_s", lambda: pair_by_pair(labels)),
-            ):
-                start = time.perf_counter()
-                job()
-                raw[key].append(time.perf_counter() - start)
+        forms = {"filter_s": lambda: filter_labels(labels, FILTERS), "pair_by_pair_s": lambda: pair_by_pair(labels)}
+        device = torch.device("cpu")
+        raw = seconds_of(forms, device, rounds=ROUNDS)
 
         before, start = resident_bytes(), time.perf_counter()
         shards = open_labelled_shards(folder, files)
@@ -125,10 +122,10 @@ def main() -> None:
         seconds, grown = time.perf_counter() - start, resident_bytes() - before
         num_pairs = NUM_SHARDS * PAIRS
         result = {
-            "machine": describe_machine(torch.device("cpu")),
+            "machine": describe_machine(device),
             "pairs": len(pairs),
             "raw": raw,
-            "times_pair_by_pair": statistics.median(raw["pair_by_pair_s"]) / statistics.median(raw["filter_s"]),
+            "times_pair_by_pair": time_ratio(raw, "pair_by_pair_s", "filter_s"),
             "start_s": seconds,
             "start_us_a_pair": 1e6 * seconds / num_pairs,
             "resident_bytes_a_pair": grown / num_pairs,
@@ -137,7 +134,7 @@ def main() -> None:
             "cc12m_resident_gib": grown / num_pairs * CC12M_PAIRS / 2**30,
         }
     print(json.dumps(result, indent=2))
-    save("labelled_pairs", result)
+    save("labelled_pairs", result, device)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def main() -> None:
         "milliseconds": milliseconds(seconds),
     }
     print(result)
-    save("loader", result)
+    save("loader", result, torch.device("cpu"))
 
 
 if __name__ == "__main__":

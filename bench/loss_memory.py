@@ -47,6 +47,8 @@ class Case:
         positives = torch.arange(0, points, POINTS_PER_POSITIVE)
         labels[positives] = torch.randint(classes, (len(positives),), generator=generator)
         self.labels, self.dtype, self.device = labels.to(device), DTYPES[dtype], device
+        self.every_class = torch.ones(1, classes, dtype=torch.bool, device=device)  # counts at every point
+        self.group = torch.zeros_like(self.labels)
 
     def _embeddings(self) -> Tensor:
         return self.embeddings.detach().requires_grad_()
@@ -60,7 +62,7 @@ class Case:
         scale, bias = (torch.tensor(value, device=self.device) for value in (SCALE, BIAS))
         with self._autocast():
             classifier = TextClassifier(self.text, ids, scale, bias)
-            loss = point_focal_loss(embeddings, classifier, self.labels, None, None)
+            loss = point_focal_loss(embeddings, classifier, self.labels, self.every_class, self.group)
         loss.backward()
         return loss.detach(), embeddings.grad
 

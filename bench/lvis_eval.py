@@ -103,7 +103,7 @@ def main() -> None:
         },
     }
     print(json.dumps(result, indent=2))
-    save("lvis_eval", result)
+    save("lvis_eval", result, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -61,15 +61,15 @@ def results_file(name: str, device: str) -> Path:
     return FOLDER / f"{name}{'' if device == 'cpu' else f'_{device}'}.json"
 
 
-def save(name: str, figures: Mapping[str, Any], device: torch.device | None = None) -> None:
+def save(name: str, figures: Mapping[str, Any], device: torch.device) -> None:
     """Write the results of a script with the date, in place of earlier ones.
 
     Args:
-        device: that they are of; by default the CPU.
+        device: that they are of; it is part of the file's name.
     """
     FOLDER.mkdir(exist_ok=True)
     content = {"date": datetime.date.today().isoformat(), **figures}
-    results_file(name, "cpu" if device is None else device.type).write_text(json.dumps(content, indent=2) + "\n")
+    results_file(name, device.type).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def alone(function: Callable[..., Found], *arguments: Any, device: torch.device) -> Found:

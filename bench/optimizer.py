@@ -17,7 +17,9 @@ import torch
 from measured import milliseconds, save, seconds_of, time_ratio
 from torch import nn
 
-from ovd.engine.optim import Ema, GroupSpec, build_optimizer, gradient_norm, parameter_groups, step_if_finite
+from ovd.engine.ema import Ema
+from ovd.engine.optim import build_optimizer, gradient_norm, step_if_finite
+from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.precision import describe_machine
 
 MATRICES, SIDE = 32, 1024

@@ -55,7 +55,8 @@ def main() -> None:
         print(f"{num_groups:3} groups  padding {100 * rows[-1]['padding']:6.1f} %  {len(seen):4} shapes")
     fitting = min(row["padding"] for row in rows if row["shapes"] <= MOST_SHAPES)
     ratio = {f"pixels of the images' own, {MOST_SHAPES} shapes": round(1 + fitting, 3)}
-    save("padding", {"machine": describe_machine(torch.device("cpu")), "ratio": ratio, "rows": rows})
+    device = torch.device("cpu")
+    save("padding", {"machine": describe_machine(device), "ratio": ratio, "rows": rows}, device)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 
-from ovd.engine.optim import Ema
+from ovd.engine.ema import Ema
 from ovd.precision import autocast
 from ovd.structures import Batch
 

@@ -15,6 +15,7 @@ import open_clip
 import torch
 from measured import save
 
+from ovd.build.detector import resolve_device
 from ovd.build.trained import build_inference, load_detector
 from ovd.data.images.read import read_image
 from ovd.inference import Inference
@@ -75,7 +76,8 @@ def main() -> None:
     for row in rows:
         print(row)
     settings = {"run": str(arguments.run), "images": len(files), "size": arguments.size or trained.config.data.size}
-    save("prefilter", {"machine": describe_machine(torch.device("cpu")), "settings": settings, "rows": rows})
+    device = resolve_device(trained.config)
+    save("prefilter", {"machine": describe_machine(device), "settings": settings, "rows": rows}, device)
 
 
 if __name__ == "__main__":

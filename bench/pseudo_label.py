@@ -10,9 +10,7 @@ steps. Without equal scores there is no ratio.
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fresh import fresh_teacher, write_scenes
-from measured import save
+from measured import save, seconds_of, time_ratio
 
 from ovd.config import LabelOptions
 from ovd.data.images.read import read_image
@@ -28,7 +26,7 @@ from ovd.data.pairs.tar import PairShards
 from ovd.precision import autocast, describe_machine
 from ovd.selftrain.labels import read_labels
 from ovd.selftrain.pseudo_label import label_shards
-from ovd.text.encoder import encode_texts
+from ovd.text.encoder import encode_tokens
 
 NUM_PAIRS = 128
 ROUNDS = 3
@@ -46,10 +44,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     device = torch.device(parser.parse_args().device)
 
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_scenes(folder / "pairs", NUM_PAIRS)
@@ -64,7 +58,6 @@ def main() -> None:
             for batch in batches:
                 with autocast(device, inference.low_precision):
                     predictions = inference.detector(batch)
-            finish()
             assert predictions.embeddings.isfinite().all()
 
         num_runs = 0
@@ -81,7 +74,8 @@ def main() -> None:
             rows = []
             for position in range(NUM_PAIRS):
                 pair = pairs[position]
-                found = inference.image(encode_texts(fresh.clip, [pair.caption]), read_image(pair.image))
+                text = encode_tokens(fresh.clip, fresh.clip.tokenizer([pair.caption]))
+                found = inference.image(text, read_image(pair.image))
                 rows.append({name: part.tolist() for name, part in asdict(found).items()})
                 naive_scores.append(best_scores(found.scores.numpy()))
             (folder / "naive.json").write_text(json.dumps(rows))
@@ -89,14 +83,7 @@ def main() -> None:
         jobs: dict[str, Callable[[], None]] = {
             "forward_s": forward, "end_to_end_s": end_to_end, "image_by_image_s": image_by_image
         }  # fmt: skip
-        raw: dict[str, list[float]] = {name: [] for name in jobs}
-        for round_number in range(1 + ROUNDS):  # the first warms up
-            for name, job in jobs.items():
-                start = time.perf_counter()
-                job()
-                if round_number:
-                    raw[name].append(time.perf_counter() - start)
-
+        raw = seconds_of(jobs, device, rounds=ROUNDS)
         shards = [read_labels(path) for path in sorted((folder / "labels-1").glob("*.safetensors"))]
         scores = [of_shard.scores[row] for of_shard in shards for row in range(len(of_shard.keys))]
         reasons = [reason for of_shard in shards for reason in of_shard.reasons]
@@ -107,15 +94,14 @@ def main() -> None:
         ]
     if max(differences) > LARGEST_DIFFERENCE:
         raise SystemExit(f"no ratio: scores in batches and one by one differ by {max(differences):.3f}")
-    median = {name: statistics.median(times) for name, times in raw.items()}
     result = {
         "machine": describe_machine(device),
         "pairs": NUM_PAIRS,
         "boxes": sum(map(len, scores)),
         "raw": raw,
         "ratio": {
-            "time of the forward pass": round(median["end_to_end_s"] / median["forward_s"], 3),
-            "time of image by image": round(median["end_to_end_s"] / median["image_by_image_s"], 3),
+            "time of the forward pass": time_ratio(raw, "end_to_end_s", "forward_s"),
+            "time of image by image": time_ratio(raw, "end_to_end_s", "image_by_image_s"),
         },
         "largest_difference": max(differences),
     }

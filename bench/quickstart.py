@@ -14,6 +14,7 @@ import torch
 from measured import save
 
 from ovd.engine.log import format_duration
+from ovd.engine.metric_records import METRICS_FILE, read_records
 
 RUNS = Path("runs")
 SECONDS = {"cpu": 12 * 60, "cuda": 60}
@@ -21,8 +22,7 @@ SECONDS = {"cpu": 12 * 60, "cuda": 60}
 
 def seconds_of_steps(run: Path) -> float:
     """From the first logged step of a training to the last."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    times = [line["time_s"] for line in lines if line["kind"] == "train"]
+    times = [record["time_s"] for record in read_records(run / METRICS_FILE) if record["kind"] == "train"]
     return times[-1] - times[0]
 
 

@@ -51,7 +51,7 @@ def main() -> None:
         "ratio": {name: round(seconds[name] / seconds["one pass"], 3) for name in VIEWS},
     }
     print(result)
-    save(f"second_look_{arguments.config.stem}", result)
+    save(f"second_look_{arguments.config.stem}", result, arguments.device)
 
 
 if __name__ == "__main__":

@@ -161,8 +161,9 @@ def main() -> None:
     ratios = [served / alone for served, alone in zip(rates["served"], rates["plain"], strict=True)]
     errors = {str(status): number for status, number in clients.statuses.items() if status != 200}
     waits = sorted(clients.seconds)
+    device = resolve_device(load_detector(arguments.run).config)
     figures = {
-        "machine": describe_machine(resolve_device(load_detector(arguments.run).config)),
+        "machine": describe_machine(device),
         "settings": {name: str(value) for name, value in vars(arguments).items()},
         "load_average": os.getloadavg(),
         "answers": clients.statuses[200],
@@ -173,7 +174,7 @@ def main() -> None:
         "megabytes": memory,
     }
     print(json.dumps(figures, indent=1))
-    save("serve", figures)
+    save("serve", figures, device)
     if errors or memory["end"] > memory["warm"] * (1 + GROWTH_ALLOWED):
         raise SystemExit("the server answered with errors, or its memory grew")
 

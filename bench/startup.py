@@ -99,7 +99,7 @@ def main() -> None:
         },
     }
     print(json.dumps(result, indent=2))
-    save("startup", result)
+    save("startup", result, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from measured import resident_bytes, save
 from ovd.clip.load import load_clip
 from ovd.precision import describe_machine
 from ovd.text.bank import TextBank, build_bank
-from ovd.text.encoder import encode_texts
+from ovd.text.encoder import encode_tokens
 from ovd.text.sources import TextSources
 from ovd.text.tensor_file import file_header
 
@@ -53,7 +53,7 @@ def main() -> None:
         compared = prompts[:COMPARED]
         small = build_bank(clip, compared, [()] * COMPARED, TextSources(templates="none"), folder=Path(folder))
         rows = small.rows(np.arange(COMPARED), np.zeros(COMPARED, np.int64))
-        difference = (rows - encode_texts(clip, compared)).abs().max().item()
+        difference = (rows - encode_tokens(clip, clip.tokenizer(compared))).abs().max().item()
         if difference > 2e-3:
             raise SystemExit(f"no ratio: rows of the bank and of the tower differ by {difference:.1e}")
 
@@ -73,7 +73,7 @@ def main() -> None:
             raw["bank_ms"].append(1000 * (time.perf_counter() - start) / STEPS)
             grown.append((resident_bytes() - resident) / 2**20)
             start = time.perf_counter()
-            encode_texts(clip, prompts)
+            encode_tokens(clip, clip.tokenizer(prompts))
             raw["tower_ms"].append(1000 * (time.perf_counter() - start))
         bank_ms = statistics.median(raw["bank_ms"])
         result = {
@@ -89,7 +89,7 @@ def main() -> None:
             "largest_difference": difference,
         }
     print(json.dumps(result, indent=2))
-    save("text_bank", result)
+    save("text_bank", result, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ovd.config import TrainConfig
 from ovd.config_files import load_config
 from ovd.cost import count_cost
 from ovd.engine.log import peak_memory_gib
+from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
 
@@ -53,7 +54,7 @@ def main() -> None:
             TrainConfig,
         )  # fmt: skip
         train_from_config(config, evaluate=False)
-        records = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        records = read_records(config.output / METRICS_FILE)
     steps = [record for record in records if record["kind"] == "train"]
     tenth = max(1, len(steps) // 10)
     losses = [sum(step["losses"].values()) for step in steps]
@@ -79,7 +80,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     name = "_".join(["train_speed", arguments.config.stem, *arguments.overrides])
-    save(name, result)
+    save(name, result, device)
 
 
 if __name__ == "__main__":

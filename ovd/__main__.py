@@ -54,11 +54,17 @@ def help_text() -> str:
 
 
 def run_command(arguments: list[str]) -> None:
-    """Run the command that the first argument names with the others.
+    """Run the command that the first argument names with the others; print the help or the version.
 
     Raises:
         ValueError: ovd has no such command.
     """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return
+    if arguments[0] == "--version":
+        print(f"ovd {version('ovd')}")
+        return
     name, names = arguments[0], [name for commands in COMMANDS.values() for name in commands]
     if name not in names:
         nearest = get_close_matches(name, names, 1)
@@ -71,13 +77,7 @@ def run_command(arguments: list[str]) -> None:
 
 def main() -> None:
     """What `ovd` and `python -m ovd` do."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text())
-    elif arguments[0] == "--version":
-        print(f"ovd {version('ovd')}")
-    else:
-        run_tool(lambda: run_command(arguments))
+    run_tool(lambda: run_command(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via
 """What `ovd import-boxes` reads (data/import_boxes.py)."""
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]
 """What `ovd label` writes (data/export_boxes.py)."""
+DetectionForm = Literal["pictures", "coco", "lines"]
+"""What `ovd detect` writes (jobs/detect.py)."""
 Domain = Literal["shapes", "strokes", "composites"]
 """Foreign data sets (data/world/foreign.py)."""
 ExpertPart = Literal["path", "names"]

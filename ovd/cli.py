@@ -23,12 +23,14 @@ def run_tool(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            _flush()
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("OVD_TRACEBACK"):
             raise
-        if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # by head, for example
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError) and _is_read_no_further(sys.stdout.fileno()):  # without a buffer
             raise SystemExit(EXIT_BROKEN_PIPE) from None
         print(f"{error_line(error)} (OVD_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_RUN_TIME) from error
@@ -37,6 +39,17 @@ def run_tool(main: Callable[[], None]) -> None:
             raise
         print("interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _flush() -> None:
+    """Write what was printed. What cannot be written is dropped, or Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # read no further, by head for example
+            raise SystemExit(EXIT_BROKEN_PIPE) from None
+        raise
 
 
 def error_line(error: Exception) -> str:

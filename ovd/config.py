@@ -351,8 +351,7 @@ class EvalSection(DetectionOptions):
     """Post-processing and evaluation."""
 
     batch_size: PositiveInt = 16
-    """Images per batch. They are padded to the largest of their batch, which moves scores a little (GroupNorm, position
-    embeddings)."""
+    """Images per batch; the metrics do not depend on it."""
     compile: bool = False
     """Compile pyramid and head where a whole data set is evaluated."""
     engine: Engine = "hotcoco"

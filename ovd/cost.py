@@ -55,7 +55,7 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
     """Count the cost for images of this size, padded to the detector's size divisor.
 
     Raises:
-        ValueError: the config's CLIP is a folder, whose model cannot be built without its weights.
+        ValueError: the config's CLIP is unknown, or its backbone is not supported or does not support a setting.
     """
     detector = build_detector_on_meta(config).train()
     divisor = detector.size_divisor

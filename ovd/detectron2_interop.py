@@ -40,7 +40,7 @@ from ovd.data.formats.known import FORMATS
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.padding import pad_images
 from ovd.distributed import world_size
-from ovd.engine.step import Criterion, set_initial_bias
+from ovd.engine.step import Criterion, Part, set_initial_bias
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import step_generator
 from ovd.inference import Inference
@@ -288,9 +288,7 @@ class OvdDetector(nn.Module):
         # DDP averages what are parts of a sum.
         matched = replace(matched, normalizers=matched.normalizers / world_size())
         classifier = self.detector.classifier(texts.embeddings, texts.class_ids)
-        return criterion.losses(
-            predictions, matched, batch, texts, classifier, points=points, low_precision=low_precision
-        )
+        return criterion.losses(Part(batch, texts, predictions, points, classifier, low_precision), matched)
 
     def _targets(self, given: dict[str, Any]) -> Targets:
         instances = given["instances"].to("cpu")

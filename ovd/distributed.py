@@ -138,6 +138,21 @@ def gather(value: Kind) -> list[Kind]:
     return values
 
 
+def from_main(value: Kind) -> Kind:
+    """The main process's value on every rank, which wait for it, for hours if need be; it must be picklable."""
+    wait_for_all()
+    return gather(value)[0]
+
+
+def gather_on_main(value: Kind) -> list[Kind]:
+    """Every rank's value, in rank order, on the main process; nothing on the others. It must be picklable."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size() if is_main() else []
+    dist.gather_object(value, values if is_main() else None)
+    return values
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
     """Run the block on every rank; an error of one is raised on all, so that none waits for one that has stopped.

@@ -31,6 +31,31 @@ UNCALIBRATED_THRESHOLD = 0.45
 
 
 @dataclass(frozen=True)
+class ImageBatch:
+    """Padded images to detect in."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    """Padded at the right and bottom."""
+    sizes: Int[Tensor, "B 2"]
+    """Heights and widths before padding."""
+    original_sizes: Int[Tensor, "B 2"]
+    """Heights and widths before resizing."""
+
+    def __len__(self) -> int:
+        """B, the number of images."""
+        return len(self.sizes)
+
+    def of_images(self, rows: slice) -> "ImageBatch":
+        """A part of the batch."""
+        return ImageBatch(self.images[rows], self.sizes[rows], self.original_sizes[rows])
+
+    def to(self, device: torch.device) -> "ImageBatch":
+        """The batch on a device; from page-locked memory it is copied beside what the device does."""
+        images = self.images.to(device, non_blocking=True)
+        return ImageBatch(images, self.sizes.to(device), self.original_sizes.to(device))
+
+
+@dataclass(frozen=True)
 class ImageQueries:
     """The queries of some images of a batch."""
 
@@ -42,12 +67,7 @@ class ImageQueries:
 
 
 class Inference:
-    """A detector with the size of its images, its precision, and the settings of its post-processing.
-
-    `image`, `dataset`, `detect` (a batch with the same queries) and `detect_each` (with queries of each image) all end
-    in `_detect`: `predict` runs the detector on the batch, then `_detections_of` post-processes the images of each
-    `ImageQueries` (`detections`).
-    """
+    """A detector with the size of its images, its precision, and the settings of its post-processing."""
 
     def __init__(
         self,
@@ -169,7 +189,8 @@ class Inference:
             sizes, original_sizes: height and width before padding, and before resizing.
             ensemble: combines the scores with CLIP's.
         """
-        return self._detect_any([ImageQueries(slice(None), text, ensemble)], images, sizes, original_sizes)
+        batch = ImageBatch(images, sizes, original_sizes)
+        return self._detect_any([ImageQueries(slice(None), text, ensemble)], batch)
 
     def detect_each(
         self,
@@ -188,71 +209,42 @@ class Inference:
         """
         asked = zip(texts, ensembles or [None] * len(texts), strict=True)
         queries = [ImageQueries(slice(row, row + 1), *of_image) for row, of_image in enumerate(asked)]
-        return self._detect_any(queries, images, sizes, original_sizes)
+        return self._detect_any(queries, ImageBatch(images, sizes, original_sizes))
 
     @torch.no_grad()
-    def _detect_any(
-        self,
-        queries: Sequence[ImageQueries],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-    ) -> tuple[Detections, ...]:
-        """Detections in each image of a padded batch, which may be empty; nothing in images without a query."""
-        queries = [of_images for of_images in queries if len(of_images.text) > 0]
-        if not queries or len(sizes) == 0:
-            return (Detections.empty(),) * len(sizes)
-        images, sizes = images.to(self.device, non_blocking=True), sizes.to(self.device)
-        return self._detect(queries, images, sizes, original_sizes)
+    def _detect_any(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        """Detections in each image of a batch, which may be empty; nothing in images without a query."""
+        queries = [asked for asked in queries if len(asked.text) > 0]
+        if not queries or len(batch) == 0:
+            return (Detections.empty(),) * len(batch)
+        return self._detect(queries, batch.to(self.device))
 
-    def _detect(
-        self,
-        queries: Sequence[ImageQueries],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-    ) -> tuple[Detections, ...]:
+    def _detect(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
-        found = [Detections.empty()] * len(sizes)
-        predictions = self.predict(images, sizes)
-        for of_images in queries:
-            found[of_images.images] = self._detections_of(of_images, predictions, sizes, original_sizes, images)
+        found = [Detections.empty()] * len(batch)
+        predictions = self.predict(batch.images, batch.sizes)
+        for asked in queries:
+            rows = asked.images
+            found[rows] = self.detections(
+                predictions.of_images(rows), batch.of_images(rows), asked.text, ensemble=asked.ensemble
+            )
         return tuple(found)
-
-    def _detections_of(
-        self,
-        queries: ImageQueries,
-        predictions: Predictions,
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-        images: UInt8[Tensor, "B 3 H W"],
-    ) -> tuple[Detections, ...]:
-        """The detections for queries in their images; the other arguments are of the whole batch."""
-        rows = queries.images
-        return self.detections(
-            predictions.of_images(rows),
-            queries.text,
-            sizes[rows],
-            original_sizes[rows],
-            images=images[rows],
-            ensemble=queries.ensemble,
-        )
 
     @torch.no_grad()
     def detections(
         self,
         predictions: Predictions,
+        batch: ImageBatch,
         text: Float[Tensor, "C D"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
         *,
-        images: UInt8[Tensor, "B 3 H W"] | None = None,
         ensemble: ScoreEnsemble | None = None,
     ) -> tuple[Detections, ...]:
         """Post-process predictions as `detect` does; the same ones may be used with several vocabularies.
 
         Args:
-            images: that the predictions are for, on the detector's device; only a second look needs them.
+            predictions, batch: of the same images, on the detector's device.
+            text: unit rows, one per class to detect, at least one.
+            ensemble: as for `detect`.
         """
         classifier, look = self.classifier(text), None
         # Fitted to the detector alone, without CLIP's scores.
@@ -265,15 +257,14 @@ class Inference:
                 update["max_detections"] = max(options.candidates, options.max_detections)
             options = options.model_copy(update=update)
         if self.second_look is not None:
-            assert images is not None, "a second look needs the images"
-            look = partial(self.second_look, images, sizes)
+            look = partial(self.second_look, batch.images, batch.sizes)
         # Cosines are float32's, whatever context the caller is in.
         with on_device(self.device), autocast(self.device, False):
             found = postprocess(
                 predictions,
                 classifier,
-                input_sizes=sizes,
-                original_sizes=original_sizes.to(self.device),
+                input_sizes=batch.sizes,
+                original_sizes=batch.original_sizes,
                 options=options,
                 ensemble=ensemble,
                 look=look,

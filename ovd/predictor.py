@@ -119,6 +119,8 @@ class Predictor(ModelHubMixin):
         Raises:
             ValueError: there is no such repository, the hub cannot be reached, or the folder has no whole detector.
         """
+        if Path(pretrained_model_name_or_path).is_dir():
+            return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **options)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -22,7 +22,7 @@ IGNORED = -2
 """Label of a point that the class loss leaves out; background is -1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Points:
     """Locations of the predictions: the center of every cell of every pyramid level, level by level."""
 
@@ -40,7 +40,7 @@ class Points:
         return (self.centers >= sizes.flip(1)[:, None]).any(dim=2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """The detector's output at every point, the same in training and in evaluation."""
 
@@ -59,7 +59,7 @@ class Predictions:
         return Predictions(self.embeddings[rows], self.boxes[rows], self.quality[rows], dense)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """One image's annotations.
 
@@ -94,7 +94,7 @@ class Targets:
         return tuple(cls(*values) for values in zip(*columns, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One step's images, padded at the right and bottom with zeros to a common size.
 
@@ -149,7 +149,7 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assignment:
     """The true box, if any, that each point is matched to."""
 
@@ -180,7 +180,7 @@ class Assignment:
         return Assignment(self.matched[rows], self.ignored[rows], self.unmatched_center[rows], alignment)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """One image's boxes in pixels of the original image, best first."""
 

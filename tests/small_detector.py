@@ -12,6 +12,7 @@ from ovd.model.detector import Detector
 from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
+from ovd.model.normalization import Normalization
 from ovd.model.t_head import TaskAlignedHead
 
 CHANNELS = 32
@@ -41,7 +42,10 @@ def detector_around(
         if places
         else PlainProjection(CHANNELS, text_dim)
     )
-    return Detector(backbone, pyramid, head, shortcuts, mean=mean, std=std, logit_scale=10.0, keeps_dense=keeps_dense)
+    normalization = Normalization(mean, std)
+    return Detector(
+        backbone, pyramid, head, shortcuts, normalization=normalization, logit_scale=10.0, keeps_dense=keeps_dense
+    )
 
 
 def build_detector(

@@ -54,6 +54,28 @@ def test_help_names_every_command(arguments, monkeypatch, capsys):
     assert sorted(listed) == NAMES
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["--version"], ""), (["check", "--help"], "")]
+)
+def test_output_that_nobody_reads_ends_a_command_without_a_word(arguments, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "ovd", *arguments],
+        stdout=write, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_output_to_a_full_disk_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "ovd", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: [Errno 28] No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
 def test_help_comes_without_heavy_imports():
     code = "import sys, ovd.__main__ as m; m.help_text(); print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -173,6 +195,17 @@ def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
     assert "2 names are given twice" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'anchor' and 'Anchor' are one name with two minimum scores"):
         asked("anchor:0.3, Anchor")
+
+
+def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypatch, capsys):
+    from ovd.commands.detect import asked_classes
+
+    monkeypatch.chdir(tmp_path)
+    Path("gear").touch()
+    words = ("word " * 60).strip()
+    asked = asked_classes(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
+    assert asked == [(words, None), ("gear", None)]
+    assert capsys.readouterr().err == "warning: gear is a file; names are read from it with --classes-file gear\n"
 
 
 def test_files_of_several_records_are_not_split(tmp_path, monkeypatch, capsys):

@@ -40,7 +40,7 @@ distributed.TIMEOUT = timedelta(seconds=6)
 with distributed.process_group():
     if distributed.is_main():
         time.sleep(9)
-    distributed.wait_for_all()
+    assert distributed.from_main(distributed.rank()) == 0
     assert distributed.gather(distributed.rank()) == [0, 1]
 """
 

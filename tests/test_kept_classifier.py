@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_detector import build_detector
 
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 
@@ -72,9 +72,9 @@ def test_no_images_have_no_detections(detector: Detector) -> None:
 
 def test_cosines_are_float32s_inside_a_callers_autocast(detector: Detector) -> None:
     inference, (images, sizes) = inference_of(detector.eval()), random_batch(1)
-    predictions = inference.predict(images, sizes)
-    (expected,) = inference.detections(predictions, rows(0), sizes, sizes)
+    predictions, batch = inference.predict(images, sizes), ImageBatch(images, sizes, sizes)
+    (expected,) = inference.detections(predictions, batch, rows(0))
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = inference.detections(predictions, rows(0), sizes, sizes)
+        (found,) = inference.detections(predictions, batch, rows(0))
     assert found.scores.dtype == torch.float32
     assert torch.equal(found.scores, expected.scores)

@@ -446,6 +446,31 @@ def test_the_quick_starts_stages_go_together_wherever_they_are():
         assert config.data.pairs.labels == base.output / "labels"
 
 
+def test_the_quick_starts_stages_add_up_also_when_one_fails(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stages = tool("quickstart.py").StageTimes()
+    stages.add("installation", 61.0)
+    for _ in range(2):
+        with stages.measure("training"):
+            now[0] += 3600.0
+
+    def fail() -> None:
+        with stages.measure("evaluation"):
+            now[0] += 2.0
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [line.split() for line in stages.table().splitlines()] == [
+        ["installation", "0:01:01"],
+        ["training", "2:00:00"],
+        ["evaluation", "0:00:02"],
+        ["total", "2:01:03"],
+    ]
+    assert tool("quickstart.py").StageTimes().table().split() == ["total", "0:00:00"]
+
+
 def test_the_layout_in_the_readme_exists():
     _, layout = next(block for block in blocks(README) if block[1].startswith("configs/"))
     for line in layout.splitlines():
@@ -489,7 +514,7 @@ def test_the_table_of_backbones_has_the_figures_of_the_configs():
 )
 def test_the_predicted_figures_are_those_of_the_tool(name):
     config = load_config(ROOT / "configs" / f"{name}.yaml", [], TrainConfig)
-    cost = count_cost(config, round(0.75 * config.data.size), config.data.size)
+    cost = count_cost(config, config.data.size, config.data.size)
     num_gpus = {"lvis_base_nfnet_f6": 16, "custom_coco_rn50": 1}.get(name, 8)
     images = config.train.batch_size
     memory = cost.training_bytes(-(-images // num_gpus // config.train.accumulate)) / 2**30

@@ -1,5 +1,6 @@
 """All stages as a user runs them, a few steps on a miniature world: train, label, train on both, ensemble, table."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from small_run import small_config
 import ovd.build.data
 import ovd.build.trained
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
-from ovd.build.data import load_labelled_pairs, samples_drawn
+from ovd.build.data import images_per_step, load_labelled_pairs, samples_drawn
 from ovd.build.trained import load_detector
 from ovd.config import AblationConfig, AblationRow, LabelOptions, LabelsConfig, TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
@@ -24,6 +25,7 @@ from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
 from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.preflight import preflight
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import SecondLookOptions
@@ -77,6 +79,15 @@ def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniatu
     with pytest.raises(ValueError, match="started on other data: its labels changed since"):
         train_from_config(config, resume=True, evaluate=False)
     assert "warning: 1 of 3 shards of " in capsys.readouterr().err
+
+
+def test_preflight_says_how_many_of_the_labelled_pairs_are_drawn(tmp_path, miniature_world, teacher, pairs, capsys):
+    config = student_config(tmp_path / "run", miniature_world, teacher, pairs)
+    assert preflight(config)
+    num_drawn = images_per_step(config)[1] * config.train.steps
+    labelled = re.search(r"(\d+) image-text pairs with", out := capsys.readouterr().out)
+    assert labelled is not None
+    assert f"and {num_drawn} image-text pairs, {num_drawn / int(labelled[1]):.3g} times those labelled" in out
 
 
 @pytest.mark.parametrize("use", ["boxes", "image_labels"])

@@ -22,6 +22,7 @@ from ovd.config_files import load_config
 from ovd.data.world.build import build_world
 from ovd.data.world.glyphs import load_glyphs
 from ovd.data.world.settings import Settings
+from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.files import write_json
 from ovd.precision import describe_machine, use_low_precision
 from ovd.text.encoder import encode_classes
@@ -33,8 +34,8 @@ from ovd.tiny_clip.respread import pair_features, respread
 
 def training_hours(config: PretrainConfig) -> float:
     """Time spent in training steps, over all resumes of the run."""
-    with (config.output / "metrics.jsonl").open() as file:
-        return sum(config.batch_size / json.loads(line)["images_per_s"] for line in file) / 3600
+    records = read_records(config.output / METRICS_FILE)
+    return sum(config.batch_size / record["images_per_s"] for record in records) / 3600
 
 
 RESPREAD_PAIRS = 20_000

@@ -13,7 +13,8 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from ovd.data.images.read import read_image
 from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.truth import Truth
 from ovd.data.world.build import TRANSFER_PARTS
-from ovd.engine.log import StageTimes
+from ovd.engine.log import format_duration
 from ovd.files import write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.pseudo_label import pseudo_label_run
@@ -42,6 +43,32 @@ from ovd.visualize import choose_shown, draw_detections
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1
+
+
+class StageTimes:
+    """Wall time of named stages, for the table at the end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time spent in the `with` block to stage `name`, even if it raises."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add time that was measured elsewhere."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def table(self) -> str:
+        """One line per stage in order of first use, then the total, as h:mm:ss."""
+        rows = {**self.seconds, "total": sum(self.seconds.values())}
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {format_duration(seconds):>8}" for name, seconds in rows.items())
 
 
 def rare_records(index: AnnotationIndex) -> list[ImageRecord]:
@@ -63,8 +90,7 @@ def missed_objects(truth: Truth, image_id: int, shown: Detections) -> Detections
     """The true objects of an image that none of these detections is right about (IoU 0.5, same class)."""
     rows = truth.image_ids == image_id
     boxes = box_convert(torch.from_numpy(truth.boxes_xywh[rows]).float(), "xywh", "xyxy")
-    ids = [category.id for category in truth.categories]
-    classes = torch.tensor([ids.index(category) for category in truth.category_ids[rows]], dtype=torch.int64)
+    classes = torch.from_numpy(truth.category_rows(truth.category_ids[rows]))
     is_right = (box_iou(boxes, shown.boxes) >= 0.5) & (classes[:, None] == shown.classes)
     missed = ~is_right.any(dim=1)
     return Detections(boxes[missed], torch.zeros(int(missed.sum())), classes[missed])

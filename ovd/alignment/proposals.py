@@ -10,7 +10,7 @@ from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes
 from ovd.inference import Inference
-from ovd.model.similarity import point_scores
+from ovd.model.similarity import best_scores
 
 NMS_IOU = 0.5
 CANDIDATES = 1000
@@ -165,16 +165,12 @@ class DetectorProposals:
         device = self._inference.device
         images, sizes = images.to(device), sizes.to(device)
         predictions = self._inference.predict(images, sizes)
-        boxes_of_images = [
-            clip_boxes(boxes.float(), size) for boxes, size in zip(predictions.boxes, sizes, strict=True)
-        ]
         classifier = self._inference.detector.classifier(self._text)
-        scores_of_images = [
-            point_scores(embeddings, quality, classifier)
-            for embeddings, quality in zip(predictions.embeddings, predictions.quality, strict=True)
-        ]
+        boxes_of_images = clip_boxes(predictions.boxes.float(), sizes[:, None])
+        of_images = zip(boxes_of_images, predictions.embeddings, predictions.quality, strict=True)
         return [
-            self._best(boxes, scores).cpu() for boxes, scores in zip(boxes_of_images, scores_of_images, strict=True)
+            self._best(boxes, best_scores(embeddings, quality, classifier)).cpu()
+            for boxes, embeddings, quality in of_images
         ]
 
     def _best(self, boxes: Float[Tensor, "P 4"], scores: Float[Tensor, " P"]) -> Float[Tensor, "K 4"]:

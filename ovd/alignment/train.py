@@ -38,15 +38,14 @@ from ovd.engine.batches import counted, until_stopped
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.notes import Notes
 from ovd.engine.optim import (
-    GroupSpec,
     build_optimizer,
     check_finite,
     gradient_norm,
     learning_rate_factor,
-    parameter_groups,
     set_learning_rate,
     step_if_finite,
 )
+from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.engine.signals import StopRequest, exit_stopped
 from ovd.engine.state import Checkpoints
 from ovd.engine.step import of_one_size
@@ -167,7 +166,7 @@ class Distillation:
         """
         batch = batch.to(self.device)
         boxes = self._boxes(batch, number)
-        pixels = self._teacher.normalize(batch.images)
+        pixels = self._teacher.normalization(batch.images)
         targets = torch.cat(self._teacher(batch.images, batch.sizes, boxes))
         with autocast(self.device, self.low_precision):
             dense = dense_feature(pixels.contiguous(memory_format=self.layout))
@@ -338,7 +337,7 @@ def _take_step(
     total = sum_over_ranks(torch.stack(list(sums.values())).detach()) / num_boxes
     losses = dict(zip(sums, total, strict=True))
     norm = gradient_norm(distillation.student.parameters())
-    step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
+    numbers = step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
     optimizer.zero_grad()
-    numbers = check_finite(losses, norm, batch.image_ids)
-    log.train(step + 1, numbers, lr=settings.learning_rate * factor, num_images=num_images)
+    by_name = check_finite(losses, numbers, batch.image_ids)
+    log.train(step + 1, by_name, lr=settings.learning_rate * factor, num_images=num_images)

@@ -12,6 +12,7 @@ from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crop_options import CropOptions
 from ovd.model.crops import crop_side
 from ovd.model.detection_options import SecondLookOptions
+from ovd.model.normalization import Normalization
 
 SECOND_LOOK = "eval.second_look"
 """The section of a second look's options."""
@@ -59,7 +60,7 @@ def build_crop_encoder(
     visual = clip.visual_for_crops()
     backbone = backbone_of(visual).to(device)
     views = views_of(options, visual, backbone.strides[-1], section=section)
-    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=views, low_precision=low_precision)
+    return CropEncoder(backbone, Normalization(clip.mean, clip.std), views=views, low_precision=low_precision)
 
 
 def views_of(options: CropOptions, visual: Any, stride: int, *, section: str) -> list[View]:

@@ -32,7 +32,8 @@ from ovd.data.world.settings import Settings
 from ovd.distributed import device_of_rank, is_main, pins_memory, rank, world_size
 from ovd.engine import checkpoint
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
-from ovd.selftrain.labels import label_files, open_labelled_shards
+from ovd.selftrain.labels import label_files
+from ovd.selftrain.ledger import open_labelled_shards
 from ovd.shapes import Int64
 from ovd.structures import Batch
 from ovd.text.bank import TextBank

@@ -17,6 +17,7 @@ from ovd.model.fcos_head import FcosHead
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
 from ovd.model.low_rank import add_adapters
+from ovd.model.normalization import Normalization
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
@@ -89,8 +90,7 @@ def build_detector(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> 
         config,
         clip.model.visual,
         text_dim=clip.dim,
-        mean=clip.mean,
-        std=clip.std,
+        normalization=Normalization(clip.mean, clip.std),
         logit_scale=clip.model.logit_scale.exp().item(),
         learned_names=(num_classes, clip.dim) if learns_names else None,
     )
@@ -100,7 +100,8 @@ def build_detector_on_meta(config: TrainConfig) -> Detector:
     """Build a detector without memory for its weights, to count its parameters and operations."""
     model, dim = build_on_meta(config.clip.name)
     with torch.device("meta"):
-        return _assemble(config, model.visual, text_dim=dim, mean=(0.5,) * 3, std=(0.25,) * 3, logit_scale=100.0)
+        normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+        return _assemble(config, model.visual, text_dim=dim, normalization=normalization, logit_scale=100.0)
 
 
 def _assemble(
@@ -108,8 +109,7 @@ def _assemble(
     visual: Any,
     *,
     text_dim: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     logit_scale: float,
     learned_names: tuple[int, int] | None = None,
 ) -> Detector:
@@ -122,8 +122,7 @@ def _assemble(
         pyramid,
         _HEADS[options.head](options.channels, options.num_convs, pyramid.strides),
         _build_shortcuts(options, len(pyramid.strides), text_dim),
-        mean=mean,
-        std=std,
+        normalization=normalization,
         logit_scale=logit_scale,
         keeps_dense=config.eval.ensemble is not None,
         learned_names=learned_names,

@@ -17,9 +17,14 @@ from torch import Tensor, nn
 
 import ovd.clip.tiny_net  # noqa: F401  registers the tiny backbone with timm
 from ovd.choices import Activation
+from ovd.root_logger import root_logger_left_alone
 
 ASSETS = Path(__file__).parents[1] / "assets"
 TINY_CLIP = ASSETS / "tiny_clip"
+CONFIG = "open_clip_config.json"
+"""In the folder of a model, its architecture and normalization."""
+WEIGHTS = (".safetensors", ".bin", ".pth")
+"""Suffixes of the files in the folder of a model that open_clip takes for its weights."""
 open_clip.add_model_config(ASSETS / "clip_models")  # NFNet-F0 to -F6, the paper's backbones
 
 
@@ -56,6 +61,7 @@ MOST_LINES = 21
 """Lines shown of torch's error about weights that do not fit: the first, then one per weight."""
 
 
+@root_logger_left_alone()
 def load_clip(
     name: str,
     weights: str | None = None,
@@ -83,18 +89,22 @@ def load_clip(
     """
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):
+        if weights not in (None, "random"):
+            _tag_needs_quick(name, weights)  # unless it is meant to be a file, and there is none
         raise ValueError(
             f"clip.activation, clip.mean and clip.std are for weights in a local file; {weights or name} has its own"
         )
     if (mean is None) != (std is None):
         raise ValueError("clip.mean and clip.std go together; give both or neither")
-    folder = TINY_CLIP if name == "tiny" else Path(name)
-    if (folder / "open_clip_config.json").is_file():
+    folder = model_folder(name)
+    if (folder / CONFIG).is_file():
         if weights is not None:
-            raise ValueError(f"clip.weights is {weights!r}, but {folder} includes its own weights; leave it out")
+            raise ValueError(
+                f"clip.weights is {weights!r}, but {folder} includes its own weights; set clip.weights=null"
+            )
         return _load_folder(folder)
     if folder.is_dir():
-        raise ValueError(f"{folder} is not the folder of a CLIP model: it has no open_clip_config.json")
+        raise ValueError(f"{folder} is not the folder of a CLIP model: it has no {CONFIG}")
     if name not in open_clip.list_models():
         raise ValueError(f"clip.name {name!r} is neither a folder nor one of open_clip.list_models()")
     if weights is None:
@@ -110,6 +120,11 @@ def load_clip(
     else:
         model = _model_of_tag(name, weights)
     return _with_preprocessing(model, tokenizer, _embed_dim(name))
+
+
+def model_folder(name: str) -> Path:
+    """Where a model of this name would lie: the toolkit's own for `tiny`."""
+    return TINY_CLIP if name == "tiny" else Path(name)
 
 
 def _model_of_file(
@@ -141,6 +156,7 @@ def _model_of_tag(name: str, tag: str) -> nn.Module:
         return open_clip.create_model(name, pretrained=tag)
 
 
+@root_logger_left_alone()
 def build_on_meta(name: str) -> tuple[nn.Module, int]:
     """Build a model on torch's meta device, without memory for weights; return it and D of its text-image space.
 
@@ -150,7 +166,7 @@ def build_on_meta(name: str) -> tuple[nn.Module, int]:
     Raises:
         ValueError: the name is unknown.
     """
-    folder = TINY_CLIP if name == "tiny" else Path(name)
+    folder = model_folder(name)
     if folder.is_dir():
         with torch.device("meta"), _without_weights():
             model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
@@ -195,6 +211,10 @@ def _weights_errors(weights: str, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # torch's unpickler raises nearly anything on such bytes; it runs no code in them
         lines = str(error).splitlines()
+        if "TorchScript archive" in str(error):
+            raise ValueError(
+                f"{weights} is a TorchScript archive; docs/backbones.md shows how to convert it"
+            ) from error
         if isinstance(error, AssertionError) or (lines and lines[0].startswith("Error(s) in loading state_dict")):
             shown = "\n".join(lines[:MOST_LINES])
             raise ValueError(f"{weights} does not fit clip.name {name!r}: {shown}") from error
@@ -270,12 +290,16 @@ def _embed_dim(name: str) -> int:
 
 
 def _folder_dim(folder: Path) -> int:
-    return int(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"])
+    return int(json.loads((folder / CONFIG).read_text())["model_cfg"]["embed_dim"])
 
 
-def _load_folder(folder: Path) -> Clip:
+def _load_folder(folder: Path, *, load_weights: bool = True) -> Clip:
+    if load_weights and not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        raise ValueError(
+            f"{folder} has a config and no weights, which open_clip looks for in {', '.join(WEIGHTS)} files"
+        )
     with _weights_errors(f"the model in {folder}", str(folder)):
-        model = open_clip.create_model(f"local-dir:{folder}")
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=load_weights)
     merges = folder / "merges.txt.gz"
     if merges.exists():
         tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=model.context_length)
@@ -291,11 +315,8 @@ def _with_preprocessing(model: nn.Module, tokenizer, dim: int, before_alignment:
     return Clip(model.eval(), tokenizer, mean, std, dim, before_alignment)
 
 
+@root_logger_left_alone()
 def build_untrained_tiny_clip() -> Clip:
     """Build the tiny CLIP with random weights, for pretraining. Uses torch's global random state."""
     with _without_weights():
-        model = open_clip.create_model(f"local-dir:{TINY_CLIP}", load_weights=False)
-    tokenizer = open_clip.SimpleTokenizer(
-        bpe_path=str(TINY_CLIP / "merges.txt.gz"), context_length=model.context_length
-    )
-    return _with_preprocessing(model, tokenizer, _folder_dim(TINY_CLIP))
+        return _load_folder(TINY_CLIP, load_weights=False)

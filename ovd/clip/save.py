@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ovd.choices import WeightFormat
-from ovd.clip.load import BEFORE_ALIGNMENT, TINY_CLIP, Clip
+from ovd.clip.load import BEFORE_ALIGNMENT, CONFIG, Clip, model_folder
 from ovd.files import usual_permissions, write_json
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 VISUAL = "visual."
 """Beginning of the names of the image side's weights."""
@@ -43,8 +42,7 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
         ValueError: a weight is too large for float16, the folder is the one that the model was loaded from, or the
             tokenizer cannot be written.
     """
-    source = TINY_CLIP if name == "tiny" else Path(name)
-    if source.resolve() == folder.resolve():
+    if model_folder(name).resolve() == folder.resolve():
         raise ValueError(f"{folder} is the folder of the model to align; give another output")
     before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
     before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
@@ -79,7 +77,7 @@ def _write_folder(clip: Clip, name: str, folder: Path, weights: dict[str, dict[s
     Args:
         weights: tensors by name, of each file.
     """
-    source = TINY_CLIP if name == "tiny" else Path(name)
+    source = model_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     if (source / CONFIG).is_file():

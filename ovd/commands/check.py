@@ -28,7 +28,7 @@ from ovd.data.formats.known import FORMATS
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataError, DataReport
 from ovd.data.truth import Truth
-from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
+from ovd.data.verdict import evaluation_verdict, training_verdict
 
 
 def main() -> None:
@@ -75,8 +75,8 @@ def main() -> None:
                 training_verdict(index, report, num_learned, has_option=has_option),
                 evaluation_verdict(index, report, _truth(arguments)),
             ]
-            print("", *verdicts, sep="\n")
-            stops = any(map(is_stop, verdicts))
+            print("", *(verdict.words for verdict in verdicts), sep="\n")
+            stops = any(verdict.stops for verdict in verdicts)
     if stops or any(kind.endswith("skipped") for kind in report.counts()):
         raise SystemExit(EXIT_BAD_INPUT)
 

@@ -10,9 +10,11 @@ random weights both are meaningless.
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
+from ovd.choices import Activation
 from ovd.data.images.files import images_below
 from ovd.data.images.read import read_image
 from ovd.progress import progress
@@ -23,7 +25,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", help="as clip.name in a config")
     parser.add_argument("--weights", help="as clip.weights in a config")
-    parser.add_argument("--activation", choices=["gelu", "quick_gelu"], help="as clip.activation, for a local file")
+    parser.add_argument("--activation", choices=get_args(Activation), help="as clip.activation, for a local file")
     parser.add_argument("--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.mean, for a local file")
     parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="as clip.std, for a local file")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")

@@ -4,7 +4,8 @@
     ovd cost configs/lvis_base_nfnet_f6.yaml --gpus 16 --peak-tflops 459 --utilization 0.3
 
 Nothing is computed and no weights are needed. Hours follow from the operations of the image side and the share of the
-hardware's peak that training reaches, by default what was measured on one GPU (docs/cost.md), without evaluation.
+hardware's peak that training reaches, by default what was measured on one GPU (docs/cost.md), whose step ran as CUDA
+graphs; several GPUs do without these, and may reach less. Evaluation is left out.
 Memory is a lower bound: activations are counted as if all were bfloat16, and losses are left out.
 """
 
@@ -20,7 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.batch_size=32")
-    parser.add_argument("--height", type=positive_number, help="height of an image in px (default: 3/4 of data.size)")
+    parser.add_argument(
+        "--height",
+        type=positive_number,
+        help="in px (default: data.size, which batches of several images are padded to)",
+    )
     parser.add_argument("--gpus", type=positive_number, default=8, help="default: %(default)s")
     parser.add_argument(
         "--peak-tflops", type=number_above_0, default=989.0, help="peak per GPU in bf16 (%(default)s: H100 SXM)"
@@ -35,7 +40,7 @@ def main() -> None:
         parser.error("--utilization 0: nothing would be computed")
     utilization = arguments.utilization or MEASURED_UTILIZATION
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
-    height, width = arguments.height or round(0.75 * config.data.size), config.data.size
+    height, width = arguments.height or config.data.size, config.data.size
     cost = count_cost(config, height, width)
     train = config.train
     per_rank = -(-train.batch_size // arguments.gpus // train.accumulate)

@@ -23,10 +23,13 @@ pip install 'ovd[video]'; --track needs pip install --no-deps trackers besides.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from ovd.build.arguments import add_detector_options, number_from_0_to_1, positive_number
+from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
@@ -45,7 +48,7 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
             return []
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
     for name in map(str.strip, (arguments.classes or "").split(",")):
-        if Path(name).is_file():
+        if os.path.isfile(name):  # which takes words too long for a file's name, too
             print(f"warning: {name} is a file; names are read from it with --classes-file {name}", file=sys.stderr)
     asked = read_queries(arguments.classes, arguments.classes_file)
     if not asked:
@@ -88,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive_number, help="CPU threads (default: torch's own choice)")
     parser.add_argument(
         "--write",
-        choices=["pictures", "coco", "lines"],
+        choices=get_args(DetectionForm),
         default="pictures",
         help="what is written (%(default)s); in coco, frames of a video all have its name: no data set to train on",
     )

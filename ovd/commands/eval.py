@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ovd.build.arguments import add_detector_options, add_format_options, format_options, positive_number
-from ovd.choices import DataFormatName
+from ovd.choices import DataFormatName, Engine
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
 from ovd.evaluation.measured_weights import MEASURED
@@ -47,7 +47,7 @@ def main() -> None:
     add_format_options(parser, default_split="val")
     add_detector_options(parser)
     parser.add_argument("--onnx", type=Path, help="evaluate this file that ovd export wrote of the RUN")
-    parser.add_argument("--engine", choices=["hotcoco", "official"], help="default: that of the run's config, hotcoco")
+    parser.add_argument("--engine", choices=get_args(Engine), help="default: that of the run's config, hotcoco")
     parser.add_argument("--output", type=Path, help="folder for the results (default: RUN/eval, "
                         "RUN/eval-NAMES with another data set, experts or size)")  # fmt: skip
     parser.add_argument("--html", action="store_true", help="also write report.html, one page that needs no network: "

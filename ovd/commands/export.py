@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="file to write, whose name ends in .onnx")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--fp16", action="store_true", help="weights and features of 16 bits, for GPUs")
-    form.add_argument("--int8", action="store_true", help="convolutions of 8 bits, for CPUs; needs --images")
+    form.add_argument(
+        "--int8", action="store_true", help="convolutions and linear layers of 8 bits, for CPUs; needs --images"
+    )
     parser.add_argument("--images", type=Path, help="folder of images that --int8 finds the ranges of features on")
     parser.add_argument("--no-text", action="store_true", help="leave out the text tower")
     parser.add_argument(
@@ -57,7 +59,3 @@ def main() -> None:
         for path in files:
             written = path.replace(model.with_name(path.name))
             print(f"{written}  {written.stat().st_size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    main()

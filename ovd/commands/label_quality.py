@@ -16,14 +16,8 @@ from ovd.build.arguments import number_from_0_to_1
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
 from ovd.files import make_folder_of, write_json
-from ovd.selftrain.labels import (
-    check_labels,
-    describe_capped,
-    label_files,
-    open_labelled_shards,
-    read_labels,
-    read_ledger,
-)
+from ovd.selftrain.labels import label_files, read_labels
+from ovd.selftrain.ledger import check_labels, describe_capped, open_labelled_shards, read_ledger
 from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
 
 

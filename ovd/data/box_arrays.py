@@ -1,8 +1,11 @@
-"""Boxes in numpy arrays: their two forms, and IoU. Imports no torch."""
+"""Boxes in numpy arrays: their two forms, IoU, and which overlap. Imports no torch."""
 
 import numpy as np
 
-from ovd.shapes import Float
+from ovd.shapes import Float, Int64
+
+_COMPARED_AT_A_TIME = 2**20
+"""Pairs of boxes whose overlap is computed at a time, which bounds the memory."""
 
 
 def to_xywh(boxes_xyxy: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "M 4"]:
@@ -22,3 +25,40 @@ def paired_iou(boxes: Float[np.ndarray, "M 4"], others: Float[np.ndarray, "M 4"]
     areas, other_areas = ((some[:, 2:] - some[:, :2]).prod(axis=1) for some in (boxes, others))
     union = areas + other_areas - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def overlaps(
+    true_groups: Int64[np.ndarray, " R"],
+    true_boxes: Float[np.ndarray, "R 4"],
+    groups: Int64[np.ndarray, " K"],
+    boxes: Float[np.ndarray, "K 4"],
+    scores: Float[np.ndarray, " K"],
+    *,
+    least_iou: float,
+) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Float[np.ndarray, " E"]]:
+    """Each box with each true box of its group (an image, or one of its classes) that it overlaps enough.
+
+    `_COMPARED_AT_A_TIME` are compared at a time, however many boxes a group has.
+
+    Args:
+        least_iou: from which on they are given.
+
+    Returns:
+        Their rows, and the IoU: by group, then the best score first, then in the order of the true boxes.
+    """
+    true_order = np.argsort(true_groups, kind="stable")
+    first, end = (np.searchsorted(true_groups[true_order], groups, side=side) for side in ("left", "right"))
+    some = np.flatnonzero(end > first)
+    some = some[np.lexsort([-scores[some], groups[some]])]
+    counts = (end - first)[some]
+    part_of = np.cumsum(counts) // _COMPARED_AT_A_TIME
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for part in np.split(np.arange(len(some)), np.flatnonzero(np.diff(part_of)) + 1):
+        rows = np.repeat(some[part], counts[part])
+        offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
+        true_rows = true_order[first[rows] + offsets]
+        iou = paired_iou(boxes[rows], true_boxes[true_rows])
+        near = iou >= least_iou
+        found.append((rows[near], true_rows[near], iou[near]))
+    rows, true_rows, iou = map(np.concatenate, zip(*found, strict=True))
+    return rows, true_rows, iou

@@ -1,10 +1,8 @@
 """Read a whole data set as training would, and say what is wrong with it, record by record."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -15,6 +13,7 @@ from ovd.data.pairs.tar import PairShards, caption_fault
 from ovd.data.report import DataReport
 from ovd.progress import progress
 from ovd.shapes import Int64
+from ovd.threads import map_ahead
 
 NUM_THREADS = 8
 IN_FLIGHT = 64
@@ -55,7 +54,8 @@ def check_images(
             return [("skipped", error.code, str(error))]
         return [("repaired", code, f"{record.path}: {words}") for code, words in decoded.repairs()]
 
-    for image, found in enumerate(progress(_in_threads(look, range(len(index))), len(index), "reading images")):
+    looked_at = map_ahead(look, range(len(index)), threads=NUM_THREADS, ahead=IN_FLIGHT)
+    for image, found in enumerate(progress(looked_at, len(index), "reading images")):
         is_usable[image] = _count(found, report)
     usable = index.take(np.flatnonzero(is_usable))
     is_lost = ~is_usable[index.boxes.images_of_values()]
@@ -81,7 +81,8 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
             return [("skipped", "F30", f"{where}: {fault}")]
         return [("repaired", code, f"{where}: {words}") for code, words in decoded.repairs()]
 
-    for found in progress(_in_threads(look, range(len(shards))), len(shards), "reading pairs"):
+    looked_at = map_ahead(look, range(len(shards)), threads=NUM_THREADS, ahead=IN_FLIGHT)
+    for found in progress(looked_at, len(shards), "reading pairs"):
         _count(found, report)
 
 
@@ -138,13 +139,3 @@ def _count(found: Found, report: DataReport) -> bool:
         report.repaired(code, where)
     report.used()
     return True
-
-
-def _in_threads(look: Callable[[int], Found], items: Iterable[int]) -> Iterator[Found]:
-    """Results in order; decoding lets other threads run. A bounded number is under way, for memory's sake."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        under_way = [pool.submit(look, item) for item in islice(remaining, IN_FLIGHT)]
-        while under_way:
-            yield under_way.pop(0).result()
-            under_way += [pool.submit(look, item) for item in islice(remaining, 1)]

@@ -5,7 +5,7 @@ position in `AnnotationIndex.categories`.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ class Ragged:
     values: np.ndarray
     offsets: Int64[np.ndarray, " N_plus_1"]
 
+    @classmethod
+    def of(cls, values: np.ndarray, counts: Int64[np.ndarray, " N"] | Sequence[int]) -> "Ragged":
+        """The rows of all images end to end, and how many of them each image has."""
+        return cls(values, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]))
+
     def __getitem__(self, image: int) -> np.ndarray:
         return self.values[self.offsets[image] : self.offsets[image + 1]]
 
@@ -85,8 +90,8 @@ class Ragged:
 
     def select(self, selected: Bool[np.ndarray, " M"]) -> "Ragged":
         """Only the selected rows of `values`; as many images as before."""
-        num_before = np.concatenate([[0], np.cumsum(selected)]).astype(np.int64)
-        return Ragged(self.values[selected], num_before[self.offsets])
+        counts = np.bincount(self.images_of_values()[selected], minlength=len(self.offsets) - 1)
+        return Ragged.of(self.values[selected], counts)
 
 
 @dataclass(frozen=True)
@@ -143,9 +148,8 @@ class AnnotationIndex:
         """Only the images at these positions, which ascend; the vocabulary stays whole."""
 
         def taken(ragged: Ragged) -> Ragged:
-            counts = np.diff(ragged.offsets)[images]
             kept = np.isin(ragged.images_of_values(), images)
-            return Ragged(ragged.values[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+            return Ragged.of(ragged.values[kept], np.diff(ragged.offsets)[images])
 
         labels: dict[str, Any] = {name: taken(ragged) for name, ragged in self._labels().items()}
         return replace(

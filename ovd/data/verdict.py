@@ -1,6 +1,7 @@
 """What training and evaluation would do with a data set that was read and looked at as a whole."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ovd.data.formats.image_names import check_images_exist
 from ovd.data.index import AnnotationIndex
@@ -8,6 +9,16 @@ from ovd.data.report import DataError, DataReport, Unit
 from ovd.data.truth import Truth
 
 _UNITS: tuple[tuple[Unit, str], ...] = (("sample", "images"), ("box", "boxes"))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a training or an evaluation would do with a data set."""
+
+    words: str
+    """One line."""
+    stops: bool
+    """Whether it would stop with an error."""
 
 
 def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: bool = True) -> None:
@@ -41,8 +52,8 @@ def check_trainable(index: AnnotationIndex, report: DataReport, *, needs_boxes: 
         )
 
 
-def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: int, *, has_option: bool) -> str:
-    """One line: what training would do.
+def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: int, *, has_option: bool) -> Verdict:
+    """What training would do.
 
     Args:
         report: of reading the set and of looking at its images, without stops.
@@ -54,10 +65,11 @@ def training_verdict(index: AnnotationIndex, report: DataReport, num_learned: in
         # In another folder than their names say images are found by base name: said here, as before a training.
         check_images_exist(index.path, index.image_files, index.images_root, all_needed=False, has_option=has_option)
     except DataError as error:
-        return f"training: stops, error[{error.code}]: {error}"
+        return Verdict(f"training: stops, error[{error.code}]: {error}", stops=True)
     if (too_many := report.error or report.too_many(report.num_seen())) is not None:
-        return f"training: stops, error[{too_many.code}]: {too_many}"
-    return "training: " + ", ".join(_used(report, report.num_used("box") - num_learned))
+        return Verdict(f"training: stops, error[{too_many.code}]: {too_many}", stops=True)
+    used = ", ".join(_used(report, report.num_used("box") - num_learned))
+    return Verdict(f"training: {used}", stops=False)
 
 
 def check_evaluable(index: AnnotationIndex) -> None:
@@ -70,8 +82,8 @@ def check_evaluable(index: AnnotationIndex) -> None:
         raise DataError("F1", f"{index.path}: has no category, so that there is nothing to evaluate; list its classes")
 
 
-def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth | DataError) -> str:
-    """One line: what an evaluation would do, which leaves no image out; see `training_verdict`.
+def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth | DataError) -> Verdict:
+    """What an evaluation would do, which leaves no image out; see `training_verdict`.
 
     Args:
         truth: that the set has for evaluations, or what is wrong with it.
@@ -82,19 +94,15 @@ def evaluation_verdict(index: AnnotationIndex, report: DataReport, truth: Truth 
     except DataError as of_index:
         error = of_index
     if error is not None:
-        return f"evaluation: stops, error[{error.code}]: {error}"
+        return Verdict(f"evaluation: stops, error[{error.code}]: {error}", stops=True)
     num_skipped = report.num_seen() - report.num_used()
     if num_skipped:
-        return f"evaluation: stops, {num_skipped:,} of {report.num_seen():,} images cannot be used"
+        words = f"evaluation: stops, {num_skipped:,} of {report.num_seen():,} images cannot be used"
+        return Verdict(words, stops=True)
     if isinstance(truth, DataError):
-        return f"evaluation: stops, error[{truth.code}]: {truth}"
+        return Verdict(f"evaluation: stops, error[{truth.code}]: {truth}", stops=True)
     without = "" if (~truth.crowd).any() else ", none of which has a box: its metrics would say nothing"
-    return f"evaluation: takes all {report.num_used():,} images{without}"
-
-
-def is_stop(verdict: str) -> bool:
-    """Whether a verdict is that training or evaluation would stop."""
-    return verdict.split(": ")[1].startswith("stops")
+    return Verdict(f"evaluation: takes all {report.num_used():,} images{without}", stops=False)
 
 
 def _used(report: DataReport, num_others: int) -> Iterator[str]:

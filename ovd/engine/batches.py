@@ -35,7 +35,7 @@ def until_stopped(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch
     """
     try:
         yield from together(batches)
-    except RuntimeError:
+    except (RuntimeError, OSError):  # an OSError of one rank is a RuntimeError on the others (`failing_together`)
         if not on_any_rank(stop.received):
             raise
 

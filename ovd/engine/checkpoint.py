@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ovd.engine.ema import Ema
 from ovd.engine.notes import Notes
-from ovd.engine.optim import Ema
 from ovd.files import sha256_of, usual_permissions
 
 CLIP_FOLDER = "clip"

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ovd.engine.ema import Ema
 from ovd.engine.notes import EarlyStopNotes, Notes
-from ovd.engine.optim import Ema
 from ovd.engine.state import Checkpoints
 
 METRIC = "AP"

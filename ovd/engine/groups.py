@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ovd.config import TrainSection
-from ovd.engine.optim import GroupSpec, parameter_groups
+from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.model.backbone import Backbone
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection

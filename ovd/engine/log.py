@@ -19,6 +19,11 @@ from ovd.engine.curves import draw_training_curves
 from ovd.engine.metric_records import METRICS_FILE, read_records, to_line, write_records
 from ovd.engine.wandb_log import WandbLog
 
+CONSOLE_INTERVAL = 20
+"""Steps between lines in a log file."""
+CURVES_INTERVAL = 1000
+"""Steps between drawings of the curves."""
+
 
 def open_log(
     run_dir: Path, total_steps: int, resumed_step: int, wandb: str | None, config: Mapping[str, Any]
@@ -63,7 +68,7 @@ class NoLog:
 class RunLog:
     """The log of one training run; a context manager, since TensorBoard and the curves are finished on exit.
 
-    In a terminal one line is redrawn in place; in a log file there is one line every `console_interval` steps.
+    In a terminal one line is redrawn in place; in a log file there is one line every `CONSOLE_INTERVAL` steps.
     The losses shown are means since the line before. `metrics.jsonl` gets one JSON object per step, evaluation or
     measurement of the gates:
 
@@ -82,8 +87,6 @@ class RunLog:
         *,
         total_steps: int,
         resumed_step: int = 0,
-        console_interval: int = 20,
-        curves_interval: int = 1000,
         wandb: WandbLog | None = None,
     ) -> None:
         """Open the log of a run that has done `resumed_step` of `total_steps` steps.
@@ -96,8 +99,6 @@ class RunLog:
         self._curves_file = run_dir / "curves.png"
         self._wandb = wandb
         self._total_steps = total_steps
-        self._console_interval = console_interval
-        self._curves_interval = curves_interval
         self._start_step = resumed_step
         self._start_s = self._last_step_s = self._last_line_s = time.monotonic()
         self._unshown: list[tuple[Mapping[str, float], int]] = []
@@ -134,13 +135,13 @@ class RunLog:
         self._scalars(step, {**terms, "lr": lr, "images_per_s": images_per_s})
 
         self._unshown.append((losses, num_images))
-        whole_line = step % self._console_interval == 0 or step == self._total_steps
+        whole_line = step % CONSOLE_INTERVAL == 0 or step == self._total_steps
         if whole_line or sys.stdout.isatty():
             self._show(self._line(step, lr, now), stays=whole_line)
         if whole_line:
             self._unshown = []
             self._last_line_s = now
-        if step % self._curves_interval == 0:
+        if step % CURVES_INTERVAL == 0:
             self._draw_curves()
 
     def has_evaluation(self, step: int) -> bool:
@@ -250,32 +251,6 @@ class RunLog:
             records = read_records(self._metrics_file)
             if records:
                 draw_training_curves(records, self._curves_file)
-
-
-class StageTimes:
-    """Wall time of a program's named stages, for the table at its end."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add the time spent in the `with` block to stage `name`, even if it raises."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(name, time.monotonic() - start)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add time that was measured elsewhere."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    def table(self) -> str:
-        """One line per stage in order of first use, then the total, as h:mm:ss."""
-        rows = {**self.seconds, "total": sum(self.seconds.values())}
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {format_duration(seconds):>8}" for name, seconds in rows.items())
 
 
 def format_duration(seconds: float) -> str:

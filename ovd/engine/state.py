@@ -14,8 +14,8 @@ from ovd.data.report import DataReport
 from ovd.distributed import is_main, rank, wait_for_all
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import Checkpoint, SaveError
+from ovd.engine.ema import Ema
 from ovd.engine.notes import Notes
-from ovd.engine.optim import Ema
 from ovd.model.detector import Detector
 
 FAILED_SAVES_SURVIVED = 2

@@ -15,7 +15,7 @@ from ovd.data.loading.padding import pad_images
 from ovd.distributed import largest_over_ranks, smallest_over_ranks, sum_over_ranks, world_size
 from ovd.engine.side_stream import SideStream
 from ovd.engine.step_texts import StepTexts
-from ovd.model.assign import assign_by_annotations, assign_by_predictions
+from ovd.model.assign import assign
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.image_labels import image_label_loss
@@ -35,6 +35,22 @@ class Matching:
     matched_points: MatchedPoints
     normalizers: Float[Tensor, "3"]
     """What the losses are divided by, in the order of `MatchedPoints.normalizers`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a step, the texts scored in them, and what the detector predicts for them."""
+
+    batch: Batch
+    texts: StepTexts
+    predictions: Predictions
+    points: Points
+    classifier: TextClassifier
+    """The detector's classifier of the texts."""
+    low_precision: bool
+    """Whether the step uses bf16."""
+    num_parts: int = 1
+    """Number of parts of the step, whose losses are added up."""
 
 
 @dataclass(frozen=True)
@@ -61,121 +77,87 @@ class Criterion:
 
     def match_by_annotations(self, points: Points, batch: Batch, step: int) -> Matching | None:
         """Match a whole batch, over all ranks; None if the rule of this step depends on predictions."""
-        assignment = assign_by_annotations(self.rule(step), points, batch.targets, sizes=batch.sizes)
+        assignment = assign(self.rule(step), points, batch.targets, sizes=batch.sizes)
         if assignment is None:
             return None
         matched_points = self.match(assignment, batch, points)
         return Matching(assignment, matched_points, sum_over_ranks(matched_points.normalizers()))
 
-    def match_by_predictions(
-        self,
-        predictions: Predictions,
-        classifier: TextClassifier,
-        points: Points,
-        part: Batch,
-        step: int,
-        *,
-        num_parts: int,
-    ) -> Matching:
-        """Match a part of a batch, over all ranks, by a rule that depends on its predictions; its losses are those of
-        one of `num_parts` parts, whose mean is taken."""
-        assignment = assign_by_predictions(
-            self.rule(step), points, part.targets, predictions, sizes=part.sizes, classifier=classifier
+    def match_by_predictions(self, part: Part, step: int) -> Matching:
+        """Match a part of a batch, over all ranks, by a rule that depends on its predictions; the mean of the parts'
+        losses is taken."""
+        assignment = assign(
+            self.rule(step),
+            part.points,
+            part.batch.targets,
+            sizes=part.batch.sizes,
+            predictions=part.predictions,
+            classifier=part.classifier,
         )
-        matched_points = self.match(assignment, part, points)
-        return Matching(assignment, matched_points, num_parts * sum_over_ranks(matched_points.normalizers()))
+        assert assignment is not None, "there are predictions"
+        matched_points = self.match(assignment, part.batch, part.points)
+        return Matching(assignment, matched_points, part.num_parts * sum_over_ranks(matched_points.normalizers()))
 
-    def part_of(self, whole: Matching, rows: slice, part: Batch, points: Points) -> Matching:
+    def part_of(self, whole: Matching, rows: slice, part: Part) -> Matching:
         """What is matched of some images of a batch, with the divisors of all."""
+        if part.num_parts == 1:
+            return whole
         assignment = whole.assignment.of_images(rows)
-        return Matching(assignment, self.match(assignment, part, points), whole.normalizers)
+        return Matching(assignment, self.match(assignment, part.batch, part.points), whole.normalizers)
 
     def match(self, assignment: Assignment, batch: Batch, points: Points) -> MatchedPoints:
         """The matched points of a batch; the box loss may leave out boxes of image-text pairs."""
         no_box_loss = batch.is_pair if self.pairs is not None and not self.pairs.box_loss else None
         return match_points(assignment, batch.targets, no_box_loss=no_box_loss, points=points)
 
-    def losses(
-        self,
-        predictions: Predictions,
-        matching: Matching,
-        batch: Batch,
-        texts: StepTexts,
-        classifier: TextClassifier,
-        *,
-        points: Points,
-        low_precision: bool,
-        num_pairs: int = 0,
-    ) -> dict[str, Tensor]:
-        """The losses by name, each a scalar, to be summed.
+    def losses(self, part: Part, matching: Matching, *, num_pairs: int = 0) -> dict[str, Tensor]:
+        """The losses of a part by name, each a scalar, to be summed.
+
+        Every rank calls it, since the divisors of the distillations are summed over the ranks.
 
         Args:
-            predictions, matching: for the batch's images, at `points`.
-            texts, classifier: the texts that this step scores, and the detector's classifier of them.
-            low_precision: whether the step uses bf16.
+            matching: of the part's images.
             num_pairs: number of image-text pairs in the same images or the larger batch.
         """
         losses = detection_losses(
-            predictions,
+            part.predictions,
             matching.assignment,
             matching.matched_points,
-            classifier=classifier,
-            masks=ClassMasks(texts.mask, texts.mask_in_boxes),
+            classifier=part.classifier,
+            masks=ClassMasks(part.texts.mask, part.texts.mask_in_boxes),
             normalizers=matching.normalizers,
-            low_precision=low_precision,
+            low_precision=part.low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
-            of_images = image_label_loss(predictions, batch, classifier.select(texts.of_pairs), points)
+            of_pairs = part.classifier.select(part.texts.of_pairs)
+            of_images = image_label_loss(part.predictions, part.batch, of_pairs, part.points)
             losses["image"] = self.pairs.image_label_weight * of_images / max(1, num_pairs)
-        return losses
+        return losses | self.region_distillation(part) | self.start_distillation(part, matching.assignment)
 
-    def region_distillation(
-        self,
-        predictions: Predictions,
-        batch: Batch,
-        classifier: TextClassifier,
-        *,
-        points: Points,
-        num_parts: int,
-    ) -> dict[str, Tensor]:
+    def region_distillation(self, part: Part) -> dict[str, Tensor]:
         """The loss `distill`, the weighted mean over the points of all ranks' regions; empty if it is not configured.
 
-        Every rank calls it, since the number of points is summed over the ranks.
-
-        Args:
-            predictions: for the batch's images, at `points`.
-            classifier: of the texts that this step scores.
-            num_parts: number of parts of a batch whose losses are added up, each divided by its own number of points.
+        The mean of the parts' losses is taken, each divided by its own number of points.
         """
-        options = self.train.region_distillation
+        options, batch = self.train.region_distillation, part.batch
         if options is None or self.teacher is None:
             return {}
-        regions = select_regions(predictions, classifier, points=points, sizes=batch.sizes, options=options)
-        num_points = sum_over_ranks(torch.tensor(len(regions.point), device=batch.images.device))
-        loss = region_loss(predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
-        return {"distill": options.weight * loss / (num_parts * num_points.clamp(min=1))}
+        regions = select_regions(
+            part.predictions, part.classifier, points=part.points, sizes=batch.sizes, options=options
+        )
+        num_points = sum_over_ranks(torch.tensor(len(regions.rows), device=batch.images.device))
+        loss = region_loss(part.predictions.embeddings, regions, batch.images, batch.sizes, self.teacher)
+        return {"distill": options.weight * loss / (part.num_parts * num_points.clamp(min=1))}
 
-    def start_distillation(
-        self,
-        predictions: Predictions,
-        assignment: Assignment,
-        batch: Batch,
-        *,
-        low_precision: bool,
-        num_parts: int,
-    ) -> dict[str, Tensor]:
-        """The weighted losses of `start_losses`; empty if they are not configured.
-
-        Args:
-            predictions, assignment: for the batch's images.
-            num_parts: number of parts of a batch whose losses are added up, each divided by its own number of points.
-        """
+    def start_distillation(self, part: Part, assignment: Assignment) -> dict[str, Tensor]:
+        """The weighted losses of `start_losses`, of which the mean over the parts is taken; empty if they are not
+        configured."""
         if self.start is None:
             return {}
-        with torch.no_grad(), autocast(batch.images.device, low_precision):
-            before = self.start(batch.images)
-        losses = start_losses(predictions, before, free_points(assignment), over_all=sum_over_ranks)
-        return {name: self.train.start_distillation / num_parts * loss for name, loss in losses.items()}
+        with torch.no_grad(), autocast(part.batch.images.device, part.low_precision):
+            before = self.start(part.batch.images)
+        losses = start_losses(part.predictions, before, free_points(assignment))
+        return {name: self.train.start_distillation / part.num_parts * loss for name, loss in losses.items()}
 
 
 def backward(
@@ -196,17 +178,18 @@ def backward(
     without any point counts with a loss of 0.
 
     Args:
-        parallel: the detector as it is called, wrapped if there are several ranks (`data_parallel`).
+        parallel: the detector as it is called: itself, wrapped for several ranks (`data_parallel`), or through CUDA
+            graphs (`GraphedDetector`).
     """
     whole, num_pairs = None, 0
     side_stream = SideStream(batch.images.device)
     parts = _parts(len(batch.targets), criterion.train.accumulate)
     sums: dict[str, Tensor] = {}
     for rows in parts:
-        part, its_texts = batch.of_images(rows), texts.of_images(rows)
+        its_batch, its_texts = batch.of_images(rows), texts.of_images(rows)
         with _gradients_stay_here(parallel, until_last=rows is not parts[-1]):
             with autocast(batch.images.device, low_precision):
-                predictions = parallel(part.images)
+                predictions = parallel(its_batch.images)
             classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
             if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
                 with side_stream:
@@ -214,26 +197,12 @@ def backward(
                     whole = criterion.match_by_annotations(points, batch, step)
                     if criterion.pairs is not None:
                         num_pairs = int(sum_over_ranks(batch.is_pair.sum()))
+            part = Part(its_batch, its_texts, predictions, points, classifier, low_precision, len(parts))
             if whole is None:
-                matching = criterion.match_by_predictions(
-                    predictions, classifier, points, part, step, num_parts=len(parts)
-                )
+                matching = criterion.match_by_predictions(part, step)
             else:
-                matching = whole if len(parts) == 1 else criterion.part_of(whole, rows, part, points)
-            losses = criterion.losses(
-                predictions,
-                matching,
-                part,
-                its_texts,
-                classifier,
-                points=points,
-                low_precision=low_precision,
-                num_pairs=num_pairs,
-            )
-            losses |= criterion.region_distillation(predictions, part, classifier, points=points, num_parts=len(parts))
-            losses |= criterion.start_distillation(
-                predictions, matching.assignment, part, low_precision=low_precision, num_parts=len(parts)
-            )
+                matching = criterion.part_of(whole, rows, part)
+            losses = criterion.losses(part, matching, num_pairs=num_pairs)
             # DDP averages the ranks' gradients, but these losses are parts of a sum.
             (world_size() * torch.stack(list(losses.values())).sum()).backward()
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}

@@ -28,12 +28,12 @@ from ovd.distributed import (
 from ovd.engine import checkpoint
 from ovd.engine.batches import counted, first_with_images, until_stopped
 from ovd.engine.early_stop import EarlyStop, ended_early
+from ovd.engine.ema import Ema
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
 from ovd.engine.groups import build_groups
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.optim import (
-    Ema,
     NonFiniteError,
     build_optimizer,
     check_finite,
@@ -244,7 +244,7 @@ def train_step(
     """Take one optimizer step; return its losses and the batch on the detector's device.
 
     Args:
-        parallel: the detector as every rank calls it (`data_parallel`).
+        parallel: the detector as it is called, as for `backward`.
         run_dir: folder for the dump of a step that is not finite.
     """
     settings, detector, step = criterion.train, state.detector, state.step
@@ -255,11 +255,11 @@ def train_step(
     batch = batch.to(detector.device)
     losses = backward(parallel, detector, batch, texts, criterion, step=step, low_precision=low_precision)
     norm = gradient_norm(detector.parameters())
-    step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
+    numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()
     state.ema.update(detector)
     try:
-        numbers = check_finite(losses, norm, batch.image_ids)
+        by_name = check_finite(losses, numbers, batch.image_ids)
     except NonFiniteError as error:
         try:
             dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
@@ -267,7 +267,7 @@ def train_step(
             raise NonFiniteError(f"{error}; the step could not be kept to look at ({of_disk})") from None
         raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
     state.step += 1
-    return numbers, batch
+    return by_name, batch
 
 
 def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovd.extras import optional
+
 
 class WandbLog:
     """One W&B run per run folder, continued on resume. Steps that a resumed run repeats are logged again, with the same
@@ -22,10 +24,7 @@ class WandbLog:
         Raises:
             ValueError: the package is not installed.
         """
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(f"train.wandb={project} needs the package wandb: pip install wandb ({error})") from error
+        wandb = optional("wandb", "wandb")
         id_file = run_dir / "wandb_id"
         if not (resumed and id_file.exists()):
             id_file.write_text(uuid.uuid4().hex)

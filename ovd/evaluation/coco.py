@@ -59,8 +59,8 @@ class COCOEvaluator(BoxEvaluator):
     def add_results(self, results: Results, *, source: str) -> None:
         """Adds detections as `BoxEvaluator.add_results`, without those of which only the whole file knows."""
         if self._whole is not self.truth:
-            images = np.setdiff1d([image.id for image in self._whole.images], self._known_image_ids)
-            categories = np.setdiff1d([category.id for category in self._whole.categories], self._known_category_ids)
+            images = np.setdiff1d(self._whole.ids_of_images, self.truth.ids_of_images)
+            categories = np.setdiff1d(self._whole.ids_of_categories, self.truth.ids_of_categories)
             beyond = np.isin(results.image_ids, images) | np.isin(results.category_ids, categories)
             self._num_beyond += int(beyond.sum())
             results = results.take(~beyond)
@@ -80,12 +80,7 @@ class COCOEvaluator(BoxEvaluator):
                 ProtocolMetrics(
                     f"COCO box AP, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
                     {
-                        "AP": figures.average_precision(),
-                        "AP50": figures.average_precision(iou_percent=50),
-                        "AP75": figures.average_precision(iou_percent=75),
-                        "APs": figures.average_precision(area="small"),
-                        "APm": figures.average_precision(area="medium"),
-                        "APl": figures.average_precision(area="large"),
+                        **figures.average_precisions(),
                         **{
                             f"AR{limit}": figures.average_recall(limit=position)
                             for position, limit in enumerate(MAX_PER_IMAGE_AND_CLASS)
@@ -99,7 +94,7 @@ class COCOEvaluator(BoxEvaluator):
                 ),
             ),
             notes=(
-                f"{len(results)} detections in {self.num_images_with(results)} of {len(self.truth.images)} images",
+                self.note_of_count(results),
                 *([f"{self._num_beyond} more, of classes or images that are not judged"] if self._num_beyond else ()),
             ),
             classes=class_rows(self.truth, figures, results),

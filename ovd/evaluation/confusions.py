@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovd.data.box_arrays import to_xyxy
+from ovd.data.box_arrays import overlaps, to_xyxy
 from ovd.data.category import Category
 from ovd.data.truth import Truth
-from ovd.evaluation.decisions import Verdicts, overlaps
+from ovd.evaluation.decisions import IOUS, Verdicts
 from ovd.shapes import Int64
 
 MAX_CONFUSIONS = 200
@@ -52,19 +52,18 @@ def names_at_true_boxes(verdicts: Verdicts, truth: Truth) -> Int64[np.ndarray, "
     Args:
         truth: that the verdicts are about.
     """
-    class_ids = np.array([category.id for category in truth.categories], np.int64)
-    image_ids = np.array([image.id for image in truth.images], np.int64)
-    own = np.searchsorted(class_ids, truth.category_ids[verdicts.true_rows])
+    own = truth.category_rows(truth.category_ids[verdicts.true_rows])
     names = np.where(verdicts.is_found, own, -1)
     missed = verdicts.true_rows[~verdicts.is_found]
     wrong = verdicts.reported.take(~verdicts.is_right)
-    image = np.searchsorted(image_ids, wrong.image_ids)
-    true_image = np.searchsorted(image_ids, truth.image_ids[missed])
+    image = truth.image_rows(wrong.image_ids)
+    true_image = truth.image_rows(truth.image_ids[missed])
     row_of_missed = np.flatnonzero(~verdicts.is_found)
     rows, true, _ = overlaps(
-        true_image, to_xyxy(truth.boxes_xywh[missed]), image, to_xyxy(wrong.boxes_xywh), wrong.scores
-    )
+        true_image, to_xyxy(truth.boxes_xywh[missed]),
+        image, to_xyxy(wrong.boxes_xywh), wrong.scores, least_iou=IOUS[0],
+    )  # fmt: skip
     order = np.argsort(wrong.scores[rows], kind="stable")  # the best is written last
     rows, true = rows[order], true[order]
-    names[row_of_missed[true]] = np.searchsorted(class_ids, wrong.category_ids[rows])
+    names[row_of_missed[true]] = truth.category_rows(wrong.category_ids[rows])
     return np.stack([own, names], axis=1).astype(np.int64)

@@ -50,6 +50,11 @@ class DecisionReport:
     """The detector's, from its calibration."""
 
     @property
+    def judged(self) -> str:
+        """What is judged, in words."""
+        return "all classes in all images" if self.is_exhaustive else "each image's positives and verified negatives"
+
+    @property
     def warning(self) -> str | None:
         """What is wrong with scores that are no probabilities; None for those that may be."""
         least, largest = self.score_range
@@ -110,10 +115,9 @@ def measure_decisions(
 
 def format_decisions(report: DecisionReport) -> str:
     """A table for a console: a row per group of classes."""
-    judged = "all classes in all images" if report.is_exhaustive else "each image's positives and verified negatives"
     even, odd = report.thresholds
     lines = [
-        f"Decisions of {report.num_images} images, judged for {judged}",
+        f"Decisions of {report.num_images} images, judged for {report.judged}",
         f"{'classes':<8}  {'number':>6}   cgF1  cgF1_50_95   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
     ]
     for item in report.groups:

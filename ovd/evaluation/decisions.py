@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ovd.data.box_arrays import paired_iou, to_xyxy
+from ovd.data.box_arrays import overlaps, to_xyxy
 from ovd.data.truth import Truth
 from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
@@ -25,8 +25,6 @@ from ovd.shapes import Bool, Float64, Int64
 IOUS = np.linspace(0.5, 0.95, 10)
 FLOOR = 0.05
 """Detections of a lower score take part in no decision."""
-_PAIRS_AT_A_TIME = 2**20
-"""Pairs of a detection and a true box whose overlap is computed at a time, which bounds the memory."""
 NUM_BINS = 15
 
 
@@ -320,7 +318,7 @@ def _match(
     overlap, found = np.zeros(len(pair), bool), np.zeros(len(true_pair), bool)
     hits, taken = np.zeros((len(pair), len(IOUS)), bool), np.zeros((len(true_pair), len(IOUS)), bool)
     score_of_true = np.full(len(true_pair), -1.0)
-    rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores)
+    rows, true_rows, iou = overlaps(true_pair, true_boxes, pair, boxes, scores, least_iou=IOUS[0])
     overlap[rows] = found[true_rows] = True
     rank = _ranks(rows, pair[rows])
     by_rank = np.argsort(rank, kind="stable")
@@ -339,36 +337,6 @@ def _match(
         at_lowest = chosen[column == 0]
         score_of_true[true[at_lowest]] = scores[rows[turn][at_lowest]]
     return _Matches(overlap, hits, found, score_of_true)
-
-
-def overlaps(
-    true_pair: Int64[np.ndarray, " R"],
-    true_boxes: Float64[np.ndarray, "R 4"],
-    pair: Int64[np.ndarray, " K"],
-    boxes: Float64[np.ndarray, "K 4"],
-    scores: Float64[np.ndarray, " K"],
-) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " E"], Float64[np.ndarray, " E"]]:
-    """Each detection with each true box of its pair, or other group, at IoU 0.5 or more: their rows, and the IoU.
-
-    By group, then the best score first, then in the order of the true boxes. Some `_PAIRS_AT_A_TIME` are compared at a
-    time, however many boxes a group has.
-    """
-    true_order = np.argsort(true_pair, kind="stable")
-    first, end = (np.searchsorted(true_pair[true_order], pair, side=side) for side in ("left", "right"))
-    some = np.flatnonzero(end > first)
-    some = some[np.lexsort([-scores[some], pair[some]])]
-    counts = (end - first)[some]
-    part_of = np.cumsum(counts) // _PAIRS_AT_A_TIME
-    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for part in np.split(np.arange(len(some)), np.flatnonzero(np.diff(part_of)) + 1):
-        rows = np.repeat(some[part], counts[part])
-        offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
-        true_rows = true_order[first[rows] + offsets]
-        iou = paired_iou(boxes[rows], true_boxes[true_rows])
-        near = iou >= IOUS[0]
-        found.append((rows[near], true_rows[near], iou[near]))
-    rows, true_rows, iou = map(np.concatenate, zip(*found, strict=True))
-    return rows, true_rows, iou
 
 
 def _ranks(rows: Int64[np.ndarray, " E"], pairs: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " E"]:

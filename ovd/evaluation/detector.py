@@ -10,7 +10,7 @@ from torch import Tensor
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import Loading
-from ovd.distributed import failing_together, gather, rank, world_size
+from ovd.distributed import failing_together, gather_on_main, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
@@ -45,9 +45,10 @@ def evaluate_detector(
     engine: Engine,
     ensemble: ScoreEnsemble | None = None,
 ) -> BoxEvaluator:
-    """Detect in every image of the data set; the evaluator returned has all results and computes on demand.
+    """Detect in every image of the data set; the evaluator returned computes on demand.
 
-    Each rank detects in its part of the images, and every rank's evaluator has all results, in the index's order.
+    Each rank detects in its part of the images. The main process's evaluator has all results, in the index's order;
+    those of other ranks are empty.
 
     Args:
         text: one unit row per category of `index`, in its order.
@@ -66,9 +67,11 @@ def evaluate_detector(
     with failing_together():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)
-    results = concatenate(gather(evaluator.results()))
+    parts = gather_on_main(evaluator.results())
     evaluator.clear()
-    by_id = np.argsort(index.image_ids)
-    positions = by_id[np.searchsorted(index.image_ids, results.image_ids, sorter=by_id)]
-    evaluator.add_results(results.take(np.argsort(positions, kind="stable")), source="all ranks")
+    if parts:
+        results = concatenate(parts)
+        by_id = np.argsort(index.image_ids)
+        positions = by_id[np.searchsorted(index.image_ids, results.image_ids, sorter=by_id)]
+        evaluator.add_results(results.take(np.argsort(positions, kind="stable")), source="all ranks")
     return evaluator

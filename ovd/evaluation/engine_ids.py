@@ -17,14 +17,12 @@ def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list
 
     No figure depends on the ids themselves, nor does the order of images and categories change.
     """
-    image_ids = np.array([image.id for image in truth.images], np.int64)
-    category_ids = np.array([category.id for category in truth.categories], np.int64)
-    if all(_are_exact(ids) for ids in (image_ids, category_ids)):
+    if all(_are_exact(ids) for ids in (truth.ids_of_images, truth.ids_of_categories)):
         return truth, list(judged)
 
     def known_categories(ids: tuple[int, ...]) -> tuple[int, ...]:
         values = np.array(ids, np.int64)
-        return tuple(_positions(category_ids, values[np.isin(values, category_ids)]).tolist())
+        return tuple((truth.category_rows(values[np.isin(values, truth.ids_of_categories)]) + 1).tolist())
 
     renumbered = replace(
         truth,
@@ -37,14 +35,14 @@ def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list
             for number, image in enumerate(truth.images, start=1)
         ),
         categories=tuple(replace(category, id=number) for number, category in enumerate(truth.categories, start=1)),
-        image_ids=_positions(image_ids, truth.image_ids),
-        category_ids=_positions(category_ids, truth.category_ids),
+        image_ids=truth.image_rows(truth.image_ids) + 1,
+        category_ids=truth.category_rows(truth.category_ids) + 1,
     )
     return renumbered, [
         replace(
             results,
-            image_ids=_positions(image_ids, results.image_ids),
-            category_ids=_positions(category_ids, results.category_ids),
+            image_ids=truth.image_rows(results.image_ids) + 1,
+            category_ids=truth.category_rows(results.category_ids) + 1,
         )
         for results in judged
     ]
@@ -52,8 +50,3 @@ def with_exact_ids(truth: Truth, judged: Sequence[Results]) -> tuple[Truth, list
 
 def _are_exact(ids: Int64[np.ndarray, " N"]) -> bool:
     return not len(ids) or bool(ids.min() >= 0 and ids.max() <= LARGEST_EXACT_ID)
-
-
-def _positions(known: Int64[np.ndarray, " K"], ids: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """The position, from 1, of each id among the known ones, which ascend."""
-    return (np.searchsorted(known, ids) + 1).astype(np.int64)

@@ -47,12 +47,10 @@ class BoxEvaluator(ABC):
         self.truth = truth
         self.engine = engine
         self.named_groups = groups
-        self._known_image_ids = np.array([image.id for image in truth.images], np.int64)
-        self._known_category_ids = np.array([category.id for category in truth.categories], np.int64)
         self._category_ids = np.array(category_ids, np.int64)
         self._images_to_come = {image.id for image in truth.images}
         self._parts: list[Results] = []
-        unknown = np.setdiff1d(self._category_ids, self._known_category_ids)
+        unknown = np.setdiff1d(self._category_ids, truth.ids_of_categories)
         if len(unknown):
             raise ValueError(f"category_ids: {truth.path} has no categories {unknown[:20].tolist()}")
 
@@ -98,9 +96,9 @@ class BoxEvaluator(ABC):
         self._refuse(~np.isfinite(largest), "the box is not finite", results, source)
         self._refuse(largest >= LARGEST_PX, "the box is beyond all pictures", results, source)
         self._refuse((width < 0) | (height < 0), "the box has a negative side", results, source)
-        unknown_image = ~np.isin(results.image_ids, self._known_image_ids)
+        unknown_image = ~np.isin(results.image_ids, self.truth.ids_of_images)
         self._refuse(unknown_image, "no such image", results, source)
-        unknown_category = ~np.isin(results.category_ids, self._known_category_ids)
+        unknown_category = ~np.isin(results.category_ids, self.truth.ids_of_categories)
         self._refuse(unknown_category, "no such category", results, source)
         self._parts.append(results)
 
@@ -114,9 +112,10 @@ class BoxEvaluator(ABC):
         self._parts = [concatenate(self._parts)]
         return self._parts[0]
 
-    def num_images_with(self, results: Results) -> int:
-        """Number of the truth's images that have a detection."""
-        return int(np.isin(self._known_image_ids, results.image_ids).sum())
+    def note_of_count(self, results: Results) -> str:
+        """How many detections there are, and in how many of the truth's images."""
+        num_with = int(np.isin(self.truth.ids_of_images, results.image_ids).sum())
+        return f"{len(results)} detections in {num_with} of {len(self.truth.images)} images"
 
     @abstractmethod
     def evaluate(self) -> Evaluation:

@@ -11,6 +11,7 @@ from ovd.evaluation.confusions import Confusion, most_confused, names_at_true_bo
 from ovd.evaluation.decision_report import DecisionReport
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, Decisions
 from ovd.evaluation.groups import NAME_OF_FREQUENCY
+from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import pictures_of
@@ -123,12 +124,10 @@ def _groups_of_classes(measures: Measures) -> list[str]:
 
 def _false_alarms(measures: Measures) -> list[int]:
     """In how many images each class is reported without being there."""
-    verdicts, truth = measures.decisions.verdicts, measures.truth
+    verdicts, pairs = measures.decisions.verdicts, ImageClassPairs(measures.truth)
     absent = verdicts.reported.take(verdicts.is_absent)
-    rows = np.searchsorted([category.id for category in truth.categories], absent.category_ids)
-    images = np.searchsorted([image.id for image in truth.images], absent.image_ids)
-    pairs = np.unique(images * len(truth.categories) + rows)
-    return np.bincount(pairs % max(1, len(truth.categories)), minlength=len(truth.categories)).tolist()
+    numbers = np.unique(pairs.numbers(absent.image_ids, absent.category_ids))
+    return np.bincount(numbers % max(1, pairs.num_classes), minlength=pairs.num_classes).tolist()
 
 
 def _curves(measures: Measures) -> list[Curve]:
@@ -181,16 +180,14 @@ def _decisions(report: DecisionReport) -> dict[str, Any]:
             "absent": round(made.absent_per_image, 4),
         }
 
-    judged = "all classes in all images" if report.is_exhaustive else "each image's positives and verified negatives"
     even, odd = report.thresholds
     rows = [row(item.group, "chosen", item.decisions) for item in report.groups]
     rows += [row(item.group, "own", item.at_own_threshold) for item in report.groups if item.at_own_threshold]
     own = "" if report.own_threshold is None else f" Own: the detector's, {report.own_threshold:.3f}."
     warning = "" if report.warning is None else f"Warning: {report.warning}. "
     return {
-        "note": f"{warning}Detections from a threshold on as decisions, judged for {judged}. Chosen: {even:.3f} for "
-        f"one half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the other "
-        "half."
-        f"{own}",
+        "note": f"{warning}Detections from a threshold on as decisions, judged for {report.judged}. Chosen: {even:.3f} "
+        f"for one half of the images, {odd:.3f} for the other, each the best for {report.chosen_on} classes on the "
+        f"other half.{own}",
         "groups": rows,
     }

@@ -18,14 +18,12 @@ class ImageClassPairs:
     def __init__(self, truth: Truth) -> None:
         self.num_images, self.num_classes = len(truth.images), len(truth.categories)
         self._truth = truth
-        self._image_ids = np.array([image.id for image in truth.images], np.int64)
-        self._class_ids = np.array([category.id for category in truth.categories], np.int64)
 
     def numbers(
         self, image_ids: Int64[np.ndarray, " R"], category_ids: Int64[np.ndarray, " R"]
     ) -> Int64[np.ndarray, " R"]:
         """The number of each pair; all ids are the truth's."""
-        return positions(self._image_ids, image_ids) * self.num_classes + positions(self._class_ids, category_ids)
+        return self._truth.image_rows(image_ids) * self.num_classes + self._truth.category_rows(category_ids)
 
     def known(self) -> Int64[np.ndarray, " P"]:
         """The pairs of which a federated truth says whether the class is in the image, ascending, each once."""
@@ -40,15 +38,5 @@ class ImageClassPairs:
         """Numbers of listed image ids and category ids. A list may name categories that the file does not have."""
         pairs = [(image, category) for image, categories in categories_of_images for category in categories]
         rows = np.array(pairs, np.int64).reshape(-1, 2)
-        rows = rows[np.isin(rows[:, 1], self._class_ids)]
+        rows = rows[np.isin(rows[:, 1], self._truth.ids_of_categories)]
         return np.unique(self.numbers(rows[:, 0], rows[:, 1]))
-
-
-def positions(known: Int64[np.ndarray, " K"], ids: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
-    """The position of each id among the known ones, which ascend; every id is one of them."""
-    span = int(known[-1]) - int(known[0]) + 1 if len(known) else 0
-    if span > 8 * (len(known) + len(ids)):
-        return np.searchsorted(known, ids)
-    table = np.zeros(span, np.int64)  # many times faster than to search
-    table[known - known[:1]] = np.arange(len(known))
-    return table[ids - known[:1]]

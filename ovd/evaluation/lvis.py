@@ -26,6 +26,7 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.precision_recall import PrecisionRecall
 from ovd.evaluation.report import Curve, Evaluation, ProtocolMetrics, class_rows
 from ovd.evaluation.results import Results, limit_per_class, limit_per_image
+from ovd.root_logger import root_logger_left_alone
 from ovd.shapes import Bool
 
 MAX_PER_IMAGE = 300
@@ -44,7 +45,8 @@ class LVISEvaluator(BoxEvaluator):
         max_per_class: fixed AP's limit of detections per class.
 
     Raises:
-        ValueError: the truth has no federated labels, without which AP would silently change; unknown `category_ids`.
+        ValueError: the truth has no federated labels, without which AP would silently change; unknown `category_ids`;
+            or the package of the engine is not installed.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class LVISEvaluator(BoxEvaluator):
         if not truth.is_federated:
             raise ValueError(f"{truth.path} was not read as LVIS: without federated labels its metrics would change")
         super().__init__(truth, category_ids, engine)
+        if engine == "official":
+            _import_lvis()  # it is missed now, not after all detections
         self._run_engine = _ENGINES[engine]
         self._max_per_class = max_per_class
         self._groups = {
@@ -95,7 +99,7 @@ class LVISEvaluator(BoxEvaluator):
                 ),
             ),
             notes=(
-                f"{len(results)} detections in {self.num_images_with(results)} of {len(self.truth.images)} images",
+                self.note_of_count(results),
                 f"ordinary AP leaves out {len(results) - len(capped_by_image)} detections beyond an image's best "
                 f"{MAX_PER_IMAGE}",
                 f"fixed AP leaves out {len(results) - len(capped_by_class)} detections beyond a class's best "
@@ -115,12 +119,7 @@ class LVISEvaluator(BoxEvaluator):
 
     def _average_precisions(self, figures: PrecisionRecall) -> dict[str, float]:
         return {
-            "AP": figures.average_precision(),
-            "AP50": figures.average_precision(iou_percent=50),
-            "AP75": figures.average_precision(iou_percent=75),
-            "APs": figures.average_precision(area="small"),
-            "APm": figures.average_precision(area="medium"),
-            "APl": figures.average_precision(area="large"),
+            **figures.average_precisions(),
             **{f"AP{letter}": figures.average_precision(categories=rows) for letter, rows in self._groups.items()},
         }
 
@@ -230,16 +229,20 @@ class _NumpyWithFloat(ModuleType):
         return getattr(np, name)
 
 
+@root_logger_left_alone()
 def _import_lvis() -> ModuleType:
-    """The `lvis` package, imported when asked for: it brings OpenCV and pyplot, and configures the root logger."""
-    root = logging.getLogger()
-    bystander = logging.NullHandler()  # logging.basicConfig does nothing where the root logger has a handler
-    root.addHandler(bystander)
+    """The `lvis` package, imported when asked for, since it brings OpenCV and pyplot.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         import lvis
         import lvis.eval
-    finally:
-        root.removeHandler(bystander)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the official engine needs a package that is not there ({error}): pip install --no-deps lvis"
+        ) from error
     lvis.eval.np = _NumpyWithFloat("numpy")
     logging.getLogger("lvis").setLevel(logging.ERROR)
     return lvis

@@ -240,7 +240,7 @@ class _Namer:
         """What `NamingScores` is the mean of at each point; what `BoxNamingScores` is, for each box that has a nearest
         point among them, with the same among the rare names; and the detector's name of each such box."""
         detector, images = self._inference.detector, batch.images
-        pixels = self._crops.normalize(images).contiguous(memory_format=self._layout)
+        pixels = detector.normalization(images).contiguous(memory_format=self._layout)
         nearest = inside.is_nearest
         image_of_box, boxes, classes = inside.images[nearest], inside.boxes[nearest], inside.classes[nearest]
         with on_device(images.device), autocast(images.device, self._inference.low_precision):

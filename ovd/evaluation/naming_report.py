@@ -86,7 +86,7 @@ def draw_naming(report: NamingReport) -> Figure:
     styles = (
         ("CLIP at a point", "0.75"),
         ("CLIP, mean over the box", "0.5"),
-        ("CLIP on the crop (bound)", "0.25"),
+        ("CLIP on the crop (reference)", "0.25"),
         ("detector", "tab:blue"),
     )
     for number, (way, (label, color)) in enumerate(zip(_WAYS, styles, strict=True)):

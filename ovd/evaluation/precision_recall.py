@@ -43,6 +43,16 @@ class PrecisionRecall:
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]
         return mean_of_known(self._over_recalls[thresholds][:, categories, AREA_RANGES.index(area)])
 
+    def average_precisions(self) -> dict[str, float]:
+        """`average_precision` over all IoU thresholds, at two of them, and of small, medium and large objects: `AP`,
+        `AP50`, `AP75`, `APs`, `APm`, `APl`."""
+        return {
+            "AP": self.average_precision(),
+            "AP50": self.average_precision(iou_percent=50),
+            "AP75": self.average_precision(iou_percent=75),
+            **{f"AP{area[0]}": self.average_precision(area=area) for area in AREA_RANGES[1:]},
+        }
+
     def class_average_precisions(self, *, iou_percent: int | None = None) -> Float64[np.ndarray, " K"]:
         """`average_precision` of each category; -1 where it has no true box."""
         thresholds = slice(None) if iou_percent is None else [_threshold(iou_percent)]

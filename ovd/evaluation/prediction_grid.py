@@ -29,16 +29,11 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
     Args:
         index: where the images are.
     """
-    verdicts = measures.decisions.verdicts
-    class_ids = [category.id for category in measures.truth.categories]
-    names = [category.name.replace("_", " ") for category in measures.truth.categories]
+    verdicts, truth = measures.decisions.verdicts, measures.truth
+    names = [category.name.replace("_", " ") for category in truth.categories]
     missed_rows = verdicts.true_rows[~verdicts.is_found]
-
-    def rows_of(category_ids: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, " M"]:
-        return np.searchsorted(class_ids, category_ids)
-
     pictures = []
-    for row in chosen_rows(measures.truth, index):
+    for row in chosen_rows(truth, index):
         record = index.record(row)
         try:
             image = read_image(record.path, expected_size=(record.height, record.width))
@@ -46,9 +41,9 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
             continue
         reported = verdicts.reported.take(verdicts.reported.image_ids == record.id)
         best_first = reported.take(np.argsort(-reported.scores, kind="stable"))
-        found = to_detections(best_first.boxes_xywh, best_first.scores, rows_of(best_first.category_ids))
-        here = missed_rows[measures.truth.image_ids[missed_rows] == record.id]
-        boxes, classes = measures.truth.boxes_xywh[here], rows_of(measures.truth.category_ids[here])
+        found = to_detections(best_first.boxes_xywh, best_first.scores, truth.category_rows(best_first.category_ids))
+        here = missed_rows[truth.image_ids[missed_rows] == record.id]
+        boxes, classes = truth.boxes_xywh[here], truth.category_rows(truth.category_ids[here])
         missed = to_detections(boxes, np.zeros(len(here)), classes)
         pictures.append(
             draw_detections(image, choose_shown(found, -torch.inf), names, missed=missed, largest_px=GRID_PX)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ovd.data.truth import Truth
-from ovd.evaluation.image_classes import positions
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
 from ovd.files import whole_file, write_json
@@ -76,8 +75,8 @@ class Evaluation:
 
 def class_rows(truth: Truth, figures: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
     """A row for each category of the annotation file, ascending by id."""
-    category_ids = np.array([category.id for category in truth.categories], np.int64)
-    num_detections = np.bincount(positions(category_ids, detections.category_ids), minlength=len(category_ids))
+    rows = truth.category_rows(detections.category_ids)
+    num_detections = np.bincount(rows, minlength=len(truth.categories))
     return tuple(
         ClassRow(category.id, category.name, category.frequency or "", *columns)
         for category, *columns in zip(

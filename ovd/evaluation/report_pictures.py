@@ -46,7 +46,7 @@ def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, 
     if index is None:
         return {"images": {}, "image_note": "No pictures: the folder of images was not given."}
     tally = _tally(measures)
-    has_file = np.isin([image.id for image in measures.truth.images], index.image_ids)
+    has_file = np.isin(measures.truth.ids_of_images, index.image_ids)
     shown = {
         name: [_picture(measures, tally, index, row) for row in rows]
         for name, rows in chosen_images(tally, has_file).items()
@@ -60,10 +60,9 @@ def pictures_of(measures: Measures, index: AnnotationIndex | None) -> dict[str, 
 
 def _tally(measures: Measures) -> _Tally:
     verdicts, truth = measures.decisions.verdicts, measures.truth
-    image_ids = np.array([image.id for image in truth.images], np.int64)
 
     def count(images: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, " N"]:
-        return np.bincount(np.searchsorted(image_ids, images), minlength=len(image_ids)).astype(np.int64)
+        return np.bincount(truth.image_rows(images), minlength=len(truth.images)).astype(np.int64)
 
     found = verdicts.reported.image_ids
     return _Tally(
@@ -115,19 +114,18 @@ def _picture(measures: Measures, tally: _Tally, index: AnnotationIndex, row: int
 def _boxes(measures: Measures, image_id: int) -> list[list[Any]]:
     """Boxes of an image: x, y, width, height, class row, kind and score, missed ones first, then the best ones."""
     verdicts, truth = measures.decisions.verdicts, measures.truth
-    class_ids = [category.id for category in truth.categories]
     true_rows = verdicts.true_rows
     here = truth.image_ids[true_rows] == image_id
 
     def of_truth(kind: _Kind, rows: Int64[np.ndarray, " M"]) -> list[list[Any]]:
-        classes = np.searchsorted(class_ids, truth.category_ids[rows]).tolist()
+        classes = truth.category_rows(truth.category_ids[rows]).tolist()
         boxes = truth.boxes_xywh[rows].round(1).tolist()
         return [[*box, name, _KINDS.index(kind), None] for box, name in zip(boxes, classes, strict=True)]
 
     chosen = verdicts.reported.image_ids == image_id
     found, right, counted = verdicts.reported.take(chosen), verdicts.is_right[chosen], verdicts.is_counted[chosen]
     kinds = np.where(counted, np.where(right, _KINDS.index("right"), _KINDS.index("wrong")), _KINDS.index("unknown"))
-    classes = np.searchsorted(class_ids, found.category_ids).tolist()
+    classes = truth.category_rows(found.category_ids).tolist()
     columns = (found.boxes_xywh.round(1).tolist(), classes, kinds.tolist(), found.scores.round(3).tolist())
     detections = [[*box, name, kind, score] for box, name, kind, score in zip(*columns, strict=True)]
     detections.sort(key=lambda row: -row[-1])

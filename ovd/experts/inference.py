@@ -15,7 +15,7 @@ from torch import Tensor
 from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
-from ovd.inference import ImageQueries, Inference
+from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.model.last_result import LastResult
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.shared_layers import SharedLayers
@@ -115,27 +115,21 @@ class ExpertInference(Inference):
         """Not for several detectors, as `predict`."""
         raise TypeError("with experts, predictions are of several detectors; use detect, which asks them all")
 
-    def _detect(
-        self,
-        queries: Sequence[ImageQueries],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-    ) -> tuple[Detections, ...]:
-        routes = [self._route(of_images.text) for of_images in queries]
+    def _detect(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        routes = [self._route(asked.text) for asked in queries]
         is_asked = [any(len(own.rows) > 0 for own in of_answerer) for of_answerer in zip(*routes, strict=True)]
-        found = [[Detections.empty()] * len(sizes) for _ in self._answerers]
-        for number, predictions in self._predictions(images, sizes, is_asked):
-            for of_images, route_of_images in zip(queries, routes, strict=True):
-                own = route_of_images[number]
+        found = [[Detections.empty()] * len(batch) for _ in self._answerers]
+        for number, predictions in self._predictions(batch, is_asked):
+            for asked, route_of_images in zip(queries, routes, strict=True):
+                own, rows = route_of_images[number], asked.images
                 if len(own.rows) > 0:
-                    ensemble = _of_answerer(of_images.ensemble, number, own)
-                    detections = self._answerers[number]._detections_of(
-                        ImageQueries(of_images.images, own.text, ensemble), predictions, sizes, original_sizes, images
+                    detections = self._answerers[number].detections(
+                        predictions.of_images(rows),
+                        batch.of_images(rows),
+                        own.text,
+                        ensemble=_of_answerer(asked.ensemble, number, own),
                     )
-                    found[number][of_images.images] = [
-                        replace(item, classes=own.rows[item.classes]) for item in detections
-                    ]
+                    found[number][rows] = [replace(item, classes=own.rows[item.classes]) for item in detections]
         return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
     def _route(self, text: Float[Tensor, "C D"]) -> list[_OwnQueries]:
@@ -151,17 +145,15 @@ class ExpertInference(Inference):
 
         return self._routed.of((text,), compute)
 
-    def _predictions(
-        self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"], is_asked: Sequence[bool]
-    ) -> Iterator[tuple[int, Predictions]]:
+    def _predictions(self, batch: ImageBatch, is_asked: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
         """Yield number and predictions of each answerer that is asked, one at a time; shared layers run once."""
         asked = [number for number, wanted in enumerate(is_asked) if wanted]
         with ExitStack() as recordings:
             for number in asked:
                 if (layers := self._shared[number]) is not None:
                     recordings.enter_context(layers.recording())
-            with on_device(self.device), autocast(images.device, self.low_precision):
-                pixels = self.detector.normalize(images)
+            with on_device(self.device), autocast(self.device, self.low_precision):
+                pixels = self.detector.normalize(batch.images)
                 features = self.detector.backbone(pixels)
             of_base: Predictions | None = None  # which experts of names alone have, too
             for number in asked:
@@ -169,9 +161,9 @@ class ExpertInference(Inference):
                 if detector is self.detector and of_base is not None:
                     yield number, of_base
                     continue
-                with on_device(self.device), autocast(images.device, self.low_precision):
+                with on_device(self.device), autocast(self.device, self.low_precision):
                     own = features if self._shared[number] is None else detector.backbone(pixels)
-                    predictions = self.without_padding(detector.predict_from(own, pixels), images, sizes)
+                    predictions = self.without_padding(detector.predict_from(own, pixels), batch.images, batch.sizes)
                 if detector is self.detector and self._base_answers_again:
                     of_base = predictions
                 yield number, predictions

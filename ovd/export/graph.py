@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ovd.boxes import has_area
+from ovd.boxes import clip_boxes, has_area
 from ovd.export.suppression import keeps
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
-from ovd.model.pair_scores import score_points, sigmoid
+from ovd.model.pair_scores import all_scores, sigmoid
 from ovd.model.score_calibration import EPSILON, ScoreCalibration, ScoreMap, nearness_to
 from ovd.model.similarity import TextClassifier
 
@@ -80,10 +80,9 @@ class DetectionGraph(nn.Module):
     ) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P C"]]:
         """Clipped boxes of all points, and their scores; those without a box in the image are not wanted."""
         predictions = self.detector(images)
-        limits = sizes[:, [1, 0, 1, 0]].to(predictions.boxes.dtype)
-        boxes = torch.minimum(predictions.boxes.clamp(min=0), limits[:, None])
+        boxes = clip_boxes(predictions.boxes, sizes[:, None])
         is_inside = ~self.detector.points(images).in_padding(sizes) & has_area(boxes)
-        scores = score_points(predictions, self._classifier(text, nearness), self.options)
+        scores = all_scores(predictions, self._classifier(text, nearness), self.options)
         return boxes, torch.where(is_inside[..., None], scores, NOTHING)
 
     def _classifier(self, text: Float[Tensor, "C D"], nearness: Float[Tensor, " C"]) -> TextClassifier:

@@ -1,4 +1,4 @@
-"""Smaller forms of an exported detector: half precision, and convolutions of 8 bits.
+"""Smaller forms of an exported detector: half precision, and convolutions and linear layers of 8 bits.
 
 What runs in another form are the operations inside the detector; scores, selection and suppression stay in float32.
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from ovd.data.images.files import images_below
 from ovd.data.images.read import read_image
+from ovd.extras import optional
 from ovd.files import whole_file
 from ovd.onnx.predictor import pad
 from ovd.onnx.resize import resize
@@ -54,7 +55,7 @@ def calibration_images(folder: Path) -> list[Path]:
 
 
 def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
-    """Convert the convolutions of an exported detector to 8 bits, in place.
+    """Convert convolutions and linear layers of an exported detector to 8 bits, in place.
 
     Args:
         images: like those to detect in; the ranges of features are those on them.
@@ -118,12 +119,8 @@ def _calibration(path: Path, images: Sequence[Path], dim: int, reader: type) -> 
 
 def _packages() -> tuple[Any, Any, Any]:
     """onnx, and onnxruntime's converter to float16 and its quantization."""
-    try:
-        import onnx
-        from onnxruntime import quantization
-        from onnxruntime.quantization import shape_inference  # noqa: F401  quantization.shape_inference
-        from onnxruntime.transformers import float16
-    except ImportError:
-        raise ValueError("other forms need onnx and onnxruntime: pip install 'ovd[onnx]'") from None
+    onnx, float16 = optional("onnx", "onnx"), optional("onnxruntime.transformers.float16", "onnx")
+    quantization = optional("onnxruntime.quantization", "onnx")
+    optional("onnxruntime.quantization.shape_inference", "onnx")  # quantization.shape_inference
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     return onnx, float16, quantization

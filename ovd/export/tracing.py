@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
 
+from ovd.extras import optional
 from ovd.files import whole_file
 
 OPSET = 18
@@ -42,10 +43,7 @@ def write_onnx(
     Raises:
         ValueError: the onnx package is missing.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ValueError("export needs the onnx package: pip install 'ovd[onnx]'") from None
+    onnx = optional("onnx", "onnx")
     with whole_file(path, "wb") as file, warnings.catch_warnings(), _exportable(), torch.no_grad():
         warnings.simplefilter("ignore")  # on every shape that is compared, and on the exporter's age
         torch.onnx.export(

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 
 from ovd.build.prompts import Prompt
+from ovd.choices import DetectionForm
 from ovd.data.images.files import DRAWN, is_image_name, name_below
 from ovd.data.images.media import STANDARD_INPUT, Picture, is_video, pictures_of
 from ovd.data.images.read import ImageError, read_image
@@ -62,9 +63,7 @@ class Output(Protocol):
         """Where it all is now, to end a sentence with; empty for standard output."""
 
 
-def output_for(
-    kind: Literal["pictures", "coco", "lines"], path: Path | None, sources: Sequence[str], names: Sequence[str]
-) -> Output:
+def output_for(form: DetectionForm, path: Path | None, sources: Sequence[str], names: Sequence[str]) -> Output:
     """What writes the detections of sources.
 
     Args:
@@ -75,7 +74,7 @@ def output_for(
         ValueError: the pictures of two sources would have the same name, the folder has the name of a file, or the file
             cannot be written.
     """
-    match kind:
+    match form:
         case "pictures":
             if path is not None:
                 _check_folder(path)

@@ -14,7 +14,7 @@ from ovd.build.text import text_of_detector, text_of_index
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.distributed import gather, is_main, wait_for_all
+from ovd.distributed import from_main, is_main
 from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
@@ -107,8 +107,7 @@ def evaluate_run(
         evaluation = _measured(trained, inference, index, text, evaluator, output=output, html=html)
         if of_run and trained.weights is not None:
             note_measured_weights(output, trained.weights)
-    wait_for_all()  # the main process may take longer than ranks wait for each other
-    return cast(Evaluation, gather(evaluation)[0])
+    return cast(Evaluation, from_main(evaluation))
 
 
 def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:

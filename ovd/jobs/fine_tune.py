@@ -7,6 +7,7 @@ new data's validation set and on that of the original training.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ovd.build.trained import TrainedDetector, describe_expert_run, find_checkpo
 from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
-from ovd.distributed import gather, is_main, process_group, wait_for_all
+from ovd.distributed import from_main, is_main, process_group, wait_for_all
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.evaluation.run import COMPARED
 from ovd.experts.folder import read_description, write_description
@@ -33,7 +34,8 @@ from ovd.jobs.run_folder import (
     latest_of_all_ranks,
 )
 from ovd.jobs.train import train_from_config
-from ovd.selftrain.labels import label_files, labels_fingerprint
+from ovd.selftrain.labels import label_files
+from ovd.selftrain.ledger import labels_fingerprint
 from ovd.text.names import read_alike
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
@@ -258,14 +260,11 @@ def _is_measured(outcomes: tuple[Outcome, ...]) -> bool:
 
 def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
     columns = [
-        (label, which, metric)
-        for label, which in (("new", "new"), ("kept", "kept"))
-        for metric in SHOWN
-        if metric in getattr(outcomes[0], which)
+        (which, metric) for which in ("new", "kept") for metric in SHOWN if metric in getattr(outcomes[0], which)
     ]
-    yield "detector  " + "".join(f"{f'{label} {metric}':>11}" for label, _, metric in columns)
+    yield "detector  " + "".join(f"{f'{which} {metric}':>11}" for which, metric in columns)
     for outcome in outcomes:
-        values = (getattr(outcome, which)[metric] for _, which, metric in columns)
+        values = (getattr(outcome, which)[metric] for which, metric in columns)
         yield f"{outcome.detector:10}" + "".join(f"{per_cent(value, 2):>11}" for value in values)
 
 
@@ -285,7 +284,7 @@ def _evaluate(
     done, source = output / "metrics.json", output / COMPARED
     evaluated = _what_is_evaluated(path, index, experts, options) if is_main() else {}
     is_done = is_main() and done.exists() and _read_json(source) == evaluated
-    if not gather(is_done)[0]:
+    if not from_main(is_done):
         if is_main():
             print(f"{path}{' with the expert' if experts.folders else ''} on {index.path}")
             source.unlink(missing_ok=True)
@@ -295,7 +294,7 @@ def _evaluate(
         evaluate_run(trained, output=output, index=index)
         if is_main():
             write_json(source, evaluated)
-    return gather(json.loads(done.read_text())["metrics"] if is_main() else {})[0]
+    return from_main(json.loads(done.read_text())["metrics"] if is_main() else {})
 
 
 def _what_is_evaluated(
@@ -319,7 +318,7 @@ def _what_is_evaluated(
 def _state_of_images(index: AnnotationIndex) -> str:
     """Hash of when each image file was written, and of its size; an evaluation names those that are missing."""
     paths = [index.encoded(image) for image in range(len(index))]
-    states = [path.stat() if path.exists() else None for path in paths]
+    states = [path.stat() if os.path.exists(path) else None for path in paths]  # too long a name is no file's
     content = repr([state and (state.st_size, state.st_mtime_ns) for state in states])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

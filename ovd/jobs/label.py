@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -22,7 +22,7 @@ from ovd.inference import Inference
 from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
-from ovd.structures import Batch, Detections
+from ovd.structures import Detections
 from ovd.visualize import SAME_PLACE_IOU, choose_shown
 
 BELOW_THRESHOLD = 0.5
@@ -135,33 +135,10 @@ def _answers(
         if journal is not None:
             journal.add_repaired(batch.repaired)
         if batch.image_ids:
-            found = detect_alike(inference, text, batch, files.sizes, ensemble)
+            original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
+            found = inference.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
             yield from zip(batch.image_ids, found, strict=True)
         yield from [None] * len(batch.skipped)
-
-
-def detect_alike(
-    inference: Inference,
-    text: Float[Tensor, "C D"],
-    batch: Batch,
-    original_sizes: Int64[np.ndarray, "N 2"],
-    ensemble: ScoreEnsemble | None,
-) -> list[Detections]:
-    """Detections of each image of a batch, each padded as if it were alone.
-
-    Args:
-        original_sizes: height and width of all images, by id.
-    """
-    divisor = inference.detector.size_divisor
-    padded = -(-batch.sizes // divisor) * divisor
-    found: dict[int, Detections] = {}
-    for height, width in padded.unique(dim=0).tolist():
-        rows = (padded == torch.tensor([height, width])).all(dim=1).nonzero().flatten()
-        before = torch.from_numpy(original_sizes[[batch.image_ids[row] for row in rows.tolist()]])
-        images = batch.images[rows][:, :, :height, :width]
-        answers = inference.detect(text, images, batch.sizes[rows], before, ensemble=ensemble)
-        found |= dict(zip(rows.tolist(), answers, strict=True))
-    return [found[row] for row in range(len(batch.image_ids))]
 
 
 def choose(found: Detections, thresholds: Sequence[float], *, overlapping: bool) -> tuple[Detections, Detections]:

@@ -5,34 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ovd.build.data import (
-    check_all_exist,
-    hold_out,
-    images_per_step,
-    load_labelled_pairs,
-    load_training_index,
-    load_validation_index,
-    small_training_objects,
-    training_batches,
-)
+from ovd.build.data import images_per_step, load_labelled_pairs, small_training_objects, training_batches
 from ovd.build.learner import build_learner
 from ovd.build.text import check_bank
-from ovd.build.trained import check_text_tower
 from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.data.verdict import evaluation_verdict, is_stop, training_verdict
+from ovd.data.verdict import evaluation_verdict, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.run_folder import check_same_data, check_same_start, find_run
-from ovd.jobs.train import (
-    check_validation,
-    choose_start,
-    fingerprints,
-    warn_of_absent_classes,
-    warn_of_trained_images,
-)
-from ovd.selftrain.labels import check_labels, label_files
+from ovd.jobs.run_folder import check_resumed, find_run
+from ovd.jobs.train import choose_start, fingerprints
+from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
+from ovd.selftrain.labels import label_files
+from ovd.selftrain.ledger import check_labels
 from ovd.text.names import are_among
 
 _NUM_NAMED = 10
@@ -53,29 +39,21 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     found = find_run(config, resume=resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
-    source, report = config.data.source, DataReport(stops=False)
-    index = load_training_index(config, report)
-    check_all_exist(index, source, all_needed=False)
-    validation_report = DataReport(stops=False)
-    validation = load_validation_index(config, validation_report)
-    check_validation(config, validation)
-    if validation is not None:
-        check_all_exist(validation, source, all_needed=True)
-    trained, held_out = hold_out(config, index)
+    report, validation_report = DataReport(stops=False), DataReport(stops=False)
+    sets = load_training_sets(config, report, validation_report)
+    index, trained, held_out, validation = sets.whole, sets.trained, sets.held_out, sets.validation
     clip, detector, _ = build_learner(config, num_classes=len(trained.categories))
-    if found is not None:
-        check_text_tower(found, clip)
-        if config.train.start_distillation:
-            check_same_start(found, config)
+    choose_start(config, found, detector, clip)
     pairs = None
     if config.data.pairs is not None:
-        pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=len(index.categories))
+        source, first_id = config.data.source, len(trained.categories)
+        pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=first_id)
         check_labels(label_files(config.data.pairs.labels))
         print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
-    if found is not None:
-        check_same_data(found.notes.data, fingerprints(config, trained, pairs, validation), config.output)
     check_bank(config, clip, trained)
-    choose_start(config, found, detector, clip)
+    data_hashes = fingerprints(config, trained, pairs, validation)
+    if found is not None:
+        check_resumed(found, config, clip, data_hashes)
     training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
 
     print(f"training set {index.path}")
@@ -94,19 +72,21 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         verdicts.append(evaluation_verdict(validation, validation_report, validation.truth))
         print(f"\n{describe_vocabulary(index, validation)}")
         warn_of_trained_images(trained, validation)
-    samples = images_per_step(config)[0] * config.train.steps
+    samples, paired = (number * config.train.steps for number in images_per_step(config))
     print(
         f"{config.train.steps:,} steps on {world_size()} ranks draw {samples:,} images, "
         f"{samples / max(len(trained), 1):.3g} times the training set of {len(trained):,}"
     )
+    if pairs is not None:
+        print(f"and {paired:,} image-text pairs, {paired / max(len(pairs), 1):.3g} times those labelled")
     if held_out is not None:
         print(
             f"{len(held_out.index):,} of the images and {int(held_out.names.sum()):,} of the names are held out of it "
             "(train.calibration)"
         )
     warn_of_absent_classes(config, trained)
-    print("\n".join(verdicts))
-    return not any(map(is_stop, verdicts))
+    print("\n".join(verdict.words for verdict in verdicts))
+    return not any(verdict.stops for verdict in verdicts)
 
 
 def describe_vocabulary(training: AnnotationIndex, validation: AnnotationIndex) -> str:

@@ -17,7 +17,8 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.precision import describe_machine
 from ovd.selftrain.hf_teacher import HuggingFaceTeacher
-from ovd.selftrain.pseudo_label import LabelCounts, label_shards
+from ovd.selftrain.ledger import LabelCounts
+from ovd.selftrain.pseudo_label import label_shards
 from ovd.selftrain.queries import SOURCES
 from ovd.selftrain.teacher import OvdTeacher, Teacher, TextVariants
 from ovd.text.encoder import text_tower_on

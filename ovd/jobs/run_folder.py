@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ovd.build.data import images_per_step
-from ovd.build.trained import weights_file
+from ovd.build.trained import check_text_tower, weights_file
+from ovd.clip.load import Clip
 from ovd.config import AlignConfig, TrainConfig
 from ovd.config_files import differences, flatten, parse_config
 from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
@@ -218,6 +219,21 @@ def check_same_start(found: Checkpoint, config: TrainConfig) -> None:
             f"{config.output} started from other weights than {config.init_from} has now (sha256 {before} and {now}); "
             "restore them, or give another output"
         )
+
+
+def check_resumed(found: Checkpoint, config: TrainConfig, clip: Clip, data: Mapping[str, str]) -> None:
+    """Check that all that a resumed run goes by is as it was, but for its settings (`check_same_run`).
+
+    Args:
+        data: fingerprints of its data, as they are now.
+
+    Raises:
+        ValueError: as `check_text_tower`, `check_same_data` and `check_same_start`.
+    """
+    check_text_tower(found, clip)
+    check_same_data(found.notes.data, data, config.output)
+    if config.train.start_distillation:
+        check_same_start(found, config)
 
 
 def check_same_data(stored: Mapping[str, str], data: Mapping[str, str], output: Path) -> None:

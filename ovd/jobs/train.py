@@ -1,6 +1,5 @@
 """Train a detector from a config, under torchrun as one of its ranks."""
 
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,23 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ovd.build.data import (
-    HeldOut,
-    check_all_exist,
-    hold_out,
-    load_labelled_pairs,
-    load_training_index,
-    load_validation_index,
-    samples_drawn,
-    training_batches,
-)
+from ovd.build.data import HeldOut, load_labelled_pairs, samples_drawn, training_batches
 from ovd.build.detector import resolve_device
 from ovd.build.learner import build_learner
-from ovd.build.text import build_text_bank, text_of_index, with_learned_names
+from ovd.build.text import build_text_bank, check_bank, text_of_index, with_learned_names
 from ovd.build.trained import (
     TrainedDetector,
     check_text_tower,
@@ -37,14 +26,7 @@ from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.data.verdict import check_evaluable
-from ovd.distributed import (
-    gather,
-    is_main,
-    main_first,
-    process_group,
-    wait_for_all,
-)
+from ovd.distributed import from_main, gather, is_main, main_first, process_group
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import carry_over
 from ovd.engine.notes import Notes
@@ -56,21 +38,15 @@ from ovd.evaluation.run import evaluate_results
 from ovd.files import sha256_of
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.evaluate import detect_all
-from ovd.jobs.run_folder import (
-    check_same_data,
-    check_same_start,
-    find_run,
-    is_finished,
-    open_run_folder,
-)
+from ovd.jobs.run_folder import check_resumed, find_run, is_finished, open_run_folder
 from ovd.jobs.training_picture import drawing_the_first
+from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
 from ovd.model.detector import Detector
 from ovd.precision import deterministic, on_device
 from ovd.selftrain.labelled_pairs import LabelledPairs
-from ovd.selftrain.labels import label_files, labels_fingerprint
+from ovd.selftrain.labels import label_files
+from ovd.selftrain.ledger import labels_fingerprint
 from ovd.text.pair_texts import PairTexts
-
-_NUM_NAMED = 10
 
 
 def train_from_config(
@@ -78,8 +54,12 @@ def train_from_config(
 ) -> dict[str, float]:
     """Run a config to its end, under torchrun as one of its ranks.
 
+    Args:
+        evaluate: whether to evaluate on the validation set; with `train.patience`, which goes by evaluations, it is
+            done in any case.
+
     Returns:
-        The metrics of the last evaluation; empty without a validation set, or without `evaluate`.
+        The metrics of the last evaluation; empty without any.
 
     Raises:
         ValueError: the run folder already holds a run and `resume` is not set, or a batch cannot be divided among the
@@ -96,14 +76,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     weights are initialized right after the seed is set."""
     torch.set_num_threads(config.train.threads)
     report = DataReport()
-    with main_first():  # it may have to draw the world
-        whole = load_training_index(config, report)
-        check_all_exist(whole, config.data.source, all_needed=False)
-        index, held_out = hold_out(config, whole)
-        validation = load_validation_index(config) if evaluate else None
-        check_validation(config, validation)
-        if validation is not None:
-            check_all_exist(validation, config.data.source, all_needed=True)
+    sets = load_training_sets(config, report, evaluate=evaluate)
+    index, held_out, validation = sets.trained, sets.held_out, sets.validation
     if is_main():
         warn_of_absent_classes(config, index)
         if validation is not None:
@@ -112,12 +86,10 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     clip, detector, criterion = build_learner(config, num_classes=len(index.categories))
     start, first_samples, start_weights = choose_start(config, found, detector, clip)
     pairs, pair_texts = _load_pairs(config, clip, first_id=len(index.categories))
+    check_bank(config, clip, index)
     data_hashes = fingerprints(config, index, pairs, validation)
     if found is not None:
-        check_text_tower(found, clip)
-        check_same_data(found.notes.data, data_hashes, config.output)
-        if config.train.start_distillation:
-            check_same_start(found, config)
+        check_resumed(found, config, clip, data_hashes)
     with main_first():
         bank = build_text_bank(config, clip, index)
     checkpoints = Checkpoints(
@@ -162,54 +134,6 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
     evaluate_average = None if validation is None else _evaluation_of(config, clip, validation, checkpoints)
     calibrate = None if held_out is None else _calibration_of(config, clip, held_out, checkpoints)
     return train(detector, data, criterion, start, checkpoints, evaluate=evaluate_average, calibrate=calibrate)
-
-
-def check_validation(config: TrainConfig, validation: AnnotationIndex | None) -> None:
-    """Check that a validation set is there where the run ends by its AP, and that it has a class; say if it has no box.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if validation is None:
-        if config.train.patience:
-            raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
-        return
-    check_evaluable(validation)
-    if len(validation.boxes.values):
-        return
-    if config.train.patience:
-        raise ValueError(f"train.patience goes by AP, and {validation.path} has no box; give another validation set")
-    print(f"warning: {validation.path} has no box: its metrics will say nothing")
-
-
-def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
-    """Name the classes that are trained on as absent from every image, since they have no box and all are scored."""
-    if config.train.negatives != "all" or index.negative_classes.offsets[-1]:  # LVIS says where classes are absent
-        return
-    has_box = np.bincount(index.classes.values, minlength=len(index.categories)) > 0
-    without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
-    if without:
-        more = ", ..." if len(without) > _NUM_NAMED else ""
-        print(
-            f"warning: {len(without)} classes have no box and are trained on as absent from every image "
-            f"(train.negatives=all): {', '.join(without[:_NUM_NAMED])}{more}; remove them from the categories if they "
-            "may be there"
-        )
-
-
-def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationIndex) -> None:
-    """Say how many images of the validation set are trained on, such as all where both sets are one file."""
-    num_trained = len(_image_paths(training) & _image_paths(validation))
-    if num_trained:
-        print(
-            f"warning: {num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
-            f"{training.path}, too: the metrics of the validation set will be of images that were trained on"
-        )
-
-
-def _image_paths(index: AnnotationIndex) -> set[str]:
-    root = os.path.abspath(index.images_root or ".")
-    return {os.path.normpath(os.path.join(root, file)) for file in index.image_files}
 
 
 def choose_start(
@@ -306,8 +230,7 @@ def _calibration_of(
             except Exception as error:  # such as memory that is too small: the training is not to be lost with it
                 traceback.print_exc()
                 print(f"warning: the calibration failed ({error}); the detector has none")
-        wait_for_all()  # the main process may take longer than ranks wait for each other
-        found = gather(found)[0]
+        found = from_main(found)
         if found is not None:
             checkpoints.notes = replace(checkpoints.notes, calibration=found[0])
             checkpoints.attached |= found[1]
@@ -340,7 +263,6 @@ def _evaluation_of(
                 print(f"warning: {config.output}: files of an evaluation cannot be written ({error})")
                 measures = judge()
             metrics = measures.evaluation.metrics
-        wait_for_all()  # the main process may take longer than ranks wait for each other
-        return gather(metrics)[0]
+        return from_main(metrics)
 
     return evaluate

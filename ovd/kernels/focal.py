@@ -12,8 +12,6 @@ from torch.autograd.function import once_differentiable
 from ovd.kernels import aligned
 from ovd.precision import product_dtype
 
-ALPHA, GAMMA = tl.constexpr(0.25), tl.constexpr(2.0)
-"""As in `ovd/model/focal.py`; `_background` applies the exponent as a square."""
 TILE = 4096
 """Products that a program computes at a time."""
 CHUNK = 2**26
@@ -37,9 +35,10 @@ class FocalLoss(torch.autograd.Function):
         scale: Float[Tensor, ""],
         bias: Float[Tensor, ""],
         labels: Int[Tensor, " N"],
-        class_mask: Bool[Tensor, "G C"] | None,
-        group: Int[Tensor, " N"] | None,
+        class_mask: Bool[Tensor, "G C"],
+        group: Int[Tensor, " N"],
         epsilon: float,
+        alpha: float,
     ) -> Float[Tensor, ""]:
         """
         Args:
@@ -47,6 +46,7 @@ class FocalLoss(torch.autograd.Function):
             labels: row of the text that each point is a positive of, -1 for background, `IGNORED` to count nowhere.
             class_mask, group: as for `chunked_focal_loss`.
             epsilon: shorter embeddings are not scaled to unit length.
+            alpha: weight of positives, where negatives have 1 - alpha.
         """
         device, dtype = embeddings.device.type, product_dtype(embeddings)
         ctx.dtypes = embeddings.dtype, text.dtype
@@ -67,10 +67,9 @@ class FocalLoss(torch.autograd.Function):
             for start in range(0, num_points, chunk_size):
                 chunk = slice(start, start + chunk_size)
                 slopes = embeddings[chunk] @ centered.T
-                of_chunk = None if group is None else group[chunk]
                 focal_rows_(
-                    slopes, num_classes, measures[:, chunk], scale, bias, labels[chunk], class_mask, of_chunk,
-                    sums[:, chunk],
+                    slopes, num_classes, measures[:, chunk], scale, bias, labels[chunk], class_mask, group[chunk],
+                    sums[:, chunk], alpha,
                 )  # fmt: skip
                 if grad_embeddings is not None:
                     torch.mm(slopes, rows, out=grad_embeddings[chunk])
@@ -98,7 +97,7 @@ class FocalLoss(torch.autograd.Function):
             grad_embeddings = out.to(of_dtype)
         if grad_text is not None:
             grad_text = (grad_text[: ctx.num_classes] * gradient).to(text_dtype)
-        return grad_embeddings, grad_text, grad_scale * gradient, grad_bias * gradient, *[None] * 4
+        return grad_embeddings, grad_text, grad_scale * gradient, grad_bias * gradient, *[None] * 5
 
 
 def measured(embeddings: Float[Tensor, "N D"], row: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "2 N"]:
@@ -118,16 +117,17 @@ def focal_rows_(
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     labels: Int[Tensor, " N"],
-    class_mask: Bool[Tensor, "G C"] | None,
-    group: Int[Tensor, " N"] | None,
+    class_mask: Bool[Tensor, "G C"],
+    group: Int[Tensor, " N"],
     sums: Float[Tensor, "3 N"],
+    alpha: float,
 ) -> None:
     """Replace the product of each embedding with each text row by the derivative of the loss by it.
 
     Args:
         products: columns from `num_classes` on are padding; they become 0.
         measures: the two rows r and m of `measured`: cosine = (product + m) * r, logit = scale * cosine + bias.
-        labels, class_mask, group: as for `FocalLoss`.
+        labels, class_mask, group, alpha: as for `FocalLoss`.
         sums: gets each row's sums over the classes: of the losses, of their derivatives by the logits, and of these
             times the cosines.
     """
@@ -135,17 +135,16 @@ def focal_rows_(
     if num_rows > 0:
         columns = min(TILE, triton.next_power_of_2(padded))
         rows = max(1, TILE // columns)
-        mask = products if class_mask is None else class_mask
         _focal[(triton.cdiv(num_rows, rows),)](
-            products, measures, scale, bias, labels, mask, labels if group is None else group, sums,
+            products, measures, scale, bias, labels, class_mask, group, sums,
             measures.stride(0), sums.stride(0), num_rows, num_classes, padded,
-            MASKED=class_mask is not None, ROWS=rows, COLUMNS=columns,
+            ALPHA=alpha, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
 
 @triton.jit
 def _background(logit):
-    """Derivative and value of p**GAMMA * -log(1 - p), p = sigmoid(logit)."""
+    """Derivative and value of p**2 * -log(1 - p), p = sigmoid(logit)."""
     small = tl.exp(-tl.abs(logit))
     probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
     # log(1 + small), of which a plain logarithm would lose a small number's last digits
@@ -153,7 +152,7 @@ def _background(logit):
     surprise = tl.maximum(logit, 0.0) + rest
     modulation = probability * probability
     loss = surprise * modulation
-    focused = loss * GAMMA  # in Triton's interpreter a constant on the left would not give a tensor
+    focused = loss * 2.0  # in Triton's interpreter a constant on the left would not give a tensor
     return focused + probability * (modulation - focused), loss
 
 
@@ -171,7 +170,7 @@ def _measure(embeddings, other, measures, stride, dim, epsilon, BLOCK: tl.conste
 @triton.jit
 def _focal(
     products, measures, scale, bias, labels, mask, group, sums, measures_stride, sums_stride, num_rows, num_classes,
-    padded, MASKED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    padded, ALPHA: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
@@ -180,8 +179,7 @@ def _focal(
     label = tl.load(labels + row, mask=is_row, other=-2)
     multiplier = tl.load(scale).to(tl.float32)
     offset = tl.load(bias).to(tl.float32)
-    if MASKED:
-        of_group = tl.load(group + row, mask=is_row, other=0)
+    of_group = tl.load(group + row, mask=is_row, other=0)
     losses = tl.zeros((ROWS,), dtype=tl.float32)
     slopes = tl.zeros((ROWS,), dtype=tl.float32)
     along = tl.zeros((ROWS,), dtype=tl.float32)
@@ -193,9 +191,8 @@ def _focal(
         cosine = product * factor[:, None]
         positive = column[None, :] == label[:, None]
         counts = (column < num_classes)[None, :] & (label >= -1)[:, None]
-        if MASKED:
-            of_mask = of_group[:, None] * num_classes + column[None, :]
-            counts = counts & (tl.load(mask + of_mask, mask=counts, other=0).to(tl.int1) | positive)
+        of_mask = of_group[:, None] * num_classes + column[None, :]
+        counts = counts & (tl.load(mask + of_mask, mask=counts, other=0).to(tl.int1) | positive)
         logit = multiplier * cosine + offset
         # A positive of logit z is a background of logit -z.
         slope, loss = _background(tl.where(positive, -logit, logit))

@@ -34,10 +34,9 @@ class Halve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         _, channels, height, width = ctx.shape
-        is_whole = height % 2 == width % 2 == 0
-        out = (torch.empty if is_whole else torch.zeros)(
-            ctx.shape, dtype=gradient.dtype, device=gradient.device
-        ).contiguous(memory_format=torch.channels_last)  # fmt: skip
+        out = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+        if height % 2 or width % 2:
+            out.zero_()  # the last row or column is in no cell
         if gradient.numel() > 0:
             _backward[_grid(gradient.shape)](gradient, out, height, width, channels, CELLS=CELLS, CHANNELS=CHANNELS)
         return out

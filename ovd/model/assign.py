@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from ovd.boxes import side_distances
 from ovd.choices import AssignmentRule
 from ovd.model.similarity import TextClassifier
-from ovd.structures import Assignment, Points, Predictions, Targets
+from ovd.structures import IGNORED, Assignment, Points, Predictions, Targets
 
 PAIRS_AT_A_TIME = 2**22
 """Pairs of a point and a box in memory at a time, unless one image has more."""
@@ -70,13 +70,20 @@ def assign_atss(points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tens
     return Assignment.cat([_assign_image_atss(points, anchors, *image) for image in images])
 
 
-def assign_by_annotations(
-    rule: AssignmentRule, points: Points, targets: tuple[Targets, ...], *, sizes: Int[Tensor, "B 2"]
+def assign(
+    rule: AssignmentRule,
+    points: Points,
+    targets: tuple[Targets, ...],
+    *,
+    sizes: Int[Tensor, "B 2"],
+    predictions: Predictions | None = None,
+    classifier: TextClassifier | None = None,
 ) -> Assignment | None:
-    """The assignment by a rule that depends on annotations alone; None for a rule that depends on predictions.
+    """The assignment by a rule; None where the rule depends on predictions and there are none yet.
 
     Args:
         points, targets, sizes: as for `assign_fcos`.
+        predictions, classifier: as for `assign_task_aligned`; None before the forward pass.
     """
     match rule:
         case "fcos":
@@ -84,26 +91,9 @@ def assign_by_annotations(
         case "atss":
             return assign_atss(points, targets, sizes=sizes)
         case "task_aligned":
-            return None
-        case _:
-            assert_never(rule)
-
-
-def assign_by_predictions(
-    rule: AssignmentRule,
-    points: Points,
-    targets: tuple[Targets, ...],
-    predictions: Predictions,
-    *,
-    sizes: Int[Tensor, "B 2"],
-    classifier: TextClassifier,
-) -> Assignment:
-    """The assignment by a rule that depends on predictions; arguments as for `assign_task_aligned`."""
-    match rule:
-        case "task_aligned":
+            if predictions is None or classifier is None:
+                return None
             return assign_task_aligned(points, targets, predictions, sizes=sizes, classifier=classifier)
-        case "fcos" | "atss":
-            raise AssertionError(f"{rule} depends on annotations alone: assign_by_annotations")
         case _:
             assert_never(rule)
 
@@ -168,9 +158,10 @@ def _assign_image_task_aligned(
     matched = torch.full_like(padding, -1, dtype=torch.int64)
     alignment = torch.zeros(len(padding), device=padding.device)
     if len(targets.boxes) > 0:
-        has_name = classifier.has(targets.classes)
-        probability = torch.ones(len(padding), len(has_name), device=padding.device)
-        probability[:, has_name] = classifier.logits_of(targets.classes[has_name], embeddings).sigmoid()
+        rows = classifier.labels(targets.classes)
+        has_name = rows != IGNORED
+        probability = torch.ones(len(padding), len(rows), device=padding.device)
+        probability[:, has_name] = classifier.select(rows[has_name]).logits(embeddings).sigmoid()
         overlap = box_iou(predicted.float(), targets.boxes)
         inside = _inside(points, targets.boxes) & ~padding[:, None]
         score = (probability * overlap**TOOD_BETA) * inside

@@ -84,13 +84,13 @@ class Backbone(nn.Module, ABC):
         """Parameters that only `encode` depends on, neither the features nor the dense feature."""
         return []
 
-    @abstractmethod
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass, which takes less memory and more time.
 
         Raises:
             ValueError: the family does not support it.
         """
+        self.recomputes = True
 
     @abstractmethod
     def set_drop_path(self, rate: float) -> None:

@@ -1,5 +1,9 @@
 """Convolutional backbones: timm's with average pooling (the tiny net, ConvNeXt, NFNet), and CLIP's own ResNets."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
@@ -18,6 +22,8 @@ from ovd.precision import autocast, product_dtype
 
 FINEST_STRIDE = 8
 SIZE_DIVISOR = 32
+
+Result = TypeVar("Result")
 
 
 class TimmConvolutionBackbone(Backbone):
@@ -76,17 +82,20 @@ class TimmConvolutionBackbone(Backbone):
             raise ValueError(f"{name} is not a supported backbone: its features have the shapes {found}, not {wanted}")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> BackboneOutput:
-        if self._ends_narrow(images):
-            with autocast(images.device, False):
-                last, features = self.trunk.forward_intermediates(images.float(), indices=self.stage_indices)
-        else:
-            last, features = self.trunk.forward_intermediates(images, indices=self.stage_indices)
+        compute = partial(self.trunk.forward_intermediates, indices=self.stage_indices)
+        last, features = self._exact_if_narrow(compute, images)
         return BackboneOutput(tuple(features), last)
 
-    def _ends_narrow(self, images: Float[Tensor, "B 3 H W"]) -> bool:
-        """Whether the last map has one column, which oneDNN may compute wrongly in bfloat16 (narrow_maps.py)."""
+    def _exact_if_narrow(
+        self, compute: Callable[[Float[Tensor, "B 3 H W"]], Result], images: Float[Tensor, "B 3 H W"]
+    ) -> Result:
+        """What is computed of images; in float32 where the last map has one column, which oneDNN may compute wrongly in
+        bfloat16 (narrow_maps.py)."""
         is_bf16 = images.device.type == "cpu" and product_dtype(images) == torch.bfloat16
-        return is_bf16 and images.shape[-1] < 2 * self.strides[-1]
+        if not is_bf16 or images.shape[-1] >= 2 * self.strides[-1]:
+            return compute(images)
+        with autocast(images.device, False):
+            return compute(images.float())
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
         batch, channels, height, width = last.shape
@@ -95,10 +104,7 @@ class TimmConvolutionBackbone(Backbone):
         return projected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        if self._ends_narrow(images):
-            with autocast(images.device, False):
-                return self._pool(images.float())
-        return self._pool(images)
+        return self._exact_if_narrow(self._pool, images)
 
     def _pool(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return self.projection(self.trunk.forward_head(self.trunk.forward_features(images)))
@@ -116,7 +122,7 @@ class TimmConvolutionBackbone(Backbone):
                 f"{type(self.trunk).__name__} cannot recompute its activations; set detector.recompute=false"
             )
         self.trunk.set_grad_checkpointing(True)
-        self.recomputes = True
+        super().checkpoint_activations()
 
     def set_drop_path(self, rate: float) -> None:
         blocks = [
@@ -182,9 +188,6 @@ class ClipResNetBackbone(Backbone):
     def unused_parameters(self) -> list[nn.Parameter]:
         pool = self.visual.attnpool
         return [pool.positional_embedding, *pool.q_proj.parameters(), *pool.k_proj.parameters()]
-
-    def checkpoint_activations(self) -> None:
-        self.recomputes = True
 
     def set_drop_path(self, rate: float) -> None:
         raise ValueError("CLIP's ResNets have no stochastic depth; leave detector.drop_path at 0")

@@ -40,19 +40,33 @@ class TransformerBackbone(Backbone):
     takes_class_token: bool
     """Whether the embedding is computed from the class token's last state."""
 
-    def __init__(self, blocks: Iterable[nn.Module], *, width: int, patch_size: int, window: int, global_blocks: int):
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        *,
+        width: int,
+        patch_size: tuple[int, int],
+        window: int,
+        global_blocks: int,
+    ):
         """
         Args:
             blocks: all of the transformer's blocks.
             width: channels of a token.
-            patch_size: side of a patch in pixels.
+            patch_size: height and width of a patch in pixels.
             window: largest side, in patches, of the windows that attention is limited to; 0 for global attention.
             global_blocks: with `window`, number of blocks that keep global attention.
+
+        Raises:
+            ValueError: patches are not square.
         """
         super().__init__()
+        side, other = patch_size
+        if side != other:
+            raise ValueError(f"patches of {side} x {other} pixels are not square")
         self.channels = (width,)
-        self.strides = (patch_size,)
-        self.size_divisor = 2 * patch_size
+        self.strides = (side,)
+        self.size_divisor = 2 * side
         self._blocks = list(blocks)  # registered by the subclass, under CLIP's own names
         self._window = window
         self._num_global = global_blocks
@@ -91,9 +105,6 @@ class TransformerBackbone(Backbone):
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         grid = self._grid(images)
         return self.pool(self._run(self.embed(images, grid), grid, len(self._blocks)))
-
-    def checkpoint_activations(self) -> None:
-        self.recomputes = True
 
     def set_drop_path(self, rate: float) -> None:
         self._drop_path_rate = rate
@@ -207,13 +218,10 @@ class OpenClipTransformerBackbone(TransformerBackbone):
         """
         if not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
             raise ValueError("only open_clip's vision transformers with CLIP's own blocks are supported")
-        patch_size, other = visual.patch_size
-        if patch_size != other:
-            raise ValueError(f"patches of {patch_size} x {other} pixels are not square")
         super().__init__(
             visual.transformer.resblocks,
             width=visual.conv1.out_channels,
-            patch_size=patch_size,
+            patch_size=visual.patch_size,
             window=window,
             global_blocks=global_blocks,
         )
@@ -263,11 +271,12 @@ class TimmTransformerBackbone(TransformerBackbone):
         trunk = visual.trunk
         if not isinstance(trunk.patch_embed, PatchEmbed):
             raise ValueError(f"patches made by {type(trunk.patch_embed).__name__} are not supported")
-        patch_size, other = trunk.patch_embed.patch_size
-        if patch_size != other:
-            raise ValueError(f"patches of {patch_size} x {other} pixels are not square")
         super().__init__(
-            trunk.blocks, width=trunk.embed_dim, patch_size=patch_size, window=window, global_blocks=global_blocks
+            trunk.blocks,
+            width=trunk.embed_dim,
+            patch_size=trunk.patch_embed.patch_size,
+            window=window,
+            global_blocks=global_blocks,
         )
         self.trunk = trunk
         self.projection = visual.head

@@ -11,7 +11,6 @@ ensemble, for few pairs, or where each point stands for its best class alone, al
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovd.model.pair_scores import PairScores, PointPredictions
+from ovd.model.pair_scores import PairScores, PointPredictions, Scoring
 from ovd.model.rounded_rows import MULTIPLE
 
 CLASSES_IN_GROUP = MULTIPLE
@@ -30,8 +29,6 @@ FEW_PAIRS = 2**18
 """This many pairs are scored in less time than it takes to choose among them."""
 FEW_COMPETING_PAIRS = 2**22
 """The same where names compete, since the bounds on scores are wide there."""
-
-ScoresOf = Callable[[PointPredictions], PairScores]
 
 
 @dataclass(frozen=True)
@@ -63,28 +60,24 @@ class Pairs:
         return both[both.scores.argsort(descending=True, stable=True)[:count]]
 
 
-def best_pairs(
-    points: PointPredictions, scores_of: ScoresOf, at_a_time: int, *, count: int, above: float, is_single: bool
-) -> Pairs:
-    """The pairs with the highest scores, best first; pairs of equal score are in the order of point, then class.
+def best_pairs(points: PointPredictions, scoring: Scoring) -> Pairs:
+    """The `candidates` pairs with the highest scores above `score_threshold`, best first.
 
-    Args:
-        at_a_time: number of points whose cosines are in memory at a time.
-        count: maximum number of pairs.
-        above: they score more than this.
-        is_single: whether only the best class of each point counts.
+    Pairs of equal score are in the order of point, then class. With `one_name_per_place` only the best class of each
+    point counts.
 
     Raises:
         ValueError: a score is NaN.
     """
-    device = points.boxes.device
+    device, options = points.boxes.device, scoring.options
+    count, above = options.candidates, options.score_threshold
     none = torch.empty(0, dtype=torch.int64, device=device)
     best = Pairs(none, none, torch.empty(0, device=device))
     needed = torch.tensor(above, device=device)  # a score: no pair below it is among the best
-    at_a_time = math.ceil(len(points) / max(1, math.ceil(len(points) / at_a_time)))  # chunks of one size
+    at_a_time = math.ceil(len(points) / max(1, math.ceil(len(points) / scoring.at_a_time)))  # chunks of one size
     for first in range(0, len(points), max(1, at_a_time)):
-        scores = scores_of(points[first : first + at_a_time])
-        if is_single:
+        scores = scoring.of(points[first : first + at_a_time])
+        if options.one_name_per_place is not None:
             found = _single(scores.all())
         elif scores.has_ensemble or scores.num_pairs <= (FEW_COMPETING_PAIRS if scores.competes else FEW_PAIRS):
             found = _of_all_scores(scores.all(), count)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ovd.model.backbone import Backbone
 from ovd.model.crops import square_crops
+from ovd.model.normalization import Normalization
 from ovd.model.similarity import unit_embeddings
 from ovd.precision import autocast, frozen_memory_format
 
@@ -42,26 +43,24 @@ class CropEncoder:
     def __init__(
         self,
         backbone: Backbone,
+        normalization: Normalization,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         views: Sequence[View],
         low_precision: bool,
     ):
         """
         Args:
             backbone: on the device to run on. It shares no weights with a detector; its own are frozen here.
-            mean, std: normalization of the backbone's input, RGB in 0..1.
+            normalization: of the backbone's input; moved to its device.
             views: the crops of each box, at least one; the mean of their embeddings counts.
             low_precision: whether to use bf16 autocast.
         """
         device = next(backbone.parameters()).device
         self._layout = frozen_memory_format(low_precision, device)
         self.backbone = backbone.to(memory_format=self._layout).eval().requires_grad_(False)
+        self.normalization = normalization.to(device)
         self.views = tuple(views)
         self._low_precision = low_precision
-        self._mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
 
     @torch.no_grad()
     def __call__(
@@ -77,17 +76,13 @@ class CropEncoder:
             boxes: xyxy in pixels, of each image; an image may have none.
         """
         if sum(map(len, boxes)) == 0:
-            return tuple(self._mean.new_zeros(0, 0) for _ in boxes)
+            return tuple(torch.zeros(0, 0, device=images.device) for _ in boxes)
         groups = [
-            (rows, self.normalize(images[rows, :, :height, :width]))
+            (rows, self.normalization(images[rows, :, :height, :width]))
             for (height, width), rows in _rows_by_size(sizes).items()
         ]
         embeddings = torch.stack([self._of_view(groups, boxes, view) for view in self.views])
         return unit_embeddings(embeddings.mean(dim=0)).split([len(own) for own in boxes])
-
-    def normalize(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """RGB images, 0..255, as CLIP expects them."""
-        return (images.float() - self._mean) / self._std
 
     def _of_view(
         self,

@@ -9,6 +9,7 @@ from ovd.model.backbone import Backbone, BackboneOutput
 from ovd.model.fcos_head import FcosHead, make_points
 from ovd.model.fpn import FeaturePyramid, SimplePyramid
 from ovd.model.gates import GatedShortcuts, PlainProjection
+from ovd.model.normalization import Normalization
 from ovd.model.resample import resample_dense
 from ovd.model.side_branch import SideBranch
 from ovd.model.similarity import TextClassifier, with_offsets
@@ -29,9 +30,6 @@ class Detector(nn.Module):
     projection of the class tower, as in an ordinary detector.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         backbone: Backbone,
@@ -39,8 +37,7 @@ class Detector(nn.Module):
         head: FcosHead | TaskAlignedHead,
         shortcuts: GatedShortcuts | PlainProjection,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        normalization: Normalization,
         logit_scale: float,
         keeps_dense: bool = False,
         learned_names: tuple[int, int] | None = None,
@@ -52,13 +49,14 @@ class Detector(nn.Module):
             pyramid: computes levels of one width from the backbone's features.
             head: computes class features, boxes and quality at every point of these levels.
             shortcuts: compute class embeddings from the dense feature, the levels and the class features.
-            mean, std: normalization of the backbone's input, RGB in 0..1.
+            normalization: of the backbone's input.
             logit_scale: CLIP's factor from cosine to logit.
             keeps_dense: whether to output the dense feature, too, in eval mode, for score ensembling.
             learned_names: number of classes whose text rows are learned, as offsets that start at zero, and D.
             side: adds to the features that the pyramid gets; None for nothing.
         """
         super().__init__()
+        self.normalization = normalization
         self.backbone = backbone
         self.pyramid = pyramid
         self.head = head
@@ -75,8 +73,6 @@ class Detector(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log())
         self.threshold = nn.Parameter(torch.tensor(0.0))
         self.name_offsets = None if learned_names is None else nn.Parameter(torch.zeros(learned_names))
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
     @property
     def size_divisor(self) -> int:
@@ -150,11 +146,8 @@ class Detector(nn.Module):
         divisor = self.size_divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise ValueError(f"image sides {tuple(images.shape[-2:])} are not multiples of {divisor}; pad them")
-        # Line by line, as decoded images lie in memory: a pixel's three colors alone are a short row for a processor.
-        lines, width = images.permute(0, 2, 3, 1).flatten(2), images.shape[-1]
-        lines = (lines.float() - self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
-        lines = lines.to(product_dtype(lines))  # once for all that see them
-        pixels = lines.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+        pixels = self.normalization(images)
+        pixels = pixels.to(product_dtype(pixels))  # once for all that see them
         is_channels_last = self.head.distances.weight.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if is_channels_last else torch.contiguous_format
         return pixels.contiguous(memory_format=layout)

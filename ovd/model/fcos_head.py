@@ -32,11 +32,7 @@ class FcosHead(nn.Module):
         self.distances = Conv2d(channels, 4, 3, padding=1)
         self.quality = Conv2d(channels, 1, 3, padding=1)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
-        # A bias of 2 makes initial boxes about four strides wide.
-        for layer, bias in ((self.distances, 2.0), (self.quality, 0.0)):
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, bias)
+        initialize_outputs(self.distances, self.quality)
 
     def forward(
         self, pyramid: list[Float[Tensor, "B C ..."]]
@@ -46,8 +42,7 @@ class FcosHead(nn.Module):
         boxes, quality = [], []
         outputs = zip(self.distances.of_levels(box_features), self.quality.of_levels(box_features), strict=True)
         for (distances, logits), scale, stride in zip(outputs, self.level_scales, self.strides, strict=True):
-            distances = F.softplus(distances.float() * scale) * stride
-            boxes.append(boxes_around(distances, stride))
+            boxes.append(boxes_around(distances_px(distances, scale, stride), stride))
             quality.append(logits.float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)
 
@@ -56,6 +51,20 @@ class FcosHead(nn.Module):
         for layer in tower:
             levels = layer.of_levels(levels) if isinstance(layer, Conv2d) else [layer(level) for level in levels]
         return levels
+
+
+def initialize_outputs(distances: Conv2d, quality: Conv2d) -> None:
+    """Draw the initial weights of a head's last convolutions."""
+    # A bias of 2 makes initial boxes about four strides wide.
+    for layer, bias in ((distances, 2.0), (quality, 0.0)):
+        assert layer.bias is not None
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(layer.bias, bias)
+
+
+def distances_px(outputs: Float[Tensor, "B 4 h w"], scale: Float[Tensor, ""], stride: int) -> Float[Tensor, "B 4 h w"]:
+    """Distances to a box's sides, float32, from a head's outputs of any sign and the learned scale of the level."""
+    return F.softplus(outputs.float() * scale) * stride
 
 
 def level_centers(size: tuple[int, int] | torch.Size, stride: int, device: torch.device) -> Float[Tensor, "P 2"]:

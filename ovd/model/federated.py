@@ -20,6 +20,8 @@ from torch import Tensor
 from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
+POWER = 0.5
+"""Of a class's number of training images, which the probability that it is drawn is proportional to."""
 NEAREST_CLASSES = 3
 """A text of an image-text pair may mean any of this many classes, those nearest to it."""
 
@@ -38,14 +40,13 @@ def sample_class_ids(
     *,
     negatives: NegativeRule,
     sampled_classes: int,
-    power: float = 0.5,
     left_out: Bool[Tensor, " C"] | None = None,
     generator: torch.Generator,
 ) -> Int[Tensor, " K"]:
     """The classes that one step scores for all of its images: sorted, each once.
 
     These are the needed classes and `sampled_classes` more, drawn without replacement with probability proportional to
-    (number of training images) ** `power`; classes without training images are never drawn. Under `strict` a drawn
+    (number of training images) ** `POWER`; classes without training images are never drawn. Under `strict` a drawn
     class would count nowhere, so nothing is drawn. Under `all` the whole vocabulary is scored. There is always at least
     one row.
 
@@ -66,7 +67,7 @@ def sample_class_ids(
         drawable = ~wanted & ~left_out & (image_counts > 0)
         num_drawn = min(sampled_classes, int(drawable.sum()))
         if num_drawn > 0:
-            weights = torch.where(drawable, image_counts.double() ** power, 0)
+            weights = torch.where(drawable, image_counts.double() ** POWER, 0)
             wanted[torch.multinomial(weights, num_drawn, replacement=False, generator=generator)] = True
     if not wanted.any():  # a batch without objects, and nothing to draw: one row, which `strict` masks out
         wanted[torch.where(left_out, -1, image_counts).argmax()] = True

@@ -6,6 +6,7 @@ The forward pass computes the gradients as well, block by block of points, with 
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -16,8 +17,8 @@ from ovd.precision import autocast, product_dtype
 from ovd.structures import IGNORED
 
 ALPHA, GAMMA = 0.25, 2
-"""Weight of positives, where negatives have 1 - ALPHA; focusing exponent, which `_background_focal_` applies as a
-square. `ovd/kernels/focal.py` has the same numbers."""
+"""Weight of positives, where negatives have 1 - ALPHA; focusing exponent, which `_background_focal_` and the kernel
+apply as a square."""
 CHUNKS_IN_BLOCK = 2
 """Matrix products take larger pieces than what comes between them, whose buffers should stay in a cache."""
 FEWEST_POINTS_IN_BLOCK = 1024
@@ -32,8 +33,8 @@ def point_focal_loss(
     embeddings: Float[Tensor, "N D"],
     classifier: TextClassifier,
     labels: Int[Tensor, " N"],
-    class_mask: Bool[Tensor, "G C"] | None,
-    group: Int[Tensor, " N"] | None,
+    class_mask: Bool[Tensor, "G C"],
+    group: Int[Tensor, " N"],
     *,
     low_precision: bool = False,
 ) -> Float[Tensor, ""]:
@@ -46,7 +47,7 @@ def point_focal_loss(
         from ovd.kernels.focal import FocalLoss
 
         learned = (embeddings, classifier.text, classifier.scale, classifier.bias)
-        return FocalLoss.apply(*learned, labels, class_mask, group, EPSILON)
+        return FocalLoss.apply(*learned, labels, class_mask, group, EPSILON, ALPHA)
     use_low = low_precision and classifier.text.numel() >= MIN_TEXT_NUMBERS
     with autocast(embeddings.device, True) if use_low else nullcontext():
         return chunked_focal_loss(embeddings, classifier, labels, class_mask, group)
@@ -56,8 +57,8 @@ def chunked_focal_loss(
     embeddings: Float[Tensor, "N D"],
     classifier: TextClassifier,
     labels: Int[Tensor, " N"],
-    class_mask: Bool[Tensor, "G C"] | None,
-    group: Int[Tensor, " N"] | None,
+    class_mask: Bool[Tensor, "G C"],
+    group: Int[Tensor, " N"],
     *,
     chunk_size: int | None = None,
 ) -> Float[Tensor, ""]:
@@ -76,12 +77,11 @@ def chunked_focal_loss(
         classifier: at least one text row, float32 or float64.
         labels: row of the classifier that each point is a positive of, -1 for background, `IGNORED` for a point to be
             left out.
-        class_mask: whether a class counts for a group of points; None if all do.
-        group: row of `class_mask` for each point; None with a None mask.
+        class_mask: whether a class counts for a group of points.
+        group: row of `class_mask` for each point.
         chunk_size: points per chunk; None chooses it by device and number of classes.
     """
     assert len(classifier) > 0, "the focal loss needs at least one class"
-    assert (class_mask is None) == (group is None), "class_mask and group come together"
     if chunk_size is None:
         elements = _elements_in_chunk(classifier.text)
         chunk_size = max(1, elements // len(classifier))
@@ -136,8 +136,8 @@ def _focal_loss_and_gradients(
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
     labels: Int[Tensor, " N"],
-    class_mask: Bool[Tensor, "G C"] | None,
-    group: Int[Tensor, " N"] | None,
+    class_mask: Bool[Tensor, "G C"],
+    group: Int[Tensor, " N"],
     chunk_size: int,
     block_size: int,
     *,
@@ -152,7 +152,7 @@ def _focal_loss_and_gradients(
     if is_low:  # what all rows have in common is most of CLIP's logits, which round less without it
         mean = text.mean(dim=0)
         centered = (text - mean).to(low_dtype)
-    weights, group = _weights_of_negatives(labels, class_mask, group, classes=text)
+    weights, group = _weights_of_negatives(labels, class_mask, group, dtype)
 
     gradient_embeddings = torch.empty_like(embeddings) if needs_embeddings else None
     gradient_text = torch.zeros_like(text) if needs_text else None
@@ -184,7 +184,7 @@ def _focal_loss_and_gradients(
                 offsets,
                 labels[block],
                 weights=weights,
-                group=None if group is None else group[block],
+                group=group[block],
                 buffers=buffers,
                 chunk_size=chunk_size,
                 needs_bias=needs_bias,
@@ -222,21 +222,11 @@ def _row_buffers(
 
 
 def _weights_of_negatives(
-    labels: Int[Tensor, " N"],
-    class_mask: Bool[Tensor, "G C"] | None,
-    group: Int[Tensor, " N"] | None,
-    *,
-    classes: Float[Tensor, "C D"],
-) -> tuple[Float[Tensor, "*groups"], Int[Tensor, " N"] | None]:
-    """The weight of each class as a negative in each group of points, those that are left out in one of their own; one
-    number and no groups if all points and classes count."""
-    ignored = labels == IGNORED
-    if class_mask is None or group is None:
-        if not ignored.any():
-            return classes.new_tensor(1 - ALPHA), None
-        class_mask, group = classes.new_ones(1, len(classes)), torch.zeros_like(labels)
-    weights = (1 - ALPHA) * torch.cat([class_mask, class_mask.new_zeros(1, len(classes))]).to(classes.dtype)
-    return weights, group.masked_fill(ignored, len(class_mask))
+    labels: Int[Tensor, " N"], class_mask: Bool[Tensor, "G C"], group: Int[Tensor, " N"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "G+1 C"], Int[Tensor, " N"]]:
+    """The weight of each class as a negative in each group of points, and the groups: those left out have their own."""
+    weights = (1 - ALPHA) * F.pad(class_mask, (0, 0, 0, 1)).to(dtype)
+    return weights, group.masked_fill(labels == IGNORED, len(class_mask))
 
 
 def _focal_of_block_(
@@ -244,8 +234,8 @@ def _focal_of_block_(
     offsets: Float[Tensor, " N"] | None,
     labels: Int[Tensor, " N"],
     *,
-    weights: Float[Tensor, "*groups"],
-    group: Int[Tensor, " N"] | None,
+    weights: Float[Tensor, "H C"],
+    group: Int[Tensor, " N"],
     buffers: Float[Tensor, "3 n C"],
     chunk_size: int,
     needs_bias: bool,
@@ -270,8 +260,7 @@ def _focal_of_block_(
         values, spare = logits[chunk], list(buffers[:, : len(logits[chunk])])
         if offsets is not None:
             values = spare.pop().copy_(values).add_(offsets[chunk, None])
-        weight = weights if group is None else weights.index_select(0, group[chunk])
-        slopes, losses = _background_focal_(values, spare, weight)
+        slopes, losses = _background_focal_(values, spare, weights.index_select(0, group[chunk]))
         loss += losses.sum()
         if needs_bias:
             sum_of_slopes += slopes.sum()
@@ -291,7 +280,7 @@ def _focal_of_block_(
 def _background_focal_(
     logits: Float[Tensor, "*pairs"],
     spare: list[Float[Tensor, "*pairs"]],
-    weight: Float[Tensor, "..."] | float,
+    weight: Float[Tensor, "*pairs"] | float,
 ) -> tuple[Float[Tensor, "*pairs"], Float[Tensor, "*pairs"]]:
     """Derivative and value of weight * p**GAMMA * -log(1 - p), p = sigmoid(logit).
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.boxes import clip_boxes
-from ovd.model.similarity import TextClassifier, point_scores
+from ovd.model.similarity import TextClassifier, best_scores
 from ovd.structures import Batch, Points, Predictions
 
 NUM_PROPOSALS = 20
@@ -32,7 +32,7 @@ def image_label_loss(
         is_own = torch.isin(classifier.class_ids, batch.targets[image].image_texts)
         embeddings = predictions.embeddings[image]
         with torch.no_grad():
-            scores = point_scores(embeddings, predictions.quality[image], classifier)
+            scores = best_scores(embeddings, predictions.quality[image], classifier)
             scores = scores.masked_fill(in_padding[image], -1.0)
             proposals = scores.topk(min(NUM_PROPOSALS, len(scores))).indices
             boxes = clip_boxes(predictions.boxes[image, proposals].float(), batch.sizes[image])

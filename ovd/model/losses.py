@@ -25,22 +25,22 @@ class ClassMasks:
 
 @dataclass(frozen=True)
 class MatchedPoints:
-    """The M matched points of a batch, and the targets of the box and the quality loss."""
+    """The M matched points of a batch, and the targets of the box and the quality loss.
 
-    image: Int[Tensor, " M"]
-    point: Int[Tensor, " M"]
+    Points are rows of the B * P points of all images, in their order.
+    """
+
+    rows: Int[Tensor, " M"]
     classes: Int[Tensor, " M"]
     """Class of the box that the point is matched to."""
-    box_loss_image: Int[Tensor, " N"]
-    """Of the N points with a box loss: those of images that are not left out of the box and the quality loss."""
-    box_loss_point: Int[Tensor, " N"]
+    box_loss_rows: Int[Tensor, " N"]
+    """The N points with a box loss: those of images that are not left out of the box and the quality loss."""
     true_boxes: Float[Tensor, "N 4"]
     """Boxes that these points are matched to."""
     weights: Float[Tensor, " N"]
     """Weights of these points: their alignment if the assignment has it, else their true centerness."""
-    center_image: Int[Tensor, " W"]
-    """Of the W unmatched points in the center of a box, whose quality has the target 0."""
-    center_point: Int[Tensor, " W"]
+    center_rows: Int[Tensor, " W"]
+    """The W unmatched points in the center of a box, whose quality has the target 0."""
 
     def normalizers(self) -> Float[Tensor, "3"]:
         """Divisors of the losses `class`, `box` and `quality`, to be summed over the ranks of a batch.
@@ -49,7 +49,7 @@ class MatchedPoints:
         quality loss.
         """
         num_matched, num_quality = self.weights.new_tensor(
-            [len(self.point), len(self.box_loss_image) + len(self.center_image)]
+            [len(self.rows), len(self.box_loss_rows) + len(self.center_rows)]
         )
         return torch.stack([num_matched, self.weights.sum(), num_quality])
 
@@ -62,23 +62,25 @@ def match_points(
     Args:
         no_box_loss: images whose boxes are targets of the class loss only; None if there are none.
     """
-    image, point = (assignment.matched >= 0).nonzero(as_tuple=True)
-    first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=image.device).cumsum(0)
-    box = first_box[image] + assignment.matched[image, point]
+    matched, num_points = assignment.matched.flatten(), len(points.centers)
+    (rows,) = (matched >= 0).nonzero(as_tuple=True)
+    image = rows // num_points
+    first_box = torch.tensor([0, *(len(t.boxes) for t in targets[:-1])], device=rows.device).cumsum(0)
+    box = first_box[image] + matched[rows]
     unmatched_center = assignment.unmatched_center & ~assignment.ignored
-    box_loss_image, box_loss_point, boxed_box = image, point, box
+    box_loss_rows, boxed_box = rows, box
     if no_box_loss is not None:
         (boxed,) = (~no_box_loss[image]).nonzero(as_tuple=True)
-        box_loss_image, box_loss_point, boxed_box = image[boxed], point[boxed], box[boxed]
+        box_loss_rows, boxed_box = rows[boxed], box[boxed]
         unmatched_center &= ~no_box_loss[:, None]
     classes = torch.cat([t.classes for t in targets])[box]
     true_boxes = torch.cat([t.boxes for t in targets])[boxed_box]
     if assignment.alignment is None:
-        weights = centerness(side_distances(points.centers[box_loss_point], true_boxes))
+        weights = centerness(side_distances(points.centers[box_loss_rows % num_points], true_boxes))
     else:
-        weights = assignment.alignment[box_loss_image, box_loss_point]
-    centers = unmatched_center.nonzero(as_tuple=True)
-    return MatchedPoints(image, point, classes, box_loss_image, box_loss_point, true_boxes, weights, *centers)
+        weights = assignment.alignment.flatten()[box_loss_rows]
+    (center_rows,) = unmatched_center.flatten().nonzero(as_tuple=True)
+    return MatchedPoints(rows, classes, box_loss_rows, true_boxes, weights, center_rows)
 
 
 def detection_losses(
@@ -102,17 +104,17 @@ def detection_losses(
         normalizers: `MatchedPoints.normalizers` of these images, or summed over a larger batch that contains them.
         low_precision: compute the class loss's products in bf16, if they are many.
     """
-    image, point = matched_points.box_loss_image, matched_points.box_loss_point
+    quality = predictions.quality.flatten()
     loss_box, loss_quality = box_and_quality_losses(
-        predictions.boxes[image, point],
-        predictions.quality[image, point],
+        predictions.boxes.flatten(0, 1)[matched_points.box_loss_rows],
+        quality[matched_points.box_loss_rows],
         true_boxes=matched_points.true_boxes,
         weights=matched_points.weights,
-        unmatched_center_quality=predictions.quality[matched_points.center_image, matched_points.center_point],
+        unmatched_center_quality=quality[matched_points.center_rows],
     )
 
-    labels = torch.where(assignment.ignored, IGNORED, -1)
-    labels[matched_points.image, matched_points.point] = classifier.labels(matched_points.classes)
+    labels = torch.where(assignment.ignored, IGNORED, -1).flatten()
+    labels[matched_points.rows] = classifier.labels(matched_points.classes)
     # Two groups of points per image: those matched to no box, then those matched to one.
     num_images = len(assignment.matched)
     number = torch.arange(num_images, device=labels.device)[:, None]
@@ -120,7 +122,7 @@ def detection_losses(
     loss_class = point_focal_loss(
         predictions.embeddings.flatten(0, 1),
         classifier,
-        labels.flatten(),
+        labels,
         torch.cat([masks.unmatched, masks.in_boxes]),
         group.flatten(),
         low_precision=low_precision,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.rough_cosines import COSINE_ROUNDING, RoughCosines, pays_off
-from ovd.model.similarity import TextClassifier, lengths
+from ovd.model.similarity import TextClassifier, lengths, points_at_a_time
 from ovd.structures import Predictions
 
 ROUNDING = 1e-5
@@ -184,7 +184,25 @@ class PairScores:
         return scores * (self._options.competition_power * log_share).exp()
 
 
-def score_points(
+@dataclass(frozen=True)
+class Scoring:
+    """The classes that are searched for, and how points are scored for them."""
+
+    classifier: TextClassifier
+    options: DetectionOptions
+    ensemble: ScoreEnsemble | None = None
+
+    @property
+    def at_a_time(self) -> int:
+        """Number of points whose scores are in memory at a time."""
+        return points_at_a_time(len(self.classifier), self.classifier.text.device)
+
+    def of(self, points: PointPredictions) -> PairScores:
+        """The scores of some points for all classes."""
+        return PairScores(points, self.classifier, self.options, self.ensemble)
+
+
+def all_scores(
     predictions: Predictions, classifier: TextClassifier, options: DetectionOptions
 ) -> Float[Tensor, "B P C"]:
     """The scores of all points for all classes, all at once, as `postprocess` computes them without a second look."""

@@ -17,7 +17,6 @@ competition. A vocabulary of one class needs no second look and gets none.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -25,11 +24,11 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ovd.boxes import clip_boxes, has_area, rescale_boxes
-from ovd.model.best_pairs import ScoresOf, best_pairs, not_nan
-from ovd.model.detection_options import DetectionOptions
-from ovd.model.pair_scores import PairScores, PointPredictions, ScoreEnsemble
+from ovd.model.best_pairs import best_pairs, not_nan
+from ovd.model.detection_options import DetectionOptions, SecondLookOptions
+from ovd.model.pair_scores import PointPredictions, ScoreEnsemble, Scoring
 from ovd.model.prefilter import promising_points
-from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
+from ovd.model.similarity import TextClassifier, unit_embeddings
 from ovd.structures import Detections, Predictions
 
 PLACE_IOU = 0.7
@@ -75,16 +74,15 @@ def postprocess(
     """
     assert len(classifier) > 0, "postprocess needs at least one class"
     assert ensemble is None or predictions.dense is not None, "score ensembling needs the dense CLIP feature"
-    scores_of = partial(PairScores, classifier=classifier, options=options, ensemble=ensemble)
-    at_a_time = points_at_a_time(len(classifier), predictions.boxes.device)
+    scoring = Scoring(classifier, options, ensemble)
     images: Iterable[PointPredictions] = _visible(predictions, input_sizes)
     if options.prefilter is not None:
         images = [image[promising_points(image, classifier, options.prefilter)] for image in images]
     if options.second_look is not None and len(classifier) > 1:
         assert look is not None, "a second look needs the encoder of crops"
-        images = _look_again(images, scores_of, look, options, at_a_time)
+        images = _look_again(images, scoring, look, options.second_look)
     return tuple(
-        _postprocess_image(image, scores_of, input_size, original_size, options, at_a_time)
+        _postprocess_image(image, scoring, input_size, original_size)
         for image, input_size, original_size in zip(images, input_sizes, original_sizes, strict=True)
     )
 
@@ -100,35 +98,27 @@ def _visible(predictions: Predictions, input_sizes: Int[Tensor, "B 2"]) -> list[
 
 
 def _look_again(
-    images: Iterable[PointPredictions],
-    scores_of: ScoresOf,
-    look: Look,
-    options: DetectionOptions,
-    at_a_time: int,
+    images: Iterable[PointPredictions], scoring: Scoring, look: Look, options: SecondLookOptions
 ) -> Iterator[PointPredictions]:
     """The points that are left after NMS over all classes, with what CLIP sees at the best of them."""
-    assert options.second_look is not None
     places, looked_at = [], []
     for image in images:
-        points, rank = _places(image, scores_of, options, at_a_time).sort()  # in the order that ties are in
+        points, rank = _places(image, scoring).sort()  # in the order that ties are in
         places.append(image[points])
-        looked_at.append((rank < options.second_look.crops).nonzero().squeeze(1))
+        looked_at.append((rank < options.crops).nonzero().squeeze(1))
     crops = look([image.boxes[rows] for image, rows in zip(places, looked_at, strict=True)])
-    weight = options.second_look.weight
     for image, rows, of_crops in zip(places, looked_at, crops, strict=True):
         mixed = unit_embeddings(image.embeddings)
         if len(rows) > 0:
-            mixed[rows] = (1 - weight) * mixed[rows] + weight * of_crops
+            mixed[rows] = (1 - options.weight) * mixed[rows] + options.weight * of_crops
         yield replace(image, mixed=mixed)
 
 
-def _places(
-    image: PointPredictions, scores_of: ScoresOf, options: DetectionOptions, at_a_time: int
-) -> Int[Tensor, " K"]:
+def _places(image: PointPredictions, scoring: Scoring) -> Int[Tensor, " K"]:
     """The points above the score threshold whose box no better one covers, best first."""
-    scores = _best_scores(image, scores_of, at_a_time)
-    order = scores.argsort(descending=True, stable=True)[: options.candidates]
-    order = order[scores[order] > options.score_threshold]
+    scores = _best_scores(image, scoring)
+    order = scores.argsort(descending=True, stable=True)[: scoring.options.candidates]
+    order = order[scores[order] > scoring.options.score_threshold]
     return order[nms(image.boxes[order].double(), scores[order].double(), PLACE_IOU)]
 
 
@@ -146,28 +136,16 @@ def _best_kept(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], iou: fl
         num_tried *= 4
 
 
-def _best_scores(image: PointPredictions, scores_of: ScoresOf, at_a_time: int) -> Float[Tensor, " P"]:
+def _best_scores(image: PointPredictions, scoring: Scoring) -> Float[Tensor, " P"]:
     """Each point's score for its best class."""
-    points = torch.arange(len(image.embeddings), device=image.embeddings.device)
-    return not_nan(torch.cat([scores_of(image[chunk]).all().amax(dim=1) for chunk in points.split(at_a_time)]))
+    points = torch.arange(len(image), device=image.boxes.device)
+    return not_nan(torch.cat([scoring.of(image[chunk]).all().amax(dim=1) for chunk in points.split(scoring.at_a_time)]))
 
 
 def _postprocess_image(
-    image: PointPredictions,
-    scores_of: ScoresOf,
-    input_size: Int[Tensor, "2"],
-    original_size: Int[Tensor, "2"],
-    options: DetectionOptions,
-    at_a_time: int,
+    image: PointPredictions, scoring: Scoring, input_size: Int[Tensor, "2"], original_size: Int[Tensor, "2"]
 ) -> Detections:
-    pairs = best_pairs(
-        image,
-        scores_of,
-        at_a_time,
-        count=options.candidates,
-        above=options.score_threshold,
-        is_single=options.one_name_per_place is not None,
-    )
+    options, pairs = scoring.options, best_pairs(image, scoring)
     boxes = image.boxes[pairs.points]
     if options.one_name_per_place is not None:
         kept = nms(boxes.double(), pairs.scores.double(), options.one_name_per_place)

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, nms
 from ovd.boxes import clip_boxes
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.region_options import RegionOptions
-from ovd.model.similarity import TextClassifier, point_scores, unit_embeddings
+from ovd.model.similarity import TextClassifier, best_scores, unit_embeddings
 from ovd.structures import Points, Predictions
 
 SMALLEST_DISTILLED_PX = 8.0
@@ -32,8 +32,8 @@ class Regions:
 
     boxes: tuple[Float[Tensor, "_ 4"], ...]
     """Kept boxes of each image, clipped to it, best first."""
-    image: Int[Tensor, " N"]
-    point: Int[Tensor, " N"]
+    rows: Int[Tensor, " N"]
+    """Each point's row among the B * P points of all images."""
     box: Int[Tensor, " N"]
     """Row of the point's box among the K boxes."""
 
@@ -60,13 +60,13 @@ def select_regions(
         points: of the predictions. Those in an image's padding are left out.
         sizes: height and width of each image before padding.
     """
-    boxes, rows, num_boxes = [], [], 0
+    boxes, pairs, num_boxes = [], [], 0
     for image, padding in enumerate(points.in_padding(sizes)):
         kept, point, box = _select_in_image(predictions, image, padding, sizes[image], classifier, options)
         boxes.append(kept)
-        rows.append(torch.stack([torch.full_like(point, image), point, box + num_boxes]))
+        pairs.append(torch.stack([image * len(points.centers) + point, num_boxes + box]))
         num_boxes += len(kept)
-    return Regions(tuple(boxes), *torch.cat(rows, dim=1))
+    return Regions(tuple(boxes), *torch.cat(pairs, dim=1))
 
 
 def _select_in_image(
@@ -81,7 +81,7 @@ def _select_in_image(
     boxes = clip_boxes(predictions.boxes[image].float(), size)
     is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > SMALLEST_DISTILLED_PX
     (point,) = (is_large & ~padding).nonzero(as_tuple=True)
-    scores = point_scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
+    scores = best_scores(predictions.embeddings[image, point], predictions.quality[image, point], classifier)
     scores, order = scores.sort(descending=True, stable=True)
     point = point[order][scores > options.min_score]
     boxes, scores = boxes[point], scores[scores > options.min_score]
@@ -107,10 +107,9 @@ def region_loss(
         embeddings: class embeddings of any length.
         images, sizes: RGB, 0..255; height and width of each image before padding.
     """
-    rows = regions.image * embeddings.shape[1] + regions.point
     # The gradient of index_select adds the rows in their order, so that it has the same bits every time.
-    chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, rows))
-    if len(rows) == 0:
+    chosen = unit_embeddings(embeddings.flatten(0, 1).index_select(0, regions.rows))
+    if len(regions.rows) == 0:
         return chosen.sum()
     wanted = torch.cat(teacher(images, sizes, regions.boxes))[regions.box]
     return (1 - (chosen * wanted).sum(dim=1)).sum()

@@ -19,6 +19,9 @@ from ovd.structures import IGNORED
 EPSILON = 1e-6
 """Embeddings shorter than this are not scaled to unit length, so that a zero has a finite gradient."""
 
+INITIAL_PROBABILITY = 0.01
+"""Mean class probability of a fresh detector (the prior of arXiv:1708.02002, 3.3)."""
+
 CHUNK_ELEMENTS = 2**24
 """Number of logits in memory at a time where points are processed chunk by chunk: 64 MiB."""
 GPU_CHUNK_ELEMENTS = 2**27
@@ -137,12 +140,6 @@ class TextClassifier:
         """Class logits of embeddings of any length, all at once."""
         return self.scale * self.cosines(embeddings) + self.bias
 
-    def positions(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
-        """The rows of these classes, each of which must have one."""
-        rows = self.labels(class_ids)
-        assert (rows != IGNORED).all(), "a class has no text row, or class_ids do not ascend"
-        return rows
-
     def labels(self, class_ids: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         """The rows of these classes, `IGNORED` for a class without one."""
         if len(self) == 0:
@@ -150,19 +147,8 @@ class TextClassifier:
         rows = torch.searchsorted(self.class_ids, class_ids).clamp(max=len(self) - 1)
         return torch.where(self.class_ids[rows] == class_ids, rows, IGNORED)
 
-    def has(self, class_ids: Int[Tensor, " R"]) -> Bool[Tensor, " R"]:
-        """Which of these classes have a row."""
-        return torch.isin(class_ids, self.class_ids)
-
-    def logits_of(self, class_ids: Int[Tensor, " R"], embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N R"]:
-        """Logits of these classes, each of which must have a row, in their order; classes may repeat."""
-        return self._of_rows(self.positions(class_ids)).logits(embeddings)
-
-    def select(self, mask: Bool[Tensor, " C"]) -> "TextClassifier":
-        """The classifier of only these rows."""
-        return self._of_rows(mask)
-
-    def _of_rows(self, rows: Tensor) -> "TextClassifier":
+    def select(self, rows: Bool[Tensor, " C"] | Int[Tensor, " R"]) -> "TextClassifier":
+        """The classifier of only these rows, by a mask or by number; its `labels` are right if these ascend."""
         name_penalty = None if self.name_penalty is None else self.name_penalty[rows]
         return replace(self, text=self.text[rows], class_ids=self.class_ids[rows], name_penalty=name_penalty)
 
@@ -175,7 +161,7 @@ def _silence_sparse() -> None:
 
 
 @torch.no_grad()
-def point_scores(
+def best_scores(
     embeddings: Float[Tensor, "P D"], quality: Float[Tensor, " P"], classifier: TextClassifier
 ) -> Float[Tensor, " P"]:
     """Of each point, the geometric mean of its highest class probability and its quality; 0 without any class.
@@ -191,14 +177,8 @@ def point_scores(
 
 
 @torch.no_grad()
-def initial_bias(
-    embeddings: Float[Tensor, "N D"],
-    text: Float[Tensor, "C D"],
-    *,
-    scale: float,
-    target: float = 0.01,
-) -> float:
-    """The bias at which a fresh detector's mean class probability is `target` (the prior of arXiv:1708.02002, 3.3).
+def initial_bias(embeddings: Float[Tensor, "N D"], text: Float[Tensor, "C D"], *, scale: float) -> float:
+    """The bias at which a fresh detector's mean class probability is `INITIAL_PROBABILITY`.
 
     Setting the mean logit instead would give a far larger mean probability, since the dense CLIP feature is confident
     on background too. The cosines are counted chunk by chunk in bins of width 1.2e-4; the bisection uses the counts of
@@ -229,11 +209,11 @@ def initial_bias(
         return float((counts * torch.sigmoid(scale * cosines + bias)).sum() / counts.sum())
 
     # The solutions if every cosine were 1, and if every cosine were -1.
-    target_logit = math.log(target / (1 - target))
+    target_logit = math.log(INITIAL_PROBABILITY / (1 - INITIAL_PROBABILITY))
     low, high = target_logit - abs(scale), target_logit + abs(scale)
     for _ in range(50):
         middle = (low + high) / 2
-        if mean_probability(middle) < target:
+        if mean_probability(middle) < INITIAL_PROBABILITY:
             low = middle
         else:
             high = middle

@@ -5,14 +5,13 @@ At points that are matched to no box, embeddings, quality and boxes are pulled t
 this toolkit. One set of weights keeps more of its old words so, and learns less of the new ones (docs/fine_tuning.md).
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ovd.boxes import giou_loss
+from ovd.distributed import sum_over_ranks
 from ovd.model.similarity import unit_embeddings
 from ovd.structures import Assignment, Predictions
 
@@ -26,21 +25,16 @@ def free_points(assignment: Assignment) -> Bool[Tensor, "B P"]:
 
 
 def start_losses(
-    predictions: Predictions,
-    start: Predictions,
-    free: Bool[Tensor, "B P"],
-    *,
-    over_all: Callable[[Tensor], Tensor] = lambda value: value,
+    predictions: Predictions, start: Predictions, free: Bool[Tensor, "B P"]
 ) -> dict[str, Float[Tensor, ""]]:
     """The losses `keep_class`, `keep_quality` and `keep_box`, each 0 without any points.
 
-    The first two are means over the free points. The last is the mean over those where the starting detector is sure of
-    its box, weighted by its quality; where the weights sum to less than 1, the weighted sum.
+    The first two are means over the free points of all ranks. The last is the mean over those where the starting
+    detector is sure of its box, weighted by its quality; where the weights sum to less than 1, the weighted sum.
 
     Args:
         start: the starting detector's predictions for the same images.
         free: points that are distilled.
-        over_all: sums a divisor over the ranks of a batch.
     """
     probability = start.quality.float().sigmoid()
     sure = free & (probability > SURE_QUALITY)
@@ -50,7 +44,7 @@ def start_losses(
         predictions.quality[free].float(), probability[free], reduction="none"
     ) - F.binary_cross_entropy_with_logits(start.quality[free].float(), probability[free], reduction="none")
     boxes = giou_loss(predictions.boxes[sure].float(), start.boxes[sure].float())
-    num_free, weight = over_all(torch.stack([free.sum().float(), weights.sum()])).clamp(min=1).unbind()
+    num_free, weight = sum_over_ranks(torch.stack([free.sum().float(), weights.sum()])).clamp(min=1).unbind()
     return {
         "keep_class": distance.sum() / num_free,
         "keep_quality": quality.sum() / num_free,

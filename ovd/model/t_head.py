@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd.model.convolution import Conv2d
-from ovd.model.fcos_head import boxes_around
+from ovd.model.fcos_head import boxes_around, distances_px, initialize_outputs
 from ovd.model.group_norm import GroupNorm
 
 REDUCTION = 4
@@ -61,11 +61,7 @@ class TaskAlignedHead(nn.Module):
         self.quality = nn.Sequential(Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_quality)
         self.offsets = nn.Sequential(Conv2d(num_convs * channels, narrow, 1), nn.ReLU(), last_of_offsets)
         self.level_scales = nn.Parameter(torch.ones(len(strides)))
-        # A bias of 2 makes initial boxes about four strides wide; offsets start at zero.
-        for layer, bias in ((self.distances, 2.0), (last_of_quality, 0.0)):
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, bias)
+        initialize_outputs(self.distances, last_of_quality)
         for parameter in last_of_offsets.parameters():
             nn.init.zeros_(parameter)
 
@@ -81,8 +77,7 @@ class TaskAlignedHead(nn.Module):
                 layers.append(features)
             together = torch.cat(layers, dim=1)
             class_features.append(self.class_tower(layers))
-            distances = self.distances(self.box_tower(layers)).float()
-            distances = F.softplus(distances * self.level_scales[level]) * stride
+            distances = distances_px(self.distances(self.box_tower(layers)), self.level_scales[level], stride)
             boxes.append(move_sides(distances, self.offsets(together).float(), stride))
             quality.append(self.quality(together).float().flatten(1))
         return class_features, torch.cat(boxes, dim=1), torch.cat(quality, dim=1)

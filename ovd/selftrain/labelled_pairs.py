@@ -15,7 +15,8 @@ from ovd.distributed import is_main
 from ovd.progress import progress
 from ovd.selftrain.filter import best_of_group, filter_labels
 from ovd.selftrain.kept_labels import KeptLabels
-from ovd.selftrain.labels import ShardLabels, read_labels, read_ledger
+from ovd.selftrain.labels import ShardLabels, read_labels
+from ovd.selftrain.ledger import read_ledger
 from ovd.text.pair_texts import PairTexts
 
 

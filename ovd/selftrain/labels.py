@@ -1,13 +1,12 @@
 """A teacher's labels of one shard of image-text pairs, and their file.
 
 The boxes above a low score are stored, with their texts, so that the filters (filter.py) can be changed without another
-run of the teacher. Where an image has more than a maximum, its pair is counted as capped in the ledger.
+run of the teacher. Where an image has more than a maximum, its pair is counted as capped in the ledger (ledger.py).
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
-from ovd.data.pairs.tar import PairShards, list_shards
-from ovd.files import sha256_of, whole_file
-from ovd.progress import progress
+from ovd.files import whole_file
 from ovd.text.tensor_file import file_header
 
 FORMAT = "labels of a shard of image-text pairs, 2"
@@ -29,7 +26,6 @@ FORMAT = "labels of a shard of image-text pairs, 2"
 # The safetensors package does not read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
 _OTHER_HEADER_BYTES = 100_000  # left free for settings, shapes, and why images could not be read
-_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -201,134 +197,17 @@ def label_files(folder: Path) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    files = sorted(folder.glob("*.safetensors"), key=_shard_name)
+    files = sorted(folder.glob("*.safetensors"), key=shard_name)
     if not files:
         raise ValueError(f"{folder} has no labels (*.safetensors); make them with ovd label-pairs")
     return files
 
 
-def _shard_name(file: Path) -> str:
+def shard_name(file: Path) -> str:
+    """The file name of the shard that a file of labels is of."""
     return f"{file.stem}.tar"
-
-
-def labels_fingerprint(files: Sequence[Path]) -> str:
-    """Hash of the ledgers, which cover the shards, the settings and the labels with their text embeddings."""
-    ledgers = (ledger_path(file).read_bytes() for file in files)
-    return hashlib.sha256(b"".join(hashlib.sha256(ledger).digest() for ledger in ledgers)).hexdigest()[:16]
 
 
 def labels_path(folder: Path, shard: str) -> Path:
     """The file of a shard's labels."""
     return folder / f"{Path(shard).stem}.safetensors"
-
-
-def ledger_path(file: Path) -> Path:
-    """The ledger beside a file of labels."""
-    return file.with_suffix(".json")
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What a ledger says of its file of labels."""
-
-    shard: str
-    """File name of the shard."""
-    shard_sha256: str
-    text_tower: str
-    """Fingerprint of the text tower that the text embeddings come from."""
-    settings: dict[str, Any]
-    """All settings that the labels depend on."""
-    counts: dict[str, Any]
-    """Of pairs, boxes and texts."""
-
-
-def read_ledger(file: Path) -> Ledger:
-    """The ledger of a file of labels.
-
-    Raises:
-        ValueError: it is missing, or no ledger of `ovd label-pairs`.
-    """
-    path = ledger_path(file)
-    try:
-        content = json.loads(path.read_bytes())
-        shard, settings = content["shard"], dict(content["settings"])
-        return Ledger(shard["file"], shard["sha256"], settings["text_tower"], settings, content.get("counts", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}); run ovd label-pairs again to label this shard") from None
-
-
-def describe_capped(files: Sequence[Path]) -> str:
-    """Of how many pairs the labels lack boxes, in a sentence; empty if they lack none.
-
-    Raises:
-        ValueError: as `read_ledger`.
-    """
-    counts = [read_ledger(file).counts for file in files]
-    capped, pairs = (sum(of_shard.get(name, 0) for of_shard in counts) for name in ("capped_pairs", "pairs"))
-    if capped == 0:
-        return ""
-    return (
-        f"{capped:,} of {pairs:,} pairs had more boxes than their labels hold (ovd label-pairs --max-boxes), so that "
-        "filters do not see all of them"
-    )
-
-
-def check_labels(files: Sequence[Path]) -> None:
-    """Check that labels are those that their ledgers name: all bytes are read, in threads.
-
-    Raises:
-        ValueError: a file is damaged, or its ledger is missing or of another.
-    """
-
-    def is_whole(file: Path) -> bool:
-        try:
-            return json.loads(ledger_path(file).read_bytes())["labels"]["sha256"] == sha256_of(file)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        checked = zip(files, pool.map(is_whole, files), strict=True)
-        for file, whole in progress(checked, len(files), "checking labels"):
-            if not whole:
-                raise ValueError(
-                    f"{file} does not match its ledger; remove both and label this shard again (ovd label-pairs)"
-                )
-
-
-def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
-    """Open the labelled shards by the index that is stored with the labels, without scanning them.
-
-    Args:
-        folder: folder of the shards.
-        files: the labels (`label_files`).
-        text_tower: required fingerprint of the text tower that the text embeddings come from.
-
-    Raises:
-        ValueError: a labels file has no ledger, so that it may be incomplete; or the folder's manifest lists another
-            shard of that name; or the files were made with different settings, or another text tower.
-        DataError: F13 a shard has another size than when it was labelled.
-    """
-    listed = list_shards(folder)
-    common: dict[str, Any] | None = None
-    for file in files:
-        ledger = read_ledger(file)
-        settings = ledger.settings
-        expected = listed.get(ledger.shard)
-        if expected is not None and expected.sha256 != ledger.shard_sha256:
-            raise ValueError(f"{file} was made from another {ledger.shard} than the present one; label it again")
-        if text_tower not in (None, ledger.text_tower):
-            raise ValueError(
-                f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
-                "(ovd label-pairs)"
-            )
-        common = common or settings
-        different = [key for key in sorted(common.keys() | settings.keys()) if common.get(key) != settings.get(key)]
-        if different:
-            raise ValueError(
-                f"{file} was made with other settings than {files[0].name} ({', '.join(different)}); remove the files "
-                "that do not match the others and run ovd label-pairs again"
-            )
-    indexes = {_shard_name(file): read_shard_index(file) for file in files}
-    shards = PairShards(folder, only=indexes, known=indexes, listed=listed)
-    assert shards.file_names == tuple(indexes), "give the files as label_files does"
-    return shards

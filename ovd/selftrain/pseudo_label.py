@@ -7,10 +7,10 @@ shard as done.
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import ManifestEntry, PairShards, caption_fault, list_shards
 from ovd.data.report import DataError, DataReport
-from ovd.files import remove_abandoned, sha256_of, write_json
+from ovd.files import remove_abandoned, sha256_of
 from ovd.progress import progress
 from ovd.selftrain.labels import (
     FORMAT,
@@ -32,12 +32,13 @@ from ovd.selftrain.labels import (
     TeacherBoxes,
     check_room,
     labels_path,
-    ledger_path,
     read_labels,
     write_labels,
 )
+from ovd.selftrain.ledger import LabelCounts, Ledger, ledger_path, read_ledger, total_counts
 from ovd.selftrain.queries import SOURCES
 from ovd.selftrain.teacher import Teacher, TextVariants
+from ovd.threads import map_ahead
 
 MAX_CAPTION_CHARACTERS = 1_000
 """Longer captions are skipped; they are texts of pages rather than captions."""
@@ -48,32 +49,6 @@ _REMEDY = (
 )
 
 _NO_BOXES = TeacherBoxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
-
-
-@dataclass(frozen=True)
-class LabelCounts:
-    """Counts of pairs, boxes and texts in one or several shards."""
-
-    pairs: int
-    pairs_with_boxes: int
-    capped_pairs: int
-    """Pairs with more boxes than are kept."""
-    boxes: int
-    texts: int
-    """Texts that are distinct within a shard."""
-    long_texts: int
-    """Texts that fill the text tower's context, and may have been cut."""
-    reasons: dict[str, int]
-    """Number of pairs not given to the teacher, by the code of the reason."""
-
-    def summary(self) -> str:
-        """The counts in a sentence."""
-        reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items()) or "none"
-        return (
-            f"{self.pairs} pairs, {self.pairs_with_boxes} with boxes, {self.boxes} boxes ({self.capped_pairs} pairs "
-            f"had more); {self.texts} texts ({self.long_texts} fill the text tower's context); pairs not labelled: "
-            f"{reasons}"
-        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +118,7 @@ def label_shards(
         DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of these
             shards' and at least 5, cannot be read.
     """
-    settings = _settings(teacher, texts, options)
+    job = _Job(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output)
@@ -151,7 +126,7 @@ def label_shards(
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
     num_before = report.num_seen()
-    done = {name: _read_done(output, name, sha256[name], settings, report) for name in listed}
+    done = {name: job.read_done(name, sha256[name], report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
         print(f"{output}: {len(counts)} of {len(listed)} shards are labelled already")
@@ -163,7 +138,7 @@ def label_shards(
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     batches = _batches(decoded, shards, options.batch_size, report, num_pairs)
     for name in shards.file_names:
-        counts.append(_label_shard(shards, name, batches, output, sha256[name], settings, teacher, texts, options))
+        counts.append(job.label_shard(shards, name, sha256[name], batches))
     assert next(decoded, None) is None
     total = total_counts(counts)
     assert total.pairs == num_pairs == report.num_seen() - num_before
@@ -185,18 +160,100 @@ def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
 
 
-def _settings(teacher: Teacher, texts: TextVariants, options: LabelOptions) -> dict[str, Any]:
-    """All settings that the labels of a shard depend on."""
-    classes = json.dumps(options.classes).encode()
-    return {
-        "format": FORMAT,
-        "teacher": teacher.name,
-        "text_tower": texts.text_tower,
-        "templates": None if texts.templates is None else list(texts.templates),
-        **options.model_dump(),
-        "classes": f"{len(options.classes)} names, sha256 {hashlib.sha256(classes).hexdigest()}",
-        "max_caption_characters": MAX_CAPTION_CHARACTERS,
-    }
+@dataclass(frozen=True)
+class _Job:
+    """What the shards of a job are labelled with, and where their files go."""
+
+    output: Path
+    teacher: Teacher
+    texts: TextVariants
+    options: LabelOptions
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings that the labels of a shard depend on."""
+        classes = json.dumps(self.options.classes).encode()
+        templates = self.texts.templates
+        return {
+            "format": FORMAT,
+            "teacher": self.teacher.name,
+            "text_tower": self.texts.text_tower,
+            "templates": None if templates is None else list(templates),
+            **self.options.model_dump(),
+            "classes": f"{len(self.options.classes)} names, sha256 {hashlib.sha256(classes).hexdigest()}",
+            "max_caption_characters": MAX_CAPTION_CHARACTERS,
+        }
+
+    def read_done(self, shard: str, shard_sha256: str, report: DataReport) -> LabelCounts | None:
+        """The counts of a labelled shard; None for one that is to be labelled, for the first time or again.
+
+        Args:
+            report: gets the images of a labelled shard.
+        """
+        labels_file = labels_path(self.output, shard)
+        path = ledger_path(labels_file)
+        if not path.exists():
+            return None
+        ledger = read_ledger(labels_file)
+        before = {**ledger.settings, "shard_sha256": ledger.shard_sha256}
+        now = {**self.settings, "shard_sha256": shard_sha256}
+        if different := differences(before, now):
+            raise ValueError(f"{path} was made with other settings: {different}; give another --output")
+        if not labels_file.exists() or sha256_of(labels_file) != ledger.labels_sha256:
+            print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")
+            return None
+        labels = read_labels(labels_file)
+        for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
+            _count_image(report, f"{shard}:{key}", reason if height == 0 else "")
+        return ledger.counts
+
+    def label_shard(
+        self, shards: PairShards, name: str, shard_sha256: str, batches: Iterator[list[_Decoded]]
+    ) -> LabelCounts:
+        """Label the next shard of `batches`, and write its labels and then its ledger."""
+        labels_file = labels_path(self.output, name)
+        asked, reasons, distinct = _ask_shard(shards, name, self.options, labels_file)
+        variants = self.texts.load(distinct)
+        pairs: list[_Labelled] = []
+        while len(pairs) < len(asked):
+            batch = next(batches)
+            rows = slice(len(pairs), len(pairs) + len(batch))
+            pairs += self._label_batch(batch, asked[rows], reasons[rows])
+        labels_sha256 = write_labels(
+            labels_file,
+            _to_labels(pairs, distinct),
+            index=shards.index(name),
+            variants=variants,
+            text_tower=self.texts.text_tower,
+            settings=self.settings,
+        )
+        counts = _count(pairs, len(distinct), self.texts.num_long)
+        Ledger(name, shard_sha256, labels_sha256, self.settings, counts, _left_out(pairs)).write(labels_file)
+        return counts
+
+    def _label_batch(
+        self, batch: list[_Decoded], asked: list[tuple[str, ...]], caption_reasons: list[str]
+    ) -> Iterator[_Labelled]:
+        looked_at = [
+            (item.pixels, queries)
+            for item, queries in zip(batch, asked, strict=True)
+            if item.pixels is not None and queries
+        ]
+        answers = iter(self.teacher.detect([pixels for pixels, _ in looked_at], [queries for _, queries in looked_at]))
+        for item, queries, caption_reason in zip(batch, asked, caption_reasons, strict=True):
+            reason, where = item.reason or caption_reason, f"{self.teacher.name}, image of {item.key}"
+            found = _NO_BOXES if reason else _checked(next(answers), len(queries), where)
+            order = np.argsort(-found.scores, kind="stable")
+            order = order[found.scores[order] > self.options.score_threshold]
+            kept = order[_within_cap(found.texts[order], self.options.max_boxes)]
+            yield _Labelled(
+                key=item.key,
+                reason=reason,
+                image_size=(0, 0) if item.pixels is None else item.pixels.shape[:2],
+                queries=() if reason else queries,
+                found=TeacherBoxes(found.boxes[kept], found.scores[kept], found.texts[kept]),
+                is_capped=len(order) > len(kept),
+            )
 
 
 def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
@@ -205,56 +262,6 @@ def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
     for pair in pairs:
         _count_image(report, pair.key, pair.reason)
     return {kind.partition(" ")[0]: records for kind, records in report.first_records().items()}
-
-
-def _write_ledger(
-    output: Path,
-    shard: str,
-    shard_sha256: str,
-    settings: dict[str, Any],
-    labels_sha256: str,
-    counts: LabelCounts,
-    left_out: dict[str, list[str]],
-) -> None:
-    ledger = {
-        "shard": {"file": shard, "samples": counts.pairs, "sha256": shard_sha256},
-        "settings": settings,
-        "labels": {"file": labels_path(output, shard).name, "sha256": labels_sha256},
-        "counts": asdict(counts),
-        "left_out": left_out,
-    }
-    write_json(ledger_path(labels_path(output, shard)), ledger)
-
-
-def _read_done(
-    output: Path, shard: str, shard_sha256: str, settings: dict[str, Any], report: DataReport
-) -> LabelCounts | None:
-    """The counts of a labelled shard; None for one that is to be labelled, for the first time or again.
-
-    Args:
-        report: gets the images of a labelled shard.
-    """
-    labels_file = labels_path(output, shard)
-    path = ledger_path(labels_file)
-    if not path.exists():
-        return None
-    try:
-        ledger = json.loads(path.read_bytes())
-        before = {**ledger["settings"], "shard_sha256": ledger["shard"]["sha256"]}
-        labels_sha256 = ledger["labels"]["sha256"]
-        counts = LabelCounts(**ledger["counts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a ledger of pseudo-labels ({error!r}); give another --output") from None
-    now = {**settings, "shard_sha256": shard_sha256}
-    if different := differences(before, now):
-        raise ValueError(f"{path} was made with other settings: {different}; give another --output")
-    if not labels_file.exists() or sha256_of(labels_file) != labels_sha256:
-        print(f"{labels_file} is missing or does not match its ledger; {shard} is labelled again")
-        return None
-    labels = read_labels(labels_file)
-    for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
-        _count_image(report, f"{shard}:{key}", reason if height == 0 else "")
-    return counts
 
 
 def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
@@ -267,13 +274,7 @@ def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
         except ImageError as error:
             return _Decoded(key, None, f"{error.code} {error}")
 
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        positions = iter(range(len(shards)))
-        ahead = deque(executor.submit(decode, position) for position in islice(positions, num_ahead))
-        while ahead:
-            decoded = ahead.popleft().result()
-            ahead.extend(executor.submit(decode, position) for position in islice(positions, 1))
-            yield decoded
+    return map_ahead(decode, range(len(shards)), threads=1, ahead=num_ahead)
 
 
 def _batches(
@@ -312,39 +313,6 @@ def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
     """
     if (error := report.too_many(num_pairs)) is not None:
         report.stop(DataError(error.code, f"{folder}: {error}; {_REMEDY}"))
-
-
-def _label_shard(
-    shards: PairShards,
-    name: str,
-    batches: Iterator[list[_Decoded]],
-    output: Path,
-    shard_sha256: str,
-    settings: dict[str, Any],
-    teacher: Teacher,
-    texts: TextVariants,
-    options: LabelOptions,
-) -> LabelCounts:
-    """Label the next shard of `batches`, and write its labels and then its ledger."""
-    labels_file = labels_path(output, name)
-    asked, reasons, distinct = _ask_shard(shards, name, options, labels_file)
-    variants = texts.load(distinct)
-    pairs: list[_Labelled] = []
-    while len(pairs) < len(asked):
-        batch = next(batches)
-        rows = slice(len(pairs), len(pairs) + len(batch))
-        pairs += _label_batch(batch, asked[rows], reasons[rows], teacher, options)
-    labels_sha256 = write_labels(
-        labels_file,
-        _to_labels(pairs, distinct),
-        index=shards.index(name),
-        variants=variants,
-        text_tower=texts.text_tower,
-        settings=settings,
-    )
-    counts = _count(pairs, len(distinct), texts.num_long)
-    _write_ledger(output, name, shard_sha256, settings, labels_sha256, counts, _left_out(pairs))
-    return counts
 
 
 def _ask_shard(
@@ -386,35 +354,6 @@ def _fault(caption: str) -> str:
     return ""
 
 
-def _label_batch(
-    batch: list[_Decoded],
-    asked: list[tuple[str, ...]],
-    caption_reasons: list[str],
-    teacher: Teacher,
-    options: LabelOptions,
-) -> Iterator[_Labelled]:
-    looked_at = [
-        (item.pixels, queries)
-        for item, queries in zip(batch, asked, strict=True)
-        if item.pixels is not None and queries
-    ]
-    answers = iter(teacher.detect([pixels for pixels, _ in looked_at], [queries for _, queries in looked_at]))
-    for item, queries, caption_reason in zip(batch, asked, caption_reasons, strict=True):
-        reason = item.reason or caption_reason
-        found = _NO_BOXES if reason else _checked(next(answers), len(queries), f"{teacher.name}, image of {item.key}")
-        order = np.argsort(-found.scores, kind="stable")
-        order = order[found.scores[order] > options.score_threshold]
-        kept = order[_within_cap(found.texts[order], options.max_boxes)]
-        yield _Labelled(
-            key=item.key,
-            reason=reason,
-            image_size=(0, 0) if item.pixels is None else item.pixels.shape[:2],
-            queries=() if reason else queries,
-            found=TeacherBoxes(found.boxes[kept], found.scores[kept], found.texts[kept]),
-            is_capped=len(order) > len(kept),
-        )
-
-
 def _within_cap(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
     """Rows of an image's boxes that are kept: the `count` best, and the best of each text, which others never displace.
 
@@ -452,8 +391,7 @@ def _to_labels(pairs: list[_Labelled], texts: tuple[str, ...]) -> ShardLabels:
 
 def _ragged(arrays: list[np.ndarray], empty: np.ndarray) -> Ragged:
     """Join arrays to one ragged array; `empty` gives shape and dtype if there are none."""
-    lengths = np.array([len(array) for array in arrays], np.int64)
-    return Ragged(np.concatenate([empty, *arrays]), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+    return Ragged.of(np.concatenate([empty, *arrays]), [len(array) for array in arrays])
 
 
 def _count(pairs: list[_Labelled], num_texts: int, num_long_texts: int) -> LabelCounts:
@@ -466,14 +404,4 @@ def _count(pairs: list[_Labelled], num_texts: int, num_long_texts: int) -> Label
         texts=num_texts,
         long_texts=num_long_texts,
         reasons=dict(sorted(Counter(pair.reason.split(" ", 1)[0] for pair in pairs if pair.reason).items())),
-    )
-
-
-def total_counts(counts: list[LabelCounts]) -> LabelCounts:
-    """The counts of several shards together."""
-    numbers = [field.name for field in fields(LabelCounts) if field.name != "reasons"]
-    reasons = sum((Counter(of_shard.reasons) for of_shard in counts), Counter())
-    return LabelCounts(
-        **{name: sum(getattr(of_shard, name) for of_shard in counts) for name in numbers},
-        reasons=dict(sorted(reasons.items())),
     )

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64
 
 from ovd.choices import Keep
 from ovd.config import BoxFilters
-from ovd.data.box_arrays import paired_iou
+from ovd.data.box_arrays import overlaps
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import PairShards
 from ovd.selftrain.filter import filter_labels
@@ -95,7 +95,7 @@ def read_true_objects(pairs: PairShards, positions: Sequence[int]) -> TrueObject
         names += its_names
     return TrueObjects(
         is_known=np.array(is_known, dtype=bool),
-        boxes=Ragged(np.array(boxes, dtype=np.float32).reshape(-1, 4), np.cumsum([0, *counts], dtype=np.int64)),
+        boxes=Ragged.of(np.array(boxes, dtype=np.float32).reshape(-1, 4), counts),
         names=tuple(names),
         captions=tuple(captions),
     )
@@ -200,14 +200,10 @@ def _hits(labels: ShardLabels, objects: TrueObjects, names_of: Mapping[str, Coll
     Args:
         names_of: synonyms by normalized name.
     """
-    pairs = labels.boxes.images_of_values()
-    num_objects = np.diff(objects.boxes.offsets)[pairs]
-    label_rows = np.repeat(np.arange(len(pairs)), num_objects)
-    # 0, 1, ... up to the number of objects, for each label.
-    within = np.arange(len(label_rows)) - np.repeat(np.cumsum(num_objects) - num_objects, num_objects)
-    object_rows = objects.boxes.offsets[pairs][label_rows] + within
-    overlaps = paired_iou(labels.boxes.values[label_rows], objects.boxes.values[object_rows]) >= MIN_IOU
-    label_rows, object_rows = label_rows[overlaps], object_rows[overlaps]
+    label_rows, object_rows, _ = overlaps(
+        objects.boxes.images_of_values(), objects.boxes.values,
+        labels.boxes.images_of_values(), labels.boxes.values, labels.scores.values, least_iou=MIN_IOU,
+    )  # fmt: skip
 
     @cache
     def is_name(text: str, name: str) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from ovd.progress import progress
 from ovd.text.names import prompts_of, warn_of_equal_tokens
 
 BATCH = 256
+
+_one_at_a_time = Lock()
+"""A call with shortened tensors has them in the place of the text tower's own meanwhile, which no other may see."""
 
 
 @contextmanager
@@ -51,9 +55,9 @@ def encode_tokens(clip: Clip, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"
     for batch in tokens.split(BATCH):
         used = batch.any(dim=0).nonzero()
         length = int(used[-1]) + 1 if len(used) else 1
-        shortened = shortened_places(clip, length)
-        batch = batch[:, :length] if shortened else batch
-        with autocast(device, False):  # rows are kept, and a caller's context is not
+        with _one_at_a_time, autocast(device, False):  # rows are kept, and a caller's context is not
+            shortened = shortened_places(clip, length)
+            batch = batch[:, :length] if shortened else batch
             rows.append(functional_call(text_side, shortened, batch.to(device)).float().cpu())
     return torch.cat(rows)
 
@@ -84,13 +88,6 @@ def shortened_places(clip: Clip, length: int) -> dict[str, Tensor]:
     }
 
 
-def encode_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "N D"]:
-    """Encode texts to unit embeddings, float32, on the CPU."""
-    if not texts:
-        return torch.empty(0, clip.dim, dtype=torch.float32)
-    return encode_tokens(clip, clip.tokenizer(texts))
-
-
 def encode_classes(
     clip: Clip,
     names: Sequence[str],
@@ -108,7 +105,7 @@ def encode_classes(
     texts = [prompts_of(name, others, num_synonyms, templates) for name, others in pairs]
     classes_at_a_time = max(1, BATCH // ((1 + num_synonyms) * len(templates)))
     starts = range(0, len(names), classes_at_a_time)
-    means, tokens_of = [encode_texts(clip, [])], []
+    means, tokens_of = [torch.empty(0, clip.dim)], []
     for start in progress(starts, len(starts), "class texts"):
         group = texts[start : start + classes_at_a_time]
         tokens = clip.tokenizer([text for of_class in group for text in of_class])

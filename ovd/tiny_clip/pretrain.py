@@ -18,15 +18,14 @@ from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
 from ovd.engine.log import RunLog
 from ovd.engine.optim import (
-    GroupSpec,
     build_optimizer,
     check_finite,
     gradient_norm,
     learning_rate_factor,
-    parameter_groups,
     set_learning_rate,
     step_if_finite,
 )
+from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.precision import autocast, memory_format, use_low_precision
 from ovd.progress import progress
 from ovd.text.encoder import encode_classes
@@ -115,14 +114,14 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
                 text_embeddings = model.encode_text(tokens[torch.from_numpy(indices)], normalize=True)
             loss = contrastive_loss(image_embeddings.float(), text_embeddings.float(), model.logit_scale.exp())
             loss.backward()
-            norm = gradient_norm(model.parameters())
-            step_if_finite(optimizer, {"contrastive": loss}, norm, max_norm=config.clip_norm)
+            losses, norm = {"contrastive": loss}, gradient_norm(model.parameters())
+            numbers = step_if_finite(optimizer, losses, norm, max_norm=config.clip_norm)
             optimizer.zero_grad()
-            check_finite({"contrastive": loss}, norm, indices.tolist())
+            by_name = check_finite(losses, numbers, indices.tolist())
             with torch.no_grad():
                 model.logit_scale.clamp_(max=np.log(MAX_LOGIT_SCALE))
             rate = config.learning_rate * factor
-            log.train(step + 1, {"contrastive": loss.item()}, lr=rate, num_images=config.batch_size)
+            log.train(step + 1, by_name, lr=rate, num_images=config.batch_size)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 checkpoint.save(config.output, step=step + 1, module=model, optimizer=optimizer, config=resolved_config)
     model.eval()

@@ -1,6 +1,9 @@
 import logging
 import os
 import socket
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import open_clip
@@ -9,7 +12,7 @@ import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from safetensors.torch import save_file
 
-from ovd.clip.load import TINY_CLIP, _normalization, build_on_meta, build_untrained_tiny_clip, load_clip
+from ovd.clip.load import CONFIG, TINY_CLIP, _normalization, build_on_meta, build_untrained_tiny_clip, load_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 SMALL = "ViT-S-32-alt"
@@ -91,6 +94,37 @@ def test_a_damaged_folder_of_a_model_is_refused(tmp_path):
         load_clip(str(tmp_path))
 
 
+def test_a_folder_whose_weights_are_missing_is_refused(tmp_path):
+    """open_clip would build a random model."""
+    (tmp_path / CONFIG).write_bytes((TINY_CLIP / CONFIG).read_bytes())
+    (tmp_path / "epoch_32.pt").touch()
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path} has a config and no weights.* \.safetensors, \.bin, \.pth files"
+    ):
+        load_clip(str(tmp_path))
+
+
+def test_a_torchscript_archive_is_called_one(tmp_path):
+    with warnings.catch_warnings(action="ignore"):  # torch has deprecated what makes one
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "RN50.pt"))
+    with pytest.raises(ValueError, match=r"is a TorchScript archive; docs/backbones\.md shows how to convert it"):
+        load_clip(SMALL, str(tmp_path / "RN50.pt"), activation="gelu", **HALVES)
+
+
+def test_a_file_that_is_not_there_is_named_whatever_is_said_of_it(tmp_path):
+    with pytest.raises(ValueError, match=r"nope\.pt' is neither a file"):
+        load_clip(SMALL, str(tmp_path / "nope.pt"), **HALVES)
+
+
+def test_loading_leaves_the_root_logger_to_the_program():
+    code = (
+        "import logging\nfrom ovd.clip.load import load_clip\nload_clip('tiny')\n"
+        "print(logging.getLogger().handlers, end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]"
+
+
 @pytest.fixture
 def offline(tmp_path, monkeypatch) -> Path:
     """What HF_HUB_OFFLINE=1 and HF_HOME set, which are read at import; and nothing gets through if it is not heeded."""
@@ -139,7 +173,7 @@ def test_a_tokenizer_that_is_not_cached_is_named(offline):
         ),
         ("ViT-B-32", None, r"clip\.weights is missing for ViT-B-32; give a local file, `random`, or one of: openai"),
         ("ViT-B-33", "openai", "neither a folder nor one of open_clip"),
-        ("tiny", "openai", "includes its own weights"),
+        ("tiny", "openai", r"includes its own weights; set clip\.weights=null"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_downloaded(name, weights, message):

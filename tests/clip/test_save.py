@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from encoded_texts import encode_texts
 from safetensors import safe_open
 
 from ovd.clip.load import Clip, load_clip
 from ovd.clip.save import save_aligned
-from ovd.text.encoder import encode_texts, text_tower_fingerprint
+from ovd.text.encoder import text_tower_fingerprint
 
 SMALL = "ViT-S-32-alt"
 

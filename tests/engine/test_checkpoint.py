@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
+from ovd.engine.ema import Ema
 from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
-from ovd.engine.optim import Ema, GroupSpec, build_optimizer, parameter_groups
+from ovd.engine.optim import build_optimizer
+from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -370,7 +372,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from ovd.engine import checkpoint
-from ovd.engine.optim import Ema
+from ovd.engine.ema import Ema
 
 run_dir, repetitions = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)  # a forked child cannot use its parent's threads

@@ -15,7 +15,7 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
-from ovd.engine.step import Criterion, backward, set_initial_bias
+from ovd.engine.step import Criterion, Part, backward, set_initial_bias
 from ovd.engine.step_dump import write_step
 from ovd.engine.step_texts import StepTexts
 from ovd.jobs.replay_step import replay_step
@@ -163,13 +163,13 @@ def test_a_blank_image_of_a_rank_without_images_has_no_region(step):
     blank = Batch.without_pairs(
         torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64), step.batch.targets[:1], ()
     )
-    predictions = step.detector(blank.images)
+    texts, points = step.texts.of_images(slice(0, 1)), step.detector.points(blank.images)
+    classifier = step.detector.classifier(texts.embeddings, texts.class_ids)
+    part = Part(blank, texts, step.detector(blank.images), points, classifier, low_precision=False)
     criterion = Criterion(step.config.train, None, step.teacher)
-    classifier = step.detector.classifier(step.texts.embeddings, step.texts.class_ids)
-    losses = criterion.region_distillation(
-        predictions, blank, classifier, points=step.detector.points(blank.images), num_parts=1
-    )
-    assert losses["distill"].item() == 0
+    matching = criterion.match_by_annotations(points, blank, step=0)
+    assert matching is not None
+    assert criterion.losses(part, matching)["distill"].item() == 0
 
 
 def assert_original(teacher: CropEncoder) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import small_config
+from small_run import small_config, source_of
 
 import ovd.jobs.train
 from ovd.config import TrainConfig
@@ -106,5 +106,16 @@ def test_a_resume_evaluates_as_often(tmp_path, miniature_world, evaluations):
 def test_what_it_needs_is_said(tmp_path, miniature_world):
     with pytest.raises(ValueError, match=r"train\.eval_every"):
         small_config(tmp_path, miniature_world, train={"patience": 2})
-    with pytest.raises(ValueError, match="validation set"):
-        train_from_config(stopping(tmp_path / "run", miniature_world, patience=2), evaluate=False)
+    source, train = source_of(miniature_world, validated=False), {"eval_every": 1, "patience": 2}
+    config = small_config(tmp_path / "run", miniature_world, data={"source": source}, train=train)
+    for evaluate in (False, True):
+        with pytest.raises(ValueError, match=r"needs evaluations on a validation set \(data\.source\.val_annotations"):
+            train_from_config(config, evaluate=evaluate)
+
+
+def test_it_evaluates_for_a_caller_who_needs_no_evaluation(tmp_path, miniature_world, evaluations):
+    config = stopping(tmp_path / "run", miniature_world, patience=1, steps=2)
+    assert train_from_config(config, evaluate=False) == {"AP": 0.4}  # its last one, the third
+    found = latest(config.output)
+    assert found is not None
+    assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5)), is_over=True)

@@ -16,9 +16,9 @@ from ovd.build.trained import load_detector
 from ovd.clip.load import load_clip
 from ovd.config import TrainConfig
 from ovd.engine import checkpoint
+from ovd.engine.ema import Ema
 from ovd.engine.ensemble import interpolate, save_ensemble
 from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
-from ovd.engine.optim import Ema
 from ovd.files import sha256_of
 from ovd.text.encoder import text_tower_fingerprint
 

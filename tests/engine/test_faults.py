@@ -232,6 +232,28 @@ def test_data_that_stop_one_rank_stop_all_with_its_exit_code_and_its_words(minia
     assert found.step == 4
 
 
+def with_a_disk_that_fails() -> None:
+    """On the last rank, as it loads its image of the third step or so."""
+    real, calls = loader.DetectionDataset._load, []
+
+    def load(*arguments):
+        calls.append(1)
+        if len(calls) == 4 and rank() == world_size() - 1:
+            raise OSError("the disk does not answer")
+        return real(*arguments)
+
+    loader.DetectionDataset._load = load  # type: ignore[method-assign]
+
+
+def test_a_disk_that_fails_on_one_rank_stops_all_with_its_words(miniature_world, tmp_path):
+    run = tmp_path / "run"
+    with training(faults_config(run, miniature_world), ranks=2, fault=with_a_disk_that_fails) as ranks:
+        assert ranks.exit_codes() == [3, 3], ranks.output()
+        assert "error: the disk does not answer (" in ranks.output(1)
+        assert "error: rank 1: the disk does not answer (" in ranks.output(0)
+    assert checkpoint.latest(run) is not None
+
+
 @pytest.mark.slow
 def test_a_broken_annotation_file_ends_all_ranks_alike(miniature_world, tmp_path):
     broken = tmp_path / "broken.json"

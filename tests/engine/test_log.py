@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 import time
 import types
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ovd.engine import curves, log
-from ovd.engine.log import RunLog, StageTimes, format_duration, open_log
+from ovd.engine.log import RunLog, format_duration, open_log
 from ovd.progress import progress
 
 
@@ -88,7 +89,8 @@ def test_not_finite_values_are_null_and_drawn_as_gaps(tmp_path):
 def test_console_in_a_log_file_has_one_line_every_n_steps(tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    with RunLog(tmp_path, total_steps=25, resumed_step=4, console_interval=10) as run_log:
+    monkeypatch.setattr(log, "CONSOLE_INTERVAL", 10)
+    with RunLog(tmp_path, total_steps=25, resumed_step=4) as run_log:
         for step in range(5, 26):
             now[0] += 300.0
             run_log.train(step, {"class": float(step), "box": 1.0}, lr=1e-4, num_images=6)
@@ -108,7 +110,8 @@ def test_console_in_a_terminal_redraws_one_line(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(log.sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", "40")
-    with RunLog(tmp_path, total_steps=4, console_interval=2) as run_log:
+    monkeypatch.setattr(log, "CONSOLE_INTERVAL", 2)
+    with RunLog(tmp_path, total_steps=4) as run_log:
         train(run_log, range(1, 4))
         run_log.message("saved")
     # What a terminal shows: a carriage return with erase starts the row anew.
@@ -122,7 +125,7 @@ def test_console_in_a_terminal_redraws_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.pictures
 def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
-    with RunLog(tmp_path, total_steps=60, curves_interval=10**6) as run_log:
+    with RunLog(tmp_path, total_steps=60) as run_log:
         train(run_log, range(1, 61))
         run_log.evaluation(60, {"AP": 0.25})
         assert not (tmp_path / "curves.png").exists()
@@ -235,7 +238,7 @@ def test_wandb_gets_all_steps_of_a_run_and_its_resumption_and_a_new_run_is_anoth
 
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"train\.wandb=birds needs the package wandb: pip install wandb"):
+    with pytest.raises(ValueError, match=r"needs the package wandb: pip install 'ovd\[wandb\]'"):
         open_log(tmp_path, 8, 0, wandb="birds", config={})
 
 
@@ -310,33 +313,16 @@ def test_evaluations_and_gates_have_a_panel_only_where_there_are_records(tmp_pat
     assert lines["added/head"].get_linestyle() == lines["added/P3"].get_linestyle()
 
 
-def test_stages_add_up_also_when_one_fails(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
-    stages = StageTimes()
-    stages.add("installation", 61.0)
-    for _ in range(2):
-        with stages.measure("training"):
-            now[0] += 3600.0
-
-    def fail() -> None:
-        with stages.measure("evaluation"):
-            now[0] += 2.0
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert [line.split() for line in stages.table().splitlines()] == [
-        ["installation", "0:01:01"],
-        ["training", "2:00:00"],
-        ["evaluation", "0:00:02"],
-        ["total", "2:01:03"],
-    ]
-    assert StageTimes().table().split() == ["total", "0:00:00"]
-
-
 def test_durations_carry_when_rounded():
     assert [format_duration(s) for s in (0, 59.6, 3599.5, 360000)] == ["0:00:00", "0:01:00", "1:00:00", "100:00:00"]
+
+
+def test_progress_leaves_how_processes_are_started_to_the_program():
+    code = (
+        "import multiprocessing as m\nfrom ovd.progress import progress\nlist(progress([1], 1, ''))\n"
+        "m.set_start_method('spawn')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_progress_passes_everything_on_and_is_silent_for_short_work(capsys):

@@ -10,7 +10,6 @@ import pytest
 from ovd.choices import Frequency
 from ovd.data.category import Category
 from ovd.data.truth import JudgedImage, Truth
-from ovd.evaluation import decisions
 from ovd.evaluation.decisions import FLOOR, DecisionEvaluator
 from ovd.evaluation.results import Results
 
@@ -181,21 +180,6 @@ def test_crowded_pairs_are_matched_as_one_after_the_other(seed):
         expected = reference(truth, results, list(range(NUM_CLASSES)), thresholds)
         assert vars(found) == pytest.approx(expected)
         assert 0 < found.pmF1 < 1
-
-
-def test_boxes_are_compared_a_few_at_a_time_with_the_same_outcome(monkeypatch):
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 4, (70, 2)).astype(float)
-    corners = np.concatenate([first, first + 9], axis=1)
-    groups, scores = rng.integers(0, 4, 70), rng.choice([0.1, 0.5, 0.9], 70)
-    arguments = (groups[:30], corners[:30], groups[30:], corners[30:], scores[30:])
-    expected = decisions.overlaps(*arguments)
-    assert len(expected[0]) > 20
-    for number in (1, 3, 50):
-        monkeypatch.setattr(decisions, "_PAIRS_AT_A_TIME", number)
-        for found, wanted in zip(decisions.overlaps(*arguments), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
-    assert [len(found) for found in decisions.overlaps(*(array[:0] for array in arguments))] == [0, 0, 0]
 
 
 def test_perfect_detections_and_none():

@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from ovd.data.category import Category
 from ovd.data.truth import JudgedImage, Truth
 from ovd.evaluation.decision_report import measure_decisions
-from ovd.evaluation.image_classes import ImageClassPairs, positions
+from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.results import Results
 
 
@@ -34,12 +33,6 @@ def test_a_number_is_image_row_times_classes_and_class_row():
     assert pairs.numbers(np.array([3, 40, 40]), np.array([2, 2, 9])).tolist() == [0, 3, 5]
     assert pairs.known().tolist() == [1, 2, 3, 4]
     assert pairs.incomplete().tolist() == [1]
-
-
-@pytest.mark.parametrize("known", [[-7, 0, 1, 12], [5], [-(2**62), 3, 2**62], []])
-def test_positions_are_those_of_a_search_whatever_the_gaps(known):
-    ids = np.random.default_rng(0).choice(known, 50 if known else 0).astype(np.int64)
-    assert positions(np.array(known, np.int64), ids).tolist() == [known.index(identifier) for identifier in ids]
 
 
 def test_absent_classes_that_the_file_does_not_have_change_no_decision():

@@ -182,6 +182,12 @@ def test_small_files_equal_the_official_evaluator(engine, seed, tmp_path):
     assert {name: ours[f"{name}_fixed"] for name in NAMES} == pytest.approx({n: ours[n] for n in NAMES}, abs=1e-12)
 
 
+def test_a_missing_package_of_the_engine_is_missed_before_any_detection(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lvis", None)
+    with pytest.raises(ValueError, match=r"the official engine needs a package .* pip install --no-deps lvis"):
+        LVISEvaluator(truth_of(small), (), engine="official")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_detections_given_image_by_image_equal_the_written_file(engine, small, tmp_path):
     rng = np.random.default_rng(1)

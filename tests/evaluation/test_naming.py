@@ -26,7 +26,7 @@ from ovd.evaluation.naming import (
     mean_over_boxes,
     measure_naming,
 )
-from ovd.evaluation.naming_report import format_naming, write_naming
+from ovd.evaluation.naming_report import draw_naming, format_naming, write_naming
 from ovd.evaluation.report import ClassRow
 from ovd.inference import Inference
 from ovd.model.assign import nearest_matched_points
@@ -35,6 +35,7 @@ from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
+from ovd.model.normalization import Normalization
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.structures import Detections, Points
 from ovd.text.encoder import encode_classes
@@ -68,7 +69,8 @@ def run_with(detector: Detector, size: int) -> Inference:
 
 def make_crops(clip) -> CropEncoder:
     backbone = backbone_of(copy.deepcopy(clip.model.visual))
-    return CropEncoder(backbone, mean=clip.mean, std=clip.std, views=[View(CROP_SIDE, 1.0)], low_precision=False)
+    normalization = Normalization(clip.mean, clip.std)
+    return CropEncoder(backbone, normalization, views=[View(CROP_SIDE, 1.0)], low_precision=False)
 
 
 def measure(
@@ -196,6 +198,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     detector, clip = trained(tiny_clip), build(tiny_clip, gated=True)
     drifted = build(tiny_clip, gated=True)
     drifted.backbone.load_state_dict(detector.backbone.state_dict())
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (tiny_clip.mean, tiny_clip.std))
     rows: list[list[float]] = []
     box_rows: list[list[float]] = []
     rare = [row for row, category in enumerate(index.categories) if category.frequency == "r"]
@@ -208,7 +211,7 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         with torch.no_grad():
             before, backbone, after = (F.normalize(d(images).embeddings[0], dim=1) for d in (clip, drifted, detector))
-            dense = clip.backbone.dense((images - clip.mean) / clip.std)[0]
+            dense = clip.backbone.dense((images - mean) / std)[0]
         named = [(feature @ text.T).argmax(dim=1).tolist() for feature in (before, after)]
         cosines = [(feature * before).sum(dim=1).tolist() for feature in (after, backbone)]
         points = detector.points(images)
@@ -394,6 +397,10 @@ def test_report(tiny_clip, index, text, tmp_path):
     assert lines["base"][-1] == "-"
     assert len(lines["classes"]) == len(lines["rare"])
 
+    (legend,) = draw_naming(report).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "CLIP at a point", "CLIP, mean over the box", "CLIP on the crop (reference)", "detector",
+    ]  # fmt: skip
     write_naming(report, tmp_path)
     stored = json.loads((tmp_path / "naming.json").read_text())
     assert [item["group"] for item in stored["groups"]] == ["all", "base", "rare", "common", "frequent"]

@@ -155,7 +155,7 @@ def test_predictions_of_several_detectors_are_refused(start, experts, image) -> 
     with pytest.raises(TypeError, match="several detectors predict"):
         inference.predict(batch, torch.tensor([[32, 64]]))
     with pytest.raises(TypeError, match="use detect"):
-        inference.detections(None, None, None, None)  # type: ignore[arg-type]
+        inference.detections(None, None, None)  # type: ignore[arg-type]
 
 
 def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts, image) -> None:

@@ -22,7 +22,7 @@ from ovd.engine.ensemble import save_ensemble
 from ovd.experts.group import NO_EXPERTS
 from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
-from ovd.jobs.fine_tune import COMPARED, Outcome, _average, _evaluate, fine_tune, format_outcomes
+from ovd.jobs.fine_tune import COMPARED, Outcome, _average, _evaluate, _state_of_images, fine_tune, format_outcomes
 from ovd.jobs.run_folder import check_same_start
 from ovd.jobs.train import train_from_config
 
@@ -200,6 +200,13 @@ def test_a_start_that_was_trained_again_is_evaluated_again(miniature_world, tmp_
     os.utime(index.encoded(0), (0, 0))  # as if it were another picture
     for _ in range(2):
         assert _evaluate(config, run, smaller, folder, NO_EXPERTS, options) == {"AP": pytest.approx(0.6)}
+
+
+def test_a_name_that_is_too_long_is_that_of_a_missing_image(miniature_world, tmp_path):
+    index = load_validation_index(small_config(tmp_path, miniature_world))
+    assert index is not None
+    short, long = (replace(index, image_files=(name, *index.image_files[1:])) for name in ("gone.jpg", "gone" * 65))
+    assert _state_of_images(short) == _state_of_images(long) != _state_of_images(index)
 
 
 def test_a_start_that_was_trained_again_stops_what_was_tuned_from_it(miniature_world, tmp_path):

@@ -98,8 +98,9 @@ def test_what_stops_before_the_first_step_stops_here_too(tmp_path, world):
 )
 def test_settings_that_stop_before_the_first_step_stop_here_too(changes, message, tmp_path, miniature_world):
     data = {"data": {"source": source_of(miniature_world, validated=False)}}
-    with pytest.raises(ValueError, match=message):
-        preflight(small_config(tmp_path / "run", miniature_world, **data, **changes))
+    for check in (preflight, train_from_config):
+        with pytest.raises(ValueError, match=message):
+            check(small_config(tmp_path / "run", miniature_world, **data, **changes))
 
 
 def test_a_folder_that_holds_a_run_is_said_unless_it_is_resumed(start, tmp_path, miniature_world, capsys):

@@ -24,7 +24,8 @@ from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.ray_label import LabelRequest, ShardWorker, _Job, label_on_ray
-from ovd.selftrain.pseudo_label import LabelCounts, shards_of_worker, total_counts
+from ovd.selftrain.ledger import LabelCounts, total_counts
+from ovd.selftrain.pseudo_label import shards_of_worker
 from ovd.text.encoder import text_tower_fingerprint
 
 OPTIONS = LabelOptions(queries="nouns", batch_size=4)

@@ -17,6 +17,7 @@ from ovd.kernels.group_norm import GroupNormRelu
 from ovd.kernels.neighbors import WeightedNeighbors
 from ovd.kernels.pool import Halve
 from ovd.kernels.rows import UnitRows
+from ovd.model.focal import ALPHA
 from ovd.model.neighbors import _WeightedNeighbors
 from ovd.model.similarity import EPSILON
 from ovd.structures import IGNORED
@@ -96,20 +97,24 @@ def test_focal_loss(num_points, num_classes, masked, monkeypatch):
     bias = torch.tensor(-3.0, device=DEVICE, requires_grad=True)
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(IGNORED, num_classes, (num_points,), generator=generator).to(DEVICE)
-    mask = (torch.rand(3, num_classes, generator=generator) < 0.6).to(DEVICE) if masked else None
-    group = torch.randint(0, 3, (num_points,), generator=generator).to(DEVICE) if masked else None
-    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, EPSILON)
+    mask = (torch.rand(3, num_classes, generator=generator) < (0.6 if masked else 1)).to(DEVICE)
+    group = torch.randint(0, 3, (num_points,), generator=generator).to(DEVICE)
+    measured = FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, EPSILON, ALPHA)
 
     inputs = embeddings, text, scale, bias
     logits = scale.double() * (F.normalize(embeddings.double(), dim=1) @ text.double().T) + bias.double()
     own = labels[:, None] == torch.arange(num_classes, device=DEVICE)
-    counts = torch.ones_like(own) if mask is None or group is None else mask[group] | own
-    counts = counts & (labels != IGNORED)[:, None]
+    counts = (mask[group] | own) & (labels != IGNORED)[:, None]
     expected = (sigmoid_focal_loss(logits, own.double()) * counts).sum()
     torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(gradients(measured, *inputs), gradients(expected, *inputs), strict=True):
         error = (found.double() - wanted.double()).abs()  # a small gradient is a difference of larger numbers
         assert error.numel() == 0 or error.max() <= 1e-5 * wanted.double().abs().max()
+
+
+def loss_of_every_class(embeddings: Tensor, text: Tensor, scale: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    mask, group = torch.ones(1, len(text), dtype=torch.bool, device=DEVICE), torch.zeros_like(labels)
+    return FocalLoss.apply(embeddings, text, scale, bias, labels, mask, group, EPSILON, ALPHA)
 
 
 def test_focal_loss_in_bfloat16_is_near():
@@ -120,7 +125,7 @@ def test_focal_loss_in_bfloat16_is_near():
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         given = embeddings.detach().to(dtype).requires_grad_()
-        loss = FocalLoss.apply(given, text, scale, bias, labels, None, None, EPSILON)
+        loss = loss_of_every_class(given, text, scale, bias, labels)
         found[dtype] = (loss.detach(), torch.autograd.grad(loss, given)[0].float())
     (low, low_gradient), (high, gradient) = found.values()
     assert abs(low - high) < 1e-2 * high
@@ -133,7 +138,7 @@ def test_what_text_rows_have_in_common_costs_no_precision_in_bfloat16():
     embeddings = (2 * F.normalize(random(60, 64), dim=1) + common).bfloat16().requires_grad_()
     scale, bias = torch.tensor(100.0, device=DEVICE), torch.tensor(-66.0, device=DEVICE)
     labels = torch.full((60,), -1, device=DEVICE)
-    loss = FocalLoss.apply(embeddings, text, scale, bias, labels, None, None, EPSILON)
+    loss = loss_of_every_class(embeddings, text, scale, bias, labels)
     exact = embeddings.detach().double().requires_grad_()
     logits = scale * (F.normalize(exact, dim=1) @ text.double().T) + bias
     expected = sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
@@ -147,7 +152,7 @@ def test_focal_loss_of_what_needs_a_gradient(kept):
     embeddings, text = random(6, 8).requires_grad_(kept[0]), random(5, 8, seed=1).requires_grad_(kept[1])
     constants = torch.tensor(2.0, device=DEVICE), torch.tensor(0.0, device=DEVICE)
     labels = torch.zeros(6, dtype=torch.int64, device=DEVICE)
-    FocalLoss.apply(embeddings, text, *constants, labels, None, None, EPSILON).backward()
+    loss_of_every_class(embeddings, text, *constants, labels).backward()
     assert [embeddings.grad is not None, text.grad is not None] == list(kept)
 
 
@@ -184,7 +189,7 @@ def test_focal_loss_of_embeddings_that_are_too_short_to_be_scaled():
     text = F.normalize(random(5, 16, seed=2), dim=1)
     scale, bias = torch.tensor(20.0, device=DEVICE), torch.tensor(-3.0, device=DEVICE)
     labels = torch.arange(6, device=DEVICE) - 1
-    loss = FocalLoss.apply(embeddings, text, scale, bias, labels.clamp(max=4), None, None, EPSILON)
+    loss = loss_of_every_class(embeddings, text, scale, bias, labels.clamp(max=4))
     exact = embeddings.detach().double().requires_grad_()
     logits = scale * (F.normalize(exact, dim=1, eps=EPSILON) @ text.double().T) + bias
     own = labels.clamp(max=4)[:, None] == torch.arange(5, device=DEVICE)

@@ -11,7 +11,7 @@ from torchvision.models.detection.fcos import FCOS
 from torchvision.ops import box_iou
 
 from ovd.boxes import side_distances
-from ovd.model.assign import assign_atss, assign_by_annotations, assign_fcos, assign_task_aligned
+from ovd.model.assign import assign, assign_atss, assign_fcos, assign_task_aligned
 from ovd.model.similarity import TextClassifier, text_cosines
 from ovd.structures import Assignment, Points, Predictions, Targets
 
@@ -338,11 +338,11 @@ def test_task_aligned_matches_a_box_of_a_class_without_a_row_by_its_overlap_alon
         assert (expected.matched == 0).any()
 
 
-def test_rules_that_look_at_annotations_alone_are_found_by_name():
+def test_rules_are_found_by_name_and_those_that_look_at_annotations_alone_need_no_predictions():
     points = make_points(64, 96)
     targets = (make_targets([[4, 4, 90, 30], [10, 2, 40, 60]], [[60, 0, 96, 64]]), make_targets([]))
     sizes = torch.tensor([[64, 96], [60, 90]])
-    fcos, atss = (assign_by_annotations(rule, points, targets, sizes=sizes) for rule in ("fcos", "atss"))
+    fcos, atss = (assign(rule, points, targets, sizes=sizes) for rule in ("fcos", "atss"))
     assert fcos is not None
     assert atss is not None
     for found, expected in (
@@ -353,7 +353,19 @@ def test_rules_that_look_at_annotations_alone_are_found_by_name():
         assert torch.equal(found.ignored, expected.ignored)
         assert torch.equal(found.unmatched_center, expected.unmatched_center)
     assert not torch.equal(fcos.matched, atss.matched)
-    assert assign_by_annotations("task_aligned", points, targets, sizes=sizes) is None
+    assert assign("task_aligned", points, targets, sizes=sizes) is None
+    num_points, generator = len(points.centers), torch.Generator().manual_seed(0)
+    predicted = torch.cat([points.centers - 20, points.centers + 20], dim=1).expand(2, -1, -1)
+    predictions = Predictions(torch.randn(2, num_points, 8, generator=generator), predicted, torch.zeros(2, num_points))
+    text = F.normalize(torch.randn(1, 8, generator=generator), dim=1)
+    classifier = TextClassifier(text, torch.tensor([0]), torch.tensor(5.0), torch.tensor(-1.0))
+    found = assign("task_aligned", points, targets, sizes=sizes, predictions=predictions, classifier=classifier)
+    assert found is not None
+    expected = assign_task_aligned(points, targets, predictions, sizes=sizes, classifier=classifier)
+    for name, tensor in vars(expected).items():
+        assert torch.equal(getattr(found, name), tensor), name
+    assert found.alignment is not None
+    assert (found.matched >= 0).any()
 
 
 def task_aligned(boxes: list[list[float]], reach: float) -> tuple[Points, Targets, Assignment]:

@@ -1,8 +1,5 @@
 """The pairs that are found by their cosines are those of a sort of all scores."""
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +8,7 @@ from torch.nn import functional as F
 from ovd.model import pair_scores
 from ovd.model.best_pairs import Pairs, best_pairs
 from ovd.model.detection_options import DetectionOptions
-from ovd.model.pair_scores import PairScores, PointPredictions
+from ovd.model.pair_scores import PairScores, PointPredictions, Scoring
 from ovd.model.rough_cosines import RoughCosines
 from ovd.model.similarity import TextClassifier, lengths, unit_embeddings
 
@@ -48,6 +45,11 @@ def assert_equal(found: Pairs, expected: Pairs) -> None:
     assert (torch.minimum(steps[:-1], steps[1:])[differ] < 1e-6).all()
 
 
+def split(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
+    """Points are scored so many at a time."""
+    monkeypatch.setattr(pair_scores, "points_at_a_time", lambda num_classes, device: at_a_time)
+
+
 @pytest.fixture(params=["exact cosines", "rough cosines"])
 def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU without and with fast bfloat16, whatever this one is."""
@@ -62,20 +64,20 @@ def cosines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("competition", [0.0, 15.0])
 @pytest.mark.parametrize(("count", "above"), [(1, 0.0), (20, 0.0), (200, 0.3), (10_000, 0.05)])
 @pytest.mark.parametrize("at_a_time", [7, 1000])
-def test_equals_a_full_sort(num_classes, lowers, competition, count, above, at_a_time):
-    points, classifier = make_points(60, hidden=9), make_classifier(num_classes, lowers=lowers)
-    scores_of = partial(PairScores, classifier=classifier, options=DetectionOptions(competition=competition))
-    found = best_pairs(points, scores_of, at_a_time, count=count, above=above, is_single=False)
-    assert_equal(found, full_sort(scores_of(points).all(), count, above))
+def test_equals_a_full_sort(num_classes, lowers, competition, count, above, at_a_time, monkeypatch):
+    split(monkeypatch, at_a_time)
+    options = DetectionOptions(competition=competition, candidates=count, score_threshold=above)
+    points, scoring = make_points(60, hidden=9), Scoring(make_classifier(num_classes, lowers=lowers), options)
+    assert_equal(best_pairs(points, scoring), full_sort(scoring.of(points).all(), count, above))
 
 
 @pytest.mark.usefixtures("cosines")
 @pytest.mark.parametrize("scale", [200.0, 3000.0])
-def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale):
-    points, classifier = make_points(200), make_classifier(500, scale=scale)
-    scores_of = partial(PairScores, classifier=classifier, options=DetectionOptions())
-    found = best_pairs(points, scores_of, 64, count=50, above=0.0, is_single=False)
-    torch.testing.assert_close(found.scores, full_sort(scores_of(points).all(), 50, 0.0).scores)
+def test_where_probabilities_round_to_0_and_1_no_high_score_is_missed(scale, monkeypatch):
+    split(monkeypatch, 64)
+    points, scoring = make_points(200), Scoring(make_classifier(500, scale=scale), DetectionOptions(candidates=50))
+    found = best_pairs(points, scoring)
+    torch.testing.assert_close(found.scores, full_sort(scoring.of(points).all(), 50, 0.0).scores)
 
 
 @pytest.mark.usefixtures("cosines")
@@ -88,18 +90,17 @@ def test_few_pairs_are_scored(competition, monkeypatch):
         return score(self, rows, classes)
 
     monkeypatch.setattr(PairScores, "of", counted)
-    points, classifier = make_points(400), make_classifier(600)
-    scores_of: Callable[[PointPredictions], PairScores] = partial(
-        PairScores, classifier=classifier, options=DetectionOptions(competition=competition)
-    )
-    assert len(best_pairs(points, scores_of, 100, count=100, above=0.0, is_single=False)) == 100
+    split(monkeypatch, 100)
+    scoring = Scoring(make_classifier(600), DetectionOptions(competition=competition, candidates=100))
+    assert len(best_pairs(make_points(400), scoring)) == 100
     assert len(scored) == 4, "the chunks, each once"
     assert sum(scored) < 0.01 * 400 * 600
 
 
-def test_only_hidden_points_have_no_pairs():
-    scores_of = partial(PairScores, classifier=make_classifier(40), options=DetectionOptions())
-    assert len(best_pairs(make_points(9, hidden=9), scores_of, 4, count=5, above=0.0, is_single=False)) == 0
+def test_only_hidden_points_have_no_pairs(monkeypatch):
+    split(monkeypatch, 4)
+    scoring = Scoring(make_classifier(40), DetectionOptions(candidates=5))
+    assert len(best_pairs(make_points(9, hidden=9), scoring)) == 0
 
 
 @pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crops import square_crops
+from ovd.model.normalization import Normalization
 
 SIZES = [(60, 90), (80, 50)]
 
@@ -30,9 +31,8 @@ def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False) -> CropEncoder:
     backbone = backbone_of(copy.deepcopy(clip.model.visual))
-    return CropEncoder(
-        backbone, mean=clip.mean, std=clip.std, views=[View(*view) for view in views], low_precision=low_precision
-    )
+    normalization = Normalization(clip.mean, clip.std)
+    return CropEncoder(backbone, normalization, views=[View(*view) for view in views], low_precision=low_precision)
 
 
 def encode(clip, pixels: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ def test_crops_of_images_of_several_sizes_are_those_cut_out_image_by_image(tiny_
     encoder = make_encoder(tiny_clip, (32, 1.2))
     expected = torch.cat(
         [
-            square_crops(encoder.normalize(image[None, :, :height, :width]), [own], 32, context=1.2)
+            square_crops(encoder.normalization(image[None, :, :height, :width]), [own], 32, context=1.2)
             for image, (height, width), own in zip(images, sizes.tolist(), boxes, strict=True)
         ]
     )

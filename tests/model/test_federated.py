@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd.choices import NegativeRule
+from ovd.model import federated
 from ovd.model.federated import class_mask, needed_classes, sample_class_ids, text_mask
 from ovd.structures import Targets
 
@@ -46,22 +48,18 @@ def test_sampled_rows(
     seed: int,
 ) -> None:
     needed = needed_classes(targets, negatives=negatives)
-    sampled = sample_class_ids(
-        needed,
-        counts,
-        negatives=negatives,
-        sampled_classes=sampled_classes,
-        power=power,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    again = sample_class_ids(
-        needed,
-        counts,
-        negatives=negatives,
-        sampled_classes=sampled_classes,
-        power=power,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federated, "POWER", power)
+        sampled, again = (
+            sample_class_ids(
+                needed,
+                counts,
+                negatives=negatives,
+                sampled_classes=sampled_classes,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for _ in range(2)
+        )
     assert torch.equal(sampled, again)
     assert sampled.dtype == torch.int64
     assert sampled.tolist() == sorted(set(sampled.tolist()))

@@ -22,8 +22,8 @@ class Inputs:
     embeddings: Tensor
     text: Tensor
     labels: Tensor
-    class_mask: Tensor | None
-    group: Tensor | None
+    class_mask: Tensor
+    group: Tensor
     scale: Tensor
     bias: Tensor
 
@@ -40,12 +40,13 @@ def make_inputs(num_points: int, num_classes: int, dim: int = 16, *, masked: boo
     """A third of the points or fewer are background, and some are left out."""
     generator = torch.Generator().manual_seed(num_points + num_classes)
     labels = torch.randint(-4, num_classes, (num_points,), generator=generator)
+    num_groups = 3 if masked else 1
     return Inputs(
         embeddings=torch.randn(num_points, dim, generator=generator).requires_grad_(),
         text=unit_embeddings(torch.randn(num_classes, dim, generator=generator)).requires_grad_(),
         labels=torch.where(labels == -4, IGNORED, labels.clamp(min=-1)),
-        class_mask=torch.rand(3, num_classes, generator=generator) < 0.6 if masked else None,
-        group=torch.randint(0, 3, (num_points,), generator=generator) if masked else None,
+        class_mask=torch.rand(num_groups, num_classes, generator=generator) < (0.6 if masked else 1),
+        group=torch.randint(0, num_groups, (num_points,), generator=generator),
         scale=torch.tensor(20.0, requires_grad=True),
         bias=torch.tensor(-3.0, requires_grad=True),
     )
@@ -60,8 +61,7 @@ def dense_loss(x: Inputs) -> Tensor:
     unit = x.embeddings / x.embeddings.norm(dim=1, keepdim=True)
     logits = x.scale * (unit @ x.text.T) + x.bias
     own = x.labels[:, None] == torch.arange(len(x.text))
-    counts = torch.ones_like(own) if x.class_mask is None else x.class_mask[x.group] | own
-    counts &= x.labels[:, None] != IGNORED
+    counts = (x.class_mask[x.group] | own) & (x.labels[:, None] != IGNORED)
     return (sigmoid_focal_loss(logits, own.to(logits)) * counts).sum()
 
 
@@ -118,10 +118,9 @@ def test_masked_classes_have_no_say_but_in_their_own_points() -> None:
 @pytest.mark.parametrize("logit", [-200.0, -100.0, -20.0, 0.0, 20.0, 100.0])
 @pytest.mark.parametrize("label", [-1, 0])
 def test_extreme_logits(logit: float, label: int) -> None:
-    one = torch.ones(1, 1)
-    inputs = Inputs(
-        one, one, torch.tensor([label]), None, None, torch.tensor(logit), torch.tensor(0.0, requires_grad=True)
-    )
+    one, counts, group = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.tensor([0])
+    bias = torch.tensor(0.0, requires_grad=True)
+    inputs = Inputs(one, one, torch.tensor([label]), counts, group, torch.tensor(logit), bias)
     exact = inputs.in_float64()
     loss, expected = chunked_loss(inputs), dense_loss(exact)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-30)
@@ -636,12 +635,12 @@ def test_unmatched_centers_count_for_the_quality_alone_outside_crowds_and_where_
     num_centers = (assignment.unmatched_center & ~assignment.ignored).sum()
     assert matched_points.normalizers()[2] == (assignment.matched >= 0).sum() + num_centers
     none = match_points(assignment, (targets,), no_box_loss=torch.tensor([True]), points=points)
-    assert len(none.center_point) == 0
+    assert len(none.center_rows) == 0
     crowded = replace(targets, crowd_boxes=torch.tensor([[0.0, 0, 30, 48]]))
     assignment = assign_fcos(points, (crowded,), sizes=SIZES_OF_MATCHING)
     assert (assignment.unmatched_center & assignment.ignored).any()
     matched_points = match_points(assignment, (crowded,), no_box_loss=None, points=points)
-    assert not assignment.ignored[matched_points.center_image, matched_points.center_point].any()
+    assert not assignment.ignored.flatten()[matched_points.center_rows].any()
 
 
 def test_the_rougher_form_of_the_loss_is_finite_at_large_logits() -> None:

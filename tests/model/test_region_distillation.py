@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder, View
+from ovd.model.normalization import Normalization
 from ovd.model.region_distillation import Regions, region_loss, select_regions
 from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import TextClassifier
@@ -90,12 +91,13 @@ def reference(
 def test_selection_equals_plain_loops(seed, options):
     predictions, classifier, points = make_predictions(seed), make_classifier(), make_points()
     found = select_regions(predictions, classifier, points=points, sizes=SIZES, options=options)
-    first = 0
+    first, num_points = 0, len(points.centers)
     for image in range(3):
         kept, pairs = reference(predictions, image, classifier, points, options)
         torch.testing.assert_close(found.boxes[image], torch.tensor(kept).reshape(-1, 4))
-        of_image = found.image == image
-        assert list(zip(found.point[of_image].tolist(), (found.box[of_image] - first).tolist(), strict=True)) == pairs
+        of_image = found.rows // num_points == image
+        point = found.rows[of_image] % num_points
+        assert list(zip(point.tolist(), (found.box[of_image] - first).tolist(), strict=True)) == pairs
         assert len(kept) > 1 or image == 2
         first += len(kept)
     assert len(found.boxes[2]) == 0
@@ -109,7 +111,7 @@ def test_nothing_is_selected_without_classes_or_without_a_box_that_scores_enough
         make_predictions(0), make_classifier(num_classes), points=make_points(), sizes=SIZES, options=options
     )
     assert [len(boxes) for boxes in found.boxes] == [0, 0, 0]
-    assert len(found.image) == len(found.point) == len(found.box) == 0
+    assert len(found.rows) == len(found.box) == 0
 
 
 def test_predictions_that_are_not_numbers_are_not_selected():
@@ -120,13 +122,15 @@ def test_predictions_that_are_not_numbers_are_not_selected():
     found = select_regions(
         broken, make_classifier(), points=make_points(), sizes=SIZES, options=RegionOptions(min_score=0.0)
     )
-    assert len(found.point) > 0
-    assert ((found.point % 2 != 0) & (found.point % 3 != 0)).all()
+    point = found.rows % len(make_points().centers)
+    assert len(point) > 0
+    assert ((point % 2 != 0) & (point % 3 != 0)).all()
 
 
 def make_teacher(clip, **changes) -> CropEncoder:
     options = {"views": [View(32, 1.0)], "low_precision": False, **changes}
-    return CropEncoder(backbone_of(copy.deepcopy(clip.model.visual)), mean=clip.mean, std=clip.std, **options)
+    backbone = backbone_of(copy.deepcopy(clip.model.visual))
+    return CropEncoder(backbone, Normalization(clip.mean, clip.std), **options)
 
 
 def random_images() -> torch.Tensor:
@@ -143,9 +147,9 @@ def test_the_loss_and_its_gradient_equal_a_loop(tiny_clip):
     embeddings = torch.randn(3, 7, 256, generator=generator, requires_grad=True)
     boxes = (torch.tensor([[16.0, 40, 48, 72]]), torch.tensor([[88.0, 8, 120, 40], [0, 0, 40, 40]]), torch.zeros(0, 4))
     # Point 2 of the second image agrees with both boxes.
-    image, point, box = torch.tensor([[0, 5, 0], [0, 1, 0], [1, 2, 1], [1, 2, 2]]).T
+    rows, box = torch.tensor([[5, 0], [1, 0], [7 + 2, 1], [7 + 2, 2]]).T
     teacher = make_teacher(tiny_clip)
-    loss = region_loss(embeddings, Regions(boxes, image, point, box), random_images(), SIZES, teacher)
+    loss = region_loss(embeddings, Regions(boxes, rows, box), random_images(), SIZES, teacher)
     loss.backward()
     wanted = torch.cat(teacher(random_images(), SIZES, boxes))
     again = embeddings.detach().clone().requires_grad_()
@@ -162,7 +166,7 @@ def test_the_loss_and_its_gradient_equal_a_loop(tiny_clip):
 def test_without_a_region_the_loss_is_zero_and_its_gradient_too(tiny_clip):
     embeddings = torch.randn(3, 7, 256, requires_grad=True)
     nothing = torch.zeros(0, dtype=torch.int64)
-    regions = Regions((torch.zeros(0, 4),) * 3, nothing, nothing, nothing)
+    regions = Regions((torch.zeros(0, 4),) * 3, nothing, nothing)
     loss = region_loss(embeddings, regions, random_images(), SIZES, make_teacher(tiny_clip))
     assert loss.item() == 0
     loss.backward()

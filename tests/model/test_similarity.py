@@ -5,6 +5,7 @@ import torch
 
 from ovd.model import similarity
 from ovd.model.similarity import TextClassifier, initial_bias, text_cosines, unit_embeddings
+from ovd.structures import IGNORED
 
 
 def test_logits_are_scaled_cosines() -> None:
@@ -57,35 +58,29 @@ def test_a_classifier_compares_with_its_rows() -> None:
 
 def test_a_classifier_finds_rows_by_the_id_of_their_class() -> None:
     classifier = make_classifier()
-    assert classifier.positions(torch.tensor([20, 3, 8, 3])).tolist() == [3, 0, 2, 0]
-    assert classifier.positions(torch.arange(0)).tolist() == []
+    assert classifier.labels(torch.tensor([20, 3, 8, 3])).tolist() == [3, 0, 2, 0]
+    assert classifier.labels(torch.arange(0)).tolist() == []
     selected = classifier.select(torch.tensor([False, True, False, True]))
     assert selected.class_ids.tolist() == [5, 20]
     assert torch.equal(selected.text, classifier.text[[1, 3]])
-    assert selected.positions(torch.tensor([20, 5])).tolist() == [1, 0]
+    assert selected.labels(torch.tensor([20, 5])).tolist() == [1, 0]
     assert (selected.scale, selected.bias) == (classifier.scale, classifier.bias)
 
 
 def test_logits_of_some_classes_are_in_their_order() -> None:
     classifier, embeddings = make_classifier(), torch.randn(2, 5, 8)
     cosines = torch.cosine_similarity(embeddings[:, :, None], classifier.text[[3, 0, 3]], dim=-1)
-    torch.testing.assert_close(classifier.logits_of(torch.tensor([20, 3, 20]), embeddings), 20 * cosines - 3)
-    assert classifier.logits_of(torch.arange(0), embeddings).shape == (2, 5, 0)
-    with pytest.raises(AssertionError, match="a class has no text row"):
-        classifier.logits_of(torch.tensor([3, 4]), embeddings)
+    some = classifier.select(classifier.labels(torch.tensor([20, 3, 20])))
+    torch.testing.assert_close(some.logits(embeddings), 20 * cosines - 3)
+    assert classifier.select(classifier.labels(torch.arange(0))).logits(embeddings).shape == (2, 5, 0)
 
 
-@pytest.mark.parametrize("missing", [0, 4, 21])
-def test_a_classifier_has_no_row_for_other_classes(missing: int) -> None:
-    with pytest.raises(AssertionError, match="a class has no text row"):
-        make_classifier().positions(torch.tensor([3, missing]))
-
-
-def test_a_classifier_knows_which_classes_have_a_row() -> None:
+def test_a_classifier_has_no_row_for_other_classes() -> None:
     classifier = make_classifier()
-    assert classifier.has(torch.tensor([20, 4, 3, 3, 21, 0])).tolist() == [True, False, True, True, False, False]
-    assert classifier.has(torch.arange(0)).tolist() == []
-    assert classifier.select(torch.zeros(4, dtype=torch.bool)).has(torch.tensor([3, 20])).tolist() == [False, False]
+    labels = [3, IGNORED, 0, 0, IGNORED, IGNORED]
+    assert classifier.labels(torch.tensor([20, 4, 3, 3, 21, 0])).tolist() == labels
+    nothing = classifier.select(torch.zeros(4, dtype=torch.bool))
+    assert nothing.labels(torch.tensor([3, 20])).tolist() == [IGNORED, IGNORED]
 
 
 def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:
@@ -100,8 +95,8 @@ def test_rows_are_lowered_in_cosines_and_logits_and_in_every_part() -> None:
     part = classifier.select(mask)
     torch.testing.assert_close(part.cosines(embeddings), cosines[..., [1, 3]])
     torch.testing.assert_close(part.logits(embeddings), 20 * cosines[..., [1, 3]] - 3)
-    some = classifier.logits_of(torch.tensor([20, 3, 20, 5]), embeddings)
-    torch.testing.assert_close(some, 20 * cosines[..., [3, 0, 3, 1]] - 3)
+    some = classifier.select(torch.tensor([3, 0, 3, 1]))
+    torch.testing.assert_close(some.logits(embeddings), 20 * cosines[..., [3, 0, 3, 1]] - 3)
     assert plain.select(mask).name_penalty is None
     nothing = replace(plain, name_penalty=torch.zeros(4))
     assert torch.equal(nothing.logits(embeddings), plain.logits(embeddings))
@@ -113,10 +108,11 @@ def test_initial_bias_reaches_the_mean_probability(
     scale: float, target: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(similarity, "CHUNK_ELEMENTS", 2000)
+    monkeypatch.setattr(similarity, "INITIAL_PROBABILITY", target)
     generator = torch.Generator().manual_seed(0)
     text = unit_embeddings(torch.randn(30, 16, generator=generator))
     embeddings = torch.randn(301, 16, generator=generator) + 3 * text[:1]  # confident of one class
-    bias = initial_bias(embeddings, text, scale=scale, target=target)
+    bias = initial_bias(embeddings, text, scale=scale)
     mean = torch.sigmoid((scale * text_cosines(embeddings, text) + bias).double()).mean()
     assert mean.item() == pytest.approx(target, rel=1e-4)
 
@@ -124,7 +120,7 @@ def test_initial_bias_reaches_the_mean_probability(
 def test_initial_bias_at_the_ends_of_the_cosine() -> None:
     text = torch.eye(2)[:1]
     for sign in (1, -1):
-        bias = initial_bias(sign * text, text, scale=100.0, target=0.01)
+        bias = initial_bias(sign * text, text, scale=100.0)
         assert torch.sigmoid(torch.tensor(sign * 100.0 + bias)).item() == pytest.approx(0.01, rel=1e-2)
 
 

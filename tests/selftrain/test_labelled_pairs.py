@@ -16,6 +16,7 @@ from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.selftrain.kept_labels import KeptLabels
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import ShardLabels, write_labels
+from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.text.bank import TextBank
 from ovd.text.pair_texts import PairTexts
 
@@ -117,12 +118,10 @@ def test_the_ledger_says_whether_a_text_must_have_been_found_and_where_boxes_may
     for of_shard, name in zip(labels, shards.file_names, strict=True):
         files.append(tmp_path / f"{name.removesuffix('.tar')}.safetensors")
         variants = np.ones((2, 1, 4), np.float16)
-        write_labels(files[-1], of_shard, index=shards.index(name), variants=variants, text_tower="t", settings={})
-        ledger = {
-            "shard": {"file": name, "sha256": ""},
-            "settings": {"text_tower": "t", "queries": queries} | ({"max_boxes": max_boxes} if max_boxes else {}),
-        }
-        files[-1].with_suffix(".json").write_text(json.dumps(ledger))
+        index = shards.index(name)
+        sha256 = write_labels(files[-1], of_shard, index=index, variants=variants, text_tower="t", settings={})
+        settings = {"text_tower": "t", "queries": queries} | ({"max_boxes": max_boxes} if max_boxes else {})
+        Ledger(name, "", sha256, settings, LabelCounts(3, 3, 0, 0, 2, 0, {}), {}).write(files[-1])
     kept, _ = read_kept_labels(files, BoxFilters(keep="all", min_score=min_score), shards)
     if min_score < 0.5:  # the score of all boxes
         of_pairs = [of_shard.texts(pair).tolist() for of_shard in kept for pair in range(3)]

@@ -14,18 +14,9 @@ from torch.nn import functional as F
 
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
-from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
-from ovd.files import remove_abandoned, sha256_of, whole_file
-from ovd.selftrain.labels import (
-    ShardLabels,
-    check_labels,
-    label_files,
-    labels_fingerprint,
-    open_labelled_shards,
-    read_labels,
-    read_shard_index,
-    write_labels,
-)
+from ovd.data.pairs.tar import list_shards
+from ovd.files import remove_abandoned, whole_file
+from ovd.selftrain.labels import ShardLabels, label_files, read_labels, read_shard_index, write_labels
 from ovd.text.bank import TextBank
 
 SETTINGS = {"teacher": "none", "score_threshold": 0.05}
@@ -183,71 +174,6 @@ def test_files_of_processes_that_are_no_more_are_removed_and_others_kept(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
-@pytest.fixture
-def labelled(tmp_path):
-    """Two shards of three pairs, of which the second has labels; the pairs, and the two folders."""
-    pairs = [Pair(f"{row}é", b"image %d" % row * (row + 1), f"caption {row}", {"row": row}) for row in range(6)]
-    folder, file = tmp_path / "pairs", tmp_path / "labels" / "00001.safetensors"
-    write_pair_shards(folder, pairs, pairs_per_shard=3)
-    file.parent.mkdir()
-    index = PairShards(folder).index("00001.tar")
-    labels = replace(some_labels(3), keys=("3é", "4é", "5é"))
-    write_labels(file, labels, index=index, variants=some_variants(), text_tower="tower", settings=SETTINGS)
-    entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][1]
-    ledger = {"shard": {"file": "00001.tar", "sha256": entry["sha256"]}, "settings": {"text_tower": "tower"}}
-    file.with_suffix(".json").write_text(json.dumps(ledger))
-    return pairs, folder, file
-
-
-def test_labelled_shards_are_opened_without_being_read(labelled, monkeypatch):
-    pairs, folder, file = labelled
-
-    def read(*arguments):
-        raise AssertionError("a shard was read from end to end")
-
-    monkeypatch.setattr("ovd.data.pairs.tar.index_shard", read)
-    shards = open_labelled_shards(folder, [file])
-    assert [shards[row] for row in range(len(shards))] == pairs[3:]
-    assert shards.positions("00001.tar") == range(3)
-    assert shards.location(1) == "00001.tar:4é"
-
-
-def test_labels_without_a_ledger_or_of_another_shard_are_refused(labelled):
-    _, folder, file = labelled
-    shard, ledger = folder / "00001.tar", file.with_suffix(".json")
-    whole = shard.read_bytes()
-    shard.write_bytes(whole + bytes(512))
-    with pytest.raises(ValueError, match=f"{len(whole) + 512} bytes, and had {len(whole)} when.*label it again"):
-        open_labelled_shards(folder, [file])
-    shard.write_bytes(whole)
-    content = ledger.read_text()
-    ledger.write_text(json.dumps({**json.loads(content), "shard": {"file": "00001.tar", "sha256": "0" * 64}}))
-    with pytest.raises(ValueError, match=r"made from another 00001\.tar"):
-        open_labelled_shards(folder, [file])
-    (folder / MANIFEST_NAME).unlink()  # nothing says what the shard should be
-    assert len(open_labelled_shards(folder, [file])) == 3
-    ledger.write_text(content)
-    assert len(open_labelled_shards(folder, [file], text_tower="tower")) == 3
-    with pytest.raises(ValueError, match=r"00001\.safetensors was made with another text tower"):
-        open_labelled_shards(folder, [file], text_tower="another")
-    ledger.write_text(content[:-1])
-    with pytest.raises(ValueError, match=r"00001\.json cannot be read"):
-        open_labelled_shards(folder, [file])
-
-
-def test_labels_that_are_not_those_of_their_ledger_are_named(labelled):
-    _, _, file = labelled
-    ledger = json.loads(file.with_suffix(".json").read_text())
-    ledger["labels"] = {"sha256": sha256_of(file)}
-    file.with_suffix(".json").write_text(json.dumps(ledger))
-    check_labels([file])
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"00001\.safetensors does not match its ledger"):
-        check_labels([file])
-
-
 def test_labels_go_with_their_shards_also_where_names_and_endings_sort_otherwise(tmp_path):
     for folder, ending in ((tmp_path / "pairs", "tar"), (tmp_path / "labels", "safetensors")):
         folder.mkdir()
@@ -259,30 +185,6 @@ def test_labels_go_with_their_shards_also_where_names_and_endings_sort_otherwise
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none has no labels"):
         label_files(tmp_path / "none")
-
-
-def test_labels_that_were_made_with_other_settings_than_the_rest_are_refused(labelled):
-    _, folder, file = labelled
-    other = file.with_name("00000.safetensors")
-    labels = replace(some_labels(3), keys=("0é", "1é", "2é"))
-    index = PairShards(folder).index("00000.tar")
-    write_labels(other, labels, index=index, variants=some_variants(), text_tower="tower", settings=SETTINGS)
-    entry = json.loads((folder / MANIFEST_NAME).read_text())["shards"][0]
-    prints = set()
-    for threshold in (0.05, 0.3):
-        ledger = json.loads(file.with_suffix(".json").read_text())
-        ledger["settings"]["score_threshold"] = 0.05
-        file.with_suffix(".json").write_text(json.dumps(ledger))
-        settings = {**ledger["settings"], "score_threshold": threshold}
-        shard = {"file": "00000.tar", "sha256": entry["sha256"]}
-        other.with_suffix(".json").write_text(json.dumps({"shard": shard, "settings": settings}))
-        prints.add(labels_fingerprint(label_files(file.parent)))
-        if threshold == 0.05:
-            assert len(open_labelled_shards(folder, label_files(file.parent))) == 6
-        else:
-            with pytest.raises(ValueError, match=r"00001\.\w+ was made with other settings than .*score_threshold"):
-                open_labelled_shards(folder, label_files(file.parent))
-    assert len(prints) == 2
 
 
 def test_metadata_is_plain_json(tmp_path):

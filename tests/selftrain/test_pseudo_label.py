@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoded_texts import encode_texts
 from PIL import Image, ImageDraw
 
 from ovd.build.detector import build_detector
@@ -26,10 +27,11 @@ from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
-from ovd.selftrain.pseudo_label import LabelCounts, label_shards, shards_of_worker, worker_of
+from ovd.selftrain.ledger import LabelCounts
+from ovd.selftrain.pseudo_label import label_shards, shards_of_worker, worker_of
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.text.bank import TextBank
-from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
+from ovd.text.encoder import encode_classes, encode_tokens
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ("a photo of a red gear", "an anchor and an umbrella", "we see two gears", "a blue anchor", "an umbrella")
@@ -441,7 +443,7 @@ def test_other_settings_are_refused_and_named(tmp_path, captions_alone):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
     assert files(output) == before
     (output / "00000.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"00000\.json is not a ledger"):
+    with pytest.raises(ValueError, match=r"00000\.json cannot be read as a ledger of pseudo-labels .*another --output"):
         label_shards(folder, output, FixedTeacher(), captions_alone, CAPTION)
 
 

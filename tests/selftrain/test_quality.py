@@ -1,6 +1,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torchvision.ops import box_iou
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.selftrain.labels import ShardLabels, write_labels
+from ovd.selftrain.ledger import LabelCounts, Ledger
 from ovd.selftrain.quality import QualityRow, TrueObjects, format_quality, measure_quality, read_true_objects
 
 TOOL = Path(__file__).parents[2] / "tools" / "label_quality.py"
@@ -247,8 +249,9 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     assert "has no labels" in capsys.readouterr().err
 
     labels = shard_of(("parasols", "cat"), [[(0, 0.5, BOX)], [(1, 0.7, BOX)], [(1, 0.3, BOX)]])
+    file = tmp_path / "labels" / "00000.safetensors"
     sha256 = write_labels(
-        tmp_path / "labels" / "00000.safetensors",
+        file,
         labels,
         index=PairShards(tmp_path / "pairs").index("00000.tar"),
         variants=np.zeros((2, 1, 4), dtype=np.float16),
@@ -256,8 +259,9 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
         settings={},
     )
     shard = json.loads((tmp_path / "pairs" / "manifest.json").read_text())["shards"][0]
-    ledger = {"shard": shard, "settings": {"text_tower": "none"}, "labels": {"sha256": sha256}}
-    (tmp_path / "labels" / "00000.json").write_text(json.dumps(ledger))
+    counts = LabelCounts(3, 3, 0, 3, 2, 0, {})
+    ledger = Ledger(shard["file"], shard["sha256"], sha256, {"text_tower": "none"}, counts, {})
+    ledger.write(file)
     runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr().out
     assert "| all | 0.1 | 2 | 50.0% | 50.0% | 2 | 50.0% | 50.0% | 1 | 100.0% | 100.0% |" in printed
@@ -267,8 +271,8 @@ def test_the_tool_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, c
     assert (written["num_pairs"], written["num_pairs_left_out"], len(written["rows"])) == (2, 1, 8)
     assert written["rows"][0]["precision_in_name"] == 0.5
 
-    ledger |= {"settings": {"text_tower": "none", "queries": "caption"}, "counts": {"pairs": 3, "capped_pairs": 2}}
-    (tmp_path / "labels" / "00000.json").write_text(json.dumps(ledger))
+    settings = {"text_tower": "none", "queries": "caption"}
+    replace(ledger, settings=settings, counts=replace(counts, capped_pairs=2)).write(file)
     runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr().out
     assert "| all | 0.1 | 2 | 50.0% | - | 2 | 50.0% | - | 1 | 100.0% | - |" in printed

@@ -1,15 +1,17 @@
 """The text tower against open_clip's own `encode_text`, which always computes the whole context."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from encoded_texts import encode_texts
 from open_clip.model import CustomTextCLIP
 
 from ovd.clip.load import Clip
-from ovd.text.encoder import encode_classes, encode_texts, text_tower_fingerprint, text_tower_on
+from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
 
 TEXTS = ["anchor", "a photo of an umbrella", "a long line about a very small house beside the sea", ""]
 CAUSAL: dict[str, dict[str, Any]] = {"argmax": {}, "eos": {"pool_type": "eos", "eos_id": 49407}}
@@ -26,6 +28,18 @@ def clip_with(**text) -> Clip:
     config = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2, **text}
     model = CustomTextCLIP(embed_dim=32, vision_cfg=vision, text_cfg=config).eval()
     return Clip(model, open_clip.SimpleTokenizer(), (0.5,) * 3, (0.5,) * 3, 32)
+
+
+def test_threads_that_encode_at_once_get_their_own_rows_and_leave_the_text_tower_whole():
+    clip = clip_with()
+    before = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
+    texts = [["anchor " * length] for length in range(1, 13)]
+    expected = [encode_texts(clip, of_one) for of_one in texts]
+    with ThreadPoolExecutor(4) as threads:
+        rows = list(threads.map(lambda of_one: encode_texts(clip, of_one), 4 * texts))
+    assert all(torch.equal(one, other) for one, other in zip(rows, 4 * expected, strict=True))
+    after = clip.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_names_that_the_text_tower_cannot_tell_apart_are_told(capsys):

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from encoded_texts import encode_texts
 from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ovd.text.bank import TextBank, build_bank, class_texts
-from ovd.text.encoder import encode_classes, encode_texts, encode_tokens
+from ovd.text.encoder import encode_classes, encode_tokens
 from ovd.text.names import fill
 from ovd.text.perturb import _residual_blocks, drop_tokens, tower_dropout
 from ovd.text.sources import TextSources

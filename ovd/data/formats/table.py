@@ -144,13 +144,13 @@ def index_of(table: AnnotationTable, format: DataFormatName, report: DataReport)
         # A stable sort keeps the file's order within an image.
         order = np.flatnonzero(selected)[np.argsort(table.image_of_object[selected], kind="stable")]
         counts = np.bincount(table.image_of_object[selected], minlength=num_images)
-        return Ragged(values[order], _offsets(counts))
+        return Ragged.of(values[order], counts)
 
     row_of_id = {category.id: row for row, category in enumerate(table.categories)}
 
     def rows_of(labels: tuple[tuple[int, ...], ...]) -> Ragged:
         values = [row_of_id[category_id] for image_labels in labels for category_id in image_labels]
-        return Ragged(np.array(values, dtype=np.int64), _offsets(np.array([len(row) for row in labels], dtype=int)))
+        return Ragged.of(np.array(values, dtype=np.int64), [len(row) for row in labels])
 
     federated = table.federated or _no_labels(num_images)
     is_object = is_kept & ~table.is_crowd
@@ -286,7 +286,3 @@ def clean_boxes(
             report.used(unit="box")
     report.used(len(sizes) - previous - 1, unit="box")
     return np.ascontiguousarray(clamped.T, np.float32), is_kept
-
-
-def _offsets(counts: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N+1"]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -40,8 +40,8 @@ def with_hidden_boxes(truth: Truth) -> Truth | None:
         areas = np.array([row["area"] for row in rows], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError("F1", f"{path}: not a whole file of hidden boxes ({error!r}); draw the world again") from error
-    known_images = np.isin(image_ids, [image.id for image in truth.images])
-    known_categories = np.isin(category_ids, [category.id for category in truth.categories])
+    known_images = np.isin(image_ids, truth.ids_of_images)
+    known_categories = np.isin(category_ids, truth.ids_of_categories)
     if not (known_images & known_categories).all():
         raise DataError("F3", f"{path}: has boxes of images or classes that {truth.path} does not have")
     return replace(

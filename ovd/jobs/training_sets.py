@@ -1,0 +1,106 @@
+"""The sets of a training: what it learns from and what is held out of that, and what it is evaluated on."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from ovd.build.data import HeldOut, check_all_exist, hold_out, load_training_index, load_validation_index
+from ovd.config import TrainConfig
+from ovd.data.index import AnnotationIndex
+from ovd.data.report import DataReport
+from ovd.data.verdict import check_evaluable
+from ovd.distributed import main_first
+
+_NUM_NAMED = 10
+
+
+@dataclass(frozen=True)
+class TrainingSets:
+    """The sets of a training, each with its own vocabulary."""
+
+    whole: AnnotationIndex
+    """The training set."""
+    trained: AnnotationIndex
+    """The part of it that is trained on."""
+    held_out: HeldOut | None
+    """The part of it that is calibrated on; None without `train.calibration`."""
+    validation: AnnotationIndex | None
+    """With its truth; None where nothing is evaluated."""
+
+
+def load_training_sets(
+    config: TrainConfig,
+    report: DataReport,
+    validation_report: DataReport | None = None,
+    *,
+    evaluate: bool = True,
+) -> TrainingSets:
+    """Load the sets of a training, and look for their images, none of which is opened.
+
+    Args:
+        report, validation_report: of the reading.
+        evaluate: whether the validation set is used; with `train.patience`, which goes by evaluations, it always is.
+
+    Raises:
+        ValueError: as `load_training_index`, `hold_out` and `check_all_exist`; the validation set has no class, or the
+            run ends by its AP and there is none, or none with a box.
+    """
+    source = config.data.source
+    with main_first():  # it may have to draw the world
+        whole = load_training_index(config, report)
+        check_all_exist(whole, source, all_needed=False)
+        trained, held_out = hold_out(config, whole)
+        validation = load_validation_index(config, validation_report) if evaluate or config.train.patience else None
+        _check_validation(config, validation)
+        if validation is not None:
+            check_all_exist(validation, source, all_needed=True)
+    return TrainingSets(whole, trained, held_out, validation)
+
+
+def _check_validation(config: TrainConfig, validation: AnnotationIndex | None) -> None:
+    """Check that a validation set is there where the run ends by its AP, and that it has a class; say if it has no box.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if validation is None:
+        if config.train.patience:
+            raise ValueError("train.patience needs evaluations on a validation set (data.source.val_annotations)")
+        return
+    check_evaluable(validation)
+    if len(validation.boxes.values):
+        return
+    if config.train.patience:
+        raise ValueError(f"train.patience goes by AP, and {validation.path} has no box; give another validation set")
+    print(f"warning: {validation.path} has no box: its metrics will say nothing")
+
+
+def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
+    """Name the classes that are trained on as absent from every image, since they have no box and all are scored."""
+    if config.train.negatives != "all" or index.negative_classes.offsets[-1]:  # LVIS says where classes are absent
+        return
+    has_box = np.bincount(index.classes.values, minlength=len(index.categories)) > 0
+    without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
+    if without:
+        more = ", ..." if len(without) > _NUM_NAMED else ""
+        print(
+            f"warning: {len(without)} classes have no box and are trained on as absent from every image "
+            f"(train.negatives=all): {', '.join(without[:_NUM_NAMED])}{more}; remove them from the categories if they "
+            "may be there"
+        )
+
+
+def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationIndex) -> None:
+    """Say how many images of the validation set are trained on, such as all where both sets are one file."""
+    num_trained = len(_image_paths(training) & _image_paths(validation))
+    if num_trained:
+        print(
+            f"warning: {num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
+            f"{training.path}, too: the metrics of the validation set will be of images that were trained on"
+        )
+
+
+def _image_paths(index: AnnotationIndex) -> set[str]:
+    root = os.path.abspath(index.images_root or ".")
+    return {os.path.normpath(os.path.join(root, file)) for file in index.image_files}

@@ -1,0 +1,201 @@
+"""The ledger beside a shard's labels: what they were made from and how much they hold, as JSON.
+
+It is written after the labels (labels.py), so a shard that has one is done.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ovd.data.pairs.tar import PairShards, list_shards
+from ovd.files import sha256_of, write_json
+from ovd.progress import progress
+from ovd.selftrain.labels import read_shard_index, shard_name
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Counts of pairs, boxes and texts in one or several shards."""
+
+    pairs: int
+    pairs_with_boxes: int
+    capped_pairs: int
+    """Pairs with more boxes than are kept."""
+    boxes: int
+    texts: int
+    """Texts that are distinct within a shard."""
+    long_texts: int
+    """Texts that fill the text tower's context, and may have been cut."""
+    reasons: dict[str, int]
+    """Number of pairs not given to the teacher, by the code of the reason."""
+
+    def summary(self) -> str:
+        """The counts in a sentence."""
+        reasons = ", ".join(f"{count} {code}" for code, count in self.reasons.items()) or "none"
+        return (
+            f"{self.pairs} pairs, {self.pairs_with_boxes} with boxes, {self.boxes} boxes ({self.capped_pairs} pairs "
+            f"had more); {self.texts} texts ({self.long_texts} fill the text tower's context); pairs not labelled: "
+            f"{reasons}"
+        )
+
+
+def total_counts(counts: Sequence[LabelCounts]) -> LabelCounts:
+    """The counts of several shards together."""
+    numbers = [field.name for field in fields(LabelCounts) if field.name != "reasons"]
+    reasons = sum((Counter(of_shard.reasons) for of_shard in counts), Counter())
+    return LabelCounts(
+        **{name: sum(getattr(of_shard, name) for of_shard in counts) for name in numbers},
+        reasons=dict(sorted(reasons.items())),
+    )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a ledger says of its file of labels."""
+
+    shard: str
+    """File name of the shard."""
+    shard_sha256: str
+    labels_sha256: str
+    settings: dict[str, Any]
+    """All settings that the labels depend on."""
+    counts: LabelCounts
+    left_out: dict[str, list[str]]
+    """The first pairs that were not labelled, with the reason, by its code."""
+
+    @property
+    def text_tower(self) -> str:
+        """Fingerprint of the text tower that the text embeddings come from."""
+        return self.settings["text_tower"]
+
+    def write(self, labels_file: Path) -> None:
+        """Write it beside its file of labels, which is complete."""
+        content = {
+            "shard": {"file": self.shard, "samples": self.counts.pairs, "sha256": self.shard_sha256},
+            "settings": self.settings,
+            "labels": {"file": labels_file.name, "sha256": self.labels_sha256},
+            "counts": asdict(self.counts),
+            "left_out": self.left_out,
+        }
+        write_json(ledger_path(labels_file), content)
+
+
+def ledger_path(labels_file: Path) -> Path:
+    """The ledger beside a file of labels."""
+    return labels_file.with_suffix(".json")
+
+
+def read_ledger(labels_file: Path) -> Ledger:
+    """The ledger of a file of labels.
+
+    Raises:
+        ValueError: it is missing, or no ledger of `ovd label-pairs`.
+    """
+    path = ledger_path(labels_file)
+    try:
+        content = json.loads(path.read_bytes())
+        ledger = Ledger(
+            shard=content["shard"]["file"],
+            shard_sha256=content["shard"]["sha256"],
+            labels_sha256=content["labels"]["sha256"],
+            settings=dict(content["settings"]),
+            counts=LabelCounts(**content["counts"]),
+            left_out=content.get("left_out", {}),  # earlier versions did not name them
+        )
+        if not isinstance(ledger.text_tower, str):
+            raise TypeError(f"text_tower is {ledger.text_tower!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a ledger of pseudo-labels ({error!r}); remove it and run ovd label-pairs again, "
+            "or give another --output"
+        ) from None
+    return ledger
+
+
+def labels_fingerprint(files: Sequence[Path]) -> str:
+    """Hash of the ledgers, which cover the shards, the settings and the labels with their text embeddings."""
+    ledgers = (ledger_path(file).read_bytes() for file in files)
+    return hashlib.sha256(b"".join(hashlib.sha256(ledger).digest() for ledger in ledgers)).hexdigest()[:16]
+
+
+def describe_capped(files: Sequence[Path]) -> str:
+    """Of how many pairs the labels lack boxes, in a sentence; empty if they lack none.
+
+    Raises:
+        ValueError: as `read_ledger`.
+    """
+    counts = total_counts([read_ledger(file).counts for file in files])
+    if counts.capped_pairs == 0:
+        return ""
+    return (
+        f"{counts.capped_pairs:,} of {counts.pairs:,} pairs had more boxes than their labels hold (ovd label-pairs "
+        "--max-boxes), so that filters do not see all of them"
+    )
+
+
+def check_labels(files: Sequence[Path]) -> None:
+    """Check that labels are those that their ledgers name: all bytes are read, in threads.
+
+    Raises:
+        ValueError: a file is damaged, or its ledger is missing or of another.
+    """
+
+    def is_whole(file: Path) -> bool:
+        try:
+            return read_ledger(file).labels_sha256 == sha256_of(file)
+        except (OSError, ValueError):
+            return False
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checked = zip(files, pool.map(is_whole, files), strict=True)
+        for file, whole in progress(checked, len(files), "checking labels"):
+            if not whole:
+                raise ValueError(
+                    f"{file} does not match its ledger; remove both and label this shard again (ovd label-pairs)"
+                )
+
+
+def open_labelled_shards(folder: Path, files: Sequence[Path], *, text_tower: str | None = None) -> PairShards:
+    """Open the labelled shards by the index that is stored with the labels, without scanning them.
+
+    Args:
+        folder: folder of the shards.
+        files: the labels (`label_files`).
+        text_tower: required fingerprint of the text tower that the text embeddings come from.
+
+    Raises:
+        ValueError: a labels file has no ledger, so that it may be incomplete; or the folder's manifest lists another
+            shard of that name; or the files were made with different settings, or another text tower.
+        DataError: F13 a shard has another size than when it was labelled.
+    """
+    listed = list_shards(folder)
+    common: dict[str, Any] | None = None
+    for file in files:
+        ledger = read_ledger(file)
+        settings = ledger.settings
+        expected = listed.get(ledger.shard)
+        if expected is not None and expected.sha256 != ledger.shard_sha256:
+            raise ValueError(f"{file} was made from another {ledger.shard} than the present one; label it again")
+        if text_tower not in (None, ledger.text_tower):
+            raise ValueError(
+                f"{file} was made with another text tower than the student has; label with a run of the same CLIP "
+                "(ovd label-pairs)"
+            )
+        common = common or settings
+        different = [key for key in sorted(common.keys() | settings.keys()) if common.get(key) != settings.get(key)]
+        if different:
+            raise ValueError(
+                f"{file} was made with other settings than {files[0].name} ({', '.join(different)}); remove the files "
+                "that do not match the others and run ovd label-pairs again"
+            )
+    indexes = {shard_name(file): read_shard_index(file) for file in files}
+    shards = PairShards(folder, only=indexes, known=indexes, listed=listed)
+    assert shards.file_names == tuple(indexes), "give the files as label_files does"
+    return shards
