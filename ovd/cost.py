@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovd.build.detector import build_detector_on_meta
 from ovd.config import TrainConfig
+from ovd.data.loading.buckets import round_up
 from ovd.model.detector import Detector
 
 BYTES_FLOAT32 = 4
@@ -59,7 +60,7 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
     """
     detector = build_detector_on_meta(config).train()
     divisor = detector.size_divisor
-    size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
+    size = (round_up(height, divisor), round_up(width, divisor))
     counter = FlopCounterMode(display=False)
     with counter:
         of_one = _saved_elements(detector, 1, size)

@@ -146,6 +146,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_of(content: object) -> str:
+    """A short hash of plain data, the same in whatever order its keys are; it names folders that outlive a process."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _temporary_ending(process: int | str) -> str:
     return f".{platform.node()}.{process}.tmp"
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovd.files import only_writer, usual_permissions
+from ovd.files import hash_of, only_writer, usual_permissions
+
+
+def test_the_hash_that_names_folders_stays_and_knows_no_order_of_keys() -> None:
+    content = {"seed": 1, "sizes": [0.5, None], "style": {"on": True, "of": "scenes"}}
+    assert hash_of(content) == "cf3af75078ba"
+    assert hash_of(dict(reversed(content.items()))) == hash_of(content)
+    assert hash_of(content | {"seed": 2}) != hash_of(content)
 
 
 def test_tensors_get_the_permissions_of_new_files(tmp_path: Path) -> None:

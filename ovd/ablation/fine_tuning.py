@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
-from ovd.ablation.row import RowStages, changed_settings, hash_of, label, of_groups, timed, train_row
+from ovd.ablation.row import RowStages, changed_settings, label, of_groups, timed, train_row
 from ovd.ablation.statistics import UNKNOWN, estimate
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
@@ -19,6 +19,7 @@ from ovd.build.trained import find_checkpoint
 from ovd.config import FineTuningTable, LabelsConfig, TrainConfig
 from ovd.config_files import load_config
 from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
+from ovd.files import hash_of
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config
 from ovd.precision import cpu_name

@@ -1,7 +1,6 @@
 """One run of the ablation: all stages of a row at one seed, evaluated on the world's three data sets."""
 
 import datetime
-import hashlib
 import json
 import platform
 import time
@@ -21,7 +20,7 @@ from ovd.build.trained import TrainedDetector, load_detector
 from ovd.config import AblationRow, AlignConfig, LabelOptions, LabelsConfig, TrainConfig, TrainSection, WorldData
 from ovd.config_files import ConfigError, flatten, load_config
 from ovd.data.world.build import TRANSFER_PARTS
-from ovd.files import write_json
+from ovd.files import hash_of, write_json
 from ovd.jobs.align_backbone import align_backbone
 from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
@@ -85,11 +84,6 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
     return {
         name: value for name, value in settings.items() if name not in UNHASHED and defaults.get(name, ...) != value
     }
-
-
-def hash_of(content: object) -> str:
-    """Hash of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_row(row: AblationRow, folder: Path, overrides: list[str]) -> RowStages:

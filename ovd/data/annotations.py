@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ovd.choices import DataFormatName
 from ovd.data.formats.image_sizes import with_real_sizes
-from ovd.data.formats.known import FORMATS
+from ovd.data.formats.known import FORMATS, check_options
 from ovd.data.formats.options import FormatOptions
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, index_of, truth_of
 from ovd.data.index import AnnotationIndex
@@ -77,8 +77,5 @@ def exhaustive_truth(truth: Truth, format: DataFormatName) -> Truth | None:
 
 
 def _read(request: ReadRequest, format: DataFormatName, report: DataReport) -> AnnotationTable:
-    for option, value in vars(request.options).items():
-        if option not in FORMATS[format].options and value != getattr(NO_OPTIONS, option):
-            owners = ", ".join(name for name, other in FORMATS.items() if option in other.options)
-            raise ValueError(f"{request.annotations}: format {format} has no option {option}; it is for {owners}")
+    check_options(request, format, FORMATS)
     return FORMATS[format].read(request, report)

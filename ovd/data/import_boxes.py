@@ -1,6 +1,5 @@
 """From what annotation tools export to one JSON file in COCO's form; files are read, none is copied or changed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from ovd.choices import ImportFormatName
-from ovd.data.annotations import NO_OPTIONS
 from ovd.data.formats.box_csv import read_box_csv
 from ovd.data.formats.cvat import read_cvat
 from ovd.data.formats.image_names import check_images_exist, which_exist
 from ovd.data.formats.image_sizes import with_real_sizes
-from ovd.data.formats.known import FORMATS
+from ovd.data.formats.known import FORMATS, DataFormat, check_options
 from ovd.data.formats.labelme import read_labelme
 from ovd.data.formats.open_images import read_open_images
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
@@ -24,23 +22,16 @@ from ovd.files import write_json
 ROBOFLOW_NAME = "_annotations.coco.json"
 
 
-@dataclass(frozen=True)
-class _Import:
-    read: Callable[[ReadRequest, DataReport], AnnotationTable]
-    options: frozenset[str]
-    is_json: bool = False
-
-
 _OF_NAMED_IMAGES = frozenset({"by_base_name", "sizes_from_images"})
-_IMPORTS: dict[ImportFormatName, _Import] = {
-    "coco": _Import(FORMATS["coco"].read, FORMATS["coco"].options, is_json=True),
-    "voc": _Import(FORMATS["voc"].read, FORMATS["voc"].options),
-    "yolo": _Import(FORMATS["yolo"].read, FORMATS["yolo"].options),
-    "labelme": _Import(read_labelme, _OF_NAMED_IMAGES),
-    "cvat": _Import(read_cvat, _OF_NAMED_IMAGES),
-    "csv": _Import(read_box_csv, _OF_NAMED_IMAGES),
-    "via": _Import(read_via, _OF_NAMED_IMAGES | {"attribute", "class_names"}),
-    "open_images": _Import(read_open_images, frozenset({"class_names"})),
+_IMPORTS: dict[ImportFormatName, DataFormat] = {
+    "coco": FORMATS["coco"],
+    "voc": FORMATS["voc"],
+    "yolo": FORMATS["yolo"],
+    "labelme": DataFormat(read_labelme, options=_OF_NAMED_IMAGES, is_coco_json=False),
+    "cvat": DataFormat(read_cvat, options=_OF_NAMED_IMAGES, is_coco_json=False),
+    "csv": DataFormat(read_box_csv, options=_OF_NAMED_IMAGES, is_coco_json=False),
+    "via": DataFormat(read_via, options=_OF_NAMED_IMAGES | {"attribute", "class_names"}, is_coco_json=False),
+    "open_images": DataFormat(read_open_images, options=frozenset({"class_names"}), is_coco_json=False),
 }
 
 
@@ -68,10 +59,8 @@ def import_boxes(
         DataError, ValueError: as the reader of the format; F8 the images are not there.
     """
     entry = _IMPORTS[format]
-    for option, value in vars(request.options).items():
-        if option not in entry.options and value != getattr(NO_OPTIONS, option):
-            raise ValueError(f"{request.annotations}: {format} has no option {option}")
-    if entry.is_json and request.annotations.is_dir():
+    check_options(request, format, _IMPORTS)
+    if entry.is_coco_json and request.annotations.is_dir():
         images = request.images or request.annotations
         request = replace(request, annotations=request.annotations / ROBOFLOW_NAME, images=images)
     table = available_part(with_real_sizes(entry.read(replace(request, skips_images=True), report), report), report)

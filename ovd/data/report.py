@@ -159,12 +159,6 @@ class DataReport:
     def num_skipped(self, code: str) -> int:
         return self._skipped[code]
 
-    def num_repaired(self, code: str) -> int:
-        return self._repaired[code]
-
-    def num_noticed(self, code: str) -> int:
-        return self._noticed[code]
-
     def stop(self, error: DataError) -> None:
         """Stops at an error of the whole set, or keeps it in `error` if the report does not stop.
 

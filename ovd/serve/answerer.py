@@ -18,7 +18,7 @@ from ovd.build.prompts import Example, PromptEncoder
 from ovd.build.text import text_of_names
 from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
 from ovd.data.images.read import read_image
-from ovd.data.loading.buckets import Shape
+from ovd.data.loading.buckets import Shape, round_up
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.structures import Detections
@@ -134,7 +134,7 @@ class Answerer:
         """Resize an RGB image."""
         resized = torch.from_numpy(np.ascontiguousarray(self._resize(pixels))).permute(2, 0, 1)
         divisor = self.inference.detector.size_divisor
-        height, width = (-(-side // divisor) * divisor for side in resized.shape[1:])
+        height, width = (round_up(side, divisor) for side in resized.shape[1:])
         return Picture(resized, (pixels.shape[0], pixels.shape[1]), (height, width))
 
     def answer(self, questions: Sequence[Question]) -> list[Detections | Exception]:

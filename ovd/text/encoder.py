@@ -105,7 +105,7 @@ def encode_classes(
     texts = [prompts_of(name, others, num_synonyms, templates) for name, others in pairs]
     classes_at_a_time = max(1, BATCH // ((1 + num_synonyms) * len(templates)))
     starts = range(0, len(names), classes_at_a_time)
-    means, tokens_of = [torch.empty(0, clip.dim)], []
+    means, tokens_of = [torch.empty(0, clip.dim, dtype=torch.float32)], []
     for start in progress(starts, len(starts), "class texts"):
         group = texts[start : start + classes_at_a_time]
         tokens = clip.tokenizer([text for of_class in group for text in of_class])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovd.data.loading.buckets import batch_like_with_like, padded_shape, shape_groups
+from ovd.data.loading.buckets import batch_like_with_like, padded_shape, round_up, shape_groups
 from ovd.data.loading.loader import TrainOrder
 
 
@@ -48,6 +48,15 @@ def test_an_order_with_groups_stays_a_function_of_seed_and_step():
     later = order(first_sample=10)
     of_one_group = [len({int(groups[image]) for image, _ in later.batch(step)}) == 1 for step in range(30)]
     assert sum(of_one_group) > 0.7 * len(of_one_group)
+
+
+@pytest.mark.parametrize("divisor", [1, 7, 32])
+def test_rounding_up_gives_the_least_multiple_that_is_no_shorter(divisor):
+    lengths = np.arange(100).reshape(20, 5)
+    rounded = round_up(lengths, divisor)
+    assert (rounded % divisor == 0).all()
+    assert ((rounded >= lengths) & (rounded < lengths + divisor)).all()
+    assert rounded.tolist() == [[round_up(length, divisor) for length in row] for row in lengths.tolist()]
 
 
 def test_groups_and_shapes_pad_little():

@@ -133,7 +133,7 @@ def test_objects365_names_are_mended_and_the_unreleased_image_left_out(miniature
     assert len(index) == len(content["images"]) - 1
     left_out = content["images"][0]["id"]
     assert len(index.boxes.values) == sum(row["image_id"] != left_out for row in content["annotations"])
-    assert report.num_repaired("F8") == 1
+    assert report.counts()["F8 repaired"] == 1
     assert all(index.encoded(image).is_file() for image in range(len(index)))
 
 

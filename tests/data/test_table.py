@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ovd.data.category import Category
-from ovd.data.formats.table import UNCOUNTED, AnnotationTable, available_part
+from ovd.data.formats.table import AnnotationTable, available_part
 from ovd.data.report import DataReport
 
 TABLE = AnnotationTable(
     path=Path("boxes.lines"),
-    categories=(Category(1, "cat", (), None, UNCOUNTED), Category(4, "dog", (), None, UNCOUNTED)),
+    categories=(Category(1, "cat"), Category(4, "dog")),
     image_ids=np.array([7, 8]),
     image_of_object=np.array([0, 1, 1]),
     class_of_object=np.array([0, 1, 0]),

@@ -339,7 +339,7 @@ def test_a_list_of_many_folders_is_found_in_their_number(root):
     set_data(root, train="t.txt", val="v.txt")
     report = DataReport()
     assert len(load(root, report)) == 300
-    assert report.num_noticed("F8") == 300
+    assert report.counts()["F8 noticed"] == 300
 
 
 def test_roboflows_paths_with_one_split_alone(tmp_path):

@@ -12,7 +12,7 @@ from ovd.data.formats.box_form import check_no_shares
 from ovd.data.formats.csv_lines import csv_lines
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.formats.text_files import finite_number, whole_number
+from ovd.data.formats.text_files import finite_numbers, whole_number
 from ovd.data.images.files import images_below
 from ovd.data.report import DataError, DataReport
 
@@ -98,8 +98,8 @@ def _columns(path: Path, header: list[str]) -> dict[str, int] | None:
     missing = [column for column in _NAMES_OF_COLUMNS if column not in columns]
     if not missing:
         return columns | {side: words.index(side) for side in ("width", "height") if side in words}
-    corners = [finite_number(value or "0", math.inf) for value in header[1:5]]
-    if len(header) == len(_RETINANET) and None not in corners:
+    corners = finite_numbers((value or "0" for value in header[1:5]), math.inf)
+    if len(header) == len(_RETINANET) and corners is not None:
         return None
     asked = "; ".join(f"{column}: {', '.join(_NAMES_OF_COLUMNS[column])}" for column in missing)
     raise DataError("F1", f"{path}: its first line, {header}, names no column for these: {asked}")
@@ -114,10 +114,11 @@ def _row(values: dict[str, str], where: str) -> _Row:
         raise DataError("F1", f"{where}: height and width are no numbers of pixels")
     if not any(values[name] for name in (*_SIDES, "label")):
         return _Row(file, (height, width), None)
-    corners = [finite_number(values[side], LARGEST_COORDINATE) for side in _SIDES]
-    left, top, right, bottom = (math.nan if corner is None else corner for corner in corners)
-    if None in corners:
-        raise DataError("F6", f"{where}: {[values[side] for side in _SIDES]} are not four finite numbers")
+    texts = [values[side] for side in _SIDES]
+    corners = finite_numbers(texts, LARGEST_COORDINATE)
+    if corners is None:
+        raise DataError("F6", f"{where}: {texts} are not four finite numbers")
+    left, top, right, bottom = corners
     if not values["label"]:
         raise DataError("F1", f"{where}: the class has no name")
     return _Row(file, (height, width), NamedObject(values["label"], (left, top, right, bottom), where))

@@ -4,7 +4,6 @@ msgspec reads the known fields of a file straight into typed records and passes 
 with anything that is not as expected is left to coco_records.py, which reads it slowly and says what is wrong.
 """
 
-import gc
 import math
 import sys
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from ovd.data.formats.coco_records import Source
+from ovd.data.formats.coco_records import Source, file_of_url, without_gc
 from ovd.data.formats.image_names import files_by_base_name
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationNames, AnnotationTable, FederatedLabels, ReadRequest
 from ovd.data.report import DataError
@@ -54,17 +53,13 @@ class _File(Struct):
 
 def read_columns(request: ReadRequest, content: bytes, *, federated: bool) -> AnnotationTable | None:
     """`read_coco_json` of a file's content; None if the file is for `read_records`, which may find it faulty or not."""
-    was_collecting = gc.isenabled()
-    gc.disable()
     try:
         if not content.isascii():
             content.decode()  # msgspec does not look at the bytes of fields that it passes over
-        return _table(request, msgspec.json.decode(content, type=_File), federated)
+        with without_gc():
+            return _table(request, msgspec.json.decode(content, type=_File), federated)
     except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError, DataError):
         return None
-    finally:
-        if was_collecting:
-            gc.enable()
 
 
 def _table(request: ReadRequest, file: _File, federated: bool) -> AnnotationTable | None:
@@ -167,5 +162,5 @@ def _areas(objects: list[_Object], boxes: Float64[np.ndarray, "M 4"], *, require
 def _image_file(row: _Image, federated: bool) -> str | None:
     """The path under the folder of images; None if the record has none."""
     if federated and row.coco_url:
-        return "/".join(row.coco_url.split("/")[-2:])
+        return file_of_url(row.coco_url)
     return row.file_name if isinstance(row.file_name, str) else None

@@ -6,17 +6,19 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ovd.choices import Frequency
-from ovd.data.category import Category
+from ovd.data.category import UNCOUNTED, Category
 from ovd.data.formats.drawn_shapes import Box, around_points
 from ovd.data.formats.image_names import files_by_base_name
 from ovd.data.formats.image_sizes import fill_sizes
-from ovd.data.formats.table import LARGEST_COORDINATE, UNCOUNTED, AnnotationTable, FederatedLabels, ReadRequest
+from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, FederatedLabels, ReadRequest
 from ovd.data.formats.text_files import finite_number
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
@@ -102,12 +104,10 @@ def _parse(path: Path, content: bytes) -> Any:
 
     if content.startswith(GZIP):
         raise DataError("F1", f"{path}: compressed by gzip; unpack it first (gunzip)")
-    was_collecting = gc.isenabled()
-    # The parser makes millions of objects and no cycles: searching for cycles doubles its time.
-    gc.disable()
     try:
         text = content.decode()
-        return json.loads(text, object_hook=without_masks)
+        with without_gc():
+            return json.loads(text, object_hook=without_masks)
     except UnicodeDecodeError as error:
         raise DataError("F1", f"{path}: not UTF-8 at byte {error.start} of {len(content)}") from error
     except json.JSONDecodeError as error:
@@ -117,6 +117,15 @@ def _parse(path: Path, content: bytes) -> Any:
         raise DataError("F1", f"{path}: a number has thousands of digits") from error
     except RecursionError as error:
         raise DataError("F1", f"{path}: JSON nested too deeply") from error
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Run a block that makes millions of objects and no cycles: searching for cycles would double its time."""
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if was_collecting:
             gc.enable()
@@ -312,17 +321,24 @@ class Source:
                 raise DataError("F1", f"{self.path}: category {row['id']}: the synonym {wrong[0]!r} is no text")
             if broken := [synonym for synonym in synonyms if _is_broken(synonym)]:
                 raise DataError("F1", f"{self.path}: category {row['id']}: {broken[0]!r} has half a character")
-        if federated and request.index:
-            image_count = self.field(row, "categories", "image_count") if "image_count" in row else UNCOUNTED
+        if federated and request.index and "image_count" in row:
+            image_count = self.field(row, "categories", "image_count")
         is_parent = not federated and parents[name] > (row.get("supercategory") == name)  # of others than itself
         return Category(row["id"], name, synonyms, frequency, image_count, is_parent)
 
     def image_file(self, row: dict[str, Any], federated: bool) -> str:
         """The path under the folder of images."""
         if federated and row.get("coco_url"):
-            # LVIS v1 has no file_name, and v0.5 gives the names of 2014; the URL's last folder is the one of 2017.
-            return "/".join(self.field(row, "images", "coco_url", str).split("/")[-2:])
+            return file_of_url(self.field(row, "images", "coco_url", str))
         return self.field(row, "images", "file_name", str)
+
+
+def file_of_url(coco_url: str) -> str:
+    """The path of an image of LVIS under the folder of images, with the folder of 2017.
+
+    LVIS v1 has no `file_name`, and v0.5 gives the names of 2014.
+    """
+    return "/".join(coco_url.split("/")[-2:])
 
 
 def _is_broken(text: str) -> bool:

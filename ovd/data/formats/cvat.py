@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 from ovd.data.formats.drawn_shapes import Box, around_ellipse, around_points, around_turned_box
 from ovd.data.formats.named_objects import NamedImage, NamedObject, table_of_images
 from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, ReadRequest
-from ovd.data.formats.text_files import finite_number, whole_number
+from ovd.data.formats.text_files import finite_number, finite_numbers, whole_number
 from ovd.data.formats.xml_tree import read_xml
 from ovd.data.images.files import images_below
 from ovd.data.report import DataError, DataReport
@@ -128,8 +128,8 @@ def _box(shape: Element, where: str) -> Box:
 def _around(shape: Element, where: str) -> Box:
     """The bounding box of `points`, such as "1.5,2;3,4;5,6"."""
     pairs = [point.split(",") for point in (shape.get("points") or "").split(";")]
-    numbers = [[finite_number(text, LARGEST_COORDINATE) for text in pair] for pair in pairs]
-    points = [(pair[0], pair[1]) for pair in numbers if len(pair) == 2 and pair[0] is not None and pair[1] is not None]
+    numbers = [finite_numbers(pair, LARGEST_COORDINATE) for pair in pairs]
+    points = [(pair[0], pair[1]) for pair in numbers if pair is not None and len(pair) == 2]
     if len(points) < len(pairs) or len(points) < 3:
         raise DataError("F6", f"{where}: points are {(shape.get('points') or '')[:80]!r}, not those of a polygon")
     return around_points(points)
@@ -137,10 +137,10 @@ def _around(shape: Element, where: str) -> Box:
 
 def _numbers(shape: Element, where: str, *names: str) -> tuple[float, float, float, float]:
     texts = {name: shape.get(name) for name in names}
-    found = [finite_number(text, LARGEST_COORDINATE) for text in texts.values()]
-    a, b, c, d = (math.nan if number is None else number for number in found)
-    if None in found:
+    found = finite_numbers(texts.values(), LARGEST_COORDINATE)
+    if found is None:
         raise DataError("F6", f"{where}: has {texts}, not four finite numbers")
+    a, b, c, d = found
     return a, b, c, d
 
 

@@ -37,21 +37,6 @@ def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> t
     return tuple(file if match is None else match for file, match in zip(files, found, strict=True))
 
 
-def refuse_same_files(paths: Sequence[Path], files: Sequence[str]) -> None:
-    """Check that no two annotation files are of one image.
-
-    Args:
-        paths, files: of the annotations of each image, and of the image.
-
-    Raises:
-        DataError: F2 two are.
-    """
-    first: dict[str, Path] = {}
-    for path, file in zip(paths, files, strict=True):
-        if (other := first.setdefault(file, path)) is not path:
-            raise DataError("F2", f"{other} and {path} are both of the image {file}: take one of them out")
-
-
 def check_images_exist(
     path: Path, files: Sequence[str], root: Path | None, *, all_needed: bool, has_option: bool
 ) -> int:

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import TypeVar, get_args
 
-from ovd.choices import DataFormatName
+from ovd.choices import DataFormatName, ImportFormatName
 from ovd.data.coco_zero_shot import GROUPS, split_coco_base, split_coco_evaluation
 from ovd.data.formats.coco_json import read_coco_json
 from ovd.data.formats.objects365 import read_objects365
+from ovd.data.formats.options import FormatOptions
 from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import split_lvis_base
 
 Split = Callable[[AnnotationIndex], AnnotationIndex]
+FormatName = TypeVar("FormatName", DataFormatName, ImportFormatName)
 
 
 # VOC and YOLO bring what the others have no use for: parsers of XML and YAML, and Pillow.
@@ -83,3 +85,15 @@ FORMATS: dict[DataFormatName, DataFormat] = {
     "yolo": DataFormat(read=_read_yolo, options=frozenset({"split"}), is_coco_json=False, finds_images=True),
 }
 assert FORMATS.keys() == set(get_args(DataFormatName)), "each name of DataFormatName has one record"
+
+
+def check_options(request: ReadRequest, format: FormatName, formats: Mapping[FormatName, DataFormat]) -> None:
+    """Check that one of the formats has all options that are set.
+
+    Raises:
+        ValueError: it lacks one.
+    """
+    for option, value in vars(request.options).items():
+        if option not in formats[format].options and value != getattr(FormatOptions, option):
+            owners = ", ".join(name for name, other in formats.items() if option in other.options)
+            raise ValueError(f"{request.annotations}: format {format} has no option {option}; it is for {owners}")

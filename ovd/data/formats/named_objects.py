@@ -11,7 +11,7 @@ from ovd.data.category import Category
 from ovd.data.formats.drawn_shapes import Box
 from ovd.data.formats.image_names import files_by_base_name
 from ovd.data.formats.image_sizes import fill_sizes
-from ovd.data.formats.table import UNCOUNTED, AnnotationTable, ReadRequest
+from ovd.data.formats.table import AnnotationTable, ReadRequest
 from ovd.data.formats.text_files import whole_characters
 from ovd.data.report import DataError, DataReport
 
@@ -24,6 +24,7 @@ class NamedObject:
     box: Box
     where: str
     """Its file and record, for messages."""
+    is_crowd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,19 @@ class NamedImage:
 
 
 def table_of_images(
-    request: ReadRequest, root: Path, images: Sequence[NamedImage], report: DataReport
+    request: ReadRequest,
+    root: Path | None,
+    images: Sequence[NamedImage],
+    report: DataReport,
+    *,
+    labels: Sequence[str] | None = None,
 ) -> AnnotationTable:
-    """The table of these images: ids are positions from 0, classes are the sorted labels.
+    """The table of these images: ids are positions from 0, of classes in the order of the labels.
 
     Args:
-        root: the folder of images.
+        root: the folder of images; without one, all have their size, or no index is wanted.
         report: counts images that cannot be read though their size is missing.
+        labels: each once, those of all objects among them; by default those of the objects, sorted.
 
     Raises:
         DataError: F1 a label with half a character; F2 an image twice.
@@ -60,23 +67,26 @@ def table_of_images(
         if (other := first.setdefault(file, image)) is not image:
             where = f"{other.where} and {image.where} are both of the image {file}"
             raise DataError("F2", f"{where}: take one of them out, or make one record of both")
-    stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
-    sizes, is_available = fill_sizes(stated, files, replace(request, images=root), report)
+    sizes, is_available = None, None
+    if request.index:
+        stated = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+        sizes, is_available = fill_sizes(stated, files, replace(request, images=root), report)
     objects = [(position, item) for position, image in enumerate(images) for item in image.objects]
     for _, item in objects:
         whole_characters(item.label, item.where)
-    labels = sorted({item.label for _, item in objects})
+    if labels is None:
+        labels = sorted({item.label for _, item in objects})
     row_of_label = {label: row for row, label in enumerate(labels)}
     boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)
     boxes_xywh = to_xywh(boxes)
     return AnnotationTable(
         path=path,
-        categories=tuple(Category(row, label, (), None, UNCOUNTED) for row, label in enumerate(labels)),
+        categories=tuple(Category(row, label) for row, label in enumerate(labels)),
         image_ids=np.arange(len(images)),
         image_of_object=np.array([position for position, _ in objects], np.int64),
         class_of_object=np.array([row_of_label[item.label] for _, item in objects], np.int64),
         boxes_xywh=boxes_xywh,
-        is_crowd=np.zeros(len(objects), dtype=bool),
+        is_crowd=np.array([item.is_crowd for _, item in objects], dtype=bool),
         name_of_object=lambda row: objects[row][1].where,
         areas_px=boxes_xywh[:, 2:].prod(axis=1),
         images_root=root,

@@ -1,7 +1,7 @@
 """Reader of Open Images' boxes: a CSV file of boxes for all images, and one of class names."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import numpy as np
 from ovd.data.box_arrays import to_xywh
 from ovd.data.category import Category
 from ovd.data.formats.csv_lines import csv_lines
-from ovd.data.formats.table import UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.formats.text_files import finite_number
+from ovd.data.formats.drawn_shapes import Box
+from ovd.data.formats.table import AnnotationTable, ReadRequest
+from ovd.data.formats.text_files import finite_numbers
 from ovd.data.images.files import images_below, readable_sizes
 from ovd.data.report import DataError, DataReport
 
@@ -23,7 +24,7 @@ _COLUMNS = ("ImageID", "LabelName", *_SIDES)
 class _Row:
     image: str
     label: str
-    box: tuple[float, float, float, float]
+    box: Box
     """xyxy in fractions of the image's sides."""
     is_group: bool
     line: int
@@ -78,7 +79,7 @@ def read_open_images(request: ReadRequest, report: DataReport) -> AnnotationTabl
     row_of_label = {label: number for number, label in enumerate(names)}
     return AnnotationTable(
         path=path,
-        categories=tuple(Category(number, name, (), None, UNCOUNTED) for number, name in enumerate(names.values())),
+        categories=tuple(Category(number, name) for number, name in enumerate(names.values())),
         image_ids=kept,
         image_of_object=image_of_object,
         class_of_object=np.array([row_of_label[row.label] for row in rows], np.int64),
@@ -112,14 +113,23 @@ def _rows(path: Path) -> Iterator[_Row]:
         if len(values) != len(header):
             raise DataError("F1", f"{path}: line {number} has {len(values)} values, not {len(header)}")
         texts = [values[places[side]] for side in _SIDES]
-        numbers = [finite_number(text, math.inf) for text in texts]
-        x1, y1, x2, y2 = (math.nan if number is None else number for number in numbers)
-        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+        box = _box(texts)
+        if box is None:
             raise DataError(
                 "F6", f"{path}: line {number}: {dict(zip(_SIDES, texts, strict=True))} is no box from 0 to 1"
             )
         is_group = "IsGroupOf" in places and values[places["IsGroupOf"]].strip() == "1"
-        yield _Row(values[places["ImageID"]], values[places["LabelName"]], (x1, y1, x2, y2), is_group, number)
+        yield _Row(values[places["ImageID"]], values[places["LabelName"]], box, is_group, number)
+
+
+def _box(texts: Sequence[str]) -> Box | None:
+    """The box whose sides are written so; None if that is none from 0 to 1."""
+    numbers = finite_numbers(texts, math.inf)
+    if numbers is None:
+        return None
+    left, top, right, bottom = numbers
+    is_box = 0 <= left <= right <= 1 and 0 <= top <= bottom <= 1
+    return (left, top, right, bottom) if is_box else None
 
 
 def _class_names(path: Path) -> dict[str, str]:

@@ -13,15 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ovd.choices import DataFormatName
-from ovd.data.category import Category
+from ovd.data.category import UNCOUNTED, Category
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex, Ragged, images_per_class
 from ovd.data.report import DataReport
 from ovd.data.truth import JudgedImage, Truth
 from ovd.shapes import Bool, Float32, Float64, Int64
-
-UNCOUNTED = -(2**63)
-"""`Category.image_count` in a table whose file states none (no file can state this); index and truth count then."""
 
 LARGEST_COORDINATE = 1e9
 """No image has sides near this; the comparison also fails for NaN and infinity."""

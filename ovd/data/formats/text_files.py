@@ -1,6 +1,7 @@
 """What readers of text annotations share: lines of a file, and numbers written in them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ovd.data.report import DataError
@@ -76,6 +77,17 @@ def finite_number(text: str | None, limit: float) -> float | None:
         return None
     number = float(text)
     return number if abs(number) < limit else None
+
+
+def finite_numbers(texts: Iterable[str | None], limit: float) -> list[float] | None:
+    """The numbers that texts are; None unless all are decimals under the limit."""
+    numbers = []
+    for text in texts:
+        number = finite_number(text, limit)
+        if number is None:
+            return None
+        numbers.append(number)
+    return numbers
 
 
 def whole_number(text: str | None, limit: float) -> int | None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ovd.data.category import Category
 from ovd.data.formats.box_form import notice_doubles
-from ovd.data.formats.table import LARGEST_COORDINATE, ROUNDING_PX, UNCOUNTED, AnnotationTable, ReadRequest
-from ovd.data.formats.text_files import finite_number, read_lines
+from ovd.data.formats.table import LARGEST_COORDINATE, ROUNDING_PX, AnnotationTable, ReadRequest
+from ovd.data.formats.text_files import finite_number, finite_numbers, read_lines
 from ovd.data.formats.yolo_listing import Listing, list_images
 from ovd.data.images.files import files_below, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
@@ -77,7 +77,7 @@ def read_yolo(request: ReadRequest, report: DataReport) -> AnnotationTable:
     row_of_class = {class_id: row for row, class_id in enumerate(class_ids)}
     table = AnnotationTable(
         path=annotations,
-        categories=tuple(Category(class_id, listing.names[class_id], (), None, UNCOUNTED) for class_id in class_ids),
+        categories=tuple(Category(class_id, listing.names[class_id]) for class_id in class_ids),
         image_ids=kept,
         image_of_object=image_of_object,
         class_of_object=np.array([row_of_class[row.class_id] for row in rows], dtype=np.int64),
@@ -173,10 +173,9 @@ def _row(path: Path, number: int, line: str) -> _Row:
     class_id = finite_number(first, LARGEST_COORDINATE)
     if class_id is None or class_id != int(class_id):
         raise DataError("F6", f"{where}: the class is {first!r}, not a whole number")
-    values = [finite_number(text, LARGEST_COORDINATE) for text in texts]
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        bad = texts[values.index(None)]
+    numbers = finite_numbers(texts, LARGEST_COORDINATE)
+    if numbers is None:
+        bad = next(text for text in texts if finite_number(text, LARGEST_COORDINATE) is None)
         raise DataError("F6", f"{where}: {bad!r} is not a finite number")
     if any(abs(value) > _LARGEST_FRACTION for value in numbers):
         raise DataError("F6", f"{where}: {numbers} are no fractions of the image's sides; pixels are not read")

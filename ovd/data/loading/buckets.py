@@ -1,11 +1,19 @@
 """Images of like shape in one batch: less of it is padding, and batches come in few shapes."""
 
+from typing import TypeVar
+
 import numpy as np
 
 from ovd.shapes import Int64
 
 Shape = tuple[int, int]
 """Height and width."""
+Length = TypeVar("Length", int, np.ndarray)
+
+
+def round_up(length: Length, divisor: int) -> Length:
+    """The least multiple of the divisor that is no shorter; of an array, that of each of its lengths."""
+    return -(-length // divisor) * divisor
 
 
 def shape_groups(
@@ -25,7 +33,7 @@ def shape_groups(
     """
     factors = largest_scale * size / sizes.max(axis=1, keepdims=True, initial=1)
     resized = np.ceil(sizes * factors).astype(np.int64).clip(max=size)
-    padded = -(-resized // divisor) * divisor
+    padded = round_up(resized, divisor)
     shapes, shape_of_image, counts = np.unique(padded, axis=0, return_inverse=True, return_counts=True)
     by_ratio = np.argsort(shapes[:, 1] / np.maximum(shapes[:, 0], 1), kind="stable")
     group_of_rank, group_shapes = _cheapest_stretches(shapes[by_ratio], counts[by_ratio], num_groups)
@@ -126,7 +134,7 @@ def batches_of_like_shape(
     taken = np.arange(len(sizes)) if only is None else only
     sizes = sizes[taken]
     resized = np.maximum(1, np.round(sizes * (size / sizes.max(axis=1, keepdims=True, initial=1)))).astype(np.int64)
-    padded = -(-resized // divisor) * divisor
+    padded = round_up(resized, divisor)
     batches = []
     for shape in np.unique(padded, axis=0):
         alike = taken[(padded == shape).all(axis=1)].tolist()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from ovd.data.loading.buckets import Shape, padded_shape
+from ovd.data.loading.buckets import Shape, padded_shape, round_up
 
 
 def pad_images(
@@ -24,7 +24,7 @@ def pad_images(
             none is given, the common sides are as small as they can be.
     """
     sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).reshape(-1, 2)
-    height, width = (-(-max(sides, default=1) // divisor) * divisor for sides in sizes.T.tolist())
+    height, width = (round_up(max(sides, default=1), divisor) for sides in sizes.T.tolist())
     height, width = padded_shape(height, width, shapes)
     # From NumPy, which asks the system for large pages of memory, as torch does not: they are there sooner.
     padded = np.empty((len(images), height, width, 3), dtype=np.uint8)

@@ -10,8 +10,6 @@ are line drawings, "dashed spiral"; `composites` are objects of several parts, "
 """
 
 import fcntl
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -39,7 +37,7 @@ from ovd.data.world.foreign_drawing import (
     Layer,
 )  # fmt: skip
 from ovd.data.world.scene import PLACEMENT_TRIES, overlaps, paint, sample_size
-from ovd.files import write_json
+from ovd.files import hash_of, write_json
 from ovd.shapes import Float
 
 _STREAM = {"train": 1, "val": 2, "pairs": 3}
@@ -62,7 +60,7 @@ class ForeignSettings:
 
     def key(self) -> str:
         """Hash of all settings, which names the folder."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hash_of(asdict(self))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ The figures called "LVIS" were read from the LVIS v1 training category statistic
 annotations of 100 LVIS validation images, before any detector was trained on this world.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
+
+from ovd.files import hash_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Settings:
 
     def key(self) -> str:
         """Hash of all settings, which names the folder the world is cached in."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hash_of(asdict(self))
 
 
 LVIS_IMAGE_COUNT_QUANTILES = (
