@@ -359,13 +359,13 @@ def test_rules_are_found_by_name_and_those_that_look_at_annotations_alone_need_n
     predictions = Predictions(torch.randn(2, num_points, 8, generator=generator), predicted, torch.zeros(2, num_points))
     text = F.normalize(torch.randn(1, 8, generator=generator), dim=1)
     classifier = TextClassifier(text, torch.tensor([0]), torch.tensor(5.0), torch.tensor(-1.0))
-    found = assign("task_aligned", points, targets, sizes=sizes, predictions=predictions, classifier=classifier)
-    assert found is not None
+    aligned = assign("task_aligned", points, targets, sizes=sizes, predictions=predictions, classifier=classifier)
+    assert aligned is not None
     expected = assign_task_aligned(points, targets, predictions, sizes=sizes, classifier=classifier)
     for name, tensor in vars(expected).items():
-        assert torch.equal(getattr(found, name), tensor), name
-    assert found.alignment is not None
-    assert (found.matched >= 0).any()
+        assert torch.equal(getattr(aligned, name), tensor), name
+    assert aligned.alignment is not None
+    assert (aligned.matched >= 0).any()
 
 
 def task_aligned(boxes: list[list[float]], reach: float) -> tuple[Points, Targets, Assignment]:
