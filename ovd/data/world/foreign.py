@@ -10,6 +10,7 @@ are line drawings, "dashed spiral"; `composites` are objects of several parts, "
 """
 
 import fcntl
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
