@@ -139,7 +139,7 @@ def gather(value: Kind) -> list[Kind]:
 
 
 def from_main(value: Kind) -> Kind:
-    """The main process's value on every rank, which wait for it, for hours if need be; it must be picklable."""
+    """The main process's value on every rank; all wait for it, for hours if need be. It must be picklable."""
     wait_for_all()
     return gather(value)[0]
 

@@ -83,9 +83,9 @@ def load_clip(
             if open_clip's weights of this name all have the same normalization.
 
     Raises:
-        ValueError: the name is unknown, a folder has no model, the weights of a name are missing or cannot be fetched,
-            are damaged, contain more than tensors, do not fit the model (shapes, activation), or have an unknown
-            activation or normalization; or `activation`, `mean` or `std` is given without a local file.
+        ValueError: the name is unknown, a folder has no model or no weights, the weights of a name are missing or
+            cannot be fetched, are damaged, contain more than tensors, do not fit the model (shapes, activation), or
+            have an unknown activation or normalization; or `activation`, `mean` or `std` is given without a local file.
     """
     is_file = weights is not None and Path(weights).is_file()
     if not is_file and (activation, mean, std) != (None, None, None):

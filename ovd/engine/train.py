@@ -138,9 +138,9 @@ def train(
                 _save(checkpoints, state, data.report, log, must_succeed=False)
             if evaluate and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 _evaluate(evaluate, state, averaged, log)
-        if is_over and num_left:
-            _calibrate(calibrate, state, averaged)
         if num_left:
+            if is_over:
+                _calibrate(calibrate, state, averaged)
             _save(checkpoints, state, data.report, log, must_succeed=True)
         if not is_over:
             exit_stopped(state.step, log.message)

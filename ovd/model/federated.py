@@ -21,7 +21,7 @@ from ovd.choices import NegativeRule
 from ovd.structures import Targets
 
 POWER = 0.5
-"""Of a class's number of training images, which the probability that it is drawn is proportional to."""
+"""A class is drawn with a probability proportional to its number of training images to this power."""
 NEAREST_CLASSES = 3
 """A text of an image-text pair may mean any of this many classes, those nearest to it."""
 

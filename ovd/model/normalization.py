@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Normalization(nn.Module):
-    """Brings images to a backbone's mean and standard deviation of colors; no checkpoint has its numbers."""
+    """(image - mean) / std of each color, with the numbers that a backbone was trained with; checkpoints lack them."""
 
     mean: Tensor
     std: Tensor

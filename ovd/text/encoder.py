@@ -21,7 +21,7 @@ from ovd.text.names import prompts_of, warn_of_equal_tokens
 BATCH = 256
 
 _one_at_a_time = Lock()
-"""A call with shortened tensors has them in the place of the text tower's own meanwhile, which no other may see."""
+"""`functional_call` puts shortened tensors in the place of the text tower's own, which no other thread may see."""
 
 
 @contextmanager
