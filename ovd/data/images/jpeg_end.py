@@ -10,9 +10,8 @@ from io import BytesIO
 
 from PIL import Image
 
-from ovd.data.images.jpeg_segments import SCAN, START, segments
+from ovd.data.images.jpeg_segments import END, SCAN, START, segments
 
-_END = b"\xff\xd9"
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _RESTARTS = [bytes([0xFF, 0xD0 + number]) for number in range(8)]
 _CONTINUATIONS = (
@@ -24,13 +23,13 @@ _NUM_COEFFICIENTS = 64
 
 def with_end(content: bytes) -> bytes | None:
     """The file with its end marker; None if it is no JPEG file, has the marker, or lacks more than that."""
-    if not content.startswith(START) or _END in content[-64:] or not _has_all_scans(content):
+    if not content.startswith(START) or END in content[-64:] or not _has_all_scans(content):
         return None
-    content = content.removesuffix(_END[:1])  # which would make a marker of whatever follows
+    content = content.removesuffix(END[:1])  # which would make a marker of whatever follows
     try:
-        decoded = (_hash_of_pixels(content + continuation + _END) for continuation in _CONTINUATIONS)
+        decoded = (_hash_of_pixels(content + continuation + END) for continuation in _CONTINUATIONS)
         first = next(decoded)
-        return content + _END if all(other == first for other in decoded) else None
+        return content + END if all(other == first for other in decoded) else None
     except OSError:
         return None
 
@@ -44,7 +43,7 @@ def _has_all_scans(content: bytes) -> bool:
     """Whether the scans give every coefficient of every component to its last bit."""
     components: set[int] = set()
     complete: dict[int, set[int]] = {}
-    for marker, body in segments(content):
+    for marker, body, _ in segments(content):
         if marker in _FRAMES and len(body) > 5:
             components = set(body[6 : 6 + 3 * body[5] : 3])
         elif marker == SCAN and body and len(body) >= 4 + 2 * body[0]:

@@ -1,6 +1,8 @@
 """The segments of JPEG files, and what their headers say before anything is decoded."""
 
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 START = b"\xff\xd8"
 SCAN = 0xDA
@@ -9,6 +11,17 @@ _PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
 FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
 """Markers of the header of the image itself, which has its sides and colors."""
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+_MARKER_AMONG_BITS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # but restarts, which belong there
+END = b"\xff\xd9"
+
+
+class Segment(NamedTuple):
+    """A part of a file's headers."""
+
+    marker: int
+    body: bytes
+    end: int
+    """Place in the file of the first byte after it."""
 
 
 def is_lossless(content: bytes) -> bool:
@@ -18,11 +31,26 @@ def is_lossless(content: bytes) -> bool:
     """
     if not content.startswith(START):
         return False
-    for marker, _ in segments(content):
+    for marker, _, _ in segments(content):
         if marker in _LOSSLESS_FRAMES:
             return True
         if marker == SCAN:
             break
+    return False
+
+
+def is_one_whole_scan(content: bytes) -> bool:
+    """Whether a JPEG file has one scan, of all colors, which the end marker follows.
+
+    Another marker among its bits may be damage, of which some decoders say nothing and fill the rest with grey.
+    """
+    num_components = 0
+    for marker, body, end in segments(content):
+        if marker in FRAMES and len(body) > 5:
+            num_components = body[5]
+        elif marker == SCAN:
+            following = _MARKER_AMONG_BITS.search(content, end)
+            return body[:1] == bytes([num_components]) and following is not None and following[0].endswith(END)
     return False
 
 
@@ -32,7 +60,7 @@ def has_many_scans(content: bytes, most: int) -> bool:
     if not content.startswith(START):
         return False
     num_scans, num_components, is_progressive = 0, 0, False
-    for marker, body in segments(content):
+    for marker, body, _ in segments(content):
         if marker in FRAMES and len(body) > 5:
             num_components, is_progressive = body[5], marker in _PROGRESSIVE_FRAMES
         elif marker == SCAN and body:
@@ -44,8 +72,8 @@ def has_many_scans(content: bytes, most: int) -> bool:
     return False
 
 
-def segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment; between them lie the bits of the scans, in which no marker occurs."""
+def segments(content: bytes) -> Iterator[Segment]:
+    """Each segment; between them lie the bits of the scans, in which no marker occurs."""
     place = content.find(b"\xff", len(START))
     while 0 <= place < len(content) - 4:
         marker = content[place + 1]
@@ -53,5 +81,6 @@ def segments(content: bytes) -> Iterator[tuple[int, bytes]]:
             place = content.find(b"\xff", place + (1 if marker == 0xFF else 2))
             continue
         length = int.from_bytes(content[place + 2 : place + 4], "big")
-        yield marker, content[place + 4 : place + 2 + length]
-        place = content.find(b"\xff", place + 2 + length)
+        end = place + 2 + length
+        yield Segment(marker, content[place + 4 : end], end)
+        place = content.find(b"\xff", end)

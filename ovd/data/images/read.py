@@ -50,6 +50,10 @@ _UPRIGHT = {
 }
 
 
+JpegDecoder = Callable[[bytes], UInt8[np.ndarray, "H W 3"] | None]
+"""The RGB pixels of a JPEG file; None if it cannot be decoded."""
+
+
 class ImageError(DataError):
     """An image that cannot be used; `code` says which fault it is, the message names the file and the reason."""
 
@@ -84,6 +88,7 @@ def decode_image(
     expected_size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
     longest_side: int | None = None,
+    decode_jpeg: JpegDecoder | None = None,
 ) -> DecodedImage:
     """Decodes a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000 file to RGB as a viewer shows it.
 
@@ -100,6 +105,7 @@ def decode_image(
             half of its sides, where these are multiples and the longest does not become less than this. The pixels are
             within 0.7 of 255, in the mean, of the means over areas of the whole image; within 2.5 where the file has
             colors of half the width alone (4:2:2), since these are not reduced by less than the brightness is.
+        decode_jpeg: takes Pillow's place for JPEG files of three colors that are neither turned nor reduced.
 
     Raises:
         ImageError: F8 missing; F9 empty, truncated or not an image; F10 too many bytes or pixels; F12 another size
@@ -117,7 +123,12 @@ def decode_image(
         width, height = image.size
         wide = has_wide_colors(image)  # before the metadata, for which Pillow decodes a PNG
         orientation = _orientation(image)
+        unrotated = _is_unrotated((height, width), orientation, expected_size, name)
         reduction = _reduce(image, content, longest_side)
+        if decode_jpeg is not None and orientation == reduction == 1 and (image.format, image.mode) == ("JPEG", "RGB"):
+            pixels = decode_jpeg(content)
+            if pixels is not None:
+                return DecodedImage(pixels, unrotated)
         try:
             image.load()
             rgb = to_rgb(with_used_bits(image, content) if wide else image)
@@ -132,17 +143,28 @@ def decode_image(
             without_end = True
             rgb = to_rgb(Image.open(BytesIO(whole), formats=("JPEG",)))
 
-    stored_size = (height, width)
-    shown_size = _shown_size(width, height, orientation)
-    unrotated = expected_size is not None and shown_size != expected_size and stored_size == expected_size
-    if expected_size is not None and not unrotated and shown_size != expected_size:
+    if orientation != 1 and not unrotated:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return DecodedImage(np.asarray(rgb), unrotated, without_end, reduction)
+
+
+def _is_unrotated(
+    stored_size: tuple[int, int], orientation: int, expected_size: tuple[int, int] | None, name: str
+) -> bool:
+    """Whether the annotation's height and width are those of the stored pixels, and not of the image upright.
+
+    Raises:
+        ImageError: F12, they are neither.
+    """
+    shown_size = _shown_size(*stored_size[::-1], orientation)
+    if expected_size is None or shown_size == expected_size:
+        return False
+    if stored_size != expected_size:
         raise ImageError(
             "F12", f"{name}: height x width is {shown_size[0]} x {shown_size[1]}, the annotation says "
             f"{expected_size[0]} x {expected_size[1]}"
         )  # fmt: skip
-    if orientation != 1 and not unrotated:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    return DecodedImage(np.asarray(rgb), unrotated, without_end, reduction)
+    return True
 
 
 def read_sizes(

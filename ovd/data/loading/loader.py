@@ -19,6 +19,7 @@ from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ovd.data.images.jpeg_pixels import jpeg_pixels
 from ovd.data.images.read import ImageError, decode_image
 from ovd.data.index import AnnotationIndex, ImageRecord, Labels, images_per_class
 from ovd.data.loading.buckets import Shape, batch_like_with_like, batches_of_like_shape
@@ -194,7 +195,9 @@ class DetectionDataset(Dataset):
         expected_size = (record.height, record.width) if record.height else None
         longest_side = transform.longest_side(seed) if isinstance(transform, TrainTransform) else None
         try:
-            decoded = decode_image(encoded, expected_size=expected_size, longest_side=longest_side)
+            decoded = decode_image(
+                encoded, expected_size=expected_size, longest_side=longest_side, decode_jpeg=jpeg_pixels
+            )
         except ImageError as error:
             return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
         labels = record.labels.moved(lambda boxes: boxes / decoded.reduction)

@@ -1,0 +1,100 @@
+"""OpenCV's JPEG decoder in Pillow's place: the same pixels, and the same faults."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from photo import photo
+from PIL import Image
+
+from ovd.data.images.jpeg_pixels import jpeg_pixels
+from ovd.data.images.read import DecodedImage, ImageError, decode_image
+
+
+def encode(pixels: np.ndarray, format: str = "JPEG", mode: str = "RGB", **options) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, format, **options)
+    return file.getvalue()
+
+
+def outcome(content: bytes, **options) -> tuple[DecodedImage | None, str]:
+    try:
+        return decode_image(content, **options), ""
+    except ImageError as error:
+        return None, f"{error.code} {error}"
+
+
+def assert_decoded_alike(content: bytes, **options) -> None:
+    ours, our_fault = outcome(content, decode_jpeg=jpeg_pixels, **options)
+    pillow, fault = outcome(content, **options)
+    assert our_fault == fault
+    if pillow is not None and ours is not None:
+        np.testing.assert_array_equal(ours.pixels, pillow.pixels)
+        assert ours.repairs() == pillow.repairs()
+        assert ours.reduction == pillow.reduction
+
+
+@pytest.mark.parametrize(("height", "width"), [(61, 83), (1, 1), (8, 300), (17, 16)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 90},
+        {"quality": 20, "subsampling": 2},
+        {"subsampling": 1},
+        {"subsampling": 0},
+        {"restart_marker_blocks": 2},
+    ],
+    ids=str,
+)
+def test_pixels_are_those_of_pillow(height, width, options):
+    content = encode(photo()[:height, :width], **options)
+    pixels = jpeg_pixels(content)
+    assert pixels is not None
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(BytesIO(content))))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_jpegs_and_formats_are_decoded_as_before(mode):
+    assert_decoded_alike(encode(photo()[:40, :60], mode=mode))
+    assert_decoded_alike(encode(photo()[:40, :60], format="PNG"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images_are_shown_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(photo()[:40, :60], exif=exif)
+    for expected_size in (None, (40, 60), (60, 40), (40, 61)):
+        assert_decoded_alike(content, expected_size=expected_size)
+
+
+@pytest.mark.parametrize("longest_side", [10, 30, 100])
+def test_reduced_images_are_decoded_as_before(longest_side):
+    assert_decoded_alike(encode(photo()[:80, :120]), longest_side=longest_side)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+def test_a_cut_file_has_the_same_fault(options):
+    whole = encode(photo()[:40, :60], quality=90, **options)
+    for end in range(0, len(whole), max(1, len(whole) // 60)):
+        assert_decoded_alike(whole[:end])
+    assert_decoded_alike(whole[:-2])
+
+
+def test_changed_bytes_are_decoded_alike(capfd):
+    whole = encode(photo()[:40, :60], quality=90)
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(2, len(whole), 400), len(whole) - 1]
+    for place in places:
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[place] = rng.choice([0, 1, 0x55, 0xC4, 0xD0, 0xD9, 0xDA, 0xFF])
+        assert_decoded_alike(content.tobytes())
+    capfd.readouterr()  # libjpeg's own warnings
+
+
+def test_what_is_left_to_pillow_is_none():
+    assert jpeg_pixels(b"") is None
+    assert jpeg_pixels(encode(photo()[:40, :60], progressive=True)) is None
+    assert jpeg_pixels(b"no image") is None
+    assert jpeg_pixels(encode(photo()[:40, :60])[:-50]) is None
