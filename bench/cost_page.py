@@ -86,7 +86,8 @@ line: where it is large, growth is not linear, and the line says little between 
 
 - *Training* is a whole step, in which all classes are scored. *Detection* is from images to boxes, of one batch.
 - *Labelling* is end to end over captioned images of 192 px with the quick start's detector.
-- *Reading* is of an annotation file in LVIS's form with 12 boxes and masks an image, by OVD_CACHE from the second time.
+- *Reading* is of an annotation file in LVIS's form with 12 boxes and masks an image, from the second read on, from the
+  cache (OVD_CACHE).
 - Memory is what the work adds to a process at its peak.
 
 ![time over what grows](cost.png)
@@ -125,7 +126,7 @@ def _gpu_milliseconds(name: str, classes: int) -> float:
 def _predictions() -> str:
     config = load_config(CONFIG, [], TrainConfig)
     size = config.data.size
-    of_square, of_image = (count_cost(config, *sides).training_flops for sides in ((800, 800), (3 * size // 4, size)))
+    of_square, of_image = (count_cost(config, *sides).training_flops for sides in ((800, 800), (size, size)))
     num_images = config.train.steps * config.train.batch_size
     step = num_images * of_image / of_square * _gpu_milliseconds("train_step", 1203) / 16 / 3.6e6
     loop = num_images * of_image / (MEASURED_UTILIZATION * PEAK_TFLOPS * 1e12) / 3600

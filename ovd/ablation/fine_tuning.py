@@ -166,7 +166,7 @@ def append_new(path: Path, records: Sequence[FineTuningRecord]) -> None:
 
 
 def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> str:
-    """A Markdown table: mean over the seeds and 95 % interval of each metric."""
+    """A Markdown table: mean over the seeds and 95 % interval of each metric; of two seeds, both values."""
     lines = [["row", "seeds", *METRICS.values(), "MB", "minutes"]]
     for row in (BEFORE, *rows):
         of_row = [record for record in records if record.row == row]
@@ -179,32 +179,34 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
 
 
 def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: Path) -> None:
-    """Draw AP at home over AP on the new data: a dot per seed, a diamond for each row's mean."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    """Draw AP on the detector's own data over AP on the new: a dot per seed, a larger mark for each row's mean."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate((BEFORE, *rows)):
         of_row = [record for record in records if record.row == row and UNKNOWN not in (record.new_AP, record.kept_AP)]
         if not of_row:
             continue
         new, kept = ([getattr(record, name) for record in of_row] for name in ("new_AP", "kept_AP"))
-        color, marker = f"C{number % 10}", "D^"[number // 10 % 2]
+        color, marker = f"C{number % 10}", "D^sv"[number // 10 % 4]
         axes.plot(new, kept, "o", color=color, ms=4, alpha=0.5)
         axes.plot(np.mean(new), np.mean(kept), marker, color=color, ms=8, label=row)
-    axes.set(xlabel="AP on the new data", ylabel="AP kept at home", title="What is gained, and what is kept")
+    axes.set(xlabel="AP on the new data", ylabel="AP kept on the detector's own data")
+    axes.set_title("What is gained, and what is kept")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left")
+        figure.legend(loc="outside right upper", fontsize="small")
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=110)
 
 
 def _cell(values: Sequence[float | None]) -> str:
-    """Mean and interval of a metric over the seeds; a dash if it is unknown for one."""
-    if UNKNOWN in values or None in values:
+    """Mean and interval of a metric over the seeds, of which two have no meaningful one; a dash if one is unknown."""
+    known = [value for value in values if value is not None and value != UNKNOWN]
+    if len(known) < len(values):
         return "-"
-    value = estimate(np.array(values, dtype=np.float64))
-    if value.interval is None:
-        return f"{value.mean:.1f}"
+    value = estimate(np.array(known, dtype=np.float64))
+    if value.interval is None or value.num_values == 2:
+        return ", ".join(f"{value:.1f}" for value in known)
     return f"{value.mean:.1f} ({value.interval[0]:.1f} to {value.interval[1]:.1f})"
 
 
