@@ -21,6 +21,16 @@ LOCK_PATIENCE_S = 8.0
 """How long to wait for a lock: workers of a killed process notice its end within seconds."""
 
 
+def refuse_existing(path: Path) -> None:
+    """Check that nothing of this name exists.
+
+    Raises:
+        ValueError: there is a file or a folder of that name.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists; give another name, or remove it")
+
+
 def make_folder_of(output: Path) -> None:
     """Make the folder that a file will be written to.
 

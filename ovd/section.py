@@ -17,10 +17,12 @@ class Section(BaseModel):
     def no_number_is_a_truth_value(cls, values: Any) -> Any:
         """Refuse `true`, `on` and `yes` for a number, which YAML reads as truth values, and pydantic as 1."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name in cls.model_fields:
+            items = value if isinstance(value, list | tuple) else [value]
+            truth_value = next((item for item in items if isinstance(item, bool)), None)
+            if truth_value is not None and name in cls.model_fields:
                 kinds = _kinds_in(cls.model_fields[name].annotation)
                 if kinds & {int, float} and bool not in kinds:
-                    raise ValueError(f"{name} is a number, not {str(value).lower()}")
+                    raise ValueError(f"{name} is a number, not {str(truth_value).lower()}")
         return values
 
     @field_validator("*")

@@ -56,6 +56,13 @@ def test_rows_share_what_they_have_in_common(small_world, tmp_path):
         assert new == {"first": 3, "competing": 0, "plain": 2}[name]
     assert len({record.config_hash for record in records.values()}) == 3
     assert stages["first"].training_hash() == stages["competing"].training_hash()
+    patient = [
+        read_row(
+            row.model_copy(update={"overrides": (*overrides, "train.patience=2", "train.eval_every=1")}), CONFIGS, SMALL
+        )
+        for overrides in ((), ("eval.competition=20",))
+    ]
+    assert patient[0].training_hash() != patient[1].training_hash()  # evaluations choose the weights
     [folder] = (runs / "seed-3").glob("aligned-????????????")
     used = [path for path in (runs / "seed-3").glob("*/config.yaml") if f"name: {folder}" in path.read_text()]
     assert len(used) == 2  # teacher and student

@@ -89,6 +89,7 @@ def test_another_kind_replaces_the_base_section_instead_of_merging(tmp_path):
         ("output: x\n", "train: Field required"),
         ("output: x\ntrain: {steps: 5}\ndata: {flip: true}\n", "flip is a number, not true"),
         ("output: x\ntrain: {steps: yes}\n", "steps is a number, not true"),
+        ("output: x\ntrain: {steps: 5}\ndata: {scale: [true, 2]}\n", "scale is a number, not true"),
         ("output: x\ntrain: {steps: 5, patience: off}\n", "patience is a number, not false"),
         ("output: x\ntrain: {steps: 5}\ndetector: {shortcuts: {kind: magic}}\n", "magic"),
         (

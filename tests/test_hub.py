@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from ovd.build.detector import build_detector
 from ovd.build.prompts import Example, Prompt
 from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
 from ovd.clip.load import TINY_CLIP, load_clip
-from ovd.clip.save import copy_clip, save_clip
+from ovd.clip.save import WEIGHTS_FILE, copy_clip, save_clip
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.engine import checkpoint
@@ -235,6 +236,20 @@ def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
     Predictor(trained).save_pretrained(tmp_path / "given")
     shutil.rmtree(tmp_path / "my_clip")
     assert_same(Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES), expected)
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "mine.safetensors"])
+def test_a_clip_folder_goes_along_whatever_its_weights_are_called(tmp_path, name):
+    copy_clip(TINY_CLIP, tmp_path / "my_clip")
+    weights = load_file(tmp_path / "my_clip" / WEIGHTS_FILE)
+    (tmp_path / "my_clip" / WEIGHTS_FILE).unlink()
+    if name.endswith(".bin"):
+        torch.save(weights, tmp_path / "my_clip" / name)
+    else:
+        save_file(weights, tmp_path / "my_clip" / name)
+    Predictor(trained_detector(str(tmp_path / "my_clip"))).save_pretrained(tmp_path / "given")
+    shutil.rmtree(tmp_path / "my_clip")
+    Predictor.from_pretrained(tmp_path / "given")(IMAGE, NAMES)
 
 
 def test_two_detectors_with_the_clip_model_of_one_folder_are_averaged(tmp_path):

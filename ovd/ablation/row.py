@@ -48,7 +48,10 @@ class RowStages:
         return self.final.train.steps + (self.teacher.train.steps if self.teacher is not None else 0)
 
     def training_hash(self) -> str:
-        """Hash of the settings that the final weights depend on: `hash` without the final run's evaluation."""
+        """Hash of the settings that the final weights depend on: `hash` without the final run's evaluation, unless that
+        chooses the weights (`train.patience`)."""
+        if self.final.train.patience:
+            return self.hash()
         final = self.final.model_copy(update={"eval": TrainConfig.model_fields["eval"].default})
         return replace(self, final=final).hash()
 

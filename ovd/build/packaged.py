@@ -8,7 +8,7 @@ from ovd.build.detector import untouched_clip
 from ovd.build.model_card import METRICS, metrics_of
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import TINY_CLIP
-from ovd.clip.save import copy_clip, save_clip
+from ovd.clip.save import WEIGHTS_FILE, copy_clip, save_clip
 from ovd.config import ClipConfig
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
@@ -93,7 +93,7 @@ def _is_file(weights: str | None) -> bool:
 
 def _save_clip(trained: TrainedDetector, folder: Path) -> None:
     name = trained.config.clip.name
-    if Path(name).is_dir() and Path(name) != TINY_CLIP:
+    if (Path(name) / WEIGHTS_FILE).is_file() and Path(name) != TINY_CLIP:
         copy_clip(Path(name), folder)
     else:
         save_clip(untouched_clip(trained.config), name, folder)

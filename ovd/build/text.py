@@ -62,7 +62,7 @@ def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
         ValueError: the file is not of that form, or contains none of the classes.
     """
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
+        texts = json.loads(path.read_text(encoding="utf-8-sig"))
         lists = list(texts.values()) if isinstance(texts, dict) else [None]
         if not all(
             isinstance(of_class, list) and all(isinstance(text, str) for text in of_class) for of_class in lists

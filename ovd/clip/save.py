@@ -14,7 +14,7 @@ from ovd.choices import WeightFormat
 from ovd.clip.load import BEFORE_ALIGNMENT, CONFIG, Clip, model_folder
 from ovd.files import usual_permissions, write_json
 
-WEIGHTS = "open_clip_model.safetensors"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 VISUAL = "visual."
 """Beginning of the names of the image side's weights."""
 TOKENIZER_FILES = frozenset(
@@ -46,7 +46,7 @@ def save_aligned(clip: Clip, name: str, folder: Path, *, teacher: Any, weight_fo
         raise ValueError(f"{folder} is the folder of the model to align; give another output")
     before = {f"{VISUAL}{key}": tensor for key, tensor in teacher.state_dict().items()}
     before = {key.removeprefix(VISUAL): tensor for key, tensor in _weights(before, weight_format).items()}
-    weights = {BEFORE_ALIGNMENT: before, WEIGHTS: _weights(clip.model.state_dict(), weight_format)}
+    weights = {BEFORE_ALIGNMENT: before, WEIGHTS_FILE: _weights(clip.model.state_dict(), weight_format)}
     _write_folder(clip, name, folder, weights)
 
 
@@ -60,13 +60,13 @@ def save_clip(clip: Clip, name: str, folder: Path) -> None:
     Raises:
         ValueError: the tokenizer cannot be written.
     """
-    _write_folder(clip, name, folder, {WEIGHTS: _weights(clip.model.state_dict(), "float32")})
+    _write_folder(clip, name, folder, {WEIGHTS_FILE: _weights(clip.model.state_dict(), "float32")})
 
 
 def copy_clip(source: Path, folder: Path) -> None:
-    """Copy the folder of a CLIP model: the files that `load_clip` reads, the config last."""
+    """Copy the folder of a CLIP model that has its weights in `WEIGHTS_FILE`: what `load_clip` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = TOKENIZER_FILES | {WEIGHTS, BEFORE_ALIGNMENT}
+    known = TOKENIZER_FILES | {WEIGHTS_FILE, BEFORE_ALIGNMENT}
     for path in [*sorted(path for path in source.iterdir() if path.name in known), source / CONFIG]:
         shutil.copyfile(path, folder / path.name)
 

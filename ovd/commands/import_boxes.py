@@ -27,6 +27,7 @@ from ovd.data.check import describe_findings
 from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes, write_boxes
 from ovd.data.report import DataReport
+from ovd.files import refuse_existing
 
 
 def main() -> None:
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--attribute", help="via: the attribute that names regions, where they have several")
     add_format_options(parser, default_split="train")
     arguments = parser.parse_args()
-    report = DataReport()
+    report, report_file = DataReport(), arguments.output.with_name(arguments.output.name + ".report.json")
+    for path in (arguments.output, report_file):
+        refuse_existing(path)
     request = ReadRequest(
         arguments.annotations,
         arguments.images,
@@ -51,7 +54,7 @@ def main() -> None:
     imported = import_boxes(request, arguments.format, report, crowds_as_objects=arguments.crowds_as_objects)
     write_boxes(arguments.output, imported)
     report.used(len(imported.content["images"]))
-    report.write(arguments.output.with_name(arguments.output.name + ".report.json"))
+    report.write(report_file)
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in imported.content.items())
     print("\n".join(describe_findings(report)))
     if not imported.content["annotations"]:

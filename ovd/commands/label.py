@@ -30,12 +30,11 @@ from ovd.data.export_boxes import (
     export_boxes,
     is_folder,
     outputs_of,
-    refuse_existing,
 )
 from ovd.data.images.files import images_at, name_below
 from ovd.data.report import DataReport
 from ovd.data.review_page import write_review
-from ovd.files import make_folder_of, sha256_of
+from ovd.files import make_folder_of, refuse_existing, sha256_of
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.build.trained import TrainedDetector

@@ -17,7 +17,7 @@ from typing import Any
 from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
-from ovd.files import write_json
+from ovd.files import refuse_existing, write_json
 
 _NUM_NAMED = 10
 
@@ -49,8 +49,7 @@ def main() -> None:
     if arguments.first.resolve() == arguments.second.resolve():
         parser.error("--first and --second are the same file")
     for path, rows in parts:
-        if path.exists():
-            raise ValueError(f"{path} exists; give another file")
+        refuse_existing(path)
         if not rows:
             raise ValueError(f"{path} would have none of the {len(images)} images; give another --share")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ import yaml
 
 from ovd.choices import ExportFormatName
 from ovd.data.images.files import is_drawn, is_image_name
-from ovd.files import whole_file, write_json
+from ovd.files import refuse_existing, whole_file, write_json
 from ovd.shapes import Float32, Float64, Int64
 
 SMALLEST_EXPORTED_PX = 2.0
@@ -163,16 +163,6 @@ def export_boxes(
             _whole_folder(output, lambda folder: _write_yolo(labelled, folder, copy_images=copy_images))
         case "voc":
             _whole_folder(output, lambda folder: _write_voc(labelled, folder))
-
-
-def refuse_existing(path: Path) -> None:
-    """Check that nothing of this name exists.
-
-    Raises:
-        ValueError: there is a file or a folder of that name.
-    """
-    if path.exists():
-        raise ValueError(f"{path} exists; give another name, or remove it")
 
 
 def coco_content(labelled: LabelledSet) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ovd.data.formats.open_images import read_open_images
 from ovd.data.formats.table import AnnotationTable, ReadRequest, available_part, clean_boxes, with_images
 from ovd.data.formats.via import read_via
 from ovd.data.report import DataReport
-from ovd.files import write_json
+from ovd.files import refuse_existing, write_json
 
 ROBOFLOW_NAME = "_annotations.coco.json"
 
@@ -85,8 +85,7 @@ def write_boxes(path: Path, imported: ImportedBoxes) -> None:
     Raises:
         ValueError: the file exists.
     """
-    if path.exists():
-        raise ValueError(f"{path} exists; give another file")
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, imported.content, indent=None)
 

@@ -363,7 +363,7 @@ def test_the_tool_writes_what_training_reads_as_it_is_and_changes_nothing(tmp_pa
     index = load_annotations(output, images, format="coco", report=report, with_truth=True)
     assert report.counts() == {}
     assert len(index.boxes.values) == 3
-    assert "exists; give another file" in run_tool("tools/import_boxes.py", *arguments, expect=2).stderr
+    assert "exists; give another name" in run_tool("tools/import_boxes.py", *arguments, expect=2).stderr
 
 
 def test_an_option_that_a_format_lacks_is_refused(images):

@@ -86,6 +86,15 @@ def test_the_attribute_that_names(folder, attributes, options):
     assert [label for label, _ in found["a.png"]] == ["cat", "dog"]
 
 
+def test_no_attribute_is_chosen_that_some_regions_lack(folder):
+    names = folder / "names.txt"
+    names.write_text("thing\n")
+    content = record("a.png", region(RECT, type="cat"), region(RECT, type="cat"), region(RECT, kind="dog"))
+    for options in ({}, {"class_names": names}):
+        with pytest.raises(DataError, match=r"several attributes, type \(cat\); kind \(dog\): say by --attribute"):
+            imported(folder, content, **options)
+
+
 def test_one_name_for_regions_without_attributes(folder):
     names = folder / "names.txt"
     names.write_text("balloon\n")

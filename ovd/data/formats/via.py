@@ -183,9 +183,11 @@ def _attribute_that_names(path: Path, regions: Sequence[_Region], wanted: str | 
     for region in regions:
         for name, value in region.attributes.items():
             values.setdefault(name, Counter())[value] += 1
+    usual = max(values, key=lambda name: values[name].total(), default="")
     agree = all(len(set(region.attributes.values())) <= 1 for region in regions)
-    if wanted is None and (len(values) == 1 or agree):
-        return max(values, key=lambda name: values[name].total())
+    is_in_all = all(usual in region.attributes for region in regions if region.attributes)
+    if wanted is None and (len(values) == 1 or (agree and is_in_all)):
+        return usual
     if wanted in values:
         return wanted
     listed = "; ".join(
