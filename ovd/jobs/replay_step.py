@@ -21,7 +21,8 @@ def replay_step(dump: Path) -> None:
     on_cpu = ["train.device=cpu", "train.precision=float32"]
     config = load_config(dump.parent / "config.yaml", on_cpu, TrainConfig)
     torch.manual_seed(config.train.seed)
-    _, detector, criterion = build_learner(config, num_classes=len(weights.get("name_offsets", ())))
+    learner = build_learner(config, num_classes=len(weights.get("name_offsets", ())))
+    detector, criterion = learner.detector, learner.criterion
     detector.load_state_dict(weights)
     print(f"as trained: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}")
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]

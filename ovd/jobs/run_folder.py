@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ovd.build.data import images_per_step
+from ovd.build.data import samples_per_step
 from ovd.build.trained import check_text_tower, weights_file
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, TrainConfig
@@ -105,7 +105,7 @@ def check_divisible(config: TrainConfig) -> None:
     Raises:
         ValueError: it does not.
     """
-    for name, number in zip(("images", "pairs"), images_per_step(config), strict=True):
+    for name, number in samples_per_step(config)._asdict().items():
         if number % world_size():
             raise ValueError(
                 f"a batch's {number} {name} (train.batch_size, data.pairs.share) cannot be divided among "

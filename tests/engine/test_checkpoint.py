@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
 from ovd.engine.ema import Ema
-from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
+from ovd.engine.notes import Averaged, EarlyStopNotes, Notes, SampleCounts
 from ovd.engine.optim import build_optimizer
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 
@@ -26,7 +26,7 @@ NOTES = Notes(
     text_tower="abc",
     classes=("cat", "dog"),
     data={"annotations": "123"},
-    first_samples=(3, 4),
+    first_samples=SampleCounts(3, 4),
     init_sha256="def",
     calibration={"threshold": 0.25},
     early_stop=EarlyStopNotes(((1, 0.5), (2, 0.25)), is_over=True),

@@ -15,6 +15,7 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
+from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.step import Criterion, Part, backward, set_initial_bias
 from ovd.engine.step_dump import write_step
 from ovd.engine.step_texts import StepTexts
@@ -88,7 +89,7 @@ class Step:
     def __init__(self, world: Path, output: Path):
         self.config = distilling(output, world, train={"batch_size": 4})
         index = load_training_index(self.config, DataReport())
-        self.batch: Batch = next(training_batches(self.config, index, first_samples=(0, 0), size_divisor=128)(0))
+        self.batch: Batch = next(training_batches(self.config, index, first_samples=NO_SAMPLES, size_divisor=128)(0))
         torch.manual_seed(0)
         clip = configured_clip(self.config.clip)
         names = [category.name for category in index.categories]
