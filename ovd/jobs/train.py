@@ -22,9 +22,9 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.distributed import from_main, is_main, main_first, process_group
 from ovd.engine.checkpoint import Checkpoint
+from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.early_stop import carry_over
 from ovd.engine.notes import Notes
-from ovd.engine.state import Checkpoints
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
@@ -79,7 +79,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         print(f"{len(pairs)} of {pairs.num_labelled} image-text pairs, {len(pairs.texts)} texts; boxes: {removed}")
     with main_first():
         bank = build_text_bank(config, learner.clip, index)
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointWriter(
         config.output,
         keep=config.train.keep_checkpoints,
         config=config.model_dump(mode="json"),
@@ -133,7 +133,7 @@ def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence
 
 
 def _calibration_of(
-    config: TrainConfig, clip: Clip, held_out: HeldOut, checkpoints: Checkpoints
+    config: TrainConfig, clip: Clip, held_out: HeldOut, checkpoints: CheckpointWriter
 ) -> Callable[[Detector], None]:
     """A function that calibrates a detector on the main process, for the next checkpoint and all ranks' evaluation."""
 
@@ -160,7 +160,7 @@ def _calibration_of(
 
 
 def _evaluation_of(
-    config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: Checkpoints
+    config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: CheckpointWriter
 ) -> Callable[[Detector], dict[str, float]]:
     """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
     text = text_of_index(config, clip, validation)

@@ -11,7 +11,7 @@ from ovd.config_files import parse_config
 from ovd.distributed import is_main
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.notes import NO_SAMPLES, SampleCounts
-from ovd.engine.state import Fresh, GoOnFrom, Resume, Start
+from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
 from ovd.files import sha256_of
 
 

@@ -99,10 +99,10 @@ def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_wo
     real_save = checkpoint.save
     failing = {1, 2}
 
-    def save(run_dir, *, step, **others):
-        if step in failing:
-            raise checkpoint.SaveError(f"no space left for step {step}")
-        return real_save(run_dir, step=step, **others)
+    def save(run_dir, state, **others):
+        if state.step in failing:
+            raise checkpoint.SaveError(f"no space left for step {state.step}")
+        return real_save(run_dir, state, **others)
 
     monkeypatch.setattr(checkpoint, "save", save)
     config = small_config(tmp_path / "run", miniature_world, train={"steps": 3, "save_every": 1})
