@@ -12,7 +12,8 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.run_folder import find_run
+from ovd.jobs.can_run import check_can_run
+from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
 from ovd.jobs.training_setup import set_up
 from ovd.text.names import are_among
@@ -32,6 +33,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     Raises:
         ValueError: what stops a training before its first step; the message is the training's own.
     """
+    check_can_run(config)
     found = find_run(config, resume=resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)

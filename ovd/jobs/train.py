@@ -29,8 +29,10 @@ from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
 from ovd.evaluation.run import evaluate_results
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
+from ovd.jobs.can_run import check_can_run
 from ovd.jobs.evaluate import detect_all
-from ovd.jobs.run_folder import find_run, is_finished, open_run_folder
+from ovd.jobs.resume import find_run
+from ovd.jobs.run_folder import is_finished, open_run_folder
 from ovd.jobs.training_picture import drawing_the_first
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
 from ovd.jobs.training_setup import set_up
@@ -56,6 +58,7 @@ def train_from_config(
             ranks.
     """
     with process_group(), deterministic(config.train.deterministic), on_device(resolve_device(config)):
+        check_can_run(config)
         found = find_run(config, resume=resume, strict_resume=strict_resume)
         with open_run_folder(config, found):
             return _train(config, found, evaluate=evaluate)

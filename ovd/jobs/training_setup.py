@@ -15,7 +15,7 @@ from ovd.config import TrainConfig
 from ovd.distributed import gather
 from ovd.engine.checkpoint import Checkpoint
 from ovd.files import sha256_of
-from ovd.jobs.run_folder import check_resumed
+from ovd.jobs.resume import check_resumed
 from ovd.jobs.training_sets import TrainingSets
 from ovd.jobs.training_start import ChosenStart, choose_start
 from ovd.selftrain.labelled_pairs import LabelledPairs
