@@ -23,7 +23,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
 from ovd.data.loading.loader import ImageSource, Loading, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.loading.mosaic import Mosaics
-from ovd.data.loading.small_objects import count_small_objects, small_objects
+from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
 from ovd.data.loading.transforms import Transform, train_transform
 from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
@@ -72,19 +72,19 @@ def load_training_index(config: TrainConfig, report: DataReport | None = None) -
         )
     index = split(load_whole_training_set(source, report))
     check_trainable(index, report, needs_boxes=config.data.pairs is None)
-    count_small_objects(index, report, **_sizes_of_samples(config))
+    count_small_objects(index, report, _sample_sizes(config))
     return index
 
 
 def small_training_objects(config: TrainConfig, index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
     """Rows of the objects of a training set that no sample has, since they are too small."""
-    return small_objects(index, **_sizes_of_samples(config))
+    return small_objects(index, _sample_sizes(config))
 
 
-def _sizes_of_samples(config: TrainConfig) -> dict[str, Any]:
+def _sample_sizes(config: TrainConfig) -> SampleSizes:
     # The tiles of mosaics are half as large, and here no sample is anything else.
     tile = 0.5 if config.data.mosaic == 1 else 1.0
-    return {"size": config.data.size, "largest_scale": config.data.scale[1], "tile": tile}
+    return SampleSizes(config.data.size, config.data.scale[1], tile)
 
 
 @dataclass(frozen=True)

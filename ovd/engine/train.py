@@ -46,7 +46,7 @@ from ovd.engine.optim import (
 from ovd.engine.signals import StopRequest, exit_stopped
 from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion, backward, of_one_size, set_initial_bias
-from ovd.engine.step_dump import write_step
+from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train_state import DetectorState
 from ovd.model.detector import Detector
@@ -249,7 +249,8 @@ def train_step(
         by_name = check_finite(losses, numbers, batch.image_ids)
     except NonFiniteError as error:
         try:
-            dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
+            of_step = {name: loss.item() for name, loss in losses.items()}
+            dump = StepDump(step, detector.state_dict(), batch, texts, of_step).write(run_dir)
         except OSError as of_disk:
             raise NonFiniteError(f"{error}; the step could not be kept to look at ({of_disk})") from None
         raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
