@@ -65,8 +65,7 @@ def train_from_config(
 
 
 def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> dict[str, float]:
-    """Build everything and train. The order matters: checks that can stop the run come before slow steps, and the
-    weights are initialized right after the seed is set."""
+    """Build everything and train; checks that can stop the run come before slow steps."""
     torch.set_num_threads(config.train.threads)
     report = DataReport()
     sets = load_training_sets(config, report, evaluate=evaluate)

@@ -51,7 +51,7 @@ def set_up(
     Raises:
         ValueError: the message says what does not fit.
     """
-    torch.manual_seed(config.train.seed)
+    torch.manual_seed(config.train.seed)  # of the initial weights
     learner = build_learner(config, num_classes=len(sets.trained.categories))
     start = choose_start(config, found, learner)
     pairs = None

@@ -107,6 +107,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert (saved.folder, saved.step) == (folder, 3)
     assert saved.config == {"train": {"steps": 7}}
     assert saved.notes == NOTES
+    assert saved.notes.first_samples.pairs == 4
     resumed = Run(seed=1)
     resumed.restore(saved)
     assert_same_bits(first, resumed)
