@@ -21,7 +21,7 @@ from ovd.alignment.images import UnlabelledImages
 from ovd.alignment.proposals import Proposals
 from ovd.config import AlignConfig, AlignSection
 from ovd.data.loading.loader import TrainOrder, image_loader, train_loader
-from ovd.data.loading.transforms import train_transform
+from ovd.data.loading.transforms import augmenting_transform
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import (
     data_parallel,
@@ -94,7 +94,7 @@ def alignment_data(
     is_held_out[np.linspace(0, len(images) - 1, num_held_out).round().astype(np.int64)] = True
     trained = images.take(np.flatnonzero(~is_held_out))
     measured = images.take(np.flatnonzero(is_held_out)) if num_held_out else images
-    augment = train_transform(size=data.size, scale=data.scale, flip=data.flip, color=data.color)
+    augment = augmenting_transform(data, size=data.size)
     pin_memory = pins_memory(device_of_rank(train.device))
     order = TrainOrder(
         num_images=len(trained), repeat=np.ones(len(trained)), seed=train.seed, batch_size=train.batch_size

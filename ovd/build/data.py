@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
-from ovd.config import DataConfig, FileData, PairsConfig, TrainConfig, WorldData
+from ovd.config import FileData, PairsConfig, TrainConfig, WorldData
 from ovd.config_files import parse_config
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
@@ -24,7 +24,7 @@ from ovd.data.loading.buckets import shape_groups
 from ovd.data.loading.loader import ImageSource, Loading, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.loading.mosaic import Mosaics
 from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
-from ovd.data.loading.transforms import Transform, train_transform
+from ovd.data.loading.transforms import augmenting_transform
 from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
@@ -292,7 +292,7 @@ def training_batches(
         size_divisor: divisor of the image sides that the detector takes.
     """
     data = config.data
-    transform = _transform_to(data.size, data)
+    transform = augmenting_transform(data, size=data.size)
     seed, of_step = config.train.seed, samples_per_step(config)
     repeat = repeat_factors(index, data.repeat_threshold)
     groups, of_annotated = None, dict[str, Any]()
@@ -302,7 +302,7 @@ def training_batches(
         )
         of_annotated = {"shapes": shapes}
     if data.mosaic:
-        tile_transform = _transform_to(max(1, data.size // 2), data)
+        tile_transform = augmenting_transform(data, size=max(1, data.size // 2))
         of_annotated = {"mosaics": Mosaics(mosaic=data.mosaic, weights=repeat, tile_transform=tile_transform)}
 
     order = TrainOrder(
@@ -336,10 +336,6 @@ def training_batches(
         return mix_batches(load(index, order, start, **of_annotated), load(pairs, order_of_pairs, start))
 
     return batches_from
-
-
-def _transform_to(size: int, data: DataConfig) -> Transform:
-    return train_transform(size=size, scale=data.scale, flip=data.flip, color=data.color)
 
 
 def draw_world(config: TrainConfig) -> Path:
