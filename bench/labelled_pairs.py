@@ -118,7 +118,7 @@ def main() -> None:
         kept, _ = read_kept_labels(files, FILTERS, shards)
         texts = PairTexts(map(TextBank, files), [of_shard.pair_counts for of_shard in kept], first_id=0)
         kept, _ = limit_per_text(kept, texts, MAX_PER_TEXT)
-        pairs = LabelledPairs(shards, kept, texts, with_boxes=True)
+        pairs = LabelledPairs(shards, kept, texts, with_boxes=True, box_counts={})
         seconds, grown = time.perf_counter() - start, resident_bytes() - before
         num_pairs = NUM_SHARDS * PAIRS
         result = {

@@ -39,6 +39,7 @@ from ovd.choices import (
 )
 from ovd.data.formats.options import SharedOptions
 from ovd.data.held_out import CalibrationOptions
+from ovd.data.loading.augmentation_options import AugmentationOptions
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.region_options import RegionOptions
@@ -53,12 +54,6 @@ def default_kind(section: str) -> BeforeValidator:
     """A validator that fills in a missing `kind` of a section."""
     kind = DEFAULT_KINDS[section]
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
-
-
-def _smallest_first(scale: tuple[float, float]) -> tuple[float, float]:
-    if scale[0] > scale[1]:
-        raise ValueError("write the smallest factor first")
-    return scale
 
 
 class ClipConfig(Section):
@@ -212,7 +207,7 @@ class PairsConfig(BoxFilters):
     """Weight of the loss of `use: image_labels`."""
 
 
-class DataConfig(Section):
+class DataConfig(AugmentationOptions):
     """Training and validation data, and the augmentation of training images."""
 
     source: Annotated[WorldData | FileData, Field(discriminator="kind"), default_kind("source")] = WorldData()
@@ -222,14 +217,6 @@ class DataConfig(Section):
     checks that none of their names is trained on; `all` trains on every class."""
     size: PositiveInt = 192
     """Longest side of an image in pixels, in training (before scale jitter) and evaluation."""
-    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_smallest_first)] = (0.8, 1.25)
-    """Scale jitter: smallest and largest factor of `size` that an image is resized to; the part that is then larger
-    than `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training
-    without crops."""
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability of a horizontal flip."""
-    color: NonNegativeFloat = 0.2
-    """Strength of brightness, contrast, saturation and hue jitter."""
     mosaic: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability that a sample is a mosaic of four images at half the size: its own image and three drawn at random.
     Not with `shape_groups` or `train.negatives: strict`."""
@@ -514,7 +501,7 @@ class ShardData(Section):
     """Number of shards to use, the first ones; all by default."""
 
 
-class AlignData(Section):
+class AlignData(AugmentationOptions):
     """Images to align a backbone on, and their augmentation. No label and no caption is read."""
 
     source: Annotated[
@@ -524,12 +511,8 @@ class AlignData(Section):
     set, as in the config of a training), `folder` or `shards`."""
     size: PositiveInt = 192
     """Longest side of an image in pixels, before scale jitter. Best the size at which the detector will be trained."""
-    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_smallest_first)] = (0.8, 1.25)
-    """Scale jitter: smallest and largest factor of `size`; the part that is then larger than `size` is cropped."""
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability of a horizontal flip."""
     color: NonNegativeFloat = 0.0
-    """Strength of brightness, contrast, saturation and hue jitter."""
+    """Strength of brightness, contrast, saturation and hue jitter; off by default."""
     workers: NonNegativeInt = 1
     """Number of loader processes; 0 loads in the training process."""
 

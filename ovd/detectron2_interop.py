@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, configured_clip
-from ovd.build.text import build_class_bank, text_of_names
+from ovd.build.text import build_class_bank, build_text_sampler, text_of_names
 from ovd.build.trained import TrainedDetector, initialize, load_detector, score_ensemble
 from ovd.config import TrainConfig
 from ovd.config_files import load_config
@@ -194,16 +194,8 @@ class OvdDetector(nn.Module):
             image_counts = torch.ones(len(names), dtype=torch.int64)
             for of_class in training.get("class_image_count", ()):
                 image_counts[row_of_id[of_class["id"]]] = of_class["image_count"]
-            text_sampler = TextSampler(
-                bank=build_class_bank(config, clip, names, _synonyms(training)),
-                image_counts=image_counts,
-                negatives=config.train.negatives,
-                sampled_classes=config.train.sampled_classes,
-                noise=config.bank.noise,
-                pair_texts=None,
-                sampled_texts=0,
-                name_dropout=config.train.name_dropout,
-            )
+            bank = build_class_bank(config, clip, names, _synonyms(training))
+            text_sampler = build_text_sampler(config, bank, image_counts)
         test_classes = list(tested.thing_classes)
         return {
             "trained": trained,

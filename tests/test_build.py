@@ -16,6 +16,7 @@ from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataError, DataReport
 from ovd.engine.groups import build_groups
+from ovd.engine.notes import NO_SAMPLES
 from ovd.model.convolution import Conv2d
 from ovd.model.crop_encoder import View
 from ovd.model.crop_options import CropOptions
@@ -126,7 +127,7 @@ def test_mosaics_are_made_of_tiles_of_half_the_size(miniature_world):
         data = {"size": 96, "scale": [1, 1], "flip": 0, "color": 0, "workers": 0, "mosaic": mosaic}
         values = {"output": "x", "train": {"steps": 1, "batch_size": 8}, "data": data}
         config = TrainConfig.model_validate(values)
-        return next(training_batches(config, index, first_samples=(0, 0), size_divisor=16)(0))
+        return next(training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=16)(0))
 
     single, mosaics = batch(0), batch(1)
     assert single.image_ids == mosaics.image_ids  # whose turn it is does not change

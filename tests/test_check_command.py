@@ -12,7 +12,7 @@ from PIL import Image
 from ovd.commands import check
 from ovd.data.annotations import load_annotations
 from ovd.data.check import check_images
-from ovd.data.loading.small_objects import count_small_objects, small_objects
+from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
 from ovd.data.report import DataReport
 
 
@@ -72,8 +72,8 @@ def test_boxes_that_are_left_out_at_their_size_are_not_left_out_again(folder):
     (folder / "4.png").unlink()
     report = DataReport(stops=False)
     index = load_annotations(path, folder, format="coco", report=report)
-    count_small_objects(index, report, size=20, largest_scale=1)
-    usable = check_images(index, report, small_objects(index, size=20, largest_scale=1))
+    count_small_objects(index, report, SampleSizes(size=20, largest_scale=1))
+    usable = check_images(index, report, small_objects(index, SampleSizes(size=20, largest_scale=1)))
     assert (len(usable), len(usable.boxes.values)) == (19, 19)
     assert (report.num_used("box"), report.num_seen("box")) == (19, 30)
 

@@ -15,7 +15,7 @@ from small_run import small_config
 import ovd.build.data
 import ovd.build.trained
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
-from ovd.build.data import images_per_step, load_labelled_pairs, samples_drawn
+from ovd.build.data import load_labelled_pairs, samples_drawn, samples_per_step
 from ovd.build.trained import load_detector
 from ovd.config import AblationConfig, AblationRow, LabelOptions, LabelsConfig, TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
@@ -84,7 +84,7 @@ def test_a_student_stopped_and_resumed_ends_with_the_same_bits(tmp_path, miniatu
 def test_preflight_says_how_many_of_the_labelled_pairs_are_drawn(tmp_path, miniature_world, teacher, pairs, capsys):
     config = student_config(tmp_path / "run", miniature_world, teacher, pairs)
     assert preflight(config)
-    num_drawn = images_per_step(config)[1] * config.train.steps
+    num_drawn = samples_per_step(config).pairs * config.train.steps
     labelled = re.search(r"(\d+) image-text pairs with", out := capsys.readouterr().out)
     assert labelled is not None
     assert f"and {num_drawn} image-text pairs, {num_drawn / int(labelled[1]):.3g} times those labelled" in out
@@ -114,17 +114,20 @@ def test_pairs_change_what_is_learned(tmp_path, miniature_world, teacher, pairs,
 def test_loaded_pairs_are_the_labels_that_pass(miniature_world, teacher, pairs, tiny_clip, tmp_path):
     config = student_config(tmp_path, miniature_world, teacher, pairs)
     assert config.data.pairs is not None
-    loaded, texts, counts = load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
+    loaded = load_labelled_pairs(config.data.pairs, config.data.source, tiny_clip, first_id=50)
     boxes = sum(len(loaded.record(row).labels.boxes) for row in range(len(loaded)))
-    assert boxes == counts["kept"] > 0
+    assert boxes == loaded.box_counts["kept"] > 0
     for row in range(len(loaded)):
         record = loaded.record(row)
         assert len(np.unique(record.labels.classes)) == len(record.labels.classes)  # one box a text
         assert set(record.labels.classes) <= set(record.labels.image_texts)
-    assert len(texts) > 0
+    assert len(loaded.texts) > 0
     matching = config.data.pairs.model_copy(update={"caption_match": True})
-    _, _, counts_matching = load_labelled_pairs(matching, config.data.source, tiny_clip, first_id=50)
-    assert counts_matching == {**counts, "caption_match": 0}  # nouns come from their own pair's caption
+    by_caption = load_labelled_pairs(matching, config.data.source, tiny_clip, first_id=50)
+    assert by_caption.box_counts == {
+        **loaded.box_counts,
+        "caption_match": 0,
+    }  # nouns come from their own pair's caption
     strict = config.data.pairs.model_copy(update={"min_score": 1.0})
     with pytest.raises(ValueError, match="passes the filters"):
         load_labelled_pairs(strict, config.data.source, tiny_clip, first_id=50)
@@ -140,10 +143,10 @@ def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_w
     for use in ("boxes", "image_labels"):
         assert config.data.pairs is not None
         of_use = config.data.pairs.model_copy(update={"use": use})
-        loaded, texts, _ = load_labelled_pairs(of_use, config.data.source, tiny_clip, first_id=50)
+        loaded = load_labelled_pairs(of_use, config.data.source, tiny_clip, first_id=50)
         records = [loaded.record(row).labels for row in range(len(loaded))]
         own = [record.image_texts.tolist() for record in records]
-        assert sum(map(len, own)) < len(texts) * len(own)  # some are negatives of some
+        assert sum(map(len, own)) < len(loaded.texts) * len(own)  # some are negatives of some
         if use == "boxes":
             with_boxes = own
             assert own == [np.unique(record.classes).tolist() for record in records]

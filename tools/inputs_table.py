@@ -39,7 +39,7 @@ from ovd.data.formats.options import FormatOptions
 from ovd.data.images.pixels import as_pixels
 from ovd.data.images.read import decode_image
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.small_objects import count_small_objects
+from ovd.data.loading.small_objects import SampleSizes, count_small_objects
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_trainable
@@ -90,7 +90,7 @@ def read_for_training(folder: Path, content: bytes, **options: Any) -> str:
     check_trainable(index, report)
     has_option = not options.get("by_base_name", False)
     num_missing = check_images_exist(path, index.image_files, folder, all_needed=False, has_option=has_option)
-    count_small_objects(index, report, size=TRAINING_SIZE, largest_scale=1)
+    count_small_objects(index, report, SampleSizes(size=TRAINING_SIZE, largest_scale=1))
     return summary(index, report, num_missing)
 
 

@@ -21,7 +21,7 @@ from ovd.alignment.images import UnlabelledImages
 from ovd.alignment.proposals import Proposals
 from ovd.config import AlignConfig, AlignSection
 from ovd.data.loading.loader import TrainOrder, image_loader, train_loader
-from ovd.data.loading.transforms import train_transform
+from ovd.data.loading.transforms import augmenting_transform
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import (
     data_parallel,
@@ -35,6 +35,7 @@ from ovd.distributed import (
 )
 from ovd.engine import checkpoint
 from ovd.engine.batches import counted, until_stopped
+from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.notes import Notes
 from ovd.engine.optim import (
@@ -47,8 +48,8 @@ from ovd.engine.optim import (
 )
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.engine.signals import StopRequest, exit_stopped
-from ovd.engine.state import Checkpoints
 from ovd.engine.step import of_one_size
+from ovd.engine.train_state import TrainState
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.precision import autocast, memory_format, use_low_precision
@@ -93,7 +94,7 @@ def alignment_data(
     is_held_out[np.linspace(0, len(images) - 1, num_held_out).round().astype(np.int64)] = True
     trained = images.take(np.flatnonzero(~is_held_out))
     measured = images.take(np.flatnonzero(is_held_out)) if num_held_out else images
-    augment = train_transform(size=data.size, scale=data.scale, flip=data.flip, color=data.color)
+    augment = augmenting_transform(data, size=data.size)
     pin_memory = pins_memory(device_of_rank(train.device))
     order = TrainOrder(
         num_images=len(trained), repeat=np.ones(len(trained)), seed=train.seed, batch_size=train.batch_size
@@ -266,47 +267,44 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
     settings = config.train
     if settings.recompute:
         student.checkpoint_activations()
-    optimizer = build_optimizer(build_groups(student, settings), lr=settings.learning_rate)
-    start = 0
+    state = TrainState(student, build_optimizer(build_groups(student, settings), lr=settings.learning_rate))
     if found is not None:
-        checkpoint.restore(found, module=student, optimizer=optimizer)
-        start = found.step
-    checkpoints = Checkpoints(
+        checkpoint.restore(found, state)
+        state.step = found.step
+    checkpoints = CheckpointWriter(
         config.output, keep=settings.keep_checkpoints, config=config.model_dump(mode="json"), notes=notes
     )
     if found is None:
         before = distillation.measure(_reported(data.held_out(), data.report, checkpoints))
     else:
-        if start < settings.steps:
+        if state.step < settings.steps:
             checkpoints.set_report_aside()
         assert found.notes.before is not None
         before = dict(found.notes.before)
     checkpoints.notes = replace(notes, before=before)
     dense_feature = data_parallel(DenseFeature(student), distillation.device)
     with failing_together():
-        run_log = open_log(config.output, settings.steps, start, None, checkpoints.config)
+        run_log = open_log(config.output, settings.steps, state.step, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        left = counted(
-            islice(data.batches_from(start), settings.steps - start), data.report, data.num_images, checkpoints
-        )
-        step = start
+        num_left = settings.steps - state.step
+        left = counted(islice(data.batches_from(state.step), num_left), data.report, data.num_images, checkpoints)
         for batch in until_stopped(left, stop):
-            _take_step(distillation, dense_feature, optimizer, batch, step=step, log=log)
-            step += 1
-            if step == settings.steps or on_any_rank(stop.received):
+            _take_step(distillation, dense_feature, state, batch, log)
+            state.step += 1
+            if state.step == settings.steps or on_any_rank(stop.received):
                 break
-            if step % settings.save_every == 0:
-                checkpoints.save(step, student, optimizer, data.report, must_succeed=False, message=log.message)
-        if start < settings.steps:
-            checkpoints.save(step, student, optimizer, data.report, must_succeed=True, message=log.message)
-        if step < settings.steps:
-            exit_stopped(step, log.message)
+            if state.step % settings.save_every == 0:
+                checkpoints.save(state, data.report, must_succeed=False, message=log.message)
+        if num_left:
+            checkpoints.save(state, data.report, must_succeed=True, message=log.message)
+        if state.step < settings.steps:
+            exit_stopped(state.step, log.message)
         after = distillation.measure(data.held_out())
         log.evaluation(settings.steps, {f"held-out {name}": value for name, value in after.items()})
     return Losses(before, after)
 
 
-def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpoints) -> Iterator[Batch]:
+def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: CheckpointWriter) -> Iterator[Batch]:
     """The batches, whose samples the report counts; it is written at their end."""
     for batch in batches:
         report.add_batch(batch)
@@ -315,29 +313,23 @@ def _reported(batches: Iterator[Batch], report: DataReport, checkpoints: Checkpo
 
 
 def _take_step(
-    distillation: Distillation,
-    dense_feature: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    *,
-    step: int,
-    log: RunLog | NoLog,
+    distillation: Distillation, dense_feature: nn.Module, state: TrainState, batch: Batch, log: RunLog | NoLog
 ) -> None:
     """One optimizer step; none where no image of the batch can be read, on any rank."""
-    settings = distillation.config.train
+    settings, step = distillation.config.train, state.step
     num_images, num_boxes = sum_over_ranks(torch.tensor([len(batch.image_ids), distillation.num_boxes(batch)])).tolist()
     if num_images == 0:
         log.message(f"step {step}: every image was skipped ({batch.skipped[0]}); no optimizer step")
         return
     factor = learning_rate_factor(step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay="cosine")
-    set_learning_rate(optimizer, factor)
+    set_learning_rate(state.optimizer, factor)
     sums = distillation.losses(dense_feature, of_one_size(batch), step)
     # Data parallelism averages the ranks' gradients, but these losses are parts of a sum.
     (world_size() * torch.stack(list(sums.values())).sum() / num_boxes).backward()
     total = sum_over_ranks(torch.stack(list(sums.values())).detach()) / num_boxes
     losses = dict(zip(sums, total, strict=True))
     norm = gradient_norm(distillation.student.parameters())
-    numbers = step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
-    optimizer.zero_grad()
+    numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
+    state.optimizer.zero_grad()
     by_name = check_finite(losses, numbers, batch.image_ids)
     log.train(step + 1, by_name, lr=settings.learning_rate * factor, num_images=num_images)

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 from ovd.choices import DataFormatName
 from ovd.clip.load import Clip
-from ovd.config import DataConfig, FileData, PairsConfig, TrainConfig, WorldData
+from ovd.config import FileData, PairsConfig, TrainConfig, WorldData
 from ovd.config_files import parse_config
 from ovd.data.annotations import NO_OPTIONS, exhaustive_truth, load_annotations
 from ovd.data.formats.image_names import check_images_exist
@@ -23,14 +23,15 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.loading.buckets import shape_groups
 from ovd.data.loading.loader import ImageSource, Loading, TrainOrder, mix_batches, repeat_factors, train_loader
 from ovd.data.loading.mosaic import Mosaics
-from ovd.data.loading.small_objects import count_small_objects, small_objects
-from ovd.data.loading.transforms import Transform, train_transform
+from ovd.data.loading.small_objects import SampleSizes, count_small_objects, small_objects
+from ovd.data.loading.transforms import augmenting_transform
 from ovd.data.report import DataError, DataReport
 from ovd.data.verdict import check_trainable
 from ovd.data.world.build import TRANSFER_PARTS, build_world
 from ovd.data.world.settings import Settings
 from ovd.distributed import device_of_rank, is_main, pins_memory, rank, world_size
 from ovd.engine import checkpoint
+from ovd.engine.notes import SampleCounts
 from ovd.selftrain.labelled_pairs import LabelledPairs, limit_per_text, read_kept_labels
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import open_labelled_shards
@@ -71,19 +72,19 @@ def load_training_index(config: TrainConfig, report: DataReport | None = None) -
         )
     index = split(load_whole_training_set(source, report))
     check_trainable(index, report, needs_boxes=config.data.pairs is None)
-    count_small_objects(index, report, **_sizes_of_samples(config))
+    count_small_objects(index, report, _sample_sizes(config))
     return index
 
 
 def small_training_objects(config: TrainConfig, index: AnnotationIndex) -> Int64[np.ndarray, " K"]:
     """Rows of the objects of a training set that no sample has, since they are too small."""
-    return small_objects(index, **_sizes_of_samples(config))
+    return small_objects(index, _sample_sizes(config))
 
 
-def _sizes_of_samples(config: TrainConfig) -> dict[str, Any]:
+def _sample_sizes(config: TrainConfig) -> SampleSizes:
     # The tiles of mosaics are half as large, and here no sample is anything else.
     tile = 0.5 if config.data.mosaic == 1 else 1.0
-    return {"size": config.data.size, "largest_scale": config.data.scale[1], "tile": tile}
+    return SampleSizes(config.data.size, config.data.scale[1], tile)
 
 
 @dataclass(frozen=True)
@@ -232,12 +233,11 @@ def pair_shards_folder(config: PairsConfig, source: WorldData | FileData) -> Pat
     return build_world(source.root, ("pairs",), Settings(seed=source.seed)) / "pairs"
 
 
-def load_labelled_pairs(
-    config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int
-) -> tuple[LabelledPairs, PairTexts, dict[str, int]]:
-    """Load the pairs to train on, their texts, and the number of boxes that each filter removed.
+def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip: Clip, first_id: int) -> LabelledPairs:
+    """Load the pairs to train on. A warning counts the shards that have no labels.
 
-    A warning counts the shards that have no labels.
+    Args:
+        first_id: id of the first of their texts; lower ids are those of the training vocabulary.
 
     Raises:
         ValueError: the labels were made with another text tower or from other shards, or nothing passes the filters.
@@ -256,24 +256,25 @@ def load_labelled_pairs(
     if config.max_per_text is not None:
         kept, counts["max_per_text"] = limit_per_text(kept, texts, config.max_per_text)
     counts["kept"] = num_left - counts["max_per_text"]
-    return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes"), texts, counts
+    return LabelledPairs(shards, kept, texts, with_boxes=config.use == "boxes", box_counts=counts)
 
 
-def images_per_step(config: TrainConfig) -> tuple[int, int]:
-    """Number of images of the detection data in a batch, and of image-text pairs."""
+def samples_per_step(config: TrainConfig) -> SampleCounts:
+    """Numbers of samples in a batch."""
     batch_size = config.train.batch_size
     if config.data.pairs is None:
-        return batch_size, 0
+        return SampleCounts(images=batch_size)
     num_paired = min(batch_size - 1, max(1, round(batch_size * config.data.pairs.share)))
-    return batch_size - num_paired, num_paired
+    return SampleCounts(images=batch_size - num_paired, pairs=num_paired)
 
 
-def samples_drawn(found: checkpoint.Checkpoint) -> tuple[int, int]:
-    """Number of images of the detection data, and of pairs, that a run and its earlier stages have drawn."""
+def samples_drawn(found: checkpoint.Checkpoint) -> SampleCounts:
+    """Numbers of samples that a run and its earlier stages have drawn."""
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
-    first, first_paired = found.notes.first_samples
-    num_annotated, num_paired = images_per_step(config)
-    return first + found.step * num_annotated, first_paired + found.step * num_paired
+    first, of_step = found.notes.first_samples, samples_per_step(config)
+    return SampleCounts(
+        images=first.images + found.step * of_step.images, pairs=first.pairs + found.step * of_step.pairs
+    )
 
 
 def training_batches(
@@ -281,19 +282,18 @@ def training_batches(
     index: AnnotationIndex,
     pairs: LabelledPairs | None = None,
     *,
-    first_samples: tuple[int, int],
+    first_samples: SampleCounts,
     size_divisor: int,
 ) -> Callable[[int], Iterator[Batch]]:
     """A function that gives the batches from a step on; with pairs, each batch has the configured share of them.
 
     Args:
-        first_samples: number of images of the detection data, and of pairs, that earlier stages have drawn; this one
-            continues the order after them.
+        first_samples: what earlier stages have drawn; this one continues the order after them.
         size_divisor: divisor of the image sides that the detector takes.
     """
     data = config.data
-    transform = _transform_to(data.size, data)
-    seed, (num_annotated, num_paired) = config.train.seed, images_per_step(config)
+    transform = augmenting_transform(data, size=data.size)
+    seed, of_step = config.train.seed, samples_per_step(config)
     repeat = repeat_factors(index, data.repeat_threshold)
     groups, of_annotated = None, dict[str, Any]()
     if data.shape_groups > 1:
@@ -302,15 +302,15 @@ def training_batches(
         )
         of_annotated = {"shapes": shapes}
     if data.mosaic:
-        tile_transform = _transform_to(max(1, data.size // 2), data)
+        tile_transform = augmenting_transform(data, size=max(1, data.size // 2))
         of_annotated = {"mosaics": Mosaics(mosaic=data.mosaic, weights=repeat, tile_transform=tile_transform)}
 
     order = TrainOrder(
         num_images=len(index),
         repeat=repeat,
         seed=seed,
-        batch_size=num_annotated,
-        first_sample=first_samples[0],
+        batch_size=of_step.images,
+        first_sample=first_samples.images,
         groups=groups,
     )
 
@@ -327,8 +327,8 @@ def training_batches(
         num_images=len(pairs),
         repeat=np.ones(len(pairs)),
         seed=seed + PAIRS_SEED_OFFSET,
-        batch_size=num_paired,
-        first_sample=first_samples[1],
+        batch_size=of_step.pairs,
+        first_sample=first_samples.pairs,
     )
 
     def batches_from(start: int) -> Iterator[Batch]:
@@ -336,10 +336,6 @@ def training_batches(
         return mix_batches(load(index, order, start, **of_annotated), load(pairs, order_of_pairs, start))
 
     return batches_from
-
-
-def _transform_to(size: int, data: DataConfig) -> Transform:
-    return train_transform(size=size, scale=data.scale, flip=data.flip, color=data.color)
 
 
 def draw_world(config: TrainConfig) -> Path:

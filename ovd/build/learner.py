@@ -1,5 +1,7 @@
 """What a training changes, and what it goes by."""
 
+from dataclasses import dataclass
+
 from ovd.build.crops import SECOND_LOOK, build_region_teacher, views_of
 from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
 from ovd.build.trained import build_start
@@ -9,16 +11,24 @@ from ovd.engine.step import Criterion
 from ovd.model.detector import Detector
 
 
-def build_learner(config: TrainConfig, *, num_classes: int) -> tuple[Clip, Detector, Criterion]:
-    """Build CLIP, a detector that starts from it, and the losses with the frozen models that they compare it with.
+@dataclass(frozen=True)
+class Learner:
+    """A detector before its training, the CLIP model that it starts from, and its losses."""
+
+    clip: Clip
+    """On the CPU, as the detector is."""
+    detector: Detector
+    criterion: Criterion
+    """With the frozen models that the losses compare the detector with, on the run's device."""
+
+
+def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
+    """Build CLIP, a detector that starts from it, and the losses.
 
     Weights that CLIP does not have are drawn from torch's global random state.
 
     Args:
         num_classes: number of classes that are trained on.
-
-    Returns:
-        CLIP and the detector, on the CPU, and the criterion, whose frozen models are on the run's device.
 
     Raises:
         ValueError: a setting does not fit the backbone, or the starting detector not the config.
@@ -31,4 +41,4 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> tuple[Clip, Detec
     if config.eval.second_look is not None:  # which comes into use when the training is over
         views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
     start = build_start(config, device=device, low_precision=low_precision)
-    return clip, detector, Criterion(config.train, config.data.pairs, teacher, start)
+    return Learner(clip, detector, Criterion(config.train, config.data.pairs, teacher, start))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovd.build.detector import resolve_device
@@ -14,11 +14,13 @@ from ovd.build.trained import TrainedDetector
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
+from ovd.engine.step_texts import TextSampler
 from ovd.experts.folder import read_description, read_tensors
 from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
 from ovd.text.names import are_among, read_alike
+from ovd.text.pair_texts import PairTexts
 from ovd.text.prompts import TEMPLATES
 
 
@@ -41,6 +43,36 @@ def build_class_bank(
     paraphrases = read_paraphrases(bank.paraphrases, names) if bank.paraphrases else [()] * len(names)
     with text_tower_on(clip, resolve_device(config)):
         return build_bank(clip, names, synonyms, bank, folder=bank.cache, paraphrases=paraphrases)
+
+
+def build_text_sampler(
+    config: TrainConfig,
+    bank: TextBank,
+    image_counts: Int[Tensor, " C"],
+    *,
+    pair_texts: PairTexts | None = None,
+    held_out: Bool[Tensor, " C"] | None = None,
+) -> TextSampler:
+    """What draws the texts of each step.
+
+    Args:
+        bank: of the vocabulary that is trained on.
+        image_counts: number of training images per class.
+        pair_texts: texts of the image-text pairs; None without pairs.
+        held_out: classes whose names are not trained on; None if there are none.
+    """
+    return TextSampler(
+        bank=bank,
+        image_counts=image_counts,
+        negatives=config.train.negatives,
+        sampled_classes=config.train.sampled_classes,
+        noise=config.bank.noise,
+        pair_texts=pair_texts,
+        sampled_texts=0 if config.data.pairs is None else config.data.pairs.sampled_texts,
+        pair_negatives=config.train.pair_negatives,
+        held_out=held_out,
+        name_dropout=config.train.name_dropout,
+    )
 
 
 def check_bank(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> None:

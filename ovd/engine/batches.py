@@ -6,14 +6,14 @@ import torch
 
 from ovd.data.report import DataError, DataReport
 from ovd.distributed import failing_together, on_any_rank, sum_over_ranks, together
+from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.signals import StopRequest
-from ovd.engine.state import Checkpoints
 from ovd.engine.step import of_one_size
 from ovd.structures import Batch
 
 
 def counted(
-    batches: Iterator[Batch], report: DataReport, num_samples: int, checkpoints: Checkpoints
+    batches: Iterator[Batch], report: DataReport, num_samples: int, checkpoints: CheckpointWriter
 ) -> Iterator[Batch]:
     """The batches, whose samples are added to this rank's report, which is written where one was left out.
 

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ovd.engine.ema import Ema
 from ovd.engine.notes import Notes
+from ovd.engine.train_state import TrainState
 from ovd.files import sha256_of, usual_permissions
 
 CLIP_FOLDER = "clip"
@@ -86,22 +86,18 @@ class Checkpoint:
 
 def save(
     run_dir: Path,
+    state: TrainState,
     *,
-    step: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
     config: Mapping[str, Any],
-    ema: Ema | None = None,
     notes: Notes = NO_NOTES,
     attached: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `step` under `run_dir` and remove all except the newest `keep` up to that step.
+    """Write the checkpoint of the state's step under `run_dir` and remove all except the newest `keep` up to that step.
 
     An intact checkpoint of this step is not written again; a damaged one is replaced.
 
     Args:
-        step: optimizer steps done.
         config: the resolved config, JSON-able.
         notes: what else a resumed run needs.
         attached: other tensors.
@@ -113,18 +109,18 @@ def save(
         ValueError: tied parameters, or a value that is not JSON-able.
         SaveError: writing failed; the temporary folder is removed and older checkpoints are kept.
     """
-    if step < 0 or keep < 1:
-        raise ValueError(f"step {step} must be at least 0 and keep {keep} at least 1")
-    optimizer_tensors, optimizer_rest = _flatten(optimizer)
+    if state.step < 0 or keep < 1:
+        raise ValueError(f"step {state.step} must be at least 0 and keep {keep} at least 1")
+    optimizer_tensors, optimizer_rest = _flatten(state.optimizer)
     tensor_files = {
-        _MODEL: (_storable(module.state_dict()), None),
+        _MODEL: (_storable(state.module.state_dict()), None),
         _OPTIMIZER: (_storable(optimizer_tensors), {"rest": _to_json(optimizer_rest, "optimizer options")}),
     }
-    if ema is not None:
-        tensor_files[_EMA] = (_storable(ema.state_dict()), {"num_updates": str(ema.num_updates)})
+    if state.ema is not None:
+        tensor_files[_EMA] = (_storable(state.ema.state_dict()), {"num_updates": str(state.ema.num_updates)})
     if attached:
         tensor_files[_ATTACHED] = (_storable(attached), None)
-    return _write(run_dir, step, tensor_files, config, notes, keep)
+    return _write(run_dir, state.step, tensor_files, config, notes, keep)
 
 
 def save_weights(
@@ -232,10 +228,8 @@ def read(folder: Path) -> Checkpoint:
     return _read_state(folder)
 
 
-def restore(
-    checkpoint: Checkpoint, *, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
-) -> None:
-    """Load a checkpoint into a run's objects, bit for bit.
+def restore(found: Checkpoint, state: TrainState) -> None:
+    """Load a checkpoint's weights, average and optimizer into a state, bit for bit; its step is left as it is.
 
     The module must already be on its device and in its memory format, the optimizer built over its parameters by
     the same calls as when saved (fused AdamW: each state tensor is a scalar or shaped as its parameter).
@@ -243,19 +237,19 @@ def restore(
     Raises:
         ValueError: a tensor does not fit, named by file and key, or the checkpoint has weights alone.
     """
-    if not (checkpoint.folder / _OPTIMIZER).is_file():
+    if not (found.folder / _OPTIMIZER).is_file():
         raise ValueError(
-            f"{checkpoint.folder} holds weights alone and cannot be resumed; start a new run from it with init_from"
+            f"{found.folder} holds weights alone and cannot be resumed; start a new run from it with init_from"
         )
-    if ema is not None:
-        path = checkpoint.folder / _EMA
+    if state.ema is not None:
+        path = found.folder / _EMA
         if not path.is_file():
-            raise ValueError(f"{checkpoint.folder} was saved without a weight average; switch the average off")
+            raise ValueError(f"{found.folder} was saved without a weight average; switch the average off")
         tensors = load_weights(path)
-        check_fit(module, tensors, source=path)
-        ema.load_state_dict(tensors, int(_metadata(path)["num_updates"]))
-    load_into(module, checkpoint.folder / _MODEL)
-    _unflatten(optimizer, checkpoint.folder / _OPTIMIZER)
+        check_fit(state.module, tensors, source=path)
+        state.ema.load_state_dict(tensors, int(_metadata(path)["num_updates"]))
+    load_into(state.module, found.folder / _MODEL)
+    _unflatten(state.optimizer, found.folder / _OPTIMIZER)
 
 
 def load_into(module: nn.Module, path: Path) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.ema import Ema
 from ovd.engine.notes import EarlyStopNotes, Notes
-from ovd.engine.state import Checkpoints
 
 METRIC = "AP"
 _PREFIX = "best."
@@ -17,7 +17,7 @@ _PREFIX = "best."
 class EarlyStop:
     """Compares the evaluations of a run. All that it knows is in checkpoints, so that a resumed run ends alike."""
 
-    def __init__(self, patience: int, checkpoints: Checkpoints):
+    def __init__(self, patience: int, checkpoints: CheckpointWriter):
         """
         Args:
             patience: number of evaluations without a better one after which the run ends.
@@ -67,7 +67,7 @@ class EarlyStop:
         return f"the averaged weights are those of step {self.best_step}"
 
 
-def carry_over(notes: Notes, attached: dict[str, Tensor], checkpoints: Checkpoints) -> None:
+def carry_over(notes: Notes, attached: dict[str, Tensor], checkpoints: CheckpointWriter) -> None:
     """Give what an earlier start of a run has stored to its next checkpoints."""
     if notes.early_stop is not None:
         checkpoints.notes = replace(checkpoints.notes, early_stop=notes.early_stop)

@@ -2,7 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class SampleCounts(NamedTuple):
+    """Numbers of samples by where they come from."""
+
+    images: int = 0
+    """Of the detection data."""
+    pairs: int = 0
+    """Image-text pairs."""
+
+
+NO_SAMPLES = SampleCounts()
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class Notes:
     """Names that it was trained on."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Hashes of what it is trained on, by what that is."""
-    first_samples: tuple[int, int] = (0, 0)
-    """Number of images of the detection data, and of pairs, that earlier stages have drawn."""
+    first_samples: SampleCounts = NO_SAMPLES
+    """What earlier stages have drawn."""
     init_sha256: str | None = None
     """Of the weights that it started from; None for CLIP's."""
     calibration: Mapping[str, Any] | None = None
@@ -56,9 +68,10 @@ class Notes:
     def from_json(cls, content: Mapping[str, Any]) -> "Notes":
         """Those that `to_json` gave. Unknown ones, of another version, are passed over."""
         known = {name: content[name] for name in cls.__dataclass_fields__ if content.get(name) is not None}
-        for name in ("classes", "first_samples"):
-            if name in known:
-                known[name] = tuple(known[name])
+        if "classes" in known:
+            known["classes"] = tuple(known["classes"])
+        if "first_samples" in known:
+            known["first_samples"] = SampleCounts(*known["first_samples"])
         if "ensemble" in known:
             known["ensemble"] = Averaged(**known["ensemble"])
         if "early_stop" in known:

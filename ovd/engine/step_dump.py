@@ -1,12 +1,12 @@
 """Dumps of failed training steps, complete enough to replay them: weights, images, targets and texts."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd.distributed import rank
 from ovd.engine.step_texts import StepTexts
@@ -14,34 +14,45 @@ from ovd.files import whole_file
 from ovd.structures import Batch, Targets
 
 
-def write_step(
-    run_dir: Path, step: int, *, detector: nn.Module, batch: Batch, texts: StepTexts, losses: Mapping[str, Tensor]
-) -> Path:
-    """Write the step's dump into the run folder, one file per rank; the weights are those before the step."""
-    path = run_dir / f"failed-step-{step:06d}.rank{rank()}.pt"
-    content = {
-        "step": step,
-        "weights": detector.state_dict(),
-        "batch": {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"},
-        "targets": [dict(vars(target)) for target in batch.targets],
-        "texts": dict(vars(texts)),
-        "losses": {name: loss.item() for name, loss in losses.items()},
-    }
-    with whole_file(path, "wb") as file:
-        torch.save(content, file)
-    return path
+@dataclass(frozen=True)
+class StepDump:
+    """What a training step was computed from, and its losses."""
 
+    step: int
+    weights: Mapping[str, Tensor]
+    """The detector's, before the step."""
+    batch: Batch
+    texts: StepTexts
+    losses: Mapping[str, float]
 
-def read_step(path: Path) -> tuple[int, dict[str, Tensor], Batch, StepTexts, dict[str, float]]:
-    """Step number, weights, batch, texts and losses of a dump, on the CPU. No code in the file is run.
+    def write(self, run_dir: Path) -> Path:
+        """Write the dump into the run folder, one file per rank."""
+        path = run_dir / f"failed-step-{self.step:06d}.rank{rank()}.pt"
+        batch = self.batch
+        content = {
+            "step": self.step,
+            "weights": self.weights,
+            "batch": {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"},
+            "targets": [dict(vars(target)) for target in batch.targets],
+            "texts": dict(vars(self.texts)),
+            "losses": dict(self.losses),
+        }
+        with whole_file(path, "wb") as file:
+            torch.save(content, file)
+        return path
 
-    Raises:
-        ValueError: the file is not a dump.
-    """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        targets = tuple(Targets(**target) for target in content["targets"])
-        batch = Batch(**content["batch"], targets=targets)
-        return content["step"], content["weights"], batch, StepTexts(**content["texts"]), content["losses"]
-    except Exception as error:  # torch raises many types of errors for a file of another kind
-        raise ValueError(f"{path} is not the dump of a training step: {error}") from error
+    @classmethod
+    def read(cls, path: Path) -> "StepDump":
+        """Read a dump onto the CPU. No code in the file is run.
+
+        Raises:
+            ValueError: the file is not a dump.
+        """
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            targets = tuple(Targets(**target) for target in content["targets"])
+            batch = Batch(**content["batch"], targets=targets)
+            texts = StepTexts(**content["texts"])
+            return cls(content["step"], content["weights"], batch, texts, content["losses"])
+        except Exception as error:  # torch raises many types of errors for a file of another kind
+            raise ValueError(f"{path} is not the dump of a training step: {error}") from error

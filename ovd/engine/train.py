@@ -27,6 +27,7 @@ from ovd.distributed import (
 )
 from ovd.engine import checkpoint
 from ovd.engine.batches import counted, first_with_images, until_stopped
+from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.early_stop import EarlyStop, ended_early
 from ovd.engine.ema import Ema
 from ovd.engine.gate_statistics import gate_statistics
@@ -43,10 +44,11 @@ from ovd.engine.optim import (
     step_if_finite,
 )
 from ovd.engine.signals import StopRequest, exit_stopped
-from ovd.engine.state import Checkpoints, Fresh, GoOnFrom, Resume, Start, TrainState
+from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
 from ovd.engine.step import Criterion, backward, of_one_size, set_initial_bias
-from ovd.engine.step_dump import write_step
+from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import TextSampler
+from ovd.engine.train_state import DetectorState
 from ovd.model.detector import Detector
 from ovd.precision import memory_format, use_low_precision
 from ovd.structures import Batch
@@ -73,7 +75,7 @@ def train(
     data: TrainingData,
     criterion: Criterion,
     start: Start,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointWriter,
     *,
     evaluate: Callable[[Detector], dict[str, float]] | None,
     calibrate: Callable[[Detector], None] | None = None,
@@ -110,8 +112,9 @@ def train(
     with failing_together():
         run_log = open_log(checkpoints.run_dir, settings.steps, state.step, settings.wandb, checkpoints.config)
     with run_log as log, StopRequest() as stop:
-        if evaluate and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
-            _evaluate(evaluate, state, averaged, log)
+        evaluation = None if evaluate is None else _Evaluation(evaluate, state, averaged, log)
+        if evaluation and early_stop is None and num_left and _lacks_evaluation(state.step, settings, log):
+            evaluation.run(state.step)
         left = counted(islice(data.batches_from(state.step), num_left), data.report, data.num_samples, checkpoints)
         is_over = num_left == 0
         for batch in until_stopped(left, stop):
@@ -127,26 +130,45 @@ def train(
 
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
-            if evaluate and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
-                early_stop.see(state.step, _evaluate(evaluate, state, averaged, log), state.ema)
+            if evaluation and early_stop is not None and (is_over or is_evaluated):  # the checkpoint has what it learns
+                early_stop.see(state.step, evaluation.run(state.step), state.ema)
                 is_over |= early_stop.is_over
                 if is_over:
                     log.message(early_stop.put_best(state.ema))
             if is_over or on_any_rank(stop.received):
                 break
             if state.step % settings.save_every == 0:
-                _save(checkpoints, state, data.report, log, must_succeed=False)
-            if evaluate and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
-                _evaluate(evaluate, state, averaged, log)
+                checkpoints.save(state, data.report, must_succeed=False, message=log.message)
+            if evaluation and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
+                evaluation.run(state.step)
         if num_left:
-            if is_over:
-                _calibrate(calibrate, state, averaged)
-            _save(checkpoints, state, data.report, log, must_succeed=True)
+            if is_over and calibrate:
+                state.ema.copy_to(averaged)
+                calibrate(averaged)
+            checkpoints.save(state, data.report, must_succeed=True, message=log.message)
         if not is_over:
             exit_stopped(state.step, log.message)
-        state.ema.copy_to(averaged)
-        of_step = early_stop.best_step if early_stop else None
-        return _evaluate(evaluate, state, averaged, log, of_step=of_step) if evaluate else {}
+        if evaluation is None:
+            return {}
+        return evaluation.run(state.step if early_stop is None else early_stop.best_step)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The evaluation of a training's averaged weights."""
+
+    evaluate: Callable[[Detector], dict[str, float]]
+    state: DetectorState
+    averaged: Detector
+    """In eval mode; it gets the averaged weights."""
+    log: RunLog | NoLog
+
+    def run(self, step: int) -> dict[str, float]:
+        """Evaluate, and log the metrics as those of a step: another one where a run ends with its best weights."""
+        self.state.ema.copy_to(self.averaged)
+        metrics = self.evaluate(self.averaged)
+        self.log.evaluation(step, metrics)
+        return metrics
 
 
 def _as_called(detector: Detector, settings: TrainSection, device: torch.device, *, low_precision: bool) -> nn.Module:
@@ -154,20 +176,6 @@ def _as_called(detector: Detector, settings: TrainSection, device: torch.device,
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
         return GraphedDetector(detector, low_precision=low_precision)
     return data_parallel(detector, device)
-
-
-def _save(
-    checkpoints: Checkpoints, state: TrainState, report: DataReport, log: RunLog | NoLog, *, must_succeed: bool
-) -> None:
-    checkpoints.save(
-        state.step,
-        state.detector,
-        state.optimizer,
-        report,
-        ema=state.ema,
-        must_succeed=must_succeed,
-        message=log.message,
-    )
 
 
 def _is_evaluated(step: int, settings: TrainSection) -> bool:
@@ -180,53 +188,32 @@ def _lacks_evaluation(step: int, settings: TrainSection, log: RunLog | NoLog) ->
     return on_any_rank(is_missing)
 
 
-def _evaluate(
-    evaluate: Callable[[Detector], dict[str, float]],
-    state: TrainState,
-    averaged: Detector,
-    log: RunLog | NoLog,
-    *,
-    of_step: int | None = None,
-) -> dict[str, float]:
-    """Evaluate the averaged weights; they are those of another step where a run ends with its best ones."""
-    state.ema.copy_to(averaged)
-    metrics = evaluate(averaged)
-    log.evaluation(state.step if of_step is None else of_step, metrics)
-    return metrics
-
-
 def _log_gates(
-    state: TrainState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, *, low_precision: bool
+    state: DetectorState, batch: Batch, settings: TrainSection, log: RunLog | NoLog, *, low_precision: bool
 ) -> None:
     """Log what the gates let in, now and then and after the last step."""
     is_due = state.step % GATE_INTERVAL == 0 or state.step == settings.steps
-    if state.detector.is_gated and is_main() and is_due:
-        log.gates(state.step, gate_statistics(state.detector, batch.images, low_precision=low_precision))
-
-
-def _calibrate(calibrate: Callable[[Detector], None] | None, state: TrainState, averaged: Detector) -> None:
-    if calibrate:
-        state.ema.copy_to(averaged)
-        calibrate(averaged)
+    if state.module.is_gated and is_main() and is_due:
+        log.gates(state.step, gate_statistics(state.module, batch.images, low_precision=low_precision))
 
 
 def initial_state(
     detector: Detector, data: TrainingData, settings: TrainSection, start: Start, low_precision: bool
-) -> TrainState:
+) -> DetectorState:
     """The state before the first step; the detector is on its device, in train mode."""
     optimizer = build_optimizer(build_groups(detector, settings), lr=settings.learning_rate)
     if isinstance(start, Fresh) and start.solve_bias:
         first = first_with_images(data.batches_from(0), data.num_samples)
         texts = data.text_sampler.sample(first, step_generator(settings.seed, 0)).to(detector.device)
         set_initial_bias(detector, first.to(detector.device), texts.embeddings, low_precision)
-    state = TrainState(detector, optimizer, Ema(detector, settings.ema_decay))
+    state = DetectorState(detector, optimizer, Ema(detector, settings.ema_decay))
     match start:
         case Fresh():
             pass
         case GoOnFrom(found):
-            checkpoint.restore(found, module=detector, optimizer=optimizer, ema=state.ema)
+            checkpoint.restore(found, state)
         case Resume(found):
-            checkpoint.restore(found, module=detector, optimizer=optimizer, ema=state.ema)
+            checkpoint.restore(found, state)
             state.step = found.step
         case _:
             assert_never(start)
@@ -234,7 +221,7 @@ def initial_state(
 
 
 def train_step(
-    state: TrainState,
+    state: DetectorState,
     parallel: nn.Module,
     batch: Batch,
     text_sampler: TextSampler,
@@ -247,7 +234,7 @@ def train_step(
         parallel: the detector as it is called, as for `backward`.
         run_dir: folder for the dump of a step that is not finite.
     """
-    settings, detector, step = criterion.train, state.detector, state.step
+    settings, detector, step = criterion.train, state.module, state.step
     low_precision = use_low_precision(settings.precision, detector.device)
     torch.manual_seed(step_seed(settings.seed + rank(), step))  # for stochastic depth
     batch = of_one_size(batch)
@@ -262,7 +249,8 @@ def train_step(
         by_name = check_finite(losses, numbers, batch.image_ids)
     except NonFiniteError as error:
         try:
-            dump = write_step(run_dir, step, detector=detector, batch=batch, texts=texts, losses=losses)
+            of_step = {name: loss.item() for name, loss in losses.items()}
+            dump = StepDump(step, detector.state_dict(), batch, texts, of_step).write(run_dir)
         except OSError as of_disk:
             raise NonFiniteError(f"{error}; the step could not be kept to look at ({of_disk})") from None
         raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
@@ -270,7 +258,7 @@ def train_step(
     return by_name, batch
 
 
-def set_learning_rate_of_step(state: TrainState, settings: TrainSection) -> float:
+def set_learning_rate_of_step(state: DetectorState, settings: TrainSection) -> float:
     """Set the optimizer's rates for the coming step; return the factor of their peak."""
     factor = learning_rate_factor(
         state.step, warmup_steps=settings.warmup_steps, total_steps=settings.steps, decay=settings.decay

@@ -17,7 +17,9 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.metric_records import METRICS_FILE, read_records
 from ovd.engine.notes import Notes
 from ovd.files import sha256_of, write_json
-from ovd.jobs.run_folder import check_same_data, check_same_run, check_warmup, latest_of_all_ranks, open_run_folder
+from ovd.jobs.can_run import check_warmup
+from ovd.jobs.resume import check_same_data, check_same_run
+from ovd.jobs.run_folder import latest_of_all_ranks, open_run_folder
 from ovd.precision import describe_machine, on_device
 
 FREE_ON_RESUME = (

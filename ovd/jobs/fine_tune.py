@@ -26,13 +26,8 @@ from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
-from ovd.jobs.run_folder import (
-    check_same_data,
-    check_same_run,
-    check_same_start,
-    is_finished,
-    latest_of_all_ranks,
-)
+from ovd.jobs.resume import check_same_data, check_same_run, check_same_start
+from ovd.jobs.run_folder import is_finished, latest_of_all_ranks
 from ovd.jobs.train import train_from_config
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint

@@ -5,20 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ovd.build.data import images_per_step, load_labelled_pairs, small_training_objects, training_batches
-from ovd.build.learner import build_learner
-from ovd.build.text import check_bank
+from ovd.build.data import samples_per_step, small_training_objects
 from ovd.config import TrainConfig
 from ovd.data.check import check_images, describe, describe_findings
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import evaluation_verdict, training_verdict
 from ovd.distributed import device_of_rank, world_size
-from ovd.jobs.run_folder import check_resumed, find_run
-from ovd.jobs.train import choose_start, fingerprints
+from ovd.jobs.can_run import check_can_run
+from ovd.jobs.resume import find_run
 from ovd.jobs.training_sets import load_training_sets, warn_of_absent_classes, warn_of_trained_images
-from ovd.selftrain.labels import label_files
-from ovd.selftrain.ledger import check_labels
+from ovd.jobs.training_setup import set_up
 from ovd.text.names import are_among
 
 _NUM_NAMED = 10
@@ -36,25 +33,17 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
     Raises:
         ValueError: what stops a training before its first step; the message is the training's own.
     """
+    check_can_run(config)
     found = find_run(config, resume=resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
     report, validation_report = DataReport(stops=False), DataReport(stops=False)
     sets = load_training_sets(config, report, validation_report)
     index, trained, held_out, validation = sets.whole, sets.trained, sets.held_out, sets.validation
-    clip, detector, _ = build_learner(config, num_classes=len(trained.categories))
-    choose_start(config, found, detector, clip)
-    pairs = None
-    if config.data.pairs is not None:
-        source, first_id = config.data.source, len(trained.categories)
-        pairs, texts, _ = load_labelled_pairs(config.data.pairs, source, clip, first_id=first_id)
-        check_labels(label_files(config.data.pairs.labels))
-        print(f"{len(pairs):,} image-text pairs with {len(texts):,} texts")
-    check_bank(config, clip, trained)
-    data_hashes = fingerprints(config, trained, pairs, validation)
-    if found is not None:
-        check_resumed(found, config, clip, data_hashes)
-    training_batches(config, trained, first_samples=(0, 0), size_divisor=detector.size_divisor)(0)
+    setup = set_up(config, found, sets, verifies_labels=True)
+    if (pairs := setup.pairs) is not None:
+        print(f"{len(pairs):,} image-text pairs with {len(pairs.texts):,} texts")
+    setup.batches_from(0)
 
     print(f"training set {index.path}")
     small = small_training_objects(config, index)
@@ -72,7 +61,7 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
         verdicts.append(evaluation_verdict(validation, validation_report, validation.truth))
         print(f"\n{describe_vocabulary(index, validation)}")
         warn_of_trained_images(trained, validation)
-    samples, paired = (number * config.train.steps for number in images_per_step(config))
+    samples, paired = (number * config.train.steps for number in samples_per_step(config))
     print(
         f"{config.train.steps:,} steps on {world_size()} ranks draw {samples:,} images, "
         f"{samples / max(len(trained), 1):.3g} times the training set of {len(trained):,}"

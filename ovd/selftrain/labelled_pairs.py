@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,7 +89,15 @@ class LabelledPairs:
     may show more than its kept boxes, so the negatives of a pair are the texts of other pairs.
     """
 
-    def __init__(self, shards: PairShards, labels: Sequence[KeptLabels], texts: PairTexts, *, with_boxes: bool):
+    def __init__(
+        self,
+        shards: PairShards,
+        labels: Sequence[KeptLabels],
+        texts: PairTexts,
+        *,
+        with_boxes: bool,
+        box_counts: Mapping[str, int],
+    ):
         """
         Args:
             shards: the same pairs as in the labels, in the same order (`open_labelled_shards`).
@@ -97,13 +105,17 @@ class LabelledPairs:
             texts: the ids of the labels' texts.
             with_boxes: whether to use pairs with a kept box, with their boxes; else every pair with a text, without
                 boxes.
+            box_counts: number of boxes by the filter that removed them, and under "kept".
 
         Raises:
             ValueError: shards and labels have different numbers of pairs, or no pair is left.
         """
         self._shards = shards
         self._labels = labels
-        self._texts = texts
+        self.texts = texts
+        """The texts of all labelled pairs, with their ids."""
+        self.box_counts = box_counts
+        """Number of boxes by the filter that removed them, and under "kept"."""
         self._with_boxes = with_boxes
         self._starts = np.cumsum([0, *map(len, labels)])
         self.num_labelled = len(shards)
@@ -124,7 +136,7 @@ class LabelledPairs:
         """Hash of the pairs, their boxes and the ids of their texts."""
         digest = hashlib.sha256(self.image_ids.tobytes())
         for number, labels in enumerate(self._labels):
-            digest.update(self._texts.ids(number).tobytes())
+            digest.update(self.texts.ids(number).tobytes())
             digest.update(labels.list_of_pair.tobytes())
             for part in (labels.text_lists, labels.boxes, labels.box_texts):
                 digest.update(part.offsets.tobytes())
@@ -134,7 +146,7 @@ class LabelledPairs:
     def record(self, image: int) -> ImageRecord:
         position = self._position(image)
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        labels, ids, row = self._labels[number], self._texts.ids(number), position - int(self._starts[number])
+        labels, ids, row = self._labels[number], self.texts.ids(number), position - int(self._starts[number])
         boxes, box_texts = labels.boxes[row], labels.box_texts[row]
         height, width = labels.image_sizes[row].tolist()
         return ImageRecord(

@@ -26,6 +26,7 @@ from ovd.engine.optim import (
     step_if_finite,
 )
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
+from ovd.engine.train_state import TrainState
 from ovd.precision import autocast, memory_format, use_low_precision
 from ovd.progress import progress
 from ovd.text.encoder import encode_classes
@@ -92,15 +93,15 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
     tokens = clip.tokenizer(captions)
     resolved_config = config.model_dump(mode="json")
 
-    start = 0
+    state = TrainState(model, optimizer)
     found = checkpoint.latest(config.output)
     if found is not None:
         if found.config != resolved_config:
             raise ValueError(f"{config.output} was started with other settings: {found.config}; now {resolved_config}")
-        checkpoint.restore(found, module=model, optimizer=optimizer)
-        start = found.step
-    with RunLog(config.output, total_steps=config.steps, resumed_step=start) as log:
-        for step in range(start, config.steps):
+        checkpoint.restore(found, state)
+        state.step = found.step
+    with RunLog(config.output, total_steps=config.steps, resumed_step=state.step) as log:
+        for step in range(state.step, config.steps):
             factor = learning_rate_factor(
                 step, warmup_steps=config.warmup_steps, total_steps=config.steps, decay="cosine"
             )
@@ -121,9 +122,10 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
             with torch.no_grad():
                 model.logit_scale.clamp_(max=np.log(MAX_LOGIT_SCALE))
             rate = config.learning_rate * factor
-            log.train(step + 1, by_name, lr=rate, num_images=config.batch_size)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                checkpoint.save(config.output, step=step + 1, module=model, optimizer=optimizer, config=resolved_config)
+            state.step = step + 1
+            log.train(state.step, by_name, lr=rate, num_images=config.batch_size)
+            if state.step % config.save_every == 0 or state.step == config.steps:
+                checkpoint.save(config.output, state, config=resolved_config)
     model.eval()
 
 

@@ -26,6 +26,7 @@ from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
+from ovd.engine.notes import NO_SAMPLES
 from ovd.evaluation.run import box_evaluator, evaluate_results_file
 from ovd.jobs.train import train_from_config
 from ovd.structures import Detections
@@ -191,7 +192,7 @@ def test_the_same_boxes_give_the_same_training_batches(format, pictures, tmp_pat
     for name in ("coco", format):
         config = tiny_config(source(name, WRITERS[name](pictures, BOXES), pictures), tmp_path / "run")
         index = load_training_index(config, DataReport())
-        batches.append(list(training_batches(config, index, first_samples=(0, 0), size_divisor=32)(0)))
+        batches.append(list(training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=32)(0)))
     for coco, other in zip(*batches, strict=True):
         assert other.image_ids == coco.image_ids
         torch.testing.assert_close(other.images, coco.images, rtol=0, atol=0)

@@ -19,7 +19,8 @@ from ovd.data.held_out import CalibrationOptions, held_out_images, held_out_name
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.vocabulary import keep_classes
-from ovd.jobs.train import choose_start, train_from_config
+from ovd.jobs.train import train_from_config
+from ovd.jobs.training_start import choose_start
 
 
 def config_of(world: Path, calibration: dict[str, Any] | None, **changes: Any) -> TrainConfig:
@@ -157,6 +158,6 @@ def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_o
     for start, warned in ((earlier, False), (plain, True)):
         capsys.readouterr()
         onward = later.model_copy(update={"init_from": start.output, "init_state": "training"})
-        clip, detector, _ = build_learner(onward, num_classes=len(index.categories))
-        choose_start(onward, None, detector, clip)
+        learner = build_learner(onward, num_classes=len(index.categories))
+        choose_start(onward, None, learner)
         assert ("was trained on images that train.calibration holds out" in capsys.readouterr().out) == warned

@@ -9,7 +9,7 @@ import pytest
 
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
-from ovd.data.loading.small_objects import count_small_objects
+from ovd.data.loading.small_objects import SampleSizes, count_small_objects
 from ovd.data.loading.transforms import train_transform
 from ovd.data.report import DataError, DataReport
 
@@ -42,10 +42,10 @@ def test_what_is_left_out_is_what_the_transform_drops_at_its_largest_scale(tmp_p
         index = index_of(tmp_path, [[1, 1, max(1.0, side), 25]], height, width)
         outcomes.append(is_kept(index, size, scale))
         if outcomes[-1]:
-            count_small_objects(index, DataReport(), size=size, largest_scale=scale)
+            count_small_objects(index, DataReport(), SampleSizes(size=size, largest_scale=scale))
             continue
         with pytest.raises(DataError, match="all 1 objects are under 2 px") as caught:
-            count_small_objects(index, DataReport(), size=size, largest_scale=scale)
+            count_small_objects(index, DataReport(), SampleSizes(size=size, largest_scale=scale))
         larger = int(str(caught.value).rsplit("data.size=", 1)[1].split()[0])
         assert size < larger
         assert is_kept(index, larger, scale)
@@ -56,11 +56,11 @@ def test_where_all_samples_are_mosaics_the_advice_is_the_size_that_is_set(tmp_pa
     index = index_of(tmp_path, [[5, 5, 9, 40], [5, 5, 300, 300]], 400, 640)
     report = DataReport()
     report.used(2, unit="box")
-    count_small_objects(index, report, size=200, largest_scale=1, tile=0.5)
+    count_small_objects(index, report, SampleSizes(size=200, largest_scale=1, tile=0.5))
     (line,) = report.first_records()["F4 left out at this size"]
     assert "under 2 px at data.size=200; data.size=288 keeps it" in line
     again = DataReport()
-    count_small_objects(index, again, size=288, largest_scale=1, tile=0.5)
+    count_small_objects(index, again, SampleSizes(size=288, largest_scale=1, tile=0.5))
     assert not again.counts()
 
 
@@ -68,7 +68,7 @@ def test_small_objects_are_counted_apart_and_do_not_stop_a_run(tmp_path, capsys)
     report = DataReport()
     index = index_of(tmp_path, [[n, 5, 3, 4] for n in range(30)] + [[5, 5, 300, 300]], 400, 640)
     report.used(31, unit="box")
-    count_small_objects(index, report, size=64, largest_scale=1.25)
+    count_small_objects(index, report, SampleSizes(size=64, largest_scale=1.25))
     assert report.counts() == {"F4 left out at this size": 30}
     assert report.num_used("box") == 1
     assert report.num_seen("box") == 31
@@ -86,10 +86,10 @@ def test_small_objects_are_counted_apart_and_do_not_stop_a_run(tmp_path, capsys)
 def test_a_set_of_nothing_else_stops_and_says_which_size_keeps_it(tmp_path):
     index = index_of(tmp_path, [[5, 5, 3, 4], [5, 5, 30, 2]], 400, 640)
     with pytest.raises(DataError, match=r"train\.json: all 2 objects are under 2 px at data\.size=64, .*keeps half"):
-        count_small_objects(index, DataReport(), size=64, largest_scale=1)
+        count_small_objects(index, DataReport(), SampleSizes(size=64, largest_scale=1))
 
 
 def test_a_set_without_objects_has_no_small_ones(tmp_path):
     report = DataReport()
-    count_small_objects(index_of(tmp_path, [], 40, 64), report, size=64, largest_scale=1)
+    count_small_objects(index_of(tmp_path, [], 40, 64), report, SampleSizes(size=64, largest_scale=1))
     assert report.counts() == {}

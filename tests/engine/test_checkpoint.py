@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
 from ovd.engine.ema import Ema
-from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
+from ovd.engine.notes import Averaged, EarlyStopNotes, Notes, SampleCounts
 from ovd.engine.optim import build_optimizer
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
+from ovd.engine.train_state import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -26,7 +27,7 @@ NOTES = Notes(
     text_tower="abc",
     classes=("cat", "dog"),
     data={"annotations": "123"},
-    first_samples=(3, 4),
+    first_samples=SampleCounts(3, 4),
     init_sha256="def",
     calibration={"threshold": 0.25},
     early_stop=EarlyStopNotes(((1, 0.5), (2, 0.25)), is_over=True),
@@ -65,16 +66,13 @@ class Run:
     def save(self, run_dir: Path, **options) -> Path:
         return checkpoint.save(
             run_dir,
-            step=self.step,
-            module=self.module,
-            optimizer=self.optimizer,
-            ema=self.ema,
+            TrainState(self.module, self.optimizer, self.ema, self.step),
             config={"train": {"steps": 7}},
             **options,
         )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        checkpoint.restore(saved, module=self.module, optimizer=self.optimizer, ema=self.ema)
+        checkpoint.restore(saved, TrainState(self.module, self.optimizer, self.ema))
         self.step = saved.step
 
     def tensors(self) -> dict[str, Tensor]:
@@ -109,6 +107,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert (saved.folder, saved.step) == (folder, 3)
     assert saved.config == {"train": {"steps": 7}}
     assert saved.notes == NOTES
+    assert saved.notes.first_samples.pairs == 4
     resumed = Run(seed=1)
     resumed.restore(saved)
     assert_same_bits(first, resumed)
@@ -131,12 +130,12 @@ def test_fused_adamw_state_survives_with_steps_and_layout(tmp_path):
 
 def test_checkpoint_without_average_or_optimizer_steps(tmp_path):
     run = Run()
-    checkpoint.save(tmp_path, step=0, module=run.module, optimizer=run.optimizer, config={})
+    checkpoint.save(tmp_path, TrainState(run.module, run.optimizer), config={})
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert saved.weights.name == "model.safetensors"
     resumed = Run(seed=1)
-    checkpoint.restore(saved, module=resumed.module, optimizer=resumed.optimizer)
+    checkpoint.restore(saved, TrainState(resumed.module, resumed.optimizer))
     for name, tensor in run.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], tensor)
     with pytest.raises(ValueError, match="without a weight average"):
@@ -373,6 +372,7 @@ from pathlib import Path
 import torch
 from ovd.engine import checkpoint
 from ovd.engine.ema import Ema
+from ovd.engine.train_state import TrainState
 
 run_dir, repetitions = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)  # a forked child cannot use its parent's threads
@@ -387,7 +387,7 @@ def save_next(folder, step, module, optimizer, ema):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     torch.nn.init.constant_(module.weight, step)
-    checkpoint.save(folder, step=step, module=module, optimizer=optimizer, ema=ema, config={}, keep=1)
+    checkpoint.save(folder, TrainState(module, optimizer, ema, step), config={}, keep=1)
 
 def save_for_ever(step):
     objects = build()
@@ -417,7 +417,7 @@ while kills < repetitions or not (last and inside):  # a busy machine may be slo
     assert newest.step >= last, (newest.step, last)
     last = newest.step
     module, optimizer, ema = build()
-    checkpoint.restore(newest, module=module, optimizer=optimizer, ema=ema)
+    checkpoint.restore(newest, TrainState(module, optimizer, ema))
     assert bool((module.weight == last).all()), last
 print(last, inside)
 """
@@ -514,7 +514,7 @@ def test_optimizer_of_another_build_is_refused(tmp_path):
     saved = checkpoint.read(tmp_path / "step-000001")
     other_groups = build_optimizer(parameter_groups(run.module, {"all": GroupSpec([run.module])}), lr=0.01)
     with pytest.raises(ValueError, match=r"parameter groups .*\('backbone', 1\).*\('all', 2\)"):
-        checkpoint.restore(saved, module=run.module, optimizer=other_groups)
+        checkpoint.restore(saved, TrainState(run.module, other_groups))
 
 
 def test_optimizer_over_parameters_in_another_order_is_refused(tmp_path):
@@ -525,11 +525,11 @@ def test_optimizer_over_parameters_in_another_order_is_refused(tmp_path):
     )
     module(torch.ones(1, 2)).sum().backward()
     there.step()
-    checkpoint.save(tmp_path, step=1, module=module, optimizer=there, config={})
+    checkpoint.save(tmp_path, TrainState(module, there, step=1), config={})
     with pytest.raises(
         ValueError, match=r"optimizer\.safetensors: 0\.exp_avg.* is \(3, 2\), its parameter is \(2, 3\)"
     ):
-        checkpoint.restore(checkpoint.read(tmp_path / "step-000001"), module=module, optimizer=here)
+        checkpoint.restore(checkpoint.read(tmp_path / "step-000001"), TrainState(module, here))
 
 
 def test_tied_parameters_are_named(tmp_path):
@@ -537,7 +537,7 @@ def test_tied_parameters_are_named(tmp_path):
     module[1].weight = module[0].weight
     optimizer = torch.optim.AdamW(module.parameters(), fused=True)
     with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tensor"):
-        checkpoint.save(tmp_path, step=0, module=module, optimizer=optimizer, config={})
+        checkpoint.save(tmp_path, TrainState(module, optimizer), config={})
     assert not list(tmp_path.iterdir())
 
 

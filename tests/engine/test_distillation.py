@@ -15,8 +15,9 @@ from ovd.build.detector import build_detector, configured_clip
 from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
+from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.step import Criterion, Part, backward, set_initial_bias
-from ovd.engine.step_dump import write_step
+from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import StepTexts
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
@@ -88,7 +89,7 @@ class Step:
     def __init__(self, world: Path, output: Path):
         self.config = distilling(output, world, train={"batch_size": 4})
         index = load_training_index(self.config, DataReport())
-        self.batch: Batch = next(training_batches(self.config, index, first_samples=(0, 0), size_divisor=128)(0))
+        self.batch: Batch = next(training_batches(self.config, index, first_samples=NO_SAMPLES, size_divisor=128)(0))
         torch.manual_seed(0)
         clip = configured_clip(self.config.clip)
         names = [category.name for category in index.categories]
@@ -207,8 +208,7 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
 def test_a_replayed_step_shows_the_loss_of_each_image(step, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(json.dumps(step.config.model_dump(mode="json")))
     losses, _ = step.losses()
-    tensors = {name: torch.tensor(value) for name, value in losses.items()}
-    dump = write_step(tmp_path, 0, detector=step.detector, batch=step.batch, texts=step.texts, losses=tensors)
+    dump = StepDump(0, step.detector.state_dict(), step.batch, step.texts, losses).write(tmp_path)
     replay_step(dump)
     lines = capsys.readouterr().out.splitlines()
     assert f"distill {losses['distill']:.4g}" in lines[0]

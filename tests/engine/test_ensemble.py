@@ -19,6 +19,7 @@ from ovd.engine import checkpoint
 from ovd.engine.ema import Ema
 from ovd.engine.ensemble import interpolate, save_ensemble
 from ovd.engine.notes import Averaged, EarlyStopNotes, Notes
+from ovd.engine.train_state import TrainState
 from ovd.files import sha256_of
 from ovd.text.encoder import text_tower_fingerprint
 
@@ -37,7 +38,7 @@ def save_run(run_dir: Path, seed: int, *, config=CONFIG, notes=NOTES, width: int
         module(torch.randn(5, 3)).square().mean().backward()
         optimizer.step()
         ema.update(module)
-        checkpoint.save(run_dir, step=step, module=module, optimizer=optimizer, ema=ema, config=config, notes=notes)
+        checkpoint.save(run_dir, TrainState(module, optimizer, ema, step), config=config, notes=notes)
     found = checkpoint.latest(run_dir)
     assert found is not None
     return found
@@ -193,7 +194,7 @@ def test_an_ensemble_cannot_be_resumed_and_its_damage_is_seen(tmp_path):
     before = bits(module.state_dict())
     for ema in (None, Ema(module, 0.9)):
         with pytest.raises(ValueError, match=r"step-000000 holds weights alone and cannot be resumed.*init_from"):
-            checkpoint.restore(saved, module=module, optimizer=torch.optim.AdamW(module.parameters()), ema=ema)
+            checkpoint.restore(saved, TrainState(module, torch.optim.AdamW(module.parameters()), ema))
     assert bits(module.state_dict()) == before
 
     content = bytearray(saved.weights.read_bytes())
@@ -216,10 +217,7 @@ def test_the_tool_writes_a_run_that_opens_as_a_detector(tmp_path, monkeypatch, c
         states.append({name: tensor.clone() for name, tensor in detector.state_dict().items()})
         checkpoint.save(
             tmp_path / name,
-            step=1,
-            module=detector,
-            optimizer=torch.optim.SGD(detector.parameters()),
-            ema=Ema(detector, 0.9),
+            TrainState(detector, torch.optim.SGD(detector.parameters()), Ema(detector, 0.9), step=1),
             config=config.model_dump(mode="json"),
             notes=Notes(text_tower=text_tower_fingerprint(clip), calibration={} if name == "base" else None),
         )

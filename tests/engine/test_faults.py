@@ -27,6 +27,7 @@ from ovd.data.loading import loader
 from ovd.data.report import DataReport
 from ovd.distributed import rank, world_size
 from ovd.engine import checkpoint
+from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.signals import StopRequest
 from ovd.files import only_writer
 from ovd.jobs.replay_step import replay_step
@@ -219,7 +220,7 @@ def test_data_that_stop_one_rank_stop_all_with_its_exit_code_and_its_words(minia
     source = {**source_of(miniature_world, validated=False), "train_images": str(images)}
     config = faults_config(run, miniature_world, data={"source": source}, steps=6)
     index = ovd.build.data.load_training_index(config, DataReport())
-    batches = ovd.build.data.training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0)
+    batches = ovd.build.data.training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0)
     for batch in list(batches)[:5]:
         (images / "train" / f"{batch.image_ids[1]:012d}.jpg").write_bytes(b"")  # of the second rank
     with training(config, ranks=2) as ranks:

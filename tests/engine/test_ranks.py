@@ -26,6 +26,7 @@ from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.distributed import process_group
 from ovd.engine import checkpoint
+from ovd.engine.notes import NO_SAMPLES
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import check_expert
 from ovd.jobs.fine_tune import fine_tune
@@ -140,7 +141,7 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
     source = {**source_of(miniature_world, validated=False), "train_images": str(images)}
     config = make_config(tmp_path / "run", miniature_world, train=train, data={"source": source})
     index = load_training_index(config, DataReport())
-    batches = training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0)
+    batches = training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0)
     (images / "train" / f"{next(batches).image_ids[3]:012d}.jpg").unlink()  # of the second rank
     train_on_two_ranks(config)
     assert len(losses_of(tmp_path / "run")) == 3
@@ -153,7 +154,7 @@ def test_ranks_that_read_different_data_stop(miniature_world, tmp_path, monkeypa
     def gather(value):
         return [value, {**value, "annotations": "another"}] if isinstance(value, dict) else [value]
 
-    monkeypatch.setattr("ovd.jobs.train.gather", gather)
+    monkeypatch.setattr("ovd.jobs.training_setup.gather", gather)
     with pytest.raises(ValueError, match="the ranks have read different data"):
         train_from_config(make_config(tmp_path / "run", miniature_world), evaluate=False)
 

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from small_run import small_config, source_of
 
 import ovd.engine.step
-import ovd.jobs.train
+import ovd.jobs.training_setup
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector
 from ovd.build.trained import load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
+from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.optim import NonFiniteError
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.replay_step import replay_step
@@ -98,10 +99,10 @@ def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_wo
     real_save = checkpoint.save
     failing = {1, 2}
 
-    def save(run_dir, *, step, **others):
-        if step in failing:
-            raise checkpoint.SaveError(f"no space left for step {step}")
-        return real_save(run_dir, step=step, **others)
+    def save(run_dir, state, **others):
+        if state.step in failing:
+            raise checkpoint.SaveError(f"no space left for step {state.step}")
+        return real_save(run_dir, state, **others)
 
     monkeypatch.setattr(checkpoint, "save", save)
     config = small_config(tmp_path / "run", miniature_world, train={"steps": 3, "save_every": 1})
@@ -267,7 +268,7 @@ def test_a_first_batch_that_cannot_be_read_is_passed_over(tmp_path, miniature_wo
     train = {"batch_size": 1, "steps": 2}
     config = small_config(tmp_path / "run", miniature_world, train=train, data={"source": source})
     index = load_training_index(config, DataReport())
-    first = next(training_batches(config, index, first_samples=(0, 0), size_divisor=128)(0))
+    first = next(training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=128)(0))
     (images / "train" / f"{first.image_ids[0]:012d}.jpg").write_bytes(b"")
     train_from_config(config, evaluate=False)
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["skipped_by_code"] == {"F9": 1}
@@ -313,7 +314,7 @@ def test_loading_a_detector_leaves_the_random_state(reference):
 
 def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world, monkeypatch, capsys):
     """As from a batch system that signals every process of a run."""
-    real = ovd.jobs.train.training_batches
+    real = ovd.jobs.training_setup.training_batches
 
     def killed_with_their_workers(*arguments, **options):
         batches_from = real(*arguments, **options)
@@ -325,7 +326,7 @@ def test_a_signal_that_kills_the_workers_too_is_a_stop(tmp_path, miniature_world
 
         return batches
 
-    monkeypatch.setattr(ovd.jobs.train, "training_batches", killed_with_their_workers)
+    monkeypatch.setattr(ovd.jobs.training_setup, "training_batches", killed_with_their_workers)
     config = small_config(tmp_path / "run", miniature_world)
     with pytest.raises(SystemExit) as stopped:
         train_from_config(config, evaluate=False)

@@ -23,7 +23,7 @@ from ovd.experts.group import NO_EXPERTS
 from ovd.files import sha256_of
 from ovd.jobs import fine_tune as module
 from ovd.jobs.fine_tune import COMPARED, Outcome, _average, _evaluate, _state_of_images, fine_tune, format_outcomes
-from ovd.jobs.run_folder import check_same_start
+from ovd.jobs.resume import check_same_start
 from ovd.jobs.train import train_from_config
 
 

@@ -13,7 +13,8 @@ from ovd.config import TrainConfig
 from ovd.config_files import RENAMED, ConfigError
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.run_folder import FREE_ON_RESUME, check_same_run, find_run, open_run_folder
+from ovd.jobs.resume import FREE_ON_RESUME, check_same_run, find_run
+from ovd.jobs.run_folder import open_run_folder
 
 
 def config(**train) -> TrainConfig:

@@ -1,6 +1,7 @@
 """Objects that are too small at the training size: the transform drops them each time that they come."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,21 +13,29 @@ from ovd.shapes import Float64, Int64
 _NUM_NAMED = 20
 
 
-def count_small_objects(
-    index: AnnotationIndex, report: DataReport, *, size: int, largest_scale: float, tile: float = 1.0
-) -> None:
+@dataclass(frozen=True)
+class SampleSizes:
+    """How large images are in the samples of a training."""
+
+    size: int
+    """Longest side of an image, in pixels (`data.size`)."""
+    largest_scale: float
+    """Of the scale jitter (`data.scale`)."""
+    tile: float = 1.0
+    """What part of `size` is an image's, where all samples are mosaics."""
+
+
+def count_small_objects(index: AnnotationIndex, report: DataReport, sizes: SampleSizes) -> None:
     """Count the objects of which a side stays under 2 px even at the largest scale, so that no sample has them.
 
     Args:
         report: counts them, with the size that would keep each.
-        size: longest side of an image in training (`data.size`).
-        largest_scale: of the scale jitter (`data.scale`).
-        tile: what part of `size` is an image's, where all samples are mosaics.
 
     Raises:
         DataError: F4 the set has objects, and all of them are left out.
     """
-    small = small_objects(index, size=size, largest_scale=largest_scale, tile=tile)
+    size, largest_scale, tile = sizes.size, sizes.largest_scale, sizes.tile
+    small = small_objects(index, sizes)
     if not len(small):
         return
     images = index.boxes.images_of_values()
@@ -52,12 +61,10 @@ def count_small_objects(
     report.left_out_at_size("F4", len(small), [described(row) for row in small[:_NUM_NAMED].tolist()])
 
 
-def small_objects(
-    index: AnnotationIndex, *, size: int, largest_scale: float, tile: float = 1.0
-) -> Int64[np.ndarray, " K"]:
+def small_objects(index: AnnotationIndex, sizes: SampleSizes) -> Int64[np.ndarray, " K"]:
     """Rows of the objects that `count_small_objects` counts."""
     image_sizes = index.image_sizes[index.boxes.images_of_values()].astype(np.float64)
-    largest_side = max(1, round(max(1, int(size * tile)) * largest_scale))
+    largest_side = max(1, round(max(1, int(sizes.size * sizes.tile)) * sizes.largest_scale))
     resized = np.rint(image_sizes * (largest_side / image_sizes.max(axis=1, initial=1))[:, None])
     shown = _sides(index) * (np.maximum(resized, 1) / image_sizes)[:, ::-1]
     return np.flatnonzero(shown.min(axis=1, initial=np.inf) < SMALLEST_TRAINED_PX)

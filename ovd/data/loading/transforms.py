@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from ovd.data.index import Labels
+from ovd.data.loading.augmentation_options import AugmentationOptions
 from ovd.data.loading.color_jitter import ColorChange
 from ovd.data.loading.resample import resample
 from ovd.shapes import Bool, Float32, UInt8
@@ -103,6 +104,11 @@ def train_transform(*, size: int, scale: tuple[float, float], flip: float, color
     if size < 1 or not 0 < scale[0] <= scale[1]:
         raise ValueError(f"size {size} and scale {scale}: expected a positive size and 0 < smallest <= largest")
     return TrainTransform(size, scale, flip, color)
+
+
+def augmenting_transform(options: AugmentationOptions, *, size: int) -> TrainTransform:
+    """`train_transform` by a config's section."""
+    return train_transform(size=size, scale=options.scale, flip=options.flip, color=options.color)
 
 
 def eval_transform(*, size: int) -> Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "h w 3"]]:

@@ -1,63 +1,24 @@
-"""The state of a training, its start, and its checkpoints."""
+"""Writes the checkpoints of a run, and the reports of its data."""
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd.data.report import DataReport
 from ovd.distributed import is_main, rank, wait_for_all
 from ovd.engine import checkpoint
-from ovd.engine.checkpoint import Checkpoint, SaveError
-from ovd.engine.ema import Ema
+from ovd.engine.checkpoint import SaveError
 from ovd.engine.notes import Notes
-from ovd.model.detector import Detector
+from ovd.engine.train_state import TrainState
 
 FAILED_SAVES_SURVIVED = 2
 
 
-@dataclass
-class TrainState:
-    """All that training changes and checkpoints store."""
-
-    detector: Detector
-    optimizer: torch.optim.Optimizer
-    ema: Ema
-    step: int = 0
-    """Optimizer steps done."""
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """Start with the detector's present weights."""
-
-    solve_bias: bool = True
-    """Whether to set the logit bias from the first batch; false for a detector that was trained before."""
-
-
-@dataclass(frozen=True)
-class GoOnFrom:
-    """Start with the weights, the average and the optimizer's moments of another run's checkpoint, at step 0."""
-
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Continue the run that wrote this checkpoint."""
-
-    checkpoint: Checkpoint
-
-
-Start = Fresh | GoOnFrom | Resume
-
-
-class Checkpoints:
+class CheckpointWriter:
     """Writes a run's checkpoints; tolerates two failed saves, for example on a full disk."""
 
     def __init__(self, run_dir: Path, *, keep: int, config: Mapping[str, Any], notes: Notes):
@@ -78,20 +39,11 @@ class Checkpoints:
         self._num_failed = 0
 
     def save(
-        self,
-        step: int,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        report: DataReport,
-        *,
-        ema: Ema | None = None,
-        must_succeed: bool,
-        message: Callable[[str], None],
+        self, state: TrainState, report: DataReport, *, must_succeed: bool, message: Callable[[str], None]
     ) -> None:
         """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written.
 
         Args:
-            step: optimizer steps done.
             report: counts of the samples that this rank loaded since the run was last started.
             must_succeed: whether to raise any error, not only the third.
             message: called with the warning of a tolerated error.
@@ -103,11 +55,8 @@ class Checkpoints:
             if is_main():
                 checkpoint.save(
                     self.run_dir,
-                    step=step,
-                    module=module,
-                    optimizer=optimizer,
+                    state,
                     config=self.config,
-                    ema=ema,
                     notes=self.notes,
                     attached=self.attached,
                     keep=self._keep,

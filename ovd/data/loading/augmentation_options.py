@@ -1,0 +1,26 @@
+"""How images are augmented while something learns from them."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
+
+from ovd.section import Section
+
+
+def _smallest_first(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise ValueError("write the smallest factor first")
+    return scale
+
+
+class AugmentationOptions(Section):
+    """Changes of a training image that are drawn anew each time it comes."""
+
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_smallest_first)] = (0.8, 1.25)
+    """Scale jitter: smallest and largest factor of `size` that an image is resized to; the part that is then larger
+    than `size` is cropped. (0.1, 2.0) is large-scale jitter (arXiv:2012.07177), (0.6, 1.0) multi-scale training
+    without crops."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip."""
+    color: NonNegativeFloat = 0.2
+    """Strength of brightness, contrast, saturation and hue jitter."""

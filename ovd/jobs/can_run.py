@@ -1,0 +1,66 @@
+"""Whether a training can run at all, seen before any of its data is read."""
+
+import os
+from importlib.util import find_spec
+
+from ovd.build.data import samples_per_step
+from ovd.config import AlignConfig, TrainConfig
+from ovd.distributed import is_main, world_size
+
+
+def check_can_run(config: TrainConfig) -> None:
+    """Check what a training needs besides its data, and warn of settings that hardly anyone wants.
+
+    Raises:
+        ValueError: the warm-up does not end within the run, its batch cannot be divided among the ranks, or there is no
+            place for the run folder or no package to log with.
+    """
+    check_warmup(config)
+    _check_divisible(config)
+    _check_surroundings(config)
+    if not is_main():
+        return
+    if config.clip.weights == "random":
+        print("warning: clip.weights=random: neither images nor texts mean anything to this CLIP; give weights")
+    if config.eval.ensemble is not None and config.train.calibration is not None:
+        print("warning: with eval.ensemble scores stay uncalibrated: leave it or train.calibration out")
+
+
+def check_warmup(config: TrainConfig | AlignConfig) -> None:
+    """Check that the warm-up ends within the run.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if config.train.warmup_steps > config.train.steps:
+        raise ValueError(
+            f"train.warmup_steps is {config.train.warmup_steps}, more than train.steps, {config.train.steps}; for a "
+            "short trial add train.warmup_steps=0"
+        )
+
+
+def _check_divisible(config: TrainConfig) -> None:
+    """Check that every rank gets as large a part of each batch.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for name, number in samples_per_step(config)._asdict().items():
+        if number % world_size():
+            raise ValueError(
+                f"a batch's {number} {name} (train.batch_size, data.pairs.share) cannot be divided among "
+                f"{world_size()} ranks; start as many as divide it"
+            )
+
+
+def _check_surroundings(config: TrainConfig) -> None:
+    """Check what a training needs besides its data: a place for its run folder, and the package that it logs with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    nearest = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"output={config.output}: {nearest} is no folder that can be written to")
+    if config.train.wandb is not None and find_spec("wandb") is None:
+        raise ValueError(f"train.wandb={config.train.wandb} needs the package wandb: pip install wandb")

@@ -1,0 +1,92 @@
+"""All that a training is built of and checked for before its slow steps; the same for the training and its preflight.
+
+The text bank, which takes longest, is not part of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ovd.build.data import load_labelled_pairs, training_batches
+from ovd.build.learner import Learner, build_learner
+from ovd.build.text import check_bank
+from ovd.config import TrainConfig
+from ovd.distributed import gather
+from ovd.engine.checkpoint import Checkpoint
+from ovd.files import sha256_of
+from ovd.jobs.resume import check_resumed
+from ovd.jobs.training_sets import TrainingSets
+from ovd.jobs.training_start import ChosenStart, choose_start
+from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.selftrain.labels import label_files
+from ovd.selftrain.ledger import check_labels, labels_fingerprint
+from ovd.structures import Batch
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a training is built of, but for its texts."""
+
+    sets: TrainingSets
+    learner: Learner
+    start: ChosenStart
+    pairs: LabelledPairs | None
+    """None without `data.pairs`."""
+    data_hashes: Mapping[str, str]
+    """Hashes of all that the training goes by besides its config and its start, by name."""
+    batches_from: Callable[[int], Iterator[Batch]]
+    """The batches from a step on, as a pure function of the step."""
+
+
+def set_up(
+    config: TrainConfig, found: Checkpoint | None, sets: TrainingSets, *, verifies_labels: bool = False
+) -> TrainingSetup:
+    """Set the seed, build what a training is built of, and check all that can stop it before its first step.
+
+    Args:
+        found: the checkpoint that the run resumes from; None for a new run.
+        verifies_labels: whether to read every label file in order to compare its hash.
+
+    Raises:
+        ValueError: the message says what does not fit.
+    """
+    torch.manual_seed(config.train.seed)  # of the initial weights
+    learner = build_learner(config, num_classes=len(sets.trained.categories))
+    start = choose_start(config, found, learner)
+    pairs = None
+    if config.data.pairs is not None:
+        first_id = len(sets.trained.categories)
+        pairs = load_labelled_pairs(config.data.pairs, config.data.source, learner.clip, first_id=first_id)
+        if verifies_labels:
+            check_labels(label_files(config.data.pairs.labels))
+    check_bank(config, learner.clip, sets.trained)
+    data_hashes = _hashes(config, sets, pairs)
+    if found is not None:
+        check_resumed(found, config, learner.clip, data_hashes)
+    batches_from = training_batches(
+        config, sets.trained, pairs, first_samples=start.first_samples, size_divisor=learner.detector.size_divisor
+    )
+    return TrainingSetup(sets, learner, start, pairs, data_hashes, batches_from)
+
+
+def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabelledPairs | None) -> dict[str, str]:
+    """Hashes of all that a training goes by besides its config and its start, by name.
+
+    The validation set counts where `train.patience` goes by it.
+
+    Raises:
+        ValueError: the ranks have read different data.
+    """
+    data = {"annotations": sets.trained.fingerprint()}
+    if config.data.pairs is not None and pairs is not None:
+        data["labels"] = f"{labels_fingerprint(label_files(config.data.pairs.labels))}-{pairs.fingerprint()}"
+    if config.train.patience and sets.validation is not None:
+        data["validation set"] = sets.validation.fingerprint()
+    for name, file in (("text bank", config.bank.file), ("paraphrases", config.bank.paraphrases)):
+        if file is not None:
+            data[name] = sha256_of(file)
+    of_ranks = gather(data)
+    if any(other != data for other in of_ranks):
+        raise ValueError(f"the ranks have read different data, as if it were still being written: {of_ranks}")
+    return data

@@ -1,0 +1,69 @@
+"""What a training starts from, and what the stages before it have drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.build.data import samples_drawn
+from ovd.build.learner import Learner
+from ovd.build.trained import check_text_tower, find_checkpoint, initialize
+from ovd.config import TrainConfig
+from ovd.config_files import parse_config
+from ovd.distributed import is_main
+from ovd.engine.checkpoint import Checkpoint
+from ovd.engine.notes import NO_SAMPLES, SampleCounts
+from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
+from ovd.files import sha256_of
+
+
+@dataclass(frozen=True)
+class ChosenStart:
+    """The start of a training, and where it comes from."""
+
+    start: Start
+    first_samples: SampleCounts
+    """What earlier stages have drawn."""
+    weights: Path | None = None
+    """The file of another run's weights that a new run starts from."""
+
+    def init_sha256(self) -> str | None:
+        """The hash of the weights of another run that the run started from; None for CLIP's."""
+        if isinstance(self.start, Resume):
+            return self.start.checkpoint.notes.init_sha256
+        return None if self.weights is None else sha256_of(self.weights)
+
+
+def choose_start(config: TrainConfig, found: Checkpoint | None, learner: Learner) -> ChosenStart:
+    """Choose the start of a training; a new run gets the weights of `init_from` here.
+
+    Args:
+        found: the checkpoint that the run resumes from; None for a new run.
+
+    Raises:
+        ValueError: `init_from` has no fitting weights, or they come from another text tower.
+    """
+    if found is not None:
+        return ChosenStart(Resume(found), found.notes.first_samples)
+    if config.init_from is None:
+        return ChosenStart(Fresh(), NO_SAMPLES)
+    if config.init_state == "training":
+        before = find_checkpoint(config.init_from)
+        check_text_tower(before, learner.clip)
+        _warn_of_seen_images(config, before)
+        return ChosenStart(GoOnFrom(before), samples_drawn(before), before.weights)
+    weights = initialize(learner.detector, config.init_from, learner.clip)
+    return ChosenStart(Fresh(solve_bias=False), NO_SAMPLES, weights)
+
+
+def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
+    """Say if an earlier stage on the same data was trained on images that this one is to be calibrated on."""
+    options = config.train.calibration
+    if options is None or not is_main():
+        return
+    earlier = parse_config(before.config, TrainConfig, f"{before.folder}/state.json")
+    of_earlier = earlier.train.calibration
+    held_out = earlier.data.held_out if of_earlier is None else of_earlier.images
+    if held_out < options.images and earlier.data.source == config.data.source:
+        print(
+            f"warning: {config.init_from} was trained on images that train.calibration holds out here; train it with "
+            f"data.held_out={options.images}"
+        )
