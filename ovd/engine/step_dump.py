@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from ovd.distributed import rank
 from ovd.engine.step_texts import StepTexts
+from ovd.fault import Fault
 from ovd.files import whole_file
 from ovd.structures import Batch, Targets
+
+_FAULTS = ("skipped", "repaired")
+"""Fields of a batch that are text in the file, of which no class is read."""
 
 
 def write_step(
@@ -19,10 +23,12 @@ def write_step(
 ) -> Path:
     """Write the step's dump into the run folder, one file per rank; the weights are those before the step."""
     path = run_dir / f"failed-step-{step:06d}.rank{rank()}.pt"
+    faults = {name: tuple(map(str, getattr(batch, name))) for name in _FAULTS}
+    of_batch = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
     content = {
         "step": step,
         "weights": detector.state_dict(),
-        "batch": {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"},
+        "batch": of_batch | faults,
         "targets": [dict(vars(target)) for target in batch.targets],
         "texts": dict(vars(texts)),
         "losses": {name: loss.item() for name, loss in losses.items()},
@@ -41,7 +47,8 @@ def read_step(path: Path) -> tuple[int, dict[str, Tensor], Batch, StepTexts, dic
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         targets = tuple(Targets(**target) for target in content["targets"])
-        batch = Batch(**content["batch"], targets=targets)
+        faults = {name: tuple(map(Fault.read, content["batch"][name])) for name in _FAULTS}
+        batch = Batch(**(content["batch"] | faults), targets=targets)
         return content["step"], content["weights"], batch, StepTexts(**content["texts"]), content["losses"]
     except Exception as error:  # torch raises many types of errors for a file of another kind
         raise ValueError(f"{path} is not the dump of a training step: {error}") from error

@@ -84,8 +84,8 @@ def label_images(
             if before is not None:
                 found[number] = before
         report.used(len(found))
-        for line in journal.repaired:
-            report.repaired(*line.split(" ", 1))
+        for fault in journal.repaired:
+            report.repaired(*fault)
     left = np.setdiff1d(np.arange(len(files)), list(found))
     batches = batches_of_like_shape(
         files.sizes, batch_size, size=inference.size, divisor=inference.detector.size_divisor, only=left

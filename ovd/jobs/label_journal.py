@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ovd.config_files import differences
+from ovd.fault import Fault
 from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
 
@@ -34,8 +35,8 @@ class LabelJournal:
             ValueError: the file is of other settings, damaged, no journal, or in use.
         """
         self.path = path
-        self.repaired: list[str] = []
-        """Lines "CODE where and what" of an interrupted call."""
+        self.repaired: list[Fault] = []
+        """Where and what, of an interrupted call."""
         self._settings = json.loads(json.dumps({_MARK: 1, **settings}))
         self._lines: dict[str, bytes] = {}
         """The latest line of each image."""
@@ -66,7 +67,7 @@ class LabelJournal:
                 if number == 1:
                     self._check_settings(content)
                 elif isinstance(content, dict):
-                    self.repaired += content["repaired"]
+                    self.repaired += map(Fault.read, content["repaired"])
                 else:
                     name, _, kept, below = content
                     _detections(kept), _detections(below)
@@ -104,10 +105,10 @@ class LabelJournal:
         line = [name, list(stat), *({key: value.tolist() for key, value in vars(of).items()} for of in answer)]
         self._lines[name] = self._write(line)
 
-    def add_repaired(self, lines: Sequence[str]) -> None:
+    def add_repaired(self, faults: Sequence[Fault]) -> None:
         """Write what was repaired to read images."""
-        if lines:
-            self._write({"repaired": list(lines)})
+        if faults:
+            self._write({"repaired": [str(fault) for fault in faults]})
 
     def _write(self, line: Any) -> bytes:
         content = json.dumps(line).encode() + b"\n"

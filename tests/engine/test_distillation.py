@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from ovd.clip.load import TINY_CLIP, Clip
 from ovd.config import ClipConfig, TrainConfig
 from ovd.data.report import DataReport
 from ovd.engine.step import Criterion, Part, backward, set_initial_bias
-from ovd.engine.step_dump import write_step
+from ovd.engine.step_dump import read_step, write_step
 from ovd.engine.step_texts import StepTexts
+from ovd.fault import Fault
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
 from ovd.model.backbone_families import backbone_of
@@ -208,7 +210,10 @@ def test_a_replayed_step_shows_the_loss_of_each_image(step, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(json.dumps(step.config.model_dump(mode="json")))
     losses, _ = step.losses()
     tensors = {name: torch.tensor(value) for name, value in losses.items()}
-    dump = write_step(tmp_path, 0, detector=step.detector, batch=step.batch, texts=step.texts, losses=tensors)
+    faults = (Fault("F9", "a.png: cannot be decoded"),)
+    batch = replace(step.batch, skipped=faults)
+    dump = write_step(tmp_path, 0, detector=step.detector, batch=batch, texts=step.texts, losses=tensors)
+    assert read_step(dump)[2].skipped == faults
     replay_step(dump)
     lines = capsys.readouterr().out.splitlines()
     assert f"distill {losses['distill']:.4g}" in lines[0]

@@ -16,6 +16,7 @@ from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
 from ovd.data.images.files import images_at
 from ovd.data.report import DataReport
+from ovd.fault import Fault
 from ovd.jobs.label import Labels, batches_of_like_shape, choose, label_images
 from ovd.jobs.label_journal import LabelJournal
 from ovd.predictor import Predictor
@@ -57,7 +58,7 @@ def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos):
     report = DataReport(stops=False)
     labels = labels_of(start, photos, report, batch_size=3)
     assert [image.file for image in labels.kept.images] == [*(f"{row}.png" for row in range(6)), "deeper/6.png"]
-    assert report.counts() == {"F9 skipped": 2}
+    assert report.counts() == {("F9", "skipped"): 2}
     assert report.num_used() == 7
     predictor = Predictor(load_detector(start))
     alone = labels_of(start, photos, DataReport(stops=False), batch_size=1)
@@ -238,12 +239,12 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
     with LabelJournal(path, settings) as journal:
         assert not journal.goes_on
         journal.add("a.png", [3, 17], ANSWER)
-        journal.add_repaired(["F9 a.png: without its end"])
+        journal.add_repaired([Fault("F9", "a.png: without its end")])
         with pytest.raises(ValueError, match="another process is labelling into this"):
             LabelJournal(path, settings)
     with LabelJournal(path, settings) as journal:
         assert journal.goes_on
-        assert journal.repaired == ["F9 a.png: without its end"]
+        assert journal.repaired == [Fault("F9", "a.png: without its end")]
         before = journal.answer("a.png", [3, 17])
         assert before is not None
         for name in ("boxes", "scores", "classes"):

@@ -26,6 +26,7 @@ from ovd.data.pairs.shard_index import (
     read_member,
 )
 from ovd.data.report import DataError
+from ovd.fault import Fault
 from ovd.files import sha256_of, whole_file, write_json
 from ovd.progress import progress
 
@@ -57,12 +58,12 @@ class ManifestEntry:
     num_bytes: int
 
 
-def caption_fault(caption: str) -> str | None:
+def caption_fault(caption: str) -> Fault | None:
     """What makes a caption useless for training; None for one that can be read."""
     if not caption.strip():
-        return "the caption is empty"
+        return Fault("F30", "the caption is empty")
     if "\ufffd" in caption:  # in the place of bad bytes; the embedding would be that of another text
-        return "the caption is not UTF-8"
+        return Fault("F30", "the caption is not UTF-8")
     return None
 
 
