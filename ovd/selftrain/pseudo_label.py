@@ -119,7 +119,7 @@ def label_shards(
         DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of these
             shards' and at least 5, cannot be read.
     """
-    job = _Job(output, teacher, texts, options)
+    labeller = _ShardLabeller(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output)
@@ -127,7 +127,7 @@ def label_shards(
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
     num_before = report.num_seen()
-    done = {name: job.read_done(name, sha256[name], report) for name in listed}
+    done = {name: labeller.read_done(name, sha256[name], report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
         print(f"{output}: {len(counts)} of {len(listed)} shards are labelled already")
@@ -139,7 +139,7 @@ def label_shards(
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     batches = _batches(decoded, shards, options.batch_size, report, num_pairs)
     for name in shards.file_names:
-        counts.append(job.label_shard(shards, name, sha256[name], batches))
+        counts.append(labeller.label_shard(shards, name, sha256[name], batches))
     assert next(decoded, None) is None
     total = total_counts(counts)
     assert total.pairs == num_pairs == report.num_seen() - num_before
@@ -162,7 +162,7 @@ def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardLabeller:
     """What the shards of a job are labelled with, and where their files go."""
 
     output: Path

@@ -23,7 +23,7 @@ from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
-from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
@@ -480,7 +480,7 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
     for world in (1, 3):
         counts = [
             pseudo_label_run(
-                trained, pairs=folder, output=tmp_path / str(world), options=options, templates="short",
+                trained, LabelRequest(folder, tmp_path / str(world), options, templates="short"),
                 listed=shards_of_worker(folder, rank=rank, world=world),
             )
             for rank in range(world)
@@ -666,7 +666,7 @@ def test_killed_at_random_and_two_workers_at_once_leave_what_one_clean_run_does(
 def test_labels_of_a_shard_are_of_one_type(tmp_path, trained):
     """What the labels file holds is what ShardLabels says, from a teacher of ours."""
     folder = shard_folder(tmp_path / "pairs", some_pairs(3))
-    pseudo_label_run(trained, pairs=folder, output=tmp_path / "out", options=CAPTION)
+    pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", CAPTION))
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
     kinds = [getattr(labels, name).values.dtype for name in ("queries", "boxes", "scores", "box_texts")]
     assert kinds == [np.int64, np.float32, np.float32, np.int64]
