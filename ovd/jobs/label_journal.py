@@ -6,6 +6,7 @@ change, and boxes) or for what was repaired to read some. It is removed when the
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,9 +18,30 @@ from ovd.fault import Fault
 from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
 
-Answer = tuple[Detections, Detections]
-"""The boxes of an image at or above the thresholds, and candidates for a review."""
 _MARK = "ovd label"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found in an image."""
+
+    kept: Detections
+    """The boxes at or above the thresholds."""
+    below: Detections
+    """Candidates for a review."""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [{key: value.tolist() for key, value in vars(of).items()} for of in (self.kept, self.below)]
+
+    @classmethod
+    def from_json(cls, content: list[dict[str, Any]]) -> "Answer":
+        """The answer that `to_json` was made of.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: it is none.
+        """
+        kept, below = content
+        return cls(_detections(kept), _detections(below))
 
 
 class LabelJournal:
@@ -69,8 +91,8 @@ class LabelJournal:
                 elif isinstance(content, dict):
                     self.repaired += map(Fault.read, content["repaired"])
                 else:
-                    name, _, kept, below = content
-                    _detections(kept), _detections(below)
+                    name, _, *answer = content
+                    Answer.from_json(answer)
                     self._lines[name] = line
             except _OtherSettingsError:
                 raise
@@ -97,13 +119,12 @@ class LabelJournal:
         line = self._lines.get(name)
         if line is None:
             return None
-        _, before, kept, below = json.loads(line)
-        return (_detections(kept), _detections(below)) if before == list(stat) else None
+        _, before, *answer = json.loads(line)
+        return Answer.from_json(answer) if before == list(stat) else None
 
     def add(self, name: str, stat: Sequence[int], answer: Answer) -> None:
         """Write the answer of an image; arguments as of `answer`."""
-        line = [name, list(stat), *({key: value.tolist() for key, value in vars(of).items()} for of in answer)]
-        self._lines[name] = self._write(line)
+        self._lines[name] = self._write([name, list(stat), *answer.to_json()])
 
     def add_repaired(self, faults: Sequence[Fault]) -> None:
         """Write what was repaired to read images."""

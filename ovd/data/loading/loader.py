@@ -274,7 +274,7 @@ def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[
 
 @dataclass(frozen=True)
 class Loading:
-    """How the images of an evaluation are loaded."""
+    """How images that are only looked at are loaded."""
 
     batch_size: int
     """Images per batch."""
