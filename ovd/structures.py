@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ovd.extras import optional
+from ovd.fault import Fault
 
 if TYPE_CHECKING:
     import supervision
@@ -108,10 +109,10 @@ class Batch:
     image_ids: tuple[int, ...]
     is_pair: Bool[Tensor, " B"]
     """True for image-text pairs: their classes are texts, not rows of the vocabulary."""
-    skipped: tuple[str, ...] = ()
-    """A line "CODE where and why" for every sample left out of this batch."""
-    repaired: tuple[str, ...] = ()
-    """A line "CODE where and what" for every sample in it that needed a repair."""
+    skipped: tuple[Fault, ...] = ()
+    """Where and why, for every sample left out of this batch."""
+    repaired: tuple[Fault, ...] = ()
+    """Where and what, for every sample in it that needed a repair."""
 
     @classmethod
     def without_pairs(
@@ -121,15 +122,15 @@ class Batch:
         targets: tuple[Targets, ...],
         image_ids: tuple[int, ...],
         *,
-        skipped: tuple[str, ...] = (),
-        repaired: tuple[str, ...] = (),
+        skipped: tuple[Fault, ...] = (),
+        repaired: tuple[Fault, ...] = (),
     ) -> "Batch":
         """A batch of annotated images only."""
         is_pair = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return cls(images, sizes, targets, image_ids, is_pair, skipped, repaired)
 
     def of_images(self, rows: slice) -> "Batch":
-        """A part of the batch, without the lines about samples left out and repaired."""
+        """A part of the batch, without the faults of samples left out and repaired."""
         return Batch(
             images=self.images[rows],
             sizes=self.sizes[rows],

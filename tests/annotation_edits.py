@@ -33,7 +33,7 @@ class Case:
 
     content: dict[str, Any]
     objects: list[Object]
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
     """What the report has to count."""
     refused: str | None = None
     """Fault code, if the file has to be refused."""
@@ -104,7 +104,7 @@ def _annotations_without_ids_of_their_own(case: Case, rng: Rng) -> None:
             row["id"] = number % 4
         elif kind == 3:
             row["id"] = None if number == 5 else number
-    case.counts["F2 repaired"] = 1
+    case.counts["F2", "repaired"] = 1
 
 
 def _spell_crowd(case: Case, rng: Rng) -> None:
@@ -154,7 +154,7 @@ def _text_box(case: Case, rng: Rng) -> None:
     for row in rows:
         row["bbox"] = [*row["bbox"][:2], *(f"{side:.4f}" for side in row["bbox"][2:])]
     if rows:
-        case.counts["F6 repaired"] = len(rows)
+        case.counts["F6", "repaired"] = len(rows)
 
 
 def _no_box(case: Case, rng: Rng) -> None:
@@ -166,7 +166,7 @@ def _thin_box(case: Case, rng: Rng) -> None:
     row, annotation = case.pick(rng, "annotations")
     annotation["bbox"][2 + rng.integers(2)] = [0, 0.5, 0.99, -5, -1e5][rng.integers(5)]
     case.objects[row].is_read = False
-    case.counts["F4 skipped"] = 1
+    case.counts["F4", "skipped"] = 1
 
 
 def _box_over_the_border(case: Case, rng: Rng) -> None:
@@ -179,14 +179,14 @@ def _box_over_the_border(case: Case, rng: Rng) -> None:
         annotation["bbox"], item.box = [x, y, 10 + over, 12 + over], [x, y, 10, 12]
     else:
         annotation["bbox"], item.box = [-over, -over, 10 + over, 12 + over], [0, 0, 10, 12]
-    case.counts["F5 repaired"] = 1
+    case.counts["F5", "repaired"] = 1
 
 
 def _box_outside(case: Case, rng: Rng) -> None:
     row, annotation = case.pick(rng, "annotations")
     annotation["bbox"] = [[500, 5, 20, 20], [5, 500, 20, 20], [-90, 5, 20, 20], [5, -90.5, 20, 30]][rng.integers(4)]
     case.objects[row].is_read = False
-    case.counts["F5 skipped"] = 1
+    case.counts["F5", "skipped"] = 1
 
 
 def _id_twice(case: Case, rng: Rng) -> None:
@@ -208,14 +208,14 @@ def _bad_name(case: Case, rng: Rng) -> None:
 def _near_name(case: Case, rng: Rng) -> None:
     name = ["Gull", "GULL", "gull ", "Red-Kite", "red_kite", "red  kite", "OWL"][rng.integers(7)]
     case.content["categories"].append({"id": 50, "name": name})
-    case.counts["F2 noticed"] = 1
+    case.counts["F2", "noticed"] = 1
 
 
 def _double(case: Case, rng: Rng) -> None:
     row, annotation = case.pick(rng, "annotations")
     case.content["annotations"].append({**annotation, "id": 999})
     case.objects.append(case.objects[row])
-    case.counts["F2 noticed"] = 1
+    case.counts["F2", "noticed"] = 1
 
 
 def _no_sizes(case: Case, rng: Rng) -> None:
@@ -226,7 +226,7 @@ def _no_sizes(case: Case, rng: Rng) -> None:
                 rows[row][side] = None
             else:
                 del rows[row][side]
-    case.counts["F12 repaired"] = 1
+    case.counts["F12", "repaired"] = 1
 
 
 def _spell_sizes(case: Case, rng: Rng) -> None:
@@ -249,7 +249,7 @@ def _swapped_sizes(case: Case, rng: Rng) -> None:
     if count >= 5:
         case.refuse("F12")
     else:
-        case.counts["F12 repaired"] = count
+        case.counts["F12", "repaired"] = count
 
 
 def _wrong_size(case: Case, rng: Rng) -> None:
@@ -257,7 +257,7 @@ def _wrong_size(case: Case, rng: Rng) -> None:
     _, row = case.pick(rng, "images")
     side = ["height", "width"][rng.integers(2)]
     row[side] -= int(rng.integers(5, 30))
-    case.counts["F12 repaired"] = 1
+    case.counts["F12", "repaired"] = 1
 
 
 def _corners(case: Case, _rng: Rng) -> None:

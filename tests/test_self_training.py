@@ -25,8 +25,8 @@ from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
 from ovd.engine import checkpoint
 from ovd.jobs.evaluate import evaluate_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.preflight import preflight
-from ovd.jobs.pseudo_label import pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import SecondLookOptions
 
@@ -51,7 +51,7 @@ def teacher(tmp_path_factory, miniature_world, pairs) -> Path:
     run = tmp_path_factory.mktemp("teacher") / "run"
     train_from_config(make_config(run, miniature_world), evaluate=False)
     options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
-    pseudo_label_run(load_detector(run), pairs=pairs, output=run / "labels", options=options)
+    pseudo_label_run(load_detector(run), LabelRequest(pairs, run / "labels", options))
     return run
 
 
@@ -137,7 +137,7 @@ def test_classes_that_were_asked_for_everywhere_belong_to_the_pairs_where_they_w
     miniature_world, teacher, pairs, tiny_clip, tmp_path
 ):
     options = LabelOptions(queries="classes", classes=("gear", "anchor", "bell", "kite"), score_threshold=0.0)
-    pseudo_label_run(load_detector(teacher), pairs=pairs, output=tmp_path / "labels", options=options)
+    pseudo_label_run(load_detector(teacher), LabelRequest(pairs, tmp_path / "labels", options))
     changes = {"labels": str(tmp_path / "labels"), "keep": "one_to_one", "min_score": 0.1}
     config = student_config(tmp_path, miniature_world, teacher, pairs, **changes)
     for use in ("boxes", "image_labels"):

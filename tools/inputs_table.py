@@ -98,7 +98,7 @@ def summary(index: AnnotationIndex, report: DataReport, num_missing: int = 0) ->
     counts = [f"{len(index)} images", f"{len(index.boxes.values)} objects"]
     counts += [f"{len(index.crowd_boxes.values)} crowds"] if len(index.crowd_boxes.values) else []
     counts += [f"{num_missing} images missing"] if num_missing else []
-    findings = [f"{kind} ({report.first_records()[kind][0]})" for kind in report.counts()]
+    findings = [f"{finding} ({report.first_records()[finding][0]})" for finding in report.counts()]
     return ", ".join(counts) + "".join(f"; {finding}" for finding in findings)
 
 
@@ -355,7 +355,7 @@ def image_row(what: str, content: Callable[[], bytes], *, with_range: bool = Fal
         path.write_bytes(content())
         decoded = decode_image(path, expected_size=(20, 30))
         values = f" from {decoded.pixels.min()} to {decoded.pixels.max()}" if with_range else ""
-        return f"RGB{values}" + "".join(f"; {code} repaired ({words})" for code, words in decoded.repairs())
+        return f"RGB{values}" + "".join(f"; {fault.code} repaired ({fault.words})" for fault in decoded.repairs())
 
     return what, run
 

@@ -33,7 +33,7 @@ from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import format_duration
 from ovd.files import write_json
 from ovd.jobs.evaluate import evaluate_run
-from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.precision import describe_machine
 from ovd.predictor import Predictor
@@ -154,9 +154,7 @@ def main() -> None:
     with stages.measure("labelling pairs"):
         pseudo_label_run(
             load_detector(base.output),
-            pairs=world / "pairs",
-            output=base.output / "labels",
-            options=LabelOptions(queries="nouns"),
+            LabelRequest(world / "pairs", base.output / "labels", LabelOptions(queries="nouns")),
             listed=shards_of_worker(world / "pairs", num_shards=NUM_LABELLED_SHARDS),
         )
     with stages.measure("self-training"):

@@ -24,7 +24,7 @@ from ovd.files import hash_of, write_json
 from ovd.jobs.align_backbone import align_backbone
 from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
-from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.train import train_from_config
 from ovd.precision import cpu_name, instruction_set
 from ovd.selftrain.pseudo_label import shards_of_worker
@@ -218,7 +218,7 @@ def label(run: Path, world: Path, output: Path, labels: LabelsConfig | None) -> 
     assert labels is not None
     options = LabelOptions(**labels.model_dump(exclude={"shards"}))
     listed = shards_of_worker(world / "pairs", num_shards=labels.shards)
-    pseudo_label_run(load_detector(run), pairs=world / "pairs", output=output, options=options, listed=listed)
+    pseudo_label_run(load_detector(run), LabelRequest(world / "pairs", output, options), listed=listed)
 
 
 def with_labels(config: TrainConfig, teacher: Path, labels: Path) -> TrainConfig:

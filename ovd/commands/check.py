@@ -77,7 +77,7 @@ def main() -> None:
             ]
             print("", *(verdict.words for verdict in verdicts), sep="\n")
             stops = any(verdict.stops for verdict in verdicts)
-    if stops or any(kind.endswith("skipped") for kind in report.counts()):
+    if stops or report.has_skipped():
         raise SystemExit(EXIT_BAD_INPUT)
 
 

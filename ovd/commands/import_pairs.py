@@ -32,5 +32,5 @@ def main() -> None:
     finally:
         if report.num_seen():
             report.write(arguments.output / "data_report.json")
-    skipped = ", ".join(f"{kind} {count}" for kind, count in report.counts().items())
+    skipped = ", ".join(f"{finding} {count}" for finding, count in report.counts().items())
     print(f"{len(PairShards(arguments.output)):,} pairs in {arguments.output}; left out: {skipped or 'none'}")

@@ -107,7 +107,8 @@ def main() -> None:
     import torch
 
     from ovd.build.trained import build_inference, load_asked
-    from ovd.jobs.label import label_images
+    from ovd.data.loading.loader import Loading
+    from ovd.jobs.label import Thresholds, label_images
     from ovd.jobs.label_journal import LabelJournal
 
     torch.set_num_threads(arguments.threads)
@@ -125,12 +126,10 @@ def main() -> None:
             inference,
             root,
             paths,
-            dict(zip(names, thresholds, strict=True)),
+            Thresholds(dict(zip(names, thresholds, strict=True)), overlapping=arguments.overlapping),
             report,
-            journal=journal,
-            overlapping=arguments.overlapping,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
+            journal,
+            Loading(arguments.batch_size, arguments.workers),
         )
         kind = "probability" if inference.is_calibrated else "score"
         report.write(report_file)

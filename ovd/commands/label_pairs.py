@@ -15,7 +15,7 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ovd.build.arguments import add_expert_options, expert_group, positive_number
 from ovd.choices import QuerySource, Templates
@@ -23,6 +23,9 @@ from ovd.config import LabelOptions
 from ovd.config_files import parse_config
 from ovd.data.formats.text_files import read_lines
 from ovd.text.names import read_alike
+
+if TYPE_CHECKING:  # torch, which takes seconds to import
+    from ovd.jobs.label_pairs import LabelRequest
 
 DEFAULTS = LabelOptions(queries="caption")
 
@@ -95,12 +98,27 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
     return parse_config(settings, LabelOptions, "command line")
 
 
+def label_request(arguments: argparse.Namespace, options: LabelOptions) -> "LabelRequest":
+    """What is labelled and how, as the command line says."""
+    from ovd.jobs.label_pairs import LabelRequest
+
+    return LabelRequest(
+        pairs=arguments.pairs,
+        output=arguments.output,
+        options=options,
+        templates=arguments.templates,
+        teacher_hf=arguments.teacher_hf,
+        size=arguments.size,
+        skip_unreadable=arguments.skip_unreadable,
+    )
+
+
 def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
     """Label this process's shards, and say what was done."""
     import torch
 
     from ovd.build.trained import load_detector
-    from ovd.jobs.pseudo_label import pseudo_label_run
+    from ovd.jobs.label_pairs import pseudo_label_run
     from ovd.selftrain.pseudo_label import shards_of_worker, worker_of
 
     torch.set_num_threads(arguments.threads)
@@ -110,14 +128,8 @@ def label_here(arguments: argparse.Namespace, options: LabelOptions) -> str:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     counts = pseudo_label_run(
         load_detector(arguments.run, device, experts=expert_group(arguments)),
-        pairs=arguments.pairs,
-        output=arguments.output,
-        options=options,
-        templates=arguments.templates,
-        teacher_hf=arguments.teacher_hf,
-        size=arguments.size,
+        label_request(arguments, options),
         listed=shards_of_worker(arguments.pairs, rank=rank, world=world, num_shards=arguments.shards),
-        skip_unreadable=arguments.skip_unreadable,
     )
     return counts.summary()
 
@@ -130,22 +142,17 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
     """
     if (arguments.rank, arguments.world, arguments.device) != (None, None, None):
         raise ValueError("--rank, --world and --device belong to one process; with --ray the workers choose theirs")
-    from ovd.jobs.ray_label import LabelRequest, label_on_ray
+    from ovd.jobs.ray_label import RayRequest, label_on_ray
 
     experts = expert_group(arguments)
     experts = replace(experts, folders=tuple(folder.resolve() for folder in experts.folders))
-    request = LabelRequest(
+    labelling = label_request(arguments, options)
+    request = RayRequest(
         run=arguments.run.resolve(),
-        pairs=arguments.pairs.resolve(),
-        output=arguments.output.resolve(),
-        options=options,
-        templates=arguments.templates,
-        teacher_hf=arguments.teacher_hf,
-        size=arguments.size,
+        labelling=replace(labelling, pairs=labelling.pairs.resolve(), output=labelling.output.resolve()),
         experts=experts,
         threads=arguments.threads,
         num_shards=arguments.shards,
-        skip_unreadable=arguments.skip_unreadable,
     )
     address = None if arguments.ray == "local" else arguments.ray
     return label_on_ray(request, address=address, workers=arguments.workers).summary()

@@ -11,6 +11,7 @@ from ovd.data.images.read import ImageError, decode_image
 from ovd.data.index import AnnotationIndex, images_per_class
 from ovd.data.pairs.tar import PairShards, caption_fault
 from ovd.data.report import DataReport
+from ovd.fault import Fault
 from ovd.progress import progress
 from ovd.shapes import Int64
 from ovd.threads import map_ahead
@@ -18,8 +19,8 @@ from ovd.threads import map_ahead
 NUM_THREADS = 8
 IN_FLIGHT = 64
 
-Found = list[tuple[Literal["skipped", "repaired"], str, str]]
-"""What became of a sample: kind, fault code, and its name with words. Nothing where it is as it should be."""
+Found = list[tuple[Literal["skipped", "repaired"], Fault]]
+"""What became of a sample. Nothing where it is as it should be."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def check_images(
         try:
             decoded = decode_image(index.encoded(image), expected_size=(record.height, record.width))
         except ImageError as error:
-            return [("skipped", error.code, str(error))]
-        return [("repaired", code, f"{record.path}: {words}") for code, words in decoded.repairs()]
+            return [("skipped", error.fault)]
+        return [("repaired", fault.at(record.path)) for fault in decoded.repairs()]
 
     looked_at = map_ahead(look, range(len(index)), threads=NUM_THREADS, ahead=IN_FLIGHT)
     for image, found in enumerate(progress(looked_at, len(index), "reading images")):
@@ -74,12 +75,12 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
             pair = shards[position]
             decoded = decode_image(pair.image)
         except ImageError as error:
-            return [("skipped", error.code, f"{where}: {error}")]
+            return [("skipped", error.fault.at(where))]
         except ValueError as error:
-            return [("skipped", "F30", str(error))]
-        if fault := caption_fault(pair.caption):
-            return [("skipped", "F30", f"{where}: {fault}")]
-        return [("repaired", code, f"{where}: {words}") for code, words in decoded.repairs()]
+            return [("skipped", Fault("F30", str(error)))]
+        if (fault := caption_fault(pair.caption)) is not None:
+            return [("skipped", fault.at(where))]
+        return [("repaired", fault.at(where)) for fault in decoded.repairs()]
 
     looked_at = map_ahead(look, range(len(shards)), threads=NUM_THREADS, ahead=IN_FLIGHT)
     for found in progress(looked_at, len(shards), "reading pairs"):
@@ -125,17 +126,17 @@ def describe_findings(report: DataReport) -> Iterator[str]:
     counts = report.counts()
     if not counts:
         yield "no faulty record"
-    for kind, count in counts.items():
-        yield f"{kind}: {count:,}"
-        yield from (f"    {record}" for record in report.first_records()[kind])
+    for finding, count in counts.items():
+        yield f"{finding}: {count:,}"
+        yield from (f"    {record}" for record in report.first_records()[finding])
 
 
 def _count(found: Found, report: DataReport) -> bool:
     """Counts what became of a sample, and says whether it can be used."""
-    for kind, code, where in found:
+    for kind, fault in found:
         if kind == "skipped":
-            report.skipped(code, where)
+            report.skipped(*fault)
             return False
-        report.repaired(code, where)
+        report.repaired(*fault)
     report.used()
     return True

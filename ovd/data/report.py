@@ -7,14 +7,17 @@ skipped, boxes that are left out at the size of the images among the skipped.
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from ovd.fault import Fault
 from ovd.files import write_json
 
 if TYPE_CHECKING:  # torch, which evaluating a results file does not need
     import ovd.structures
 
 Unit = Literal["sample", "box"]
+Kind = Literal["skipped", "left out at this size", "repaired", "noticed"]
+"""What became of the samples or boxes with a fault."""
 
 SIZES_FROM_IMAGES = "data.source.sizes_from_images=true (tools: --sizes-from-images)"
 """What helps where records have other sizes than their images (F12)."""
@@ -45,6 +48,20 @@ class DataError(ValueError):
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def fault(self) -> Fault:
+        return Fault(self.code, self.message)
+
+
+class Finding(NamedTuple):
+    """What a report counts: a fault's code, and what became of the samples or boxes that have it."""
+
+    code: str
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.kind}"
+
 
 class DataReport:
     """Counts what was used, repaired and skipped, and keeps the first 20 records of each kind."""
@@ -61,12 +78,9 @@ class DataReport:
         self._num_boxes_of_skipped = 0
         self._skipped_in_a_row: Counter[Unit] = Counter()
         self._most_in_a_row: Counter[Unit] = Counter()
-        self._repaired: Counter[str] = Counter()
-        self._noticed: Counter[str] = Counter()
-        self._left_out: Counter[str] = Counter()
-        self._skipped: Counter[str] = Counter()
+        self._counts: Counter[Finding] = Counter()
         self._skipped_records: dict[str, set[str]] = {}
-        self._first: dict[str, list[str]] = {}
+        self._first: dict[Finding, list[str]] = {}
 
     def used(self, count: int = 1, *, unit: Unit = "sample") -> None:
         """Counts samples or boxes that go on to be used, repaired ones included."""
@@ -80,24 +94,22 @@ class DataReport:
 
     def repaired(self, code: str, where: str) -> None:
         """Counts a deterministic fix; `where` names the file and record and says what was done."""
-        self._repaired[code] += 1
-        self._keep(f"{code} repaired", where)
+        self._count(Finding(code, "repaired"), where)
 
     def skipped(self, code: str, where: str) -> None:
         """Counts a sample or box that is left out; `where` names the file and record and says why."""
-        self._skipped[code] += 1
+        self._count(Finding(code, "skipped"), where)
         self._skipped_records.setdefault(code, set()).add(where)
         unit = _unit(code)
         self._skipped_in_a_row[unit] += 1
         self._most_in_a_row[unit] = max(self._most_in_a_row[unit], self._skipped_in_a_row[unit])
-        self._keep(f"{code} skipped", where)
 
     def noticed(self, code: str, where: str) -> None:
         """Counts what is used as it is though it may be a mistake, and warns of the first; `where` says what it is."""
-        self._noticed[code] += 1
-        if self._noticed[code] == 1:
+        finding = Finding(code, "noticed")
+        self._count(finding, where)
+        if self._counts[finding] == 1:
             print(f"warning[{code}]: {where}", file=sys.stderr)
-        self._keep(f"{code} noticed", where)
 
     def left_out_at_size(self, code: str, count: int, first: list[str]) -> None:
         """Counts boxes that are sound, were counted as used, and cannot be used at the size of the images; warns.
@@ -109,10 +121,11 @@ class DataReport:
         """
         unit = _unit(code)
         self._used[unit] -= count
-        self._left_out[code] += count
+        finding = Finding(code, "left out at this size")
+        self._counts[finding] += count
         print(f"warning[{code}]: {count:,} objects are left out at this size; the first: {first[0]}", file=sys.stderr)
         for where in first:
-            self._keep(f"{code} left out at this size", where)
+            self._keep(finding, where)
 
     def left_out_with_images(self, count: int) -> None:
         """Counts boxes that were counted as used, of images that turned out to be left out."""
@@ -124,40 +137,45 @@ class DataReport:
         self._num_boxes_of_skipped += count
 
     def add_batch(self, batch: "ovd.structures.Batch") -> None:
-        """Counts a batch's samples as used, and each line of its `skipped` and `repaired`."""
-        for line in batch.repaired:
-            self.repaired(*line.split(" ", 1))
-        for line in batch.skipped:
-            self.skipped(*line.split(" ", 1))
+        """Counts a batch's samples as used, and each fault of its `skipped` and `repaired`."""
+        for fault in batch.repaired:
+            self.repaired(*fault)
+        for fault in batch.skipped:
+            self.skipped(*fault)
         self.used(len(batch.image_ids))
 
     def add(self, other: "DataReport") -> None:
         """Counts what another report counted, as if after what this one did."""
         self._used += other._used
         self._num_boxes_of_skipped += other._num_boxes_of_skipped
-        self._repaired += other._repaired
-        self._noticed += other._noticed
-        self._left_out += other._left_out
-        self._skipped += other._skipped
+        self._counts += other._counts
         for code, skipped in other._skipped_records.items():
             self._skipped_records.setdefault(code, set()).update(skipped)
         for unit, count in other._most_in_a_row.items():
             self._most_in_a_row[unit] = max(self._most_in_a_row[unit], count)
-        for kind, records in other._first.items():
+        for finding, records in other._first.items():
             for where in records:
-                self._keep(kind, where)
+                self._keep(finding, where)
 
     def num_used(self, unit: Unit = "sample") -> int:
         return self._used[unit]
 
     def num_seen(self, unit: Unit = "sample") -> int:
         """Used, skipped and left out, at their size or with their image."""
-        not_used = self._skipped + self._left_out
         with_images = self._num_boxes_of_skipped if unit == "box" else 0
-        return self._used[unit] + with_images + sum(count for code, count in not_used.items() if _unit(code) == unit)
+        not_used = sum(
+            count
+            for finding, count in self._counts.items()
+            if finding.kind in ("skipped", "left out at this size") and _unit(finding.code) == unit
+        )
+        return self._used[unit] + with_images + not_used
 
     def num_skipped(self, code: str) -> int:
-        return self._skipped[code]
+        return self._counts[Finding(code, "skipped")]
+
+    def has_skipped(self) -> bool:
+        """Whether a sample or box was left out for a fault, at whatever size."""
+        return any(finding.kind == "skipped" for finding in self._counts)
 
     def stop(self, error: DataError) -> None:
         """Stops at an error of the whole set, or keeps it in `error` if the report does not stop.
@@ -190,21 +208,15 @@ class DataReport:
         return DataError(
             code,
             f"{num_skipped} of {total} skipped ({in_a_row} of them in a row), by code {dict(sorted(counts.items()))}; "
-            f"first: {'; '.join(self._first[f'{code} skipped'][:3])}"
+            f"first: {'; '.join(self._first[Finding(code, 'skipped')][:3])}"
             + (f". If the boxes are right and the sizes wrong: {SIZES_FROM_IMAGES}" if code == "F12" else ""),
         )
 
-    def counts(self) -> dict[str, int]:
-        """How often each thing was found, such as {"F9 skipped": 2}."""
-        kinds = (
-            ("skipped", self._skipped),
-            ("left out at this size", self._left_out),
-            ("repaired", self._repaired),
-            ("noticed", self._noticed),
-        )
-        return {f"{code} {kind}": count for kind, counts in kinds for code, count in sorted(counts.items())}
+    def counts(self) -> dict[Finding, int]:
+        """How often each thing was found, the kinds in their order."""
+        return {Finding(code, kind): count for kind in get_args(Kind) for code, count in self._by_code(kind).items()}
 
-    def first_records(self) -> dict[str, list[str]]:
+    def first_records(self) -> dict[Finding, list[str]]:
         """The first 20 records of each of `counts`."""
         return self._first
 
@@ -215,16 +227,23 @@ class DataReport:
             "seen": {unit: self.num_seen(unit) for unit in units},
             "used": {unit: self._used[unit] for unit in units},
             "skipped": {unit: self.num_seen(unit) - self._used[unit] for unit in units},
-            "skipped_by_code": dict(sorted(self._skipped.items())),
-            "left_out_at_size_by_code": dict(sorted(self._left_out.items())),
-            "repaired_by_code": dict(sorted(self._repaired.items())),
-            "noticed_by_code": dict(sorted(self._noticed.items())),
-            "first_records": dict(sorted(self._first.items())),
+            "skipped_by_code": self._by_code("skipped"),
+            "left_out_at_size_by_code": self._by_code("left out at this size"),
+            "repaired_by_code": self._by_code("repaired"),
+            "noticed_by_code": self._by_code("noticed"),
+            "first_records": {str(finding): records for finding, records in sorted(self._first.items())},
         }
         write_json(path, content)
 
-    def _keep(self, kind: str, where: str) -> None:
-        records = self._first.setdefault(kind, [])
+    def _by_code(self, kind: Kind) -> dict[str, int]:
+        return {finding.code: count for finding, count in sorted(self._counts.items()) if finding.kind == kind}
+
+    def _count(self, finding: Finding, where: str) -> None:
+        self._counts[finding] += 1
+        self._keep(finding, where)
+
+    def _keep(self, finding: Finding, where: str) -> None:
+        records = self._first.setdefault(finding, [])
         if len(records) < _NUM_RECORDS_KEPT:
             records.append(where)
 

@@ -53,4 +53,4 @@ def first_with_images(batches: Iterator[Batch], num_samples: int) -> Batch:
         with failing_together():
             report.add_batch(batch)
             report.raise_if_too_many(num_samples)
-    raise DataError("F9", f"no image could be read; the last: {'; '.join(batch.skipped[:3])}")
+    raise DataError("F9", f"no image could be read; the last: {'; '.join(map(str, batch.skipped[:3]))}")

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from ovd.distributed import rank
 from ovd.engine.step_texts import StepTexts
+from ovd.fault import Fault
 from ovd.files import whole_file
 from ovd.structures import Batch, Targets
+
+_FAULTS = ("skipped", "repaired")
+"""Fields of a batch that are text in the file, of which no class is read."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class StepDump:
         """Write the dump into the run folder, one file per rank."""
         path = run_dir / f"failed-step-{self.step:06d}.rank{rank()}.pt"
         batch = self.batch
+        of_batch = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
+        faults = {name: tuple(map(str, getattr(batch, name))) for name in _FAULTS}
         content = {
             "step": self.step,
             "weights": self.weights,
-            "batch": {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"},
+            "batch": of_batch | faults,
             "targets": [dict(vars(target)) for target in batch.targets],
             "texts": dict(vars(self.texts)),
             "losses": dict(self.losses),
@@ -51,7 +57,8 @@ class StepDump:
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             targets = tuple(Targets(**target) for target in content["targets"])
-            batch = Batch(**content["batch"], targets=targets)
+            faults = {name: tuple(map(Fault.read, content["batch"][name])) for name in _FAULTS}
+            batch = Batch(**(content["batch"] | faults), targets=targets)
             texts = StepTexts(**content["texts"])
             return cls(content["step"], content["weights"], batch, texts, content["losses"])
         except Exception as error:  # torch raises many types of errors for a file of another kind

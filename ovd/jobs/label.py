@@ -1,13 +1,11 @@
 """Label images with a detector: boxes of named classes, for a person to correct and a smaller detector to learn."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torchvision.ops import box_iou
 
 from ovd.build.text import text_of_names
@@ -15,14 +13,13 @@ from ovd.build.trained import TrainedDetector, score_ensemble
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
 from ovd.data.loading.buckets import batches_of_like_shape
-from ovd.data.loading.loader import image_loader
+from ovd.data.loading.loader import Loading, image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
 from ovd.inference import Inference
 from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
-from ovd.model.pair_scores import ScoreEnsemble
 from ovd.progress import progress
-from ovd.structures import Detections
+from ovd.structures import Batch, Detections
 from ovd.visualize import SAME_PLACE_IOU, choose_shown
 
 BELOW_THRESHOLD = 0.5
@@ -30,7 +27,32 @@ BELOW_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class Labels:
+class Thresholds:
+    """Which of the boxes that are found are kept."""
+
+    least: Mapping[str, float]
+    """The classes to detect, and the least score of each."""
+    overlapping: bool = False
+    """Whether several names may stay at one place."""
+
+    def choose(self, found: Detections) -> Answer:
+        """The boxes at or above the thresholds of their classes, and those below that may be worth a look.
+
+        Args:
+            found: its classes are rows of the names.
+        """
+        thresholds = list(self.least.values())
+        kept = choose_shown(found, thresholds, overlapping=self.overlapping)
+        limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
+        rest = found.take(found.scores < limits)
+        rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=self.overlapping)
+        if len(kept.boxes) and len(rest.boxes):
+            rest = rest.take((box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1))
+        return Answer(kept, rest)
+
+
+@dataclass(frozen=True)
+class LabelledSets:
     """What was found in the images that could be read, in their order."""
 
     kept: LabelledSet
@@ -44,14 +66,11 @@ def label_images(
     inference: Inference,
     root: Path,
     paths: Sequence[Path],
-    thresholds: Mapping[str, float],
+    thresholds: Thresholds,
     report: DataReport,
-    *,
-    journal: LabelJournal | None = None,
-    overlapping: bool = False,
-    batch_size: int = 8,
-    workers: int = 2,
-) -> Labels:
+    journal: LabelJournal,
+    loading: Loading,
+) -> LabelledSets:
     """Detect names in images.
 
     Images are padded and run with those of like shape only, so that what is found in one does not depend on the others
@@ -60,96 +79,74 @@ def label_images(
     Args:
         inference: of the detector.
         root: a folder that all images lie in; their names start there.
-        thresholds: the classes to detect, and the least score of each.
         report: counts the images, and the boxes too small to be of use (F4).
         journal: has the answers of an interrupted call with these settings, and gets the others.
-        overlapping: whether several names may stay at one place.
-        batch_size: images at a time.
-        workers: processes that load ahead.
 
     Raises:
         ValueError: no image can be read.
     """
-    names = tuple(thresholds)
+    names = tuple(thresholds.least)
     text = text_of_names(trained, names)
     ensemble = score_ensemble(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
     file_names = [name_below(root, path) for path in files.paths]
     stats = [stat_of(path) for path in files.paths]  # before an image is read, so that later changes count
-    found: dict[int, Answer] = {}
-    if journal is not None:
-        for number, (name, stat) in enumerate(zip(file_names, stats, strict=True)):
-            before = journal.answer(name, stat)
-            if before is not None:
-                found[number] = before
-        report.used(len(found))
-        for line in journal.repaired:
-            report.repaired(*line.split(" ", 1))
+    before = (journal.answer(name, stat) for name, stat in zip(file_names, stats, strict=True))
+    found = {image: answer for image, answer in enumerate(before) if answer is not None}
+    report.used(len(found))
+    for fault in journal.repaired:
+        report.repaired(*fault)
+
+    def detect(batch: Batch) -> Sequence[Detections]:
+        original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
+        return inference.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
+
     left = np.setdiff1d(np.arange(len(files)), list(found))
-    batches = batches_of_like_shape(
-        files.sizes, batch_size, size=inference.size, divisor=inference.detector.size_divisor, only=left
+    size, divisor = inference.size, inference.detector.size_divisor
+    batches = image_loader(
+        files,
+        batches_of_like_shape(files.sizes, loading.batch_size, size=size, divisor=divisor, only=left),
+        size=size,
+        workers=loading.workers,
+        size_divisor=divisor,
+        pin_memory=pins_memory(inference.device),
     )
-    answers = _answers(inference, text, files, report, ensemble, journal, batches=batches, workers=workers)
-    for answer in progress(answers, len(left), "labelling"):
-        if answer is not None:
-            image, detections = answer
-            found[image] = choose(detections, list(thresholds.values()), overlapping=overlapping)
-            if journal is not None:
-                journal.add(file_names[image], stats[image], found[image])
+    detected = _detected(_counted(batches, report, journal), detect)
+    for item in progress(detected, len(left), "labelling"):
+        if item is not None:
+            image, detections = item
+            found[image] = thresholds.choose(detections)
+            journal.add(file_names[image], stats[image], found[image])
     if not found:
         first = next(iter(report.first_records().values()), ["no image was given"])[0]
         raise ValueError(f"none of {len(paths)} images can be read; the first: {first}")
     kept, below = [], []
     for image in sorted(found):
-        (sure, unsure), file = found[image], file_names[image]
+        answer, file = found[image], file_names[image]
         height, width = sizes[image].tolist()
-        kept.append(_labelled(sure, file, height, width, report))
-        below.append(_labelled(unsure, file, height, width, None))
+        kept.append(_labelled(answer.kept, file, height, width, report))
+        below.append(_labelled(answer.below, file, height, width, None))
     of_all = LabelledSet(root, names, tuple(kept))
-    return Labels(of_all, replace(of_all, images=tuple(below)))
+    return LabelledSets(of_all, replace(of_all, images=tuple(below)))
 
 
-def _answers(
-    inference: Inference,
-    text: Float[Tensor, "C D"],
-    files: ImageFiles,
-    report: DataReport,
-    ensemble: ScoreEnsemble | None,
-    journal: LabelJournal | None,
-    *,
-    batches: list[list[int]],
-    workers: int,
-) -> Iterator[tuple[int, Detections] | None]:
-    """Yield position and detections of each image; None for one that cannot be read, which the report counts."""
-    batches_of_images = image_loader(
-        files,
-        batches,
-        size=inference.size,
-        workers=workers,
-        size_divisor=inference.detector.size_divisor,
-        pin_memory=pins_memory(inference.device),
-    )
-    for batch in batches_of_images:
+def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:
+    """The batches, once the report has counted them and the journal has their repairs."""
+    for batch in batches:
         report.add_batch(batch)
-        if journal is not None:
-            journal.add_repaired(batch.repaired)
+        journal.add_repaired(batch.repaired)
+        yield batch
+
+
+def _detected(
+    batches: Iterator[Batch], detect: Callable[[Batch], Sequence[Detections]]
+) -> Iterator[tuple[int, Detections] | None]:
+    """Yield position and detections of each image; None for one that cannot be read."""
+    for batch in batches:
         if batch.image_ids:
-            original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
-            found = inference.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
-            yield from zip(batch.image_ids, found, strict=True)
+            yield from zip(batch.image_ids, detect(batch), strict=True)
         yield from [None] * len(batch.skipped)
-
-
-def choose(found: Detections, thresholds: Sequence[float], *, overlapping: bool) -> tuple[Detections, Detections]:
-    """The boxes at or above the thresholds of their classes, and those below that may be worth a look."""
-    kept = choose_shown(found, thresholds, overlapping=overlapping)
-    limits = torch.tensor(thresholds, dtype=found.scores.dtype)[found.classes]
-    rest = found.take(found.scores < limits)
-    rest = choose_shown(rest, [BELOW_THRESHOLD * limit for limit in thresholds], overlapping=overlapping)
-    if len(kept.boxes) and len(rest.boxes):
-        rest = rest.take((box_iou(rest.boxes, kept.boxes) < SAME_PLACE_IOU).all(dim=1))
-    return kept, rest
 
 
 def _labelled(found: Detections, file: str, height: int, width: int, report: DataReport | None) -> LabelledImage:

@@ -6,6 +6,7 @@ change, and boxes) or for what was repaired to read some. It is removed when the
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,12 +14,34 @@ from typing import Any
 import torch
 
 from ovd.config_files import differences
+from ovd.fault import Fault
 from ovd.files import lock_file, unlock_file
 from ovd.structures import Detections
 
-Answer = tuple[Detections, Detections]
-"""The boxes of an image at or above the thresholds, and candidates for a review."""
 _MARK = "ovd label"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found in an image."""
+
+    kept: Detections
+    """The boxes at or above the thresholds."""
+    below: Detections
+    """Candidates for a review."""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [{key: value.tolist() for key, value in vars(of).items()} for of in (self.kept, self.below)]
+
+    @classmethod
+    def from_json(cls, content: list[dict[str, Any]]) -> "Answer":
+        """The answer that `to_json` was made of.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: it is none.
+        """
+        kept, below = content
+        return cls(_detections(kept), _detections(below))
 
 
 class LabelJournal:
@@ -34,8 +57,8 @@ class LabelJournal:
             ValueError: the file is of other settings, damaged, no journal, or in use.
         """
         self.path = path
-        self.repaired: list[str] = []
-        """Lines "CODE where and what" of an interrupted call."""
+        self.repaired: list[Fault] = []
+        """Where and what, of an interrupted call."""
         self._settings = json.loads(json.dumps({_MARK: 1, **settings}))
         self._lines: dict[str, bytes] = {}
         """The latest line of each image."""
@@ -66,10 +89,10 @@ class LabelJournal:
                 if number == 1:
                     self._check_settings(content)
                 elif isinstance(content, dict):
-                    self.repaired += content["repaired"]
+                    self.repaired += map(Fault.read, content["repaired"])
                 else:
-                    name, _, kept, below = content
-                    _detections(kept), _detections(below)
+                    name, _, *answer = content
+                    Answer.from_json(answer)
                     self._lines[name] = line
             except _OtherSettingsError:
                 raise
@@ -96,18 +119,17 @@ class LabelJournal:
         line = self._lines.get(name)
         if line is None:
             return None
-        _, before, kept, below = json.loads(line)
-        return (_detections(kept), _detections(below)) if before == list(stat) else None
+        _, before, *answer = json.loads(line)
+        return Answer.from_json(answer) if before == list(stat) else None
 
     def add(self, name: str, stat: Sequence[int], answer: Answer) -> None:
         """Write the answer of an image; arguments as of `answer`."""
-        line = [name, list(stat), *({key: value.tolist() for key, value in vars(of).items()} for of in answer)]
-        self._lines[name] = self._write(line)
+        self._lines[name] = self._write([name, list(stat), *answer.to_json()])
 
-    def add_repaired(self, lines: Sequence[str]) -> None:
+    def add_repaired(self, faults: Sequence[Fault]) -> None:
         """Write what was repaired to read images."""
-        if lines:
-            self._write({"repaired": list(lines)})
+        if faults:
+            self._write({"repaired": [str(fault) for fault in faults]})
 
     def _write(self, line: Any) -> bytes:
         content = json.dumps(line).encode() + b"\n"

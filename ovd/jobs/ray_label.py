@@ -16,13 +16,11 @@ import torch
 from tqdm import tqdm
 
 from ovd.build.trained import load_detector
-from ovd.choices import Templates
-from ovd.config import LabelOptions
 from ovd.data.pairs.tar import ManifestEntry, PairShards
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.extras import optional
-from ovd.jobs.pseudo_label import build_labeller
+from ovd.jobs.label_pairs import LabelRequest, build_labeller
 from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.selftrain.pseudo_label import shards_of_worker, stop_if_too_many
 
@@ -31,40 +29,27 @@ MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
-class LabelRequest:
+class RayRequest:
     """What every actor needs to know."""
 
     run: Path
-    pairs: Path
-    output: Path
-    options: LabelOptions
-    templates: Templates | None = None
-    teacher_hf: str | None = None
-    size: int | None = None
+    """Of the teacher, which each actor loads."""
+    labelling: LabelRequest
     experts: ExpertGroup = NO_EXPERTS
     threads: int = 2
     """CPU threads of an actor."""
     num_shards: int | None = None
     """Number of the folder's shards to label, from the first; None for all."""
-    skip_unreadable: bool = False
-    """Whether the job goes on past images that cannot be read, however many."""
 
 
 class ShardWorker:
     """An actor's content: the teacher, loaded once."""
 
-    def __init__(self, request: LabelRequest):
+    def __init__(self, request: RayRequest):
         torch.set_num_threads(request.threads)
-        self._request = request
         device = "cuda" if torch.cuda.is_available() else None
         trained = load_detector(request.run, device, experts=request.experts)
-        self._labeller = build_labeller(
-            trained,
-            request.options,
-            templates=request.templates,
-            teacher_hf=request.teacher_hf,
-            size=request.size,
-        )
+        self._labeller = build_labeller(trained, request.labelling)
 
     def label(self, name: str, entry: ManifestEntry | None) -> tuple[LabelCounts, DataReport]:
         """Label one shard; the job, not the shard, decides how many images may be unreadable.
@@ -73,11 +58,10 @@ class ShardWorker:
             entry: what the folder's manifest says of it.
         """
         report = DataReport(stops=False)
-        counts = self._labeller.label(self._request.pairs, self._request.output, {name: entry}, report=report)
-        return counts, report
+        return self._labeller.label({name: entry}, report=report), report
 
 
-def label_on_ray(request: LabelRequest, *, address: str | None, workers: int | None = None) -> LabelCounts:
+def label_on_ray(request: RayRequest, *, address: str | None, workers: int | None = None) -> LabelCounts:
     """Label all shards on a cluster; shards that are done already stay as they are.
 
     Args:
@@ -89,26 +73,27 @@ def label_on_ray(request: LabelRequest, *, address: str | None, workers: int | N
         RuntimeError: a shard lost its actor three times.
     """
     ray = optional("ray", "ray")
-    listed = shards_of_worker(request.pairs, num_shards=request.num_shards)
-    num_pairs = len(PairShards(request.pairs, only=listed, listed=listed))
+    pairs = request.labelling.pairs
+    listed = shards_of_worker(pairs, num_shards=request.num_shards)
+    num_pairs = len(PairShards(pairs, only=listed, listed=listed))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        job = _Job(ray, request, listed, num_pairs)
+        job = _RayJob(ray, request, listed, num_pairs)
         return job.run(job.num_workers(workers))
     finally:
         ray.shutdown()
 
 
-class _Job:
+class _RayJob:
     """The shards that are left, and which actor has which."""
 
-    def __init__(self, ray: Any, request: LabelRequest, listed: Mapping[str, ManifestEntry | None], num_pairs: int):
+    def __init__(self, ray: Any, request: RayRequest, listed: Mapping[str, ManifestEntry | None], num_pairs: int):
         self._ray = ray
         self._request = request
         self._listed = listed
         self._num_pairs = num_pairs
-        self._report = DataReport(stops=not request.skip_unreadable)
+        self._report = DataReport(stops=not request.labelling.skip_unreadable)
         self._left = deque(listed)
         self._tries = Counter[str]()
         self._running: dict[Any, tuple[Any, str]] = {}
@@ -142,7 +127,7 @@ class _Job:
                 counts.append(of_shard)
                 bar.update(of_shard.pairs)
                 self._report.add(report)
-                stop_if_too_many(self._report, self._num_pairs, self._request.pairs)
+                stop_if_too_many(self._report, self._num_pairs, self._request.labelling.pairs)
                 self._give(actor)
         return total_counts(counts)
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
+from ovd.fault import Fault
 from ovd.files import whole_file
 from ovd.text.tensor_file import file_header
 
@@ -44,8 +45,8 @@ class ShardLabels:
     """The labels of a shard's N pairs, in its order, and its Q distinct texts, in the order of first use."""
 
     keys: tuple[str, ...]
-    reasons: tuple[str, ...]
-    """Empty for a pair that was given to the teacher; else "CODE why" it was not."""
+    reasons: tuple[Fault | None, ...]
+    """None for a pair that was given to the teacher; else why it was not."""
     image_sizes: Int64[np.ndarray, "N 2"]
     """Height and width in pixels; 0 where the image could not be read."""
     texts: tuple[str, ...]
@@ -113,7 +114,7 @@ def write_labels(
     return digest.hexdigest()
 
 
-def check_room(path: Path, *, keys: Sequence[str], reasons: Sequence[str], texts: Sequence[str]) -> None:
+def check_room(path: Path, *, keys: Sequence[str], reasons: Sequence[Fault | None], texts: Sequence[str]) -> None:
     """Check, before a teacher works on a shard, that its labels file has room for its text.
 
     Args:
@@ -127,8 +128,9 @@ def check_room(path: Path, *, keys: Sequence[str], reasons: Sequence[str], texts
     _check_header(path, num_bytes, len(texts))
 
 
-def _text_metadata(keys: Sequence[str], reasons: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
-    content = {"names": texts, "keys": keys, "reasons": reasons}
+def _text_metadata(keys: Sequence[str], reasons: Sequence[Fault | None], texts: Sequence[str]) -> dict[str, str]:
+    as_text = ["" if reason is None else str(reason) for reason in reasons]
+    content = {"names": texts, "keys": keys, "reasons": as_text}
     return {name: json.dumps(of_shard, ensure_ascii=False) for name, of_shard in content.items()}
 
 
@@ -151,7 +153,7 @@ def read_labels(path: Path) -> ShardLabels:
         box_offsets = file.get_tensor("box_offsets")
         return ShardLabels(
             keys=keys,
-            reasons=reasons,
+            reasons=tuple(Fault.read(reason) if reason else None for reason in reasons),
             image_sizes=file.get_tensor("image_sizes"),
             texts=texts,
             queries=Ragged(file.get_tensor("queries").astype(np.int64), file.get_tensor("query_offsets")),

@@ -24,6 +24,7 @@ from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import Ragged
 from ovd.data.pairs.tar import ManifestEntry, PairShards, caption_fault, list_shards
 from ovd.data.report import DataError, DataReport
+from ovd.fault import Fault
 from ovd.files import remove_abandoned, sha256_of
 from ovd.progress import progress
 from ovd.selftrain.labels import (
@@ -57,7 +58,7 @@ class _Decoded:
 
     key: str
     pixels: UInt8[np.ndarray, "H W 3"] | None
-    reason: str
+    reason: Fault | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class _Labelled:
     """One pair of ShardLabels."""
 
     key: str
-    reason: str
+    reason: Fault | None
     image_size: tuple[int, int]
     queries: tuple[str, ...]
     found: TeacherBoxes
@@ -118,7 +119,7 @@ def label_shards(
         DataError: F13, F14 a shard is damaged; the code of an image fault if 100 images in a row, or 1 % of these
             shards' and at least 5, cannot be read.
     """
-    job = _Job(output, teacher, texts, options)
+    labeller = _ShardLabeller(output, teacher, texts, options)
     listed = shards_of_worker(folder) if listed is None else listed
     output.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output)
@@ -126,7 +127,7 @@ def label_shards(
     sha256 = {name: entry.sha256 if entry else sha256_of(folder / name) for name, entry in listed.items()}
     report = DataReport() if report is None else report
     num_before = report.num_seen()
-    done = {name: job.read_done(name, sha256[name], report) for name in listed}
+    done = {name: labeller.read_done(name, sha256[name], report) for name in listed}
     counts = [of_shard for of_shard in done.values() if of_shard is not None]
     if counts:
         print(f"{output}: {len(counts)} of {len(listed)} shards are labelled already")
@@ -138,7 +139,7 @@ def label_shards(
     decoded = iter(progress(_decode_ahead(shards, options.batch_size), len(shards), "pairs"))
     batches = _batches(decoded, shards, options.batch_size, report, num_pairs)
     for name in shards.file_names:
-        counts.append(job.label_shard(shards, name, sha256[name], batches))
+        counts.append(labeller.label_shard(shards, name, sha256[name], batches))
     assert next(decoded, None) is None
     total = total_counts(counts)
     assert total.pairs == num_pairs == report.num_seen() - num_before
@@ -161,7 +162,7 @@ def worker_of(rank: int | None, world: int | None, environment: Mapping[str, str
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardLabeller:
     """What the shards of a job are labelled with, and where their files go."""
 
     output: Path
@@ -204,7 +205,7 @@ class _Job:
             return None
         labels = read_labels(labels_file)
         for key, reason, (height, _) in zip(labels.keys, labels.reasons, labels.image_sizes, strict=True):
-            _count_image(report, f"{shard}:{key}", reason if height == 0 else "")
+            _count_image(report, f"{shard}:{key}", reason if height == 0 else None)
         return ledger.counts
 
     def label_shard(
@@ -232,7 +233,7 @@ class _Job:
         return counts
 
     def _label_batch(
-        self, batch: list[_Decoded], asked: list[tuple[str, ...]], caption_reasons: list[str]
+        self, batch: list[_Decoded], asked: list[tuple[str, ...]], caption_reasons: list[Fault | None]
     ) -> Iterator[_Labelled]:
         looked_at = [
             (item.pixels, queries)
@@ -261,7 +262,7 @@ def _left_out(pairs: list[_Labelled]) -> dict[str, list[str]]:
     report = DataReport(stops=False)
     for pair in pairs:
         _count_image(report, pair.key, pair.reason)
-    return {kind.partition(" ")[0]: records for kind, records in report.first_records().items()}
+    return {finding.code: records for finding, records in report.first_records().items()}
 
 
 def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
@@ -270,9 +271,9 @@ def _decode_ahead(shards: PairShards, num_ahead: int) -> Iterator[_Decoded]:
     def decode(position: int) -> _Decoded:
         key = shards.key(position)
         try:
-            return _Decoded(key, read_image(shards.image(position)), "")
+            return _Decoded(key, read_image(shards.image(position)), None)
         except ImageError as error:
-            return _Decoded(key, None, f"{error.code} {error}")
+            return _Decoded(key, None, error.fault)
 
     return map_ahead(decode, range(len(shards)), threads=1, ahead=num_ahead)
 
@@ -297,12 +298,11 @@ def _batches(
             yield batch
 
 
-def _count_image(report: DataReport, where: str, reason: str) -> None:
-    if reason:
-        code, message = reason.split(" ", 1)
-        report.skipped(code, f"{where}: {message}")
-    else:
+def _count_image(report: DataReport, where: str, reason: Fault | None) -> None:
+    if reason is None:
         report.used()
+    else:
+        report.skipped(*reason.at(where))
 
 
 def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
@@ -317,7 +317,7 @@ def stop_if_too_many(report: DataReport, num_pairs: int, folder: Path) -> None:
 
 def _ask_shard(
     shards: PairShards, name: str, options: LabelOptions, labels_file: Path
-) -> tuple[list[tuple[str, ...]], list[str], tuple[str, ...]]:
+) -> tuple[list[tuple[str, ...]], list[Fault | None], tuple[str, ...]]:
     """The queries of each pair of a shard, the reason if it has none, and the distinct texts.
 
     Raises:
@@ -330,10 +330,10 @@ def _ask_shard(
     return asked, reasons, distinct
 
 
-def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[str]]:
+def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ...]], list[Fault | None]]:
     """The queries of each pair, and the reason if it has none."""
     if options.queries == "classes":
-        return [options.classes] * len(captions), [""] * len(captions)
+        return [options.classes] * len(captions), [None] * len(captions)
     reasons = [_fault(caption) for caption in captions]
     queries_of = SOURCES[options.queries].queries_of
     asked = [
@@ -341,17 +341,16 @@ def _ask(captions: list[str], options: LabelOptions) -> tuple[list[tuple[str, ..
         for caption, reason in zip(captions, reasons, strict=True)
     ]
     return asked, [
-        reason or ("" if queries else "F30 the caption has no query")
+        reason or (None if queries else Fault("F30", "the caption has no query"))
         for reason, queries in zip(reasons, asked, strict=True)
     ]
 
 
-def _fault(caption: str) -> str:
-    if fault := caption_fault(caption):
-        return f"F30 {fault}"
-    if len(caption) > MAX_CAPTION_CHARACTERS:
-        return f"F30 the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}"
-    return ""
+def _fault(caption: str) -> Fault | None:
+    fault = caption_fault(caption)
+    if fault is None and len(caption) > MAX_CAPTION_CHARACTERS:
+        return Fault("F30", f"the caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
+    return fault
 
 
 def _within_cap(texts: Int64[np.ndarray, " N"], count: int) -> Int64[np.ndarray, " K"]:
@@ -403,5 +402,5 @@ def _count(pairs: list[_Labelled], num_texts: int, num_long_texts: int) -> Label
         boxes=sum(num_boxes),
         texts=num_texts,
         long_texts=num_long_texts,
-        reasons=dict(sorted(Counter(pair.reason.split(" ", 1)[0] for pair in pairs if pair.reason).items())),
+        reasons=dict(sorted(Counter(pair.reason.code for pair in pairs if pair.reason).items())),
     )

@@ -228,8 +228,8 @@ def test_numbers_of_a_box_may_be_text_and_are_counted(tmp_path):
     content["annotations"][2]["bbox"] = [x, y, f"{width:.4f}", f"{height:.4f}"]
     index, report = load(tmp_path, content)
     assert index.fingerprint() == expected.fingerprint()
-    assert report.counts() == {"F6 repaired": 1}
-    assert "annotation 3: numbers of" in report.first_records()["F6 repaired"][0]
+    assert report.counts() == {("F6", "repaired"): 1}
+    assert "annotation 3: numbers of" in report.first_records()["F6", "repaired"][0]
 
 
 @pytest.mark.parametrize("missing", ["left out", None, []])
@@ -262,9 +262,9 @@ def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path,
     assert index.fingerprint() == expected.fingerprint()
     np.testing.assert_array_equal(truth.boxes_xywh, expected_truth.boxes_xywh)
     np.testing.assert_array_equal(truth.areas_px, expected_truth.areas_px)
-    assert report.counts() == {"F6 repaired": 2}
+    assert report.counts() == {("F6", "repaired"): 2}
     where = f"{path}: annotation 3: has no bbox; the box around its polygons is taken"
-    assert report.first_records()["F6 repaired"][1] == where
+    assert report.first_records()["F6", "repaired"][1] == where
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_annotations_whose_ids_name_nothing_are_numbered_anew_and_counted(tmp_pa
             del row["id"]
     index, report = load(tmp_path, content)
     assert index.fingerprint() == expected.fingerprint()
-    assert report.counts()["F2 repaired"] == 1
+    assert report.counts()["F2", "repaired"] == 1
 
 
 @pytest.mark.parametrize(
@@ -384,8 +384,8 @@ def test_image_records_of_one_file_are_counted(tmp_path, ids):
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "gull"}]}
     index, report = load(tmp_path, content, "coco")
     assert len(index) == 3
-    assert report.counts() == {"F2 noticed": 1}
-    assert "annotations.json: images 1 and 3 are both a.jpg" in report.first_records()["F2 noticed"][0]
+    assert report.counts() == {("F2", "noticed"): 1}
+    assert "annotations.json: images 1 and 3 are both a.jpg" in report.first_records()["F2", "noticed"][0]
 
 
 @pytest.mark.parametrize("name", ["", "  ", "_", "&nbsp;"])
@@ -401,7 +401,7 @@ def test_names_and_objects_that_are_there_twice_are_counted(tmp_path, capsys):
     content["categories"][0]["name"], content["categories"][1]["name"] = "Coffee cup", "coffee_cup "
     content["annotations"] += [content["annotations"][0] | {"id": 50}, content["annotations"][0] | {"id": 51}]
     index, report = load(tmp_path, content)
-    assert report.counts()["F2 noticed"] == 3
+    assert report.counts()["F2", "noticed"] == 3
     assert len(index.boxes.values) == len(load(tmp_path, lvis_content())[0].boxes.values) + 2
     assert "warning[F2]" in capsys.readouterr().err
     report.write(tmp_path / "report.json")
@@ -436,9 +436,9 @@ def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
     np.testing.assert_array_equal(truth.boxes_xywh, expected.boxes_xywh)
     np.testing.assert_array_equal(truth.areas_px, expected.areas_px)
     few = [*sides, *corners[:3]]  # three that leave the image are damage, and clamped
-    assert load(tmp_path, many_boxes(few))[1].counts()["F5 repaired"] == 3
+    assert load(tmp_path, many_boxes(few))[1].counts()["F5", "repaired"] == 3
     mixed = [*corners, [80, 5, 10, 10]]  # which is no pair of corners
-    assert load(tmp_path, many_boxes(mixed))[1].counts()["F5 repaired"] == 4
+    assert load(tmp_path, many_boxes(mixed))[1].counts()["F5", "repaired"] == 4
 
 
 def test_boxes_as_shares_of_the_image_are_named(tmp_path):
@@ -451,13 +451,13 @@ def test_boxes_as_shares_of_the_image_are_named(tmp_path):
     ("box_xywh", "expected", "event"),
     [
         ([10, 10, 20, 20], [10, 10, 30, 30], None),
-        ([10, 10, 0, 20], None, ("skipped", "F4")),
-        ([10, 10, 20, -5], None, ("skipped", "F4")),
-        ([10, 10, 0.9, 20], None, ("skipped", "F4")),
-        ([99.5, 10, 20, 20], None, ("skipped", "F4")),  # half a pixel is inside
-        ([-10, 40, 30, 40], [0, 40, 20, 50], ("repaired", "F5")),
-        ([100, 10, 20, 20], None, ("skipped", "F5")),
-        ([-30, 10, 20, 20], None, ("skipped", "F5")),
+        ([10, 10, 0, 20], None, ("F4", "skipped")),
+        ([10, 10, 20, -5], None, ("F4", "skipped")),
+        ([10, 10, 0.9, 20], None, ("F4", "skipped")),
+        ([99.5, 10, 20, 20], None, ("F4", "skipped")),  # half a pixel is inside
+        ([-10, 40, 30, 40], [0, 40, 20, 50], ("F5", "repaired")),
+        ([100, 10, 20, 20], None, ("F5", "skipped")),
+        ([-30, 10, 20, 20], None, ("F5", "skipped")),
         ([10, 10, 90.0001, 20], [10, 10, 100, 30], None),  # rounding of decimals
     ],
 )
@@ -468,12 +468,12 @@ def test_what_becomes_of_a_box(tmp_path, box_xywh, expected, event):
     index, report = load(tmp_path, content)
     assert index.record(0).labels.boxes.tolist() == ([expected] if expected else [])
     assert len(index.record(0).labels.classes) == len(index.record(0).labels.boxes)
-    assert report.counts() == ({f"{event[1]} {event[0]}": 1} if event else {})
+    assert report.counts() == ({event: 1} if event else {})
     report.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["seen"]["box"] == 1
     if event:
-        assert "annotation 7: " in written["first_records"][f"{event[1]} {event[0]}"][0]
+        assert "annotation 7: " in written["first_records"][" ".join(event)][0]
 
 
 coordinates = st.floats(-300, 300) | st.integers(-300, 300)
@@ -506,6 +506,8 @@ def test_too_many_bad_boxes_stop(tmp_path):
 
 def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
     report = DataReport()
+    report.noticed("F8", "image 0")
+    assert not report.has_skipped()
     for row in range(30):
         report.skipped("F4", f"box {row}")
     report.used(1000)
@@ -517,6 +519,7 @@ def test_report_counts_samples_apart_from_boxes_and_keeps_20_records(tmp_path):
     with pytest.raises(DataError, match="5 of 500 skipped"):
         report.raise_if_too_many(500)
     report.repaired("F12", "image 9")
+    assert report.has_skipped()
     report.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["seen"] == {"sample": 1005, "box": 30}
@@ -551,7 +554,7 @@ def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path,
     content["categories"].append({"id": 0, "name": parent, "supercategory": "none"})
     index, report = load(tmp_path, content, format="coco")
     assert index.fingerprint() == expected.fingerprint()
-    assert report.counts() == {"F2 repaired": 1}
+    assert report.counts() == {("F2", "repaired"): 1}
     path = tmp_path / "annotations.json"
     judged = load_annotations(path, Path("root"), format="coco", report=DataReport(), with_truth=True)
     assert judged.truth is not None
@@ -560,7 +563,7 @@ def test_a_parent_class_without_boxes_is_neither_learned_nor_evaluated(tmp_path,
     content["annotations"][0]["category_id"] = 0  # a class with objects of its own stays
     with_objects, report = load(tmp_path, content, format="coco")
     assert [category.name for category in with_objects.categories] == [parent, "cat", "dog", "yak"]
-    assert "F2 repaired" not in report.counts()
+    assert ("F2", "repaired") not in report.counts()
 
 
 @pytest.mark.parametrize("area", [None, "100.5"])
@@ -584,8 +587,8 @@ def test_a_synonym_that_is_the_name_of_another_class_is_counted(tmp_path):
     content["categories"][0]["synonyms"] = [content["categories"][0]["name"].upper(), "Cat ", "kitty"]
     others = [category["name"] for category in content["categories"][1:]]
     _, report = load(tmp_path, content)
-    assert report.counts() == {"F2 noticed": 1}
-    (line,) = report.first_records()["F2 noticed"]
+    assert report.counts() == {("F2", "noticed"): 1}
+    (line,) = report.first_records()["F2", "noticed"]
     assert "has the synonym 'Cat ', which is the name of 'cat'; training takes it for both" in line
     assert "cat" in others
 

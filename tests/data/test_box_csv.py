@@ -36,14 +36,14 @@ def imported(folder: Path, text: str, images: Path | None = None, **options: Any
 def test_columns_as_tools_name_them(folder, text):
     found, report = imported(folder, text)
     assert found == EXPECTED
-    assert set(report.counts()) <= {"F12 repaired"}  # sizes are read from the images where no column has them
+    assert set(report.counts()) <= {("F12", "repaired")}  # sizes are read from the images where no column has them
 
 
 def test_rows_of_images_without_objects_and_images_without_a_row(folder):
     found, report = imported(folder, "a.png,,,,,\n", folder)
     assert found == {"a.png": []}
-    assert report.counts()["F8 noticed"] == 1
-    assert "1 of 2 images in" in report.first_records()["F8 noticed"][0]
+    assert report.counts()["F8", "noticed"] == 1
+    assert "1 of 2 images in" in report.first_records()["F8", "noticed"][0]
     with pytest.raises(DataError, match="has no row of an image"):
         imported(folder, HEADER)
 
@@ -54,14 +54,14 @@ def test_paths_of_another_machine_by_their_base_names(folder):
         imported(folder, text)
     found, report = imported(folder, text, folder, by_base_name=True)
     assert found == {"a.png": [("cat", [10, 20, 20, 30])]}
-    assert report.counts()["F8 noticed"] == 1  # b.png has no row
+    assert report.counts()["F8", "noticed"] == 1  # b.png has no row
 
 
 def test_rows_that_contradict_one_another_in_the_size_and_names_spelled_in_two_ways(folder):
     text = f"{HEADER}\na.png,90,60,cat,10,20,30,50\n./a.png,80,60,dog,1.5,2,9.5,11\nb.png,90,60,cat,0,0,90,60"
     found, report = imported(folder, text)
     assert found == EXPECTED
-    assert report.counts() == {"F12 repaired": 1}  # the image itself decides
+    assert report.counts() == {("F12", "repaired"): 1}  # the image itself decides
 
 
 @pytest.mark.parametrize(

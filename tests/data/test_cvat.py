@@ -46,8 +46,8 @@ def test_shapes_of_images(folder):
         "a.png": [("cat", [10.5, 20, 20, 30]), ("dog", [5, 6.5, 20, 24]), ("dog", [3, 4, 20, 10])],
         "sub/b.png": [],
     }
-    assert report.counts() == {"F4 skipped": 3}
-    assert "image 0, a.png: <polyline> 'dog' has no box" in report.first_records()["F4 skipped"][0]
+    assert report.counts() == {("F4", "skipped"): 3}
+    assert "image 0, a.png: <polyline> 'dog' has no box" in report.first_records()["F4", "skipped"][0]
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 137.5, 300])
@@ -78,7 +78,7 @@ def test_tracks_are_objects_of_the_frames_they_are_seen_in(folder):
         "frame_000007.png": [("car", [7, 2, 23, 38])],
         "000009.png": [],  # a frame of no track: background
     }
-    assert report.counts() == {"F12 repaired": 1}  # sizes are read from the frames
+    assert report.counts() == {("F12", "repaired"): 1}  # sizes are read from the frames
     with pytest.raises(DataError, match=r"frame 12 is no image of .*, such as frame_000012\.jpg") as caught:
         imported(folder, '<track id="3" label="car"><box frame="12" xtl="1" ytl="2" xbr="30" ybr="40"/></track>')
     assert caught.value.code == "F8"

@@ -280,7 +280,7 @@ def test_a_truth_of_objects365_keeps_the_images_that_no_archive_holds(tmp_path):
     assert index.image_files == ("patch3/objects365_v1_00000001.jpg",)
     assert index.boxes[0].tolist() == [[1, 2, 4, 4], [1, 2, 4, 6]]
     assert [category.name for category in index.categories] == ["Basket"]
-    assert report.counts() == {"F8 repaired": 1}
+    assert report.counts() == {("F8", "repaired"): 1}
     assert index.truth is not None
     assert [image.id for image in index.truth.images] == [4, 5]
     assert index.truth.image_ids.tolist() == [4, 5, 4]

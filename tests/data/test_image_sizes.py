@@ -56,8 +56,8 @@ def test_missing_sizes_are_read_from_the_images(tmp_path):
     report = DataReport()
     index = load(tmp_path, content, report, truth=True)
     assert index.fingerprint() == expected.fingerprint()
-    assert report.counts() == {"F12 repaired": 1}
-    assert report.first_records()["F12 repaired"][0].endswith(
+    assert report.counts() == {("F12", "repaired"): 1}
+    assert report.first_records()["F12", "repaired"][0].endswith(
         "train.json: 3 images have no height and width; they are read from the images"
     )
 
@@ -106,8 +106,8 @@ def test_the_image_decides_where_boxes_leave_the_record(tmp_path, truth: bool):
     report = DataReport()
     index = load(tmp_path, content, report, truth=truth)
     assert index.fingerprint() == expected.fingerprint()
-    assert report.counts() == {"F12 repaired": 2}
-    assert report.first_records()["F12 repaired"] == [
+    assert report.counts() == {("F12", "repaired"): 2}
+    assert report.first_records()["F12", "repaired"] == [
         "image 3, 3.png: 20 x 50, the record says 50 x 20",
         "image 5, 5.png: 20 x 50, the record says 15 x 30",
     ]
@@ -123,7 +123,7 @@ def test_more_than_a_few_stop_and_a_check_sees_them_all(tmp_path):
         load(tmp_path, content, DataReport())
     report = DataReport(stops=False)
     index = load(tmp_path, content, report)
-    assert report.counts()["F12 repaired"] == 5
+    assert report.counts()["F12", "repaired"] == 5
     assert np.unique(index.image_sizes, axis=0).tolist() == [[HEIGHT, WIDTH]]
 
 
@@ -171,7 +171,7 @@ def test_boxes_that_leave_the_image_itself_say_nothing_of_the_record(tmp_path):
     content["annotations"][2]["bbox"] = [30, 5, 40, 10]
     report = DataReport()
     index = load(tmp_path, content, report)
-    assert "F12 repaired" not in report.counts()
+    assert ("F12", "repaired") not in report.counts()
     assert index.image_sizes.tolist() == [[HEIGHT, WIDTH], [10, 25]]
 
 
@@ -186,4 +186,4 @@ def test_an_image_that_is_annotated_as_stored_keeps_its_record(tmp_path):
     report = DataReport()
     index = load(tmp_path, content, report)
     assert index.image_sizes.tolist() == [[HEIGHT, WIDTH]]
-    assert "F12 repaired" not in report.counts()
+    assert ("F12", "repaired") not in report.counts()

@@ -130,4 +130,4 @@ def test_the_faults_of_a_file_are_said_every_time(annotations, capsys):
         read_coco_json(request, report, federated=True)
         said.append((report.counts(), report.first_records(), capsys.readouterr().err))
     assert said[0] == said[1]
-    assert said[0][0] == {"F2 noticed": 1}
+    assert said[0][0] == {("F2", "noticed"): 1}

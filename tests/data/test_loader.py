@@ -283,12 +283,12 @@ def test_broken_samples_are_left_out_and_named(index, workers):
     (batch,) = load_train(index, order_of(index, batch_size=NUM_IMAGES), steps=range(1), workers=workers)
     assert sorted(batch.image_ids) == list(range(103, 110))
     assert len(batch.images) == len(batch.sizes) == len(batch.targets) == 7
-    assert sorted(line.split(": ")[0] for line in batch.skipped) == [
+    assert sorted(str(fault).split(": ")[0] for fault in batch.skipped) == [
         f"F12 {root / '2.png'}",
         f"F8 {root / '0.png'}",
         f"F9 {root / '1.png'}",
     ]
-    assert [line.split(": ")[0] for line in batch.repaired] == [f"F12 {root / '8.png'}"]
+    assert [str(fault).split(": ")[0] for fault in batch.repaired] == [f"F12 {root / '8.png'}"]
     report = DataReport()
     report.add_batch(batch)
     assert report.num_used() == 7
@@ -321,7 +321,7 @@ def test_a_mosaic_with_a_broken_tile_is_left_out_and_names_it(index):
     mosaics = Mosaics(mosaic=1, weights=weights, tile_transform=untouched)
     (batch,) = load_train(index, mosaics=mosaics, steps=range(1))
     assert batch.image_ids == ()
-    assert [line.split(": ")[0] for line in batch.skipped] == [f"F8 {Path(index.images_root) / '0.png'}"] * 4
+    assert [str(fault).split(": ")[0] for fault in batch.skipped] == [f"F8 {Path(index.images_root) / '0.png'}"] * 4
 
 
 def test_a_batch_may_lose_all_its_samples(index):

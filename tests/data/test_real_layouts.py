@@ -133,7 +133,7 @@ def test_objects365_names_are_mended_and_the_unreleased_image_left_out(miniature
     assert len(index) == len(content["images"]) - 1
     left_out = content["images"][0]["id"]
     assert len(index.boxes.values) == sum(row["image_id"] != left_out for row in content["annotations"])
-    assert report.counts()["F8 repaired"] == 1
+    assert report.counts()["F8", "repaired"] == 1
     assert all(index.encoded(image).is_file() for image in range(len(index)))
 
 
@@ -185,7 +185,7 @@ def test_pairs_are_read_whole(tmp_path, monkeypatch, capsys):
     write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=2)
     report = DataReport(stops=False)
     check_pairs(PairShards(tmp_path / "shards"), report)
-    assert report.counts() == {"F30 skipped": 1, "F9 skipped": 1}
+    assert report.counts() == {("F30", "skipped"): 1, ("F9", "skipped"): 1}
     assert report.num_used() == 1
     assert run_tool(monkeypatch, "pairs", "--shards", str(tmp_path / "shards")) == 2
     assert "3 pairs in 2 shards" in capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_an_image_of_another_size_is_found(miniature_world, tmp_path):
     Image.new("RGB", (20, 10)).save(index.encoded(0))
     index.encoded(1).unlink()
     check_images(index, report)
-    assert report.counts() == {"F12 skipped": 1, "F8 skipped": 1}
+    assert report.counts() == {("F12", "skipped"): 1, ("F8", "skipped"): 1}
 
 
 def test_a_tsv_becomes_shards(tmp_path):
@@ -214,7 +214,7 @@ def test_a_tsv_becomes_shards(tmp_path):
         ("000000001", "a red square 0"), ("000000002", "a red square 1"), ("000000005", "a red square 4"),
     ]  # fmt: skip
     assert all(pair.image == image for pair in pairs)
-    assert report.counts() == {"F30 skipped": 1, "F9 skipped": 2}
+    assert report.counts() == {("F30", "skipped"): 1, ("F9", "skipped"): 2}
     write_pair_shards(tmp_path / "shards", pairs, pairs_per_shard=2)
     assert len(PairShards(tmp_path / "shards")) == 3
 
@@ -259,7 +259,7 @@ def test_a_tsv_with_paths_and_bad_columns(tmp_path):
     report = DataReport()
     (pair,) = read_tsv(tmp_path / "pairs.tsv", ["path", "caption"], tmp_path, report)
     assert pair.caption == "red"
-    assert report.counts() == {"F15 skipped": 2, "F8 skipped": 1, "F9 skipped": 1}
+    assert report.counts() == {("F15", "skipped"): 2, ("F8", "skipped"): 1, ("F9", "skipped"): 1}
     for columns in (["caption"], ["caption", "path", "base64"], ["caption", "path", "size"]):
         with pytest.raises(ValueError, match="columns"):
             list(read_tsv(tmp_path / "pairs.tsv", columns, tmp_path, report))

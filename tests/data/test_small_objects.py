@@ -57,7 +57,7 @@ def test_where_all_samples_are_mosaics_the_advice_is_the_size_that_is_set(tmp_pa
     report = DataReport()
     report.used(2, unit="box")
     count_small_objects(index, report, SampleSizes(size=200, largest_scale=1, tile=0.5))
-    (line,) = report.first_records()["F4 left out at this size"]
+    (line,) = report.first_records()["F4", "left out at this size"]
     assert "under 2 px at data.size=200; data.size=288 keeps it" in line
     again = DataReport()
     count_small_objects(index, again, SampleSizes(size=288, largest_scale=1, tile=0.5))
@@ -69,11 +69,11 @@ def test_small_objects_are_counted_apart_and_do_not_stop_a_run(tmp_path, capsys)
     index = index_of(tmp_path, [[n, 5, 3, 4] for n in range(30)] + [[5, 5, 300, 300]], 400, 640)
     report.used(31, unit="box")
     count_small_objects(index, report, SampleSizes(size=64, largest_scale=1.25))
-    assert report.counts() == {"F4 left out at this size": 30}
+    assert report.counts() == {("F4", "left out at this size"): 30}
     assert report.num_used("box") == 1
     assert report.num_seen("box") == 31
     report.raise_if_too_many(31, unit="box")
-    first = report.first_records()["F4 left out at this size"]
+    first = report.first_records()["F4", "left out at this size"]
     assert len(first) == 20
     assert first[0] == "a/1.jpg: 3 x 4 px of 640 x 400 px is under 2 px at data.size=64; data.size=343 keeps it"
     assert capsys.readouterr().err.startswith("warning[F4]: 30 objects are left out at this size; the first: a/1.jpg")

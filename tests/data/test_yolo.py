@@ -206,8 +206,8 @@ def test_of_a_path_of_another_machine_the_end_that_exists_is_taken_and_counted(r
     report = DataReport()
     index = load(root, report)
     assert index.fingerprint() == by_itself.fingerprint()
-    assert report.counts() == {"F8 noticed": 1}
-    assert "which is not there" in report.first_records()["F8 noticed"][0]
+    assert report.counts() == {("F8", "noticed"): 1}
+    assert "which is not there" in report.first_records()["F8", "noticed"][0]
     assert load(root, images=root / "images").boxes.values.tolist() == by_itself.boxes.values.tolist()
 
 
@@ -230,7 +230,7 @@ def test_images_of_a_list_may_be_of_another_machine(root, folder):
     set_data(root, train="train.txt")
     report = DataReport()
     assert files(load(root, report)) == ["a.png", "b.png"]
-    assert report.counts() == ({} if folder == "images\\train\\" else {"F8 noticed": 1})
+    assert report.counts() == ({} if folder == "images\\train\\" else {("F8", "noticed"): 1})
 
 
 def test_a_missing_image_does_not_decide_where_the_others_of_its_folder_are(root):
@@ -339,7 +339,7 @@ def test_a_list_of_many_folders_is_found_in_their_number(root):
     set_data(root, train="t.txt", val="v.txt")
     report = DataReport()
     assert len(load(root, report)) == 300
-    assert report.counts()["F8 noticed"] == 300
+    assert report.counts()["F8", "noticed"] == 300
 
 
 def test_roboflows_paths_with_one_split_alone(tmp_path):
@@ -357,7 +357,7 @@ def test_images_of_a_list_that_are_nowhere_keep_their_names(root):
     set_data(root, train="train.txt")
     report = DataReport()
     assert files(load(root, report)) == ["a.png"]
-    assert report.first_records()["F8 skipped"] == ["/gone/x.png: file is missing"]
+    assert report.first_records()["F8", "skipped"] == ["/gone/x.png: file is missing"]
 
 
 def test_darknets_data_file(root):
@@ -376,7 +376,7 @@ def test_darknets_data_file(root):
     report = DataReport()
     index = load_annotations(root / "obj.data", None, format="yolo", report=report)
     assert index.fingerprint() == load(root).fingerprint()
-    assert report.counts() == {"F8 noticed": 2}
+    assert report.counts() == {("F8", "noticed"): 2}
     judged = load_annotations(root / "obj.data", None, format="yolo", report=DataReport(), with_truth=True)
     assert files(judged) == ["c.png"]
     write(root / "obj.data", "\n".join((*lines, "backup = backup/")).replace("= 2", "= 80"))
@@ -433,7 +433,7 @@ def test_an_image_that_cannot_be_read(root, damage, code):
         set_data(root)
     report = DataReport()
     index = load(root, report)
-    assert report.counts() == {f"{code} skipped": 1}
+    assert report.counts() == {(code, "skipped"): 1}
     assert (files(index), index.image_ids.tolist(), len(index.boxes[0])) == (["b.png"], [1], 1)
     with pytest.raises(ImageError, match="a\\.") as caught:
         load(root, with_truth=True, split="train")
@@ -448,7 +448,7 @@ def test_too_many_unreadable_images_stop_but_scattered_ones_are_no_row(root):
     assert caught.value.code == "F9"
     report = DataReport(stops=False)
     load(root, report)
-    assert report.counts() == {"F9 skipped": 12}
+    assert report.counts() == {("F9", "skipped"): 12}
 
 
 @pytest.mark.parametrize(
@@ -488,9 +488,9 @@ def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
     write(root / "labels" / "train" / "a.txt", "\n".join(rows))
     report = DataReport()
     index = load(root, report)
-    assert report.counts() == {"F4 skipped": 1, "F5 skipped": 1, "F5 repaired": 1}
-    assert "a.txt: line 2: a side of" in report.first_records()["F4 skipped"][0]
-    assert "a.txt: line 4: " in report.first_records()["F5 skipped"][0]
+    assert report.counts() == {("F4", "skipped"): 1, ("F5", "skipped"): 1, ("F5", "repaired"): 1}
+    assert "a.txt: line 2: a side of" in report.first_records()["F4", "skipped"][0]
+    assert "a.txt: line 4: " in report.first_records()["F5", "skipped"][0]
     np.testing.assert_allclose(index.boxes[0], [[24, 16, 36, 24], [51, 16, 60, 24]], rtol=1e-6)
 
 
@@ -554,8 +554,8 @@ def test_images_without_a_label_file_are_counted_and_those_with_an_empty_one_are
     load(root, report)
     without = "2 of 4 images have no label file, and are taken as without objects"
     where = f"{root / 'data.yaml'}: {without}; the first: {root / 'images/train/b.png'}"
-    assert report.first_records()["F1 noticed"] == [where]
-    assert report.counts() == {"F9 skipped": 1, "F1 noticed": 1}
+    assert report.first_records()["F1", "noticed"] == [where]
+    assert report.counts() == {("F9", "skipped"): 1, ("F1", "noticed"): 1}
     assert capsys.readouterr().err == f"warning[F1]: {where}\n"
 
 
@@ -568,10 +568,10 @@ def test_label_files_of_no_image_and_of_two_are_counted(root):
     report = DataReport()
     index = load(root, report)
     assert [len(index.boxes[image]) for image in range(3)] == [1, 1, 0]
-    assert report.counts() == {"F2 noticed": 1, "F8 noticed": 1}
+    assert report.counts() == {("F2", "noticed"): 1, ("F8", "noticed"): 1}
     first = report.first_records()
-    assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first["F2 noticed"][0])
-    assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", first["F8 noticed"][0])
+    assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first["F2", "noticed"][0])
+    assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", first["F8", "noticed"][0])
 
 
 def test_a_label_file_whose_image_is_there_and_not_listed_is_no_finding(root):
@@ -595,9 +595,9 @@ def test_labels_of_a_folder_whose_images_are_all_missing_are_counted(root):
     write(root / "labels" / "extra" / "d.txt", ROW + ROW)
     report = DataReport()
     load(root, report)
-    assert report.counts() == {"F8 noticed": 1}
+    assert report.counts() == {("F8", "noticed"): 1}
     where = f"{root / 'labels/extra/d.txt'}: its image is not in {root / 'images/extra'}"
-    assert report.first_records()["F8 noticed"] == [f"{where}; its 2 objects are left out"]
+    assert report.first_records()["F8", "noticed"] == [f"{where}; its 2 objects are left out"]
     report = DataReport()
     set_data(root)
     load(root, report)  # of the training set nothing is missing
@@ -618,7 +618,7 @@ def test_objects_that_are_there_twice_and_names_that_are_nearly_the_same_are_not
     write(root / "labels" / "train" / "a.txt", ROW + ROW)
     report = DataReport()
     load(root, report)
-    assert report.counts() == {"F2 noticed": 2}
+    assert report.counts() == {("F2", "noticed"): 2}
 
 
 def test_characters_of_names_that_are_written_in_halves(root):

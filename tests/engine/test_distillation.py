@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.step import Criterion, Part, backward, set_initial_bias
 from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import StepTexts
+from ovd.fault import Fault
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
 from ovd.model.backbone_families import backbone_of
@@ -208,7 +210,10 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
 def test_a_replayed_step_shows_the_loss_of_each_image(step, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(json.dumps(step.config.model_dump(mode="json")))
     losses, _ = step.losses()
-    dump = StepDump(0, step.detector.state_dict(), step.batch, step.texts, losses).write(tmp_path)
+    faults = (Fault("F9", "a.png: cannot be decoded"),)
+    batch = replace(step.batch, skipped=faults)
+    dump = StepDump(0, step.detector.state_dict(), batch, step.texts, losses).write(tmp_path)
+    assert StepDump.read(dump).batch.skipped == faults
     replay_step(dump)
     lines = capsys.readouterr().out.splitlines()
     assert f"distill {losses['distill']:.4g}" in lines[0]

@@ -30,7 +30,7 @@ from ovd.engine.notes import NO_SAMPLES
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import check_expert
 from ovd.jobs.fine_tune import fine_tune
-from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.train import train_from_config
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_two_ranks_train_on_pairs_as_one_does(reference, miniature_world, tmp_pa
     pairs, labels = tmp_path / "pairs", tmp_path / "labels"
     write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
     options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
-    pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
+    pseudo_label_run(load_detector(reference), LabelRequest(pairs, labels, options))
     paired = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one", "use": use}}
     train_from_config(make_config(tmp_path / "one", miniature_world, data=paired, train={"steps": 6}), evaluate=False)
     train_on_two_ranks(make_config(tmp_path / "two", miniature_world, data=paired, train={"steps": 6}))
@@ -123,7 +123,7 @@ def test_two_ranks_distill_on_boxes_and_pairs_as_one_does(reference, miniature_w
     pairs, labels = tmp_path / "pairs", tmp_path / "labels"
     write_pair_shards(pairs, (pair_scene(k, "pairs", Settings()) for k in range(12)), pairs_per_shard=6)
     options = LabelOptions(queries="nouns", score_threshold=0.0, max_boxes=20)
-    pseudo_label_run(load_detector(reference), pairs=pairs, output=labels, options=options)
+    pseudo_label_run(load_detector(reference), LabelRequest(pairs, labels, options))
     data = {"pairs": {"labels": str(labels), "shards": str(pairs), "share": 0.5, "keep": "one_to_one"}}
     train = {"steps": 4, "region_distillation": {}}
     train_from_config(make_config(tmp_path / "one", miniature_world, data=data, train=train), evaluate=False)

@@ -66,7 +66,7 @@ def test_one_that_cannot_be_read_is_counted_and_the_others_go_on(photos):
     output = PictureFiles(sources, NAMES, None)
     report = detect_in(sources, detect, output)
     assert report.num_used() == 2
-    assert report.counts() == {"F8 skipped": 1, "F9 skipped": 1}
+    assert report.counts() == {("F8", "skipped"): 1, ("F9", "skipped"): 1}
     assert [path.name for path in output.written] == ["a.detections.png", "b.detections.png"]
     with pytest.raises(ImageError, match=r"broken\.png"):
         detect_in(sources[1:2], detect, PictureFiles(sources[1:2], NAMES, None))

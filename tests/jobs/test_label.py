@@ -15,9 +15,11 @@ from PIL import Image
 from ovd.build.trained import build_inference, load_detector
 from ovd.commands import check, label
 from ovd.data.images.files import images_at
+from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
-from ovd.jobs.label import Labels, batches_of_like_shape, choose, label_images
-from ovd.jobs.label_journal import LabelJournal
+from ovd.fault import Fault
+from ovd.jobs.label import LabelledSets, Thresholds, batches_of_like_shape, label_images
+from ovd.jobs.label_journal import Answer, LabelJournal
 from ovd.predictor import Predictor
 from ovd.structures import Detections
 from ovd.visualize import choose_shown
@@ -45,22 +47,24 @@ def photos(miniature_world, tmp_path_factory) -> Path:
     return folder
 
 
-def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int) -> Labels:
+def labels_of(start: Path, photos: Path, report: DataReport, batch_size: int, journal: Path) -> LabelledSets:
     root, paths = images_at([str(photos)], recursive=True)
     trained = load_detector(start)
-    thresholds = dict.fromkeys(NAMES, LOW)
-    inference = build_inference(trained)
-    return label_images(trained, inference, root, paths, thresholds, report, workers=0, batch_size=batch_size)
+    inference, thresholds = build_inference(trained), Thresholds(dict.fromkeys(NAMES, LOW))
+    with LabelJournal(journal, {}) as empty:
+        return label_images(
+            trained, inference, root, paths, thresholds, report, empty, Loading(batch_size=batch_size, workers=0)
+        )
 
 
-def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos):
+def test_boxes_are_those_of_the_predictor_whatever_the_batch(start, photos, tmp_path):
     report = DataReport(stops=False)
-    labels = labels_of(start, photos, report, batch_size=3)
+    labels = labels_of(start, photos, report, batch_size=3, journal=tmp_path / "3.partial")
     assert [image.file for image in labels.kept.images] == [*(f"{row}.png" for row in range(6)), "deeper/6.png"]
-    assert report.counts() == {"F9 skipped": 2}
+    assert report.counts() == {("F9", "skipped"): 2}
     assert report.num_used() == 7
     predictor = Predictor(load_detector(start))
-    alone = labels_of(start, photos, DataReport(stops=False), batch_size=1)
+    alone = labels_of(start, photos, DataReport(stops=False), batch_size=1, journal=tmp_path / "1.partial")
     for image, single in zip(labels.kept.images, alone.kept.images, strict=True):
         shown = choose_shown(predictor(photos / image.file, NAMES), LOW)
         large = (shown.boxes[:, 2:] - shown.boxes[:, :2] >= 2).all(dim=1)
@@ -86,11 +90,12 @@ def test_batches_hold_images_of_one_padded_shape_and_each_image_once():
 def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90], [0, 0, 10, 9]])
     found = Detections(boxes, torch.tensor([0.9, 0.5, 0.45, 0.2, 0.1]), torch.tensor([0, 1, 1, 1, 0]))
-    kept, below = choose(found, [0.6, 0.5], overlapping=False)
-    assert kept.scores.tolist() == pytest.approx([0.9])
-    assert below.scores.tolist() == pytest.approx([0.45])
-    kept, below = choose(found, [0.6, 0.5], overlapping=True)
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
+    least = {"anchor": 0.6, "gear": 0.5}
+    answer = Thresholds(least).choose(found)
+    assert answer.kept.scores.tolist() == pytest.approx([0.9])
+    assert answer.below.scores.tolist() == pytest.approx([0.45])
+    answer = Thresholds(least, overlapping=True).choose(found)
+    assert answer.kept.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
 def test_folders_files_and_patterns(photos):
@@ -229,7 +234,7 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
     assert files_of(parts.parent) == files_of(whole.parent)
 
 
-ANSWER = (Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
+ANSWER = Answer(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
 
 
 def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path, monkeypatch):
@@ -238,16 +243,17 @@ def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_pa
     with LabelJournal(path, settings) as journal:
         assert not journal.goes_on
         journal.add("a.png", [3, 17], ANSWER)
-        journal.add_repaired(["F9 a.png: without its end"])
+        journal.add_repaired([Fault("F9", "a.png: without its end")])
         with pytest.raises(ValueError, match="another process is labelling into this"):
             LabelJournal(path, settings)
     with LabelJournal(path, settings) as journal:
         assert journal.goes_on
-        assert journal.repaired == ["F9 a.png: without its end"]
+        assert journal.repaired == [Fault("F9", "a.png: without its end")]
         before = journal.answer("a.png", [3, 17])
         assert before is not None
         for name in ("boxes", "scores", "classes"):
-            assert torch.equal(getattr(before[0], name), getattr(ANSWER[0], name))
+            assert torch.equal(getattr(before.kept, name), getattr(ANSWER.kept, name))
+            assert len(getattr(before.below, name)) == 0
         assert journal.answer("a.png", [3, 18]) is None
         assert journal.answer("b.png", [3, 17]) is None
 

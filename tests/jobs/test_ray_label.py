@@ -22,8 +22,8 @@ from ovd.data.pairs.tar import ManifestEntry, Pair, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
-from ovd.jobs.pseudo_label import pseudo_label_run
-from ovd.jobs.ray_label import LabelRequest, ShardWorker, _Job, label_on_ray
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
+from ovd.jobs.ray_label import RayRequest, ShardWorker, _RayJob, label_on_ray
 from ovd.selftrain.ledger import LabelCounts, total_counts
 from ovd.selftrain.pseudo_label import shards_of_worker
 from ovd.text.encoder import text_tower_fingerprint
@@ -96,7 +96,7 @@ def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     )
     torch.set_num_threads(1)
-    expected = pseudo_label_run(load_detector(run), pairs=pairs, output=tmp_path / "plain", options=OPTIONS)
+    expected = pseudo_label_run(load_detector(run), LabelRequest(pairs, tmp_path / "plain", OPTIONS))
     torch.set_num_threads(2)
     killed: list[int] = []
 
@@ -106,7 +106,7 @@ def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
         killed.append(workers()[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    request = LabelRequest(run=run, pairs=pairs, output=tmp_path / "ray", options=OPTIONS, threads=1)
+    request = RayRequest(run, LabelRequest(pairs, tmp_path / "ray", OPTIONS), threads=1)
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     counts = label_on_ray(request, address=None, workers=2)
@@ -121,12 +121,8 @@ def test_a_worker_labels_a_shard_as_the_plain_job_does_without_listing_the_folde
     run, pairs, tmp_path, monkeypatch
 ):
     listed = shards_of_worker(pairs, num_shards=3)
-    expected = pseudo_label_run(
-        load_detector(run), pairs=pairs, output=tmp_path / "plain", options=OPTIONS, listed=listed
-    )
-    request = LabelRequest(
-        run=run, pairs=pairs, output=tmp_path / "ray", options=OPTIONS, threads=torch.get_num_threads()
-    )
+    expected = pseudo_label_run(load_detector(run), LabelRequest(pairs, tmp_path / "plain", OPTIONS), listed=listed)
+    request = RayRequest(run, LabelRequest(pairs, tmp_path / "ray", OPTIONS), threads=torch.get_num_threads())
     worker = ShardWorker(request)
     monkeypatch.setattr("ovd.selftrain.pseudo_label.list_shards", None)
     counts, reports = zip(*(worker.label(name, entry) for name, entry in listed.items()), strict=True)
@@ -187,7 +183,7 @@ class FakeStart:
     def __init__(self, ray: FakeRay):
         self._ray = ray
 
-    def remote(self, _request: LabelRequest) -> FakeActor:
+    def remote(self, _request: RayRequest) -> FakeActor:
         self._ray.started += 1
         return FakeActor(self._ray, self._ray.started)
 
@@ -206,9 +202,9 @@ def entry_of(name: str) -> ManifestEntry:
     return ManifestEntry(2, f"sha256 of {name}", 1024)
 
 
-def job(ray: FakeRay, num_shards: int = 5, threads: int = 2) -> _Job:
-    request = LabelRequest(run=Path("r"), pairs=Path("p"), output=Path("o"), options=OPTIONS, threads=threads)
-    return _Job(ray, request, {name: entry_of(name) for name in names(num_shards)}, 2 * num_shards)
+def job(ray: FakeRay, num_shards: int = 5, threads: int = 2) -> _RayJob:
+    request = RayRequest(Path("r"), LabelRequest(Path("p"), Path("o"), OPTIONS), threads=threads)
+    return _RayJob(ray, request, {name: entry_of(name) for name in names(num_shards)}, 2 * num_shards)
 
 
 def test_every_shard_is_given_once_and_counted():

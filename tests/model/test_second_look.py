@@ -23,7 +23,7 @@ from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.report import DataReport
 from ovd.inference import Inference
 from ovd.jobs.evaluate import detect_all
-from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import View
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
@@ -172,7 +172,7 @@ def test_the_ledger_of_pseudo_labels_says_that_it_was_used(trained, tmp_path: Pa
         tmp_path / "pairs", [Pair("00000", content.getvalue(), "an anchor and an umbrella", {})], pairs_per_shard=1
     )
     options = LabelOptions(queries="nouns", score_threshold=0.0)
-    counts = pseudo_label_run(trained, pairs=tmp_path / "pairs", output=tmp_path / "out", options=options)
+    counts = pseudo_label_run(trained, LabelRequest(tmp_path / "pairs", tmp_path / "out", options))
     assert counts.boxes > 0
     teacher = json.loads((tmp_path / "out" / "00000.json").read_text())["settings"]["teacher"]
     assert "second_look=SecondLookOptions(crop=64, views=((1.1, 1.0),), crops=5" in teacher

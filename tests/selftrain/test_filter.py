@@ -36,7 +36,7 @@ def shard_of(pairs: Sequence[Sequence[Row]]) -> ShardLabels:
     offsets = np.cumsum([0, *map(len, pairs)], dtype=np.int64)
     return ShardLabels(
         keys=tuple(f"{row:06d}" for row in range(len(pairs))),
-        reasons=("",) * len(pairs),
+        reasons=(None,) * len(pairs),
         image_sizes=np.tile(np.array([[100, 200]], dtype=np.int64), (len(pairs), 1)),
         texts=TEXTS,
         queries=Ragged(

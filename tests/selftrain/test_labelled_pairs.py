@@ -31,7 +31,7 @@ def shard_labels(keys: list[str], texts: list[str], queries: list[list[int]], fo
     boxes = [[[0, 0, k + 1, k + 1] for k in range(len(row))] for row in found]
     return ShardLabels(
         keys=tuple(keys),
-        reasons=("",) * len(keys),
+        reasons=(None,) * len(keys),
         image_sizes=np.array([[40, 30]] * len(keys), np.int64).reshape(-1, 2),
         texts=tuple(texts),
         queries=ragged(queries, np.int64),

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.data.pairs.tar import list_shards
+from ovd.fault import Fault
 from ovd.files import remove_abandoned, whole_file
 from ovd.selftrain.labels import ShardLabels, label_files, read_labels, read_shard_index, write_labels
 from ovd.text.bank import TextBank
@@ -33,7 +34,7 @@ def some_labels(num_pairs: int) -> ShardLabels:
     num_boxes = [row % 3 for row in range(num_pairs)]
     return ShardLabels(
         keys=tuple(f"{row:04d} é" for row in range(num_pairs)),
-        reasons=tuple("F9 cannot be decoded" if row % 5 == 4 else "" for row in range(num_pairs)),
+        reasons=tuple(Fault("F9", "cannot be decoded") if row % 5 == 4 else None for row in range(num_pairs)),
         image_sizes=rng.integers(1, 5000, (num_pairs, 2)),
         texts=("an anchor", 'quotes "and" \\', "naïve café", "名前", "two\tspaces"),
         queries=ragged([list(range(row % 4)) for row in range(num_pairs)], np.int64),
@@ -114,7 +115,7 @@ def test_bytes_depend_on_the_content_alone(tmp_path):
     write(path, some_labels(13))
     write(other, some_labels(13))
     assert other.read_bytes() == path.read_bytes()
-    write(other, replace(some_labels(13), reasons=("F30 the caption is empty", *some_labels(13).reasons[1:])))
+    write(other, replace(some_labels(13), reasons=(Fault("F30", "the caption is empty"), *some_labels(13).reasons[1:])))
     assert other.read_bytes() != path.read_bytes()
 
 

@@ -23,7 +23,7 @@ from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import MANIFEST_NAME, Pair, PairShards, list_shards, write_pair_shards
 from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
-from ovd.jobs.pseudo_label import pseudo_label_run
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
@@ -227,23 +227,24 @@ def test_captions_with_nothing_to_ask_for_are_rows_with_their_reason(tmp_path, c
     counts = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, options)
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
     if queries == "classes":  # captions do not matter
-        assert labels.reasons == ("",) * len(captions)
+        assert labels.reasons == (None,) * len(captions)
         assert labels.texts == ("gear", "anchor")
         assert [labels.queries[row].tolist() for row in range(len(captions))] == [[0, 1]] * len(captions)
         return
-    for row, reason in ((1, "empty"), (2, "empty"), (3, "not UTF-8"), (5, "1500 characters"), (6, "no query")):
-        assert labels.reasons[row].startswith("F30 the caption ")
-        assert reason in labels.reasons[row]
+    for row, words in ((1, "empty"), (2, "empty"), (3, "not UTF-8"), (5, "1500 characters"), (6, "no query")):
+        reason = str(labels.reasons[row])
+        assert reason.startswith("F30 the caption ")
+        assert words in reason
         assert len(labels.queries[row]) == len(labels.boxes[row]) == 0
         assert labels.image_sizes[row].tolist() == [64, 64]
-    assert labels.reasons[0] == labels.reasons[4] == labels.reasons[8] == ""
+    assert labels.reasons[0] is labels.reasons[4] is labels.reasons[8] is None
     assert labels.queries[0].tolist() == labels.queries[4].tolist()  # one text for both
     assert len(set(labels.texts)) == len(labels.texts) == counts.texts
     assert counts.pairs == len(captions)
     assert counts.reasons == {"F30": sum(map(bool, labels.reasons))}
     (ledger,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json"))
     assert ledger["left_out"] == {
-        "F30": [f"{key}: {reason[4:]}" for key, reason in zip(labels.keys, labels.reasons, strict=True) if reason]
+        "F30": [f"{key}: {reason.words}" for key, reason in zip(labels.keys, labels.reasons, strict=True) if reason]
     }
 
 
@@ -267,7 +268,12 @@ def test_unreadable_images_are_rows_with_their_reason(tmp_path, captions_alone):
     folder = shard_folder(tmp_path / "pairs", with_broken_images(some_pairs(9), [0, 4, 5, 8]), 9)
     counts = label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION)
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
-    assert [row for row, reason in enumerate(labels.reasons) if reason.startswith("F9 ")] == [0, 4, 5, 8]
+    assert [row for row, reason in enumerate(labels.reasons) if reason is not None and reason.code == "F9"] == [
+        0,
+        4,
+        5,
+        8,
+    ]
     assert (labels.image_sizes[[0, 4, 5, 8]] == 0).all()
     assert counts.reasons == {"F9": 4}
     assert counts.pairs_with_boxes == 5
@@ -474,7 +480,7 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
     for world in (1, 3):
         counts = [
             pseudo_label_run(
-                trained, pairs=folder, output=tmp_path / str(world), options=options, templates="short",
+                trained, LabelRequest(folder, tmp_path / str(world), options, templates="short"),
                 listed=shards_of_worker(folder, rank=rank, world=world),
             )
             for rank in range(world)
@@ -488,7 +494,7 @@ def test_any_number_of_workers_writes_the_same_files(tmp_path, trained, tiny_cli
     assert "runs/fresh sha256" in settings["teacher"]
     assert settings["text_tower"] == TextVariants(tiny_clip, None).text_tower
     labels = read_labels(tmp_path / "1" / "00000.safetensors")
-    assert labels.reasons[2].startswith("F9 ")
+    assert str(labels.reasons[2]).startswith("F9 ")
     assert (labels.scores.values > 0.05).all()
 
 
@@ -660,7 +666,7 @@ def test_killed_at_random_and_two_workers_at_once_leave_what_one_clean_run_does(
 def test_labels_of_a_shard_are_of_one_type(tmp_path, trained):
     """What the labels file holds is what ShardLabels says, from a teacher of ours."""
     folder = shard_folder(tmp_path / "pairs", some_pairs(3))
-    pseudo_label_run(trained, pairs=folder, output=tmp_path / "out", options=CAPTION)
+    pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", CAPTION))
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
     kinds = [getattr(labels, name).values.dtype for name in ("queries", "boxes", "scores", "box_texts")]
     assert kinds == [np.int64, np.float32, np.float32, np.int64]
@@ -681,7 +687,7 @@ def test_a_second_call_counts_images_as_the_first(tmp_path, captions_alone):
         report = DataReport(stops=False)
         label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, report=report)
         counts.append((report.num_used(), report.counts()))
-    assert counts[0] == counts[1] == (11, {"F9 skipped": 1})
+    assert counts[0] == counts[1] == (11, {("F9", "skipped"): 1})
 
 
 def test_an_image_that_cannot_be_read_is_named_before_its_caption(tmp_path, captions_alone):
@@ -689,7 +695,7 @@ def test_an_image_that_cannot_be_read_is_named_before_its_caption(tmp_path, capt
     pairs[0] = Pair(pairs[0].key, pairs[0].image, "", {})
     folder = shard_folder(tmp_path / "pairs", pairs, 6)
     label_shards(folder, tmp_path / "out", FixedTeacher(), captions_alone, CAPTION, report=DataReport(stops=False))
-    assert read_labels(tmp_path / "out" / "00000.safetensors").reasons[0].startswith("F9 ")
+    assert str(read_labels(tmp_path / "out" / "00000.safetensors").reasons[0]).startswith("F9 ")
 
 
 def test_a_report_may_be_in_use_already(tmp_path, captions_alone):

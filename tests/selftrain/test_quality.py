@@ -31,7 +31,7 @@ def shard_of(
 ):
     return ShardLabels(
         keys=tuple(f"{row:06d}" for row in range(len(pairs))),
-        reasons=("",) * len(pairs),
+        reasons=(None,) * len(pairs),
         image_sizes=np.full((len(pairs), 2), 192, dtype=np.int64),
         texts=texts,
         queries=ragged(queries or [[*range(len(texts))]] * len(pairs), np.int64),

@@ -18,6 +18,7 @@ from ovd.data.images.jpeg_end import with_end
 from ovd.data.images.jpeg_segments import has_many_scans, is_lossless
 from ovd.data.images.sixteen_bits import has_wide_colors, is_inverted, to_eight_bits, with_used_bits
 from ovd.data.report import DataError
+from ovd.fault import Fault
 from ovd.shapes import UInt8
 
 # Pillow reads dozens of formats, some through code that is seldom attacked or fixed. It may be built without the
@@ -69,10 +70,10 @@ class DecodedImage:
     reduction: int = 1
     """The sides of the file's image are those of `pixels` times 1, 2, 4 or 8."""
 
-    def repairs(self) -> list[tuple[str, str]]:
-        """What was repaired: fault code and words."""
-        repairs = [("F12", "EXIF rotation not applied, as in the annotation")] if self.unrotated else []
-        return repairs + ([("F9", "the end marker is missing, all rows are there")] if self.without_end else [])
+    def repairs(self) -> list[Fault]:
+        """What was repaired."""
+        repairs = [Fault("F12", "EXIF rotation not applied, as in the annotation")] if self.unrotated else []
+        return repairs + ([Fault("F9", "the end marker is missing, all rows are there")] if self.without_end else [])
 
 
 def read_image(

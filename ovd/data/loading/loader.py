@@ -28,6 +28,7 @@ from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import Pixels, TrainTransform, Transform, eval_transform, resize_labels
 from ovd.data.loading.worker_deaths import hold_back_deaths, raising_deaths
 from ovd.data.report import DataError
+from ovd.fault import Fault
 from ovd.structures import Batch, Targets
 
 TIMEOUT_S = 300
@@ -163,11 +164,11 @@ class _LoadedSample:
     image_id: int
     pixels: Pixels
     labels: Labels
-    repaired: tuple[str, ...]
+    repaired: tuple[Fault, ...]
 
 
 class DetectionDataset(Dataset):
-    """Reads and transforms samples; one that cannot be read becomes a line "CODE where and why"."""
+    """Reads and transforms samples; one that cannot be read becomes its fault."""
 
     def __init__(self, source: ImageSource, transform: Transform, mosaics: Mosaics | None = None):
         self._source = source
@@ -177,19 +178,19 @@ class DetectionDataset(Dataset):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, drawn: DrawnSample) -> _LoadedSample | str:
+    def __getitem__(self, drawn: DrawnSample) -> _LoadedSample | Fault:
         tiles = self._mosaics.tiles(*drawn) if self._mosaics is not None else []
         if self._mosaics is None or not tiles:
             return self._load(*drawn, self._transform)
         loaded = [self._load(*tile, self._mosaics.tile_transform) for tile in tiles]
         readable = [tile for tile in loaded if isinstance(tile, _LoadedSample)]
         if len(readable) < len(loaded):
-            return next(line for line in loaded if isinstance(line, str))
+            return next(fault for fault in loaded if isinstance(fault, Fault))
         pixels, labels = join_tiles([tile.pixels for tile in readable], [tile.labels for tile in readable])
-        repaired = tuple(line for tile in readable for line in tile.repaired)
+        repaired = tuple(fault for tile in readable for fault in tile.repaired)
         return _LoadedSample(readable[0].image_id, pixels, labels, repaired)
 
-    def _load(self, image: int, seed: int, transform: Transform) -> _LoadedSample | str:
+    def _load(self, image: int, seed: int, transform: Transform) -> _LoadedSample | Fault:
         record = self._source.record(image)
         encoded = self._source.encoded(image)
         expected_size = (record.height, record.width) if record.height else None
@@ -199,10 +200,10 @@ class DetectionDataset(Dataset):
                 encoded, expected_size=expected_size, longest_side=longest_side, decode_jpeg=jpeg_pixels
             )
         except ImageError as error:
-            return f"{error.code} {error}" if isinstance(encoded, Path) else f"{error.code} {record.path}: {error}"
+            return error.fault if isinstance(encoded, Path) else error.fault.at(record.path)
         labels = record.labels.moved(lambda boxes: boxes / decoded.reduction)
         pixels, labels = transform(decoded.pixels, labels, seed)
-        repaired = tuple(f"{code} {record.path}: {words}" for code, words in decoded.repairs())
+        repaired = tuple(fault.at(record.path) for fault in decoded.repairs())
         return _LoadedSample(record.id, pixels, labels, repaired)
 
 
@@ -273,7 +274,7 @@ def mix_batches(detection: Iterator[Batch], pairs: Iterator[Batch]) -> Iterator[
 
 @dataclass(frozen=True)
 class Loading:
-    """How the images of an evaluation are loaded."""
+    """How images that are only looked at are loaded."""
 
     batch_size: int
     """Images per batch."""
@@ -325,9 +326,8 @@ class EvalLoader:
             RuntimeError: as `train_loader`.
         """
         for rows, loaded in zip(self._batches, self._load(), strict=True):
-            for line in loaded.skipped:
-                code, message = line.split(" ", 1)
-                raise DataError(code, f"{message}; evaluation needs every image of {self._index.path}")
+            for fault in loaded.skipped:
+                raise DataError(fault.code, f"{fault.words}; evaluation needs every image of {self._index.path}")
             yield loaded, torch.from_numpy(self._index.image_sizes[rows])
 
 
@@ -372,8 +372,8 @@ class _PackedBatch:
     sizes: Int64[np.ndarray, "B 2"]
     image_ids: tuple[int, ...]
     labels: tuple[Labels, ...]
-    skipped: tuple[str, ...]
-    repaired: tuple[str, ...]
+    skipped: tuple[Fault, ...]
+    repaired: tuple[Fault, ...]
 
     def pin_memory(self) -> "_PackedBatch":
         """What torch's loader calls, in a thread of its own."""
@@ -400,7 +400,7 @@ def _load(
     steps: range,
     batch: Callable[[int], list[DrawnSample]],
     workers: int,
-    pack: Callable[[Sequence[_LoadedSample | str]], _PackedBatch],
+    pack: Callable[[Sequence[_LoadedSample | Fault]], _PackedBatch],
     pin_memory: bool,
 ) -> Iterator[Batch]:
     with warnings.catch_warnings():
@@ -441,7 +441,7 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int, shapes: tuple[Shape, ...]) -> _PackedBatch:
+def _pack(samples: Sequence[_LoadedSample | Fault], *, size_divisor: int, shapes: tuple[Shape, ...]) -> _PackedBatch:
     loaded = [sample for sample in samples if isinstance(sample, _LoadedSample)]
     # A transform may return decoded pixels as they are, and those are not to be written to: torch wants a copy.
     pixels = [torch.from_numpy(np.require(sample.pixels, requirements="W")).permute(2, 0, 1) for sample in loaded]
@@ -451,8 +451,8 @@ def _pack(samples: Sequence[_LoadedSample | str], *, size_divisor: int, shapes: 
         sizes=sizes.numpy(),
         image_ids=tuple(sample.image_id for sample in loaded),
         labels=tuple(sample.labels for sample in loaded),
-        skipped=tuple(sample for sample in samples if isinstance(sample, str)),
-        repaired=tuple(line for sample in loaded for line in sample.repaired),
+        skipped=tuple(sample for sample in samples if isinstance(sample, Fault)),
+        repaired=tuple(fault for sample in loaded for fault in sample.repaired),
     )
 
 

@@ -52,8 +52,8 @@ def read_tsv(path: Path, columns: Sequence[str], images: Path | None, report: Da
 
 
 def _pair(key: str, fields: dict[str, str], images: Path | None, where: str) -> Pair:
-    if fault := caption_fault(fields.get("caption", "")):
-        raise ImageError("F30", fault)
+    if (fault := caption_fault(fields.get("caption", ""))) is not None:
+        raise ImageError(*fault)
     if "base64" in fields:
         try:
             image = base64.b64decode(fields["base64"], validate=True)

@@ -20,7 +20,7 @@ from ovd.config import LabelOptions, TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.report import DataError
-from ovd.jobs import pseudo_label
+from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
@@ -47,7 +47,7 @@ class FakeTeacher:
 @pytest.fixture
 def made(monkeypatch) -> list[FakeTeacher]:
     monkeypatch.setattr(FakeTeacher, "made", [], raising=False)
-    monkeypatch.setattr(pseudo_label, "HuggingFaceTeacher", FakeTeacher)
+    monkeypatch.setattr("ovd.jobs.label_pairs.HuggingFaceTeacher", FakeTeacher)
     return FakeTeacher.made
 
 
@@ -98,9 +98,7 @@ def test_templates_that_are_given_reach_the_teacher(
     made,
 ):
     options = LabelOptions(queries=queries, classes=("umbrella",) if queries == "classes" else ())
-    pseudo_label.pseudo_label_run(
-        trained, pairs=pairs, output=tmp_path, options=options, templates=templates, teacher_hf="owl"
-    )
+    pseudo_label_run(trained, LabelRequest(pairs, tmp_path, options, templates=templates, teacher_hf="owl"))
     (teacher,) = made
     assert teacher.asked == [(asked,)]
     assert teacher.templates == (None if read_in is None else TEMPLATES[read_in])
@@ -114,7 +112,7 @@ def test_a_teacher_gives_all_boxes_where_the_best_of_each_name_is_kept(queries, 
     """A caption is one name, whose best box is among the best of the image."""
     config = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"candidates": 50})})
     options = LabelOptions(queries=queries, max_boxes=30)
-    pseudo_label.pseudo_label_run(replace(trained, config=config), pairs=pairs, output=tmp_path, options=options)
+    pseudo_label_run(replace(trained, config=config), LabelRequest(pairs, tmp_path, options))
     name = json.loads((tmp_path / "00000.json").read_text())["settings"]["teacher"]
     assert f"max_detections={most}, candidates=600" in name
 
@@ -131,12 +129,12 @@ def test_a_teacher_whose_names_compete_scores_a_name_alike_among_few_and_many(tm
     write_pair_shards(folder, [Pair(f"{k}", image, text, {}) for k, text in enumerate(captions)], pairs_per_shard=2)
     options = LabelOptions(queries="nouns", score_threshold=0.0)
     competing = with_competition(trained, 20.0)
-    pseudo_label.pseudo_label_run(competing, pairs=folder, output=tmp_path / "out", options=options)
+    pseudo_label_run(competing, LabelRequest(folder, tmp_path / "out", options))
     labels = read_labels(tmp_path / "out" / "00000.safetensors")
     of_anchor = [labels.scores[row][labels.box_texts[row] == labels.texts.index("anchor")].max() for row in range(2)]
     assert of_anchor[0] == pytest.approx(of_anchor[1], abs=1e-5)
     assert "runs/fresh: names do not compete for a place (eval.competition)" in capsys.readouterr().out
-    pseudo_label.pseudo_label_run(trained, pairs=folder, output=tmp_path / "plain", options=options)
+    pseudo_label_run(trained, LabelRequest(folder, tmp_path / "plain", options))
     assert (tmp_path / "plain" / "00000.json").read_bytes() == (tmp_path / "out" / "00000.json").read_bytes()
     assert "compete" not in capsys.readouterr().out
 
@@ -158,7 +156,7 @@ def test_a_calibration_that_was_fitted_where_names_compete_is_left_out(
         options = DetectionOptions(competition=fitted_with)
         calibration = ScoreCalibration(0.3, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.3, options, torch.eye(2, 256))
     teacher = replace(with_competition(trained, competition), calibration=calibration)
-    pseudo_label.pseudo_label_run(teacher, pairs=pairs, output=tmp_path, options=LabelOptions(queries="nouns"))
+    pseudo_label_run(teacher, LabelRequest(pairs, tmp_path, LabelOptions(queries="nouns")))
     assert said in capsys.readouterr().out
     name = json.loads((tmp_path / "00000.json").read_text())["settings"]["teacher"]
     assert ("calibration sha256" in name) == (said == "scores are probabilities")
@@ -171,10 +169,8 @@ def test_unreadable_images_stop_the_job_unless_they_are_to_be_skipped(tmp_path, 
     write_pair_shards(folder, shard, pairs_per_shard=6)
     options = LabelOptions(queries="nouns", score_threshold=0.0)
     with pytest.raises(DataError, match=r"5 of 6 skipped.*--skip-unreadable"):
-        pseudo_label.pseudo_label_run(trained, pairs=folder, output=tmp_path / "out", options=options)
-    counts = pseudo_label.pseudo_label_run(
-        trained, pairs=folder, output=tmp_path / "out", options=options, skip_unreadable=True
-    )
+        pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", options))
+    counts = pseudo_label_run(trained, LabelRequest(folder, tmp_path / "out", options, skip_unreadable=True))
     assert (counts.pairs, counts.pairs_with_boxes, counts.reasons) == (6, 1, {"F9": 5})
 
 

@@ -30,6 +30,27 @@ object has tens of candidates for each text, and a teacher that looks at too few
 
 
 @dataclass(frozen=True)
+class LabelRequest:
+    """Which pairs are labelled, and how."""
+
+    pairs: Path
+    """The folder of shards."""
+    output: Path
+    """The folder of labels and ledgers."""
+    options: LabelOptions
+    templates: Templates | None = None
+    """Of TEMPLATES, those that names and phrases are asked for in, and stored in as text variants; the run's by
+    default. Captions are asked for as they stand."""
+    teacher_hf: str | None = None
+    """A zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads names and phrases
+    as they stand; the text variants are then still in the run's."""
+    size: int | None = None
+    """Longest side of an image in pixels, as trained by default; transformers' detectors have their own."""
+    skip_unreadable: bool = False
+    """Whether to go on past images that cannot be read, however many."""
+
+
+@dataclass(frozen=True)
 class Labeller:
     """A teacher with all that labelling needs beside it."""
 
@@ -37,28 +58,23 @@ class Labeller:
     is_calibrated: bool
     """Whether its scores are probabilities."""
     texts: TextVariants
-    options: LabelOptions
+    request: LabelRequest
     trained: TrainedDetector
     device: torch.device
 
-    def label(
-        self, pairs: Path, output: Path, listed: Mapping[str, ManifestEntry | None] | None, *, report: DataReport
-    ) -> LabelCounts:
-        """Label shards of the folder `pairs` (`label_shards`)."""
+    def label(self, listed: Mapping[str, ManifestEntry | None] | None, *, report: DataReport) -> LabelCounts:
+        """Label shards of the request's pairs (`label_shards`)."""
+        request = self.request
         with text_tower_on(self.trained.clip, self.device):
-            return label_shards(pairs, output, self.teacher, self.texts, self.options, listed=listed, report=report)
+            return label_shards(
+                request.pairs, request.output, self.teacher, self.texts, request.options, listed=listed, report=report
+            )
 
 
-def build_labeller(
-    trained: TrainedDetector,
-    options: LabelOptions,
-    *,
-    templates: Templates | None = None,
-    teacher_hf: str | None = None,
-    size: int | None = None,
-) -> Labeller:
+def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
     """Build the teacher of a job; arguments and errors as for `pseudo_label_run`."""
-    config = trained.config
+    config, options = trained.config, request.options
+    templates, teacher_hf = request.templates, request.teacher_hf
     if trained.experts.folders and (teacher_hf or templates not in (None, config.bank.templates)):
         raise ValueError(
             "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
@@ -103,13 +119,13 @@ def build_labeller(
         }
         of_run = {name: getattr(config.eval, name) for name in DetectionOptions.model_fields}
         own = DetectionOptions.model_validate(of_run | of_teacher)
-        inference = build_inference(_without_competing(trained), size=size, options=own)
+        inference = build_inference(_without_competing(trained), size=request.size, options=own)
         for expert in inference.experts if isinstance(inference, ExpertInference) else ():
             if _was_competing(expert.inference.calibration):
                 expert.inference.calibration = None
         is_calibrated = inference.is_calibrated
         teacher = OvdTeacher(inference, texts, run=str(config.output))
-    return Labeller(teacher, is_calibrated, texts, options, trained, device)
+    return Labeller(teacher, is_calibrated, texts, request, trained, device)
 
 
 def _without_competing(trained: TrainedDetector) -> TrainedDetector:
@@ -126,33 +142,18 @@ def _was_competing(calibration: ScoreCalibration | None) -> bool:
 
 
 def pseudo_label_run(
-    trained: TrainedDetector,
-    *,
-    pairs: Path,
-    output: Path,
-    options: LabelOptions,
-    templates: Templates | None = None,
-    teacher_hf: str | None = None,
-    size: int | None = None,
-    listed: Mapping[str, ManifestEntry | None] | None = None,
-    skip_unreadable: bool = False,
+    trained: TrainedDetector, request: LabelRequest, *, listed: Mapping[str, ManifestEntry | None] | None = None
 ) -> LabelCounts:
     """Detect boxes in shards of image-text pairs for training on them; see selftrain/pseudo_label.py.
 
     Args:
         trained: the teacher; a student trained on the labels must have its text tower.
-        templates: one of TEMPLATES that names and phrases are asked for in, and stored in as text variants; the run's
-            by default. Captions are asked for as they stand.
-        teacher_hf: a zero-shot detector of transformers that finds the boxes instead. Without `templates` it reads
-            names and phrases as they stand; the text variants are then still in the run's.
-        size: longest side of an image in pixels, as trained by default; transformers' detectors have their own.
         listed: the shards to label (`shards_of_worker`); all of the folder by default.
-        skip_unreadable: whether to go on past images that cannot be read, however many.
 
     Raises:
         ValueError: experts together with `templates` or `teacher_hf`.
     """
-    labeller = build_labeller(trained, options, templates=templates, teacher_hf=teacher_hf, size=size)
+    labeller = build_labeller(trained, request)
     scores = "scores are probabilities" if labeller.is_calibrated else "scores are not calibrated"
-    print(f"{output}: {labeller.teacher.name}, {scores}, {describe_machine(labeller.device)}")
-    return labeller.label(pairs, output, listed, report=DataReport(stops=not skip_unreadable))
+    print(f"{request.output}: {labeller.teacher.name}, {scores}, {describe_machine(labeller.device)}")
+    return labeller.label(listed, report=DataReport(stops=not request.skip_unreadable))
