@@ -20,6 +20,7 @@ from ovd.build.trained import build_inference, load_detector
 from ovd.data.images.read import read_image
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 from ovd.predictor import PromptEncoder
 from ovd.progress import progress
@@ -66,7 +67,7 @@ def main() -> None:
     for file in progress(files, len(files), "images"):
         pixels = read_image(file)
         for count in VOCABULARIES:
-            found = {share: boxes_of(one.image(text[:count], pixels)) for share, one in inferences.items()}
+            found = {share: boxes_of(one.image(QueryTexts(text[:count]), pixels)) for share, one in inferences.items()}
             for share in SHARES:
                 kept[count, share].append(len(found[None] & found[share]) / max(1, len(found[None])))
     rows = [

@@ -7,6 +7,7 @@ from small_detector import build_detector
 from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
+from ovd.model.query_texts import QueryTexts
 
 
 @pytest.fixture
@@ -59,22 +60,23 @@ def test_texts_of_inference_mode_are_taken_too(detector: Detector) -> None:
     assert torch.equal(inference_of(detector).classifier(text).text, text)
 
 
-def random_batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(count: int) -> ImageBatch:
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return images, torch.full((count, 2), 64)
+    sizes = torch.full((count, 2), 64)
+    return ImageBatch(images, sizes, sizes)
 
 
 def test_no_images_have_no_detections(detector: Detector) -> None:
-    inference, (images, sizes) = inference_of(detector.eval()), random_batch(0)
-    assert inference.detect(rows(0), images, sizes, sizes) == ()
-    assert inference.detect_each([], images, sizes, sizes) == ()
+    inference, batch = inference_of(detector.eval()), random_batch(0)
+    assert inference.detect(QueryTexts(rows(0)), batch) == ()
+    assert inference.detect_each([], batch) == ()
 
 
 def test_cosines_are_float32s_inside_a_callers_autocast(detector: Detector) -> None:
-    inference, (images, sizes) = inference_of(detector.eval()), random_batch(1)
-    predictions, batch = inference.predict(images, sizes), ImageBatch(images, sizes, sizes)
-    (expected,) = inference.detections(predictions, batch, rows(0))
+    inference, batch, queries = inference_of(detector.eval()), random_batch(1), QueryTexts(rows(0))
+    predictions = inference.predict(batch.images, batch.sizes)
+    (expected,) = inference.detections(predictions, batch, queries)
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = inference.detections(predictions, batch, rows(0))
+        (found,) = inference.detections(predictions, batch, queries)
     assert found.scores.dtype == torch.float32
     assert torch.equal(found.scores, expected.scores)

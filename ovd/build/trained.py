@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,9 @@ from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.low_rank import with_adapter_names
-from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.precision import frozen_memory_format
 from ovd.text.encoder import text_tower_fingerprint
-from ovd.text.names import read_alike
 
 
 @dataclass(frozen=True)
@@ -269,19 +267,3 @@ def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) ->
     """The detector on its device, in eval mode, without gradients, in the fastest layout for that."""
     layout = frozen_memory_format(low_precision, device)
     return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
-
-
-def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
-    """The combination of the detector's and CLIP's scores for some classes; None if not configured.
-
-    Args:
-        asked: the texts that each class is asked for by, none for pictures alone; one may stand alone.
-    """
-    config = trained.config.eval.ensemble
-    if config is None:
-        return None
-    known = set(map(read_alike, trained.classes))
-    texts = [(of_class,) if isinstance(of_class, str) else of_class for of_class in asked]
-    is_base = [any(read_alike(text) in known for text in of_class) for of_class in texts]
-    weights = torch.tensor([config.base if base else config.novel for base in is_base])
-    return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())

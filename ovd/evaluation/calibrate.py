@@ -26,6 +26,7 @@ from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import Loading
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, map_inputs, nearness_to
 from ovd.model.similarity import text_cosines
 from ovd.progress import progress
@@ -98,7 +99,7 @@ def calibrate(
         second_look=inference.second_look,
         calibration=unmapped,
     )
-    found = corrected.dataset(text, index, loading)
+    found = corrected.dataset(QueryTexts(text), index, loading)
     rows = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     parts = [
         judge(detections, index.record(rows[image_id]).labels, num_classes=len(text), is_exhaustive=is_exhaustive)

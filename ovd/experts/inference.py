@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ovd.choices import SamePlace
@@ -17,7 +17,7 @@ from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
 from ovd.inference import ImageBatch, ImageQueries, Inference
 from ovd.model.last_result import LastResult
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import SharedLayers
 from ovd.precision import autocast, on_device
 from ovd.structures import Detections, Predictions
@@ -42,8 +42,8 @@ class _OwnQueries:
 
     rows: Int[Tensor, " c"]
     """Rows of the vocabulary."""
-    text: Float[Tensor, "c D"]
-    """The unit rows that it detects with."""
+    queries: QueryTexts
+    """What it detects with at these rows."""
 
 
 class ExpertInference(Inference):
@@ -115,35 +115,37 @@ class ExpertInference(Inference):
         """Not for several detectors, as `predict`."""
         raise TypeError("with experts, predictions are of several detectors; use detect, which asks them all")
 
-    def _detect(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        routes = [self._route(asked.text) for asked in queries]
+    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        routes = [self._route(of_images.queries) for of_images in asked]
         is_asked = [any(len(own.rows) > 0 for own in of_answerer) for of_answerer in zip(*routes, strict=True)]
         found = [[Detections.empty()] * len(batch) for _ in self._answerers]
         for number, predictions in self._predictions(batch, is_asked):
-            for asked, route_of_images in zip(queries, routes, strict=True):
-                own, rows = route_of_images[number], asked.images
+            for of_images, route_of_images in zip(asked, routes, strict=True):
+                own, rows = route_of_images[number], of_images.images
                 if len(own.rows) > 0:
                     detections = self._answerers[number].detections(
-                        predictions.of_images(rows),
-                        batch.of_images(rows),
-                        own.text,
-                        ensemble=_of_answerer(asked.ensemble, number, own),
+                        predictions.of_images(rows), batch.of_images(rows), own.queries
                     )
                     found[number][rows] = [replace(item, classes=own.rows[item.classes]) for item in detections]
         return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
-    def _route(self, text: Float[Tensor, "C D"]) -> list[_OwnQueries]:
-        """What each answerer is asked for, the base detector first; computed once for batch after batch."""
+    def _route(self, queries: QueryTexts) -> list[_OwnQueries]:
+        """What each answerer is asked for, the base detector first; computed once for batch after batch.
+
+        Experts use no ensemble.
+        """
+        text, ensemble = queries.text, queries.ensemble
 
         def compute() -> list[_OwnQueries]:
             names = [expert.names for expert in self.experts]
             of_base, *of_experts = route(text, names, nearest=self._nearest)
+            own_text = (own.answering(text[rows]) for own, rows in zip(names, of_experts, strict=True))
             return [
-                _OwnQueries(of_base, text[of_base]),
-                *(_OwnQueries(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)),
+                _OwnQueries(of_base, queries.take(of_base)),
+                *(_OwnQueries(rows, QueryTexts(own)) for rows, own in zip(of_experts, own_text, strict=True)),
             ]
 
-        return self._routed.of((text,), compute)
+        return self._routed.of((text,) if ensemble is None else (text, ensemble.weights), compute)
 
     def _predictions(self, batch: ImageBatch, is_asked: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
         """Yield number and predictions of each answerer that is asked, one at a time; shared layers run once."""
@@ -179,8 +181,3 @@ class ExpertInference(Inference):
         )
         self.num_capped += num_capped
         return found
-
-
-def _of_answerer(ensemble: ScoreEnsemble | None, number: int, own: _OwnQueries) -> ScoreEnsemble | None:
-    """The ensemble for the names that an answerer is asked for: experts, after the base detector, use none."""
-    return None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[own.rows])

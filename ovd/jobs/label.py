@@ -6,21 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torchvision.ops import box_iou
 
-from ovd.build.text import text_of_names
-from ovd.build.trained import TrainedDetector, score_ensemble
+from ovd.build.text import queries_of_names
+from ovd.build.trained import TrainedDetector
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
 from ovd.data.loading.buckets import batches_of_like_shape
 from ovd.data.loading.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.progress import progress
 from ovd.structures import Detections
 from ovd.visualize import SAME_PLACE_IOU, choose_shown
@@ -71,8 +69,7 @@ def label_images(
         ValueError: no image can be read.
     """
     names = tuple(thresholds)
-    text = text_of_names(trained, names)
-    ensemble = score_ensemble(trained, names)
+    queries = queries_of_names(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
     file_names = [name_below(root, path) for path in files.paths]
@@ -90,7 +87,7 @@ def label_images(
     batches = batches_of_like_shape(
         files.sizes, batch_size, size=inference.size, divisor=inference.detector.size_divisor, only=left
     )
-    answers = _answers(inference, text, files, report, ensemble, journal, batches=batches, workers=workers)
+    answers = _answers(inference, queries, files, report, journal, batches=batches, workers=workers)
     for answer in progress(answers, len(left), "labelling"):
         if answer is not None:
             image, detections = answer
@@ -112,10 +109,9 @@ def label_images(
 
 def _answers(
     inference: Inference,
-    text: Float[Tensor, "C D"],
+    queries: QueryTexts,
     files: ImageFiles,
     report: DataReport,
-    ensemble: ScoreEnsemble | None,
     journal: LabelJournal | None,
     *,
     batches: list[list[int]],
@@ -136,7 +132,7 @@ def _answers(
             journal.add_repaired(batch.repaired)
         if batch.image_ids:
             original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
-            found = inference.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
+            found = inference.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
             yield from zip(batch.image_ids, found, strict=True)
         yield from [None] * len(batch.skipped)
 

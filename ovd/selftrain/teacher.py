@@ -15,7 +15,8 @@ from ovd.clip.load import Clip
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.experts.inference import ExpertInference
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -132,8 +133,8 @@ class OvdTeacher:
         original_sizes = torch.tensor([image.shape[:2] for image in images])
         resized = [torch.from_numpy(self._resize(image)).permute(2, 0, 1) for image in images]
         padded, sizes = pad_images(resized, divisor=self._inference.detector.size_divisor)
-        texts = [self._texts.means(asked) for asked in queries]
-        found = self._inference.detect_each(texts, padded, sizes, original_sizes)
+        texts = [QueryTexts(self._texts.means(asked)) for asked in queries]
+        found = self._inference.detect_each(texts, ImageBatch(padded, sizes, original_sizes))
         return [TeacherBoxes(item.boxes.numpy(), item.scores.numpy(), item.classes.numpy()) for item in found]
 
 

@@ -18,6 +18,7 @@ from ovd.evaluation import calibrate as module
 from ovd.evaluation.calibrate import BIASES, MIN_RIGHT, Judged, best_threshold, calibrate, fit_map, judge
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreMap, nearness_to
 from ovd.model.similarity import unit_embeddings
 from ovd.structures import Detections
@@ -428,7 +429,7 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
     )
     assert calibrated.threshold == found.threshold
     expected = right = 0.0
-    for row, (_, detections) in enumerate(calibrated.dataset(text, index, LOADING)):
+    for row, (_, detections) in enumerate(calibrated.dataset(QueryTexts(text), index, LOADING)):
         judged = judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=False)
         expected += float((judged.weights * judged.scores).sum())
         right += float((judged.weights * judged.right).sum())
@@ -445,7 +446,7 @@ def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, t
     def detect(most: int) -> list[Detections]:
         options = DetectionOptions(max_detections=most)
         calibrated = Inference(inference.detector, size=96, options=options, low_precision=False, calibration=found)
-        return [detections for _, detections in calibrated.dataset(text, index, LOADING)]
+        return [detections for _, detections in calibrated.dataset(QueryTexts(text), index, LOADING)]
 
     for few, all_of_image in zip(detect(7), detect(3000), strict=True):
         assert len(few.scores) == 7
