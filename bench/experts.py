@@ -77,7 +77,7 @@ def frozen_side_of(fresh: Fresh) -> SideBranch:
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     detector, low_precision, size = copy.deepcopy(fresh.detector), fresh.low_precision, batch.images.shape[-1]
-    # As `build_inference` does; the fresh one trains afterwards.
+    # As `build_own_inference` does; the fresh one trains afterwards.
     detector.requires_grad_(False).to(memory_format=fresh.frozen_layout)
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 

@@ -18,7 +18,7 @@ from measured import save
 from ovd.build.detector import resolve_device
 from ovd.build.trained import build_inference, load_detector
 from ovd.data.images.read import read_image
-from ovd.inference import Inference
+from ovd.inference import BatchDetector
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(2)
     trained = load_detector(arguments.run)
     options = DetectionOptions(max_detections=BEST)
-    inferences: dict[float | None, Inference] = {
+    inferences: dict[float | None, BatchDetector] = {
         share: build_inference(trained, size=arguments.size, options=options.model_copy(update={"prefilter": share}))
         for share in (None, *SHARES)
     }

@@ -1,7 +1,8 @@
 """Inference with a detector: on an image, a batch of images, or a data set."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -63,41 +64,31 @@ class ImageQueries:
     queries: QueryTexts
 
 
-class Inference:
-    """A detector with the size of its images, its precision, and the settings of its post-processing."""
+@dataclass(eq=False, repr=False)
+class BatchDetector(ABC):
+    """What detects in images, batches and data sets: a detector alone (`Inference`), or one with experts.
 
-    def __init__(
-        self,
-        detector: Detector,
-        *,
-        size: int,
-        options: DetectionOptions,
-        low_precision: bool,
-        second_look: CropEncoder | None = None,
-        calibration: ScoreCalibration | None = None,
-    ):
-        """
-        Args:
-            detector: in eval mode, on the device to run on, best in the precision's memory format.
-            size: longest side in pixels that images are resized to.
-            options: settings of post-processing.
-            low_precision: whether to use bf16 autocast.
-            second_look: encodes crops, on the detector's device; exactly with `options.second_look`.
-            calibration: of the detector; its map is used if it was fitted with these options.
+    Raises:
+        ValueError: only one of `second_look` and `options.second_look` is given.
+    """
 
-        Raises:
-            ValueError: only one of `second_look` and `options.second_look` is given.
-        """
-        if (second_look is None) != (options.second_look is None):
+    detector: Detector
+    """In eval mode, on the device to run on, best in the precision's memory format."""
+    _: KW_ONLY
+    size: int
+    """Longest side in pixels that images are resized to."""
+    options: DetectionOptions
+    """Settings of post-processing."""
+    low_precision: bool
+    """Whether to use bf16 autocast."""
+    second_look: CropEncoder | None = None
+    """Encodes crops, on the detector's device; exactly with `options.second_look`."""
+    calibration: ScoreCalibration | None = None
+    """Of the detector; its map is used if it was fitted with these options."""
+
+    def __post_init__(self) -> None:
+        if (self.second_look is None) != (self.options.second_look is None):
             raise ValueError("second_look and options.second_look go together; give both or neither")
-        self.detector = detector
-        self.size = size
-        self.options = options
-        self.low_precision = low_precision
-        self.second_look = second_look
-        self.calibration = calibration
-        self._classifier = LastResult[TextClassifier]()
-        self._nearness_of_text = LastResult[Tensor]()
 
     @property
     def threshold(self) -> float | None:
@@ -113,6 +104,80 @@ class Inference:
     def is_calibrated(self) -> bool:
         """Whether scores are probabilities of a box of this name being there."""
         return self.threshold is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the detector runs on."""
+        return self.detector.device
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile pyramid and head; worthwhile for many images."""
+
+    def detect(self, queries: QueryTexts, batch: ImageBatch) -> tuple[Detections, ...]:
+        """Detections in a padded batch, in pixels of the original images, on the CPU.
+
+        Norms average over the padding, so that an image is found the same as alone only in a batch of images of its own
+        padded shape (`EvalLoader`).
+        """
+        return self._detect_any([ImageQueries(slice(None), queries)], batch)
+
+    def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
+        """As `detect`, with classes of its own for each image, none for an image to pass over."""
+        asked = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
+        return self._detect_any(asked, batch)
+
+    @torch.no_grad()
+    def _detect_any(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        """Detections in each image of a batch, which may be empty; nothing in images without a query."""
+        asked = [of_images for of_images in asked if len(of_images.queries) > 0]
+        if not asked or len(batch) == 0:
+            return (Detections.empty(),) * len(batch)
+        return self._detect(asked, batch.to(self.device))
+
+    @abstractmethod
+    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
+
+    def image(self, queries: QueryTexts, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
+        """Detections in one RGB image of any size, in pixels of this image."""
+        resized = np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])
+        padded, sizes = pad_images([torch.from_numpy(resized).permute(2, 0, 1)], divisor=self.detector.size_divisor)
+        return self.detect(queries, ImageBatch(padded, sizes, torch.tensor([image.shape[:2]])))[0]
+
+    def dataset(
+        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+    ) -> Iterator[tuple[int, Detections]]:
+        """Yield image id and detections of every image of a data set, those of one padded shape together.
+
+        Raises:
+            DataError: as for `batches`.
+        """
+        for batch, original_sizes in self.batches(index, loading):
+            found = self.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
+            yield from zip(batch.image_ids, found, strict=True)
+
+    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
+        """Batches of every image of a data set as the detector takes it, and heights and widths before that.
+
+        Raises:
+            DataError: an image is missing or cannot be read; an evaluation never leaves one out.
+        """
+        return EvalLoader(
+            index,
+            loading,
+            size=self.size,
+            size_divisor=self.detector.size_divisor,
+            pin_memory=pins_memory(self.device),
+        )
+
+
+@dataclass(eq=False, repr=False)
+class Inference(BatchDetector):
+    """One detector alone; `dataclasses.replace` makes a changed copy."""
+
+    _classifier: LastResult[TextClassifier] = field(default_factory=LastResult, init=False)
+    _nearness_of_text: LastResult[Tensor] = field(default_factory=LastResult, init=False)
 
     def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         """The classifier of these unit rows, corrected for the bias towards trained names.
@@ -133,13 +198,7 @@ class Inference:
         """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
         return self._nearness_of_text.of((text, calibration.trained_text), lambda: calibration.nearness(text.cpu()))
 
-    @property
-    def device(self) -> torch.device:
-        """Device that the detector runs on."""
-        return self.detector.device
-
     def compile(self) -> None:
-        """Compile pyramid and head; worthwhile for many images."""
         self.detector.compile_learned_path()
 
     @torch.no_grad()
@@ -166,29 +225,7 @@ class Inference:
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
-    def detect(self, queries: QueryTexts, batch: ImageBatch) -> tuple[Detections, ...]:
-        """Detections in a padded batch, in pixels of the original images, on the CPU.
-
-        Norms average over the padding, so that an image is found the same as alone only in a batch of images of its own
-        padded shape (`EvalLoader`).
-        """
-        return self._detect_any([ImageQueries(slice(None), queries)], batch)
-
-    def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
-        """As `detect`, with classes of its own for each image, none for an image to pass over."""
-        asked = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
-        return self._detect_any(asked, batch)
-
-    @torch.no_grad()
-    def _detect_any(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        """Detections in each image of a batch, which may be empty; nothing in images without a query."""
-        asked = [of_images for of_images in asked if len(of_images.queries) > 0]
-        if not asked or len(batch) == 0:
-            return (Detections.empty(),) * len(batch)
-        return self._detect(asked, batch.to(self.device))
-
     def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
         found = [Detections.empty()] * len(batch)
         predictions = self.predict(batch.images, batch.sizes)
         for of_images in asked:
@@ -239,38 +276,6 @@ class Inference:
                 most=self.options.max_detections,
             )
             for item in found
-        )
-
-    def image(self, queries: QueryTexts, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
-        """Detections in one RGB image of any size, in pixels of this image."""
-        resized = np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])
-        padded, sizes = pad_images([torch.from_numpy(resized).permute(2, 0, 1)], divisor=self.detector.size_divisor)
-        return self.detect(queries, ImageBatch(padded, sizes, torch.tensor([image.shape[:2]])))[0]
-
-    def dataset(
-        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
-    ) -> Iterator[tuple[int, Detections]]:
-        """Yield image id and detections of every image of a data set, those of one padded shape together.
-
-        Raises:
-            DataError: as for `batches`.
-        """
-        for batch, original_sizes in self.batches(index, loading):
-            found = self.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
-            yield from zip(batch.image_ids, found, strict=True)
-
-    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
-        """Batches of every image of a data set as the detector takes it, and heights and widths before that.
-
-        Raises:
-            DataError: an image is missing or cannot be read; an evaluation never leaves one out.
-        """
-        return EvalLoader(
-            index,
-            loading,
-            size=self.size,
-            size_divisor=self.detector.size_divisor,
-            pin_memory=pins_memory(self.device),
         )
 
 

@@ -1,11 +1,13 @@
 """An inference keeps the classifier of its latest texts, as long as nothing of it changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_detector import build_detector
 
 from ovd.inference import ImageBatch, Inference
-from ovd.model.detection_options import DetectionOptions
+from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.detector import Detector
 from ovd.model.query_texts import QueryTexts
 
@@ -52,6 +54,18 @@ def test_that_of_a_detector_that_learns_is_not_kept(detector: Detector) -> None:
     """Fused optimizers change weights without a sign."""
     inference, text = inference_of(detector.requires_grad_(True)), rows(0)
     assert inference.classifier(text) is not inference.classifier(text)
+
+
+def test_a_changed_copy_keeps_all_else_and_has_a_classifier_of_its_own(detector: Detector) -> None:
+    inference, text = inference_of(detector), rows(0)
+    classifier = inference.classifier(text)
+    changed = replace(inference, size=96)
+    assert (changed.detector, changed.size, changed.options) == (detector, 96, inference.options)
+    assert inference.size == 64
+    assert changed.classifier(text) is not classifier
+    assert inference.classifier(text) is classifier
+    with pytest.raises(ValueError, match="go together"):
+        replace(inference, options=DetectionOptions(second_look=SecondLookOptions()))
 
 
 def test_texts_of_inference_mode_are_taken_too(detector: Detector) -> None:

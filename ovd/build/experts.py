@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -111,14 +112,7 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
     return Expert(
         description.sha256,
         names_of(description, tensors),
-        Inference(
-            detector.eval().requires_grad_(False),
-            size=base.size,
-            options=options,
-            low_precision=base.low_precision,
-            second_look=base.second_look,
-            calibration=calibration,
-        ),
+        replace(base, detector=detector.eval().requires_grad_(False), options=options, calibration=calibration),
         shared,
     )
 

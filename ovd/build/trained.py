@@ -23,7 +23,7 @@ from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.experts.folder import DESCRIPTION
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
-from ovd.inference import Inference
+from ovd.inference import BatchDetector, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.low_rank import with_adapter_names
@@ -236,8 +236,25 @@ def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> D
 
 def build_inference(
     trained: TrainedDetector, *, size: int | None = None, options: DetectionOptions | None = None
+) -> BatchDetector:
+    """Build the inference of a trained detector with its experts.
+
+    Args:
+        trained, size, options: as for `build_own_inference`.
+
+    Raises:
+        ExpertError: an expert is missing or damaged.
+    """
+    own = build_own_inference(trained, size=size, options=options)
+    if not trained.experts.folders:
+        return own
+    return add_experts(own, trained.experts, options=options, prefilter=trained.prefilter)
+
+
+def build_own_inference(
+    trained: TrainedDetector, *, size: int | None = None, options: DetectionOptions | None = None
 ) -> Inference:
-    """Build the inference of a trained detector, which is moved to its device and put into eval mode.
+    """Build the inference of a trained detector alone, which is moved to its device and put into eval mode.
 
     It is frozen, so that what depends on its weights alone is computed once for all images.
 
@@ -250,7 +267,7 @@ def build_inference(
     if size is not None and trained.threshold is not None:
         warn_of_other_size(config.data.size, size)
     low_precision = resolve_low_precision(config)
-    inference = Inference(
+    return Inference(
         _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),
         size=config.data.size if size is None else checked_size(size),
         options=used,
@@ -258,9 +275,6 @@ def build_inference(
         second_look=build_second_look(config, used.second_look),
         calibration=trained.used_calibration if options is None else trained.calibration,
     )
-    if not trained.experts.folders:
-        return inference
-    return add_experts(inference, trained.experts, options=options, prefilter=trained.prefilter)
 
 
 def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) -> Detector:

@@ -12,7 +12,7 @@ weight.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 
 import numpy as np
@@ -91,14 +91,7 @@ def calibrate(
         bias = _fit_bias(inference, text, index, loading, nearness, held_out)
     # The map with a slope and a curve of 1 leaves scores as they are.
     unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)
-    corrected = Inference(
-        inference.detector,
-        size=inference.size,
-        options=inference.options,
-        low_precision=inference.low_precision,
-        second_look=inference.second_look,
-        calibration=unmapped,
-    )
+    corrected = replace(inference, calibration=unmapped)
     found = corrected.dataset(QueryTexts(text), index, loading)
     rows = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     parts = [

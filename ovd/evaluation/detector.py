@@ -19,7 +19,7 @@ from ovd.structures import Detections
 
 @runtime_checkable
 class DetectsInDataSets(Protocol):
-    """What is evaluated: `ovd.inference.Inference`, or an exported detector."""
+    """What is evaluated: a `BatchDetector`, or an exported detector."""
 
     @property
     def threshold(self) -> float | None: ...

@@ -6,16 +6,15 @@ So the base detector's answers are those that it would give alone, to the last b
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
 from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
-from ovd.inference import ImageBatch, ImageQueries, Inference
+from ovd.inference import BatchDetector, ImageBatch, ImageQueries, Inference
 from ovd.model.last_result import LastResult
 from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import SharedLayers
@@ -46,7 +45,7 @@ class _OwnQueries:
     """What it detects with at these rows."""
 
 
-class ExpertInference(Inference):
+class ExpertInference(BatchDetector):
     """A base detector with experts, in the place of the base detector's own inference.
 
     Its attributes are the base detector's. Scores are compared as they are: calibrate both (`train.calibration`), so
@@ -72,19 +71,13 @@ class ExpertInference(Inference):
             ValueError: an expert is given twice.
         """
         assert experts, "give at least one expert"
-        super().__init__(
-            base.detector,
-            size=base.size,
-            options=base.options,
-            low_precision=base.low_precision,
-            second_look=base.second_look,
-            calibration=base.calibration,
-        )
+        super().__init__(**{field.name: getattr(base, field.name) for field in fields(BatchDetector)})
         self.experts = sorted(experts, key=lambda expert: expert.fingerprint)
         if len({expert.fingerprint for expert in experts}) < len(experts):
             raise ValueError("an expert is given twice; name each once")
         self.num_capped = 0
         """Detections so far that the merged lists had no room for (`max_detections`)."""
+        self._base = base
         self._answerers = [base, *(expert.inference for expert in self.experts)]
         self._shared = [None, *(expert.shared for expert in self.experts)]
         """The layers that each answerer replays; None for the base detector, and for experts with its features."""
@@ -106,14 +99,6 @@ class ExpertInference(Inference):
     def compile(self) -> None:
         for answerer in self._answerers:
             answerer.compile()
-
-    def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
-        """Not for several detectors, each of which has predictions of its own; see `detect`."""
-        raise TypeError("with experts, several detectors predict; use detect, which asks them all")
-
-    def detections(self, *_args: Any, **_options: Any) -> tuple[Detections, ...]:
-        """Not for several detectors, as `predict`."""
-        raise TypeError("with experts, predictions are of several detectors; use detect, which asks them all")
 
     def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         routes = [self._route(of_images.queries) for of_images in asked]
@@ -165,7 +150,8 @@ class ExpertInference(Inference):
                     continue
                 with on_device(self.device), autocast(self.device, self.low_precision):
                     own = features if self._shared[number] is None else detector.backbone(pixels)
-                    predictions = self.without_padding(detector.predict_from(own, pixels), batch.images, batch.sizes)
+                    predictions = detector.predict_from(own, pixels)
+                    predictions = self._base.without_padding(predictions, batch.images, batch.sizes)
                 if detector is self.detector and self._base_answers_again:
                     of_base = predictions
                 yield number, predictions

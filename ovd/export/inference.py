@@ -14,7 +14,7 @@ from ovd.structures import Detections
 
 
 class OnnxInference:
-    """Detects in data sets as `ovd.inference.Inference` does."""
+    """Detects in data sets as a `BatchDetector` does."""
 
     def __init__(self, session: DetectionSession, *, size: int | None = None):
         """
@@ -35,7 +35,7 @@ class OnnxInference:
         """Yield image id and detections of every image of a data set, those of one padded shape together.
 
         Args:
-            queries: as for `Inference.dataset`; only their text rows are used, since an exported detector has no
+            queries: as for `BatchDetector.dataset`; only their text rows are used, since an exported detector has no
                 scores of CLIP's.
 
         Raises:

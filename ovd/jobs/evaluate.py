@@ -1,6 +1,7 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +29,7 @@ from ovd.evaluation.run import evaluate_results
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import sha256_of
-from ovd.inference import Inference
+from ovd.inference import BatchDetector, Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
@@ -56,7 +57,7 @@ def detect_all(
     """
     config = trained.config
     inference = inference or build_inference(trained)
-    if config.eval.compile and isinstance(inference, Inference):
+    if config.eval.compile and isinstance(inference, BatchDetector):
         inference.compile()
     evaluator = evaluate_detector(
         inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine
@@ -153,7 +154,7 @@ def _measured(
         index=index,
     )
     naming = None
-    if not trained.experts.folders and isinstance(inference, Inference):  # it is of one detector's embeddings
+    if isinstance(inference, Inference):  # it is of one detector's embeddings
         naming = naming_of(trained, inference, index, text)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
@@ -181,13 +182,8 @@ def naming_of(
     untouched = untouched_clip(config)
     options = CropOptions(views=((1.0, 1.0),))
     crops = build_crop_encoder(untouched, options, inference.device, inference.low_precision, section="naming")
-    of_names = Inference(
-        inference.detector,
-        size=inference.size,
-        options=DetectionOptions(),  # it looks at no scores and no second time
-        low_precision=inference.low_precision,
-        calibration=trained.calibration,
-    )
+    # It looks at no scores and no second time.
+    of_names = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None
     if trained.detector.name_offsets is not None:
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)

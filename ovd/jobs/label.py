@@ -16,7 +16,7 @@ from ovd.data.loading.buckets import batches_of_like_shape
 from ovd.data.loading.loader import image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import BatchDetector, ImageBatch
 from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
 from ovd.model.query_texts import QueryTexts
 from ovd.progress import progress
@@ -39,7 +39,7 @@ class Labels:
 
 def label_images(
     trained: TrainedDetector,
-    inference: Inference,
+    inference: BatchDetector,
     root: Path,
     paths: Sequence[Path],
     thresholds: Mapping[str, float],
@@ -108,7 +108,7 @@ def label_images(
 
 
 def _answers(
-    inference: Inference,
+    inference: BatchDetector,
     queries: QueryTexts,
     files: ImageFiles,
     report: DataReport,

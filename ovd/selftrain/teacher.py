@@ -15,7 +15,7 @@ from ovd.clip.load import Clip
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.experts.inference import ExpertInference
-from ovd.inference import ImageBatch, Inference
+from ovd.inference import BatchDetector, ImageBatch
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.selftrain.labels import TeacherBoxes
@@ -97,7 +97,7 @@ class TextVariants:
 class OvdTeacher:
     """One of our detectors as a Teacher: images in batches, each with its own queries alone."""
 
-    def __init__(self, inference: Inference, texts: TextVariants, *, run: str):
+    def __init__(self, inference: BatchDetector, texts: TextVariants, *, run: str):
         """
         Args:
             inference: the detector with its inference settings.
@@ -110,7 +110,7 @@ class OvdTeacher:
         if inference.second_look is not None:
             look = inference.second_look
             self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
-        answerers = [inference]
+        answerers: list[BatchDetector] = [inference]
         if isinstance(inference, ExpertInference):
             self.name += f", with {inference.describe_experts()}"
             answerers += [expert.inference for expert in inference.experts]
@@ -138,7 +138,7 @@ class OvdTeacher:
         return [TeacherBoxes(item.boxes.numpy(), item.scores.numpy(), item.classes.numpy()) for item in found]
 
 
-def _applied_calibration(inference: Inference) -> ScoreCalibration | None:
+def _applied_calibration(inference: BatchDetector) -> ScoreCalibration | None:
     """The calibration that changes what an answerer finds: its correction always does, its map if it was fitted so."""
     calibration = inference.calibration
     if calibration is None or not (calibration.name_bias or calibration.applies_to(inference.options)):

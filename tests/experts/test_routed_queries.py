@@ -36,8 +36,17 @@ def test_routes_are_kept_for_the_same_queries_and_no_others(inference) -> None:
     text, weights = TEXT[:3], torch.tensor([0.1, 0.2, 0.3])
     route = inference._route(QueryTexts(text, ScoreEnsemble(weights, 50.0)))
     assert inference._route(QueryTexts(text, ScoreEnsemble(weights, 50.0))) is route
-    (of_base, _) = inference._route(QueryTexts(text))
+    of_base, _ = inference._route(QueryTexts(text))
     assert of_base.queries.ensemble is None
-    (of_base, _) = inference._route(QueryTexts(text, ScoreEnsemble(1 - weights, 50.0)))
+    of_base, _ = inference._route(QueryTexts(text, ScoreEnsemble(1 - weights, 50.0)))
     assert of_base.queries.ensemble is not None
     assert of_base.queries.ensemble.weights.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_it_runs_as_the_base_detector_does_but_has_no_predictions_of_one_detector(inference) -> None:
+    base = inference.experts[0].inference
+    assert (inference.detector, inference.size, inference.options) == (base.detector, base.size, base.options)
+    assert not isinstance(inference, Inference)
+    for name in ("predict", "detections", "classifier"):
+        assert hasattr(base, name)
+        assert not hasattr(inference, name)

@@ -150,15 +150,6 @@ def test_a_name_with_an_example_is_answered_by_the_detector_and_that_is_told(sta
     assert "more than its name" not in capsys.readouterr().err
 
 
-def test_predictions_of_several_detectors_are_refused(start, experts, image) -> None:
-    inference = Predictor.load(start, experts=experts[:1])._inference
-    batch = torch.from_numpy(image[:32, :64]).permute(2, 0, 1)[None]
-    with pytest.raises(TypeError, match="several detectors predict"):
-        inference.predict(batch, torch.tensor([[32, 64]]))
-    with pytest.raises(TypeError, match="use detect"):
-        inference.detections(None, None, None)  # type: ignore[arg-type]
-
-
 def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts, image) -> None:
     """The fine-tuned detector has all layers of its own and was stored apart, as an ordinary run."""
     for path, names in zip(experts, [[*NEW], ["brass key"], ["oak leaf", "tin can"]], strict=True):

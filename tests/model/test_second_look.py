@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector
 from ovd.build.text import evaluation_text, queries_of_index
-from ovd.build.trained import TrainedDetector, build_inference
+from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.config import LabelOptions, TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
@@ -61,7 +61,7 @@ def trained(tiny_clip) -> TrainedDetector:
 
 @pytest.fixture(scope="module")
 def inference(trained) -> Inference:
-    return build_inference(trained)
+    return build_own_inference(trained)
 
 
 def random_image(seed: int, height: int, width: int) -> np.ndarray:
@@ -122,7 +122,7 @@ def test_an_image_is_seen_in_a_batch_as_alone(trained, inference):
         images[row, :, :60] = torch.from_numpy(picture).permute(2, 0, 1)
     sizes = torch.tensor([[60, 96]] * 2)
     together = inference.detect(queries, ImageBatch(images, sizes, sizes))
-    without = build_inference(trained, options=inference.options.model_copy(update={"second_look": None}))
+    without = build_own_inference(trained, options=inference.options.model_copy(update={"second_look": None}))
     for picture, found in zip(pictures, together, strict=True):
         assert_close(found, inference.image(queries, picture))
         plain = without.image(queries, picture)
