@@ -57,7 +57,7 @@ def main() -> None:
     trained = load_detector(arguments.run)
     options = DetectionOptions(max_detections=BEST)
     inferences: dict[float | None, BatchDetector] = {
-        share: build_inference(trained, size=arguments.size, options=options.model_copy(update={"prefilter": share}))
+        share: build_inference(trained, size=arguments.size, options=options, prefilter=share)
         for share in (None, *SHARES)
     }
     names = list(dict.fromkeys([*trained.classes, *words()]))[: max(VOCABULARIES)]

@@ -45,15 +45,19 @@ class Predictor(ModelHubMixin):
     repository of the Hugging Face hub, with weights, config, calibration, and a model card of what was measured.
     """
 
-    def __init__(self, trained: TrainedDetector, *, size: int | None = None):
+    def __init__(self, trained: TrainedDetector, *, size: int | None = None, prefilter: float | None = None):
         """
         Args:
             trained: a detector, which is moved to the device of its config.
             size: longest side in pixels that images are resized to; by default as in training.
+            prefilter: as for `load`.
+
+        Raises:
+            ValueError: a size under 32 px; a prefilter that is no share.
         """
         self._trained = trained
         self._hub_mixin_config = {}  # config.json, by which the hub counts downloads
-        self._inference = build_inference(trained, size=size)
+        self._inference = build_inference(trained, size=size, prefilter=prefilter)
         self._queries_of = _kept_queries(trained)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class Predictor(ModelHubMixin):
         if not folders and (same_place != "base_stays" or nearest):
             raise ValueError("same_place and nearest are for experts; give some, or leave both out")
         group = ExpertGroup(tuple(map(Path, folders)), same_place, nearest)
-        return cls(load_detector(Path(run), device, experts=group, prefilter=prefilter), size=size)
+        return cls(load_detector(Path(run), device, experts=group), size=size, prefilter=prefilter)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Predictor":
