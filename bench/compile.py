@@ -17,8 +17,9 @@ from fresh import argument_parser, fresh_detector
 from measured import medians, save
 
 from ovd.engine.step import Criterion, backward, set_initial_bias
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 
 LARGEST_DIFFERENCE = 1e-3
@@ -34,6 +35,7 @@ def main() -> None:
     batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
     rows = fresh.text(arguments.classes)
     texts = fresh.step_texts(rows, arguments.batch_size)
+    queries, images = QueryTexts(rows), ImageBatch(batch.images, batch.sizes, batch.sizes)
     set_initial_bias(plain, batch, rows, low_precision)
     options = DetectionOptions(score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=2000)
     forms = {
@@ -52,7 +54,7 @@ def main() -> None:
 
     def look(use_compiled: bool) -> float:
         forms[use_compiled].detector.eval()
-        found = forms[use_compiled].detect(rows, batch.images, batch.sizes, batch.sizes)
+        found = forms[use_compiled].detect(queries, images)
         return sum(item.scores.sum().item() for item in found)
 
     result: dict[str, object] = {

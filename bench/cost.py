@@ -27,7 +27,9 @@ from train_step import make_step
 from ovd.config import LabelOptions
 from ovd.data.annotations import load_annotations
 from ovd.data.report import DataReport
+from ovd.inference import ImageBatch
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 from ovd.selftrain.pseudo_label import label_shards
 
@@ -85,7 +87,8 @@ def detection(setting: Setting, config: Path, device: torch.device, _: Path) -> 
     fresh = fresh_detector(config, device)
     batch, text = fresh.batch(setting.batch, setting.side, 1), fresh.text(setting.classes)
     inference = fresh.inference(size=setting.side, options=OPTIONS)
-    return lambda: inference.detect(text, batch.images, batch.sizes, batch.sizes)
+    queries, images = QueryTexts(text), ImageBatch(batch.images, batch.sizes, batch.sizes)
+    return lambda: inference.detect(queries, images)
 
 
 def labelling(setting: Setting, _: Path, device: torch.device, folder: Path) -> Callable[[], object]:

@@ -16,7 +16,9 @@ from measured import milliseconds, save, seconds_of, time_ratio
 from peer import torchvision_fcos, torchvision_images
 from torch import Tensor
 
+from ovd.inference import ImageBatch
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import autocast, describe_machine
 
 CLASSES = (91, 1203)
@@ -35,10 +37,11 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
     peer = torchvision_fcos(num_classes, size, fresh.device, fresh.frozen_layout).eval()
     peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
     peer.detections_per_img = OPTIONS.max_detections
-    images = torchvision_images(batch)
+    given = torchvision_images(batch)
+    queries, images = QueryTexts(text), ImageBatch(batch.images, batch.sizes, batch.sizes)
 
     def ours() -> list[Tensor]:
-        return [found.boxes for found in inference.detect(text, batch.images, batch.sizes, batch.sizes)]
+        return [found.boxes for found in inference.detect(queries, images)]
 
     def forward() -> list[Tensor]:
         return list(inference.predict(batch.images, batch.sizes).boxes)
@@ -46,7 +49,7 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
     @torch.no_grad()
     def torchvision() -> list[Tensor]:
         with autocast(fresh.device, low_precision):
-            found = peer(images)
+            found = peer(given)
         return [{name: part.cpu() for name, part in item.items()}["boxes"] for item in found]
 
     return {"ours": ours, "forward": forward, "torchvision": torchvision}

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from ovd.build.data import draw_world, hold_out, load_training_index, load_validation_index
 from ovd.build.prompts import SHARE_OF_IMAGES, Example, PromptEncoder
-from ovd.build.text import text_of_index
+from ovd.build.text import evaluation_text, score_ensemble
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.config import TrainConfig
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.jobs.evaluate import detect_all
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 
 NUM_EXAMPLES = 5
@@ -86,7 +87,8 @@ def novel_precision(
     trained: TrainedDetector, index: AnnotationIndex, text: Float[Tensor, "C D"], novel: Sequence[int]
 ) -> dict[str, float]:
     """AP in percent of all classes and of the novel ones."""
-    of_id = {row.category_id: row.AP for row in detect_all(trained, index, text).evaluate().classes if row.AP > -1}
+    queries = QueryTexts(text, score_ensemble(trained, index.names))
+    of_id = {row.category_id: row.AP for row in detect_all(trained, index, queries).evaluate().classes if row.AP > -1}
     ids = [index.categories[row].id for row in novel]
     of_novel = [of_id[identifier] for identifier in ids if identifier in of_id]
     return {"AP": 100 * float(np.mean(list(of_id.values()))), "AP novel": 100 * float(np.mean(of_novel))}
@@ -96,7 +98,7 @@ def measure(trained: TrainedDetector, *, draws: int, held_out: bool) -> dict[str
     """The figures of each draw, by the way of asking."""
     index = load_validation_index(trained.config, DataReport(stops=False))
     assert index is not None, "the world has a validation set"
-    text = text_of_index(trained.config, trained.clip, index)
+    text = evaluation_text(trained.config, trained.clip, index.names, index.synonyms)
     novel = novel_rows(trained.config, index, held_out=held_out)
     print(f"{trained.config.output}: {len(novel)} of {len(index.categories)} classes by examples", flush=True)
     figures = {"by name": [novel_precision(trained, index, text, novel)]}

@@ -26,6 +26,7 @@ from ovd.experts.names import ExpertNames
 from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.low_rank import add_adapters
+from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.precision import autocast, describe_machine, memory_format
@@ -76,7 +77,7 @@ def frozen_side_of(fresh: Fresh) -> SideBranch:
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     detector, low_precision, size = copy.deepcopy(fresh.detector), fresh.low_precision, batch.images.shape[-1]
-    # As `build_inference` does; the fresh one trains afterwards.
+    # As `build_own_inference` does; the fresh one trains afterwards.
     detector.requires_grad_(False).to(memory_format=fresh.frozen_layout)
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
@@ -91,8 +92,9 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         copied.side = frozen_side_of(fresh)
         return Expert(str(number), ExpertNames((), rows[number], rows[0], 1.0), inference_of(copied), shared)
 
-    sizes = torch.full((len(batch.images), 2), size)
-    asked = {count: torch.cat(rows[: count + 1]) for count in NUM_EXPERTS}
+    images = ImageBatch(batch.images, batch.sizes, torch.full((len(batch.images), 2), size))
+    of_base = QueryTexts(rows[0])
+    asked = {count: QueryTexts(torch.cat(rows[: count + 1])) for count in NUM_EXPERTS}
 
     @torch.no_grad()
     def features():
@@ -107,7 +109,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         with autocast(batch.images.device, low_precision):
             predictions = detector.predict_from(*computed)
         predictions = base.without_padding(predictions, batch.images, batch.sizes)
-        return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), rows[0])
+        return base.detections(predictions, ImageBatch(batch.images, batch.sizes, batch.sizes), of_base)
 
     side = frozen_side_of(fresh)
 
@@ -117,7 +119,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
             return side(computed[1], computed[0].features)
 
     forms: dict[str, Callable[[], object]] = {
-        "base alone": lambda: base.detect(rows[0], batch.images, batch.sizes, sizes),
+        "base alone": lambda: base.detect(of_base, images),
         "backbone": features,
         "pyramid, head and scoring": rest,
         "side branch": side_branch,
@@ -127,7 +129,7 @@ def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, 
         for count in NUM_EXPERTS:
             name = f"{count} experts" + ("" if shares else " that share no layers")
             grouped = ExpertInference(base, experts[:count], same_place="both")
-            forms[name] = partial(grouped.detect, asked[count], batch.images, batch.sizes, sizes)
+            forms[name] = partial(grouped.detect, asked[count], images)
     seconds = medians(forms, batch.images.device)
     parts = {count: seconds["backbone"] + (count + 1) * seconds["pyramid, head and scoring"] for count in NUM_EXPERTS}
     return {

@@ -41,6 +41,7 @@ from ovd.data.images.files import images_below
 from ovd.data.images.read import read_image
 from ovd.export.detector import export_detector
 from ovd.export.smaller import calibration_images, quantize, to_half
+from ovd.model.query_texts import QueryTexts
 from ovd.onnx import Predictor
 from ovd.precision import describe_machine
 from ovd.predictor import Predictor as TorchPredictor
@@ -87,7 +88,7 @@ def vocabularies(run: Path, model: Path, images: Sequence[np.ndarray]) -> list[d
     }
     rows = []
     for name, text in texts.items():
-        pairs = [(inference.image(text, image), predictor.detect(image, text.numpy())) for image in images]
+        pairs = [(inference.image(QueryTexts(text), image), predictor.detect(image, text.numpy())) for image in images]
         different = sum(num_without_equal(*pair) for pair in pairs)
         found = sum(len(own.scores) for own, _ in pairs)
         rows.append({"vocabulary": name, "images": len(pairs), "detections": found, "without equal": different})

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.build.detector import build_detector, configured_clip
-from ovd.build.trained import TrainedDetector, build_inference
+from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.load import Clip, load_clip
 from ovd.config import LabelOptions, TrainConfig
 from ovd.config_files import load_config
@@ -89,7 +89,7 @@ class Fresh:
         return frozen_memory_format(self.low_precision, self.device)
 
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
-        """As `build_inference` makes it: of a frozen detector."""
+        """As `build_own_inference` makes it: of a frozen detector."""
         self.detector.requires_grad_(False).to(memory_format=self.frozen_layout)
         return Inference(
             self.detector, size=size, options=options, low_precision=self.low_precision, second_look=second_look
@@ -188,7 +188,7 @@ def fresh_teacher(device: torch.device, shards: Path, options: LabelOptions) -> 
         score_threshold=options.score_threshold, nms_iou=0.6, max_detections=options.max_boxes + 1, candidates=2000
     )
     trained = TrainedDetector(build_detector(config, clip), config, clip, ())
-    inference = build_inference(trained, options=detection)
+    inference = build_own_inference(trained, options=detection)
     detector, pairs = inference.detector, PairShards(shards)
     rows = range(min(options.batch_size, len(pairs)))
     images = torch.stack([torch.from_numpy(read_image(pairs[row].image)).permute(2, 0, 1) for row in rows])

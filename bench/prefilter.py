@@ -18,8 +18,9 @@ from measured import save
 from ovd.build.detector import resolve_device
 from ovd.build.trained import build_inference, load_detector
 from ovd.data.images.read import read_image
-from ovd.inference import Inference
+from ovd.inference import BatchDetector
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 from ovd.predictor import PromptEncoder
 from ovd.progress import progress
@@ -55,8 +56,8 @@ def main() -> None:
     torch.set_num_threads(2)
     trained = load_detector(arguments.run)
     options = DetectionOptions(max_detections=BEST)
-    inferences: dict[float | None, Inference] = {
-        share: build_inference(trained, size=arguments.size, options=options.model_copy(update={"prefilter": share}))
+    inferences: dict[float | None, BatchDetector] = {
+        share: build_inference(trained, size=arguments.size, options=options, prefilter=share)
         for share in (None, *SHARES)
     }
     names = list(dict.fromkeys([*trained.classes, *words()]))[: max(VOCABULARIES)]
@@ -66,7 +67,7 @@ def main() -> None:
     for file in progress(files, len(files), "images"):
         pixels = read_image(file)
         for count in VOCABULARIES:
-            found = {share: boxes_of(one.image(text[:count], pixels)) for share, one in inferences.items()}
+            found = {share: boxes_of(one.image(QueryTexts(text[:count]), pixels)) for share, one in inferences.items()}
             for share in SHARES:
                 kept[count, share].append(len(found[None] & found[share]) / max(1, len(found[None])))
     rows = [

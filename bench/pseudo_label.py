@@ -23,6 +23,7 @@ from measured import save, seconds_of, time_ratio
 from ovd.config import LabelOptions
 from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import autocast, describe_machine
 from ovd.selftrain.labels import read_labels
 from ovd.selftrain.pseudo_label import label_shards
@@ -75,7 +76,7 @@ def main() -> None:
             for position in range(NUM_PAIRS):
                 pair = pairs[position]
                 text = encode_tokens(fresh.clip, fresh.clip.tokenizer([pair.caption]))
-                found = inference.image(text, read_image(pair.image))
+                found = inference.image(QueryTexts(text), read_image(pair.image))
                 rows.append({name: part.tolist() for name, part in asdict(found).items()})
                 naive_scores.append(best_scores(found.scores.numpy()))
             (folder / "naive.json").write_text(json.dumps(rows))

@@ -28,6 +28,8 @@ from ovd.build.detector import resolve_device
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
 from ovd.data.loading.padding import pad_images
+from ovd.inference import ImageBatch
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 from ovd.serve.answerer import Answerer
 
@@ -98,7 +100,7 @@ class Plain:
         trained = load_detector(run)
         self.answerer = Answerer(trained)
         self.inference = build_inference(trained)
-        self.text = evaluation_text(trained.config, trained.clip, NAMES)
+        self.queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
         self.pictures = pictures
         self.batch = batch
 
@@ -111,7 +113,8 @@ class Plain:
             images, sizes = pad_images(
                 [picture.pixels for picture in prepared], divisor=self.inference.detector.size_divisor
             )
-            self.inference.detect(self.text, images, sizes, torch.tensor([picture.shape for picture in prepared]))
+            original_sizes = torch.tensor([picture.shape for picture in prepared])
+            self.inference.detect(self.queries, ImageBatch(images, sizes, original_sizes))
             done += self.batch
         return done / (time.perf_counter() - start)
 

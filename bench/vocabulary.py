@@ -15,7 +15,9 @@ import torch
 from fresh import fresh_detector, parse_with_sizes
 from measured import milliseconds, save, seconds_of, time_ratio
 
+from ovd.inference import ImageBatch
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 from ovd.structures import Detections
 
@@ -32,11 +34,12 @@ def main() -> None:
     device = arguments.device
     fresh = fresh_detector(arguments.config, device)
     batch, text = fresh.batch(arguments.batch_size, arguments.size, 1), fresh.text(max(VOCABULARIES))
+    images = ImageBatch(batch.images, batch.sizes, batch.sizes)
 
     def detect(count: int, prefilter: float | None) -> Callable[[], tuple[Detections, ...]]:
         options = OPTIONS.model_copy(update={"prefilter": prefilter})
         inference = fresh.inference(size=arguments.size, options=options)
-        return partial(inference.detect, text[:count], batch.images, batch.sizes, batch.sizes)
+        return partial(inference.detect, QueryTexts(text[:count]), images)
 
     forms = {f"{count:,} names": detect(count, None) for count in VOCABULARIES}
     best = torch.tensor([[float(found.scores.max()) for found in form()] for form in forms.values()])

@@ -27,13 +27,13 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"{error}: detectron2 is on no package index; docs/detectron2.md says how to get it"
     ) from error
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, configured_clip
-from ovd.build.text import build_class_bank, build_text_sampler, text_of_names
-from ovd.build.trained import TrainedDetector, initialize, load_detector, score_ensemble
+from ovd.build.text import build_class_bank, build_text_sampler, queries_of_names
+from ovd.build.trained import TrainedDetector, initialize, load_detector
 from ovd.config import TrainConfig
 from ovd.config_files import load_config
 from ovd.data.formats.known import FORMATS
@@ -43,7 +43,8 @@ from ovd.distributed import world_size
 from ovd.engine.step import Criterion, Part, set_initial_bias
 from ovd.engine.step_texts import StepTexts, TextSampler
 from ovd.engine.train import step_generator
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import autocast
 from ovd.structures import Batch, Detections, Predictions, Targets
 
@@ -130,8 +131,7 @@ class OvdDetector(nn.Module):
         trained: TrainedDetector,
         is_fresh: bool,
         text_sampler: TextSampler | None,
-        text: Float[Tensor, "C D"],
-        test_classes: list[str],
+        queries: QueryTexts,
         row_of_id: dict[int, int],
         is_bgr: bool,
     ):
@@ -140,7 +140,7 @@ class OvdDetector(nn.Module):
             trained: a detector with its config, trained or not.
             is_fresh: whether the logit bias is still to be solved for, on the first training batch.
             text_sampler: draws texts of the training set's classes; None to detect only.
-            text: unit rows of the test set's classes.
+            queries: one for each class of the test set.
             row_of_id: row of each category id of the training set.
             is_bgr: whether images come as BGR, detectron2's default.
         """
@@ -148,9 +148,9 @@ class OvdDetector(nn.Module):
         self.detector = trained.detector
         self.register_buffer("bias_is_solved", torch.tensor(not is_fresh))
         self.register_buffer("step", torch.tensor(0))  # the drawn texts are a function of it
-        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("text", queries.text, persistent=False)
         self._config = trained.config
-        self._ensemble = score_ensemble(trained, test_classes)
+        self._ensemble = queries.ensemble
         self._second_look = build_second_look(trained.config, trained.config.eval.second_look)
         self._calibration = trained.used_calibration
         self._text_sampler = text_sampler
@@ -196,13 +196,11 @@ class OvdDetector(nn.Module):
                 image_counts[row_of_id[of_class["id"]]] = of_class["image_count"]
             bank = build_class_bank(config, clip, names, _synonyms(training))
             text_sampler = build_text_sampler(config, bank, image_counts)
-        test_classes = list(tested.thing_classes)
         return {
             "trained": trained,
             "is_fresh": is_fresh,
             "text_sampler": text_sampler,
-            "text": text_of_names(trained, test_classes, _synonyms(tested)),
-            "test_classes": test_classes,
+            "queries": queries_of_names(trained, list(tested.thing_classes), _synonyms(tested)),
             "row_of_id": row_of_id,
             "is_bgr": cfg.INPUT.FORMAT == "BGR",
         }
@@ -232,7 +230,8 @@ class OvdDetector(nn.Module):
             second_look=self._second_look,
             calibration=self._calibration,
         )
-        found = inference.detect(self.text, images, sizes, torch.tensor(heights_widths), ensemble=self._ensemble)
+        batch = ImageBatch(images, sizes, torch.tensor(heights_widths))
+        found = inference.detect(QueryTexts(self.text, self._ensemble), batch)
         return [{"instances": to_instances(item, *size)} for item, size in zip(found, heights_widths, strict=True)]
 
     def _images(self, batched_inputs: list[dict[str, Any]]) -> tuple[Tensor, Int[Tensor, "B 2"]]:

@@ -1,7 +1,8 @@
 """Inference with a detector: on an image, a batch of images, or a data set."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,8 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.last_result import LastResult
-from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.postprocess import postprocess
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
 from ovd.precision import autocast, on_device
@@ -60,47 +61,34 @@ class ImageQueries:
     """The queries of some images of a batch."""
 
     images: slice
-    text: Float[Tensor, "C D"]
-    """Unit rows, one per query."""
-    ensemble: ScoreEnsemble | None
-    """Combines the scores with CLIP's."""
+    queries: QueryTexts
 
 
-class Inference:
-    """A detector with the size of its images, its precision, and the settings of its post-processing."""
+@dataclass(eq=False, repr=False)
+class BatchDetector(ABC):
+    """What detects in images, batches and data sets: a detector alone (`Inference`), or one with experts.
 
-    def __init__(
-        self,
-        detector: Detector,
-        *,
-        size: int,
-        options: DetectionOptions,
-        low_precision: bool,
-        second_look: CropEncoder | None = None,
-        calibration: ScoreCalibration | None = None,
-    ):
-        """
-        Args:
-            detector: in eval mode, on the device to run on, best in the precision's memory format.
-            size: longest side in pixels that images are resized to.
-            options: settings of post-processing.
-            low_precision: whether to use bf16 autocast.
-            second_look: encodes crops, on the detector's device; exactly with `options.second_look`.
-            calibration: of the detector; its map is used if it was fitted with these options.
+    Raises:
+        ValueError: only one of `second_look` and `options.second_look` is given.
+    """
 
-        Raises:
-            ValueError: only one of `second_look` and `options.second_look` is given.
-        """
-        if (second_look is None) != (options.second_look is None):
+    detector: Detector
+    """In eval mode, on the device to run on, best in the precision's memory format."""
+    _: KW_ONLY
+    size: int
+    """Longest side in pixels that images are resized to."""
+    options: DetectionOptions
+    """Settings of post-processing."""
+    low_precision: bool
+    """Whether to use bf16 autocast."""
+    second_look: CropEncoder | None = None
+    """Encodes crops, on the detector's device; exactly with `options.second_look`."""
+    calibration: ScoreCalibration | None = None
+    """Of the detector; its map is used if it was fitted with these options."""
+
+    def __post_init__(self) -> None:
+        if (self.second_look is None) != (self.options.second_look is None):
             raise ValueError("second_look and options.second_look go together; give both or neither")
-        self.detector = detector
-        self.size = size
-        self.options = options
-        self.low_precision = low_precision
-        self.second_look = second_look
-        self.calibration = calibration
-        self._classifier = LastResult[TextClassifier]()
-        self._nearness_of_text = LastResult[Tensor]()
 
     @property
     def threshold(self) -> float | None:
@@ -116,6 +104,80 @@ class Inference:
     def is_calibrated(self) -> bool:
         """Whether scores are probabilities of a box of this name being there."""
         return self.threshold is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the detector runs on."""
+        return self.detector.device
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile pyramid and head; worthwhile for many images."""
+
+    def detect(self, queries: QueryTexts, batch: ImageBatch) -> tuple[Detections, ...]:
+        """Detections in a padded batch, in pixels of the original images, on the CPU.
+
+        Norms average over the padding, so that an image is found the same as alone only in a batch of images of its own
+        padded shape (`EvalLoader`).
+        """
+        return self._detect_any([ImageQueries(slice(None), queries)], batch)
+
+    def detect_each(self, queries: Sequence[QueryTexts], batch: ImageBatch) -> tuple[Detections, ...]:
+        """As `detect`, with classes of its own for each image, none for an image to pass over."""
+        asked = [ImageQueries(slice(row, row + 1), of_image) for row, of_image in enumerate(queries)]
+        return self._detect_any(asked, batch)
+
+    @torch.no_grad()
+    def _detect_any(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        """Detections in each image of a batch, which may be empty; nothing in images without a query."""
+        asked = [of_images for of_images in asked if len(of_images.queries) > 0]
+        if not asked or len(batch) == 0:
+            return (Detections.empty(),) * len(batch)
+        return self._detect(asked, batch.to(self.device))
+
+    @abstractmethod
+    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
+
+    def image(self, queries: QueryTexts, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
+        """Detections in one RGB image of any size, in pixels of this image."""
+        resized = np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])
+        padded, sizes = pad_images([torch.from_numpy(resized).permute(2, 0, 1)], divisor=self.detector.size_divisor)
+        return self.detect(queries, ImageBatch(padded, sizes, torch.tensor([image.shape[:2]])))[0]
+
+    def dataset(
+        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
+    ) -> Iterator[tuple[int, Detections]]:
+        """Yield image id and detections of every image of a data set, those of one padded shape together.
+
+        Raises:
+            DataError: as for `batches`.
+        """
+        for batch, original_sizes in self.batches(index, loading):
+            found = self.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
+            yield from zip(batch.image_ids, found, strict=True)
+
+    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
+        """Batches of every image of a data set as the detector takes it, and heights and widths before that.
+
+        Raises:
+            DataError: an image is missing or cannot be read; an evaluation never leaves one out.
+        """
+        return EvalLoader(
+            index,
+            loading,
+            size=self.size,
+            size_divisor=self.detector.size_divisor,
+            pin_memory=pins_memory(self.device),
+        )
+
+
+@dataclass(eq=False, repr=False)
+class Inference(BatchDetector):
+    """One detector alone; `dataclasses.replace` makes a changed copy."""
+
+    _classifier: LastResult[TextClassifier] = field(default_factory=LastResult, init=False)
+    _nearness_of_text: LastResult[Tensor] = field(default_factory=LastResult, init=False)
 
     def classifier(self, text: Float[Tensor, "C D"]) -> TextClassifier:
         """The classifier of these unit rows, corrected for the bias towards trained names.
@@ -136,13 +198,7 @@ class Inference:
         """Nearness of texts to the trained ones, computed once for batch after batch with the same texts."""
         return self._nearness_of_text.of((text, calibration.trained_text), lambda: calibration.nearness(text.cpu()))
 
-    @property
-    def device(self) -> torch.device:
-        """Device that the detector runs on."""
-        return self.detector.device
-
     def compile(self) -> None:
-        """Compile pyramid and head; worthwhile for many images."""
         self.detector.compile_learned_path()
 
     @torch.no_grad()
@@ -169,83 +225,23 @@ class Inference:
         outside = self.detector.points(images).in_padding(sizes)
         return replace(predictions, quality=predictions.quality.masked_fill(outside, -torch.inf))
 
-    def detect(
-        self,
-        text: Float[Tensor, "C D"],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-        *,
-        ensemble: ScoreEnsemble | None = None,
-    ) -> tuple[Detections, ...]:
-        """Detections in a padded batch, in pixels of the original images, on the CPU.
-
-        Norms average over the padding, so that an image is found the same as alone only in a batch of images of its own
-        padded shape (`EvalLoader`).
-
-        Args:
-            text: unit rows, one per class to detect; none for no detections.
-            images: padded at the right and bottom.
-            sizes, original_sizes: height and width before padding, and before resizing.
-            ensemble: combines the scores with CLIP's.
-        """
-        batch = ImageBatch(images, sizes, original_sizes)
-        return self._detect_any([ImageQueries(slice(None), text, ensemble)], batch)
-
-    def detect_each(
-        self,
-        texts: Sequence[Float[Tensor, "_ D"]],
-        images: UInt8[Tensor, "B 3 H W"],
-        sizes: Int[Tensor, "B 2"],
-        original_sizes: Int[Tensor, "B 2"],
-        *,
-        ensembles: Sequence[ScoreEnsemble | None] | None = None,
-    ) -> tuple[Detections, ...]:
-        """As `detect`, with classes of its own for each image.
-
-        Args:
-            texts: unit rows for each image, none for an image to pass over.
-            ensembles: of each image, as for `detect`.
-        """
-        asked = zip(texts, ensembles or [None] * len(texts), strict=True)
-        queries = [ImageQueries(slice(row, row + 1), *of_image) for row, of_image in enumerate(asked)]
-        return self._detect_any(queries, ImageBatch(images, sizes, original_sizes))
-
-    @torch.no_grad()
-    def _detect_any(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        """Detections in each image of a batch, which may be empty; nothing in images without a query."""
-        queries = [asked for asked in queries if len(asked.text) > 0]
-        if not queries or len(batch) == 0:
-            return (Detections.empty(),) * len(batch)
-        return self._detect(queries, batch.to(self.device))
-
-    def _detect(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        """`_detect_any` for at least one query of at least one image; tensors are on the detector's device."""
+    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
         found = [Detections.empty()] * len(batch)
         predictions = self.predict(batch.images, batch.sizes)
-        for asked in queries:
-            rows = asked.images
-            found[rows] = self.detections(
-                predictions.of_images(rows), batch.of_images(rows), asked.text, ensemble=asked.ensemble
-            )
+        for of_images in asked:
+            rows = of_images.images
+            found[rows] = self.detections(predictions.of_images(rows), batch.of_images(rows), of_images.queries)
         return tuple(found)
 
     @torch.no_grad()
-    def detections(
-        self,
-        predictions: Predictions,
-        batch: ImageBatch,
-        text: Float[Tensor, "C D"],
-        *,
-        ensemble: ScoreEnsemble | None = None,
-    ) -> tuple[Detections, ...]:
+    def detections(self, predictions: Predictions, batch: ImageBatch, queries: QueryTexts) -> tuple[Detections, ...]:
         """Post-process predictions as `detect` does; the same ones may be used with several vocabularies.
 
         Args:
             predictions, batch: of the same images, on the detector's device.
-            text: unit rows, one per class to detect, at least one.
-            ensemble: as for `detect`.
+            queries: at least one.
         """
+        text, ensemble = queries.text, queries.ensemble
         classifier, look = self.classifier(text), None
         # Fitted to the detector alone, without CLIP's scores.
         calibration = None if self.threshold is None or ensemble is not None else self.calibration
@@ -280,52 +276,6 @@ class Inference:
                 most=self.options.max_detections,
             )
             for item in found
-        )
-
-    def image(
-        self, text: Float[Tensor, "C D"], image: UInt8[np.ndarray, "H W 3"], *, ensemble: ScoreEnsemble | None = None
-    ) -> Detections:
-        """Detections in one RGB image of any size, in pixels of this image.
-
-        Args:
-            text, ensemble: as for `detect`.
-        """
-        resized = np.require(eval_transform(size=self.size)(image), requirements=["C", "W"])
-        padded, sizes = pad_images([torch.from_numpy(resized).permute(2, 0, 1)], divisor=self.detector.size_divisor)
-        return self.detect(text, padded, sizes, torch.tensor([image.shape[:2]]), ensemble=ensemble)[0]
-
-    def dataset(
-        self,
-        text: Float[Tensor, "C D"],
-        index: AnnotationIndex,
-        loading: Loading,
-        *,
-        ensemble: ScoreEnsemble | None = None,
-    ) -> Iterator[tuple[int, Detections]]:
-        """Yield image id and detections of every image of a data set, those of one padded shape together.
-
-        Args:
-            text, ensemble: as for `detect`.
-
-        Raises:
-            DataError: as for `batches`.
-        """
-        for batch, original_sizes in self.batches(index, loading):
-            found = self.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
-            yield from zip(batch.image_ids, found, strict=True)
-
-    def batches(self, index: AnnotationIndex, loading: Loading) -> EvalLoader:
-        """Batches of every image of a data set as the detector takes it, and heights and widths before that.
-
-        Raises:
-            DataError: an image is missing or cannot be read; an evaluation never leaves one out.
-        """
-        return EvalLoader(
-            index,
-            loading,
-            size=self.size,
-            size_divisor=self.detector.size_divisor,
-            pin_memory=pins_memory(self.device),
         )
 
 

@@ -23,11 +23,12 @@ from torch import Tensor
 from ovd.build.model_card import METRICS, model_card
 from ovd.build.packaged import check_packable, save_packaged
 from ovd.build.prompts import Prompt, PromptEncoder
-from ovd.build.trained import TrainedDetector, build_inference, load_detector, score_ensemble
+from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.choices import SamePlace
 from ovd.data.images.pixels import AnyImage, pixels_of
 from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
+from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
 from ovd.text.names import check_each_once, names_asked
 from ovd.text.unit_rows import as_unit_rows
@@ -44,24 +45,28 @@ class Predictor(ModelHubMixin):
     repository of the Hugging Face hub, with weights, config, calibration, and a model card of what was measured.
     """
 
-    def __init__(self, trained: TrainedDetector, *, size: int | None = None):
+    def __init__(self, trained: TrainedDetector, *, size: int | None = None, prefilter: float | None = None):
         """
         Args:
             trained: a detector, which is moved to the device of its config.
             size: longest side in pixels that images are resized to; by default as in training.
+            prefilter: as for `load`.
+
+        Raises:
+            ValueError: a size under 32 px; a prefilter that is no share.
         """
         self._trained = trained
         self._hub_mixin_config = {}  # config.json, by which the hub counts downloads
-        self._inference = build_inference(trained, size=size)
-        self._text_of = _kept_rows(trained)
+        self._inference = build_inference(trained, size=size, prefilter=prefilter)
+        self._queries_of = _kept_queries(trained)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the kept rows, for copies in other processes."""
-        return {name: value for name, value in vars(self).items() if name != "_text_of"}
+        """Without what is kept of names, for copies in other processes."""
+        return {name: value for name, value in vars(self).items() if name != "_queries_of"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._text_of = _kept_rows(self._trained)
+        self._queries_of = _kept_queries(self._trained)
 
     @property
     def threshold(self) -> float:
@@ -107,7 +112,7 @@ class Predictor(ModelHubMixin):
         if not folders and (same_place != "base_stays" or nearest):
             raise ValueError("same_place and nearest are for experts; give some, or leave both out")
         group = ExpertGroup(tuple(map(Path, folders)), same_place, nearest)
-        return cls(load_detector(Path(run), device, experts=group, prefilter=prefilter), size=size)
+        return cls(load_detector(Path(run), device, experts=group), size=size, prefilter=prefilter)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Predictor":
@@ -187,11 +192,7 @@ class Predictor(ModelHubMixin):
         """
         asked = names_asked(names, (str, Prompt))
         check_each_once(map(_only_text, asked))
-        return self._inference.image(
-            self._text_of(asked),
-            pixels_of(image),
-            ensemble=score_ensemble(self._trained, [item if isinstance(item, str) else item.texts for item in asked]),
-        )
+        return self._inference.image(self._queries_of(asked), pixels_of(image))
 
     def detect(self, image: AnyImage, text: Float[Tensor, "C D"] | np.ndarray) -> Detections:
         """Detect with text rows of one's own, without score ensembling, which needs names.
@@ -205,12 +206,12 @@ class Predictor(ModelHubMixin):
         """
         given = text.detach().float().cpu().numpy() if isinstance(text, Tensor) else text
         rows = torch.from_numpy(as_unit_rows(given, self._trained.clip.dim))
-        return self._inference.image(rows, pixels_of(image))
+        return self._inference.image(QueryTexts(rows), pixels_of(image))
 
 
-def _kept_rows(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], Float[Tensor, "C D"]]:
-    """`PromptEncoder.rows`, which keeps those of the last few lists of names."""
-    return lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).rows)
+def _kept_queries(trained: TrainedDetector) -> Callable[[tuple[str | Prompt, ...]], QueryTexts]:
+    """`PromptEncoder.queries`, which keeps those of the last few lists of names."""
+    return lru_cache(NAME_LISTS_KEPT)(PromptEncoder(trained).queries)
 
 
 def _only_text(prompt: str | Prompt) -> str | None:

@@ -15,10 +15,11 @@ from torchvision.ops import box_iou
 
 from ovd.export.detector import write_detector
 from ovd.export.graph import DetectionGraph
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.onnx.session import Detections as OnnxDetections
 from ovd.onnx.session import DetectionSession
@@ -95,7 +96,7 @@ def noise_of(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor
 def detections_of_both(
     inference: Inference, session: DetectionSession, images: Tensor, sizes: Tensor, text: Tensor
 ) -> list[tuple[Detections, OnnxDetections]]:
-    own = inference.detect(text, images, sizes, sizes)
+    own = inference.detect(QueryTexts(text), ImageBatch(images, sizes, sizes))
     exported = session(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()), sizes.numpy(), text.numpy())
     return list(zip(own, exported, strict=True))
 

@@ -9,7 +9,7 @@ from ovd.build.crops import views_of
 from ovd.build.data import load_evaluation_index, load_training_index, training_batches
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
-from ovd.build.trained import TrainedDetector, build_inference
+from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.clip.onednn import has_operations
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
@@ -78,7 +78,7 @@ def test_inference_finds_the_same_with_the_layouts_that_it_keeps(untrained_clip,
     images, sizes = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8), torch.tensor([[96, 64], [90, 60]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         expected = detector(images)
-    inference = build_inference(TrainedDetector(detector, config, untrained_clip, ()))
+    inference = build_own_inference(TrainedDetector(detector, config, untrained_clip, ()))
     convolution = inference.detector.get_submodule("head.class_tower.0")
     assert isinstance(convolution, Conv2d)
     assert not any(parameter.requires_grad for parameter in inference.detector.parameters())

@@ -25,6 +25,7 @@ from ovd.data.report import DataReport
 from ovd.detectron2_interop import add_ovd_config, register_split, to_detections, to_instances
 from ovd.evaluation.run import box_evaluator
 from ovd.inference import Inference
+from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -101,7 +102,7 @@ def test_it_detects_what_ovd_detects_also_in_images_that_are_not_square(cfg, spl
     for row, item in enumerate(given):
         (output,) = model([item])
         pixels = read_image(index.record(row).path)[: item["height"]]
-        expected = inference.image(model.text, pixels)
+        expected = inference.image(QueryTexts(model.text), pixels)
         ours = to_detections(output["instances"])
         torch.testing.assert_close(ours.scores, expected.scores, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(ours.boxes, expected.boxes, atol=1e-2, rtol=1e-4)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ovd.build.detector import build_detector
 from ovd.build.prompts import Example, Prompt
-from ovd.build.trained import TrainedDetector, find_checkpoint, load_detector
+from ovd.build.trained import TrainedDetector, build_inference, find_checkpoint, load_detector
 from ovd.clip.load import TINY_CLIP, load_clip
 from ovd.clip.save import WEIGHTS_FILE, copy_clip, save_clip
 from ovd.config import TrainConfig
@@ -225,7 +225,7 @@ def test_an_evaluation_of_another_set_in_the_run_folder_is_not_on_the_card(run, 
 
 def test_a_prefilter_of_loading_is_not_saved(run, tmp_path):
     Predictor.load(run, prefilter=0.5).save_pretrained(tmp_path / "given")
-    assert load_detector(tmp_path / "given").options.prefilter is None
+    assert load_detector(tmp_path / "given").config.eval.prefilter is None
 
 
 def test_a_clip_model_that_others_do_not_have_goes_along(tmp_path, monkeypatch):
@@ -334,7 +334,8 @@ def test_load_detector_reads_the_classes(run, tmp_path):
 
 
 def test_a_prefilter_replaces_that_of_the_run(run):
-    assert load_detector(run, prefilter=0.5).options.prefilter == 0.5
-    assert load_detector(run).options.prefilter is None
+    trained = load_detector(run)
+    assert build_inference(trained, prefilter=0.5).options == trained.config.eval.with_prefilter(0.5)
+    assert build_inference(trained).options.prefilter is None
     with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not 400"):
-        load_detector(run, prefilter=400)
+        Predictor.load(run, prefilter=400)

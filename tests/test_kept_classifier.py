@@ -1,12 +1,15 @@
 """An inference keeps the classifier of its latest texts, as long as nothing of it changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_detector import build_detector
 
 from ovd.inference import ImageBatch, Inference
-from ovd.model.detection_options import DetectionOptions
+from ovd.model.detection_options import DetectionOptions, SecondLookOptions
 from ovd.model.detector import Detector
+from ovd.model.query_texts import QueryTexts
 
 
 @pytest.fixture
@@ -53,28 +56,41 @@ def test_that_of_a_detector_that_learns_is_not_kept(detector: Detector) -> None:
     assert inference.classifier(text) is not inference.classifier(text)
 
 
+def test_a_changed_copy_keeps_all_else_and_has_a_classifier_of_its_own(detector: Detector) -> None:
+    inference, text = inference_of(detector), rows(0)
+    classifier = inference.classifier(text)
+    changed = replace(inference, size=96)
+    assert (changed.detector, changed.size, changed.options) == (detector, 96, inference.options)
+    assert inference.size == 64
+    assert changed.classifier(text) is not classifier
+    assert inference.classifier(text) is classifier
+    with pytest.raises(ValueError, match="go together"):
+        replace(inference, options=DetectionOptions(second_look=SecondLookOptions()))
+
+
 def test_texts_of_inference_mode_are_taken_too(detector: Detector) -> None:
     with torch.inference_mode():
         text = rows(0) + 0
     assert torch.equal(inference_of(detector).classifier(text).text, text)
 
 
-def random_batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(count: int) -> ImageBatch:
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return images, torch.full((count, 2), 64)
+    sizes = torch.full((count, 2), 64)
+    return ImageBatch(images, sizes, sizes)
 
 
 def test_no_images_have_no_detections(detector: Detector) -> None:
-    inference, (images, sizes) = inference_of(detector.eval()), random_batch(0)
-    assert inference.detect(rows(0), images, sizes, sizes) == ()
-    assert inference.detect_each([], images, sizes, sizes) == ()
+    inference, batch = inference_of(detector.eval()), random_batch(0)
+    assert inference.detect(QueryTexts(rows(0)), batch) == ()
+    assert inference.detect_each([], batch) == ()
 
 
 def test_cosines_are_float32s_inside_a_callers_autocast(detector: Detector) -> None:
-    inference, (images, sizes) = inference_of(detector.eval()), random_batch(1)
-    predictions, batch = inference.predict(images, sizes), ImageBatch(images, sizes, sizes)
-    (expected,) = inference.detections(predictions, batch, rows(0))
+    inference, batch, queries = inference_of(detector.eval()), random_batch(1), QueryTexts(rows(0))
+    predictions = inference.predict(batch.images, batch.sizes)
+    (expected,) = inference.detections(predictions, batch, queries)
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = inference.detections(predictions, batch, rows(0))
+        (found,) = inference.detections(predictions, batch, queries)
     assert found.scores.dtype == torch.float32
     assert torch.equal(found.scores, expected.scores)

@@ -15,8 +15,8 @@ from small_export import unchecked
 import ovd.build.prompts
 from ovd.build.detector import build_detector, resolve_device
 from ovd.build.prompts import Example, Prompt
-from ovd.build.text import evaluation_text, text_of_names
-from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
+from ovd.build.text import evaluation_text, queries_of_names, score_ensemble, text_of_names
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
@@ -24,6 +24,7 @@ from ovd.data.images.read import ImageError, read_image
 from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
 from ovd.inference import UNCALIBRATED_THRESHOLD, Inference
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.precision import frozen_memory_format
 from ovd.predictor import Predictor
@@ -55,12 +56,14 @@ def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(traine
     detector = trained.detector.requires_grad_(False).to(device)
     detector.to(memory_format=frozen_memory_format(low_precision=False, device=device))  # as evaluation does
     inference = Inference(detector, size=96, options=trained.config.eval, low_precision=False)
-    text = evaluation_text(trained.config, trained.clip, NAMES)
-    expected = inference.image(text, image, ensemble=score_ensemble(trained, NAMES))
+    queries = queries_of_names(trained, NAMES)
+    assert torch.equal(queries.text, evaluation_text(trained.config, trained.clip, NAMES))
+    assert queries.ensemble is not None
+    expected = inference.image(queries, image)
     found = Predictor(trained)(image, NAMES)
     for name in ("boxes", "scores", "classes"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
-    alone = inference.image(text, image)
+    alone = inference.image(QueryTexts(queries.text), image)
     assert not torch.equal(found.scores, alone.scores)
     assert not torch.equal(found.boxes, Predictor(trained, size=64)(image, NAMES).boxes)
 
@@ -80,11 +83,11 @@ def test_an_evaluation_of_images_of_many_shapes_finds_what_is_found_in_each_alon
     (tmp_path / "boxes.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
     index = load_annotations(tmp_path / "boxes.json", tmp_path, format="coco", report=DataReport())
     inference = build_inference(trained)
-    text = evaluation_text(trained.config, trained.clip, NAMES)
-    found = dict(inference.dataset(text, index, Loading(batch_size=4, workers=0)))
+    queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
+    found = dict(inference.dataset(queries, index, Loading(batch_size=4, workers=0)))
     assert sorted(found) == list(range(len(sizes)))
     for number, path in enumerate(paths):
-        alone = inference.image(text, read_image(path))
+        alone = inference.image(queries, read_image(path))
         torch.testing.assert_close(found[number].scores, alone.scores, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found[number].boxes, alone.boxes, atol=1e-2, rtol=0)
 
@@ -198,7 +201,7 @@ def test_text_rows_of_ones_own_detect_as_names_do(tiny_clip, trained, image):
 
 def test_no_rows_find_nothing(trained, image):
     inference = Inference(trained.detector, size=96, options=trained.config.eval, low_precision=False)
-    assert len(inference.image(torch.zeros(0, trained.clip.dim), image).boxes) == 0
+    assert len(inference.image(QueryTexts(torch.zeros(0, trained.clip.dim)), image).boxes) == 0
 
 
 @pytest.mark.parametrize("size", [0, -5, 1, 2.5, True, "192"])

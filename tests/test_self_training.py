@@ -16,6 +16,7 @@ import ovd.build.data
 import ovd.build.trained
 from ovd.ablation.row import RowStages, at_length, read_row, run_row
 from ovd.build.data import load_labelled_pairs, samples_drawn, samples_per_step
+from ovd.build.text import score_ensemble
 from ovd.build.trained import load_detector
 from ovd.config import AblationConfig, AblationRow, LabelOptions, LabelsConfig, TrainConfig
 from ovd.config_files import ConfigError, load_config, parse_config
@@ -203,7 +204,7 @@ def test_a_frozen_backbone_with_score_ensembling_evaluates_with_the_base_classes
     config = make_config(run, miniature_world, **changes, eval={"ensemble": {"base": 0.2, "novel": 0.9}})
     train_from_config(config, evaluate=False)
     trained = load_detector(run)
-    ensemble = ovd.build.trained.score_ensemble(trained, [*trained.classes, "a name that is new"])
+    ensemble = score_ensemble(trained, [*trained.classes, "a name that is new"])
     assert ensemble is not None
     assert ensemble.weights.tolist() == pytest.approx([0.2] * len(trained.classes) + [0.9])
     metrics = evaluate_run(trained, output=tmp_path / "evaluation").metrics

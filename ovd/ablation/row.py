@@ -15,7 +15,7 @@ import torch
 from ovd.ablation.records import Record
 from ovd.build.data import draw_world, hold_out, load_evaluation_index, load_training_index
 from ovd.build.detector import resolve_device
-from ovd.build.text import text_of_index
+from ovd.build.text import queries_of_index
 from ovd.build.trained import TrainedDetector, load_detector
 from ovd.config import AblationRow, AlignConfig, LabelOptions, LabelsConfig, TrainConfig, TrainSection, WorldData
 from ovd.config_files import ConfigError, flatten, load_config
@@ -165,8 +165,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
     transfer: dict[str, float] = {}
     for part in TRANSFER_PARTS:
         index = load_evaluation_index(world / "annotations" / f"{part}.json", world / "images" / part, "coco")
-        text = text_of_index(config, trained.clip, index)
-        transfer[part] = detect_all(trained, index, text).compute()["AP"]
+        transfer[part] = detect_all(trained, index, queries_of_index(trained, index)).compute()["AP"]
     everything, rare = decisions["all"], decisions.get("rare", {})
     device = resolve_device(config)
     return Record(

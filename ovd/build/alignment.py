@@ -8,7 +8,7 @@ from ovd.alignment.train import Distillation, sides_px
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import data_root, load_whole_training_set
 from ovd.build.text import evaluation_text
-from ovd.build.trained import build_inference, load_detector
+from ovd.build.trained import build_own_inference, load_detector
 from ovd.clip.load import Clip
 from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, WorldData
 from ovd.data.report import DataReport
@@ -44,7 +44,7 @@ def build_proposals(config: AlignConfig) -> Proposals | None:
         return EdgeProposals(sides_px=sides, count=options.proposals)
     trained = load_detector(options.detector, str(device_of_rank(config.train.device)))
     text = evaluation_text(trained.config, trained.clip, trained.classes)
-    inference = build_inference(trained, size=config.data.size)
+    inference = build_own_inference(trained, size=config.data.size)
     return DetectorProposals(inference, text, smallest_px=sides[0], count=options.proposals)
 
 

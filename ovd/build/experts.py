@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,28 +56,28 @@ def check_experts(group: ExpertGroup, weights: Path) -> None:
 
 
 def add_experts(
-    base: Inference, group: ExpertGroup, *, options: DetectionOptions | None, prefilter: float | None = None
+    base: Inference, group: ExpertGroup, *, prefilter: float | None, options: DetectionOptions | None
 ) -> ExpertInference:
     """The inference of a detector with its experts.
 
     Args:
         base: of the detector.
         group: experts that belong to it (`check_experts`).
+        prefilter: replaces that of their settings of post-processing.
         options: settings of post-processing of the experts, too; by default those that each was trained with.
-        prefilter: replaces theirs.
 
     Raises:
         ExpertError: an expert is missing or damaged.
     """
     return ExpertInference(
         base,
-        [_load_expert(base, folder, options, prefilter) for folder in group.folders],
+        [_load_expert(base, folder, prefilter, options) for folder in group.folders],
         same_place=group.same_place,
         nearest=group.nearest,
     )
 
 
-def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None, prefilter: float | None) -> Expert:
+def _load_expert(base: Inference, folder: Path, prefilter: float | None, options: DetectionOptions | None) -> Expert:
     description = read_description(folder)
     tensors = read_tensors(folder, description)
     config = parse_config(description.config, TrainConfig, f"{folder}, its config")
@@ -95,7 +96,7 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
             update={"second_look": base.options.second_look, "max_detections": base.options.max_detections}
         )
     if prefilter is not None:
-        options = options.model_copy(update={"prefilter": prefilter})
+        options = options.with_prefilter(prefilter)
     calibration = None
     if description.calibration is not None:
         calibration = ScoreCalibration.from_json(description.calibration, tensors[TRAINED_TEXT])
@@ -111,14 +112,7 @@ def _load_expert(base: Inference, folder: Path, options: DetectionOptions | None
     return Expert(
         description.sha256,
         names_of(description, tensors),
-        Inference(
-            detector.eval().requires_grad_(False),
-            size=base.size,
-            options=options,
-            low_precision=base.low_precision,
-            second_look=base.second_look,
-            calibration=calibration,
-        ),
+        replace(base, detector=detector.eval().requires_grad_(False), options=options, calibration=calibration),
         shared,
     )
 

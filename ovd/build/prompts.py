@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
 from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
-from ovd.build.text import text_of_names
+from ovd.build.text import score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.data.images.pixels import AnyImage, pixels_of
 from ovd.experts.folder import read_description
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
 from ovd.text.names import are_among, read_alike
 
@@ -91,6 +92,15 @@ class PromptEncoder:
         encoded = self._encode_texts(tuple(text for prompt in whole for text in prompt.texts))
         of_texts = encoded.split([len(prompt.texts) for prompt in whole])
         return torch.stack([self._row(prompt, own) for prompt, own in zip(whole, of_texts, strict=True)])
+
+    def queries(self, prompts: tuple[str | Prompt, ...]) -> QueryTexts:
+        """What the detector is asked for by names and prompts: their rows, and its score ensemble.
+
+        Raises:
+            ImageError, ValueError: as `rows`.
+        """
+        texts = [prompt if isinstance(prompt, str) else prompt.texts for prompt in prompts]
+        return QueryTexts(self.rows(prompts), score_ensemble(self._trained, texts))
 
     def encode(self, example: Example) -> Float[Tensor, " D"]:
         """The unit embedding of an example, as CLIP gives it.

@@ -1,4 +1,4 @@
-"""Build the texts of a config: the text bank for training, the text rows for evaluation."""
+"""Build the texts of a config: the text bank for training, what a detector is asked for."""
 
 import json
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.engine.step_texts import TextSampler
 from ovd.experts.folder import read_description, read_tensors
+from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
@@ -110,17 +112,56 @@ def read_paraphrases(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
 def evaluation_text(
     config: TrainConfig, clip: Clip, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> Float[Tensor, "C D"]:
-    """One unit row per class: the mean over the config's templates and `num_synonyms` synonyms."""
+    """CLIP's unit row of each class: the mean over the config's templates and `num_synonyms` synonyms."""
     with text_tower_on(clip, resolve_device(config)):
         return encode_classes(clip, names, TEMPLATES[config.bank.templates], synonyms, config.bank.num_synonyms)
 
 
-def text_of_index(config: TrainConfig, clip: Clip, index: AnnotationIndex) -> Float[Tensor, "C D"]:
-    """One unit row per class of a data set, in its order (`evaluation_text`)."""
-    return evaluation_text(config, clip, index.names, index.synonyms)
+def text_of_names(
+    trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> Float[Tensor, "C D"]:
+    """One unit row per name by which a detector knows it: `evaluation_text`, moved by what it has learned."""
+    return _with_learned_names(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
 
 
-def with_learned_names(
+def queries_of_names(
+    trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> QueryTexts:
+    """What a detector is asked for to find these names: their rows (`text_of_names`), and its score ensemble."""
+    return QueryTexts(text_of_names(trained, names, synonyms), score_ensemble(trained, names))
+
+
+def queries_of_index(
+    trained: TrainedDetector, index: AnnotationIndex, *, clip_text: Float[Tensor, "C D"] | None = None
+) -> QueryTexts:
+    """What a detector and its experts are asked for to find the classes of a data set, in its order.
+
+    Args:
+        clip_text: CLIP's rows of the classes (`evaluation_text`), if they are known.
+    """
+    if clip_text is None:
+        clip_text = evaluation_text(trained.config, trained.clip, index.names, index.synonyms)
+    text = _with_learned_names(trained, index.names, clip_text)
+    return QueryTexts(_with_names_of_experts(trained, index.names, text), score_ensemble(trained, index.names))
+
+
+def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
+    """The combination of the detector's and CLIP's scores for some classes; None if not configured.
+
+    Args:
+        asked: the texts that each class is asked for by, none for pictures alone; one may stand alone.
+    """
+    config = trained.config.eval.ensemble
+    if config is None:
+        return None
+    known = set(map(read_alike, trained.classes))
+    texts = [(of_class,) if isinstance(of_class, str) else of_class for of_class in asked]
+    is_base = [any(read_alike(text) in known for text in of_class) for of_class in texts]
+    weights = torch.tensor([config.base if base else config.novel for base in is_base])
+    return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
+
+
+def _with_learned_names(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
     """Unit rows of names, moved by what the detector has learned for those that it was trained on (`expert.learn`)."""
@@ -132,20 +173,7 @@ def with_learned_names(
     return with_offsets(text, ids, offsets.detach().cpu())
 
 
-def text_of_names(
-    trained: TrainedDetector, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
-) -> Float[Tensor, "C D"]:
-    """One unit row per name, for a detector to detect with (`evaluation_text`, `with_learned_names`)."""
-    return with_learned_names(trained, names, evaluation_text(trained.config, trained.clip, names, synonyms))
-
-
-def text_of_detector(trained: TrainedDetector, index: AnnotationIndex) -> Float[Tensor, "C D"]:
-    """One unit row per class of a data set, for a detector and its experts to detect with (`text_of_names`)."""
-    text = text_of_names(trained, index.names, index.synonyms)
-    return with_names_of_experts(trained, index.names, text)
-
-
-def with_names_of_experts(
+def _with_names_of_experts(
     trained: TrainedDetector, names: Sequence[str], text: Float[Tensor, "C D"]
 ) -> Float[Tensor, "C D"]:
     """Rows of a data set's classes by which experts know those that have one of their names.

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +23,13 @@ from ovd.engine import checkpoint
 from ovd.engine.notes import Notes
 from ovd.experts.folder import DESCRIPTION
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
-from ovd.inference import Inference
+from ovd.inference import BatchDetector, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.low_rank import with_adapter_names
-from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.precision import frozen_memory_format
 from ovd.text.encoder import text_tower_fingerprint
-from ovd.text.names import read_alike
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,6 @@ class TrainedDetector:
     are moved to where those of texts are (prompts.py); stored with the calibration."""
     experts: ExpertGroup = NO_EXPERTS
     """Experts that answer beside it and belong to it (`check_experts`)."""
-    prefilter: float | None = None
-    """Takes the place of `eval.prefilter` of its config; None for that one."""
-
-    @property
-    def options(self) -> DetectionOptions:
-        """Settings of its post-processing."""
-        of_run = self.config.eval
-        return of_run if self.prefilter is None else of_run.model_copy(update={"prefilter": self.prefilter})
 
     @property
     def used_calibration(self) -> ScoreCalibration | None:
@@ -68,8 +58,8 @@ class TrainedDetector:
 
     @property
     def threshold(self) -> float | None:
-        """Its own, for its post-processing; None if it was not calibrated for that."""
-        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.options)
+        """Its own, for the post-processing of its config; None if it was not calibrated for that."""
+        return None if self.used_calibration is None else self.used_calibration.threshold_for(self.config.eval)
 
 
 def find_checkpoint(path: Path) -> checkpoint.Checkpoint:
@@ -109,7 +99,6 @@ def load_detector(
     device: str | None = None,
     *,
     experts: ExpertGroup = NO_EXPERTS,
-    prefilter: float | None = None,
     warns: bool = True,
 ) -> TrainedDetector:
     """Load a trained detector: the averaged weights, in eval mode. Leaves torch's global random state as it is.
@@ -118,19 +107,16 @@ def load_detector(
         path: run folder or checkpoint folder.
         device: replaces the device of the run's config.
         experts: answer beside it, wherever it detects.
-        prefilter: replaces the run's `eval.prefilter`.
         warns: whether to warn of the run of an expert, which knows its own names alone.
 
     Raises:
-        ValueError: no intact checkpoint there, its weights do not fit its config, the config's CLIP model no longer
-            has the text tower that the detector was trained with, or `prefilter` is no share.
+        ValueError: no intact checkpoint there, its weights do not fit its config, or the config's CLIP model no longer
+            has the text tower that the detector was trained with.
     """
     found = find_checkpoint(Path(path))
     config = parse_config(found.config_here(), TrainConfig, f"{found.folder}/state.json")
     if device is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
-    if prefilter is not None and not 0 < prefilter < 1:
-        raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {prefilter}")
     clip = untouched_clip(config)
     check_text_tower(found, clip)
     classes = found.notes.classes
@@ -151,17 +137,16 @@ def load_detector(
         weights=found.weights.absolute(),
         mean_example=attached.get("mean_example"),
         experts=experts,
-        prefilter=prefilter,
     )
 
 
-def load_asked(arguments: Namespace, *, prefilter: float | None = None) -> TrainedDetector:
+def load_asked(arguments: Namespace) -> TrainedDetector:
     """Load the detector of a command line (`add_detector_options`) as `load_detector` does.
 
     Raises:
         ValueError: as `load_detector` and `expert_group`.
     """
-    return load_detector(arguments.run, arguments.device, experts=expert_group(arguments), prefilter=prefilter)
+    return load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
 
 
 def weights_file(path: Path) -> Path:
@@ -237,22 +222,54 @@ def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> D
 
 
 def build_inference(
-    trained: TrainedDetector, *, size: int | None = None, options: DetectionOptions | None = None
+    trained: TrainedDetector,
+    *,
+    size: int | None = None,
+    prefilter: float | None = None,
+    options: DetectionOptions | None = None,
+) -> BatchDetector:
+    """Build the inference of a trained detector with its experts.
+
+    Args:
+        trained, size, prefilter, options: as for `build_own_inference`; the last two hold for experts, too.
+
+    Raises:
+        ExpertError: an expert is missing or damaged.
+        ValueError: as `build_own_inference`.
+    """
+    own = build_own_inference(trained, size=size, prefilter=prefilter, options=options)
+    if not trained.experts.folders:
+        return own
+    return add_experts(own, trained.experts, prefilter=prefilter, options=options)
+
+
+def build_own_inference(
+    trained: TrainedDetector,
+    *,
+    size: int | None = None,
+    prefilter: float | None = None,
+    options: DetectionOptions | None = None,
 ) -> Inference:
-    """Build the inference of a trained detector, which is moved to its device and put into eval mode.
+    """Build the inference of a trained detector alone, which is moved to its device and put into eval mode.
 
     It is frozen, so that what depends on its weights alone is computed once for all images.
 
     Args:
         size: longest side in pixels that images are resized to; by default as in training.
+        prefilter: replaces that of the settings of post-processing.
         options: settings of post-processing, for scores without CLIP's; by default those of its config.
+
+    Raises:
+        ValueError: the size is under 32 px, or `prefilter` is no share.
     """
     config = trained.config
-    used = options or trained.options
+    used: DetectionOptions = options or config.eval
+    if prefilter is not None:
+        used = used.with_prefilter(prefilter)
     if size is not None and trained.threshold is not None:
         warn_of_other_size(config.data.size, size)
     low_precision = resolve_low_precision(config)
-    inference = Inference(
+    return Inference(
         _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),
         size=config.data.size if size is None else checked_size(size),
         options=used,
@@ -260,28 +277,9 @@ def build_inference(
         second_look=build_second_look(config, used.second_look),
         calibration=trained.used_calibration if options is None else trained.calibration,
     )
-    if not trained.experts.folders:
-        return inference
-    return add_experts(inference, trained.experts, options=options, prefilter=trained.prefilter)
 
 
 def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) -> Detector:
     """The detector on its device, in eval mode, without gradients, in the fastest layout for that."""
     layout = frozen_memory_format(low_precision, device)
     return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()
-
-
-def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]]) -> ScoreEnsemble | None:
-    """The combination of the detector's and CLIP's scores for some classes; None if not configured.
-
-    Args:
-        asked: the texts that each class is asked for by, none for pictures alone; one may stand alone.
-    """
-    config = trained.config.eval.ensemble
-    if config is None:
-        return None
-    known = set(map(read_alike, trained.classes))
-    texts = [(of_class,) if isinstance(of_class, str) else of_class for of_class in asked]
-    is_base = [any(read_alike(text) in known for text in of_class) for of_class in texts]
-    weights = torch.tensor([config.base if base else config.novel for base in is_base])
-    return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())

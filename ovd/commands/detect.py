@@ -124,7 +124,7 @@ def main() -> None:
     output = output_for(arguments.write, arguments.output, sources, names)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    predictor = Predictor(load_asked(arguments, prefilter=arguments.prefilter), size=arguments.size)
+    predictor = Predictor(load_asked(arguments), size=arguments.size, prefilter=arguments.prefilter)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     thresholds = [threshold if own is None else own for own in minima]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else

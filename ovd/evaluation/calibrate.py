@@ -12,7 +12,7 @@ weight.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 
 import numpy as np
@@ -26,6 +26,7 @@ from ovd.data.index import AnnotationIndex, Labels
 from ovd.data.loading.loader import Loading
 from ovd.inference import Inference
 from ovd.model.assign import assign_fcos, nearest_matched_points
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import SAME_TEXT, ScoreCalibration, ScoreMap, map_inputs, nearness_to
 from ovd.model.similarity import text_cosines
 from ovd.progress import progress
@@ -90,15 +91,8 @@ def calibrate(
         bias = _fit_bias(inference, text, index, loading, nearness, held_out)
     # The map with a slope and a curve of 1 leaves scores as they are.
     unmapped = ScoreCalibration(bias, ScoreMap(1.0, 1.0, 0.0, 0.0), 0.5, inference.options, trained)
-    corrected = Inference(
-        inference.detector,
-        size=inference.size,
-        options=inference.options,
-        low_precision=inference.low_precision,
-        second_look=inference.second_look,
-        calibration=unmapped,
-    )
-    found = corrected.dataset(text, index, loading)
+    corrected = replace(inference, calibration=unmapped)
+    found = corrected.dataset(QueryTexts(text), index, loading)
     rows = {image_id: row for row, image_id in enumerate(index.image_ids.tolist())}
     parts = [
         judge(detections, index.record(rows[image_id]).labels, num_classes=len(text), is_exhaustive=is_exhaustive)

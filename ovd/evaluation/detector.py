@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
@@ -14,36 +12,30 @@ from ovd.distributed import failing_together, gather_on_main, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.progress import progress
 from ovd.structures import Detections
 
 
 @runtime_checkable
 class DetectsInDataSets(Protocol):
-    """What is evaluated: `ovd.inference.Inference`, or an exported detector."""
+    """What is evaluated: a `BatchDetector`, or an exported detector."""
 
     @property
     def threshold(self) -> float | None: ...
 
     def dataset(
-        self,
-        text: Float[Tensor, "C D"],
-        index: AnnotationIndex,
-        loading: Loading,
-        *,
-        ensemble: ScoreEnsemble | None = None,
+        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
     ) -> Iterator[tuple[int, Detections]]: ...
 
 
 def evaluate_detector(
     inference: DetectsInDataSets,
-    text: Float[Tensor, "C D"],
+    queries: QueryTexts,
     index: AnnotationIndex,
     loading: Loading,
     *,
     engine: Engine,
-    ensemble: ScoreEnsemble | None = None,
 ) -> BoxEvaluator:
     """Detect in every image of the data set; the evaluator returned computes on demand.
 
@@ -51,9 +43,8 @@ def evaluate_detector(
     those of other ranks are empty.
 
     Args:
-        text: one unit row per category of `index`, in its order.
+        queries: one per category of `index`, in its order.
         index: loaded with its truth.
-        ensemble: as for `Inference.dataset`.
 
     Raises:
         ValueError: the index has no truth.
@@ -63,7 +54,7 @@ def evaluate_detector(
         raise ValueError(f"{index.path} was loaded without its truth: an evaluation needs with_truth=True")
     evaluator = box_evaluator(index.truth, index.format, category_ids, engine=engine)
     own = index.take(np.arange(rank(), len(index), world_size()))
-    found = inference.dataset(text, own, loading, ensemble=ensemble)
+    found = inference.dataset(queries, own, loading)
     with failing_together():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)

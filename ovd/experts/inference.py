@@ -6,18 +6,17 @@ So the base detector's answers are those that it would give alone, to the last b
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
 from ovd.choices import SamePlace
 from ovd.experts.merge import merge
 from ovd.experts.names import ExpertNames, route
-from ovd.inference import ImageBatch, ImageQueries, Inference
+from ovd.inference import BatchDetector, ImageBatch, ImageQueries, Inference
 from ovd.model.last_result import LastResult
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import SharedLayers
 from ovd.precision import autocast, on_device
 from ovd.structures import Detections, Predictions
@@ -42,11 +41,11 @@ class _OwnQueries:
 
     rows: Int[Tensor, " c"]
     """Rows of the vocabulary."""
-    text: Float[Tensor, "c D"]
-    """The unit rows that it detects with."""
+    queries: QueryTexts
+    """What it detects with at these rows."""
 
 
-class ExpertInference(Inference):
+class ExpertInference(BatchDetector):
     """A base detector with experts, in the place of the base detector's own inference.
 
     Its attributes are the base detector's. Scores are compared as they are: calibrate both (`train.calibration`), so
@@ -72,19 +71,13 @@ class ExpertInference(Inference):
             ValueError: an expert is given twice.
         """
         assert experts, "give at least one expert"
-        super().__init__(
-            base.detector,
-            size=base.size,
-            options=base.options,
-            low_precision=base.low_precision,
-            second_look=base.second_look,
-            calibration=base.calibration,
-        )
+        super().__init__(**{field.name: getattr(base, field.name) for field in fields(BatchDetector)})
         self.experts = sorted(experts, key=lambda expert: expert.fingerprint)
         if len({expert.fingerprint for expert in experts}) < len(experts):
             raise ValueError("an expert is given twice; name each once")
         self.num_capped = 0
         """Detections so far that the merged lists had no room for (`max_detections`)."""
+        self._base = base
         self._answerers = [base, *(expert.inference for expert in self.experts)]
         self._shared = [None, *(expert.shared for expert in self.experts)]
         """The layers that each answerer replays; None for the base detector, and for experts with its features."""
@@ -107,43 +100,37 @@ class ExpertInference(Inference):
         for answerer in self._answerers:
             answerer.compile()
 
-    def predict(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Predictions:
-        """Not for several detectors, each of which has predictions of its own; see `detect`."""
-        raise TypeError("with experts, several detectors predict; use detect, which asks them all")
-
-    def detections(self, *_args: Any, **_options: Any) -> tuple[Detections, ...]:
-        """Not for several detectors, as `predict`."""
-        raise TypeError("with experts, predictions are of several detectors; use detect, which asks them all")
-
-    def _detect(self, queries: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
-        routes = [self._route(asked.text) for asked in queries]
+    def _detect(self, asked: Sequence[ImageQueries], batch: ImageBatch) -> tuple[Detections, ...]:
+        routes = [self._route(of_images.queries) for of_images in asked]
         is_asked = [any(len(own.rows) > 0 for own in of_answerer) for of_answerer in zip(*routes, strict=True)]
         found = [[Detections.empty()] * len(batch) for _ in self._answerers]
         for number, predictions in self._predictions(batch, is_asked):
-            for asked, route_of_images in zip(queries, routes, strict=True):
-                own, rows = route_of_images[number], asked.images
+            for of_images, route_of_images in zip(asked, routes, strict=True):
+                own, rows = route_of_images[number], of_images.images
                 if len(own.rows) > 0:
                     detections = self._answerers[number].detections(
-                        predictions.of_images(rows),
-                        batch.of_images(rows),
-                        own.text,
-                        ensemble=_of_answerer(asked.ensemble, number, own),
+                        predictions.of_images(rows), batch.of_images(rows), own.queries
                     )
                     found[number][rows] = [replace(item, classes=own.rows[item.classes]) for item in detections]
         return tuple(self._merge(of_image) for of_image in zip(*found, strict=True))
 
-    def _route(self, text: Float[Tensor, "C D"]) -> list[_OwnQueries]:
-        """What each answerer is asked for, the base detector first; computed once for batch after batch."""
+    def _route(self, queries: QueryTexts) -> list[_OwnQueries]:
+        """What each answerer is asked for, the base detector first; computed once for batch after batch.
+
+        Experts use no ensemble.
+        """
+        text, ensemble = queries.text, queries.ensemble
 
         def compute() -> list[_OwnQueries]:
             names = [expert.names for expert in self.experts]
             of_base, *of_experts = route(text, names, nearest=self._nearest)
+            own_text = (own.answering(text[rows]) for own, rows in zip(names, of_experts, strict=True))
             return [
-                _OwnQueries(of_base, text[of_base]),
-                *(_OwnQueries(rows, own.answering(text[rows])) for own, rows in zip(names, of_experts, strict=True)),
+                _OwnQueries(of_base, queries.take(of_base)),
+                *(_OwnQueries(rows, QueryTexts(own)) for rows, own in zip(of_experts, own_text, strict=True)),
             ]
 
-        return self._routed.of((text,), compute)
+        return self._routed.of((text,) if ensemble is None else (text, ensemble.weights), compute)
 
     def _predictions(self, batch: ImageBatch, is_asked: Sequence[bool]) -> Iterator[tuple[int, Predictions]]:
         """Yield number and predictions of each answerer that is asked, one at a time; shared layers run once."""
@@ -163,7 +150,8 @@ class ExpertInference(Inference):
                     continue
                 with on_device(self.device), autocast(self.device, self.low_precision):
                     own = features if self._shared[number] is None else detector.backbone(pixels)
-                    predictions = self.without_padding(detector.predict_from(own, pixels), batch.images, batch.sizes)
+                    predictions = detector.predict_from(own, pixels)
+                    predictions = self._base.without_padding(predictions, batch.images, batch.sizes)
                 if detector is self.detector and self._base_answers_again:
                     of_base = predictions
                 yield number, predictions
@@ -179,8 +167,3 @@ class ExpertInference(Inference):
         )
         self.num_capped += num_capped
         return found
-
-
-def _of_answerer(ensemble: ScoreEnsemble | None, number: int, own: _OwnQueries) -> ScoreEnsemble | None:
-    """The ensemble for the names that an answerer is asked for: experts, after the base detector, use none."""
-    return None if ensemble is None or number > 0 else replace(ensemble, weights=ensemble.weights[own.rows])

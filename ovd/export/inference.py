@@ -4,19 +4,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ovd.boxes import rescale_boxes
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import EvalLoader, Loading
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
 from ovd.structures import Detections
 
 
 class OnnxInference:
-    """Detects in data sets as `ovd.inference.Inference` does."""
+    """Detects in data sets as a `BatchDetector` does."""
 
     def __init__(self, session: DetectionSession, *, size: int | None = None):
         """
@@ -32,27 +30,21 @@ class OnnxInference:
         return self.session.usage.threshold
 
     def dataset(
-        self,
-        text: Float[Tensor, "C D"],
-        index: AnnotationIndex,
-        loading: Loading,
-        *,
-        ensemble: ScoreEnsemble | None = None,
+        self, queries: QueryTexts, index: AnnotationIndex, loading: Loading
     ) -> Iterator[tuple[int, Detections]]:
         """Yield image id and detections of every image of a data set, those of one padded shape together.
 
         Args:
-            text: as for `Inference.dataset`.
-            ensemble: None; an exported detector has none.
+            queries: as for `BatchDetector.dataset`; only their text rows are used, since an exported detector has no
+                scores of CLIP's.
 
         Raises:
             DataError: an image is missing or cannot be read.
         """
-        assert ensemble is None
         loader = EvalLoader(index, loading, size=self.size, size_divisor=self.session.usage.size_divisor)
         for batch, original_sizes in loader:
             images = np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy())
-            found = self.session(images, batch.sizes.numpy(), text.numpy())
+            found = self.session(images, batch.sizes.numpy(), queries.text.numpy())
             rows = zip(batch.image_ids, found, batch.sizes, original_sizes, strict=True)
             for image_id, item, size, original in rows:
                 boxes = rescale_boxes(torch.from_numpy(item.boxes), size, original)

@@ -10,8 +10,8 @@ from torch import Tensor
 from ovd.build.data import HeldOut, evaluation_loading
 from ovd.build.detector import resolve_device
 from ovd.build.prompts import example_encoder
-from ovd.build.text import text_of_detector
-from ovd.build.trained import TrainedDetector, build_inference
+from ovd.build.text import queries_of_index
+from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.config import TrainConfig
 from ovd.data.formats.known import FORMATS
 from ovd.data.images.read import ImageError, read_image
@@ -32,8 +32,8 @@ def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCali
     """
     config = trained.config
     return calibrate(
-        build_inference(trained),
-        text_of_detector(trained, held_out.index),
+        build_own_inference(trained),
+        queries_of_index(trained, held_out.index).text,
         held_out.index,
         evaluation_loading(config),
         held_out=held_out.names,

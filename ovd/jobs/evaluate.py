@@ -1,6 +1,7 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +11,8 @@ from torch import Tensor
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import evaluation_loading, load_validation_index
 from ovd.build.detector import untouched_clip
-from ovd.build.text import text_of_detector, text_of_index
-from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
+from ovd.build.text import evaluation_text, queries_of_index
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.distributed import from_main, is_main
@@ -28,10 +29,11 @@ from ovd.evaluation.run import evaluate_results
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import sha256_of
-from ovd.inference import Inference
+from ovd.inference import BatchDetector, Inference
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_options import CropOptions
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
 from ovd.text.names import are_among
 
@@ -42,7 +44,7 @@ NAMING_IMAGES = 300
 def detect_all(
     trained: TrainedDetector,
     index: AnnotationIndex,
-    text: Float[Tensor, "C D"],
+    queries: QueryTexts,
     *,
     inference: DetectsInDataSets | None = None,
     engine: Engine | None = None,
@@ -50,20 +52,15 @@ def detect_all(
     """Detect every class of a data set in each of its images.
 
     Args:
-        text: unit rows of the data set's classes (`text_of_detector`).
+        queries: one for each of the data set's classes (`queries_of_index`).
         inference: detects in the place of the run's own.
     """
     config = trained.config
     inference = inference or build_inference(trained)
-    if config.eval.compile and isinstance(inference, Inference):
+    if config.eval.compile and isinstance(inference, BatchDetector):
         inference.compile()
     evaluator = evaluate_detector(
-        inference,
-        text,
-        index,
-        evaluation_loading(config),
-        engine=engine or config.eval.engine,
-        ensemble=None if isinstance(inference, OnnxInference) else score_ensemble(trained, index.names),
+        inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
@@ -99,12 +96,12 @@ def evaluate_run(
         index = load_validation_index(config)
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
-    text = text_of_detector(trained, index)
-    evaluator = detect_all(trained, index, text, inference=inference, engine=engine)
+    queries = queries_of_index(trained, index)
+    evaluator = detect_all(trained, index, queries, inference=inference, engine=engine)
     of_run = is_own_set and size is None and onnx is None and not trained.experts.folders
     evaluation = None
     if is_main():
-        evaluation = _measured(trained, inference, index, text, evaluator, output=output, html=html)
+        evaluation = _measured(trained, inference, index, queries.text, evaluator, output=output, html=html)
         if of_run and trained.weights is not None:
             note_measured_weights(output, trained.weights)
     return cast(Evaluation, from_main(evaluation))
@@ -157,7 +154,7 @@ def _measured(
         index=index,
     )
     naming = None
-    if not trained.experts.folders and isinstance(inference, Inference):  # it is of one detector's embeddings
+    if isinstance(inference, Inference):  # it is of one detector's embeddings
         naming = naming_of(trained, inference, index, text)
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
@@ -179,26 +176,24 @@ def naming_of(
     """Measure how often CLIP and the detector name the true boxes of a data set correctly.
 
     Args:
-        text: unit rows of the data set's classes (`text_of_detector`).
+        text: unit rows of the data set's classes, as the detector is asked for them (`queries_of_index`).
     """
     config = trained.config
     untouched = untouched_clip(config)
     options = CropOptions(views=((1.0, 1.0),))
     crops = build_crop_encoder(untouched, options, inference.device, inference.low_precision, section="naming")
-    of_names = Inference(
-        inference.detector,
-        size=inference.size,
-        options=DetectionOptions(),  # it looks at no scores and no second time
-        low_precision=inference.low_precision,
-        calibration=trained.calibration,
-    )
+    # It looks at no scores and no second time.
+    of_names = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
+    clip_text = None
+    if trained.detector.name_offsets is not None:
+        clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
         of_names,
         backbone_of(untouched.model.visual),
         text,
         index,
         evaluation_loading(config),
-        clip_text=None if trained.detector.name_offsets is None else text_of_index(config, trained.clip, index),
+        clip_text=clip_text,
         crops=crops,
         max_images=NAMING_IMAGES,
     )

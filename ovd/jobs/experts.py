@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ovd.build.experts import names_of, own_layers
-from ovd.build.text import evaluation_text, text_of_index
+from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
@@ -111,7 +111,7 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
         if read_alike(synonym)
     ]
     parts = [
-        text_of_index(base.config, base.clip, index),
+        evaluation_text(base.config, base.clip, index.names, index.synonyms),
         evaluation_text(base.config, base.clip, names),
         *([evaluation_text(base.config, base.clip, [synonym for _, synonym in synonyms])] if synonyms else []),
     ]

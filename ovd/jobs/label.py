@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from ovd.build.text import text_of_names
-from ovd.build.trained import TrainedDetector, score_ensemble
+from ovd.build.text import queries_of_names
+from ovd.build.trained import TrainedDetector
 from ovd.data.export_boxes import SMALLEST_EXPORTED_PX, LabelledImage, LabelledSet
 from ovd.data.images.files import ImageFiles, name_below, readable_sizes
 from ovd.data.loading.buckets import batches_of_like_shape
 from ovd.data.loading.loader import Loading, image_loader
 from ovd.data.report import DataReport
 from ovd.distributed import pins_memory
-from ovd.inference import Inference
+from ovd.inference import BatchDetector, ImageBatch
 from ovd.jobs.label_journal import Answer, LabelJournal, stat_of
 from ovd.progress import progress
 from ovd.structures import Batch, Detections
@@ -63,7 +63,7 @@ class LabelledSets:
 
 def label_images(
     trained: TrainedDetector,
-    inference: Inference,
+    inference: BatchDetector,
     root: Path,
     paths: Sequence[Path],
     thresholds: Thresholds,
@@ -86,8 +86,7 @@ def label_images(
         ValueError: no image can be read.
     """
     names = tuple(thresholds.least)
-    text = text_of_names(trained, names)
-    ensemble = score_ensemble(trained, names)
+    queries = queries_of_names(trained, names)
     readable, sizes = readable_sizes(paths, report, stops=False)
     files = ImageFiles(tuple(paths[position] for position in readable.tolist()), sizes)
     file_names = [name_below(root, path) for path in files.paths]
@@ -100,7 +99,7 @@ def label_images(
 
     def detect(batch: Batch) -> Sequence[Detections]:
         original_sizes = torch.from_numpy(files.sizes[list(batch.image_ids)])
-        return inference.detect(text, batch.images, batch.sizes, original_sizes, ensemble=ensemble)
+        return inference.detect(queries, ImageBatch(batch.images, batch.sizes, original_sizes))
 
     left = np.setdiff1d(np.arange(len(files)), list(found))
     size, divisor = inference.size, inference.detector.size_divisor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovd.build.data import HeldOut
 from ovd.build.detector import resolve_device
-from ovd.build.text import build_text_bank, build_text_sampler, text_of_index, with_learned_names
+from ovd.build.text import build_text_bank, build_text_sampler, evaluation_text, queries_of_index
 from ovd.build.trained import (
     TrainedDetector,
     stored_calibration,
@@ -165,12 +165,12 @@ def _evaluation_of(
     config: TrainConfig, clip: Clip, validation: AnnotationIndex, checkpoints: CheckpointWriter
 ) -> Callable[[Detector], dict[str, float]]:
     """A function that evaluates a detector on the validation set; its metrics are the same on every rank."""
-    text = text_of_index(config, clip, validation)
+    clip_text = evaluation_text(config, clip, validation.names, validation.synonyms)
 
     def evaluate(averaged: Detector) -> dict[str, float]:
         calibration = stored_calibration(checkpoints.notes, checkpoints.attached)
         trained = TrainedDetector(averaged, config, clip, checkpoints.notes.classes, calibration)
-        evaluator = detect_all(trained, validation, with_learned_names(trained, validation.names, text))
+        evaluator = detect_all(trained, validation, queries_of_index(trained, validation, clip_text=clip_text))
         metrics: dict[str, float] = {}
         if is_main():
             judge = partial(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from ovd.model.crop_options import CropOptions
 from ovd.section import Section
@@ -41,6 +41,18 @@ class DetectionOptions(Section):
     thousands of names, such as 0.15; docs/results.md has what is lost. By default all points are."""
     second_look: SecondLookOptions | None = None
     """CLIP looks at crops of the best boxes and helps to name them; by default it does not."""
+
+    def with_prefilter(self, share: float) -> "DetectionOptions":
+        """These settings with another `prefilter`.
+
+        Raises:
+            ValueError: it is no share of the points.
+        """
+        try:
+            DetectionOptions(prefilter=share)
+        except ValidationError:
+            raise ValueError(f"prefilter is a share of the points, between 0 and 1, not {share}") from None
+        return self.model_copy(update={"prefilter": share})
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What the repr shows. The later options appear only if set, since ledgers of pseudo-labels hold the repr."""

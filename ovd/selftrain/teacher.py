@@ -15,7 +15,8 @@ from ovd.clip.load import Clip
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.experts.inference import ExpertInference
-from ovd.inference import Inference
+from ovd.inference import BatchDetector, ImageBatch
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -96,7 +97,7 @@ class TextVariants:
 class OvdTeacher:
     """One of our detectors as a Teacher: images in batches, each with its own queries alone."""
 
-    def __init__(self, inference: Inference, texts: TextVariants, *, run: str):
+    def __init__(self, inference: BatchDetector, texts: TextVariants, *, run: str):
         """
         Args:
             inference: the detector with its inference settings.
@@ -109,7 +110,7 @@ class OvdTeacher:
         if inference.second_look is not None:
             look = inference.second_look
             self.name += f", crops by CLIP sha256 {weights_fingerprint(look.backbone)} in {look.views!r}"
-        answerers = [inference]
+        answerers: list[BatchDetector] = [inference]
         if isinstance(inference, ExpertInference):
             self.name += f", with {inference.describe_experts()}"
             answerers += [expert.inference for expert in inference.experts]
@@ -132,12 +133,12 @@ class OvdTeacher:
         original_sizes = torch.tensor([image.shape[:2] for image in images])
         resized = [torch.from_numpy(self._resize(image)).permute(2, 0, 1) for image in images]
         padded, sizes = pad_images(resized, divisor=self._inference.detector.size_divisor)
-        texts = [self._texts.means(asked) for asked in queries]
-        found = self._inference.detect_each(texts, padded, sizes, original_sizes)
+        texts = [QueryTexts(self._texts.means(asked)) for asked in queries]
+        found = self._inference.detect_each(texts, ImageBatch(padded, sizes, original_sizes))
         return [TeacherBoxes(item.boxes.numpy(), item.scores.numpy(), item.classes.numpy()) for item in found]
 
 
-def _applied_calibration(inference: Inference) -> ScoreCalibration | None:
+def _applied_calibration(inference: BatchDetector) -> ScoreCalibration | None:
     """The calibration that changes what an answerer finds: its correction always does, its map if it was fitted so."""
     calibration = inference.calibration
     if calibration is None or not (calibration.name_bias or calibration.applies_to(inference.options)):

@@ -15,12 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ovd.build.prompts import Example, PromptEncoder
-from ovd.build.text import text_of_names
-from ovd.build.trained import TrainedDetector, build_inference, score_ensemble
+from ovd.build.text import score_ensemble, text_of_names
+from ovd.build.trained import TrainedDetector, build_inference
 from ovd.data.images.read import read_image
 from ovd.data.loading.buckets import Shape, round_up
 from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
+from ovd.inference import ImageBatch
+from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
 from ovd.text.names import clean_name, prompts_of, with_equal_tokens
 from ovd.text.prompts import TEMPLATES
@@ -154,20 +156,15 @@ class Answerer:
 
     def _answer_together(self, questions: Sequence[Question]) -> tuple[Detections, ...]:
         self._encode(dict.fromkeys(text for question in questions for text in question.texts))
-        vocabularies = [self._vocabulary(question) for question in questions]
+        queries = [self._queries(question) for question in questions]
         self._forget()
         pictures = [question.picture for question in questions]
         assert len({picture.padded_shape for picture in pictures}) == 1, "pictures of one batch have one padded shape"
         images, sizes = pad_images(
             [picture.pixels for picture in pictures], divisor=self.inference.detector.size_divisor
         )
-        return self.inference.detect_each(
-            vocabularies,
-            images,
-            sizes,
-            torch.tensor([picture.shape for picture in pictures]),
-            ensembles=[score_ensemble(self._trained, question.texts_of_names) for question in questions],
-        )
+        original_sizes = torch.tensor([picture.shape for picture in pictures])
+        return self.inference.detect_each(queries, ImageBatch(images, sizes, original_sizes))
 
     def _encode(self, texts: dict[str, None]) -> None:
         """Make the unit rows of texts; all that are new are encoded together."""
@@ -177,13 +174,14 @@ class Answerer:
         for text in texts:
             self._rows.move_to_end(text)
 
-    def _vocabulary(self, question: Question) -> Float[Tensor, "C D"]:
-        """One unit row for each of a question's names."""
+    def _queries(self, question: Question) -> QueryTexts:
+        """One for each of a question's names."""
         rows = {text: self._rows[text] for text in question.texts}
         for name, of_examples in question.examples.items():
             of_text = rows[name][None] if name in rows else of_examples[:0]
             rows[name] = self._prompts.combine(of_text, of_examples)
-        return torch.stack(list(rows.values()))
+        ensemble = score_ensemble(self._trained, question.texts_of_names)
+        return QueryTexts(torch.stack(list(rows.values())), ensemble)
 
     def _forget(self) -> None:
         """Drop the rows of texts that were asked for longest ago."""

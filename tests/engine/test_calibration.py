@@ -16,7 +16,7 @@ from small_run import small_config
 import ovd.jobs.train
 from ovd.build.data import hold_out, load_training_index
 from ovd.build.prompts import Example, Prompt, PromptEncoder
-from ovd.build.text import text_of_index
+from ovd.build.text import evaluation_text
 from ovd.build.trained import build_inference, load_detector
 from ovd.config import TrainConfig
 from ovd.data.report import DataReport
@@ -27,6 +27,7 @@ from ovd.inference import Inference
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.train import train_from_config
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.model.similarity import unit_embeddings
 from ovd.structures import Detections
@@ -109,7 +110,7 @@ def test_a_loaded_detector_is_calibrated(calibrated, miniature_world):
     assert trained.calibration.to_json() == extra_of(calibrated.run)["calibration"]
     _, held_out = hold_out(trained.config, load_training_index(trained.config, DataReport()))
     assert held_out is not None
-    text = text_of_index(trained.config, trained.clip, held_out.index)
+    text = evaluation_text(trained.config, trained.clip, held_out.index.names, held_out.index.synonyms)
     torch.testing.assert_close(trained.calibration.trained_text, text[torch.from_numpy(~held_out.names)])
     nearness = trained.calibration.nearness(text)
     torch.testing.assert_close(nearness[torch.from_numpy(~held_out.names)], torch.ones((~held_out.names).sum()))
@@ -253,7 +254,7 @@ def detect(
     inference = Inference(
         detector, size=96, options=DetectionOptions(**options), low_precision=False, calibration=calibration
     )
-    return inference.image(texts, image)
+    return inference.image(QueryTexts(texts), image)
 
 
 def of_class(found: Detections, row: int) -> Detections:
@@ -284,7 +285,7 @@ def test_texts_may_lie_on_the_detectors_device(tiny_clip, texts, image):
     calibration = calibration_of(texts, NAME_BIAS, PUSHING)
     detector = build_detector(tiny_clip, "pyramid", "head").eval().to(device)
     inference = Inference(detector, size=96, options=DetectionOptions(), low_precision=False, calibration=calibration)
-    found, expected = inference.image(texts.to(device), image), inference.image(texts, image)
+    found, expected = inference.image(QueryTexts(texts.to(device)), image), inference.image(QueryTexts(texts), image)
     assert torch.equal(found.scores, expected.scores)
 
 
@@ -327,7 +328,7 @@ def test_with_other_options_the_bias_is_corrected_but_no_map_applied(tiny_clip, 
 
     assert inference_with(**options).threshold is None
     assert inference_with(score_threshold=0.01).threshold == 0.42
-    found = inference_with(**options).image(texts, image)
+    found = inference_with(**options).image(QueryTexts(texts), image)
     unmapped = detect(tiny_clip, texts, image, calibration_of(texts, NAME_BIAS, UNCHANGED, **options), **options)
     torch.testing.assert_close(found.scores, unmapped.scores, atol=2e-6, rtol=1e-4)
     assert torch.equal(found.boxes, unmapped.boxes)

@@ -18,6 +18,7 @@ from ovd.evaluation import calibrate as module
 from ovd.evaluation.calibrate import BIASES, MIN_RIGHT, Judged, best_threshold, calibrate, fit_map, judge
 from ovd.inference import Inference
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreMap, nearness_to
 from ovd.model.similarity import unit_embeddings
 from ovd.structures import Detections
@@ -408,9 +409,7 @@ def test_a_known_bias_is_taken_instead_of_a_measured_one(inference, index, text,
     held_out = np.arange(len(text)) % 3 == 0
     found = fitted(inference, text, index, held_out, name_bias=name_bias)
     assert found.name_bias == name_bias
-    calibrated = Inference(
-        inference.detector, size=96, options=inference.options, low_precision=False, calibration=found
-    )
+    calibrated = replace(inference, calibration=found)
     lowered = calibrated.classifier(text).name_penalty
     if name_bias == 0:
         assert lowered is None
@@ -423,12 +422,10 @@ def test_calibrated_scores_add_up_to_the_number_of_right_boxes(inference, index,
     found = fitted(inference, text, index, held_out)
     assert torch.equal(found.trained_text, text[~held_out])
     assert found.name_bias in BIASES
-    calibrated = Inference(
-        inference.detector, size=96, options=inference.options, low_precision=False, calibration=found
-    )
+    calibrated = replace(inference, calibration=found)
     assert calibrated.threshold == found.threshold
     expected = right = 0.0
-    for row, (_, detections) in enumerate(calibrated.dataset(text, index, LOADING)):
+    for row, (_, detections) in enumerate(calibrated.dataset(QueryTexts(text), index, LOADING)):
         judged = judge(detections, index.record(row).labels, num_classes=len(text), is_exhaustive=False)
         expected += float((judged.weights * judged.scores).sum())
         right += float((judged.weights * judged.right).sum())
@@ -444,8 +441,8 @@ def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, t
 
     def detect(most: int) -> list[Detections]:
         options = DetectionOptions(max_detections=most)
-        calibrated = Inference(inference.detector, size=96, options=options, low_precision=False, calibration=found)
-        return [detections for _, detections in calibrated.dataset(text, index, LOADING)]
+        calibrated = replace(inference, options=options, calibration=found)
+        return [detections for _, detections in calibrated.dataset(QueryTexts(text), index, LOADING)]
 
     for few, all_of_image in zip(detect(7), detect(3000), strict=True):
         assert len(few.scores) == 7
@@ -454,7 +451,7 @@ def test_the_best_of_an_image_are_those_of_the_probabilities(inference, index, t
 
 
 def test_a_detector_that_finds_nothing_stops_with_the_name_of_the_file(inference, index, text) -> None:
-    blind = Inference(inference.detector, size=96, options=DetectionOptions(score_threshold=1.0), low_precision=False)
+    blind = replace(inference, options=DetectionOptions(score_threshold=1.0))
     with pytest.raises(ValueError, match=r"lvis_val\.json: no box of the 8 held-out images is found"):
         fitted(blind, text, index, np.zeros(len(text), bool))
 

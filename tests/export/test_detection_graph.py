@@ -18,7 +18,8 @@ from small_export import (
 )
 
 from ovd.export.graph import DetectionGraph, probabilities
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreMap
 from ovd.onnx.session import DetectionSession
 
@@ -99,7 +100,7 @@ def test_the_graph_has_the_options_of_post_processing(name, calibrated):
         boxes, scores, classes, counts = DetectionGraph(detector, options, calibration)(
             images.permute(0, 2, 3, 1), sizes, text
         )
-    for row, own in enumerate(inference.detect(text, images, sizes, sizes)):
+    for row, own in enumerate(inference.detect(QueryTexts(text), ImageBatch(images, sizes, sizes))):
         count = int(counts[row])
         assert count == len(own.scores)
         assert (count == 0) == (name == "nothing above the threshold")
@@ -132,7 +133,7 @@ def test_a_threshold_is_of_probabilities_where_the_detector_is_calibrated(export
                 _, scores, _, counts = graph(images.permute(0, 2, 3, 1), sizes, text)
             return scores[0, : int(counts[0])]
         inference = Inference(detector, size=96, options=options, low_precision=False, calibration=calibration)
-        return inference.detect(text, images, sizes, sizes)[0].scores
+        return inference.detect(QueryTexts(text), ImageBatch(images, sizes, sizes))[0].scores
 
     everything = found(0.0)
     for threshold in everything.quantile(torch.tensor([0.2, 0.6, 0.9])).tolist():

@@ -20,18 +20,19 @@ from small_run import source_of
 
 from ovd.build.data import load_validation_index
 from ovd.build.prompts import Example, Prompt
-from ovd.build.text import text_of_names
+from ovd.build.text import queries_of_names
 from ovd.build.trained import build_inference, find_checkpoint, load_asked, load_detector
 from ovd.config_files import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_description
 from ovd.experts.group import ExpertGroup
-from ovd.experts.inference import ExpertInference, _of_answerer, _OwnQueries
+from ovd.experts.inference import ExpertInference
 from ovd.export.detector import export_detector
+from ovd.inference import ImageBatch
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.fine_tune import fine_tune, format_outcomes
 from ovd.jobs.train import train_from_config
-from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import shared_parameters
 from ovd.predictor import Predictor
 from ovd.structures import Detections
@@ -149,15 +150,6 @@ def test_a_name_with_an_example_is_answered_by_the_detector_and_that_is_told(sta
     assert "more than its name" not in capsys.readouterr().err
 
 
-def test_predictions_of_several_detectors_are_refused(start, experts, image) -> None:
-    inference = Predictor.load(start, experts=experts[:1])._inference
-    batch = torch.from_numpy(image[:32, :64]).permute(2, 0, 1)[None]
-    with pytest.raises(TypeError, match="several detectors predict"):
-        inference.predict(batch, torch.tensor([[32, 64]]))
-    with pytest.raises(TypeError, match="use detect"):
-        inference.detections(None, None, None)  # type: ignore[arg-type]
-
-
 def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts, image) -> None:
     """The fine-tuned detector has all layers of its own and was stored apart, as an ordinary run."""
     for path, names in zip(experts, [[*NEW], ["brass key"], ["oak leaf", "tin can"]], strict=True):
@@ -205,14 +197,15 @@ def test_each_image_with_queries_of_its_own_as_a_batch_or_alone(start, experts) 
     images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8, generator=generator)
     sizes = torch.tensor([[64, 96], [64, 80], [64, 96]])
     asked = [["umbrella", "paper boat"], [], ["brass key"]]
-    texts = [
-        evaluation_text(trained.config, trained.clip, names) if names else torch.zeros(0, trained.clip.dim)
+    queries = [
+        QueryTexts(evaluation_text(trained.config, trained.clip, names) if names else torch.zeros(0, trained.clip.dim))
         for names in asked
     ]
-    found = inference.detect_each(texts, images, sizes, sizes)
+    batch = ImageBatch(images, sizes, sizes)
+    found = inference.detect_each(queries, batch)
     assert len(found[1].scores) == 0
     for row in (0, 2):
-        (alone,) = inference.detect(texts[row], images[row : row + 1], sizes[row : row + 1], sizes[row : row + 1])
+        (alone,) = inference.detect(queries[row], batch.of_images(slice(row, row + 1)))
         torch.testing.assert_close(found[row].boxes, alone.boxes, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(found[row].scores, alone.scores, atol=1e-4, rtol=1e-3)
         assert torch.equal(found[row].classes, alone.classes)
@@ -418,16 +411,6 @@ def test_adapters_are_of_layers_that_are_not_the_experts_own(start, tmp_path, mi
         fine_tuning_config(tmp_path, source, init_from=str(start), expert={"rank": 2, "own_layers": "all"})
 
 
-def test_an_ensembles_weights_go_with_the_names_that_an_answerer_is_asked_for() -> None:
-    ensemble = ScoreEnsemble(torch.tensor([0.1, 0.2, 0.3]), 50.0)
-    query = _OwnQueries(torch.tensor([2, 0]), torch.zeros(2, 4))
-    of_base = _of_answerer(ensemble, 0, query)
-    assert of_base is not None
-    assert of_base.weights.tolist() == pytest.approx([0.3, 0.1])
-    assert _of_answerer(ensemble, 1, query) is None
-    assert _of_answerer(None, 0, query) is None
-
-
 def test_experts_are_described_alike_in_any_order_and_by_how_they_are_used(start, experts) -> None:
     def describe(folders, **options) -> str:
         trained = load_detector(start, experts=ExpertGroup(tuple(folders), **options))
@@ -444,12 +427,12 @@ def test_boxes_that_lists_had_no_room_for_are_counted_over_all_images(start, exp
     config = trained.config.model_copy(update={"eval": trained.config.eval.model_copy(update={"max_detections": 1})})
     inference = build_inference(replace(trained, config=config))
     assert isinstance(inference, ExpertInference)
-    text = text_of_names(trained, [*HOME, *NEW])
+    queries = queries_of_names(trained, [*HOME, *NEW])
     images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sizes = torch.full((3, 2), 64)
     counts = [0]
     for row in range(3):
-        inference.detect(text, images[row : row + 1], sizes[:1], sizes[:1])
+        inference.detect(queries, ImageBatch(images[row : row + 1], sizes[:1], sizes[:1]))
         counts.append(inference.num_capped)
     assert counts[1] > 0
     assert counts == sorted(set(counts))  # each image adds some

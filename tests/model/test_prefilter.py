@@ -78,3 +78,12 @@ def test_a_small_vocabulary_keeps_all_points() -> None:
     exact, found = found_by(predictions, classifier), found_by(predictions, classifier, prefilter=0.01)
     assert torch.equal(found.boxes, exact.boxes)
     assert torch.equal(found.scores, exact.scores)
+
+
+def test_a_prefilter_of_other_options_is_checked_as_theirs_is() -> None:
+    options = DetectionOptions(candidates=7)
+    assert options.with_prefilter(0.2) == DetectionOptions(candidates=7, prefilter=0.2)
+    assert options.prefilter is None
+    for share in (0, 1, -0.1, 400, float("nan")):
+        with pytest.raises(ValueError, match="prefilter is a share of the points, between 0 and 1, not"):
+            options.with_prefilter(share)

@@ -13,20 +13,21 @@ from torch.nn import functional as F
 
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector
-from ovd.build.text import evaluation_text, text_of_index
-from ovd.build.trained import TrainedDetector, build_inference
+from ovd.build.text import evaluation_text, queries_of_index
+from ovd.build.trained import TrainedDetector, build_own_inference
 from ovd.config import LabelOptions, TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.loading.loader import Loading
 from ovd.data.pairs.tar import Pair, write_pair_shards
 from ovd.data.report import DataReport
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.jobs.evaluate import detect_all
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import View
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.predictor import Predictor
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.structures import Detections
@@ -60,7 +61,7 @@ def trained(tiny_clip) -> TrainedDetector:
 
 @pytest.fixture(scope="module")
 def inference(trained) -> Inference:
-    return build_inference(trained)
+    return build_own_inference(trained)
 
 
 def random_image(seed: int, height: int, width: int) -> np.ndarray:
@@ -114,29 +115,29 @@ def test_options_and_encoder_go_together(trained):
 
 def test_an_image_is_seen_in_a_batch_as_alone(trained, inference):
     """Two images of one odd shape, so that none is padded otherwise in a batch."""
-    text = evaluation_text(trained.config, trained.clip, NAMES)
+    queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
     pictures = [random_image(seed, 60, 96) for seed in (0, 1)]
     images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     for row, picture in enumerate(pictures):
         images[row, :, :60] = torch.from_numpy(picture).permute(2, 0, 1)
     sizes = torch.tensor([[60, 96]] * 2)
-    together = inference.detect(text, images, sizes, sizes)
-    without = build_inference(trained, options=inference.options.model_copy(update={"second_look": None}))
+    together = inference.detect(queries, ImageBatch(images, sizes, sizes))
+    without = build_own_inference(trained, options=inference.options.model_copy(update={"second_look": None}))
     for picture, found in zip(pictures, together, strict=True):
-        assert_close(found, inference.image(text, picture))
-        plain = without.image(text, picture)
+        assert_close(found, inference.image(queries, picture))
+        plain = without.image(queries, picture)
         assert not (len(plain.scores) == len(found.scores) and torch.allclose(plain.scores, found.scores))
 
 
 def test_the_predictor_and_the_teacher_look_again(trained, inference):
     picture = random_image(3, 70, 90)
-    text = evaluation_text(trained.config, trained.clip, NAMES)
-    expected = inference.image(text, picture)
+    queries = QueryTexts(evaluation_text(trained.config, trained.clip, NAMES))
+    expected = inference.image(queries, picture)
     assert_close(Predictor(trained)(picture, NAMES), expected)
     teacher = OvdTeacher(inference, TextVariants(trained.clip, ("{}",)), run="drifted")
     queries = [tuple(NAMES), ("anchor",), ()]
     several, one, none = teacher.detect([picture] * 3, queries)
-    expected = inference.image(evaluation_text_of(trained, NAMES), picture)
+    expected = inference.image(QueryTexts(evaluation_text_of(trained, NAMES)), picture)
     torch.testing.assert_close(torch.from_numpy(several.scores), expected.scores, atol=1e-5, rtol=1e-4)
     assert several.texts.tolist() == expected.classes.tolist()
     assert len(one.scores) > 0
@@ -156,9 +157,9 @@ def test_an_evaluation_is_what_inference_finds(trained, inference, miniature_wor
     index = load_annotations(
         annotations, miniature_world / "images", format="lvis", report=DataReport(), with_truth=True
     ).take(np.arange(4))
-    text = text_of_index(trained.config, trained.clip, index)
-    results = detect_all(trained, index, text).results()
-    found = list(inference.dataset(text, index, Loading(3, workers=0)))
+    queries = queries_of_index(trained, index)
+    results = detect_all(trained, index, queries).results()
+    found = list(inference.dataset(queries, index, Loading(3, workers=0)))
     assert [image_id for image_id, _ in found] == index.image_ids.tolist()
     scores = torch.cat([item.scores for _, item in found]).double().numpy()
     assert len(scores) > 40

@@ -25,6 +25,7 @@ from ovd.export.detector import export_detector
 from ovd.export.smaller import quantize, to_half
 from ovd.files import sha256_of
 from ovd.inference import Inference
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.onnx import Predictor
 from ovd.onnx.session import DetectionSession
@@ -117,7 +118,7 @@ def test_another_size_and_rows_of_ones_own(trained, model, image, capsys):
     assert capsys.readouterr().err == (
         "warning: scores were calibrated at 96 px; at 64 px they are worse probabilities\n"
     )
-    expected = inference.image(text, image)
+    expected = inference.image(QueryTexts(text), image)
     assert len(expected.scores) == len(found.scores) > 5
     assert num_without_equal(expected, found) == 0
 

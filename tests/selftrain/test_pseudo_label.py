@@ -25,6 +25,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.inference import Inference
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.model.detection_options import DetectionOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.selftrain.labels import TeacherBoxes, read_labels
 from ovd.selftrain.ledger import LabelCounts
@@ -167,7 +168,7 @@ def test_ovd_teacher_equals_detecting_in_one_image_after_another(trained, tiny_c
         if not texts:
             assert len(of_image.scores) == 0
             continue
-        expected = inference_of(trained).image(encode_texts(tiny_clip, list(texts)), image)
+        expected = inference_of(trained).image(QueryTexts(encode_texts(tiny_clip, list(texts))), image)
         assert len(expected.scores) > 3
         assert_close(of_image, TeacherBoxes(expected.boxes.numpy(), expected.scores.numpy(), expected.classes.numpy()))
     assert teacher.detect([], []) == []

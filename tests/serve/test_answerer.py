@@ -64,10 +64,10 @@ def test_a_question_that_fails_does_not_stop_the_others(trained, monkeypatch):
     bad = Question(answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
     original = answerer.inference.detect_each
 
-    def detect_each(texts, images, *others, **options):
-        if (images.flatten(1).amax(dim=1) == 0).any():
+    def detect_each(queries, batch):
+        if (batch.images.flatten(1).amax(dim=1) == 0).any():
             raise RuntimeError("a black picture")
-        return original(texts, images, *others, **options)
+        return original(queries, batch)
 
     monkeypatch.setattr(answerer.inference, "detect_each", detect_each)
     answers = answerer.answer([good, bad, good])

@@ -1,0 +1,52 @@
+"""What each answerer is asked for: its own names, with the score ensemble for the base detector alone."""
+
+import pytest
+import torch
+from small_detector import build_detector
+
+from ovd.experts.inference import Expert, ExpertInference
+from ovd.experts.names import ExpertNames
+from ovd.inference import Inference
+from ovd.model.detection_options import DetectionOptions
+from ovd.model.pair_scores import ScoreEnsemble
+from ovd.model.query_texts import QueryTexts
+
+TEXT = torch.eye(4, 256)
+
+
+@pytest.fixture
+def inference(untrained_clip) -> ExpertInference:
+    """A base detector, and an expert that answers for the second row of `TEXT`."""
+    detector = build_detector(untrained_clip, "head").requires_grad_(False)
+    base = Inference(detector, size=64, options=DetectionOptions(), low_precision=False)
+    names = ExpertNames(("one",), TEXT[1:2], TEXT[2:], 1.0)
+    return ExpertInference(base, [Expert("a", names, base, None)])
+
+
+def test_an_ensembles_weights_go_with_the_names_that_an_answerer_is_asked_for(inference) -> None:
+    of_base, of_expert = inference._route(QueryTexts(TEXT[:3], ScoreEnsemble(torch.tensor([0.1, 0.2, 0.3]), 50.0)))
+    assert of_base.rows.tolist() == [0, 2]
+    assert of_base.queries.ensemble is not None
+    assert of_base.queries.ensemble.weights.tolist() == pytest.approx([0.1, 0.3])
+    assert of_expert.rows.tolist() == [1]
+    assert of_expert.queries.ensemble is None
+
+
+def test_routes_are_kept_for_the_same_queries_and_no_others(inference) -> None:
+    text, weights = TEXT[:3], torch.tensor([0.1, 0.2, 0.3])
+    route = inference._route(QueryTexts(text, ScoreEnsemble(weights, 50.0)))
+    assert inference._route(QueryTexts(text, ScoreEnsemble(weights, 50.0))) is route
+    of_base, _ = inference._route(QueryTexts(text))
+    assert of_base.queries.ensemble is None
+    of_base, _ = inference._route(QueryTexts(text, ScoreEnsemble(1 - weights, 50.0)))
+    assert of_base.queries.ensemble is not None
+    assert of_base.queries.ensemble.weights.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_it_runs_as_the_base_detector_does_but_has_no_predictions_of_one_detector(inference) -> None:
+    base = inference.experts[0].inference
+    assert (inference.detector, inference.size, inference.options) == (base.detector, base.size, base.options)
+    assert not isinstance(inference, Inference)
+    for name in ("predict", "detections", "classifier"):
+        assert hasattr(base, name)
+        assert not hasattr(inference, name)
