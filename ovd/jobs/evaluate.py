@@ -24,7 +24,7 @@ from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
-from ovd.evaluation.run import evaluate_results
+from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import sha256_of
@@ -149,13 +149,9 @@ def _measured(
     config = trained.config
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
-    measures = evaluate_results(
-        evaluator,
-        exhaustive=index.exhaustive_truth,
-        output_dir=output,
-        own_threshold=inference.threshold,
-        index=index,
-    )
+    measures = measure_results(evaluator, exhaustive=index.exhaustive_truth, own_threshold=inference.threshold)
+    print_measures(measures)
+    write_measures(measures, output, index=index)
     naming = None
     if not trained.experts.folders and isinstance(inference, Inference):  # it is of one detector's embeddings
         naming = naming_of(trained, inference, index, text)

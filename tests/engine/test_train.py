@@ -22,6 +22,7 @@ from ovd.build.trained import load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
+from ovd.evaluation.run import measure_results
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
@@ -81,7 +82,7 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
     def fail(*_, **__):
         raise ValueError("an image has vanished")
 
-    monkeypatch.setattr("ovd.jobs.train.evaluate_results", fail)
+    monkeypatch.setattr("ovd.jobs.train.measure_results", fail)
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="an image has vanished"):
         train_from_config(small_config(run, miniature_world, train={"eval_every": 2}))
@@ -92,6 +93,29 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
     train_from_config(small_config(run, miniature_world, train={"eval_every": 2}), resume=True)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "evaluation"] == [2, 4, 6]
+
+
+def test_an_evaluation_whose_files_cannot_be_written_is_measured_and_printed_once(
+    tmp_path, miniature_world, monkeypatch, capsys
+):
+    def write(*_, **__):
+        raise OSError("no space left on device")
+
+    measured = []
+
+    def measure(*arguments, **options):
+        measured.append(measure_results(*arguments, **options))
+        return measured[-1]
+
+    monkeypatch.setattr("ovd.jobs.train.write_measures", write)
+    monkeypatch.setattr("ovd.jobs.train.measure_results", measure)
+    run = tmp_path / "run"
+    metrics = train_from_config(small_config(run, miniature_world, train={"steps": 1, "warmup_steps": 1}))
+    assert [measures.evaluation.metrics for measures in measured] == [metrics]
+    output = capsys.readouterr().out
+    assert output.count("LVIS box AP, ordinary") == output.count("Decisions of ") == 1
+    assert f"warning: {run}: files of an evaluation cannot be written (no space left on device)" in output
+    assert not (run / "metrics.json").exists()
 
 
 def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_world, monkeypatch, capsys):
