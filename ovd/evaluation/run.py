@@ -19,20 +19,14 @@ from ovd.evaluation.decision_report import format_decisions, measure_decisions, 
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.measured_weights import MEASURED
 from ovd.evaluation.measures import Measures
+from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 from ovd.shapes import Bool
 
-EVALUATED = "evaluated.json"
-"""File of `ovd eval` that says which detector and options an evaluation in a folder was of."""
-COMPARED = "compared.json"
-"""File of `ovd fine-tune` with the hashes of all that an evaluation was of, which is not repeated while they agree."""
-NOT_ALWAYS_WRITTEN = (
-    "naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED, COMPARED
-)  # fmt: skip
-"""Files of an evaluation that measures naming, makes a page, or knows where the images are, or the weights."""
+NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
+"""Files of an evaluation that measures naming, makes a page, or knows where the images are."""
 
 
 def box_evaluator(
@@ -74,15 +68,27 @@ def print_measures(measures: Measures) -> None:
     print(format_decisions(measures.decisions))
 
 
-def write_measures(measures: Measures, output_dir: Path, *, index: AnnotationIndex | None = None) -> None:
+def write_measures(
+    measures: Measures,
+    output_dir: Path,
+    *,
+    index: AnnotationIndex | None = None,
+    note: EvaluationNote | None = None,
+) -> None:
     """Write the files of an evaluation. Those of an earlier one that would stay beside them are removed first.
 
     Args:
         index: where the images are; None draws no predictions.jpg.
+        note: of these files, before others follow; None leaves the folder without one.
 
     Raises:
         OSError: a file cannot be written. That of predictions.jpg is a warning.
     """
+    (output_dir / "metrics.json").unlink(missing_ok=True)  # before the note that says what it is of
+    if note is None:
+        remove_note(output_dir)
+    else:
+        write_note(output_dir, note)
     for name in NOT_ALWAYS_WRITTEN:
         (output_dir / name).unlink(missing_ok=True)
     write_report(measures.evaluation, output_dir)
