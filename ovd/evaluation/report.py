@@ -73,7 +73,7 @@ class Evaluation:
         return {name: value for section in self.sections for name, value in section.metrics.items()}
 
 
-def class_rows(truth: Truth, figures: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
+def class_rows(truth: Truth, curves: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
     """A row for each category of the annotation file, ascending by id."""
     rows = truth.category_rows(detections.category_ids)
     num_detections = np.bincount(rows, minlength=len(truth.categories))
@@ -83,9 +83,9 @@ def class_rows(truth: Truth, figures: PrecisionRecall, detections: Results) -> t
             truth.categories,
             truth.num_boxes_of_categories().tolist(),
             num_detections.tolist(),
-            figures.class_average_precisions().tolist(),
-            figures.class_average_precisions(iou_percent=50).tolist(),
-            figures.class_average_recalls().tolist(),
+            curves.class_average_precisions().tolist(),
+            curves.class_average_precisions(iou_percent=50).tolist(),
+            curves.class_average_recalls().tolist(),
             strict=True,
         )
     )
