@@ -18,11 +18,13 @@ import ovd.engine.step
 import ovd.jobs.train
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector
-from ovd.build.trained import load_detector
+from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.optim import NonFiniteError
+from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.evaluation.run import measure_results
+from ovd.files import sha256_of
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
@@ -163,6 +165,8 @@ def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp
         "naming.json", "naming.png",
     ):  # fmt: skip
         assert (tmp_path / "eval" / name).stat().st_size > 0
+    weights = find_checkpoint(reference).weights
+    assert read_note(tmp_path / "eval") == EvaluationNote(sha256_of(weights), is_of_own_set=True)
 
 
 def test_run_folder_explains_itself(reference):
