@@ -11,6 +11,7 @@ from ovd.engine.checkpoint import step_of
 from ovd.engine.metric_records import last_evaluated_step
 from ovd.evaluation.note import read_note
 from ovd.files import sha256_of
+from ovd.metric import is_known, per_cent
 
 METRICS = "metrics.json"
 NOT_MEASURED = "Nothing was measured of this detector: evaluate it on your data before you rely on it (`ovd eval`)."
@@ -138,7 +139,7 @@ def _eval_results(trained: TrainedDetector, metrics: dict[str, Any]) -> list[Eva
         )
         for protocol, names in metrics["protocols"].items()
         for name in names
-        if metrics["metrics"][name] >= 0
+        if is_known(metrics["metrics"][name])
     ]
 
 
@@ -149,7 +150,7 @@ def _measured(trained: TrainedDetector, metrics: dict[str, Any]) -> str:
         "",
     ]
     for protocol, names in metrics["protocols"].items():
-        values = [f"{100 * metrics['metrics'][name]:.2f}" if metrics["metrics"][name] >= 0 else "-" for name in names]
+        values = [per_cent(metrics["metrics"][name]) for name in names]
         lines += [
             f"**{protocol}**",
             "",

@@ -25,7 +25,7 @@ from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
 from ovd.jobs.evaluate import evaluate_run
-from ovd.jobs.experts import per_cent, save_expert
+from ovd.jobs.experts import save_expert
 from ovd.jobs.run_folder import (
     check_same_data,
     check_same_run,
@@ -34,6 +34,7 @@ from ovd.jobs.run_folder import (
     latest_of_all_ranks,
 )
 from ovd.jobs.train import train_from_config
+from ovd.metric import per_cent
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint
 from ovd.text.names import read_alike
@@ -265,7 +266,7 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
     yield "detector  " + "".join(f"{f'{which} {metric}':>11}" for which, metric in columns)
     for outcome in outcomes:
         values = (getattr(outcome, which)[metric] for which, metric in columns)
-        yield f"{outcome.detector:10}" + "".join(f"{per_cent(value, 2):>11}" for value in values)
+        yield f"{outcome.detector:10}" + "".join(f"{per_cent(value):>11}" for value in values)
 
 
 def _evaluate(
