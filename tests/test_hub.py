@@ -22,8 +22,9 @@ from ovd.config_files import parse_config
 from ovd.engine import checkpoint
 from ovd.engine.ensemble import save_ensemble
 from ovd.engine.notes import Notes
-from ovd.evaluation.measured_weights import note_measured_weights
+from ovd.evaluation.note import EvaluationNote, write_note
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
+from ovd.files import sha256_of
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.predictor import Predictor
 from ovd.text.encoder import text_tower_fingerprint
@@ -208,17 +209,27 @@ def test_an_evaluation_of_these_very_weights_is_on_the_card(run, tmp_path, folde
     evaluation.mkdir(exist_ok=True)
     (evaluation / "metrics.json").write_text(json.dumps(METRICS))
     for name, weights in (("other", run / "step-000000" / "state.json"), ("own", find_checkpoint(run).weights)):
-        note_measured_weights(evaluation, weights)
+        write_note(evaluation, EvaluationNote(sha256_of(weights), is_of_own_set=True))
         Predictor.load(tmp_path / "run").save_pretrained(tmp_path / name)
         assert (tmp_path / name / "metrics.json").exists() == (name == "own")
 
 
-def test_an_evaluation_of_another_set_in_the_run_folder_is_not_on_the_card(run, tmp_path):
-    """As `ovd eval RUN --annotations OTHER --output RUN` leaves it."""
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", {"weights_sha256": "OWN", "is_of_own_set": False, "options": {"run": "run"}, "inputs": {}}),
+        ("evaluation.json", {"weights_sha256": "other", "is_of_own_set": True, "options": {}, "inputs": {}}),
+        ("evaluated.json", {}),  # the notes of earlier versions
+        ("measured_weights.json", {"sha256": "other"}),
+    ],
+)
+def test_an_evaluation_of_something_else_in_the_run_folder_is_not_on_the_card(name, content, run, tmp_path):
+    """As `ovd eval RUN --annotations OTHER --output RUN` leaves it, or the weights of another step."""
     shutil.copytree(run, tmp_path / "run")
     Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "before")
     assert (tmp_path / "before" / "metrics.json").exists()
-    (tmp_path / "run" / "evaluated.json").write_text("{}")
+    text = json.dumps(content).replace("OWN", sha256_of(find_checkpoint(run).weights))
+    (tmp_path / "run" / name).write_text(text)
     Predictor.load(tmp_path / "run").save_pretrained(tmp_path / "after")
     assert not (tmp_path / "after" / "metrics.json").exists()
 

@@ -22,6 +22,7 @@ from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.files import hash_of
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config
+from ovd.metric import is_known
 from ovd.precision import cpu_name
 
 BEFORE = "before"
@@ -212,4 +213,4 @@ def _cell(values: Sequence[float | None]) -> str:
 
 def _per_cent(value: float) -> float:
     """A metric in per cent; without a true box it stays unknown."""
-    return UNKNOWN if value == UNKNOWN else round(100 * value, 2)
+    return round(100 * value, 2) if is_known(value) else UNKNOWN

@@ -9,9 +9,10 @@ from jaxtyping import Float64
 from scipy.special import stdtrit
 
 from ovd.ablation.records import Record
+from ovd.metric import NO_TRUE_BOX
 
 CONFIDENCE = 0.95
-UNKNOWN = -1.0
+UNKNOWN = NO_TRUE_BOX
 
 
 @dataclass(frozen=True)

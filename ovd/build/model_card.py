@@ -9,9 +9,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ovd.build.trained import TrainedDetector
 from ovd.engine.checkpoint import step_of
 from ovd.engine.metric_records import last_evaluated_step
-from ovd.evaluation.measured_weights import measured_weights
-from ovd.evaluation.run import EVALUATED
+from ovd.evaluation.note import read_note
 from ovd.files import sha256_of
+from ovd.metric import is_known, per_cent
 
 METRICS = "metrics.json"
 NOT_MEASURED = "Nothing was measured of this detector: evaluate it on your data before you rely on it (`ovd eval`)."
@@ -62,18 +62,19 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     evaluation, or of the run that ended with them."""
     if trained.weights is None:
         return None
-    folder = trained.weights.parent
-    beside = folder / METRICS
+    checkpoint = trained.weights.parent
+    beside = checkpoint / METRICS
     if beside.is_file():
         return json.loads(beside.read_text(encoding="utf-8"))
-    run, step = folder.parent, step_of(folder)
-    noted = [(folder, measured_weights(folder)) for folder in (run / "eval", run)]  # of `ovd eval RUN`, the quick start
-    sha256 = sha256_of(trained.weights) if any(of for _, of in noted) else None
-    for evaluation, of in noted:
+    run, step = checkpoint.parent, step_of(checkpoint)
+    notes = {folder: read_note(folder) for folder in (run / "eval", run)}  # `ovd eval RUN`, the quick start
+    own = {folder: note.weights_sha256 for folder, note in notes.items() if note is not None and note.is_of_own_set}
+    sha256 = sha256_of(trained.weights) if own else None
+    for evaluation, of in own.items():
         if of is not None and of == sha256 and (evaluation / METRICS).is_file():
             return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
-    is_of_another_set = (run / EVALUATED).is_file()  # `ovd eval RUN --annotations OTHER --output RUN`
-    if is_of_another_set or not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
+    is_of_training = notes[run] is None  # which leaves no note; an evaluation in the run folder replaces its metrics
+    if not is_of_training or not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
         return None
     return json.loads((run / METRICS).read_text(encoding="utf-8"))
 
@@ -138,7 +139,7 @@ def _eval_results(trained: TrainedDetector, metrics: dict[str, Any]) -> list[Eva
         )
         for protocol, names in metrics["protocols"].items()
         for name in names
-        if metrics["metrics"][name] >= 0
+        if is_known(metrics["metrics"][name])
     ]
 
 
@@ -149,7 +150,7 @@ def _measured(trained: TrainedDetector, metrics: dict[str, Any]) -> str:
         "",
     ]
     for protocol, names in metrics["protocols"].items():
-        values = [f"{100 * metrics['metrics'][name]:.2f}" if metrics["metrics"][name] >= 0 else "-" for name in names]
+        values = [per_cent(metrics["metrics"][name]) for name in names]
         lines += [
             f"**{protocol}**",
             "",

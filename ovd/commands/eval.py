@@ -14,8 +14,7 @@ was found and missed. With --results, pictures need --html and --images, the fol
 """
 
 import argparse
-import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,9 +22,8 @@ from ovd.build.arguments import add_detector_options, add_format_options, format
 from ovd.choices import DataFormatName, Engine
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
-from ovd.evaluation.measured_weights import MEASURED
-from ovd.evaluation.run import EVALUATED, evaluate_results_file
-from ovd.files import write_json
+from ovd.evaluation.note import EvaluationNote, read_note, write_note
+from ovd.evaluation.run import evaluate_results_file
 
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
 """Options that a results file has no use for."""
@@ -95,24 +93,31 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return arguments.output or arguments.run / "-".join(["eval", *words])
 
 
-def claim_folder(output: Path, arguments: argparse.Namespace) -> dict[str, str]:
-    """Make the folder; return what is to be noted in it once the evaluation is done.
+def check_folder(output: Path, options: dict[str, str]) -> None:
+    """Check that a folder may hold the results of an evaluation.
+
+    Args:
+        options: those that say what is evaluated on what.
 
     Raises:
         ValueError: it has an evaluation of something else in it, or a results file of another origin.
     """
-    evaluated = {name: str(value) for name in WHAT if (value := _absolute(getattr(arguments, name)))}
-    file, results = output / EVALUATED, output / "results.json"
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if different := sorted(name for name in {*before, *evaluated} if before.get(name) != evaluated.get(name)):
-            raise ValueError(
-                f"{output} holds an evaluation with another {', '.join(different)} ({file}); give another --output"
-            )
-    elif results.exists() and not (output / MEASURED).is_file():
+    before, results = read_note(output) or EvaluationNote(), output / "results.json"
+    if before.options:
+        names = {*before.options, *options}
+        if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
+            raise ValueError(f"{output} holds an evaluation with another {', '.join(different)}; give another --output")
+    elif results.exists() and not before.is_of_own_set:
         raise ValueError(f"{results} is not of an earlier evaluation of a run; move it, or give another --output")
+
+
+def claim_folder(output: Path, options: dict[str, str]) -> None:
+    """Make the folder, and note in it what will be evaluated, so that it can be repeated after an interruption.
+
+    What is noted of the weights of an earlier evaluation stays, as its files do, until those of this one are written.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    return evaluated
+    write_note(output, replace(read_note(output) or EvaluationNote(), options=options))
 
 
 def _absolute(value: Any) -> Any:
@@ -146,10 +151,11 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     index = None
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, options=options)
+    asked = {name: str(value) for name in WHAT if (value := _absolute(getattr(arguments, name)))}
     with main_first():
-        evaluated = claim_folder(output, arguments)
+        check_folder(output, asked)
         if is_main():
-            write_json(output / EVALUATED, evaluated)  # so that it can be repeated after an interruption
+            claim_folder(output, asked)
     evaluate_run(
         trained,
         output=output,
@@ -158,10 +164,10 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         html=arguments.html,
         onnx=arguments.onnx,
+        note=EvaluationNote(options=asked),
     )
     if not is_main():
         return
-    write_json(output / EVALUATED, evaluated)  # the evaluation has removed that of an earlier one
     files = ["results.json", "metrics.json", "decisions.json", "per_class.csv", "predictions.jpg"]
     files += ["naming.json"] if arguments.onnx is None and not trained.experts.folders else []
     files += ["report.html"] if arguments.html else []

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ovd.files import whole_file
+from ovd.metric import is_known
 
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
@@ -39,9 +40,10 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
 def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, window: int, marker: str = "") -> None:
     names = dict.fromkeys(name for record in records for name in record[field])
     for name in names:
-        # A metric of -1 says that there is no true box to speak of.
         values = [(record["step"], record[field].get(name)) for record in records]
-        points = [(step, value) for step, value in values if value is not None and (field, value) != ("metrics", -1)]
+        points = [
+            (step, value) for step, value in values if value is not None and (field != "metrics" or is_known(value))
+        ]
         if len(points) < window or not points:
             continue
         steps, values = np.array(points, dtype=float).T

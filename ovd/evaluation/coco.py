@@ -73,21 +73,21 @@ class COCOEvaluator(BoxEvaluator):
     def evaluate(self) -> Evaluation:
         """Runs the engine."""
         results = self.results()
-        figures = _figures(self.engine, self.truth, results)
+        curves = _curves(self.engine, self.truth, results)
         return Evaluation(
             engine=self.engine,
             sections=(
                 ProtocolMetrics(
                     f"COCO box AP, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
                     {
-                        **figures.average_precisions(),
+                        **curves.average_precisions(),
                         **{
-                            f"AR{limit}": figures.average_recall(limit=position)
+                            f"AR{limit}": curves.average_recall(limit=position)
                             for position, limit in enumerate(MAX_PER_IMAGE_AND_CLASS)
                         },
-                        **figures.recalls_by_area(),
+                        **curves.recalls_by_area(),
                         **{
-                            f"AP50_{name}": figures.average_precision(iou_percent=50, categories=rows)
+                            f"AP50_{name}": curves.average_precision(iou_percent=50, categories=rows)
                             for name, rows in self._groups.items()
                         },
                     },
@@ -97,12 +97,12 @@ class COCOEvaluator(BoxEvaluator):
                 self.note_of_count(results),
                 *([f"{self._num_beyond} more, of classes or images that are not judged"] if self._num_beyond else ()),
             ),
-            classes=class_rows(self.truth, figures, results),
+            classes=class_rows(self.truth, curves, results),
             curves=(
-                Curve("IoU 0.50", figures.curve(iou_percent=50)),
-                Curve("IoU 0.75", figures.curve(iou_percent=75)),
+                Curve("IoU 0.50", curves.curve(iou_percent=50)),
+                Curve("IoU 0.75", curves.curve(iou_percent=75)),
             ),
-            class_precision=figures.class_curves(iou_percent=50),
+            class_precision=curves.class_curves(iou_percent=50),
         )
 
 
@@ -115,12 +115,12 @@ def exhaustive_metrics(truth: Truth, results: Results, *, engine: Engine = "hotc
         truth: exhaustive.
         results: detections of the truth's images and classes.
     """
-    figures = _figures(engine, truth, results)
+    curves = _curves(engine, truth, results)
     groups: dict[str, Group] = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
     return ProtocolMetrics(
         f"COCO box AP on the exhaustive truth, {MAX_PER_IMAGE_AND_CLASS[-1]} per image and class",
         {
-            f"{name}_exhaustive": figures.average_precision(
+            f"{name}_exhaustive": curves.average_precision(
                 categories=np.flatnonzero(members_of(group, truth.categories))
             )
             for name, group in groups.items()
@@ -137,7 +137,7 @@ def _only_classes(truth: Truth, names: set[str]) -> Truth:
     return truth.only(np.unique(truth.image_ids[np.isin(truth.category_ids, category_ids)]), category_ids)
 
 
-def _figures(engine: Engine, truth: Truth, results: Results) -> PrecisionRecall:
+def _curves(engine: Engine, truth: Truth, results: Results) -> PrecisionRecall:
     exact, (judged,) = with_exact_ids(truth, [results])
     return _ENGINES[engine](exact, judged)
 

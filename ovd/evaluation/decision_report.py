@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ovd.data.truth import Truth
-from ovd.evaluation.decisions import FLOOR, NUM_BINS, Calibration, DecisionEvaluator, Decisions, Verdicts
+from ovd.evaluation.decisions import FLOOR, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import write_json
 from ovd.shapes import Bool
@@ -24,7 +24,7 @@ class GroupDecisions:
     group: str
     num_classes: int
     decisions: Decisions
-    calibration: Calibration
+    reliability: Reliability
     at_own_threshold: Decisions | None = None
     """At the detector's own threshold; None if it has none."""
 
@@ -98,7 +98,7 @@ def measure_decisions(
                 group,
                 int(mask.sum()),
                 evaluator.decide(mask, thresholds),
-                evaluator.calibrate(mask),
+                evaluator.reliability(mask),
                 None if own_threshold is None else at_own.decide(mask, (own_threshold, own_threshold)),
             )
             for group, mask in groups.items()
@@ -121,7 +121,7 @@ def format_decisions(report: DecisionReport) -> str:
         f"{'classes':<8}  {'number':>6}   cgF1  cgF1_50_95   pmF1  IL_MCC  absent/image    ECE  Brier  recall",
     ]
     for item in report.groups:
-        made, scores = item.decisions, item.calibration
+        made, scores = item.decisions, item.reliability
         lines.append(
             f"{item.group:<8}  {item.num_classes:>6}  {_format_row(made)}  {scores.error:5.3f}  {scores.brier:5.3f}  "
             f"{scores.recall:6.3f}"
@@ -174,12 +174,12 @@ def write_decisions(report: DecisionReport, folder: Path) -> None:
                 "num_classes": item.num_classes,
                 **asdict(item.decisions),
                 "at_own_threshold": None if item.at_own_threshold is None else asdict(item.at_own_threshold),
-                "ECE": item.calibration.error,
-                "Brier": item.calibration.brier,
-                "recall": item.calibration.recall,
+                "ECE": item.reliability.error,
+                "Brier": item.reliability.brier,
+                "recall": item.reliability.recall,
                 "reliability": {
-                    "scores": item.calibration.scores.tolist(),
-                    "outcomes": item.calibration.outcomes.tolist(),
+                    "scores": item.reliability.scores.tolist(),
+                    "outcomes": item.reliability.outcomes.tolist(),
                 },
             }
             for item in report.groups
@@ -201,7 +201,7 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
     for item, color, marker in zip(report.groups, ("0.35", "tab:blue", "tab:red"), ("o", "s", "^"), strict=False):
-        scores = item.calibration
+        scores = item.reliability
         label = f"{item.group}, ECE {scores.error:.3f}" if len(scores.scores) else f"{item.group} (no detection)"
         axes.plot(scores.scores, scores.outcomes, marker=marker, markersize=4, color=color, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right detections (IoU 0.5)", aspect="equal")

@@ -46,7 +46,7 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Reliability:
     """Scores as probabilities: of all detections at or above the floor, right at IoU 0.5 with a true box of their
     class."""
 
@@ -106,41 +106,43 @@ class DecisionEvaluator:
 
     def __init__(self, truth: Truth, results: Results, *, base: Bool[np.ndarray, " C"], floor: float = FLOOR):
         self._base, self._results, self._floor = base, results, floor
-        numbers = ImageClassPairs(truth)
-        self._num_images, self._num_classes = numbers.num_images, numbers.num_classes
+        pairs = ImageClassPairs(truth)
+        self._num_images, self._num_classes = pairs.num_images, pairs.num_classes
         real = ~truth.crowd
         self._true_rows = np.flatnonzero(real)
-        true_pair = numbers.numbers(truth.image_ids[real], truth.category_ids[real])
-        pair = numbers.numbers(results.image_ids, results.category_ids)
-        self._halves = pair // max(1, self._num_classes) % 2
+        numbers_of_true = pairs.numbers(truth.image_ids[real], truth.category_ids[real])
+        numbers = pairs.numbers(results.image_ids, results.category_ids)
+        self._halves = numbers // max(1, self._num_classes) % 2
         takes_part = results.scores >= floor
         self._known: Int64[np.ndarray, " J"] | None = None
         if truth.is_federated:  # most detections are of pairs that are not judged
-            self._known = numbers.known()
-            takes_part &= np.isin(pair, self._known)
+            self._known = pairs.known()
+            takes_part &= np.isin(numbers, self._known)
         self._rows = np.flatnonzero(takes_part)
-        pair, self._scores = pair[self._rows], results.scores[self._rows]
-        self._pairs = np.unique(np.concatenate([true_pair, pair]))
-        self._pair, self._true_pair = np.searchsorted(self._pairs, pair), np.searchsorted(self._pairs, true_pair)
+        numbers, self._scores = numbers[self._rows], results.scores[self._rows]
+        # The pairs with a true box or a detection, ascending, and which of them each detection and each true box is of.
+        self._pair_numbers = np.unique(np.concatenate([numbers_of_true, numbers]))
+        self._pair_of_detection = np.searchsorted(self._pair_numbers, numbers)
+        self._pair_of_true = np.searchsorted(self._pair_numbers, numbers_of_true)
         true_boxes, boxes = to_xyxy(truth.boxes_xywh[real]), to_xyxy(results.boxes_xywh[self._rows])
-        self._matches = _match(self._true_pair, true_boxes, self._pair, boxes, self._scores)
+        self._matches = _match(self._pair_of_true, true_boxes, self._pair_of_detection, boxes, self._scores)
 
-        self._num_true = np.bincount(self._true_pair, minlength=len(self._pairs))
-        self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pairs))
-        np.maximum.at(self._best, self._pair, self._scores)
-        self._judge(truth, numbers, true_pair)
+        self._num_true = np.bincount(self._pair_of_true, minlength=len(self._pair_numbers))
+        self._best: Float64[np.ndarray, " S"] = np.zeros(len(self._pair_numbers))
+        np.maximum.at(self._best, self._pair_of_detection, self._scores)
+        self._judge(truth, pairs, numbers_of_true)
 
-    def _judge(self, truth: Truth, numbers: ImageClassPairs, true_pair: Int64[np.ndarray, " R"]) -> None:
+    def _judge(self, truth: Truth, pairs: ImageClassPairs, numbers_of_true: Int64[np.ndarray, " R"]) -> None:
         """Find out which pairs are judged, and in which of them boxes count."""
         self._unknown: Int64[np.ndarray, " J"] = np.zeros(0, np.int64)
         if truth.is_federated:
-            incomplete = numbers.incomplete()
-            self._judged = np.ones(len(self._pairs), bool)
+            incomplete = pairs.incomplete()
+            self._judged = np.ones(len(self._pair_numbers), bool)
         else:
-            incomplete = np.unique(numbers.numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
-            self._judged = (self._num_true > 0) | ~np.isin(self._pairs, incomplete)
-            self._unknown = np.setdiff1d(incomplete, true_pair)
-        self._is_complete = self._judged & ~np.isin(self._pairs, incomplete)
+            incomplete = np.unique(pairs.numbers(truth.image_ids[truth.crowd], truth.category_ids[truth.crowd]))
+            self._judged = (self._num_true > 0) | ~np.isin(self._pair_numbers, incomplete)
+            self._unknown = np.setdiff1d(incomplete, numbers_of_true)
+        self._is_complete = self._judged & ~np.isin(self._pair_numbers, incomplete)
 
     def thresholds(self) -> tuple[float, float]:
         """The threshold for the even images and for the odd ones: each the best for base classes on the others.
@@ -178,12 +180,12 @@ class DecisionEvaluator:
             absent_per_image=float(total.false_present[0]) / max(1, self._num_images),
         )
 
-    def calibrate(self, classes: Bool[np.ndarray, " C"]) -> Calibration:
+    def reliability(self, classes: Bool[np.ndarray, " C"]) -> Reliability:
         """How well the scores of a group of classes are probabilities, in the pairs where boxes count.
 
         Of detections of equal scores, each bin has the share that is right, whatever their order.
         """
-        chosen = (classes[self._class_rows()] & self._is_complete)[self._pair]
+        chosen = (classes[self._class_rows()] & self._is_complete)[self._pair_of_detection]
         scores, right = self._scores[chosen], self._matches.overlap[chosen]
         order = np.argsort(scores, kind="stable")
         bins = [part for part in np.array_split(order, NUM_BINS) if len(part)]
@@ -191,8 +193,8 @@ class DecisionEvaluator:
         means = np.array([scores[part].mean() for part in bins])
         outcomes = np.array([share_right[part].mean() for part in bins])
         weights = np.array([len(part) for part in bins]) / max(1, len(order))
-        of_true = classes[self._class_rows()][self._true_pair]
-        return Calibration(
+        of_true = classes[self._class_rows()][self._pair_of_true]
+        return Reliability(
             error=float((weights * np.abs(means - outcomes)).sum()),
             brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
             recall=float(self._matches.found[of_true].mean()) if of_true.any() else 0.0,
@@ -208,8 +210,8 @@ class DecisionEvaluator:
         """
         of_half = np.maximum(thresholds, self._floor)
         chosen = self._results.scores >= of_half[self._halves]
-        counted = self._is_complete[self._true_pair]
-        true_halves = self._pairs[self._true_pair] // self._num_classes % 2
+        counted = self._is_complete[self._pair_of_true]
+        true_halves = self._pair_numbers[self._pair_of_true] // self._num_classes % 2
 
         def of_chosen(judged: Bool[np.ndarray, " J"]) -> Bool[np.ndarray, " K"]:
             whole = np.zeros(len(chosen), bool)
@@ -219,14 +221,14 @@ class DecisionEvaluator:
         return Verdicts(
             reported=self._results.take(chosen),
             is_right=of_chosen(self._matches.hits[:, 0]),
-            is_counted=of_chosen(self._is_complete[self._pair]),
-            is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair]),
+            is_counted=of_chosen(self._is_complete[self._pair_of_detection]),
+            is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair_of_detection]),
             true_rows=self._true_rows[counted],
             is_found=(self._matches.score_of_true >= of_half[true_halves])[counted],
         )
 
     def _class_rows(self) -> Int64[np.ndarray, " S"]:
-        return self._pairs % self._num_classes
+        return self._pair_numbers % self._num_classes
 
     def _in(self, classes: Bool[np.ndarray, " C"], half: int, pairs: Int64[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
         """Which pairs, by number, are of these classes and of the even (0) or odd (1) images."""
@@ -239,11 +241,11 @@ class DecisionEvaluator:
         return num_images * int(classes.sum()) - int(self._in(classes, half, self._unknown).sum())
 
     def _count(self, classes: Bool[np.ndarray, " C"], half: int, thresholds: Float64[np.ndarray, " T"]) -> "_Counts":
-        chosen = self._in(classes, half, self._pairs)
+        chosen = self._in(classes, half, self._pair_numbers)
         present = chosen & self._judged & (self._num_true > 0)
         absent = chosen & self._judged & (self._num_true == 0)
         counted = present & self._is_complete
-        reported = counted[self._pair]
+        reported = counted[self._pair_of_detection]
         true_present = _num_at_least(self._best[present], thresholds)
         false_present = _num_at_least(self._best[absent], thresholds)
         num_present = int(present.sum())
@@ -259,8 +261,8 @@ class DecisionEvaluator:
 
     def _hits(self, classes: Bool[np.ndarray, " C"], half: int, threshold: float) -> Int64[np.ndarray, " T"]:
         """Number of right boxes at each of `IOUS`, in the pairs whose class is present and whose boxes count."""
-        counted = self._in(classes, half, self._pairs) & self._is_complete & (self._num_true > 0)
-        return self._matches.hits[counted[self._pair] & (self._scores >= threshold)].sum(axis=0)
+        counted = self._in(classes, half, self._pair_numbers) & self._is_complete & (self._num_true > 0)
+        return self._matches.hits[counted[self._pair_of_detection] & (self._scores >= threshold)].sum(axis=0)
 
 
 @dataclass(frozen=True)

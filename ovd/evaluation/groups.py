@@ -7,6 +7,7 @@ import numpy as np
 
 from ovd.data.category import Category
 from ovd.evaluation.report import ClassRow
+from ovd.metric import is_known
 from ovd.shapes import Bool
 
 Group = Literal["all", "base", "rare", "common", "frequent"]
@@ -52,7 +53,7 @@ def group_average_precision(classes: Sequence[ClassRow]) -> dict[Group, float]:
     """Mean AP of each group's classes that have a true box, 0 to 1; `rare` is LVIS's APr, `all` is AP."""
     means: dict[Group, float] = {}
     for group, frequencies in FREQUENCIES.items():
-        known = [row.AP for row in classes if (row.frequency or None) in frequencies and row.AP > -1]
+        known = [row.AP for row in classes if (row.frequency or None) in frequencies and is_known(row.AP)]
         if known:
             means[group] = float(np.mean(known))
     return means

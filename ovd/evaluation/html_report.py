@@ -90,9 +90,9 @@ def report_data(
             "groups": [
                 {
                     "group": item.group,
-                    "error": round(item.calibration.error, 4),
-                    "scores": item.calibration.scores.round(4).tolist(),
-                    "outcomes": item.calibration.outcomes.round(4).tolist(),
+                    "error": round(item.reliability.error, 4),
+                    "scores": item.reliability.scores.round(4).tolist(),
+                    "outcomes": item.reliability.outcomes.round(4).tolist(),
                 }
                 for item in decisions.groups
             ],

@@ -117,10 +117,10 @@ class LVISEvaluator(BoxEvaluator):
             class_precision=ordinary.class_curves(iou_percent=50),
         )
 
-    def _average_precisions(self, figures: PrecisionRecall) -> dict[str, float]:
+    def _average_precisions(self, curves: PrecisionRecall) -> dict[str, float]:
         return {
-            **figures.average_precisions(),
-            **{f"AP{letter}": figures.average_precision(categories=rows) for letter, rows in self._groups.items()},
+            **curves.average_precisions(),
+            **{f"AP{letter}": curves.average_precision(categories=rows) for letter, rows in self._groups.items()},
         }
 
     def _unusual(self, results: Results) -> list[str]:
@@ -153,13 +153,13 @@ def _have_area(results: Results) -> Bool[np.ndarray, " N"]:
 
 
 def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
-    """The figures of each of several sets of detections.
+    """The curves of each of several sets of detections.
 
     Detections of classes that are not known in their image, most of all, are left out: the engine would pass over them.
     """
     dataset, pairs = hotcoco_truth(truth), ImageClassPairs(truth)
     known = pairs.known()
-    figures = []
+    curves = []
     for results in judged:
         results = results.take(np.isin(pairs.numbers(results.image_ids, results.category_ids), known))
         detections = hotcoco.LVISResults(dataset, hotcoco_rows(results), max_dets=-1)
@@ -172,12 +172,12 @@ def _run_hotcoco(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecal
         evaluation.accumulate()
         tables = evaluation.eval  # a copy each time
         assert tables is not None
-        figures.append(PrecisionRecall(tables["precision"][..., 0], tables["recall"]))
-    return figures
+        curves.append(PrecisionRecall(tables["precision"][..., 0], tables["recall"]))
+    return curves
 
 
 def _run_official(truth: Truth, judged: Sequence[Results]) -> list[PrecisionRecall]:
-    """The figures of each of several sets of detections."""
+    """The curves of each of several sets of detections."""
     lvis = _import_lvis()
     return [_run_lvis(lvis, truth, results) for results in judged]
 

@@ -11,7 +11,6 @@ Rare boxes named among the rare names alone tell them apart.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,14 +38,27 @@ BINS_OF_BOX = 7
 
 
 @dataclass(frozen=True)
-class NamingScores:
-    """Means over a number of points, each in a true box."""
+class Shares:
+    """A share of boxes that are named right, or a difference of shares, for each way to name a box."""
 
-    count: int
     naming_before: float
-    """Share of points where the box's class is the most similar of all texts to CLIP's dense feature."""
+    """By CLIP's dense feature at the box's point: the box's class is the most similar of all texts to it."""
+    naming_mean: float
+    """By the mean of CLIP's dense feature over the box."""
+    naming_crop: float
+    """By CLIP on the tight square crop of the box."""
     naming_after: float
-    """The same for the detector's class embedding."""
+    """By the detector's class embedding at the box's point."""
+
+
+WAYS = tuple(field.name for field in fields(Shares))
+"""The ways to name a box, in the order of all columns, rows and bars."""
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Mean cosines at a number of points."""
+
     cosine: float
     """Between the detector's class embedding and CLIP's dense feature."""
     backbone_cosine: float
@@ -54,23 +66,24 @@ class NamingScores:
 
 
 @dataclass(frozen=True)
-class BoxNamingScores(NamingScores):
-    """Means over true boxes, at one point each."""
+class BoxNaming:
+    """Of true boxes, at one point each."""
 
-    naming_mean: float
-    """Share of boxes named right by the mean of CLIP's dense feature over the box."""
-    naming_crop: float
-    """Share of boxes named right by CLIP on the tight square crop of the box."""
+    count: int
+    shares: Shares
+    cosines: Cosines
 
 
 @dataclass(frozen=True)
-class Shares:
-    """A share of boxes, or a difference of shares, for each way to name a box; see `BoxNamingScores`."""
+class PointNaming:
+    """Of points in true boxes, which have no mean and no crop."""
 
-    naming_before: float
-    naming_mean: float
-    naming_crop: float
-    naming_after: float
+    count: int
+    before: float
+    """Share of points that CLIP's dense feature names right."""
+    after: float
+    """The same for the detector's class embedding."""
+    cosines: Cosines
 
 
 @dataclass(frozen=True)
@@ -78,10 +91,10 @@ class GroupNaming:
     """The true boxes of some of the classes."""
 
     group: Group
-    boxes: BoxNamingScores
+    boxes: BoxNaming
     """At one point per box, of those matched to it the one nearest to its centre."""
-    points: NamingScores
-    """At every point inside a box on the pyramid level of that point. `naming_after` may be lower here without harm:
+    points: PointNaming
+    """At every point inside a box on the pyramid level of that point. `after` may be lower here without harm:
     away from the centre a detector is trained to see background."""
 
 
@@ -136,7 +149,7 @@ def measure_naming(
     namer = _Namer(inference, clip_backbone, text, text if clip_text is None else clip_text, index, crops)
     if max_images is not None and max_images < len(index):
         index = index.take(np.linspace(0, len(index) - 1, max_images).round().astype(np.int64))
-    at_boxes, at_points = _Tally(len(text)), _Tally(len(text))
+    at_boxes, at_points = _Tally(len(text), len(WAYS)), _Tally(len(text), 2)
     num_without_point, named = 0, list[Int[Tensor, "K 2"]]()
     batches = inference.batches(index, loading)
     for batch, _ in progress(batches, len(batches), "naming true boxes"):
@@ -147,11 +160,10 @@ def measure_naming(
         num_without_point += sum(len(targets.boxes) for targets in batch.targets) - int(inside.is_nearest.sum())
         if len(inside.classes) == 0:
             continue
-        of_points, of_boxes, names = namer.name(batch, inside)
-        classes = inside.classes[inside.is_nearest]
-        at_points.add(inside.classes, of_points)
-        at_boxes.add(classes, of_boxes)
-        named.append(torch.stack([classes, names], dim=1).cpu())
+        of_points, of_boxes = namer.name(batch, inside)
+        at_points.add(of_points)
+        at_boxes.add(of_boxes)
+        named.append(torch.stack([of_boxes.classes, of_boxes.given], dim=1).cpu())
     report = _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
     pairs = torch.cat(named).numpy() if named else np.zeros((0, 2), np.int64)
     return replace(report, confusions=most_confused(pairs, index.categories))
@@ -165,11 +177,18 @@ def _report(
         members = torch.from_numpy(members_of(group, index.categories))
         if not at_boxes.counts[members].any():
             continue
-        boxes = BoxNamingScores(**at_boxes.means(members, BoxNamingScores))
-        groups.append(GroupNaming(group, boxes, NamingScores(**at_points.means(members, NamingScores))))
+        shares = Shares(*at_boxes.right(members))
+        before, after = at_points.right(members)
+        groups.append(
+            GroupNaming(
+                group,
+                BoxNaming(at_boxes.count(members), shares, at_boxes.cosines(members)),
+                PointNaming(at_points.count(members), before, after, at_points.cosines(members)),
+            )
+        )
         if group == "rare":
-            rare_among_rare = Shares(**at_boxes.means(members, Shares, prefix=_AMONG_RARE))
-            base_bias = Shares(**{name: share - getattr(boxes, name) for name, share in vars(rare_among_rare).items()})
+            rare_among_rare = Shares(*at_boxes.right_among_rare(members))
+            base_bias = Shares(*(getattr(rare_among_rare, way) - getattr(shares, way) for way in WAYS))
     return NamingReport(
         groups=tuple(groups),
         num_classes=len(index.categories),
@@ -208,6 +227,21 @@ def _points_in_boxes(points: Points, targets: tuple[Targets, ...], matched: Int[
     return _PointsInBoxes(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+@dataclass(frozen=True)
+class _Named:
+    """How N points or boxes are named, in W ways: boxes in those of `WAYS`, points by CLIP and by the detector."""
+
+    classes: Int[Tensor, " N"]
+    """The right names."""
+    given: Int[Tensor, " N"]
+    """The detector's names."""
+    right: Bool[Tensor, "N W"]
+    right_among_rare: Bool[Tensor, "N W"] | None
+    """Where only the rare names may be chosen; None of points, and without a rare name."""
+    cosines: Float[Tensor, "N 2"]
+    """In the order of `Cosines`."""
+
+
 class _Namer:
     """CLIP, a detector and the names to choose from."""
 
@@ -234,11 +268,8 @@ class _Namer:
         self._rare = torch.from_numpy(members_of("rare", index.categories)).to(inference.device)
         self._crops = crops
 
-    def name(
-        self, batch: Batch, inside: _PointsInBoxes
-    ) -> tuple[dict[str, Float[Tensor, " N"]], dict[str, Float[Tensor, " K"]], Int[Tensor, " K"]]:
-        """What `NamingScores` is the mean of at each point; what `BoxNamingScores` is, for each box that has a nearest
-        point among them, with the same among the rare names; and the detector's name of each such box."""
+    def name(self, batch: Batch, inside: _PointsInBoxes) -> tuple[_Named, _Named]:
+        """How the points are named, and how each box that has a nearest point among them."""
         detector, images = self._inference.detector, batch.images
         pixels = detector.normalization(images).contiguous(memory_format=self._layout)
         nearest = inside.is_nearest
@@ -248,26 +279,33 @@ class _Namer:
             after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
         of_crops = self._crops(images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))])
         before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
-        own_names = self._best(after, self._own_text)
-        of_points = {
-            "naming_before": self._is_right(before, inside.classes, self._clip_text),
-            "naming_after": (own_names == inside.classes).float(),
-            "cosine": (after * before).sum(dim=1),
-            "backbone_cosine": (own * before).sum(dim=1),
-        }
-        ways = {
-            "naming_before": before[nearest],
-            "naming_mean": mean_over_boxes(dense.float(), image_of_box, boxes, self._clip.strides[-1]),
-            "naming_crop": torch.cat(of_crops),
-            "naming_after": after[nearest],
-        }
-        of_boxes = {name: values[nearest] for name, values in of_points.items()}
-        for name, embeddings in ways.items():
-            names = self._own_text if name == "naming_after" else self._clip_text
-            of_boxes[name] = self._is_right(embeddings, classes, names)
-            if self._rare.any():
-                of_boxes[_AMONG_RARE + name] = self._is_right(embeddings, classes, names.select(self._rare))
-        return of_points, of_boxes, own_names[nearest]
+        given = self._best(after, self._own_text)
+        of_points = _Named(
+            classes=inside.classes,
+            given=given,
+            right=torch.stack([self._best(before, self._clip_text), given], dim=1) == inside.classes[:, None],
+            right_among_rare=None,
+            cosines=torch.stack([(after * before).sum(dim=1), (own * before).sum(dim=1)], dim=1),
+        )
+        by_clip = (
+            before[nearest],
+            mean_over_boxes(dense.float(), image_of_box, boxes, self._clip.strides[-1]),
+            torch.cat(of_crops),
+        )
+        ways = [*((embeddings, self._clip_text) for embeddings in by_clip), (after[nearest], self._own_text)]
+        among_all = [self._best(embeddings, names) for embeddings, names in ways]
+        right_among_rare = None
+        if self._rare.any():
+            among_rare = [self._best(embeddings, names.select(self._rare)) for embeddings, names in ways]
+            right_among_rare = torch.stack(among_rare, dim=1) == classes[:, None]
+        of_boxes = _Named(
+            classes=classes,
+            given=given[nearest],
+            right=torch.stack(among_all, dim=1) == classes[:, None],
+            right_among_rare=right_among_rare,
+            cosines=of_points.cosines[nearest],
+        )
+        return of_points, of_boxes
 
     def _at_points(
         self, dense: Float[Tensor, "B D h w"], inside: _PointsInBoxes, images: UInt8[Tensor, "B 3 H W"]
@@ -279,12 +317,6 @@ class _Namer:
             for level in self._inference.detector.strides
         ]
         return torch.cat([level.flatten(2) for level in levels], dim=2)[inside.images, :, inside.points]
-
-    def _is_right(
-        self, embeddings: Float[Tensor, "N D"], classes: Int[Tensor, " N"], names: TextClassifier
-    ) -> Float[Tensor, " N"]:
-        """1 where the class is the most similar name."""
-        return (self._best(embeddings, names) == classes).float()
 
     def _best(self, embeddings: Float[Tensor, "N D"], names: TextClassifier) -> Int[Tensor, " N"]:
         """The class of the most similar name."""
@@ -307,29 +339,37 @@ def mean_over_boxes(
     return unit_embeddings(bins.mean(dim=(2, 3)))
 
 
-_AMONG_RARE = "among_rare_"
-"""Prefix of the names of values that are measured among the rare names alone."""
-
-
 class _Tally:
     """Counts and sums by class, from which follow the means over any group of classes."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, num_ways: int):
         self.counts = torch.zeros(num_classes, dtype=torch.int64)
-        self._sums: dict[str, Float[Tensor, " C"]] = {}
+        self._right, self._right_among_rare, self._cosines = (
+            torch.zeros(rows, num_classes, dtype=torch.float64) for rows in (num_ways, num_ways, 2)
+        )
 
-    def add(self, classes: Int[Tensor, " N"], values: dict[str, Float[Tensor, " N"]]) -> None:
-        self.counts += classes.bincount(minlength=len(self.counts)).cpu()
-        for name, of_rows in values.items():
-            sums = self._sums.setdefault(name, torch.zeros(len(self.counts), dtype=torch.float64))
-            sums.index_add_(0, classes.cpu(), of_rows.cpu().double())
+    def add(self, named: _Named) -> None:
+        classes = named.classes.cpu()
+        self.counts += classes.bincount(minlength=len(self.counts))
+        self._right.index_add_(1, classes, named.right.cpu().double().T)
+        self._cosines.index_add_(1, classes, named.cosines.cpu().double().T)
+        if named.right_among_rare is not None:
+            self._right_among_rare.index_add_(1, classes, named.right_among_rare.cpu().double().T)
 
-    def means(self, members: Bool[Tensor, " C"], kind: type, *, prefix: str = "") -> dict[str, Any]:
-        """A value for each field of a dataclass: the number of rows for `count`, else a mean."""
-        count = int(self.counts[members].sum())
-        return {
-            field.name: count
-            if field.name == "count"
-            else float(self._sums[prefix + field.name][members].sum()) / count
-            for field in fields(kind)
-        }
+    def count(self, members: Bool[Tensor, " C"]) -> int:
+        return int(self.counts[members].sum())
+
+    def right(self, members: Bool[Tensor, " C"]) -> list[float]:
+        """The share of right names in each way."""
+        return self._means(self._right, members)
+
+    def right_among_rare(self, members: Bool[Tensor, " C"]) -> list[float]:
+        """The same where only the rare names may be chosen."""
+        return self._means(self._right_among_rare, members)
+
+    def cosines(self, members: Bool[Tensor, " C"]) -> Cosines:
+        return Cosines(*self._means(self._cosines, members))
+
+    def _means(self, sums: Float[Tensor, "V C"], members: Bool[Tensor, " C"]) -> list[float]:
+        count = self.count(members)
+        return [float(of_value[members].sum()) / count for of_value in sums]

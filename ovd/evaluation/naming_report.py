@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ovd.evaluation.groups import Group
-from ovd.evaluation.naming import BoxNamingScores, NamingReport, Shares
+from ovd.evaluation.naming import WAYS, BoxNaming, NamingReport, PointNaming, Shares
 from ovd.files import write_json
 
-_WAYS = ("naming_before", "naming_mean", "naming_crop", "naming_after")
 _HEADS = ("point", "mean", "crop", "detector")
 
 
@@ -27,18 +26,18 @@ def format_naming(report: NamingReport, average_precision: Mapping[Group, float]
         f"{'classes':<15}  {'boxes':>7}{columns}  change  cosine  backbone      AP",
     ]
     for item in report.groups:
-        scores = item.boxes
-        shares = "".join(f"  {100 * getattr(scores, way):8.2f}" for way in _WAYS)
+        scores, cosines = item.boxes.shares, item.boxes.cosines
+        change = scores.naming_after - scores.naming_before
         precision = f"{100 * average_precision[item.group]:6.2f}" if item.group in average_precision else f"{'-':>6}"
         lines.append(
-            f"{item.group:<15}  {scores.count:>7}{shares}  {100 * (scores.naming_after - scores.naming_before):+6.2f}  "
-            f"{scores.cosine:6.3f}  {scores.backbone_cosine:8.3f}  {precision}"
+            f"{item.group:<15}  {item.boxes.count:>7}{_cells(scores)}  {100 * change:+6.2f}  "
+            f"{cosines.cosine:6.3f}  {cosines.backbone_cosine:8.3f}  {precision}"
         )
     lines += _rare_lines(report)
     lines.append("")
     lines += [
         f"- at all {item.points.count} points inside boxes ({item.group}): "
-        f"{100 * item.points.naming_before:.2f} by CLIP, {100 * item.points.naming_after:.2f} by the detector"
+        f"{100 * item.points.before:.2f} by CLIP, {100 * item.points.after:.2f} by the detector"
         for item in report.groups
         if item.group in ("all", "rare")
     ]
@@ -60,23 +59,52 @@ def _rare_lines(report: NamingReport) -> list[str]:
     (count,) = (item.boxes.count for item in report.groups if item.group == "rare")
 
     def row(title: str, shares: Shares) -> str:
-        return f"{title:<15}  {count:>7}" + "".join(f"  {100 * getattr(shares, way):8.2f}" for way in _WAYS)
+        return f"{title:<15}  {count:>7}{_cells(shares)}"
 
     return [row("rare among rare", report.rare_among_rare), row("base bias", report.base_bias)]
+
+
+def _cells(shares: Shares) -> str:
+    return "".join(f"  {100 * getattr(shares, way):8.2f}" for way in WAYS)
 
 
 def write_naming(report: NamingReport, folder: Path) -> None:
     """Writes naming.json and naming.png, replacing those of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "naming.json", asdict(report))
+    groups = [
+        {"group": item.group, "boxes": _box_values(item.boxes), "points": _point_values(item.points)}
+        for item in report.groups
+    ]
+    write_json(folder / "naming.json", asdict(report) | {"groups": groups})
     draw_naming(report).savefig(folder / "naming.png")
+
+
+def _box_values(boxes: BoxNaming) -> dict[str, float]:
+    """As naming.json has them, side by side."""
+    shares = boxes.shares
+    return {
+        "count": boxes.count,
+        "naming_before": shares.naming_before,
+        "naming_after": shares.naming_after,
+        **asdict(boxes.cosines),
+        "naming_mean": shares.naming_mean,
+        "naming_crop": shares.naming_crop,
+    }
+
+
+def _point_values(points: PointNaming) -> dict[str, float]:
+    """As naming.json has them, side by side."""
+    return {
+        "count": points.count,
+        "naming_before": points.before,
+        "naming_after": points.after,
+        **asdict(points.cosines),
+    }
 
 
 def draw_naming(report: NamingReport) -> Figure:
     """Bars of the share of true boxes named right, in each way, by group of classes."""
-    rows: list[tuple[str, BoxNamingScores | Shares]] = [
-        (f"{item.group}\n{item.boxes.count} boxes", item.boxes) for item in report.groups
-    ]
+    rows = [(f"{item.group}\n{item.boxes.count} boxes", item.boxes.shares) for item in report.groups]
     if report.rare_among_rare is not None:
         rows.append(("rare\namong rare", report.rare_among_rare))
     figure = Figure(figsize=(max(6, 1.7 * len(rows)), 4.5), layout="constrained")
@@ -89,7 +117,7 @@ def draw_naming(report: NamingReport) -> Figure:
         ("CLIP on the crop (reference)", "0.25"),
         ("detector", "tab:blue"),
     )
-    for number, (way, (label, color)) in enumerate(zip(_WAYS, styles, strict=True)):
+    for number, (way, (label, color)) in enumerate(zip(WAYS, styles, strict=True)):
         shares = [100 * getattr(values, way) for _, values in rows]
         bars = axes.bar(positions + (number - 1.5) * width, shares, width, label=label, color=color)
         axes.bar_label(bars, fmt="%.0f", fontsize="small")

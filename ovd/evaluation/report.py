@@ -14,6 +14,7 @@ from ovd.data.truth import Truth
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
 from ovd.files import whole_file, write_json
+from ovd.metric import NO_TRUE_BOX, per_cent
 from ovd.shapes import Float64
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -73,7 +74,7 @@ class Evaluation:
         return {name: value for section in self.sections for name, value in section.metrics.items()}
 
 
-def class_rows(truth: Truth, figures: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
+def class_rows(truth: Truth, curves: PrecisionRecall, detections: Results) -> tuple[ClassRow, ...]:
     """A row for each category of the annotation file, ascending by id."""
     rows = truth.category_rows(detections.category_ids)
     num_detections = np.bincount(rows, minlength=len(truth.categories))
@@ -83,9 +84,9 @@ def class_rows(truth: Truth, figures: PrecisionRecall, detections: Results) -> t
             truth.categories,
             truth.num_boxes_of_categories().tolist(),
             num_detections.tolist(),
-            figures.class_average_precisions().tolist(),
-            figures.class_average_precisions(iou_percent=50).tolist(),
-            figures.class_average_recalls().tolist(),
+            curves.class_average_precisions().tolist(),
+            curves.class_average_precisions(iou_percent=50).tolist(),
+            curves.class_average_recalls().tolist(),
             strict=True,
         )
     )
@@ -95,7 +96,7 @@ def format_table(evaluation: Evaluation) -> str:
     """The metrics in per cent under their protocols, for a console."""
     lines = []
     for section in evaluation.sections:
-        cells = [f"{100 * value:.2f}" if value > -1 else "-1" for value in section.metrics.values()]
+        cells = [per_cent(value, otherwise="-1") for value in section.metrics.values()]
         widths = [max(len(name), len(cell)) for name, cell in zip(section.metrics, cells, strict=True)]
         lines += [
             f"{section.protocol} (per cent; engine {evaluation.engine})",
@@ -133,7 +134,7 @@ def draw_curves(evaluation: Evaluation) -> "matplotlib.figure.Figure":
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.93)  # to have them found takes as long as drawing
     axes = figure.subplots()
     for curve in evaluation.curves:
-        if (curve.precision > -1).any():
+        if (curve.precision > NO_TRUE_BOX).any():
             axes.plot(RECALL_POINTS, curve.precision, label=curve.label)
         else:
             axes.plot([], [], label=f"{curve.label} (no true box)")

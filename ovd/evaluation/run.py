@@ -19,20 +19,14 @@ from ovd.evaluation.decision_report import format_decisions, measure_decisions, 
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import base_and_novel
 from ovd.evaluation.lvis import LVISEvaluator
-from ovd.evaluation.measured_weights import MEASURED
 from ovd.evaluation.measures import Measures
+from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 from ovd.shapes import Bool
 
-EVALUATED = "evaluated.json"
-"""File of `ovd eval` that says which detector and options an evaluation in a folder was of."""
-COMPARED = "compared.json"
-"""File of `ovd fine-tune` with the hashes of all that an evaluation was of, which is not repeated while they agree."""
-NOT_ALWAYS_WRITTEN = (
-    "naming.json", "naming.png", "report.html", "predictions.jpg", MEASURED, EVALUATED, COMPARED
-)  # fmt: skip
-"""Files of an evaluation that measures naming, makes a page, or knows where the images are, or the weights."""
+NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
+"""Files of an evaluation that measures naming, makes a page, or knows where the images are."""
 
 
 def box_evaluator(
@@ -44,28 +38,18 @@ def box_evaluator(
     return COCOEvaluator(truth, category_ids, engine=engine, groups=FORMATS[format].groups)
 
 
-def evaluate_results(
-    evaluator: BoxEvaluator,
-    *,
-    exhaustive: Truth | None,
-    output_dir: Path | None = None,
-    own_threshold: float | None = None,
-    index: AnnotationIndex | None = None,
+def measure_results(
+    evaluator: BoxEvaluator, *, exhaustive: Truth | None, own_threshold: float | None = None
 ) -> Measures:
-    """Compute the metrics of the evaluator's benchmark and judge the decisions; print both and write their files.
+    """Compute the metrics of the evaluator's benchmark and judge the decisions.
 
-    Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too. Files of an
-    earlier evaluation that would stay beside these are removed.
+    Decisions are judged by the exhaustive truth if there is one. A federated set then has its AP, too.
 
     Args:
         evaluator: has all detections.
         exhaustive: the truth with every object of every class (`exhaustive_truth`); None if it is not known.
-        output_dir: where the files go; None writes none.
         own_threshold: the detector's, at which decisions are judged as well.
-        index: where the images are; None draws no predictions.jpg.
     """
-    if output_dir is not None:  # the engine leaves Python free, meanwhile, to import what draws
-        Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()
     evaluation, results = evaluator.evaluate(), evaluator.results()
     truth = evaluator.truth  # of a benchmark with groups of classes only their part
     if truth.is_federated and exhaustive is not None:
@@ -75,22 +59,48 @@ def evaluate_results(
     is_class = _are_classes(truth)
     groups = {name: mask & is_class for name, mask in base_and_novel(truth.categories, evaluator.named_groups).items()}
     decisions = measure_decisions(truth, results, groups, own_threshold=own_threshold)
-    print(format_table(evaluation))
-    print(format_decisions(decisions))
-    if output_dir is not None:
-        for name in NOT_ALWAYS_WRITTEN:
-            (output_dir / name).unlink(missing_ok=True)
-        write_report(evaluation, output_dir)
-        write_decisions(decisions, output_dir)
-    measures = Measures(evaluation, decisions, truth, results, groups)
-    if output_dir is not None and index is not None:
-        from ovd.evaluation.prediction_grid import write_prediction_grid  # here, since it brings Pillow and torchvision
+    return Measures(evaluation, decisions, truth, results, groups)
 
-        try:
-            write_prediction_grid(measures, index, output_dir)
-        except OSError as error:
-            print(f"warning: {output_dir}: predictions.jpg cannot be written ({error})")
-    return measures
+
+def print_measures(measures: Measures) -> None:
+    """Print the tables of the metrics, with their protocols, and of the decisions."""
+    print(format_table(measures.evaluation))
+    print(format_decisions(measures.decisions))
+
+
+def write_measures(
+    measures: Measures,
+    output_dir: Path,
+    *,
+    index: AnnotationIndex | None = None,
+    note: EvaluationNote | None = None,
+) -> None:
+    """Write the files of an evaluation. Those of an earlier one that would stay beside them are removed first.
+
+    Args:
+        index: where the images are; None draws no predictions.jpg.
+        note: of these files, before others follow; None leaves the folder without one.
+
+    Raises:
+        OSError: a file cannot be written. That of predictions.jpg is a warning.
+    """
+    (output_dir / "metrics.json").unlink(missing_ok=True)  # before the note that says what it is of
+    if note is None:
+        remove_note(output_dir)
+    else:
+        write_note(output_dir, note)
+    for name in NOT_ALWAYS_WRITTEN:
+        (output_dir / name).unlink(missing_ok=True)
+    write_report(measures.evaluation, output_dir)
+    write_decisions(measures.decisions, output_dir)
+    if index is None:
+        return
+    from ovd.evaluation.prediction_grid import write_prediction_grid  # here, since it brings Pillow and torchvision
+
+    try:
+        write_prediction_grid(measures, index, output_dir)
+    except OSError as error:
+        print(f"warning: {output_dir}: predictions.jpg cannot be written ({error})")
 
 
 def _are_classes(truth: Truth) -> Bool[np.ndarray, " C"]:
@@ -134,9 +144,14 @@ def evaluate_results_file(
     evaluator = box_evaluator(truth, format, (), engine=engine)
     evaluator.add_results(load_results(results), source=str(results))
     exhaustive = exhaustive_truth(truth, format)
-    measures = evaluate_results(evaluator, exhaustive=exhaustive, output_dir=output_dir, index=index)
-    if html and output_dir is not None:
-        from ovd.evaluation.html_report import write_html_report  # here, since it brings Pillow
+    if output_dir is not None:  # the engine leaves Python free, meanwhile, to import what draws
+        Thread(target=importlib.import_module, args=("matplotlib.figure",), daemon=True).start()
+    measures = measure_results(evaluator, exhaustive=exhaustive)
+    print_measures(measures)
+    if output_dir is not None:
+        write_measures(measures, output_dir, index=index)
+        if html:
+            from ovd.evaluation.html_report import write_html_report  # here, since it brings Pillow
 
-        write_html_report(measures, output_dir, title=results.name, index=index)
+            write_html_report(measures, output_dir, title=results.name, index=index)
     return measures.evaluation.metrics

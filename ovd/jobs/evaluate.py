@@ -20,12 +20,12 @@ from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import write_html_report
-from ovd.evaluation.measured_weights import note_measured_weights
 from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
+from ovd.evaluation.note import EvaluationNote, write_note
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
-from ovd.evaluation.run import evaluate_results
+from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.experts.inference import ExpertInference
 from ovd.export.inference import OnnxInference
 from ovd.files import sha256_of
@@ -76,6 +76,7 @@ def evaluate_run(
     size: int | None = None,
     html: bool = False,
     onnx: Path | None = None,
+    note: EvaluationNote | None = None,
 ) -> Evaluation:
     """Evaluate on a data set with a vocabulary of its own; write all files. Ranks share the images.
 
@@ -83,6 +84,7 @@ def evaluate_run(
         index: loaded with its truth (`load_evaluation_index`); by default the run's validation set.
         html: whether to write report.html, too.
         onnx: file that the detector was exported to, which detects in its place; naming is not measured then.
+        note: what else is to be noted beside the results, once all files are written: options or inputs.
 
     Raises:
         ValueError: no data set is given and the run has none, or `onnx` was exported from other weights.
@@ -96,14 +98,18 @@ def evaluate_run(
         index = load_validation_index(config)
     if index is None:
         raise ValueError("the run's config has no validation set; give --annotations, --images and --format")
+    complete = replace(
+        note or EvaluationNote(),
+        weights_sha256=sha256_of(trained.weights) if is_main() and trained.weights is not None else None,
+        is_of_own_set=is_own_set and size is None and onnx is None and not trained.experts.folders,
+    )
     queries = queries_of_index(trained, index)
     evaluator = detect_all(trained, index, queries, inference=inference, engine=engine)
-    of_run = is_own_set and size is None and onnx is None and not trained.experts.folders
     evaluation = None
     if is_main():
-        evaluation = _measured(trained, inference, index, queries.text, evaluator, output=output, html=html)
-        if of_run and trained.weights is not None:
-            note_measured_weights(output, trained.weights)
+        evaluation = _measured(
+            trained, inference, index, queries.text, evaluator, output=output, html=html, note=complete
+        )
     return cast(Evaluation, from_main(evaluation))
 
 
@@ -141,18 +147,15 @@ def _measured(
     *,
     output: Path,
     html: bool,
+    note: EvaluationNote,
 ) -> Evaluation:
-    """Measure what was detected, and write all files."""
+    """Measure what was detected, and write all files, the note last."""
     config = trained.config
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / "results.json", evaluator.results())
-    measures = evaluate_results(
-        evaluator,
-        exhaustive=index.exhaustive_truth,
-        output_dir=output,
-        own_threshold=inference.threshold,
-        index=index,
-    )
+    measures = measure_results(evaluator, exhaustive=index.exhaustive_truth, own_threshold=inference.threshold)
+    print_measures(measures)
+    write_measures(measures, output, index=index, note=EvaluationNote(options=note.options))
     naming = None
     if isinstance(inference, Inference):  # it is of one detector's embeddings
         naming = naming_of(trained, inference, index, text)
@@ -167,6 +170,7 @@ def _measured(
             naming=None if naming is None else naming.confusions,
             is_trained=are_among((category.name for category in measures.truth.categories), trained.classes),
         )
+    write_note(output, note)
     return measures.evaluation
 
 

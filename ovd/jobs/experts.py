@@ -30,6 +30,7 @@ from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
 from ovd.first_of import first_of
+from ovd.metric import per_cent
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
@@ -118,11 +119,6 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
     each = torch.arange(len(names))
     of_name = torch.cat([each, each, torch.tensor([row for row, _ in synonyms], dtype=torch.int64)])
     return torch.cat(parts), of_name
-
-
-def per_cent(metric: float, digits: int) -> str:
-    """A metric for people; - for -1, which says that there is no true box to speak of."""
-    return "-" if metric == -1 else f"{100 * metric:.{digits}f}"
 
 
 def describe_expert(folder: Path) -> str:

@@ -20,16 +20,17 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
 from ovd.distributed import from_main, is_main, process_group, wait_for_all
 from ovd.engine.ensemble import different_detectors, save_ensemble
-from ovd.evaluation.run import COMPARED
+from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
 from ovd.first_of import first_of
 from ovd.jobs.evaluate import evaluate_run
-from ovd.jobs.experts import per_cent, save_expert
+from ovd.jobs.experts import save_expert
 from ovd.jobs.resume import check_same_data, check_same_run, check_same_start
 from ovd.jobs.run_folder import is_finished, latest_of_all_ranks
 from ovd.jobs.train import train_from_config
+from ovd.metric import per_cent
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint
 from ovd.text.names import read_alike
@@ -261,7 +262,7 @@ def _lines(outcomes: tuple[Outcome, ...]) -> Iterator[str]:
     yield "detector  " + "".join(f"{f'{which} {metric}':>11}" for which, metric in columns)
     for outcome in outcomes:
         values = (getattr(outcome, which)[metric] for which, metric in columns)
-        yield f"{outcome.detector:10}" + "".join(f"{per_cent(value, 2):>11}" for value in values)
+        yield f"{outcome.detector:10}" + "".join(f"{per_cent(value):>11}" for value in values)
 
 
 def _evaluate(
@@ -277,19 +278,17 @@ def _evaluate(
     Args:
         options: in the place of those of the detector's own config.
     """
-    done, source = output / "metrics.json", output / COMPARED
-    evaluated = _what_is_evaluated(path, index, experts, options) if is_main() else {}
-    is_done = is_main() and done.exists() and _read_json(source) == evaluated
+    done = output / "metrics.json"
+    inputs = _what_is_evaluated(path, index, experts, options) if is_main() else {}
+    before = read_note(output) if is_main() else None
+    is_done = before is not None and before.inputs == inputs and done.exists()
     if not from_main(is_done):
         if is_main():
             print(f"{path}{' with the expert' if experts.folders else ''} on {index.path}")
-            source.unlink(missing_ok=True)
         trained = load_detector(path, config.train.device, experts=experts, warns=False)
         if options is not None:
             trained = replace(trained, config=trained.config.model_copy(update={"eval": options}))
-        evaluate_run(trained, output=output, index=index)
-        if is_main():
-            write_json(source, evaluated)
+        evaluate_run(trained, output=output, index=index, note=EvaluationNote(inputs=inputs))
     return from_main(json.loads(done.read_text())["metrics"] if is_main() else {})
 
 
@@ -317,11 +316,3 @@ def _state_of_images(index: AnnotationIndex) -> str:
     states = [path.stat() if os.path.exists(path) else None for path in paths]  # too long a name is no file's
     content = repr([state and (state.st_size, state.st_mtime_ns) for state in states])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _read_json(path: Path) -> Any:
-    """What a file holds; None if it is missing or was cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -27,7 +27,7 @@ from ovd.engine.early_stop import carry_over
 from ovd.engine.notes import Notes
 from ovd.engine.train import TrainingData, train
 from ovd.evaluation.calibrate import CalibrationError
-from ovd.evaluation.run import evaluate_results
+from ovd.evaluation.run import measure_results, print_measures, write_measures
 from ovd.jobs.calibrate import calibrate_detector, mean_example, readable_part
 from ovd.jobs.can_run import check_can_run
 from ovd.jobs.evaluate import detect_all
@@ -173,18 +173,14 @@ def _evaluation_of(
         evaluator = detect_all(trained, validation, queries_of_index(trained, validation, clip_text=clip_text))
         metrics: dict[str, float] = {}
         if is_main():
-            judge = partial(
-                evaluate_results,
-                evaluator,
-                exhaustive=validation.exhaustive_truth,
-                own_threshold=trained.threshold,
-                index=validation,
+            measures = measure_results(
+                evaluator, exhaustive=validation.exhaustive_truth, own_threshold=trained.threshold
             )
+            print_measures(measures)
             try:
-                measures = judge(output_dir=config.output)
+                write_measures(measures, config.output, index=validation)
             except OSError as error:  # a full disk is no reason to end a training
                 print(f"warning: {config.output}: files of an evaluation cannot be written ({error})")
-                measures = judge()
             metrics = measures.evaluation.metrics
         return from_main(metrics)
 

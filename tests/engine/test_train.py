@@ -18,11 +18,14 @@ import ovd.engine.step
 import ovd.jobs.training_setup
 from ovd.build.data import load_training_index, training_batches
 from ovd.build.detector import build_detector
-from ovd.build.trained import load_detector
+from ovd.build.trained import find_checkpoint, load_detector
 from ovd.data.report import DataError, DataReport
 from ovd.engine import checkpoint
 from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.optim import NonFiniteError
+from ovd.evaluation.note import EvaluationNote, read_note
+from ovd.evaluation.run import measure_results
+from ovd.files import sha256_of
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.replay_step import replay_step
 from ovd.jobs.train import train_from_config
@@ -82,7 +85,7 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
     def fail(*_, **__):
         raise ValueError("an image has vanished")
 
-    monkeypatch.setattr("ovd.jobs.train.evaluate_results", fail)
+    monkeypatch.setattr("ovd.jobs.train.measure_results", fail)
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="an image has vanished"):
         train_from_config(small_config(run, miniature_world, train={"eval_every": 2}))
@@ -93,6 +96,29 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
     train_from_config(small_config(run, miniature_world, train={"eval_every": 2}), resume=True)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "evaluation"] == [2, 4, 6]
+
+
+def test_an_evaluation_whose_files_cannot_be_written_is_measured_and_printed_once(
+    tmp_path, miniature_world, monkeypatch, capsys
+):
+    def write(*_, **__):
+        raise OSError("no space left on device")
+
+    measured = []
+
+    def measure(*arguments, **options):
+        measured.append(measure_results(*arguments, **options))
+        return measured[-1]
+
+    monkeypatch.setattr("ovd.jobs.train.write_measures", write)
+    monkeypatch.setattr("ovd.jobs.train.measure_results", measure)
+    run = tmp_path / "run"
+    metrics = train_from_config(small_config(run, miniature_world, train={"steps": 1, "warmup_steps": 1}))
+    assert [measures.evaluation.metrics for measures in measured] == [metrics]
+    output = capsys.readouterr().out
+    assert output.count("LVIS box AP, ordinary") == output.count("Decisions of ") == 1
+    assert f"warning: {run}: files of an evaluation cannot be written (no space left on device)" in output
+    assert not (run / "metrics.json").exists()
 
 
 def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_world, monkeypatch, capsys):
@@ -140,6 +166,8 @@ def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp
         "naming.json", "naming.png",
     ):  # fmt: skip
         assert (tmp_path / "eval" / name).stat().st_size > 0
+    weights = find_checkpoint(reference).weights
+    assert read_note(tmp_path / "eval") == EvaluationNote(sha256_of(weights), is_of_own_set=True)
 
 
 def test_run_folder_explains_itself(reference):

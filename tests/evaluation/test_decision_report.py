@@ -202,7 +202,7 @@ def test_an_own_threshold_below_the_floor_is_judged_at_and_low_scores_are_warned
     report = measure_decisions(truth, low, {"all": np.ones(NUM_CLASSES, bool)}, own_threshold=0.04)
     (of_all,) = report.groups
     assert of_all.at_own_threshold is not None
-    assert (of_all.at_own_threshold.pmF1, of_all.decisions.pmF1, of_all.calibration.recall) == (1, 0, 0)
+    assert (of_all.at_own_threshold.pmF1, of_all.decisions.pmF1, of_all.reliability.recall) == (1, 0, 0)
     without = measure_decisions(truth, low, {"all": np.ones(NUM_CLASSES, bool)})
     assert without.groups[0].decisions.pmF1 == 0
     assert "all scores are below 0.05" in format_decisions(without)
@@ -232,12 +232,12 @@ def test_files_and_table(tmp_path):
         row = stored[item.group]
         assert row["cgF1"] == item.decisions.cgF1
         assert row["IL_MCC"] == item.decisions.IL_MCC
-        assert (row["ECE"], row["Brier"]) == (item.calibration.error, item.calibration.brier)
-        assert row["reliability"]["scores"] == item.calibration.scores.tolist()
+        assert (row["ECE"], row["Brier"]) == (item.reliability.error, item.reliability.brier)
+        assert row["reliability"]["scores"] == item.reliability.scores.tolist()
     assert tuple(stored["report"]["thresholds"]) == report.thresholds
     table = [line.split() for line in format_decisions(report).splitlines()]
     rare = report.groups[2]
-    made, scores = rare.decisions, rare.calibration
+    made, scores = rare.decisions, rare.reliability
     assert table[4] == [
         "rare", "2", f"{made.cgF1:.1f}", f"{made.cgF1_50_95:.1f}", f"{made.pmF1:.3f}", f"{made.IL_MCC:.3f}",
         f"{made.absent_per_image:.2f}", f"{scores.error:.3f}", f"{scores.brier:.3f}", f"{scores.recall:.3f}",
@@ -276,8 +276,8 @@ def test_the_reliability_plot_has_a_curve_for_each_group_and_the_diagonal():
     report = measure_decisions(truth, results, groups)
     _, *lines = draw_reliability(report).axes[0].get_lines()
     for line, item in zip(lines, report.groups, strict=True):
-        np.testing.assert_array_equal(line.get_xdata(), item.calibration.scores)
-        np.testing.assert_array_equal(line.get_ydata(), item.calibration.outcomes)
+        np.testing.assert_array_equal(line.get_xdata(), item.reliability.scores)
+        np.testing.assert_array_equal(line.get_ydata(), item.reliability.outcomes)
         assert str(line.get_label()).startswith(f"{item.group}, ECE")
     nothing = measure_decisions(truth, results.take(np.zeros(0, np.int64)), groups)
     labels = [str(line.get_label()) for line in draw_reliability(nothing).axes[0].get_lines()]

@@ -192,7 +192,7 @@ def test_perfect_detections_and_none():
     nothing = DecisionEvaluator(truth, perfect.take(np.zeros(real.sum(), bool)), base=everything)
     assert nothing.thresholds() == (FLOOR, FLOOR)
     assert vars(nothing.decide(everything, (0.5, 0.5))) == dict.fromkeys(vars(found), 0.0)
-    assert nothing.calibrate(everything).recall == 0
+    assert nothing.reliability(everything).recall == 0
 
 
 def test_a_truth_without_boxes_or_images():
@@ -207,7 +207,7 @@ def test_a_truth_without_boxes_or_images():
     kept = results.take(results.scores >= FLOOR)
     pairs = set(zip(kept.image_ids.tolist(), kept.category_ids.tolist(), strict=True))
     assert evaluator.decide(everything, (0.0, 0.0)).absent_per_image == pytest.approx(len(pairs) / NUM_IMAGES)
-    assert evaluator.calibrate(everything).brier == pytest.approx((kept.scores**2).mean())
+    assert evaluator.reliability(everything).brier == pytest.approx((kept.scores**2).mean())
     empty = DecisionEvaluator(replace(no_boxes, images=()), results.take(np.zeros(0, np.int64)), base=everything)
     assert empty.decide(everything, empty.thresholds()).absent_per_image == 0
 
@@ -217,7 +217,7 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
     truth = make_truth(federated=federated)
     results = make_results(truth)
     everything = np.ones(NUM_CLASSES, bool)
-    found = DecisionEvaluator(truth, results, base=everything).calibrate(everything)
+    found = DecisionEvaluator(truth, results, base=everything).reliability(everything)
     images = {image.id: image for image in truth.images}
 
     def counts(image: int, category: int) -> bool:
@@ -245,7 +245,7 @@ def test_calibration_equals_a_loop_and_sees_overconfidence(federated):
     assert found.error == pytest.approx(expected)
     assert found.brier == pytest.approx(np.mean((kept.scores - right) ** 2))
     sure = Results(results.image_ids, results.category_ids, results.boxes_xywh, np.full(len(results), 0.99))
-    surely = DecisionEvaluator(truth, sure, base=everything).calibrate(everything)
+    surely = DecisionEvaluator(truth, sure, base=everything).reliability(everything)
     assert surely.error == pytest.approx(abs(0.99 - surely.outcomes.mean()), abs=0.02)
 
 
@@ -294,7 +294,7 @@ def test_calibration_of_equal_scores_does_not_depend_on_their_order():
     truth = every_image_has_one(0)
     boxes = truth.boxes_xywh + np.where(np.arange(20) < 10, 0.0, 60.0)[:, None] * [1, 0, 0, 0]
     results = Results(truth.image_ids, truth.category_ids, boxes, np.full(20, 0.5))
-    assert DecisionEvaluator(truth, results, base=np.ones(1, bool)).calibrate(np.ones(1, bool)).error == 0
+    assert DecisionEvaluator(truth, results, base=np.ones(1, bool)).reliability(np.ones(1, bool)).error == 0
 
 
 def test_a_detection_at_the_threshold_is_reported():
@@ -335,7 +335,7 @@ def test_a_large_set_is_judged_in_seconds():
     start = time.perf_counter()
     evaluator = DecisionEvaluator(truth, results, base=everything)
     evaluator.decide(everything, evaluator.thresholds())
-    evaluator.calibrate(everything)
+    evaluator.reliability(everything)
     assert time.perf_counter() - start < 20  # some 2 s on two idle cores
 
 
@@ -364,4 +364,4 @@ def test_recall_counts_every_true_box_that_a_detection_overlaps():
         crowd=np.zeros(2, bool),
     )  # fmt: skip
     results = Results(np.array([0]), np.array([1]), twice.boxes_xywh[:1], np.array([0.9]))
-    assert DecisionEvaluator(twice, results, base=np.ones(1, bool)).calibrate(np.ones(1, bool)).recall == 1
+    assert DecisionEvaluator(twice, results, base=np.ones(1, bool)).reliability(np.ones(1, bool)).recall == 1

@@ -26,7 +26,7 @@ from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.report_pictures import _Tally, chosen_images
 from ovd.evaluation.results import Results, write_results
-from ovd.evaluation.run import evaluate_results, evaluate_results_file
+from ovd.evaluation.run import evaluate_results_file, measure_results
 
 MARKUP = "<script>document.title='ran'</script>"
 
@@ -158,7 +158,7 @@ def test_groups_of_a_benchmark_have_curves_and_classes_their_group():
     results = make_results(truth)
     known = np.isin(results.image_ids, [image.id for image in evaluator.truth.images])
     evaluator.add_results(results.take(known), source="results")
-    measures = evaluate_results(evaluator, exhaustive=None)
+    measures = measure_results(evaluator, exhaustive=None)
     data = report_data(measures, title="", index=None, naming=None, is_trained=[True] * 5)
     curves = {curve["label"]: np.array(curve["precision"]) / 1000 for curve in data["curves"]}
     assert list(curves) == ["IoU 0.50", "IoU 0.75", "base, IoU 0.50", "novel, IoU 0.50"]
@@ -343,7 +343,7 @@ def test_a_page_of_lvis_size_is_under_20_mb(tmp_path):
     )  # fmt: skip
     evaluator = LVISEvaluator(truth, ())
     evaluator.add_results(results, source="results")
-    measures = evaluate_results(evaluator, exhaustive=None)
+    measures = measure_results(evaluator, exhaustive=None)
     start = time.perf_counter()
     page = write_html_report(
         measures, tmp_path, title="LVIS", index=index,

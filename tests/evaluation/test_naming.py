@@ -22,7 +22,6 @@ from ovd.evaluation.lvis import LVISEvaluator
 from ovd.evaluation.naming import (
     GroupNaming,
     NamingReport,
-    NamingScores,
     mean_over_boxes,
     measure_naming,
 )
@@ -129,7 +128,12 @@ def by_group(report: NamingReport) -> dict[str, GroupNaming]:
 
 def at_boxes(report: NamingReport) -> dict[str, float]:
     """What is known of the boxes, each number under a name of its own."""
-    metrics = {f"{name}_{item.group}": value for item in report.groups for name, value in asdict(item.boxes).items()}
+    metrics = {
+        f"{name}_{item.group}": value
+        for item in report.groups
+        for of in ({"count": item.boxes.count}, asdict(item.boxes.shares), asdict(item.boxes.cosines))
+        for name, value in of.items()
+    }
     return metrics | {"boxes_without_point": report.num_boxes_without_point}
 
 
@@ -247,12 +251,13 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
         chosen = np.array([row for row, letter in zip(rows, frequencies, strict=True) if letter in letters])
         figures = found[group].boxes
         assert figures.count == len(chosen)
-        values = (figures.naming_before, figures.naming_after, figures.cosine, figures.backbone_cosine)
+        shares, similar = figures.shares, figures.cosines
+        values = (shares.naming_before, shares.naming_after, similar.cosine, similar.backbone_cosine)
         np.testing.assert_allclose(values, chosen.mean(axis=0), atol=1e-4)
         right = np.array([row for row, letter in zip(box_rows, frequencies, strict=True) if letter in letters])
-        assert figures.naming_mean == pytest.approx(right[:, 1].mean(), abs=1e-6)
+        assert shares.naming_mean == pytest.approx(right[:, 1].mean(), abs=1e-6)
         # The reference cuts at whole pixels, so that a crop may be named otherwise.
-        assert figures.naming_crop == pytest.approx(right[:, 2].mean(), abs=1.5 / len(right))
+        assert shares.naming_crop == pytest.approx(right[:, 2].mean(), abs=1.5 / len(right))
     of_rare = np.array([row for row, letter in zip(box_rows, frequencies, strict=True) if letter == "r"]).mean(axis=0)
     among_rare = vars(report.rare_among_rare)
     bias = vars(report.base_bias)
@@ -260,37 +265,38 @@ def test_figures_are_those_of_a_reference(tiny_clip, index, text):
     for number, name in enumerate(among_rare):
         tolerance = 1.5 / found["rare"].boxes.count if name == "naming_crop" else 1e-6
         assert among_rare[name] == pytest.approx(of_rare[4 + number], abs=tolerance)
-        assert bias[name] == pytest.approx(among_rare[name] - getattr(found["rare"].boxes, name))
+        assert bias[name] == pytest.approx(among_rare[name] - getattr(found["rare"].boxes.shares, name))
     inside = found["all"].points
     assert inside.count == len(point_rows)
-    values = (inside.naming_before, inside.naming_after, inside.cosine, inside.backbone_cosine)
+    values = (inside.before, inside.after, inside.cosines.cosine, inside.cosines.backbone_cosine)
     np.testing.assert_allclose(values, np.mean(point_rows, axis=0), atol=1e-4)
     all_boxes = found["all"].boxes
-    assert sum(item.count for item in report.confusions) == round((1 - all_boxes.naming_after) * all_boxes.count)
+    shares, similar = all_boxes.shares, all_boxes.cosines
+    assert sum(item.count for item in report.confusions) == round((1 - shares.naming_after) * all_boxes.count)
     assert all(item.name != item.named and item.count <= item.of for item in report.confusions)
-    assert all_boxes.naming_before != all_boxes.naming_after
-    assert 0.2 < all_boxes.cosine < all_boxes.backbone_cosine < 0.99
+    assert shares.naming_before != shares.naming_after
+    assert 0.2 < similar.cosine < similar.backbone_cosine < 0.99
 
 
 def test_a_fresh_gated_detector_has_kept_everything(tiny_clip, index, text):
     report = measure(build(tiny_clip, gated=True), tiny_clip, text, index)
     assert [item.group for item in report.groups] == ["all", "base", "rare", "common", "frequent"]
     for item in report.groups:
-        both: tuple[NamingScores, ...] = (item.boxes, item.points)
-        for figures in both:
-            assert figures.naming_after == figures.naming_before
-            assert figures.cosine == pytest.approx(1, abs=1e-5)
-            assert figures.backbone_cosine == pytest.approx(1, abs=1e-5)
-    assert by_group(report)["all"].boxes.naming_before > 0.15
+        assert item.boxes.shares.naming_after == item.boxes.shares.naming_before
+        assert item.points.after == item.points.before
+        for cosines in (item.boxes.cosines, item.points.cosines):
+            assert cosines.cosine == pytest.approx(1, abs=1e-5)
+            assert cosines.backbone_cosine == pytest.approx(1, abs=1e-5)
+    assert by_group(report)["all"].boxes.shares.naming_before > 0.15
 
 
 def test_a_random_detector_without_shortcuts_names_by_chance(tiny_clip, index, text):
     figures = by_group(measure(build(tiny_clip, gated=False), tiny_clip, text, index))["all"].points
     assert figures.count > 100
-    assert figures.naming_before > 0.15
-    assert figures.naming_after < 0.03  # chance is 1 in 287
-    assert abs(figures.cosine) < 0.2
-    assert figures.backbone_cosine == pytest.approx(1, abs=1e-5)
+    assert figures.before > 0.15
+    assert figures.after < 0.03  # chance is 1 in 287
+    assert abs(figures.cosines.cosine) < 0.2
+    assert figures.cosines.backbone_cosine == pytest.approx(1, abs=1e-5)
 
 
 def test_the_batch_size_and_workers_do_not_matter(tiny_clip, index, text):
@@ -308,8 +314,8 @@ def test_odd_images_a_box_without_a_point_and_no_frequencies(tiny_clip, odd_imag
     assert item.group == "all"
     assert item.boxes.count == 2
     assert report.num_boxes_without_point == 1
-    assert item.boxes.cosine == pytest.approx(1, abs=1e-5)
-    assert item.boxes.naming_after == item.boxes.naming_before
+    assert item.boxes.cosines.cosine == pytest.approx(1, abs=1e-5)
+    assert item.boxes.shares.naming_after == item.boxes.shares.naming_before
     assert (report.rare_among_rare, report.base_bias) == (None, None)
     # Of the points of P3, at 4, 12, 20 .. in x and y: those between (10, 4) and (50, 54), (5, 60) and (35, 90).
     assert item.points.count == 5 * 6 + 3 * 3
@@ -382,18 +388,19 @@ def test_report(tiny_clip, index, text, tmp_path):
     metrics = at_boxes(report)
     assert len(metrics) == 5 * 7 + 1
     rare = by_group(report)["rare"].boxes
-    assert metrics["naming_after_rare"] == rare.naming_after
+    shares, cosines = rare.shares, rare.cosines
+    assert metrics["naming_after_rare"] == shares.naming_after
     assert metrics["count_rare"] == rare.count
 
     table = format_naming(report, {"rare": 0.1234}).splitlines()
     lines = {line[:15].strip(): line[15:].split() for line in table if line}
-    before, after = 100 * rare.naming_before, 100 * rare.naming_after
+    before, after = 100 * shares.naming_before, 100 * shares.naming_after
     assert lines["rare"] == [
-        f"{rare.count}", f"{before:.2f}", f"{100 * rare.naming_mean:.2f}", f"{100 * rare.naming_crop:.2f}",
-        f"{after:.2f}", f"{after - before:+.2f}", f"{rare.cosine:.3f}", f"{rare.backbone_cosine:.3f}", "12.34",
+        f"{rare.count}", f"{before:.2f}", f"{100 * shares.naming_mean:.2f}", f"{100 * shares.naming_crop:.2f}",
+        f"{after:.2f}", f"{after - before:+.2f}", f"{cosines.cosine:.3f}", f"{cosines.backbone_cosine:.3f}", "12.34",
     ]  # fmt: skip
-    for title, shares in (("rare among rare", report.rare_among_rare), ("base bias", report.base_bias)):
-        assert lines[title] == [f"{rare.count}", *(f"{100 * share:.2f}" for share in vars(shares).values())]
+    for title, of_rare in (("rare among rare", report.rare_among_rare), ("base bias", report.base_bias)):
+        assert lines[title] == [f"{rare.count}", *(f"{100 * share:.2f}" for share in vars(of_rare).values())]
     assert lines["base"][-1] == "-"
     assert len(lines["classes"]) == len(lines["rare"])
 
@@ -404,7 +411,14 @@ def test_report(tiny_clip, index, text, tmp_path):
     write_naming(report, tmp_path)
     stored = json.loads((tmp_path / "naming.json").read_text())
     assert [item["group"] for item in stored["groups"]] == ["all", "base", "rare", "common", "frequent"]
-    assert stored["groups"][2]["boxes"]["naming_after"] == rare.naming_after
+    assert list(stored) == [
+        "groups", "num_classes", "num_images", "num_boxes_without_point", "crop_side_px", "rare_among_rare",
+        "base_bias", "confusions",
+    ]  # fmt: skip
+    at_points = ["count", "naming_before", "naming_after", "cosine", "backbone_cosine"]
+    assert list(stored["groups"][2]["points"]) == at_points
+    assert list(stored["groups"][2]["boxes"]) == [*at_points, "naming_mean", "naming_crop"]
+    assert {f"{name}_rare": value for name, value in stored["groups"][2]["boxes"].items()}.items() <= metrics.items()
     assert stored["rare_among_rare"] == vars(report.rare_among_rare)
     assert stored["base_bias"] == vars(report.base_bias)
     assert stored["num_images"] == NUM_IMAGES
@@ -442,7 +456,7 @@ def test_a_bias_towards_trained_names_is_taken_off_for_the_detector_alone(tiny_c
         reports.append(
             measure_naming(inference, clip_backbone, text, index, LOADING, crops=crops, max_images=NUM_IMAGES)
         )
-    plain, biased = (by_group(report)["all"].boxes for report in reports)
+    plain, biased = (by_group(report)["all"].boxes.shares for report in reports)
     assert (plain.naming_before, plain.naming_mean, plain.naming_crop) == (
         biased.naming_before, biased.naming_mean, biased.naming_crop
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ovd.data.report import DataReport
 from ovd.evaluation import prediction_grid
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.prediction_grid import NAME, chosen_rows, to_detections, write_prediction_grid
-from ovd.evaluation.run import evaluate_results
+from ovd.evaluation.run import measure_results, write_measures
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ def test_what_is_drawn_is_what_the_decisions_found_and_missed(index, tmp_path, m
     monkeypatch.setattr(prediction_grid, "draw_detections", draw)
     evaluator = COCOEvaluator(index.truth, ())
     evaluator.add_results(make_results(index.truth), source="results")
-    measures = evaluate_results(evaluator, exhaustive=None, output_dir=tmp_path, index=index)
+    measures = measure_results(evaluator, exhaustive=None)
+    write_measures(measures, tmp_path, index=index)
     verdicts, truth = measures.decisions.verdicts, measures.truth
     readable = [row for row in chosen_rows(truth, index) if row != 2]
     assert len(drawn) == len(readable)
@@ -78,11 +79,12 @@ def test_the_grid_is_written_with_an_evaluation_whose_images_are_known(index, tm
     evaluator.add_results(make_results(index.truth), source="results")
     output = tmp_path / "evaluation"
     output.mkdir()
-    measures = evaluate_results(evaluator, exhaustive=None, output_dir=output, index=index)
+    measures = measure_results(evaluator, exhaustive=None)
+    write_measures(measures, output, index=index)
     with Image.open(output / NAME) as grid:
         assert grid.width == 4 * (3 * 100 + 6)  # enlarged so that the longer side has at least 384 px
         assert grid.height % (3 * 140 + 6) == 0
-    evaluate_results(evaluator, exhaustive=None, output_dir=output)
+    write_measures(measures, output)
     assert not (output / NAME).exists()  # of an earlier evaluation
     for image in tmp_path.glob("*.png"):
         image.unlink()
