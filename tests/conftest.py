@@ -122,7 +122,7 @@ def tiny_clip():
 
 @pytest.fixture(scope="session")
 def miniature_world(tmp_path_factory) -> Path:
-    """A few dozen scenes of the world in LVIS format, with a frequency for every class."""
+    """A few dozen scenes of the world in LVIS format, 24 of them for evaluation, with a frequency for every class."""
     import json
 
     from ovd.data.world.build import build_world
@@ -130,10 +130,25 @@ def miniature_world(tmp_path_factory) -> Path:
 
     settings = Settings(max_images_per_class=1, val_boxes_per_class=1)
     world = build_world(tmp_path_factory.mktemp("miniature"), ("train", "val"), settings)
-    for part in ("train", "val"):
-        path = world / "annotations" / f"lvis_{part}.json"
+    for name in ("lvis_train", "lvis_val", "hidden_val"):
+        path = world / "annotations" / f"{name}.json"
         content = json.loads(path.read_text())
         for category in content["categories"]:  # with an image per class, all would be rare
             category["frequency"] = "rcf"[category["id"] % 3]
+        if name.endswith("val"):
+            keep_images(content, range(1, NUM_VAL_IMAGES + 1))
         path.write_text(json.dumps(content))
+    for image in sorted((world / "images" / "val").iterdir())[NUM_VAL_IMAGES:]:
+        image.unlink()
     return world
+
+
+NUM_VAL_IMAGES = 24
+"""They hold about a hundred boxes; an evaluation of them takes about a second."""
+
+
+def keep_images(content: dict[str, Any], kept: range) -> None:
+    """Leave out the other images of an annotation file, and their boxes."""
+    if "images" in content:  # which the file of hidden boxes has not
+        content["images"] = [image for image in content["images"] if image["id"] in kept]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
