@@ -69,8 +69,8 @@ def make_expert(
 
 @pytest.fixture(scope="module")
 def experts(start, tmp_path_factory, miniature_world) -> list[Path]:
-    """Three: of three names with the whole backbone shared, of one with two layers, and of two that share a name. Of the
-    second what is kept is measured, too."""
+    """Three: of three names with the whole backbone shared, of one with two layers, and of two that share a name. What
+    is kept is measured of the second alone."""
     folder = tmp_path_factory.mktemp("experts")
     sources = [
         new_data(folder / "data0", miniature_world, NEW, synonyms=("heart with stripes",)),
@@ -98,7 +98,7 @@ def of_names(found: Detections, rows: list[int]) -> Detections:
     return Detections(found.boxes[chosen], found.scores[chosen], found.classes[chosen])
 
 
-def test_what_is_stored(start, experts) -> None:
+def test_an_expert_stores_its_own_layers_and_the_learned_path_alone(start, experts) -> None:
     tensors = [load_file(path / "expert" / "expert.safetensors") for path in experts]
     base = load_detector(start)
     names = dict(base.detector.named_parameters())
