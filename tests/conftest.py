@@ -8,6 +8,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from cores import THREADS
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ jaxtyping.install_import_hook(
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # the cores are shared by all workers
+torch.set_num_threads(THREADS)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU
 
@@ -66,6 +67,14 @@ def figures() -> Iterator[type[Figures]]:
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_of_this_user(tmp_path_factory) -> None:
     os.environ["OVD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before() -> Iterator[None]:
+    """A job sets the threads of its whole process."""
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -122,7 +131,7 @@ def tiny_clip():
 
 @pytest.fixture(scope="session")
 def miniature_world(tmp_path_factory) -> Path:
-    """A few dozen scenes of the world in LVIS format, with a frequency for every class."""
+    """A few dozen scenes of the world in LVIS format, 24 of them for evaluation, with a frequency for every class."""
     import json
 
     from ovd.data.world.build import build_world
@@ -130,10 +139,37 @@ def miniature_world(tmp_path_factory) -> Path:
 
     settings = Settings(max_images_per_class=1, val_boxes_per_class=1)
     world = build_world(tmp_path_factory.mktemp("miniature"), ("train", "val"), settings)
-    for part in ("train", "val"):
-        path = world / "annotations" / f"lvis_{part}.json"
+    for name in ("lvis_train", "lvis_val", "hidden_val"):
+        path = world / "annotations" / f"{name}.json"
         content = json.loads(path.read_text())
         for category in content["categories"]:  # with an image per class, all would be rare
             category["frequency"] = "rcf"[category["id"] % 3]
+        if name.endswith("val"):
+            keep_images(content, range(1, NUM_VAL_IMAGES + 1))
         path.write_text(json.dumps(content))
+    for image in sorted((world / "images" / "val").iterdir())[NUM_VAL_IMAGES:]:
+        image.unlink()
     return world
+
+
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory, miniature_world) -> Path:
+    """The finished run of `small_config` as it is, without an evaluation; tests must not change it."""
+    from small_run import small_config
+
+    from ovd.jobs.train import train_from_config
+
+    run = tmp_path_factory.mktemp("plain") / "run"
+    train_from_config(small_config(run, miniature_world), evaluate=False)
+    return run
+
+
+NUM_VAL_IMAGES = 24
+"""They hold about a hundred boxes; an evaluation of them takes about a second."""
+
+
+def keep_images(content: dict[str, Any], kept: range) -> None:
+    """Leave out the other images of an annotation file, and their boxes."""
+    if "images" in content:  # which the file of hidden boxes has not
+        content["images"] = [image for image in content["images"] if image["id"] in kept]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]

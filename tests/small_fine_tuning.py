@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from cores import THREADS
+
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 
@@ -13,7 +15,14 @@ def fine_tuning_config(output: Path, source: dict[str, str], **changes: Any) -> 
         "output": str(output),
         "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
         "data": {"source": {"kind": "files", **source}, "size": 64, "workers": 0},
-        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 10, "warmup_steps": 1, "precision": "float32"},
+        "train": {
+            "steps": 2,
+            "batch_size": 2,
+            "sampled_classes": 10,
+            "warmup_steps": 1,
+            "precision": "float32",
+            "threads": THREADS,
+        },
         "detector": {"channels": 32, "num_convs": 1},
         "eval": {"candidates": 200, "max_detections": 50},
     }

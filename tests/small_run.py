@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cores import THREADS
 
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
@@ -31,6 +32,7 @@ def small_config(output: Path, world: Path, **changes: Any) -> TrainConfig:
             "sampled_classes": 10,
             "warmup_steps": 2,
             "save_every": 2,
+            "threads": THREADS,
             "deterministic": torch.cuda.is_available(),
         },
     }

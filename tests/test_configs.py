@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import real_layouts
+from cores import THREADS
 
 from ovd.build.data import load_training_index
 from ovd.build.detector import build_detector_on_meta
@@ -36,7 +37,12 @@ OF_THE_FIELD = [
 ]
 
 
-@pytest.mark.parametrize("name", TRAINING)
+SLOW_TO_BUILD = {"lvis_base_nfnet_f6"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_BUILD else []) for name in TRAINING]
+)
 def test_config_parses_and_builds_without_memory(name):
     config = load_config(CONFIGS / f"{name}.yaml", [], TrainConfig)
     detector = build_detector_on_meta(config)
@@ -106,7 +112,7 @@ def test_a_real_backbone_trains_and_evaluates_on_a_miniature(name, layout_of, mi
     overrides = [
         f"output={tmp_path / 'run'}", f"bank.cache={tmp_path / 'banks'}", "clip.weights=random", "bank.templates=none",
         "bank.num_synonyms=0", "data.size=320", "data.scale=[0.8, 1.25]", "data.workers=1", "train.steps=5",
-        "train.batch_size=2", "train.warmup_steps=1", "train.threads=2", "eval.candidates=1000",
+        "train.batch_size=2", "train.warmup_steps=1", f"train.threads={THREADS}", "eval.candidates=1000",
         *(f"data.source.{key}={value}" for key, value in vars(layout).items() if key != "format"),
     ]  # fmt: skip
     config = load_config(CONFIGS / f"{name}.yaml", overrides, TrainConfig)

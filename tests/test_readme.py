@@ -23,7 +23,7 @@ from types import ModuleType
 
 import pytest
 import real_layouts
-import torch
+from cores import THREADS
 from PIL import Image
 
 import ovd.build.data
@@ -63,7 +63,7 @@ FORM_ONLY = {
 SMALL = [
     "clip.name=tiny", "clip.weights=null", "bank.templates=none", "bank.num_synonyms=0", "detector.channels=32",
     "detector.num_convs=1", "data.size=64", "data.workers=0", "train.steps=2", "train.batch_size=2",
-    "train.warmup_steps=1", "train.sampled_classes=10", "train.threads=2", "eval.candidates=100",
+    "train.warmup_steps=1", "train.sampled_classes=10", f"train.threads={THREADS}", "eval.candidates=100",
 ]  # fmt: skip
 MINIATURE = {
     "train": SMALL,
@@ -71,7 +71,7 @@ MINIATURE = {
     "fine-tune": SMALL,
     "quickstart.py": SMALL,
     "text-bank": SMALL,
-    "label-pairs": ["--threads", "2"],
+    "label-pairs": ["--threads", str(THREADS)],
 }
 """What is added to a tool's arguments, so that the last word is the miniature's."""
 
@@ -302,17 +302,14 @@ PROMISED = [
 def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run all commands and all Python of a page, in one go, since one uses what another has made, as for a reader."""
     names: dict[str, object] = {}
-    try:
-        for language, content in blocks(page):
-            if language == "python":
-                exec(compile(content, page.name, "exec"), names)
-            elif language == "sh":
-                for command in commands_of(content):
-                    check_form(monkeypatch, command)
-                    if command not in FORM_ONLY:
-                        run(monkeypatch, command)
-    finally:
-        torch.set_num_threads(2)
+    for language, content in blocks(page):
+        if language == "python":
+            exec(compile(content, page.name, "exec"), names)
+        elif language == "sh":
+            for command in commands_of(content):
+                check_form(monkeypatch, command)
+                if command not in FORM_ONLY:
+                    run(monkeypatch, command)
 
 
 @pytest.mark.usefixtures("few_scenes")

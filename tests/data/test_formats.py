@@ -13,6 +13,7 @@ import pytest
 import real_layouts
 import torch
 import yaml
+from cores import THREADS
 from PIL import Image
 from real_layouts import voc_object, voc_xml, yolo_row
 
@@ -181,7 +182,7 @@ def tiny_config(data_source: dict[str, str], output: Path, **train) -> TrainConf
         "bank": {"cache": str(output.parent / "banks"), "templates": "none"},
         "detector": {"channels": 32, "num_convs": 1},
         "data": {"source": data_source, "size": 64, "workers": 0, "classes": "all"},
-        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 3, "warmup_steps": 1, **train},
+        "train": {"steps": 2, "batch_size": 2, "sampled_classes": 3, "warmup_steps": 1, "threads": THREADS, **train},
     }
     return parse_config(values, TrainConfig, "test")
 
@@ -321,15 +322,15 @@ def opened(monkeypatch) -> Counter[str]:
     return counts
 
 
-def test_a_run_with_three_evaluations_reads_its_validation_file_once(miniature_world, tmp_path, opened, capsys):
+def test_a_run_with_two_evaluations_reads_its_validation_file_once(miniature_world, tmp_path, opened, capsys):
     layout = real_layouts.lvis(miniature_world, tmp_path)
     opened.clear()
     config = tiny_config(
         {"kind": "files", **{name: str(value) for name, value in vars(layout).items()}}, tmp_path / "run",
-        steps=3, eval_every=1,
+        steps=2, eval_every=1,
     )  # fmt: skip
     metrics = train_from_config(config)
-    assert capsys.readouterr().out.count("LVIS box AP, fixed") == 3
+    assert capsys.readouterr().out.count("LVIS box AP, fixed") == 2
     assert "AP_fixed" in metrics
     assert opened[str(layout.val_annotations)] == 1
     assert opened[str(layout.train_annotations)] == 1

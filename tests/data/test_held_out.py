@@ -145,7 +145,8 @@ def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_o
     index = load_training_index(later)
     _, held_out = hold_out(later, index)
     assert held_out is not None
-    earlier = small_config(tmp_path / "earlier", miniature_world, data={"held_out": 4})
+    quick = {"steps": 1, "warmup_steps": 0}
+    earlier = small_config(tmp_path / "earlier", miniature_world, data={"held_out": 4}, train=quick)
     left, none = hold_out(earlier, index)
     assert none is None
     assert set(left.image_ids) == set(index.image_ids) - set(held_out.index.image_ids)
@@ -153,7 +154,7 @@ def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_o
         small_config(tmp_path, miniature_world, data={"held_out": 4}, train={"calibration": {}})
 
     train_from_config(earlier, evaluate=False)
-    plain = small_config(tmp_path / "plain", miniature_world)
+    plain = small_config(tmp_path / "plain", miniature_world, train=quick)
     train_from_config(plain, evaluate=False)
     for start, warned in ((earlier, False), (plain, True)):
         capsys.readouterr()

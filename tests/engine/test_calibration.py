@@ -194,13 +194,17 @@ def test_held_out_images_that_cannot_be_read_are_named_and_left_out(calibrated, 
         readable_part(moved)
 
 
-def test_a_calibration_that_fails_does_not_cost_the_training(tmp_path, miniature_world, monkeypatch, capsys):
+def test_a_calibration_that_fails_does_not_cost_the_training(
+    calibrated, tmp_path, miniature_world, monkeypatch, capsys
+):
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("ovd.jobs.train.calibrate_detector", fail)
     run = tmp_path / "run"
-    train_from_config(calibrating(run, miniature_world), evaluate=False)
+    shutil.copytree(calibrated.run, run)
+    shutil.rmtree(run / f"step-{STEPS:06d}")
+    train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
     printed = capsys.readouterr()
     assert "warning: the calibration failed (out of memory); the detector has none" in printed.out
     assert "Traceback" in printed.err
@@ -208,12 +212,10 @@ def test_a_calibration_that_fails_does_not_cost_the_training(tmp_path, miniature
     assert load_detector(run).calibration is None
 
 
-def test_a_run_that_holds_nothing_out_stores_no_calibration(tmp_path, miniature_world):
-    run = tmp_path / "run"
-    train_from_config(small_config(run, miniature_world), evaluate=False)
-    assert extra_of(run).get("calibration") is None
-    assert files_of(run).keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
-    trained = load_detector(run)
+def test_a_run_that_holds_nothing_out_stores_no_calibration(plain_run):
+    assert extra_of(plain_run).get("calibration") is None
+    assert files_of(plain_run).keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    trained = load_detector(plain_run)
     assert trained.calibration is None
     assert build_inference(trained).threshold is None
 

@@ -1,7 +1,6 @@
 """Training with region distillation: its loss, its frozen teacher, and what it leaves untouched."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from ovd.model.losses import detection_losses
 from ovd.structures import Batch
 from ovd.text.encoder import encode_classes
 
-STEPS = 6
+STEPS = 2
 CPU = torch.device("cpu")
 
 
@@ -46,7 +45,7 @@ def files_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, miniature_world) -> Path:
     run = tmp_path_factory.mktemp("distilled") / "run"
-    train_from_config(distilling(run, miniature_world), evaluate=False)
+    train_from_config(distilling(run, miniature_world, train={"steps": STEPS}), evaluate=False)
     return run
 
 
@@ -66,17 +65,6 @@ def test_the_log_has_the_loss_and_the_checkpoint_nothing_of_the_teacher(referenc
     num_trained = sum(parameter.numel() for parameter in fresh.parameters() if parameter.requires_grad)
     moments = [tensor for name, tensor in saved["optimizer.safetensors"].items() if "exp_avg_sq" in name]
     assert sum(tensor.numel() for tensor in moments) == num_trained
-
-
-def test_resumed_it_ends_with_the_same_bits(reference, tmp_path, miniature_world):
-    run = tmp_path / "run"
-    shutil.copytree(reference, run)
-    shutil.rmtree(run / "step-000006")
-    train_from_config(distilling(run, miniature_world), resume=True, evaluate=False)
-    whole, resumed = files_of(reference), files_of(run)
-    assert whole.keys() == resumed.keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
-    for name, tensors in whole.items():
-        assert [key for key, tensor in tensors.items() if not torch.equal(tensor, resumed[name][key])] == []
 
 
 def teacher_of(config: TrainConfig, clip: Clip) -> CropEncoder:

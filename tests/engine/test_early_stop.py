@@ -24,8 +24,7 @@ def stopping(output: Path, world: Path, **train) -> TrainConfig:
     return small_config(output, world, train={"eval_every": 1, "save_every": 1, "keep_checkpoints": 10, **train})
 
 
-@pytest.fixture
-def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
+def watched_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The averaged weights of each evaluation, whose AP is of the list above."""
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -40,27 +39,41 @@ def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
+@pytest.fixture
+def evaluations(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    return watched_evaluations(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, miniature_world) -> tuple[Path, list[dict[str, torch.Tensor]]]:
+    """A run that ended with a patience of 2, and its evaluations; tests change copies of it."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watched_evaluations(patch)
+        train_from_config(stopping(run, miniature_world, patience=2))
+    return run, seen
+
+
 def assert_same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_the_best_average_is_the_result(tmp_path, miniature_world, evaluations):
+def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, evaluations):
     config = stopping(tmp_path / "run", miniature_world, patience=2)
-    train_from_config(config)
+    shutil.copytree(stopped[0], config.output)
     found = latest(config.output)
     assert found is not None
     assert found.step == 4
     assert is_finished(found, config)
     assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.5)), is_over=True)
     assert not found.attached()
-    assert_same(load_file(found.weights), evaluations[1])
-    assert_same(evaluations[-1], evaluations[1])  # the run's last evaluation is of its result, and logged as that
+    assert_same(load_file(found.weights), stopped[1][1])
+    assert_same(stopped[1][-1], stopped[1][1])  # the run's last evaluation is of its result, and logged as that
     records = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
     logged = {record["step"]: record["metrics"]["AP"] for record in records if record["kind"] == "evaluation"}
     assert logged == {1: 0.1, 2: 0.9, 3: 0.4, 4: 0.5}
 
-    evaluations.clear()
     train_from_config(config, resume=True)  # evaluates alone
     assert len(evaluations) == 1
     assert_same(evaluations[0], load_file(found.weights))
@@ -68,16 +81,14 @@ def test_the_best_average_is_the_result(tmp_path, miniature_world, evaluations):
 
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_resumed_it_ends_at_the_same_step_with_the_same_bits(step, tmp_path, miniature_world, evaluations):
-    whole = stopping(tmp_path / "whole", miniature_world, patience=2)
-    train_from_config(whole)
+def test_resumed_it_ends_at_the_same_step_with_the_same_bits(step, stopped, tmp_path, miniature_world, evaluations):
     resumed = stopping(tmp_path / "resumed", miniature_world, patience=2)
-    shutil.copytree(whole.output, resumed.output)
+    shutil.copytree(stopped[0], resumed.output)
     for folder in resumed.output.glob("step-*"):
         if int(folder.name.removeprefix("step-")) > step:
             shutil.rmtree(folder)
     train_from_config(resumed, resume=True)
-    last = [run.output / "step-000004" for run in (whole, resumed)]
+    last = [run / "step-000004" for run in (stopped[0], resumed.output)]
     for name in ("model", "ema", "optimizer"):
         assert_same(*(load_file(folder / f"{name}.safetensors") for folder in last))
     extra = [json.loads((folder / "state.json").read_text())["extra"] for folder in last]
@@ -94,16 +105,16 @@ def test_with_enough_patience_all_steps_are_taken_and_the_best_is_kept(tmp_path,
     assert_same(load_file(found.weights), evaluations[4])
 
 
-def test_a_resume_evaluates_as_often(tmp_path, miniature_world, evaluations):
-    config = stopping(tmp_path / "run", miniature_world, patience=2)
-    train_from_config(config)
-    shutil.rmtree(config.output / "step-000004")
-    other = stopping(tmp_path / "run", miniature_world, patience=2, eval_every=2)
+def test_a_resume_evaluates_as_often(stopped, tmp_path, miniature_world):
+    run = tmp_path / "run"
+    shutil.copytree(stopped[0], run)
+    shutil.rmtree(run / "step-000004")
+    other = stopping(run, miniature_world, patience=2, eval_every=2)
     with pytest.raises(ValueError, match=r"other settings: .*train\.eval_every"):
         train_from_config(other, resume=True)
 
 
-def test_what_it_needs_is_said(tmp_path, miniature_world):
+def test_patience_needs_evaluations_on_a_validation_set(tmp_path, miniature_world):
     with pytest.raises(ValueError, match=r"train\.eval_every"):
         small_config(tmp_path, miniature_world, train={"patience": 2})
     source, train = source_of(miniature_world, validated=False), {"eval_every": 1, "patience": 2}

@@ -34,11 +34,11 @@ from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.train import train_from_config
 
 ROOT = Path(__file__).parents[2]
-STEPS = 10
+STEPS = 6
 
 
 def make_config(output: Path, world: Path, **changes) -> TrainConfig:
-    train = {"device": "cpu", "steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 5}
+    train = {"device": "cpu", "steps": STEPS, "batch_size": 4, "precision": "float32", "threads": 1, "save_every": 3}
     train |= changes.pop("train", {})
     data = {"source": source_of(world, validated=False), **changes.pop("data", {})}
     return small_config(output, world, train=train, data=data, bank={"templates": "none"}, **changes)
@@ -84,9 +84,11 @@ def reference(tmp_path_factory, miniature_world) -> Path:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, miniature_world) -> tuple[Path, str]:
-    """An uninterrupted run on two ranks, and what it printed."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    return folder / "run", run_torchrun(make_config(folder / "run", miniature_world), folder)
+    """An uninterrupted run on two ranks, and what both printed."""
+    run = tmp_path_factory.mktemp("two_ranks") / "run"
+    with training(make_config(run, miniature_world), ranks=2) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.output()
+        return run, ranks.output(0) + ranks.output(1)
 
 
 def test_two_ranks_train_as_one_does(reference, two_ranks):
@@ -98,6 +100,14 @@ def test_two_ranks_train_as_one_does(reference, two_ranks):
     of_one = json.loads((reference / "data_report.json").read_text())
     assert [report["used"]["sample"] for report in reports] == [2 * STEPS, 2 * STEPS]
     assert of_one["used"]["sample"] == 4 * STEPS
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_train_as_those_of_other_tests(two_ranks, miniature_world, tmp_path):
+    output = run_torchrun(make_config(tmp_path / "run", miniature_world), tmp_path)
+    assert "one of 2 ranks" in output
+    assert output.count(f"step {STEPS}/{STEPS}") == 1
+    assert_same_losses(tmp_path / "run", two_ranks[0])
 
 
 def test_parts_of_a_batch_one_after_another_train_as_the_whole(reference, miniature_world, tmp_path):

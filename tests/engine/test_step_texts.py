@@ -122,7 +122,7 @@ def test_texts_of_pairs_are_negatives_where_they_mean_no_class_that_is_there(tmp
     assert only_pairs.mask.shape == (2, len(only_pairs.class_ids))
 
 
-def test_without_pairs_it_is_what_it_was(sampler):
+def test_without_pairs_no_text_of_a_pair_is_scored(sampler):
     texts = sampler.sample(batch([annotated([2])], []), torch.Generator().manual_seed(0))
     assert texts.class_ids.max() < 4
     assert texts.mask.shape == (1, 2)

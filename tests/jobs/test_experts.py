@@ -57,18 +57,21 @@ def new_data(folder: Path, world: Path, names: tuple[str, ...], synonyms: tuple[
     return {name: str(value) for name, value in vars(layout).items()}
 
 
-def make_expert(start: Path, output: Path, source: dict, seed: int = 0, **expert) -> Path:
+def make_expert(
+    start: Path, output: Path, source: dict, seed: int = 0, *, measures_kept: bool = False, **expert
+) -> Path:
     config = fine_tuning_config(
         output, source, init_from=str(start), data={"classes": "all"}, train={"negatives": "all", "seed": seed},
         expert=expert,
     )  # fmt: skip
-    fine_tune(config, weight=0.5)
+    fine_tune(config, weight=0.5, measures_kept=measures_kept)
     return output
 
 
 @pytest.fixture(scope="module")
 def experts(start, tmp_path_factory, miniature_world) -> list[Path]:
-    """Three: of three names with the whole backbone shared, of one with two layers, and of two that share a name."""
+    """Three: of three names with the whole backbone shared, of one with two layers, and of two that share a name. What
+    is kept is measured of the second alone."""
     folder = tmp_path_factory.mktemp("experts")
     sources = [
         new_data(folder / "data0", miniature_world, NEW, synonyms=("heart with stripes",)),
@@ -77,7 +80,7 @@ def experts(start, tmp_path_factory, miniature_world) -> list[Path]:
     ]
     settings: list[dict[str, Any]] = [{"own_layers": 0}, {"own_layers": 2}, {"own_layers": "all"}]
     return [
-        make_expert(start, folder / f"run{number}", source, seed=number, **expert)
+        make_expert(start, folder / f"run{number}", source, seed=number, measures_kept=number == 1, **expert)
         for number, (source, expert) in enumerate(zip(sources, settings, strict=True))
     ]
 
@@ -96,7 +99,7 @@ def of_names(found: Detections, rows: list[int]) -> Detections:
     return Detections(found.boxes[chosen], found.scores[chosen], found.classes[chosen])
 
 
-def test_what_is_stored(start, experts) -> None:
+def test_an_expert_stores_its_own_layers_and_the_learned_path_alone(start, experts) -> None:
     tensors = [load_file(path / "expert" / "expert.safetensors") for path in experts]
     base = load_detector(start)
     names = dict(base.detector.named_parameters())
@@ -158,7 +161,7 @@ def test_an_experts_answers_are_those_of_the_fine_tuned_detector(start, experts,
 
 def test_order_does_not_matter_and_one_removed_changes_no_other(start, experts, image) -> None:
     asked = [*HOME, "brass key", *NEW, "tin can"]
-    found = [Predictor.load(start, experts=order)(image, asked) for order in permutations(experts)]
+    found = [Predictor.load(start, experts=order)(image, asked) for order in list(permutations(experts))[::2]]
     assert all(same(other, found[0]) for other in found)
     fewer = Predictor.load(start, experts=experts[:2])
     all_three = Predictor.load(start, experts=[*experts[:2], experts[2]])
@@ -296,7 +299,8 @@ def test_the_run_of_an_expert_that_is_taken_for_a_detector_is_told_of_once(start
             load(path)
             assert capsys.readouterr().err == warning.format(path=path, start=start, run=run)
     Predictor.load(start, experts=[run])
-    fine_tune(load_detector(run, warns=False).config, weight=0.5)  # which loads it to write the expert again
+    # Which loads it to write the expert again.
+    fine_tune(load_detector(run, warns=False).config, weight=0.5, measures_kept=False)
     assert "is the training of" not in capsys.readouterr().err
 
 

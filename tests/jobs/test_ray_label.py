@@ -97,7 +97,6 @@ def test_a_killed_worker_loses_nothing(run, pairs, tmp_path, monkeypatch):
     )
     torch.set_num_threads(1)
     expected = pseudo_label_run(load_detector(run), LabelRequest(pairs, tmp_path / "plain", OPTIONS))
-    torch.set_num_threads(2)
     killed: list[int] = []
 
     def kill_one() -> None:

@@ -102,9 +102,7 @@ def test_padding_is_not_free(assign) -> None:
     assert not free.all()
 
 
-def test_a_run_with_it_stays_nearer_to_its_start_and_repeats_to_the_bit(miniature_world, tmp_path) -> None:
-    start = tmp_path / "start"
-    train_from_config(small_config(start, miniature_world), evaluate=False)
+def test_a_run_with_it_stays_nearer_to_its_start_and_repeats_to_the_bit(miniature_world, plain_run, tmp_path) -> None:
 
     def weights(folder) -> dict[str, torch.Tensor]:
         from ovd.build.trained import load_detector
@@ -112,11 +110,11 @@ def test_a_run_with_it_stays_nearer_to_its_start_and_repeats_to_the_bit(miniatur
         return dict(load_detector(folder).detector.state_dict())
 
     def tuned(name: str, **train) -> dict[str, torch.Tensor]:
-        config = small_config(tmp_path / name, miniature_world, init_from=str(start), train={"steps": 4, **train})
+        config = small_config(tmp_path / name, miniature_world, init_from=str(plain_run), train={"steps": 4, **train})
         train_from_config(config, evaluate=False)
         return weights(config.output)
 
-    before = weights(start)
+    before = weights(plain_run)
 
     def distance(other: dict[str, torch.Tensor]) -> float:
         name = "shortcuts.head.learned.projection.weight"

@@ -1,0 +1,5 @@
+"""How many threads a test computes with: all workers share the cores."""
+
+import os
+
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
