@@ -6,7 +6,7 @@ from small_detector import build_detector
 
 from ovd.experts.inference import Expert, ExpertInference
 from ovd.experts.names import ExpertNames
-from ovd.inference import Inference
+from ovd.inference import ImageBatch, Inference
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.query_texts import QueryTexts
@@ -17,7 +17,7 @@ TEXT = torch.eye(4, 256)
 @pytest.fixture
 def inference(untrained_clip) -> ExpertInference:
     """A base detector, and an expert that answers for the second row of `TEXT`."""
-    detector = build_detector(untrained_clip, "head").requires_grad_(False)
+    detector = build_detector(untrained_clip, "head").requires_grad_(False).eval()
     base = Inference(detector, size=64, options=DetectionOptions(), low_precision=False)
     names = ExpertNames(("one",), TEXT[1:2], TEXT[2:], 1.0)
     return ExpertInference(base, [Expert("a", names, base, None)])
@@ -50,3 +50,18 @@ def test_it_runs_as_the_base_detector_does_but_has_no_predictions_of_one_detecto
     for name in ("predict", "detections", "classifier"):
         assert hasattr(base, name)
         assert not hasattr(inference, name)
+
+
+def test_the_base_detector_finds_what_it_finds_alone(inference) -> None:
+    base, rows = inference.experts[0].inference, torch.tensor([0, 2, 3])
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = torch.full((2, 2), 64)
+    batch, queries = ImageBatch(images, sizes, sizes), QueryTexts(TEXT)
+    found = inference.detect(queries, batch)
+    assert inference.num_capped == 0
+    for own, alone in zip(found, base.detect(queries.take(rows), batch), strict=True):
+        of_base = own.take(own.classes != 1)
+        assert len(of_base.scores) > 0
+        assert torch.equal(of_base.boxes, alone.boxes)
+        assert torch.equal(of_base.scores, alone.scores)
+        assert torch.equal(of_base.classes, rows[alone.classes])
