@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 from ovd.data.truth import Truth
 
 
@@ -229,7 +229,7 @@ def test_numbers_of_a_box_may_be_text_and_are_counted(tmp_path):
     index, report = load(tmp_path, content)
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {("F6", "repaired"): 1}
-    assert "annotation 3: numbers of" in report.first_records()["F6", "repaired"][0]
+    assert "annotation 3: numbers of" in report.first_records()[Finding("F6", "repaired")][0]
 
 
 @pytest.mark.parametrize("missing", ["left out", None, []])
@@ -264,7 +264,7 @@ def test_without_bbox_the_box_around_the_polygons_is_taken_and_counted(tmp_path,
     np.testing.assert_array_equal(truth.areas_px, expected_truth.areas_px)
     assert report.counts() == {("F6", "repaired"): 2}
     where = f"{path}: annotation 3: has no bbox; the box around its polygons is taken"
-    assert report.first_records()["F6", "repaired"][1] == where
+    assert report.first_records()[Finding("F6", "repaired")][1] == where
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_annotations_whose_ids_name_nothing_are_numbered_anew_and_counted(tmp_pa
             del row["id"]
     index, report = load(tmp_path, content)
     assert index.fingerprint() == expected.fingerprint()
-    assert report.counts()["F2", "repaired"] == 1
+    assert report.counts()[Finding("F2", "repaired")] == 1
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_image_records_of_one_file_are_counted(tmp_path, ids):
     index, report = load(tmp_path, content, "coco")
     assert len(index) == 3
     assert report.counts() == {("F2", "noticed"): 1}
-    assert "annotations.json: images 1 and 3 are both a.jpg" in report.first_records()["F2", "noticed"][0]
+    assert "annotations.json: images 1 and 3 are both a.jpg" in report.first_records()[Finding("F2", "noticed")][0]
 
 
 @pytest.mark.parametrize("name", ["", "  ", "_", "&nbsp;"])
@@ -401,7 +401,7 @@ def test_names_and_objects_that_are_there_twice_are_counted(tmp_path, capsys):
     content["categories"][0]["name"], content["categories"][1]["name"] = "Coffee cup", "coffee_cup "
     content["annotations"] += [content["annotations"][0] | {"id": 50}, content["annotations"][0] | {"id": 51}]
     index, report = load(tmp_path, content)
-    assert report.counts()["F2", "noticed"] == 3
+    assert report.counts()[Finding("F2", "noticed")] == 3
     assert len(index.boxes.values) == len(load(tmp_path, lvis_content())[0].boxes.values) + 2
     assert "warning[F2]" in capsys.readouterr().err
     report.write(tmp_path / "report.json")
@@ -436,9 +436,9 @@ def test_a_file_of_corners_is_told_from_one_of_sides(tmp_path):
     np.testing.assert_array_equal(truth.boxes_xywh, expected.boxes_xywh)
     np.testing.assert_array_equal(truth.areas_px, expected.areas_px)
     few = [*sides, *corners[:3]]  # three that leave the image are damage, and clamped
-    assert load(tmp_path, many_boxes(few))[1].counts()["F5", "repaired"] == 3
+    assert load(tmp_path, many_boxes(few))[1].counts()[Finding("F5", "repaired")] == 3
     mixed = [*corners, [80, 5, 10, 10]]  # which is no pair of corners
-    assert load(tmp_path, many_boxes(mixed))[1].counts()["F5", "repaired"] == 4
+    assert load(tmp_path, many_boxes(mixed))[1].counts()[Finding("F5", "repaired")] == 4
 
 
 def test_boxes_as_shares_of_the_image_are_named(tmp_path):
@@ -588,7 +588,7 @@ def test_a_synonym_that_is_the_name_of_another_class_is_counted(tmp_path):
     others = [category["name"] for category in content["categories"][1:]]
     _, report = load(tmp_path, content)
     assert report.counts() == {("F2", "noticed"): 1}
-    (line,) = report.first_records()["F2", "noticed"]
+    (line,) = report.first_records()[Finding("F2", "noticed")]
     assert "has the synonym 'Cat ', which is the name of 'cat'; training takes it for both" in line
     assert "cat" in others
 

@@ -7,7 +7,7 @@ import pytest
 from imported_boxes import Found, imported_boxes
 from PIL import Image
 
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax"
 EXPECTED = {"a.png": [("cat", [10, 20, 20, 30]), ("dog", [1.5, 2, 8, 9])], "b.png": [("cat", [0, 0, 90, 60])]}
@@ -42,8 +42,8 @@ def test_columns_as_tools_name_them(folder, text):
 def test_rows_of_images_without_objects_and_images_without_a_row(folder):
     found, report = imported(folder, "a.png,,,,,\n", folder)
     assert found == {"a.png": []}
-    assert report.counts()["F8", "noticed"] == 1
-    assert "1 of 2 images in" in report.first_records()["F8", "noticed"][0]
+    assert report.counts()[Finding("F8", "noticed")] == 1
+    assert "1 of 2 images in" in report.first_records()[Finding("F8", "noticed")][0]
     with pytest.raises(DataError, match="has no row of an image"):
         imported(folder, HEADER)
 
@@ -54,7 +54,7 @@ def test_paths_of_another_machine_by_their_base_names(folder):
         imported(folder, text)
     found, report = imported(folder, text, folder, by_base_name=True)
     assert found == {"a.png": [("cat", [10, 20, 20, 30])]}
-    assert report.counts()["F8", "noticed"] == 1  # b.png has no row
+    assert report.counts()[Finding("F8", "noticed")] == 1  # b.png has no row
 
 
 def test_rows_that_contradict_one_another_in_the_size_and_names_spelled_in_two_ways(folder):

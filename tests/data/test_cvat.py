@@ -10,7 +10,7 @@ import pytest
 from imported_boxes import Found, imported_boxes
 from PIL import Image
 
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 META = "<version>1.1</version><meta><task><id>1</id></task></meta>"
 
@@ -47,7 +47,7 @@ def test_shapes_of_images(folder):
         "sub/b.png": [],
     }
     assert report.counts() == {("F4", "skipped"): 3}
-    assert "image 0, a.png: <polyline> 'dog' has no box" in report.first_records()["F4", "skipped"][0]
+    assert "image 0, a.png: <polyline> 'dog' has no box" in report.first_records()[Finding("F4", "skipped")][0]
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 137.5, 300])

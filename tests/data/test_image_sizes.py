@@ -11,7 +11,7 @@ from PIL import Image
 from ovd.data.annotations import load_annotations
 from ovd.data.formats.options import FormatOptions
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 HEIGHT, WIDTH = 20, 50
 
@@ -57,7 +57,7 @@ def test_missing_sizes_are_read_from_the_images(tmp_path):
     index = load(tmp_path, content, report, truth=True)
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {("F12", "repaired"): 1}
-    assert report.first_records()["F12", "repaired"][0].endswith(
+    assert report.first_records()[Finding("F12", "repaired")][0].endswith(
         "train.json: 3 images have no height and width; they are read from the images"
     )
 
@@ -107,7 +107,7 @@ def test_the_image_decides_where_boxes_leave_the_record(tmp_path, truth: bool):
     index = load(tmp_path, content, report, truth=truth)
     assert index.fingerprint() == expected.fingerprint()
     assert report.counts() == {("F12", "repaired"): 2}
-    assert report.first_records()["F12", "repaired"] == [
+    assert report.first_records()[Finding("F12", "repaired")] == [
         "image 3, 3.png: 20 x 50, the record says 50 x 20",
         "image 5, 5.png: 20 x 50, the record says 15 x 30",
     ]
@@ -123,7 +123,7 @@ def test_more_than_a_few_stop_and_a_check_sees_them_all(tmp_path):
         load(tmp_path, content, DataReport())
     report = DataReport(stops=False)
     index = load(tmp_path, content, report)
-    assert report.counts()["F12", "repaired"] == 5
+    assert report.counts()[Finding("F12", "repaired")] == 5
     assert np.unique(index.image_sizes, axis=0).tolist() == [[HEIGHT, WIDTH]]
 
 

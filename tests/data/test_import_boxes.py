@@ -15,7 +15,7 @@ from ovd.data.annotations import load_annotations
 from ovd.data.formats.options import FormatOptions
 from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 # Two images of 60 x 40 and 30 x 50 (width x height) with a cat, a dog, and a cat that leaves the image.
 SIZES = {"a": (60, 40), "b": (30, 50)}
@@ -94,8 +94,8 @@ def test_roboflow_has_a_parent_class_without_boxes_and_a_file_beside_the_images(
     objects, content, report = imported(images, None, "coco")
     assert objects == EXPECTED
     assert [category["name"] for category in content["categories"]] == ["cat", "dog"]
-    assert report.counts()["F2", "repaired"] == 1
-    assert "category 0, 'pets', is the parent of others" in report.first_records()["F2", "repaired"][0]
+    assert report.counts()[Finding("F2", "repaired")] == 1
+    assert "category 0, 'pets', is the parent of others" in report.first_records()[Finding("F2", "repaired")][0]
 
 
 def test_images_that_are_missing_are_counted_and_left_out(images):
@@ -181,7 +181,7 @@ def test_labelme(tmp_path, images):
     assert ("a.jpg", "cat", [25.0, 15.0, 10.0, 10.0]) in objects
     assert len(objects) == 4
     assert report.counts() == {("F4", "skipped"): 2, ("F5", "repaired"): 1, ("F12", "repaired"): 1}
-    point, polygon = report.first_records()["F4", "skipped"]
+    point, polygon = report.first_records()[Finding("F4", "skipped")]
     assert "shape 4: a point has no box" in point
     assert "shape 5: a polygon needs three points, not 1" in polygon
 
@@ -220,10 +220,10 @@ def test_labelme_shapes_of_one_label_and_one_group_are_one_object(images):
     objects, _, report = imported(images, None, "labelme")
     cat, dog = ("a.jpg", "cat", [1.0, 1.0, 54.0, 11.0]), ("a.jpg", "dog", [20.0, 20.0, 10.0, 10.0])
     assert objects[:-1] == [cat, cat, dog, dog]
-    assert report.counts()["F2", "noticed"] == 2
+    assert report.counts()[Finding("F2", "noticed")] == 2
     assert (
         "a.json: shape 1: 2 shapes are called 'cat' and have the group_id 1"
-        in report.first_records()["F2", "noticed"][0]
+        in report.first_records()[Finding("F2", "noticed")][0]
     )
 
 
@@ -282,7 +282,7 @@ def test_open_images(tmp_path, images):
     assert [(file, name, [round(number, 1) for number in box]) for file, name, box in objects] == EXPECTED
     assert [row["iscrowd"] for row in content["annotations"]] == [0, 1, 0]
     assert [row["name"] for row in content["categories"]] == ["dog", "cat", "cow, bull"]
-    assert "1 of 3 images are not in" in report.first_records()["F8", "repaired"][0]
+    assert "1 of 3 images are not in" in report.first_records()[Finding("F8", "repaired")][0]
     for damage, message in (
         (lambda text: text.replace("XMin", "X"), "names no column XMin"),
         (lambda text: text.replace("/m/dog", "/m/emu"), r"line 3 is of '/m/emu'"),

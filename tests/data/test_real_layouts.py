@@ -19,7 +19,7 @@ from ovd.data.check import check_images, check_pairs, class_counts, describe
 from ovd.data.coco_zero_shot import BASE, NOVEL
 from ovd.data.pairs.tar import Pair, PairShards, write_pair_shards
 from ovd.data.pairs.tsv import read_tsv
-from ovd.data.report import DataReport
+from ovd.data.report import DataReport, Finding
 from ovd.jobs.train import train_from_config
 
 LAYOUTS: dict[str, Callable[[Path, Path], Layout]] = {
@@ -133,7 +133,7 @@ def test_objects365_names_are_mended_and_the_unreleased_image_left_out(miniature
     assert len(index) == len(content["images"]) - 1
     left_out = content["images"][0]["id"]
     assert len(index.boxes.values) == sum(row["image_id"] != left_out for row in content["annotations"])
-    assert report.counts()["F8", "repaired"] == 1
+    assert report.counts()[Finding("F8", "repaired")] == 1
     assert all(index.encoded(image).is_file() for image in range(len(index)))
 
 

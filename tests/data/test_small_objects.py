@@ -11,7 +11,7 @@ from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.small_objects import SampleSizes, count_small_objects
 from ovd.data.loading.transforms import train_transform
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 
 def index_of(folder: Path, boxes: Sequence[Sequence[float]], height: int, width: int) -> AnnotationIndex:
@@ -57,7 +57,7 @@ def test_where_all_samples_are_mosaics_the_advice_is_the_size_that_is_set(tmp_pa
     report = DataReport()
     report.used(2, unit="box")
     count_small_objects(index, report, SampleSizes(size=200, largest_scale=1, tile=0.5))
-    (line,) = report.first_records()["F4", "left out at this size"]
+    (line,) = report.first_records()[Finding("F4", "left out at this size")]
     assert "under 2 px at data.size=200; data.size=288 keeps it" in line
     again = DataReport()
     count_small_objects(index, again, SampleSizes(size=288, largest_scale=1, tile=0.5))
@@ -73,7 +73,7 @@ def test_small_objects_are_counted_apart_and_do_not_stop_a_run(tmp_path, capsys)
     assert report.num_used("box") == 1
     assert report.num_seen("box") == 31
     report.raise_if_too_many(31, unit="box")
-    first = report.first_records()["F4", "left out at this size"]
+    first = report.first_records()[Finding("F4", "left out at this size")]
     assert len(first) == 20
     assert first[0] == "a/1.jpg: 3 x 4 px of 640 x 400 px is under 2 px at data.size=64; data.size=343 keeps it"
     assert capsys.readouterr().err.startswith("warning[F4]: 30 objects are left out at this size; the first: a/1.jpg")

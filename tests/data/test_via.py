@@ -10,7 +10,7 @@ import pytest
 from imported_boxes import Found, imported_boxes
 from PIL import Image
 
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 RECT = {"name": "rect", "x": 10, "y": 20.5, "width": 20, "height": 30}
 POLYGON = {"name": "polygon", "all_points_x": [5, 25, 15], "all_points_y": [6.5, 8, 30.5]}
@@ -44,7 +44,7 @@ def test_shapes_of_images(folder):
     found, report = imported(folder, record("a.png", *regions) | record("sub\\b.png"))
     assert found == {"a.png": [("cat", [10, 20.5, 20, 30]), ("dog", [5, 6.5, 20, 24])], "sub/b.png": []}
     assert report.counts() == {("F4", "skipped"): 2, ("F12", "repaired"): 1}  # sizes are read from the images
-    assert "image 'a.png123', region 3: a polyline has no box" in report.first_records()["F4", "skipped"][1]
+    assert "image 'a.png123', region 3: a polyline has no box" in report.first_records()[Finding("F4", "skipped")][1]
 
 
 @pytest.mark.parametrize("theta", [0, 0.4, 1.9])

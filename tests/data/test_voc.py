@@ -11,7 +11,7 @@ from ovd.data.annotations import load_annotations, load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.images.read import ImageError
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 SIZE = (40, 60)
 
@@ -145,7 +145,7 @@ def test_an_image_without_size_that_cannot_be_read(folder, damage, code):
     report = DataReport()
     index = load(folder, report=report)
     assert report.counts() == {(code, "skipped"): 1, ("F12", "repaired"): 1}
-    assert "1 images have no height and width" in report.first_records()["F12", "repaired"][0]
+    assert "1 images have no height and width" in report.first_records()[Finding("F12", "repaired")][0]
     assert (index.image_ids.tolist(), index.image_files, len(index.boxes.values)) == ([1], ("b.jpg",), 1)
     assert [category.name for category in index.categories] == ["cat", "dog"]  # ids do not depend on it
     with pytest.raises(ImageError, match=r"a\.jpg") as caught:
@@ -191,7 +191,7 @@ def test_the_image_of_the_xml_files_own_name_goes_before_an_outdated_filename(fo
     assert report.counts() == {("F8", "noticed"): 3}
     assert (
         "c.xml: <filename> is 'a.jpg'; the image of the XML file's name is taken, c.jpeg"
-        in (report.first_records()["F8", "noticed"][0])
+        in (report.first_records()[Finding("F8", "noticed")][0])
     )
 
 
@@ -260,7 +260,7 @@ def test_a_name_that_is_listed_twice_is_taken_once_and_counted(folder):
     report = DataReport()
     assert load_list(folder, "b\na\nb\n", report).image_files == ("b.jpg", "a.jpg")
     assert report.counts() == {("F2", "repaired"): 1}
-    assert "train.txt: line 3 is 'b', as line 1" in report.first_records()["F2", "repaired"][0]
+    assert "train.txt: line 3 is 'b', as line 1" in report.first_records()[Finding("F2", "repaired")][0]
 
 
 @pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
@@ -305,7 +305,7 @@ def test_corners_at_0_are_noticed_once_where_pixels_count_from_1(folder):
     report = DataReport()
     load(folder, report=report)
     assert report.counts() == {("F5", "noticed"): 1, ("F5", "repaired"): 2}
-    assert "2 of 4 objects have corners at 0" in report.first_records()["F5", "noticed"][0]
+    assert "2 of 4 objects have corners at 0" in report.first_records()[Finding("F5", "noticed")][0]
     report = DataReport()
     load(folder, FormatOptions(zero_based=True), report)
     assert report.counts() == {}
@@ -383,8 +383,8 @@ def test_small_and_outside_boxes_are_counted_by_file_and_object(folder):
     report = DataReport()
     index = load(folder, report=report, with_truth=True)
     assert report.counts() == {("F4", "skipped"): 1, ("F5", "skipped"): 1, ("F5", "repaired"): 1}
-    assert "a.xml: object 2: a side of" in report.first_records()["F4", "skipped"][0]
-    assert "a.xml: object 4: " in report.first_records()["F5", "skipped"][0]
+    assert "a.xml: object 2: a side of" in report.first_records()[Finding("F4", "skipped")][0]
+    assert "a.xml: object 4: " in report.first_records()[Finding("F5", "skipped")][0]
     np.testing.assert_allclose(index.boxes[0], [[1, 2, 11, 22], [50, 30, 60, 39]])
     assert index.truth is not None
     np.testing.assert_allclose(index.truth.boxes_xywh[:4], boxes)
@@ -403,7 +403,7 @@ def test_a_name_that_ends_like_an_annotation_file(folder):
     assert len(load_list(folder, "x\nx.xml\n")) == 2
     report = DataReport()
     assert len(load_list(folder, "x.xml\nx.xml.xml\n", report)) == 1
-    assert report.counts()["F2", "repaired"] == 1
+    assert report.counts()[Finding("F2", "repaired")] == 1
 
 
 def test_objects_that_are_there_twice_are_noticed(folder):
@@ -411,4 +411,4 @@ def test_objects_that_are_there_twice_are_noticed(folder):
     write(folder, "a", voc_xml("a.jpg", (40, 60), [cat, cat]))
     report = DataReport()
     load(folder, report=report)
-    assert report.counts()["F2", "noticed"] == 1
+    assert report.counts()[Finding("F2", "noticed")] == 1

@@ -13,7 +13,7 @@ from ovd.data.check import check_images
 from ovd.data.formats.options import FormatOptions
 from ovd.data.images.read import ImageError
 from ovd.data.index import AnnotationIndex
-from ovd.data.report import DataError, DataReport
+from ovd.data.report import DataError, DataReport, Finding
 
 SIZE = (40, 60)
 ROW = "1 0.5 0.25 0.1 0.2\n"
@@ -207,7 +207,7 @@ def test_of_a_path_of_another_machine_the_end_that_exists_is_taken_and_counted(r
     index = load(root, report)
     assert index.fingerprint() == by_itself.fingerprint()
     assert report.counts() == {("F8", "noticed"): 1}
-    assert "which is not there" in report.first_records()["F8", "noticed"][0]
+    assert "which is not there" in report.first_records()[Finding("F8", "noticed")][0]
     assert load(root, images=root / "images").boxes.values.tolist() == by_itself.boxes.values.tolist()
 
 
@@ -339,7 +339,7 @@ def test_a_list_of_many_folders_is_found_in_their_number(root):
     set_data(root, train="t.txt", val="v.txt")
     report = DataReport()
     assert len(load(root, report)) == 300
-    assert report.counts()["F8", "noticed"] == 300
+    assert report.counts()[Finding("F8", "noticed")] == 300
 
 
 def test_roboflows_paths_with_one_split_alone(tmp_path):
@@ -357,7 +357,7 @@ def test_images_of_a_list_that_are_nowhere_keep_their_names(root):
     set_data(root, train="train.txt")
     report = DataReport()
     assert files(load(root, report)) == ["a.png"]
-    assert report.first_records()["F8", "skipped"] == ["/gone/x.png: file is missing"]
+    assert report.first_records()[Finding("F8", "skipped")] == ["/gone/x.png: file is missing"]
 
 
 def test_darknets_data_file(root):
@@ -489,8 +489,8 @@ def test_small_and_outside_boxes_are_counted_by_file_and_line(root):
     report = DataReport()
     index = load(root, report)
     assert report.counts() == {("F4", "skipped"): 1, ("F5", "skipped"): 1, ("F5", "repaired"): 1}
-    assert "a.txt: line 2: a side of" in report.first_records()["F4", "skipped"][0]
-    assert "a.txt: line 4: " in report.first_records()["F5", "skipped"][0]
+    assert "a.txt: line 2: a side of" in report.first_records()[Finding("F4", "skipped")][0]
+    assert "a.txt: line 4: " in report.first_records()[Finding("F5", "skipped")][0]
     np.testing.assert_allclose(index.boxes[0], [[24, 16, 36, 24], [51, 16, 60, 24]], rtol=1e-6)
 
 
@@ -554,7 +554,7 @@ def test_images_without_a_label_file_are_counted_and_those_with_an_empty_one_are
     load(root, report)
     without = "2 of 4 images have no label file, and are taken as without objects"
     where = f"{root / 'data.yaml'}: {without}; the first: {root / 'images/train/b.png'}"
-    assert report.first_records()["F1", "noticed"] == [where]
+    assert report.first_records()[Finding("F1", "noticed")] == [where]
     assert report.counts() == {("F9", "skipped"): 1, ("F1", "noticed"): 1}
     assert capsys.readouterr().err == f"warning[F1]: {where}\n"
 
@@ -570,8 +570,11 @@ def test_label_files_of_no_image_and_of_two_are_counted(root):
     assert [len(index.boxes[image]) for image in range(3)] == [1, 1, 0]
     assert report.counts() == {("F2", "noticed"): 1, ("F8", "noticed"): 1}
     first = report.first_records()
-    assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first["F2", "noticed"][0])
-    assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", first["F8", "noticed"][0])
+    assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first[Finding("F2", "noticed")][0])
+    gone = first[Finding("F8", "noticed")][0]
+    assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", gone)
+        r"gone\.txt: its image is not in .*images/train; its 2 objects", first[Finding("F8", "noticed")][0]
+    )
 
 
 def test_a_label_file_whose_image_is_there_and_not_listed_is_no_finding(root):
@@ -597,7 +600,7 @@ def test_labels_of_a_folder_whose_images_are_all_missing_are_counted(root):
     load(root, report)
     assert report.counts() == {("F8", "noticed"): 1}
     where = f"{root / 'labels/extra/d.txt'}: its image is not in {root / 'images/extra'}"
-    assert report.first_records()["F8", "noticed"] == [f"{where}; its 2 objects are left out"]
+    assert report.first_records()[Finding("F8", "noticed")] == [f"{where}; its 2 objects are left out"]
     report = DataReport()
     set_data(root)
     load(root, report)  # of the training set nothing is missing

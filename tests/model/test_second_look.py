@@ -135,8 +135,8 @@ def test_the_predictor_and_the_teacher_look_again(trained, inference):
     expected = inference.image(queries, picture)
     assert_close(Predictor(trained)(picture, NAMES), expected)
     teacher = OvdTeacher(inference, TextVariants(trained.clip, ("{}",)), run="drifted")
-    queries = [tuple(NAMES), ("anchor",), ()]
-    several, one, none = teacher.detect([picture] * 3, queries)
+    asked = [tuple(NAMES), ("anchor",), ()]
+    several, one, none = teacher.detect([picture] * 3, asked)
     expected = inference.image(QueryTexts(evaluation_text_of(trained, NAMES)), picture)
     torch.testing.assert_close(torch.from_numpy(several.scores), expected.scores, atol=1e-5, rtol=1e-4)
     assert several.texts.tolist() == expected.classes.tolist()
