@@ -573,8 +573,6 @@ def test_label_files_of_no_image_and_of_two_are_counted(root):
     assert re.search(r"a\.txt: is the label file of .*a\.jpg and of .*a\.png;", first[Finding("F2", "noticed")][0])
     gone = first[Finding("F8", "noticed")][0]
     assert re.search(r"gone\.txt: its image is not in .*images/train; its 2 objects", gone)
-        r"gone\.txt: its image is not in .*images/train; its 2 objects", first[Finding("F8", "noticed")][0]
-    )
 
 
 def test_a_label_file_whose_image_is_there_and_not_listed_is_no_finding(root):
