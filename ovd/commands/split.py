@@ -18,8 +18,7 @@ from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
 from ovd.files import write_json
-
-_NUM_NAMED = 10
+from ovd.first_of import first_of
 
 
 def main() -> None:
@@ -64,9 +63,8 @@ def main() -> None:
     names = {int(category["id"]): category["name"] for category in content["categories"]}
     for path, alone in ((arguments.first, first - second), (arguments.second, second - first)):
         if alone:
-            named = ", ".join(names[class_id] for class_id in sorted(alone)[:_NUM_NAMED])
-            more = ", ..." if len(alone) > _NUM_NAMED else ""
-            print(f"warning: {path} alone has objects of {len(alone)} classes: {named}{more}", file=sys.stderr)
+            named = first_of([names[class_id] for class_id in sorted(alone)])
+            print(f"warning: {path} alone has objects of {len(alone)} classes: {named}", file=sys.stderr)
 
 
 def _classes_of_images(content: dict[str, Any]) -> list[set[int]]:

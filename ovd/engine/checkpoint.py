@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ovd.engine.ema import Ema
 from ovd.engine.notes import Notes
 from ovd.files import sha256_of, usual_permissions
+from ovd.first_of import first_of
 
 CLIP_FOLDER = "clip"
 """In the folder of a detector that was given away, the CLIP model that it needs (build/packaged.py)."""
@@ -296,8 +297,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} contains a {type(weights).__name__} instead of tensors by name; save a state_dict")
     others = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if others:
-        listed = ", ".join(others[:_NUM_LISTED])
-        raise ValueError(f"{path} contains more than tensors by name ({listed}); save the module's state_dict alone")
+        named = first_of(others, _NUM_LISTED)
+        raise ValueError(f"{path} contains more than tensors by name ({named}); save the module's state_dict alone")
     return weights
 
 
@@ -315,9 +316,8 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, source: Path 
         elif tensor.shape != expected[name].shape:
             problems.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}")
     if problems:
-        listed = "; ".join(problems[:_NUM_LISTED])
-        more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {listed}{more}")
+        named = first_of(problems, _NUM_LISTED, separator="; ")
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {named}")
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ovd.first_of import first_of
+
 
 class Ema:
     """Exponential moving average of a module's parameters and floating-point buffers, kept in float32.
@@ -70,8 +72,8 @@ class Ema:
             ValueError: the names differ.
         """
         if tensors.keys() != self._average.keys():
-            different = sorted(tensors.keys() ^ self._average.keys())[:20]
-            raise ValueError(f"weight average: names on one side only: {', '.join(different)}")
+            different = sorted(tensors.keys() ^ self._average.keys())
+            raise ValueError(f"weight average: names on one side only: {first_of(different, 20)}")
         for name, tensor in self._average.items():
             tensor.copy_(tensors[name])
         self.num_updates, self._updated = num_updates, None

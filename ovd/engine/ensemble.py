@@ -16,6 +16,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.early_stop import without_early_stop
 from ovd.engine.notes import Averaged
 from ovd.files import sha256_of
+from ovd.first_of import first_of
 from ovd.text.names import are_among
 
 _NUM_LISTED = 20
@@ -107,8 +108,8 @@ def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: flo
         elif not one.is_floating_point() and not torch.equal(one, other):
             problems.append(f"{name} is {one.dtype}, which has no average, and differs")
     if problems:
-        more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
-        raise ValueError(f"their tensors do not correspond: {'; '.join(problems[:_NUM_LISTED])}{more}")
+        named = first_of(problems, _NUM_LISTED, separator="; ")
+        raise ValueError(f"their tensors do not correspond: {named}")
     if weight in (0, 1):  # bit for bit: sums would lose the sign of -0.0
         return dict(second if weight else first)
     return {name: _mean(one, second[name], weight) if one.is_floating_point() else one for name, one in first.items()}

@@ -29,6 +29,7 @@ from ovd.experts.folder import (
 from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
+from ovd.first_of import first_of
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
@@ -95,7 +96,7 @@ def _own_tensors(base: TrainedDetector, tuned: TrainedDetector, num_own: int) ->
     if changed:
         raise ExpertError(
             f"{tuned.config.output} cannot be an expert of {base.config.output}: training changed "
-            f"{len(changed)} shared tensors, {', '.join(changed[:10])}"
+            f"{len(changed)} shared tensors, {first_of(changed)}"
         )
     return own
 
@@ -128,14 +129,12 @@ def describe_expert(folder: Path) -> str:
     """What an expert knows and needs, in a few lines."""
     found = read_description(folder)
     size = sum(path.stat().st_size for path in find_expert(folder).iterdir()) / 1e6
-    names = ", ".join(found.names[:NAMES_SHOWN])
-    more = f" and {len(found.names) - NAMES_SHOWN} more" if len(found.names) > NAMES_SHOWN else ""
     measured = "".join(
         f", AP {per_cent(values['AP'], 1)} on {of}" for of, values in found.metrics.items() if "AP" in values
     )
     calibrated = "calibrated" if found.calibration is not None else "not calibrated"
     return (
-        f"{folder}: {len(found.names)} names ({names}{more})\n"
+        f"{folder}: {len(found.names)} names ({first_of(found.names, NAMES_SHOWN)})\n"
         f"  of {found.base}, weights sha256 {found.base_sha256[:16]}; {found.own_layers} backbone layers of its own"
         f"{f', adapters of rank {found.rank}' if found.rank else ''}; "
         f"{size:.1f} MB; {calibrated}{measured}"

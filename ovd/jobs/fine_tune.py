@@ -24,6 +24,7 @@ from ovd.evaluation.run import COMPARED
 from ovd.experts.folder import read_description, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
+from ovd.first_of import first_of
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.experts import per_cent, save_expert
 from ovd.jobs.run_folder import (
@@ -198,7 +199,7 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
     forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
     shared = list(dict.fromkeys(form for form in forms if read_alike(form) in known))
     if shared and is_main():
-        print(f"the expert answers {len(shared)} of the detector's own words from now on: {', '.join(shared[:10])}")
+        print(f"the expert answers {len(shared)} of the detector's own words from now on: {first_of(shared)}")
     outcomes = (
         validation.outcome("before", config.init_from),
         validation.outcome("expert", config.init_from, experts=experts),

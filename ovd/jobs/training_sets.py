@@ -11,8 +11,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable
 from ovd.distributed import main_first
-
-_NUM_NAMED = 10
+from ovd.first_of import first_of
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,9 @@ def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
     has_box = np.bincount(index.classes.values, minlength=len(index.categories)) > 0
     without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
     if without:
-        more = ", ..." if len(without) > _NUM_NAMED else ""
         print(
             f"warning: {len(without)} classes have no box and are trained on as absent from every image "
-            f"(train.negatives=all): {', '.join(without[:_NUM_NAMED])}{more}; remove them from the categories if they "
+            f"(train.negatives=all): {first_of(without)}; remove them from the categories if they "
             "may be there"
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from ovd.boxes import clip_boxes
+from ovd.first_of import first_of
 from ovd.selftrain.labels import TeacherBoxes
 from ovd.selftrain.teacher import weights_fingerprint
 from ovd.text.names import clean_name, fill
@@ -205,7 +206,7 @@ def _load(name: str, prompts_per_query: int) -> tuple[str, Any, Any]:
     model, report = _read(AutoModelForZeroShotObjectDetection, name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"the teacher {name} lacks {len(missing)} of its weights: {', '.join(missing[:_NUM_LISTED])}")
+        raise ValueError(f"the teacher {name} lacks {len(missing)} of its weights: {first_of(missing, _NUM_LISTED)}")
     return family, processor, model
 
 

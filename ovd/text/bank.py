@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from ovd.clip.load import Clip
 from ovd.files import whole_file
+from ovd.first_of import first_of
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
 from ovd.text.names import prompts_of
@@ -103,7 +104,7 @@ class TextBank:
         missing = [name for name in names or () if name not in position]
         if missing:
             raise ValueError(
-                f"{path} has no variants of {len(missing)} classes ({', '.join(missing[:5])}); "
+                f"{path} has no variants of {len(missing)} classes ({first_of(missing, 5)}); "
                 "build a bank with them (ovd text-bank)"
             )
         self.names = tuple(position if names is None else names)

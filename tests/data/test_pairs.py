@@ -346,7 +346,7 @@ def test_folder_and_manifest_must_name_the_same_shards(tmp_path):
         PairShards(tmp_path)
     write_pair_shards(tmp_path, some_pairs(2), pairs_per_shard=1)
     (tmp_path / "00001.tar").rename(tmp_path / "other.tar")
-    with pytest.raises(ValueError, match=r"missing from the folder: \['00001\.tar'\].*\['other\.tar'\]"):
+    with pytest.raises(ValueError, match=r"missing from the folder: 00001\.tar; .* manifest: other\.tar"):
         PairShards(tmp_path)
     (tmp_path / MANIFEST_NAME).write_text("{}")
     with pytest.raises(ValueError, match="not a shard manifest"):
@@ -370,7 +370,7 @@ def test_only_some_shards_are_opened_and_the_others_may_be_damaged(tmp_path, wit
     assert [shards.caption(row) for row in range(len(shards))] == [pairs[row].caption for row in (2, 3, 6)]
     assert [shards.positions(name) for name in shards.file_names] == [range(2), range(2, 3)]
     assert len(PairShards(tmp_path, only=())) == 0
-    with pytest.raises(ValueError, match=r"no shards \['other\.tar'\]"):
+    with pytest.raises(ValueError, match=r"no shards other\.tar"):
         PairShards(tmp_path, only=["00001.tar", "other.tar"])
     with pytest.raises(ValueError, match=r"00000\.tar"):
         PairShards(tmp_path)

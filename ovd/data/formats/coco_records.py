@@ -22,6 +22,7 @@ from ovd.data.formats.table import LARGEST_COORDINATE, AnnotationTable, Federate
 from ovd.data.formats.text_files import finite_number
 from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
+from ovd.first_of import first_of
 from ovd.shapes import Float64
 from ovd.text.names import read_alike
 
@@ -221,7 +222,7 @@ class Source:
             raise DataError(
                 "F3",
                 f"{self.path}: {len(unknown)} references to unknown images or categories: "
-                f"{'; '.join(unknown[:_NUM_NAMED])}",
+                f"{first_of(unknown, _NUM_NAMED, separator='; ')}",
             )
 
     def boxes(

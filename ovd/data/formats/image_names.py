@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ovd.data.report import DataError, are_too_many
+from ovd.first_of import first_of
 
 _NUM_NAMED = 3
 
@@ -31,9 +32,8 @@ def files_by_base_name(path: Path, files: Sequence[str], root: Path | None) -> t
         return tuple(files)
     found, clashes = _matched(files, root)
     if clashes:
-        raise DataError(
-            "F2", f"{path}: {len(clashes)} images cannot be found by base name: {'; '.join(clashes[:_NUM_NAMED])}"
-        )
+        named = first_of(clashes, _NUM_NAMED, separator="; ")
+        raise DataError("F2", f"{path}: {len(clashes)} images cannot be found by base name: {named}")
     return tuple(file if match is None else match for file, match in zip(files, found, strict=True))
 
 
@@ -61,7 +61,7 @@ def check_images_exist(
     count = "none of its" if len(missing) == len(files) else f"only {len(files) - len(missing):,} of its"
     hint = _hint(files, root) if has_option else ""
     raise DataError(
-        "F8", f"{path}: {count} {len(files):,} images are in {root}; missing: {', '.join(missing[:_NUM_NAMED])}{hint}"
+        "F8", f"{path}: {count} {len(files):,} images are in {root}; missing: {first_of(missing, _NUM_NAMED)}{hint}"
     )
 
 

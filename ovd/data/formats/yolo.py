@@ -14,6 +14,7 @@ from ovd.data.formats.text_files import finite_number, finite_numbers, read_line
 from ovd.data.formats.yolo_listing import Listing, list_images
 from ovd.data.images.files import files_below, is_image_name, readable_sizes
 from ovd.data.report import DataError, DataReport
+from ovd.first_of import first_of
 
 _NUM_NAMED = 20
 
@@ -201,9 +202,8 @@ def _box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
 def _refuse_unknown_classes(path: Path, rows: Sequence[_Row], names: Mapping[int, str]) -> None:
     unknown = [f"{row.path}: line {row.line} is of class {row.class_id}" for row in rows if row.class_id not in names]
     if unknown:
-        raise DataError(
-            "F3", f"{path}: {len(unknown)} objects of classes without a name: {'; '.join(unknown[:_NUM_NAMED])}"
-        )
+        named = first_of(unknown, _NUM_NAMED, separator="; ")
+        raise DataError("F3", f"{path}: {len(unknown)} objects of classes without a name: {named}")
 
 
 def _below(path: Path, root: Path) -> str:

@@ -28,6 +28,7 @@ from ovd.data.pairs.shard_index import (
 from ovd.data.report import DataError
 from ovd.fault import Fault
 from ovd.files import sha256_of, whole_file, write_json
+from ovd.first_of import first_of
 from ovd.progress import progress
 
 MANIFEST_NAME = "manifest.json"
@@ -83,7 +84,7 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
     present = sorted(path.name for path in directory.glob("*.tar"))
     if present or manifest_path.exists():
         raise ValueError(
-            f"{directory} already holds shards ({', '.join(present[:3]) or MANIFEST_NAME}), and none is overwritten; "
+            f"{directory} already holds shards ({first_of(present, 3) or MANIFEST_NAME}), and none is overwritten; "
             "give another folder, or remove what an earlier import left unfinished"
         )
     directory.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,7 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     if compressed:
         raise DataError(
             "F13",
-            f"{directory}: {len(compressed)} compressed shards ({', '.join(compressed[:3])}); shards are read by "
+            f"{directory}: {len(compressed)} compressed shards ({first_of(compressed, 3)}); shards are read by "
             f"position, so unpack them first: gunzip {directory}/{compressed[0]}",
         )
     manifest = _read_manifest(directory)
@@ -136,8 +137,8 @@ def list_shards(directory: Path) -> dict[str, ManifestEntry | None]:
     if missing or unknown:
         raise DataError(
             "F13",
-            f"{directory / MANIFEST_NAME}: shards missing from the folder: {missing[:20]}; "
-            f"shards not in the manifest: {unknown[:20]}",
+            f"{directory / MANIFEST_NAME}: shards missing from the folder: {first_of(missing, 20) or 'none'}; "
+            f"shards not in the manifest: {first_of(unknown, 20) or 'none'}",
         )
     return {name: manifest[name] for name in names}
 
@@ -197,7 +198,7 @@ class PairShards:
         listed = list_shards(directory) if listed is None else listed
         unknown = [] if only is None else sorted(set(only) - listed.keys())
         if unknown:
-            raise ValueError(f"{directory} has no shards {unknown[:20]}")
+            raise ValueError(f"{directory} has no shards {first_of(unknown, 20)}")
         self.file_names = tuple(name for name in listed if only is None or name in only)
         self.left_out = tuple(name for name in listed if only is not None and name not in only)
         known = known or {}
