@@ -148,9 +148,8 @@ def train(
             checkpoints.save(state, data.report, must_succeed=True, message=log.message)
         if not is_over:
             exit_stopped(state.step, log.message)
-        if evaluation is None:
-            return {}
-        return evaluation.run(state.step if early_stop is None else early_stop.best_step)
+        last_step = early_stop.best_step if early_stop else state.step
+        return evaluation.run(last_step) if evaluation else {}
 
 
 @dataclass(frozen=True)
