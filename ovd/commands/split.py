@@ -17,11 +17,7 @@ from typing import Any
 from ovd.data.annotations import load_truth
 from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
-<<<<<<< HEAD
 from ovd.files import refuse_existing, write_json
-=======
-from ovd.files import write_json
->>>>>>> c169bd8ffc8b0c4c4cf238557e9b1ca3a4ca9587
 from ovd.first_of import first_of
 
 

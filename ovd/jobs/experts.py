@@ -30,10 +30,7 @@ from ovd.experts.group import ExpertGroup
 from ovd.experts.names import fit_margin, route
 from ovd.files import sha256_of
 from ovd.first_of import first_of
-<<<<<<< HEAD
 from ovd.metric import per_cent
-=======
->>>>>>> c169bd8ffc8b0c4c4cf238557e9b1ca3a4ca9587
 from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters

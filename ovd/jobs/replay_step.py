@@ -8,11 +8,7 @@ from ovd.build.learner import build_learner
 from ovd.config import TrainConfig
 from ovd.config_files import load_config
 from ovd.engine.step import backward
-<<<<<<< HEAD
 from ovd.engine.step_dump import StepDump
-=======
-from ovd.engine.step_dump import read_step
->>>>>>> c169bd8ffc8b0c4c4cf238557e9b1ca3a4ca9587
 from ovd.first_of import first_of
 
 
