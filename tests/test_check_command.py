@@ -92,6 +92,20 @@ def test_a_set_that_nothing_can_be_learned_from(folder, capsys, change, words):
     assert words in shown
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["pairs", "--shards", "cc12m", "--no-images", "--xyxy"], "take no --no-images, --xyxy"),
+        (["coco", "--annotations", "boxes.json", "--no-images", "--shards", "cc12m"], "--shards is for pairs"),
+    ],
+)
+def test_options_that_a_set_has_no_use_for_are_refused(options, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", *options])
+    with pytest.raises(SystemExit, match="2"):
+        check.main()
+    assert words in capsys.readouterr().err
+
+
 def test_sizes_from_images_without_images(folder, capsys):
     path = folder / "boxes.json"
     path.write_text(json.dumps(content(2)))

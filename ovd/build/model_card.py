@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ovd.build.trained import TrainedDetector
-from ovd.engine.checkpoint import step_of
+from ovd.engine.checkpoint import MANIFEST, read, step_of
+from ovd.engine.early_stop import averaged_step
 from ovd.engine.metric_records import last_evaluated_step
 from ovd.evaluation.note import read_note
 from ovd.files import sha256_of
@@ -66,7 +67,7 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     beside = checkpoint / METRICS
     if beside.is_file():
         return json.loads(beside.read_text(encoding="utf-8"))
-    run, step = checkpoint.parent, step_of(checkpoint)
+    run = checkpoint.parent
     notes = {folder: read_note(folder) for folder in (run / "eval", run)}  # `ovd eval RUN`, the quick start
     own = {folder: note.weights_sha256 for folder, note in notes.items() if note is not None and note.is_of_own_set}
     sha256 = sha256_of(trained.weights) if own else None
@@ -74,7 +75,9 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
         if of is not None and of == sha256 and (evaluation / METRICS).is_file():
             return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
     is_of_training = notes[run] is None  # which leaves no note; an evaluation in the run folder replaces its metrics
-    if not is_of_training or not (run / METRICS).is_file() or step is None or last_evaluated_step(run) != step:
+    if not is_of_training or not (run / METRICS).is_file() or not (checkpoint / MANIFEST).is_file():
+        return None
+    if last_evaluated_step(run) != averaged_step(read(checkpoint)):
         return None
     return json.loads((run / METRICS).read_text(encoding="utf-8"))
 

@@ -15,7 +15,7 @@ stop a training or an evaluation.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -25,6 +25,7 @@ from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.annotations import load_truth
 from ovd.data.check import check_images, check_pairs, describe, describe_findings
 from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import FormatOptions
 from ovd.data.pairs.tar import PairShards
 from ovd.data.report import DataError, DataReport
 from ovd.data.truth import Truth
@@ -44,6 +45,9 @@ def main() -> None:
     if arguments.dataset == "pairs":
         if arguments.shards is None:
             parser.error("pairs need --shards FOLDER")
+        others = ("annotations", "images", "no_images", *(field.name for field in fields(FormatOptions)))
+        if given := [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]:
+            parser.error(f"pairs are checked with their images, and take no {', '.join(given)}")
         shards = PairShards(arguments.shards)
         check_pairs(shards, report)
         stops = report.num_used() == 0
@@ -51,6 +55,8 @@ def main() -> None:
         print(f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8")
         print("\n".join(describe_findings(report)))
     else:
+        if arguments.shards is not None:
+            parser.error(f"--shards is for pairs; {arguments.dataset} has none")
         needs_images = not (arguments.no_images or FORMATS[arguments.dataset].finds_images)
         if arguments.annotations is None or (arguments.images is None and needs_images):
             parser.error(f"{arguments.dataset} needs --annotations FILE and --images FOLDER (or --no-images)")

@@ -18,13 +18,15 @@ from pathlib import Path
 from ovd.config import TrainConfig
 from ovd.config_files import load_config
 
+WEIGHT = 0.5
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/expert.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
-    parser.add_argument("--weight", type=float, default=0.5, help="weight of the new one in the average; "
-                        "1 makes none (%(default)s)")  # fmt: skip
+    parser.add_argument("--weight", type=float, help="weight of the new one in the average, which an expert has not; "
+                        f"1 makes none ({WEIGHT})")  # fmt: skip
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
                         "start from, which may be large, or on another machine")  # fmt: skip
     arguments = parser.parse_intermixed_args()
@@ -32,7 +34,10 @@ def main() -> None:
     from ovd.jobs.fine_tune import fine_tune, format_outcomes
 
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
+    if arguments.weight is not None and config.expert is not None:
+        parser.error("--weight is of an average of two detectors; an expert is not averaged")
+    weight = WEIGHT if arguments.weight is None else arguments.weight
     with process_group():
-        outcomes = fine_tune(config, weight=arguments.weight, measures_kept=not arguments.no_kept)
+        outcomes = fine_tune(config, weight=weight, measures_kept=not arguments.no_kept)
         if is_main():
             print(format_outcomes(outcomes))

@@ -118,6 +118,7 @@ def main() -> None:
     thresholds = [threshold if minimum is None else minimum for minimum in minimums]
     report = DataReport(stops=False)
     settings = _settings(arguments, trained, root, names, thresholds)
+    settings["precision"] = "bf16" if inference.low_precision else "float32"
     with LabelJournal(partial, settings) as journal:
         if journal.goes_on:
             print(_printable(f"goes on from {partial}"))

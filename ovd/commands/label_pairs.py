@@ -160,6 +160,8 @@ def label_on_cluster(arguments: argparse.Namespace, options: LabelOptions) -> st
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.workers is not None and arguments.ray is None:
+        raise ValueError("--workers is of --ray; without it, start one process for each --rank of --world")
     options = label_options(arguments)
     done = label_here(arguments, options) if arguments.ray is None else label_on_cluster(arguments, options)
     print(f"{arguments.output}: {done}")

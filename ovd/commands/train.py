@@ -35,14 +35,11 @@ def main() -> None:
     from ovd.jobs.train import train_from_config
 
     config = load_config(arguments.config, arguments.overrides, TrainConfig)
+    resume = arguments.resume or arguments.strict_resume
     if arguments.preflight:
-        if not preflight(config, resume=arguments.resume or arguments.strict_resume):
+        if not preflight(config, resume=resume, strict_resume=arguments.strict_resume):
             raise SystemExit(EXIT_BAD_INPUT)
         return
-    train_from_config(
-        config,
-        resume=arguments.resume or arguments.strict_resume,
-        strict_resume=arguments.strict_resume,
-    )
+    train_from_config(config, resume=resume, strict_resume=arguments.strict_resume)
     if config.expert is not None:
         print("trained, but not yet an expert: ovd fine-tune with the same config and settings writes it")

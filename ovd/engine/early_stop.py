@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.ema import Ema
 from ovd.engine.notes import EarlyStopNotes, Notes
@@ -29,11 +30,10 @@ class EarlyStop:
             self._note((), is_over=False)
 
     @property
-    def _evaluations(self) -> tuple[tuple[int, float], ...]:
-        """Step and metric of each."""
+    def _notes(self) -> EarlyStopNotes:
         notes = self._checkpoints.notes.early_stop
         assert notes is not None
-        return notes.evaluations
+        return notes
 
     def _note(self, evaluations: tuple[tuple[int, float], ...], *, is_over: bool) -> None:
         checkpoints = self._checkpoints
@@ -42,17 +42,17 @@ class EarlyStop:
     @property
     def best_step(self) -> int:
         """Of the best evaluation, the first of equal ones."""
-        return max(self._evaluations, key=lambda evaluation: evaluation[1])[0]
+        return self._notes.best_step
 
     @property
     def is_over(self) -> bool:
         """Whether the run ends."""
-        steps = [step for step, _ in self._evaluations]
+        steps = [step for step, _ in self._notes.evaluations]
         return bool(steps) and len(steps) - 1 - steps.index(self.best_step) >= self._patience
 
     def see(self, step: int, metrics: dict[str, float], ema: Ema) -> None:
         """Take in an evaluation of the averaged weights of a step."""
-        self._note((*self._evaluations, (step, metrics[METRIC])), is_over=False)
+        self._note((*self._notes.evaluations, (step, metrics[METRIC])), is_over=False)
         if self.best_step == step:
             attached = {_PREFIX + name: tensor.clone() for name, tensor in ema.state_dict().items()}
             self._checkpoints.attached |= attached
@@ -63,7 +63,7 @@ class EarlyStop:
         attached = self._checkpoints.attached
         best = {name: attached.pop(_PREFIX + name) for name in ema.state_dict()}
         ema.load_state_dict(best, ema.num_updates)
-        self._note(self._evaluations, is_over=True)
+        self._note(self._notes.evaluations, is_over=True)
         return f"the averaged weights are those of step {self.best_step}"
 
 
@@ -78,6 +78,12 @@ def without_early_stop(notes: Notes, attached: Mapping[str, Tensor]) -> tuple[No
     """What a checkpoint holds besides weights, without what only its own run has a use for."""
     others = {name: tensor for name, tensor in attached.items() if not name.startswith(_PREFIX)}
     return replace(notes, early_stop=None), others
+
+
+def averaged_step(found: Checkpoint) -> int:
+    """The step whose averaged weights a checkpoint holds: its own, unless the run ended with its best ones."""
+    notes = found.notes.early_stop
+    return notes.best_step if notes is not None and notes.is_over else found.step
 
 
 def ended_early(notes: Notes) -> bool:

@@ -40,6 +40,11 @@ class EarlyStopNotes:
     is_over: bool = False
     """Whether the run has ended, before its last step or at it."""
 
+    @property
+    def best_step(self) -> int:
+        """Of the best evaluation, the first of equal ones."""
+        return max(self.evaluations, key=lambda evaluation: evaluation[1])[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:

@@ -5,8 +5,10 @@ change, and boxes) or for what was repaired to read some. It is removed when the
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +66,7 @@ class LabelJournal:
         """The latest line of each image."""
         self._file = path.open("a+b")
         try:
-            if not lock_file(self._file):
+            if not lock_file(self._file) or not _is_at(path, self._file):
                 raise ValueError(f"{path}: another process is labelling into this; wait for its end")
             self._file.seek(0)
             whole = self._read()
@@ -155,6 +157,11 @@ class LabelJournal:
 
 class _OtherSettingsError(ValueError):
     """The file is of another call."""
+
+
+def _is_at(path: Path, file: BufferedRandom) -> bool:
+    """Whether an open file is still the one of this name: who held it may have removed it at its end."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def stat_of(image: Path) -> list[int]:

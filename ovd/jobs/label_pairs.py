@@ -80,6 +80,8 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
             "experts know their names by text rows of the run's own templates and belong to its detector; leave out "
             "--templates and --teacher-hf with --expert"
         )
+    if teacher_hf is not None and request.size is not None:
+        raise ValueError("--size is of ovd's own detectors; a detector of --teacher-hf has its own size of images")
     if trained.detector.name_offsets is not None:
         raise ValueError(f"{config.output} learned names alone (expert.learn); label with its detector and --expert")
     device = resolve_device(config)

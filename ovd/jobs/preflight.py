@@ -21,7 +21,7 @@ from ovd.text.names import are_among
 _NUM_NAMED = 10
 
 
-def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
+def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool = False) -> bool:
     """Look at everything that a training reads, print it, and say whether the training would run to its end.
 
     Every image of both sets is decoded, in threads, with progress: minutes for 100,000 images. The detector is built
@@ -29,12 +29,13 @@ def preflight(config: TrainConfig, *, resume: bool = False) -> bool:
 
     Args:
         resume: whether the training would be resumed.
+        strict_resume: whether it would then stop at a damaged newest checkpoint.
 
     Raises:
         ValueError: what stops a training before its first step; the message is the training's own.
     """
     check_can_run(config)
-    found = find_run(config, resume=resume)
+    found = find_run(config, resume=resume, strict_resume=strict_resume)
     device_of_rank(config.train.device)
     torch.set_num_threads(config.train.threads)
     report, validation_report = DataReport(stops=False), DataReport(stops=False)

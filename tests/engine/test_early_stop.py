@@ -10,9 +10,13 @@ from safetensors.torch import load_file
 from small_run import small_config, source_of
 
 import ovd.jobs.train
+from ovd.build.model_card import metrics_of
+from ovd.build.trained import load_detector
 from ovd.config import TrainConfig
 from ovd.engine.checkpoint import latest
+from ovd.engine.early_stop import averaged_step
 from ovd.engine.notes import EarlyStopNotes
+from ovd.files import write_json
 from ovd.jobs.run_folder import is_finished
 from ovd.jobs.train import train_from_config
 
@@ -68,6 +72,10 @@ def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, eval
     assert is_finished(found, config)
     assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.5)), is_over=True)
     assert not found.attached()
+    assert averaged_step(found) == 2
+    write_json(config.output / "metrics.json", {"metrics": {"AP": 0.5}})
+    assert metrics_of(load_detector(config.output)) == {"metrics": {"AP": 0.5}}  # for a model card
+    assert metrics_of(load_detector(config.output / "step-000003")) is None
     assert_same(load_file(found.weights), stopped[1][1])
     assert_same(stopped[1][-1], stopped[1][1])  # the run's last evaluation is of its result, and logged as that
     records = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())

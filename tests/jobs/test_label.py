@@ -237,6 +237,19 @@ def test_an_interruption_while_the_files_are_written_loses_nothing(what, start, 
 ANSWER = Answer(Detections(torch.rand(2, 4), torch.rand(2), torch.tensor([0, 0])), Detections.empty())
 
 
+def test_a_journal_that_was_removed_while_its_lock_was_waited_for_is_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "partial"
+
+    def lock_once_it_is_removed(file):
+        path.unlink()
+        return True
+
+    monkeypatch.setattr("ovd.jobs.label_journal.lock_file", lock_once_it_is_removed)
+    with pytest.raises(ValueError, match="another process is labelling into this"):
+        LabelJournal(path, {"names": ["anchor"]})
+    assert not path.exists()
+
+
 def test_an_image_that_has_changed_is_labelled_again_and_repairs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("ovd.files.LOCK_PATIENCE_S", 0)
     path, settings = tmp_path / "partial", {"names": ["anchor"]}

@@ -110,6 +110,10 @@ def test_a_folder_that_holds_a_run_is_said_unless_it_is_resumed(start, tmp_path,
         preflight(config)
     assert preflight(config, resume=True)
     assert f"goes on from {tmp_path / 'run'}" in capsys.readouterr().out
+    newest = max((tmp_path / "run").glob("step-*"))
+    (newest / "ema.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"damaged checkpoint {newest}"):
+        preflight(config, resume=True, strict_resume=True)
 
 
 def test_without_a_box_to_evaluate_on_the_best_step_cannot_be_told(tmp_path, world, capsys):
