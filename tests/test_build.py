@@ -1,12 +1,15 @@
 import json
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from ovd.build.crops import views_of
-from ovd.build.data import load_evaluation_index, load_training_index, training_batches
+from ovd.build.data import load_evaluation_index, load_training_index, load_validation_index, training_batches
 from ovd.build.detector import build_backbone, build_detector
 from ovd.build.text import build_class_bank, read_paraphrases
 from ovd.build.trained import TrainedDetector, build_own_inference
@@ -14,6 +17,7 @@ from ovd.clip.onednn import has_operations
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
+from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
 from ovd.engine.groups import build_groups
 from ovd.engine.notes import NO_SAMPLES
@@ -119,17 +123,71 @@ def test_layers_of_the_backbone_learn_more_slowly_towards_the_input(untrained_cl
     assert {rate_of[id(p)] for p in detector.head.parameters()} == {1.0}
 
 
-def test_mosaics_are_made_of_tiles_of_half_the_size(miniature_world):
+@pytest.fixture
+def world_index(miniature_world) -> AnnotationIndex:
     path = miniature_world / "annotations" / "lvis_train.json"
-    index = load_annotations(path, miniature_world / "images", format="lvis", report=DataReport())
+    return load_annotations(path, miniature_world / "images", format="lvis", report=DataReport())
 
-    def batch(mosaic: float) -> Batch:
-        data = {"size": 96, "scale": [1, 1], "flip": 0, "color": 0, "workers": 0, "mosaic": mosaic}
-        values = {"output": "x", "train": {"steps": 1, "batch_size": 8}, "data": data}
-        config = TrainConfig.model_validate(values)
-        return next(training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=16)(0))
 
-    single, mosaics = batch(0), batch(1)
+def batches(index: AnnotationIndex, *, steps: int = 1, batch_size: int = 8, **data) -> list[Batch]:
+    """Of images as they are, at half their size, unless `data` says otherwise."""
+    as_it_is = {"size": 96, "scale": [1, 1], "flip": 0, "color": 0, "workers": 0}
+    values = {"output": "x", "train": {"steps": steps, "batch_size": batch_size}, "data": as_it_is | data}
+    config = TrainConfig.model_validate(values)
+    return list(training_batches(config, index, first_samples=NO_SAMPLES, size_divisor=16)(0))
+
+
+def test_settings_of_the_augmentation_reach_the_samples(world_index):
+    def batch(**data) -> Batch:
+        (only,) = batches(world_index, batch_size=3, **data)
+        return only
+
+    plain = batch()
+    assert torch.equal(batch(flip=1).images, plain.images.flip(3))
+    assert (batch(scale=[0.5, 0.5]).sizes == 48).all()
+    colored = batch(color=0.5)
+    assert torch.equal(colored.sizes, plain.sizes)
+    assert not torch.equal(colored.images, plain.images)
+
+
+def test_images_are_drawn_as_often_as_their_repeat_factor(world_index, monkeypatch):
+    thresholds = []
+
+    def factors(index: AnnotationIndex, threshold: float) -> np.ndarray:
+        thresholds.append(threshold)
+        return np.array([1.0, 1.0, 9.0, 1.0])
+
+    monkeypatch.setattr("ovd.build.data.repeat_factors", factors)
+    few = world_index.take(np.arange(4))
+    epoch = batches(few, steps=3, batch_size=4, repeat_threshold=0.25)
+    assert thresholds == [0.25]
+    drawn = Counter(number for batch in epoch for number in batch.image_ids)
+    assert [drawn[number] for number in few.image_ids.tolist()] == [1, 1, 9, 1]
+
+
+def test_each_set_is_of_the_split_that_is_named(tmp_path):
+    for part in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / part).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / part / f"{part}.png")
+        (tmp_path / "labels" / part / f"{part}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    path = tmp_path / "data.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: [cup]\n")
+
+    def sets(**splits) -> list[str]:
+        source = {"kind": "files", "format": "yolo", "train_annotations": str(path), "val_annotations": str(path)}
+        values = {"output": "x", "train": {"steps": 1}, "data": {"source": source | splits, "classes": "all"}}
+        config = parse_config(values, TrainConfig, "test")
+        trained, validated = load_training_index(config, DataReport()), load_validation_index(config, DataReport())
+        assert validated is not None
+        return [trained.record(0).path.stem, validated.record(0).path.stem]
+
+    assert sets() == ["train", "val"]
+    assert sets(train_split="val", val_split="train") == ["val", "train"]
+
+
+def test_mosaics_are_made_of_tiles_of_half_the_size(world_index):
+    (single,), (mosaics,) = batches(world_index), batches(world_index, mosaic=1)
     assert single.image_ids == mosaics.image_ids  # whose turn it is does not change
     assert (mosaics.sizes == 96).all()
     assert sum(len(targets.boxes) for targets in mosaics.targets) > sum(

@@ -82,11 +82,17 @@ def test_help_comes_without_heavy_imports():
     assert done.stdout.split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_options_are_read_before_torch_is_imported(name):
-    code = f"import sys, ovd.commands.{name.replace('-', '_')}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]
+def test_options_are_read_before_torch_is_imported():
+    code = (
+        "import sys; from importlib import import_module\n"
+        "for name in sys.argv[1:]:\n"
+        "    import_module(f'ovd.commands.{name}')\n"
+        "    assert 'torch' not in sys.modules, f'{name} imports torch'\n"
+        "print('done')"
+    )
+    modules = [name.replace("-", "_") for name in NAMES]
+    done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -161,6 +167,64 @@ def test_an_evaluation_is_not_replaced_by_one_of_another_data_set(tmp_path, monk
         "--annotations", str(tmp_path / "one/annotations/val.json"))  # fmt: skip
     same = "run/eval-annotations-val"
     assert [str(path) for path in outputs] == [same, same, "elsewhere", str(tmp_path / same)]
+
+
+class Called(BaseException):
+    """Ends a command once its job is called."""
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "job", "keyword", "without", "given"),
+    [
+        ("eval run", "--html", "ovd.jobs.evaluate.evaluate_run", "html", False, True),
+        ("train CONFIG", "--strict-resume", "ovd.jobs.train.train_from_config", "strict_resume", False, True),
+        ("train CONFIG", "--strict-resume", "ovd.jobs.train.train_from_config", "resume", False, True),
+        ("train CONFIG --preflight", "--resume", "ovd.jobs.preflight.preflight", "resume", False, True),
+        ("import-boxes coco --annotations a.json --output b.json", "--crowds-as-objects",
+         "ovd.commands.import_boxes.import_boxes", "crowds_as_objects", False, True),
+        ("detect photo.jpg --classes gear", "--prefilter 0.2", "ovd.build.trained.load_asked", "prefilter", None, 0.2),
+    ],
+)  # fmt: skip
+def test_an_option_reaches_the_job(words, options, job, keyword, without, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.jpg")
+    keywords = []
+
+    def called(*_: object, **more: object) -> None:
+        keywords.append(more)
+        raise Called
+
+    import_module(job.rpartition(".")[0])
+    monkeypatch.setattr("ovd.build.trained.load_asked", lambda *_, **__: SimpleNamespace(experts=NO_EXPERTS))
+    monkeypatch.setattr(job, called)
+    command_line = words.replace("CONFIG", str(ROOT / "configs" / "quickstart_base.yaml"))
+    for line in (command_line, f"{command_line} {options}"):
+        with pytest.raises(Called):
+            run(monkeypatch, *line.split())
+    assert [of_call[keyword] for of_call in keywords] == [without, given]
+
+
+@pytest.mark.parametrize(("is_fine", "code"), [(True, None), (False, 2)])
+def test_a_preflight_trains_nothing_and_its_answer_is_the_exit_code(is_fine, code, monkeypatch):
+    monkeypatch.setattr("ovd.jobs.preflight.preflight", lambda *_, **__: is_fine)
+    monkeypatch.setattr("ovd.jobs.train.train_from_config", lambda *_, **__: pytest.fail("it trains"))
+    stopped = None
+    try:
+        run(monkeypatch, "train", str(ROOT / "configs" / "quickstart_base.yaml"), "--preflight")
+    except SystemExit as end:
+        stopped = end.code
+    assert stopped == code
+
+
+def test_a_seed_draws_a_split_of_its_own(tmp_path, monkeypatch):
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 9, "width": 9} for number in range(40)]
+    (tmp_path / "all.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    drawn = []
+    for number, seed in enumerate(([], ["--seed", "0"], ["--seed", "1"])):
+        parts = [str(tmp_path / f"{name}{number}.json") for name in ("first", "second")]
+        run(monkeypatch, "split", str(tmp_path / "all.json"), "--first", parts[0], "--second", parts[1], *seed)
+        drawn.append([image["id"] for image in json.loads(Path(parts[0]).read_text())["images"]])
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize(

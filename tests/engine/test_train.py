@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from small_run import small_config, source_of
 
@@ -48,11 +49,9 @@ def assert_same_bits(a: Path, b: Path) -> None:
         assert different == [], name
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, miniature_world):
-    run = tmp_path_factory.mktemp("run") / "reference"
-    train_from_config(small_config(run, miniature_world), evaluate=False)
-    return run
+@pytest.fixture
+def reference(plain_run) -> Path:
+    return plain_run
 
 
 def test_same_seed_gives_the_same_bits_and_another_does_not(reference, tmp_path, miniature_world):
@@ -69,6 +68,8 @@ def test_a_run_killed_after_its_last_checkpoint_still_gets_its_evaluation(refere
     metrics = train_from_config(small_config(run, miniature_world), resume=True)
     assert "APr" in metrics
     assert (run / "metrics.json").is_file()
+    with Image.open(run / "predictions.jpg") as picture:
+        assert picture.width > 384
     assert_same_bits(reference, run)
 
 
@@ -86,16 +87,16 @@ def test_an_evaluation_that_fails_comes_after_the_checkpoint_of_its_step(tmp_pat
         raise ValueError("an image has vanished")
 
     monkeypatch.setattr("ovd.jobs.train.measure_results", fail)
-    run = tmp_path / "run"
+    config = small_config(tmp_path / "run", miniature_world, train={"steps": 4, "eval_every": 2})
     with pytest.raises(ValueError, match="an image has vanished"):
-        train_from_config(small_config(run, miniature_world, train={"eval_every": 2}))
-    found = checkpoint.latest(run)
+        train_from_config(config)
+    found = checkpoint.latest(config.output)
     assert found is not None
     assert found.step == 2
     monkeypatch.undo()
-    train_from_config(small_config(run, miniature_world, train={"eval_every": 2}), resume=True)
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [2, 4, 6]
+    train_from_config(config, resume=True)
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "evaluation"] == [2, 4]
 
 
 def test_an_evaluation_whose_files_cannot_be_written_is_measured_and_printed_once(
@@ -160,7 +161,7 @@ def test_a_second_run_never_overwrites_the_first(reference, miniature_world):
 @pytest.mark.pictures
 def test_trained_run_evaluates_with_the_metrics_of_both_protocols(reference, tmp_path):
     evaluation = evaluate_run(load_detector(reference), output=tmp_path / "eval")
-    assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed"} <= evaluation.metrics.keys()
+    assert {"AP", "APr", "APc", "APf", "AP_fixed", "APr_fixed", "APr_exhaustive"} <= evaluation.metrics.keys()
     for name in (
         "results.json", "metrics.json", "per_class.csv", "precision_recall.png", "decisions.json", "reliability.png",
         "naming.json", "naming.png",
@@ -174,6 +175,8 @@ def test_run_folder_explains_itself(reference):
     names = {path.name for path in reference.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "curves.png", "data_report.json", "tensorboard"} <= names
     assert sorted(path.name for path in reference.glob("step-*")) == ["step-000004", "step-000006"]
+    with Image.open(reference / "training_images.jpg") as picture:
+        assert picture.width > 384
 
 
 def test_starting_from_a_trained_detector_keeps_its_weights_and_bias(reference, tmp_path, miniature_world):
@@ -268,19 +271,48 @@ def test_going_on_from_another_run_takes_the_new_runs_rates(reference, tmp_path,
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-def test_resuming_on_other_data_stops_and_says_so(reference, tmp_path, miniature_world):
-    run, path = tmp_path / "run", miniature_world / "annotations" / "lvis_train.json"
-    shutil.copytree(reference, run)
+def test_resuming_on_other_data_stops_and_says_so(tmp_path, miniature_world):
+    world = tmp_path / "world"
+    shutil.copytree(miniature_world, world)
+    config = small_config(tmp_path / "run", world, train={"steps": 1, "warmup_steps": 0})
+    train_from_config(config, evaluate=False)
+    path = world / "annotations" / "lvis_train.json"
     whole = path.read_text()
     content = json.loads(whole)
     content["images"].reverse()
-    try:
-        path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"started on other data: its annotations changed since"):
-            train_from_config(small_config(run, miniature_world), resume=True, evaluate=False)
-    finally:
-        path.write_text(whole)
-    train_from_config(small_config(run, miniature_world), resume=True, evaluate=False)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"started on other data: its annotations changed since"):
+        train_from_config(config, resume=True, evaluate=False)
+    path.write_text(whole)
+    train_from_config(config, resume=True, evaluate=False)
+
+
+def test_gradients_are_clipped_and_the_average_follows_the_weights_as_configured(tmp_path, miniature_world):
+    train = {"steps": 1, "warmup_steps": 0, "clip_norm": 1e-3, "ema_decay": 0.0}
+    train_from_config(small_config(tmp_path / "run", miniature_world, train=train), evaluate=False)
+    model, average, optimizer = (
+        load_file(tmp_path / "run" / "step-000001" / f"{name}.safetensors") for name in ("model", "ema", "optimizer")
+    )
+    assert [name for name, tensor in average.items() if not torch.equal(tensor, model[name])] == []
+    first_moments = [tensor for name, tensor in optimizer.items() if name.endswith("exp_avg")]
+    norm = torch.stack([tensor.norm() for tensor in first_moments]).norm().item()
+    assert norm == pytest.approx(1e-4, rel=1e-3)  # a tenth of the gradient's
+
+
+def test_the_configured_negatives_and_noise_reach_the_texts_of_a_step(tmp_path, miniature_world, monkeypatch):
+    samplers = []
+
+    def train(_, data, *__, **___) -> dict[str, float]:
+        samplers.append(data.text_sampler)
+        return {}
+
+    monkeypatch.setattr("ovd.jobs.train.train", train)
+    settings = {"negatives": "strict", "sampled_classes": 7, "name_dropout": 0.2}
+    config = small_config(tmp_path / "run", miniature_world, train=settings)
+    train_from_config(config.model_copy(update={"bank": config.bank.model_copy(update={"noise": 0.3})}))
+    (texts,) = samplers
+    assert (texts.negatives, texts.sampled_classes, texts.name_dropout, texts.noise) == ("strict", 7, 0.2, 0.3)
+    assert (texts.pair_texts, texts.sampled_texts, texts.pair_negatives) == (None, 0, False)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused_at_once(tmp_path, miniature_world):

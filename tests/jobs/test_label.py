@@ -98,7 +98,7 @@ def test_candidates_are_below_the_threshold_and_at_a_place_of_their_own():
     assert answer.kept.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
-def test_folders_files_and_patterns(photos):
+def test_folders_files_and_patterns(photos, tmp_path):
     def names(*sources: str, recursive: bool = False) -> list[str]:
         root, paths = images_at([str(photos / source) for source in sources], recursive=recursive)
         return [str(path.relative_to(root)) for path in paths]
@@ -111,9 +111,9 @@ def test_folders_files_and_patterns(photos):
     for source, words in (("none", "no such folder"), ("*.bmp", "matches no image")):
         with pytest.raises(ValueError, match=words):
             names(source)
-    (photos / "empty" / "deeper").mkdir(parents=True)
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
     with pytest.raises(ValueError, match="--recursive"):
-        names("empty")
+        images_at([str(tmp_path / "empty")], recursive=False)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path | float) -> None:
@@ -158,6 +158,24 @@ def test_a_minimum_for_one_name_and_a_folder_of_yolo(start, photos, tmp_path, mo
     lines = (tmp_path / "labels" / "labels" / "0.txt").read_text().splitlines()
     assert lines
     assert {line.split()[0] for line in lines} == {"1"}
+
+
+def test_images_at_a_time_and_addresses_are_those_asked_for(start, photos, tmp_path, monkeypatch):
+    sizes = []
+
+    def watched(*arguments):
+        sizes.append(arguments[-1].batch_size)
+        return label_images(*arguments)
+
+    monkeypatch.setattr("ovd.jobs.label.label_images", watched)
+    run(
+        monkeypatch, photos / "0.png", "--classes", f"gear:{LOW}", "--run", start, "--threads", 1, "--workers", 0,
+        "--output", tmp_path / "tasks.json", "--to", "label_studio", "--image-url", "https://photos.org/",
+        "--batch-size", 3, "--review", 0,
+    )  # fmt: skip
+    assert sizes == [3]
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    assert task["data"]["image"] == "https://photos.org/0.png"
 
 
 def test_file_names_that_are_not_utf8_are_written_or_refused_before_anything_is_detected(

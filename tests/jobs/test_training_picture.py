@@ -4,11 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image
-from small_run import small_config
 
-from ovd.jobs.train import train_from_config
-from ovd.jobs.training_picture import MAX_NAME, NAME, _shortened, draw_batch, drawing_the_first
+from ovd.jobs.training_picture import MAX_NAME, _shortened, draw_batch, drawing_the_first
 from ovd.structures import Batch, Targets
 
 
@@ -56,10 +53,3 @@ def test_the_first_batch_with_an_image_is_drawn_once(tmp_path) -> None:
     later = drawing_the_first(batches_from, tmp_path, names_of)
     assert len(list(later(7))) == 3
     assert drawn == [1]
-
-
-def test_a_run_has_both_pictures(tmp_path, miniature_world) -> None:
-    train_from_config(small_config(tmp_path / "run", miniature_world, train={"steps": 2, "warmup_steps": 1}))
-    for name in (NAME, "predictions.jpg"):
-        with Image.open(tmp_path / "run" / name) as picture:
-            assert picture.width > 384

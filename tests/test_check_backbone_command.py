@@ -1,0 +1,31 @@
+"""`ovd check-backbone`: the tiny CLIP's dense feature averages to its pooled one."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ovd.__main__ as command
+
+
+def test_dense_and_pooled_feature_agree_and_one_image_is_refused(tmp_path, monkeypatch, capsys):
+    def run(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["ovd", "check-backbone", "tiny", "--images", str(tmp_path), *options])
+        command.main()
+        return capsys.readouterr().out
+
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(40, 60), (64, 64), (90, 50)]):
+        pixels = np.kron(rng.integers(0, 256, (height // 10, width // 10, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    dense, pooled = r"mean dense .*cosine 1\.000 \(least 1\.000\)", r"pooled .*cosine (-?0\.\d{3})"
+    found = re.fullmatch(rf"tiny, 3 images of 112 x 112 px\n{dense}\n{pooled}\n", out := run())
+    assert found is not None, out
+    assert abs(float(found[1])) < 0.99
+    assert run("--count", "2").startswith("tiny, 2 images of ")
+    with pytest.raises(SystemExit) as stopped:
+        run("--count", "1")
+    assert stopped.value.code == 2
+    assert "has 1 images; give a folder with at least two" in capsys.readouterr().err
