@@ -21,7 +21,7 @@ Kind = TypeVar("Kind")
 TIMEOUT = timedelta(minutes=10)
 """Maximum time that a rank waits for the others. A rank that dies is noticed at once, one that hangs after this."""
 PATIENCE = timedelta(hours=12)
-"""Maximum time that ranks wait for work of the main process alone (`main_first`, `wait_for_all`)."""
+"""Maximum time that ranks wait for work of the main process alone (`main_first`, `barrier`)."""
 
 _patient: dist.ProcessGroup | None = None
 """The group of all ranks that has this timeout; None outside `process_group`."""
@@ -126,10 +126,10 @@ def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
 
 def union_over_ranks(ids: Int[Tensor, " K"]) -> Int[Tensor, " L"]:
     """All ranks' ids, each once, ascending."""
-    return torch.cat([part.to(ids.device) for part in gather(ids)]).unique()
+    return torch.cat([part.to(ids.device) for part in all_gather(ids)]).unique()
 
 
-def gather(value: Kind) -> list[Kind]:
+def all_gather(value: Kind) -> list[Kind]:
     """Every rank's value, in rank order; it must be picklable."""
     if not dist.is_initialized():
         return [value]
@@ -138,13 +138,13 @@ def gather(value: Kind) -> list[Kind]:
     return values
 
 
-def from_main(value: Kind) -> Kind:
+def broadcast(value: Kind) -> Kind:
     """The main process's value on every rank; all wait for it, for hours if need be. It must be picklable."""
-    wait_for_all()
-    return gather(value)[0]
+    barrier()
+    return all_gather(value)[0]
 
 
-def gather_on_main(value: Kind) -> list[Kind]:
+def gather(value: Kind) -> list[Kind]:
     """Every rank's value, in rank order, on the main process; nothing on the others. It must be picklable."""
     if not dist.is_initialized():
         return [value]
@@ -166,7 +166,7 @@ def failing_together() -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         failure = error
     if on_any_rank(failure is not None):
-        reports = gather(None if failure is None else (isinstance(failure, ValueError), str(failure)))
+        reports = all_gather(None if failure is None else (isinstance(failure, ValueError), str(failure)))
         if failure is not None:
             raise failure
         of_rank, report = next((number, report) for number, report in enumerate(reports) if report is not None)
@@ -202,15 +202,15 @@ def main_first() -> Iterator[None]:
     They also run it after an error of the main process, and meet a bad input as it did.
     """
     if not is_main():
-        wait_for_all()
+        barrier()
     try:
         yield
     finally:
         if is_main():
-            wait_for_all()
+            barrier()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Wait until every rank has reached this call, for hours if the main process has work to do before."""
     if dist.is_initialized():
         dist.barrier(_patient)

@@ -40,8 +40,8 @@ distributed.TIMEOUT = timedelta(seconds=6)
 with distributed.process_group():
     if distributed.is_main():
         time.sleep(9)
-    assert distributed.from_main(distributed.rank()) == 0
-    assert distributed.gather(distributed.rank()) == [0, 1]
+    assert distributed.broadcast(distributed.rank()) == 0
+    assert distributed.all_gather(distributed.rank()) == [0, 1]
 """
 
 

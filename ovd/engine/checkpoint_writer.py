@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ovd.data.report import DataReport
-from ovd.distributed import is_main, rank, wait_for_all
+from ovd.distributed import barrier, is_main, rank
 from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
 from ovd.engine.notes import Notes
@@ -67,7 +67,7 @@ class CheckpointWriter:
                 raise
             message(f"warning: {error}")
         self.write_report(report)
-        wait_for_all()
+        barrier()
 
     def write_report(self, report: DataReport) -> None:
         """Write `data_report.json`, one file per rank; a full disk is a warning."""

@@ -8,7 +8,7 @@ import numpy as np
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.data.loading.loader import Loading
-from ovd.distributed import failing_together, gather_on_main, rank, world_size
+from ovd.distributed import failing_together, gather, rank, world_size
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.results import concatenate
 from ovd.evaluation.run import box_evaluator
@@ -58,7 +58,7 @@ def evaluate_detector(
     with failing_together():
         for image_id, detections in progress(found, len(own), "detecting"):
             evaluator.update(image_id, detections)
-    parts = gather_on_main(evaluator.results())
+    parts = gather(evaluator.results())
     evaluator.clear()
     if parts:
         results = concatenate(parts)

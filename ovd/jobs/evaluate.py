@@ -15,7 +15,7 @@ from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.distributed import from_main, is_main
+from ovd.distributed import broadcast, is_main
 from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
@@ -110,7 +110,7 @@ def evaluate_run(
         evaluation = _measured(
             trained, inference, index, queries.text, evaluator, output=output, html=html, note=complete
         )
-    return cast(Evaluation, from_main(evaluation))
+    return cast(Evaluation, broadcast(evaluation))
 
 
 def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:

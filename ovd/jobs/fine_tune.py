@@ -18,7 +18,7 @@ from ovd.build.trained import TrainedDetector, describe_expert_run, find_checkpo
 from ovd.config import EvalSection, TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError
-from ovd.distributed import from_main, is_main, process_group, wait_for_all
+from ovd.distributed import barrier, broadcast, is_main, process_group
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.evaluation.note import EvaluationNote, read_note
 from ovd.experts.folder import read_description, write_description
@@ -189,7 +189,7 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
     if is_main():
         tuned = load_detector(config.output, config.train.device, warns=False)
         save_expert(folder, config, start, tuned, index)
-    wait_for_all()
+    barrier()
     experts = ExpertGroup((folder,))
     known = set(map(read_alike, start.classes))
     forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
@@ -236,7 +236,7 @@ def _average(start: Path, after: Path, weight: float) -> Path:
                 raise ValueError(f"{ensemble} is an average with weights that {path} no longer has; delete it")
     if averaged is None and is_main():
         save_ensemble(find_checkpoint(start), find_checkpoint(after), weight=weight, output=ensemble)
-    wait_for_all()
+    barrier()
     return ensemble
 
 
@@ -282,14 +282,14 @@ def _evaluate(
     inputs = _what_is_evaluated(path, index, experts, options) if is_main() else {}
     before = read_note(output) if is_main() else None
     is_done = before is not None and before.inputs == inputs and done.exists()
-    if not from_main(is_done):
+    if not broadcast(is_done):
         if is_main():
             print(f"{path}{' with the expert' if experts.folders else ''} on {index.path}")
         trained = load_detector(path, config.train.device, experts=experts, warns=False)
         if options is not None:
             trained = replace(trained, config=trained.config.model_copy(update={"eval": options}))
         evaluate_run(trained, output=output, index=index, note=EvaluationNote(inputs=inputs))
-    return from_main(json.loads(done.read_text())["metrics"] if is_main() else {})
+    return broadcast(json.loads(done.read_text())["metrics"] if is_main() else {})
 
 
 def _what_is_evaluated(

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from ovd.config import AlignConfig, TrainConfig
-from ovd.distributed import device_of_rank, failing_together, gather, is_main, wait_for_all, world_size
+from ovd.distributed import all_gather, barrier, device_of_rank, failing_together, is_main, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import ended_early
 from ovd.files import only_writer, whole_file
@@ -27,7 +27,7 @@ def latest_of_all_ranks(run: Path, *, strict: bool = False) -> Checkpoint | None
     """
     with failing_together():
         found = latest(run, strict=strict)
-    seen = gather(None if found is None else (found.folder.name, found.fingerprint()))
+    seen = all_gather(None if found is None else (found.folder.name, found.fingerprint()))
     if len(set(seen)) > 1:
         names = ", ".join("none" if checkpoint is None else checkpoint[0] for checkpoint in seen)
         raise ValueError(f"{run}: the ranks see different checkpoints ({names}); it has to be on a disk that all share")
@@ -45,7 +45,7 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
         ValueError: another run is writing there or has written since, its config was written by hand, or a rank does
             not see the folder.
     """
-    wait_for_all()  # until every rank has checked whether there is a run
+    barrier()  # until every rank has checked whether there is a run
     content, file = config.model_dump(mode="json"), config.output / "config.yaml"
     with ExitStack() as held:
         with failing_together():
@@ -59,7 +59,7 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
                     stream.write(yaml.safe_dump(content, sort_keys=False))
                 ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
                 print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")
-        wait_for_all()
+        barrier()
         with failing_together():
             if not file.exists():
                 raise ValueError(f"{config.output}, which rank 0 made, is not there; it has to be on a shared disk")

@@ -12,15 +12,12 @@ from torch import Tensor
 from ovd.build.data import HeldOut
 from ovd.build.detector import resolve_device
 from ovd.build.text import build_text_bank, build_text_sampler, evaluation_text, queries_of_index
-from ovd.build.trained import (
-    TrainedDetector,
-    stored_calibration,
-)
+from ovd.build.trained import TrainedDetector, stored_calibration
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
-from ovd.distributed import from_main, is_main, main_first, process_group
+from ovd.distributed import broadcast, is_main, main_first, process_group
 from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.early_stop import carry_over
@@ -153,7 +150,7 @@ def _calibration_of(
             except Exception as error:  # such as memory that is too small: the training is not to be lost with it
                 traceback.print_exc()
                 print(f"warning: the calibration failed ({error}); the detector has none")
-        found = from_main(found)
+        found = broadcast(found)
         if found is not None:
             checkpoints.notes = replace(checkpoints.notes, calibration=found[0])
             checkpoints.attached |= found[1]
@@ -182,6 +179,6 @@ def _evaluation_of(
             except OSError as error:  # a full disk is no reason to end a training
                 print(f"warning: {config.output}: files of an evaluation cannot be written ({error})")
             metrics = measures.evaluation.metrics
-        return from_main(metrics)
+        return broadcast(metrics)
 
     return evaluate

@@ -12,7 +12,7 @@ from ovd.build.data import load_labelled_pairs, training_batches
 from ovd.build.learner import Learner, build_learner
 from ovd.build.text import check_bank
 from ovd.config import TrainConfig
-from ovd.distributed import gather
+from ovd.distributed import all_gather
 from ovd.engine.checkpoint import Checkpoint
 from ovd.files import sha256_of
 from ovd.jobs.resume import check_resumed
@@ -86,7 +86,7 @@ def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabelledPairs | None
     for name, file in (("text bank", config.bank.file), ("paraphrases", config.bank.paraphrases)):
         if file is not None:
             data[name] = sha256_of(file)
-    of_ranks = gather(data)
+    of_ranks = all_gather(data)
     if any(other != data for other in of_ranks):
         raise ValueError(f"the ranks have read different data, as if it were still being written: {of_ranks}")
     return data

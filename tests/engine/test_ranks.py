@@ -161,10 +161,10 @@ def test_a_rank_that_lacks_an_image_takes_as_many_parts_as_the_others(miniature_
 def test_ranks_that_read_different_data_stop(miniature_world, tmp_path, monkeypatch):
     """As they do while the data, or its labels, are still being written."""
 
-    def gather(value):
+    def all_gather(value):
         return [value, {**value, "annotations": "another"}] if isinstance(value, dict) else [value]
 
-    monkeypatch.setattr("ovd.jobs.training_setup.gather", gather)
+    monkeypatch.setattr("ovd.jobs.training_setup.all_gather", all_gather)
     with pytest.raises(ValueError, match="the ranks have read different data"):
         train_from_config(make_config(tmp_path / "run", miniature_world), evaluate=False)
 
