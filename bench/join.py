@@ -122,23 +122,35 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:
-    """A bar for each mark: the ratio over its limit, from 1, where the mark is reached."""
-    bars = [
-        (f"{row['name']}, {row['device']}: {mark}", row["ratio"][mark] / known["limit"], known["reached"])
-        for row in reversed(rows)
-        for mark, known in reversed(row["marks"].items())
+    """A line for each mark, and on it a point for each kind of machine: the ratio over the mark, which is at 1."""
+    shares = {
+        (row["device"], f"{row['name']}: {mark}"): row["ratio"][mark] / known["limit"]
+        for row in rows
+        for mark, known in row["marks"].items()
         if mark in row["ratio"]
-    ]
-    figure = Figure(figsize=(9, 1 + 0.24 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    colors = ["tab:green" if reached else "tab:red" for _, _, reached in bars]
-    axes.barh([name for name, _, _ in bars], [value - 1 for _, value, _ in bars], left=1, color=colors)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.margins(y=0.005)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("ratio over its mark; the mark is reached on the left of 1")
-    axes.tick_params(axis="y", labelsize=8)
+    }
+    kinds = [[device for device in KINDS if KINDS[device] == kind] for kind in dict.fromkeys(KINDS.values())]
+    labels = [list(dict.fromkeys(label for device, label in shares if device in devices)) for devices in kinds]
+    heights = [1 + 0.22 * len(of_kind) for of_kind in labels]
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(kinds), height_ratios=heights)
+    for panel, devices, of_kind in zip(panels, kinds, labels, strict=True):
+        for device, marker in zip(devices, "o^s", strict=False):
+            measured = [place for place, label in enumerate(of_kind) if (device, label) in shares]
+            values = [shares[device, of_kind[place]] for place in measured]
+            panel.plot(values, measured, marker, markersize=5, alpha=0.8, label=device)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
+        left, right = panel.get_xlim()
+        panel.axvspan(left, 1, color="tab:green", alpha=0.08, linewidth=0)
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_xlim(left, right)
+        panel.set_yticks(range(len(of_kind)), of_kind, fontsize=8)
+        panel.margins(y=0.02)
+        panel.invert_yaxis()
+        panel.grid(alpha=0.3)
+        panel.legend(loc="upper left", fontsize=8)
+    panels[-1].set_xlabel("ratio over its mark; the mark is reached on the green side of 1")
     return figure
 
 
@@ -160,7 +172,7 @@ def main() -> None:
     content = {"machine": machine, "date": datetime.date.today().isoformat(), "rows": rows}
     JSON.write_text(json.dumps(content, indent=1) + "\n")
     TABLE.write_text(table(rows))
-    picture(rows).savefig(PICTURE, dpi=100)
+    picture(rows).savefig(PICTURE, dpi=90)
     print(f"{sum(row['reached'] for row in rows)} of {len(rows)} rows reach all their marks; {TABLE.relative_to(ROOT)}")
 
 
