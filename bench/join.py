@@ -149,7 +149,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
         panel.margins(y=0.02)
         panel.invert_yaxis()
         panel.grid(alpha=0.3)
-        panel.legend(loc="upper left", fontsize=8)
+        panel.legend(loc="upper left" if len(devices) > 1 else "upper right", fontsize=8)
     panels[-1].set_xlabel("ratio over its mark; the mark is reached on the green side of 1")
     return figure
 
