@@ -182,7 +182,7 @@ class Called(BaseException):
         ("train CONFIG --preflight", "--resume", "ovd.jobs.preflight.preflight", "resume", False, True),
         ("import-boxes coco --annotations a.json --output b.json", "--crowds-as-objects",
          "ovd.commands.import_boxes.import_boxes", "crowds_as_objects", False, True),
-        ("detect photo.jpg --classes gear", "--prefilter 0.2", "ovd.build.trained.load_asked", "prefilter", None, 0.2),
+        ("detect photo.jpg --classes gear", "--prefilter 0.2", "ovd.predictor.Predictor", "prefilter", None, 0.2),
     ],
 )  # fmt: skip
 def test_an_option_reaches_the_job(words, options, job, keyword, without, given, tmp_path, monkeypatch):

@@ -77,7 +77,8 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     is_of_training = notes[run] is None  # which leaves no note; an evaluation in the run folder replaces its metrics
     if not is_of_training or not (run / METRICS).is_file() or not (checkpoint / MANIFEST).is_file():
         return None
-    if last_evaluated_step(run) != averaged_step(read(checkpoint)):
+    measured = last_evaluated_step(run)
+    if measured is None or measured != averaged_step(read(checkpoint).notes, step_of(checkpoint)):
         return None
     return json.loads((run / METRICS).read_text(encoding="utf-8"))
 

@@ -46,7 +46,7 @@ def main() -> None:
         if arguments.shards is None:
             parser.error("pairs need --shards FOLDER")
         others = ("annotations", "images", "no_images", *(field.name for field in fields(FormatOptions)))
-        if given := [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]:
+        if given := [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name, None)]:
             parser.error(f"pairs are checked with their images, and take no {', '.join(given)}")
         shards = PairShards(arguments.shards)
         check_pairs(shards, report)

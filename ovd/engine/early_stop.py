@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.ema import Ema
 from ovd.engine.notes import EarlyStopNotes, Notes
@@ -80,10 +79,10 @@ def without_early_stop(notes: Notes, attached: Mapping[str, Tensor]) -> tuple[No
     return replace(notes, early_stop=None), others
 
 
-def averaged_step(found: Checkpoint) -> int:
-    """The step whose averaged weights a checkpoint holds: its own, unless the run ended with its best ones."""
-    notes = found.notes.early_stop
-    return notes.best_step if notes is not None and notes.is_over else found.step
+def averaged_step(notes: Notes, step: int | None) -> int | None:
+    """The step whose averaged weights the checkpoint of a step holds: its own, unless the run ended with its best."""
+    known = notes.early_stop
+    return known.best_step if known is not None and known.is_over else step
 
 
 def ended_early(notes: Notes) -> bool:

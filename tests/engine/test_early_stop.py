@@ -72,7 +72,7 @@ def test_the_best_average_is_the_result(stopped, tmp_path, miniature_world, eval
     assert is_finished(found, config)
     assert found.notes.early_stop == EarlyStopNotes(((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.5)), is_over=True)
     assert not found.attached()
-    assert averaged_step(found) == 2
+    assert averaged_step(found.notes, found.step) == 2
     write_json(config.output / "metrics.json", {"metrics": {"AP": 0.5}})
     assert metrics_of(load_detector(config.output)) == {"metrics": {"AP": 0.5}}  # for a model card
     assert metrics_of(load_detector(config.output / "step-000003")) is None
