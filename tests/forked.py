@@ -7,13 +7,14 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from free_port import free_port
 
 import ovd.commands.train
 import ovd.engine.log
@@ -97,10 +98,7 @@ def training(
     """
     variables: list[dict[str, str]] = [{}]
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         variables = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     config.output.parent.mkdir(parents=True, exist_ok=True)
     outputs = [config.output.with_name(f"{config.output.name}.rank{rank}.txt") for rank in range(ranks)]

@@ -1,12 +1,12 @@
 """Devices by name, and ranks that wait for each other."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from free_port import free_port
 
 from ovd.distributed import device_of_rank, pins_memory
 
@@ -47,10 +47,8 @@ with distributed.process_group():
 
 @pytest.mark.slow
 def test_ranks_wait_longer_for_work_of_the_main_process_than_for_each_other():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"CUDA_VISIBLE_DEVICES": ""}
     ranks = [
         subprocess.Popen([sys.executable, "-c", WAITING], env={**os.environ, **shared, "RANK": str(rank)})
         for rank in range(2)
