@@ -112,7 +112,8 @@ def main() -> None:
     import torch
 
     from ovd.build.trained import load_asked
-    from ovd.jobs.detect import detect_in, output_for, read_examples
+    from ovd.jobs.detect import detect_in, read_examples
+    from ovd.jobs.detect_output import output_for
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor
     from ovd.structures import Detections
