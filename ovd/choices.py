@@ -15,7 +15,7 @@ ImportFormatName = Literal["coco", "voc", "yolo", "labelme", "cvat", "csv", "via
 ExportFormatName = Literal["coco", "yolo", "voc", "label_studio"]
 """What `ovd label` writes (data/export_boxes.py)."""
 DetectionForm = Literal["pictures", "coco", "lines"]
-"""What `ovd detect` writes (jobs/detect.py)."""
+"""What `ovd detect` writes (jobs/detect_output.py)."""
 Domain = Literal["shapes", "strokes", "composites"]
 """Foreign data sets (data/world/foreign.py)."""
 ExpertPart = Literal["path", "names"]

@@ -20,4 +20,9 @@ def optional(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the package is there, and lacks something itself
         package = module.partition(".")[0]
-        raise ValueError(f"this needs the package {package}: pip install 'ovd[{extra}]'") from error
+        raise ValueError(f"this {needs_package(package, extra)}") from error
+
+
+def needs_package(package: str, extra: str) -> str:
+    """What a message says of a package that is not installed, after the name of what needs it."""
+    return f"needs the package {package}: pip install 'ovd[{extra}]'"

@@ -22,7 +22,7 @@ from ovd.model.detector import Detector
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.onnx.session import Detections as OnnxDetections
-from ovd.onnx.session import DetectionSession
+from ovd.onnx.session import DetectionSession, Usage
 from ovd.structures import Detections
 
 OPTIONS = DetectionOptions(competition=10.0, candidates=300, max_detections=60)
@@ -70,7 +70,8 @@ def both_forms(detector: Detector, path: Path, options: DetectionOptions) -> tup
     dim = dim_of(detector)
     calibration = calibration_of(dim, options)
     with unchecked():
-        write_detector(DetectionGraph(detector, options, calibration), path, size=96, dim=dim, threshold=0.3)
+        usage = Usage(size=96, size_divisor=detector.size_divisor, threshold=0.3, dim=dim)
+        write_detector(DetectionGraph(detector, options, calibration), path, usage)
     inference = Inference(detector, size=96, options=options, low_precision=False, calibration=calibration)
     return inference, DetectionSession(path, threads=1)
 

@@ -19,7 +19,7 @@ from ovd.__main__ import COMMANDS
 from ovd.clip.load import TINY_CLIP
 from ovd.data.report import DataReport
 from ovd.experts.group import NO_EXPERTS
-from ovd.jobs.queries import split_query, with_examples
+from ovd.jobs.queries import Query, split_query, with_examples
 from ovd.structures import Detections
 
 ROOT = Path(__file__).parents[1]
@@ -249,12 +249,12 @@ def test_options_that_an_evaluation_cannot_use_are_refused(options, named, tmp_p
 def test_names_that_are_read_alike_are_asked_for_once(tmp_path, capsys):
     from ovd.commands.detect import asked_classes
 
-    def asked(classes: str, *lines: str) -> list[tuple[str, float | None]]:
+    def asked(classes: str, *lines: str) -> list[Query]:
         (tmp_path / "words.txt").write_text("\n".join([*lines, "gear"]))
         return asked_classes(Namespace(classes=classes, classes_file=tmp_path / "words.txt", prompt=[]))
 
     assert asked("anchor, Anchor , hot_dog:0.3", "hot dog:0.3", "owl") == [
-        ("anchor", None), ("hot_dog", 0.3), ("owl", None), ("gear", None)
+        Query("anchor"), Query("hot_dog", 0.3), Query("owl"), Query("gear")
     ]  # fmt: skip
     assert "2 names are given twice" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'anchor' and 'Anchor' are one name with two minimum scores"):
@@ -268,7 +268,7 @@ def test_words_too_long_for_the_name_of_a_file_are_asked_for(tmp_path, monkeypat
     Path("gear").touch()
     words = ("word " * 60).strip()
     asked = asked_classes(Namespace(classes=f"{words}, gear", classes_file=None, prompt=[]))
-    assert asked == [(words, None), ("gear", None)]
+    assert asked == [Query(words), Query("gear")]
     assert capsys.readouterr().err == "warning: gear is a file; names are read from it with --classes-file gear\n"
 
 
@@ -350,7 +350,9 @@ def test_the_lowest_minimum_starts_a_track_and_what_is_written_is_counted(monkey
     ],
 )
 def test_a_minimum_score_has_a_point(query, name, minimum):
-    assert split_query(query) == (name, minimum)
+    asked = split_query(query)
+    assert asked == Query(name, minimum)
+    assert asked.threshold(0.45) == (0.45 if minimum is None else minimum)
 
 
 @pytest.mark.parametrize("query", ["anchor:1.5", "anchor:-0.1", ":0.5"])
@@ -411,8 +413,10 @@ def test_names_of_files_that_are_not_utf8_are_printed(tmp_path):
 
 def test_an_example_belongs_to_the_name_that_is_read_like_its_own():
     words = ["anchor=crop.png", "Gadget=a.png", "gadget=b.png"]
-    asked, minima = with_examples([("Anchor", 0.5), ("cat", None)], words)
+    queries = with_examples([Query("Anchor", 0.5), Query("cat")], words)
+    assert [query.name for query in queries] == ["Anchor", "cat", "Gadget"]
+    asked = [query.prompt for query in queries]
     assert [item if isinstance(item, str) else (item.name, item.texts, len(item.images)) for item in asked] == [
         ("Anchor", ("Anchor",), 1), "cat", ("Gadget", (), 2)
     ]  # fmt: skip
-    assert minima == [0.5, None, None]
+    assert [query.min_score for query in queries] == [0.5, None, None]

@@ -17,7 +17,7 @@ from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.data.images.read import ImageError
-from ovd.jobs.queries import read_example, with_examples
+from ovd.jobs.queries import Query, read_example, with_examples
 from ovd.model.crops import square_crops
 from ovd.predictor import Predictor
 
@@ -160,11 +160,13 @@ def test_an_example_that_cannot_be_read(word):
 
 
 def test_a_name_with_examples_is_asked_by_both():
-    prompts, minima = with_examples([("anchor", 0.8), ("umbrella", None)], ["umbrella=a.jpg", "new=b.jpg", "new=c.jpg"])
+    words = ["umbrella=a.jpg", "new=b.jpg", "new=c.jpg"]
+    queries = with_examples([Query("anchor", 0.8), Query("umbrella")], words)
+    prompts = [query.prompt for query in queries]
     assert prompts[0] == "anchor"
     assert isinstance(prompts[1], Prompt)
     assert isinstance(prompts[2], Prompt)
     assert (prompts[1].name, prompts[1].texts, len(prompts[1].images)) == ("umbrella", ("umbrella",), 1)
     assert (prompts[2].name, prompts[2].texts, len(prompts[2].images)) == ("new", (), 2)
-    assert minima == [0.8, None, None]
+    assert [query.min_score for query in queries] == [0.8, None, None]
     assert Path(str(prompts[2].images[1].image)) == Path("c.jpg")

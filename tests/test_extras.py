@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from ovd.extras import optional
+from ovd.onnx.session import open_session
 
 
 def test_a_module_that_is_there():
@@ -14,6 +15,12 @@ def test_a_module_that_is_there():
 def test_a_package_that_is_missing():
     with pytest.raises(ValueError, match=r"needs the package no_such_package: pip install 'ovd\[serve\]'"):
         optional("no_such_package.part", "serve")
+
+
+def test_a_model_in_onnx_form_needs_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"needs the package onnxruntime: pip install 'ovd\[onnx\]'"):
+        open_session(tmp_path / "model.onnx")
 
 
 def test_a_package_that_lacks_something_itself(tmp_path, monkeypatch):

@@ -11,19 +11,13 @@ from torch import Tensor
 from ovd.config import ExpertSection, TrainConfig
 from ovd.config_files import parse_config
 from ovd.experts.folder import (
-    ANSWERS,
-    BASE_TEXT,
-    TEXT,
     TRAINED_TEXT,
     ExpertDescription,
     ExpertError,
-    check_base,
-    read_description,
-    read_tensors,
+    read_expert,
 )
 from ovd.experts.group import ExpertGroup
 from ovd.experts.inference import Expert, ExpertInference
-from ovd.experts.names import ExpertNames
 from ovd.files import sha256_of
 from ovd.inference import Inference
 from ovd.model.backbone import Backbone
@@ -52,7 +46,7 @@ def check_experts(group: ExpertGroup, weights: Path) -> None:
     """
     base_sha256 = sha256_of(weights)
     for folder in group.folders:
-        check_base(read_description(folder), folder, base_sha256, weights)
+        read_expert(folder).check_base(base_sha256, weights)
 
 
 def add_experts(
@@ -78,8 +72,8 @@ def add_experts(
 
 
 def _load_expert(base: Inference, folder: Path, prefilter: float | None, options: DetectionOptions | None) -> Expert:
-    description = read_description(folder)
-    tensors = read_tensors(folder, description)
+    stored = read_expert(folder)
+    description, tensors = stored.description, stored.tensors
     config = parse_config(description.config, TrainConfig, f"{folder}, its config")
     detector, shared = base.detector, None
     if description.learn == "path":
@@ -111,15 +105,10 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
         )
     return Expert(
         description.sha256,
-        names_of(description, tensors),
+        stored.names,
         replace(base, detector=detector.eval().requires_grad_(False), options=options, calibration=calibration),
         shared,
     )
-
-
-def names_of(description: ExpertDescription, tensors: Mapping[str, Tensor]) -> ExpertNames:
-    """The names of a stored expert."""
-    return ExpertNames(description.names, tensors[TEXT], tensors[BASE_TEXT], description.margin, tensors.get(ANSWERS))
 
 
 def _adapted_names(base: Detector, description: ExpertDescription) -> set[str]:

@@ -23,7 +23,7 @@ from ovd.build.text import score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.data.images.pixels import AnyImage, pixels_of
-from ovd.experts.folder import read_description
+from ovd.experts.folder import read_expert
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
@@ -154,7 +154,8 @@ class PromptEncoder:
         mixed = [prompt for prompt in prompts if len(prompt.texts) > 1 or (prompt.texts and prompt.images)]
         if not mixed:
             return
-        known = [form for folder in self._trained.experts.folders for form in read_description(folder).forms]
+        experts = map(read_expert, self._trained.experts.folders)
+        known = [form for expert in experts for form in expert.description.forms]
         for prompt in mixed:
             if any(are_among(prompt.texts, known)):
                 print(

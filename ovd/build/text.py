@@ -9,13 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ovd.build.detector import resolve_device
-from ovd.build.experts import names_of
 from ovd.build.trained import TrainedDetector
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.data.index import AnnotationIndex
 from ovd.engine.step_texts import TextSampler
-from ovd.experts.folder import read_description, read_tensors
+from ovd.experts.folder import read_expert
 from ovd.model.pair_scores import ScoreEnsemble
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import with_offsets
@@ -185,10 +184,9 @@ def _with_names_of_experts(
         text: unit rows of the names, and of the data set's synonyms.
     """
     for folder in trained.experts.folders:
-        description = read_description(folder)
-        own = names_of(description, read_tensors(folder, description))
-        known = are_among(names, description.forms)
-        unknown_rows = (torch.tensor(known, dtype=torch.bool) & ~own.are_own(text)).nonzero().squeeze(1).tolist()
+        expert = read_expert(folder)
+        known = torch.tensor(are_among(names, expert.description.forms), dtype=torch.bool)
+        unknown_rows = (known & ~expert.names.are_own(text)).nonzero().squeeze(1).tolist()
         if unknown_rows:
             alone = evaluation_text(trained.config, trained.clip, [names[row] for row in unknown_rows])
             text = text.index_copy(0, torch.tensor(unknown_rows), alone)

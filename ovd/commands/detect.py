@@ -26,7 +26,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ovd.build.arguments import add_detector_options, number_from_0_to_1, positive_number
 from ovd.choices import DetectionForm
@@ -34,9 +34,12 @@ from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
 
+if TYPE_CHECKING:  # torch, which takes seconds to import
+    from ovd.jobs.queries import Query
 
-def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None]]:
-    """Names and minimum scores of --classes and --classes-file.
+
+def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
+    """What --classes and --classes-file ask for.
 
     Raises:
         ValueError: there is none and no --prompt, or a minimum score is wrong.
@@ -109,7 +112,8 @@ def main() -> None:
     import torch
 
     from ovd.build.trained import load_asked
-    from ovd.jobs.detect import detect_in, output_for, read_examples
+    from ovd.jobs.detect import detect_in, read_examples
+    from ovd.jobs.detect_output import output_for
     from ovd.jobs.queries import with_examples
     from ovd.predictor import Predictor
     from ovd.structures import Detections
@@ -118,15 +122,15 @@ def main() -> None:
     asked, sources = asked_classes(arguments), find_media(arguments.sources)
     if arguments.track and not any(map(is_video, sources)):
         raise ValueError("--track follows objects through a video, and no source is one; leave it out")
-    prompts, minima = with_examples(asked, arguments.prompt)
+    queries = with_examples(asked, arguments.prompt)
+    prompts, names = [query.prompt for query in queries], [query.name for query in queries]
     read_examples(prompts)
-    names = [prompt if isinstance(prompt, str) else prompt.name for prompt in prompts]
     output = output_for(arguments.write, arguments.output, sources, names)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     predictor = Predictor(load_asked(arguments), size=arguments.size, prefilter=arguments.prefilter)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
-    thresholds = [threshold if own is None else own for own in minima]
+    thresholds = [query.threshold(threshold) for query in queries]
     is_data = arguments.write == "lines" and arguments.output is None  # on standard output, which has nothing else
 
     best_of_all = (0.0, "")  # score and words of the best box, shown or not
@@ -147,7 +151,7 @@ def main() -> None:
 
     report = detect_in(sources, detect, output, track_above=min(thresholds) if arguments.track else None)
     kind = "probability" if predictor.is_calibrated else "score"
-    own = ", or the one after its name" if any(minimum is not None for minimum in minima) else ""
+    own = ", or the one after its name" if any(query.min_score is not None for query in queries) else ""
     text = f"{report.num_used('box')} objects with a {kind} of at least {threshold:.2f}{own}{output.where()}"
     if report.num_used("box") == 0 and best_of_all[0] > 0:
         text += f"; the best box has {best_of_all[0]:.2f}, {best_of_all[1]} (--threshold)"

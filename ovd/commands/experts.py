@@ -40,7 +40,7 @@ def main() -> None:
             check_expert(arguments.run, folder)
             print(f"{folder}: whole, and an expert of {arguments.run}")
     elif arguments.command == "who":
-        names = [name for name, _ in read_queries(arguments.classes)]
+        names = [query.name for query in read_queries(arguments.classes)]
         print(format_answerers(arguments.run, arguments.experts, names))
     else:
         print(f"removed {remove_expert(arguments.expert)}")

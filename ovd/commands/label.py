@@ -38,6 +38,7 @@ from ovd.files import make_folder_of, refuse_existing, sha256_of
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.build.trained import TrainedDetector
+    from ovd.jobs.queries import Query
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,26 +72,26 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def asked_names(arguments: argparse.Namespace) -> tuple[list[str], list[float | None]]:
-    """The class names, and the minimum score that each has of its own.
+def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
+    """What --classes or --classes-file asks for.
 
     Raises:
         ValueError: no name, or one that cannot be written.
     """
     from ovd.jobs.queries import read_queries
 
-    asked = read_queries(arguments.classes, arguments.classes_file)
-    names, minimums = [name for name, _ in asked], [minimum for _, minimum in asked]
+    queries = read_queries(arguments.classes, arguments.classes_file)
     try:
-        check_names(names)
+        check_names([query.name for query in queries])
     except ValueError as error:
         raise ValueError(f"{arguments.classes_file or '--classes'}: {error}") from None
-    return names, minimums
+    return queries
 
 
 def main() -> None:
     arguments = _arguments()
-    names, minimums = asked_names(arguments)
+    queries = asked_classes(arguments)
+    names = [query.name for query in queries]
     output: Path = arguments.output
     base = output if is_folder(arguments.to) else output.with_suffix("")
     review = base.with_name(f"{base.name}.review.html") if arguments.review else None
@@ -115,7 +116,7 @@ def main() -> None:
     trained = load_asked(arguments)
     inference = build_inference(trained, size=arguments.size)
     threshold = inference.shown_threshold if arguments.threshold is None else arguments.threshold
-    thresholds = [threshold if minimum is None else minimum for minimum in minimums]
+    thresholds = [query.threshold(threshold) for query in queries]
     report = DataReport(stops=False)
     settings = _settings(arguments, trained, root, names, thresholds)
     settings["precision"] = "bf16" if inference.low_precision else "float32"

@@ -9,6 +9,7 @@ expert.json          names, base detector, settings, calibration, metrics, and t
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ovd.choices import ExpertPart
+from ovd.experts.names import ExpertNames
 from ovd.files import sha256_of, whole_file, write_json
 
 TENSORS = "expert.safetensors"
@@ -65,6 +67,59 @@ class ExpertDescription:
         return (*self.names, *(form for of_name in self.synonyms for form in of_name))
 
 
+@dataclass(frozen=True, eq=False)
+class StoredExpert:
+    """An expert on disk. Its tensors are read when they are first asked for, and kept."""
+
+    path: Path
+    """As it was given, for messages: its folder, or the run folder that it is in."""
+    folder: Path
+    """What holds its files."""
+    description: ExpertDescription
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parameters by name, and the text rows.
+
+        Raises:
+            ExpertError: the file is missing or damaged, or is not the one that was described.
+        """
+        file = self.folder / TENSORS
+        try:
+            if sha256_of(file) != self.description.sha256:
+                raise ExpertError(f"{file} is not the file that {DESCRIPTION} describes: its sha256 differs")
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ExpertError(f"{file} cannot be read: {error}") from None
+
+    @cached_property
+    def names(self) -> ExpertNames:
+        """Its names with their text rows.
+
+        Raises:
+            ExpertError: as `tensors`.
+        """
+        found, tensors = self.description, self.tensors
+        return ExpertNames(found.names, tensors[TEXT], tensors[BASE_TEXT], found.margin, tensors.get(ANSWERS))
+
+    def check_base(self, base_sha256: str, base: Path) -> None:
+        """Check that it belongs to a base detector.
+
+        Args:
+            base_sha256: of the detector's weights file, `base`.
+
+        Raises:
+            ExpertError: it was trained on another one; names both hashes.
+        """
+        found = self.description
+        if found.base_sha256 != base_sha256:
+            raise ExpertError(
+                f"{self.path} is an expert of another detector: it was trained on {found.base} with weights of sha256 "
+                f"{found.base_sha256}; those of {base} have {base_sha256}. Train it again on this one, or restore the "
+                "other"
+            )
+
+
 def find_expert(path: Path) -> Path:
     """The expert's folder: `path` itself, or `expert` in a run folder.
 
@@ -97,46 +152,21 @@ def write_description(folder: Path, description: ExpertDescription) -> None:
     write_json(folder / DESCRIPTION, content)
 
 
-def read_description(path: Path) -> ExpertDescription:
-    """Read what is stored of an expert besides tensors.
+def read_expert(path: Path) -> StoredExpert:
+    """Read what is stored of an expert.
+
+    Args:
+        path: as for `find_expert`.
 
     Raises:
         ExpertError: there is no expert, or its description is damaged.
     """
-    file = find_expert(path) / DESCRIPTION
+    folder = find_expert(path)
+    file = folder / DESCRIPTION
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         content["names"] = tuple(content["names"])
         content["synonyms"] = tuple(map(tuple, content["synonyms"]))
-        return ExpertDescription(**content)
+        return StoredExpert(path, folder, ExpertDescription(**content))
     except (ValueError, KeyError, TypeError) as error:
         raise ExpertError(f"{file} is not an expert's description: {error}") from None
-
-
-def read_tensors(path: Path, description: ExpertDescription) -> dict[str, Tensor]:
-    """Read an expert's tensors.
-
-    Raises:
-        ExpertError: the file is missing or damaged, or is not the one that was described.
-    """
-    file = find_expert(path) / TENSORS
-    try:
-        if sha256_of(file) != description.sha256:
-            raise ExpertError(f"{file} is not the file that {DESCRIPTION} describes: its sha256 differs")
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ExpertError(f"{file} cannot be read: {error}") from None
-
-
-def check_base(description: ExpertDescription, expert: Path, base_sha256: str, base: Path) -> None:
-    """Check that an expert belongs to a base detector.
-
-    Raises:
-        ExpertError: it was trained on another one; names both hashes.
-    """
-    if description.base_sha256 != base_sha256:
-        raise ExpertError(
-            f"{expert} is an expert of another detector: it was trained on {description.base} with weights of sha256 "
-            f"{description.base_sha256}; those of {base} have {base_sha256}. Train it again on this one, or restore "
-            "the other"
-        )

@@ -45,43 +45,27 @@ def export_detector(trained: TrainedDetector, path: Path, *, with_text: bool = T
         files += text_files(path)
     options, config = trained.config.eval, trained.config
     detector = copy.deepcopy(trained.detector).float().cpu().to(memory_format=torch.contiguous_format).eval()
-    write_detector(
-        DetectionGraph(detector, options, trained.calibration),
-        path,
+    usage = Usage(
         size=config.data.size,
-        dim=trained.clip.dim,
+        size_divisor=detector.size_divisor,
         threshold=trained.threshold,
+        dim=trained.clip.dim,
         weights_sha256=None if trained.weights is None else sha256_of(trained.weights),
     )
+    write_detector(DetectionGraph(detector, options, trained.calibration), path, usage)
     return files
 
 
-def write_detector(
-    graph: DetectionGraph,
-    path: Path,
-    *,
-    size: int,
-    dim: int,
-    threshold: float | None,
-    weights_sha256: str | None = None,
-) -> None:
-    """Write the graph of a detector with what its users have to know.
-
-    Args:
-        size: longest side in pixels that images are resized to.
-        dim: D, dimensions of the text rows.
-        threshold: the score above which boxes are best reported; None if it is not known.
-        weights_sha256: of the file of the detector's weights; None if they are in none.
-    """
-    divisor = graph.detector.size_divisor
+def write_detector(graph: DetectionGraph, path: Path, usage: Usage) -> None:
+    """Write the graph of a detector with what its users have to know."""
+    divisor = usage.size_divisor
     generator = torch.Generator().manual_seed(0)
     example = (
         torch.randint(0, 256, (2, 2 * divisor, 3 * divisor, 3), dtype=torch.uint8, generator=generator),
         torch.tensor([[2 * divisor, 3 * divisor], [divisor, 2 * divisor]]),
-        F.normalize(torch.randn(CLASSES, dim, generator=generator), dim=1),
+        F.normalize(torch.randn(CLASSES, usage.dim, generator=generator), dim=1),
     )
     rows = {0: "batch", 1: "detections"}
-    usage = Usage(size, divisor, threshold, dim, weights_sha256)
     write_onnx(
         graph,
         example,

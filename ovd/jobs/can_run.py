@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from ovd.build.data import samples_per_step
 from ovd.config import AlignConfig, TrainConfig
 from ovd.distributed import is_main, world_size
+from ovd.extras import needs_package
 
 
 def check_can_run(config: TrainConfig) -> None:
@@ -63,4 +64,4 @@ def _check_surroundings(config: TrainConfig) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"output={config.output}: {nearest} is no folder that can be written to")
     if config.train.wandb is not None and find_spec("wandb") is None:
-        raise ValueError(f"train.wandb={config.train.wandb} needs the package wandb: pip install wandb")
+        raise ValueError(f"train.wandb={config.train.wandb} {needs_package('wandb', 'wandb')}")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ovd.build.experts import names_of, own_layers
+from ovd.build.experts import own_layers
 from ovd.build.text import evaluation_text
 from ovd.build.trained import TrainedDetector, build_inference, load_detector
 from ovd.config import TrainConfig
@@ -22,8 +22,7 @@ from ovd.experts.folder import (
     ExpertDescription,
     ExpertError,
     find_expert,
-    read_description,
-    read_tensors,
+    read_expert,
     write_expert,
 )
 from ovd.experts.group import ExpertGroup
@@ -123,8 +122,9 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
 
 def describe_expert(folder: Path) -> str:
     """What an expert knows and needs, in a few lines."""
-    found = read_description(folder)
-    size = sum(path.stat().st_size for path in find_expert(folder).iterdir()) / 1e6
+    expert = read_expert(folder)
+    found = expert.description
+    size = sum(path.stat().st_size for path in expert.folder.iterdir()) / 1e6
     measured = "".join(
         f", AP {per_cent(values['AP'], 1)} on {of}" for of, values in found.metrics.items() if "AP" in values
     )
@@ -159,9 +159,7 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
     if len({path.resolve() for path in map(find_expert, folders)}) < len(folders):
         raise ValueError("an expert is given twice; name each once")
     base = load_detector(run, experts=ExpertGroup(tuple(folders)))
-    experts = [
-        names_of(found, read_tensors(folder, found)) for folder in folders for found in [read_description(folder)]
-    ]
+    experts = [read_expert(folder).names for folder in folders]
     text = evaluation_text(base.config, base.clip, names)
     answerers = [str(run), *map(str, folders)]
     by_mode = [route(text, experts, nearest=nearest) for nearest in (False, True)]

@@ -21,7 +21,7 @@ from ovd.data.report import DataError
 from ovd.distributed import barrier, broadcast, is_main, process_group
 from ovd.engine.ensemble import different_detectors, save_ensemble
 from ovd.evaluation.note import EvaluationNote, read_note
-from ovd.experts.folder import read_description, write_description
+from ovd.experts.folder import read_expert, write_description
 from ovd.experts.group import NO_EXPERTS, ExpertGroup
 from ovd.files import sha256_of, write_json
 from ovd.first_of import first_of
@@ -201,7 +201,7 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
         validation.outcome("expert", config.init_from, experts=experts),
     )
     if outcomes[1].new and is_main():
-        write_description(folder, replace(read_description(folder), metrics={"new": outcomes[1].new}))
+        write_description(folder, replace(read_expert(folder).description, metrics={"new": outcomes[1].new}))
     return outcomes
 
 
@@ -297,7 +297,7 @@ def _what_is_evaluated(
 ) -> dict[str, Any]:
     """The weights, data and settings of `_evaluate`, by their content."""
     found = find_checkpoint(path)
-    descriptions = map(read_description, experts.folders)
+    descriptions = [read_expert(folder).description for folder in experts.folders]
     return {
         "detector": str(found.folder),
         "weights_sha256": sha256_of(found.weights),

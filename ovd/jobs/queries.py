@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
@@ -9,8 +11,27 @@ from ovd.data.formats.text_files import read_lines
 from ovd.text.names import read_alike
 
 
-def split_query(query: str) -> tuple[str, float | None]:
-    """The name of a query such as `anchor:0.8`, and its minimum score, if it has one.
+@dataclass(frozen=True)
+class Query:
+    """A class that is asked for."""
+
+    prompt: str | Prompt
+    """Its name, or what it is asked for by."""
+    min_score: float | None = None
+    """Of its boxes, 0 to 1; None for that of all classes."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt.name
+
+    def threshold(self, default: float) -> float:
+        """The minimum score of its boxes: its own, else the one of all classes."""
+        return default if self.min_score is None else self.min_score
+
+
+def split_query(query: str) -> Query:
+    """Read a query such as `anchor:0.8`: its name, and its minimum score, if it has one.
 
     A minimum has a decimal point: `a ratio of 16:9` and `a clock at 12:00` are names.
 
@@ -19,15 +40,15 @@ def split_query(query: str) -> tuple[str, float | None]:
     """
     name, _, minimum = query.rpartition(":")
     if not re.fullmatch(r"\s*-?\d*\.\d+\s*", minimum):
-        return query.strip(), None
+        return Query(query.strip())
     value = float(minimum)
     if not 0 <= value <= 1 or not name.strip():
         raise ValueError(f"{query.strip()!r}: write it as NAME:0.8, with a minimum score from 0 to 1")
-    return name.strip(), value
+    return Query(name.strip(), value)
 
 
-def read_queries(classes: str | None, file: Path | None = None) -> list[tuple[str, float | None]]:
-    """Names and minimum scores, each name once (`each_once`).
+def read_queries(classes: str | None, file: Path | None = None) -> list[Query]:
+    """What is asked for by names, each once (`each_once`).
 
     Args:
         classes: comma-separated queries (`split_query`).
@@ -63,34 +84,41 @@ def read_example(word: str) -> tuple[str, Example]:
     return name.strip(), Example(found[1], (x, y, x + width, y + height))
 
 
-def each_once(asked: list[tuple[str, float | None]]) -> list[tuple[str, float | None]]:
+def each_once(queries: Sequence[Query]) -> list[Query]:
     """What is asked for without repeats, which would share the probability of one name; a note counts them.
 
     Raises:
         ValueError: a name is given with two minimum scores.
     """
-    first: dict[str, tuple[str, float | None]] = {}
-    for name, minimum in asked:
-        before = first.setdefault(read_alike(name), (name, minimum))
-        if before[1] != minimum:
-            raise ValueError(f"{before[0]!r} and {name!r} are one name with two minimum scores; give it once")
-    if len(first) < len(asked):
-        print(f"warning: {len(asked) - len(first)} names are given twice, and asked for once", file=sys.stderr)
+    first: dict[str, Query] = {}
+    for query in queries:
+        before = first.setdefault(read_alike(query.name), query)
+        if before.min_score != query.min_score:
+            raise ValueError(f"{before.name!r} and {query.name!r} are one name with two minimum scores; give it once")
+    if len(first) < len(queries):
+        print(f"warning: {len(queries) - len(first)} names are given twice, and asked for once", file=sys.stderr)
     return list(first.values())
 
 
-def with_examples(
-    asked: list[tuple[str, float | None]], words: list[str]
-) -> tuple[list[str | Prompt], list[float | None]]:
-    """What is asked for, and the minimum scores: names, names with examples, and examples alone."""
+def with_examples(queries: Sequence[Query], words: Sequence[str]) -> list[Query]:
+    """What is asked for by names, by names with examples, and by examples alone.
+
+    Args:
+        queries: by names.
+        words: examples (`read_example`); one belongs to the query whose name reads alike.
+
+    Raises:
+        ValueError: as `read_example`.
+    """
     called: dict[str, str] = {}
     examples: dict[str, list[Example]] = {}
     for name, example in map(read_example, words):
         examples.setdefault(read_alike(name), []).append(example)
         called.setdefault(read_alike(name), name)
-    by_name = [
-        Prompt(name, (name,), tuple(examples.pop(read_alike(name)))) if read_alike(name) in examples else name
-        for name, _ in asked
-    ]
-    alone = [Prompt(called[reading], images=tuple(own)) for reading, own in examples.items()]
-    return [*by_name, *alone], [*(minimum for _, minimum in asked), *(None for _ in alone)]
+    by_name = []
+    for query in queries:
+        own = examples.pop(read_alike(query.name), None)
+        prompt = query.prompt if own is None else Prompt(query.name, (query.name,), tuple(own))
+        by_name.append(replace(query, prompt=prompt))
+    alone = [Query(Prompt(called[reading], images=tuple(own))) for reading, own in examples.items()]
+    return [*by_name, *alone]

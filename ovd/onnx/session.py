@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ovd.extras import optional
 from ovd.shapes import Float32, Int64, UInt8
 
 METADATA = "ovd"
@@ -51,10 +52,7 @@ def open_session(path: Path, *, threads: int = 0, providers: Sequence[Any] | Non
     Raises:
         ValueError: onnxruntime or a provider is missing, or the file is missing or cannot be read.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ValueError("a model in ONNX form needs onnxruntime: pip install 'ovd[onnx]'") from None
+    onnxruntime = optional("onnxruntime", "onnx")
     if not path.is_file():
         raise ValueError(f"{path}: file is missing")
     providers, available = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()

@@ -12,10 +12,8 @@ from ovd.experts.folder import (
     TENSORS,
     ExpertDescription,
     ExpertError,
-    check_base,
     find_expert,
-    read_description,
-    read_tensors,
+    read_expert,
     write_expert,
 )
 
@@ -23,7 +21,11 @@ EXPERT = ExpertDescription(
     base_sha256="aa", base="runs/base", learn="path", own_layers=1, rank=0, names=("red ring",),
     synonyms=(("red hoop",),), margin=0.1, config={"output": "x"}, calibration=None, metrics={"new": {"AP": 0.5}},
 )  # fmt: skip
-CONTENT = {"head.weight": torch.arange(6.0).view(2, 3), "expert.text": torch.eye(2)}
+CONTENT = {
+    "head.weight": torch.arange(6.0).view(2, 3),
+    "expert.text": torch.eye(2),
+    "expert.base_text": torch.eye(3)[:, :2],
+}
 
 
 @pytest.fixture
@@ -35,34 +37,44 @@ def folder(tmp_path: Path) -> Path:
 def test_what_is_written_is_read_from_the_folder_or_its_run(folder: Path) -> None:
     for path in (folder, folder / "expert"):
         assert find_expert(path) == folder / "expert"
-        found = read_description(path)
-        assert replace(found, sha256="") == EXPERT
-        stored = read_tensors(path, found)
-        assert stored.keys() == CONTENT.keys()
-        assert all(torch.equal(stored[name], tensor) for name, tensor in CONTENT.items())
+        expert = read_expert(path)
+        assert (expert.path, expert.folder) == (path, folder / "expert")
+        assert replace(expert.description, sha256="") == EXPERT
+        assert expert.tensors.keys() == CONTENT.keys()
+        assert all(torch.equal(expert.tensors[name], tensor) for name, tensor in CONTENT.items())
+
+
+def test_names_are_those_of_the_description_with_their_text_rows(folder: Path) -> None:
+    names = read_expert(folder).names
+    assert (names.names, names.margin, names.answers) == (("red ring",), 0.1, None)
+    assert torch.equal(names.text, CONTENT["expert.text"])
+    assert torch.equal(names.base_text, CONTENT["expert.base_text"])
+    write_expert(folder / "expert", EXPERT, CONTENT | {"expert.answers": torch.ones(2, 2)})
+    answers = read_expert(folder).names.answers
+    assert answers is not None
+    assert torch.equal(answers, torch.ones(2, 2))
 
 
 def test_a_folder_without_an_expert(tmp_path: Path) -> None:
     with pytest.raises(ExpertError, match=r"holds no expert: neither expert\.json nor expert/expert\.json"):
-        read_description(tmp_path)
+        read_expert(tmp_path)
 
 
 def test_other_tensors_than_those_described_are_refused(folder: Path) -> None:
-    description = read_description(folder)
     file = folder / "expert" / TENSORS
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ExpertError, match=r"its sha256 differs"):
-        read_tensors(folder, description)
+        _ = read_expert(folder).tensors
     file.unlink()
     with pytest.raises(ExpertError, match=r"expert\.safetensors cannot be read"):
-        read_tensors(folder, description)
+        _ = read_expert(folder).names
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"names": 3}', '{"names": [], "synonyms": [], "more": 1}'])
 def test_a_damaged_description_is_refused(folder: Path, content: str) -> None:
     (folder / "expert" / DESCRIPTION).write_text(content)
     with pytest.raises(ExpertError, match=r"expert\.json is not an expert's description"):
-        read_description(folder)
+        read_expert(folder)
 
 
 def test_an_interrupted_write_leaves_no_expert(folder: Path, monkeypatch) -> None:
@@ -73,10 +85,11 @@ def test_an_interrupted_write_leaves_no_expert(folder: Path, monkeypatch) -> Non
     with pytest.raises(OSError, match="no space"):
         write_expert(folder / "expert", EXPERT, CONTENT)
     with pytest.raises(ExpertError, match="holds no expert"):
-        read_description(folder)
+        read_expert(folder)
 
 
 def test_an_expert_of_another_detector_is_refused_with_both_hashes(folder: Path) -> None:
-    check_base(EXPERT, folder, "aa", Path("base"))
+    expert = read_expert(folder)
+    expert.check_base("aa", Path("base"))
     with pytest.raises(ExpertError, match=r"trained on runs/base with weights of sha256 aa; those of base have bb"):
-        check_base(EXPERT, folder, "bb", Path("base"))
+        expert.check_base("bb", Path("base"))

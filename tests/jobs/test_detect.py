@@ -14,7 +14,8 @@ from PIL import Image
 from ovd.data.images.media import Picture
 from ovd.data.images.read import ImageError
 from ovd.data.images.video import VideoWriter
-from ovd.jobs.detect import CocoFile, JsonLines, PictureFiles, detect_in, output_for, targets
+from ovd.jobs.detect import detect_in
+from ovd.jobs.detect_output import CocoFile, JsonLines, PictureFiles, output_for, targets
 from ovd.structures import Detections
 
 NAMES = ["dark thing", "light thing"]

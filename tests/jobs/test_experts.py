@@ -24,7 +24,7 @@ from ovd.build.text import queries_of_names
 from ovd.build.trained import build_inference, find_checkpoint, load_asked, load_detector
 from ovd.config_files import ConfigError
 from ovd.data.report import DataReport
-from ovd.experts.folder import ExpertError, read_description
+from ovd.experts.folder import ExpertError, read_expert
 from ovd.experts.group import ExpertGroup
 from ovd.experts.inference import ExpertInference
 from ovd.export.detector import export_detector
@@ -110,12 +110,12 @@ def test_an_expert_stores_its_own_layers_and_the_learned_path_alone(start, exper
     learned = {name for name in names if not name.startswith("backbone")}
     for of_expert in tensors:
         assert learned <= of_expert.keys()
-    description = read_description(experts[0])
+    description = read_expert(experts[0]).description
     assert description.names == NEW
     assert description.synonyms == (("heart with stripes",), (), ())
     assert description.own_layers == 0
     assert "AP" in description.metrics["new"]
-    assert read_description(experts[2]).own_layers == len(base.detector.backbone.layers())
+    assert read_expert(experts[2]).description.own_layers == len(base.detector.backbone.layers())
 
 
 def test_home_is_as_before_to_the_bit_alone_and_together(start, experts, image) -> None:
@@ -225,7 +225,7 @@ def test_evaluation_at_home_is_the_same_file_and_the_new_sets_is_that_of_the_tun
     outcomes = json.loads((experts[1] / "fine_tuning.json").read_text())
     assert [outcome["detector"] for outcome in outcomes] == ["before", "expert"]
     assert outcomes[0]["kept"] == outcomes[1]["kept"]
-    assert outcomes[1]["new"] == read_description(experts[1]).metrics["new"]
+    assert outcomes[1]["new"] == read_expert(experts[1]).description.metrics["new"]
 
 
 def test_a_base_that_was_trained_again_is_refused_with_both_hashes(start, experts, tmp_path, miniature_world) -> None:
@@ -364,7 +364,7 @@ def test_an_expert_that_learns_names_alone_has_nothing_else_and_costs_no_second_
     alone = Predictor.load(path)  # the run that it was made in detects, and is evaluated, with what it learned
     assert same(alone(image, ["oak leaf", "tin can"]), predictor(image, ["oak leaf", "tin can"]))
     metrics = evaluate_run(load_detector(path), output=tmp_path / "alone").metrics
-    assert metrics == read_description(path).metrics["new"]
+    assert metrics == read_expert(path).description.metrics["new"]
     num_passes = 0
     detector = predictor._inference.detector
     whole = detector.predict_from

@@ -142,7 +142,7 @@ def test_a_place_that_cannot_be_written_to_and_a_missing_package_are_found(tmp_p
     with pytest.raises(ValueError, match=r"file is no folder that can be written to"):
         preflight(small_config(tmp_path / "file" / "run", miniature_world))
     monkeypatch.setattr("ovd.jobs.can_run.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb"):
+    with pytest.raises(ValueError, match=r"train\.wandb=mine needs the package wandb: pip install 'ovd\[wandb\]'"):
         preflight(small_config(tmp_path / "run", miniature_world, train={"wandb": "mine"}))
     assert not (tmp_path / "run").exists()
 
