@@ -1,6 +1,5 @@
 """Pictures: boxes with names on an image, and grids of such images."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from torchvision.ops import nms
 
 from ovd.files import whole_file
 from ovd.structures import Detections
+from ovd.warn import warn
 
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
@@ -109,9 +109,7 @@ def font_with(letters: frozenset[str]) -> str:
             return path
     if missing:
         words = "".join(sorted(missing)[:20])
-        print(
-            f"warning: no font of this system has all of {words}; names in pictures have boxes there", file=sys.stderr
-        )
+        warn(f"no font of this system has all of {words}; names in pictures have boxes there")
     return usual
 
 

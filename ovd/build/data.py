@@ -1,7 +1,6 @@
 """Build the data of a config: annotation indexes, labelled pairs, batches."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.pair_texts import PairTexts
+from ovd.warn import warn
 
 PAIRS_SEED_OFFSET = 2**32
 """Offset of the pairs' seed, so that their order and augmentation differ from those of the detection data."""
@@ -204,7 +204,7 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
     )
     if num_missing and is_main():
         where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
-        print(f"warning[F8]: {index.path}: {where}", file=sys.stderr)
+        warn(f"{index.path}: {where}", code="F8")
 
 
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
@@ -248,7 +248,7 @@ def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip:
     shards = open_labelled_shards(folder, files, text_tower=text_tower)
     if (unlabelled := shards.left_out) and is_main():
         of_shards = f"{len(unlabelled)} of {len(unlabelled) + len(shards.file_names)} shards of {folder}"
-        print(f"warning: {of_shards} have no labels, the first: {unlabelled[0]}", file=sys.stderr)
+        warn(f"{of_shards} have no labels, the first: {unlabelled[0]}")
     kept, counts = read_kept_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)

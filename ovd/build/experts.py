@@ -1,6 +1,5 @@
 """Build the experts of a detector from their folders."""
 
-import sys
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.precision import frozen_memory_format
+from ovd.warn import warn
 
 
 def own_layers(section: ExpertSection, backbone: Backbone) -> int:
@@ -104,11 +104,7 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
     if is_calibrated != base.is_calibrated:
         which, of_which = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
         how = "not calibrated (train.calibration)" if of_which is None else "calibrated for other eval settings"
-        print(
-            f"warning: {folder}: {which} is {how}, so its scores and the other's mean different things where they are "
-            "compared",
-            file=sys.stderr,
-        )
+        warn(f"{folder}: {which} is {how}, so its scores and the other's mean different things where they are compared")
     return Expert(
         description.sha256,
         names_of(description, tensors),

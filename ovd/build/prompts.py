@@ -7,7 +7,6 @@ trained texts put in its place. The row of several examples is their mean, and t
 mean of the two.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
 from ovd.text.names import are_among, read_alike
+from ovd.warn import warn
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
 """How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
@@ -157,10 +157,9 @@ class PromptEncoder:
         known = [form for folder in self._trained.experts.folders for form in read_description(folder).forms]
         for prompt in mixed:
             if any(are_among(prompt.texts, known)):
-                print(
-                    f"warning: {prompt.name!r} is asked for by more than its name, so that the detector answers in "
-                    "place of the expert that knows the name",
-                    file=sys.stderr,
+                warn(
+                    f"{prompt.name!r} is asked for by more than its name, so that the detector answers in "
+                    "place of the expert that knows the name"
                 )
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:

@@ -33,6 +33,7 @@ from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
+from ovd.warn import warn
 
 
 def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None]]:
@@ -49,7 +50,7 @@ def asked_classes(arguments: argparse.Namespace) -> list[tuple[str, float | None
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
     for name in map(str.strip, (arguments.classes or "").split(",")):
         if os.path.isfile(name):  # which takes words too long for a file's name, too
-            print(f"warning: {name} is a file; names are read from it with --classes-file {name}", file=sys.stderr)
+            warn(f"{name} is a file; names are read from it with --classes-file {name}")
     asked = read_queries(arguments.classes, arguments.classes_file)
     if not asked:
         where = arguments.classes_file or f"--classes {arguments.classes!r}"

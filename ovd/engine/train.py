@@ -138,14 +138,14 @@ def train(
             if is_over or on_any_rank(stop.received):
                 break
             if state.step % settings.save_every == 0:
-                checkpoints.save(state, data.report, must_succeed=False, message=log.message)
+                checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
             if evaluation and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 evaluation.run(state.step)
         if num_left:
             if is_over and calibrate:
                 state.ema.copy_to(averaged)
                 calibrate(averaged)
-            checkpoints.save(state, data.report, must_succeed=True, message=log.message)
+            checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
         if not is_over:
             exit_stopped(state.step, log.message)
         last_step = early_stop.best_step if early_stop else state.step

@@ -1,6 +1,5 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -36,6 +35,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
 from ovd.text.names import are_among
+from ovd.warn import warn
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -125,10 +125,9 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     of_file, own = session.usage.weights_sha256, sha256_of(trained.weights)
     if of_file is None:
         if is_main():
-            print(
-                f"warning: {path} does not say which weights it was exported from, so nothing shows that they are "
-                f"those of {trained.weights}; export again with this version",
-                file=sys.stderr,
+            warn(
+                f"{path} does not say which weights it was exported from, so nothing shows that they are "
+                f"those of {trained.weights}; export again with this version"
             )
     elif of_file != own:
         raise ValueError(

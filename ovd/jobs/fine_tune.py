@@ -34,6 +34,7 @@ from ovd.metric import per_cent
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint
 from ovd.text.names import read_alike
+from ovd.warn import warn
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -105,7 +106,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     home = _validation_of_start(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
     if new is None and is_main():
-        print("warning: no validation set (data.source.val_annotations): the gain on the new data is not measured")
+        warn("no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
     found = latest_of_all_ranks(config.output)
     if found is not None:

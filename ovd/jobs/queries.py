@@ -1,12 +1,12 @@
 """What is asked for on a command line: names, minimum scores, and examples."""
 
 import re
-import sys
 from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
 from ovd.data.formats.text_files import read_lines
 from ovd.text.names import read_alike
+from ovd.warn import warn
 
 
 def split_query(query: str) -> tuple[str, float | None]:
@@ -75,7 +75,7 @@ def each_once(asked: list[tuple[str, float | None]]) -> list[tuple[str, float | 
         if before[1] != minimum:
             raise ValueError(f"{before[0]!r} and {name!r} are one name with two minimum scores; give it once")
     if len(first) < len(asked):
-        print(f"warning: {len(asked) - len(first)} names are given twice, and asked for once", file=sys.stderr)
+        warn(f"{len(asked) - len(first)} names are given twice, and asked for once")
     return list(first.values())
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ovd.structures import Batch, Detections
 from ovd.visualize import GRID_PX, draw_detections, write_grid
+from ovd.warn import warn
 
 NAME = "training_images.jpg"
 MAX_IMAGES = 16
@@ -37,7 +38,7 @@ def drawing_the_first(
                 try:
                     write_grid(draw_batch(batch, names_of), folder / NAME)
                 except OSError as error:
-                    print(f"warning: {folder / NAME} cannot be written ({error})")
+                    warn(f"{folder / NAME} cannot be written ({error})")
             yield batch
 
     return batches

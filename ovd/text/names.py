@@ -1,10 +1,10 @@
 """Cleaned class names, and how they are put into prompts. Imports neither torch nor open_clip."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ovd.text.clean import clean
+from ovd.warn import warn
 
 
 def clean_name(name: str) -> str:
@@ -86,10 +86,9 @@ def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
     pairs = with_equal_tokens(names, tokens)
     if pairs:
         one, other = pairs[0]
-        print(
-            f"warning: the text tower cannot tell {len(pairs)} names from others, such as {one!r} and {other!r}: their "
-            "tokens are equal, or differ beyond its context; ask for one of them, or in fewer words",
-            file=sys.stderr,
+        warn(
+            f"the text tower cannot tell {len(pairs)} names from others, such as {one!r} and {other!r}: their "
+            "tokens are equal, or differ beyond its context; ask for one of them, or in fewer words"
         )
 
 

@@ -5,7 +5,6 @@ Shards are read by position through an index (shard_index.py, which has the rule
 """
 
 import json
-import sys
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from ovd.fault import Fault
 from ovd.files import sha256_of, whole_file, write_json
 from ovd.first_of import first_of
 from ovd.progress import progress
+from ovd.warn import warn
 
 MANIFEST_NAME = "manifest.json"
 NUM_THREADS = 4
@@ -148,10 +148,10 @@ def _notice_gaps(directory: Path, names: list[str]) -> None:
     numbers = sorted(int(Path(name).stem) for name in names if Path(name).stem.isdecimal())
     gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
     if gaps:
-        print(
-            f"warning[F13]: {directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
+        warn(
+            f"{directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
             f"no {MANIFEST_NAME} says whether a shard is missing; the {len(names)} that are there are read",
-            file=sys.stderr,
+            code="F13",
         )
 
 
