@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from ovd.ablation.records import Record
 from ovd.ablation.statistics import known_values, records_by_seed, row_estimate
-from ovd.ablation.tables import COMPARED, TITLES
+from ovd.ablation.tables import COMPARED_METRICS, TITLES
 
 LENGTH_PANELS = {
     "APr": "APr: rare classes, not trained on",
@@ -30,9 +30,9 @@ def draw_rows(records: Sequence[Record], rows: Sequence[str], image: Path) -> No
     """
     seeds = sorted({record.seed for record in records})
     figure = Figure(figsize=(13, 1.6 + 0.4 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(COMPARED), sharey=True)
+    panels = figure.subplots(1, len(COMPARED_METRICS), sharey=True)
     places = range(len(rows))
-    for axes, metric in zip(panels, COMPARED, strict=True):
+    for axes, metric in zip(panels, COMPARED_METRICS, strict=True):
         by_row = [records_by_seed(records, row) for row in rows]
         for number, seed in enumerate(seeds):
             values = 100 * known_values([by_seed.get(seed) for by_seed in by_row], metric)

@@ -10,9 +10,9 @@ from ovd.ablation.statistics import Estimate, paired_difference, records_by_seed
 from ovd.files import whole_file
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
-COMPARED = ("APr", "AP", "coco_AP", "o365_AP")
+COMPARED_METRICS = ("APr", "AP", "coco_AP", "o365_AP")
 """Metrics of differences and plots: novel classes, all classes, and transfer."""
-COMPARED_TITLES = {metric: (TITLES[metric], 100) for metric in COMPARED}
+COMPARED_TITLES = {metric: (TITLES[metric], 100) for metric in COMPARED_METRICS}
 """Their titles, and what they are multiplied by."""
 STEPS = (
     ("text_augmentation", "scratch"),

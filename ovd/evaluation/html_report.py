@@ -19,7 +19,7 @@ from ovd.files import whole_file
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
 
-NAME = "report.html"
+REPORT_PAGE = "report.html"
 _NUM_CURVES = 5
 """Curves of all classes and of groups, which leaves the sixth color to a chosen class."""
 
@@ -43,9 +43,9 @@ def write_html_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = report_data(measures, title=title, index=index, naming=naming, is_trained=is_trained)
-    with whole_file(folder / NAME) as file:
+    with whole_file(folder / REPORT_PAGE) as file:
         file.write(fill_page("evaluation", title=f"{title}: evaluation", data=data))
-    return folder / NAME
+    return folder / REPORT_PAGE
 
 
 def report_data(

@@ -15,7 +15,7 @@ from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.distributed import broadcast, is_main
-from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
+from ovd.evaluation.detector import DatasetDetector, detect_in_dataset
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import write_html_report
@@ -46,7 +46,7 @@ def detect_all(
     index: AnnotationIndex,
     queries: QueryTexts,
     *,
-    inference: DetectsInDataSets | None = None,
+    inference: DatasetDetector | None = None,
     engine: Engine | None = None,
 ) -> BoxEvaluator:
     """Detect every class of a data set in each of its images.
@@ -59,7 +59,7 @@ def detect_all(
     inference = inference or build_inference(trained)
     if config.eval.compile and isinstance(inference, BatchDetector):
         inference.compile()
-    evaluator = evaluate_detector(
+    evaluator = detect_in_dataset(
         inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
@@ -90,7 +90,7 @@ def evaluate_run(
         ValueError: no data set is given and the run has none, or `onnx` was exported from other weights.
     """
     config = trained.config
-    inference: DetectsInDataSets = (
+    inference: DatasetDetector = (
         build_inference(trained, size=size) if onnx is None else OnnxInference(_exported(trained, onnx), size=size)
     )
     is_own_set = index is None
@@ -139,7 +139,7 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
 
 def _measured(
     trained: TrainedDetector,
-    inference: DetectsInDataSets,
+    inference: DatasetDetector,
     index: AnnotationIndex,
     text: Float[Tensor, "C D"],
     evaluator: BoxEvaluator,
