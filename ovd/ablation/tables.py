@@ -7,7 +7,7 @@ import numpy as np
 
 from ovd.ablation.records import Record, Selection
 from ovd.ablation.statistics import Estimate, paired_difference, records_by_seed, row_estimate
-from ovd.files import whole_file
+from ovd.files import atomic_write
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
 COMPARED_METRICS = ("APr", "AP", "coco_AP", "o365_AP")
@@ -223,5 +223,5 @@ def write_between_markers(path: Path, name: str, text: str) -> None:
     _, end, after = rest.partition(ends)
     if not begin or not end or content.count(begins) + content.count(ends) != 2:
         raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; tables are put between them")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(f"{before}{begins}\n{text}{ends}{after}")

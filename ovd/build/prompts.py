@@ -27,7 +27,7 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
-from ovd.text.names import are_among, read_alike
+from ovd.text.names import are_among, name_key
 from ovd.warn import warn
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
@@ -68,7 +68,7 @@ class Prompt:
             raise ValueError(f"the prompt {self.name!r} has neither a text nor an example")
         if not isinstance(self.name, str):
             raise ValueError(f"the name of a prompt is text, not {self.name!r}")
-        if not all(map(read_alike, (self.name, *self.texts))):
+        if not all(map(name_key, (self.name, *self.texts))):
             raise ValueError(f"the prompt {self.name!r} has a blank name or text")
         if not 0 <= self.share_of_images <= 1:
             raise ValueError(f"the prompt {self.name!r}: share_of_images is {self.share_of_images}, not from 0 to 1")

@@ -138,7 +138,7 @@ def main() -> None:
         if len(all_found.scores) > 0:
             of_picture = (float(all_found.scores[0]), f"{names[int(all_found.classes[0])]!r} in {picture.source}")
             best_of_all = max(best_of_all, of_picture)
-        found = choose_shown(all_found, thresholds, most=arguments.top, overlapping=arguments.overlapping)
+        found = choose_shown(all_found, thresholds, limit=arguments.top, overlapping=arguments.overlapping)
         if sources == [picture.source] and picture.frame is None and not is_data:
             for box, score, row in zip(
                 found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True

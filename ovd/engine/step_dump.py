@@ -11,7 +11,7 @@ from torch import Tensor
 from ovd.distributed import rank
 from ovd.engine.step_texts import StepTexts
 from ovd.fault import Fault
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.structures import Batch, Targets
 
 _FAULTS = ("skipped", "repaired")
@@ -43,7 +43,7 @@ class StepDump:
             "texts": dict(vars(self.texts)),
             "losses": dict(self.losses),
         }
-        with whole_file(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             torch.save(content, file)
         return path
 

@@ -15,7 +15,7 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import pictures_of
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
 
@@ -43,7 +43,7 @@ def write_html_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = report_data(measures, title=title, index=index, naming=naming, is_trained=is_trained)
-    with whole_file(folder / REPORT_PAGE) as file:
+    with atomic_write(folder / REPORT_PAGE) as file:
         file.write(fill_page("evaluation", title=f"{title}: evaluation", data=data))
     return folder / REPORT_PAGE
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ovd.data.formats.coco_records import whole_number_of
-from ovd.files import GZIP, whole_file
+from ovd.files import GZIP, atomic_write
 from ovd.shapes import Bool, Float64, Int64
 
 
@@ -192,7 +192,7 @@ def _record_problem(record: Any) -> str | None:
 
 def write_results(path: Path, results: Results) -> None:
     """Writes COCO results format, one record a line. The file appears whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write("[")
         separator = "\n"
         columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)

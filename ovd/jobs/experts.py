@@ -35,7 +35,7 @@ from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.similarity import with_offsets
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 NAMES_SHOWN = 8
 
@@ -109,7 +109,7 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
         (row, synonym)
         for row, category in enumerate(index.categories)
         for synonym in category.synonyms
-        if read_alike(synonym)
+        if name_key(synonym)
     ]
     parts = [
         evaluation_text(base.config, base.clip, index.names, index.synonyms),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
 from ovd.data.formats.text_files import read_lines
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 from ovd.warn import warn
 
 
@@ -71,7 +71,7 @@ def each_once(asked: list[tuple[str, float | None]]) -> list[tuple[str, float | 
     """
     first: dict[str, tuple[str, float | None]] = {}
     for name, minimum in asked:
-        before = first.setdefault(read_alike(name), (name, minimum))
+        before = first.setdefault(name_key(name), (name, minimum))
         if before[1] != minimum:
             raise ValueError(f"{before[0]!r} and {name!r} are one name with two minimum scores; give it once")
     if len(first) < len(asked):
@@ -86,10 +86,10 @@ def with_examples(
     called: dict[str, str] = {}
     examples: dict[str, list[Example]] = {}
     for name, example in map(read_example, words):
-        examples.setdefault(read_alike(name), []).append(example)
-        called.setdefault(read_alike(name), name)
+        examples.setdefault(name_key(name), []).append(example)
+        called.setdefault(name_key(name), name)
     by_name = [
-        Prompt(name, (name,), tuple(examples.pop(read_alike(name)))) if read_alike(name) in examples else name
+        Prompt(name, (name,), tuple(examples.pop(name_key(name)))) if name_key(name) in examples else name
         for name, _ in asked
     ]
     alone = [Prompt(called[reading], images=tuple(own)) for reading, own in examples.items()]

@@ -159,7 +159,7 @@ class Server:
         self, request: Request, form: DetectForm, asked: DetectionRequest, result: BatchedResult, *, seconds: float
     ) -> Response:
         threshold = self._settings.threshold if form.threshold is None else form.threshold
-        shown = choose_shown(result.found, threshold, most=form.limit, overlapping=form.overlapping)
+        shown = choose_shown(result.found, threshold, limit=form.limit, overlapping=form.overlapping)
         self.metrics.batch_size.observe(result.batch_size)
         self.metrics.boxes.inc(len(shown.scores))
         height, width = asked.image.shape

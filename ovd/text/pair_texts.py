@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from ovd.text.bank import TextBank, VariantRows, add_noise
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 
 class PairTexts:
@@ -39,7 +39,7 @@ class PairTexts:
             if bank.text_tower != text_tower:
                 raise ValueError(f"{bank.path} and {self._banks[0].path} come from different text towers")
             self._banks.append(bank.variants)
-            of_banks.append(np.array([_hash(read_alike(name)) for name in bank.names], np.int64))
+            of_banks.append(np.array([_hash(name_key(name)) for name in bank.names], np.int64))
         lengths = [len(hashes) for hashes in of_banks]
         _, first, inverse = np.unique(np.concatenate([np.arange(0), *of_banks]), return_index=True, return_inverse=True)
         counts = np.bincount(inverse, weights=np.concatenate([np.arange(0), *pair_counts]))

@@ -26,7 +26,7 @@ from ovd.data.pairs.shard_index import (
 )
 from ovd.data.report import DataError
 from ovd.fault import Fault
-from ovd.files import sha256_of, whole_file, write_json
+from ovd.files import atomic_write, sha256_of, write_json
 from ovd.first_of import first_of
 from ovd.progress import progress
 from ovd.warn import warn
@@ -96,7 +96,7 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
         name = f"{len(entries):05d}.tar"
         num_samples = 0
         with (
-            whole_file(directory / name, "wb") as file,
+            atomic_write(directory / name, "wb") as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
         ):
             for pair in chain([first], islice(remaining, pairs_per_shard - 1)):
