@@ -138,9 +138,9 @@ def unlock_file(file: IO[Any]) -> None:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files of `atomic_write` that dead processes of this machine left."""
-    of_this_machine = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
+    temporary_name = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
     for path in folder.glob("*.tmp"):
-        found = of_this_machine.fullmatch(path.name)
+        found = temporary_name.fullmatch(path.name)
         if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
             path.unlink(missing_ok=True)
 

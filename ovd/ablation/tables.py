@@ -111,17 +111,17 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
     }
     head = ["row", "steps", "seeds", *LENGTH_TITLES.values()]
     means = [
-        [row, f"{steps:,}", str(len(records_by_seed(of_length, row)))]
-        + [_mean_cell(row_estimate(of_length, row, metric)) for metric in LENGTH_TITLES]
+        [row, f"{steps:,}", str(len(records_by_seed(length_records, row)))]
+        + [_mean_cell(row_estimate(length_records, row, metric)) for metric in LENGTH_TITLES]
         for row in rows
-        for steps, of_length in by_length.items()
+        for steps, length_records in by_length.items()
     ]
     first = rows[0]
     differences = [
         [f"{row} - {first}", f"{steps:,}"]
-        + [_difference_cell(paired_difference(of_length, row, first, metric)) for metric in LENGTH_TITLES]
+        + [_difference_cell(paired_difference(length_records, row, first, metric)) for metric in LENGTH_TITLES]
         for row in rows[1:]
-        for steps, of_length in by_length.items()
+        for steps, length_records in by_length.items()
     ]
     parts = [
         _runs(records),
@@ -145,10 +145,10 @@ def _runs(records: Sequence[Record]) -> str:
 def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
     lines = [["row", "seeds", *TITLES.values(), "hours"]]
     for row in rows:
-        of_row = records_by_seed(records, row).values()
+        row_records = records_by_seed(records, row).values()
         metrics = [_mean_cell(row_estimate(records, row, metric)) for metric in TITLES]
-        hours = f"{np.mean([record.hours for record in of_row]):.2f}" if of_row else "-"
-        lines.append([row, str(len(of_row)), *metrics, hours])
+        hours = f"{np.mean([record.hours for record in row_records]):.2f}" if row_records else "-"
+        lines.append([row, str(len(row_records)), *metrics, hours])
     return markdown_table(lines)
 
 

@@ -102,8 +102,8 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
         calibration = ScoreCalibration.from_json(description.calibration, tensors[TRAINED_TEXT])
     is_calibrated = calibration is not None and calibration.applies_to(options)
     if is_calibrated != base.is_calibrated:
-        which, of_which = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
-        how = "not calibrated (train.calibration)" if of_which is None else "calibrated for other eval settings"
+        which, its_calibration = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
+        how = "not calibrated (train.calibration)" if its_calibration is None else "calibrated for other eval settings"
         warn(f"{folder}: {which} is {how}, so its scores and the other's mean different things where they are compared")
     return Expert(
         description.sha256,

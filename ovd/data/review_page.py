@@ -87,11 +87,11 @@ def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
 
 def _crops(kept: LabelledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -> dict[int, list[Any]]:
     """For each box shown, x, y, width and height of the crop around it, and its picture; an image is read once."""
-    of_image = defaultdict[int, list[int]](list)
+    rows_by_image = defaultdict[int, list[int]](list)
     for row in shown:
-        of_image[rows[row][0]].append(row)
+        rows_by_image[rows[row][0]].append(row)
     crops = {}
-    for number, here in of_image.items():
+    for number, here in rows_by_image.items():
         pixels = read_image(kept.root / kept.images[number].file)
         for row in here:
             x, y, width, height = crop_around(pixels, np.array(rows[row][2:6], np.float32))

@@ -129,9 +129,9 @@ class Criterion:
             low_precision=part.low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
-            of_pairs = part.classifier.select(part.texts.of_pairs)
-            of_images = image_label_loss(part.predictions, part.batch, of_pairs, part.points)
-            losses["image"] = self.pairs.image_label_weight * of_images / max(1, num_pairs)
+            pair_classifier = part.classifier.select(part.texts.of_pairs)
+            image_loss = image_label_loss(part.predictions, part.batch, pair_classifier, part.points)
+            losses["image"] = self.pairs.image_label_weight * image_loss / max(1, num_pairs)
         return losses | self.region_distillation(part) | self.start_distillation(part, matching.assignment)
 
     def region_distillation(self, part: Part) -> dict[str, Tensor]:

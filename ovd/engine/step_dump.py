@@ -33,12 +33,12 @@ class StepDump:
         """Write the dump into the run folder, one file per rank."""
         path = run_dir / f"failed-step-{self.step:06d}.rank{rank()}.pt"
         batch = self.batch
-        of_batch = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
+        batch_fields = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
         faults = {name: tuple(map(str, getattr(batch, name))) for name in _FAULTS}
         content = {
             "step": self.step,
             "weights": self.weights,
-            "batch": of_batch | faults,
+            "batch": batch_fields | faults,
             "targets": [dict(vars(target)) for target in batch.targets],
             "texts": dict(vars(self.texts)),
             "losses": dict(self.losses),

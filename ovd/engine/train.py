@@ -248,10 +248,10 @@ def train_step(
         by_name = check_finite(losses, numbers, batch.image_ids)
     except NonFiniteError as error:
         try:
-            of_step = {name: loss.item() for name, loss in losses.items()}
-            dump = StepDump(step, detector.state_dict(), batch, texts, of_step).write(run_dir)
-        except OSError as of_disk:
-            raise NonFiniteError(f"{error}; the step could not be kept to look at ({of_disk})") from None
+            loss_values = {name: loss.item() for name, loss in losses.items()}
+            dump = StepDump(step, detector.state_dict(), batch, texts, loss_values).write(run_dir)
+        except OSError as disk_error:
+            raise NonFiniteError(f"{error}; the step could not be kept to look at ({disk_error})") from None
         raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
     state.step += 1
     return by_name, batch

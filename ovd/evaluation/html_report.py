@@ -118,8 +118,8 @@ def _groups_of_classes(measures: Measures) -> list[str]:
     names = [NAME_OF_FREQUENCY.get(item.frequency, "") for item in measures.evaluation.classes]
     if any(names):
         return names
-    of_benchmark = {name: mask for name, mask in measures.groups.items() if name != "all"}
-    return [next((name for name, mask in of_benchmark.items() if mask[row]), "") for row in range(len(names))]
+    benchmark_groups = {name: mask for name, mask in measures.groups.items() if name != "all"}
+    return [next((name for name, mask in benchmark_groups.items() if mask[row]), "") for row in range(len(names))]
 
 
 def _false_alarms(measures: Measures) -> list[int]:
@@ -135,13 +135,13 @@ def _curves(measures: Measures) -> list[Curve]:
     evaluation = measures.evaluation
     if any(item.frequency for item in evaluation.classes):
         return list(evaluation.curves)
-    of_groups = []
+    group_curves = []
     for name, mask in measures.groups.items():
         known = evaluation.class_precision[mask]
         known = known[(known > -1).any(axis=1)]
         if name != "all" and len(known):
-            of_groups.append(Curve(f"{name}, IoU 0.50", known.mean(axis=0)))
-    return [*evaluation.curves, *of_groups]
+            group_curves.append(Curve(f"{name}, IoU 0.50", known.mean(axis=0)))
+    return [*evaluation.curves, *group_curves]
 
 
 def _per_mille(precision: Float64[np.ndarray, " R"]) -> list[int] | None:

@@ -140,8 +140,8 @@ def _load_with_care(path: Path, content: bytes) -> Results:
     try:
         records = json.loads(content)
     except ValueError as error:
-        of_lines = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
-        raise ValueError(f"{path}: not valid JSON: {error}{of_lines}") from error
+        hint = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
+        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply") from error
     if not isinstance(records, list):

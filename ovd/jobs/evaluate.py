@@ -122,17 +122,17 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     session = DetectionSession(path)
     if trained.weights is None:
         return session
-    of_file, own = session.usage.weights_sha256, sha256_of(trained.weights)
-    if of_file is None:
+    file_sha256, own_sha256 = session.usage.weights_sha256, sha256_of(trained.weights)
+    if file_sha256 is None:
         if is_main():
             warn(
                 f"{path} does not say which weights it was exported from, so nothing shows that they are "
                 f"those of {trained.weights}; export again with this version"
             )
-    elif of_file != own:
+    elif file_sha256 != own_sha256:
         raise ValueError(
-            f"{path} was exported from weights of sha256 {of_file}; those of {trained.weights} have {own}. Export this "
-            "run again, or evaluate the file with the run that it was exported from"
+            f"{path} was exported from weights of sha256 {file_sha256}; those of {trained.weights} have {own_sha256}. "
+            "Export this run again, or evaluate the file with the run that it was exported from"
         )
     return session
 
@@ -186,12 +186,12 @@ def naming_of(
     options = CropOptions(views=((1.0, 1.0),))
     crops = build_crop_encoder(untouched, options, inference.device, inference.low_precision, section="naming")
     # It looks at no scores and no second time.
-    of_names = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
+    naming_inference = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None
     if trained.detector.name_offsets is not None:
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
-        of_names,
+        naming_inference,
         backbone_of(untouched.model.visual),
         text,
         index,

@@ -173,10 +173,10 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
             " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())
             for routed in by_mode
         ]
-        of_each = [
+        nearnesses = [
             nearness_to(text[row : row + 1], rows) for rows in (experts[0].base_text, *(e.text for e in experts))
         ]
-        cosines = ", ".join(f"{float(nearness):.3f}" for nearness in of_each)
+        cosines = ", ".join(f"{float(nearness):.3f}" for nearness in nearnesses)
         rows_of_table.append((name, *by, cosines))
     widths = [max(map(len, column)) + 2 for column in zip(*rows_of_table, strict=True)]
     return "\n".join(

@@ -127,8 +127,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
 
 def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence[int]) -> list[str]:
     """Names of classes, and texts of pairs, by the ids that batches have."""
-    of_texts = [number for number in ids if number >= len(index.categories)]
-    texts = dict(zip(of_texts, pairs.texts.texts(of_texts), strict=True)) if pairs is not None else {}
+    text_ids = [number for number in ids if number >= len(index.categories)]
+    texts = dict(zip(text_ids, pairs.texts.texts(text_ids), strict=True)) if pairs is not None else {}
     return [texts[number] if number in texts else index.categories[number].name for number in ids]
 
 

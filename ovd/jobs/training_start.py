@@ -61,8 +61,8 @@ def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
     if options is None or not is_main():
         return
     earlier = parse_config(before.config, TrainConfig, f"{before.folder}/state.json")
-    of_earlier = earlier.train.calibration
-    held_out = earlier.data.held_out if of_earlier is None else of_earlier.images
+    earlier_options = earlier.train.calibration
+    held_out = earlier.data.held_out if earlier_options is None else earlier_options.images
     if held_out < options.images and earlier.data.source == config.data.source:
         warn(
             f"{config.init_from} was trained on images that train.calibration holds out here; train it with "
