@@ -20,9 +20,9 @@ from ovd.data.images.read import read_image
 from ovd.data.pairs.tar import PairShards, write_pair_shards
 from ovd.data.world.build import pair_scene
 from ovd.data.world.settings import Settings
+from ovd.engine.detector_groups import build_groups
 from ovd.engine.ema import Ema
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
-from ovd.engine.groups import build_groups
 from ovd.engine.optim import build_optimizer, check_finite, gradient_norm, step_if_finite
 from ovd.engine.step import Criterion, backward, set_initial_bias
 from ovd.engine.step_texts import StepTexts
@@ -149,10 +149,10 @@ def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], objec
     average = Ema(detector, settings.ema_decay)
     criterion = Criterion(settings.model_copy(update={"assignment": "fcos"}), fresh.config.data.pairs)
     is_graphed = settings.cuda_graphs and can_be_graphed(detector, accumulate=settings.accumulate)
-    parallel = GraphedDetector(detector, low_precision=low_precision) if is_graphed else detector
+    forward = GraphedDetector(detector, low_precision=low_precision) if is_graphed else detector
 
     def step() -> None:
-        losses = backward(parallel, detector, batch, texts, criterion, step=0, low_precision=low_precision)
+        losses = backward(forward, detector, batch, texts, criterion, step=0, low_precision=low_precision)
         norm = gradient_norm(detector.parameters())
         numbers = step_if_finite(optimizer, losses, norm, max_norm=settings.clip_norm)
         optimizer.zero_grad()

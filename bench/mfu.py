@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from ovd.cost import count_cost
+from ovd.engine.detector_groups import build_groups
 from ovd.engine.ema import Ema
-from ovd.engine.groups import build_groups
 from ovd.engine.optim import build_optimizer, gradient_norm, step_if_finite
 from ovd.precision import autocast, describe_machine
 

@@ -63,8 +63,8 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
     size = (round_up(height, divisor), round_up(width, divisor))
     counter = FlopCounterMode(display=False)
     with counter:
-        of_one = _saved_elements(detector, 1, size)
-    of_two = _saved_elements(detector, 2, size)
+        elements_of_one = _saved_elements(detector, 1, size)
+    elements_of_two = _saved_elements(detector, 2, size)
     forward = counter.get_total_flops()
     backbone = sum(counter.get_flop_counts()["Detector.backbone"].values())
     backbone_learns = any(p.requires_grad for p in detector.backbone.parameters())
@@ -74,7 +74,7 @@ def count_cost(config: TrainConfig, height: int, width: int) -> Cost:
         trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         forward_flops=forward,
         training_flops=3 * forward - (0 if backbone_learns else 2 * backbone),
-        activation_bytes=BYTES_BF16 * (of_two - of_one),
+        activation_bytes=BYTES_BF16 * (elements_of_two - elements_of_one),
     )
 
 

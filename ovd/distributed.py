@@ -169,9 +169,9 @@ def failing_together() -> Iterator[None]:
         reports = all_gather(None if failure is None else (isinstance(failure, ValueError), str(failure)))
         if failure is not None:
             raise failure
-        of_rank, report = next((number, report) for number, report in enumerate(reports) if report is not None)
+        failed_rank, report = next((number, report) for number, report in enumerate(reports) if report is not None)
         is_bad_input, message = report
-        raise (ValueError if is_bad_input else RuntimeError)(f"rank {of_rank}: {message}")
+        raise (ValueError if is_bad_input else RuntimeError)(f"rank {failed_rank}: {message}")
 
 
 def together(items: Iterator[Kind]) -> Iterator[Kind]:

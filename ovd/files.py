@@ -46,7 +46,7 @@ def make_folder_of(output: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """A file to write that replaces `path` once complete; an error leaves `path` as it was.
 
     Several processes may write at once, on one machine or on several that share a disk: the last one wins.
@@ -75,7 +75,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     Raises:
         ValueError: a number is not finite, which JSON does not have.
     """
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
@@ -89,7 +89,7 @@ def usual_permissions(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold a folder for this process while the block runs; `.lock` in it names the process.
 
     Processes that were forked meanwhile hold it too, for seconds after this one was killed. File systems that know no
@@ -137,10 +137,10 @@ def unlock_file(file: IO[Any]) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files of `whole_file` that dead processes of this machine left."""
-    of_this_machine = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
+    """Remove temporary files of `atomic_write` that dead processes of this machine left."""
+    temporary_name = re.compile(".*" + re.escape(_temporary_ending("PROCESS")).replace("PROCESS", r"(\d+)"))
     for path in folder.glob("*.tmp"):
-        found = of_this_machine.fullmatch(path.name)
+        found = temporary_name.fullmatch(path.name)
         if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
             path.unlink(missing_ok=True)
 

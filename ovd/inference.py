@@ -270,14 +270,14 @@ class Inference(BatchDetector):
                 item,
                 calibration.score_map(item.scores, nearness[item.classes]),
                 above=least,
-                most=self.options.max_detections,
+                limit=self.options.max_detections,
             )
             for item in found
         )
 
 
-def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, most: int) -> Detections:
+def _mapped(found: Detections, scores: Float[Tensor, " K"], *, above: float, limit: int) -> Detections:
     """The best detections by these scores, best first, as far as they score more than this."""
     scores, order = scores.sort(descending=True, stable=True)
-    order = order[scores > above][:most]
+    order = order[scores > above][:limit]
     return Detections(found.boxes[order], scores[: len(order)], found.classes[order])

@@ -135,11 +135,11 @@ class Predictor(ModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Predictor":
         """What the mixin's `from_pretrained` calls."""
-        of_load = {name: options.pop(name) for name in signature(cls.load).parameters if name in options}
+        load_options = {name: options.pop(name) for name in signature(cls.load).parameters if name in options}
         if unknown := options.keys() - signature(ModelHubMixin.from_pretrained).parameters.keys():
             raise TypeError(f"from_pretrained does not know {', '.join(sorted(unknown))}")
         folder = Path(model_id)
-        return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **of_load)
+        return cls.load(folder if folder.is_dir() else snapshot_download(model_id, **options), **load_options)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write a folder that `from_pretrained` and `load` take; options of `load`, such as `size`, are not in it.

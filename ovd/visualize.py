@@ -1,6 +1,5 @@
 """Pictures: boxes with names on an image, and grids of such images."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +13,9 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.structures import Detections
+from ovd.warn import warn
 
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
@@ -30,9 +30,9 @@ MISSED_COLOR = (255, 255, 255)
 
 
 def choose_shown(
-    detections: Detections, threshold: float | Sequence[float], *, most: int | None = None, overlapping: bool = False
+    detections: Detections, threshold: float | Sequence[float], *, limit: int | None = None, overlapping: bool = False
 ) -> Detections:
-    """Select the detections to draw: those of at least this score, best first, at most `most` of them.
+    """Select the detections to draw: those of at least this score, best first, at most `limit` of them.
 
     Unless `overlapping`, NMS across classes (IoU 0.5) leaves only the best one at every place: metrics count every
     class's score for a box, but a picture should show one.
@@ -45,7 +45,7 @@ def choose_shown(
     shown = wanted.nonzero().flatten()
     if not overlapping:
         shown = shown[nms(detections.boxes[shown], detections.scores[shown], SAME_PLACE_IOU)]
-    shown = shown[:most]
+    shown = shown[:limit]
     return detections.take(shown)
 
 
@@ -109,9 +109,7 @@ def font_with(letters: frozenset[str]) -> str:
             return path
     if missing:
         words = "".join(sorted(missing)[:20])
-        print(
-            f"warning: no font of this system has all of {words}; names in pictures have boxes there", file=sys.stderr
-        )
+        warn(f"no font of this system has all of {words}; names in pictures have boxes there")
     return usual
 
 
@@ -160,5 +158,5 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def write_grid(pictures: Sequence[Image.Image], path: Path) -> None:
     """Write a JPEG of pictures row by row, at least one; it appears whole or not at all."""
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         grid(pictures, columns=GRID_COLUMNS).save(file, "JPEG", quality=90)

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ovd.serve.answerer import Answerer
-from ovd.serve.app import Settings, build_app
+from ovd.serve.app import build_app
 from ovd.serve.limits import Limits
 from ovd.serve.server import address, make_server, open_socket
+from ovd.serve.settings import Settings
 
 LIMITS = Limits(megabytes=1.0, megapixels=4.0, head_seconds=5.0, body_seconds=2.0, names=200)
 
@@ -41,7 +42,7 @@ def running(
     answerer: Answerer,
     settings: Settings,
     *,
-    tell: Callable[[str], None] | None = None,
+    write_line: Callable[[str], None] | None = None,
     batch: int | None = None,
     **changes: Any,
 ) -> Iterator[Running]:
@@ -50,7 +51,7 @@ def running(
     lines: list[str] = []
     listening = open_socket("127.0.0.1", 0)
     url = address(listening)
-    server = make_server(build_app(answerer, settings, tell=tell or lines.append), settings.limits)
+    server = make_server(build_app(answerer, settings, write_line=write_line or lines.append), settings.limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     found = Running(url, lines)

@@ -19,7 +19,7 @@ from ovd.config_files import parse_config
 from ovd.data.annotations import load_annotations
 from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataError, DataReport
-from ovd.engine.groups import build_groups
+from ovd.engine.detector_groups import build_groups
 from ovd.engine.notes import NO_SAMPLES
 from ovd.model.convolution import Conv2d
 from ovd.model.crop_encoder import View

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovd.files import hash_of, only_writer, usual_permissions
+from ovd.files import folder_lock, hash_of, usual_permissions
 
 
 def test_the_hash_that_names_folders_stays_and_knows_no_order_of_keys() -> None:
@@ -30,7 +30,7 @@ def test_tensors_get_the_permissions_of_new_files(tmp_path: Path) -> None:
 
 def _enter(folder: Path, answers) -> None:
     try:
-        with only_writer(folder):
+        with folder_lock(folder):
             answers.put("entered")
     except ValueError as error:
         answers.put(str(error))
@@ -47,7 +47,7 @@ def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path: Path, monke
         process.join()
         return answers.get()
 
-    with only_writer(tmp_path):
+    with folder_lock(tmp_path):
         assert f"{tmp_path} is being written to by process {os.getpid()} on " in other_process()
     assert other_process() == "entered"
 
@@ -57,18 +57,18 @@ def test_a_file_system_without_locks_lets_everybody_in(tmp_path: Path, monkeypat
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with only_writer(tmp_path), only_writer(tmp_path):
+    with folder_lock(tmp_path), folder_lock(tmp_path):
         pass
 
 
 def test_a_folder_is_free_after_the_block_though_a_process_that_was_forked_in_it_lives(tmp_path: Path) -> None:
     processes = multiprocessing.get_context("fork")
     end = processes.Event()
-    with only_writer(tmp_path):
+    with folder_lock(tmp_path):
         worker = processes.Process(target=end.wait)
         worker.start()
     try:
-        with only_writer(tmp_path):
+        with folder_lock(tmp_path):
             pass
     finally:
         end.set()

@@ -19,7 +19,7 @@ NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=tor
 def test_only_the_best_at_a_place_is_shown_unless_overlaps_are_wanted():
     assert choose_shown(FOUND, 0.5).scores.tolist() == torch.tensor([0.9, 0.7]).tolist()
     assert len(choose_shown(FOUND, 0.5, overlapping=True).scores) == 3
-    assert len(choose_shown(FOUND, 0.0, most=1).scores) == 1
+    assert len(choose_shown(FOUND, 0.0, limit=1).scores) == 1
     assert len(choose_shown(NOTHING, 0.0).scores) == 0
 
 

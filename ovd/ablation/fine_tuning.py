@@ -170,12 +170,14 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
     """A Markdown table: mean over the seeds and 95 % interval of each metric; of two seeds, both values."""
     lines = [["row", "seeds", *METRICS.values(), "MB", "minutes"]]
     for row in (BEFORE, *rows):
-        of_row = [record for record in records if record.row == row]
-        if not of_row:
+        row_records = [record for record in records if record.row == row]
+        if not row_records:
             continue
-        cells = [_cell([getattr(record, metric) for record in of_row]) for metric in METRICS]
-        more = [f"{np.mean([getattr(record, name) for record in of_row]):.1f}" for name in ("megabytes", "minutes")]
-        lines.append([row, str(len(of_row)), *cells, *more])
+        cells = [_cell([getattr(record, metric) for record in row_records]) for metric in METRICS]
+        more = [
+            f"{np.mean([getattr(record, name) for record in row_records]):.1f}" for name in ("megabytes", "minutes")
+        ]
+        lines.append([row, str(len(row_records)), *cells, *more])
     return markdown_table(lines) + "\n"
 
 
@@ -184,10 +186,12 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate((BEFORE, *rows)):
-        of_row = [record for record in records if record.row == row and UNKNOWN not in (record.new_AP, record.kept_AP)]
-        if not of_row:
+        row_records = [
+            record for record in records if record.row == row and UNKNOWN not in (record.new_AP, record.kept_AP)
+        ]
+        if not row_records:
             continue
-        new, kept = ([getattr(record, name) for record in of_row] for name in ("new_AP", "kept_AP"))
+        new, kept = ([getattr(record, name) for record in row_records] for name in ("new_AP", "kept_AP"))
         color, marker = f"C{number % 10}", "D^sv"[number // 10 % 4]
         axes.plot(new, kept, "o", color=color, ms=4, alpha=0.5)
         axes.plot(np.mean(new), np.mean(kept), marker, color=color, ms=8, label=row)

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from ovd.ablation.records import Record
 from ovd.ablation.statistics import known_values, records_by_seed, row_estimate
-from ovd.ablation.tables import COMPARED, TITLES
+from ovd.ablation.tables import COMPARED_METRICS, TITLES
 
 LENGTH_PANELS = {
     "APr": "APr: rare classes, not trained on",
@@ -30,9 +30,9 @@ def draw_rows(records: Sequence[Record], rows: Sequence[str], image: Path) -> No
     """
     seeds = sorted({record.seed for record in records})
     figure = Figure(figsize=(13, 1.6 + 0.4 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(COMPARED), sharey=True)
+    panels = figure.subplots(1, len(COMPARED_METRICS), sharey=True)
     places = range(len(rows))
-    for axes, metric in zip(panels, COMPARED, strict=True):
+    for axes, metric in zip(panels, COMPARED_METRICS, strict=True):
         by_row = [records_by_seed(records, row) for row in rows]
         for number, seed in enumerate(seeds):
             values = 100 * known_values([by_seed.get(seed) for by_seed in by_row], metric)
@@ -66,14 +66,14 @@ def draw_lengths(records: Sequence[Record], rows: Sequence[str], image: Path) ->
     panels = figure.subplots(1, len(LENGTH_PANELS))
     for axes, (metric, title) in zip(panels, LENGTH_PANELS.items(), strict=True):
         for number, row in enumerate(rows):
-            of_row = [record for record in records if record.row == row]
-            estimates = [row_estimate([r for r in of_row if r.steps == steps], row, metric) for steps in lengths]
+            row_records = [record for record in records if record.row == row]
+            estimates = [row_estimate([r for r in row_records if r.steps == steps], row, metric) for steps in lengths]
             means = [np.nan if estimate is None else 100 * estimate.mean for estimate in estimates]
             axes.plot(lengths, means, color=f"C{number}", lw=2.2, label=row)
-            for seed in {record.seed for record in of_row}:
-                of_seed = sorted((r for r in of_row if r.seed == seed), key=lambda record: record.steps)
-                values = 100 * known_values(of_seed, metric)
-                axes.plot([r.steps for r in of_seed], values, "o-", color=f"C{number}", lw=0.7, ms=4, alpha=0.45)
+            for seed in {record.seed for record in row_records}:
+                seed_records = sorted((r for r in row_records if r.seed == seed), key=lambda record: record.steps)
+                values = 100 * known_values(seed_records, metric)
+                axes.plot([r.steps for r in seed_records], values, "o-", color=f"C{number}", lw=0.7, ms=4, alpha=0.45)
         axes.set(title=title, xlabel="optimizer steps", xscale="log")
         axes.set_xticks(lengths, [f"{steps:,}" for steps in lengths])
         axes.xaxis.set_minor_locator(NullLocator())

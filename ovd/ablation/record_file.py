@@ -2,11 +2,12 @@
 
 import fcntl
 import os
-import sys
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ovd.warn import warn
 
 RECORD_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Of a record's class: values are checked when a record is made, not hours later when a table is made."""
@@ -33,7 +34,7 @@ def append_record(path: Path, record: object) -> None:
         content = os.pread(file, os.fstat(file).st_size, 0)
         end = content.rfind(b"\n") + 1
         if _is_torn(content[end:], type(record)):
-            print(f"warning: {path}: cut off a torn last line of {len(content) - end} bytes", file=sys.stderr)
+            warn(f"{path}: cut off a torn last line of {len(content) - end} bytes")
             os.ftruncate(file, end)
         elif content[end:]:  # whole, but an editor removed its line end
             end = len(content)
@@ -61,7 +62,7 @@ def read_records(path: Path, kind: type[RecordType]) -> list[RecordType]:
     adapter = TypeAdapter(kind)
     *lines, last = path.read_bytes().split(b"\n")
     if _is_torn(last, kind):
-        print(f"warning: {path}, line {len(lines) + 1}: torn, dropped ({len(last)} bytes)", file=sys.stderr)
+        warn(f"{path}, line {len(lines) + 1}: torn, dropped ({len(last)} bytes)")
     elif last:
         lines.append(last)
     records = []

@@ -48,11 +48,11 @@ def row_estimate(records: Sequence[Record], row: str, metric: str) -> Estimate |
 
 def paired_difference(records: Sequence[Record], row: str, other: str, metric: str) -> Estimate | None:
     """`row` minus `other`, paired over the seeds that both have; None where `row_estimate` would be None."""
-    of_row, of_other = records_by_seed(records, row), records_by_seed(records, other)
-    seeds = sorted(of_row.keys() & of_other.keys())
+    row_records, other_records = records_by_seed(records, row), records_by_seed(records, other)
+    seeds = sorted(row_records.keys() & other_records.keys())
     return _estimate_of_known(
-        known_values([of_row[seed] for seed in seeds], metric)
-        - known_values([of_other[seed] for seed in seeds], metric)
+        known_values([row_records[seed] for seed in seeds], metric)
+        - known_values([other_records[seed] for seed in seeds], metric)
     )
 
 
@@ -70,7 +70,7 @@ def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.nd
 
 def records_by_seed(records: Sequence[Record], row: str) -> dict[int, Record]:
     """A row's records by seed, ascending."""
-    of_row = sorted((record for record in records if record.row == row), key=lambda record: record.seed)
-    by_seed = {record.seed: record for record in of_row}
-    assert len(by_seed) == len(of_row), f"{row}: two records of one seed; select records first"
+    row_records = sorted((record for record in records if record.row == row), key=lambda record: record.seed)
+    by_seed = {record.seed: record for record in row_records}
+    assert len(by_seed) == len(row_records), f"{row}: two records of one seed; select records first"
     return by_seed

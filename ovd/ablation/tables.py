@@ -7,12 +7,12 @@ import numpy as np
 
 from ovd.ablation.records import Record, Selection
 from ovd.ablation.statistics import Estimate, paired_difference, records_by_seed, row_estimate
-from ovd.files import whole_file
+from ovd.files import atomic_write
 
 TITLES = {"AP": "AP", "APr": "APr", "APc": "APc", "APf": "APf", "coco_AP": "COCO AP", "o365_AP": "O365 AP"}
-COMPARED = ("APr", "AP", "coco_AP", "o365_AP")
+COMPARED_METRICS = ("APr", "AP", "coco_AP", "o365_AP")
 """Metrics of differences and plots: novel classes, all classes, and transfer."""
-COMPARED_TITLES = {metric: (TITLES[metric], 100) for metric in COMPARED}
+COMPARED_TITLES = {metric: (TITLES[metric], 100) for metric in COMPARED_METRICS}
 """Their titles, and what they are multiplied by."""
 STEPS = (
     ("text_augmentation", "scratch"),
@@ -111,17 +111,17 @@ def format_lengths(selection: Selection, rows: Sequence[str]) -> str:
     }
     head = ["row", "steps", "seeds", *LENGTH_TITLES.values()]
     means = [
-        [row, f"{steps:,}", str(len(records_by_seed(of_length, row)))]
-        + [_mean_cell(row_estimate(of_length, row, metric)) for metric in LENGTH_TITLES]
+        [row, f"{steps:,}", str(len(records_by_seed(length_records, row)))]
+        + [_mean_cell(row_estimate(length_records, row, metric)) for metric in LENGTH_TITLES]
         for row in rows
-        for steps, of_length in by_length.items()
+        for steps, length_records in by_length.items()
     ]
     first = rows[0]
     differences = [
         [f"{row} - {first}", f"{steps:,}"]
-        + [_difference_cell(paired_difference(of_length, row, first, metric)) for metric in LENGTH_TITLES]
+        + [_difference_cell(paired_difference(length_records, row, first, metric)) for metric in LENGTH_TITLES]
         for row in rows[1:]
-        for steps, of_length in by_length.items()
+        for steps, length_records in by_length.items()
     ]
     parts = [
         _runs(records),
@@ -145,10 +145,10 @@ def _runs(records: Sequence[Record]) -> str:
 def _row_table(records: Sequence[Record], rows: Sequence[str]) -> str:
     lines = [["row", "seeds", *TITLES.values(), "hours"]]
     for row in rows:
-        of_row = records_by_seed(records, row).values()
+        row_records = records_by_seed(records, row).values()
         metrics = [_mean_cell(row_estimate(records, row, metric)) for metric in TITLES]
-        hours = f"{np.mean([record.hours for record in of_row]):.2f}" if of_row else "-"
-        lines.append([row, str(len(of_row)), *metrics, hours])
+        hours = f"{np.mean([record.hours for record in row_records]):.2f}" if row_records else "-"
+        lines.append([row, str(len(row_records)), *metrics, hours])
     return markdown_table(lines)
 
 
@@ -223,5 +223,5 @@ def write_between_markers(path: Path, name: str, text: str) -> None:
     _, end, after = rest.partition(ends)
     if not begin or not end or content.count(begins) + content.count(ends) != 2:
         raise ValueError(f"{path}: needs one line {begins} and, below it, one line {ends}; tables are put between them")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(f"{before}{begins}\n{text}{ends}{after}")

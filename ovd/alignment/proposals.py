@@ -167,10 +167,10 @@ class DetectorProposals:
         predictions = self._inference.predict(images, sizes)
         classifier = self._inference.detector.classifier(self._text)
         boxes_of_images = clip_boxes(predictions.boxes.float(), sizes[:, None])
-        of_images = zip(boxes_of_images, predictions.embeddings, predictions.quality, strict=True)
+        outputs_of_images = zip(boxes_of_images, predictions.embeddings, predictions.quality, strict=True)
         return [
             self._best(boxes, best_scores(embeddings, quality, classifier)).cpu()
-            for boxes, embeddings, quality in of_images
+            for boxes, embeddings, quality in outputs_of_images
         ]
 
     def _best(self, boxes: Float[Tensor, "P 4"], scores: Float[Tensor, " P"]) -> Float[Tensor, "K 4"]:

@@ -294,9 +294,9 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
             if state.step == settings.steps or on_any_rank(stop.received):
                 break
             if state.step % settings.save_every == 0:
-                checkpoints.save(state, data.report, must_succeed=False, message=log.message)
+                checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
         if num_left:
-            checkpoints.save(state, data.report, must_succeed=True, message=log.message)
+            checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
         if state.step < settings.steps:
             exit_stopped(state.step, log.message)
         after = distillation.measure(data.held_out())

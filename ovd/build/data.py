@@ -1,7 +1,6 @@
 """Build the data of a config: annotation indexes, labelled pairs, batches."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from ovd.structures import Batch
 from ovd.text.bank import TextBank
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.text.pair_texts import PairTexts
+from ovd.warn import warn
 
 PAIRS_SEED_OFFSET = 2**32
 """Offset of the pairs' seed, so that their order and augmentation differ from those of the detection data."""
@@ -204,7 +204,7 @@ def check_all_exist(index: AnnotationIndex, source: WorldData | FileData, *, all
     )
     if num_missing and is_main():
         where = f"{num_missing} of its {len(index):,} images are missing, and will be left out and counted"
-        print(f"warning[F8]: {index.path}: {where}", file=sys.stderr)
+        warn(f"{index.path}: {where}", code="F8")
 
 
 def _images_folder(folder: Path | None, format: DataFormatName) -> Path | None:
@@ -247,8 +247,8 @@ def load_labelled_pairs(config: PairsConfig, source: WorldData | FileData, clip:
     text_tower = text_tower_fingerprint(clip)
     shards = open_labelled_shards(folder, files, text_tower=text_tower)
     if (unlabelled := shards.left_out) and is_main():
-        of_shards = f"{len(unlabelled)} of {len(unlabelled) + len(shards.file_names)} shards of {folder}"
-        print(f"warning: {of_shards} have no labels, the first: {unlabelled[0]}", file=sys.stderr)
+        num_shards = len(unlabelled) + len(shards.file_names)
+        warn(f"{len(unlabelled)} of {num_shards} shards of {folder} have no labels, the first: {unlabelled[0]}")
     kept, counts = read_kept_labels(files, config, shards)
     banks = (TextBank(file, text_tower=text_tower) for file in files)
     texts = PairTexts(banks, [of_shard.pair_counts for of_shard in kept], first_id=first_id)
@@ -271,9 +271,9 @@ def samples_per_step(config: TrainConfig) -> SampleCounts:
 def samples_drawn(found: checkpoint.Checkpoint) -> SampleCounts:
     """Numbers of samples that a run and its earlier stages have drawn."""
     config = parse_config(found.config, TrainConfig, f"{found.folder}/state.json")
-    first, of_step = found.notes.first_samples, samples_per_step(config)
+    first, per_step = found.notes.first_samples, samples_per_step(config)
     return SampleCounts(
-        images=first.images + found.step * of_step.images, pairs=first.pairs + found.step * of_step.pairs
+        images=first.images + found.step * per_step.images, pairs=first.pairs + found.step * per_step.pairs
     )
 
 
@@ -293,23 +293,23 @@ def training_batches(
     """
     data = config.data
     transform = augmenting_transform(data, size=data.size)
-    seed, of_step = config.train.seed, samples_per_step(config)
+    seed, per_step = config.train.seed, samples_per_step(config)
     repeat = repeat_factors(index, data.repeat_threshold)
-    groups, of_annotated = None, dict[str, Any]()
+    groups, loader_options = None, dict[str, Any]()
     if data.shape_groups > 1:
         groups, shapes = shape_groups(
             index.image_sizes, data.shape_groups, size=data.size, largest_scale=data.scale[1], divisor=size_divisor
         )
-        of_annotated = {"shapes": shapes}
+        loader_options = {"shapes": shapes}
     if data.mosaic:
         tile_transform = augmenting_transform(data, size=max(1, data.size // 2))
-        of_annotated = {"mosaics": Mosaics(mosaic=data.mosaic, weights=repeat, tile_transform=tile_transform)}
+        loader_options = {"mosaics": Mosaics(mosaic=data.mosaic, weights=repeat, tile_transform=tile_transform)}
 
     order = TrainOrder(
         num_images=len(index),
         repeat=repeat,
         seed=seed,
-        batch_size=of_step.images,
+        batch_size=per_step.images,
         first_sample=first_samples.images,
         groups=groups,
     )
@@ -322,18 +322,18 @@ def training_batches(
 
     if pairs is None:
         pin_memory = pins_memory(device_of_rank(config.train.device))
-        return lambda start: load(index, order, start, pin_memory=pin_memory, **of_annotated)
+        return lambda start: load(index, order, start, pin_memory=pin_memory, **loader_options)
     order_of_pairs = TrainOrder(
         num_images=len(pairs),
         repeat=np.ones(len(pairs)),
         seed=seed + PAIRS_SEED_OFFSET,
-        batch_size=of_step.pairs,
+        batch_size=per_step.pairs,
         first_sample=first_samples.pairs,
     )
 
     def batches_from(start: int) -> Iterator[Batch]:
         # Not in pinned memory: they are joined into a new tensor.
-        return mix_batches(load(index, order, start, **of_annotated), load(pairs, order_of_pairs, start))
+        return mix_batches(load(index, order, start, **loader_options), load(pairs, order_of_pairs, start))
 
     return batches_from
 

@@ -1,6 +1,5 @@
 """Build the experts of a detector from their folders."""
 
-import sys
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.precision import frozen_memory_format
+from ovd.warn import warn
 
 
 def own_layers(section: ExpertSection, backbone: Backbone) -> int:
@@ -96,13 +96,9 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
         calibration = ScoreCalibration.from_json(description.calibration, tensors[TRAINED_TEXT])
     is_calibrated = calibration is not None and calibration.applies_to(options)
     if is_calibrated != base.is_calibrated:
-        which, of_which = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
-        how = "not calibrated (train.calibration)" if of_which is None else "calibrated for other eval settings"
-        print(
-            f"warning: {folder}: {which} is {how}, so its scores and the other's mean different things where they are "
-            "compared",
-            file=sys.stderr,
-        )
+        which, its_calibration = ("the detector", base.calibration) if is_calibrated else ("the expert", calibration)
+        how = "not calibrated (train.calibration)" if its_calibration is None else "calibrated for other eval settings"
+        warn(f"{folder}: {which} is {how}, so its scores and the other's mean different things where they are compared")
     return Expert(
         description.sha256,
         stored.names,

@@ -71,8 +71,8 @@ def metrics_of(trained: TrainedDetector) -> dict[str, Any] | None:
     notes = {folder: read_note(folder) for folder in (run / "eval", run)}  # `ovd eval RUN`, the quick start
     own = {folder: note.weights_sha256 for folder, note in notes.items() if note is not None and note.is_of_own_set}
     sha256 = sha256_of(trained.weights) if own else None
-    for evaluation, of in own.items():
-        if of is not None and of == sha256 and (evaluation / METRICS).is_file():
+    for evaluation, noted_sha256 in own.items():
+        if noted_sha256 is not None and noted_sha256 == sha256 and (evaluation / METRICS).is_file():
             return json.loads((evaluation / METRICS).read_text(encoding="utf-8"))
     is_of_training = notes[run] is None  # which leaves no note; an evaluation in the run folder replaces its metrics
     if not is_of_training or not (run / METRICS).is_file() or not (checkpoint / MANIFEST).is_file():

@@ -7,7 +7,6 @@ trained texts put in its place. The row of several examples is their mean, and t
 mean of the two.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,8 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.crop_options import CropOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import unit_embeddings
-from ovd.text.names import are_among, read_alike
+from ovd.text.names import are_among, name_key
+from ovd.warn import warn
 
 EXAMPLE_VIEWS = ((1.0, 1.0), (1.3, 1.0))
 """How an example is shown to CLIP: tight, and with some of its surroundings (`CropOptions.views`)."""
@@ -68,7 +68,7 @@ class Prompt:
             raise ValueError(f"the prompt {self.name!r} has neither a text nor an example")
         if not isinstance(self.name, str):
             raise ValueError(f"the name of a prompt is text, not {self.name!r}")
-        if not all(map(read_alike, (self.name, *self.texts))):
+        if not all(map(name_key, (self.name, *self.texts))):
             raise ValueError(f"the prompt {self.name!r} has a blank name or text")
         if not 0 <= self.share_of_images <= 1:
             raise ValueError(f"the prompt {self.name!r}: share_of_images is {self.share_of_images}, not from 0 to 1")
@@ -158,10 +158,9 @@ class PromptEncoder:
         known = [form for expert in experts for form in expert.description.forms]
         for prompt in mixed:
             if any(are_among(prompt.texts, known)):
-                print(
-                    f"warning: {prompt.name!r} is asked for by more than its name, so that the detector answers in "
-                    "place of the expert that knows the name",
-                    file=sys.stderr,
+                warn(
+                    f"{prompt.name!r} is asked for by more than its name, so that the detector answers in "
+                    "place of the expert that knows the name"
                 )
 
     def _encode_texts(self, texts: tuple[str, ...]) -> Float[Tensor, "T D"]:

@@ -20,7 +20,7 @@ from ovd.model.query_texts import QueryTexts
 from ovd.model.similarity import with_offsets
 from ovd.text.bank import TextBank, build_bank
 from ovd.text.encoder import encode_classes, text_tower_fingerprint, text_tower_on
-from ovd.text.names import are_among, read_alike
+from ovd.text.names import are_among, name_key
 from ovd.text.pair_texts import PairTexts
 from ovd.text.prompts import TEMPLATES
 
@@ -153,9 +153,9 @@ def score_ensemble(trained: TrainedDetector, asked: Sequence[str | Sequence[str]
     config = trained.config.eval.ensemble
     if config is None:
         return None
-    known = set(map(read_alike, trained.classes))
+    known = set(map(name_key, trained.classes))
     texts = [(of_class,) if isinstance(of_class, str) else of_class for of_class in asked]
-    is_base = [any(read_alike(text) in known for text in of_class) for of_class in texts]
+    is_base = [any(name_key(text) in known for text in of_class) for of_class in texts]
     weights = torch.tensor([config.base if base else config.novel for base in is_base])
     return ScoreEnsemble(weights, trained.clip.model.logit_scale.exp().item())
 
@@ -167,8 +167,8 @@ def _with_learned_names(
     offsets = trained.detector.name_offsets
     if offsets is None or len(names) == 0:
         return text
-    rows = {read_alike(name): row for row, name in enumerate(trained.classes)}
-    ids = torch.tensor([rows.get(read_alike(name), len(offsets)) for name in names])
+    rows = {name_key(name): row for row, name in enumerate(trained.classes)}
+    ids = torch.tensor([rows.get(name_key(name), len(offsets)) for name in names])
     return with_offsets(text, ids, offsets.detach().cpu())
 
 

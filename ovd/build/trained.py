@@ -1,6 +1,5 @@
 """Trained detectors: found and loaded from disk, and how they are run."""
 
-import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ovd.model.low_rank import with_adapter_names
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.precision import frozen_memory_format
 from ovd.text.encoder import text_tower_fingerprint
+from ovd.warn import warn
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _warn_of_expert_run(path: Path, config: TrainConfig) -> None:
     """
     runs = [folder for folder in (path, path.parent) if (folder / "expert" / DESCRIPTION).is_file()]
     expert = f"--expert {runs[0]} (from Python experts=)" if runs else "its expert"
-    print(f"warning: {describe_expert_run(path, config)}: use {config.init_from} with {expert}", file=sys.stderr)
+    warn(f"{describe_expert_run(path, config)}: use {config.init_from} with {expert}")
 
 
 def load_detector(

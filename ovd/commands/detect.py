@@ -33,6 +33,7 @@ from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
 from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
+from ovd.warn import warn
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.jobs.queries import Query
@@ -52,7 +53,7 @@ def asked_classes(arguments: argparse.Namespace) -> "list[Query]":
         raise ValueError("say what to look for: --classes 'umbrella, anchor', or --classes-file with a name per line")
     for name in map(str.strip, (arguments.classes or "").split(",")):
         if os.path.isfile(name):  # which takes words too long for a file's name, too
-            print(f"warning: {name} is a file; names are read from it with --classes-file {name}", file=sys.stderr)
+            warn(f"{name} is a file; names are read from it with --classes-file {name}")
     asked = read_queries(arguments.classes, arguments.classes_file)
     if not asked:
         where = arguments.classes_file or f"--classes {arguments.classes!r}"
@@ -141,7 +142,7 @@ def main() -> None:
         if len(all_found.scores) > 0:
             of_picture = (float(all_found.scores[0]), f"{names[int(all_found.classes[0])]!r} in {picture.source}")
             best_of_all = max(best_of_all, of_picture)
-        found = choose_shown(all_found, thresholds, most=arguments.top, overlapping=arguments.overlapping)
+        found = choose_shown(all_found, thresholds, limit=arguments.top, overlapping=arguments.overlapping)
         if sources == [picture.source] and picture.frame is None and not is_data:
             for box, score, row in zip(
                 found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True

@@ -76,7 +76,7 @@ def main() -> None:
     from ovd.distributed import process_group  # here, since it takes torch
 
     with process_group():
-        evaluate_detector(arguments)
+        evaluate_run_of(arguments)
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
@@ -127,7 +127,7 @@ def _absolute(value: Any) -> Any:
     return value.resolve() if isinstance(value, Path) else value
 
 
-def evaluate_detector(arguments: argparse.Namespace) -> None:
+def evaluate_run_of(arguments: argparse.Namespace) -> None:
     """Evaluate the run on the data set that is named, or on its validation set."""
     import torch  # here, since a results file needs none of these, which take seconds to import
 

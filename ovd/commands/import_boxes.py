@@ -17,7 +17,6 @@ copied or changed. Beside the output a report, OUTPUT.report.json, has all that 
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +27,7 @@ from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes, write_boxes
 from ovd.data.report import DataReport
 from ovd.files import refuse_existing
+from ovd.warn import warn
 
 
 def main() -> None:
@@ -58,5 +58,5 @@ def main() -> None:
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in imported.content.items())
     print("\n".join(describe_findings(report)))
     if not imported.content["annotations"]:
-        print(f"warning: {arguments.annotations} has no box to import", file=sys.stderr)
+        warn(f"{arguments.annotations} has no box to import")
     print(f"{arguments.output}: {counts}; file names start at {imported.images_root}")

@@ -142,7 +142,7 @@ def main() -> None:
                 labels.below,
                 thresholds,
                 review,
-                most=arguments.review,
+                limit=arguments.review,
                 title=_printable(output.name),
                 saved_as=_printable(f"{base.name}.reviewed.json"),
                 kind=kind,

@@ -22,7 +22,7 @@ from ovd.choices import QuerySource, Templates
 from ovd.config import LabelOptions
 from ovd.config_files import parse_config
 from ovd.data.formats.text_files import read_lines
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.jobs.label_pairs import LabelRequest
@@ -84,7 +84,7 @@ def label_options(arguments: argparse.Namespace) -> LabelOptions:
     lines = [] if arguments.classes is None else read_lines(arguments.classes)
     first: dict[str, str] = {}
     for number, name in lines:
-        reading = read_alike(name)
+        reading = name_key(name)
         if not reading.strip("() "):
             raise ValueError(f"{arguments.classes}: line {number}: {name!r} reads as blank; name a class, or remove it")
         first.setdefault(reading, name)

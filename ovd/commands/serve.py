@@ -18,7 +18,9 @@ from pathlib import Path
 from ovd.build.arguments import add_detector_options, number_above_0, number_from_0, positive_number
 from ovd.serve.hosts import host_name, is_address, is_loopback, known_hosts
 from ovd.serve.limits import Limits
+from ovd.serve.settings import Settings
 
+DEFAULTS = Limits()
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 """What `ovd[serve]` installs, by the names that are imported."""
 
@@ -38,20 +40,30 @@ def _parser() -> argparse.ArgumentParser:
         help="name that requests may call this server by, such as that of a reverse proxy; repeatable",
     )
     add_detector_options(parser)
-    parser.add_argument("--batch", type=positive_number, default=8, help="largest batch of images (%(default)s)")
     parser.add_argument(
-        "--gather-ms", type=number_from_0, default=5.0, help="time to fill a batch, in ms (%(default)s)"
+        "--batch", type=positive_number, default=Settings.batch, help="largest batch of images (%(default)s)"
     )
-    parser.add_argument("--megabytes", type=number_above_0, default=20.0, help="largest picture file (%(default)s)")
-    parser.add_argument("--megapixels", type=number_above_0, default=64.0, help="largest picture (%(default)s)")
-    parser.add_argument("--names", type=positive_number, default=500, help="most names in a request (%(default)s)")
+    parser.add_argument(
+        "--gather-ms", type=number_from_0, default=Settings.gather_ms, help="time to fill a batch, in ms (%(default)s)"
+    )
+    parser.add_argument(
+        "--megabytes", type=number_above_0, default=DEFAULTS.megabytes, help="largest picture file (%(default)s)"
+    )
+    parser.add_argument(
+        "--megapixels", type=number_above_0, default=DEFAULTS.megapixels, help="largest picture (%(default)s)"
+    )
+    parser.add_argument(
+        "--names", type=positive_number, default=DEFAULTS.names, help="most names in a request (%(default)s)"
+    )
     parser.add_argument(
         "--waiting",
         type=positive_number,
-        default=64,
+        default=DEFAULTS.waiting,
         help="length of the queue; beyond it 503 (%(default)s)",
     )
-    parser.add_argument("--seconds", type=number_above_0, default=60.0, help="time limit of a request (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=number_above_0, default=DEFAULTS.answer_seconds, help="time limit of a request (%(default)s)"
+    )
     return parser
 
 
@@ -89,7 +101,7 @@ def main() -> None:
         raise ValueError(f"ovd serve needs {', '.join(missing)}: pip install 'ovd[serve]'")
     from ovd.build.trained import load_asked
     from ovd.serve.answerer import Answerer
-    from ovd.serve.app import Settings, build_app
+    from ovd.serve.app import build_app
     from ovd.serve.server import address, open_socket, run_server
 
     limits = Limits(
@@ -111,8 +123,8 @@ def main() -> None:
         gather_ms=arguments.gather_ms,
         limits=limits,
     )
-    tell = partial(print, flush=True)
+    write_line = partial(print, flush=True)
     listening = open_socket(arguments.host, arguments.port)
-    tell(f"{arguments.run} on {answerer.inference.device}: {address(listening)} (Ctrl-C ends)")
-    run_server(build_app(answerer, settings, tell=tell), listening, limits)
-    tell("stopped")
+    write_line(f"{arguments.run} on {answerer.inference.device}: {address(listening)} (Ctrl-C ends)")
+    run_server(build_app(answerer, settings, write_line=write_line), listening, limits)
+    write_line("stopped")

@@ -9,7 +9,6 @@ split; both parts keep all categories.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ovd.data.formats.options import FormatOptions
 from ovd.data.split import draw_parts
 from ovd.files import refuse_existing, write_json
 from ovd.first_of import first_of
+from ovd.warn import warn
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
     for path, alone in ((arguments.first, first - second), (arguments.second, second - first)):
         if alone:
             named = first_of([names[class_id] for class_id in sorted(alone)])
-            print(f"warning: {path} alone has objects of {len(alone)} classes: {named}", file=sys.stderr)
+            warn(f"{path} alone has objects of {len(alone)} classes: {named}")
 
 
 def _classes_of_images(content: dict[str, Any]) -> list[set[int]]:

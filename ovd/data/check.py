@@ -89,8 +89,8 @@ def check_pairs(shards: PairShards, report: DataReport) -> None:
 
 def class_counts(index: AnnotationIndex) -> list[ClassCount]:
     """Of every class of the vocabulary, most images first."""
-    of_objects = (index.classes.images_of_values(), index.classes.values)
-    num_images = images_per_class(*of_objects, len(index.categories)).tolist()
+    images_and_classes = (index.classes.images_of_values(), index.classes.values)
+    num_images = images_per_class(*images_and_classes, len(index.categories)).tolist()
     num_objects = np.bincount(index.classes.values, minlength=len(index.categories)).tolist()
     counts = [
         ClassCount(category.name, category.frequency or "", num_images[row], num_objects[row])
@@ -104,8 +104,8 @@ def describe(index: AnnotationIndex, report: DataReport, usable: AnnotationIndex
     counts = class_counts(usable)
     rows = [f"{count.images:>9,} {count.objects:>10,}  {count.frequency:1}  {count.name}" for count in counts]
     without = sum(count.objects == 0 for count in counts)
-    of_frequency = Counter(count.frequency for count in counts if count.frequency)
-    groups = ", ".join(f"{of_frequency[letter]} {letter}" for letter in "rcf" if letter in of_frequency)
+    classes_by_frequency = Counter(count.frequency for count in counts if count.frequency)
+    groups = ", ".join(f"{classes_by_frequency[letter]} {letter}" for letter in "rcf" if letter in classes_by_frequency)
     sides = f", {index.image_sizes.min()} to {index.image_sizes.max()} px a side" if len(index) else ""
     empty = int((np.diff(index.boxes.offsets) == 0).sum())
     lines = [

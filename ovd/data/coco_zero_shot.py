@@ -46,8 +46,8 @@ def split_coco_evaluation(index: AnnotationIndex) -> AnnotationIndex:
     both = keep_classes(index, _rows(index, BASE | NOVEL))
     if both.truth is None:
         return _with_objects(both)
-    of_classes = np.isin(both.truth.category_ids, [category.id for category in both.categories])
-    return both.take(np.flatnonzero(np.isin(both.image_ids, both.truth.image_ids[of_classes])))
+    is_of_classes = np.isin(both.truth.category_ids, [category.id for category in both.categories])
+    return both.take(np.flatnonzero(np.isin(both.image_ids, both.truth.image_ids[is_of_classes])))
 
 
 def _with_objects(index: AnnotationIndex) -> AnnotationIndex:

@@ -27,7 +27,7 @@ import yaml
 
 from ovd.choices import ExportFormatName
 from ovd.data.images.files import is_drawn, is_image_name
-from ovd.files import refuse_existing, whole_file, write_json
+from ovd.files import atomic_write, refuse_existing, write_json
 from ovd.shapes import Float32, Float64, Int64
 
 SMALLEST_EXPORTED_PX = 2.0
@@ -157,7 +157,7 @@ def export_boxes(
             write_json(output, coco_content(labelled), indent=None)
         case "label_studio":
             write_json(output, label_studio_tasks(labelled, source=source, image_url=image_url), indent=None)
-            with whole_file(outputs_of(output, format)[1]) as file:
+            with atomic_write(outputs_of(output, format)[1]) as file:
                 file.write(label_studio_setup(labelled.names))
         case "yolo":
             _whole_folder(output, lambda folder: _write_yolo(labelled, folder, copy_images=copy_images))

@@ -4,13 +4,13 @@ Codes are those of data/README.md: F4 and F5 concern single boxes, the others wh
 skipped, boxes that are left out at the size of the images among the skipped.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from ovd.fault import Fault
 from ovd.files import write_json
+from ovd.warn import warn
 
 if TYPE_CHECKING:  # torch, which evaluating a results file does not need
     import ovd.structures
@@ -109,7 +109,7 @@ class DataReport:
         finding = Finding(code, "noticed")
         self._count(finding, where)
         if self._counts[finding] == 1:
-            print(f"warning[{code}]: {where}", file=sys.stderr)
+            warn(f"{where}", code=code)
 
     def left_out_at_size(self, code: str, count: int, first: list[str]) -> None:
         """Counts boxes that are sound, were counted as used, and cannot be used at the size of the images; warns.
@@ -123,7 +123,7 @@ class DataReport:
         self._used[unit] -= count
         finding = Finding(code, "left out at this size")
         self._counts[finding] += count
-        print(f"warning[{code}]: {count:,} objects are left out at this size; the first: {first[0]}", file=sys.stderr)
+        warn(f"{count:,} objects are left out at this size; the first: {first[0]}", code=code)
         for where in first:
             self._keep(finding, where)
 

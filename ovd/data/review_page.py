@@ -14,7 +14,7 @@ import numpy as np
 from ovd.data.export_boxes import LabelledSet
 from ovd.data.images.read import read_image
 from ovd.data.images.thumbnails import data_uri
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.html_page import fill_page
 from ovd.shapes import Float32, UInt8
 
@@ -31,7 +31,7 @@ def write_review(
     thresholds: Sequence[float],
     path: Path,
     *,
-    most: int,
+    limit: int,
     title: str,
     saved_as: str,
     kind: str = "score",
@@ -42,7 +42,7 @@ def write_review(
         kept: all boxes at or above the threshold.
         below: boxes under it of the same images; those shown are saved only if they are accepted.
         thresholds: of each class.
-        most: at most this many boxes are shown, those whose score is nearest to the threshold.
+        limit: at most this many boxes are shown, those whose score is nearest to the threshold.
         title: what is reviewed.
         kind: what a score is called.
         saved_as: name of the file that the page saves.
@@ -54,7 +54,7 @@ def write_review(
     num_kept = len(rows)
     rows += _rows(below, is_kept=False)
     distance = np.array([abs(row[6] - thresholds[row[1]]) for row in rows])
-    shown = np.argsort(distance, kind="stable")[:most].tolist()
+    shown = np.argsort(distance, kind="stable")[:limit].tolist()
     chosen_below = [row for row in shown if row >= num_kept]
     position = {row: num_kept + number for number, row in enumerate(chosen_below)}
     crops = _crops(kept, rows, shown)
@@ -69,7 +69,7 @@ def write_review(
         "shown": [[position.get(row, row), *crops[row]] for row in shown],
         "num_below": len(rows) - num_kept,
     }
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(fill_page("review", title=f"Review of {title}", data=data))
     return len(shown)
 
@@ -87,11 +87,11 @@ def _rows(labelled: LabelledSet, *, is_kept: bool) -> list[list[Any]]:
 
 def _crops(kept: LabelledSet, rows: Sequence[list[Any]], shown: Sequence[int]) -> dict[int, list[Any]]:
     """For each box shown, x, y, width and height of the crop around it, and its picture; an image is read once."""
-    of_image = defaultdict[int, list[int]](list)
+    rows_by_image = defaultdict[int, list[int]](list)
     for row in shown:
-        of_image[rows[row][0]].append(row)
+        rows_by_image[rows[row][0]].append(row)
     crops = {}
-    for number, here in of_image.items():
+    for number, here in rows_by_image.items():
         pixels = read_image(kept.root / kept.images[number].file)
         for row in here:
             x, y, width, height = crop_around(pixels, np.array(rows[row][2:6], np.float32))

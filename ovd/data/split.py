@@ -18,8 +18,8 @@ def draw_parts(classes: Sequence[set[int]], num_first: int, seed: int) -> tuple[
     """
     order = np.random.default_rng(seed).permutation(len(classes)).tolist()
     num_images = Counter(class_id for of_image in classes for class_id in of_image)
-    of_several = [{class_id for class_id in of_image if num_images[class_id] > 1} for of_image in classes]
-    draw = _Draw(order, num_first, of_several)
+    shared_classes = [{class_id for class_id in of_image if num_images[class_id] > 1} for of_image in classes]
+    draw = _Draw(order, num_first, shared_classes)
     for class_id, count in sorted(num_images.items(), key=lambda item: (item[1], item[0])):
         if count > 1:
             draw.share(class_id)

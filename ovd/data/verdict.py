@@ -115,9 +115,9 @@ def _used(report: DataReport, num_others: int) -> Iterator[str]:
         seen, used = report.num_seen(unit), report.num_used(unit)
         not_learned = num_others if unit == "box" else 0
         if not_learned:
-            of_others = f"{not_learned:,} are of classes that are not trained on"
+            unlearned = f"{not_learned:,} are of classes that are not trained on"
             left_out = f", and {seen - used:,} are left out and counted" if seen > used else ""
-            yield f"takes {used - not_learned:,} of {seen:,} {name}: {of_others}{left_out}"
+            yield f"takes {used - not_learned:,} of {seen:,} {name}: {unlearned}{left_out}"
         elif seen == used:
             yield f"takes all {seen:,} {name}"
         else:

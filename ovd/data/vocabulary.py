@@ -10,7 +10,7 @@ from ovd.data.category import Category
 from ovd.data.index import AnnotationIndex, Ragged
 from ovd.first_of import first_of
 from ovd.shapes import Int64
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 _NUM_NAMED = 20
 
@@ -107,4 +107,4 @@ def _names(category: Category) -> tuple[str, ...]:
 
 
 def _normalized(name: str) -> str:
-    return " ".join(re.sub(r"[()]", " ", read_alike(name)).split()).casefold()
+    return " ".join(re.sub(r"[()]", " ", name_key(name)).split()).casefold()

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from ovd.engine.notes import Notes
 from ovd.engine.train_state import TrainState
 from ovd.files import sha256_of, usual_permissions
 from ovd.first_of import first_of
+from ovd.warn import warn
 
 CLIP_FOLDER = "clip"
 """In the folder of a detector that was given away, the CLIP model that it needs (build/packaged.py)."""
@@ -205,7 +205,7 @@ def latest(run_dir: Path, *, strict: bool = False) -> Checkpoint | None:
         damage = _damage(folder)
         if damage is None:
             if damaged:
-                print(f"warning: damaged checkpoint {'; '.join(damaged)}; falling back to {folder}", file=sys.stderr)
+                warn(f"damaged checkpoint {'; '.join(damaged)}; falling back to {folder}")
             return _read_state(folder)
         if not folder.exists():  # a training that goes on has replaced it by a newer one
             return latest(run_dir, strict=strict)

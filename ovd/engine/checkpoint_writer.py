@@ -1,6 +1,5 @@
 """Writes the checkpoints of a run, and the reports of its data."""
 
-import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -14,6 +13,7 @@ from ovd.engine import checkpoint
 from ovd.engine.checkpoint import SaveError
 from ovd.engine.notes import Notes
 from ovd.engine.train_state import TrainState
+from ovd.warn import warn
 
 FAILED_SAVES_SURVIVED = 2
 
@@ -39,14 +39,14 @@ class CheckpointWriter:
         self._num_failed = 0
 
     def save(
-        self, state: TrainState, report: DataReport, *, must_succeed: bool, message: Callable[[str], None]
+        self, state: TrainState, report: DataReport, *, must_succeed: bool, warning: Callable[[str], None]
     ) -> None:
         """Write a checkpoint on the main process, and every rank's report; every rank waits until it is written.
 
         Args:
             report: counts of the samples that this rank loaded since the run was last started.
             must_succeed: whether to raise any error, not only the third.
-            message: called with the warning of a tolerated error.
+            warning: called with the words of a tolerated error.
 
         Raises:
             SaveError, OSError: writing failed.
@@ -65,7 +65,7 @@ class CheckpointWriter:
             self._num_failed += 1
             if must_succeed or self._num_failed > FAILED_SAVES_SURVIVED:
                 raise
-            message(f"warning: {error}")
+            warning(str(error))
         self.write_report(report)
         barrier()
 
@@ -74,7 +74,7 @@ class CheckpointWriter:
         try:
             report.write(self._report_file)
         except OSError as error:
-            print(f"warning: {self._report_file} cannot be written ({error})", file=sys.stderr)
+            warn(f"{self._report_file} cannot be written ({error})")
 
     def set_report_aside(self) -> None:
         """Rename the report of an earlier start."""

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.metric import is_known
 
 
@@ -33,7 +33,7 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
         _style_gates(further_axes[-1])
         further_axes[-1].set_ylabel("gates")
     figure.axes[-1].set_xlabel("step")
-    with whole_file(image, "wb") as file:
+    with atomic_write(image, "wb") as file:
         figure.savefig(file, format="png", dpi=100)
 
 

@@ -82,11 +82,11 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
 
 def _trained_classes(first: Checkpoint, second: Checkpoint, weight: float) -> tuple[str, ...]:
     """The names that the weights were trained on: the second's, then what only the first has."""
-    of_first, of_second = first.notes.classes, second.notes.classes
+    first_classes, second_classes = first.notes.classes, second.notes.classes
     if weight in (0, 1):
-        return of_second if weight else of_first
-    known = are_among(of_first, of_second)
-    return (*of_second, *(name for name, is_known in zip(of_first, known, strict=True) if not is_known))
+        return second_classes if weight else first_classes
+    known = are_among(first_classes, second_classes)
+    return (*second_classes, *(name for name, is_known in zip(first_classes, known, strict=True) if not is_known))
 
 
 def interpolate(first: dict[str, Tensor], second: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
@@ -126,8 +126,8 @@ def different_detectors(first: dict[str, Any], second: dict[str, Any]) -> list[s
     """
     different = []
     for section in ("clip", "detector"):
-        of_first, of_second = first.get(section, {}), second.get(section, {})
-        for key in sorted(of_first.keys() & of_second.keys() - _TRAINING_ONLY):
-            if of_first[key] != of_second[key]:
-                different.append(f"{section}.{key} ({of_first[key]!r} and {of_second[key]!r})")
+        first_section, second_section = first.get(section, {}), second.get(section, {})
+        for key in sorted(first_section.keys() & second_section.keys() - _TRAINING_ONLY):
+            if first_section[key] != second_section[key]:
+                different.append(f"{section}.{key} ({first_section[key]!r} and {second_section[key]!r})")
     return different

@@ -18,6 +18,7 @@ from ovd.distributed import is_main, rank
 from ovd.engine.curves import draw_training_curves
 from ovd.engine.metric_records import METRICS_FILE, read_records, to_line, write_records
 from ovd.engine.wandb_log import WandbLog
+from ovd.warn import warn
 
 CONSOLE_INTERVAL = 20
 """Steps between lines in a log file."""
@@ -61,8 +62,10 @@ class NoLog:
         pass
 
     def message(self, text: str) -> None:
-        if text.startswith("warning"):
-            print(f"rank {rank()}: {text}", file=sys.stderr)
+        pass
+
+    def warning(self, text: str) -> None:
+        warn(f"rank {rank()}: {text}")
 
 
 class RunLog:
@@ -172,6 +175,13 @@ class RunLog:
         """Print a separate line without breaking the progress line."""
         self._show(text, stays=True)
 
+    def warning(self, text: str) -> None:
+        """Print a warning on standard error, in place of the progress line, which the next step draws again."""
+        with suppress(OSError):
+            if sys.stdout.isatty():
+                print("\r\x1b[K", end="", flush=True)
+            warn(text)
+
     def close(self, *, failed: bool = False) -> None:
         """Draw the curves and finish the files.
 
@@ -209,7 +219,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            self.message(f"warning: the log cannot be written ({error}); {consequence}")
+            self.warning(f"the log cannot be written ({error}); {consequence}")
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._tensorboard is not None:
@@ -218,7 +228,7 @@ class RunLog:
                     self._tensorboard.add_scalar(name, value, step)
             except OSError as error:  # its thread has ended, and gives this error from now on
                 self._tensorboard = None
-                self.message(f"warning: TensorBoard's log ends at step {step} ({error}); metrics.jsonl goes on")
+                self.warning(f"TensorBoard's log ends at step {step} ({error}); metrics.jsonl goes on")
         if self._wandb is not None:
             self._wandb.scalars(step, values)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovd.files import whole_file
+from ovd.files import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -43,7 +43,7 @@ def last_evaluated_step(run_dir: Path) -> int | None:
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> None:
     """Replace the file."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.writelines(map(to_line, records))
 
 

@@ -129,9 +129,9 @@ class Criterion:
             low_precision=part.low_precision,
         )
         if self.pairs is not None and self.pairs.use == "image_labels":
-            of_pairs = part.classifier.select(part.texts.of_pairs)
-            of_images = image_label_loss(part.predictions, part.batch, of_pairs, part.points)
-            losses["image"] = self.pairs.image_label_weight * of_images / max(1, num_pairs)
+            pair_classifier = part.classifier.select(part.texts.of_pairs)
+            image_loss = image_label_loss(part.predictions, part.batch, pair_classifier, part.points)
+            losses["image"] = self.pairs.image_label_weight * image_loss / max(1, num_pairs)
         return losses | self.region_distillation(part) | self.start_distillation(part, matching.assignment)
 
     def region_distillation(self, part: Part) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ class Criterion:
 
 
 def backward(
-    parallel: nn.Module,
+    forward: nn.Module,
     detector: Detector,
     batch: Batch,
     texts: StepTexts,
@@ -178,7 +178,7 @@ def backward(
     without any point counts with a loss of 0.
 
     Args:
-        parallel: the detector as it is called: itself, wrapped for several ranks (`data_parallel`), or through CUDA
+        forward: the detector as it is called: itself, wrapped for several ranks (`data_parallel`), or through CUDA
             graphs (`GraphedDetector`).
     """
     whole, num_pairs = None, 0
@@ -187,9 +187,9 @@ def backward(
     sums: dict[str, Tensor] = {}
     for rows in parts:
         its_batch, its_texts = batch.of_images(rows), texts.of_images(rows)
-        with _gradients_stay_here(parallel, until_last=rows is not parts[-1]):
+        with _gradients_stay_here(forward, until_last=rows is not parts[-1]):
             with autocast(batch.images.device, low_precision):
-                predictions = parallel(its_batch.images)
+                predictions = forward(its_batch.images)
             classifier = detector.classifier(its_texts.embeddings, its_texts.class_ids)
             if rows is parts[0]:  # a GPU is busy with the forward pass meanwhile
                 with side_stream:
@@ -217,9 +217,9 @@ def _parts(num_images: int, accumulate: int) -> list[slice]:
     return [slice(first, last) for first, last in pairwise(bounds)]
 
 
-def _gradients_stay_here(parallel: nn.Module, *, until_last: bool) -> AbstractContextManager[object]:
+def _gradients_stay_here(forward: nn.Module, *, until_last: bool) -> AbstractContextManager[object]:
     """A context in which ranks exchange gradients only after the last part of a batch."""
-    return parallel.no_sync() if until_last and isinstance(parallel, DistributedDataParallel) else nullcontext()
+    return forward.no_sync() if until_last and isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
 def of_one_size(batch: Batch) -> Batch:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ovd.distributed import rank
 from ovd.engine.step_texts import StepTexts
 from ovd.fault import Fault
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.structures import Batch, Targets
 
 _FAULTS = ("skipped", "repaired")
@@ -33,17 +33,17 @@ class StepDump:
         """Write the dump into the run folder, one file per rank."""
         path = run_dir / f"failed-step-{self.step:06d}.rank{rank()}.pt"
         batch = self.batch
-        of_batch = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
+        batch_fields = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "targets"}
         faults = {name: tuple(map(str, getattr(batch, name))) for name in _FAULTS}
         content = {
             "step": self.step,
             "weights": self.weights,
-            "batch": of_batch | faults,
+            "batch": batch_fields | faults,
             "targets": [dict(vars(target)) for target in batch.targets],
             "texts": dict(vars(self.texts)),
             "losses": dict(self.losses),
         }
-        with whole_file(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             torch.save(content, file)
         return path
 

@@ -111,13 +111,13 @@ class TextSampler:
         if self.pair_texts is None:
             return None
         own = [torch.cat([targets.classes, targets.image_texts]) for targets in pairs]
-        of_batch = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
-        if len(of_batch) == 0:
+        batch_ids = union_over_ranks(torch.cat([torch.zeros(0, dtype=torch.int64), *own]))
+        if len(batch_ids) == 0:
             return None
-        ids = torch.cat([of_batch, self.pair_texts.draw(self.sampled_texts, generator)]).unique()
+        ids = torch.cat([batch_ids, self.pair_texts.draw(self.sampled_texts, generator)]).unique()
         embeddings = self.pair_texts.sample(ids, generator=generator, noise=self.noise)
         mask = class_mask(pairs, ids, negatives="sampled")
-        return StepTexts(ids, embeddings, mask, torch.ones_like(mask), torch.isin(ids, of_batch))
+        return StepTexts(ids, embeddings, mask, torch.ones_like(mask), torch.isin(ids, batch_ids))
 
     @cached_property
     def _class_rows(self) -> Float[Tensor, "C D"]:

@@ -28,11 +28,11 @@ from ovd.distributed import (
 from ovd.engine import checkpoint
 from ovd.engine.batches import counted, first_with_images, until_stopped
 from ovd.engine.checkpoint_writer import CheckpointWriter
+from ovd.engine.detector_groups import build_groups
 from ovd.engine.early_stop import EarlyStop, ended_early
 from ovd.engine.ema import Ema
 from ovd.engine.gate_statistics import gate_statistics
 from ovd.engine.graphed import GraphedDetector, can_be_graphed
-from ovd.engine.groups import build_groups
 from ovd.engine.log import NoLog, RunLog, open_log
 from ovd.engine.optim import (
     NonFiniteError,
@@ -106,7 +106,7 @@ def train(
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
-    parallel = _as_called(detector, settings, device, low_precision=low_precision)
+    forward = _as_called(detector, settings, device, low_precision=low_precision)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
     num_left = 0 if ended_early(checkpoints.notes) else settings.steps - state.step
     with failing_together():
@@ -124,7 +124,7 @@ def train(
                 state.step += 1
             else:
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
-                losses, batch = train_step(state, parallel, batch, data.text_sampler, criterion, checkpoints.run_dir)
+                losses, batch = train_step(state, forward, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
                 _log_gates(state, batch, settings, log, low_precision=low_precision)
 
@@ -138,14 +138,14 @@ def train(
             if is_over or on_any_rank(stop.received):
                 break
             if state.step % settings.save_every == 0:
-                checkpoints.save(state, data.report, must_succeed=False, message=log.message)
+                checkpoints.save(state, data.report, must_succeed=False, warning=log.warning)
             if evaluation and early_stop is None and is_evaluated:  # after the checkpoint, since it may take long
                 evaluation.run(state.step)
         if num_left:
             if is_over and calibrate:
                 state.ema.copy_to(averaged)
                 calibrate(averaged)
-            checkpoints.save(state, data.report, must_succeed=True, message=log.message)
+            checkpoints.save(state, data.report, must_succeed=True, warning=log.warning)
         if not is_over:
             exit_stopped(state.step, log.message)
         last_step = early_stop.best_step if early_stop else state.step
@@ -221,7 +221,7 @@ def initial_state(
 
 def train_step(
     state: DetectorState,
-    parallel: nn.Module,
+    forward: nn.Module,
     batch: Batch,
     text_sampler: TextSampler,
     criterion: Criterion,
@@ -230,7 +230,7 @@ def train_step(
     """Take one optimizer step; return its losses and the batch on the detector's device.
 
     Args:
-        parallel: the detector as it is called, as for `backward`.
+        forward: the detector as it is called, as for `backward`.
         run_dir: folder for the dump of a step that is not finite.
     """
     settings, detector, step = criterion.train, state.module, state.step
@@ -239,7 +239,7 @@ def train_step(
     batch = of_one_size(batch)
     texts = text_sampler.sample(batch, step_generator(settings.seed, step)).to(detector.device)
     batch = batch.to(detector.device)
-    losses = backward(parallel, detector, batch, texts, criterion, step=step, low_precision=low_precision)
+    losses = backward(forward, detector, batch, texts, criterion, step=step, low_precision=low_precision)
     norm = gradient_norm(detector.parameters())
     numbers = step_if_finite(state.optimizer, losses, norm, max_norm=settings.clip_norm)
     state.optimizer.zero_grad()
@@ -248,10 +248,10 @@ def train_step(
         by_name = check_finite(losses, numbers, batch.image_ids)
     except NonFiniteError as error:
         try:
-            of_step = {name: loss.item() for name, loss in losses.items()}
-            dump = StepDump(step, detector.state_dict(), batch, texts, of_step).write(run_dir)
-        except OSError as of_disk:
-            raise NonFiniteError(f"{error}; the step could not be kept to look at ({of_disk})") from None
+            loss_values = {name: loss.item() for name, loss in losses.items()}
+            dump = StepDump(step, detector.state_dict(), batch, texts, loss_values).write(run_dir)
+        except OSError as disk_error:
+            raise NonFiniteError(f"{error}; the step could not be kept to look at ({disk_error})") from None
         raise NonFiniteError(f"{error}; ovd replay-step {dump} shows which image") from None
     state.step += 1
     return by_name, batch

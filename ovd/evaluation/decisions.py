@@ -193,11 +193,11 @@ class DecisionEvaluator:
         means = np.array([scores[part].mean() for part in bins])
         outcomes = np.array([share_right[part].mean() for part in bins])
         weights = np.array([len(part) for part in bins]) / max(1, len(order))
-        of_true = classes[self._class_rows()][self._pair_of_true]
+        chosen_true = classes[self._class_rows()][self._pair_of_true]
         return Reliability(
             error=float((weights * np.abs(means - outcomes)).sum()),
             brier=float(((scores - right) ** 2).mean()) if len(scores) else 0.0,
-            recall=float(self._matches.found[of_true].mean()) if of_true.any() else 0.0,
+            recall=float(self._matches.found[chosen_true].mean()) if chosen_true.any() else 0.0,
             scores=means,
             outcomes=outcomes,
         )
@@ -208,8 +208,8 @@ class DecisionEvaluator:
         Args:
             thresholds: for the even images and for the odd ones.
         """
-        of_half = np.maximum(thresholds, self._floor)
-        chosen = self._results.scores >= of_half[self._halves]
+        half_thresholds = np.maximum(thresholds, self._floor)
+        chosen = self._results.scores >= half_thresholds[self._halves]
         counted = self._is_complete[self._pair_of_true]
         true_halves = self._pair_numbers[self._pair_of_true] // self._num_classes % 2
 
@@ -224,7 +224,7 @@ class DecisionEvaluator:
             is_counted=of_chosen(self._is_complete[self._pair_of_detection]),
             is_absent=of_chosen((self._judged & (self._num_true == 0))[self._pair_of_detection]),
             true_rows=self._true_rows[counted],
-            is_found=(self._matches.score_of_true >= of_half[true_halves])[counted],
+            is_found=(self._matches.score_of_true >= half_thresholds[true_halves])[counted],
         )
 
     def _class_rows(self) -> Int64[np.ndarray, " S"]:

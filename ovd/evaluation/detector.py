@@ -1,4 +1,4 @@
-"""Evaluate a detector on a data set with a vocabulary of its own: every class of the annotation file is asked for."""
+"""Detect in a data set that is evaluated, with its own vocabulary: every class of the annotation file is asked for."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from ovd.structures import Detections
 
 
 @runtime_checkable
-class DetectsInDataSets(Protocol):
+class DatasetDetector(Protocol):
     """What is evaluated: a `BatchDetector`, or an exported detector."""
 
     @property
@@ -29,8 +29,8 @@ class DetectsInDataSets(Protocol):
     ) -> Iterator[tuple[int, Detections]]: ...
 
 
-def evaluate_detector(
-    inference: DetectsInDataSets,
+def detect_in_dataset(
+    inference: DatasetDetector,
     queries: QueryTexts,
     index: AnnotationIndex,
     loading: Loading,

@@ -15,11 +15,11 @@ from ovd.evaluation.image_classes import ImageClassPairs
 from ovd.evaluation.measures import Measures
 from ovd.evaluation.report import ClassRow, Curve
 from ovd.evaluation.report_pictures import pictures_of
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.html_page import fill_page
 from ovd.shapes import Float64
 
-NAME = "report.html"
+REPORT_PAGE = "report.html"
 _NUM_CURVES = 5
 """Curves of all classes and of groups, which leaves the sixth color to a chosen class."""
 
@@ -31,9 +31,9 @@ def write_html_report(data: Mapping[str, Any], folder: Path) -> Path:
         data: what it shows (`report_data`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / NAME) as file:
+    with atomic_write(folder / REPORT_PAGE) as file:
         file.write(fill_page("evaluation", title=f"{data['title']}: evaluation", data=data))
-    return folder / NAME
+    return folder / REPORT_PAGE
 
 
 def report_data(
@@ -113,8 +113,8 @@ def _groups_of_classes(measures: Measures) -> list[str]:
     names = [NAME_OF_FREQUENCY.get(item.frequency, "") for item in measures.evaluation.classes]
     if any(names):
         return names
-    of_benchmark = {name: mask for name, mask in measures.groups.items() if name != "all"}
-    return [next((name for name, mask in of_benchmark.items() if mask[row]), "") for row in range(len(names))]
+    benchmark_groups = {name: mask for name, mask in measures.groups.items() if name != "all"}
+    return [next((name for name, mask in benchmark_groups.items() if mask[row]), "") for row in range(len(names))]
 
 
 def _false_alarms(measures: Measures) -> list[int]:
@@ -130,13 +130,13 @@ def _curves(measures: Measures) -> list[Curve]:
     evaluation = measures.evaluation
     if any(item.frequency for item in evaluation.classes):
         return list(evaluation.curves)
-    of_groups = []
+    group_curves = []
     for name, mask in measures.groups.items():
         known = evaluation.class_precision[mask]
         known = known[(known > -1).any(axis=1)]
         if name != "all" and len(known):
-            of_groups.append(Curve(f"{name}, IoU 0.50", known.mean(axis=0)))
-    return [*evaluation.curves, *of_groups]
+            group_curves.append(Curve(f"{name}, IoU 0.50", known.mean(axis=0)))
+    return [*evaluation.curves, *group_curves]
 
 
 def _per_mille(precision: Float64[np.ndarray, " R"]) -> list[int] | None:

@@ -160,10 +160,10 @@ def measure_naming(
         num_without_point += sum(len(targets.boxes) for targets in batch.targets) - int(inside.is_nearest.sum())
         if len(inside.classes) == 0:
             continue
-        of_points, of_boxes = namer.name(batch, inside)
-        at_points.add(of_points)
-        at_boxes.add(of_boxes)
-        named.append(torch.stack([of_boxes.classes, of_boxes.given], dim=1).cpu())
+        named_points, named_boxes = namer.name(batch, inside)
+        at_points.add(named_points)
+        at_boxes.add(named_boxes)
+        named.append(torch.stack([named_boxes.classes, named_boxes.given], dim=1).cpu())
     report = _report(at_boxes, at_points, index, num_without_point, crops.views[0].side_px)
     pairs = torch.cat(named).numpy() if named else np.zeros((0, 2), np.int64)
     return replace(report, confusions=most_confused(pairs, index.categories))
@@ -277,10 +277,12 @@ class _Namer:
         with on_device(images.device), autocast(images.device, self._inference.low_precision):
             dense, own_dense = self._clip.dense(pixels), detector.backbone.dense(pixels)
             after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
-        of_crops = self._crops(images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))])
+        crop_embeddings = self._crops(
+            images, batch.sizes, [boxes[image_of_box == image] for image in range(len(images))]
+        )
         before, own = (self._at_points(feature, inside, images) for feature in (dense, own_dense))
         given = self._best(after, self._own_text)
-        of_points = _Named(
+        named_points = _Named(
             classes=inside.classes,
             given=given,
             right=torch.stack([self._best(before, self._clip_text), given], dim=1) == inside.classes[:, None],
@@ -290,7 +292,7 @@ class _Namer:
         by_clip = (
             before[nearest],
             mean_over_boxes(dense.float(), image_of_box, boxes, self._clip.strides[-1]),
-            torch.cat(of_crops),
+            torch.cat(crop_embeddings),
         )
         ways = [*((embeddings, self._clip_text) for embeddings in by_clip), (after[nearest], self._own_text)]
         among_all = [self._best(embeddings, names) for embeddings, names in ways]
@@ -298,14 +300,14 @@ class _Namer:
         if self._rare.any():
             among_rare = [self._best(embeddings, names.select(self._rare)) for embeddings, names in ways]
             right_among_rare = torch.stack(among_rare, dim=1) == classes[:, None]
-        of_boxes = _Named(
+        named_boxes = _Named(
             classes=classes,
             given=given[nearest],
             right=torch.stack(among_all, dim=1) == classes[:, None],
             right_among_rare=right_among_rare,
-            cosines=of_points.cosines[nearest],
+            cosines=named_points.cosines[nearest],
         )
-        return of_points, of_boxes
+        return named_points, named_boxes
 
     def _at_points(
         self, dense: Float[Tensor, "B D h w"], inside: _PointsInBoxes, images: UInt8[Tensor, "B 3 H W"]

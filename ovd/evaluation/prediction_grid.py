@@ -17,7 +17,7 @@ from ovd.shapes import Float64, Int64
 from ovd.structures import Detections
 from ovd.visualize import GRID_PX, choose_shown, draw_detections, write_grid
 
-NAME = "predictions.jpg"
+PREDICTION_GRID = "predictions.jpg"
 NUM_IMAGES = 12
 
 
@@ -49,7 +49,7 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
             draw_detections(image, choose_shown(found, -torch.inf), names, missed=missed, largest_px=GRID_PX)
         )
     if pictures:
-        write_grid(pictures, folder / NAME)
+        write_grid(pictures, folder / PREDICTION_GRID)
 
 
 def to_detections(

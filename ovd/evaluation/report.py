@@ -13,7 +13,7 @@ import numpy as np
 from ovd.data.truth import Truth
 from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
-from ovd.files import whole_file, write_json
+from ovd.files import atomic_write, write_json
 from ovd.metric import NO_TRUE_BOX, per_cent
 from ovd.shapes import Float64
 
@@ -110,7 +110,7 @@ def format_table(evaluation: Evaluation) -> str:
 def write_report(evaluation: Evaluation, output_dir: Path) -> None:
     """Writes metrics.json, metrics.txt, per_class.csv and precision_recall.png, replacing those of an earlier run."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    with whole_file(output_dir / "metrics.txt") as file:
+    with atomic_write(output_dir / "metrics.txt") as file:
         file.write(format_table(evaluation))
     summary = {
         "engine": evaluation.engine,
@@ -119,7 +119,7 @@ def write_report(evaluation: Evaluation, output_dir: Path) -> None:
         "notes": evaluation.notes,
     }
     write_json(output_dir / "metrics.json", summary)
-    with whole_file(output_dir / "per_class.csv") as file:
+    with atomic_write(output_dir / "per_class.csv") as file:
         table = csv.DictWriter(file, [column.name for column in fields(ClassRow)], lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(row) for row in evaluation.classes)

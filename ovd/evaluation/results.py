@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ovd.data.formats.coco_records import whole_number_of
-from ovd.files import GZIP, whole_file
+from ovd.files import GZIP, atomic_write
 from ovd.shapes import Bool, Float64, Int64
 
 
@@ -140,8 +140,8 @@ def _load_with_care(path: Path, content: bytes) -> Results:
     try:
         records = json.loads(content)
     except ValueError as error:
-        of_lines = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
-        raise ValueError(f"{path}: not valid JSON: {error}{of_lines}") from error
+        hint = "; a record in each line is not one list" if _SECOND_LINE.match(content) else ""
+        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: JSON nested too deeply") from error
     if not isinstance(records, list):
@@ -192,7 +192,7 @@ def _record_problem(record: Any) -> str | None:
 
 def write_results(path: Path, results: Results) -> None:
     """Writes COCO results format, one record a line. The file appears whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write("[")
         separator = "\n"
         columns = (results.image_ids, results.category_ids, results.boxes_xywh, results.scores)

@@ -24,6 +24,7 @@ from ovd.evaluation.note import EvaluationNote, remove_note, write_note
 from ovd.evaluation.report import format_table, write_report
 from ovd.evaluation.results import load_results
 from ovd.shapes import Bool
+from ovd.warn import warn
 
 NOT_ALWAYS_WRITTEN = ("naming.json", "naming.png", "report.html", "predictions.jpg")
 """Files of an evaluation that measures naming, makes a page, or knows where the images are."""
@@ -100,7 +101,7 @@ def write_measures(
     try:
         write_prediction_grid(measures, index, output_dir)
     except OSError as error:
-        print(f"warning: {output_dir}: predictions.jpg cannot be written ({error})")
+        warn(f"{output_dir}: predictions.jpg cannot be written ({error})")
 
 
 def _are_classes(truth: Truth) -> Bool[np.ndarray, " C"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ovd.choices import ExpertPart
 from ovd.experts.names import ExpertNames
-from ovd.files import sha256_of, whole_file, write_json
+from ovd.files import atomic_write, sha256_of, write_json
 
 TENSORS = "expert.safetensors"
 DESCRIPTION = "expert.json"
@@ -141,7 +141,7 @@ def write_expert(folder: Path, description: ExpertDescription, tensors: Mapping[
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    with whole_file(folder / TENSORS, "wb") as file:
+    with atomic_write(folder / TENSORS, "wb") as file:
         file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     write_description(folder, description)
 

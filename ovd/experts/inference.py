@@ -123,11 +123,11 @@ class ExpertInference(BatchDetector):
 
         def compute() -> list[_OwnQueries]:
             names = [expert.names for expert in self.experts]
-            of_base, *of_experts = route(text, names, nearest=self._nearest)
-            own_text = (own.answering(text[rows]) for own, rows in zip(names, of_experts, strict=True))
+            base_rows, *expert_rows = route(text, names, nearest=self._nearest)
+            own_text = (own.answering(text[rows]) for own, rows in zip(names, expert_rows, strict=True))
             return [
-                _OwnQueries(of_base, queries.take(of_base)),
-                *(_OwnQueries(rows, QueryTexts(own)) for rows, own in zip(of_experts, own_text, strict=True)),
+                _OwnQueries(base_rows, queries.take(base_rows)),
+                *(_OwnQueries(rows, QueryTexts(own)) for rows, own in zip(expert_rows, own_text, strict=True)),
             ]
 
         return self._routed.of((text,) if ensemble is None else (text, ensemble.weights), compute)
@@ -142,18 +142,18 @@ class ExpertInference(BatchDetector):
             with on_device(self.device), autocast(self.device, self.low_precision):
                 pixels = self.detector.normalize(batch.images)
                 features = self.detector.backbone(pixels)
-            of_base: Predictions | None = None  # which experts of names alone have, too
+            base_predictions: Predictions | None = None  # which experts of names alone have, too
             for number in asked:
                 detector = self._answerers[number].detector
-                if detector is self.detector and of_base is not None:
-                    yield number, of_base
+                if detector is self.detector and base_predictions is not None:
+                    yield number, base_predictions
                     continue
                 with on_device(self.device), autocast(self.device, self.low_precision):
                     own = features if self._shared[number] is None else detector.backbone(pixels)
                     predictions = detector.predict_from(own, pixels)
                     predictions = self._base.without_padding(predictions, batch.images, batch.sizes)
                 if detector is self.detector and self._base_answers_again:
-                    of_base = predictions
+                    base_predictions = predictions
                 yield number, predictions
 
     def _merge(self, answers: Sequence[Detections]) -> Detections:

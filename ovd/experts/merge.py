@@ -35,18 +35,18 @@ def merge(
     Returns:
         The merged detections, and the number that `max_detections` cut off.
     """
-    of_experts = Detections.cat(experts)
+    from_experts = Detections.cat(experts)
     if len(experts) > 1:
-        of_experts = of_experts.take(_kept_of_common_classes(experts, of_experts, nms_iou))
+        from_experts = from_experts.take(_kept_of_common_classes(experts, from_experts, nms_iou))
     if same_place != "both":
-        at_one_place = box_iou(base.boxes, of_experts.boxes) >= PLACE_IOU
-        base_is_surer = base.scores[:, None] >= of_experts.scores
+        at_one_place = box_iou(base.boxes, from_experts.boxes) >= PLACE_IOU
+        base_is_surer = base.scores[:, None] >= from_experts.scores
         if same_place == "surer":
-            keeps_base, keeps_expert = _surest(at_one_place, base_is_surer, base.scores, of_experts.scores)
-            base, of_experts = base.take(keeps_base), of_experts.take(keeps_expert)
+            keeps_base, keeps_expert = _surest(at_one_place, base_is_surer, base.scores, from_experts.scores)
+            base, from_experts = base.take(keeps_base), from_experts.take(keeps_expert)
         else:
-            of_experts = of_experts.take(~(at_one_place & base_is_surer).any(dim=0))
-    merged = Detections.cat([base, of_experts])
+            from_experts = from_experts.take(~(at_one_place & base_is_surer).any(dim=0))
+    merged = Detections.cat([base, from_experts])
     # Stable: of equal scores the base's comes first.
     order = merged.scores.argsort(descending=True, stable=True)
     return merged.take(order[:max_detections]), max(0, len(order) - max_detections)

@@ -14,7 +14,7 @@ import numpy as np
 from ovd.data.images.files import images_below
 from ovd.data.images.read import read_image
 from ovd.extras import optional
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.onnx.predictor import pad
 from ovd.onnx.resize import resize
 from ovd.onnx.session import DetectionSession
@@ -38,7 +38,7 @@ def to_half(path: Path) -> None:
     model = onnx.load(path)
     outside = [node.name for node in model.graph.node if not node.name.startswith(INSIDE)]
     converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=outside)
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(converted.SerializeToString())
 
 
@@ -92,7 +92,7 @@ def quantize(path: Path, images: Sequence[Path], *, dim: int) -> None:
         )
         model = onnx.load(result)
     onnx.helper.set_model_props(model, metadata)
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(model.SerializeToString())
 
 

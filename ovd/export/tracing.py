@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
 
 from ovd.extras import optional
-from ovd.files import whole_file
+from ovd.files import atomic_write
 
 OPSET = 18
 INT64 = 7
@@ -44,7 +44,7 @@ def write_onnx(
         ValueError: the onnx package is missing.
     """
     onnx = optional("onnx", "onnx")
-    with whole_file(path, "wb") as file, warnings.catch_warnings(), _exportable(), torch.no_grad():
+    with atomic_write(path, "wb") as file, warnings.catch_warnings(), _exportable(), torch.no_grad():
         warnings.simplefilter("ignore")  # on every shape that is compared, and on the exporter's age
         torch.onnx.export(
             module,

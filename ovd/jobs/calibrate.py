@@ -18,6 +18,7 @@ from ovd.data.images.read import ImageError, read_image
 from ovd.evaluation.calibrate import CalibrationError, calibrate
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.progress import progress
+from ovd.warn import warn
 
 
 def calibrate_detector(trained: TrainedDetector, held_out: HeldOut) -> ScoreCalibration:
@@ -56,7 +57,7 @@ def readable_part(held_out: HeldOut) -> HeldOut:
             read_image(record.path, expected_size=(record.height, record.width))
             readable.append(row)
         except ImageError as error:
-            print(f"warning[{error.code}]: {error}; left out of the calibration")
+            warn(f"{error}; left out of the calibration", code=error.code)
     if not readable:
         raise CalibrationError(f"{index.path}: none of the {len(index)} held-out images can be read")
     return held_out if len(readable) == len(index) else replace(held_out, index=index.take(np.array(readable)))

@@ -7,6 +7,7 @@ from ovd.build.data import samples_per_step
 from ovd.config import AlignConfig, TrainConfig
 from ovd.distributed import is_main, world_size
 from ovd.extras import needs_package
+from ovd.warn import warn
 
 
 def check_can_run(config: TrainConfig) -> None:
@@ -22,9 +23,9 @@ def check_can_run(config: TrainConfig) -> None:
     if not is_main():
         return
     if config.clip.weights == "random":
-        print("warning: clip.weights=random: neither images nor texts mean anything to this CLIP; give weights")
+        warn("clip.weights=random: neither images nor texts mean anything to this CLIP; give weights")
     if config.eval.ensemble is not None and config.train.calibration is not None:
-        print("warning: with eval.ensemble scores stay uncalibrated: leave it or train.calibration out")
+        warn("with eval.ensemble scores stay uncalibrated: leave it or train.calibration out")
 
 
 def check_warmup(config: TrainConfig | AlignConfig) -> None:

@@ -1,6 +1,5 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,7 +15,7 @@ from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
 from ovd.distributed import broadcast, is_main
-from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
+from ovd.evaluation.detector import DatasetDetector, detect_in_dataset
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import report_data, write_html_report
@@ -36,6 +35,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.model.query_texts import QueryTexts
 from ovd.onnx.session import DetectionSession
 from ovd.text.names import are_among
+from ovd.warn import warn
 
 NAMING_IMAGES = 300
 """Number of images in which naming is measured: over a thousand boxes, in seconds."""
@@ -46,7 +46,7 @@ def detect_all(
     index: AnnotationIndex,
     queries: QueryTexts,
     *,
-    inference: DetectsInDataSets | None = None,
+    inference: DatasetDetector | None = None,
     engine: Engine | None = None,
 ) -> BoxEvaluator:
     """Detect every class of a data set in each of its images.
@@ -59,7 +59,7 @@ def detect_all(
     inference = inference or build_inference(trained)
     if config.eval.compile and isinstance(inference, BatchDetector):
         inference.compile()
-    evaluator = evaluate_detector(
+    evaluator = detect_in_dataset(
         inference, queries, index, evaluation_loading(config), engine=engine or config.eval.engine
     )
     if isinstance(inference, ExpertInference) and inference.num_capped:
@@ -90,7 +90,7 @@ def evaluate_run(
         ValueError: no data set is given and the run has none, or `onnx` was exported from other weights.
     """
     config = trained.config
-    inference: DetectsInDataSets = (
+    inference: DatasetDetector = (
         build_inference(trained, size=size) if onnx is None else OnnxInference(_exported(trained, onnx), size=size)
     )
     is_own_set = index is None
@@ -122,25 +122,24 @@ def _exported(trained: TrainedDetector, path: Path) -> DetectionSession:
     session = DetectionSession(path)
     if trained.weights is None:
         return session
-    of_file, own = session.usage.weights_sha256, sha256_of(trained.weights)
-    if of_file is None:
+    file_sha256, own_sha256 = session.usage.weights_sha256, sha256_of(trained.weights)
+    if file_sha256 is None:
         if is_main():
-            print(
-                f"warning: {path} does not say which weights it was exported from, so nothing shows that they are "
-                f"those of {trained.weights}; export again with this version",
-                file=sys.stderr,
+            warn(
+                f"{path} does not say which weights it was exported from, so nothing shows that they are "
+                f"those of {trained.weights}; export again with this version"
             )
-    elif of_file != own:
+    elif file_sha256 != own_sha256:
         raise ValueError(
-            f"{path} was exported from weights of sha256 {of_file}; those of {trained.weights} have {own}. Export this "
-            "run again, or evaluate the file with the run that it was exported from"
+            f"{path} was exported from weights of sha256 {file_sha256}; those of {trained.weights} have {own_sha256}. "
+            "Export this run again, or evaluate the file with the run that it was exported from"
         )
     return session
 
 
 def _measured(
     trained: TrainedDetector,
-    inference: DetectsInDataSets,
+    inference: DatasetDetector,
     index: AnnotationIndex,
     text: Float[Tensor, "C D"],
     evaluator: BoxEvaluator,
@@ -187,12 +186,12 @@ def naming_of(
     options = CropOptions(views=((1.0, 1.0),))
     crops = build_crop_encoder(untouched, options, inference.device, inference.low_precision, section="naming")
     # It looks at no scores and no second time.
-    of_names = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
+    naming_inference = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None
     if trained.detector.name_offsets is not None:
         clip_text = evaluation_text(config, trained.clip, index.names, index.synonyms)
     return measure_naming(
-        of_names,
+        naming_inference,
         backbone_of(untouched.model.visual),
         text,
         index,

@@ -34,7 +34,7 @@ from ovd.model.low_rank import adapters_of, with_adapter_names
 from ovd.model.score_calibration import nearness_to
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.similarity import with_offsets
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 NAMES_SHOWN = 8
 
@@ -108,7 +108,7 @@ def _own_text(base: TrainedDetector, index: AnnotationIndex) -> tuple[Float[Tens
         (row, synonym)
         for row, category in enumerate(index.categories)
         for synonym in category.synonyms
-        if read_alike(synonym)
+        if name_key(synonym)
     ]
     parts = [
         evaluation_text(base.config, base.clip, index.names, index.synonyms),
@@ -171,10 +171,10 @@ def format_answerers(run: Path, folders: Sequence[Path], names: Sequence[str]) -
             " and ".join(answerer for answerer, rows in zip(answerers, routed, strict=True) if row in rows.tolist())
             for routed in by_mode
         ]
-        of_each = [
+        nearnesses = [
             nearness_to(text[row : row + 1], rows) for rows in (experts[0].base_text, *(e.text for e in experts))
         ]
-        cosines = ", ".join(f"{float(nearness):.3f}" for nearness in of_each)
+        cosines = ", ".join(f"{float(nearness):.3f}" for nearness in nearnesses)
         rows_of_table.append((name, *by, cosines))
     widths = [max(map(len, column)) + 2 for column in zip(*rows_of_table, strict=True)]
     return "\n".join(

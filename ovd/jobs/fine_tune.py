@@ -33,7 +33,8 @@ from ovd.jobs.train import train_from_config
 from ovd.metric import per_cent
 from ovd.selftrain.labels import label_files
 from ovd.selftrain.ledger import labels_fingerprint
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
+from ovd.warn import warn
 
 SHOWN = ("AP", "AP50", "APr", "APc", "APf")
 
@@ -105,7 +106,7 @@ def _fine_tune(config: TrainConfig, weight: float, measures_kept: bool) -> tuple
     home = _validation_of_start(start, config.init_from) if measures_kept else None
     new = load_validation_index(config)
     if new is None and is_main():
-        print("warning: no validation set (data.source.val_annotations): the gain on the new data is not measured")
+        warn("no validation set (data.source.val_annotations): the gain on the new data is not measured")
 
     found = latest_of_all_ranks(config.output)
     if found is not None:
@@ -191,9 +192,9 @@ def _with_expert(validation: _Validation, start: TrainedDetector, index: Annotat
         save_expert(folder, config, start, tuned, index)
     barrier()
     experts = ExpertGroup((folder,))
-    known = set(map(read_alike, start.classes))
+    known = set(map(name_key, start.classes))
     forms = [form for category in index.categories for form in (category.name, *category.synonyms)]
-    shared = list(dict.fromkeys(form for form in forms if read_alike(form) in known))
+    shared = list(dict.fromkeys(form for form in forms if name_key(form) in known))
     if shared and is_main():
         print(f"the expert answers {len(shared)} of the detector's own words from now on: {first_of(shared)}")
     outcomes = (

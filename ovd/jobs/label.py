@@ -126,8 +126,8 @@ def label_images(
         height, width = sizes[image].tolist()
         kept.append(_labelled(answer.kept, file, height, width, report))
         below.append(_labelled(answer.below, file, height, width, None))
-    of_all = LabelledSet(root, names, tuple(kept))
-    return LabelledSets(of_all, replace(of_all, images=tuple(below)))
+    kept_set = LabelledSet(root, names, tuple(kept))
+    return LabelledSets(kept_set, replace(kept_set, images=tuple(below)))
 
 
 def _counted(batches: Iterator[Batch], report: DataReport, journal: LabelJournal) -> Iterator[Batch]:

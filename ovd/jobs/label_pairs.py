@@ -111,7 +111,7 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
         # All names of a place are stored, at all points: labels are filtered afterwards, and captions have few names.
         # The job keeps the best box of each name, so it is given those of all candidates. A caption is one name; there
         # one box more than is kept tells that some are left out.
-        of_teacher = {
+        teacher_options = {
             "score_threshold": options.score_threshold,
             "max_detections": options.max_boxes + 1 if options.queries == "caption" else candidates,
             "candidates": candidates,
@@ -119,8 +119,8 @@ def build_labeller(trained: TrainedDetector, request: LabelRequest) -> Labeller:
             "one_name_per_place": None,
             "prefilter": None,
         }
-        of_run = {name: getattr(config.eval, name) for name in DetectionOptions.model_fields}
-        own = DetectionOptions.model_validate(of_run | of_teacher)
+        run_options = {name: getattr(config.eval, name) for name in DetectionOptions.model_fields}
+        own = DetectionOptions.model_validate(run_options | teacher_options)
         inference = build_inference(_without_competing(trained), size=request.size, options=own)
         for expert in inference.experts if isinstance(inference, ExpertInference) else ():
             if _was_competing(expert.inference.calibration):

@@ -50,9 +50,9 @@ def preflight(config: TrainConfig, *, resume: bool = False, strict_resume: bool 
     small = small_training_objects(config, index)
     usable = check_images(index, report, small)
     print(describe(index, report, usable))
-    of_small = index.image_ids[index.boxes.images_of_values()[small]]
+    images_of_small = index.image_ids[index.boxes.images_of_values()[small]]
     num_learned = len(usable.boxes.values) + len(usable.crowd_boxes.values)
-    num_learned -= int(np.isin(of_small, usable.image_ids).sum())
+    num_learned -= int(np.isin(images_of_small, usable.image_ids).sum())
     verdicts = [training_verdict(index, report, num_learned, has_option=False)]  # check_all_exist named the option
     if validation is not None:
         print(f"\nvalidation set {validation.path}")

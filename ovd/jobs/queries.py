@@ -1,14 +1,14 @@
 """What is asked for on a command line: names, minimum scores, and examples."""
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovd.build.prompts import Example, Prompt
 from ovd.data.formats.text_files import read_lines
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
+from ovd.warn import warn
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def each_once(queries: Sequence[Query]) -> list[Query]:
     """
     first: dict[str, Query] = {}
     for query in queries:
-        before = first.setdefault(read_alike(query.name), query)
+        before = first.setdefault(name_key(query.name), query)
         if before.min_score != query.min_score:
             raise ValueError(f"{before.name!r} and {query.name!r} are one name with two minimum scores; give it once")
     if len(first) < len(queries):
-        print(f"warning: {len(queries) - len(first)} names are given twice, and asked for once", file=sys.stderr)
+        warn(f"{len(queries) - len(first)} names are given twice, and asked for once")
     return list(first.values())
 
 
@@ -113,11 +113,11 @@ def with_examples(queries: Sequence[Query], words: Sequence[str]) -> list[Query]
     called: dict[str, str] = {}
     examples: dict[str, list[Example]] = {}
     for name, example in map(read_example, words):
-        examples.setdefault(read_alike(name), []).append(example)
-        called.setdefault(read_alike(name), name)
+        examples.setdefault(name_key(name), []).append(example)
+        called.setdefault(name_key(name), name)
     by_name = []
     for query in queries:
-        own = examples.pop(read_alike(query.name), None)
+        own = examples.pop(name_key(query.name), None)
         prompt = query.prompt if own is None else Prompt(query.name, (query.name,), tuple(own))
         by_name.append(replace(query, prompt=prompt))
     alone = [Query(Prompt(called[reading], images=tuple(own))) for reading, own in examples.items()]

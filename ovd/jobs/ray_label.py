@@ -115,7 +115,7 @@ class _RayJob:
                 (ready,), _ = self._ray.wait(list(self._running), num_returns=1)
                 actor, name = self._running.pop(ready)
                 try:
-                    of_shard, report = self._ray.get(ready)
+                    shard_counts, report = self._ray.get(ready)
                 except self._ray.exceptions.RayActorError as error:
                     if getattr(error, "actor_init_failed", False):
                         raise RuntimeError(f"a worker could not start: {str(error).splitlines()[-1]}") from error
@@ -124,8 +124,8 @@ class _RayJob:
                     continue
                 except self._ray.exceptions.RayTaskError as error:
                     raise error.as_instanceof_cause() from None
-                counts.append(of_shard)
-                bar.update(of_shard.pairs)
+                counts.append(shard_counts)
+                bar.update(shard_counts.pairs)
                 self._report.add(report)
                 stop_if_too_many(self._report, self._num_pairs, self._request.labelling.pairs)
                 self._give(actor)

@@ -10,7 +10,7 @@ from ovd.config import AlignConfig, TrainConfig
 from ovd.distributed import all_gather, barrier, device_of_rank, failing_together, is_main, world_size
 from ovd.engine.checkpoint import MANIFEST, Checkpoint, latest
 from ovd.engine.early_stop import ended_early
-from ovd.files import only_writer, whole_file
+from ovd.files import atomic_write, folder_lock
 from ovd.precision import describe_machine
 
 
@@ -53,9 +53,9 @@ def open_run_folder(config: TrainConfig | AlignConfig, found: Checkpoint | None)
                 if file.exists() and not _is_of_a_run(file):
                     raise ValueError(f"{file} was written by hand and would be replaced; keep it, or change output")
                 config.output.mkdir(parents=True, exist_ok=True)
-                held.enter_context(only_writer(config.output))
+                held.enter_context(folder_lock(config.output))
                 _check_newest(config.output, found)
-                with whole_file(file) as stream:
+                with atomic_write(file) as stream:
                     stream.write(yaml.safe_dump(content, sort_keys=False))
                 ranks = f", one of {world_size()} ranks" if world_size() > 1 else ""
                 print(f"{config.output}: {describe_machine(device_of_rank(config.train.device))}{ranks}")

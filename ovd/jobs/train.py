@@ -36,6 +36,7 @@ from ovd.jobs.training_setup import set_up
 from ovd.model.detector import Detector
 from ovd.precision import deterministic, on_device
 from ovd.selftrain.labelled_pairs import LabelledPairs
+from ovd.warn import warn
 
 
 def train_from_config(
@@ -126,8 +127,8 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
 
 def _names_of(index: AnnotationIndex, pairs: LabelledPairs | None, ids: Sequence[int]) -> list[str]:
     """Names of classes, and texts of pairs, by the ids that batches have."""
-    of_texts = [number for number in ids if number >= len(index.categories)]
-    texts = dict(zip(of_texts, pairs.texts.texts(of_texts), strict=True)) if pairs is not None else {}
+    text_ids = [number for number in ids if number >= len(index.categories)]
+    texts = dict(zip(text_ids, pairs.texts.texts(text_ids), strict=True)) if pairs is not None else {}
     return [texts[number] if number in texts else index.categories[number].name for number in ids]
 
 
@@ -146,10 +147,10 @@ def _calibration_of(
                 attached = {"trained_text": calibration.trained_text, "mean_example": mean_example(config, readable)}
                 found = calibration.to_json(), attached
             except CalibrationError as error:
-                print(f"warning: {error}; the detector has no calibration")
+                warn(f"{error}; the detector has no calibration")
             except Exception as error:  # such as memory that is too small: the training is not to be lost with it
                 traceback.print_exc()
-                print(f"warning: the calibration failed ({error}); the detector has none")
+                warn(f"the calibration failed ({error}); the detector has none")
         found = broadcast(found)
         if found is not None:
             checkpoints.notes = replace(checkpoints.notes, calibration=found[0])
@@ -177,7 +178,7 @@ def _evaluation_of(
             try:
                 write_measures(measures, config.output, index=validation)
             except OSError as error:  # a full disk is no reason to end a training
-                print(f"warning: {config.output}: files of an evaluation cannot be written ({error})")
+                warn(f"{config.output}: files of an evaluation cannot be written ({error})")
             metrics = measures.evaluation.metrics
         return broadcast(metrics)
 

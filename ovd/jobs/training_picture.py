@@ -12,8 +12,9 @@ from PIL import Image
 
 from ovd.structures import Batch, Detections
 from ovd.visualize import GRID_PX, draw_detections, write_grid
+from ovd.warn import warn
 
-NAME = "training_images.jpg"
+TRAINING_PICTURE = "training_images.jpg"
 MAX_IMAGES = 16
 MAX_NAME = 40
 """Characters of a name that are drawn: captions are long."""
@@ -35,9 +36,9 @@ def drawing_the_first(
             if start == 0 and not drawn and batch.image_ids:
                 drawn = True
                 try:
-                    write_grid(draw_batch(batch, names_of), folder / NAME)
+                    write_grid(draw_batch(batch, names_of), folder / TRAINING_PICTURE)
                 except OSError as error:
-                    print(f"warning: {folder / NAME} cannot be written ({error})")
+                    warn(f"{folder / TRAINING_PICTURE} cannot be written ({error})")
             yield batch
 
     return batches

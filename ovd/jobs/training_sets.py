@@ -12,6 +12,7 @@ from ovd.data.report import DataReport
 from ovd.data.verdict import check_evaluable
 from ovd.distributed import main_first
 from ovd.first_of import first_of
+from ovd.warn import warn
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _check_validation(config: TrainConfig, validation: AnnotationIndex | None) -
         return
     if config.train.patience:
         raise ValueError(f"train.patience goes by AP, and {validation.path} has no box; give another validation set")
-    print(f"warning: {validation.path} has no box: its metrics will say nothing")
+    warn(f"{validation.path} has no box: its metrics will say nothing")
 
 
 def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
@@ -82,8 +83,8 @@ def warn_of_absent_classes(config: TrainConfig, index: AnnotationIndex) -> None:
     has_box = np.bincount(index.classes.values, minlength=len(index.categories)) > 0
     without = [name for name, has in zip(index.names, has_box.tolist(), strict=True) if not has]
     if without:
-        print(
-            f"warning: {len(without)} classes have no box and are trained on as absent from every image "
+        warn(
+            f"{len(without)} classes have no box and are trained on as absent from every image "
             f"(train.negatives=all): {first_of(without)}; remove them from the categories if they "
             "may be there"
         )
@@ -93,8 +94,8 @@ def warn_of_trained_images(training: AnnotationIndex, validation: AnnotationInde
     """Say how many images of the validation set are trained on, such as all where both sets are one file."""
     num_trained = len(_image_paths(training) & _image_paths(validation))
     if num_trained:
-        print(
-            f"warning: {num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
+        warn(
+            f"{num_trained:,} of the {len(validation):,} images of {validation.path} are in the training set "
             f"{training.path}, too: the metrics of the validation set will be of images that were trained on"
         )
 

@@ -86,7 +86,7 @@ def _hashes(config: TrainConfig, sets: TrainingSets, pairs: LabelledPairs | None
     for name, file in (("text bank", config.bank.file), ("paraphrases", config.bank.paraphrases)):
         if file is not None:
             data[name] = sha256_of(file)
-    of_ranks = all_gather(data)
-    if any(other != data for other in of_ranks):
-        raise ValueError(f"the ranks have read different data, as if it were still being written: {of_ranks}")
+    hashes_by_rank = all_gather(data)
+    if any(other != data for other in hashes_by_rank):
+        raise ValueError(f"the ranks have read different data, as if it were still being written: {hashes_by_rank}")
     return data

@@ -13,6 +13,7 @@ from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.notes import NO_SAMPLES, SampleCounts
 from ovd.engine.start import Fresh, GoOnFrom, Resume, Start
 from ovd.files import sha256_of
+from ovd.warn import warn
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ def _warn_of_seen_images(config: TrainConfig, before: Checkpoint) -> None:
     if options is None or not is_main():
         return
     earlier = parse_config(before.config, TrainConfig, f"{before.folder}/state.json")
-    of_earlier = earlier.train.calibration
-    held_out = earlier.data.held_out if of_earlier is None else of_earlier.images
+    earlier_options = earlier.train.calibration
+    held_out = earlier.data.held_out if earlier_options is None else earlier_options.images
     if held_out < options.images and earlier.data.source == config.data.source:
-        print(
-            f"warning: {config.init_from} was trained on images that train.calibration holds out here; train it with "
+        warn(
+            f"{config.init_from} was trained on images that train.calibration holds out here; train it with "
             f"data.held_out={options.images}"
         )

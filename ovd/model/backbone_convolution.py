@@ -161,9 +161,9 @@ class ClipResNetBackbone(Backbone):
         return BackboneOutput(tuple(features), features[-1])
 
     def project_locations(self, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
-        pool, (of_values, of_outputs) = self.visual.attnpool, self.frozen_projections
-        values = of_values.project(pool.v_proj, last.permute(0, 2, 3, 1))
-        return of_outputs.project(pool.c_proj, values).permute(0, 3, 1, 2)
+        pool, (value_projection, output_projection) = self.visual.attnpool, self.frozen_projections
+        values = value_projection.project(pool.v_proj, last.permute(0, 2, 3, 1))
+        return output_projection.project(pool.c_proj, values).permute(0, 3, 1, 2)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         last, pool = self._features(images)[-1], self.visual.attnpool

@@ -171,8 +171,9 @@ def split_windows(
         _starts(length, window, tokens.device)[:, None] + torch.arange(side, device=tokens.device)
         for length, side in zip(grid, sides, strict=True)
     )
-    of_windows = rows[:, None, :, None] * grid[1] + columns[None, :, None]  # rows and columns of windows, and in them
-    patches = tokens[:, num_prefix:].index_select(1, of_windows.flatten()).unflatten(1, (-1, sides[0] * sides[1]))
+    # Rows and columns of windows, and in them.
+    patch_indices = rows[:, None, :, None] * grid[1] + columns[None, :, None]
+    patches = tokens[:, num_prefix:].index_select(1, patch_indices.flatten()).unflatten(1, (-1, sides[0] * sides[1]))
     prefix = tokens[:, None, :num_prefix].expand(-1, patches.shape[1], -1, -1)
     return torch.cat([prefix, patches], dim=2).flatten(0, 1)
 

@@ -167,15 +167,15 @@ def _focal_loss_and_gradients(
         for i, start in enumerate(starts):
             block = slice(start, start + block_size)
             # An embedding e of length 1 / r has the cosine r * e @ t, so that no normalized copy is needed.
-            exact, of_rows = embeddings[block].to(dtype), row_buffers[i]
+            exact, row_buffer = embeddings[block].to(dtype), row_buffers[i]
             length = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
             inverse = 1 / length.clamp(min=EPSILON)
             factor = scale * inverse
             products = products_of_block[: len(exact)]
-            rows = torch.mul(exact, factor, out=of_rows).to(low_dtype)
+            rows = torch.mul(exact, factor, out=row_buffer).to(low_dtype)
             if is_low:
                 torch.mm(rows, centered.T, out=products)
-                offsets = torch.addmv(bias, of_rows, mean)
+                offsets = torch.addmv(bias, row_buffer, mean)
             else:
                 torch.addmm(bias, rows, text.T, out=products)
                 offsets = None
@@ -193,7 +193,7 @@ def _focal_loss_and_gradients(
                 gradient_text += products.T @ rows
             if needs_embeddings or needs_scale:  # whose gradient takes the place of the rows
                 torch.mm(products, product_text, out=rows)
-                gradient = of_rows.copy_(rows) if is_low else rows
+                gradient = row_buffer.copy_(rows) if is_low else rows
                 along = inverse * torch.linalg.vecdot(gradient, exact)[:, None]  # each point's slopes times cosines
                 sums_scale[i] = along.sum()
                 if gradient_embeddings is not None:

@@ -69,9 +69,9 @@ def with_adapter_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[st
     renamed = dict(tensors)
     for path, adapter in module.named_modules():
         if isinstance(adapter, LowRank):
-            of_weight = path.removesuffix(".0")
-            name = of_weight.replace(".parametrizations.weight", ".weight")
+            weight_path = path.removesuffix(".0")
+            name = weight_path.replace(".parametrizations.weight", ".weight")
             if name in renamed:
-                renamed[f"{of_weight}.original"] = renamed.pop(name)
+                renamed[f"{weight_path}.original"] = renamed.pop(name)
                 renamed |= {f"{path}.{part}": tensor.data for part, tensor in adapter.named_parameters()}
     return renamed

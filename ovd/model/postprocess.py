@@ -107,10 +107,10 @@ def _look_again(
         places.append(image[points])
         looked_at.append((rank < options.crops).nonzero().squeeze(1))
     crops = look([image.boxes[rows] for image, rows in zip(places, looked_at, strict=True)])
-    for image, rows, of_crops in zip(places, looked_at, crops, strict=True):
+    for image, rows, crop_embeddings in zip(places, looked_at, crops, strict=True):
         mixed = unit_embeddings(image.embeddings)
         if len(rows) > 0:
-            mixed[rows] = (1 - options.weight) * mixed[rows] + options.weight * of_crops
+            mixed[rows] = (1 - options.weight) * mixed[rows] + options.weight * crop_embeddings
         yield replace(image, mixed=mixed)
 
 

@@ -80,10 +80,10 @@ class _ConvolveRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "N K"]) -> tuple[Tensor, Tensor, Tensor, None]:
         columns, weight, neighbors = ctx.saved_tensors
         outputs, inputs, side, _ = weight.shape
-        of_weight = (gradient.T @ columns).view(outputs, side, side, inputs).permute(0, 3, 1, 2)
+        weight_gradient = (gradient.T @ columns).view(outputs, side, side, inputs).permute(0, 3, 1, 2)
         # A cell is the neighbor of its neighbors, at the opposite offset.
-        of_rows = _gather(gradient, neighbors.flip(1)) @ weight.permute(2, 3, 0, 1).flatten(0, 2)
-        return of_rows, of_weight, gradient.sum(dim=0), None
+        row_gradient = _gather(gradient, neighbors.flip(1)) @ weight.permute(2, 3, 0, 1).flatten(0, 2)
+        return row_gradient, weight_gradient, gradient.sum(dim=0), None
 
 
 def _gather(rows: Float[Tensor, "N C"], neighbors: Int[Tensor, "N ss"]) -> Float[Tensor, "N ssC"]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.fault import Fault
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.text.tensor_file import file_header
 
 FORMAT = "labels of a shard of image-text pairs, 2"
@@ -107,7 +107,7 @@ def write_labels(
     header = file_header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
     _check_header(path, len(header), len(labels.texts))
     digest = hashlib.sha256()
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         for part in (header, *(array.tobytes() for array in arrays.values())):
             digest.update(part)
             file.write(part)

@@ -1,4 +1,4 @@
-"""A detector that answers questions: several pictures at once, each with names of its own.
+"""A detector that answers requests: several pictures at once, each with names of its own.
 
 Pictures are in one batch only if they have one padded shape, which is the shape that each would have alone. So a
 picture's answer does not depend on its company, apart from the rounding of sums.
@@ -34,7 +34,7 @@ NAMES_KEPT = 4096
 
 
 @dataclass(frozen=True)
-class Picture:
+class PreparedImage:
     """A picture at the size that the detector takes it in."""
 
     pixels: UInt8[Tensor, "3 h w"]
@@ -46,10 +46,10 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Question:
+class DetectionRequest:
     """A picture, and what is looked for in it."""
 
-    picture: Picture
+    image: PreparedImage
     texts: tuple[str, ...]
     """Names to look for, each once."""
     examples: Mapping[str, Float[Tensor, "_ D"]] = field(default_factory=dict)
@@ -89,12 +89,14 @@ class Answerer:
         return tuple(map(clean_name, self._trained.classes))
 
     def warm_up(self) -> None:
-        """Answer a question, so that the first of a user does not wait for what torch does once.
+        """Answer a request, so that the first of a user does not wait for what torch does once.
 
         Raises:
             Exception: the detector does not work.
         """
-        (answer,) = self.answer([Question(self.picture(np.zeros((64, 64, 3), dtype=np.uint8)), ("object",))])
+        (answer,) = self.answer(
+            [DetectionRequest(self.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8)), ("object",))]
+        )
         if isinstance(answer, Exception):
             raise answer
 
@@ -112,13 +114,13 @@ class Answerer:
         if pairs := with_equal_tokens(long, tokens):
             raise ValueError(f"{pairs[0][0]!r} and {pairs[0][1]!r} are too long for the detector to tell them apart")
 
-    def prepare(self, content: bytes, *, max_pixels: int) -> Picture:
+    def prepare(self, content: bytes, *, max_pixels: int) -> PreparedImage:
         """Decode and resize a picture file. Any thread may do this.
 
         Raises:
             ImageError: damaged, not an image, or larger than `max_pixels`.
         """
-        return self.picture(read_image(content, max_pixels=max_pixels))
+        return self.prepare_pixels(read_image(content, max_pixels=max_pixels))
 
     def prepare_example(self, content: bytes, *, max_pixels: int) -> Float[Tensor, " D"]:
         """Decode and embed an example picture's file. Any thread may do this.
@@ -132,38 +134,36 @@ class Answerer:
         with self._encoding:
             return self._prompts.encode(Example(pixels))
 
-    def picture(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Picture:
+    def prepare_pixels(self, pixels: UInt8[np.ndarray, "H W 3"]) -> PreparedImage:
         """Resize an RGB image."""
         resized = torch.from_numpy(np.ascontiguousarray(self._resize(pixels))).permute(2, 0, 1)
         divisor = self.inference.detector.size_divisor
         height, width = (round_up(side, divisor) for side in resized.shape[1:])
-        return Picture(resized, (pixels.shape[0], pixels.shape[1]), (height, width))
+        return PreparedImage(resized, (pixels.shape[0], pixels.shape[1]), (height, width))
 
-    def answer(self, questions: Sequence[Question]) -> list[Detections | Exception]:
+    def answer(self, requests: Sequence[DetectionRequest]) -> list[Detections | Exception]:
         """Detections of each picture, `classes` being positions in its names; or what went wrong with it alone.
 
         One thread at a time may do this.
 
         Args:
-            questions: at least one, all of one padded shape.
+            requests: at least one, all of one padded shape.
         """
         try:
-            return list(self._answer_together(questions))
+            return list(self._answer_together(requests))
         except Exception as error:
-            if len(questions) == 1:
+            if len(requests) == 1:
                 return [error]
-        return [self.answer([question])[0] for question in questions]  # one of them must not stop the others
+        return [self.answer([request])[0] for request in requests]  # one of them must not stop the others
 
-    def _answer_together(self, questions: Sequence[Question]) -> tuple[Detections, ...]:
-        self._encode(dict.fromkeys(text for question in questions for text in question.texts))
-        queries = [self._queries(question) for question in questions]
+    def _answer_together(self, requests: Sequence[DetectionRequest]) -> tuple[Detections, ...]:
+        self._encode(dict.fromkeys(text for request in requests for text in request.texts))
+        queries = [self._queries(request) for request in requests]
         self._forget()
-        pictures = [question.picture for question in questions]
-        assert len({picture.padded_shape for picture in pictures}) == 1, "pictures of one batch have one padded shape"
-        images, sizes = pad_images(
-            [picture.pixels for picture in pictures], divisor=self.inference.detector.size_divisor
-        )
-        original_sizes = torch.tensor([picture.shape for picture in pictures])
+        prepared = [request.image for request in requests]
+        assert len({image.padded_shape for image in prepared}) == 1, "pictures of one batch have one padded shape"
+        images, sizes = pad_images([image.pixels for image in prepared], divisor=self.inference.detector.size_divisor)
+        original_sizes = torch.tensor([image.shape for image in prepared])
         return self.inference.detect_each(queries, ImageBatch(images, sizes, original_sizes))
 
     def _encode(self, texts: dict[str, None]) -> None:
@@ -174,13 +174,13 @@ class Answerer:
         for text in texts:
             self._rows.move_to_end(text)
 
-    def _queries(self, question: Question) -> QueryTexts:
-        """One for each of a question's names."""
-        rows = {text: self._rows[text] for text in question.texts}
-        for name, of_examples in question.examples.items():
+    def _queries(self, request: DetectionRequest) -> QueryTexts:
+        """One for each of a request's names."""
+        rows = {text: self._rows[text] for text in request.texts}
+        for name, of_examples in request.examples.items():
             of_text = rows[name][None] if name in rows else of_examples[:0]
             rows[name] = self._prompts.combine(of_text, of_examples)
-        ensemble = score_ensemble(self._trained, question.texts_of_names)
+        ensemble = score_ensemble(self._trained, request.texts_of_names)
         return QueryTexts(torch.stack(list(rows.values())), ensemble)
 
     def _forget(self) -> None:

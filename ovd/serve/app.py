@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -23,15 +23,16 @@ from starlette.types import ASGIApp
 from torch import Tensor
 
 from ovd.data.images.read import ALLOWED_FORMATS, ImageError
-from ovd.serve.answerer import Answerer, Question
-from ovd.serve.batches import Answered, Batches
+from ovd.serve.access_log import AccessLog, Metrics
+from ovd.serve.answerer import Answerer, DetectionRequest
+from ovd.serve.batch_queue import BatchedResult, BatchQueue
 from ovd.serve.coco_answer import coco_document
 from ovd.serve.form import DetectForm, read_form
 from ovd.serve.guard import Guard
-from ovd.serve.journal import Journal, Metrics
-from ovd.serve.limits import Limits, Refusal
+from ovd.serve.limits import Refusal
 from ovd.serve.openapi import describe_api, docs_page
 from ovd.serve.replies import FAILURE, on_failure, on_http_exception, on_refusal
+from ovd.serve.settings import Settings
 from ovd.visualize import choose_shown
 
 Prepared = TypeVar("Prepared")
@@ -48,25 +49,6 @@ _STATIC = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a server answers."""
-
-    model: str
-    """The detector's name."""
-    threshold: float
-    """Least score of the boxes that are reported where a request says no other."""
-    hosts: frozenset[str]
-    """Names that the server may be called by."""
-    any_address: bool = False
-    """Whether it may be called by any address."""
-    batch: int = 8
-    """Pictures that are detected in together, at most."""
-    gather_ms: float = 5.0
-    """Milliseconds that a request waits for company."""
-    limits: Limits = field(default_factory=Limits)
-
-
 class Server:
     """What the routes share."""
 
@@ -74,7 +56,7 @@ class Server:
         self._answerer = answerer
         self._settings = settings
         self._limits = settings.limits
-        self._batches = Batches(answerer.answer, most=settings.batch, gather_s=settings.gather_ms / 1000)
+        self._queue = BatchQueue(answerer.answer, limit=settings.batch, gather_s=settings.gather_ms / 1000)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
         self._answering: asyncio.Task[None] | None = None
         self._num_waiting = 0
@@ -84,7 +66,7 @@ class Server:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """The time in which the server answers."""
-        self._answering = asyncio.create_task(self._batches.run())
+        self._answering = asyncio.create_task(self._queue.run())
         try:
             yield
         finally:
@@ -101,7 +83,7 @@ class Server:
             start = loop.time()
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
-                    question, answered = await _unless_gone(request, self._ask(form))
+                    asked, result = await _unless_gone(request, self._ask(form))
             except TimeoutError:
                 raise Refusal(
                     503, f"The server is busy and found nothing within {self._limits.answer_seconds:g} seconds."
@@ -111,7 +93,7 @@ class Server:
             except Exception as error:
                 _LOG.exception("the detector failed")
                 raise Refusal(500, FAILURE) from error
-            return self._reply(request, form, question, answered, seconds=loop.time() - start)
+            return self._reply(request, form, asked, result, seconds=loop.time() - start)
 
     async def _read(self, request: Request) -> DetectForm:
         """Read the body of a request, which may take the memory and disk of all its files."""
@@ -123,9 +105,9 @@ class Server:
         finally:
             self._num_reading -= 1
 
-    async def _ask(self, form: DetectForm) -> tuple[Question, Answered]:
-        question = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, form)
-        return question, await self._batches.ask(question)
+    async def _ask(self, form: DetectForm) -> tuple[DetectionRequest, BatchedResult]:
+        asked = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, form)
+        return asked, await self._queue.ask(asked)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -143,18 +125,18 @@ class Server:
         if self._num_waiting >= self._limits.waiting:
             raise Refusal(503, f"The server is busy with {self._num_waiting} requests; try again in a moment.")
 
-    def _prepare(self, form: DetectForm) -> Question:
+    def _prepare(self, form: DetectForm) -> DetectionRequest:
         """Check the names; decode the picture and the examples, one after another."""
         try:
             self._answerer.check_names(form.names)
         except ValueError as error:
             raise Refusal(400, f"The names {error}; give one of them, or fewer words.") from None
-        picture = self._decode(form.image, self._answerer.prepare)
+        image = self._decode(form.image, self._answerer.prepare)
         examples: dict[str, list[Float[Tensor, " D"]]] = {}
         for number, (name, upload) in enumerate(form.examples, start=1):
             row = self._decode(upload, self._answerer.prepare_example, f" of example {number}, {name!r},")
             examples.setdefault(name, []).append(row)
-        return Question(picture, form.names, {name: torch.stack(rows) for name, rows in examples.items()})
+        return DetectionRequest(image, form.names, {name: torch.stack(rows) for name, rows in examples.items()})
 
     def _decode(self, upload: UploadFile, prepare: Callable[..., Prepared], of_what: str = "") -> Prepared:
         content = upload.file.read(self._limits.max_bytes + 1)
@@ -174,17 +156,17 @@ class Server:
             ) from None
 
     def _reply(
-        self, request: Request, form: DetectForm, question: Question, answered: Answered, *, seconds: float
+        self, request: Request, form: DetectForm, asked: DetectionRequest, result: BatchedResult, *, seconds: float
     ) -> Response:
         threshold = self._settings.threshold if form.threshold is None else form.threshold
-        shown = choose_shown(answered.found, threshold, most=form.limit, overlapping=form.overlapping)
-        self.metrics.batch_size.observe(answered.batch_size)
+        shown = choose_shown(result.found, threshold, limit=form.limit, overlapping=form.overlapping)
+        self.metrics.batch_size.observe(result.batch_size)
         self.metrics.boxes.inc(len(shown.scores))
-        height, width = question.picture.shape
+        height, width = asked.image.shape
         examples = f", {len(form.examples)} examples" if form.examples else ""
         request.scope["note"] += [
-            f"{width} x {height} px, {len(question.names)} names{examples}, {len(shown.scores)} boxes",
-            f"batch of {answered.batch_size}",
+            f"{width} x {height} px, {len(asked.names)} names{examples}, {len(shown.scores)} boxes",
+            f"batch of {result.batch_size}",
         ]
         info = {
             "detector": self._settings.model,
@@ -195,8 +177,8 @@ class Server:
         return JSONResponse(
             coco_document(
                 shown,
-                question.names,
-                shape=question.picture.shape,
+                asked.names,
+                shape=asked.image.shape,
                 file_name=form.image.filename or "picture",
                 info=info,
             )
@@ -221,7 +203,7 @@ class Server:
         answers = self._answering is not None and not self._answering.done()
         return JSONResponse({"status": "ok" if answers else "stopped"}, 200 if answers else 503)
 
-    async def figures(self, request: Request) -> Response:
+    async def prometheus(self, request: Request) -> Response:
         """GET /metrics."""
         return self.metrics.reply()
 
@@ -244,11 +226,11 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Done]) -> Don
         working.cancel()
 
 
-def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], None]) -> ASGIApp:
+def build_app(answerer: Answerer, settings: Settings, *, write_line: Callable[[str], None]) -> ASGIApp:
     """Build the ASGI application.
 
     Args:
-        tell: takes a line about each request.
+        write_line: takes a line about each request.
     """
     server = Server(answerer, settings)
     info = server.info()
@@ -259,7 +241,7 @@ def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], N
         _fixed("/openapi.json", JSONResponse(api)),
         _fixed("/docs", Response(docs_page(api), media_type="text/html")),
         Route("/health", server.health),
-        Route("/metrics", server.figures),
+        Route("/metrics", server.prometheus),
         *(_fixed(path, Response(_static(name), media_type=kind)) for path, (name, kind) in _STATIC.items()),
     ]
     app = Starlette(
@@ -274,7 +256,7 @@ def build_app(answerer: Answerer, settings: Settings, *, tell: Callable[[str], N
         any_address=settings.any_address,
         head_bytes=settings.limits.head_bytes,
     )
-    return Journal(guarded, metrics=server.metrics, paths=paths_of(routes), tell=tell)
+    return AccessLog(guarded, metrics=server.metrics, paths=paths_of(routes), write_line=write_line)
 
 
 def paths_of(routes: Sequence[Route]) -> frozenset[str]:

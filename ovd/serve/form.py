@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from ovd.data.formats.text_files import finite_number
 from ovd.serve.limits import Limits, Refusal
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 FIELDS = ("image", "names", "example", "example_name", "threshold", "limit", "overlapping")
 _WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
@@ -124,7 +124,7 @@ def parse_names(texts: Sequence[str], limits: Limits) -> tuple[str, ...]:
         raise Refusal(400, "A name has a control character in it.")
     first: dict[str, str] = {}
     for part in parts:
-        if reading := read_alike(part):
+        if reading := name_key(part):
             first.setdefault(reading, " ".join(part.split()))
     names = tuple(first.values())
     if len(names) > limits.names:
@@ -165,8 +165,8 @@ def _called_alike(
     """The examples, each called as the first name or example that is read like its own."""
     first: dict[str, str] = {}
     for name in (*names, *(name for name, _ in examples)):
-        first.setdefault(read_alike(name), name)
-    return tuple((first[read_alike(name)], picture) for name, picture in examples)
+        first.setdefault(name_key(name), name)
+    return tuple((first[name_key(name)], picture) for name, picture in examples)
 
 
 def _bounded(request: Request, limits: Limits) -> Request:
@@ -209,8 +209,8 @@ def _number(text: str) -> float:
     return value
 
 
-def _count(text: str, most: int) -> int:
+def _count(text: str, limit: int) -> int:
     value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
-    if not 1 <= value <= most:
-        raise Refusal(400, f"The field 'limit' is a whole number from 1 to {most}.")
+    if not 1 <= value <= limit:
+        raise Refusal(400, f"The field 'limit' is a whole number from 1 to {limit}.")
     return value

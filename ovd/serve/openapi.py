@@ -175,7 +175,11 @@ def _schemas() -> Json:
 
 def docs_page(api: Json) -> str:
     """A description of an API as an HTML page, which needs nothing from elsewhere."""
-    parts = [_operation(path, method, of) for path, methods in api["paths"].items() for method, of in methods.items()]
+    parts = [
+        _operation(path, method, operation)
+        for path, methods in api["paths"].items()
+        for method, operation in methods.items()
+    ]
     schemas = [
         f"<section id='{escape(name)}'><h3>{escape(name)}</h3>{_schema_table(schema)}</section>"
         for name, schema in api["components"]["schemas"].items()
@@ -193,34 +197,34 @@ def docs_page(api: Json) -> str:
 
 def _operation(path: str, method: str, operation: Json) -> str:
     parts = [f"<section><h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}.</p>"]
-    for media, of_media in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(f"<h3>Body: {escape(media)}</h3>{_schema_table(of_media['schema'])}")
+    for media, content in operation.get("requestBody", {}).get("content", {}).items():
+        parts.append(f"<h3>Body: {escape(media)}</h3>{_schema_table(content['schema'])}")
     rows = "".join(
         f"<tr><td>{escape(status)}</td><td>{escape(reply['description'])}</td><td>{_media(reply)}</td></tr>"
         for status, reply in operation["responses"].items()
     )
     parts.append(f"<table><thead><tr><th>Status<th>Meaning<th>Form</tr></thead><tbody>{rows}</tbody></table>")
     for reply in operation["responses"].values():
-        for of_media in reply["content"].values():
-            if "example" in of_media:
-                parts.append(f"<h3>Example</h3><pre>{escape(json.dumps(of_media['example'], indent=1))}</pre>")
+        for content in reply["content"].values():
+            if "example" in content:
+                parts.append(f"<h3>Example</h3><pre>{escape(json.dumps(content['example'], indent=1))}</pre>")
     return "".join(parts) + "</section>"
 
 
 def _media(reply: Json) -> str:
     return " ".join(
-        _type(of_media["schema"]) if "schema" in of_media else escape(media)
-        for media, of_media in reply["content"].items()
+        _type(content["schema"]) if "schema" in content else escape(media)
+        for media, content in reply["content"].items()
     )
 
 
 def _schema_table(schema: Json) -> str:
     required = schema.get("required", ())
     rows = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{_type(of)}</td><td>{'yes' if name in required else 'no'}</td>"
-        f"<td>{escape(of.get('description', ''))}"
-        f"{' Default: ' + escape(json.dumps(of['default'])) + '.' if 'default' in of else ''}</td></tr>"
-        for name, of in schema["properties"].items()
+        f"<tr><td><code>{escape(name)}</code></td><td>{_type(value)}</td><td>{'yes' if name in required else 'no'}</td>"
+        f"<td>{escape(value.get('description', ''))}"
+        f"{' Default: ' + escape(json.dumps(value['default'])) + '.' if 'default' in value else ''}</td></tr>"
+        for name, value in schema["properties"].items()
     )
     head = "<tr><th>Field<th>Type<th>Required<th>Meaning</tr>"
     return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovd.clip.load import Clip
-from ovd.files import whole_file
+from ovd.files import atomic_write
 from ovd.first_of import first_of
 from ovd.progress import progress
 from ovd.text.encoder import BATCH, encode_tokens, text_tower_fingerprint
@@ -180,7 +180,7 @@ def build_bank(
     path = folder / f"{hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             _write(file, clip, {"tower": text_tower, "names": json.dumps(names)}, texts, sources)
     return TextBank(path)
 

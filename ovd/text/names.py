@@ -1,10 +1,10 @@
 """Cleaned class names, and how they are put into prompts. Imports neither torch nor open_clip."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ovd.text.clean import clean
+from ovd.warn import warn
 
 NAME_LISTS_KEPT = 8
 """Lists of names whose texts a predictor keeps, those of the last calls."""
@@ -20,15 +20,15 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("/", " or ").replace("_", " ").replace("(", " (").split())
 
 
-def read_alike(name: str) -> str:
-    """What names have in common that a text tower reads alike: their words, cleaned as its tokenizer does."""
+def name_key(name: str) -> str:
+    """What names have in common that a text tower reads alike: words cleaned as its tokenizer does; "" for none."""
     return clean(clean_name(name))
 
 
 def are_among(names: Iterable[str], others: Iterable[str]) -> list[bool]:
     """Whether each of the names is read like one of the others."""
-    known = set(map(read_alike, others))
-    return [read_alike(name) in known for name in names]
+    known = set(map(name_key, others))
+    return [name_key(name) in known for name in names]
 
 
 def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
@@ -47,7 +47,7 @@ def names_asked(names: Any, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     if wrong := [item for item in asked if not isinstance(item, kinds)]:
         raise ValueError(f"class names are text, not {type(wrong[0]).__name__}: {wrong[0]!r}")
     words = [item if isinstance(item, str) else item.name for item in asked]
-    if blank := [position for position, word in enumerate(words) if not read_alike(word)]:
+    if blank := [position for position, word in enumerate(words) if not name_key(word)]:
         raise ValueError(f"class names {blank} (counted from 0) are blank")
     return asked
 
@@ -62,7 +62,7 @@ def check_each_once(names: Iterable[str | None]) -> None:
         ValueError: names one that is given twice.
     """
     seen: set[str] = set()
-    for name in (read_alike(name) for name in names if name is not None):
+    for name in (name_key(name) for name in names if name is not None):
         if name in seen:
             raise ValueError(f"the class name {name!r} is given twice")
         seen.add(name)
@@ -80,7 +80,7 @@ def with_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> list[tup
     return [
         (before, name)
         for name, of_name in zip(names, tokens, strict=True)
-        if read_alike(before := first.setdefault(of_name, name)) != read_alike(name)
+        if name_key(before := first.setdefault(of_name, name)) != name_key(name)
     ]
 
 
@@ -89,10 +89,9 @@ def warn_of_equal_tokens(names: Sequence[str], tokens: Sequence[bytes]) -> None:
     pairs = with_equal_tokens(names, tokens)
     if pairs:
         one, other = pairs[0]
-        print(
-            f"warning: the text tower cannot tell {len(pairs)} names from others, such as {one!r} and {other!r}: their "
-            "tokens are equal, or differ beyond its context; ask for one of them, or in fewer words",
-            file=sys.stderr,
+        warn(
+            f"the text tower cannot tell {len(pairs)} names from others, such as {one!r} and {other!r}: their "
+            "tokens are equal, or differ beyond its context; ask for one of them, or in fewer words"
         )
 
 
@@ -100,7 +99,7 @@ def class_forms(name: str, synonyms: Sequence[str], num_synonyms: int) -> list[s
     """1 + num_synonyms cleaned names of a class, its own first; a class with fewer synonyms repeats its names."""
     by_reading: dict[str, str] = {}  # LVIS's synonyms begin with the name itself
     for form in (name, *synonyms):
-        if reading := read_alike(form):
+        if reading := name_key(form):
             by_reading.setdefault(reading, clean_name(form))
     forms = (list(by_reading.values()) or [clean_name(name)])[: 1 + num_synonyms]
     return [forms[index % len(forms)] for index in range(1 + num_synonyms)]

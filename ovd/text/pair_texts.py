@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from ovd.text.bank import TextBank, VariantRows, add_noise
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 
 class PairTexts:
@@ -32,16 +32,18 @@ class PairTexts:
         """
         self._banks: list[VariantRows] = []
         self.first_id = first_id
-        of_banks: list[Int64[np.ndarray, " Q"]] = []
+        bank_hashes: list[Int64[np.ndarray, " Q"]] = []
         text_tower = None
         for bank in banks:
             text_tower = text_tower or bank.text_tower
             if bank.text_tower != text_tower:
                 raise ValueError(f"{bank.path} and {self._banks[0].path} come from different text towers")
             self._banks.append(bank.variants)
-            of_banks.append(np.array([_hash(read_alike(name)) for name in bank.names], np.int64))
-        lengths = [len(hashes) for hashes in of_banks]
-        _, first, inverse = np.unique(np.concatenate([np.arange(0), *of_banks]), return_index=True, return_inverse=True)
+            bank_hashes.append(np.array([_hash(name_key(name)) for name in bank.names], np.int64))
+        lengths = [len(hashes) for hashes in bank_hashes]
+        _, first, inverse = np.unique(
+            np.concatenate([np.arange(0), *bank_hashes]), return_index=True, return_inverse=True
+        )
         counts = np.bincount(inverse, weights=np.concatenate([np.arange(0), *pair_counts]))
         self._ends = np.cumsum(counts**0.5)
         self._places = np.stack(
@@ -61,9 +63,9 @@ class PairTexts:
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The texts of some ids, read from their label files."""
-        of_bank, rows = self._places[:, np.array(ids, np.int64) - self.first_id]
-        names = {number: TextBank(self._banks[number].path).names for number in set(of_bank.tolist())}
-        return [names[number][row] for number, row in zip(of_bank.tolist(), rows.tolist(), strict=True)]
+        bank_numbers, rows = self._places[:, np.array(ids, np.int64) - self.first_id]
+        names = {number: TextBank(self._banks[number].path).names for number in set(bank_numbers.tolist())}
+        return [names[number][row] for number, row in zip(bank_numbers.tolist(), rows.tolist(), strict=True)]
 
     def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " K"]:
         """Draw at most `count` distinct texts with probability proportional to (number of pairs) ** 0.5; their ids."""
@@ -74,10 +76,10 @@ class PairTexts:
     def sample(self, ids: Int[Tensor, " K"], *, generator: torch.Generator, noise: float = 0.0) -> Float[Tensor, "K D"]:
         """Draw one variant per text, as `TextBank.sample`."""
         luck = torch.rand(len(ids), generator=generator).numpy()
-        of_bank, rows = self._places[:, ids.cpu().numpy() - self.first_id]
+        bank_numbers, rows = self._places[:, ids.cpu().numpy() - self.first_id]
         sampled = torch.empty(len(ids), self._banks[0].dim)
-        for number in np.unique(of_bank).tolist():
-            bank, here = self._banks[number], of_bank == number
+        for number in np.unique(bank_numbers).tolist():
+            bank, here = self._banks[number], bank_numbers == number
             sampled[torch.from_numpy(here)] = bank.read(
                 rows[here], (luck[here] * bank.num_variants).astype(np.int64).clip(max=bank.num_variants - 1)
             )

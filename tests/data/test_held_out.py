@@ -161,4 +161,4 @@ def test_an_earlier_stage_leaves_out_the_images_that_a_later_one_is_calibrated_o
         onward = later.model_copy(update={"init_from": start.output, "init_state": "training"})
         learner = build_learner(onward, num_classes=len(index.categories))
         choose_start(onward, None, learner)
-        assert ("was trained on images that train.calibration holds out" in capsys.readouterr().out) == warned
+        assert ("was trained on images that train.calibration holds out" in capsys.readouterr().err) == warned

@@ -38,7 +38,7 @@ def page(tmp_path) -> Path:
     below = (image("a.png", (60, 5, 90, 30, 0, 0.49)), image("b.png", (50, 60, 80, 100, 1, 0.16)))
     whole, path = LabelledSet(tmp_path, NAMES, kept), tmp_path / "out.review.html"
     shown = write_review(
-        whole, replace(whole, images=below), THRESHOLDS, path, most=4, title="out.json", saved_as="out.reviewed.json"
+        whole, replace(whole, images=below), THRESHOLDS, path, limit=4, title="out.json", saved_as="out.reviewed.json"
     )
     assert shown == 4
     return path
@@ -69,7 +69,7 @@ def test_no_box_gives_a_page_that_says_so(tmp_path):
     Image.new("RGB", (200, 120)).save(tmp_path / "a.png")
     nothing = LabelledSet(tmp_path, NAMES, (image("a.png"),))
     path = tmp_path / "none.html"
-    assert write_review(nothing, nothing, THRESHOLDS, path, most=9, title="none", saved_as="none.json") == 0
+    assert write_review(nothing, nothing, THRESHOLDS, path, limit=9, title="none", saved_as="none.json") == 0
     with opened(path) as browser:
         assert "no box" in browser.execute_script("return document.getElementById('progress').textContent")
 

@@ -185,7 +185,7 @@ def test_held_out_images_that_cannot_be_read_are_named_and_left_out(calibrated, 
     paths = [moved.index.record(row).path for row in range(len(moved.index))]
     paths[1].unlink()
     part = readable_part(moved)
-    assert f"warning[F8]: {paths[1]}: file is missing; left out of the calibration" in capsys.readouterr().out
+    assert f"warning[F8]: {paths[1]}: file is missing; left out of the calibration" in capsys.readouterr().err
     assert part.index.image_ids.tolist() == np.delete(moved.index.image_ids, 1).tolist()
     assert mean_example(trained.config, part).isfinite().all()
     for path in paths[:1] + paths[2:]:
@@ -206,7 +206,7 @@ def test_a_calibration_that_fails_does_not_cost_the_training(
     shutil.rmtree(run / f"step-{STEPS:06d}")
     train_from_config(calibrating(run, miniature_world), resume=True, evaluate=False)
     printed = capsys.readouterr()
-    assert "warning: the calibration failed (out of memory); the detector has none" in printed.out
+    assert "warning: the calibration failed (out of memory); the detector has none" in printed.err
     assert "Traceback" in printed.err
     assert extra_of(run).get("calibration") is None
     assert load_detector(run).calibration is None

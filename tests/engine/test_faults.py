@@ -29,7 +29,7 @@ from ovd.distributed import rank, world_size
 from ovd.engine import checkpoint
 from ovd.engine.notes import NO_SAMPLES
 from ovd.engine.signals import StopRequest
-from ovd.files import only_writer
+from ovd.files import folder_lock
 from ovd.jobs.replay_step import replay_step
 
 STEPS = 5
@@ -345,7 +345,7 @@ def without_patience() -> None:
 def test_a_folder_that_is_written_to_takes_no_second_training(miniature_world, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    with only_writer(run), training(faults_config(run, miniature_world), fault=without_patience) as ranks:
+    with folder_lock(run), training(faults_config(run, miniature_world), fault=without_patience) as ranks:
         assert ranks.exit_codes() == [2], ranks.output()
         assert f"{run} is being written to by process {os.getpid()} on " in ranks.output()
     assert [path.name for path in run.iterdir()] == [".lock"]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ovd.engine import curves, log
-from ovd.engine.log import RunLog, format_duration, open_log
+from ovd.engine.log import NoLog, RunLog, format_duration, open_log
 from ovd.progress import progress
 
 
@@ -28,7 +28,7 @@ def read(run_dir: Path) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def train(run_log: RunLog, steps: range) -> None:
+def train(run_log: RunLog | NoLog, steps: range) -> None:
     for step in steps:
         run_log.train(step, {"class": 1 / step, "box": 0.5}, lr=0.01, num_images=4)
 
@@ -123,6 +123,30 @@ def test_console_in_a_terminal_redraws_one_line(tmp_path, monkeypatch):
     assert all(len(part) < 40 for part in redrawn)
 
 
+def test_a_warning_takes_the_place_of_the_redrawn_line(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(log.sys, "stdout", terminal)
+    monkeypatch.setattr(log.sys, "stderr", terminal)
+    with RunLog(tmp_path, total_steps=4) as run_log:
+        train(run_log, range(1, 2))
+        run_log.warning("the disk is full")
+    rows = [row.rpartition("\r\x1b[K")[2] for row in terminal.getvalue().split("\n")]
+    assert rows[0] == "warning: the disk is full"
+
+
+def test_other_ranks_show_nothing_but_warnings(monkeypatch, capsys):
+    monkeypatch.setattr(log, "rank", lambda: 3)
+    with NoLog() as no_log:
+        train(no_log, range(1, 3))
+        no_log.message("warning: a message that begins like one")
+        no_log.warning("the disk is full")
+    assert capsys.readouterr() == ("", "warning: rank 3: the disk is full\n")
+
+
 @pytest.mark.pictures
 def test_tensorboard_and_curves_hold_what_was_logged(tmp_path):
     with RunLog(tmp_path, total_steps=60) as run_log:
@@ -149,7 +173,7 @@ def test_tensorboard_that_cannot_write_ends_alone(tmp_path, monkeypatch, capsys)
         monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
         train(run_log, range(2, 5))
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
-    assert capsys.readouterr().out.count("warning: TensorBoard's log ends at step 2 ([Errno 28]") == 1
+    assert capsys.readouterr().err.count("warning: TensorBoard's log ends at step 2 ([Errno 28]") == 1
 
 
 def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch, capsys):

@@ -116,9 +116,9 @@ def test_an_evaluation_whose_files_cannot_be_written_is_measured_and_printed_onc
     run = tmp_path / "run"
     metrics = train_from_config(small_config(run, miniature_world, train={"steps": 1, "warmup_steps": 1}))
     assert [measures.evaluation.metrics for measures in measured] == [metrics]
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
     assert output.count("LVIS box AP, ordinary") == output.count("Decisions of ") == 1
-    assert f"warning: {run}: files of an evaluation cannot be written (no space left on device)" in output
+    assert f"warning: {run}: files of an evaluation cannot be written (no space left on device)" in errors
     assert not (run / "metrics.json").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_full_disk_is_survived_twice_but_not_at_the_end(tmp_path, miniature_wo
     monkeypatch.setattr(checkpoint, "save", save)
     config = small_config(tmp_path / "run", miniature_world, train={"steps": 3, "save_every": 1})
     train_from_config(config, evaluate=False)
-    assert capsys.readouterr().out.count("warning: no space left") == 2
+    assert capsys.readouterr().err.count("warning: no space left") == 2
     failing.add(3)
     with pytest.raises(checkpoint.SaveError):
         train_from_config(config.model_copy(update={"output": tmp_path / "other"}), evaluate=False)

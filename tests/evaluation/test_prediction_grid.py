@@ -13,7 +13,7 @@ from ovd.data.index import AnnotationIndex
 from ovd.data.report import DataReport
 from ovd.evaluation import prediction_grid
 from ovd.evaluation.coco import COCOEvaluator
-from ovd.evaluation.prediction_grid import NAME, chosen_rows, to_detections, write_prediction_grid
+from ovd.evaluation.prediction_grid import PREDICTION_GRID, chosen_rows, to_detections, write_prediction_grid
 from ovd.evaluation.run import measure_results, write_measures
 
 
@@ -81,12 +81,12 @@ def test_the_grid_is_written_with_an_evaluation_whose_images_are_known(index, tm
     output.mkdir()
     measures = measure_results(evaluator, exhaustive=None)
     write_measures(measures, output, index=index)
-    with Image.open(output / NAME) as grid:
+    with Image.open(output / PREDICTION_GRID) as grid:
         assert grid.width == 4 * (3 * 100 + 6)  # enlarged so that the longer side has at least 384 px
         assert grid.height % (3 * 140 + 6) == 0
     write_measures(measures, output)
-    assert not (output / NAME).exists()  # of an earlier evaluation
+    assert not (output / PREDICTION_GRID).exists()  # of an earlier evaluation
     for image in tmp_path.glob("*.png"):
         image.unlink()
     write_prediction_grid(measures, index, output)
-    assert not (output / NAME).exists()
+    assert not (output / PREDICTION_GRID).exists()

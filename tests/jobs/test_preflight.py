@@ -64,7 +64,7 @@ def test_a_validation_set_that_is_trained_on_is_said(tmp_path, miniature_world, 
             f"warning: {num_images:,} of the {num_images:,} images of {layout.train_annotations} are in the training "
             f"set {layout.train_annotations}, too: the metrics of the validation set will be of images that were"
         )
-        assert (words in capsys.readouterr().out) == (part == "train")
+        assert (words in capsys.readouterr().err) == (part == "train")
 
 
 def test_many_damaged_images_stop_the_training_it_says(tmp_path, world, capsys):
@@ -125,7 +125,7 @@ def test_without_a_box_to_evaluate_on_the_best_step_cannot_be_told(tmp_path, wor
         with pytest.raises(ValueError, match=r"train\.patience goes by AP, and .*lvis_val\.json has no box"):
             check(config)
     preflight(small_config(tmp_path / "run", world))
-    assert "has no box: its metrics will say nothing" in capsys.readouterr().out
+    assert "has no box: its metrics will say nothing" in capsys.readouterr().err
 
 
 def test_a_config_of_ones_own_in_the_run_folder_is_not_replaced(tmp_path, miniature_world):
@@ -151,7 +151,7 @@ def test_random_weights_are_said(tmp_path, miniature_world, capsys):
     for weights, count in ((None, 0), ("random", 1)):
         clip = {"name": "RN50", "weights": weights}
         check_can_run(small_config(tmp_path / "run", miniature_world, clip=clip))
-        assert capsys.readouterr().out.count("warning: clip.weights=random") == count
+        assert capsys.readouterr().err.count("warning: clip.weights=random") == count
 
 
 def test_classes_without_a_box_are_named_where_all_are_scored(tmp_path, miniature_world, capsys):
@@ -165,7 +165,7 @@ def test_classes_without_a_box_are_named_where_all_are_scored(tmp_path, miniatur
             tmp_path / "run", miniature_world, data={"source": source, "classes": "all"}, train={"negatives": negatives}
         )
         preflight(config)
-        warned = "trained on as absent from every image (train.negatives=all): " in capsys.readouterr().out
+        warned = "trained on as absent from every image (train.negatives=all): " in capsys.readouterr().err
         assert warned == (negatives == "all")
 
 

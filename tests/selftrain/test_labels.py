@@ -16,7 +16,7 @@ from ovd.data.index import Ragged
 from ovd.data.pairs.shard_index import ShardIndex
 from ovd.data.pairs.tar import list_shards
 from ovd.fault import Fault
-from ovd.files import remove_abandoned, whole_file
+from ovd.files import atomic_write, remove_abandoned
 from ovd.selftrain.labels import ShardLabels, label_files, read_labels, read_shard_index, write_labels
 from ovd.text.bank import TextBank
 
@@ -155,7 +155,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_text("before")
 
     def fail_halfway() -> None:
-        with whole_file(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             file.write(b"half")
             raise OSError("no space left on device")
 

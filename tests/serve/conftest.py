@@ -12,8 +12,8 @@ from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
 from ovd.config_files import parse_config
 from ovd.serve.answerer import Answerer
-from ovd.serve.app import Settings
 from ovd.serve.hosts import known_hosts
+from ovd.serve.settings import Settings
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,16 @@ import torch
 from small_server import png
 
 from ovd.predictor import Predictor
-from ovd.serve.answerer import Answerer, Question
+from ovd.serve.answerer import Answerer, DetectionRequest
 from ovd.structures import Detections
 
 SHAPES = [(48, 64), (64, 64), (40, 61), (64, 48), (200, 90), (33, 64)]
 LISTS = [("anchor", "cat face"), ("umbrella",), ("cat face", "umbrella", "a red kite"), ("anchor",)]
 
 
-def questions_of(answerer: Answerer) -> list[Question]:
+def requests_of(answerer: Answerer) -> list[DetectionRequest]:
     pixels = [np.random.default_rng(i).integers(0, 256, (*shape, 3)).astype(np.uint8) for i, shape in enumerate(SHAPES)]
-    return [Question(answerer.picture(image), LISTS[i % len(LISTS)]) for i, image in enumerate(pixels)]
+    return [DetectionRequest(answerer.prepare_pixels(image), LISTS[i % len(LISTS)]) for i, image in enumerate(pixels)]
 
 
 def assert_same(found: Detections | Exception, expected: Detections | Exception) -> None:
@@ -30,14 +30,14 @@ def assert_same(found: Detections | Exception, expected: Detections | Exception)
 
 def test_a_picture_in_company_gets_the_answer_that_it_gets_alone(trained):
     answerer = Answerer(trained)
-    questions = questions_of(answerer)
-    of_shape: dict[tuple[int, int], list[Question]] = {}
-    for question in questions:
-        of_shape.setdefault(question.picture.padded_shape, []).append(question)
+    requests = requests_of(answerer)
+    of_shape: dict[tuple[int, int], list[DetectionRequest]] = {}
+    for request in requests:
+        of_shape.setdefault(request.image.padded_shape, []).append(request)
     assert max(map(len, of_shape.values())) > 2
     for together in of_shape.values():
-        for question, found in zip(together, answerer.answer(together), strict=True):
-            (alone,) = answerer.answer([question])
+        for request, found in zip(together, answerer.answer(together), strict=True):
+            (alone,) = answerer.answer([request])
             assert_same(found, alone)
 
 
@@ -51,7 +51,7 @@ def test_it_answers_as_the_predictor_does(trained, with_ensemble):
     try:
         answerer, predictor = Answerer(trained), Predictor(trained)
         for names in LISTS[1:3]:
-            (found,) = answerer.answer([Question(answerer.prepare(png(), max_pixels=10**6), names)])
+            (found,) = answerer.answer([DetectionRequest(answerer.prepare(png(), max_pixels=10**6), names)])
             image = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
             assert_same(found, predictor(image, names))
     finally:
@@ -60,8 +60,8 @@ def test_it_answers_as_the_predictor_does(trained, with_ensemble):
 
 def test_a_question_that_fails_does_not_stop_the_others(trained, monkeypatch):
     answerer = Answerer(trained)
-    good = Question(answerer.picture(np.full((64, 64, 3), 90, dtype=np.uint8)), ("anchor",))
-    bad = Question(answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
+    good = DetectionRequest(answerer.prepare_pixels(np.full((64, 64, 3), 90, dtype=np.uint8)), ("anchor",))
+    bad = DetectionRequest(answerer.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8)), ("anchor",))
     original = answerer.inference.detect_each
 
     def detect_each(queries, batch):
@@ -87,7 +87,7 @@ def test_rows_of_names_are_encoded_once_and_the_oldest_are_forgotten(trained, mo
     monkeypatch.setattr(module, "text_of_names", text_of_names)
     monkeypatch.setattr(module, "NAMES_KEPT", 2)
     answerer = Answerer(trained)
-    picture = answerer.picture(np.zeros((64, 64, 3), dtype=np.uint8))
+    picture = answerer.prepare_pixels(np.zeros((64, 64, 3), dtype=np.uint8))
     for names in (("anchor", "cat"), ("cat", "dog"), ("dog", "cat"), ("anchor",)):
-        answerer.answer([Question(picture, names)])
+        answerer.answer([DetectionRequest(picture, names)])
     assert asked == [["anchor", "cat"], ["dog"], ["anchor"]]

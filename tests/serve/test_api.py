@@ -15,7 +15,7 @@ from small_server import LIMITS, png, running
 
 from ovd.build.prompts import Example, Prompt
 from ovd.predictor import Predictor
-from ovd.serve.answerer import Answerer, Question
+from ovd.serve.answerer import Answerer, DetectionRequest
 from ovd.serve.coco_answer import base_name
 
 
@@ -117,10 +117,10 @@ def test_many_fields_of_names_are_bounded_together(served):
 
 
 def test_a_log_that_cannot_be_written_stops_no_answer(trained, settings):
-    def tell(line):
+    def write_line(line):
         raise BrokenPipeError
 
-    with running(Answerer(trained), settings, tell=tell) as served:
+    with running(Answerer(trained), settings, write_line=write_line) as served:
         for _ in range(2):
             assert served.client.get("/health").json() == {"status": "ok"}
         assert served.detect().status_code == 200
@@ -130,10 +130,10 @@ def test_who_has_gone_is_not_served(trained, settings):
     free, asked = threading.Event(), []
 
     class Held(Answerer):
-        def answer(self, questions):
-            asked.append(len(questions))
+        def answer(self, requests):
+            asked.append(len(requests))
             assert free.wait(20)
-            return super().answer(questions)
+            return super().answer(requests)
 
     with running(Held(trained), settings, batch=1, waiting=4) as held, ThreadPoolExecutor(1) as pool:
         first = pool.submit(held.detect)
@@ -200,13 +200,14 @@ def test_a_full_line_and_a_long_wait_are_refused_with_503(trained, settings):
     free = threading.Event()
 
     class Held(Answerer):
-        def answer(self, questions):
+        def answer(self, requests):
             assert free.wait(20)
-            return super().answer(questions)
+            return super().answer(requests)
 
     answerer = Held(trained)
     free.set()
-    answerer.answer([Question(answerer.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))])  # names are encoded
+    request = DetectionRequest(answerer.prepare(png(), max_pixels=10**6), ("anchor", "cat face"))
+    answerer.answer([request])  # names are encoded
     free.clear()
     with running(answerer, settings, waiting=3, answer_seconds=3) as held, ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda _: held.detect(), range(5)))
@@ -250,8 +251,8 @@ def test_only_so_many_bodies_are_read_at_once(answerer, settings):
 
 def test_a_failing_detector_is_a_500_with_a_sentence_and_no_secret(trained, settings, caplog):
     class Broken(Answerer):
-        def answer(self, questions):
-            return [RuntimeError("/secret/path") for _ in questions]
+        def answer(self, requests):
+            return [RuntimeError("/secret/path") for _ in requests]
 
     with running(Broken(trained), settings) as broken:
         answer = broken.detect()

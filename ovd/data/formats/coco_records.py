@@ -24,7 +24,7 @@ from ovd.data.report import DataError, DataReport
 from ovd.files import GZIP
 from ovd.first_of import first_of
 from ovd.shapes import Float64
-from ovd.text.names import read_alike
+from ovd.text.names import name_key
 
 _NUM_NAMED = 20
 
@@ -302,7 +302,7 @@ class Source:
     def _category(self, row: dict[str, Any], parents: Counter[str], request: ReadRequest, federated: bool) -> Category:
         """A class; only an index of LVIS needs its synonyms and its frequency, and other files may have synonyms."""
         name = self.field(row, "categories", "name", str)
-        if not read_alike(name):
+        if not name_key(name):
             raise DataError("F1", f"{self.path}: category {row['id']} has an empty name")
         if _is_broken(name):
             raise DataError("F1", f"{self.path}: category {row['id']}: {name!r} has half a character")

@@ -15,7 +15,7 @@ import numpy as np
 
 from ovd.data.category import Category
 from ovd.data.formats.table import AnnotationNames, AnnotationTable, FederatedLabels, ReadRequest
-from ovd.files import cache_folder, sha256_of, whole_file
+from ovd.files import atomic_write, cache_folder, sha256_of
 
 MIN_BYTES = 2**24
 """Annotation files shorter than this are read every time."""
@@ -88,7 +88,7 @@ def keep_table(table: AnnotationTable, content: bytes, request: ReadRequest, *, 
             **arrays,
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file, "wb") as stream:
+        with atomic_write(file, "wb") as stream:
             stream.write(hashlib.sha256(parts.getbuffer()).digest())
             stream.write(parts.getbuffer())
     except (OSError, UnicodeEncodeError):

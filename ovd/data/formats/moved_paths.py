@@ -70,8 +70,8 @@ class MovedPaths:
         if found.path == place:
             return place
         for other, path in others:
-            of_other = self._found(path, _is_folder_or_list)
-            if of_other is not None and of_other.cut != found.cut and _overlap(found.path, of_other.path):
+            other_found = self._found(path, _is_folder_or_list)
+            if other_found is not None and other_found.cut != found.cut and _overlap(found.path, other_found.path):
                 raise DataError(
                     "F1",
                     f"{self.path}: {key} is {written!r}, which is not there, and {found.path}, the end of it that is, "
@@ -115,16 +115,16 @@ class MovedPaths:
             others = list(_folders_and_names(other))
         except DataError:
             return  # of a split that is not asked for
-        of_other = self._folders(other, others)
-        real = {folder: os.path.realpath(end.path) for each in (folders, of_other) for folder, end in each.items()}
+        other_folders = self._folders(other, others)
+        real = {folder: os.path.realpath(end.path) for each in (folders, other_folders) for folder, end in each.items()}
         cuts = {(real[folder], name): folders[folder].cut for folder, name in lines}
         for folder, name in others:
             cut = cuts.get((real[folder], name))
-            if cut is not None and cut != of_other[folder].cut:
+            if cut is not None and cut != other_folders[folder].cut:
                 raise DataError(
                     "F1",
-                    f"{place} and {other}: {of_other[folder].path / name} could be an image of either, by the ends of "
-                    "their paths: correct the paths",
+                    f"{place} and {other}: {other_folders[folder].path / name} could be an image of either, by the "
+                    "ends of their paths: correct the paths",
                 )
 
     def _folders(self, place: Path, lines: Sequence[tuple[str, str]]) -> dict[str, _Place]:

@@ -136,9 +136,9 @@ def _notice_odd_labels(listing: Listing, report: DataReport) -> None:
             _notice_orphan(path, folders, report)
     for images, labels in listing.folders:
         for path in sorted(files_below(labels, lambda name: name.endswith(".txt"))):
-            of_labels = images / path.relative_to(labels).parent
-            if path.parent not in image_folders and not of_labels.is_dir():
-                _notice_orphan(path, {of_labels}, report)
+            images_folder = images / path.relative_to(labels).parent
+            if path.parent not in image_folders and not images_folder.is_dir():
+                _notice_orphan(path, {images_folder}, report)
 
 
 def _notice_unlabelled(path: Path, listing: Listing, kept: Sequence[int], report: DataReport) -> None:

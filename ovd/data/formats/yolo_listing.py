@@ -106,8 +106,8 @@ def _read_description(path: Path, images: Path | None, split: str, report: DataR
     ]
     names = _names(path, content) if path.suffix != ".data" else _darknet_names(path, content, paths)
     root = root if root.is_dir() else path.parent
-    of_labels = [(place, _labels_folder(place)) for place in places if place.is_dir()]
-    folders = [(place, labels) for place, labels in of_labels if labels != place and labels.is_dir()]
+    label_folders = [(place, _labels_folder(place)) for place in places if place.is_dir()]
+    folders = [(place, labels) for place, labels in label_folders if labels != place and labels.is_dir()]
     return Listing(names, root, found, [_label_beside(image) for image in found], folders)
 
 

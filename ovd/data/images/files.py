@@ -2,7 +2,6 @@
 
 import glob
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ovd.data.images.size_cache import sizes_of
 from ovd.data.index import ImageRecord, Labels
 from ovd.data.report import DataReport
 from ovd.shapes import Int64
+from ovd.warn import warn
 
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
 """Usual suffixes of the formats that are read."""
@@ -38,7 +38,7 @@ def without_drawn(files: Iterable[Path]) -> list[Path]:
     found = list(files)
     drawn = list(filter(is_drawn, found))
     if drawn:
-        print(f"warning: {len(drawn)} files with detections are left out; the first: {drawn[0]}", file=sys.stderr)
+        warn(f"{len(drawn)} files with detections are left out; the first: {drawn[0]}")
     return [file for file in found if not is_drawn(file)]
 
 
@@ -73,8 +73,7 @@ def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
             else:
                 above[path] = above_here | {identity}
     if loops:
-        words = f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}"
-        print(f"warning: {words}", file=sys.stderr)
+        warn(f"{len(loops)} links to folders that they lie in are not followed; the first: {min(loops)}")
     return files
 
 

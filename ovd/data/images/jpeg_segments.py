@@ -54,8 +54,8 @@ def is_one_whole_scan(content: bytes) -> bool:
     return False
 
 
-def has_many_scans(content: bytes, most: int) -> bool:
-    """Whether a JPEG file goes over its pixels more than `most` times: each scan of a progressive image, or of one
+def has_many_scans(content: bytes, limit: int) -> bool:
+    """Whether a JPEG file goes over its pixels more than `limit` times: each scan of a progressive image, or of one
     color, takes as long as another, and a file may repeat them."""
     if not content.startswith(START):
         return False
@@ -67,7 +67,7 @@ def has_many_scans(content: bytes, most: int) -> bool:
             num_scans += 1
             if not is_progressive and body[0] == num_components:  # all in one scan: no other is looked for
                 return False
-            if num_scans > most:
+            if num_scans > limit:
                 return True
     return False
 

@@ -14,7 +14,6 @@
 All else is an error: no pixels, several images, negative values, values above the range, NaN, booleans.
 """
 
-import sys
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +24,7 @@ from PIL import Image
 from ovd.data.images.read import read_image, to_rgb
 from ovd.data.images.sixteen_bits import to_eight_bits
 from ovd.shapes import UInt8
+from ovd.warn import warn
 
 
 @runtime_checkable
@@ -141,7 +141,4 @@ def checked_size(size: int) -> int:
 def warn_of_other_size(calibrated: int, size: int) -> None:
     """Tell that scores were calibrated at another size of images than they are used at, if it is another."""
     if size != calibrated:
-        print(
-            f"warning: scores were calibrated at {calibrated} px; at {size} px they are worse probabilities",
-            file=sys.stderr,
-        )
+        warn(f"scores were calibrated at {calibrated} px; at {size} px they are worse probabilities")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ovd.data.images.read import ImageError, read_sizes
-from ovd.files import cache_folder, whole_file
+from ovd.files import atomic_write, cache_folder
 from ovd.progress import progress
 from ovd.shapes import Int64
 
@@ -92,7 +92,7 @@ def _save(file: Path, rows: Int64[np.ndarray, "N 4"]) -> None:
     """Keep the rows; where nothing can be written, they are read again next time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file, "wb") as stream:
+        with atomic_write(file, "wb") as stream:
             np.save(stream, rows)
     except OSError:
         pass

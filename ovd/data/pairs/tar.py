@@ -5,7 +5,6 @@ Shards are read by position through an index (shard_index.py, which has the rule
 """
 
 import json
-import sys
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,10 @@ from ovd.data.pairs.shard_index import (
 )
 from ovd.data.report import DataError
 from ovd.fault import Fault
-from ovd.files import sha256_of, whole_file, write_json
+from ovd.files import atomic_write, sha256_of, write_json
 from ovd.first_of import first_of
 from ovd.progress import progress
+from ovd.warn import warn
 
 MANIFEST_NAME = "manifest.json"
 NUM_THREADS = 4
@@ -96,7 +96,7 @@ def write_pair_shards(directory: Path, pairs: Iterable[Pair], *, pairs_per_shard
         name = f"{len(entries):05d}.tar"
         num_samples = 0
         with (
-            whole_file(directory / name, "wb") as file,
+            atomic_write(directory / name, "wb") as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
         ):
             for pair in chain([first], islice(remaining, pairs_per_shard - 1)):
@@ -148,10 +148,10 @@ def _notice_gaps(directory: Path, names: list[str]) -> None:
     numbers = sorted(int(Path(name).stem) for name in names if Path(name).stem.isdecimal())
     gaps = [number + 1 for number, following in pairwise(numbers) if following > number + 1]
     if gaps:
-        print(
-            f"warning[F13]: {directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
+        warn(
+            f"{directory}: the numbers of its shards have {len(gaps)} gaps, the first at {gaps[0]}, and "
             f"no {MANIFEST_NAME} says whether a shard is missing; the {len(names)} that are there are read",
-            file=sys.stderr,
+            code="F13",
         )
 
 

@@ -5,7 +5,7 @@ from small_run import small_config
 
 from ovd.build.detector import build_detector
 from ovd.clip.load import load_clip
-from ovd.engine.groups import build_groups
+from ovd.engine.detector_groups import build_groups
 
 
 @pytest.mark.parametrize("kind", ["gated", "none"])

@@ -4,7 +4,7 @@ import pytest
 
 from ovd.data.vocabulary import _normalized
 from ovd.text.clean import clean
-from ovd.text.names import are_among, check_each_once, names_asked, read_alike
+from ovd.text.names import are_among, check_each_once, name_key, names_asked
 
 ALIKE = [
     ("Umbrella", "umbrella"),
@@ -18,7 +18,7 @@ ALIKE = [
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_names_that_are_read_alike_are_one_name(one: str, other: str) -> None:
-    assert read_alike(one) == read_alike(other)
+    assert name_key(one) == name_key(other)
     with pytest.raises(ValueError, match="is given twice"):
         check_each_once([one, None, other])
     assert are_among([one, "another"], [other]) == [True, False]

@@ -1,4 +1,4 @@
-"""What a server tells: one line per request on the terminal, and figures in Prometheus' text form."""
+"""What a server logs: one line per request on the terminal, and figures in Prometheus' text form."""
 
 import time
 from collections.abc import Callable
@@ -38,56 +38,56 @@ class Metrics:
         return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-class Journal:
-    """An ASGI application around another, which counts its requests and tells a line about each.
+class AccessLog:
+    """An ASGI application around another, which counts its requests and writes a line about each.
 
     What a route says about its request in `scope["note"]`, a list of words, is in the line.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], tell: Callable[[str], None]):
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], write_line: Callable[[str], None]):
         """
         Args:
             paths: that are counted by name; all others count as "other", so that nobody can make ever more of them.
-            tell: takes a line.
+            write_line: takes a line.
         """
         self._app = app
         self._metrics = metrics
         self._paths = paths
-        self._tell = tell
+        self._write_line = write_line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status, told = time.perf_counter(), "-", False
+        start, status, is_logged = time.perf_counter(), "-", False
         scope["note"] = []
 
-        def tell() -> None:
-            nonlocal told
-            if not told:
-                told = True
-                self._tell_of(scope, status, time.perf_counter() - start)
+        def log_once() -> None:
+            nonlocal is_logged
+            if not is_logged:
+                is_logged = True
+                self._log(scope, status, time.perf_counter() - start)
 
         async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                tell()  # before whoever asked can have the whole answer, and look here for it
+                log_once()  # before whoever asked can have the whole answer, and look here for it
             await send(message)
 
         try:
             await self._app(scope, receive, send_noted)
         finally:
-            tell()
+            log_once()
 
-    def _tell_of(self, scope: Scope, status: str, seconds: float) -> None:
+    def _log(self, scope: Scope, status: str, seconds: float) -> None:
         path = scope["path"]
         self._metrics.requests.labels(path if path in self._paths else "other", status).inc()
         self._metrics.seconds.observe(seconds)
         words = [status, scope["method"][:10], _printable(path), f"{seconds:.3f} s", *scope["note"]]
         with suppress(OSError, ValueError):  # a log that nobody reads any more, or a full disk, stops no answer
-            self._tell(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
+            self._write_line(f"{time.strftime('%H:%M:%S')}  {'  '.join(words)}")
 
 
 def _printable(path: str) -> str:

@@ -1,0 +1,116 @@
+"""Requests are answered together if they are of one shape, the oldest first."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import torch
+
+from ovd.serve.answerer import DetectionRequest, PreparedImage
+from ovd.serve.batch_queue import BatchQueue
+from ovd.structures import Detections
+
+
+def request_of(name: str, side: int = 64) -> DetectionRequest:
+    return DetectionRequest(
+        PreparedImage(torch.zeros(3, side, side, dtype=torch.uint8), (side, side), (side, side)), (name,)
+    )
+
+
+class Recorder:
+    """Answers slowly, or once it is let, and remembers the batches."""
+
+    def __init__(self, seconds: float = 0.02, free: threading.Event | None = None):
+        self.batches: list[list[str]] = []
+        self.seconds = seconds
+        self.free = free
+
+    def __call__(self, requests):
+        self.batches.append([request.names[0] for request in requests])
+        time.sleep(self.seconds)
+        assert self.free is None or self.free.wait(20)
+        return [ValueError("bad") if request.names[0] == "bad" else Detections.empty() for request in requests]
+
+
+def run(queue: BatchQueue, *asked: DetectionRequest) -> list:
+    async def main():
+        running = asyncio.create_task(queue.run())
+        try:
+            return await asyncio.gather(*map(queue.ask, asked), return_exceptions=True)
+        finally:
+            running.cancel()
+
+    return asyncio.run(main())
+
+
+def test_the_oldest_shape_goes_first_and_batches_are_full():
+    recorder = Recorder()
+    asked = [
+        request_of("a"),
+        request_of("b", 32),
+        request_of("c"),
+        request_of("d"),
+        request_of("e", 32),
+        request_of("f"),
+    ]
+    answers = run(BatchQueue(recorder, limit=3, gather_s=0.0), *asked)
+    assert recorder.batches == [["a", "c", "d"], ["b", "e"], ["f"]]
+    assert [answer.batch_size for answer in answers] == [3, 2, 3, 3, 2, 1]
+
+
+def test_a_wrong_request_is_told_to_its_owner_alone():
+    answers = run(BatchQueue(Recorder(), limit=8, gather_s=0.0), request_of("a"), request_of("bad"), request_of("c"))
+    assert [type(answer).__name__ for answer in answers] == ["BatchedResult", "ValueError", "BatchedResult"]
+
+
+@pytest.mark.parametrize(("gather_s", "batches"), [(30.0, [["a", "b"]]), (0.0, [["a"], ["b"]])])
+def test_a_request_waits_for_company_as_long_as_it_is_told(gather_s, batches):
+    recorder = Recorder()
+
+    async def main():
+        queue = BatchQueue(recorder, limit=2, gather_s=gather_s)
+        running = asyncio.create_task(queue.run())
+        first = asyncio.create_task(queue.ask(request_of("a")))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, queue.ask(request_of("b")))
+        running.cancel()
+
+    start = time.perf_counter()
+    asyncio.run(main())
+    assert recorder.batches == batches
+    assert time.perf_counter() - start < 10  # a full batch does not wait on
+
+
+def test_who_stops_waiting_is_not_answered():
+    free = threading.Event()
+    recorder = Recorder(free=free)
+
+    async def main():
+        queue = BatchQueue(recorder, limit=1, gather_s=0.0)
+        running = asyncio.create_task(queue.run())
+        first = asyncio.create_task(queue.ask(request_of("a")))
+        async with asyncio.timeout(20):
+            while not recorder.batches:
+                await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.ask(request_of("gone")), 0.02)
+        free.set()
+        await asyncio.gather(first, queue.ask(request_of("b")))
+        running.cancel()
+
+    asyncio.run(main())
+    assert recorder.batches == [["a"], ["b"]]
+
+
+def test_who_is_in_line_at_the_end_is_cancelled():
+    async def main():
+        queue = BatchQueue(Recorder(0.05), limit=1, gather_s=0.0)
+        running = asyncio.create_task(queue.run())
+        waiting = [asyncio.create_task(queue.ask(request_of(name))) for name in "abc"]
+        await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait(waiting[1:], timeout=2)
+        return [task.cancelled() for task in waiting[1:]]
+
+    assert asyncio.run(main()) == [True, True]
