@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,6 +63,14 @@ def running(
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for what the server's threads do; it is an error if it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"it did not come within {seconds} seconds"
+        time.sleep(0.01)
 
 
 def png(height: int = 48, width: int = 64, *, seed: int = 0) -> bytes:

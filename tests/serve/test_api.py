@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from PIL import Image
-from small_server import LIMITS, png, running
+from small_server import LIMITS, png, running, until
 
 from ovd.build.prompts import Example, Prompt
 from ovd.predictor import Predictor
@@ -137,8 +137,7 @@ def test_who_has_gone_is_not_served(trained, settings):
 
     with running(Held(trained), settings, batch=1, waiting=4) as held, ThreadPoolExecutor(1) as pool:
         first = pool.submit(held.detect)
-        while not asked:
-            time.sleep(0.01)
+        until(lambda: bool(asked))
         body = held.client.build_request(
             "POST", "/api/detect", files={"image": ("a.png", png())}, data={"names": "cat"}
         )
@@ -148,8 +147,7 @@ def test_who_has_gone_is_not_served(trained, settings):
             with socket.create_connection(("127.0.0.1", held.port)) as gone:
                 gone.sendall(f"POST /api/detect HTTP/1.1\r\n{head}\r\n".encode() + content)
                 time.sleep(0.2)
-        while "ovd_waiting 1.0" not in held.client.get("/metrics").text:
-            time.sleep(0.1)
+        until(lambda: "ovd_waiting 1.0" in held.client.get("/metrics").text)
         free.set()
         assert first.result().status_code == 200
         assert held.detect().status_code == 200
@@ -239,14 +237,13 @@ def test_only_so_many_bodies_are_read_at_once(answerer, settings):
         assert held.detect().status_code == 200
         more = clients.enter_context(socket.create_connection(("127.0.0.1", held.port)))
         more.sendall(head + b"Content-Length: 1000\r\n\r\n--x\r\n")
-        time.sleep(0.5)
+        until(lambda: held.detect().status_code == 503)
         refused = held.detect()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["error"] == "The server is reading 4 other requests; try again in a moment."
         for client in (*slow, more):
             client.close()
-        time.sleep(0.5)
-        assert held.detect().status_code == 200
+        until(lambda: held.detect().status_code == 200)
 
 
 def test_a_failing_detector_is_a_500_with_a_sentence_and_no_secret(trained, settings, caplog):
