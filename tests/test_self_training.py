@@ -95,10 +95,15 @@ def test_preflight_says_how_many_of_the_labelled_pairs_are_drawn(tmp_path, minia
 
 def test_the_configured_texts_of_pairs_reach_a_step(tmp_path, miniature_world, teacher, pairs, monkeypatch):
     samplers = []
-    monkeypatch.setattr("ovd.jobs.train.train", lambda _, data, *__, **___: samplers.append(data.text_sampler) or {})
+
+    def train(_, data, *__, **___) -> dict[str, float]:
+        samplers.append(data.text_sampler)
+        return {}
+
+    monkeypatch.setattr("ovd.jobs.train.train", train)
     config = student_config(tmp_path / "run", miniature_world, teacher, pairs, sampled_texts=5)
-    train = config.train.model_copy(update={"pair_negatives": True})
-    train_from_config(config.model_copy(update={"train": train}), evaluate=False)
+    settings = config.train.model_copy(update={"pair_negatives": True})
+    train_from_config(config.model_copy(update={"train": settings}), evaluate=False)
     (texts,) = samplers
     assert (texts.sampled_texts, texts.pair_negatives) == (5, True)
     assert len(texts.pair_texts) > 0
