@@ -197,7 +197,7 @@ def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, monkeypatch,
         room = 10**6
         train(run_log, range(3, 5))
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
-    assert capsys.readouterr().out.count("metrics.jsonl is written to again at the next step") == 2
+    assert capsys.readouterr().err.count("metrics.jsonl is written to again at the next step") == 2
 
 
 def test_a_metric_that_there_is_not_is_not_drawn(tmp_path, monkeypatch):
