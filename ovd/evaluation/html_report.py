@@ -1,6 +1,6 @@
 """report.html: what an evaluation found, in one page that opens from disk and needs no network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,15 @@ _NUM_CURVES = 5
 """Curves of all classes and of groups, which leaves the sixth color to a chosen class."""
 
 
-def write_html_report(
-    measures: Measures,
-    folder: Path,
-    *,
-    title: str,
-    index: AnnotationIndex | None = None,
-    naming: Sequence[Confusion] | None = None,
-    is_trained: Sequence[bool] | None = None,
-) -> Path:
+def write_html_report(data: Mapping[str, Any], folder: Path) -> Path:
     """Write the page, replacing that of an earlier evaluation, and return its path.
 
     Args:
-        title: of the page: the run's name, or the results file's.
-        index: where the images are; None leaves out the pictures.
-        naming: from the naming of true boxes (`NamingReport.confusions`); None if it was not measured.
-        is_trained: whether each category's name was trained on; None if it is not known.
+        data: what it shows (`report_data`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = report_data(measures, title=title, index=index, naming=naming, is_trained=is_trained)
     with whole_file(folder / NAME) as file:
-        file.write(fill_page("evaluation", title=f"{title}: evaluation", data=data))
+        file.write(fill_page("evaluation", title=f"{data['title']}: evaluation", data=data))
     return folder / NAME
 
 
@@ -52,11 +40,18 @@ def report_data(
     measures: Measures,
     *,
     title: str,
-    index: AnnotationIndex | None,
-    naming: Sequence[Confusion] | None,
-    is_trained: Sequence[bool] | None,
+    index: AnnotationIndex | None = None,
+    naming: Sequence[Confusion] | None = None,
+    is_trained: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """What the page shows, as its script reads it; arguments as of `write_html_report`."""
+    """What the page shows, as its script reads it.
+
+    Args:
+        title: of the page: the run's name, or the results file's.
+        index: where the images are; None leaves out the pictures.
+        naming: from the naming of true boxes (`NamingReport.confusions`); None if it was not measured.
+        is_trained: whether each category's name was trained on; None if it is not known.
+    """
     evaluation, decisions = measures.evaluation, measures.decisions
     num_images = f"{len(measures.truth.images):,} images"
     names = _groups_of_classes(measures)

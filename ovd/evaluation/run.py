@@ -151,7 +151,7 @@ def evaluate_results_file(
     if output_dir is not None:
         write_measures(measures, output_dir, index=index)
         if html:
-            from ovd.evaluation.html_report import write_html_report  # here, since it brings Pillow
+            from ovd.evaluation.html_report import report_data, write_html_report  # here, since it brings Pillow
 
-            write_html_report(measures, output_dir, title=results.name, index=index)
+            write_html_report(report_data(measures, title=results.name, index=index), output_dir)
     return measures.evaluation.metrics

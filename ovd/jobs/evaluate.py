@@ -19,7 +19,7 @@ from ovd.distributed import broadcast, is_main
 from ovd.evaluation.detector import DetectsInDataSets, evaluate_detector
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
-from ovd.evaluation.html_report import write_html_report
+from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
 from ovd.evaluation.note import EvaluationNote, write_note
@@ -162,14 +162,14 @@ def _measured(
         print(format_naming(naming, group_average_precision(measures.evaluation.classes)))
         write_naming(naming, output)
     if html:
-        write_html_report(
+        data = report_data(
             measures,
-            output,
             title=config.output.name,
             index=index,
             naming=None if naming is None else naming.confusions,
             is_trained=are_among((category.name for category in measures.truth.categories), trained.classes),
         )
+        write_html_report(data, output)
     write_note(output, note)
     return measures.evaluation
 

@@ -159,7 +159,7 @@ def test_groups_of_a_benchmark_have_curves_and_classes_their_group():
     known = np.isin(results.image_ids, [image.id for image in evaluator.truth.images])
     evaluator.add_results(results.take(known), source="results")
     measures = measure_results(evaluator, exhaustive=None)
-    data = report_data(measures, title="", index=None, naming=None, is_trained=[True] * 5)
+    data = report_data(measures, title="", is_trained=[True] * 5)
     curves = {curve["label"]: np.array(curve["precision"]) / 1000 for curve in data["curves"]}
     assert list(curves) == ["IoU 0.50", "IoU 0.75", "base, IoU 0.50", "novel, IoU 0.50"]
     for name in names:
@@ -345,11 +345,12 @@ def test_a_page_of_lvis_size_is_under_20_mb(tmp_path):
     evaluator.add_results(results, source="results")
     measures = measure_results(evaluator, exhaustive=None)
     start = time.perf_counter()
-    page = write_html_report(
-        measures, tmp_path, title="LVIS", index=index,
+    data = report_data(
+        measures, title="LVIS", index=index,
         naming=[Confusion(f"class number {row}", f"class number {row + 1}", 3, 9) for row in range(200)],
         is_trained=[row % 3 > 0 for row in range(num_classes)],
     )  # fmt: skip
+    page = write_html_report(data, tmp_path)
     print(f"\n{page.stat().st_size / 2**20:.1f} MiB, written in {time.perf_counter() - start:.1f} s")
     assert page.stat().st_size < 20e6
     assert len(data_of(page)["images"]["worst"]) == 12
