@@ -103,6 +103,11 @@ def describe_machine(device: torch.device) -> str:
     return ", ".join(parts)
 
 
+def device_name(device: torch.device) -> str:
+    """Model name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
 def instruction_set() -> str:
     """Instruction set that torch picks its CPU kernels for."""
     return " + ".join([torch.backends.cpu.get_cpu_capability(), *_cpu_bf16_instructions()])

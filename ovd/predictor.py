@@ -30,10 +30,8 @@ from ovd.engine.checkpoint import CLIP_FOLDER
 from ovd.experts.group import ExpertGroup
 from ovd.model.query_texts import QueryTexts
 from ovd.structures import Detections
-from ovd.text.names import check_each_once, names_asked
+from ovd.text.names import NAME_LISTS_KEPT, check_each_once, names_asked
 from ovd.text.unit_rows import as_unit_rows
-
-NAME_LISTS_KEPT = 8
 
 
 class Predictor(ModelHubMixin):

@@ -23,7 +23,7 @@ from ovd.files import hash_of
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config
 from ovd.metric import is_known
-from ovd.precision import cpu_name
+from ovd.precision import device_name
 
 BEFORE = "before"
 """Row of the starting detector itself."""
@@ -148,7 +148,7 @@ def run_fine_tuning(
             megabytes=round(megabytes, 1),
             steps=steps,
             config_hash=hashes[of],
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            device=device_name(device),
             date=datetime.date.today().isoformat(),
         )
 

@@ -26,7 +26,7 @@ from ovd.jobs.calibrate import calibrate_detector
 from ovd.jobs.evaluate import detect_all, evaluate_run
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
 from ovd.jobs.train import train_from_config
-from ovd.precision import cpu_name, instruction_set
+from ovd.precision import device_name, instruction_set
 from ovd.selftrain.pseudo_label import shards_of_worker
 
 UNHASHED = ("data.workers", "init_from", "data.pairs.labels")
@@ -189,7 +189,7 @@ def run_row(name: str, stages: RowStages, seed: int, runs: Path) -> Record:
         hours=round(done.hours, 4),
         config_hash=config_hash,
         steps=stages.steps,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        device=device_name(device),
         instruction_set=f"{instruction_set()}, {torch.get_num_threads()} threads",
         versions={"python": platform.python_version(), **{package: version(package) for package in VERSIONED}},
         date=datetime.date.today().isoformat(),

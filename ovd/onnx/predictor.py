@@ -13,10 +13,9 @@ from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
-from ovd.text.names import check_each_once, names_asked
+from ovd.text.names import NAME_LISTS_KEPT, check_each_once, names_asked
 from ovd.text.unit_rows import as_unit_rows
 
-NAME_LISTS_KEPT = 8
 UNCALIBRATED_THRESHOLD = 0.45
 """Score above which boxes are shown, of a detector that was not calibrated."""
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from ovd.text.clean import clean
 
+NAME_LISTS_KEPT = 8
+"""Lists of names whose texts a predictor keeps, those of the last calls."""
+
 
 def clean_name(name: str) -> str:
     """Clean a category name, so that it reads like ordinary text.
