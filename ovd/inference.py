@@ -17,7 +17,7 @@ from ovd.data.loading.padding import pad_images
 from ovd.data.loading.transforms import eval_transform
 from ovd.distributed import pins_memory
 from ovd.model.crop_encoder import CropEncoder
-from ovd.model.detection_options import UNCALIBRATED_THRESHOLD, DetectionOptions
+from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.last_result import LastResult
 from ovd.model.postprocess import postprocess
@@ -26,6 +26,9 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
 from ovd.precision import autocast, on_device
 from ovd.structures import Detections, Predictions
+
+UNCALIBRATED_THRESHOLD = 0.45
+"""Score above which boxes are shown, of a detector that was not calibrated."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from ovd.model.crop_options import CropOptions
 from ovd.section import Section
 
-UNCALIBRATED_THRESHOLD = 0.45
-"""Score above which boxes are shown, of a detector that was not calibrated."""
-
 
 class SecondLookOptions(CropOptions):
     """CLIP itself looks at crops of an image's best boxes and helps to name them (crop_encoder.py)."""

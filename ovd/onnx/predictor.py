@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from ovd.data.images.pixels import AnyImage, checked_size, pixels_of, warn_of_other_size
-from ovd.model.detection_options import UNCALIBRATED_THRESHOLD
 from ovd.onnx.resize import resize
 from ovd.onnx.session import Detections, DetectionSession
 from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
 from ovd.text.names import NAME_LISTS_KEPT, check_each_once, names_asked
 from ovd.text.unit_rows import as_unit_rows
+
+UNCALIBRATED_THRESHOLD = 0.45
+"""Score above which boxes are shown, of a detector that was not calibrated."""
 
 
 class Predictor:

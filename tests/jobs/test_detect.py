@@ -15,7 +15,7 @@ from ovd.data.images.media import Picture
 from ovd.data.images.read import ImageError
 from ovd.data.images.video import VideoWriter
 from ovd.jobs.detect import detect_in
-from ovd.jobs.detect_output import CocoFile, JsonLines, PictureFiles, output_for, targets
+from ovd.jobs.detect_output import CocoFile, Found, JsonLines, PictureFiles, output_for, targets
 from ovd.structures import Detections
 
 NAMES = ["dark thing", "light thing"]
@@ -29,6 +29,10 @@ def detect(picture: Picture) -> Detections:
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     is_light = picture.pixels[rows, columns].mean() > 128
     return Detections(torch.tensor([box], dtype=torch.float32), torch.tensor([0.75]), torch.tensor([int(is_light)]))
+
+
+def found_in(picture: Picture) -> Found:
+    return Found(picture, detect(picture))
 
 
 def scene(x: int, value: int = 220, size: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -212,6 +216,40 @@ def film(tmp_path) -> Path:
         writer.add(Image.fromarray(scene(4 + 4 * step, 0 if step == 0 else 220, size=(48, 64))))
     writer.close()
     return path
+
+
+def test_each_video_has_its_own_files_which_end_before_the_next_source(tmp_path, monkeypatch):
+    events = []
+
+    class Writer:
+        def __init__(self, path: Path, rate: Fraction):
+            self._name = path.name
+            events.append(f"{self._name} at {rate}")
+
+        def add(self, picture: Image.Image) -> None:
+            events.append(f"{self._name} frame")
+
+        def close(self) -> None:
+            events.append(f"{self._name} ends")
+
+    monkeypatch.setattr("ovd.jobs.detect_output.VideoWriter", Writer)
+    monkeypatch.setattr("ovd.jobs.detect_output.describe_video", lambda path: (Fraction(10), 2))
+    sources = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.png")]
+    output = PictureFiles(sources, NAMES, None)
+    for source, frame in ((sources[0], 0), (sources[0], 1), (sources[1], 0), (sources[2], None)):
+        output.add(found_in(Picture(source, scene(4), frame, None if frame is None else 0.1 * frame)))
+    output.close()
+    assert events == [
+        "a.detections.mp4 at 10", "a.detections.mp4 frame", "a.detections.mp4 frame", "a.detections.mp4 ends",
+        "b.detections.mp4 at 10", "b.detections.mp4 frame", "b.detections.mp4 ends",
+    ]  # fmt: skip
+    endings = ("a.detections.mp4", "b.detections.mp4", "c.detections.png")
+    assert output.written == [tmp_path / name for name in endings]
+    frames = [
+        [json.loads(line)["frame"] for line in (tmp_path / f"{film}.detections.jsonl").read_text().splitlines()]
+        for film in "ab"
+    ]
+    assert frames == [[0, 1], [0]]
 
 
 def test_a_video_becomes_a_video_with_boxes_and_a_line_per_frame(film):
