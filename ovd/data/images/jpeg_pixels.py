@@ -1,4 +1,4 @@
-"""The pixels of ordinary JPEG files by OpenCV's decoder, in a fifth less time than Pillow's takes.
+"""The pixels of ordinary JPEG files by OpenCV's decoder, which takes less time than Pillow's.
 
 Both stand on libjpeg-turbo and give the same pixels; Pillow brings them to four bytes each, and back to three. Only
 files of one scan are decoded, without a marker that does not belong there: OpenCV may fill what follows one with grey,

@@ -1,8 +1,9 @@
 """The segments of JPEG files, and what their headers say before anything is decoded."""
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 START = b"\xff\xd8"
 SCAN = 0xDA
@@ -11,7 +12,8 @@ _PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
 FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
 """Markers of the header of the image itself, which has its sides and colors."""
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
-_MARKER_AMONG_BITS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # but restarts, which belong there
+_IS_MARKER = ~np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])
+"""Of the byte that follows 0xFF: not 0, where the bits are those of 0xFF, nor a restart, which belongs among them."""
 END = b"\xff\xd9"
 
 
@@ -40,7 +42,7 @@ def is_lossless(content: bytes) -> bool:
 
 
 def is_one_whole_scan(content: bytes) -> bool:
-    """Whether a JPEG file has one scan, of all colors, which the end marker follows.
+    """Whether a JPEG file has one scan, of all colors, and ends with the marker after it.
 
     Another marker among its bits may be damage, of which some decoders say nothing and fill the rest with grey.
     """
@@ -49,8 +51,9 @@ def is_one_whole_scan(content: bytes) -> bool:
         if marker in FRAMES and len(body) > 5:
             num_components = body[5]
         elif marker == SCAN:
-            following = _MARKER_AMONG_BITS.search(content, end)
-            return body[:1] == bytes([num_components]) and following is not None and following[0].endswith(END)
+            bits = np.frombuffer(content, np.uint8)[end:]
+            num_markers = int(np.count_nonzero(_IS_MARKER[bits[1:][bits[:-1] == 0xFF]]))
+            return body[:1] == bytes([num_components]) and num_markers == 1 and content.endswith(END)
     return False
 
 
