@@ -206,7 +206,7 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
 
 def _cell(values: Sequence[float | None]) -> str:
     """Mean and interval of a metric over the seeds, of which two have no meaningful one; a dash if one is unknown."""
-    known = [value for value in values if value is not None and value != UNKNOWN]
+    known = [value for value in values if value is not None and is_known(value)]
     if len(known) < len(values):
         return "-"
     value = estimate(np.array(known, dtype=np.float64))

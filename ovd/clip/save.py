@@ -64,7 +64,8 @@ def save_clip(clip: Clip, name: str, folder: Path) -> None:
 
 
 def copy_clip(source: Path, folder: Path) -> None:
-    """Copy the folder of a CLIP model that has its weights in `WEIGHTS_FILE`: what `load_clip` reads."""
+    """Copy the folder of a CLIP model that has its weights in `WEIGHTS_FILE`: the files that `load_clip` reads, the
+    config last."""
     folder.mkdir(parents=True, exist_ok=True)
     known = TOKENIZER_FILES | {WEIGHTS_FILE, BEFORE_ALIGNMENT}
     for path in [*sorted(path for path in source.iterdir() if path.name in known), source / CONFIG]:

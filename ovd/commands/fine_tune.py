@@ -25,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a YAML file, see configs/expert.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
-    parser.add_argument("--weight", type=float, help="weight of the new one in the average, which an expert has not; "
-                        f"1 makes none ({WEIGHT})")  # fmt: skip
+    parser.add_argument("--weight", type=float, help="weight of the fine-tuned detector in the average; 1 makes "
+                        f"none ({WEIGHT}; an expert is not averaged)")  # fmt: skip
     parser.add_argument("--no-kept", action="store_true", help="do not evaluate on the data set of the detector to "
                         "start from, which may be large, or on another machine")  # fmt: skip
     arguments = parser.parse_intermixed_args()

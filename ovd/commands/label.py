@@ -38,6 +38,7 @@ from ovd.files import make_folder_of, refuse_existing, sha256_of
 
 if TYPE_CHECKING:  # torch, which takes seconds to import
     from ovd.build.trained import TrainedDetector
+    from ovd.inference import BatchDetector
     from ovd.jobs.queries import Query
 
 
@@ -118,8 +119,7 @@ def main() -> None:
     threshold = inference.shown_threshold if arguments.threshold is None else arguments.threshold
     thresholds = [query.threshold(threshold) for query in queries]
     report = DataReport(stops=False)
-    settings = _settings(arguments, trained, root, names, thresholds)
-    settings["precision"] = "bf16" if inference.low_precision else "float32"
+    settings = _settings(arguments, trained, inference, root, names, thresholds)
     with LabelJournal(partial, settings) as journal:
         if journal.goes_on:
             print(_printable(f"goes on from {partial}"))
@@ -169,6 +169,7 @@ def _printable(text: str) -> str:
 def _settings(
     arguments: argparse.Namespace,
     trained: "TrainedDetector",
+    inference: "BatchDetector",
     root: Path,
     names: list[str],
     thresholds: list[float],
@@ -189,6 +190,7 @@ def _settings(
         "overlapping": arguments.overlapping,
         "size": arguments.size,
         "root": str(root),
+        "precision": "bf16" if inference.low_precision else "float32",
     }
 
 
