@@ -34,7 +34,7 @@ def make_forms(fresh: Fresh, num_classes: int, batch_size: int, size: int) -> di
         fresh.low_precision,
     )
     inference = fresh.inference(size=size, options=OPTIONS)
-    peer = torchvision_fcos(num_classes, size, fresh.device, fresh.frozen_layout).eval()
+    peer = torchvision_fcos(num_classes, size, fresh.device, fresh.compute.frozen_memory_format).eval()
     peer.score_thresh, peer.nms_thresh = OPTIONS.score_threshold, OPTIONS.nms_iou
     peer.detections_per_img = OPTIONS.max_detections
     given = torchvision_images(batch)

@@ -29,7 +29,7 @@ from ovd.model.low_rank import add_adapters
 from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
-from ovd.precision import autocast, describe_machine, memory_format
+from ovd.precision import autocast, describe_machine
 from ovd.structures import Batch
 
 NUM_EXPERTS = (1, 3)
@@ -65,20 +65,18 @@ def main() -> None:
 def side_of(fresh: Fresh) -> SideBranch:
     """A fresh side branch for an expert, that learns."""
     backbone = fresh.detector.backbone
-    branch = SideBranch(backbone.channels, backbone.strides)
-    return branch.to(fresh.device).to(memory_format=memory_format(fresh.low_precision))
+    return fresh.compute.place(SideBranch(backbone.channels, backbone.strides))
 
 
 def frozen_side_of(fresh: Fresh) -> SideBranch:
     """A fresh side branch that only detects."""
-    return side_of(fresh).requires_grad_(False).to(memory_format=fresh.frozen_layout)
+    return fresh.compute.freeze(side_of(fresh))
 
 
 def time_detection(fresh: Fresh, batch: Batch, rows: list[Tensor]) -> dict[str, object]:
     """Milliseconds of each form, and the ratio of each number of experts to the sum of its parts."""
     detector, low_precision, size = copy.deepcopy(fresh.detector), fresh.low_precision, batch.images.shape[-1]
-    # As `build_own_inference` does; the fresh one trains afterwards.
-    detector.requires_grad_(False).to(memory_format=fresh.frozen_layout)
+    fresh.compute.freeze(detector)  # as `build_own_inference` does; the fresh one trains afterwards
     options = DetectionOptions(score_threshold=0.05, candidates=1000, max_detections=300)
 
     def inference_of(one) -> Inference:

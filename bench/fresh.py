@@ -32,7 +32,7 @@ from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.similarity import initial_bias
-from ovd.precision import autocast, frozen_memory_format, memory_format, use_low_precision
+from ovd.precision import Compute, autocast
 from ovd.selftrain.teacher import OvdTeacher, TextVariants
 from ovd.structures import Batch, Targets
 from ovd.text.encoder import encode_tokens
@@ -79,20 +79,27 @@ class Fresh:
     detector: Detector
     dim: int
     """Of the text space."""
-    low_precision: bool
+    compute: Compute
     generator: torch.Generator
-    device: torch.device
 
     @property
-    def frozen_layout(self) -> torch.memory_format:
-        """Memory format of a detector that learns nothing."""
-        return frozen_memory_format(self.low_precision, self.device)
+    def device(self) -> torch.device:
+        """That the detector is on."""
+        return self.compute.device
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether to use bf16 autocast."""
+        return self.compute.low_precision
 
     def inference(self, *, size: int, options: DetectionOptions, second_look: CropEncoder | None = None) -> Inference:
         """As `build_own_inference` makes it: of a frozen detector."""
-        self.detector.requires_grad_(False).to(memory_format=self.frozen_layout)
         return Inference(
-            self.detector, size=size, options=options, low_precision=self.low_precision, second_look=second_look
+            self.compute.freeze(self.detector),
+            size=size,
+            options=options,
+            low_precision=self.low_precision,
+            second_look=second_look,
         )
 
     def batch(self, batch_size: int, size: int, num_classes: int) -> Batch:
@@ -132,11 +139,11 @@ def fresh_detector(path: Path, device: torch.device) -> Fresh:
     is_tiny = load_config(path, [], TrainConfig).clip.name == "tiny"
     overrides = [f"train.device={device}", *([] if is_tiny else ["clip.weights=random"])]
     config = load_config(path, overrides, TrainConfig)
-    low_precision = use_low_precision("auto", device)
+    compute = Compute.configured("auto", device)
     torch.manual_seed(0)
     clip = configured_clip(config.clip)
-    detector = build_detector(config, clip).to(device).to(memory_format=memory_format(low_precision)).eval()
-    return Fresh(config, detector, clip.dim, low_precision, torch.Generator().manual_seed(0), device)
+    detector = compute.place(build_detector(config, clip)).eval()
+    return Fresh(config, detector, clip.dim, compute, torch.Generator().manual_seed(0))
 
 
 def own_step(fresh: Fresh, batch: Batch, num_classes: int) -> Callable[[], object]:

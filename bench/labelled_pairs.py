@@ -51,7 +51,7 @@ def random_labels(number: int) -> ShardLabels:
     box_offsets = np.arange(PAIRS + 1) * BOXES
     return ShardLabels(
         keys=tuple(f"{number:05d}{row:04d}" for row in range(PAIRS)),
-        reasons=("",) * PAIRS,
+        reasons=(None,) * PAIRS,
         image_sizes=np.full((PAIRS, 2), 500),
         texts=tuple(f"noun {number if row % 2 else ''} {row}" for row in range(TEXTS)),
         queries=Ragged(queries.reshape(-1), np.arange(PAIRS + 1) * QUERIES),

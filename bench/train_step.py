@@ -18,7 +18,7 @@ from fresh import own_step as step_of_fresh
 from measured import added_bytes, alone, milliseconds, save, seconds_of, time_ratio
 from peer import torchvision_fcos, torchvision_step
 
-from ovd.precision import describe_machine, memory_format
+from ovd.precision import Compute, describe_machine
 
 CLASSES = (91, 1203)
 ROUNDS = 3
@@ -36,7 +36,9 @@ def make_step(
         return step_of_fresh(fresh, batch, num_classes)
     tuned = form == "tuned" and fresh.low_precision
     del fresh
-    return torchvision_step(torchvision_fcos(num_classes, size, device, memory_format(tuned)), batch, tuned=tuned)
+    return torchvision_step(
+        torchvision_fcos(num_classes, size, device, Compute(device, tuned).memory_format), batch, tuned=tuned
+    )
 
 
 def peak_bytes(form: str, *settings) -> int:

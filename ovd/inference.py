@@ -24,7 +24,7 @@ from ovd.model.postprocess import postprocess
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
-from ovd.precision import autocast, on_device
+from ovd.precision import Compute, autocast, on_device
 from ovd.structures import Detections, Predictions
 
 UNCALIBRATED_THRESHOLD = 0.45
@@ -109,6 +109,11 @@ class BatchDetector(ABC):
     def device(self) -> torch.device:
         """Device that the detector runs on."""
         return self.detector.device
+
+    @property
+    def compute(self) -> Compute:
+        """Where the detector runs, and in which precision."""
+        return Compute(self.device, self.low_precision)
 
     @abstractmethod
     def compile(self) -> None:
@@ -209,7 +214,7 @@ class Inference(BatchDetector):
             images: padded at the right and bottom, on the detector's device.
             sizes: height and width before padding, on the detector's device.
         """
-        with on_device(self.device), autocast(images.device, self.low_precision):
+        with on_device(self.device), self.compute.autocast():
             predictions = self.detector(images)
         return self.without_padding(predictions, images, sizes)
 

@@ -4,12 +4,17 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.utils.deterministic
+from torch import nn
 
 from ovd.choices import Precision
+
+Module = TypeVar("Module", bound=nn.Module)
 
 BF16_INSTRUCTIONS = ("AMX", "AVX512-BF16")
 """As `instruction_set` names them."""
@@ -50,20 +55,44 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if has_autocast else x.dtype
 
 
-def memory_format(enabled: bool) -> torch.memory_format:
-    """Memory format of modules and images: channels last for bf16, whose kernels are slower without it.
+@dataclass(frozen=True)
+class Compute:
+    """Where a model is computed, and in which precision."""
 
-    Convert the module before a checkpoint is restored into its optimizer.
-    """
-    return torch.channels_last if enabled else torch.contiguous_format
+    device: torch.device
+    low_precision: bool
+    """Whether to use bf16 autocast."""
 
+    @classmethod
+    def configured(cls, precision: Precision, device: torch.device) -> "Compute":
+        """That of a configured precision; `auto` is bf16 exactly where it is fast."""
+        return cls(device, use_low_precision(precision, device))
 
-def frozen_memory_format(low_precision: bool, device: torch.device) -> torch.memory_format:
-    """Memory format of modules that learn nothing: on a CPU with oneDNN channels last in float32, too.
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of modules that learn, and of their images: channels last for bf16, whose kernels are slower without it."""
+        return torch.channels_last if self.low_precision else torch.contiguous_format
 
-    oneDNN's kernels are faster with it, except those that compute gradients.
-    """
-    return memory_format(low_precision or (device.type == "cpu" and torch.backends.mkldnn.is_available()))
+    @property
+    def frozen_memory_format(self) -> torch.memory_format:
+        """Of modules that learn nothing, and of their images: on a CPU with oneDNN channels last in float32, too.
+
+        oneDNN's kernels are faster with it, except those that compute gradients.
+        """
+        is_faster = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        return torch.channels_last if is_faster else self.memory_format
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context to call modules in."""
+        return autocast(self.device, self.low_precision)
+
+    def place(self, module: Module) -> Module:
+        """Move a module that learns to the device and into its memory format; its optimizer is restored after that."""
+        return module.to(self.device).to(memory_format=self.memory_format)
+
+    def freeze(self, module: Module) -> Module:
+        """Move a module that learns nothing to the device and into its memory format; eval mode, no gradients."""
+        return module.requires_grad_(False).to(self.device).to(memory_format=self.frozen_memory_format).eval()
 
 
 @contextmanager

@@ -8,12 +8,10 @@ import torch
 
 from ovd import precision
 from ovd.precision import (
-    autocast,
+    Compute,
     describe_machine,
     deterministic,
     fast_low_precision,
-    frozen_memory_format,
-    memory_format,
     use_low_precision,
 )
 
@@ -53,12 +51,14 @@ def test_auto_asks_each_cuda_device(monkeypatch):
 
 @pytest.mark.parametrize(("enabled", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_autocast_and_layout(enabled: bool, dtype: torch.dtype):
-    convolution = torch.nn.Conv2d(3, 8, 3).to(memory_format=memory_format(enabled))
-    images = torch.randn(1, 3, 6, 9).to(memory_format=memory_format(enabled))
-    with autocast(CPU, enabled):
+    compute = Compute(CPU, enabled)
+    convolution = compute.place(torch.nn.Conv2d(3, 8, 3))
+    images = torch.randn(1, 3, 6, 9).to(memory_format=compute.memory_format)
+    with compute.autocast():
         out = convolution(images)
     assert out.dtype == dtype
-    assert convolution.weight.is_contiguous(memory_format=memory_format(enabled))
+    assert convolution.training
+    assert convolution.weight.is_contiguous(memory_format=compute.memory_format)
     (gradient,) = torch.autograd.grad(out.sum(), [convolution.weight])
     assert gradient.dtype == torch.float32
 
@@ -67,9 +67,12 @@ def test_autocast_and_layout(enabled: bool, dtype: torch.dtype):
 def test_what_learns_nothing_is_channels_last_in_float32_on_a_cpu_with_onednn(monkeypatch, has_onednn: bool):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
     expected = torch.channels_last if has_onednn else torch.contiguous_format
-    assert frozen_memory_format(False, CPU) == expected
-    assert frozen_memory_format(True, CPU) == torch.channels_last
-    assert frozen_memory_format(False, torch.device("cuda")) == torch.contiguous_format
+    frozen = Compute(CPU, False).freeze(torch.nn.Conv2d(3, 8, 3))
+    assert not frozen.training
+    assert not frozen.weight.requires_grad
+    assert frozen.weight.is_contiguous(memory_format=expected)
+    assert Compute(CPU, True).frozen_memory_format == torch.channels_last
+    assert Compute(torch.device("cuda"), False).frozen_memory_format == torch.contiguous_format
 
 
 def test_machine_line_names_what_bits_depend_on(monkeypatch):

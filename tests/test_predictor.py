@@ -26,7 +26,7 @@ from ovd.data.report import DataReport
 from ovd.inference import UNCALIBRATED_THRESHOLD, Inference
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
-from ovd.precision import frozen_memory_format
+from ovd.precision import Compute
 from ovd.predictor import Predictor
 
 NAMES = ["anchor", "umbrella", "cat face"]
@@ -53,8 +53,7 @@ def image() -> np.ndarray:
 
 def test_it_finds_what_evaluation_finds_also_with_the_ensemble_of_the_run(trained, image):
     device = resolve_device(trained.config)
-    detector = trained.detector.requires_grad_(False).to(device)
-    detector.to(memory_format=frozen_memory_format(low_precision=False, device=device))  # as evaluation does
+    detector = Compute(device, False).freeze(trained.detector)  # as evaluation does
     inference = Inference(detector, size=96, options=trained.config.eval, low_precision=False)
     queries = queries_of_names(trained, NAMES)
     assert torch.equal(queries.text, evaluation_text(trained.config, trained.clip, NAMES))

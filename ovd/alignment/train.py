@@ -52,7 +52,7 @@ from ovd.engine.step import of_one_size
 from ovd.engine.train_state import TrainState
 from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
-from ovd.precision import autocast, memory_format, use_low_precision
+from ovd.precision import Compute
 from ovd.structures import Batch
 
 MIN_IMAGES_TO_HOLD_OUT = 100
@@ -142,18 +142,17 @@ class Distillation:
         teacher: CropEncoder,
         proposals: Proposals | None,
         config: AlignConfig,
+        compute: Compute,
     ):
         """
         Args:
-            student: trained in place; moved to the run's device.
-            teacher: CLIP on crops; on the run's device.
+            student: trained in place; moved to the device.
+            teacher: CLIP on crops; on the same device.
             proposals: finds boxes where an object may be; without it all boxes are random.
         """
         self.config = config
-        self.device = device_of_rank(config.train.device)
-        self.low_precision = use_low_precision(config.train.precision, self.device)
-        self.layout = memory_format(self.low_precision)
-        self.student = student.to(self.device).to(memory_format=self.layout).train()
+        self.compute = compute
+        self.student = compute.place(student).train()
         self._teacher = teacher
         self._proposals = proposals
         self.size_divisor = math.lcm(student.size_divisor, 1 if proposals is None else proposals.size_divisor)
@@ -165,12 +164,12 @@ class Distillation:
             dense_feature: the student's (`DenseFeature`), wrapped if there are several ranks.
             number: of the step, which the random boxes depend on.
         """
-        batch = batch.to(self.device)
+        batch = batch.to(self.compute.device)
         boxes = self._boxes(batch, number)
         pixels = self._teacher.normalization(batch.images)
         targets = torch.cat(self._teacher(batch.images, batch.sizes, boxes))
-        with autocast(self.device, self.low_precision):
-            dense = dense_feature(pixels.contiguous(memory_format=self.layout))
+        with self.compute.autocast():
+            dense = dense_feature(pixels.contiguous(memory_format=self.compute.memory_format))
         return distillation_losses(dense, boxes, targets, self.student.strides[-1])
 
     def num_boxes(self, batch: Batch) -> int:
@@ -219,7 +218,7 @@ class Distillation:
             sides_px=sides_px(self.config),
             seeds=(self.config.train.seed, number),
         )
-        return [of_image.to(self.device) for of_image in boxes]
+        return [of_image.to(self.compute.device) for of_image in boxes]
 
 
 def sides_px(config: AlignConfig) -> tuple[float, float]:
@@ -282,7 +281,7 @@ def align(distillation: Distillation, data: AlignmentData, found: checkpoint.Che
         assert found.notes.before is not None
         before = dict(found.notes.before)
     checkpoints.notes = replace(notes, before=before)
-    dense_feature = data_parallel(DenseFeature(student), distillation.device)
+    dense_feature = data_parallel(DenseFeature(student), distillation.compute.device)
     with failing_together():
         run_log = open_log(config.output, settings.steps, state.step, None, checkpoints.config)
     with run_log as log, StopRequest() as stop:

@@ -7,6 +7,7 @@ from ovd.alignment.proposals import DetectorProposals, EdgeProposals, Proposals
 from ovd.alignment.train import Distillation, sides_px
 from ovd.build.crops import build_crop_encoder
 from ovd.build.data import data_root, load_whole_training_set
+from ovd.build.detector import resolve_compute
 from ovd.build.text import evaluation_text
 from ovd.build.trained import build_own_inference, load_detector
 from ovd.clip.load import Clip
@@ -14,7 +15,6 @@ from ovd.config import AlignConfig, AlignData, FileData, FolderData, ShardData, 
 from ovd.data.report import DataReport
 from ovd.distributed import device_of_rank
 from ovd.model.backbone_families import backbone_of
-from ovd.precision import use_low_precision
 
 
 def load_unlabelled_images(data: AlignData) -> UnlabelledImages:
@@ -54,12 +54,6 @@ def build_distillation(config: AlignConfig, clip: Clip) -> Distillation:
     Raises:
         ValueError: the backbone's family is not supported, or CLIP does not take crops of this size.
     """
-    device = device_of_rank(config.train.device)
-    low_precision = use_low_precision(config.train.precision, device)
-    teacher = build_crop_encoder(clip, config, device, low_precision, section="the config")
-    return Distillation(
-        backbone_of(clip.model.visual),
-        teacher,
-        build_proposals(config),
-        config,
-    )
+    compute = resolve_compute(config)
+    teacher = build_crop_encoder(clip, config, compute, section="the config")
+    return Distillation(backbone_of(clip.model.visual), teacher, build_proposals(config), config, compute)

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
-
-from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
+from ovd.build.detector import resolve_compute, untouched_clip
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
 from ovd.model.backbone_families import backbone_of
@@ -13,14 +11,13 @@ from ovd.model.crop_options import CropOptions
 from ovd.model.crops import crop_side
 from ovd.model.detection_options import SecondLookOptions
 from ovd.model.normalization import Normalization
+from ovd.precision import Compute
 
 SECOND_LOOK = "eval.second_look"
 """The section of a second look's options."""
 
 
-def build_region_teacher(
-    config: TrainConfig, clip: Clip, *, device: torch.device, low_precision: bool
-) -> CropEncoder | None:
+def build_region_teacher(config: TrainConfig, clip: Clip, compute: Compute) -> CropEncoder | None:
     """Build the frozen CLIP of `train.region_distillation`; None if not set.
 
     Call it before `build_detector`, whose backbone is CLIP's image side itself, with weights that will change.
@@ -31,7 +28,7 @@ def build_region_teacher(
     options = config.train.region_distillation
     if options is None:
         return None
-    return build_crop_encoder(clip, options, device, low_precision, section="train.region_distillation")
+    return build_crop_encoder(clip, options, compute, section="train.region_distillation")
 
 
 def build_second_look(config: TrainConfig, options: SecondLookOptions | None) -> CropEncoder | None:
@@ -42,13 +39,10 @@ def build_second_look(config: TrainConfig, options: SecondLookOptions | None) ->
     """
     if options is None:
         return None
-    device, low_precision = resolve_device(config), resolve_low_precision(config)
-    return build_crop_encoder(untouched_clip(config), options, device, low_precision, section=SECOND_LOOK)
+    return build_crop_encoder(untouched_clip(config), options, resolve_compute(config), section=SECOND_LOOK)
 
 
-def build_crop_encoder(
-    clip: Clip, options: CropOptions, device: torch.device, low_precision: bool, *, section: str
-) -> CropEncoder:
+def build_crop_encoder(clip: Clip, options: CropOptions, compute: Compute, *, section: str) -> CropEncoder:
     """Build the encoder of crops from a copy of CLIP's image side, as it was before its dense feature was aligned.
 
     Args:
@@ -58,9 +52,9 @@ def build_crop_encoder(
         ValueError: the backbone does not take crops of a configured size.
     """
     visual = clip.visual_for_crops()
-    backbone = backbone_of(visual).to(device)
+    backbone = backbone_of(visual)
     views = views_of(options, visual, backbone.strides[-1], section=section)
-    return CropEncoder(backbone, Normalization(clip.mean, clip.std), views=views, low_precision=low_precision)
+    return CropEncoder(backbone, Normalization(clip.mean, clip.std), views=views, compute=compute)
 
 
 def views_of(options: CropOptions, visual: Any, stride: int, *, section: str) -> list[View]:

@@ -8,7 +8,7 @@ import torch
 from ovd.build.experts import own_layers
 from ovd.choices import Head
 from ovd.clip.load import Clip, build_on_meta, load_clip
-from ovd.config import ClipConfig, DetectorConfig, GatedShortcutsConfig, NoShortcutsConfig, TrainConfig
+from ovd.config import AlignConfig, ClipConfig, DetectorConfig, GatedShortcutsConfig, NoShortcutsConfig, TrainConfig
 from ovd.distributed import device_of_rank
 from ovd.model.backbone import Backbone
 from ovd.model.backbone_families import backbone_of
@@ -21,7 +21,7 @@ from ovd.model.normalization import Normalization
 from ovd.model.shared_layers import shared_parameters
 from ovd.model.side_branch import SideBranch
 from ovd.model.t_head import TaskAlignedHead
-from ovd.precision import use_low_precision
+from ovd.precision import Compute
 
 
 def configured_clip(config: ClipConfig) -> Clip:
@@ -44,9 +44,9 @@ def resolve_device(config: TrainConfig) -> torch.device:
     return device_of_rank(config.train.device)
 
 
-def resolve_low_precision(config: TrainConfig) -> bool:
-    """Whether a run uses bf16 on its device."""
-    return use_low_precision(config.train.precision, resolve_device(config))
+def resolve_compute(config: TrainConfig | AlignConfig) -> Compute:
+    """The device that a run computes on, and its precision there."""
+    return Compute.configured(config.train.precision, device_of_rank(config.train.device))
 
 
 def build_backbone(config: TrainConfig, visual: Any) -> Backbone:

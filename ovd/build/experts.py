@@ -26,7 +26,6 @@ from ovd.model.low_rank import add_stored
 from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.shared_layers import copy_sharing_layers, shared_parameters
 from ovd.model.side_branch import SideBranch
-from ovd.precision import frozen_memory_format
 from ovd.warn import warn
 
 
@@ -80,9 +79,7 @@ def _load_expert(base: Inference, folder: Path, prefilter: float | None, options
         num_own = len(base.detector.backbone.layers()) if description.rank else description.own_layers
         detector, shared = copy_sharing_layers(base.detector, num_own)
         if any(name.startswith("side.") for name in tensors):
-            detector.side = SideBranch(detector.backbone.channels, detector.backbone.strides)
-            layout = frozen_memory_format(base.low_precision, base.device)
-            detector.side.to(base.device).to(memory_format=layout)
+            detector.side = base.compute.freeze(SideBranch(detector.backbone.channels, detector.backbone.strides))
         load_own(detector, base.detector, tensors, folder, adapted=_adapted_names(base.detector, description))
     if options is None:
         # Crops are looked at as the base detector does it, by the encoder that it has.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ovd.build.crops import SECOND_LOOK, build_region_teacher, views_of
-from ovd.build.detector import build_detector, configured_clip, resolve_device, resolve_low_precision
+from ovd.build.detector import build_detector, configured_clip, resolve_compute
 from ovd.build.trained import build_start
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
@@ -33,12 +33,12 @@ def build_learner(config: TrainConfig, *, num_classes: int) -> Learner:
     Raises:
         ValueError: a setting does not fit the backbone, or the starting detector not the config.
     """
-    device, low_precision = resolve_device(config), resolve_low_precision(config)
+    compute = resolve_compute(config)
     clip = configured_clip(config.clip)
     # Before the detector, whose training changes CLIP's weights.
-    teacher = build_region_teacher(config, clip, device=device, low_precision=low_precision)
+    teacher = build_region_teacher(config, clip, compute)
     detector = build_detector(config, clip, num_classes=num_classes)
     if config.eval.second_look is not None:  # which comes into use when the training is over
         views_of(config.eval.second_look, clip.model.visual, detector.backbone.strides[-1], section=SECOND_LOOK)
-    start = build_start(config, device=device, low_precision=low_precision)
+    start = build_start(config, compute)
     return Learner(clip, detector, Criterion(config.train, config.data.pairs, teacher, start))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ovd.build.crops import build_crop_encoder
-from ovd.build.detector import resolve_device, resolve_low_precision, untouched_clip
+from ovd.build.detector import resolve_compute, resolve_device, untouched_clip
 from ovd.build.text import score_ensemble, text_of_names
 from ovd.build.trained import TrainedDetector
 from ovd.config import TrainConfig
@@ -187,9 +187,5 @@ class PromptEncoder:
 def example_encoder(config: TrainConfig) -> CropEncoder:
     """What embeds examples: the image side of a run's CLIP model, as it was before training."""
     return build_crop_encoder(
-        untouched_clip(config),
-        CropOptions(views=EXAMPLE_VIEWS),
-        resolve_device(config),
-        resolve_low_precision(config),
-        section="examples",
+        untouched_clip(config), CropOptions(views=EXAMPLE_VIEWS), resolve_compute(config), section="examples"
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovd.build.arguments import expert_group
 from ovd.build.crops import build_second_look
-from ovd.build.detector import build_detector, resolve_device, resolve_low_precision, untouched_clip
+from ovd.build.detector import build_detector, resolve_compute, untouched_clip
 from ovd.build.experts import add_experts, check_experts
 from ovd.clip.load import Clip
 from ovd.config import TrainConfig
@@ -27,7 +27,7 @@ from ovd.model.detection_options import DetectionOptions
 from ovd.model.detector import Detector
 from ovd.model.low_rank import with_adapter_names
 from ovd.model.score_calibration import ScoreCalibration
-from ovd.precision import frozen_memory_format
+from ovd.precision import Compute
 from ovd.text.encoder import text_tower_fingerprint
 from ovd.warn import warn
 
@@ -201,7 +201,7 @@ def initialize(detector: Detector, init_from: Path, clip: Clip) -> Path:
     return path
 
 
-def build_start(config: TrainConfig, *, device: torch.device, low_precision: bool) -> Detector | None:
+def build_start(config: TrainConfig, compute: Compute) -> Detector | None:
     """Build the starting detector of `train.start_distillation`, frozen; None if not set.
 
     Raises:
@@ -212,7 +212,7 @@ def build_start(config: TrainConfig, *, device: torch.device, low_precision: boo
     clip = untouched_clip(config)
     detector = _to_be_loaded(config, clip)
     initialize(detector, config.init_from, clip)
-    return _frozen(detector, device=device, low_precision=low_precision)
+    return compute.freeze(detector)
 
 
 def _to_be_loaded(config: TrainConfig, clip: Clip, *, num_classes: int = 0) -> Detector:
@@ -268,18 +268,12 @@ def build_own_inference(
         used = used.with_prefilter(prefilter)
     if size is not None and trained.threshold is not None:
         warn_of_other_size(config.data.size, size)
-    low_precision = resolve_low_precision(config)
+    compute = resolve_compute(config)
     return Inference(
-        _frozen(trained.detector, device=resolve_device(config), low_precision=low_precision),
+        compute.freeze(trained.detector),
         size=config.data.size if size is None else checked_size(size),
         options=used,
-        low_precision=low_precision,
+        low_precision=compute.low_precision,
         second_look=build_second_look(config, used.second_look),
         calibration=trained.used_calibration if options is None else trained.calibration,
     )
-
-
-def _frozen(detector: Detector, *, device: torch.device, low_precision: bool) -> Detector:
-    """The detector on its device, in eval mode, without gradients, in the fastest layout for that."""
-    layout = frozen_memory_format(low_precision, device)
-    return detector.requires_grad_(False).to(device).to(memory_format=layout).eval()

@@ -50,7 +50,7 @@ from ovd.engine.step_dump import StepDump
 from ovd.engine.step_texts import TextSampler
 from ovd.engine.train_state import DetectorState
 from ovd.model.detector import Detector
-from ovd.precision import memory_format, use_low_precision
+from ovd.precision import Compute, use_low_precision
 from ovd.structures import Batch
 
 GATE_INTERVAL = 50
@@ -97,16 +97,15 @@ def train(
         SystemExit: 143, after a checkpoint, on SIGTERM, SIGUSR1, SIGHUP or Ctrl-C.
     """
     settings = criterion.train
-    device = device_of_rank(settings.device)
-    low_precision = use_low_precision(settings.precision, device)
-    detector.to(device).to(memory_format=memory_format(low_precision)).train()
-    state = initial_state(detector, data, settings, start, low_precision)
+    compute = Compute.configured(settings.precision, device_of_rank(settings.device))
+    compute.place(detector).train()
+    state = initial_state(detector, data, settings, start, compute.low_precision)
     if 0 < state.step < settings.steps and not ended_early(checkpoints.notes):
         checkpoints.set_report_aside()
     averaged = copy.deepcopy(detector).eval()
     if settings.compile:
         detector.compile_learned_path()
-    forward = _as_called(detector, settings, device, low_precision=low_precision)
+    forward = _as_called(detector, settings, compute)
     early_stop = EarlyStop(settings.patience, checkpoints) if settings.patience else None
     num_left = 0 if ended_early(checkpoints.notes) else settings.steps - state.step
     with failing_together():
@@ -126,7 +125,7 @@ def train(
                 rate = settings.learning_rate * set_learning_rate_of_step(state, settings)
                 losses, batch = train_step(state, forward, batch, data.text_sampler, criterion, checkpoints.run_dir)
                 log.train(state.step, losses, lr=rate, num_images=num_images)
-                _log_gates(state, batch, settings, log, low_precision=low_precision)
+                _log_gates(state, batch, settings, log, low_precision=compute.low_precision)
 
             is_over = state.step == settings.steps
             is_evaluated = _is_evaluated(state.step, settings)
@@ -170,11 +169,11 @@ class _Evaluation:
         return metrics
 
 
-def _as_called(detector: Detector, settings: TrainSection, device: torch.device, *, low_precision: bool) -> nn.Module:
+def _as_called(detector: Detector, settings: TrainSection, compute: Compute) -> nn.Module:
     """The detector as each step calls it: through CUDA graphs, or for several ranks."""
     if settings.cuda_graphs and not settings.compile and can_be_graphed(detector, accumulate=settings.accumulate):
-        return GraphedDetector(detector, low_precision=low_precision)
-    return data_parallel(detector, device)
+        return GraphedDetector(detector, low_precision=compute.low_precision)
+    return data_parallel(detector, compute.device)
 
 
 def _is_evaluated(step: int, settings: TrainSection) -> bool:

@@ -29,7 +29,7 @@ from ovd.model.backbone import Backbone
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.resample import resample_dense
 from ovd.model.similarity import TextClassifier, points_at_a_time, unit_embeddings
-from ovd.precision import autocast, frozen_memory_format, on_device
+from ovd.precision import on_device
 from ovd.progress import progress
 from ovd.structures import Batch, Points, Targets
 
@@ -261,8 +261,7 @@ class _Namer:
         shared = next(clip_backbone.parameters()) is next(inference.detector.backbone.parameters())
         assert not shared, "the detector's own backbone does not tell what CLIP was"
         self._inference = inference
-        self._layout = frozen_memory_format(inference.low_precision, inference.device)
-        self._clip = clip_backbone.to(inference.device).to(memory_format=self._layout)
+        self._clip = inference.compute.freeze(clip_backbone)
         self._clip_text = inference.detector.classifier(clip_text)
         self._own_text = inference.classifier(text)
         self._rare = torch.from_numpy(members_of("rare", index.categories)).to(inference.device)
@@ -271,10 +270,10 @@ class _Namer:
     def name(self, batch: Batch, inside: _PointsInBoxes) -> tuple[_Named, _Named]:
         """How the points are named, and how each box that has a nearest point among them."""
         detector, images = self._inference.detector, batch.images
-        pixels = detector.normalization(images).contiguous(memory_format=self._layout)
+        pixels = detector.normalization(images).contiguous(memory_format=self._inference.compute.frozen_memory_format)
         nearest = inside.is_nearest
         image_of_box, boxes, classes = inside.images[nearest], inside.boxes[nearest], inside.classes[nearest]
-        with on_device(images.device), autocast(images.device, self._inference.low_precision):
+        with on_device(images.device), self._inference.compute.autocast():
             dense, own_dense = self._clip.dense(pixels), detector.backbone.dense(pixels)
             after = unit_embeddings(detector(images).embeddings[inside.images, inside.points])
         crop_embeddings = self._crops(

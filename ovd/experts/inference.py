@@ -18,7 +18,7 @@ from ovd.inference import BatchDetector, ImageBatch, ImageQueries, Inference
 from ovd.model.last_result import LastResult
 from ovd.model.query_texts import QueryTexts
 from ovd.model.shared_layers import SharedLayers
-from ovd.precision import autocast, on_device
+from ovd.precision import on_device
 from ovd.structures import Detections, Predictions
 
 
@@ -139,7 +139,7 @@ class ExpertInference(BatchDetector):
             for number in asked:
                 if (layers := self._shared[number]) is not None:
                     recordings.enter_context(layers.recording())
-            with on_device(self.device), autocast(self.device, self.low_precision):
+            with on_device(self.device), self.compute.autocast():
                 pixels = self.detector.normalize(batch.images)
                 features = self.detector.backbone(pixels)
             base_predictions: Predictions | None = None  # which experts of names alone have, too
@@ -148,7 +148,7 @@ class ExpertInference(BatchDetector):
                 if detector is self.detector and base_predictions is not None:
                     yield number, base_predictions
                     continue
-                with on_device(self.device), autocast(self.device, self.low_precision):
+                with on_device(self.device), self.compute.autocast():
                     own = features if self._shared[number] is None else detector.backbone(pixels)
                     predictions = detector.predict_from(own, pixels)
                     predictions = self._base.without_padding(predictions, batch.images, batch.sizes)

@@ -184,7 +184,7 @@ def naming_of(
     config = trained.config
     untouched = untouched_clip(config)
     options = CropOptions(views=((1.0, 1.0),))
-    crops = build_crop_encoder(untouched, options, inference.device, inference.low_precision, section="naming")
+    crops = build_crop_encoder(untouched, options, inference.compute, section="naming")
     # It looks at no scores and no second time.
     naming_inference = replace(inference, options=DetectionOptions(), second_look=None, calibration=trained.calibration)
     clip_text = None

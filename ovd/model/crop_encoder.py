@@ -16,7 +16,7 @@ from ovd.model.backbone import Backbone
 from ovd.model.crops import square_crops
 from ovd.model.normalization import Normalization
 from ovd.model.similarity import unit_embeddings
-from ovd.precision import autocast, frozen_memory_format
+from ovd.precision import Compute
 
 CROPS_AT_A_TIME = 256
 """Number of crops in one call of the backbone, at most."""
@@ -46,21 +46,18 @@ class CropEncoder:
         normalization: Normalization,
         *,
         views: Sequence[View],
-        low_precision: bool,
+        compute: Compute,
     ):
         """
         Args:
-            backbone: on the device to run on. It shares no weights with a detector; its own are frozen here.
-            normalization: of the backbone's input; moved to its device.
+            backbone: frozen here, and moved to the device. It shares no weights with a detector.
+            normalization: of the backbone's input; moved to the device.
             views: the crops of each box, at least one; the mean of their embeddings counts.
-            low_precision: whether to use bf16 autocast.
         """
-        device = next(backbone.parameters()).device
-        self._layout = frozen_memory_format(low_precision, device)
-        self.backbone = backbone.to(memory_format=self._layout).eval().requires_grad_(False)
-        self.normalization = normalization.to(device)
+        self.backbone = compute.freeze(backbone)
+        self.normalization = normalization.to(compute.device)
         self.views = tuple(views)
-        self._low_precision = low_precision
+        self._compute = compute
 
     @torch.no_grad()
     def __call__(
@@ -98,8 +95,8 @@ class CropEncoder:
         at_a_time = min(CROPS_AT_A_TIME, max(1, PIXELS_AT_A_TIME // view.side_px**2))
         embeddings = []
         for some in _parts(boxes, at_a_time):
-            crops = _crops(groups, some, view).contiguous(memory_format=self._layout)
-            with autocast(crops.device, self._low_precision):
+            crops = _crops(groups, some, view).contiguous(memory_format=self._compute.frozen_memory_format)
+            with self._compute.autocast():
                 embeddings.append(self.backbone.encode(crops))
         return unit_embeddings(torch.cat(embeddings))
 

@@ -27,7 +27,7 @@ from ovd.engine.optim import (
 )
 from ovd.engine.parameter_groups import GroupSpec, parameter_groups
 from ovd.engine.train_state import TrainState
-from ovd.precision import autocast, memory_format, use_low_precision
+from ovd.precision import Compute
 from ovd.progress import progress
 from ovd.text.encoder import encode_classes
 from ovd.text.prompts import SHORT_TEMPLATES
@@ -84,9 +84,8 @@ def normalize(images: UInt8[Tensor, "B 3 H W"], clip: Clip) -> Float[Tensor, "B 
 
 def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[str], config: PretrainConfig) -> None:
     """Train `clip.model` in place with CLIP's symmetric contrastive loss; resume from the run folder's checkpoint."""
-    device = torch.device("cpu")
-    low_precision = use_low_precision(config.precision, device)
-    model = clip.model.train().to(memory_format=memory_format(low_precision))
+    compute = Compute.configured(config.precision, torch.device("cpu"))
+    model = compute.place(clip.model).train()
     groups = parameter_groups(model, {"clip": GroupSpec([model], weight_decay=config.weight_decay)})
     optimizer = build_optimizer(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     contrastive_loss = open_clip.ClipLoss()
@@ -109,8 +108,8 @@ def pretrain(clip: Clip, images: UInt8[np.ndarray, "N S S 3"], captions: list[st
             indices, batch = batch_of_step(
                 images, step=step, batch_size=config.batch_size, crop=config.crop, seed=config.seed
             )
-            pixels = normalize(batch, clip).contiguous(memory_format=memory_format(low_precision))
-            with autocast(device, low_precision):
+            pixels = normalize(batch, clip).contiguous(memory_format=compute.memory_format)
+            with compute.autocast():
                 image_embeddings = model.encode_image(pixels, normalize=True)
                 text_embeddings = model.encode_text(tokens[torch.from_numpy(indices)], normalize=True)
             loss = contrastive_loss(image_embeddings.float(), text_embeddings.float(), model.logit_scale.exp())

@@ -26,6 +26,7 @@ from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder
 from ovd.model.detector import Detector
 from ovd.model.losses import detection_losses
+from ovd.precision import Compute
 from ovd.structures import Batch
 from ovd.text.encoder import encode_classes
 
@@ -68,7 +69,7 @@ def test_the_log_has_the_loss_and_the_checkpoint_nothing_of_the_teacher(referenc
 
 
 def teacher_of(config: TrainConfig, clip: Clip) -> CropEncoder:
-    teacher = build_region_teacher(config, clip, device=CPU, low_precision=False)
+    teacher = build_region_teacher(config, clip, Compute(CPU, False))
     assert teacher is not None
     return teacher
 
@@ -183,8 +184,8 @@ def test_a_run_from_a_trained_detector_has_the_original_clip_as_its_teacher(
 ):
     seen = []
 
-    def build(config: TrainConfig, clip: Clip, **options) -> CropEncoder | None:
-        seen.append(build_region_teacher(config, clip, **options))
+    def build(config: TrainConfig, clip: Clip, compute: Compute) -> CropEncoder | None:
+        seen.append(build_region_teacher(config, clip, compute))
         return seen[-1]
 
     monkeypatch.setattr("ovd.build.learner.build_region_teacher", build)
@@ -232,4 +233,4 @@ def test_the_side_of_a_crop_is_configured_or_clips_own(tmp_path, miniature_world
     ):
         side(region_distillation={"crop": 50})
     plain = small_config(tmp_path / "run", miniature_world)
-    assert build_region_teacher(plain, tiny_clip, device=CPU, low_precision=False) is None
+    assert build_region_teacher(plain, tiny_clip, Compute(CPU, False)) is None

@@ -36,6 +36,7 @@ from ovd.model.detector import Detector
 from ovd.model.gates import GatedProjection, ShortcutFilter
 from ovd.model.normalization import Normalization
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
+from ovd.precision import Compute
 from ovd.structures import Detections, Points
 from ovd.text.encoder import encode_classes
 
@@ -69,7 +70,9 @@ def run_with(detector: Detector, size: int) -> Inference:
 def make_crops(clip) -> CropEncoder:
     backbone = backbone_of(copy.deepcopy(clip.model.visual))
     normalization = Normalization(clip.mean, clip.std)
-    return CropEncoder(backbone, normalization, views=[View(CROP_SIDE, 1.0)], low_precision=False)
+    return CropEncoder(
+        backbone, normalization, views=[View(CROP_SIDE, 1.0)], compute=Compute(torch.device("cpu"), False)
+    )
 
 
 def measure(

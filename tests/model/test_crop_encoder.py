@@ -10,6 +10,7 @@ from ovd.model.backbone_families import backbone_of
 from ovd.model.crop_encoder import CropEncoder, View
 from ovd.model.crops import square_crops
 from ovd.model.normalization import Normalization
+from ovd.precision import Compute
 
 SIZES = [(60, 90), (80, 50)]
 
@@ -32,7 +33,12 @@ def padded_pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def make_encoder(clip, *views: tuple[int, float], low_precision: bool = False) -> CropEncoder:
     backbone = backbone_of(copy.deepcopy(clip.model.visual))
     normalization = Normalization(clip.mean, clip.std)
-    return CropEncoder(backbone, normalization, views=[View(*view) for view in views], low_precision=low_precision)
+    return CropEncoder(
+        backbone,
+        normalization,
+        views=[View(*view) for view in views],
+        compute=Compute(torch.device("cpu"), low_precision),
+    )
 
 
 def encode(clip, pixels: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from ovd.model.normalization import Normalization
 from ovd.model.region_distillation import Regions, region_loss, select_regions
 from ovd.model.region_options import RegionOptions
 from ovd.model.similarity import TextClassifier
+from ovd.precision import Compute
 from ovd.structures import Points, Predictions
 
 SIZES = torch.tensor([[96, 64], [48, 120], [0, 0]])
@@ -128,7 +129,7 @@ def test_predictions_that_are_not_numbers_are_not_selected():
 
 
 def make_teacher(clip, **changes) -> CropEncoder:
-    options = {"views": [View(32, 1.0)], "low_precision": False, **changes}
+    options = {"views": [View(32, 1.0)], "compute": Compute(torch.device("cpu"), False), **changes}
     backbone = backbone_of(copy.deepcopy(clip.model.visual))
     return CropEncoder(backbone, Normalization(clip.mean, clip.std), **options)
 
