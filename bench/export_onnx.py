@@ -14,7 +14,8 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +114,14 @@ def latencies(
     """Size of each form, and milliseconds of an image."""
     torch_predictor = TorchPredictor(load_detector(run, "cpu"))
     names = [f"name {number}" for number in range(num_names)]
-    calls: dict[str, Callable[[np.ndarray], object]] = {"eager": lambda image: torch_predictor(image, names)}
-    for name, path in forms.items():
-        predictor = Predictor.load(path, threads=THREADS)
-        calls[name] = lambda image, predictor=predictor: predictor(image, names)
-    work = {name: lambda call=call: [call(image) for image in images] for name, call in calls.items()}
+
+    def detect(predictor: TorchPredictor | Predictor) -> None:
+        for image in images:
+            predictor(image, names)
+
+    predictors: dict[str, TorchPredictor | Predictor] = {"eager": torch_predictor}
+    predictors |= {name: Predictor.load(path, threads=THREADS) for name, path in forms.items()}
+    work = {name: partial(detect, predictor) for name, predictor in predictors.items()}
     seconds = seconds_of(work, torch.device("cpu"))
     weights = torch_predictor._trained.weights
     sizes = {"eager": weights.stat().st_size if weights else 0} | {
@@ -145,7 +149,8 @@ def main() -> None:
     images = [read_image(paths[row]) for row in chosen]
     with tempfile.TemporaryDirectory() as folder:
         forms = forms_of(arguments.run, Path(folder), arguments.calibration)
-        timed, ratio = [], {}
+        timed: list[dict[str, object]] = []
+        ratio: dict[str, float] = {}
         for num_names in (3, 287):
             rows, ratios = latencies(arguments.run, forms, images[: arguments.timed], num_names)
             timed += rows

@@ -10,12 +10,13 @@ from images in memory to boxes.
 
 from functools import partial
 
-import torch
 from fresh import argument_parser, fresh_detector
 from measured import medians, save
 
 from ovd.build.crops import build_second_look
+from ovd.inference import ImageBatch
 from ovd.model.detection_options import DetectionOptions, SecondLookOptions
+from ovd.model.query_texts import QueryTexts
 from ovd.precision import describe_machine
 
 VIEWS = {"one crop": ((1.1, 1.0),), "three crops": ((1.0, 1.0), (1.3, 1.0), (1.15, 0.75))}
@@ -28,9 +29,9 @@ def main() -> None:
     arguments = parser.parse_args()
     fresh = fresh_detector(arguments.config, arguments.device)
     config = fresh.config
-    images = fresh.batch(arguments.batch_size, arguments.size, arguments.classes).images
-    sizes = torch.full((arguments.batch_size, 2), arguments.size)
-    text = fresh.text(arguments.classes)
+    batch = fresh.batch(arguments.batch_size, arguments.size, arguments.classes)
+    images = ImageBatch(batch.images, batch.sizes, batch.sizes)
+    queries = QueryTexts(fresh.text(arguments.classes))
     options = DetectionOptions(
         score_threshold=0.0, nms_iou=0.6, max_detections=300, candidates=1000, competition=config.eval.competition
     )
@@ -42,7 +43,7 @@ def main() -> None:
             options=options.model_copy(update={"second_look": look}),
             second_look=build_second_look(config, look),
         )
-    calls = {name: partial(one.detect, text, images, sizes, sizes) for name, one in forms.items()}
+    calls = {name: partial(one.detect, queries, images) for name, one in forms.items()}
     seconds = medians(calls, arguments.device)
     result = {
         "machine": describe_machine(arguments.device),
