@@ -18,8 +18,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ovd.build.arguments import add_detector_options, add_format_options, format_options, positive_number
 from ovd.choices import DataFormatName, Engine
+from ovd.commands.arguments import add_detector_options, add_format_options, format_options, load_asked, positive_number
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
 from ovd.evaluation.note import EvaluationNote, read_note, write_note
@@ -132,7 +132,6 @@ def evaluate_run_of(arguments: argparse.Namespace) -> None:
     import torch  # here, since a results file needs none of these, which take seconds to import
 
     from ovd.build.data import load_evaluation_index
-    from ovd.build.trained import load_asked
     from ovd.distributed import is_main, main_first
     from ovd.jobs.evaluate import evaluate_run
 

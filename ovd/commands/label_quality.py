@@ -12,7 +12,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ovd.build.arguments import number_from_0_to_1
+from ovd.commands.arguments import number_from_0_to_1
 from ovd.data.annotations import load_annotations
 from ovd.data.category import Category
 from ovd.files import make_folder_of, write_json
