@@ -26,9 +26,7 @@ from ovd.model.score_calibration import ScoreCalibration
 from ovd.model.similarity import TextClassifier
 from ovd.precision import Compute, autocast, on_device
 from ovd.structures import Detections, Predictions
-
-UNCALIBRATED_THRESHOLD = 0.45
-"""Score above which boxes are shown, of a detector that was not calibrated."""
+from ovd.threshold import shown_threshold
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class BatchDetector(ABC):
     @property
     def shown_threshold(self) -> float:
         """`threshold`, or for want of it a usual one."""
-        return UNCALIBRATED_THRESHOLD if self.threshold is None else self.threshold
+        return shown_threshold(self.threshold)
 
     @property
     def is_calibrated(self) -> bool:

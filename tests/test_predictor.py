@@ -23,11 +23,12 @@ from ovd.data.annotations import load_annotations
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.loading.loader import Loading
 from ovd.data.report import DataReport
-from ovd.inference import UNCALIBRATED_THRESHOLD, Inference
+from ovd.inference import Inference
 from ovd.model.query_texts import QueryTexts
 from ovd.model.score_calibration import ScoreCalibration, ScoreMap
 from ovd.precision import Compute
 from ovd.predictor import Predictor
+from ovd.threshold import UNCALIBRATED_THRESHOLD
 
 NAMES = ["anchor", "umbrella", "cat face"]
 

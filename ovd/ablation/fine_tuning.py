@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
 from ovd.ablation.row import RowStages, changed_settings, label, of_groups, timed, train_row
-from ovd.ablation.statistics import UNKNOWN, estimate
+from ovd.ablation.statistics import estimate
 from ovd.ablation.tables import markdown_table
 from ovd.build.detector import resolve_device
 from ovd.build.trained import find_checkpoint
@@ -22,7 +22,7 @@ from ovd.data.world.foreign import ForeignSettings, build_foreign, few_images
 from ovd.files import hash_of
 from ovd.jobs.fine_tune import Outcome, fine_tune
 from ovd.jobs.train import train_from_config
-from ovd.metric import is_known
+from ovd.metric import NO_TRUE_BOX, is_known
 from ovd.precision import device_name
 
 BEFORE = "before"
@@ -187,7 +187,7 @@ def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: 
     axes = figure.subplots()
     for number, row in enumerate((BEFORE, *rows)):
         row_records = [
-            record for record in records if record.row == row and UNKNOWN not in (record.new_AP, record.kept_AP)
+            record for record in records if record.row == row and NO_TRUE_BOX not in (record.new_AP, record.kept_AP)
         ]
         if not row_records:
             continue
@@ -217,4 +217,4 @@ def _cell(values: Sequence[float | None]) -> str:
 
 def _per_cent(value: float) -> float:
     """A metric in per cent; without a true box it stays unknown."""
-    return round(100 * value, 2) if is_known(value) else UNKNOWN
+    return round(100 * value, 2) if is_known(value) else NO_TRUE_BOX

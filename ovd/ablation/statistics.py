@@ -9,10 +9,9 @@ from jaxtyping import Float64
 from scipy.special import stdtrit
 
 from ovd.ablation.records import Record
-from ovd.metric import NO_TRUE_BOX
+from ovd.metric import is_known
 
 CONFIDENCE = 0.95
-UNKNOWN = NO_TRUE_BOX
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,8 @@ def _estimate_of_known(values: Float64[np.ndarray, " N"]) -> Estimate | None:
 
 def known_values(records: Sequence[Record | None], metric: str) -> Float64[np.ndarray, " N"]:
     """Each record's metric, a field or a key of its `extra`; NaN without a record or if the record lacks it."""
-    values = [
-        UNKNOWN if record is None else getattr(record, metric, record.extra.get(metric, UNKNOWN)) for record in records
-    ]
-    return np.array([math.nan if value in (UNKNOWN, None) else value for value in values], float)
+    values = [None if record is None else getattr(record, metric, record.extra.get(metric)) for record in records]
+    return np.array([value if value is not None and is_known(value) else math.nan for value in values], float)
 
 
 def records_by_seed(records: Sequence[Record], row: str) -> dict[int, Record]:

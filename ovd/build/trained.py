@@ -1,6 +1,5 @@
 """Trained detectors: found and loaded from disk, and how they are run."""
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ovd.build.arguments import expert_group
 from ovd.build.crops import build_second_look
 from ovd.build.detector import build_detector, resolve_compute, untouched_clip
 from ovd.build.experts import add_experts, check_experts
@@ -138,15 +136,6 @@ def load_detector(
         mean_example=attached.get("mean_example"),
         experts=experts,
     )
-
-
-def load_asked(arguments: Namespace) -> TrainedDetector:
-    """Load the detector of a command line (`add_detector_options`) as `load_detector` does.
-
-    Raises:
-        ValueError: as `load_detector` and `expert_group`.
-    """
-    return load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
 
 
 def weights_file(path: Path) -> Path:

@@ -12,12 +12,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from PIL import Image
-
 from ovd.choices import Activation
-from ovd.data.images.files import images_below
-from ovd.data.images.read import read_image
-from ovd.progress import progress
 
 
 def _arguments() -> argparse.Namespace:
@@ -35,11 +30,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = _arguments()
-    import torch
-    from torch.nn import functional as F
-
-    from ovd.clip.load import load_clip
-    from ovd.model.backbone_families import backbone_of
+    from ovd.clip.load import load_clip  # here, since importing torch takes seconds
+    from ovd.jobs.check_backbone import measure_agreement
 
     clip = load_clip(
         arguments.clip,
@@ -48,24 +40,7 @@ def main() -> None:
         mean=arguments.mean and tuple(arguments.mean),
         std=arguments.std and tuple(arguments.std),
     )
-    backbone = backbone_of(clip.model.visual).eval()
-    side = clip.model.visual.image_size
-    height, width = side if isinstance(side, tuple) else (side, side)
-    files = images_below(arguments.images)[: arguments.count]
-    if len(files) < 2:
-        raise ValueError(f"{arguments.images} has {len(files)} images; give a folder with at least two")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
-    pooled, dense = [], []
-    for path in progress(files, len(files), "images"):
-        pixels = Image.fromarray(read_image(path)).resize((width, height), Image.Resampling.BICUBIC)
-        image = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).view(height, width, 3)
-        batch = ((image.permute(2, 0, 1) / 255 - mean) / std)[None]
-        with torch.no_grad():
-            pooled.append(F.normalize(backbone.encode(batch)[0], dim=0))
-            dense.append(F.normalize(backbone.dense(batch).mean((2, 3))[0], dim=0))
-    ours, own = torch.stack(dense), torch.stack(pooled)
-    same = (ours * own).sum(1)
-    other = (own * own.roll(1, 0)).sum(1)
-    print(f"{arguments.clip}, {len(files)} images of {height} x {width} px")
-    print(f"mean dense feature and pooled embedding   cosine {same.mean():.3f} (least {same.min():.3f})")
-    print(f"pooled embeddings of two images           cosine {other.mean():.3f}")
+    found = measure_agreement(clip, arguments.images, count=arguments.count)
+    print(f"{arguments.clip}, {found.num_images} images of {found.height} x {found.width} px")
+    print(f"mean dense feature and pooled embedding   cosine {found.dense_mean:.3f} (least {found.dense_least:.3f})")
+    print(f"pooled embeddings of two images           cosine {found.others_mean:.3f}")

@@ -12,7 +12,7 @@ Memory is a lower bound: activations are counted as if all were bfloat16, and lo
 import argparse
 from pathlib import Path
 
-from ovd.build.arguments import number_above_0, number_from_0_to_1, positive_number
+from ovd.commands.arguments import number_above_0, number_from_0_to_1, positive_number
 from ovd.config import TrainConfig
 from ovd.config_files import load_config
 

@@ -28,9 +28,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ovd.build.arguments import add_detector_options, number_from_0_to_1, positive_number
 from ovd.choices import DetectionForm
 from ovd.cli import EXIT_BAD_INPUT
+from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number
 from ovd.data.images.media import Picture, find_media, is_video
 from ovd.data.report import DataReport
 from ovd.warn import warn
@@ -112,7 +112,6 @@ def main() -> None:
     arguments = parser().parse_args()
     import torch
 
-    from ovd.build.trained import load_asked
     from ovd.jobs.detect import detect_in, read_examples
     from ovd.jobs.detect_output import output_for
     from ovd.jobs.queries import with_examples

@@ -14,15 +14,15 @@ was found and missed. With --results, pictures need --html and --images, the fol
 """
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ovd.build.arguments import add_detector_options, add_format_options, format_options, positive_number
 from ovd.choices import DataFormatName, Engine
+from ovd.commands.arguments import add_detector_options, add_format_options, format_options, load_asked, positive_number
 from ovd.data.formats.known import FORMATS
 from ovd.data.formats.options import FormatOptions
-from ovd.evaluation.note import EvaluationNote, read_note, write_note
+from ovd.evaluation.note import EvaluationNote
 from ovd.evaluation.run import evaluate_results_file
 
 OF_A_RUN = ("expert", "same_place", "nearest", "onnx", "size", "device")
@@ -93,33 +93,6 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return arguments.output or arguments.run / "-".join(["eval", *words])
 
 
-def check_folder(output: Path, options: dict[str, str]) -> None:
-    """Check that a folder may hold the results of an evaluation.
-
-    Args:
-        options: those that say what is evaluated on what.
-
-    Raises:
-        ValueError: it has an evaluation of something else in it, or a results file of another origin.
-    """
-    before, results = read_note(output) or EvaluationNote(), output / "results.json"
-    if before.options:
-        names = {*before.options, *options}
-        if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
-            raise ValueError(f"{output} holds an evaluation with another {', '.join(different)}; give another --output")
-    elif results.exists() and not before.is_of_own_set:
-        raise ValueError(f"{results} is not of an earlier evaluation of a run; move it, or give another --output")
-
-
-def claim_folder(output: Path, options: dict[str, str]) -> None:
-    """Make the folder, and note in it what will be evaluated, so that it can be repeated after an interruption.
-
-    What is noted of the weights of an earlier evaluation stays, as its files do, until those of this one are written.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    write_note(output, replace(read_note(output) or EvaluationNote(), options=options))
-
-
 def _absolute(value: Any) -> Any:
     """A path, or each of a list, from the root of the file system; other values as they are."""
     if isinstance(value, list):
@@ -132,9 +105,8 @@ def evaluate_run_of(arguments: argparse.Namespace) -> None:
     import torch  # here, since a results file needs none of these, which take seconds to import
 
     from ovd.build.data import load_evaluation_index
-    from ovd.build.trained import load_asked
-    from ovd.distributed import is_main, main_first
-    from ovd.jobs.evaluate import evaluate_run
+    from ovd.distributed import is_main
+    from ovd.jobs.evaluate import claim_folder, evaluate_run
 
     annotations, images, format = arguments.annotations, arguments.images, arguments.format
     options = format_options(arguments)
@@ -152,10 +124,7 @@ def evaluate_run_of(arguments: argparse.Namespace) -> None:
     if annotations is not None:
         index = load_evaluation_index(annotations, images, format, options=options)
     asked = {name: str(value) for name in WHAT if (value := _absolute(getattr(arguments, name)))}
-    with main_first():
-        check_folder(output, asked)
-        if is_main():
-            claim_folder(output, asked)
+    claim_folder(output, asked)
     evaluate_run(
         trained,
         output=output,

@@ -12,7 +12,6 @@ Files of an earlier export to the same name are replaced once all of the new one
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 
@@ -36,26 +35,17 @@ def main() -> None:
     if arguments.int8 != (arguments.images is not None):
         raise ValueError("--int8 and --images FOLDER belong together")
 
-    from ovd.build.trained import load_detector  # here, since importing torch takes seconds
-    from ovd.export.detector import export_detector
-    from ovd.export.smaller import calibration_images, quantize, to_half
-    from ovd.onnx.text import text_files
+    from ovd.jobs.export import export_run  # here, since importing torch takes seconds
 
-    calibration = calibration_images(arguments.images) if arguments.int8 else []
-    trained = load_detector(arguments.run, "cpu", warns=False)  # export_detector refuses what would be warned of
-    model: Path = arguments.model
-    model.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
-        draft = Path(folder) / model.name
-        files = export_detector(trained, draft, with_text=not arguments.no_text, plain=arguments.plain)
-        if arguments.fp16:
-            to_half(draft)
-        if arguments.int8:
-            quantize(draft, calibration, dim=trained.clip.dim)
-        for path in text_files(model):  # an earlier export's, which would be used with this model
-            if arguments.no_text and path.exists():
-                path.unlink()
-                print(f"{path} of an earlier export is removed")
-        for path in files:
-            written = path.replace(model.with_name(path.name))
-            print(f"{written}  {written.stat().st_size / 1e6:.1f} MB")
+    exported = export_run(
+        arguments.run,
+        arguments.model,
+        to_fp16=arguments.fp16,
+        int8_images=arguments.images,
+        with_text=not arguments.no_text,
+        plain=arguments.plain,
+    )
+    for path in exported.removed:
+        print(f"{path} of an earlier export is removed")
+    for path in exported.written:
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

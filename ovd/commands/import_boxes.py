@@ -20,8 +20,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ovd.build.arguments import add_format_options, format_options
 from ovd.choices import ImportFormatName
+from ovd.commands.arguments import add_format_options, format_options
 from ovd.data.check import describe_findings
 from ovd.data.formats.table import ReadRequest
 from ovd.data.import_boxes import import_boxes, write_boxes

@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ovd.build.arguments import add_detector_options, number_from_0_to_1, positive_number, whole_number
 from ovd.choices import ExportFormatName
+from ovd.commands.arguments import add_detector_options, load_asked, number_from_0_to_1, positive_number, whole_number
 from ovd.data.check import describe_findings
 from ovd.data.export_boxes import (
     LOCAL_FILES,
@@ -108,7 +108,7 @@ def main() -> None:
 
     import torch
 
-    from ovd.build.trained import build_inference, load_asked
+    from ovd.build.trained import build_inference
     from ovd.data.loading.loader import Loading
     from ovd.jobs.label import Thresholds, label_images
     from ovd.jobs.label_journal import LabelJournal

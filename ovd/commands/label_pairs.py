@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ovd.build.arguments import add_expert_options, expert_group, positive_number
 from ovd.choices import QuerySource, Templates
+from ovd.commands.arguments import add_expert_options, expert_group, positive_number
 from ovd.config import LabelOptions
 from ovd.config_files import parse_config
 from ovd.data.formats.text_files import read_lines

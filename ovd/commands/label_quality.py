@@ -12,13 +12,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ovd.build.arguments import number_from_0_to_1
-from ovd.data.annotations import load_annotations
-from ovd.data.category import Category
+from ovd.commands.arguments import number_from_0_to_1
 from ovd.files import make_folder_of, write_json
-from ovd.selftrain.labels import label_files, read_labels
-from ovd.selftrain.ledger import check_labels, describe_capped, open_labelled_shards, read_ledger
-from ovd.selftrain.quality import format_quality, measure_quality, read_true_objects
+from ovd.jobs.label_quality import label_quality
+from ovd.selftrain.quality import format_quality
 
 
 def main() -> None:
@@ -38,35 +35,15 @@ def main() -> None:
 
     if arguments.output is not None:
         make_folder_of(arguments.output)
-    files = label_files(arguments.labels)
-    check_labels(files)
-    shards = [read_labels(file) for file in files]
-    pairs = open_labelled_shards(arguments.pairs, files)
-    truth = [read_true_objects(pairs, pairs.positions(name)) for name in pairs.file_names]
-
-    categories: tuple[Category, ...] = ()
-    if arguments.annotations is not None:
-        categories = load_annotations(arguments.annotations, None, format="lvis").categories
-    rows = measure_quality(
-        shards,
-        truth,
-        thresholds=arguments.thresholds,
-        synonyms={category.name: category.synonyms for category in categories},
-        rare=[category.name for category in categories if category.frequency == "r"],
-        whole_captions=read_ledger(files[0]).settings.get("queries") == "caption",
-    )
-    num_pairs = sum(len(objects.captions) for objects in truth)
-    num_unknown = num_pairs - sum(int(objects.is_known.sum()) for objects in truth)
-    if num_pairs == num_unknown:
-        raise ValueError(f"{arguments.pairs}: the true objects of no pair are known (`boxes` and `names` in its JSON)")
-    print(format_quality(rows))
-    print(f"{num_pairs - num_unknown} pairs; {num_unknown} more left out, whose true objects are not known")
-    if capped := describe_capped(files):
-        print(capped)
+    found = label_quality(arguments.labels, arguments.pairs, arguments.annotations, thresholds=arguments.thresholds)
+    print(format_quality(found.rows))
+    print(f"{found.num_pairs} pairs; {found.num_left_out} more left out, whose true objects are not known")
+    if found.capped:
+        print(found.capped)
     if arguments.output is not None:
         content = {
-            "num_pairs": num_pairs - num_unknown,
-            "num_pairs_left_out": num_unknown,
-            "rows": list(map(asdict, rows)),
+            "num_pairs": found.num_pairs,
+            "num_pairs_left_out": found.num_left_out,
+            "rows": list(map(asdict, found.rows)),
         }
         write_json(arguments.output, content)

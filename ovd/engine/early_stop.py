@@ -1,11 +1,11 @@
 """The end of a training that no longer helps, and the averaged weights of the evaluation at which it helped most."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ovd.engine.checkpoint import Checkpoint
 from ovd.engine.checkpoint_writer import CheckpointWriter
 from ovd.engine.ema import Ema
 from ovd.engine.notes import EarlyStopNotes, Notes
@@ -66,17 +66,22 @@ class EarlyStop:
         return f"the averaged weights are those of step {self.best_step}"
 
 
-def carry_over(notes: Notes, attached: dict[str, Tensor], checkpoints: CheckpointWriter) -> None:
+def carry_over(found: Checkpoint, checkpoints: CheckpointWriter) -> None:
     """Give what an earlier start of a run has stored to its next checkpoints."""
-    if notes.early_stop is not None:
-        checkpoints.notes = replace(checkpoints.notes, early_stop=notes.early_stop)
-        checkpoints.attached |= {name: tensor for name, tensor in attached.items() if name.startswith(_PREFIX)}
+    if found.notes.early_stop is not None:
+        checkpoints.notes = replace(checkpoints.notes, early_stop=found.notes.early_stop)
+        checkpoints.attached |= {name: tensor for name, tensor in found.attached().items() if _is_best(name)}
 
 
-def without_early_stop(notes: Notes, attached: Mapping[str, Tensor]) -> tuple[Notes, dict[str, Tensor]]:
-    """What a checkpoint holds besides weights, without what only its own run has a use for."""
-    others = {name: tensor for name, tensor in attached.items() if not name.startswith(_PREFIX)}
-    return replace(notes, early_stop=None), others
+def without_early_stop(found: Checkpoint) -> tuple[Notes, dict[str, Tensor]]:
+    """The notes and attached tensors of a checkpoint, without what only its own run has a use for."""
+    others = {name: tensor for name, tensor in found.attached().items() if not _is_best(name)}
+    return replace(found.notes, early_stop=None), others
+
+
+def _is_best(name: str) -> bool:
+    """Whether an attached tensor is of the averaged weights of the best evaluation."""
+    return name.startswith(_PREFIX)
 
 
 def averaged_step(notes: Notes, step: int | None) -> int | None:

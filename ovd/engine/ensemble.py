@@ -64,7 +64,7 @@ def save_ensemble(first: Checkpoint, second: Checkpoint, *, weight: float, outpu
         first_sha256=sha256_of(first.weights),
         second_sha256=sha256_of(second.weights),
     )
-    notes, attached = without_early_stop(second.notes, second.attached())
+    notes, attached = without_early_stop(second)
     notes = replace(notes, ensemble=sources, has_clip=False)
     if "name_offsets" not in tensors:  # which are of the second's classes, in their order
         notes = replace(notes, classes=_trained_classes(first, second, weight))

@@ -1,5 +1,6 @@
 """Evaluate a detector on a data set with its own vocabulary."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,14 +15,14 @@ from ovd.build.text import evaluation_text, queries_of_index
 from ovd.build.trained import TrainedDetector, build_inference
 from ovd.choices import Engine
 from ovd.data.index import AnnotationIndex
-from ovd.distributed import broadcast, is_main
+from ovd.distributed import broadcast, is_main, main_first
 from ovd.evaluation.detector import DatasetDetector, detect_in_dataset
 from ovd.evaluation.evaluator import BoxEvaluator
 from ovd.evaluation.groups import group_average_precision
 from ovd.evaluation.html_report import report_data, write_html_report
 from ovd.evaluation.naming import NamingReport, measure_naming
 from ovd.evaluation.naming_report import format_naming, write_naming
-from ovd.evaluation.note import EvaluationNote, write_note
+from ovd.evaluation.note import EvaluationNote, read_note, write_note
 from ovd.evaluation.report import Evaluation
 from ovd.evaluation.results import write_results
 from ovd.evaluation.run import measure_results, print_measures, write_measures
@@ -65,6 +66,36 @@ def detect_all(
     if isinstance(inference, ExpertInference) and inference.num_capped:
         print(f"{inference.num_capped} boxes were cut off from the lists of detector and experts (eval.max_detections)")
     return evaluator
+
+
+def claim_folder(output: Path, options: Mapping[str, str]) -> None:
+    """Make the folder, and note in it what will be evaluated, so that it can be repeated after an interruption.
+
+    What is noted of the weights of an earlier evaluation stays, as its files do, until those of this one are written.
+
+    Args:
+        options: those that say what is evaluated on what.
+
+    Raises:
+        ValueError: the folder has an evaluation of something else in it, or a results file of another origin.
+    """
+    with main_first():
+        before = read_note(output) or EvaluationNote()
+        _check_same(output, before, options)
+        if is_main():
+            output.mkdir(parents=True, exist_ok=True)
+            write_note(output, replace(before, options=options))
+
+
+def _check_same(output: Path, before: EvaluationNote, options: Mapping[str, str]) -> None:
+    """Check that the evaluation in a folder may be replaced by one with these options; see `claim_folder`."""
+    results = output / "results.json"
+    if before.options:
+        names = {*before.options, *options}
+        if different := sorted(name for name in names if before.options.get(name) != options.get(name)):
+            raise ValueError(f"{output} holds an evaluation with another {', '.join(different)}; give another --output")
+    elif results.exists() and not before.is_of_own_set:
+        raise ValueError(f"{results} is not of an earlier evaluation of a run; move it, or give another --output")
 
 
 def evaluate_run(

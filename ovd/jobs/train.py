@@ -92,7 +92,7 @@ def _train(config: TrainConfig, found: Checkpoint | None, *, evaluate: bool) -> 
         ),
     )
     if found is not None:
-        carry_over(found.notes, found.attached(), checkpoints)
+        carry_over(found, checkpoints)
         if is_finished(found, config):
             checkpoints.notes = replace(checkpoints.notes, calibration=found.notes.calibration)
             checkpoints.attached |= found.attached()

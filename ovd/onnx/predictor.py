@@ -15,9 +15,7 @@ from ovd.onnx.text import TextEncoder
 from ovd.shapes import Float32, UInt8
 from ovd.text.names import NAME_LISTS_KEPT, check_each_once, names_asked
 from ovd.text.unit_rows import as_unit_rows
-
-UNCALIBRATED_THRESHOLD = 0.45
-"""Score above which boxes are shown, of a detector that was not calibrated."""
+from ovd.threshold import shown_threshold
 
 
 class Predictor:
@@ -63,8 +61,7 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The score above which boxes are best reported: of a calibrated detector a probability, else 0.45."""
-        threshold = self._session.usage.threshold
-        return UNCALIBRATED_THRESHOLD if threshold is None else threshold
+        return shown_threshold(self._session.usage.threshold)
 
     @property
     def is_calibrated(self) -> bool:

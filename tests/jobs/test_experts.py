@@ -21,7 +21,8 @@ from small_run import source_of
 from ovd.build.data import load_validation_index
 from ovd.build.prompts import Example, Prompt
 from ovd.build.text import queries_of_names
-from ovd.build.trained import build_inference, find_checkpoint, load_asked, load_detector
+from ovd.build.trained import build_inference, find_checkpoint, load_detector
+from ovd.commands.arguments import load_asked
 from ovd.config_files import ConfigError
 from ovd.data.report import DataReport
 from ovd.experts.folder import ExpertError, read_expert

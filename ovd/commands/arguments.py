@@ -1,15 +1,18 @@
-"""From the command line of a tool to a data set in any format, to experts, and to checked numbers."""
+"""Options that several commands have: of a data set's format, of a detector and its experts, and checked numbers."""
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ovd.choices import SamePlace
 from ovd.data.formats.options import FormatOptions
 from ovd.experts.group import ExpertGroup
+
+if TYPE_CHECKING:  # torch, which takes seconds to import
+    from ovd.build.trained import TrainedDetector
 
 
 def add_format_options(parser: ArgumentParser, *, default_split: str) -> None:
@@ -73,6 +76,17 @@ def expert_group(arguments: Namespace) -> ExpertGroup:
         option = "--nearest" if arguments.nearest else "--same-place"
         raise ValueError(f"{option} says how experts are used, and there is none; add --expert or leave it out")
     return ExpertGroup(tuple(arguments.expert), arguments.same_place or "base_stays", arguments.nearest)
+
+
+def load_asked(arguments: Namespace) -> "TrainedDetector":
+    """Load the detector of a command line (`add_detector_options`) as `load_detector` does.
+
+    Raises:
+        ValueError: as `load_detector` and `expert_group`.
+    """
+    from ovd.build.trained import load_detector
+
+    return load_detector(arguments.run, arguments.device, experts=expert_group(arguments))
 
 
 def positive_number(text: str) -> int:

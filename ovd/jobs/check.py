@@ -1,0 +1,89 @@
+"""Check a whole data set: its faults, record by record, and what training and an evaluation would do with it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ovd.choices import DataFormatName
+from ovd.data.annotations import load_truth
+from ovd.data.check import check_images, check_pairs, describe, describe_findings
+from ovd.data.formats.known import FORMATS
+from ovd.data.formats.options import FormatOptions
+from ovd.data.pairs.tar import PairShards
+from ovd.data.report import DataError, DataReport
+from ovd.data.truth import Truth
+from ovd.data.verdict import evaluation_verdict, training_verdict
+
+
+@dataclass(frozen=True)
+class CheckedSet:
+    """What was found in a data set."""
+
+    words: str
+    """For people to read, of several lines."""
+    is_sound: bool
+    """Whether training leaves nothing out, and neither a training nor an evaluation would stop."""
+
+
+def check_shards(folder: Path) -> CheckedSet:
+    """Look at every image and every caption of image-text pairs.
+
+    Args:
+        folder: of their tar shards.
+
+    Raises:
+        DataError, ValueError: as `PairShards`.
+    """
+    report = DataReport(stops=False)
+    shards = PairShards(folder)
+    check_pairs(shards, report)
+    lines = [
+        f"{len(shards):,} pairs in {len(shards.file_names):,} shards",
+        f"{shards.describe_rejected()}; {shards.num_undecodable_captions:,} captions not in UTF-8",
+        *describe_findings(report),
+    ]
+    return CheckedSet("\n".join(lines), is_sound=report.num_used() > 0 and not report.has_skipped())
+
+
+def check_annotations(
+    annotations: Path,
+    images: Path | None,
+    format: DataFormatName,
+    options: FormatOptions,
+    *,
+    with_images: bool,
+) -> CheckedSet:
+    """Look at every record of an annotated set, as training and an evaluation would.
+
+    Args:
+        annotations, images, format, options: as for `load_annotations`.
+        with_images: whether to decode every image, too; only then it is said what training and an evaluation would do.
+
+    Raises:
+        DataError, ValueError: as `load_annotations`.
+    """
+    from ovd.build.data import load_evaluation_index  # here, since it takes torch, which pairs are checked without
+
+    report = DataReport(stops=False)
+    index = load_evaluation_index(annotations, images, format, report=report, options=options, with_truth=False)
+    if not with_images:
+        return CheckedSet(describe(index, report, index), is_sound=not report.has_skipped())
+    usable = check_images(index, report)
+    has_option = "by_base_name" in FORMATS[format].options and not options.by_base_name
+    num_learned = len(usable.boxes.values) + len(usable.crowd_boxes.values)
+    verdicts = [
+        training_verdict(index, report, num_learned, has_option=has_option),
+        evaluation_verdict(index, report, _truth(annotations, images, format, options)),
+    ]
+    lines = [describe(index, report, usable), "", *(verdict.words for verdict in verdicts)]
+    stops = any(verdict.stops for verdict in verdicts)
+    return CheckedSet("\n".join(lines), is_sound=not stops and not report.has_skipped())
+
+
+def _truth(annotations: Path, images: Path | None, format: DataFormatName, options: FormatOptions) -> Truth | DataError:
+    """The truth that an evaluation on the set would go by, or what is wrong with it."""
+    if "split" in FORMATS[format].options:
+        options = replace(options, split=options.split or "train")  # as the index, whatever an evaluation would take
+    try:
+        return load_truth(annotations, images, format=format, options=options)
+    except DataError as error:
+        return error

@@ -1,0 +1,70 @@
+"""Measure how well a CLIP backbone's dense feature agrees with its pooled embedding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovd.clip.load import Clip
+from ovd.data.images.files import images_below
+from ovd.data.images.read import read_image
+from ovd.model.backbone_families import backbone_of
+from ovd.progress import progress
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Cosines between the unit embeddings that a backbone gives of some images."""
+
+    num_images: int
+    height: int
+    """In px, which every image is resized to; so is `width`."""
+    width: int
+    dense_mean: float
+    """Of the mean dense feature and the pooled embedding of an image, over the images."""
+    dense_least: float
+    """The least of these."""
+    others_mean: float
+    """Of the pooled embeddings of two different images, over the images."""
+
+
+def measure_agreement(clip: Clip, folder: Path, *, count: int) -> Agreement:
+    """Compare the dense and the pooled embedding of images, each resized to the backbone's native size.
+
+    Args:
+        folder: of the images.
+        count: number of images to take at most.
+
+    Raises:
+        ValueError: there are fewer than two images.
+        ImageError: one cannot be read.
+    """
+    backbone = backbone_of(clip.model.visual).eval()
+    side = clip.model.visual.image_size
+    height, width = side if isinstance(side, tuple) else (side, side)
+    files = images_below(folder)[:count]
+    if len(files) < 2:
+        raise ValueError(f"{folder} has {len(files)} images; give a folder with at least two")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    all_pooled, all_dense = list[Tensor](), list[Tensor]()
+    for path in progress(files, len(files), "images"):
+        pixels = Image.fromarray(read_image(path)).resize((width, height), Image.Resampling.BICUBIC)
+        image = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).view(height, width, 3)
+        batch = ((image.permute(2, 0, 1) / 255 - mean) / std)[None]
+        with torch.no_grad():
+            all_pooled.append(F.normalize(backbone.encode(batch)[0], dim=0))
+            all_dense.append(F.normalize(backbone.dense(batch).mean((2, 3))[0], dim=0))
+    pooled, dense = torch.stack(all_pooled), torch.stack(all_dense)
+    of_dense = (dense * pooled).sum(1)
+    of_others = (pooled * pooled.roll(1, 0)).sum(1)
+    return Agreement(
+        len(files),
+        height,
+        width,
+        dense_mean=of_dense.mean().item(),
+        dense_least=of_dense.min().item(),
+        others_mean=of_others.mean().item(),
+    )

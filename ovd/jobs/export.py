@@ -1,0 +1,52 @@
+"""Export the detector of a run to ONNX, in place of an earlier export only once all files are complete."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd.build.trained import load_detector
+from ovd.export.detector import export_detector
+from ovd.export.smaller import calibration_images, quantize, to_half
+from ovd.onnx.text import text_files
+
+
+@dataclass(frozen=True)
+class ExportedFiles:
+    """What an export has done."""
+
+    written: tuple[Path, ...]
+    removed: tuple[Path, ...]
+    """Files of an earlier export to the same name, which would be used with this model."""
+
+
+def export_run(
+    run: Path, model: Path, *, to_fp16: bool, int8_images: Path | None, with_text: bool, plain: bool
+) -> ExportedFiles:
+    """Export a trained detector, and its text tower beside it.
+
+    Args:
+        run: run folder or checkpoint folder.
+        model: file to write, whose name ends in `.onnx`.
+        to_fp16: whether weights and features get 16 bits.
+        int8_images: folder of images to find ranges of features on; with it, convolutions and linear layers get 8 bits.
+        with_text, plain: as for `export_detector`.
+
+    Raises:
+        ValueError: as `load_detector`, `export_detector` and `quantize`, or the folder has no images.
+        ImageError: an image cannot be read.
+    """
+    calibration = [] if int8_images is None else calibration_images(int8_images)
+    trained = load_detector(run, "cpu", warns=False)  # export_detector refuses what would be warned of
+    model.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+        draft = Path(folder) / model.name
+        files = export_detector(trained, draft, with_text=with_text, plain=plain)
+        if to_fp16:
+            to_half(draft)
+        if int8_images is not None:
+            quantize(draft, calibration, dim=trained.clip.dim)
+        removed = () if with_text else tuple(path for path in text_files(model) if path.exists())
+        for path in removed:
+            path.unlink()
+        written = tuple(path.replace(model.with_name(path.name)) for path in files)
+    return ExportedFiles(written, removed)

@@ -1,0 +1,92 @@
+"""Split an annotation file in COCO's or LVIS's form into two by image."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovd.data.annotations import load_truth
+from ovd.data.formats.options import FormatOptions
+from ovd.data.split import draw_parts
+from ovd.files import refuse_existing, write_json
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """One of the two files that a set was split into."""
+
+    file: Path
+    num_images: int
+    num_annotations: int
+    only_here: tuple[str, ...]
+    """Names of the classes that the other part has no object of, by id."""
+
+
+def split_annotations(
+    annotations: Path, first: Path, second: Path, *, share: float, seed: int, xyxy: bool
+) -> tuple[WrittenPart, WrittenPart]:
+    """Write each image's records, as they are, into one of two files; both keep all categories.
+
+    Args:
+        first, second: files to write.
+        share: of the images, in the first part.
+        seed: decides which they are (`draw_parts`).
+        xyxy: whether `bbox` is [x1, y1, x2, y2].
+
+    Raises:
+        DataError: as `load_truth`.
+        ValueError: a file has several image records, a part would have no image, or a file to write exists.
+    """
+    load_truth(annotations, format="coco", options=FormatOptions(xyxy=xyxy))  # says what is wrong, where anything is
+    content = json.loads(annotations.read_text(encoding="utf-8-sig"))
+    images = content["images"]
+    _check_files_once(annotations, images)
+    classes = _classes_of_images(content)
+    drawn = draw_parts(classes, round(share * len(images)), seed)
+    for file, rows in zip((first, second), drawn, strict=True):
+        refuse_existing(file)
+        if not rows:
+            raise ValueError(f"{file} would have none of the {len(images)} images; give another --share")
+        file.parent.mkdir(parents=True, exist_ok=True)
+    in_first, in_second = (set[int]().union(*(classes[row] for row in rows)) for rows in drawn)
+    return (
+        _write_part(first, content, drawn[0], only_here=in_first - in_second),
+        _write_part(second, content, drawn[1], only_here=in_second - in_first),
+    )
+
+
+def _check_files_once(annotations: Path, images: list[dict[str, Any]]) -> None:
+    """Check that no file has several image records.
+
+    Raises:
+        ValueError: one has.
+    """
+    count = Counter(name for image in images if (name := image.get("file_name") or image.get("coco_url")))
+    if twice := [name for name, number in count.items() if number > 1]:
+        raise ValueError(
+            f"{annotations}: {len(twice)} files have several image records, the first {twice[0]}; one could "
+            "land in both parts; make one record of each (frames of a video: one file for each)"
+        )
+
+
+def _classes_of_images(content: dict[str, Any]) -> list[set[int]]:
+    """The ids of the classes that each image has an object of."""
+    of_id: dict[int, set[int]] = {int(image["id"]): set() for image in content["images"]}
+    for row in content["annotations"]:
+        of_id[int(row["image_id"])].add(int(row["category_id"]))
+    return list(of_id.values())
+
+
+def _write_part(file: Path, content: dict[str, Any], rows: list[int], *, only_here: set[int]) -> WrittenPart:
+    """Write the images in these rows with their annotations.
+
+    Args:
+        only_here: ids of the classes that the other part has no object of.
+    """
+    images = [content["images"][row] for row in rows]
+    ids = {int(image["id"]) for image in images}
+    annotations = [row for row in content["annotations"] if int(row["image_id"]) in ids]
+    write_json(file, {**content, "images": images, "annotations": annotations}, indent=None)
+    names = {int(category["id"]): category["name"] for category in content["categories"]}
+    return WrittenPart(file, len(images), len(annotations), tuple(names[class_id] for class_id in sorted(only_here)))
