@@ -22,12 +22,22 @@ from matplotlib.figure import Figure
 from measured import results_file
 from rows import ROWS, Row
 
+from ovd.palette import LINES
 from ovd.precision import BF16_INSTRUCTIONS, describe_machine
 
 ROOT = Path(__file__).parents[1]
 JSON, TABLE, PICTURE = (ROOT / "docs" / f"benchmarks.{kind}" for kind in ("json", "md", "png"))
 KINDS = {"cpu": "cpu", "cpu_amx": "cpu", "cpu_float32": "cpu", "cuda": "cuda"}
 """The devices of the page, and those of `ROWS` that they are."""
+DEVICE_WORDS = {
+    "cpu": "CPU with AVX512-BF16 (cpu)",
+    "cpu_amx": "CPU with AMX (cpu_amx)",
+    "cpu_float32": "CPU without either (cpu_float32)",
+    "cuda": "GPU (cuda)",
+}
+"""What the picture calls them."""
+LEAST_SHOWN = 0.2
+"""Of a ratio over its mark; a smaller one, such as 0, is drawn as an arrow there."""
 HEAD = """# Benchmarks
 
 Written by `make bench`, which runs a script of `bench/` for each row; the script says what is measured, and
@@ -122,9 +132,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:
-    """A line for each mark, and on it a point for each kind of machine: the ratio over the mark, which is at 1."""
+    """A line for each mark, and on it a point for each kind of machine: the ratio over the mark, which is at 1.
+
+    A ratio that is too small for the axis is an arrow at its left end.
+    """
     shares = {
-        (row["device"], f"{row['name']}: {mark}"): row["ratio"][mark] / known["limit"]
+        (row["device"], f"{row['name'].replace('_', ' ')}: {mark}"): row["ratio"][mark] / known["limit"]
         for row in rows
         for mark, known in row["marks"].items()
         if mark in row["ratio"]
@@ -132,24 +145,26 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     kinds = [[device for device in KINDS if KINDS[device] == kind] for kind in dict.fromkeys(KINDS.values())]
     labels = [list(dict.fromkeys(label for device, label in shares if device in devices)) for devices in kinds]
     heights = [1 + 0.22 * len(of_kind) for of_kind in labels]
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(9.5, sum(heights)), layout="constrained")
     panels = figure.subplots(len(kinds), height_ratios=heights)
     for panel, devices, of_kind in zip(panels, kinds, labels, strict=True):
-        for device, marker in zip(devices, "o^s", strict=False):
-            measured = [place for place, label in enumerate(of_kind) if (device, label) in shares]
-            values = [shares[device, of_kind[place]] for place in measured]
-            panel.plot(values, measured, marker, markersize=5, alpha=0.8, label=device)
+        for device, marker, color in zip(devices, "o^s", LINES, strict=False):
+            found = [(shares[device, label], place) for place, label in enumerate(of_kind) if (device, label) in shares]
+            panel.plot([], [], marker, color=color, markersize=5, label=DEVICE_WORDS[device])
+            for share, place in found:
+                shown = marker if share >= LEAST_SHOWN else "<"
+                panel.plot(max(share, LEAST_SHOWN), place, shown, color=color, markersize=5, alpha=0.8)
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
         left, right = panel.get_xlim()
-        panel.axvspan(left, 1, color="tab:green", alpha=0.08, linewidth=0)
+        panel.axvspan(left, 1, color=LINES[2], alpha=0.08, linewidth=0)
         panel.axvline(1, color="black", linewidth=1)
         panel.set_xlim(left, right)
         panel.set_yticks(range(len(of_kind)), of_kind, fontsize=8)
         panel.margins(y=0.02)
         panel.invert_yaxis()
         panel.grid(alpha=0.3)
-        panel.legend(loc="upper left" if len(devices) > 1 else "upper right", fontsize=8)
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(devices), fontsize=8, frameon=False)
     panels[-1].set_xlabel("ratio over its mark; the mark is reached on the green side of 1")
     return figure
 

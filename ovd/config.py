@@ -635,6 +635,8 @@ class AblationRow(Section):
     """How the teacher labels the pairs for its student."""
     align: Path | None = None
     """Config of `ovd align-backbone`, whose aligned model takes the place of `clip.name` in the row's runs."""
+    title: str | None = None
+    """What pictures call the row; by default its name."""
 
     @model_validator(mode="after")
     def _labels_have_a_teacher(self) -> "AblationRow":
@@ -683,6 +685,8 @@ class FineTuningRow(Section):
     """Train on the world's image-text pairs, too, labelled by the starting detector."""
     boxes_per_class: PositiveInt | None = None
     """Train on a few images: as few as hold this many boxes of every class; by default on all."""
+    title: str | None = None
+    """What pictures call the row; by default its name."""
 
 
 class FineTuningTable(Section):

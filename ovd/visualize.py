@@ -1,32 +1,39 @@
 """Pictures: boxes with names on an image, and grids of such images."""
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from matplotlib import colormaps, get_data_path
-from matplotlib.font_manager import findSystemFonts
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
 from ovd.files import atomic_write
+from ovd.palette import class_color
+from ovd.picture_labels import BLACK, WHITE, Box, Label, draw_labels, font_with
 from ovd.structures import Detections
-from ovd.warn import warn
 
 SAME_PLACE_IOU = 0.5
 SMALLEST_SHOWN_PX = 384
-GRID_PX = 640
+SMALLEST_TEXT_PX = 14
+GRID_PX = 512
 """Longest side of an image in a grid."""
+GRID_TEXT_PX = 21
+"""Of names in a grid, which are read where the grid is as wide as a page."""
 GRID_COLUMNS = 4
+GRID_GAP_PX = 6
 
-FONTS_KEPT = 64
-"""Sets of letters whose font is not looked for again."""
-
-MISSED_COLOR = (255, 255, 255)
+RARE_COLOR = (255, 214, 0)
+RARE_MARK = "\N{BLACK STAR}"
+MEANING = "colored: what the detector reports, right or wrong; white, in parentheses: objects that it missed"
+"""What a picture with missed objects shows, in words."""
+MEANING_OF_RARE = (
+    f"{RARE_MARK} and yellow: rare classes; other colors: other classes, reported right or wrong; white, in \
+parentheses: missed"
+)
+"""The same, where rare classes are marked."""
 
 
 def choose_shown(
@@ -49,12 +56,6 @@ def choose_shown(
     return detections.take(shown)
 
 
-def class_color(row: int) -> tuple[int, int, int]:
-    """RGB color of a class row; neighboring rows have distant colors."""
-    red, green, blue, _ = colormaps["hsv"]((row * 0.618034) % 1.0)
-    return int(255 * red), int(255 * green), int(255 * blue)
-
-
 def draw_detections(
     image: UInt8[np.ndarray, "H W 3"],
     detections: Detections,
@@ -62,101 +63,78 @@ def draw_detections(
     *,
     with_scores: bool = True,
     missed: Detections | None = None,
-    largest_px: int | None = None,
+    rare: Collection[int] = (),
+    in_grid: bool = False,
 ) -> Image.Image:
     """Draw a box, name and score for every detection on a copy of the image, which is enlarged if it is small.
 
+    A class has the same color in every picture.
+
     Args:
         names: the name of each class that occurs.
-        missed: true objects that no detection is right about. They get a thin white box, and under it their name in
-            parentheses.
-        largest_px: longest side of the picture; larger images are made smaller. By default they keep their size.
+        missed: true objects that no detection is right about. They get a thin white box, and their name in parentheses.
+        rare: classes whose labels are yellow with a star, and whose boxes are thicker.
+        in_grid: whether it is for `write_grid`, which wants a longest side of `GRID_PX` and large letters.
     """
-    height, width = image.shape[:2]
-    zoom: float = max(1, -(-SMALLEST_SHOWN_PX // max(height, width)))
-    if largest_px is not None:
-        zoom = min(zoom, largest_px / max(height, width))
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    longest = max(image.shape[:2])
+    zoom = GRID_PX / longest if in_grid else max(1, -(-SMALLEST_SHOWN_PX // longest))
+    height, width = (max(1, round(zoom * side)) for side in image.shape[:2])
+    canvas = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    text_px = GRID_TEXT_PX if in_grid else max(SMALLEST_TEXT_PX, max(canvas.size) // 45)
+    line = 3 if in_grid else max(2, max(canvas.size) // 250)
     draw = ImageDraw.Draw(canvas)
-    side = max(canvas.size)
-    shown = {*detections.classes.tolist(), *([] if missed is None else missed.classes.tolist())}
-    letters = frozenset(letter for row in shown for letter in names[row] if not letter.isspace())
-    font = ImageFont.truetype(font_with(letters), max(11, side // 45))
-    if missed is not None:
-        for box, row in zip(missed.boxes.tolist(), missed.classes.tolist(), strict=True):
-            x0, y0, x1, y1 = (zoom * value for value in box)
-            draw.rectangle((x0, y0, x1, y1), outline=MISSED_COLOR, width=1)
-            _draw_label(draw, font, f"({names[row]})", x0, y1, MISSED_COLOR)
-    line = max(2, side // 250)
-    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
-    for box, score, row in reversed(list(rows)):  # the best on top
-        x0, y0, x1, y1 = (zoom * value for value in box)
-        draw.rectangle((x0, y0, x1, y1), outline=class_color(row), width=line)
-        label = f"{names[row]} {score:.2f}" if with_scores else names[row]
-        above = _label_height(draw, font, label)
-        _draw_label(draw, font, label, x0, y0 - above if y0 > above else y0, class_color(row))
+    labels = []
+    for box, score, row in _rows(detections, zoom):
+        text = f"{names[row]} {score:.2f}" if with_scores else names[row]
+        if row in rare:
+            labels.append(Label(f"{RARE_MARK} {text}", box, RARE_COLOR, BLACK))
+        else:
+            labels.append(Label(text, box, class_color(names[row]), WHITE))
+    hidden = [
+        Label(f"({RARE_MARK} {names[row]})" if row in rare else f"({names[row]})", box, WHITE, BLACK, below=True)
+        for box, _, row in _rows(missed or Detections.empty(), zoom)
+    ]
+    for label in hidden:
+        _draw_box(draw, label, 1)
+    for label in reversed(labels):  # the best on top
+        _draw_box(draw, label, 2 * line - 1 if label.ground == RARE_COLOR else line)
+    draw_labels(canvas, [*labels, *hidden], text_px)
     return canvas
 
 
-@lru_cache(FONTS_KEPT)
-def font_with(letters: frozenset[str]) -> str:
-    """The file of a font that has these letters: DejaVu Sans, or else one of this system's; warns if there is none."""
-    usual = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    missing = _missing_in(usual, letters)
-    for path in sorted(findSystemFonts()) if missing else ():
-        if not _missing_in(path, letters):
-            return path
-    if missing:
-        words = "".join(sorted(missing)[:20])
-        warn(f"no font of this system has all of {words}; names in pictures have boxes there")
-    return usual
+def _rows(detections: Detections, zoom: float) -> Iterator[tuple[Box, float, int]]:
+    """Box in pixels of the picture, score and class of each detection."""
+    columns = (zoom * detections.boxes, detections.scores, detections.classes)
+    for box, score, row in zip(*(column.tolist() for column in columns), strict=True):
+        yield tuple(box), score, row
 
 
-def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
-    """The letters that a font's file lacks; all, if it cannot be read."""
-    try:
-        known = FT2Font(font).get_charmap()
-    except (RuntimeError, OSError):
-        return letters
-    return frozenset(letter for letter in letters if ord(letter) not in known)
+def _draw_box(draw: ImageDraw.ImageDraw, label: Label, line: int) -> None:
+    """Draw the frame of a label's box in its color with an edge on both sides, so that it is seen on any ground."""
+    x0, y0, x1, y1 = label.box
+    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=label.ink, width=line + 2)
+    draw.rectangle(label.box, outline=label.ground, width=line)
 
 
-def _label_height(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, label: str) -> float:
-    _, top, _, bottom = draw.textbbox((0, 0), label, font=font)
-    return bottom - top + 5
-
-
-def _draw_label(
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont,
-    label: str,
-    x: float,
-    y: float,
-    color: tuple[int, int, int],
-) -> None:
-    """Draw text on a ground of this color, moved to where it is in the picture."""
-    left, top, right, _ = draw.textbbox((0, 0), label, font=font)
-    height = _label_height(draw, font, label)
-    canvas_width, canvas_height = draw.im.size
-    x = min(max(0, x), max(0, canvas_width - (right - left) - 4))
-    y = min(y, max(0, canvas_height - height))
-    draw.rectangle((x, y, x + right - left + 4, y + height), fill=color)
-    draw.text((x + 2 - left, y + 2 - top), label, fill="black" if sum(color) > 380 else "white", font=font)
-
-
-def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Arrange images of any size row by row on white."""
-    width = max(image.width for image in images) + 6
-    height = max(image.height for image in images) + 6
+def grid(images: Sequence[Image.Image], columns: int, note: str = "") -> Image.Image:
+    """Arrange images of any size row by row on white, each in the middle of its place, with a note under them."""
+    width = max(image.width for image in images) + GRID_GAP_PX
+    height = max(image.height for image in images) + GRID_GAP_PX
     rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (columns * width, rows * height), "white")
+    lines = textwrap.wrap(note, columns * width // round(0.6 * GRID_TEXT_PX))
+    line_px = round(1.4 * GRID_TEXT_PX)
+    canvas = Image.new("RGB", (columns * width, rows * height + len(lines) * line_px), "white")
     for index, image in enumerate(images):
-        canvas.paste(image, ((index % columns) * width + 3, (index // columns) * height + 3))
+        left, top = index % columns * width, index // columns * height
+        canvas.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
+    font = ImageFont.truetype(font_with(frozenset(RARE_MARK)).path, GRID_TEXT_PX)
+    for number, words in enumerate(lines):
+        ImageDraw.Draw(canvas).text((GRID_GAP_PX, rows * height + number * line_px), words, "black", font=font)
     return canvas
 
 
-def write_grid(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Write a JPEG of pictures row by row, at least one; it appears whole or not at all."""
+def write_grid(pictures: Sequence[Image.Image], path: Path, note: str = "") -> None:
+    """Write pictures row by row, at least one, as JPEG or, if the path ends so, PNG; it appears whole or not at all."""
+    drawn = grid(pictures, GRID_COLUMNS, note)
     with atomic_write(path, "wb") as file:
-        grid(pictures, columns=GRID_COLUMNS).save(file, "JPEG", quality=90)
+        drawn.save(file, "PNG" if path.suffix == ".png" else "JPEG", quality=90, optimize=True)

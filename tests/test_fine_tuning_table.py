@@ -63,6 +63,28 @@ def test_the_table_has_means_and_intervals_over_the_seeds(records) -> None:
 
 
 @pytest.mark.pictures
+def test_the_picture_has_a_panel_of_what_is_gained_and_one_of_what_is_kept(
+    tmp_path: Path, records, monkeypatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr("ovd.ablation.fine_tuning.draw_panels", lambda *given, joined: drawn.append(given))
+    unknown = record("keeping", 4, new_AP=-1.0)
+    draw_trade([*records, unknown], {"keeping": "expert", "missing": "nothing"}, tmp_path / "pictures" / "trade.png")
+    ((gained, kept), titles, _) = drawn[0]
+    assert titles == {"before": "before fine-tuning", "keeping": "expert", "missing": "nothing"}
+    assert gained.values == {"before": {1: 31, 2: 32, 3: 33}, "keeping": {1: 31, 2: 32, 3: 33}, "missing": {}}
+    assert kept.values["keeping"] == {1: 70, 2: 70, 3: 70}
+
+
+@pytest.mark.pictures
 def test_the_picture_is_drawn(tmp_path: Path, records) -> None:
-    draw_trade(records, ["keeping", "missing"], tmp_path / "pictures" / "trade.png")
+    draw_trade(records, {"keeping": "expert", "missing": "nothing"}, tmp_path / "pictures" / "trade.png")
     assert (tmp_path / "pictures" / "trade.png").stat().st_size > 10_000
+
+
+def test_what_a_row_is_called_does_not_change_its_hash() -> None:
+    table = load_config(CONFIGS / "fine_tuning.yaml", [], FineTuningTable)
+    starts = load_config(CONFIGS / table.start, [], AblationConfig)
+    start = read_row(starts.rows[table.start_row], CONFIGS, [])
+    renamed = load_config(CONFIGS / "fine_tuning.yaml", ["rows.plain.title=anything"], FineTuningTable)
+    assert row_hashes(renamed, CONFIGS, start) == row_hashes(table, CONFIGS, start)

@@ -1,12 +1,11 @@
-from pathlib import Path
-
 import numpy as np
+import pytest
 import torch
-from matplotlib.ft2font import FT2Font
+from PIL import Image
 
-from ovd.data.world.glyphs import FONT
+from ovd.palette import class_color
 from ovd.structures import Detections
-from ovd.visualize import choose_shown, draw_detections, font_with, grid
+from ovd.visualize import GRID_PX, MEANING, RARE_COLOR, choose_shown, draw_detections, grid, write_grid
 
 FOUND = Detections(
     boxes=torch.tensor([[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 20, 90, 60], [0.0, 0, 5, 5]]),
@@ -43,16 +42,29 @@ def test_an_image_without_detections_stays_as_it_is():
     assert np.array_equal(np.asarray(draw_detections(image, NOTHING, [])), image)
 
 
-def test_letters_that_the_usual_font_lacks_are_drawn_with_another_or_told(monkeypatch, capsys, tmp_path):
-    usual, other = font_with(frozenset("umbrella")), str(FONT.with_name("STIXGeneral.ttf"))
-    assert Path(usual).name == "DejaVuSans.ttf"
-    letter = next(chr(code) for code in FT2Font(other).get_charmap() if code not in FT2Font(usual).get_charmap())
-    (tmp_path / "broken.ttf").write_bytes(b"no font")
-    monkeypatch.setattr("ovd.visualize.findSystemFonts", lambda: [other, str(tmp_path / "broken.ttf")])
-    assert font_with(frozenset({letter})) == other
-    assert capsys.readouterr().err == ""
-    assert font_with(frozenset({"\ufdd0", "a"})) == usual
-    assert "no font of this system has all of \ufdd0" in capsys.readouterr().err
+def test_in_a_grid_every_picture_has_the_same_longest_side():
+    for shape in ((64, 96, 3), (1000, 250, 3)):
+        assert max(draw_detections(np.zeros(shape, np.uint8), NOTHING, [], in_grid=True).size) == GRID_PX
+
+
+def test_rare_classes_are_told_from_others_and_missed_ones_are_white(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("ovd.visualize.draw_labels", lambda canvas, labels, text_px: drawn.extend(labels))
+    missed = FOUND.take(torch.tensor([0, 2]))
+    image = np.zeros((100, 100, 3), np.uint8)
+    draw_detections(image, FOUND.take(torch.tensor([0, 2])), ["jar", "owl"], missed=missed, rare={1})
+    assert [label.text for label in drawn] == ["jar 0.90", "★ owl 0.70", "(jar)", "(★ owl)"]
+    assert [label.ground for label in drawn] == [class_color("jar"), RARE_COLOR, (255, 255, 255), (255, 255, 255)]
+    assert [label.box for label in drawn[:2]] == [(40, 40, 200, 200), (240, 80, 360, 240)]
+
+
+def test_the_frame_of_a_box_is_seen_on_any_ground():
+    for value in range(0, 256, 51):
+        ground = np.full((400, 400, 3), value, np.uint8)
+        box = Detections(torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0.9]), torch.tensor([0]))
+        for rare in ((), (0,)):
+            across = np.asarray(draw_detections(ground, box, ["jar"], rare=rare))[250, 90:115].astype(int)
+            assert np.abs(across - value).max() > 100
 
 
 def test_grids_hold_every_picture():
@@ -61,3 +73,21 @@ def test_grids_hold_every_picture():
     assert pixels.shape == (2 * 406, 2 * 506, 3)
     centers = [(203 + 406 * row, 253 + 506 * column) for row, column in ((0, 0), (0, 1), (1, 0))]
     assert [int(pixels[center][0]) for center in centers] == [10, 20, 30]
+
+
+def test_a_note_stands_under_the_pictures_in_as_many_lines_as_it_needs():
+    pictures = [Image.new("RGB", (300, 100)), Image.new("RGB", (300, 60))]
+    without = np.asarray(grid(pictures, columns=2))
+    heights = [grid(pictures, columns=2, note=MEANING[:length]).height for length in (20, 60)]
+    assert without.shape[0] < heights[0] < heights[1]
+    with_note = np.asarray(grid(pictures, columns=2, note=MEANING))
+    assert np.array_equal(with_note[: without.shape[0]], without)
+    assert with_note[without.shape[0] :, -2:].min() == 255  # nothing reaches the right end
+    assert with_note[without.shape[0] :].min() == 0
+
+
+@pytest.mark.parametrize(("name", "form"), [("a.jpg", "JPEG"), ("a.png", "PNG")])
+def test_a_grid_is_written_in_the_form_that_its_name_says(name, form, tmp_path):
+    write_grid([Image.new("RGB", (30, 20))], tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == form

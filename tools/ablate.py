@@ -34,7 +34,7 @@ def report(config: AblationConfig, variants: list[dict[str, RowStages]], results
         return
     config.picture.parent.mkdir(parents=True, exist_ok=True)
     draw, tables = (draw_lengths, format_lengths) if config.lengths else (draw_rows, format_report)
-    draw(selection.records, rows, config.picture)
+    draw(selection.records, {name: row.title or name for name, row in config.rows.items()}, config.picture)
     text = tables(selection, rows)
     print(text)
     if results is not None:

@@ -59,7 +59,7 @@ def main() -> None:
     rows = list(table.rows)
     text = format_table(records, rows)
     print(text)
-    draw_trade(records, rows, table.picture)
+    draw_trade(records, {name: row.title or name for name, row in table.rows.items()}, table.picture)
     if arguments.results is not None:
         write_between_markers(arguments.results, table.records.stem, text)
 

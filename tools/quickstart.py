@@ -4,9 +4,10 @@ continue training on both, evaluate on its validation set and on two data sets o
     python tools/quickstart.py
     python tools/quickstart.py output=runs/mine train.seed=1      # into runs/mine_base/ and runs/mine/
 
-Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/, example.jpg
-and example.detections.png (the first validation image with rare objects, with detections of all classes of the world),
-predictions.jpg, training_images.jpg, curves.png, and stages.json, the seconds of each stage.
+Writes runs/quickstart_base/ (first stage) and runs/quickstart/: metrics.json, eval-coco/, eval-objects365/,
+examples.png (the first eight validation images with rare objects, with detections of all classes of the world),
+example.jpg and example.detections.png (the first of them alone), predictions.jpg, training_images.jpg, curves.png, and
+stages.json, the seconds of each stage.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from ovd.data.index import AnnotationIndex, ImageRecord
 from ovd.data.truth import Truth
 from ovd.data.world.build import TRANSFER_PARTS
 from ovd.engine.log import format_duration
+from ovd.evaluation.groups import rare_rows
 from ovd.files import write_json
 from ovd.jobs.evaluate import evaluate_run
 from ovd.jobs.label_pairs import LabelRequest, pseudo_label_run
@@ -39,10 +41,12 @@ from ovd.precision import describe_machine
 from ovd.predictor import Predictor
 from ovd.selftrain.pseudo_label import shards_of_worker
 from ovd.structures import Detections
-from ovd.visualize import choose_shown, draw_detections
+from ovd.visualize import MEANING_OF_RARE, choose_shown, draw_detections, write_grid
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NUM_LABELLED_SHARDS = 1
+NUM_EXAMPLES = 8
+"""Images in examples.png."""
 
 
 class StageTimes:
@@ -96,25 +100,30 @@ def missed_objects(truth: Truth, image_id: int, shown: Detections) -> Detections
     return Detections(boxes[missed], torch.zeros(int(missed.sum())), classes[missed])
 
 
-def draw_example(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
-    """Draw example.detections.png of the first image with rare objects."""
+def draw_examples(trained: TrainedDetector, index: AnnotationIndex, output: Path) -> None:
+    """Draw examples.png of the first images with rare objects, and example.detections.png of the first of them."""
     names = [category.name.replace("_", " ") for category in index.categories]
-    predictor, record, truth = Predictor(trained), rare_records(index)[0], index.exhaustive_truth
+    predictor, truth, rare = Predictor(trained), index.exhaustive_truth, rare_rows(index.categories)
     assert truth is not None, "the world knows all of its objects"
-    image = read_image(record.path)
-    found = predictor(image, names)
-    shown = choose_shown(found, predictor.threshold)
-    missed = missed_objects(truth, record.id, shown)
-    shutil.copyfile(record.path, output / "example.jpg")
-    draw_detections(image, shown, names, missed=missed).save(output / "example.detections.png")
-    scored = choose_shown(found, predictor.threshold, overlapping=True)
-    hits, total = count_rare_found(index, record, scored)
-    wanted = sorted({names[c] for c in record.labels.classes if index.categories[c].frequency == "r"})
-    print(
-        f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
-        f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; "
-        "the picture shows the best class at every place, and in white and parentheses what it missed"
-    )
+    pictures = []
+    for record in rare_records(index)[:NUM_EXAMPLES]:
+        image = read_image(record.path)
+        found = predictor(image, names)
+        shown = choose_shown(found, predictor.threshold)
+        missed = missed_objects(truth, record.id, shown)
+        pictures.append(draw_detections(image, shown, names, missed=missed, rare=rare, in_grid=True))
+        if len(pictures) == 1:
+            shutil.copyfile(record.path, output / "example.jpg")
+            draw_detections(image, shown, names, missed=missed, rare=rare).save(output / "example.detections.png")
+            scored = choose_shown(found, predictor.threshold, overlapping=True)
+            hits, total = count_rare_found(index, record, scored)
+            wanted = sorted({names[c] for c in record.labels.classes if c in rare})
+            print(
+                f"{output}/example.detections.png: validation image {record.id}, {hits} of {total} rare objects found "
+                f"({', '.join(wanted)}) among {len(names)} classes at threshold {predictor.threshold:.2f}; the picture "
+                "shows the best class at every place, rare ones in yellow, and in white and parentheses what it missed"
+            )
+    write_grid(pictures, output / "examples.png", MEANING_OF_RARE)
 
 
 def configs_of_stages(overrides: Sequence[str]) -> tuple[TrainConfig, TrainConfig]:
@@ -166,7 +175,7 @@ def main() -> None:
             transfer = load_evaluation_index(world / "annotations" / f"{part}.json", world / "images" / part, "coco")
             evaluate_run(trained, output=config.output / f"eval-{part}", index=transfer)
     with stages.measure("drawing pictures"):
-        draw_example(trained, index, config.output)
+        draw_examples(trained, index, config.output)
     print(stages.table())
     if not arguments.resume:  # then they are whole
         save_stages(stages, config)

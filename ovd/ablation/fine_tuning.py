@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pydantic
 import torch
-from matplotlib.figure import Figure
 
+from ovd.ablation.plots import Panel, draw_panels
 from ovd.ablation.record_file import RECORD_CONFIG, append_record, read_records
 from ovd.ablation.row import RowStages, changed_settings, label, of_groups, timed, train_row
 from ovd.ablation.statistics import estimate
@@ -73,7 +73,7 @@ def row_hashes(table: FineTuningTable, folder: Path, start: RowStages) -> dict[s
         )
         settings = changed_settings(config)
         settings = {key: value for key, value in settings.items() if not key.startswith("data.source.")}
-        options = row.model_dump(mode="json", exclude={"config", "overrides"}, exclude_defaults=True)
+        options = row.model_dump(mode="json", exclude={"config", "overrides", "title"}, exclude_defaults=True)
         hashes[name] = hash_of([*shared, settings, options, REPLAY if row.replay else None])
     return hashes
 
@@ -181,27 +181,20 @@ def format_table(records: Sequence[FineTuningRecord], rows: Sequence[str]) -> st
     return markdown_table(lines) + "\n"
 
 
-def draw_trade(records: Sequence[FineTuningRecord], rows: Sequence[str], image: Path) -> None:
-    """Draw AP on the detector's own data over AP on the new: a dot per seed, a larger mark for each row's mean."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    for number, row in enumerate((BEFORE, *rows)):
-        row_records = [
-            record for record in records if record.row == row and NO_TRUE_BOX not in (record.new_AP, record.kept_AP)
-        ]
-        if not row_records:
-            continue
-        new, kept = ([getattr(record, name) for record in row_records] for name in ("new_AP", "kept_AP"))
-        color, marker = f"C{number % 10}", "D^sv"[number // 10 % 4]
-        axes.plot(new, kept, "o", color=color, ms=4, alpha=0.5)
-        axes.plot(np.mean(new), np.mean(kept), marker, color=color, ms=8, label=row)
-    axes.set(xlabel="AP on the new data", ylabel="AP kept on the detector's own data")
-    axes.set_title("What is gained, and what is kept")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", fontsize="small")
+def draw_trade(records: Sequence[FineTuningRecord], titles: Mapping[str, str], image: Path) -> None:
+    """Draw AP on the new data and, beside it, AP on the detector's own: every seed, mean and interval of each row.
+
+    Args:
+        titles: what rows are called, by name, in order; the starting detector is put before them.
+    """
+    known = [record for record in records if NO_TRUE_BOX not in (record.new_AP, record.kept_AP)]
+    every_title = {BEFORE: "before fine-tuning", **titles}
+    panels = [
+        Panel(title, {row: {one.seed: getattr(one, metric) for one in known if one.row == row} for row in every_title})
+        for metric, title in (("new_AP", "AP on the new data"), ("kept_AP", "AP kept on the detector's own data"))
+    ]
     image.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(image, dpi=110)
+    draw_panels(panels, every_title, image, joined=False)
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -9,6 +9,10 @@ from matplotlib.figure import Figure
 
 from ovd.files import atomic_write
 from ovd.metric import is_known
+from ovd.palette import LINES
+
+GATE_QUANTITIES = {"added": "learned / shortcut", "gate": "mean |gate|", "filter": "mean |filter weight|"}
+"""What the log calls the quantities of the gates (engine/gate_statistics.py), and the words for them."""
 
 
 def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
@@ -18,20 +22,21 @@ def draw_training_curves(records: list[dict[str, Any]], image: Path) -> None:
     evaluations = sorted((record for record in records if record["kind"] == "evaluation"), key=lambda r: r["step"])
     gates = [record for record in records if record["kind"] == "gates"]
     heights = [3, 1] + [3] * (bool(evaluations) + bool(gates))
-    figure = Figure(figsize=(8, 2 + sum(heights)), layout="constrained")
+    figure = Figure(figsize=(9, 2 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, lr_axes, *further_axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _plot_by_name(loss_axes, training, "losses", window=max(1, len(training) // 50))
-    loss_axes.set_ylabel("loss")
-    lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training])
+    window = max(1, len(training) // 50)
+    _plot_by_name(loss_axes, training, "losses", window=window)
+    loss_axes.set_ylabel(f"loss, mean of {window} steps" if window > 1 else "loss")
+    lr_axes.plot([record["step"] for record in training], [record["lr"] for record in training], color=LINES[0])
     lr_axes.set_ylabel("learning rate")
     if evaluations:
         _plot_by_name(further_axes[0], evaluations, "metrics", window=1, marker="o")
-        further_axes[0].set_ylabel("evaluation")
+        further_axes[0].set_ylabel("metrics of an evaluation")
     if gates:
         _plot_by_name(further_axes[-1], gates, "gates", window=1, marker="." if len(gates) == 1 else "")
         _style_gates(further_axes[-1])
-        further_axes[-1].set_ylabel("gates")
+        further_axes[-1].set_ylabel("gated shortcuts")
     figure.axes[-1].set_xlabel("step")
     with atomic_write(image, "wb") as file:
         figure.savefig(file, format="png", dpi=100)
@@ -48,7 +53,7 @@ def _plot_by_name(axes: Any, records: list[dict[str, Any]], field: str, *, windo
             continue
         steps, values = np.array(points, dtype=float).T
         smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name)
+        axes.plot(steps[window - 1 :], smooth, marker=marker, label=name, color=LINES[len(axes.lines) % len(LINES)])
     if axes.lines:
         axes.legend(loc="best", fontsize="small")
 
@@ -59,6 +64,7 @@ def _style_gates(axes: Any) -> None:
     quantities = list(dict.fromkeys(quantity for quantity, _ in names))
     parts = list(dict.fromkeys(part for _, part in names))
     for line, (quantity, part) in zip(axes.lines, names, strict=True):
-        line.set(color=f"C{parts.index(part)}", linestyle=("-", "--", ":")[quantities.index(quantity)])
+        line.set(color=LINES[parts.index(part) % len(LINES)], linestyle=("-", "--", ":")[quantities.index(quantity)])
+        line.set_label(f"{GATE_QUANTITIES.get(quantity, quantity)}, {part}")
     if axes.lines:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")

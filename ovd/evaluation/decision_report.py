@@ -11,6 +11,7 @@ from ovd.data.truth import Truth
 from ovd.evaluation.decisions import FLOOR, NUM_BINS, DecisionEvaluator, Decisions, Reliability, Verdicts
 from ovd.evaluation.results import Results
 from ovd.files import write_json
+from ovd.palette import group_colors
 from ovd.shapes import Bool
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -199,12 +200,19 @@ def draw_reliability(report: DecisionReport) -> "matplotlib.figure.Figure":
     figure = Figure(figsize=(5, 5))
     figure.subplots_adjust(left=0.12, right=0.98, bottom=0.1, top=0.94)  # to have them found takes as long as drawing
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
-    for item, color, marker in zip(report.groups, ("0.35", "tab:blue", "tab:red"), ("o", "s", "^"), strict=False):
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="scores are probabilities")
+    colors = group_colors([item.group for item in report.groups])
+    for item, color, marker in zip(report.groups, colors, "os^", strict=False):
         scores = item.reliability
         label = f"{item.group}, ECE {scores.error:.3f}" if len(scores.scores) else f"{item.group} (no detection)"
         axes.plot(scores.scores, scores.outcomes, marker=marker, markersize=4, color=color, label=label)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right detections (IoU 0.5)", aspect="equal")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel="score, mean of a bin",
+        ylabel="share of right detections (IoU 0.5)",
+        aspect="equal",
+    )
     axes.set_title(f"Reliability of scores from {FLOOR}", fontsize="medium")
     axes.legend(loc="upper left")
     return figure

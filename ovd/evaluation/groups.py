@@ -28,6 +28,11 @@ def members_of(group: Group, categories: Sequence[Category]) -> Bool[np.ndarray,
     return np.array([category.frequency in FREQUENCIES[group] for category in categories], bool)
 
 
+def rare_rows(categories: Sequence[Category]) -> frozenset[int]:
+    """Rows of the rare categories; none where the annotation file has no frequencies."""
+    return frozenset(np.flatnonzero(members_of("rare", categories)).tolist())
+
+
 def base_and_novel(
     categories: Sequence[Category], named: Mapping[str, Collection[str]] | None = None
 ) -> dict[str, Bool[np.ndarray, " C"]]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ovd.evaluation.groups import Group
 from ovd.evaluation.naming import WAYS, BoxNaming, NamingReport, PointNaming, Shares
 from ovd.files import write_json
+from ovd.palette import LINES
 
 _HEADS = ("point", "mean", "crop", "detector")
 
@@ -106,8 +107,8 @@ def draw_naming(report: NamingReport) -> Figure:
     """Bars of the share of true boxes named right, in each way, by group of classes."""
     rows = [(f"{item.group}\n{item.boxes.count} boxes", item.boxes.shares) for item in report.groups]
     if report.rare_among_rare is not None:
-        rows.append(("rare\namong rare", report.rare_among_rare))
-    figure = Figure(figsize=(max(6, 1.7 * len(rows)), 4.5), layout="constrained")
+        rows.append(("rare, among\nrare names", report.rare_among_rare))
+    figure = Figure(figsize=(max(6.0, 1.7 * len(rows)), 4.5), layout="constrained")
     axes = figure.subplots()
     width = 0.2
     positions = np.arange(len(rows))
@@ -115,7 +116,7 @@ def draw_naming(report: NamingReport) -> Figure:
         ("CLIP at a point", "0.75"),
         ("CLIP, mean over the box", "0.5"),
         ("CLIP on the crop (reference)", "0.25"),
-        ("detector", "tab:blue"),
+        ("detector", LINES[0]),
     )
     for number, (way, (label, color)) in enumerate(zip(WAYS, styles, strict=True)):
         shares = [100 * getattr(values, way) for _, values in rows]
@@ -124,5 +125,5 @@ def draw_naming(report: NamingReport) -> Figure:
     axes.set_xticks(positions, [title for title, _ in rows])
     axes.set(ylim=(0, 108), ylabel="true boxes named right (%)")
     axes.set_title(f"Naming of true boxes among {report.num_classes} classes", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=4 if len(rows) > 3 else 2)
     return figure

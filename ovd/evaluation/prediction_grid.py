@@ -12,10 +12,11 @@ from torchvision.ops import box_convert
 from ovd.data.images.read import ImageError, read_image
 from ovd.data.index import AnnotationIndex
 from ovd.data.truth import Truth
+from ovd.evaluation.groups import rare_rows
 from ovd.evaluation.measures import Measures
 from ovd.shapes import Float64, Int64
 from ovd.structures import Detections
-from ovd.visualize import GRID_PX, choose_shown, draw_detections, write_grid
+from ovd.visualize import MEANING, MEANING_OF_RARE, choose_shown, draw_detections, write_grid
 
 PREDICTION_GRID = "predictions.jpg"
 NUM_IMAGES = 12
@@ -24,13 +25,14 @@ NUM_IMAGES = 12
 def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Path) -> None:
     """Draw the detections above the thresholds at which the decisions were judged, and the true boxes that were missed.
 
-    At one place only the best detection is drawn. Nothing is written if no image can be read.
+    At one place only the best detection is drawn. Rare classes are marked. Nothing is written if no image can be read.
 
     Args:
         index: where the images are.
     """
     verdicts, truth = measures.decisions.verdicts, measures.truth
     names = [category.name.replace("_", " ") for category in truth.categories]
+    rare = rare_rows(truth.categories)
     missed_rows = verdicts.true_rows[~verdicts.is_found]
     pictures = []
     for row in chosen_rows(truth, index):
@@ -45,11 +47,10 @@ def write_prediction_grid(measures: Measures, index: AnnotationIndex, folder: Pa
         here = missed_rows[truth.image_ids[missed_rows] == record.id]
         boxes, classes = truth.boxes_xywh[here], truth.category_rows(truth.category_ids[here])
         missed = to_detections(boxes, np.zeros(len(here)), classes)
-        pictures.append(
-            draw_detections(image, choose_shown(found, -torch.inf), names, missed=missed, largest_px=GRID_PX)
-        )
+        shown = choose_shown(found, -torch.inf)
+        pictures.append(draw_detections(image, shown, names, missed=missed, rare=rare, in_grid=True))
     if pictures:
-        write_grid(pictures, folder / PREDICTION_GRID)
+        write_grid(pictures, folder / PREDICTION_GRID, MEANING_OF_RARE if rare else MEANING)
 
 
 def to_detections(

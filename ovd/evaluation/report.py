@@ -5,6 +5,7 @@ A figure never stands without its protocol: LVIS ordinary AP, LVIS fixed AP and 
 
 import csv
 from dataclasses import asdict, dataclass, field, fields
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ovd.evaluation.precision_recall import RECALL_POINTS, PrecisionRecall
 from ovd.evaluation.results import Results
 from ovd.files import atomic_write, write_json
 from ovd.metric import NO_TRUE_BOX, per_cent
+from ovd.palette import group_colors
 from ovd.shapes import Float64
 
 if TYPE_CHECKING:  # takes a quarter of a second to import
@@ -133,12 +135,13 @@ def draw_curves(evaluation: Evaluation) -> "matplotlib.figure.Figure":
     figure = Figure(figsize=(6, 5))
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.93)  # to have them found takes as long as drawing
     axes = figure.subplots()
-    for curve in evaluation.curves:
+    colors = group_colors([curve.label for curve in evaluation.curves])
+    for curve, color, style in zip(evaluation.curves, colors, cycle(("-", "--", "-.", ":"))):
         if (curve.precision > NO_TRUE_BOX).any():
-            axes.plot(RECALL_POINTS, curve.precision, label=curve.label)
+            axes.plot(RECALL_POINTS, curve.precision, style, color=color, label=curve.label)
         else:
-            axes.plot([], [], label=f"{curve.label} (no true box)")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+            axes.plot([], [], style, color=color, label=f"{curve.label} (no true box)")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision, mean over classes")
     axes.set_title(evaluation.sections[0].protocol, fontsize="medium")
     axes.legend()
     return figure

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ovd.structures import Batch, Detections
-from ovd.visualize import GRID_PX, draw_detections, write_grid
+from ovd.visualize import draw_detections, write_grid
 from ovd.warn import warn
 
 TRAINING_PICTURE = "training_images.jpg"
@@ -55,7 +55,7 @@ def draw_batch(batch: Batch, names_of: Callable[[list[int]], list[str]]) -> list
         targets = batch.targets[row]
         labels = Detections(targets.boxes, torch.ones(len(targets.boxes)), targets.classes)
         image = batch.images[row, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
-        pictures.append(draw_detections(image, labels, names, with_scores=False, largest_px=GRID_PX))
+        pictures.append(draw_detections(image, labels, names, with_scores=False, in_grid=True))
     return pictures
 
 

@@ -320,21 +320,24 @@ def test_evaluations_and_gates_have_a_panel_only_where_there_are_records(tmp_pat
 
     monkeypatch.setattr(curves.Figure, "savefig", savefig)
     training: dict = {"kind": "train", "step": 1, "lr": 0.1, "losses": {"class": 1.0}}
-    gates: list[dict] = [{"kind": "gates", "step": step, "gates": gates_of(step)} for step in (50, 100)]
+    of_gates: list[dict] = [{"kind": "gates", "step": step, "gates": gates_of(step)} for step in (50, 100)]
     nothing: dict = {"kind": "gates", "step": 50, "gates": {"added/P3": None}}
     evaluation: dict = {"kind": "evaluation", "step": 1, "metrics": {"AP": 0.5}}
-    for records in ([training], [training, *gates], [training, nothing], [training, evaluation, *gates]):
+    for records in ([training], [training, *of_gates], [training, nothing], [training, evaluation, *of_gates]):
         curves.draw_training_curves(records, tmp_path / "curves.png")
     panels = [[axes.get_ylabel() for axes in figure.axes] for figure in drawn]
     first = ["loss", "learning rate"]
-    assert panels == [first, [*first, "gates"], [*first, "gates"], [*first, "evaluation", "gates"]]
+    gates, evaluated = "gated shortcuts", "metrics of an evaluation"
+    assert panels == [first, [*first, gates], [*first, gates], [*first, evaluated, gates]]
     lines = {line.get_label(): line for line in drawn[1].axes[2].lines}
-    assert list(lines) == list(gates_of(1))
-    np.testing.assert_allclose(np.asarray(lines["added/head"].get_ydata()), [10, 20])
-    assert lines["added/head"].get_color() == lines["gate/head"].get_color() == lines["filter/head"].get_color()
-    assert lines["added/head"].get_color() != lines["added/P3"].get_color()
-    assert len({lines[name].get_linestyle() for name in ("added/head", "gate/head", "filter/head")}) == 3
-    assert lines["added/head"].get_linestyle() == lines["added/P3"].get_linestyle()
+    added, gate, filtered = "learned / shortcut", "mean |gate|", "mean |filter weight|"
+    assert list(lines) == [f"{added}, P3", f"{added}, head", f"{gate}, P3", f"{gate}, head", f"{filtered}, head"]
+    head = [lines[f"{quantity}, head"] for quantity in (added, gate, filtered)]
+    np.testing.assert_allclose(np.asarray(head[0].get_ydata()), [10, 20])
+    assert len({line.get_color() for line in head}) == 1
+    assert head[0].get_color() != lines[f"{added}, P3"].get_color()
+    assert len({line.get_linestyle() for line in head}) == 3
+    assert head[0].get_linestyle() == lines[f"{added}, P3"].get_linestyle()
 
 
 def test_durations_carry_when_rounded():

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -411,6 +411,10 @@ def test_report(tiny_clip, index, text, tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == [
         "CLIP at a point", "CLIP, mean over the box", "CLIP on the crop (reference)", "detector",
     ]  # fmt: skip
+    of_one_group = draw_naming(replace(report, groups=report.groups[:1], rare_among_rare=None))
+    of_one_group.draw_without_rendering()
+    place = of_one_group.legends[0].get_window_extent()
+    assert of_one_group.bbox.x0 <= place.x0 < place.x1 <= of_one_group.bbox.x1
     write_naming(report, tmp_path)
     stored = json.loads((tmp_path / "naming.json").read_text())
     assert [item["group"] for item in stored["groups"]] == ["all", "base", "rare", "common", "frequent"]

@@ -15,6 +15,7 @@ from ovd.evaluation import prediction_grid
 from ovd.evaluation.coco import COCOEvaluator
 from ovd.evaluation.prediction_grid import PREDICTION_GRID, chosen_rows, to_detections, write_prediction_grid
 from ovd.evaluation.run import measure_results, write_measures
+from ovd.visualize import GRID_PX
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_boxes_are_drawn_but_for_those_of_a_negative_side() -> None:
 def test_what_is_drawn_is_what_the_decisions_found_and_missed(index, tmp_path, monkeypatch) -> None:
     drawn = []
 
-    def draw(image, detections, names, *, missed, largest_px):
+    def draw(image, detections, names, *, missed, rare, in_grid):
         drawn.append((detections, missed))
         return Image.fromarray(image)
 
@@ -82,8 +83,8 @@ def test_the_grid_is_written_with_an_evaluation_whose_images_are_known(index, tm
     measures = measure_results(evaluator, exhaustive=None)
     write_measures(measures, output, index=index)
     with Image.open(output / PREDICTION_GRID) as grid:
-        assert grid.width == 4 * (3 * 100 + 6)  # enlarged so that the longer side has at least 384 px
-        assert grid.height % (3 * 140 + 6) == 0
+        assert grid.width == 4 * (round(GRID_PX * 100 / 140) + 6)
+        assert grid.height % (GRID_PX + 6) > 20  # the note under the pictures
     write_measures(measures, output)
     assert not (output / PREDICTION_GRID).exists()  # of an earlier evaluation
     for image in tmp_path.glob("*.png"):

@@ -7,6 +7,7 @@ import torch
 
 from ovd.jobs.training_picture import MAX_NAME, _shortened, draw_batch, drawing_the_first
 from ovd.structures import Batch, Targets
+from ovd.visualize import GRID_PX
 
 
 def batch_of(*num_boxes: int, size: tuple[int, int] = (40, 64)) -> Batch:
@@ -30,7 +31,7 @@ def test_a_batch_is_drawn_without_its_padding_and_names_are_asked_for_once() -> 
 
     pictures = draw_batch(batch_of(2, 0, 1), names_of)
     assert asked == [[0, 1]]
-    assert [picture.size for picture in pictures] == [(6 * 64, 6 * 40)] * 3  # enlarged
+    assert [picture.size for picture in pictures] == [(GRID_PX, GRID_PX * 40 // 64)] * 3  # enlarged
     assert [bool(np.asarray(picture).min() < 128) for picture in pictures] == [True, False, True]  # boxes
     assert _shortened("a_b" * 40) == ("a b" * 40)[: MAX_NAME - 3] + "..."
     assert _shortened("a_b") == "a b"

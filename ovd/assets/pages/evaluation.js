@@ -49,10 +49,19 @@ function curve(precision) {
   return precision === null ? [] : precision.map((value, number) => [number / (precision.length - 1), value / 1000]);
 }
 
+/* A group of classes has one color in all charts, as in the pictures beside the page; other curves have what is left. */
+const GROUP_COLORS = { all: 0, base: 1, rare: 2, novel: 2, common: 3, frequent: 4 };
+function colorsOf(labels) {
+  const own = labels.map((label) => GROUP_COLORS[label.split(",")[0]]);
+  const free = [0, 1, 2, 3, 4].filter((color) => !own.includes(color));
+  return own.map((color) => color ?? free.shift() ?? 0);
+}
+
 function showCurves() {
-  const series = data.curves.map(({ label, precision }, color) => ({ label, color, points: curve(precision) }));
+  const colors = colorsOf(data.curves.map(({ label }) => label));
+  const series = data.curves.map(({ label, precision }, number) => ({ label, color: colors[number], points: curve(precision) }));
   if (chosen !== null) {
-    series.push({ label: rows[chosen].name, color: series.length, thick: true, points: curve(data.class_curves[chosen]) });
+    series.push({ label: rows[chosen].name, color: 5, thick: true, points: curve(data.class_curves[chosen]) });
   }
   byId("curves").replaceChildren(chart(series, { x: "recall", y: "precision" }));
 }
@@ -60,14 +69,18 @@ showCurves();
 
 /* Images. */
 const KINDS = ["right", "wrong", "missed", "unknown", "true"];
+const plain = (name) => name.replaceAll("_", " ");
+const named = ([name, group]) => (group === "rare" ? "★ " : "") + plain(name);
+const labelOf = (item, kind, score) => (kind === 2 ? `(${named(item)})`
+  : (kind === 1 ? "✗ " : kind === 0 ? "✓ " : "") + named(item) + (score === null ? "" : ` ${score.toFixed(2)}`));
 const words = (boxes, kind) => boxes.filter((box) => box[5] === kind)
-  .map(([, , , , name, , score]) => data.classes[name][0] + (score === null ? "" : ` ${score.toFixed(2)}`)).join(", ");
+  .map(([, , , , name, , score]) => named(data.classes[name]) + (score === null ? "" : ` ${score.toFixed(2)}`)).join(", ");
 
 function figure(image) {
   const crowded = image.boxes.length > 24;
   const boxes = [...image.boxes].sort((a, b) => b[5] - a[5]).map(([x, y, w, h, name, kind, score]) => ({
     x, y, w, h, kind: KINDS[kind],
-    label: kind >= 3 || (crowded && kind === 0) ? "" : data.classes[name][0] + (score === null ? "" : ` ${score.toFixed(2)}`),
+    label: kind >= 3 || (crowded && kind === 0) ? "" : labelOf(data.classes[name], kind, score),
   }));
   const list = (kind, word) => (words(image.boxes, kind)
     ? make("div", {}, make("b", { class: `${KINDS[kind]}-word` }, word), ` ${words(image.boxes, kind)}`) : null);
@@ -87,7 +100,7 @@ const imageButtons = Object.keys(data.images).map((which) => make("button", { ty
 byId("image-note").append(data.image_note);
 if (imageButtons.length) {
   byId("image-note").append(" Boxes: ", ...["right", "wrong", "missed", "unknown"].flatMap((kind) => [
-    make("b", { class: `${kind}-word` }, kind === "unknown" ? "not judged" : kind), ", "]), "true ones dashed in white.");
+    make("b", { class: `${kind}-word` }, kind === "unknown" ? "not judged" : kind), ", "]), `missed ones in parentheses, true ones dashed in white${data.groups.includes("rare") ? "; ★ rare classes" : ""}.`);
   byId("image-buttons").append(...imageButtons);
   showImages("worst" in data.images ? "worst" : Object.keys(data.images)[0]);
 }
@@ -118,7 +131,8 @@ byId("decisions").append(make("h3", {}, "Classes that are reported where they ar
 ], alarming, { sort: "alarms", most: 100 }).element : make("p", {}, "None."));
 
 /* Calibration. */
+const reliabilityColors = colorsOf(data.reliability.groups.map(({ group: name }) => name));
 byId("calibration").append(make("p", { class: "muted small" }, data.reliability.note), make("div", { class: "halves" },
-  chart(data.reliability.groups.map(({ group: name, error, scores, outcomes }, color) => ({
-    label: `${name}, error ${error.toFixed(3)}`, color, dots: true, points: scores.map((score, bin) => [score, outcomes[bin]]),
+  chart(data.reliability.groups.map(({ group: name, error, scores, outcomes }, number) => ({
+    label: `${name}, error ${error.toFixed(3)}`, color: reliabilityColors[number], dots: true, points: scores.map((score, bin) => [score, outcomes[bin]]),
   })), { x: "score", y: "share that is right", diagonal: true })));

@@ -1,0 +1,131 @@
+"""Names on pictures: a font that has their letters, and places where they cover each other least."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib import get_data_path
+from matplotlib.font_manager import findSystemFonts
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
+
+from ovd.shapes import Float64
+from ovd.warn import warn
+
+FONTS_KEPT = 64
+"""Sets of letters whose font is not looked for again."""
+COVERED_BOX = 0.2
+"""What a pixel of a box under a label counts, beside 1 for a pixel of another label."""
+MARGIN_PX = 3
+
+Color = tuple[int, int, int]
+"""RGB."""
+Box = tuple[float, float, float, float]
+"""xyxy in pixels of the picture."""
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class FontFile:
+    """A font, and the letters it was asked for and lacks."""
+
+    path: str
+    missing: frozenset[str] = frozenset()
+
+    def written(self, text: str) -> str:
+        """The text with a ? in the place of each letter that the font lacks."""
+        return "".join("?" if letter in self.missing else letter for letter in text)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text for a box of a picture, and how it looks."""
+
+    text: str
+    box: Box
+    ground: Color
+    ink: Color
+    below: bool = False
+    """Whether it had better stand under its box than over it."""
+
+
+@lru_cache(FONTS_KEPT)
+def font_with(letters: frozenset[str]) -> FontFile:
+    """DejaVu Sans, if it has these letters, else the system's font that lacks fewest; warns if that lacks some."""
+    usual = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    best = FontFile(usual, _missing_in(usual, letters))
+    for path in sorted(findSystemFonts()) if best.missing else ():
+        missing = _missing_in(path, letters)
+        if len(missing) < len(best.missing):
+            best = FontFile(path, missing)
+        if not missing:
+            break
+    if best.missing:
+        words = "".join(sorted(best.missing)[:20])
+        warn(f"no font of this system has all of {words}; names in pictures have a ? for each of them")
+    return best
+
+
+def _missing_in(font: str, letters: frozenset[str]) -> frozenset[str]:
+    """The letters that a font's file lacks; all, if it cannot be read."""
+    try:
+        known = FT2Font(font).get_charmap()
+    except (RuntimeError, OSError):
+        return letters
+    return frozenset(letter for letter in letters if ord(letter) not in known)
+
+
+def draw_labels(canvas: Image.Image, labels: Sequence[Label], text_px: int) -> None:
+    """Draw labels beside their boxes, inside the picture, the first ones where they had best stand.
+
+    Args:
+        text_px: height of the letters.
+    """
+    letters = frozenset(letter for label in labels for letter in label.text if not letter.isspace())
+    file = font_with(letters)
+    font, draw = ImageFont.truetype(file.path, text_px), ImageDraw.Draw(canvas)
+    texts = [file.written(label.text) for label in labels]
+    height = sum(font.getmetrics()) + 2
+    sizes = [(draw.textlength(text, font=font) + 2 * MARGIN_PX, float(height)) for text in texts]
+    corners = place_labels(labels, sizes, canvas.size)
+    for label, text, (width, _), (x, y) in reversed(list(zip(labels, texts, sizes, corners, strict=True))):
+        draw.rectangle((x, y, x + width, y + height), fill=label.ground, outline=label.ink)
+        draw.text((x + MARGIN_PX, y + 1), text, fill=label.ink, font=font)
+
+
+def place_labels(
+    labels: Sequence[Label], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """The upper left corner of each label: the place at its box that hides least of the labels before it and of boxes.
+
+    Args:
+        sizes: width and height of each label, in pixels.
+        picture: width and height.
+    """
+    boxes = np.array([label.box for label in labels], dtype=np.float64).reshape(-1, 4)
+    placed = np.zeros((0, 4))
+    for label, (width, height) in zip(labels, sizes, strict=True):
+        x0, y0, x1, y1 = label.box
+        over, under = y0 - height, y1
+        first, second = (under, over) if label.below else (over, under)
+        wanted = [(x, y) for y in (first, second) for x in (x0, x1 - width, x0 - width, x1)]
+        wanted += [(x, y) for x in (x1, x0 - width, x0) for y in (y0, y1 - height)]
+        places = np.array(
+            [
+                (min(max(0, x), max(0, picture[0] - width - 1)), min(max(0, y), max(0, picture[1] - height - 1)))
+                for x, y in wanted
+            ]
+        )
+        areas = np.concatenate([places, places + np.array([width, height], dtype=np.float64)], axis=1)
+        hidden = _overlaps(areas, placed).sum(axis=1) + COVERED_BOX * _overlaps(areas, boxes).sum(axis=1)
+        placed = np.concatenate([placed, areas[[int(hidden.argmin())]]])
+    return [(x, y) for x, y, _, _ in placed.tolist()]
+
+
+def _overlaps(ones: Float64[np.ndarray, "N 4"], others: Float64[np.ndarray, "M 4"]) -> Float64[np.ndarray, "N M"]:
+    """Pixels that each two boxes share."""
+    low = np.maximum(ones[:, None, :2], others[None, :, :2])
+    high = np.minimum(ones[:, None, 2:], others[None, :, 2:])
+    return (high - low).clip(min=0).prod(axis=2)
