@@ -103,18 +103,17 @@ def check_files(files: Sequence[str], format: ExportFormatName) -> None:
         )
     if format != "voc":
         return
-    faulty = [file for file in files if os.path.splitext(file)[0] != os.path.splitext(file)[0].strip()]
-    if faulty:
-        raise ValueError(
-            f"voc cannot list the names of {len(faulty):,} of {len(files):,} images, which begin or end with a space, "
-            f"the first {faulty[0]!r}; rename them, or take another format (coco, yolo)"
-        )
-    faulty = [file for file in files if _NOT_IN_XML.search(file)]
-    if faulty:
-        raise ValueError(
-            f"voc cannot hold the names of {len(faulty):,} of {len(files):,} images, with control characters or bytes "
-            f"that are not UTF-8, the first {faulty[0]!r}; rename them, or take another format (coco, yolo)"
-        )
+    spaced = [file for file in files if (stem := os.path.splitext(file)[0]) != stem.strip()]
+    unwritable = [file for file in files if _NOT_IN_XML.search(file)]
+    for verb, faulty, why in (
+        ("list", spaced, "which begin or end with a space"),
+        ("hold", unwritable, "with control characters or bytes that are not UTF-8"),
+    ):
+        if faulty:
+            raise ValueError(
+                f"voc cannot {verb} the names of {len(faulty):,} of {len(files):,} images, {why}, the first "
+                f"{faulty[0]!r}; rename them, or take another format (coco, yolo)"
+            )
 
 
 def is_folder(format: ExportFormatName) -> bool:
